@@ -1,0 +1,1 @@
+"""Low-bit kernels: a bit layout, the meaning of every operation in plain torch, and its fast twins."""

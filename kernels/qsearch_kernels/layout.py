@@ -1,0 +1,77 @@
+"""The bit layout: unsigned codes of 1 to 8 bits, packed into bytes row by row.
+
+A width of 1, 2, 4 or 8 bits divides a byte: code j of a row lies in byte j // (8 / width), the first code in the lowest bits.
+Other widths would straddle bytes, and a kernel would need two loads and a shift for some codes only. So they are cut into planes of
+such widths, the lowest bits first (3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, 7 = 4 + 2 + 1), and a row holds its planes one after another:
+
+    3 bits, row of 10 codes:   | 3 bytes: bits 0 and 1 of every code | 2 bytes: bit 2 of every code |
+
+Each plane is padded with zeros to whole bytes, so that rows start on a byte; what that costs over bits x columns is under a byte a plane.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def planes(bits: int) -> tuple[int, ...]:
+    """Widths of the planes of a code of `bits` bits, lowest bits first. Raises `ValueError` outside 1 to 8."""
+    if not 1 <= bits <= 8:
+        raise ValueError(f"a code has 1 to 8 bits; given {bits}")
+    return tuple(width for width in (8, 4, 2, 1) if bits & width)
+
+
+def row_bytes(columns: int, bits: int) -> int:
+    """Bytes of one packed row of `columns` codes."""
+    return sum(-(-columns * width // 8) for width in planes(bits))
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Codes [..., columns], integers in [0, 2**bits), as uint8 [..., row_bytes(columns, bits)]. Raises `ValueError` for others."""
+    widths = planes(bits)
+    if codes.ndim == 0 or codes.is_floating_point() or codes.is_complex():
+        raise ValueError(f"codes must be integers with at least one axis; given {codes.dtype} of shape {tuple(codes.shape)}")
+    if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < 2**bits:
+        raise ValueError(f"codes of {bits} bits lie in 0 to {2**bits - 1}; given {int(codes.min())} to {int(codes.max())}")
+    rows, packed, shift = codes.to(torch.uint8), [], 0
+    for width in widths:
+        packed.append(_pack_plane((rows >> shift) & _mask(width), width))
+        shift += width
+    return torch.cat(packed, dim=-1)
+
+
+def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
+    """Codes uint8 [..., columns] from uint8 [..., row_bytes(columns, bits)]. Raises `ValueError` where the row's length is another."""
+    if packed.dtype != torch.uint8 or packed.ndim == 0 or packed.shape[-1] != row_bytes(columns, bits):
+        raise ValueError(
+            f"{columns} codes of {bits} bits are packed in uint8 [..., {row_bytes(columns, bits)}]; given {packed.dtype} of shape {tuple(packed.shape)}"
+        )
+    codes = packed.new_zeros(*packed.shape[:-1], columns)
+    start = shift = 0
+    for width in planes(bits):
+        stop = start + row_bytes(columns, width)
+        codes |= _unpack_plane(packed[..., start:stop], width, columns) << shift
+        start, shift = stop, shift + width
+    return codes
+
+
+def _mask(width: int) -> int:
+    return (1 << width) - 1
+
+
+def _pack_plane(codes: Tensor, width: int) -> Tensor:
+    """uint8 [..., columns] below 2**width -> uint8 [..., bytes]; `width` divides 8."""
+    per = 8 // width
+    padded = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % per))
+    packed = padded[..., 0::per].clone()
+    for place in range(1, per):
+        packed |= padded[..., place::per] << (place * width)
+    return packed
+
+
+def _unpack_plane(packed: Tensor, width: int, columns: int) -> Tensor:
+    """uint8 [..., bytes] -> uint8 [..., columns] below 2**width; `width` divides 8."""
+    per = 8 // width
+    codes = torch.stack([(packed >> (place * width)) & _mask(width) for place in range(per)], dim=-1)
+    return codes.flatten(-2)[..., :columns]

@@ -1,0 +1,55 @@
+"""qsearch: which layers of a diffusion model stand few bits, why, and what to do. The table of contents: nouns and verbs, loaded when used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .core.errors import ArtifactError as ArtifactError
+    from .core.errors import InfeasibleBudget as InfeasibleBudget
+    from .core.errors import QSearchError as QSearchError
+    from .core.graph import LayerSpec as LayerSpec
+    from .core.graph import OpGraph as OpGraph
+    from .core.plan import BitPlan as BitPlan
+    from .core.plan import Budget as Budget
+    from .core.scheme import Scheme as Scheme
+    from .core.table import SensitivityTable as SensitivityTable
+    from .core.trials import Trials as Trials
+    from .decide.allocation import allocate as allocate
+    from .graphs.extraction import extract as extract
+    from .measure.evaluation import evaluate as evaluate
+    from .measure.profiling import profile as profile
+    from .measure.simulation import simulate as simulate
+    from .pipeline import run as run
+
+#: public name -> module that defines it
+_CONTENTS = {
+    "ArtifactError": "core.errors",
+    "InfeasibleBudget": "core.errors",
+    "QSearchError": "core.errors",
+    "LayerSpec": "core.graph",
+    "OpGraph": "core.graph",
+    "BitPlan": "core.plan",
+    "Budget": "core.plan",
+    "Scheme": "core.scheme",
+    "SensitivityTable": "core.table",
+    "Trials": "core.trials",
+    "allocate": "decide.allocation",
+    "extract": "graphs.extraction",
+    "evaluate": "measure.evaluation",
+    "profile": "measure.profiling",
+    "simulate": "measure.simulation",
+    "run": "pipeline",
+}
+__all__ = sorted(_CONTENTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _CONTENTS:
+        raise AttributeError(f"module 'qsearch' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_CONTENTS[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,195 @@
+"""The `qsearch` command: argv -> one verb call each; no arithmetic."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .core import plugins
+from .core.errors import QSearchError
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .pipeline import Run
+
+app = typer.Typer(
+    name="qsearch",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Which layers of a diffusion model stand few bits, why, and what to do.",
+)
+Folder = Annotated[Path, typer.Argument(help="run folder, made by `qsearch extract` or `qsearch run`", show_default=False)]
+_LATER = {
+    "fit": "train a surrogate on the measured plans",
+    "explain": "say which choices pay off, with values that add up",
+    "apply": "write the quantized model",
+    "export": "write a plan as another tool's file",
+    "bench": "time the kernels on this machine",
+}
+
+
+class _Terminal:
+    """Progress on the terminal: lines, and bars with the time left; plain lines where the output is no terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True)
+
+    def say(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False)
+
+    @contextmanager
+    def track(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        with Progress(*columns, console=self.console) as bars:
+            task = bars.add_task(title, total=total)
+            yield lambda n: bars.advance(task, n)
+
+
+def _run_of(folder: Path, **changes: dict[str, Any]) -> Run:
+    """The run in `folder` with the given keys of its config changed, and saved so."""
+    from . import config as configs
+    from .pipeline import Run
+
+    config = configs.load(folder / "config.yaml")
+    content = config.model_dump(mode="json") | {"folder": str(folder)}
+    for section, values in changes.items():
+        content[section] = content[section] | {k: v for k, v in values.items() if v is not None}
+    changed = configs.parse(content, "the command line")
+    configs.save(changed, folder / "config.yaml")
+    return Run(changed, _Terminal())
+
+
+def _graph_and_table(job: Run) -> tuple[Any, Any]:
+    from .core.graph import OpGraph
+    from .core.table import SensitivityTable
+
+    graph = OpGraph.load(job.path("graph.json"))
+    return graph, SensitivityTable.load(job.path("sensitivity.parquet"), graph.id)
+
+
+@app.command()
+def run(config: Annotated[Path, typer.Argument(help="YAML file, e.g. configs/scenes-dit.yaml", show_default=False)]) -> None:
+    """Do the whole job of a config: extract, profile, allocate, evaluate, report."""
+    from . import pipeline
+    from .config import load
+
+    loaded = load(config)
+    rows = pipeline.run(loaded, _Terminal())
+    _table(rows)
+
+
+@app.command()
+def extract(
+    model: Annotated[str, typer.Argument(help="name of the zoo (scenes-dit, scenes-unet) or local diffusers folder", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="run folder to write to", show_default=False)],
+) -> None:
+    """Read a model's graph: layers with shapes, multiply-accumulates and roles."""
+    from . import pipeline
+    from .config import Config, save
+
+    job = pipeline.Run(Config(model=model, folder=output), _Terminal())
+    _ = job.model_folder
+    save(job.config, job.path("config.yaml"))
+    pipeline.extract(job)
+
+
+@app.command()
+def profile(
+    folder: Folder,
+    schemes: Annotated[str | None, typer.Option(help="choices for each layer, e.g. uint4-c,uint8-c", show_default=False)] = None,
+    bins: Annotated[int | None, typer.Option(help="step bins", show_default=False)] = None,
+    samples: Annotated[int | None, typer.Option(help="recorded samples a bin", show_default=False)] = None,
+) -> None:
+    """Measure what every choice at every layer costs."""
+    from . import pipeline
+
+    job = _run_of(folder, profile={"schemes": schemes.split(",") if schemes else None, "bins": bins, "samples": samples})
+    pipeline.profile(job, pipeline.extract(job))
+
+
+@app.command()
+def allocate(
+    folder: Folder,
+    average_bits: Annotated[float | None, typer.Option("--average-bits", help="stored bits a weight, scales included", show_default=False)] = None,
+    solver: Annotated[str | None, typer.Option(help="one of `qsearch list solvers`", show_default=False)] = None,
+) -> None:
+    """Find the best plan within a budget."""
+    from . import pipeline
+
+    job = _run_of(folder, allocate={"average_bits": average_bits, "solver": solver})
+    pipeline.allocate(job, *_graph_and_table(job))
+
+
+@app.command()
+def evaluate(folder: Folder, samples: Annotated[int | None, typer.Option(help="captions", show_default=False)] = None) -> None:
+    """Measure the plan beside full precision, a uniform and a random one, with common noise."""
+    from . import pipeline
+    from .core.plan import BitPlan
+
+    job = _run_of(folder, evaluate={"samples": samples})
+    graph, _ = _graph_and_table(job)
+    _table(pipeline.evaluate(job, graph, BitPlan.load(job.path("plan.json"), graph)))
+
+
+@app.command()
+def show(artefact: Annotated[Path, typer.Argument(help="graph.json, plan.json, sensitivity.parquet, results.json or trials.db", show_default=False)]) -> None:
+    """Print an artefact of a run."""
+    from .report.text import show as text
+
+    for part in text(artefact):
+        _console().print(part)
+
+
+@app.command(name="list")
+def list_(kind: Annotated[str | None, typer.Argument(help="quantizers, metrics, solvers, …; all when left out", show_default=False)] = None) -> None:
+    """List plug-ins with their captions."""
+    for one in [kind] if kind else sorted(plugins.KINDS):
+        for name in plugins.names(one):
+            typer.echo(f"{one:12} {name:12} {plugins.caption(one, name)}")
+
+
+def _later(verb: str, help_: str) -> None:
+    def stub() -> None:
+        raise QSearchError(f"{verb} is not built yet; built are {', '.join(sorted(c.name or c.callback.__name__ for c in app.registered_commands if c.callback and not getattr(c.callback, 'later', False)))}")
+
+    stub.later = True  # type: ignore[attr-defined]
+    app.command(name=verb, help=f"{help_[0].upper()}{help_[1:]} (not built yet).", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(stub)
+
+
+for _verb, _help in _LATER.items():
+    _later(_verb, _help)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    from .report.text import results
+
+    _console().print(results(rows))
+
+
+def main() -> None:
+    """Entry point: a mistake in the input is one line on standard error and exit code 2."""
+    try:
+        app()
+    except QSearchError as error:
+        typer.echo(f"qsearch: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""A run's configuration: YAML -> frozen models; an unknown key is an error with the nearest name.
+
+One section a verb; its keys are that verb's settings. Everything has a default but the model, so the shortest config is one line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .core.artifacts import write_text
+from .core.errors import QSearchError, nearest
+from .core.plan import Budget
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SamplingSection(_Section):
+    """How the pipeline makes pictures, for recording and for evaluating."""
+
+    steps: int = Field(20, ge=1, description="sampler steps")
+    guidance: float = Field(4.0, ge=0, description="guidance scale")
+    batch: int = Field(32, ge=1, description="pictures at once")
+
+
+class ProfileSection(_Section):
+    """What is measured of each layer."""
+
+    schemes: tuple[str, ...] = Field(("uint2-c", "uint3-c", "uint4-c", "uint8-c"), min_length=1, description="choices for each layer")
+    estimator: str = Field("sweep", description="plug-in of `qsearch list estimators`")
+    bins: int = Field(3, ge=1, description="step bins; the call in the middle of each is recorded")
+    samples: int = Field(8, ge=2, description="recorded samples a bin")
+
+
+class AllocateSection(_Section):
+    """The budget, and who finds the plan."""
+
+    average_bits: float | None = Field(4.0, description="stored bits a weight, scales included")
+    bytes: int | None = Field(None, description="stored bytes of all weights")
+    bit_operations: float | None = Field(None, description="MACs x weight bits x activation bits of one call")
+    solver: str = Field("ilp", description="plug-in of `qsearch list solvers`")
+    metric: str = Field("noise", description="column of the sensitivity table that is minimised")
+    seconds: float = Field(60.0, gt=0, description="time limit of the solver")
+
+    @property
+    def budget(self) -> Budget:
+        """The limits as a `Budget`."""
+        return Budget(self.average_bits, self.bytes, self.bit_operations)
+
+
+class EvaluateSection(_Section):
+    """Which plans are measured, on what, by which metrics."""
+
+    samples: int = Field(96, ge=2, description="captions, each with its own noise")
+    metrics: tuple[str, ...] = Field(("sqnr", "ssim", "frechet", "alignment"), description="plug-ins of `qsearch list metrics`")
+    uniform: str | None = Field("uint4-c", description="scheme of the uniform plan beside ours; none leaves it out")
+    random: int = Field(1, ge=0, description="random plans of the same size beside ours")
+
+
+class Config(_Section):
+    """A whole run. `folder`: where its files go; runs/NAME of the config file when left out."""
+
+    model: str
+    folder: Path | None = None
+    seed: int = Field(0, ge=0)
+    sampling: SamplingSection = SamplingSection()
+    profile: ProfileSection = ProfileSection()
+    allocate: AllocateSection = AllocateSection()
+    evaluate: EvaluateSection = EvaluateSection()
+
+
+def parse(content: Any, source: str) -> Config:
+    """Config from plain data. Raises `QSearchError` naming the key, what was given, and the nearest known key."""
+    if not isinstance(content, dict):
+        raise QSearchError(f"{source} must hold a mapping of sections, it holds {type(content).__name__}")
+    try:
+        return Config(**content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(p) for p in first["loc"])
+        if first["type"] == "extra_forbidden":
+            section: Any = Config
+            for part in first["loc"][:-1]:
+                section = section.model_fields[str(part)].annotation
+            raise QSearchError(f"{source}: unknown key {place!r}{nearest(str(first['loc'][-1]), section.model_fields)}") from None
+        raise QSearchError(f"{source}: {place}: {first['msg'].lower()}; given {first.get('input')!r}") from None
+
+
+def load(path: Path) -> Config:
+    """Config of a YAML file; `folder` is filled in."""
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise QSearchError(f"{path} does not exist{_neighbours(path)}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise QSearchError(f"{path} is not readable as YAML: {str(error).splitlines()[0]}") from error
+    config = parse(content if content is not None else {}, str(path))
+    return config if config.folder else config.model_copy(update={"folder": Path("runs") / path.stem})
+
+
+def save(config: Config, path: Path) -> None:
+    """Write a config so that `load` gives it back."""
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _neighbours(path: Path) -> str:
+    found = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    return nearest(str(path), found) if found else ""

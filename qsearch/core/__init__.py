@@ -1,0 +1,1 @@
+"""The nouns: schemes, graphs, tables, trials, plans, and how they lie on disk."""

@@ -1,0 +1,168 @@
+"""OpGraph: a denoiser as layers, operations, edges and blocks, on disk as `graph.json`.
+
+The layers are what a plan speaks of: each name resolves with `model.get_submodule`. Operations and edges say how data flows
+between them, blocks which of them belong together. `graph.id` hashes the content, so that a table or a plan can't be used
+with another model by mistake.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .artifacts import Header, digest, read_json, write_json
+from .errors import ArtifactError, QSearchError, nearest
+
+SCHEMA = "qsearch.graph/1"
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer with a weight that a plan may quantize.
+
+    `weight_shape`: as the module holds it; `channel_axis`: the axis of the output channels (1 for transposed convolutions, else 0).
+    `macs`: multiply-accumulates of one call of the denoiser on the example inputs, all `calls` of the layer together.
+    `inputs`, `outputs`: activation elements likewise. `block`: the repeated module that holds it, "" at the top.
+    `quantizable`: False for layers that every plan keeps (embeddings).
+    """
+
+    name: str
+    role: str
+    kind: str
+    weight_shape: tuple[int, ...]
+    macs: int
+    block: str = ""
+    channel_axis: int = 0
+    calls: int = 1
+    inputs: int = 0
+    outputs: int = 0
+    bias: bool = False
+    quantizable: bool = True
+
+    @property
+    def weights(self) -> int:
+        """Elements of the weight, without the bias."""
+        return math.prod(self.weight_shape)
+
+
+@dataclass(frozen=True)
+class Op:
+    """A node of the operation graph: `kind` is linear, attention, add, norm, …; `layer` is its layer's name or ""."""
+
+    name: str
+    kind: str
+    layer: str = ""
+    block: str = ""
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Block:
+    """A node of the block graph: `kind` is self-attention, feed-forward, resnet, …; `position` counts blocks in order of execution."""
+
+    name: str
+    kind: str
+    layers: tuple[str, ...]
+    position: int
+
+
+@dataclass(frozen=True)
+class OpGraph:
+    """A denoiser's graph. `model` names it for people; `source` says how it was read ("hooks", "export")."""
+
+    model: str
+    layers: tuple[LayerSpec, ...]
+    ops: tuple[Op, ...] = ()
+    edges: tuple[tuple[str, str], ...] = ()
+    blocks: tuple[Block, ...] = ()
+    source: str = "hooks"
+    header: Header | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise QSearchError(f"a graph needs at least one layer with a weight; {self.model} has none")
+        if len(self._index) != len(self.layers):
+            raise QSearchError(f"layer names must be unique; {self.model} repeats some")
+        for layer in self.layers:
+            if layer.role in ("", "other"):
+                raise QSearchError(f"every layer needs a role; {layer.name} has {layer.role!r}")
+
+    @cached_property
+    def _index(self) -> dict[str, LayerSpec]:
+        return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def id(self) -> str:
+        """Sixteen hex digits over layers, operations, edges and blocks (not over the model's name)."""
+        return digest(self._content())
+
+    def layer(self, name: str) -> LayerSpec:
+        """The layer of that name. Raises `QSearchError` with the nearest one."""
+        try:
+            return self._index[name]
+        except KeyError:
+            raise QSearchError(f"{self.model} has no layer {name!r}{nearest(name, self._index)}") from None
+
+    def __iter__(self) -> Iterator[LayerSpec]:
+        return iter(self.layers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._index
+
+    @property
+    def quantizable(self) -> tuple[LayerSpec, ...]:
+        """The layers that a plan may change."""
+        return tuple(layer for layer in self.layers if layer.quantizable)
+
+    @property
+    def weights(self) -> int:
+        """Elements of all layers' weights."""
+        return sum(layer.weights for layer in self.layers)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of all weight layers for one call."""
+        return sum(layer.macs for layer in self.layers)
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "layers": {layer.name: {k: v for k, v in asdict(layer).items() if k != "name"} for layer in self.layers},
+            "order": [layer.name for layer in self.layers],
+            "ops": [asdict(op) for op in self.ops],
+            "edges": [list(edge) for edge in self.edges],
+            "blocks": [asdict(block) for block in self.blocks],
+        }
+
+    def save(self, path: Path, *, key: str = "") -> None:
+        """Write `graph.json`, one layer a line."""
+        header = Header(SCHEMA, graph=self.id, key=key)
+        content = {"model": self.model, "source": self.source, **self._content()}
+        write_json(path, header, content, lines=("layers", "ops", "edges", "blocks"))
+
+    @staticmethod
+    def load(path: Path) -> OpGraph:
+        """Read `graph.json`; refuses a file whose content does not match its own id."""
+        header, content = read_json(path, SCHEMA)
+        try:
+            layers = tuple(
+                LayerSpec(name=name, **{**content["layers"][name], "weight_shape": tuple(content["layers"][name]["weight_shape"])}) for name in content["order"]
+            )
+            graph = OpGraph(
+                model=str(content["model"]),
+                layers=layers,
+                ops=tuple(Op(**{**op, "shape": tuple(op["shape"])}) for op in content["ops"]),
+                edges=tuple((a, b) for a, b in content["edges"]),
+                blocks=tuple(Block(**{**block, "layers": tuple(block["layers"])}) for block in content["blocks"]),
+                source=str(content["source"]),
+                header=header,
+            )
+            found = graph.id  # in here: content that JSON can't hold, such as a macs of NaN, has no id
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{path} is not a whole graph ({type(error).__name__}: {error}); make it again with `qsearch extract`") from error
+        if found != header.graph:
+            raise ArtifactError(f"{path} was changed by hand: its content has id {found}, its header says {header.graph}; make it again")
+        return graph

@@ -1,0 +1,154 @@
+"""Scheme: one way to store one layer, as a canonical string.
+
+    keep | FORMAT [-GRANULARITY] [+aFORMAT[GRAIN]] [@METHOD]
+
+    int4-g64+a8@hqq   symmetric 4-bit integers, a scale for 64 weights of a row, 8-bit activations per token, scales chosen by HQQ
+    uint3-c           asymmetric 3-bit integers (scale and zero point), one pair a channel, min-max
+    e2m1-g128         floating point with 2 exponent bits and 1 mantissa bit, sign besides
+    km3-c             a codebook of 8 values a channel, chosen by k-means
+    mxfp4, nvfp4      the OCP and NVIDIA block formats, whose granularity is part of the format
+    keep+a8           weights in full precision, activations in 8 bits
+
+Stored bits count scales, zero points and codebooks at 16 bits (as Qua2SeDiMo's released code does), block-format scales at 8.
+Strings are keys in tables and plans; positions are never used.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from .errors import QSearchError, nearest
+
+FULL_BITS = 16  # what one weight kept in full precision costs
+_SIDE_BITS = 16  # a scale, a zero point or a codebook entry
+#: block formats: (bits a code, block length, bits a block scale, bits a tensor scale)
+_BLOCKS = {"mxfp4": (4, 32, 8, 0), "mxfp6": (6, 32, 8, 0), "mxfp8": (8, 32, 8, 0), "nvfp4": (4, 16, 8, 32)}
+_FLOATS = ("e2m1", "e1m2", "e3m0", "e2m3", "e3m2", "e4m3", "e5m2")
+FORMATS = (
+    "keep",
+    *(f"int{b}" for b in range(2, 9)),
+    *(f"uint{b}" for b in range(2, 9)),
+    *_FLOATS,
+    *(f"km{b}" for b in range(2, 5)),
+    *_BLOCKS,
+)
+ACTIVATIONS = ("8", "6", "4", "e4m3", "e5m2", "e2m3", "e3m2")
+GRAINS = {"": "token", "t": "tensor", "c": "channel"}
+_SHAPE = re.compile(
+    r"(?P<format>[a-z0-9]+)(-(?P<granularity>t|c|g[1-9][0-9]{0,8}))?(\+a(?P<activation>[a-z0-9]+?)(?P<grain>[tc]?))?(@(?P<method>[a-z][a-z0-9_]*))?"
+)
+
+
+@dataclass(frozen=True, order=True)
+class Scheme:
+    """`format`: one of `FORMATS`. `group`: weights of a row that share a scale; 0 = a whole channel, -1 = the whole tensor.
+
+    `activation`: format of the layer's input, "" = untouched; `grain`: what shares its scale (token, tensor, channel).
+    `method`: plug-in that chooses scales and rounding ("" = the format's default). Build it with `parse`.
+    """
+
+    format: str
+    group: int = 0
+    activation: str = ""
+    grain: str = "token"
+    method: str = ""
+
+    @staticmethod
+    def parse(text: str | Scheme) -> Scheme:
+        """Scheme from its string. Raises `QSearchError` with the grammar or the nearest name."""
+        return text if isinstance(text, Scheme) else _parse(text)
+
+    def __str__(self) -> str:
+        fixed = self.format == "keep" or self.format in _BLOCKS
+        granularity = "" if fixed else {-1: "-t", 0: "-c"}.get(self.group, f"-g{self.group}")
+        grain = {long: short for short, long in GRAINS.items()}[self.grain]
+        activation = f"+a{self.activation}{grain}" if self.activation else ""
+        return self.format + granularity + activation + (f"@{self.method}" if self.method else "")
+
+    @property
+    def family(self) -> str:
+        """`keep`, `int`, `uint`, `float`, `codebook` or `block`: what kind of code it is."""
+        if self.format in _BLOCKS:
+            return "block"
+        if self.format in _FLOATS:
+            return "float"
+        return {"km": "codebook"}.get(self.format.rstrip("0123456789"), self.format.rstrip("0123456789"))
+
+    @property
+    def bits(self) -> int:
+        """Bits of one code, without scales."""
+        if self.format == "keep":
+            return FULL_BITS
+        if self.format in _BLOCKS:
+            return _BLOCKS[self.format][0]
+        if self.format in _FLOATS:
+            return 1 + int(self.format[1]) + int(self.format[3])
+        return int(self.format.lstrip("kmuint"))
+
+    @property
+    def activation_bits(self) -> int:
+        """Bits of one element of the layer's input; 16 where it is untouched."""
+        if not self.activation:
+            return FULL_BITS
+        return int(self.activation) if self.activation.isdigit() else 1 + int(self.activation[1]) + int(self.activation[3])
+
+    @property
+    def weight_only(self) -> Scheme:
+        """The same scheme without its activation part."""
+        return Scheme(self.format, self.group, method=self.method)
+
+    def groups(self, shape: Sequence[int], axis: int = 0) -> int:
+        """How many scales (or codebooks) a weight of `shape` has, its output channels on `axis`; an incomplete last group counts whole."""
+        channels = shape[axis]
+        row = math.prod(shape) // max(1, channels)
+        if self.format == "keep":
+            return 0
+        if self.group == -1:
+            return 1
+        return channels * (-(-row // self.group) if self.group else 1)
+
+    def stored_bits(self, shape: Sequence[int], axis: int = 0) -> int:
+        """Bits that a weight of `shape` takes: codes, scales, zero points, codebooks, and the padding of incomplete groups."""
+        weights = math.prod(shape)
+        if self.format == "keep":
+            return FULL_BITS * weights
+        groups = self.groups(shape, axis)
+        if self.family == "codebook":
+            return self.bits * weights + groups * (_SIDE_BITS << self.bits)
+        padded = groups * self.group if self.group > 0 else weights
+        if self.format in _BLOCKS:
+            _, _, scale, tensor = _BLOCKS[self.format]
+            return self.bits * padded + groups * scale + tensor
+        return self.bits * padded + groups * _SIDE_BITS * (2 if self.family == "uint" else 1)
+
+
+@lru_cache(maxsize=4096)
+def _parse(text: str) -> Scheme:
+    rule = "a scheme is FORMAT[-t|-c|-gN][+aBITS][@METHOD] or keep, e.g. int4-g64+a8@hqq"
+    match = _SHAPE.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        raise QSearchError(f"{rule}; given {text!r}")
+    form, granularity = match["format"], match["granularity"]
+    if form not in FORMATS:
+        raise QSearchError(f"{rule}; given {text!r} with format {form!r}{nearest(form, FORMATS)}")
+    if granularity and (form == "keep" or form in _BLOCKS):
+        raise QSearchError(f"{form} has its granularity built in; given {text!r}, write {text.replace('-' + granularity, '')!r}")
+    if form == "keep" and match["method"]:
+        raise QSearchError(f"keep stores the weight as it is and takes no method; given {text!r}")
+    activation = match["activation"] or ""
+    if activation and activation not in ACTIVATIONS:
+        raise QSearchError(f"{rule}; given {text!r} with activation {activation!r}{nearest(activation, ACTIVATIONS)}")
+    if form in _BLOCKS:
+        group = _BLOCKS[form][1]
+    elif granularity is None or granularity == "c":
+        group = 0
+    else:
+        group = -1 if granularity == "t" else int(granularity[1:])
+    return Scheme(form, group, activation, GRAINS[match["grain"] or ""], match["method"] or "")
+
+
+KEEP = Scheme("keep")

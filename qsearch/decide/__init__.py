@@ -1,0 +1,1 @@
+"""Plans under budgets, from tables alone; no torch."""

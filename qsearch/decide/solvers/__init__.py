@@ -1,0 +1,1 @@
+"""Solvers, one file each: a scheme for every layer, within the budget."""

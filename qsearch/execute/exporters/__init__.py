@@ -1,0 +1,1 @@
+"""Exporters, one file each: a planned model in somebody else's format."""

@@ -1,0 +1,1 @@
+"""What predicts the quality of a plan, and why; no torch."""

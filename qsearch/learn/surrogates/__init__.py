@@ -1,0 +1,1 @@
+"""Surrogates, one file each: features of a plan in, predicted quality out."""

@@ -1,0 +1,1 @@
+"""What a choice costs: simulate it, price it, measure it."""

@@ -1,0 +1,1 @@
+"""How sensitivities are estimated, one file an estimator: `estimate(...)` yields the rows of a table."""

@@ -1,0 +1,1 @@
+"""Metrics, one file each: how far an output is from its reference."""

@@ -1,0 +1,51 @@
+"""Fréchet distance between the judge's features of the pictures and of real scenes with the same captions' world."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from ...zoo import judge
+from ...zoo.scenes import draw_scenes, render
+from ..evaluation import Outcome
+
+higher_is_better = False
+#: scenes that the pictures are compared with, and the seed that draws them
+REAL, REAL_SEED = 2048, 777
+
+
+def measure(outcome: Outcome, reference: Outcome) -> float:
+    """One number for all samples (torchmetrics' FID on the judge's 128 features; biased upwards for few samples, equally for all plans)."""
+    return frechet(outcome.pictures)
+
+
+def frechet(pictures: Tensor) -> float:
+    """Fréchet distance of pictures [N, 3, 64, 64] in [-1, 1] to `REAL` rendered scenes."""
+    metric = _metric()
+    metric.reset()  # of the pictures; the real scenes stay
+    for batch in pictures.split(256):
+        metric.update(batch / 2 + 0.5, real=False)
+    return float(metric.compute())
+
+
+@cache
+def _metric() -> FrechetInceptionDistance:
+    metric = FrechetInceptionDistance(_Features(judge.load_judge()), reset_real_features=False, normalize=True, input_img_size=(3, 64, 64))
+    for batch in render(draw_scenes(REAL, torch.Generator().manual_seed(REAL_SEED))).split(256):
+        metric.update(batch / 2 + 0.5, real=True)
+    return metric
+
+
+class _Features(torch.nn.Module):
+    """The judge's features for torchmetrics, which hands over bytes [N, 3, H, W] and reads `num_features`."""
+
+    def __init__(self, network: judge.Judge) -> None:
+        super().__init__()
+        self.network, self.num_features = network, network.num_features
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        features: Tensor = self.network.embed(pictures.float() / 127.5 - 1)
+        return features

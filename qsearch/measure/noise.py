@@ -1,0 +1,20 @@
+"""Relative noise power of an output, with the error bar of a ratio of means."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def relative_noise(output: Tensor, reference: Tensor) -> tuple[float, float]:
+    """(sum of squared differences / sum of squares, its standard error over the samples) of two [N, ...] tensors.
+
+    The standard error is that of a ratio estimator over N samples; infinite for one sample.
+    """
+    error = (output - reference).double().flatten(1).square().sum(1)
+    power = reference.double().flatten(1).square().sum(1)
+    ratio = float(error.sum() / power.sum())
+    n = len(error)
+    if n < 2:
+        return ratio, float("inf")
+    spread = (error - ratio * power).square().sum() / (n * (n - 1))
+    return ratio, float(spread.sqrt() / power.mean())

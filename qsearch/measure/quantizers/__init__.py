@@ -1,0 +1,1 @@
+"""Quantizers, one file each: a weight and a scheme in, codes and scales out."""

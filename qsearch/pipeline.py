@@ -1,0 +1,299 @@
+"""A config end to end: extract, profile, allocate, evaluate, report; what has not changed is not done again.
+
+Every artefact carries the key of the question it answers (settings, parents, the model's own bytes). A stage whose artefact has the
+wanted key is skipped; a killed run starts again at the stage it was in, and within the sweep and the evaluation at the next item.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from . import config as configs
+from .config import Config
+from .core import plugins
+from .core.artifacts import digest, peek, read_json, write_json
+from .core.errors import ArtifactError, QSearchError, nearest
+from .core.graph import OpGraph
+from .core.plan import BitPlan
+from .core.table import SensitivityTable
+
+if TYPE_CHECKING:
+    from .measure.pipelines import Prompts, Sampling
+
+RESULTS = "qsearch.results/1"
+_EVALUATION_CALLS = 16  # prompts on which the denoiser's own output is compared
+
+
+class Progress(Protocol):
+    """How a run speaks: `say` a line, `track` a loop (the context gives a function that advances it)."""
+
+    def say(self, line: str) -> None: ...  # noqa: D102 (the class says it)
+
+    def track(self, title: str, total: int) -> Any: ...  # noqa: D102
+
+
+class Silent:
+    """A `Progress` that says nothing; the default from Python."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    @contextmanager
+    def track(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Nothing."""
+        yield lambda n: None
+
+
+@dataclass
+class Run:
+    """A run's folder and config, and the model, which is loaded only when a stage needs it."""
+
+    config: Config
+    progress: Progress = field(default_factory=Silent)
+
+    def __post_init__(self) -> None:
+        if self.config.folder is None:
+            raise QSearchError("a run needs a folder; give `folder` in the config, or load the config from a file")
+        self.folder = Path(self.config.folder)
+
+    @cached_property
+    def model_folder(self) -> Path:
+        """Folder of the saved pipeline that `model` names: a name of the zoo or a local folder."""
+        for family in plugins.names("families"):
+            found = plugins.load("families", family).folder(self.config.model)
+            if found is not None:
+                if not (found / "model_index.json").is_file():
+                    raise QSearchError(f"{self.config.model} has no weights in {found}; train them with `python -m qsearch.zoo.train {self.config.model}`")
+                return Path(found)
+        from .zoo import NAMES
+
+        raise QSearchError(f"a model is a name of the zoo or a local diffusers folder; given {self.config.model!r}{nearest(self.config.model, NAMES)}")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the saved pipeline: names, sizes and contents of its files (contents up to 64 MiB each)."""
+        sha = hashlib.sha256()
+        for path in sorted(p for p in self.model_folder.rglob("*") if p.suffix in (".json", ".safetensors", ".bin", ".txt")):
+            size = path.stat().st_size
+            sha.update(f"{path.relative_to(self.model_folder)} {size} ".encode())
+            sha.update(path.read_bytes() if size <= 2**26 else str(path.stat().st_mtime_ns).encode())
+        return sha.hexdigest()[:16]
+
+    @cached_property
+    def pipe(self) -> Any:
+        """The diffusers pipeline, loaded."""
+        from .measure.pipelines import load_pipeline
+
+        return load_pipeline(self.model_folder, self.config.device)
+
+    @property
+    def sampling(self) -> Sampling:
+        """Sampler settings; the noise of evaluation is not that of profiling."""
+        from .measure.pipelines import Sampling
+
+        s = self.config.sampling
+        return Sampling(s.steps, s.guidance, self.config.seed, s.batch)
+
+    def prompts(self, count: int, *, part: int) -> Prompts:
+        """`count` prompts of part 0 (profiling) or 1 (evaluation): of the file, or captions of scenes no training saw."""
+        from .measure.pipelines import Prompts, scene_prompts
+
+        if self.config.prompts is None:
+            return scene_prompts(count, self.config.seed * 2 + part)
+        try:
+            lines = [line.strip() for line in self.config.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise QSearchError(f"prompts must be a text file, one a line; {self.config.prompts} can't be read ({error})") from error
+        start = self.config.profile.samples if part else 0
+        if len(lines) < start + count:
+            raise QSearchError(f"{self.config.prompts} holds {len(lines)} prompts; profiling and evaluation need {start + count}")
+        return Prompts(tuple(lines[start : start + count]))
+
+    def path(self, name: str) -> Path:
+        """A file of the run."""
+        return self.folder / name
+
+    def fresh(self, name: str, schema: str, key: str) -> bool:
+        """Whether the artefact is there, whole, and answers the question with that key."""
+        try:
+            if peek(self.path(name)) != schema:
+                return False
+            if name.endswith(".parquet"):
+                from .core.artifacts import read_parquet
+
+                return read_parquet(self.path(name), schema)[0].key == key
+            return read_json(self.path(name), schema)[0].key == key
+        except ArtifactError:
+            return False
+
+
+def extract(run: Run) -> OpGraph:
+    """The model's graph, in graph.json."""
+    key = digest({"verb": "extract", "model": run.fingerprint})
+    if run.fresh("graph.json", "qsearch.graph/1", key):
+        run.progress.say("extract: graph.json is up to date")
+        return OpGraph.load(run.path("graph.json"))
+    from .graphs.extraction import extract as verb
+    from .measure.pipelines import Sampling, denoiser_of, example_inputs, record
+
+    s = run.config.sampling
+    [call] = record(run.pipe, run.prompts(1, part=0), Sampling(1, s.guidance, run.config.seed, 1), bins=1)
+    model = denoiser_of(run.pipe)
+    graph = verb(model, example_inputs(call, model), name=run.config.model)
+    graph.save(run.path("graph.json"), key=key)
+    run.progress.say(f"extract: {len(graph.layers)} layers, {graph.weights:,} weights, {graph.macs / 1e6:,.0f} M multiply-accumulates a call")
+    return graph
+
+
+def profile(run: Run, graph: OpGraph) -> SensitivityTable:
+    """The sensitivity of every layer to every scheme, in sensitivity.parquet."""
+    c = run.config
+    key = digest(
+        {
+            "verb": "profile",
+            "graph": graph.id,
+            "model": run.fingerprint,
+            "seed": c.seed,
+            "prompts": _text(c.prompts),
+            "sampling": c.sampling.model_dump(),
+            **c.profile.model_dump(),
+        }
+    )
+    if run.fresh("sensitivity.parquet", "qsearch.sensitivity/1", key):
+        run.progress.say("profile: sensitivity.parquet is up to date")
+        return SensitivityTable.load(run.path("sensitivity.parquet"), graph.id)
+    from .measure.pipelines import denoiser_of, record
+    from .measure.profiling import profile as verb
+
+    calls = record(run.pipe, run.prompts(c.profile.samples, part=0), run.sampling, c.profile.bins)
+    partial = run.path("sensitivity.partial.parquet")
+    with run.progress.track("profile", len(graph.quantizable) * len(c.profile.schemes)) as advance:
+        seen = 0
+
+        def step(done: int, total: int) -> None:
+            nonlocal seen
+            advance(done - seen)
+            seen = done
+
+        table = verb(
+            denoiser_of(run.pipe), graph, c.profile.schemes, calls, estimator=c.profile.estimator, seed=c.seed, partial=partial, key=key, progress=step
+        )
+    table.save(run.path("sensitivity.parquet"), key=key, parents={"graph": graph.id}, seed=c.seed)
+    partial.unlink(missing_ok=True)
+    run.progress.say(f"profile: {len(table.frame):,} measurements, {len(table.at_floor())} of them at the measurement floor")
+    return table
+
+
+def allocate(run: Run, graph: OpGraph, table: SensitivityTable) -> BitPlan:
+    """The best plan within the budget, in plan.json."""
+    c = run.config.allocate
+    parent = _content_key(table)
+    key = digest({"verb": "allocate", "table": parent, **c.model_dump()})
+    if run.fresh("plan.json", "qsearch.plan/1", key):
+        run.progress.say("allocate: plan.json is up to date")
+        return BitPlan.load(run.path("plan.json"), graph)
+    from .decide.allocation import allocate as verb
+
+    plan = verb(graph, table, c.budget, solver=c.solver, metric=c.metric, seconds=c.seconds)
+    plan.save(run.path("plan.json"), key=key, parents={"table": parent}, seed=run.config.seed)
+    run.progress.say(f"allocate: {plan.achieved.average_bits:.3f} stored bits a weight, {plan.solver.name} says {plan.solver.status} in {plan.solver.seconds:.2f} s")
+    return plan
+
+
+def evaluate(run: Run, graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:
+    """Full precision, uniform, the plan and random plans of its size, measured with common noise: trials.db and results.json."""
+    from .core.scheme import KEEP
+    from .core.trials import Trials
+    from .decide.allocation import random_plan
+
+    c = run.config
+    plans = {"full precision": BitPlan.uniform(graph, KEEP)}
+    if c.evaluate.uniform is not None:
+        plans[f"uniform {c.evaluate.uniform}"] = BitPlan.uniform(graph, c.evaluate.uniform)
+    plans["plan"] = plan
+    if c.allocate.average_bits is not None:
+        for i in range(c.evaluate.random):
+            plans[f"random {i}" if c.evaluate.random > 1 else "random"] = random_plan(graph, c.profile.schemes, c.allocate.budget, c.seed * 1000 + i)
+    setting = digest(
+        {
+            "model": run.fingerprint,
+            "seed": c.seed,
+            "prompts": _text(c.prompts),
+            "sampling": c.sampling.model_dump(),
+            "bins": c.profile.bins,
+            "samples": c.evaluate.samples,
+            "metrics": sorted(c.evaluate.metrics),
+        }
+    )
+    trials = Trials(run.path("trials.db"), graph)
+    found = {name: trials.find(p, setting) for name, p in plans.items()}
+    missing = [name for name, trial in found.items() if trial is None or not run.path(_picture(name)).exists()]
+    if missing:
+        _measure(run, graph, plans, missing, setting, trials)
+        found = {name: trials.find(p, setting) for name, p in plans.items()}
+    else:
+        run.progress.say("evaluate: every plan was measured before")
+    rows: list[dict[str, Any]] = []
+    for name, trial in found.items():
+        assert trial is not None
+        p = plans[name]
+        rows.append({"plan": name, "average_bits": p.achieved.average_bits, "bytes": p.achieved.bytes, "metrics": {k: list(v) for k, v in trial.metrics.items()}})
+    from .core.artifacts import Header
+
+    write_json(run.path("results.json"), Header(RESULTS, graph=graph.id, key=setting, parents={"plan": plan.id}, seed=c.seed), {"rows": rows})
+    return rows
+
+
+def _measure(run: Run, graph: OpGraph, plans: dict[str, BitPlan], missing: list[str], setting: str, trials: Any) -> None:
+    from .measure.evaluation import evaluate as verb
+    from .measure.evaluation import make
+    from .measure.pipelines import Sampling, record
+    from .report.pictures import save_pictures
+
+    c = run.config
+    prompts = run.prompts(c.evaluate.samples, part=1)
+    s = run.sampling
+    sampling = Sampling(s.steps, s.guidance, s.seed + 500_000, s.batch)
+    calls = record(run.pipe, prompts[: min(_EVALUATION_CALLS, len(prompts))], sampling, c.profile.bins)
+    todo = [n for n in missing if n != "full precision"]
+    with run.progress.track("evaluate", len(prompts) * (1 + len(todo))) as advance:
+        reference = make(run.pipe, graph, plans["full precision"], prompts, sampling, calls, progress=advance)
+        for name in ["full precision", *todo]:
+            outcome = reference if name == "full precision" else make(run.pipe, graph, plans[name], prompts, sampling, calls, progress=advance)
+            save_pictures(run.path(_picture(name)), outcome.pictures)
+            if trials.find(plans[name], setting) is None:
+                trials.add(name, plans[name], verb(outcome, reference, c.evaluate.metrics), setting)
+
+
+def run(config: Config | Path | str, progress: Progress | None = None) -> list[dict[str, Any]]:
+    """The whole job for a config (or the path of one): returns the rows of the table that compares the plans."""
+    job = Run(configs.load(Path(config)) if isinstance(config, str | Path) else config, progress or Silent())
+    _ = job.model_folder  # a wrong name is said before anything is written
+    configs.save(job.config, job.path("config.yaml"))
+    graph = extract(job)
+    table = profile(job, graph)
+    plan = allocate(job, graph, table)
+    rows = evaluate(job, graph, plan)
+    from .report.page import write_report
+
+    write_report(job.folder, graph, table, plan, rows, captions=job.prompts(job.config.evaluate.samples, part=1).texts)
+    job.progress.say(f"report: {job.path('report.html')}")
+    return rows
+
+
+def _picture(name: str) -> str:
+    return f"pictures/{name.replace(' ', '-')}.png"
+
+
+def _text(path: Path | None) -> str:
+    return "" if path is None else hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else str(path)
+
+
+def _content_key(table: SensitivityTable) -> str:
+    return digest(table.frame[["site", "scheme", "step", "metric", "estimate"]].to_dict("list"))

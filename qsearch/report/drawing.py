@@ -1,0 +1,205 @@
+"""Draws what `plots.py` computed: figures for a wide screen and for a telephone, as SVG that follows the page's colours.
+
+Layers stand in order of execution, along the width of a wide figure and down a narrow one, so that 130 names stay readable on both.
+Role colours are Okabe and Ito's, the noise scale is viridis: colour-blind readers can tell them apart, and place or name says the same.
+Figures are `matplotlib.figure.Figure`, never pyplot's: no display, no global state.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .plots import FAMILIES, LayerAxis, LayerBits, LayerNoise, SizeQuality
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, QUIET, FAINT, PAPER = "#1c2024", "#5c6570", "#d5d9de", "#fefefe"
+FAMILY_COLOURS = dict(zip(FAMILIES, ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8a8f98"), strict=True))
+WIDE, NARROW, HALF = 1200, 360, 560  # widths in CSS pixels
+_TEXT = 7.5  # points: ten pixels
+_STYLE = {
+    "font.size": _TEXT,
+    "text.color": INK,
+    "text.parse_math": False,  # a $ in a layer's name is a letter
+    "axes.edgecolor": FAINT,
+    "axes.facecolor": "none",
+    "axes.labelcolor": QUIET,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.facecolor": "none",
+    "grid.color": FAINT,
+    "hatch.color": QUIET,
+    "hatch.linewidth": 0.5,
+    "legend.frameon": False,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+}
+
+
+def draw_layer_bits(data: LayerBits, width: int = WIDE) -> Figure:
+    """Bars of stored bits, a number of code bits on each, coloured by family of roles; the average and the budget as lines."""
+    return _styled(lambda: _draw_layer_bits(data, width))
+
+
+def _draw_layer_bits(data: LayerBits, width: int) -> Figure:
+    from matplotlib.patches import Patch
+
+    wide, n = width >= HALF, len(data.stored)
+    figure, ax, text = _layer_figure(data.axis, width, across=190 if wide else 240)
+    colours = [FAMILY_COLOURS[f] for f in data.families]
+    bars = ax.bar(range(n), data.stored, 0.78, color=colours) if wide else ax.barh(range(n), data.stored, 0.78, color=colours)
+    ax.bar_label(bars, [str(c) for c in data.codes], padding=1.5, fontsize=min(text, 6.5), color=QUIET)
+    line: Callable[..., Any] = ax.axhline if wide else ax.axvline
+    names = [f"average {data.average:.2f}" + (f", limit {data.limit:g}" if data.limit is not None else "")]
+    handles: list[Any] = [line(data.average, color=INK, linewidth=1, linestyle=(0, (4, 2)))]
+    for name in FAMILIES:
+        if name in data.families:
+            handles.append(Patch(color=FAMILY_COLOURS[name]))
+            names.append(name)
+    top = 1.1 * max(data.stored)
+    (ax.set_yticks if wide else ax.set_xticks)([t for t in (0, 2, 4, 6, 8, 12, 16) if t <= top])
+    (ax.set_ylim if wide else ax.set_xlim)(0, top)
+    (ax.set_ylabel if wide else ax.set_xlabel)("stored bits a weight")
+    ax.grid(axis="y" if wide else "x", linewidth=0.6)
+    ax.set_axisbelow(True)
+    figure.legend(handles, names, loc="outside upper left", ncols=len(names) if wide else 2, fontsize=_TEXT, handlelength=1.4, columnspacing=1.4, borderpad=0)
+    return figure
+
+
+def draw_layer_noise(data: LayerNoise, width: int = WIDE) -> Figure:
+    """Heat map of decibels: layers along the width of a wide figure or down a narrow one, a dot where the plan's choice is."""
+    return _styled(lambda: _draw_layer_noise(data, width))
+
+
+def _draw_layer_noise(data: LayerNoise, width: int) -> Figure:
+    from matplotlib import colormaps
+    from matplotlib.colors import BoundaryNorm
+
+    wide = width >= HALF
+    n, columns = data.decibels.shape
+    figure, ax, _ = _layer_figure(data.axis, width, across=22 * columns + 16 if wide else 240)
+    cells = np.ma.masked_invalid(data.decibels.T if wide else data.decibels)
+    ax.patch.set(facecolor=FAINT, hatch="/////", edgecolor=QUIET, linewidth=0)
+    norm = BoundaryNorm(list(data.levels), ncolors=256)
+    x, y = (n, columns) if wide else (columns, n)
+    mesh = ax.pcolormesh(np.arange(x + 1) - 0.5, np.arange(y + 1) - 0.5, cells, cmap=colormaps["viridis_r"], norm=norm, edgecolors=PAPER, linewidth=0.4)
+    across = ax.yaxis if wide else ax.xaxis
+    across.set_ticks(range(columns), data.columns)
+    across.set_label_text(data.column_title)
+    if wide:
+        ax.set_ylim(columns - 0.5, -0.5)
+    else:
+        ax.set_xlim(-0.5, columns - 0.5)
+        ax.tick_params(axis="x", labelrotation=30 if max(map(len, data.columns)) > 8 else 0)
+    for span in data.axis.spans[1:]:
+        (ax.axvline if wide else ax.axhline)(span.start - 0.5, color=PAPER, linewidth=2)
+    places = [(i, c) for i, c in enumerate(data.chosen) if c >= 0]
+    if places:
+        layers, chosen = zip(*places, strict=True)
+        dots = ax.scatter(*((layers, chosen) if wide else (chosen, layers)), s=9, c="#ffffff", edgecolors="#000000", linewidths=0.7, zorder=3)
+        figure.legend([dots], ["the plan's choice"], loc="outside upper left", fontsize=_TEXT, borderpad=0, handletextpad=0)
+    bar = figure.colorbar(mesh, ax=ax, location="right" if wide else "bottom", pad=0.01, aspect=12 if wide else 30, fraction=0.02 if wide else 0.05)
+    bar.set_label("SQNR, dB" if wide else "SQNR, dB (less is worse)")
+    bar.set_ticks(list(data.levels[:: 2 if len(data.levels) > 6 else 1]))
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    return figure
+
+
+def draw_size_quality(data: SizeQuality, width: int = HALF) -> Figure:
+    """Plans as points with one standard error each way, named beside them; size begins at zero."""
+    return _styled(lambda: _draw_size_quality(data, width))
+
+
+def _draw_size_quality(data: SizeQuality, width: int) -> Figure:
+    figure, ax = _figure(width, 300)
+    for name, size, mean, error in zip(data.plans, data.kilobytes, data.means, data.errors, strict=True):
+        ours = name == "plan"
+        colour = FAMILY_COLOURS["self-attention"] if ours else FAMILY_COLOURS["cross-attention"] if name.startswith("uniform") else QUIET
+        marker = "D" if ours else "s" if name.startswith("uniform") else "o"
+        ax.errorbar(size, mean, yerr=error, fmt=marker, color=colour, markersize=6, capsize=3, elinewidth=1.2)
+        ax.annotate(name, (size, mean), (-9, 0), textcoords="offset points", ha="right", va="center", weight="bold" if ours else "normal")
+    ax.set_xlim(0, 1.12 * max(data.kilobytes, default=1.0))
+    ax.margins(y=0.15)
+    ax.set_xlabel("stored size, kB")
+    ax.set_ylabel(data.title)
+    ax.grid(linewidth=0.6)
+    ax.set_axisbelow(True)
+    return figure
+
+
+def svg(figure: Figure, *, key: str, label: str) -> str:
+    """The figure as an SVG element for an HTML page: text stays text, ids begin with `key`, colours are the page's `--ink`, `--quiet`, `--faint`, `--paper`.
+
+    `label` is what it says to those who can't see it. The same figure gives the same text every time.
+    """
+    import matplotlib
+    from markupsafe import escape
+
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the reader's browser has its own fonts
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")), transparent=True)
+    text = file.getvalue()
+    text = re.sub(r"<style.*?</style>", "", text[text.index("<svg") :], flags=re.DOTALL)  # it would hold for the whole page
+    used = set(re.findall(r'(?:xlink:href="#|url\(#)([^")]+)', text))
+    text = re.sub(r' id="([^"]+)"', lambda m: f' id="{key}-{m[1]}"' if m[1] in used else "", text)
+    text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{key}-", text)
+    text = re.sub(r'\b(?:d|x|y|transform)="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", " ".join(m[0].split())), text)  # half the size
+    text = re.sub(r'font-family: [^;"<]*', "font-family: inherit", text)
+    for colour, name in ((INK, "ink"), (QUIET, "quiet"), (FAINT, "faint"), (PAPER, "paper")):
+        text = text.replace(f": {colour}", f": var(--{name})")
+    size = r'width="[^"]*" height="[^"]*" '  # the page gives it one; the viewBox keeps the shape
+    return re.sub(rf"<svg ([^>]*?){size}", rf'<svg role="img" aria-label="{escape(label)}" \1', text, count=1)
+
+
+def _styled(draw: Callable[[], Figure]) -> Figure:
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        return draw()
+
+
+def _figure(width: int, height: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width / 96, height / 96), dpi=96, layout="constrained")
+    figure.get_layout_engine().set(w_pad=2 / 72, h_pad=2 / 72)  # type: ignore[union-attr, call-arg]
+    return figure, figure.add_subplot()
+
+
+def _layer_figure(axis: LayerAxis, width: int, *, across: float) -> tuple[Figure, Axes, float]:
+    """Figure and axes with the layers on one axis, blocks named and shaded, and the size of their text in points. `across`: pixels of the other axis."""
+    wide, n = width >= HALF, len(axis.names)
+    pitch = (width - 110) / n if wide else 13.0
+    text = min(_TEXT, pitch / 1.4)
+    named = text >= 4.5  # smaller is no text
+    figure, ax = _figure(width, across + 60 + (6.2 * max(map(len, axis.labels)) * text / _TEXT if named else 0) if wide else 130 + pitch * n)
+    along = ax.xaxis if wide else ax.yaxis
+    # Anchored at its end, so that a browser's narrower font leaves no gap to the axis.
+    turned = {"rotation": 90, "rotation_mode": "anchor", "ha": "right", "va": "center"} if wide else {}
+    along.set_ticks(range(n) if named else [], axis.labels if named else [], fontsize=text, **turned)
+    along.set_tick_params(length=0, pad=2)
+    title = "layers in order of execution" + (f"; {axis.key}" if axis.key else "")
+    ax.set_xlabel(title) if wide else ax.set_ylabel(title, loc="top")
+    ax.set_xlim(-0.5, n - 0.5) if wide else ax.set_ylim(n - 0.5, -0.5)
+    for i, span in enumerate(axis.spans):
+        if i % 2:
+            (ax.axvspan if wide else ax.axhspan)(span.start - 0.5, span.stop - 0.5, facecolor=INK, alpha=0.06, linewidth=0, zorder=0)
+        middle = (span.start + span.stop - 1) / 2
+        if (span.stop - span.start) * pitch < (5.5 * len(span.label) + 3 if wide else 11):
+            continue  # no room for its name
+        if wide:
+            ax.text(middle, 1.01, span.label, transform=ax.get_xaxis_transform(), ha="center", va="bottom", color=QUIET)
+        else:
+            ax.text(1.01, middle, span.label, transform=ax.get_yaxis_transform(), ha="left", va="center", color=QUIET)
+    return figure, ax, text

@@ -1,0 +1,266 @@
+"""A run as one page that needs no network: what was asked, what came out, why, and where it comes from.
+
+The page is a file to send to somebody: pictures and plots are inside it, no script runs, it reads on a telephone and on a screen,
+in a light and in a dark scheme. The template `page.html.j2` escapes everything that comes from data.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.artifacts import Header, read_json, write_text
+from ..core.errors import ArtifactError
+from ..core.graph import OpGraph
+from ..core.plan import SCHEMA, BitPlan
+from ..core.table import SensitivityTable
+from . import drawing, plots, tables
+from .pictures import Sample, contact_sheet, load_plans, resized
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
+
+LARGEST = 256  # pixels of an embedded picture's longer side
+_QUALITIES = ("output_sqnr", "sqnr")  # metrics that are drawn against size
+
+
+def write_report(
+    folder: Path, graph: OpGraph, table: SensitivityTable, plan: BitPlan, rows: Sequence[Mapping[str, Any]], captions: Sequence[str], *, metric: str = "noise"
+) -> None:
+    """Write `contact_sheet.png` and `report.html` into a run's `folder`, which holds the pictures of the plans in `rows`.
+
+    `rows`: results of the run, as in results.json; `captions`: what was sampled, a caption for each picture; `metric`: what the plan minimised.
+    """
+    table.check(graph)
+    folder = Path(folder)
+    shown = _shown([str(row["plan"]) for row in rows])
+    bits = {str(row["plan"]): float(row["average_bits"]) for row in rows}
+    samples = contact_sheet(folder / "contact_sheet.png", folder, {name: f"{name}\n{bits[name]:.2f} bits" for name in shown}, captions)
+    write_text(folder / "report.html", _page(folder, graph, table, plan, rows, captions, samples, shown, metric))
+
+
+def _shown(plans: Sequence[str]) -> list[str]:
+    """The plans whose pictures are shown: all but the second and further random ones, which would say the same again."""
+    random = [name for name in plans if name.startswith("random")]
+    return [name for name in plans if name not in random[1:]]
+
+
+def _page(
+    folder: Path,
+    graph: OpGraph,
+    table: SensitivityTable,
+    plan: BitPlan,
+    rows: Sequence[Mapping[str, Any]],
+    captions: Sequence[str],
+    samples: Sequence[Sample],
+    shown: Sequence[str],
+    metric: str,
+) -> str:
+    from importlib.resources import files
+
+    from jinja2 import Environment, StrictUndefined
+
+    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    page.filters |= {"db": _db, "number": _number, "percent": _percent, "breakable": _breakable}
+    page.filters["colour"] = lambda role: drawing.FAMILY_COLOURS[plots.family(role)]
+    values = table.values(metric)
+    schemes = plots.by_size(graph, {s for found in values.values() for s in found})
+    middle = _middle(graph, plan, schemes)
+    columns, measured = tables.results(rows)
+    drawn = _plots(graph, table, plan, rows, middle, metric)
+    by_role = tables.bits_by_role(graph, table, plan, middle, metric=metric)
+    return page.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")).render(
+        model=graph.model,
+        title=f"{plan.achieved.average_bits:.2f} stored bits a weight",
+        summary=_summary(graph, plan, rows),
+        asked=_asked(graph, plan, schemes, captions),
+        captions=captions,
+        columns=columns,
+        rows=measured,
+        sheet=_sheet(folder, samples, shown, captions, rows),
+        plots=drawn,
+        qualities=[name for name in _QUALITIES if name in drawn],
+        bits_words=_bits_words(plan, by_role),
+        roles=by_role,
+        middle=middle,
+        schemes=schemes,
+        predicted=plots.decibels(tables.predicted_noise(table, plan, metric=metric)),
+        reasons=tables.reasons(graph, table, plan, metric=metric),
+        layers=_layers(graph, plan, values, schemes),
+        provenance=_provenance(graph, table, plan, _header(folder, graph, plan)),
+        config=_config(folder),
+    )
+
+
+def _middle(graph: OpGraph, plan: BitPlan, schemes: Sequence[str]) -> str:
+    """The scheme whose uniform plan is nearest in size to the plan: where its choices differ most."""
+    return min(schemes, key=lambda s: abs(BitPlan.uniform(graph, s).achieved.bits - plan.achieved.bits))
+
+
+def _db(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1%}" if value >= 0.001 else "< 0.1%"
+
+
+def _breakable(name: str) -> Markup:
+    """A layer's name, escaped, that a browser may break after its dots."""
+    from markupsafe import Markup, escape
+
+    return Markup(".<wbr>").join(escape(part) for part in name.split("."))
+
+
+def _summary(graph: OpGraph, plan: BitPlan, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The outcome in two sentences; the second where the denoiser's output was measured for the plan and for others."""
+    first = f"The plan stores {graph.weights:,} weights in {plan.achieved.bytes / 1000:,.0f} kB, {plan.compression:.1f} times smaller than at 16 bits."
+    found = {str(r["plan"]): r["metrics"][m] for r in rows for m in ("output_sqnr",) if m in r["metrics"] and r["plan"] != plots.FULL_PRECISION}
+    if "plan" not in found or len(found) < 2:
+        return first
+    ours, error = found.pop("plan")
+    others = ", ".join(f"{name} {mean:.1f} ± {e:.1f} dB" for name, (mean, e) in found.items())
+    return f"{first} The denoiser's output stands {ours:.1f} ± {error:.1f} dB above its error; the plans beside it: {others}."
+
+
+def _asked(graph: OpGraph, plan: BitPlan, schemes: Sequence[str], captions: Sequence[str]) -> list[tuple[str, str]]:
+    units = {"average_bits": "stored bits a weight", "bytes": "bytes of weights", "bit_operations": "bit operations a call"}
+    budget = ", ".join(f"at most {limit:,.10g} {units[name]}" for name, limit in plan.budget.limits.items()) if plan.budget else "none"
+    quoted = "; ".join(f"“{c}”" for c in captions[:2])
+    return [
+        ("model", graph.model),
+        ("size", f"{len(graph.layers)} layers, {graph.weights:,} weights, {graph.macs / 1e6:,.1f} M multiply-accumulates a call"),
+        ("budget", budget),
+        ("choices", ", ".join([*schemes, "keep (full precision)"])),
+        ("captions", f"{len(captions)}, such as {quoted}" if captions else "none"),
+    ]
+
+
+def _bits_words(plan: BitPlan, by_role: Sequence[tables.RoleBits]) -> str:
+    counts: dict[int, int] = {}
+    for scheme in plan.layers.values():
+        counts[scheme.bits] = counts.get(scheme.bits, 0) + 1
+    kinds = ", ".join(f"{count} at {bits} bits" for bits, count in sorted(counts.items()))
+    words = f"Of {len(plan.layers)} layers, {kinds}."
+    most, least = by_role[0], by_role[-1]
+    if most.average_bits > least.average_bits:
+        words += f" The most went to {most.role} ({most.average_bits:.1f} stored bits a weight), the least to {least.role} ({least.average_bits:.1f})."
+    return words
+
+
+@dataclass(frozen=True)
+class _Plot:
+    """One plot as SVG (already safe) for a wide screen and for a telephone."""
+
+    wide: Markup
+    narrow: Markup
+
+
+def _drawn(name: str, draw: Callable[[Any, int], Figure], data: Any, label: str, wide: int = drawing.WIDE) -> _Plot:
+    from markupsafe import Markup
+
+    # Markup: matplotlib escapes what it writes, and `drawing.svg` the label.
+    return _Plot(*(Markup(drawing.svg(draw(data, width), key=f"{name}-{width}", label=label)) for width in (wide, drawing.NARROW)))
+
+
+def _plots(graph: OpGraph, table: SensitivityTable, plan: BitPlan, rows: Sequence[Mapping[str, Any]], middle: str, metric: str) -> dict[str, _Plot]:
+    """The page's plots; those that have nothing to show are left out."""
+    bits = plots.layer_bits(graph, plan)
+    noise = plots.noise_by_scheme(graph, table, plan, metric=metric)
+    steps = plots.noise_by_step(graph, table, middle, metric=metric)
+    numbers = "The table of all layers has the numbers."
+    found = {
+        "bits": _drawn("bits", drawing.draw_layer_bits, bits, f"Bars: stored bits a weight of {len(bits.stored)} layers, average {bits.average:.2f}. {numbers}"),
+        "noise": _drawn("noise", drawing.draw_layer_noise, noise, f"Heat map: SQNR in dB, {len(noise.chosen)} layers by {len(noise.columns)} schemes. {numbers}"),
+    }
+    if len(steps.columns) > 1:
+        label = f"Heat map: SQNR in dB at {middle}, {len(steps.chosen)} layers by {len(steps.columns)} step bins."
+        found["steps"] = _drawn("steps", drawing.draw_layer_noise, steps, label)
+    for name in _QUALITIES:
+        quality = plots.size_quality(rows, metric=name, title=tables.TITLES[name])
+        if quality.plans:
+            points = ", ".join(f"{p} {size:,.0f} kB {mean:.1f}" for p, size, mean in zip(quality.plans, quality.kilobytes, quality.means, strict=True))
+            found[name] = _drawn(name, drawing.draw_size_quality, quality, f"Points: size and {quality.title}: {points}.", drawing.HALF)
+    return found
+
+
+def _sheet(folder: Path, samples: Sequence[Sample], shown: Sequence[str], captions: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    pictures = load_plans(folder, shown)
+    bits = {str(row["plan"]): float(row["average_bits"]) for row in rows}
+    count, _, width, _ = pictures[shown[0]].shape
+
+    def tile(name: str, index: int) -> dict[str, Any]:
+        picture = pictures[name][index]
+        image = resized(picture, min(LARGEST, max(picture.shape[:2])))
+        file = io.BytesIO()
+        image.save(file, format="PNG", optimize=True)
+        source = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+        return {"plan": name, "bits": bits[name], "source": source, "width": image.width, "height": image.height}
+
+    cut = [
+        {"worst": s.worst, "rank": s.rank, "caption": captions[s.index], "tiles": [tile(name, s.index) for name in shown]}
+        for s in samples
+    ]
+    return {"plans": list(shown), "samples": cut, "count": count, "small": width <= LARGEST // 2}
+
+
+def _layers(graph: OpGraph, plan: BitPlan, values: Mapping[str, Mapping[str, float]], schemes: Sequence[str]) -> list[dict[str, Any]]:
+    data = plots.layer_bits(graph, plan)
+    return [
+        {
+            "name": layer.name,
+            "role": layer.role,
+            "shape": " × ".join(map(str, layer.weight_shape)),
+            "scheme": str(plan.layers[layer.name]),
+            "stored": stored,
+            "decibels": {s: plots.decibels(values.get(layer.name, {}).get(s, 0.0)) for s in schemes},
+        }
+        for layer, stored in zip(graph, data.stored, strict=True)
+    ]
+
+
+def _header(folder: Path, graph: OpGraph, plan: BitPlan) -> Header | None:
+    """The plan's header; a plan that was just made has none, its file in the run has."""
+    if plan.header is not None:
+        return plan.header
+    with suppress(ArtifactError):
+        header, content = read_json(folder / "plan.json", SCHEMA, graph.id)
+        if content.get("layers") == {k: str(v) for k, v in plan.layers.items()}:
+            return header
+    return None
+
+
+def _provenance(graph: OpGraph, table: SensitivityTable, plan: BitPlan, header: Header | None) -> list[tuple[str, str]]:
+    s = plan.solver
+    solved = [f"{s.name}: {s.status}"]
+    solved += [f"gap {s.gap:.2g}"] if s.gap is not None else []
+    solved += [f"bound {s.bound:.4g}"] if s.bound is not None else []
+    solved += [f"objective {s.objective:.4g}"] if s.objective is not None else []
+    estimators = ", ".join(sorted(table.frame["estimator"].unique()))
+    found = [
+        ("graph", graph.id),
+        ("plan", plan.id),
+        ("solver", ", ".join([*solved, f"{s.seconds:.2f} s"])),
+        ("sensitivity", f"{len(table.frame):,} measurements by {estimators}, {len(table.at_floor()):,} of them at the measurement floor"),
+    ]
+    if header is None:
+        return [*found, ("made by", "not recorded: the plan has no file in this run")]
+    versions = ", ".join(f"{name} {version}" for name, version in header.versions.items())
+    return [*found, ("seed", str(header.seed)), ("command", header.command), ("versions", versions)]
+
+
+def _config(folder: Path) -> str:
+    with suppress(OSError, UnicodeDecodeError):
+        return (folder / "config.yaml").read_text(encoding="utf-8")
+    return ""

@@ -1,0 +1,115 @@
+"""Artefacts and results as tables for a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ..core.artifacts import peek, read_json, read_parquet
+from ..core.errors import QSearchError
+
+#: metric -> (column title, digits, whether more is better)
+METRICS = {
+    "output_sqnr": ("output SQNR dB", 1, True),
+    "sqnr": ("latent SQNR dB", 1, True),
+    "ssim": ("SSIM", 3, True),
+    "frechet": ("Fréchet", 2, False),
+    "alignment": ("alignment", 3, True),
+}
+
+
+def results(rows: list[dict[str, Any]]) -> Table:
+    """The measured plans side by side: mean ± standard error of every metric."""
+    table = Table(title="plans measured with common noise", title_justify="left")
+    table.add_column("plan")
+    table.add_column("bits", justify="right")
+    names = [m for m in METRICS if any(m in r["metrics"] for r in rows)]
+    names += sorted({m for r in rows for m in r["metrics"]} - set(names) - {"noise"})
+    for name in names:
+        title, _, up = METRICS.get(name, (name, 3, True))
+        table.add_column(f"{title} {'↑' if up else '↓'}", justify="right")
+    for row in rows:
+        cells = [cell(row, name) for name in names]
+        table.add_row(row["plan"], f"{row['average_bits']:.2f}", *cells)
+    return table
+
+
+def cell(row: dict[str, Any], metric: str) -> str:
+    """`mean ± error` of one metric of one plan; `exact` for what full precision is compared with itself, `-` where it was not measured."""
+    if metric in ("sqnr", "output_sqnr") and row["plan"] == "full precision":
+        return "exact"
+    if metric not in row["metrics"]:
+        return "-"
+    digits = METRICS.get(metric, ("", 3, True))[1]
+    mean, error = row["metrics"][metric]
+    return f"{mean:.{digits}f} ± {error:.{digits}f}"
+
+
+def show(path: Path) -> list[Table | str]:
+    """An artefact as tables, chosen by the schema in its header. Raises `QSearchError` for a file that is none."""
+    if path.is_dir():
+        raise QSearchError(f"show takes a file of a run; in {path} there are {', '.join(sorted(p.name for p in path.iterdir() if p.is_file())) or 'none'}")
+    if path.suffix == ".db":
+        return [_trials(path)]
+    kind = peek(path).split("/")[0]
+    shown = {"qsearch.graph": _graph, "qsearch.plan": _plan, "qsearch.sensitivity": _sensitivity, "qsearch.results": _results}
+    if kind not in shown:
+        raise QSearchError(f"{path} is a {kind}; show knows {', '.join(shown)}")
+    return shown[kind](path)
+
+
+def _graph(path: Path) -> list[Table | str]:
+    from ..core.graph import OpGraph
+
+    graph = OpGraph.load(path)
+    table = Table(title=f"{graph.model}: graph {graph.id}, read by {graph.source}", title_justify="left")
+    for title in ("role", "layers", "weights", "share", "MACs a call", "share"):
+        table.add_column(title, justify="left" if title == "role" else "right")
+    roles: dict[str, list[Any]] = {}
+    for layer in graph:
+        roles.setdefault(layer.role, []).append(layer)
+    for role, layers in sorted(roles.items(), key=lambda item: -sum(x.weights for x in item[1])):
+        weights, macs = sum(x.weights for x in layers), sum(x.macs for x in layers)
+        table.add_row(role, str(len(layers)), f"{weights:,}", f"{weights / graph.weights:.1%}", f"{macs:,}", f"{macs / max(1, graph.macs):.1%}")
+    table.add_row("all", str(len(graph.layers)), f"{graph.weights:,}", "", f"{graph.macs:,}", "", style="bold")
+    return [table]
+
+
+def _plan(path: Path) -> list[Table | str]:
+    _, content = read_json(path, "qsearch.plan/1")
+    achieved, solver = content["achieved"], content["solver"]
+    table = Table(title=f"{achieved['average_bits']:.3f} stored bits a weight, {achieved['bytes']:,} bytes; {solver['name']}: {solver['status']}", title_justify="left")
+    table.add_column("layer")
+    table.add_column("scheme")
+    for name, scheme in content["layers"].items():
+        table.add_row(name, scheme)
+    return [table]
+
+
+def _sensitivity(path: Path) -> list[Table | str]:
+    header, frame = read_parquet(path, "qsearch.sensitivity/1")
+    wide = frame.pivot_table(index="site", columns="scheme", values="estimate", sort=False)
+    table = Table(title=f"sensitivity of graph {header.graph}, mean over {frame['step'].nunique()} step bins (noise power of the output)", title_justify="left")
+    table.add_column("layer")
+    for scheme in wide.columns:
+        table.add_column(str(scheme), justify="right")
+    for site, values in wide.iterrows():
+        table.add_row(str(site), *(f"{v:.2e}" for v in values))
+    return [table]
+
+
+def _results(path: Path) -> list[Table | str]:
+    return [results(read_json(path, "qsearch.results/1")[1]["rows"])]
+
+
+def _trials(path: Path) -> Table:
+    from ..core.graph import OpGraph
+    from ..core.trials import Trials
+
+    graph = OpGraph.load(path.with_name("graph.json"))
+    if not path.exists():
+        raise QSearchError(f"{path} does not exist; make it with `qsearch evaluate`")
+    rows = [{"plan": t.name, "average_bits": t.average_bits, "metrics": t.metrics} for t in Trials(path, graph).all()]
+    return results(rows)

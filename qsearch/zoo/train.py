@@ -1,0 +1,133 @@
+"""`python -m qsearch.zoo.train NAME`: trains the VAE, the judge and both denoisers from nothing, and resumes where it stopped.
+
+One loop for all four: AdamW, warm-up, constant rate and a linear decay over the last fifth, an exponential moving average,
+a checkpoint every few minutes (written atomically, so that a killed run goes on from its last one), a log of one line a hundred steps.
+Randomness at step n depends on the seed and n alone, so a resumed run sees what an uninterrupted one would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from . import recipes
+
+EMA_DECAY = 0.999
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where and how long: `folder` holds checkpoint and log, `device` is a torch device, `steps` the whole length."""
+
+    folder: Path
+    device: torch.device
+    steps: int
+    rate: float
+    seed: int = 0
+    autocast: bool = False
+    save_seconds: float = 120.0
+
+
+def rate_at(step: int, steps: int, rate: float, warmup: int = 200) -> float:
+    """Learning rate: linear warm-up, constant, linear to a fiftieth over the last fifth."""
+    decay = max(1, steps // 5)
+    return rate * min(1.0, (step + 1) / warmup) * max(0.02, min(1.0, (steps - step) / decay))
+
+
+def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) -> nn.Module:
+    """Minimise `loss(generator)` over the parameters of `module`; returns the averaged module."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    checkpoint, log = run.folder / "checkpoint.pt", run.folder / "loss.csv"
+    module.to(run.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    average = copy.deepcopy(module).requires_grad_(False).eval()
+    matrices = [p for p in module.parameters() if p.ndim >= 2]
+    vectors = [p for p in module.parameters() if p.ndim < 2]
+    optimiser = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}], lr=run.rate, betas=(0.9, 0.98)
+    )
+    start, spent = 0, 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=run.device, weights_only=True)
+        module.load_state_dict(state["module"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        start, spent = state["step"], state["seconds"]
+        print(f"resumes at step {start} of {run.steps}", flush=True)
+
+    def save(step: int, seconds: float) -> None:
+        whole = {"module": module.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict()}
+        torch.save(whole | {"step": step, "seconds": seconds}, checkpoint.with_suffix(".tmp"))
+        os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+
+    began, saved, total = time.monotonic() - spent, time.monotonic(), 0.0
+    for step in range(start, run.steps):
+        generator = torch.Generator().manual_seed(run.seed * 1_000_003 + step)
+        torch.manual_seed(run.seed * 1_000_003 + step)
+        for group in optimiser.param_groups:
+            group["lr"] = rate_at(step, run.steps, run.rate)
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=run.autocast):
+            value = loss(generator)
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimiser.step()
+        decay = min(EMA_DECAY, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
+        total += value.item()
+        if (step + 1) % 100 == 0 or step + 1 == run.steps:
+            row = [step + 1, f"{total / min(100, step % 100 + 1):.5f}", f"{rate_at(step, run.steps, run.rate):.2e}", f"{time.monotonic() - began:.0f}"]
+            new = not log.exists()
+            with log.open("a", newline="") as file:
+                writer = csv.writer(file)
+                if new:
+                    writer.writerow(["step", "loss", "rate", "seconds"])
+                writer.writerow(row)
+            print("step {} loss {} rate {} after {} s".format(*row), flush=True)
+            total = 0.0
+        if time.monotonic() - saved > run.save_seconds or step + 1 == run.steps:
+            save(step + 1, time.monotonic() - began)
+            saved = time.monotonic()
+    return average
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train one part of the zoo: `vae`, `judge`, `scenes-unet` or `scenes-dit` (the denoisers need the VAE)."""
+    parser = argparse.ArgumentParser(prog="python -m qsearch.zoo.train", description=main.__doc__)
+    parser.add_argument("name", choices=sorted(recipes.RECIPES))
+    parser.add_argument("--runs", type=Path, default=Path("runs/zoo"), help="checkpoints and logs (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="length of the whole training (default: the recipe's)")
+    parser.add_argument("--batch", type=int, help="scenes a step (default: the recipe's)")
+    parser.add_argument("--rate", type=float, help="learning rate (default: the recipe's)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where the finished weights go (default: the package)")
+    parser.add_argument("--export-only", action="store_true", help="write the weights of the last checkpoint and stop")
+    options = parser.parse_args(argv)
+
+    recipe = recipes.RECIPES[options.name]
+    device = torch.device(options.device)
+    torch.manual_seed(options.seed)
+    module, loss, export = recipe.make(options.runs, device, options.batch or recipe.batch)
+    run = Run(
+        folder=options.runs / options.name,
+        device=device,
+        steps=0 if options.export_only else options.steps or recipe.steps,
+        rate=options.rate or recipe.rate,
+        seed=options.seed,
+        autocast=device.type == "cuda",
+    )
+    average = fit(module, loss, run)
+    export(average, options.out, run.folder)
+
+
+if __name__ == "__main__":
+    main()

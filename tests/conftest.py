@@ -1,0 +1,55 @@
+"""What all tests share: fixed seeds, no network, a small graph, a place where nothing can be written."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+from qsearch.core.graph import Block, LayerSpec, Op, OpGraph
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need a network, nor wait for one
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    """The same random numbers whatever ran before; torch is seeded where a test has imported it."""
+    random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+def make_graph(model: str = "tiny", width: int = 24) -> OpGraph:
+    """Four layers in one block: an embedding that stays, two linear layers, a convolution with a ragged row. Golden files hold it: leave it as it is."""
+    layers = (
+        LayerSpec("embed", "text-embedding", "embedding", (10, width), 0, quantizable=False),
+        LayerSpec("blocks.0.to_q", "self-attention-q", "linear", (width, width), 16 * width * width, "blocks.0", inputs=16 * width, outputs=16 * width),
+        LayerSpec("blocks.0.ff", "feed-forward-in", "linear", (40, width), 16 * 40 * width, "blocks.0", bias=True),
+        LayerSpec("out", "output", "conv2d", (4, 5, 3, 3), 64 * 180, calls=2),
+    )
+    ops = tuple(Op(layer.name, layer.kind, layer.name, layer.block, (1, 16, width)) for layer in layers)
+    edges = tuple((a.name, b.name) for a, b in itertools.pairwise(layers))
+    return OpGraph(model, layers, ops, edges, (Block("blocks.0", "self-attention", ("blocks.0.to_q", "blocks.0.ff"), 0),))
+
+
+@pytest.fixture
+def graph() -> OpGraph:
+    """`make_graph()`."""
+    return make_graph()
+
+
+@pytest.fixture
+def other_graph() -> OpGraph:
+    """A graph with the same layer names and other shapes."""
+    return make_graph("wider", width=32)
+
+
+@pytest.fixture
+def blocked_folder(tmp_path: Path) -> Path:
+    """A folder that can't be written, for root too: a file stands in its place."""
+    (tmp_path / "blocked").write_text("a file, not a folder")
+    return tmp_path / "blocked"

@@ -1,0 +1,163 @@
+"""Schemes: strings that come back as they went in, stored bits by hand and against published ones, errors that teach."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+
+from qsearch.core import scheme as module
+from qsearch.core.errors import QSearchError
+from qsearch.core.scheme import ACTIVATIONS, FORMATS, KEEP, Scheme
+
+BLOCKS = ("mxfp4", "mxfp6", "mxfp8", "nvfp4")
+
+
+def every_string() -> list[str]:
+    """All combinations of format, granularity, activation, grain and method that the grammar allows."""
+    out = []
+    activations = ["", *(f"+a{a}{grain}" for a in ACTIVATIONS for grain in ("", "t", "c"))]
+    for form in FORMATS:
+        granularities = [""] if form == "keep" or form in BLOCKS else ["-t", "-c", "-g1", "-g32", "-g128"]
+        methods = [""] if form == "keep" else ["", "@hqq", "@ada_round2"]
+        out += [form + "".join(rest) for rest in itertools.product(granularities, activations, methods)]
+    return out
+
+
+def test_every_canonical_string_comes_back_as_it_went_in() -> None:
+    strings = every_string()
+
+    assert [str(Scheme.parse(text)) for text in strings] == strings
+
+
+def test_every_scheme_parses_to_itself_again_and_no_two_strings_mean_the_same() -> None:
+    schemes = [Scheme.parse(text) for text in every_string()]
+
+    assert [Scheme.parse(str(s)) for s in schemes] == schemes
+    assert len(set(schemes)) == len(schemes)
+
+
+@pytest.mark.parametrize(("short", "canonical"), [("int4", "int4-c"), ("e2m1@hqq", "e2m1-c@hqq"), ("km3+a8", "km3-c+a8"), ("keep", "keep")])
+def test_a_missing_granularity_means_the_channel(short: str, canonical: str) -> None:
+    assert str(Scheme.parse(short)) == canonical
+
+
+def test_a_scheme_passes_through_parse_unchanged() -> None:
+    assert Scheme.parse(KEEP) is KEEP
+
+
+@pytest.mark.parametrize(
+    ("text", "bits", "activation_bits", "family"),
+    [
+        ("keep", 16, 16, "keep"),
+        ("keep+a8", 16, 8, "keep"),
+        ("int3-g64", 3, 16, "int"),
+        ("uint8-c+a6t", 8, 6, "uint"),
+        ("e3m2-c+ae2m3", 6, 6, "float"),
+        ("e4m3-t+ae4m3t", 8, 8, "float"),
+        ("km4-c", 4, 16, "codebook"),
+        ("mxfp6", 6, 16, "block"),
+        ("nvfp4", 4, 16, "block"),
+    ],
+)
+def test_a_scheme_knows_its_bits_and_its_family(text: str, bits: int, activation_bits: int, family: str) -> None:
+    scheme = Scheme.parse(text)
+
+    assert (scheme.bits, scheme.activation_bits, scheme.family) == (bits, activation_bits, family)
+
+
+def test_weight_only_drops_the_activation_and_nothing_else() -> None:
+    assert str(Scheme.parse("int4-g64+a8t@hqq").weight_only) == "int4-g64@hqq"
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "axis", "bits"),
+    [
+        ("keep", (6, 10), 0, 16 * 60),
+        ("int4-c", (6, 10), 0, 4 * 60 + 6 * 16),
+        ("uint4-c", (6, 10), 0, 4 * 60 + 6 * 32),
+        ("int4-t", (6, 10), 0, 4 * 60 + 16),
+        ("int4-g4", (6, 10), 0, 4 * 6 * 12 + 6 * 3 * 16),  # 10 = 4 + 4 + 2: the last group counts whole
+        ("int4-g64", (6, 10), 0, 4 * 6 * 64 + 6 * 16),
+        ("int2-c", (6, 5, 3, 3), 0, 2 * 270 + 6 * 16),
+        ("int2-c", (6, 5, 3, 3), 1, 2 * 270 + 5 * 16),  # a transposed convolution has its output channels on axis 1
+        ("km2-c", (6, 10), 0, 2 * 60 + 6 * 4 * 16),
+        ("km2-t", (6, 10), 0, 2 * 60 + 4 * 16),
+        ("km2-g4", (6, 10), 0, 2 * 60 + 18 * 4 * 16),  # indices need no padding
+        ("mxfp4", (6, 32), 0, 4 * 192 + 6 * 8),
+        ("mxfp4", (6, 33), 0, 4 * 6 * 64 + 12 * 8),
+        ("nvfp4", (6, 32), 0, 4 * 192 + 12 * 8 + 32),
+    ],
+)
+def test_stored_bits_count_codes_scales_zeros_codebooks_and_padding(text: str, shape: tuple[int, ...], axis: int, bits: int) -> None:
+    assert Scheme.parse(text).stored_bits(shape, axis) == bits
+
+
+def test_activations_and_methods_change_no_stored_bits() -> None:
+    plain = Scheme.parse("uint4-g8").stored_bits((7, 30))
+
+    assert Scheme.parse("uint4-g8+a8c@hqq").stored_bits((7, 30)) == plain
+
+
+@pytest.fixture(scope="module")
+def pixart_shapes() -> list[tuple[int, ...]]:
+    """Weights of PixArt-alpha's linear layers and convolutions, from the real class on the meta device."""
+    import torch
+    from diffusers import PixArtTransformer2DModel
+
+    with torch.device("meta"):
+        model = PixArtTransformer2DModel(caption_channels=4096, cross_attention_dim=1152, sample_size=64)
+    return [tuple(m.weight.shape) for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+
+
+@pytest.mark.reference
+def test_pixart_alpha_has_the_published_number_of_weights(pixart_shapes: list[tuple[int, ...]]) -> None:
+    assert len(pixart_shapes) == 287
+    assert sum(math.prod(shape) for shape in pixart_shapes) == 610_228_224
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize(
+    ("text", "published"),
+    [("uint4-c", 4.023), ("uint3-c", 3.023), ("km4-c", 4.181), ("km3-c", 3.091), ("km4-t", 4.000), ("km3-t", 3.000)],
+)
+def test_uniform_plans_of_pixart_alpha_take_the_bits_that_qua2sedimo_publishes(pixart_shapes: list[tuple[int, ...]], text: str, published: float) -> None:
+    bits = sum(Scheme.parse(text).stored_bits(shape) for shape in pixart_shapes)
+
+    assert round(bits / 610_228_224, 3) == published
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("int9-c", "did you mean 'int8'?"),
+        ("itn4-c", "did you mean 'int4'?"),
+        ("km5-c", "did you mean 'km4'?"),
+        ("int4-c+a5", "activation '5'"),
+        ("int4-c+a", "FORMAT[-t|-c|-gN][+aBITS][@METHOD]"),
+        ("int4-g0", "FORMAT[-t|-c|-gN][+aBITS][@METHOD]"),
+        ("int4-g" + "9" * 5000, "FORMAT[-t|-c|-gN][+aBITS][@METHOD]"),
+        ("int4 -c", "FORMAT[-t|-c|-gN][+aBITS][@METHOD]"),
+        ("", "FORMAT[-t|-c|-gN][+aBITS][@METHOD]"),
+        ("keep-c", "write 'keep'"),
+        ("mxfp4-g32+a8", "write 'mxfp4+a8'"),
+        ("keep@hqq", "takes no method"),
+    ],
+)
+def test_a_wrong_string_is_answered_with_the_rule_or_the_nearest_name(text: str, part: str) -> None:
+    with pytest.raises(QSearchError) as caught:
+        Scheme.parse(text)
+
+    assert part in str(caught.value)
+    assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [None, 4, 4.0])
+def test_what_is_not_a_string_is_refused_with_the_rule(given: object) -> None:
+    with pytest.raises(QSearchError, match="a scheme is FORMAT"):
+        Scheme.parse(given)  # type: ignore[arg-type]
+
+
+def test_every_block_format_is_covered_by_these_tests() -> None:
+    assert set(module._BLOCKS) == set(BLOCKS)

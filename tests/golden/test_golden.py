@@ -1,0 +1,59 @@
+"""Files outlive code: one file of every schema version that was ever written still loads and says the same."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from qsearch.core.graph import OpGraph
+from qsearch.core.plan import BitPlan, Budget
+from qsearch.core.scheme import Scheme
+from qsearch.core.table import SensitivityTable
+from qsearch.core.trials import Trials
+from tests.conftest import make_graph
+from tests.golden import make
+
+
+def every(noun: str) -> list[Path]:
+    """The golden files of a noun, one a version."""
+    return sorted(make.FOLDER.glob(f"{noun}-*.*"))
+
+
+def test_today_s_version_of_every_file_is_among_them() -> None:
+    assert [path.name for path in make.paths().values() if not path.exists()] == []
+
+
+@pytest.mark.parametrize("path", every("graph"), ids=lambda path: path.name)
+def test_every_version_of_a_graph_loads(path: Path) -> None:
+    graph = OpGraph.load(path)
+
+    assert graph == make_graph()
+    assert graph.header is not None
+    assert graph.header.key == "golden"
+
+
+@pytest.mark.parametrize("path", every("table"), ids=lambda path: path.name)
+def test_every_version_of_a_table_loads(path: Path) -> None:
+    table = SensitivityTable.load(path, make_graph().id)
+
+    assert table.frame.to_dict("records") == make.ROWS
+
+
+@pytest.mark.parametrize("path", every("plan"), ids=lambda path: path.name)
+def test_every_version_of_a_plan_loads(path: Path) -> None:
+    plan = BitPlan.load(path, make_graph())
+
+    assert {name: str(scheme) for name, scheme in plan.layers.items()} == make.LAYERS
+    assert (plan.budget, plan.solver) == (Budget(average_bits=8.0), make.SOLVER)
+
+
+@pytest.mark.parametrize("path", every("trials"), ids=lambda path: path.name)
+def test_every_version_of_a_trials_file_loads(path: Path, tmp_path: Path) -> None:
+    shutil.copy(path, tmp_path)  # opening a database may write to it
+
+    (trial,) = Trials(tmp_path / path.name, make_graph()).all()
+
+    assert (trial.name, trial.metrics, trial.setting) == ("golden", make.METRICS, "setting")
+    assert trial.layers == {name: Scheme.parse(text) for name, text in make.LAYERS.items()}

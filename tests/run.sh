@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Everything that must hold, in one go and in a new virtual environment: style, types, import contracts, tests.
+# PYTHON says which interpreter (default: python3). Stops at the first stage that fails.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+stage() { # stage NAME COMMAND...
+    local name=$1 began=$SECONDS
+    shift
+    printf '== %s ...\n' "$name"
+    if "$@"; then
+        printf '== %s passed in %d s\n' "$name" $((SECONDS - began))
+    else
+        printf '== %s FAILED after %d s: %s\n' "$name" $((SECONDS - began)) "$*" >&2
+        exit 1
+    fi
+}
+
+rm -rf .venv-test
+stage environment "${PYTHON:-python3}" -m venv .venv-test
+export PATH="$PWD/.venv-test/bin:$PATH" PIP_DISABLE_PIP_VERSION_CHECK=1
+stage install python -m pip install --quiet -e '.[dev]' -c constraints.txt
+stage lint ruff check --quiet
+stage format ruff format --check --quiet
+stage types mypy --no-error-summary
+stage imports lint-imports --no-logo
+stage tests python -m pytest -q
