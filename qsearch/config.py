@@ -68,6 +68,8 @@ class Config(_Section):
     model: str
     folder: Path | None = None
     seed: int = Field(0, ge=0)
+    device: str = Field("cpu", description="torch device")
+    prompts: Path | None = Field(None, description="text file, one prompt a line; without it, captions of the zoo's scenes")
     sampling: SamplingSection = SamplingSection()
     profile: ProfileSection = ProfileSection()
     allocate: AllocateSection = AllocateSection()

@@ -143,7 +143,7 @@ def extract(run: Run) -> OpGraph:
     from .measure.pipelines import Sampling, denoiser_of, example_inputs, record
 
     s = run.config.sampling
-    [call] = record(run.pipe, run.prompts(1, part=0), Sampling(1, s.guidance, run.config.seed, 1), bins=1)
+    [call] = record(run.pipe, run.prompts(1, part=0), Sampling(2, s.guidance, run.config.seed, 1), bins=1)  # PixArt treats one step as a distilled model
     model = denoiser_of(run.pipe)
     graph = verb(model, example_inputs(call, model), name=run.config.model)
     graph.save(run.path("graph.json"), key=key)

@@ -54,7 +54,7 @@ def test_the_tree_in_the_readme_is_the_tree_on_disk() -> None:
 
 
 def test_the_readme_names_the_command_that_ci_runs() -> None:
-    assert "bash tests/run.sh" in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert "bash tests/run.sh" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1] == "bash tests/run.sh"
 
 

@@ -25,7 +25,7 @@ INK, QUIET, FAINT, PAPER = "#1c2024", "#5c6570", "#d5d9de", "#fefefe"
 FAMILY_COLOURS = dict(zip(FAMILIES, ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8a8f98"), strict=True))
 WIDE, NARROW, HALF = 1200, 360, 560  # widths in CSS pixels
 _TEXT = 7.5  # points: ten pixels
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": _TEXT,
     "text.color": INK,
     "text.parse_math": False,  # a $ in a layer's name is a letter
@@ -111,7 +111,7 @@ def _draw_layer_noise(data: LayerNoise, width: int) -> Figure:
     bar = figure.colorbar(mesh, ax=ax, location="right" if wide else "bottom", pad=0.01, aspect=12 if wide else 30, fraction=0.02 if wide else 0.05)
     bar.set_label("SQNR, dB" if wide else "SQNR, dB (less is worse)")
     bar.set_ticks(list(data.levels[:: 2 if len(data.levels) > 6 else 1]))
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     return figure
 
 
@@ -146,7 +146,7 @@ def svg(figure: Figure, *, key: str, label: str) -> str:
     from markupsafe import escape
 
     file = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}), warnings.catch_warnings():
+    with matplotlib.rc_context({**_STYLE, "svg.fonttype": "none", "svg.hashsalt": key}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the reader's browser has its own fonts
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")), transparent=True)
     text = file.getvalue()
@@ -186,9 +186,9 @@ def _layer_figure(axis: LayerAxis, width: int, *, across: float) -> tuple[Figure
     figure, ax = _figure(width, across + 60 + (6.2 * max(map(len, axis.labels)) * text / _TEXT if named else 0) if wide else 130 + pitch * n)
     along = ax.xaxis if wide else ax.yaxis
     # Anchored at its end, so that a browser's narrower font leaves no gap to the axis.
-    turned = {"rotation": 90, "rotation_mode": "anchor", "ha": "right", "va": "center"} if wide else {}
+    turned: dict[str, Any] = {"rotation": 90, "rotation_mode": "anchor", "ha": "right", "va": "center"} if wide else {}
     along.set_ticks(range(n) if named else [], axis.labels if named else [], fontsize=text, **turned)
-    along.set_tick_params(length=0, pad=2)
+    along.set_tick_params(length=0, pad=3)
     title = "layers in order of execution" + (f"; {axis.key}" if axis.key else "")
     ax.set_xlabel(title) if wide else ax.set_ylabel(title, loc="top")
     ax.set_xlim(-0.5, n - 0.5) if wide else ax.set_ylim(n - 0.5, -0.5)

@@ -181,8 +181,12 @@ def _plots(graph: OpGraph, table: SensitivityTable, plan: BitPlan, rows: Sequenc
     steps = plots.noise_by_step(graph, table, middle, metric=metric)
     numbers = "The table of all layers has the numbers."
     found = {
-        "bits": _drawn("bits", drawing.draw_layer_bits, bits, f"Bars: stored bits a weight of {len(bits.stored)} layers, average {bits.average:.2f}. {numbers}"),
-        "noise": _drawn("noise", drawing.draw_layer_noise, noise, f"Heat map: SQNR in dB, {len(noise.chosen)} layers by {len(noise.columns)} schemes. {numbers}"),
+        "bits": _drawn(
+            "bits", drawing.draw_layer_bits, bits, f"Bars: stored bits a weight of {len(bits.stored)} layers, average {bits.average:.2f}. {numbers}"
+        ),
+        "noise": _drawn(
+            "noise", drawing.draw_layer_noise, noise, f"Heat map: SQNR in dB, {len(noise.chosen)} layers by {len(noise.columns)} schemes. {numbers}"
+        ),
     }
     if len(steps.columns) > 1:
         label = f"Heat map: SQNR in dB at {middle}, {len(steps.chosen)} layers by {len(steps.columns)} step bins."
@@ -208,10 +212,7 @@ def _sheet(folder: Path, samples: Sequence[Sample], shown: Sequence[str], captio
         source = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
         return {"plan": name, "bits": bits[name], "source": source, "width": image.width, "height": image.height}
 
-    cut = [
-        {"worst": s.worst, "rank": s.rank, "caption": captions[s.index], "tiles": [tile(name, s.index) for name in shown]}
-        for s in samples
-    ]
+    cut = [{"worst": s.worst, "rank": s.rank, "caption": captions[s.index], "tiles": [tile(name, s.index) for name in shown]} for s in samples]
     return {"plans": list(shown), "samples": cut, "count": count, "small": width <= LARGEST // 2}
 
 

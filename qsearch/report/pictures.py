@@ -124,7 +124,9 @@ def contact_sheet(
 
     for needed in (plan, reference):
         if needed not in labels:
-            raise QSearchError(f"a contact sheet needs the pictures of {plan!r} and of {reference!r}; {needed!r} is not among its rows{nearest(needed, labels)}")
+            raise QSearchError(
+                f"a contact sheet needs the pictures of {plan!r} and of {reference!r}; {needed!r} is not among its rows{nearest(needed, labels)}"
+            )
     pictures = load_plans(folder, list(labels))
     count = len(pictures[reference])
     if len(captions) < count:

@@ -50,7 +50,7 @@ class ResultRow:
 
 def results(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[Column, ...], tuple[ResultRow, ...]]:
     """Every metric of every measured plan. The best is sought among all but full precision, which is what they are compared with."""
-    metrics = dict.fromkeys(m for row in rows for m in row["metrics"])
+    metrics = dict.fromkeys(str(m) for row in rows for m in row["metrics"])
     names = [m for m in TITLES if m in metrics] + [m for m in metrics if m not in TITLES]
     columns = tuple(Column(m, TITLES.get(m, m), higher_is_better(m)) for m in names)
     best = {c.metric: _best(rows, c) for c in columns}

@@ -285,7 +285,7 @@ def new_scheduler() -> Any:
     """DPM-Solver++ on the flow-matching noise levels; both pipelines accept it."""
     from diffusers import DPMSolverMultistepScheduler
 
-    return DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0)
+    return DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0, steps_offset=1)
 
 
 def cached_latents(runs: Path, device: torch.device, count: int = 49_152) -> tuple[Tensor, Scenes]:

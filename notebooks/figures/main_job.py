@@ -1,0 +1,91 @@
+"""The main job on both denoisers of the zoo: time, what was measured, and whether a killed run ends with the same plan.
+
+    python notebooks/figures/main_job.py [--kills 3]
+
+Each config runs into a new folder in a process of its own; then again (what has not changed is skipped); then into another folder
+with SIGKILL after random delays. Writes main_job.json beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from figure import publish
+
+ROOT = Path(__file__).parents[2]
+NAMES = ("scenes-dit", "scenes-unet")
+
+
+def start(config: Path) -> subprocess.Popen[bytes]:
+    """`qsearch run CONFIG` in a process of its own."""
+    return subprocess.Popen([sys.executable, "-m", "qsearch.cli", "run", str(config)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def configured(name: str, folder: Path) -> Path:
+    """The shipped config with another folder."""
+    content = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text()) | {"folder": str(folder)}
+    path = folder.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def layers(folder: Path) -> dict[str, str]:
+    """The plan's schemes."""
+    plan: dict[str, str] = json.loads((folder / "plan.json").read_text())["layers"]
+    return plan
+
+
+def main() -> None:
+    """Run, time, kill, compare, publish."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    dice = random.Random(options.seed)
+    rows: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in NAMES:
+            folder = Path(scratch) / name
+            config = configured(name, folder)
+            seconds = []
+            for _ in range(2):
+                began = time.monotonic()
+                if start(config).wait() != 0:
+                    raise SystemExit(f"{name}: the main job failed")
+                seconds.append(time.monotonic() - began)
+            killed = Path(scratch) / f"{name}-killed"
+            config, delays = configured(name, killed), []
+            for _ in range(options.kills):
+                process = start(config)
+                delays.append(round(dice.uniform(5, 0.9 * seconds[0]), 1))
+                try:
+                    process.wait(delays[-1])
+                except subprocess.TimeoutExpired:
+                    process.send_signal(signal.SIGKILL)
+                process.wait()
+            if start(config).wait() != 0:
+                raise SystemExit(f"{name}: the job did not finish after {options.kills} kills")
+            same = layers(folder) == layers(killed)
+            runs.append({"model": name, "first run s": seconds[0], "second run s": seconds[1], "killed after s": str(delays), "same plan": str(same)})
+            for row in json.loads((folder / "results.json").read_text())["rows"]:
+                metrics = {k: "-" if k not in row["metrics"] else "{:.4g} ± {:.2g}".format(*row["metrics"][k]) for k in COLUMNS}
+                rows.append({"model": name, "plan": row["plan"], "stored bits": row["average_bits"], **metrics})
+    publish(__file__, runs, title="the main job on this machine", seed=options.seed)
+    publish(__file__, rows, title="measured with common noise", seed=options.seed, extra={"runs": runs})
+
+
+COLUMNS = ("output_sqnr", "sqnr", "ssim", "frechet", "alignment")
+
+if __name__ == "__main__":
+    main()
