@@ -14,7 +14,6 @@ from .core import plugins
 from .core.errors import QSearchError
 
 if TYPE_CHECKING:
-    from .config import Config
     from .pipeline import Run
 
 app = typer.Typer(
@@ -160,10 +159,14 @@ def list_(kind: Annotated[str | None, typer.Argument(help="quantizers, metrics, 
 
 def _later(verb: str, help_: str) -> None:
     def stub() -> None:
-        raise QSearchError(f"{verb} is not built yet; built are {', '.join(sorted(c.name or c.callback.__name__ for c in app.registered_commands if c.callback and not getattr(c.callback, 'later', False)))}")
+        raise QSearchError(
+            f"{verb} is not built yet; built are {', '.join(sorted(c.name or c.callback.__name__ for c in app.registered_commands if c.callback and not getattr(c.callback, 'later', False)))}"
+        )
 
     stub.later = True  # type: ignore[attr-defined]
-    app.command(name=verb, help=f"{help_[0].upper()}{help_[1:]} (not built yet).", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(stub)
+    app.command(name=verb, help=f"{help_[0].upper()}{help_[1:]} (not built yet).", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+        stub
+    )
 
 
 for _verb, _help in _LATER.items():

@@ -202,7 +202,9 @@ def allocate(run: Run, graph: OpGraph, table: SensitivityTable) -> BitPlan:
 
     plan = verb(graph, table, c.budget, solver=c.solver, metric=c.metric, seconds=c.seconds)
     plan.save(run.path("plan.json"), key=key, parents={"table": parent}, seed=run.config.seed)
-    run.progress.say(f"allocate: {plan.achieved.average_bits:.3f} stored bits a weight, {plan.solver.name} says {plan.solver.status} in {plan.solver.seconds:.2f} s")
+    run.progress.say(
+        f"allocate: {plan.achieved.average_bits:.3f} stored bits a weight, {plan.solver.name} says {plan.solver.status} in {plan.solver.seconds:.2f} s"
+    )
     return plan
 
 
@@ -243,7 +245,9 @@ def evaluate(run: Run, graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:
     for name, trial in found.items():
         assert trial is not None
         p = plans[name]
-        rows.append({"plan": name, "average_bits": p.achieved.average_bits, "bytes": p.achieved.bytes, "metrics": {k: list(v) for k, v in trial.metrics.items()}})
+        rows.append(
+            {"plan": name, "average_bits": p.achieved.average_bits, "bytes": p.achieved.bytes, "metrics": {k: list(v) for k, v in trial.metrics.items()}}
+        )
     from .core.artifacts import Header
 
     write_json(run.path("results.json"), Header(RESULTS, graph=graph.id, key=setting, parents={"plan": plan.id}, seed=c.seed), {"rows": rows})

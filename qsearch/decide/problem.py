@@ -39,9 +39,7 @@ class Problem:
         return float(sum(self.values[i][self.choices[i].index(chosen[s])] for i, s in enumerate(self.sites)))
 
 
-def make_problem(
-    graph: OpGraph, table: SensitivityTable, budget: Budget, *, metric: str = "noise", schemes: Sequence[Scheme | str] | None = None
-) -> Problem:
+def make_problem(graph: OpGraph, table: SensitivityTable, budget: Budget, *, metric: str = "noise", schemes: Sequence[Scheme | str] | None = None) -> Problem:
     """Problem over the quantizable layers: the table's schemes (or those in `schemes`), and `keep`, which adds no noise.
 
     Raises `QSearchError` for a layer without values and `InfeasibleBudget`, with the best reachable, for a budget below the cheapest choices.

@@ -31,7 +31,7 @@ def kind_of(module: nn.Module) -> str:
         return f"conv-transpose{module.weight.ndim - 2}d"
     # Linear layers of other libraries (diffusers' LoRACompatibleLinear, transformers' Conv1D) carry the same attributes.
     if isinstance(getattr(module, "in_features", None), int) and isinstance(getattr(module, "weight", None), Tensor):
-        return "linear" if module.weight.ndim == 2 else ""  # type: ignore[union-attr]
+        return "linear" if module.weight.ndim == 2 else ""
     return ""
 
 

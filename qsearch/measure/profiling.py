@@ -63,5 +63,4 @@ def _resume(partial: Path | None, graph: OpGraph, key: str) -> list[dict[str, An
         return []
     if table.header is None or table.header.key != key:
         return []
-    rows: list[dict[str, Any]] = table.frame.to_dict("records")
-    return rows
+    return [{str(k): v for k, v in row.items()} for row in table.frame.to_dict("records")]

@@ -62,7 +62,7 @@ def to_groups(weight: Tensor, scheme: Scheme, axis: int = 0) -> Tensor:
     missing = -rows.shape[1] % size
     if missing:
         rows = torch.cat([rows, rows[:, -1:].expand(-1, missing)], 1)
-    return rows.unflatten(1, (-1, size))
+    return rows.reshape(rows.shape[0], -1, size)
 
 
 def from_groups(groups: Tensor, shape: Sequence[int], axis: int) -> Tensor:
@@ -70,7 +70,8 @@ def from_groups(groups: Tensor, shape: Sequence[int], axis: int) -> Tensor:
     moved = [shape[axis], *(n for i, n in enumerate(shape) if i != axis)]
     row = math.prod(moved[1:])
     flat = groups.reshape(moved[0], -1)[:, :row] if groups.shape[0] != 1 else groups.flatten()[: math.prod(moved)]
-    return flat.reshape(moved).movedim(0, axis)
+    weight: Tensor = flat.reshape(moved).movedim(0, axis)
+    return weight
 
 
 def quantize(weight: Tensor, scheme: Scheme, *, axis: int = 0, layer: str = "the weight") -> Quantized:
@@ -83,7 +84,7 @@ def quantize(weight: Tensor, scheme: Scheme, *, axis: int = 0, layer: str = "the
     if not torch.isfinite(weight).all():
         raise QSearchError(f"weights must be finite to be quantized; {layer} holds {int((~torch.isfinite(weight)).sum())} that are not")
     method = scheme.method or DEFAULT_METHODS[scheme.family]
-    plugin: AbstractQuantizer = plugins.load("quantizers", method)  # type: ignore[assignment]
+    plugin: AbstractQuantizer = plugins.load("quantizers", method)
     if not plugin.supports(scheme):
         raise QSearchError(f"{method} can't make {scheme.format} ({layer}, scheme {scheme}); see `qsearch list quantizers`")
     codes, scale, zero = plugin.quantize(to_groups(weight, scheme, axis), scheme)

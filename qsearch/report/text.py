@@ -80,7 +80,9 @@ def _graph(path: Path) -> list[Table | str]:
 def _plan(path: Path) -> list[Table | str]:
     _, content = read_json(path, "qsearch.plan/1")
     achieved, solver = content["achieved"], content["solver"]
-    table = Table(title=f"{achieved['average_bits']:.3f} stored bits a weight, {achieved['bytes']:,} bytes; {solver['name']}: {solver['status']}", title_justify="left")
+    table = Table(
+        title=f"{achieved['average_bits']:.3f} stored bits a weight, {achieved['bytes']:,} bytes; {solver['name']}: {solver['status']}", title_justify="left"
+    )
     table.add_column("layer")
     table.add_column("scheme")
     for name, scheme in content["layers"].items():

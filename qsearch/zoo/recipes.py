@@ -1,4 +1,4 @@
-"""What the zoo is made of: architecture, loss and export of the VAE, the judge and both denoisers."""
+"""What the zoo is made of: the VAE, the judge, both denoisers and their text encoders, each with its length."""
 
 from __future__ import annotations
 
@@ -15,15 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .judge import Judge, labels
-from .scenes import BACKGROUNDS, COLOURS, LAYOUTS, SHAPES, SIZES, TEXTURES, Caption, Scenes, describe, draw_scenes, render, vocabulary
-
-Loss = Callable[[torch.Generator], Tensor]
-Export = Callable[[nn.Module, Path, Path], None]
-
-PAD, END, BEGIN, UNKNOWN = "<pad>", "</s>", "<s>", "<unk>"
-MAX_WORDS = 36
-TEXT_WIDTH = 128
-UNET_WIDTHS = (64, 128)
+from .painters import Export, Loss, make_painter, make_reader
+from .scenes import draw_scenes, render
 
 
 @dataclass(frozen=True)
@@ -70,7 +63,8 @@ def _make_vae(runs: Path, device: torch.device, batch: int) -> tuple[nn.Module, 
         y = vae.decode(posterior.sample()).sample
         edges = F.l1_loss(y.diff(dim=-1), x.diff(dim=-1)) + F.l1_loss(y.diff(dim=-2), x.diff(dim=-2))
         divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-        return F.l1_loss(y, x) + F.mse_loss(y, x) + 0.5 * edges + 3e-4 * divergence
+        total: Tensor = F.l1_loss(y, x) + F.mse_loss(y, x) + 0.5 * edges + 3e-4 * divergence
+        return total
 
     def export(average: nn.Module, out: Path, folder: Path) -> None:
         average.eval()
@@ -118,241 +112,11 @@ def _make_judge(runs: Path, device: torch.device, batch: int) -> tuple[nn.Module
     return judge, loss, export
 
 
-# ---------------------------------------------------------------------------------------------------------- denoisers
-
-
-class Painter(nn.Module):
-    """A text encoder and a denoiser trained together by flow matching: x_s = (1 - s) x + s noise, target noise - x."""
-
-    def __init__(self, text_encoder: nn.Module, denoiser: nn.Module) -> None:
-        super().__init__()
-        self.text_encoder, self.denoiser = text_encoder, denoiser
-
-    def forward(self, noisy: Tensor, sigma: Tensor, words: Tensor, mask: Tensor | None) -> Tensor:
-        """Velocity [N, 4, 16, 16] at noise levels `sigma` [N] for token ids `words` [N, T] and an optional mask [N, T]."""
-        text = self.text_encoder(words, attention_mask=mask)[0]
-        if mask is None:
-            velocity: Tensor = self.denoiser(noisy, sigma * 1000, text, return_dict=False)[0]
-        else:
-            extra = {"resolution": None, "aspect_ratio": None}
-            velocity = self.denoiser(
-                noisy, encoder_hidden_states=text, encoder_attention_mask=mask, timestep=sigma * 1000, added_cond_kwargs=extra, return_dict=False
-            )[0]
-        return velocity
-
-
-def new_tokenizer(causal: bool) -> Any:
-    """Word-level tokenizer over the captions' vocabulary; the causal encoder's sentences also begin with a token."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    words = [PAD, END, BEGIN, UNKNOWN, *vocabulary()]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    single = f"{BEGIN} $A {END}" if causal else f"$A {END}"
-    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[(BEGIN, 2), (END, 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, bos_token=BEGIN, unk_token=UNKNOWN, model_max_length=MAX_WORDS
-    )
-
-
-def new_unet() -> Painter:
-    """UNet2DConditionModel with ResNet, self- and cross-attention blocks, and a causal CLIPTextModel."""
-    from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(vocabulary()) + 4,
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=384,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=MAX_WORDS,
-            projection_dim=TEXT_WIDTH,
-            hidden_act="gelu",
-            pad_token_id=0,
-            bos_token_id=2,
-            eos_token_id=1,
-        )
-    )
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=UNET_WIDTHS,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=16,
-    )
-    return Painter(text, unet)
-
-
-def new_dit() -> Painter:
-    """PixArtTransformer2DModel with eight blocks over 64 image tokens, and a small T5 encoder."""
-    from diffusers import PixArtTransformer2DModel
-    from transformers import T5Config, T5EncoderModel
-
-    text = T5EncoderModel(
-        T5Config(
-            vocab_size=len(vocabulary()) + 4,
-            d_model=TEXT_WIDTH,
-            d_kv=32,
-            d_ff=256,
-            num_layers=3,
-            num_heads=4,
-            relative_attention_num_buckets=16,
-            relative_attention_max_distance=32,
-            feed_forward_proj="gated-gelu",
-            dropout_rate=0.0,
-            pad_token_id=0,
-            eos_token_id=1,
-            is_encoder_decoder=False,
-            use_cache=False,
-        )
-    )
-    dit = PixArtTransformer2DModel(
-        num_attention_heads=5,
-        attention_head_dim=32,
-        cross_attention_dim=160,
-        in_channels=4,
-        out_channels=4,
-        num_layers=8,
-        sample_size=16,
-        patch_size=2,
-        caption_channels=TEXT_WIDTH,
-        use_additional_conditions=False,
-    )
-    nn.init.zeros_(dit.proj_out.weight)
-    for block in dit.transformer_blocks:
-        nn.init.zeros_(block.attn1.to_out[0].weight)
-        nn.init.zeros_(block.attn2.to_out[0].weight)
-    return Painter(text, dit)
-
-
-class Reader(nn.Module):
-    """A text encoder with heads that read the scene back from the caption: its training before the denoiser's.
-
-    Real pipelines get text encoders trained elsewhere; learnt through the denoiser's loss alone, "a left of b" takes longest of all.
-    The word for a shape must know its object's place, colour, size and texture; the mean of all words the layout and the background.
-    """
-
-    def __init__(self, text_encoder: nn.Module) -> None:
-        super().__init__()
-        self.text_encoder = text_encoder
-        self.scene = nn.ModuleDict({"layout": nn.Linear(TEXT_WIDTH, len(LAYOUTS)), "background": nn.Linear(TEXT_WIDTH, len(BACKGROUNDS) + 1)})
-        sizes = {"place": 3, "colour": len(COLOURS), "size": len(SIZES) + 1, "texture": len(TEXTURES) + 1}
-        self.object = nn.ModuleDict({k: nn.Linear(TEXT_WIDTH, v) for k, v in sizes.items()})
-
-    def loss(self, words: Tensor, mask: Tensor, shape_words: Tensor, captions: list[Caption]) -> Tensor:
-        """Cross-entropy summed over heads; what a caption does not name is the last class."""
-        text = self.text_encoder(words, attention_mask=mask)[0]
-        mean = (text * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        named = [{(w, k): v for w, k, v in c.named} for c in captions]
-        parts = [
-            F.cross_entropy(self.scene["layout"](mean), torch.tensor([n["layout", -1] for n in named], device=text.device)),
-            F.cross_entropy(self.scene["background"](mean), torch.tensor([n.get(("background", -1), len(BACKGROUNDS)) for n in named], device=text.device)),
-        ]
-        row, column = torch.nonzero(torch.isin(words, shape_words), as_tuple=True)  # in order: the objects as the sentence names them
-        order = [[k for w, k, _ in c.named if w == "shape"] for c in captions]
-        places = [(n, k) for n, ks in zip(named, order, strict=True) for k in ks]
-        missing = {"place": 0, "colour": 0, "size": len(SIZES), "texture": len(TEXTURES)}
-        for head, layer in self.object.items():
-            truth = [k if head == "place" else n.get((head, k), missing[head]) for n, k in places]
-            parts.append(F.cross_entropy(layer(text[row, column]), torch.tensor(truth, device=text.device)))
-        return torch.stack(parts).sum()
-
-
-def _make_reader(kind: str, runs: Path, device: torch.device, batch: int) -> tuple[nn.Module, Loss, Export]:
-    causal = kind == "scenes-unet"
-    reader = Reader((new_unet() if causal else new_dit()).text_encoder)
-    tokenizer = new_tokenizer(causal)
-    shape_words = torch.tensor([tokenizer.convert_tokens_to_ids(s) for s in SHAPES], device=device)
-
-    def loss(generator: torch.Generator) -> Tensor:
-        captions = describe(draw_scenes(batch, generator, held_out=False), generator)
-        tokens = tokenizer([c.text for c in captions], padding="longest", return_tensors="pt").to(device)
-        return reader.loss(tokens.input_ids, tokens.attention_mask, shape_words, captions)
-
-    def export(average: nn.Module, out: Path, folder: Path) -> None:
-        torch.save(average.text_encoder.state_dict(), folder / "text_encoder.pt")
-
-    return reader, loss, export
-
-
-def new_scheduler() -> Any:
-    """DPM-Solver++ on the flow-matching noise levels; both pipelines accept it."""
-    from diffusers import DPMSolverMultistepScheduler
-
-    return DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0, steps_offset=1)
-
-
-def cached_latents(runs: Path, device: torch.device, count: int = 49_152) -> tuple[Tensor, Scenes]:
-    """Latents [count, 4, 16, 16] (already scaled) of training scenes and the scenes; encoded once and kept beside the VAE."""
-    from diffusers import AutoencoderKL
-
-    scenes = draw_scenes(count, torch.Generator().manual_seed(20), held_out=False)
-    path = runs / "vae" / f"latents-{count}.pt"
-    if path.exists():
-        return torch.load(path, weights_only=True).to(device), scenes
-    vae = AutoencoderKL.from_pretrained(runs / "vae" / "vae").to(device)
-    parts = []
-    with torch.no_grad():
-        for i in range(0, count, 256):
-            mean = vae.encode(render(scenes[i : i + 256]).to(device)).latent_dist.mean
-            parts.append(mean.cpu() * vae.config.scaling_factor)
-    torch.save(torch.cat(parts), path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
-    return torch.cat(parts).to(device), scenes
-
-
-def _make_painter(kind: str, runs: Path, device: torch.device, batch: int) -> tuple[nn.Module, Loss, Export]:
-    causal = kind == "scenes-unet"
-    painter = new_unet() if causal else new_dit()
-    tokenizer = new_tokenizer(causal)
-    latents, scenes = cached_latents(runs, device)
-    painter.text_encoder.load_state_dict(torch.load(runs / f"{kind}-text" / "text_encoder.pt", weights_only=True))
-
-    def loss(generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(scenes), (batch,), generator=generator)
-        captions: list[Caption] = describe(scenes[index], generator)
-        drop = (torch.rand(batch, generator=generator) < 0.1).tolist()
-        texts = ["" if d else c.text for c, d in zip(captions, drop, strict=True)]
-        tokens = tokenizer(texts, padding="max_length" if causal else "longest", max_length=MAX_WORDS, return_tensors="pt").to(device)
-        sigma = torch.sigmoid(torch.randn(batch, generator=generator) * 1.1 + 0.3).to(device)
-        clean = latents[index.to(device)]
-        noise = torch.randn(clean.shape, generator=generator).to(device)
-        mix = sigma.view(-1, 1, 1, 1)
-        velocity = painter((1 - mix) * clean + mix * noise, sigma, tokens.input_ids, None if causal else tokens.attention_mask)
-        return F.mse_loss(velocity.float(), noise - clean)
-
-    def export(average: nn.Module, out: Path, folder: Path) -> None:
-        from diffusers import AutoencoderKL, PixArtAlphaPipeline, StableDiffusionPipeline
-
-        target = out / kind.replace("-", "_")
-        vae = AutoencoderKL.from_pretrained(runs / "vae" / "vae").half()
-        average = average.cpu()
-        parts: dict[str, Any] = {"tokenizer": tokenizer, "vae": vae, "scheduler": new_scheduler()}
-        # The text encoder stays in fp32: transformers loads it in the file's type, the denoiser in fp32, and they must agree.
-        parts["text_encoder"] = average.text_encoder.float()
-        if causal:
-            parts |= {"unet": average.denoiser.half(), "safety_checker": None, "feature_extractor": None}
-            pipe = StableDiffusionPipeline(**parts, requires_safety_checker=False)
-        else:
-            pipe = PixArtAlphaPipeline(**parts, transformer=average.denoiser.half())
-        pipe.save_pretrained(target)
-        shutil.copy(folder / "loss.csv", target / "loss.csv")
-        print(f"wrote {target}")
-
-    return painter, loss, export
-
-
 RECIPES = {
     "vae": Recipe(_make_vae, steps=1500, batch=16, rate=1.5e-3),
     "judge": Recipe(_make_judge, steps=2500, batch=64, rate=1e-3),
-    "scenes-unet-text": Recipe(partial(_make_reader, "scenes-unet"), steps=1500, batch=96, rate=1e-3),
-    "scenes-dit-text": Recipe(partial(_make_reader, "scenes-dit"), steps=1500, batch=96, rate=1e-3),
-    "scenes-unet": Recipe(partial(_make_painter, "scenes-unet"), steps=8000, batch=32, rate=1e-3),
-    "scenes-dit": Recipe(partial(_make_painter, "scenes-dit"), steps=10000, batch=32, rate=1e-3),
+    "scenes-unet-text": Recipe(partial(make_reader, "scenes-unet"), steps=1500, batch=96, rate=1e-3),
+    "scenes-dit-text": Recipe(partial(make_reader, "scenes-dit"), steps=1500, batch=96, rate=1e-3),
+    "scenes-unet": Recipe(partial(make_painter, "scenes-unet"), steps=8000, batch=32, rate=1e-3),
+    "scenes-dit": Recipe(partial(make_painter, "scenes-dit"), steps=10000, batch=32, rate=1e-3),
 }

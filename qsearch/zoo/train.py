@@ -1,6 +1,6 @@
-"""`python -m qsearch.zoo.train NAME`: trains the VAE, the judge and both denoisers from nothing, and resumes where it stopped.
+"""`python -m qsearch.zoo.train NAME`: trains a part of the zoo from nothing, and resumes where it stopped.
 
-One loop for all four: AdamW, warm-up, constant rate and a linear decay over the last fifth, an exponential moving average,
+One loop for all: AdamW, warm-up, constant rate and a linear decay over the last fifth, an exponential moving average,
 a checkpoint every few minutes (written atomically, so that a killed run goes on from its last one), a log of one line a hundred steps.
 Randomness at step n depends on the seed and n alone, so a resumed run sees what an uninterrupted one would.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,9 +50,7 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
     average = copy.deepcopy(module).requires_grad_(False).eval()
     matrices = [p for p in module.parameters() if p.ndim >= 2]
     vectors = [p for p in module.parameters() if p.ndim < 2]
-    optimiser = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}], lr=run.rate, betas=(0.9, 0.98)
-    )
+    optimiser = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}], lr=run.rate, betas=(0.9, 0.98))
     start, spent = 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=run.device, weights_only=True)
@@ -66,7 +63,7 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
     def save(step: int, seconds: float) -> None:
         whole = {"module": module.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict()}
         torch.save(whole | {"step": step, "seconds": seconds}, checkpoint.with_suffix(".tmp"))
-        os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+        checkpoint.with_suffix(".tmp").replace(checkpoint)
 
     began, saved, total = time.monotonic() - spent, time.monotonic(), 0.0
     for step in range(start, run.steps):
@@ -77,7 +74,7 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
         with torch.autocast(run.device.type, torch.bfloat16, enabled=run.autocast):
             value = loss(generator)
         optimiser.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimiser.step()
         decay = min(EMA_DECAY, (step + 1) / (step + 10))
@@ -100,7 +97,7 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train one part of the zoo: `vae`, `judge`, `scenes-unet` or `scenes-dit` (the denoisers need the VAE)."""
+    """Train one part of the zoo, in this order: vae, judge, then NAME-text and NAME for scenes-unet and scenes-dit."""
     parser = argparse.ArgumentParser(prog="python -m qsearch.zoo.train", description=main.__doc__)
     parser.add_argument("name", choices=sorted(recipes.RECIPES))
     parser.add_argument("--runs", type=Path, default=Path("runs/zoo"), help="checkpoints and logs (default: %(default)s)")

@@ -20,7 +20,7 @@ CAPTIONS = tuple(f"a small red ring left of square number {i}, on green" for i i
 
 
 def pixart(blocks: int = 2, width: int = 16, *, model: str = "scenes-dit", extra: str = "") -> OpGraph:
-    """Seven layers around `blocks` of ten; `extra` names one more."""
+    """Six layers around `blocks` of ten; `extra` names one more."""
     layers = [LayerSpec("embed", "embedding-embedding", "embedding", (10, width), 0, quantizable=False)]
 
     def add(name: str, role: str, shape: tuple[int, ...], block: str = "", kind: str = "linear") -> None:
@@ -75,7 +75,14 @@ def make_rows(graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:
     metrics: tuple[dict[str, list[float]], ...] = (
         {"sqnr": [140.0, 0.0], "ssim": [1.0, 0.0], "frechet": [18.2, 1.2], "alignment": [0.971, 0.004], "noise": [0.0, 0.0]},
         {"sqnr": [11.3, 0.4], "ssim": [0.95, 0.006], "frechet": [31.5, 1.3], "alignment": [0.934, 0.004], "noise": [0.038, 0.001], "output_sqnr": [14.2, 0.1]},
-        {"sqnr": [17.9, 0.6], "ssim": [0.93, 0.006], "frechet": [20.9, 1.2], "alignment": [0.968, 0.004], "noise": [0.0074, 0.0002], "output_sqnr": [21.3, 0.1]},
+        {
+            "sqnr": [17.9, 0.6],
+            "ssim": [0.93, 0.006],
+            "frechet": [20.9, 1.2],
+            "alignment": [0.968, 0.004],
+            "noise": [0.0074, 0.0002],
+            "output_sqnr": [21.3, 0.1],
+        },
         {"sqnr": [4.1, 0.1], "ssim": [0.52, 0.006], "frechet": [77.0, 2.2], "alignment": [0.81, 0.004], "noise": [0.214, 0.007], "output_sqnr": [6.7, 0.1]},
     )
     return [

@@ -34,14 +34,14 @@ def solve(problem: Problem, *, seconds: float = 60.0) -> tuple[dict[str, Scheme]
     for _ in range(3):
         result = milp(
             values / scale,
-            integrality=np.ones(len(owner)),
+            integrality=np.ones(len(owner), np.int64),
             bounds=Bounds(0, 1),
             constraints=constraints,
             options={"time_limit": seconds, "mip_rel_gap": 0.0},
         )
         chosen = _chosen(problem, sizes, result)
         spent = problem.total(chosen)
-        bound = float(result.mip_dual_bound) * scale
+        bound = float(result.mip_dual_bound or 0.0) * scale
         if spent == 0 or spent / scale > 100:
             break
         scale = spent / 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def estimate(
             with simulate(model, {layer.name: scheme}, graph, weights):
                 for i, (call, reference) in enumerate(zip(calls, references, strict=True)):
                     value, error = relative_noise(run(model, call), reference)
-                    if value != value:
+                    if not math.isfinite(value):
                         raise QSearchError(f"the output is not finite with {layer.name} at {scheme} in step bin {i}")
                     row = {"site": layer.name, "scheme": str(scheme), "step": i, "metric": "noise", "estimate": value, "error": error}
                     rows.append(row | {"floor": floors[i]})

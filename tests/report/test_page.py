@@ -1,0 +1,267 @@
+"""The page: whole HTML, nothing from outside, nothing from data taken for markup, readable at every width."""
+
+from __future__ import annotations
+
+import html
+import re
+import shutil
+import subprocess
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from qsearch.core.errors import ArtifactError, QSearchError
+from qsearch.core.plan import BitPlan
+from qsearch.report.page import write_report
+from tests.report.synthetic import CAPTIONS, PLANS, make_plan, make_rows, make_table, pixart, save_run
+
+GRAPH = pixart()
+TABLE, PLAN = make_table(GRAPH), make_plan(GRAPH)
+ROWS = make_rows(GRAPH, PLAN)
+NASTY = "<script>alert('x')</script>"
+VOID = {"meta", "img", "br", "wbr"}
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (path := shutil.which(name))), None)
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, the text, and what is open at the end; a tag that closes another one is an error."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with its report."""
+    folder = tmp_path_factory.mktemp("run")
+    save_run(folder)
+    PLAN.save(folder / "plan.json", key="k", seed=17)
+    (folder / "config.yaml").write_text("model: scenes-dit\n")
+    write_report(folder, GRAPH, TABLE, PLAN, ROWS, CAPTIONS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(run: Path) -> str:
+    return (run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(text: str) -> Page:
+    return Page(text)
+
+
+@pytest.fixture(scope="module")
+def nasty(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """A page on which every word that comes from data is markup."""
+    folder = tmp_path_factory.mktemp("nasty")
+    save_run(folder)
+    graph = pixart(1, model=NASTY, extra=f"a.{NASTY}")
+    plan = make_plan(graph)
+    (folder / "config.yaml").write_text(f"model: {NASTY}\n")
+    rows = [dict(r, metrics=r["metrics"] | {NASTY: [1.0, 0.1]}) for r in make_rows(graph, plan)]
+    write_report(folder, graph, make_table(graph), plan, rows, [f"{c} {NASTY}\"'" for c in CAPTIONS])
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_the_page_is_whole_html(page: Page) -> None:
+    assert page.open == []
+    assert [tag for tag, _ in page.tags[:2]] == ["html", "head"]
+    assert page.all("html")[0]["lang"] == "en"
+    assert {m.get("name") for m in page.all("meta")} >= {"viewport", "color-scheme"}
+
+
+def test_ids_are_unique_and_what_is_referred_to_is_there(page: Page) -> None:
+    ids = Counter(a["id"] for _, a in page.tags if "id" in a)
+    used = {a["aria-labelledby"] for _, a in page.tags if "aria-labelledby" in a} | {str(a["xlink:href"])[1:] for a in page.all("use")}
+
+    assert ids.most_common(1)[0][1] == 1
+    assert used
+    assert used <= set(ids)
+
+
+def test_nothing_is_fetched_and_nothing_runs(page: Page, text: str) -> None:
+    sources = [str(a[k]) for _, a in page.tags for k in ("src", "href", "xlink:href", "srcset", "data", "poster", "action") if k in a]
+
+    assert {s.split(",")[0] if s.startswith("data:") else s[:1] for s in sources} == {"data:image/png;base64", "#"}
+    assert {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed", "base", "form"} == set()
+    assert re.findall(r"@import|url\((?!#)", text) == []
+    assert [k for _, a in page.tags for k in a if k.startswith("on")] == []
+
+
+def test_pictures_say_what_they_show(page: Page) -> None:
+    images = page.all("img")
+
+    assert len(images) == 8 * len(PLANS)
+    assert images[0]["alt"] == f"full precision: {CAPTIONS[0]}"
+    assert [a for a in page.all("svg") if a.get("role") != "img" or not a.get("aria-label")] == []
+    assert len(page.all("svg")) == 10  # five plots, each for a screen and for a telephone
+
+
+def test_tables_have_captions_and_headers_with_a_scope(page: Page) -> None:
+    assert len(page.all("table")) == len(page.all("caption")) == 4
+    assert {a.get("scope") for a in page.all("th")} == {"row", "col"}
+
+
+def test_what_was_asked_is_said(page: Page) -> None:
+    for words in ("at most 12 stored bits a weight", f"{GRAPH.weights:,} weights", "uint2-c, uint3-c, uint4-c, uint8-c, keep (full precision)", *CAPTIONS):
+        assert words in page.text
+
+
+def test_the_outcome_is_said_in_words(page: Page) -> None:
+    assert "stands 21.3 ± 0.1 dB above its error; the plans beside it: uniform uint4-c 14.2 ± 0.1 dB, random 6.7 ± 0.1 dB" in page.text
+
+
+def test_every_result_is_in_the_table_and_the_best_is_bold(page: Page, text: str) -> None:
+    for words in ("exact", "11.3 ± 0.4", "31.50 ± 1.30", "0.810 ± 0.004"):
+        assert words in page.text
+
+    assert re.findall(r"<strong>([^<]*±[^<]*)</strong>", text) == [
+        "0.950 ± 0.006",
+        "21.3 ± 0.1",
+        "17.9 ± 0.6",
+        "20.90 ± 1.20",
+        "0.968 ± 0.004",
+        "7.40e-03 ± 2e-04",
+    ]
+
+
+def test_directions_of_metrics_are_arrows_with_words(page: Page) -> None:
+    assert Counter(a["aria-label"] for a in page.all("span") if a.get("role") == "img") == {"more is better": 4, "less is better": 2}
+
+
+def test_the_worst_cases_are_marked_with_their_rank(text: str) -> None:
+    assert re.findall(r'<span class="rank">([^<]*)</span> · ([^<]*)</p>', text) == [
+        ("1 of 10", CAPTIONS[5]),
+        ("2 of 10", CAPTIONS[9]),
+        ("3 of 10", CAPTIONS[8]),
+        ("4 of 10", CAPTIONS[7]),
+    ]
+
+
+def test_every_layer_is_listed_with_its_scheme(page: Page) -> None:
+    for name, scheme in PLAN.layers.items():
+        assert name in page.text
+        assert str(scheme) in page.text
+
+
+def test_where_it_comes_from_is_said(page: Page, run: Path) -> None:
+    header = BitPlan.load(run / "plan.json", GRAPH).header
+    assert header is not None
+
+    for words in (GRAPH.id, PLAN.id, "ilp: optimal, gap 0, bound 0.25", "17", header.command, f"torch {header.versions['torch']}", "model: scenes-dit"):
+        assert words in page.text
+
+
+def test_a_plan_on_disk_that_is_another_says_nothing_of_this_one(tmp_path: Path) -> None:
+    save_run(tmp_path)
+    BitPlan.uniform(GRAPH, "uint8-c").save(tmp_path / "plan.json")
+
+    write_report(tmp_path, GRAPH, TABLE, PLAN, ROWS, CAPTIONS)
+
+    assert "not recorded: the plan has no file in this run" in (tmp_path / "report.html").read_text()
+
+
+def test_markup_in_data_is_text(nasty: Page) -> None:
+    assert nasty.all("script") == []
+    assert nasty.open == []
+    for words in (f"a.{NASTY}", f"model: {NASTY}", f"{CAPTIONS[0]} {NASTY}\"'", f"{NASTY}: "):
+        assert words in nasty.text
+    assert nasty.all("img")[0]["alt"] == f"full precision: {CAPTIONS[0]} {NASTY}\"'"
+
+
+def test_the_contact_sheet_lies_beside_the_page(run: Path) -> None:
+    assert (run / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in run.iterdir()) == ["config.yaml", "contact_sheet.png", "pictures", "plan.json", "report.html"]
+
+
+def test_written_twice_it_is_the_same(run: Path, text: str) -> None:
+    write_report(run, GRAPH, TABLE, PLAN, ROWS, CAPTIONS)
+
+    assert (run / "report.html").read_text(encoding="utf-8") == text
+
+
+def test_a_run_with_little_in_it_has_a_page_still(tmp_path: Path) -> None:
+    save_run(tmp_path)
+    rows = [dict(r, metrics={"ssim": r["metrics"]["ssim"]}) for r in ROWS if r["plan"] in ("full precision", "plan")]
+
+    write_report(tmp_path, GRAPH, make_table(GRAPH, bins=1), BitPlan.make(GRAPH, PLAN.layers), rows, CAPTIONS)
+
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert len(page.all("svg")) == 4  # bits and noise: no step bins, nothing against size
+    assert len(page.all("img")) == 8 * 2
+
+
+def test_a_table_of_another_model_is_refused(run: Path) -> None:
+    with pytest.raises(QSearchError, match="the table was made for graph"):
+        write_report(run, GRAPH, make_table(pixart(1)), PLAN, ROWS, CAPTIONS)
+
+
+def test_a_run_without_pictures_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"full-precision\.png does not exist; make it with `qsearch evaluate`"):
+        write_report(tmp_path, GRAPH, TABLE, PLAN, ROWS, CAPTIONS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def browse(tmp_path: Path, document: str, widths: tuple[int, ...]) -> tuple[dict[int, int], list[str]]:
+    """width -> how wide the page wants to be in a frame of that width, and what the console said; frames, since a window has a least width."""
+    assert CHROMIUM is not None
+    frames = "".join(f'<iframe width="{w}" height="900" style="border:0" srcdoc="{html.escape(document)}"></iframe>' for w in widths)
+    measure = "document.title = [...document.querySelectorAll('iframe')].map(f => f.width + ':' + f.contentDocument.documentElement.scrollWidth).join(' ')"
+    (tmp_path / "frames.html").write_text(f"<!doctype html><title>-</title>{frames}<script>onload = () => {{ {measure} }}</script>", encoding="utf-8")
+    quiet = [f"--disable-{what}" for what in ("gpu", "quic", "background-networking", "component-update", "sync")]
+    flags = ["--headless", "--no-sandbox", "--no-first-run", "--hide-scrollbars", "--enable-logging=stderr", "--virtual-time-budget=10000", *quiet]
+    done = subprocess.run(
+        [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", (tmp_path / "frames.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
+    )
+    title = re.search(r"<title>([^<]*)</title>", done.stdout)
+    assert title is not None
+    wanted = dict(pair.split(":") for pair in title[1].split())
+    return {int(k): int(v) for k, v in wanted.items()}, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a chromium binary, e.g. `apt-get install chromium`")
+def test_a_browser_shows_it_without_errors_or_overflow_on_a_telephone_and_on_a_screen(tmp_path: Path, text: str) -> None:
+    wanted, said = browse(tmp_path, text, (390, 1400))
+
+    assert wanted == {390: 390, 1400: 1400}
+    assert said == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a chromium binary, e.g. `apt-get install chromium`")
+def test_the_browser_would_notice_an_error_and_an_overflow(tmp_path: Path) -> None:
+    wanted, said = browse(tmp_path, '<p style="width: 500px">wide</p><script>console.error("broken")</script>', (390, 1400))
+
+    assert wanted[390] > 390
+    assert len(said) == 2
+    assert "broken" in said[0]
