@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from . import config as configs
 from .config import Config
 from .core import plugins
-from .core.artifacts import digest, peek, read_json, write_json
+from .core.artifacts import Header, digest, peek, read_json, versions, write_json
 from .core.errors import ArtifactError, QSearchError, nearest
 from .core.graph import OpGraph
 from .core.plan import BitPlan
@@ -115,6 +115,10 @@ class Run:
             raise QSearchError(f"{self.config.prompts} holds {len(lines)} prompts; profiling and evaluation need {start + count}")
         return Prompts(tuple(lines[start : start + count]))
 
+    def key(self, verb: str, **question: Any) -> str:
+        """Digest of the question that a stage answers, and of who answers it: another version asks again."""
+        return digest({"verb": verb, "qsearch": versions().get("qsearch-diffusion", ""), **question})
+
     def path(self, name: str) -> Path:
         """A file of the run."""
         return self.folder / name
@@ -135,7 +139,7 @@ class Run:
 
 def extract(run: Run) -> OpGraph:
     """The model's graph, in graph.json."""
-    key = digest({"verb": "extract", "model": run.fingerprint})
+    key = run.key("extract", model=run.fingerprint)
     if run.fresh("graph.json", "qsearch.graph/1", key):
         run.progress.say("extract: graph.json is up to date")
         return OpGraph.load(run.path("graph.json"))
@@ -154,17 +158,8 @@ def extract(run: Run) -> OpGraph:
 def profile(run: Run, graph: OpGraph) -> SensitivityTable:
     """The sensitivity of every layer to every scheme, in sensitivity.parquet."""
     c = run.config
-    key = digest(
-        {
-            "verb": "profile",
-            "graph": graph.id,
-            "model": run.fingerprint,
-            "seed": c.seed,
-            "prompts": _text(c.prompts),
-            "sampling": c.sampling.model_dump(),
-            **c.profile.model_dump(),
-        }
-    )
+    asked = {"seed": c.seed, "prompts": _text(c.prompts), "sampling": c.sampling.model_dump(), **c.profile.model_dump()}
+    key = run.key("profile", graph=graph.id, model=run.fingerprint, **asked)
     if run.fresh("sensitivity.parquet", "qsearch.sensitivity/1", key):
         run.progress.say("profile: sensitivity.parquet is up to date")
         return SensitivityTable.load(run.path("sensitivity.parquet"), graph.id)
@@ -194,7 +189,7 @@ def allocate(run: Run, graph: OpGraph, table: SensitivityTable) -> BitPlan:
     """The best plan within the budget, in plan.json."""
     c = run.config.allocate
     parent = _content_key(table)
-    key = digest({"verb": "allocate", "table": parent, **c.model_dump()})
+    key = run.key("allocate", table=parent, **c.model_dump())
     if run.fresh("plan.json", "qsearch.plan/1", key):
         run.progress.say("allocate: plan.json is up to date")
         return BitPlan.load(run.path("plan.json"), graph)
@@ -213,6 +208,7 @@ def evaluate(run: Run, graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:
     from .core.scheme import KEEP
     from .core.trials import Trials
     from .decide.allocation import random_plan
+    from .report.pictures import picture_path, pictures_of
 
     c = run.config
     plans = {"full precision": BitPlan.uniform(graph, KEEP)}
@@ -222,20 +218,11 @@ def evaluate(run: Run, graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:
     if c.allocate.average_bits is not None:
         for i in range(c.evaluate.random):
             plans[f"random {i}" if c.evaluate.random > 1 else "random"] = random_plan(graph, c.profile.schemes, c.allocate.budget, c.seed * 1000 + i)
-    setting = digest(
-        {
-            "model": run.fingerprint,
-            "seed": c.seed,
-            "prompts": _text(c.prompts),
-            "sampling": c.sampling.model_dump(),
-            "bins": c.profile.bins,
-            "samples": c.evaluate.samples,
-            "metrics": sorted(c.evaluate.metrics),
-        }
-    )
+    asked = {"seed": c.seed, "prompts": _text(c.prompts), "sampling": c.sampling.model_dump(), "bins": c.profile.bins}
+    setting = run.key("evaluate", model=run.fingerprint, samples=c.evaluate.samples, metrics=sorted(c.evaluate.metrics), **asked)
     trials = Trials(run.path("trials.db"), graph)
     found = {name: trials.find(p, setting) for name, p in plans.items()}
-    missing = [name for name, trial in found.items() if trial is None or not run.path(_picture(name)).exists()]
+    missing = [name for name, trial in found.items() if trial is None or pictures_of(picture_path(run.folder, name)) != f"{plans[name].id} {setting}"]
     if missing:
         _measure(run, graph, plans, missing, setting, trials)
         found = {name: trials.find(p, setting) for name, p in plans.items()}
@@ -244,13 +231,12 @@ def evaluate(run: Run, graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name, trial in found.items():
         assert trial is not None
-        p = plans[name]
-        rows.append(
-            {"plan": name, "average_bits": p.achieved.average_bits, "bytes": p.achieved.bytes, "metrics": {k: list(v) for k, v in trial.metrics.items()}}
-        )
-    from .core.artifacts import Header
-
-    write_json(run.path("results.json"), Header(RESULTS, graph=graph.id, key=setting, parents={"plan": plan.id}, seed=c.seed), {"rows": rows})
+        achieved = plans[name].achieved
+        metrics = {k: list(v) for k, v in trial.metrics.items()}
+        rows.append({"plan": name, "average_bits": achieved.average_bits, "bytes": achieved.bytes, "metrics": metrics})
+    key = digest([setting, rows])
+    if not run.fresh("results.json", RESULTS, key):
+        write_json(run.path("results.json"), Header(RESULTS, graph=graph.id, key=key, parents={"plan": plan.id}, seed=c.seed), {"rows": rows})
     return rows
 
 
@@ -258,7 +244,7 @@ def _measure(run: Run, graph: OpGraph, plans: dict[str, BitPlan], missing: list[
     from .measure.evaluation import evaluate as verb
     from .measure.evaluation import make
     from .measure.pipelines import Sampling, record
-    from .report.pictures import save_pictures
+    from .report.pictures import picture_path, save_pictures
 
     c = run.config
     prompts = run.prompts(c.evaluate.samples, part=1)
@@ -270,9 +256,9 @@ def _measure(run: Run, graph: OpGraph, plans: dict[str, BitPlan], missing: list[
         reference = make(run.pipe, graph, plans["full precision"], prompts, sampling, calls, progress=advance)
         for name in ["full precision", *todo]:
             outcome = reference if name == "full precision" else make(run.pipe, graph, plans[name], prompts, sampling, calls, progress=advance)
-            save_pictures(run.path(_picture(name)), outcome.pictures)
             if trials.find(plans[name], setting) is None:
                 trials.add(name, plans[name], verb(outcome, reference, c.evaluate.metrics), setting)
+            save_pictures(picture_path(run.folder, name), outcome.pictures, of=f"{plans[name].id} {setting}")
 
 
 def run(config: Config | Path | str, progress: Progress | None = None) -> list[dict[str, Any]]:
@@ -284,15 +270,21 @@ def run(config: Config | Path | str, progress: Progress | None = None) -> list[d
     table = profile(job, graph)
     plan = allocate(job, graph, table)
     rows = evaluate(job, graph, plan)
-    from .report.page import write_report
-
-    write_report(job.folder, graph, table, plan, rows, captions=job.prompts(job.config.evaluate.samples, part=1).texts)
-    job.progress.say(f"report: {job.path('report.html')}")
+    report(job, graph, table, plan, rows)
     return rows
 
 
-def _picture(name: str) -> str:
-    return f"pictures/{name.replace(' ', '-')}.png"
+def report(run: Run, graph: OpGraph, table: SensitivityTable, plan: BitPlan, rows: list[dict[str, Any]]) -> None:
+    """contact_sheet.png and report.html."""
+    from .report.page import is_current, write_report
+
+    metric = run.config.allocate.metric
+    key = run.key("report", plan=plan.id, table=_content_key(table), rows=rows, config=run.config.model_dump(mode="json"))
+    if is_current(run.folder, key):
+        run.progress.say("report: report.html is up to date")
+        return
+    write_report(run.folder, graph, table, plan, rows, run.prompts(run.config.evaluate.samples, part=1).texts, metric=metric, key=key)
+    run.progress.say(f"report: {run.path('report.html')}")
 
 
 def _text(path: Path | None) -> str:

@@ -32,18 +32,33 @@ _QUALITIES = ("output_sqnr", "sqnr")  # metrics that are drawn against size
 
 
 def write_report(
-    folder: Path, graph: OpGraph, table: SensitivityTable, plan: BitPlan, rows: Sequence[Mapping[str, Any]], captions: Sequence[str], *, metric: str = "noise"
+    folder: Path,
+    graph: OpGraph,
+    table: SensitivityTable,
+    plan: BitPlan,
+    rows: Sequence[Mapping[str, Any]],
+    captions: Sequence[str],
+    *,
+    metric: str = "noise",
+    key: str = "",
 ) -> None:
     """Write `contact_sheet.png` and `report.html` into a run's `folder`, which holds the pictures of the plans in `rows`.
 
-    `rows`: results of the run, as in results.json; `captions`: what was sampled, a caption for each picture; `metric`: what the plan minimised.
+    `rows`: results of the run, as in results.json; `captions`: what was sampled, a caption for each picture; `metric`: what the plan minimised;
+    `key`: digest of all that, kept in the page so that `is_current` can tell whether it must be written again.
     """
     table.check(graph)
     folder = Path(folder)
     shown = _shown([str(row["plan"]) for row in rows])
     bits = {str(row["plan"]): float(row["average_bits"]) for row in rows}
     samples = contact_sheet(folder / "contact_sheet.png", folder, {name: f"{name}\n{bits[name]:.2f} bits" for name in shown}, captions)
-    write_text(folder / "report.html", _page(folder, graph, table, plan, rows, captions, samples, shown, metric))
+    write_text(folder / "report.html", _page(folder, graph, table, plan, rows, captions, samples, shown, metric, key))
+
+
+def is_current(folder: Path, key: str) -> bool:
+    """Whether the folder's report was written with this `key`."""
+    page = Path(folder) / "report.html"
+    return page.is_file() and (Path(folder) / "contact_sheet.png").is_file() and f'name="qsearch-key" content="{key}"' in page.read_text(encoding="utf-8")
 
 
 def _shown(plans: Sequence[str]) -> list[str]:
@@ -62,6 +77,7 @@ def _page(
     samples: Sequence[Sample],
     shown: Sequence[str],
     metric: str,
+    key: str,
 ) -> str:
     from importlib.resources import files
 
@@ -96,6 +112,7 @@ def _page(
         layers=_layers(graph, plan, values, schemes),
         provenance=_provenance(graph, table, plan, _header(folder, graph, plan)),
         config=_config(folder),
+        key=key,
     )
 
 

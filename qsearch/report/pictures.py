@@ -28,8 +28,8 @@ def picture_path(folder: Path, plan: str) -> Path:
     return Path(folder) / "pictures" / f"{plan.replace(' ', '-')}.png"
 
 
-def save_pictures(path: Path, pictures: Tensor) -> None:
-    """Write pictures [N, 3, H, W] in [-1, 1] as one grid of `COLUMNS` columns; N and the size can be read back from the file."""
+def save_pictures(path: Path, pictures: Tensor, *, of: str = "") -> None:
+    """Write pictures [N, 3, H, W] in [-1, 1] as one grid of `COLUMNS` columns; N, the size and what they are `of` can be read back."""
     from PIL import Image, PngImagePlugin
 
     tiles = ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
@@ -41,7 +41,20 @@ def save_pictures(path: Path, pictures: Tensor) -> None:
         grid[y * h : (y + 1) * h, x * w : (x + 1) * w] = tile
     info = PngImagePlugin.PngInfo()
     info.add_text("pictures", f"{n} {h} {w}")
+    info.add_text("of", of)
     write_atomic(path, lambda temporary: Image.fromarray(grid).save(temporary, format="PNG", pnginfo=info))
+
+
+def pictures_of(path: Path) -> str | None:
+    """What the pictures in a grid are of, or None where there is no readable grid."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()  # a PNG's text may stand behind its pixels
+            return str(image.info["of"]) if "pictures" in image.info else None
+    except (OSError, KeyError, SyntaxError):
+        return None
 
 
 def load_pictures(path: Path) -> Picture:

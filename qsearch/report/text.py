@@ -15,7 +15,7 @@ METRICS = {
     "output_sqnr": ("output SQNR dB", 1, True),
     "sqnr": ("latent SQNR dB", 1, True),
     "ssim": ("SSIM", 3, True),
-    "frechet": ("Fréchet", 2, False),
+    "frechet": ("Fréchet", 4, False),
     "alignment": ("alignment", 3, True),
 }
 
