@@ -5,15 +5,18 @@ One section a verb; its keys are that verb's settings. Everything has a default 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .core import plugins
 from .core.artifacts import write_text
 from .core.errors import QSearchError, nearest
 from .core.plan import Budget
+from .core.scheme import Scheme
 
 
 class _Section(BaseModel):
@@ -56,7 +59,7 @@ class AllocateSection(_Section):
 class EvaluateSection(_Section):
     """Which plans are measured, on what, by which metrics."""
 
-    samples: int = Field(96, ge=2, description="captions, each with its own noise")
+    samples: int = Field(96, ge=3, description="captions, each with its own noise")
     metrics: tuple[str, ...] = Field(("sqnr", "ssim", "frechet", "alignment"), description="plug-ins of `qsearch list metrics`")
     uniform: str | None = Field("uint4-c", description="scheme of the uniform plan beside ours; none leaves it out")
     random: int = Field(1, ge=0, description="random plans of the same size beside ours")
@@ -81,7 +84,7 @@ def parse(content: Any, source: str) -> Config:
     if not isinstance(content, dict):
         raise QSearchError(f"{source} must hold a mapping of sections, it holds {type(content).__name__}")
     try:
-        return Config(**content)
+        config = Config.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(p) for p in first["loc"])
@@ -91,6 +94,26 @@ def parse(content: Any, source: str) -> Config:
                 section = section.model_fields[str(part)].annotation
             raise QSearchError(f"{source}: unknown key {place!r}{nearest(str(first['loc'][-1]), section.model_fields)}") from None
         raise QSearchError(f"{source}: {place}: {first['msg'].lower()}; given {first.get('input')!r}") from None
+    _check(config, source)
+    return config
+
+
+def _check(config: Config, source: str) -> None:
+    """What types can't say, and nobody wants to hear after minutes of profiling: schemes that parse, plug-ins that exist, a budget with a limit."""
+    profile, evaluate = config.profile, config.evaluate
+    questions: dict[str, Callable[[], object]] = {
+        "profile.schemes": lambda: [Scheme.parse(s) for s in profile.schemes],
+        "profile.estimator": lambda: plugins.check("estimators", profile.estimator),
+        "allocate": lambda: config.allocate.budget,
+        "allocate.solver": lambda: plugins.check("solvers", config.allocate.solver),
+        "evaluate.metrics": lambda: [plugins.check("metrics", m) for m in evaluate.metrics],
+        "evaluate.uniform": lambda: evaluate.uniform and Scheme.parse(evaluate.uniform),
+    }
+    for place, ask in questions.items():
+        try:
+            ask()
+        except QSearchError as error:
+            raise QSearchError(f"{source}: {place}: {error}") from None
 
 
 def load(path: Path) -> Config:

@@ -57,7 +57,14 @@ def load(kind: str, name: str) -> ModuleType:
             if not isinstance(module, ModuleType):
                 raise QSearchError(f"the entry point {name!r} of qsearch.{kind} must name a module, it names {type(module).__name__}")
             return module
-    raise QSearchError(f"there is no plug-in {name!r} among the {kind}{nearest(name, names(kind))}")
+    check(kind, name)
+    raise AssertionError("a name that is known was found above")
+
+
+def check(kind: str, name: str) -> None:
+    """Raise `QSearchError` with the nearest name when there is no such plug-in; imports none."""
+    if name not in names(kind):
+        raise QSearchError(f"there is no plug-in {name!r} among the {kind}{nearest(name, names(kind))}")
 
 
 def caption(kind: str, name: str) -> str:

@@ -48,8 +48,7 @@ class Trials:
         try:
             self._study = _open(url)
         except Exception as error:  # SQLAlchemy, SQLite and Optuna each have their own; all mean that this is no study of ours
-            reason = (str(error).strip() or "no reason given").splitlines()[0]
-            raise ArtifactError(f"{where} can't be opened as an Optuna study ({type(error).__name__}: {reason})") from error
+            raise ArtifactError(f"{where} can't be opened as an Optuna study ({_reason(error)})") from error
         known = self._study.user_attrs.get("graph")
         if known is None:
             self._study.set_user_attr("graph", graph.id)
@@ -83,14 +82,20 @@ class Trials:
 
     def find(self, plan: BitPlan, setting: str) -> Trial | None:
         """The trial of this plan measured in this setting, or None."""
-        for trial in reversed(self._study.get_trials(deepcopy=False)):
+        for trial in reversed(self._stored()):
             if trial.user_attrs.get("plan") == plan.id and trial.user_attrs.get("setting") == setting:
                 return _trial(trial)
         return None
 
     def all(self) -> list[Trial]:
         """Every stored trial, oldest first."""
-        return [_trial(t) for t in self._study.get_trials(deepcopy=False) if "plan" in t.user_attrs]
+        return [_trial(t) for t in self._stored() if "plan" in t.user_attrs]
+
+    def _stored(self) -> list[optuna.trial.FrozenTrial]:
+        try:
+            return self._study.get_trials(deepcopy=False)
+        except Exception as error:  # as when it is opened
+            raise ArtifactError(f"{self.where} can't be read as an Optuna study ({_reason(error)}); make it again with `qsearch evaluate`") from error
 
 
 def _open(url: str) -> optuna.Study:
@@ -126,6 +131,10 @@ def _look(path: Path) -> None:
             tables = {name for (name,) in database.execute("select name from sqlite_master where type = 'table'")}
         if tables and not tables & {"studies", "version_info", "alembic_version"}:
             raise ValueError(f"it is a database with the tables {', '.join(sorted(tables)[:5])}")
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
 
 
 def _trial(trial: optuna.trial.FrozenTrial) -> Trial:

@@ -7,12 +7,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from ..core import plugins
 from ..core.graph import OpGraph
 from ..core.plan import BitPlan, Budget, Solver
 from ..core.scheme import KEEP, Scheme
 from ..core.table import SensitivityTable
-from .problem import make_problem
+from .problem import Vector, make_problem, price
 
 
 def allocate(
@@ -40,33 +42,36 @@ def allocate(
 def random_plan(graph: OpGraph, schemes: Sequence[Scheme | str], budget: Budget, seed: int) -> BitPlan:
     """A random plan that fills the budget: random schemes, then random layers made cheaper or dearer until nothing more fits.
 
-    What a search without information would give at this size; the baseline beside the uniform plan. Needs a limit on average bits.
+    What a search without information would give at this size; the baseline beside the uniform plan. Raises `InfeasibleBudget` where the
+    cheapest schemes are too dear.
     """
     dice = random.Random(seed)
     options = [Scheme.parse(s) for s in schemes]
     layers = graph.quantizable
-    prices = {layer.name: [s.stored_bits(layer.weight_shape, layer.channel_axis) for s in options] for layer in layers}
-    ladder = {layer.name: sorted(range(len(options)), key=prices[layer.name].__getitem__) for layer in layers}
+    kept = {layer.name: KEEP for layer in graph if not layer.quantizable}
+    units = {"average_bits": graph.weights, "bytes": 8, "bit_operations": 1}
+    limits = np.array([limit * units[name] - price(graph, name, kept) for name, limit in budget.limits.items()])
+    prices = {layer.name: np.array([[price(graph, name, {layer.name: s}) for name in budget.limits] for s in options]) for layer in layers}
+    ladder = {layer.name: sorted(range(len(options)), key=prices[layer.name][:, 0].__getitem__) for layer in layers}
     rung = {layer.name: dice.randrange(len(options)) for layer in layers}
-    limit = (budget.average_bits or 0.0) * graph.weights - sum(16 * layer.weights for layer in graph if not layer.quantizable)
 
-    def price(name: str, at: int) -> int:
-        return prices[name][ladder[name][at]]
+    def step(name: str, by: int) -> Vector:
+        extra: Vector = prices[name][ladder[name][rung[name] + by]] - prices[name][ladder[name][rung[name]]]
+        return extra
 
-    spent = sum(price(n, r) for n, r in rung.items())
+    spent = sum((prices[n][ladder[n][r]] for n, r in rung.items()), np.zeros(len(limits)))
     down = [n for n, r in rung.items() for _ in range(r)]
     dice.shuffle(down)
     for name in down:
-        if spent <= limit:
+        if (spent <= limits).all():
             break
-        spent += price(name, rung[name] - 1) - price(name, rung[name])
+        spent += step(name, -1)
         rung[name] -= 1
     up = [n for n, r in rung.items() for _ in range(len(options) - 1 - r)]
     dice.shuffle(up)
     for name in up:
-        if rung[name] + 1 < len(options):
-            extra = price(name, rung[name] + 1) - price(name, rung[name])
-            if spent + extra <= limit:
-                spent, rung[name] = spent + extra, rung[name] + 1
-    chosen = {n: options[ladder[n][r]] for n, r in rung.items()} | {layer.name: KEEP for layer in graph if not layer.quantizable}
-    return BitPlan.make(graph, chosen, budget, Solver("random", "unsolved"))
+        if rung[name] + 1 < len(options) and (spent + step(name, 1) <= limits).all():
+            spent += step(name, 1)
+            rung[name] += 1
+    chosen = {n: options[ladder[n][r]] for n, r in rung.items()}
+    return BitPlan.make(graph, chosen | kept, budget, Solver("random", "unsolved"))

@@ -6,13 +6,14 @@ mostly buys layers that are cheap, see the reference plans of MixDQ). Built from
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.errors import InfeasibleBudget, QSearchError
+from ..core.errors import InfeasibleBudget, QSearchError, nearest
 from ..core.graph import OpGraph
 from ..core.plan import Budget, cost
 from ..core.scheme import KEEP, Scheme
@@ -47,6 +48,9 @@ def make_problem(graph: OpGraph, table: SensitivityTable, budget: Budget, *, met
     table.check(graph)
     measured = table.values(metric)
     allowed = None if schemes is None else {str(Scheme.parse(s)) for s in schemes} | {str(KEEP)}
+    known = {s for found in measured.values() for s in found} | {str(KEEP)}
+    for name in sorted((allowed or known) - known):
+        raise QSearchError(f"the table has no scheme {name}{nearest(name, known)}")
     sites, choices, values = [], [], []
     for layer in graph.quantizable:
         if layer.name not in measured:
@@ -56,22 +60,38 @@ def make_problem(graph: OpGraph, table: SensitivityTable, budget: Budget, *, met
         choices.append(tuple(Scheme.parse(s) for s in found))
         values.append(np.array(list(found.values())))
     fixed = {layer.name: KEEP for layer in graph if not layer.quantizable}
-    rest = {name: _price(graph, name, fixed) for name in budget.limits}
-    scale = {"average_bits": 1 / graph.weights, "bytes": 1 / 8, "bit_operations": 1.0}
+    rest = {name: price(graph, name, fixed) for name in budget.limits}
+    scale = _scale(graph)
     costs = {
-        name: tuple(np.array([_price(graph, name, {site: c}) for c in options]) * scale[name] for site, options in zip(sites, choices, strict=True))
+        name: tuple(np.array([price(graph, name, {site: c}) for c in options]) * scale[name] for site, options in zip(sites, choices, strict=True))
         for name in budget.limits
     }
     limits = {name: limit - rest[name] * scale[name] for name, limit in budget.limits.items()}
-    for name, limit in limits.items():
-        least = float(sum(c.min() for c in costs[name]))
-        if least > limit:
-            best = least + rest[name] * scale[name]
-            raise InfeasibleBudget(f"no plan reaches {name} {budget.limits[name]:g}; the least with these choices is {best:.4f}")
+    for name in limits:
+        _check(budget, name, float(sum(c.min() for c in costs[name])) + rest[name] * scale[name])
     return Problem(tuple(sites), tuple(choices), tuple(values), costs, limits)
 
 
-def _price(graph: OpGraph, name: str, layers: Mapping[str, Scheme]) -> float:
+def check_budget(graph: OpGraph, budget: Budget, schemes: Sequence[Scheme | str]) -> None:
+    """Raise `InfeasibleBudget`, with the best reachable, where `schemes` and `keep` can't keep a limit; needs no table, so it can be asked first."""
+    options = [*map(Scheme.parse, schemes), KEEP]
+    for name in budget.limits:
+        least = (min(price(graph, name, {x.name: s}) for s in (options if x.quantizable else [KEEP])) for x in graph)
+        _check(budget, name, sum(least) * _scale(graph)[name])
+
+
+def _scale(graph: OpGraph) -> dict[str, float]:
+    return {"average_bits": 1 / graph.weights, "bytes": 1 / 8, "bit_operations": 1.0}
+
+
+def _check(budget: Budget, name: str, best: float) -> None:
+    if best > budget.limits[name] * (1 + 1e-12):  # rounding of the sum, as `Budget.excess` allows
+        # Rounded up: who asks for the number that is printed gets it.
+        shown = f"{math.ceil(best * 1e4) / 1e4:.4f}" if name == "average_bits" else f"{math.ceil(best)}"
+        raise InfeasibleBudget(f"no plan reaches {name} {budget.limits[name]:g}; the least with these choices is {shown}")
+
+
+def price(graph: OpGraph, name: str, layers: Mapping[str, Scheme]) -> float:
     """The part of a cost that `layers` make, in the unit before scaling (bits, or bit-operations)."""
     part = OpGraph(graph.model, tuple(graph.layer(n) for n in layers)) if layers else None
     if part is None:

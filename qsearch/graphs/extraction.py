@@ -71,10 +71,10 @@ def extract(model: nn.Module, example_inputs: Mapping[str, Any], *, name: str = 
     handles = []
 
     def hook(layer: str) -> Any:
-        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            given = args[0]
-            entry = seen.setdefault(layer, {"order": len(seen), "source": id(given), "calls": 0, "macs": 0, "inputs": 0, "outputs": 0})
-            entry["keep"] = given  # as long as it lives, its id can't be another tensor's
+        def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            given = args[0] if args else next(iter(kwargs.values()))
+            # "keep": as long as the tensor lives, its id can't be another's
+            entry = seen.setdefault(layer, {"order": len(seen), "source": id(given), "keep": given, "calls": 0, "macs": 0, "inputs": 0, "outputs": 0})
             entry["calls"] += 1
             entry["macs"] += _macs(module, kinds[layer], given, output)
             entry["inputs"] += given.numel()
@@ -83,20 +83,21 @@ def extract(model: nn.Module, example_inputs: Mapping[str, Any], *, name: str = 
 
         return after
 
-    training = model.training
+    training = {module: module.training for module in model.modules()}
     for layer in kinds:
-        handles.append(model.get_submodule(layer).register_forward_hook(hook(layer)))
+        handles.append(model.get_submodule(layer).register_forward_hook(hook(layer), with_kwargs=True))
     try:
         model.eval()
         with torch.no_grad():
             model(**example_inputs)
-    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+    except Exception as error:  # whatever a model raises when it is called wrongly
         import inspect
 
-        signature = inspect.signature(model.forward)
-        raise QSearchError(f"{type(model).__name__} can't be called with these example inputs ({error}); its forward takes {signature}") from error
+        signature, reason = inspect.signature(model.forward), next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise QSearchError(f"{type(model).__name__} can't be called with these example inputs ({reason}); its forward takes {signature}") from error
     finally:
-        model.train(training)
+        for module, mode in training.items():
+            module.training = mode
         for handle in handles:
             handle.remove()
 

@@ -66,14 +66,14 @@ def load_pipeline(folder: Path, device: str = "cpu") -> Any:
     level = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
     try:
-        pipe = DiffusionPipeline.from_pretrained(str(folder), torch_dtype=torch.float32, local_files_only=True)
+        pipe = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # diffusers and transformers raise many kinds for a broken folder
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise QSearchError(f"{folder} must hold a whole diffusers pipeline; loading it failed: {reason}") from error
     finally:
         diffusers_logging.set_verbosity(level)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    return pipe.to(device, torch.float32)  # whatever type the files are in
 
 
 def denoiser_of(pipe: Any) -> nn.Module:
@@ -166,5 +166,8 @@ def run(model: nn.Module, call: Call) -> Tensor:
 
 def example_inputs(call: Call, model: nn.Module) -> dict[str, Any]:
     """A recorded call as keyword arguments of the model's forward, for `extract`."""
-    bound = inspect.signature(model.forward).bind(*call.args, **call.kwargs)
-    return dict(bound.arguments)
+    signature = inspect.signature(model.forward)
+    inputs: dict[str, Any] = {}
+    for name, value in signature.bind(*call.args, **call.kwargs).arguments.items():
+        inputs |= value if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+    return inputs

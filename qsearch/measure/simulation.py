@@ -71,6 +71,7 @@ def simulate(model: nn.Module, plan: BitPlan | Mapping[str, Scheme], graph: OpGr
     layers = plan.layers if isinstance(plan, BitPlan) else plan
     with ExitStack() as stack, torch.no_grad():
         for layer, scheme in layers.items():
+            graph.layer(layer)  # a name that means nothing is a mistake, also where it would be kept
             if scheme.format != "keep" or scheme.activation:
                 stack.enter_context(exchanged(weight_of(model, layer), weights.get(layer, scheme)))
         yield model

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from ..core.artifacts import peek, read_json, read_parquet
-from ..core.errors import QSearchError
+from ..core.errors import ArtifactError, QSearchError
 
 #: metric -> (column title, digits, whether more is better)
 METRICS = {
@@ -18,18 +18,20 @@ METRICS = {
     "frechet": ("Fréchet", 4, False),
     "alignment": ("alignment", 3, True),
 }
+#: characters of a metric's value; in a narrow terminal the text around it breaks first, and nothing is ever cut off
+_NUMBER = 5
 
 
 def results(rows: list[dict[str, Any]]) -> Table:
     """The measured plans side by side: mean ± standard error of every metric."""
     table = Table(title="plans measured with common noise", title_justify="left")
-    table.add_column("plan")
-    table.add_column("bits", justify="right")
+    table.add_column("plan", overflow="fold")
+    table.add_column("bits", justify="right", overflow="fold", min_width=_NUMBER)
     names = [m for m in METRICS if any(m in r["metrics"] for r in rows)]
     names += sorted({m for r in rows for m in r["metrics"]} - set(names) - {"noise"})
     for name in names:
         title, _, up = METRICS.get(name, (name, 3, True))
-        table.add_column(f"{title} {'↑' if up else '↓'}", justify="right")
+        table.add_column(f"{title} {'↑' if up else '↓'}", justify="right", overflow="fold", min_width=_NUMBER)
     for row in rows:
         cells = [cell(row, name) for name in names]
         table.add_row(row["plan"], f"{row['average_bits']:.2f}", *cells)
@@ -57,7 +59,10 @@ def show(path: Path) -> list[Table | str]:
     shown = {"qsearch.graph": _graph, "qsearch.plan": _plan, "qsearch.sensitivity": _sensitivity, "qsearch.results": _results}
     if kind not in shown:
         raise QSearchError(f"{path} is a {kind}; show knows {', '.join(shown)}")
-    return shown[kind](path)
+    try:
+        return shown[kind](path)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path} is not a whole {kind} file ({type(error).__name__}: {str(error).partition(chr(10))[0]}); make it again") from error
 
 
 def _graph(path: Path) -> list[Table | str]:
@@ -66,7 +71,7 @@ def _graph(path: Path) -> list[Table | str]:
     graph = OpGraph.load(path)
     table = Table(title=f"{graph.model}: graph {graph.id}, read by {graph.source}", title_justify="left")
     for title in ("role", "layers", "weights", "share", "MACs a call", "share"):
-        table.add_column(title, justify="left" if title == "role" else "right")
+        table.add_column(title, justify="left" if title == "role" else "right", overflow="fold")
     roles: dict[str, list[Any]] = {}
     for layer in graph:
         roles.setdefault(layer.role, []).append(layer)
@@ -83,8 +88,8 @@ def _plan(path: Path) -> list[Table | str]:
     table = Table(
         title=f"{achieved['average_bits']:.3f} stored bits a weight, {achieved['bytes']:,} bytes; {solver['name']}: {solver['status']}", title_justify="left"
     )
-    table.add_column("layer")
-    table.add_column("scheme")
+    table.add_column("layer", overflow="fold")
+    table.add_column("scheme", overflow="fold")
     for name, scheme in content["layers"].items():
         table.add_row(name, scheme)
     return [table]
@@ -94,9 +99,9 @@ def _sensitivity(path: Path) -> list[Table | str]:
     header, frame = read_parquet(path, "qsearch.sensitivity/1")
     wide = frame.pivot_table(index="site", columns="scheme", values="estimate", sort=False)
     table = Table(title=f"sensitivity of graph {header.graph}, mean over {frame['step'].nunique()} step bins (noise power of the output)", title_justify="left")
-    table.add_column("layer")
+    table.add_column("layer", overflow="fold")
     for scheme in wide.columns:
-        table.add_column(str(scheme), justify="right")
+        table.add_column(str(scheme), justify="right", overflow="fold")
     for site, values in wide.iterrows():
         table.add_row(str(site), *(f"{v:.2e}" for v in values))
     return [table]

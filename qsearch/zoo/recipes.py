@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .judge import Judge, labels
-from .painters import Export, Loss, make_painter, make_reader
+from .painters import Export, Loss, keep_records, make_painter, make_reader
 from .scenes import draw_scenes, render
 
 
@@ -101,7 +100,7 @@ def _make_judge(runs: Path, device: torch.device, batch: int) -> tuple[nn.Module
 
         (out / "judge_weights").mkdir(parents=True, exist_ok=True)
         save_file(half(average), out / "judge_weights" / "judge.safetensors")
-        shutil.copy(folder / "loss.csv", out / "judge_weights" / "loss.csv")
+        keep_records(folder, out / "judge_weights")
         scenes = draw_scenes(4096, torch.Generator().manual_seed(10), held_out=True)
         with torch.no_grad():
             logits = average.eval()(render(scenes).to(device))
@@ -114,9 +113,9 @@ def _make_judge(runs: Path, device: torch.device, batch: int) -> tuple[nn.Module
 
 RECIPES = {
     "vae": Recipe(_make_vae, steps=1500, batch=16, rate=1.5e-3),
-    "judge": Recipe(_make_judge, steps=2500, batch=64, rate=1e-3),
-    "scenes-unet-text": Recipe(partial(make_reader, "scenes-unet"), steps=1500, batch=96, rate=1e-3),
-    "scenes-dit-text": Recipe(partial(make_reader, "scenes-dit"), steps=1500, batch=96, rate=1e-3),
+    "judge": Recipe(_make_judge, steps=1500, batch=64, rate=1e-3),
+    "scenes-unet-text": Recipe(partial(make_reader, "scenes-unet"), steps=950, batch=96, rate=1e-3),
+    "scenes-dit-text": Recipe(partial(make_reader, "scenes-dit"), steps=950, batch=96, rate=1e-3),
     "scenes-unet": Recipe(partial(make_painter, "scenes-unet"), steps=8000, batch=32, rate=1e-3),
-    "scenes-dit": Recipe(partial(make_painter, "scenes-dit"), steps=10000, batch=32, rate=1e-3),
+    "scenes-dit": Recipe(partial(make_painter, "scenes-dit"), steps=10000, batch=32, rate=1.5e-3),
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import recipes
+from ..core.artifacts import versions
+from . import painters, recipes
 
 EMA_DECAY = 0.999
 
@@ -58,6 +60,9 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
         start, spent = state["step"], state["seconds"]
+        if log.exists():  # what was logged after the checkpoint is trained, and logged, again
+            head, *rows = log.read_text(encoding="utf-8").splitlines(keepends=True)
+            log.write_text("".join([head, *(row for row in rows if int(row.split(",")[0]) <= start)]), encoding="utf-8")
         print(f"resumes at step {start} of {run.steps}", flush=True)
 
     def save(step: int, seconds: float) -> None:
@@ -65,7 +70,7 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
         torch.save(whole | {"step": step, "seconds": seconds}, checkpoint.with_suffix(".tmp"))
         checkpoint.with_suffix(".tmp").replace(checkpoint)
 
-    began, saved, total = time.monotonic() - spent, time.monotonic(), 0.0
+    began, saved, losses = time.monotonic() - spent, time.monotonic(), []
     for step in range(start, run.steps):
         generator = torch.Generator().manual_seed(run.seed * 1_000_003 + step)
         torch.manual_seed(run.seed * 1_000_003 + step)
@@ -78,10 +83,11 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimiser.step()
         decay = min(EMA_DECAY, (step + 1) / (step + 10))
-        torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
-        total += value.item()
+        with torch.no_grad():  # or the average would drag along the history of all steps
+            torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
+        losses.append(value.item())
         if (step + 1) % 100 == 0 or step + 1 == run.steps:
-            row = [step + 1, f"{total / min(100, step % 100 + 1):.5f}", f"{rate_at(step, run.steps, run.rate):.2e}", f"{time.monotonic() - began:.0f}"]
+            row = [step + 1, f"{sum(losses) / len(losses):.5f}", f"{rate_at(step, run.steps, run.rate):.2e}", f"{time.monotonic() - began:.0f}"]
             new = not log.exists()
             with log.open("a", newline="") as file:
                 writer = csv.writer(file)
@@ -89,7 +95,7 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
                     writer.writerow(["step", "loss", "rate", "seconds"])
                 writer.writerow(row)
             print("step {} loss {} rate {} after {} s".format(*row), flush=True)
-            total = 0.0
+            losses = []
         if time.monotonic() - saved > run.save_seconds or step + 1 == run.steps:
             save(step + 1, time.monotonic() - began)
             saved = time.monotonic()
@@ -107,6 +113,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where the finished weights go (default: the package)")
+    parser.add_argument("--warm", type=Path, help="saved pipeline whose weights a denoiser's training starts from")
+    parser.add_argument("--save-seconds", type=float, default=Run.save_seconds, help="time between checkpoints (default: %(default)s)")
     parser.add_argument("--export-only", action="store_true", help="write the weights of the last checkpoint and stop")
     options = parser.parse_args(argv)
 
@@ -114,6 +122,10 @@ def main(argv: list[str] | None = None) -> None:
     device = torch.device(options.device)
     torch.manual_seed(options.seed)
     module, loss, export = recipe.make(options.runs, device, options.batch or recipe.batch)
+    if options.warm is not None:
+        if not isinstance(module, painters.Painter):
+            parser.error(f"--warm starts a denoiser, {options.name} is none")
+        painters.warm_start(module, options.warm)
     run = Run(
         folder=options.runs / options.name,
         device=device,
@@ -121,7 +133,20 @@ def main(argv: list[str] | None = None) -> None:
         rate=options.rate or recipe.rate,
         seed=options.seed,
         autocast=device.type == "cuda",
+        save_seconds=options.save_seconds,
     )
+    if not options.export_only:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        record = {
+            "name": options.name,
+            **{k: getattr(run, k) for k in ("steps", "rate", "seed")},
+            "batch": options.batch or recipe.batch,
+            "parameters": sum(p.numel() for p in module.parameters()),
+            "device": str(device),
+            "warm": str(options.warm or ""),
+            "versions": versions(),
+        }
+        (run.folder / "recipe.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     average = fit(module, loss, run)
     export(average, options.out, run.folder)
 

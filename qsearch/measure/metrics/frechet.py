@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from ...core.errors import QSearchError
 from ...zoo import judge
 from ...zoo.scenes import draw_scenes, render
 from ..evaluation import Outcome
@@ -23,7 +24,9 @@ def measure(outcome: Outcome, reference: Outcome) -> float:
 
 
 def frechet(pictures: Tensor) -> float:
-    """Fréchet distance of pictures [N, 3, 64, 64] in [-1, 1] to `REAL` rendered scenes."""
+    """Fréchet distance of pictures [N, 3, 64, 64] in [-1, 1] to `REAL` rendered scenes. Raises `QSearchError` for fewer than two."""
+    if len(pictures) < 2:
+        raise QSearchError("a Fréchet distance needs two pictures, and three for its error bar; evaluate more samples, or leave the metric out")
     metric = _metric()
     metric.reset()  # of the pictures; the real scenes stay
     for batch in pictures.split(256):
