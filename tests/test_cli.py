@@ -348,7 +348,9 @@ def test_an_artefact_of_another_model_is_refused_with_both_graphs(refused: Calla
     assert refused(verb, folder) == f"qsearch: {folder / name} was made for graph {other.id}, the model here is graph {GRAPH.id}; make it again for this model"
 
 
-@pytest.mark.parametrize(("name", "verb"), [("graph.json", "allocate"), ("sensitivity.parquet", "allocate"), ("plan.json", "evaluate"), ("config.yaml", "allocate")])
+@pytest.mark.parametrize(
+    ("name", "verb"), [("graph.json", "allocate"), ("sensitivity.parquet", "allocate"), ("plan.json", "evaluate"), ("config.yaml", "allocate")]
+)
 def test_a_verb_without_the_one_before_it_says_what_is_missing(refused: Callable[..., str], folder: Path, name: str, verb: str) -> None:
     (folder / name).unlink()
 

@@ -7,7 +7,7 @@ the signature of its `__call__`. Every sample has a generator of its own, so its
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,23 +57,37 @@ class Call:
     step: int
 
 
-def load_pipeline(folder: Path, device: str = "cpu") -> Any:
-    """A saved diffusers pipeline, in fp32 on the CPU, quiet, in evaluation mode."""
-    from diffusers import DiffusionPipeline
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Loading without the libraries' bars and advice, which would drown our own lines; errors are raised all the same."""
     from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
-    diffusers_logging.disable_progress_bar()
-    level = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
+    logs = (diffusers_logging, transformers_logging)
+    levels = [log.get_verbosity() for log in logs]
+    for log in logs:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
     try:
-        pipe = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # diffusers and transformers raise many kinds for a broken folder
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise QSearchError(f"{folder} must hold a whole diffusers pipeline; loading it failed: {reason}") from error
+        yield
     finally:
-        diffusers_logging.set_verbosity(level)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device, torch.float32)  # whatever type the files are in
+        for log, level in zip(logs, levels, strict=True):
+            log.set_verbosity(level)
+            log.enable_progress_bar()
+
+
+def load_pipeline(folder: Path, device: str = "cpu") -> Any:
+    """A saved diffusers pipeline on `device`, in fp32 whatever type its files are in."""
+    with _quiet():
+        from diffusers import DiffusionPipeline
+
+        try:
+            pipe = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True)
+        except Exception as error:  # diffusers and transformers raise many kinds for a broken folder
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise QSearchError(f"{folder} must hold a whole diffusers pipeline; loading it failed: {reason}") from error
+        pipe.set_progress_bar_config(disable=True)
+        return pipe.to(device, torch.float32)
 
 
 def denoiser_of(pipe: Any) -> nn.Module:

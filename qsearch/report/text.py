@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..core.artifacts import peek, read_json, read_parquet
 from ..core.errors import ArtifactError, QSearchError
 
+_MOST_COLUMNS = 5
 #: metric -> (column title, digits, whether more is better)
 METRICS = {
-    "output_sqnr": ("output SQNR dB", 1, True),
-    "sqnr": ("latent SQNR dB", 1, True),
+    "output_sqnr": ("output SQNR, dB", 1, True),
+    "sqnr": ("latent SQNR, dB", 1, True),
     "ssim": ("SSIM", 3, True),
     "frechet": ("Fréchet", 4, False),
     "alignment": ("alignment", 3, True),
@@ -23,30 +25,30 @@ _NUMBER = 5
 
 
 def results(rows: list[dict[str, Any]]) -> Table:
-    """The measured plans side by side: mean ± standard error of every metric."""
-    table = Table(title="plans measured with common noise", title_justify="left")
-    table.add_column("plan", overflow="fold")
-    table.add_column("bits", justify="right", overflow="fold", min_width=_NUMBER)
+    """The measured plans side by side, mean±standard error of every metric: a column a plan, or a row a plan where there are many."""
     names = [m for m in METRICS if any(m in r["metrics"] for r in rows)]
     names += sorted({m for r in rows for m in r["metrics"]} - set(names) - {"noise"})
-    for name in names:
-        title, _, up = METRICS.get(name, (name, 3, True))
-        table.add_column(f"{title} {'↑' if up else '↓'}", justify="right", overflow="fold", min_width=_NUMBER)
-    for row in rows:
-        cells = [cell(row, name) for name in names]
-        table.add_row(row["plan"], f"{row['average_bits']:.2f}", *cells)
+    titles = ["plan", "stored bits", *(f"{title} {'↑' if up else '↓'}" for title, _, up in (METRICS.get(n, (n, 3, True)) for n in names))]
+    lines = [titles, *([row["plan"], f"{row['average_bits']:.2f}", *(cell(row, name) for name in names)] for row in rows)]
+    if len(rows) <= _MOST_COLUMNS:
+        lines = [list(line) for line in zip(*lines, strict=True)]
+    table = Table(title="measured with common noise", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for i, title in enumerate(lines[0]):
+        table.add_column(title, justify="right" if i else "left", overflow="fold")
+    for line in lines[1:]:
+        table.add_row(*line)
     return table
 
 
 def cell(row: dict[str, Any], metric: str) -> str:
-    """`mean ± error` of one metric of one plan; `exact` for what full precision is compared with itself, `-` where it was not measured."""
+    """`mean±error` of one metric of one plan; `exact` for what full precision is compared with itself, `-` where it was not measured."""
     if metric in ("sqnr", "output_sqnr") and row["plan"] == "full precision":
         return "exact"
     if metric not in row["metrics"]:
         return "-"
     digits = METRICS.get(metric, ("", 3, True))[1]
     mean, error = row["metrics"][metric]
-    return f"{mean:.{digits}f} ± {error:.{digits}f}"
+    return f"{mean:.{digits}f}±{error:.{digits}f}"
 
 
 def show(path: Path) -> list[Table | str]:

@@ -15,7 +15,18 @@ from qsearch.measure.quantization import from_groups, quantize, to_groups
 
 Array = NDArray[np.float32]
 #: shape and axis of the output channels: rows that groups divide or not, one row, one column, convolutions, transposed convolutions
-WEIGHTS = [((6, 40), 0), ((5, 7), 0), ((5, 7), 1), ((1, 9), 0), ((7, 1), 0), ((1, 1), 0), ((4, 6, 3, 3), 0), ((4, 6, 3, 3), 1), ((3, 4, 5), 1), ((2, 3, 2, 1, 3), 0)]
+WEIGHTS = [
+    ((6, 40), 0),
+    ((5, 7), 0),
+    ((5, 7), 1),
+    ((1, 9), 0),
+    ((7, 1), 0),
+    ((1, 1), 0),
+    ((4, 6, 3, 3), 0),
+    ((4, 6, 3, 3), 1),
+    ((3, 4, 5), 1),
+    ((2, 3, 2, 1, 3), 0),
+]
 GRANULARITIES = ["t", "c", "g1", "g8", "g16", "g1000"]
 
 

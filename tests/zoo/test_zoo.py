@@ -64,7 +64,7 @@ def test_its_weights_are_finite_and_the_denoiser_s_are_fp16(name: str) -> None:
     broken, types = [], set()
     for path in zoo.folder(name).rglob("*.safetensors"):
         with safe_open(path, "pt") as file:
-            for key in file.keys():  # noqa: SIM118 (it is no mapping)
+            for key in file.keys():
                 value = file.get_tensor(key)
                 broken += [f"{path.parent.name}/{key}"] if not torch.isfinite(value).all() else []
                 types |= {(path.parent.name, value.dtype)} if value.is_floating_point() else set()
