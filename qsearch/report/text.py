@@ -20,12 +20,10 @@ METRICS = {
     "frechet": ("Fréchet", 4, False),
     "alignment": ("alignment", 3, True),
 }
-#: characters of a metric's value; in a narrow terminal the text around it breaks first, and nothing is ever cut off
-_NUMBER = 5
 
 
 def results(rows: list[dict[str, Any]]) -> Table:
-    """The measured plans side by side, mean±standard error of every metric: a column a plan, or a row a plan where there are many."""
+    """The measured plans side by side, mean ± standard error of every metric: a column a plan, or a row a plan where there are many."""
     names = [m for m in METRICS if any(m in r["metrics"] for r in rows)]
     names += sorted({m for r in rows for m in r["metrics"]} - set(names) - {"noise"})
     titles = ["plan", "stored bits", *(f"{title} {'↑' if up else '↓'}" for title, _, up in (METRICS.get(n, (n, 3, True)) for n in names))]
@@ -41,14 +39,14 @@ def results(rows: list[dict[str, Any]]) -> Table:
 
 
 def cell(row: dict[str, Any], metric: str) -> str:
-    """`mean±error` of one metric of one plan; `exact` for what full precision is compared with itself, `-` where it was not measured."""
+    """`mean ± error` of one metric of one plan; `exact` for what full precision is compared with itself, `-` where it was not measured."""
     if metric in ("sqnr", "output_sqnr") and row["plan"] == "full precision":
         return "exact"
     if metric not in row["metrics"]:
         return "-"
     digits = METRICS.get(metric, ("", 3, True))[1]
     mean, error = row["metrics"][metric]
-    return f"{mean:.{digits}f}±{error:.{digits}f}"
+    return f"{mean:.{digits}f} ± {error:.{digits}f}"  # a narrow column breaks at the spaces, not inside a number
 
 
 def show(path: Path) -> list[Table | str]:
