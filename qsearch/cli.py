@@ -54,8 +54,9 @@ class _Terminal:
             yield lambda n: bars.advance(task, n)
 
 
-def _run_of(folder: Path, **changes: dict[str, Any]) -> Run:
-    """The run in `folder` with the given keys of its config changed, and saved so."""
+@contextmanager
+def _changed(folder: Path, **changes: dict[str, Any]) -> Iterator[Run]:
+    """The run in `folder` with the given keys of its config changed; saved so when the work on it is done."""
     from . import config as configs
     from .pipeline import Run
 
@@ -64,8 +65,8 @@ def _run_of(folder: Path, **changes: dict[str, Any]) -> Run:
     for section, values in changes.items():
         content[section] = content[section] | {k: v for k, v in values.items() if v is not None}
     changed = configs.parse(content, "the command line")
+    yield Run(changed, _Terminal())
     configs.save(changed, folder / "config.yaml")
-    return Run(changed, _Terminal())
 
 
 def _graph_and_table(job: Run) -> tuple[Any, Any]:
@@ -112,8 +113,8 @@ def profile(
     """Measure what every choice at every layer costs."""
     from . import pipeline
 
-    job = _run_of(folder, profile={"schemes": schemes.split(",") if schemes else None, "bins": bins, "samples": samples})
-    pipeline.profile(job, pipeline.extract(job))
+    with _changed(folder, profile={"schemes": schemes.split(",") if schemes else None, "bins": bins, "samples": samples}) as job:
+        pipeline.profile(job, pipeline.extract(job))
 
 
 @app.command()
@@ -125,8 +126,8 @@ def allocate(
     """Find the best plan within a budget."""
     from . import pipeline
 
-    job = _run_of(folder, allocate={"average_bits": average_bits, "solver": solver})
-    pipeline.allocate(job, *_graph_and_table(job))
+    with _changed(folder, allocate={"average_bits": average_bits, "solver": solver}) as job:
+        pipeline.allocate(job, *_graph_and_table(job))
 
 
 @app.command()
@@ -135,9 +136,9 @@ def evaluate(folder: Folder, samples: Annotated[int | None, typer.Option(help="c
     from . import pipeline
     from .core.plan import BitPlan
 
-    job = _run_of(folder, evaluate={"samples": samples})
-    graph, _ = _graph_and_table(job)
-    _table(pipeline.evaluate(job, graph, BitPlan.load(job.path("plan.json"), graph)))
+    with _changed(folder, evaluate={"samples": samples}) as job:
+        graph, _ = _graph_and_table(job)
+        _table(pipeline.evaluate(job, graph, BitPlan.load(job.path("plan.json"), graph)))
 
 
 @app.command()

@@ -17,16 +17,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 from . import config as configs
 from .config import Config
 from .core import plugins
-from .core.artifacts import Header, digest, peek, read_json, versions, write_json
+from .core.artifacts import Header, digest, read_json, versions, write_json
 from .core.errors import ArtifactError, QSearchError, nearest
 from .core.graph import OpGraph
 from .core.plan import BitPlan
 from .core.table import SensitivityTable
+from .decide.problem import check_budget
 
 if TYPE_CHECKING:
     from .measure.pipelines import Prompts, Sampling
 
 RESULTS = "qsearch.results/1"
+_RECORDS = ("scores.json", "recipe.json")  # lie beside a model's weights and say nothing that is computed with
 _EVALUATION_CALLS = 16  # prompts on which the denoiser's own output is compared
 
 
@@ -79,7 +81,8 @@ class Run:
     def fingerprint(self) -> str:
         """Digest of the saved pipeline: names, sizes and contents of its files (contents up to 64 MiB each)."""
         sha = hashlib.sha256()
-        for path in sorted(p for p in self.model_folder.rglob("*") if p.suffix in (".json", ".safetensors", ".bin", ".txt")):
+        loaded = (p for p in self.model_folder.rglob("*") if p.suffix in (".json", ".safetensors", ".bin", ".txt") and p.name not in _RECORDS)
+        for path in sorted(loaded):
             size = path.stat().st_size
             sha.update(f"{path.relative_to(self.model_folder)} {size} ".encode())
             sha.update(path.read_bytes() if size <= 2**26 else str(path.stat().st_mtime_ns).encode())
@@ -123,26 +126,22 @@ class Run:
         """A file of the run."""
         return self.folder / name
 
-    def fresh(self, name: str, schema: str, key: str) -> bool:
-        """Whether the artefact is there, whole, and answers the question with that key."""
+    def found(self, name: str, key: str, load: Callable[[Path], Any]) -> Any:
+        """What an earlier call left in a file, when it is whole and answers the question with that key; else None, and it is made again."""
         try:
-            if peek(self.path(name)) != schema:
-                return False
-            if name.endswith(".parquet"):
-                from .core.artifacts import read_parquet
-
-                return read_parquet(self.path(name), schema)[0].key == key
-            return read_json(self.path(name), schema)[0].key == key
-        except ArtifactError:
-            return False
+            noun = load(self.path(name))
+        except QSearchError:
+            return None
+        return noun if noun.header is not None and noun.header.key == key else None
 
 
 def extract(run: Run) -> OpGraph:
     """The model's graph, in graph.json."""
     key = run.key("extract", model=run.fingerprint)
-    if run.fresh("graph.json", "qsearch.graph/1", key):
+    known: OpGraph | None = run.found("graph.json", key, OpGraph.load)
+    if known is not None:
         run.progress.say("extract: graph.json is up to date")
-        return OpGraph.load(run.path("graph.json"))
+        return known
     from .graphs.extraction import extract as verb
     from .measure.pipelines import Sampling, denoiser_of, example_inputs, record
 
@@ -160,9 +159,10 @@ def profile(run: Run, graph: OpGraph) -> SensitivityTable:
     c = run.config
     asked = {"seed": c.seed, "prompts": _text(c.prompts), "sampling": c.sampling.model_dump(), **c.profile.model_dump()}
     key = run.key("profile", graph=graph.id, model=run.fingerprint, **asked)
-    if run.fresh("sensitivity.parquet", "qsearch.sensitivity/1", key):
+    known: SensitivityTable | None = run.found("sensitivity.parquet", key, lambda path: SensitivityTable.load(path, graph.id))
+    if known is not None:
         run.progress.say("profile: sensitivity.parquet is up to date")
-        return SensitivityTable.load(run.path("sensitivity.parquet"), graph.id)
+        return known
     from .measure.pipelines import denoiser_of, record
     from .measure.profiling import profile as verb
 
@@ -190,9 +190,10 @@ def allocate(run: Run, graph: OpGraph, table: SensitivityTable) -> BitPlan:
     c = run.config.allocate
     parent = _content_key(table)
     key = run.key("allocate", table=parent, **c.model_dump())
-    if run.fresh("plan.json", "qsearch.plan/1", key):
+    known: BitPlan | None = run.found("plan.json", key, lambda path: BitPlan.load(path, graph))
+    if known is not None:
         run.progress.say("allocate: plan.json is up to date")
-        return BitPlan.load(run.path("plan.json"), graph)
+        return known
     from .decide.allocation import allocate as verb
 
     plan = verb(graph, table, c.budget, solver=c.solver, metric=c.metric, seconds=c.seconds)
@@ -215,10 +216,10 @@ def evaluate(run: Run, graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:
     if c.evaluate.uniform is not None:
         plans[f"uniform {c.evaluate.uniform}"] = BitPlan.uniform(graph, c.evaluate.uniform)
     plans["plan"] = plan
-    if c.allocate.average_bits is not None:
-        for i in range(c.evaluate.random):
-            plans[f"random {i}" if c.evaluate.random > 1 else "random"] = random_plan(graph, c.profile.schemes, c.allocate.budget, c.seed * 1000 + i)
-    asked = {"seed": c.seed, "prompts": _text(c.prompts), "sampling": c.sampling.model_dump(), "bins": c.profile.bins}
+    for i in range(c.evaluate.random):
+        plans[f"random {i}" if c.evaluate.random > 1 else "random"] = random_plan(graph, c.profile.schemes, c.allocate.budget, c.seed * 1000 + i)
+    texts = digest(run.prompts(c.evaluate.samples, part=1).texts)  # of a file, those after the ones for profiling
+    asked = {"seed": c.seed, "prompts": texts, "sampling": c.sampling.model_dump(), "bins": c.profile.bins}
     setting = run.key("evaluate", model=run.fingerprint, samples=c.evaluate.samples, metrics=sorted(c.evaluate.metrics), **asked)
     trials = Trials(run.path("trials.db"), graph)
     found = {name: trials.find(p, setting) for name, p in plans.items()}
@@ -235,7 +236,7 @@ def evaluate(run: Run, graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:
         metrics = {k: list(v) for k, v in trial.metrics.items()}
         rows.append({"plan": name, "average_bits": achieved.average_bits, "bytes": achieved.bytes, "metrics": metrics})
     key = digest([setting, rows])
-    if not run.fresh("results.json", RESULTS, key):
+    if _key_of(run.path("results.json")) != key:
         write_json(run.path("results.json"), Header(RESULTS, graph=graph.id, key=key, parents={"plan": plan.id}, seed=c.seed), {"rows": rows})
     return rows
 
@@ -267,6 +268,7 @@ def run(config: Config | Path | str, progress: Progress | None = None) -> list[d
     _ = job.model_folder  # a wrong name is said before anything is written
     configs.save(job.config, job.path("config.yaml"))
     graph = extract(job)
+    check_budget(graph, job.config.allocate.budget, job.config.profile.schemes)  # before minutes of work, not after
     table = profile(job, graph)
     plan = allocate(job, graph, table)
     rows = evaluate(job, graph, plan)
@@ -285,6 +287,13 @@ def report(run: Run, graph: OpGraph, table: SensitivityTable, plan: BitPlan, row
         return
     write_report(run.folder, graph, table, plan, rows, run.prompts(run.config.evaluate.samples, part=1).texts, metric=metric, key=key)
     run.progress.say(f"report: {run.path('report.html')}")
+
+
+def _key_of(path: Path) -> str:
+    try:
+        return read_json(path, RESULTS)[0].key
+    except ArtifactError:
+        return ""
 
 
 def _text(path: Path | None) -> str:

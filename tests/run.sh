@@ -19,7 +19,7 @@ stage() { # stage NAME COMMAND...
 rm -rf .venv-test
 stage environment "${PYTHON:-python3}" -m venv .venv-test
 export PATH="$PWD/.venv-test/bin:$PATH" PIP_DISABLE_PIP_VERSION_CHECK=1
-stage install python -m pip install --quiet -e '.[dev]' -c constraints.txt
+stage install python -m pip install --quiet --quiet -e '.[dev]' -c constraints.txt
 stage lint ruff check --quiet
 stage format ruff format --check --quiet
 stage types mypy --no-error-summary

@@ -57,14 +57,14 @@ def load(kind: str, name: str) -> ModuleType:
             if not isinstance(module, ModuleType):
                 raise QSearchError(f"the entry point {name!r} of qsearch.{kind} must name a module, it names {type(module).__name__}")
             return module
-    check(kind, name)
-    raise AssertionError("a name that is known was found above")
+    raise AssertionError(f"{check(kind, name)} is known, and would have been found above")
 
 
-def check(kind: str, name: str) -> None:
-    """Raise `QSearchError` with the nearest name when there is no such plug-in; imports none."""
+def check(kind: str, name: str) -> str:
+    """`name` itself, when there is such a plug-in; else `QSearchError` with the nearest name. Imports none of them."""
     if name not in names(kind):
         raise QSearchError(f"there is no plug-in {name!r} among the {kind}{nearest(name, names(kind))}")
+    return name
 
 
 def caption(kind: str, name: str) -> str:

@@ -242,7 +242,7 @@ def cached_weights(runs: Path, scenes: Scenes, objects: float = 5.0) -> Tensor:
             parts.append(F.max_pool2d((render(part) - render(empty)).abs().amax(1, keepdim=True), 4) > 0.05)
         torch.save(torch.cat(parts), path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
-    weights = 1 + (objects - 1) * torch.load(path, weights_only=True).float()
+    weights: Tensor = 1 + (objects - 1) * torch.load(path, weights_only=True).float()
     return weights / weights.mean()
 
 
@@ -266,7 +266,8 @@ def make_painter(kind: str, runs: Path, device: torch.device, batch: int) -> tup
         noise = torch.randn(clean.shape, generator=generator).to(device)
         mix = sigma.view(-1, 1, 1, 1)
         velocity = painter((1 - mix) * clean + mix * noise, sigma, tokens.input_ids, None if causal else tokens.attention_mask)
-        return (weights[index.to(device)] * (velocity.float() - (noise - clean)).square()).mean()
+        error: Tensor = weights[index.to(device)] * (velocity.float() - (noise - clean)).square()
+        return error.mean()
 
     def export(average: nn.Module, out: Path, folder: Path) -> None:
         from diffusers import AutoencoderKL, PixArtAlphaPipeline, StableDiffusionPipeline

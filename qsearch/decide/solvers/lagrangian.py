@@ -28,9 +28,8 @@ def solve(problem: Problem, *, seconds: float = 60.0) -> tuple[dict[str, Scheme]
     scale = float(values.max()) or 1.0
     once = coo_array((np.ones(len(owner)), (owner, np.arange(len(owner)))))
     rows = vstack([coo_array((np.concatenate(problem.costs[n]) / max(limit, 1e-300))[None]) for n, limit in problem.limits.items()])
-    relaxed = linprog(
-        values / scale, A_ub=rows, b_ub=np.ones(len(problem.limits)), A_eq=once, b_eq=np.ones(len(sizes)), bounds=(0, None), options={"time_limit": seconds}
-    )
+    limits = np.ones(len(problem.limits))
+    relaxed = linprog(values / scale, rows, limits, once, np.ones(len(sizes)), (0, None), options={"time_limit": seconds})  # type: ignore[call-overload]  # sparse is taken, the stubs don't know
     if relaxed.status == 2:
         raise InfeasibleBudget(f"no assignment keeps all of {', '.join(problem.limits)} at once; loosen one of them")
     prices = np.zeros(len(problem.limits)) if relaxed.x is None else np.maximum(-np.asarray(relaxed.ineqlin.marginals), 0) * scale
