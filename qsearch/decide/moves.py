@@ -91,7 +91,8 @@ class Moves:
     def cheapest(self) -> Picks:
         """For each site the choice that uses least of all limits together."""
         total: Matrix = np.sum(self.costs, axis=0)
-        return np.argmin(total, axis=1).astype(np.int64)
+        picks: Picks = np.argmin(total, axis=1)
+        return picks
 
     def _gain(self, matrix: Matrix, picks: Picks) -> Matrix:
         """What every single change would take off the sum of `matrix`: [sites, choices]; -inf for padding."""
