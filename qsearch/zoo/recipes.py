@@ -117,5 +117,5 @@ RECIPES = {
     "scenes-unet-text": Recipe(partial(make_reader, "scenes-unet"), steps=950, batch=96, rate=1e-3),
     "scenes-dit-text": Recipe(partial(make_reader, "scenes-dit"), steps=950, batch=96, rate=1e-3),
     "scenes-unet": Recipe(partial(make_painter, "scenes-unet"), steps=8000, batch=32, rate=1e-3),
-    "scenes-dit": Recipe(partial(make_painter, "scenes-dit"), steps=10000, batch=32, rate=1.5e-3),
+    "scenes-dit": Recipe(partial(make_painter, "scenes-dit"), steps=12000, batch=32, rate=1.5e-3),
 }
