@@ -90,17 +90,18 @@ def run(config: Annotated[Path, typer.Argument(help="YAML file, e.g. configs/sce
 
 @app.command()
 def extract(
-    model: Annotated[str, typer.Argument(help="name of the zoo (scenes-dit, scenes-unet) or local diffusers folder", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(help="name of the zoo (scenes-dit), card (sdxl; see `qsearch list models`) or local diffusers folder", show_default=False)
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="run folder to write to", show_default=False)],
+    resolution: Annotated[int | None, typer.Option(help="of a card: pixels of the shorter side", show_default=False)] = None,
+    batch: Annotated[int | None, typer.Option(help="of a card: pictures at once", show_default=False)] = None,
+    frames: Annotated[int | None, typer.Option(help="of a card: frames of the video", show_default=False)] = None,
 ) -> None:
-    """Read a model's graph: layers with shapes, multiply-accumulates and roles."""
+    """Read a model's graph: layers with shapes, multiply-accumulates and roles; a card needs no weights."""
     from . import pipeline
-    from .config import Config, save
 
-    job = pipeline.Run(Config(model=model, folder=output), _Terminal())
-    _ = job.model_folder
-    save(job.config, job.path("config.yaml"))
-    pipeline.extract(job)
+    pipeline.extract_to(output, model, _Terminal(), resolution=resolution, batch=batch, frames=frames)
 
 
 @app.command()
@@ -142,20 +143,48 @@ def evaluate(folder: Folder, samples: Annotated[int | None, typer.Option(help="c
 
 
 @app.command()
-def show(artefact: Annotated[Path, typer.Argument(help="graph.json, plan.json, sensitivity.parquet, results.json or trials.db", show_default=False)]) -> None:
-    """Print an artefact of a run."""
+def show(
+    artefact: Annotated[Path, typer.Argument(help="graph.json, plan.json, sensitivity.parquet, results.json or trials.db", show_default=False)],
+    form: Annotated[str, typer.Option("--format", help="table; of a graph also graphml, dot or json")] = "table",
+    device: Annotated[str | None, typer.Option(help="of a graph: time at best on one of `qsearch list devices`", show_default=False)] = None,
+    svg: Annotated[Path | None, typer.Option(help="of a graph: write a picture, .svg or .png", show_default=False)] = None,
+    block: Annotated[str | None, typer.Option(help="of a graph: the picture is of this block, else of the whole", show_default=False)] = None,
+) -> None:
+    """Print an artefact of a run; a graph also as a file for other tools, as a picture, and with the time it takes at best."""
+    from .core.graph import OpGraph
+    from .report import graph_view
     from .report.text import show as text
 
-    for part in text(artefact):
-        _console().print(part)
+    if block is not None and svg is None:
+        raise QSearchError(f"--block chooses what --svg draws; given {block!r} without --svg FILE")
+    if form != "table":
+        typer.echo(graph_view.export(OpGraph.load(artefact), form))
+    if svg is not None:
+        graph_view.save_picture(OpGraph.load(artefact), svg, block)
+    if device is not None or (form == "table" and svg is None):
+        for part in text(artefact, device):
+            _console().print(part)
 
 
 @app.command(name="list")
-def list_(kind: Annotated[str | None, typer.Argument(help="quantizers, metrics, solvers, …; all when left out", show_default=False)] = None) -> None:
-    """List plug-ins with their captions."""
-    for one in [kind] if kind else sorted(plugins.KINDS):
-        for name in plugins.names(one):
-            typer.echo(f"{one:12} {name:12} {plugins.caption(one, name)}")
+def list_(
+    kind: Annotated[str | None, typer.Argument(help="models, devices, quantizers, metrics, solvers, …; all when left out", show_default=False)] = None,
+) -> None:
+    """List models, devices and plug-ins with their captions."""
+    from . import zoo
+    from .core import shipped
+    from .core.errors import nearest
+
+    kinds = sorted([*plugins.KINDS, *shipped.KINDS])
+    if kind not in (None, *kinds):
+        raise QSearchError(f"there is nothing to list by the name of {kind!r}{nearest(str(kind), kinds)}")
+    if kind in (None, "models"):
+        for name in zoo.NAMES:
+            typer.echo(f"{'models':12} {name:16} the zoo's, with weights")
+    for one in [kind] if kind else kinds:
+        known = shipped if one in shipped.KINDS else plugins
+        for name in known.names(one):
+            typer.echo(f"{one:12} {name:16} {known.caption(one, name)}")
 
 
 def _later(verb: str, help_: str) -> None:

@@ -73,9 +73,15 @@ class Run:
                 if not (found / "model_index.json").is_file():
                     raise QSearchError(f"{self.config.model} has no weights in {found}; train them with `python -m qsearch.zoo.train {self.config.model}`")
                 return Path(found)
+        from .graphs.families import cards
         from .zoo import NAMES
 
-        raise QSearchError(f"a model is a name of the zoo or a local diffusers folder; given {self.config.model!r}{nearest(self.config.model, NAMES)}")
+        model = self.config.model
+        if cards.has(model):
+            raise QSearchError(
+                f"{model} is a card, shapes without weights: `qsearch extract` reads its graph, what is measured needs the zoo or a local diffusers folder"
+            )
+        raise QSearchError(f"a model is a name of the zoo, a card or a local diffusers folder; given {model!r}{nearest(model, [*NAMES, *cards.names()])}")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -150,8 +156,34 @@ def extract(run: Run) -> OpGraph:
     model = denoiser_of(run.pipe)
     graph = verb(model, example_inputs(call, model), name=run.config.model)
     graph.save(run.path("graph.json"), key=key)
-    run.progress.say(f"extract: {len(graph.layers)} layers, {graph.weights:,} weights, {graph.macs / 1e6:,.0f} M multiply-accumulates a call")
+    run.progress.say(_extracted(graph))
     return graph
+
+
+def extract_to(folder: Path, model: str, progress: Progress | None = None, **size: int | None) -> OpGraph:
+    """A run folder with the graph of `model`: a pipeline's, or a card's at a `resolution`, `batch` and number of `frames` of one's own."""
+    from .graphs.families import cards
+
+    job = Run(Config(model=model, folder=folder), progress or Silent())
+    asked = {name: value for name, value in size.items() if value is not None}
+    if not cards.has(model):
+        _ = job.model_folder  # a wrong name is said before anything is written
+        if asked:
+            raise QSearchError(f"{', '.join(asked)} are for cards, a pipeline is read as it runs; given with {model}")
+        configs.save(job.config, job.path("config.yaml"))
+        return extract(job)
+    from .graphs.extraction import extract as verb
+
+    denoiser, inputs = cards.load(model, **asked)
+    graph = verb(denoiser, inputs, name=model)
+    configs.save(job.config, job.path("config.yaml"))
+    graph.save(job.path("graph.json"), key=digest({"verb": "extract", "card": cards.card(model).model_dump(mode="json"), **asked}))
+    job.progress.say(_extracted(graph))
+    return graph
+
+
+def _extracted(graph: OpGraph) -> str:
+    return f"extract: {len(graph.layers)} layers, {graph.weights:,} weights, {graph.macs / 1e6:,.0f} M multiply-accumulates a call"
 
 
 def profile(run: Run, graph: OpGraph) -> SensitivityTable:

@@ -128,8 +128,10 @@ def test_list_names_every_plug_in_with_its_caption(command: Command) -> None:
     code, out, _ = command("list")
 
     assert code == 0
-    assert [line.split()[:2] for line in out.splitlines()] == [[kind, name] for kind in sorted(plugins.KINDS) for name in plugins.names(kind)]
-    assert [line for line in out.splitlines() if len(line.split()) < 5] == []
+    listed = [line.split()[:2] for line in out.splitlines()]
+    assert [pair for pair in listed if pair[0] in plugins.KINDS] == [[kind, name] for kind in sorted(plugins.KINDS) for name in plugins.names(kind)]
+    assert {("models", "scenes-dit"), ("models", "pixart-alpha"), ("devices", "h200")} <= {(a, b) for a, b in listed}
+    assert [line for line in out.splitlines() if len(line.split()) < 4] == []
 
 
 def test_list_of_one_kind_names_only_that(command: Command) -> None:
@@ -255,13 +257,13 @@ def test_a_config_that_does_not_exist_is_answered_with_those_that_do(refused: Ca
 def test_an_unknown_model_is_answered_with_the_nearest_name(refused: Callable[..., str], tmp_path: Path, start: str) -> None:
     arguments = ("run", written(tmp_path / "mine.yaml", {"model": "scenes-dti"})) if start == "run" else ("extract", "scenes-dti", "-o", "out")
 
-    assert refused(*arguments) == "qsearch: a model is a name of the zoo or a local diffusers folder; given 'scenes-dti'; did you mean 'scenes-dit'?"
+    assert refused(*arguments) == "qsearch: a model is a name of the zoo, a card or a local diffusers folder; given 'scenes-dti'; did you mean 'scenes-dit'?"
 
 
 def test_a_folder_without_a_pipeline_is_no_model(refused: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
 
-    assert "a model is a name of the zoo or a local diffusers folder; given 'empty'" in refused("extract", "empty", "-o", "out")
+    assert "a model is a name of the zoo, a card or a local diffusers folder; given 'empty'" in refused("extract", "empty", "-o", "out")
 
 
 # ------------------------------------------------------------------------------------------------------ budgets and artefacts
@@ -359,7 +361,7 @@ def test_a_verb_without_the_one_before_it_says_what_is_missing(refused: Callable
 
 
 def test_an_unknown_kind_of_plug_in_is_answered_with_the_nearest(refused: Callable[..., str]) -> None:
-    assert refused("list", "solver") == "qsearch: there is no kind of plug-in 'solver'; did you mean 'solvers'?"
+    assert refused("list", "solver") == "qsearch: there is nothing to list by the name of 'solver'; did you mean 'solvers'?"
 
 
 # ------------------------------------------------------------------------------------------------------------------- writing
@@ -425,4 +427,4 @@ def test_a_process_of_its_own_gives_the_line_and_the_code(tmp_path: Path) -> Non
     done = subprocess.run([sys.executable, "-m", "qsearch.cli", "run", str(mine)], capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "qsearch: a model is a name of the zoo or a local diffusers folder; given 'scenes-dti'; did you mean 'scenes-dit'?\n"
+    assert done.stderr == "qsearch: a model is a name of the zoo, a card or a local diffusers folder; given 'scenes-dti'; did you mean 'scenes-dit'?\n"

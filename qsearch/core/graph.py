@@ -2,7 +2,7 @@
 
 The layers are what a plan speaks of: each name resolves with `model.get_submodule`. Operations and edges say how data flows
 between them, blocks which of them belong together. `graph.id` hashes the content, so that a table or a plan can't be used
-with another model by mistake.
+with another model by mistake. Elements are counted, not bytes: the same model in another dtype is the same graph.
 """
 
 from __future__ import annotations
@@ -12,12 +12,17 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .artifacts import Header, digest, read_json, write_json
 from .errors import ArtifactError, QSearchError, nearest
 
+if TYPE_CHECKING:
+    from networkx import DiGraph
+
 SCHEMA = "qsearch.graph/1"
+#: what a layer's input may depend on: the picture; one thing alone; several of them without the picture; nothing that is given
+SEES = ("image", "step-only", "text-only", "pooled-only", "mixed", "constant")
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,9 @@ class LayerSpec:
     `weight_shape`: as the module holds it; `channel_axis`: the axis of the output channels (1 for transposed convolutions, else 0).
     `macs`: multiply-accumulates of one call of the denoiser on the example inputs, all `calls` of the layer together.
     `inputs`, `outputs`: activation elements likewise. `block`: the repeated module that holds it, "" at the top.
-    `quantizable`: False for layers that every plan keeps (embeddings).
+    `quantizable`: False for layers that every plan keeps (embeddings, layers that this call does not run).
+    `sees`: one of `SEES`, "" where nobody looked. `splits`: channels of each part where the input is a concatenation (a long skip).
+    `aliases`: other names of the same weight. `parameter`: the attribute of the module that holds it.
     """
 
     name: str
@@ -42,6 +49,10 @@ class LayerSpec:
     outputs: int = 0
     bias: bool = False
     quantizable: bool = True
+    sees: str = ""
+    splits: tuple[int, ...] = ()
+    aliases: tuple[str, ...] = ()
+    parameter: str = "weight"
 
     @property
     def weights(self) -> int:
@@ -51,28 +62,40 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class Op:
-    """A node of the operation graph: `kind` is linear, attention, add, norm, …; `layer` is its layer's name or ""."""
+    """A node of the operation graph: `kind` is linear, attention, add, norm, …; `layer` is its layer's name or "".
+
+    `block`: the repeated module that ran it. `shape`: of what it makes. `macs`: of this one call, of attention and matrix products too.
+    `inputs`, `outputs`: activation elements that it reads and writes. What the model is given has kind "input", what it returns "output".
+    """
 
     name: str
     kind: str
     layer: str = ""
     block: str = ""
     shape: tuple[int, ...] = ()
+    macs: int = 0
+    inputs: int = 0
+    outputs: int = 0
 
 
 @dataclass(frozen=True)
 class Block:
-    """A node of the block graph: `kind` is self-attention, feed-forward, resnet, …; `position` counts blocks in order of execution."""
+    """A node of the block graph: `kind` is self-attention, feed-forward, resnet, …; `position` counts blocks in order of execution.
+
+    `depth`: how many blocks lie before it on the longest way from an input. `ops`: names of its operations, those of its layers included.
+    """
 
     name: str
     kind: str
     layers: tuple[str, ...]
     position: int
+    depth: int = 0
+    ops: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class OpGraph:
-    """A denoiser's graph. `model` names it for people; `source` says how it was read ("hooks", "export")."""
+    """A denoiser's graph. `model` names it for people; `source` says how it was read ("export", or "hooks" where export refused)."""
 
     model: str
     layers: tuple[LayerSpec, ...]
@@ -128,6 +151,26 @@ class OpGraph:
         """Multiply-accumulates of all weight layers for one call."""
         return sum(layer.macs for layer in self.layers)
 
+    @property
+    def total_macs(self) -> int:
+        """Multiply-accumulates of one call, attention and products of activations included."""
+        return sum(op.macs for op in self.ops)
+
+    @cached_property
+    def block_edges(self) -> tuple[tuple[str, str], ...]:
+        """How data flows between blocks, by their names: the edges of operations that lie in different ones."""
+        home = {op: block.name for block in self.blocks for op in block.ops}
+        pairs = ((home.get(a, ""), home.get(b, "")) for a, b in self.edges)
+        return tuple(dict.fromkeys((a, b) for a, b in pairs if a and b and a != b))
+
+    def network(self) -> DiGraph:
+        """The operation graph for networkx: a node an operation, with its fields as attributes."""
+        return _network(self.ops, self.edges)
+
+    def block_network(self) -> DiGraph:
+        """The block graph for networkx: a node a block, with its fields as attributes."""
+        return _network(self.blocks, self.block_edges)
+
     def _content(self) -> dict[str, Any]:
         return {
             "layers": {layer.name: {k: v for k, v in asdict(layer).items() if k != "name"} for layer in self.layers},
@@ -148,21 +191,33 @@ class OpGraph:
         """Read `graph.json`; refuses a file whose content does not match its own id."""
         header, content = read_json(path, SCHEMA)
         try:
-            layers = tuple(
-                LayerSpec(name=name, **{**content["layers"][name], "weight_shape": tuple(content["layers"][name]["weight_shape"])}) for name in content["order"]
-            )
+            layers = tuple(LayerSpec(name=name, **_tuples(content["layers"][name])) for name in content["order"])
             graph = OpGraph(
                 model=str(content["model"]),
                 layers=layers,
-                ops=tuple(Op(**{**op, "shape": tuple(op["shape"])}) for op in content["ops"]),
+                ops=tuple(Op(**_tuples(op)) for op in content["ops"]),
                 edges=tuple((a, b) for a, b in content["edges"]),
-                blocks=tuple(Block(**{**block, "layers": tuple(block["layers"])}) for block in content["blocks"]),
+                blocks=tuple(Block(**_tuples(block)) for block in content["blocks"]),
                 source=str(content["source"]),
                 header=header,
             )
             found = graph.id  # in here: content that JSON can't hold, such as a macs of NaN, has no id
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{path} is not a whole graph ({type(error).__name__}: {error}); make it again with `qsearch extract`") from error
         if found != header.graph:
             raise ArtifactError(f"{path} was changed by hand: its content has id {found}, its header says {header.graph}; make it again")
         return graph
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+
+def _network(nodes: tuple[Op, ...] | tuple[Block, ...], edges: tuple[tuple[str, str], ...]) -> DiGraph:
+    import networkx
+
+    made = networkx.DiGraph()
+    for node in nodes:
+        made.add_node(node.name, **{name: value for name, value in asdict(node).items() if name != "name"})
+    made.add_edges_from(edges)
+    return made

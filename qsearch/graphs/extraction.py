@@ -1,143 +1,201 @@
-"""extract(model, example_inputs) -> OpGraph: layers with shapes, multiply-accumulates, roles and blocks, read from one call.
+"""extract(model, example_inputs) -> OpGraph: any denoiser as layers, operations, edges and blocks, with no code per model.
 
-One forward on the example inputs, with a hook on every module that holds a weight, gives names that resolve, calls in order of
-execution, and what flowed in. No code per model. The weights are not read, so a model on the meta device does.
+The model is exported on the meta device (`exporting`); where export refuses, one call is watched with hooks (`tracing`). Both give a
+trace, which is folded into steps that compute; inputs are classified, reachability and wiring are read off the data flow, and from
+them the class of each layer, its role and the blocks.
 """
 
 from __future__ import annotations
 
-import math
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..core.errors import QSearchError
 from ..core.graph import Block, LayerSpec, Op, OpGraph
-from . import roles
+from . import blocks, folding, patterns, reachability, roles
+from .exporting import export
+from .folding import Step
+from .trace import Trace, original
+from .tracing import trace
+from .wiring import Wiring
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+def extract(model: nn.Module, example_inputs: Mapping[str, Any], *, name: str = "", inputs: Mapping[str, str] | None = None) -> OpGraph:
+    """Graph of `model` as called with the keyword arguments `example_inputs`, whose values are not looked at.
+
+    `inputs`: what an input is where its name does not tell: name -> image, step, text, pooled or structure (positions, masks).
+    Raises `QSearchError` when the call fails or an input can't be classified, with the signature of the model's forward.
+    """
+    whole = original(model)
+    signature = str(inspect.signature(whole.forward))
+    read = _read(model, example_inputs, signature)
+    given = {call.name: call for call in read.calls if call.op == "input"}
+    classes = reachability.classify(given, inputs or {}, signature)
+    steps = patterns.recognise(folding.fold(read, frozenset(n for n, c in classes.items() if c == "structure")))
+    wiring = Wiring(steps, reachability.sees(steps, classes), reachability.tokens(read, classes))
+    return _Builder(whole, read, wiring).graph(name or type(whole).__name__)
 
 
-def kind_of(module: nn.Module) -> str:
-    """linear, conv1d/2d/3d, conv-transpose1d/2d/3d, embedding, or "" for a module without a weight matrix."""
+def _read(model: nn.Module, example_inputs: Mapping[str, Any], signature: str) -> Trace:
+    whole = original(model)
+    given = dict(example_inputs)
+    if "return_dict" in inspect.signature(whole.forward).parameters:
+        given.setdefault("return_dict", False)  # a tuple needs no registration with pytree
+    try:
+        return export(model, given)
+    except Exception as error:
+        refused = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    return trace(model, given, signature, refused)
+
+
+class _Builder:
+    """Steps, roles and blocks as the nouns of `core.graph`."""
+
+    def __init__(self, model: nn.Module, read: Trace, wiring: Wiring) -> None:
+        self.model, self.read, self.wiring = model, read, wiring
+        self.lists = _repeated(model)
+        self.roles = roles.assign(wiring)
+        self.by_layer: dict[str, list[Step]] = {}
+        for step in wiring.steps:
+            if step.weight is not None:
+                self.by_layer.setdefault(step.layer, []).append(step)
+        self.names = self._layer_names()
+        self.ops = self._op_names()
+
+    def graph(self, name: str) -> OpGraph:
+        layers = [self._layer(parameter, steps) for parameter, steps in self.by_layer.items()]
+        layers += self._unused()
+        if not layers:
+            raise QSearchError(f"a model needs at least one layer with a weight; {name} has none")
+        steps = self.wiring.steps
+        edges = dict.fromkeys((self.ops[made], self.ops[step]) for step in steps for made in step.inputs)
+        return OpGraph(name, tuple(layers), tuple(map(self._op, steps)), tuple(edges), self._blocks(), self.read.source)
+
+    def _layer_names(self) -> dict[str, str]:
+        """Parameter -> layer: the module's name; the parameter's own where a module has several."""
+        held: dict[str, list[str]] = {}
+        for parameter in self.by_layer:
+            held.setdefault(parameter.rpartition(".")[0], []).append(parameter)
+        return {p: p if (len(ps) > 1 and not p.endswith(".weight")) or not module else module for module, ps in held.items() for p in ps}
+
+    def _op_names(self) -> dict[Step, str]:
+        taken: dict[str, int] = {}
+        out = {}
+        for step in self.wiring.steps:
+            if step.weight is not None:
+                name = self.names[step.layer]
+            elif step.kind in ("input", "output"):
+                name = f"{step.kind}:{step.call.name}"
+            else:
+                name = ".".join(filter(None, (step.call.where, step.kind)))
+            taken[name] = taken.get(name, 0) + 1
+            out[step] = name if taken[name] == 1 else f"{name}#{taken[name]}"
+        return out
+
+    def _op(self, step: Step) -> Op:
+        layer = self.names[step.layer] if step.weight is not None else ""
+        return Op(
+            name=self.ops[step],
+            kind=step.kind,
+            layer=layer,
+            block=self._home(layer or step.call.where),
+            shape=step.call.shape,
+            macs=step.macs,
+            inputs=sum(read.numel for read in step.reads),
+            outputs=0 if step.kind == "output" else step.call.numel,
+        )
+
+    def _layer(self, parameter: str, steps: list[Step]) -> LayerSpec:
+        first = steps[0]
+        assert first.weight is not None
+        name, attribute = self.names[parameter], parameter.rpartition(".")[2]
+        kind = first.kind
+        reach = frozenset().union(*(self.wiring.given_sees(step) for step in steps))
+        return LayerSpec(
+            name=name,
+            role=self.roles[first],
+            kind=kind,
+            weight_shape=first.weight.shape,
+            macs=sum(step.macs for step in steps),
+            block=self._home(name),
+            channel_axis=1 if kind.startswith("conv-") or first.transposed else 0,
+            calls=len(steps),
+            inputs=sum(step.reads[0].numel for step in steps if step.reads),
+            outputs=sum(step.call.numel for step in steps),
+            bias=isinstance(getattr(self._module(parameter), "bias", None), nn.Parameter),
+            quantizable=kind != "embedding" and attribute == "weight",
+            sees=reachability.word(reach),
+            splits=_splits(first),
+            aliases=tuple(alias.rpartition(".")[0] for alias in self.read.aliases.get(parameter, ())),
+            parameter=attribute,
+        )
+
+    def _unused(self) -> list[LayerSpec]:
+        """Layers that this call did not run: in the file, but without a role to play."""
+        known = {*self.by_layer, *(alias for others in self.read.aliases.values() for alias in others)}
+        out = []
+        for name, module in self.model.named_modules():
+            weight = module._parameters.get("weight")
+            if weight is not None and weight.ndim >= 2 and f"{name}.weight" not in known:
+                shape = tuple(weight.shape)
+                out.append(LayerSpec(name, roles.UNUSED, _declared(module), shape, 0, self._home(name), calls=0, quantizable=False))
+        return out
+
+    def _module(self, parameter: str) -> nn.Module:
+        return self.model.get_submodule(parameter.rpartition(".")[0])
+
+    def _home(self, path: str) -> str:
+        parts = path.split(".")
+        holders = (".".join(parts[:i]) for i in range(len(parts), 0, -1))
+        return next((h for h in holders if h in self.lists and h != path), "")
+
+    def _blocks(self) -> tuple[Block, ...]:
+        groups = blocks.group(self.wiring, self.roles)
+        depth = blocks.depths(groups, self.wiring)
+        taken: dict[str, int] = {}
+        out = []
+        for position, block in enumerate(groups):
+            layers = tuple(dict.fromkeys(self.names[step.layer] for step in block.layers))
+            path = blocks.shared_path(list(layers) or [step.call.where for step in block.steps]) or block.kind
+            taken[path] = taken.get(path, 0) + 1
+            name = path if taken[path] == 1 else f"{path}#{taken[path]}"
+            out.append(Block(name, block.kind, layers, position, depth[block], tuple(self.ops[step] for step in block.steps)))
+        return tuple(out)
+
+
+def _repeated(model: nn.Module) -> frozenset[str]:
+    """Members of module lists that hold at least two layers: the repeated blocks."""
+    members = [
+        (f"{name}.{i}" if name else i, inner)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential)
+        for i, inner in module.named_children()
+    ]
+    return frozenset(path for path, inner in members if sum(p.ndim >= 2 and n.endswith("weight") for n, p in inner.named_parameters()) >= 2)
+
+
+def _declared(module: nn.Module) -> str:
+    weight = module._parameters["weight"]
+    assert weight is not None
     if isinstance(module, nn.Embedding):
         return "embedding"
-    if isinstance(module, _CONVOLUTIONS):
-        return f"conv{module.weight.ndim - 2}d"
-    if isinstance(module, _TRANSPOSED):
-        return f"conv-transpose{module.weight.ndim - 2}d"
-    # Linear layers of other libraries (diffusers' LoRACompatibleLinear, transformers' Conv1D) carry the same attributes.
-    if isinstance(getattr(module, "in_features", None), int) and isinstance(getattr(module, "weight", None), Tensor):
-        return "linear" if module.weight.ndim == 2 else ""
-    return ""
+    if weight.ndim == 2:
+        return "linear"
+    return f"conv{'-transpose' if getattr(module, 'transposed', False) else ''}{weight.ndim - 2}d"
 
 
-def _macs(module: nn.Module, kind: str, given: Tensor, made: Tensor) -> int:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    if kind == "embedding":
-        return 0
-    if kind == "linear":
-        return made.numel() * weight.shape[1]
-    # A convolution applies its kernel at each output place, a transposed one at each input place.
-    places = made.numel() if kind.startswith("conv-") is False else given.numel()
-    return places * math.prod(weight.shape[1:])
-
-
-def _blocks(model: nn.Module, layers: list[str]) -> dict[str, str]:
-    """layer -> the deepest member of a module list (a repeated block) that holds at least two layers."""
-    members = {f"{name}.{i}" if name else i for name, module in model.named_modules() if isinstance(module, nn.ModuleList) for i, _ in module.named_children()}
-    held = {m: sum(n.startswith(m + ".") for n in layers) for m in members}
-    out = {}
-    for name in layers:
-        parts = name.split(".")
-        holders = [".".join(parts[:i]) for i in range(len(parts) - 1, 0, -1)]
-        out[name] = next((h for h in holders if held.get(h, 0) >= 2), "")
-    return out
-
-
-def extract(model: nn.Module, example_inputs: Mapping[str, Any], *, name: str = "") -> OpGraph:
-    """Graph of `model` as called with the keyword arguments `example_inputs`.
-
-    Raises `QSearchError` when the call fails, with the signature of the model's forward.
-    """
-    kinds = {n: k for n, m in model.named_modules() if (k := kind_of(m))}
-    if not kinds:
-        raise QSearchError(f"a model needs at least one layer with a weight; {type(model).__name__} has none")
-    seen: dict[str, dict[str, Any]] = {}
-    handles = []
-
-    def hook(layer: str) -> Any:
-        def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            given = args[0] if args else next(iter(kwargs.values()))
-            # "keep": as long as the tensor lives, its id can't be another's
-            entry = seen.setdefault(layer, {"order": len(seen), "source": id(given), "keep": given, "calls": 0, "macs": 0, "inputs": 0, "outputs": 0})
-            entry["calls"] += 1
-            entry["macs"] += _macs(module, kinds[layer], given, output)
-            entry["inputs"] += given.numel()
-            entry["outputs"] += output.numel()
-            entry["shape"] = tuple(output.shape)
-
-        return after
-
-    training = {module: module.training for module in model.modules()}
-    for layer in kinds:
-        handles.append(model.get_submodule(layer).register_forward_hook(hook(layer), with_kwargs=True))
-    try:
-        model.eval()
-        with torch.no_grad():
-            model(**example_inputs)
-    except Exception as error:  # whatever a model raises when it is called wrongly
-        import inspect
-
-        signature, reason = inspect.signature(model.forward), next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise QSearchError(f"{type(model).__name__} can't be called with these example inputs ({reason}); its forward takes {signature}") from error
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-        for handle in handles:
-            handle.remove()
-
-    wired = {n: roles.Wiring(e["source"], e["order"]) for n, e in seen.items()}
-    assigned = roles.assign(wired, kinds)
-    order = sorted(kinds, key=lambda n: (seen[n]["order"] if n in seen else len(seen), n))
-    blocks = _blocks(model, order)
-    layers = []
-    for n in order:
-        module, entry = model.get_submodule(n), seen.get(n, {})
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        layers.append(
-            LayerSpec(
-                name=n,
-                role=assigned[n],
-                kind=kinds[n],
-                weight_shape=tuple(weight.shape),
-                macs=int(entry.get("macs", 0)),
-                block=blocks[n],
-                channel_axis=1 if kinds[n].startswith("conv-") else 0,
-                calls=int(entry.get("calls", 0)),
-                inputs=int(entry.get("inputs", 0)),
-                outputs=int(entry.get("outputs", 0)),
-                bias=isinstance(getattr(module, "bias", None), Tensor),
-                quantizable=kinds[n] != "embedding",
-            )
-        )
-    ops = tuple(Op(n, kinds[n], layer=n, block=blocks[n], shape=tuple(seen[n]["shape"])) for n in order if n in seen)
-    held: dict[str, list[str]] = {}
-    for n in order:
-        if blocks[n]:
-            held.setdefault(blocks[n], []).append(n)
-    block_nodes = tuple(Block(b, _block_kind([assigned[n] for n in members]), tuple(members), i) for i, (b, members) in enumerate(held.items()))
-    return OpGraph(name or type(model).__name__, tuple(layers), ops=ops, blocks=block_nodes, source="hooks")
-
-
-def _block_kind(found: list[str]) -> str:
-    if any(r.startswith("resnet") for r in found):
-        return "resnet"
-    if any("attention" in r for r in found):
-        return "transformer"
-    return "feed-forward" if any(r.startswith("feed-forward") for r in found) else "layers"
+def _splits(step: Step) -> tuple[int, ...]:
+    """Channels of each part where a layer reads a concatenation along its input channels, through norms and activations."""
+    if step.weight is None or not step.inputs:
+        return ()
+    at, width = step.inputs[0], step.weight.shape[-1 if step.transposed is False and step.kind == "linear" else 0 if step.kind == "linear" else 1]
+    while at.kind in ("norm", "activation", "modulation") and at.weight is None and at.inputs:
+        at = at.inputs[0]
+    if at.kind != "concat" or len(at.reads) < 2:
+        return ()
+    axis = at.call.arguments.get("dim", 0)
+    sizes = [read.shape[axis] for read in at.call.given if read.shape and isinstance(axis, int)]
+    return tuple(sizes) if sum(sizes) == width == at.call.shape[axis] else ()

@@ -36,7 +36,7 @@ def family(role: str) -> str:
         return "conditioning"
     if role in ("input", "output"):
         return "input and output"
-    return "convolution" if role in ("skip", "resample") or "conv" in role else "linear"
+    return "convolution" if role in ("skip", "shortcut", "resample") or "conv" in role else "linear"
 
 
 class Span(NamedTuple):

@@ -49,37 +49,75 @@ def cell(row: dict[str, Any], metric: str) -> str:
     return f"{mean:.{digits}f} ± {error:.{digits}f}"  # a narrow column breaks at the spaces, not inside a number
 
 
-def show(path: Path) -> list[Table | str]:
-    """An artefact as tables, chosen by the schema in its header. Raises `QSearchError` for a file that is none."""
+def show(path: Path, device: str | None = None) -> list[Table | str]:
+    """An artefact as tables, chosen by the schema in its header; a graph also timed on a `device`. Raises `QSearchError` for a file that is none."""
     if path.is_dir():
         raise QSearchError(f"show takes a file of a run; in {path} there are {', '.join(sorted(p.name for p in path.iterdir() if p.is_file())) or 'none'}")
-    if path.suffix == ".db":
+    kind = "qsearch.trials" if path.suffix == ".db" else peek(path).split("/")[0]
+    if device is not None and kind != "qsearch.graph":
+        raise QSearchError(f"a device times a graph.json; {path} is a {kind}")
+    if kind == "qsearch.trials":
         return [_trials(path)]
-    kind = peek(path).split("/")[0]
-    shown = {"qsearch.graph": _graph, "qsearch.plan": _plan, "qsearch.sensitivity": _sensitivity, "qsearch.results": _results}
+    if kind == "qsearch.graph":
+        return _graph(path, device)
+    shown = {"qsearch.plan": _plan, "qsearch.sensitivity": _sensitivity, "qsearch.results": _results}
     if kind not in shown:
-        raise QSearchError(f"{path} is a {kind}; show knows {', '.join(shown)}")
+        raise QSearchError(f"{path} is a {kind}; show knows qsearch.graph, {', '.join(shown)}")
     try:
         return shown[kind](path)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{path} is not a whole {kind} file ({type(error).__name__}: {str(error).partition(chr(10))[0]}); make it again") from error
 
 
-def _graph(path: Path) -> list[Table | str]:
+def _graph(path: Path, device: str | None) -> list[Table | str]:
     from ..core.graph import OpGraph
 
     graph = OpGraph.load(path)
     table = Table(title=f"{graph.model}: graph {graph.id}, read by {graph.source}", title_justify="left")
-    for title in ("role", "layers", "weights", "share", "MACs a call", "share"):
-        table.add_column(title, justify="left" if title == "role" else "right", overflow="fold")
+    for title in ("role", "layers", "weights", "share", "MACs a call", "share", "sees"):
+        table.add_column(title, justify="left" if title in ("role", "sees") else "right", overflow="fold")
     roles: dict[str, list[Any]] = {}
     for layer in graph:
         roles.setdefault(layer.role, []).append(layer)
     for role, layers in sorted(roles.items(), key=lambda item: -sum(x.weights for x in item[1])):
         weights, macs = sum(x.weights for x in layers), sum(x.macs for x in layers)
-        table.add_row(role, str(len(layers)), f"{weights:,}", f"{weights / graph.weights:.1%}", f"{macs:,}", f"{macs / max(1, graph.macs):.1%}")
-    table.add_row("all", str(len(graph.layers)), f"{graph.weights:,}", "", f"{graph.macs:,}", "", style="bold")
-    return [table]
+        seen = ", ".join(sorted({x.sees for x in layers} - {""}))
+        table.add_row(role, str(len(layers)), f"{weights:,}", f"{weights / graph.weights:.1%}", f"{macs:,}", f"{macs / max(1, graph.macs):.1%}", seen)
+    table.add_row("all", str(len(graph.layers)), f"{graph.weights:,}", "", f"{graph.macs:,}", "", "", style="bold")
+    return [table, *_costs(graph), *([_roofline(graph, device)] if device else [])]
+
+
+def _costs(graph: Any) -> list[Table | str]:
+    """One line of costs in full precision, and the kinds of operation and block."""
+    from collections import Counter
+
+    from ..graphs.costs import costs
+
+    if not graph.ops:
+        return []
+    whole = costs(graph)
+    line = f"{whole.bytes / 1e9:.3g} GB of weights at 16 bits; {whole.macs / 1e9:,.0f} G multiply-accumulates a call, attention included; "
+    line += f"{whole.activations / 1e6:,.0f} M activations written; {whole.moved / 1e9:,.3g} GB moved, {whole.intensity:.0f} operations a byte"
+    blocks, ops = Counter(b.kind for b in graph.blocks), Counter(op.kind for op in graph.ops)
+    counted = [("blocks", blocks), ("operations", ops)]
+    return [line, *(f"{sum(found.values())} {what}: {', '.join(f'{n} {kind}' for kind, n in found.most_common())}" for what, found in counted if found)]
+
+
+def _roofline(graph: Any, name: str) -> Table:
+    from ..graphs import costs
+
+    on = costs.device(name)
+    timed = costs.timings(graph, on)
+    total = sum(t.seconds for t in timed)
+    units = ", ".join(sorted({t.unit for t in timed}))
+    table = Table(title=f"at best on {on.title}: {1e3 * total:.3g} ms a call in {units}, one operation after the other, no fusion", title_justify="left")
+    for title in ("operations", "count", "MACs", "GB moved", "ms", "share", "of it waiting for memory"):
+        table.add_column(title, justify="left" if title == "operations" else "right")
+    for share in costs.shares(timed):
+        waiting = f"{share.bound_by_memory / share.seconds:.0%}" if share.seconds else "-"
+        row = (f"{share.macs:,}", f"{share.moved / 1e9:.3f}", f"{1e3 * share.seconds:.3f}", f"{share.seconds / total:.1%}", waiting)
+        table.add_row(share.kind, str(share.count), *row)
+    return table
 
 
 def _plan(path: Path) -> list[Table | str]:

@@ -97,7 +97,7 @@ def test_the_dit_has_8_blocks_and_the_unet_resnets_and_both_have_both_attentions
     if name == "scenes-dit":
         assert len(pipe.transformer.transformer_blocks) >= 8
     else:
-        assert {"resnet-conv", "resample", "skip"} <= found
+        assert {"resnet-conv", "resample", "shortcut"} <= found
 
 
 def test_no_layer_of_the_denoiser_was_left_untrained(pipe: Any) -> None:

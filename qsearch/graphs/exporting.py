@@ -1,0 +1,155 @@
+"""Reading a model with torch.export, non-strict, without weights and without arithmetic; the model is left as it was.
+
+Export runs the model's own Python on tensors without data and writes down every ATen operation with the module that called it.
+`strict=False`, because strict mode interprets the bytecode, which is slower and refuses more; and no decompositions, so that a
+linear layer stays one. What is exported is a copy whose weights are one element each, seen as a whole tensor: as small as on the meta
+device, but on the CPU, since `autocast` blocks, FlexAttention and tables made on the CPU refuse "meta". Shared weights stay shared.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from .operations import ATTENTIONS
+from .trace import Call, Trace, bare, bound, flat, original, parameter_names, path_of
+
+
+def export(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
+    """The trace of `model(**inputs)`. Raises what export raises where it refuses, such as control flow that depends on data."""
+    twin = without_data(model)
+    order = list(inspect.signature(twin.forward).parameters)
+    names = sorted(inputs, key=lambda name: order.index(name) if name in order else len(order))
+    given = pytree.tree_map_only(Tensor, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype), {name: inputs[name] for name in names})
+    with _quiet(), torch.no_grad(), whole_attention():
+        program = torch.export.export(twin, (), given, strict=False)
+    return _Reader(program, twin, given).trace()
+
+
+@contextmanager
+def whole_attention() -> Iterator[None]:
+    """nn.MultiheadAttention without its fast path, which is one operation that hides the projections."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Export prints whole programs where it gives up, which is no news: the model is read with hooks then."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def without_data(model: nn.Module) -> nn.Module:
+    """A copy in `eval()` mode whose tensors have no data: parameters, buffers, and what modules keep in plain attributes.
+
+    Compiled modules are copied as what they were compiled from; hooks, such as those that move weights between devices, stay behind.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                memo[id(parameter)] = nn.Parameter(_blank(parameter), requires_grad=False)
+        for value in (*module._buffers.values(), *module.__dict__.values()):
+            for _, tensor in flat(value, ""):
+                if isinstance(tensor, Tensor):
+                    memo.setdefault(id(tensor), _blank(tensor))
+    for module in reversed([m for m in model.modules() if original(m) is not m]):
+        memo[id(module)] = copy.deepcopy(original(module), memo)
+    twin = copy.deepcopy(original(model), memo)
+    for module in twin.modules():
+        module._compiled_call_impl = None
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+        if {"_hf_hook", "_diffusers_hook"} & set(module.__dict__):
+            module.__dict__.pop("forward", None)
+    assert isinstance(twin, nn.Module)
+    return twin.eval()
+
+
+def _blank(tensor: Tensor) -> Tensor:
+    return torch.empty((), dtype=tensor.dtype, device="cpu").expand(tensor.shape)
+
+
+class _Reader:
+    """Walks an exported program, and the subprograms that its `no_grad` and `autocast` blocks become."""
+
+    def __init__(self, program: torch.export.ExportedProgram, twin: nn.Module, given: dict[str, Any]) -> None:
+        self.program = program
+        self.calls: list[Call] = []
+        first, self.aliases = parameter_names(twin)
+        # Export calls a shared parameter by any of its names; here it has the first that named_parameters gives.
+        self.parameters = {name: first[id(parameter)] for name, parameter in twin.named_parameters(remove_duplicate=False)}
+        self.paths = iter([path_of(keys) for keys, _ in pytree.tree_flatten_with_path(given)[0]])
+
+    def trace(self) -> Trace:
+        placeholders = [node for node in self.program.graph.nodes if node.op == "placeholder"]
+        env: dict[fx.Node, Any] = {}
+        for node, spec in zip(placeholders, self.program.graph_signature.input_specs, strict=True):
+            kind = spec.kind.name
+            if kind == "USER_INPUT":
+                path = next(self.paths)
+                env[node] = self._add(Call("input", name=path), node) if isinstance(node.meta.get("val"), Tensor) else node.meta.get("val")
+            elif kind == "PARAMETER":
+                env[node] = self._add(Call("parameter", name=self.parameters[str(spec.target)]), node)
+            else:
+                env[node] = self._add(Call("constant", name=str(spec.target)), node)
+        return Trace(self.calls, self._walk(self.program.graph_module, env, ""), "export", self.aliases)
+
+    def _add(self, call: Call, node: fx.Node) -> Call:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor):
+            # A size that depends on data is no int: it raises here, and the model is read with hooks instead.
+            call.shape = tuple(int(size) for size in value.shape)
+            call.integer = not (value.is_floating_point() or value.is_complex())
+        self.calls.append(call)
+        return call
+
+    def _walk(self, module: fx.GraphModule, env: dict[fx.Node, Any], around: str) -> tuple[Any, ...]:
+        for node in module.graph.nodes:
+            if node.op == "get_attr":
+                inner = getattr(module, str(node.target))
+                env[node] = inner if isinstance(inner, fx.GraphModule) else self._add(Call("constant", name=str(node.target)), node)
+            elif node.op == "call_function":
+                env[node] = self._call(node, env, around)
+            elif node.op == "output":
+                return tuple(pytree.tree_leaves(fx.map_arg(node.args[0], env.__getitem__)))
+        return ()
+
+    def _call(self, node: fx.Node, env: dict[fx.Node, Any], around: str) -> Any:
+        given: Any = fx.map_arg((node.args, node.kwargs), env.__getitem__)
+        args, kwargs = given
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        where = str(stack[-1][0]).partition("@")[0] if stack else around
+        name = getattr(node.target, "__name__", str(node.target))
+        if name in ATTENTIONS:  # FlexAttention, whose score function is no part of the model's data flow
+            return self._add(Call(name, {"query": args[0], "key": args[1], "value": args[2]}, where=where), node)
+        inner = next((i for i, a in enumerate(args) if isinstance(a, fx.GraphModule)), None)
+        if inner is not None:
+            within = [n for n in args[inner].graph.nodes if n.op == "placeholder"]
+            return list(self._walk(args[inner], dict(zip(within, args[inner + 1 :], strict=True)), where))
+        if isinstance(node.target, torch._ops.OpOverload):
+            return self._add(Call(bare(node.target), bound(node.target, args, kwargs), where=where), node)
+        if name == "getitem" and isinstance(args[0], list):
+            return args[0][args[1]]
+        return self._add(Call(name, {str(i): a for i, a in enumerate(args)} | kwargs, where=where), node)
