@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .scenes import BACKGROUNDS, COLOURS, LAYOUTS, SHAPES, SIZES, TEXTURES, Caption, Scenes, describe, draw_scenes, render, vocabulary
+from .scenes import BACKGROUNDS, COLOURS, LAYOUTS, SHAPES, SIZES, TEXTURES, Caption, Scenes, describe, draw_scenes, places, render, vocabulary
 
 Loss = Callable[[torch.Generator], Tensor]
 Export = Callable[[nn.Module, Path, Path], None]
@@ -21,14 +21,34 @@ PAD, END, BEGIN, UNKNOWN = "<pad>", "</s>", "<s>", "<unk>"
 MAX_WORDS = 36
 TEXT_WIDTH = 128
 UNET_WIDTHS = (64, 128)
+SEEN_WEIGHT = 0.05
+
+
+#: what a place of the picture shows, each with one class more for "no object here"; the scene's background everywhere
+_SEEN = {"shape": len(SHAPES) + 1, "colour": len(COLOURS) + 1, "size": len(SIZES) + 1, "texture": len(TEXTURES) + 1, "background": len(BACKGROUNDS)}
 
 
 class Painter(nn.Module):
-    """A text encoder and a denoiser trained together by flow matching: x_s = (1 - s) x + s noise, target noise - x."""
+    """A text encoder and a denoiser trained together by flow matching: x_s = (1 - s) x + s noise, target noise - x.
 
-    def __init__(self, text_encoder: nn.Module, denoiser: nn.Module) -> None:
+    In training a linear head on the features [N, 64, width] of the denoiser's middle (the submodule named `middle`) also says what
+    each place will show. Features that know the scene come first and the picture follows (REPA, arXiv:2410.06940, with the scene's
+    own labels in place of another network's features); the head is not shipped.
+    """
+
+    def __init__(self, text_encoder: nn.Module, denoiser: nn.Module, middle: str, width: int) -> None:
         super().__init__()
-        self.text_encoder, self.denoiser = text_encoder, denoiser
+        self.text_encoder, self.denoiser, self.middle = text_encoder, denoiser, middle
+        self.head = nn.Linear(width, sum(_SEEN.values()))
+
+    def paint(self, noisy: Tensor, sigma: Tensor, words: Tensor, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The velocity, as `forward` gives it, and the head's logits [N, 64, classes] by attribute."""
+        features: list[Tensor] = []
+        handle = self.denoiser.get_submodule(self.middle).register_forward_hook(lambda _module, _inputs, output: features.append(output))
+        velocity = self(noisy, sigma, words, mask)
+        handle.remove()
+        tokens = features[0].flatten(2).mT if features[0].ndim == 4 else features[0]
+        return velocity, dict(zip(_SEEN, self.head(tokens).split(list(_SEEN.values()), -1), strict=True))
 
     def forward(self, noisy: Tensor, sigma: Tensor, words: Tensor, mask: Tensor | None) -> Tensor:
         """Velocity [N, 4, 16, 16] at noise levels `sigma` [N] for token ids `words` [N, T] and an optional mask [N, T]."""
@@ -104,7 +124,7 @@ def new_unet() -> Painter:
         attention_head_dim=4,
         norm_num_groups=16,
     )
-    return Painter(text, unet)
+    return Painter(text, unet, "mid_block", UNET_WIDTHS[-1])
 
 
 def new_dit() -> Painter:
@@ -146,7 +166,7 @@ def new_dit() -> Painter:
     for block in dit.transformer_blocks:
         nn.init.zeros_(block.attn1.to_out[0].weight)
         nn.init.zeros_(block.attn2.to_out[0].weight)
-    return Painter(text, dit)
+    return Painter(text, dit, "transformer_blocks.4", 160)
 
 
 class Reader(nn.Module):
@@ -246,6 +266,19 @@ def cached_weights(runs: Path, scenes: Scenes, objects: float = 5.0) -> Tensor:
     return weights / weights.mean()
 
 
+def visible(scenes: Scenes, weights: Tensor) -> dict[str, Tensor]:
+    """What each of the 64 places (8x8 pixels, row by row) shows: class indices [N, 64] by attribute; no object is the last class.
+
+    A place belongs to the object with the nearest centre if `weights` [N, 1, 16, 16] say that there is one.
+    """
+    axis = torch.arange(8, device=weights.device) * 8.0 + 4
+    cells = torch.stack([axis.repeat(8), axis.repeat_interleave(8)], -1)
+    nearest = torch.cdist(places(scenes), cells).argmin(1)
+    there = F.max_pool2d(weights, 2).flatten(1) > weights.amin()
+    out = {k: torch.where(there, getattr(scenes, k).gather(1, nearest), n - 1) for k, n in _SEEN.items() if k != "background"}
+    return out | {"background": scenes.background[:, None].expand(-1, 64)}
+
+
 def make_painter(kind: str, runs: Path, device: torch.device, batch: int) -> tuple[nn.Module, Loss, Export]:
     """Module, loss and export of a pipeline (scenes-unet or scenes-dit); needs the trained VAE and text encoder in `runs`."""
     causal = kind == "scenes-unet"
@@ -265,9 +298,13 @@ def make_painter(kind: str, runs: Path, device: torch.device, batch: int) -> tup
         clean = latents[index.to(device)]
         noise = torch.randn(clean.shape, generator=generator).to(device)
         mix = sigma.view(-1, 1, 1, 1)
-        velocity = painter((1 - mix) * clean + mix * noise, sigma, tokens.input_ids, None if causal else tokens.attention_mask)
-        error: Tensor = weights[index.to(device)] * (velocity.float() - (noise - clean)).square()
-        return error.mean()
+        velocity, logits = painter.paint((1 - mix) * clean + mix * noise, sigma, tokens.input_ids, None if causal else tokens.attention_mask)
+        weight = weights[index.to(device)]
+        error: Tensor = weight * (velocity.float() - (noise - clean)).square()
+        truth = visible(scenes[index], weight.cpu())
+        place = F.max_pool2d(weight, 2).flatten(1)
+        wrong = [(place * F.cross_entropy(logits[k].float().mT, v.to(device), reduction="none")).mean() for k, v in truth.items()]
+        return error.mean() + SEEN_WEIGHT * torch.stack(wrong).sum()
 
     def export(average: nn.Module, out: Path, folder: Path) -> None:
         from diffusers import AutoencoderKL, PixArtAlphaPipeline, StableDiffusionPipeline

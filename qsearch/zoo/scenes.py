@@ -135,6 +135,17 @@ def _distances(x: Tensor, y: Tensor, r: Tensor) -> Tensor:
     return torch.stack([circle, square, triangle, ring, cross, -star])
 
 
+def places(scenes: Scenes) -> Tensor:
+    """Centres of the objects in pixels (x, y): [N, 3, 2], jitter included; far outside where there is no third object."""
+    device = scenes.layout.device
+    centres = torch.full((len(LAYOUTS), 3, 2), -100.0, device=device)
+    for i, points in enumerate(LAYOUTS.values()):
+        centres[i, : len(points)] = torch.tensor(points, device=device)
+    spread = torch.where(scenes.layout < 2, 2.0, 1.0)
+    freedom = torch.stack([torch.where(scenes.layout == 1, 6.0, spread), torch.where(scenes.layout == 0, 6.0, spread)], -1)
+    return centres[scenes.layout] + (2 * scenes.jitter[..., :2] - 1) * freedom[:, None, :]
+
+
 def render(scenes: Scenes) -> Tensor:
     """Pictures [N, 3, 64, 64] in [-1, 1]; edges are anti-aliased over one pixel, objects and background are shaded."""
     device = scenes.layout.device
@@ -148,13 +159,7 @@ def render(scenes: Scenes) -> Tensor:
     shade = 1 + (0.15 + 0.25 * scenes.light[:, 1])[:, None, None] * ramp
     picture = (base[:, :, None, None] * shade[:, None]).clamp(0, 1)
 
-    centres = torch.full((len(LAYOUTS), 3, 2), -100.0, device=device)
-    for i, places in enumerate(LAYOUTS.values()):
-        centres[i, : len(places)] = torch.tensor(places, device=device)
-    place = centres[scenes.layout]
-    spread = torch.where(scenes.layout < 2, 2.0, 1.0)[:, None]
-    freedom = torch.stack([torch.where(scenes.layout == 1, 6.0, spread[:, 0]), torch.where(scenes.layout == 0, 6.0, spread[:, 0])], -1)
-    place = place + (2 * scenes.jitter[..., :2] - 1) * freedom[:, None, :]
+    place = places(scenes)
     small, large = 6.7 + 1.3 * scenes.jitter[..., 2], 11.0 + 1.4 * scenes.jitter[..., 2]
     radius = torch.where(scenes.size == 1, large, small)
     tilt = (2 * scenes.jitter[..., 3] - 1) * 0.18
