@@ -202,7 +202,7 @@ class OpGraph:
                 header=header,
             )
             found = graph.id  # in here: content that JSON can't hold, such as a macs of NaN, has no id
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{path} is not a whole graph ({type(error).__name__}: {error}); make it again with `qsearch extract`") from error
         if found != header.graph:
             raise ArtifactError(f"{path} was changed by hand: its content has id {found}, its header says {header.graph}; make it again")

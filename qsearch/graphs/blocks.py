@@ -47,7 +47,7 @@ def group(wiring: Wiring, roles: Mapping[Step, str]) -> list[Group]:
     found = list(dict.fromkeys(home[step] for step in wiring.steps if step in home))
     for block in found:
         block.steps.sort(key=lambda step: step.index)
-    return sorted(found, key=lambda block: min((s.index for s in block.layers), default=block.steps[0].index))
+    return sorted(found, key=lambda block: next((s.index for s in block.layers if roles[s] != "modulation"), block.steps[0].index))
 
 
 def _shared(steps: list[Step], home: dict[Step, Group]) -> Group | None:
@@ -108,7 +108,7 @@ def depths(blocks: list[Group], wiring: Wiring) -> dict[Group, int]:
     best: dict[Step, int] = {}
     for step in wiring.steps:
         best[step] = max((best[i] + (home.get(i) is not home.get(step) and i in home) for i in step.inputs), default=0)
-        if step in home:
+        if step in home and (step.weight is not None or step.kind == "attention"):
             out[home[step]] = max(out[home[step]], best[step])
     return out
 

@@ -7,6 +7,7 @@ One table for both readers: export keeps whole operations (`linear`, `layer_norm
 from __future__ import annotations
 
 import math
+
 from .trace import Call
 
 #: rearrange, cut or copy their first tensor: no arithmetic, so they are folded into edges

@@ -9,6 +9,7 @@ from __future__ import annotations
 from . import operations as ops
 from .folding import Step, consumers
 
+
 def recognise(steps: list[Step]) -> list[Step]:
     """The same steps with hand-written norms and attention as one step each, and without what they were made of."""
     for step in steps:

@@ -18,22 +18,27 @@ from .folding import Step
 from .trace import Call, Trace
 
 CLASSES = ("image", "step", "text", "pooled", "structure")
-#: conventional names of a forward's parameters -> what they are; the last part of `added_cond_kwargs.text_embeds` counts, then the whole
+#: what an input is -> conventional names of it, as patterns; the first row that fits counts. Where an argument is a dict or a list, its
+#: members' names count first (`added_cond_kwargs.text_embeds` is pooled), then its own. A name of one letter is pooled when it is a vector.
 _NAMES = (
-    ("text", r"input_ids|(input_|text_|prompt_)?tokens"),
+    ("text", "input_ids (input_|text_|prompt_)?tokens"),
     (
         "pooled",
-        r"pooled.*|text_embeds|(added_)?time_ids|class_labels?|labels?|resolution|aspect_ratio|original_size|target_size|crop_coords?|image_meta_size|style"
-        r"|vector|vec|guidance_embeds?|proj_embedding",
+        """pooled.* text_embeds (added_)?time_ids class_labels? labels? resolution aspect_ratio original_size target_size crop_coords? image_meta_size style
+        vector vec guidance_embeds? proj_embedding""",
     ),
-    ("structure", r"(.*(mask|_ids?|rotary.*|pos_emb.*|position.*|coords?|_shapes?|_len(gth)?s?|rope.*|freqs.*)|indices.*|grid.*|seq_?len.*|num_frames|height|width|fps|cu_seqlens.*)"),
-    ("step", r".*timesteps?(_.*)?|t|time|sigmas?|noise_level|noise_labels|c_noise|guidance(_scale|_cond)?|log_snr|step"),
+    (
+        "structure",
+        """.*mask .*_ids? .*rotary.* .*pos_emb.* .*position.* .*coords? .*_shapes? .*_len(gth)?s? .*rope.* .*freqs.* indices.* grid.* seq_?len.* num_frames
+        height width fps cu_seqlens.*""",
+    ),
+    ("step", ".*timesteps?(_.*)? t time sigmas? noise_level noise_labels c_noise guidance(_scale|_cond)? log_snr step"),
     (
         "text",
-        r"encoder_hidden_states(_.*)?|context(_.*)?|text(_.*)?|txt|prompt(_.*)?|caption.*|cap_feats.*|crossattn.*|encoder_outputs?|image_embeds?|clip_(text|img).*"
-        r"|y|c|cond(itioning)?",
+        """encoder_hidden_states(_.*)? context(_.*)? text(_.*)? txt prompt(_.*)? caption.* cap_feats.* crossattn.* encoder_outputs? image_embeds?
+        clip_(text|img).* cond(itioning)? y c""",
     ),
-    ("image", r"hidden_states(_.*)?|sample|x|x_t|xt|latents?|latent_model_input|noisy.*|z|z_t|img|images?|video|inputs?|control.*|.*pixel_values|.*latents?"),
+    ("image", "hidden_states(_.*)? sample x x_t xt .*latents? latent_model_input noisy.* z z_t img images? video inputs? control.* .*pixel_values"),
 )
 #: write rows into a sequence at places that are data
 _SCATTERS = frozenset("index_copy index_put scatter scatter_add masked_scatter index_add".split())
@@ -50,7 +55,7 @@ def classify(given: Mapping[str, Call], override: Mapping[str, str], signature: 
     out: dict[str, str] = {}
     for path, call in given.items():
         root, last = path.partition(".")[0], next((p for p in reversed(path.split(".")) if not p.isdigit()), path)
-        chosen = override.get(path, override.get(root)) or _named(last, call) or _named(root, call)
+        chosen = override.get(path) or override.get(root) or _named(last, call) or _named(root, call)
         out[path] = chosen or ""
     for path, call in given.items():
         out[path] = out[path] or _shaped(call, "image" in out.values())
@@ -65,7 +70,7 @@ def classify(given: Mapping[str, Call], override: Mapping[str, str], signature: 
 
 
 def _named(name: str, call: Call) -> str:
-    found = next((found for found, pattern in _NAMES if re.fullmatch(pattern, name, re.IGNORECASE)), "")
+    found = next((found for found, patterns in _NAMES if any(re.fullmatch(p, name, re.IGNORECASE) for p in patterns.split())), "")
     # PixArt's y is a caption, DiT's are labels, SDXL's is the pooled text: it has as many axes as the thing has.
     return "pooled" if found == "text" and len(name) == 1 and (call.integer or len(call.shape) <= 2) else found
 
@@ -185,10 +190,10 @@ def _cut(call: Call, state: Tokens) -> Tokens:
     axis = ops.axis_of(call)
     if op not in ("slice", "narrow", "select") or source.shape[axis] != total or arguments.get("step", 1) != 1:
         return state
-    start = arguments.get("start", arguments.get("index"))
-    start = (int(start) + total if int(start) < 0 else int(start)) if isinstance(start, int) else 0
-    size = 1 if op == "select" else call.shape[axis]
-    return _between(state, start, start + size)
+    given = arguments.get("start", arguments.get("index"))
+    start = given if isinstance(given, int) else 0
+    start += total if start < 0 else 0
+    return _between(state, start, start + (1 if op == "select" else call.shape[axis]))
 
 
 def _pieces(split: Call, total: int) -> list[int]:
