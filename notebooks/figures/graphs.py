@@ -94,14 +94,18 @@ def load(name: str) -> tuple[Any, dict[str, Any]]:
 
 def child(name: str, folder: Path, count: bool) -> None:
     """Read one model: graph.json into `folder`, seconds and memory of it, then torch's own count of operations, as a line of JSON."""
-    import diffusers  # noqa: F401  its import is not the graph's time
+    import diffusers
     import torch
+    import torch._dynamo  # export's
     from torch import nn
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     from qsearch.graphs.extraction import extract
+    from qsearch.graphs.families import cards
 
+    # What is imported once, whatever is read, is not this graph's time.
+    _ = None if name == PLAIN else getattr(diffusers, cards.card(name).class_name if name in cards.names() else name)
     began, worked = time.perf_counter(), time.process_time()
     model, inputs = load(name)
     graph = extract(model, inputs, name=name)

@@ -47,7 +47,7 @@ def group(wiring: Wiring, roles: Mapping[Step, str]) -> list[Group]:
     found = list(dict.fromkeys(home[step] for step in wiring.steps if step in home))
     for block in found:
         block.steps.sort(key=lambda step: step.index)
-    return sorted(found, key=lambda block: min((s.index for s in block.layers), default=block.steps[0].index))
+    return sorted(found, key=lambda block: next((s.index for s in block.layers if roles[s] != "modulation"), block.steps[0].index))
 
 
 def _shared(steps: list[Step], home: dict[Step, Group]) -> Group | None:
@@ -85,19 +85,19 @@ def _rest(wiring: Wiring, roles: Mapping[Step, str], home: dict[Step, Group]) ->
     """Modulation layers, then all that has no weight."""
     free = [s for s in wiring.steps if s not in home and s.kind not in ("input", "output")]
     for step in reversed(free):  # into the block that it alone feeds
-        if step.weight is None:
+        if step.weight is None and step.kind != "add":  # a residual sum ends the block that it adds
             readers = {id(home[r]): home[r] for r in wiring.readers[step] if r in home}
             if len(readers) == 1 and all(r in home for r in wiring.readers[step]):
                 _join(home, next(iter(readers.values())), [step])
     for step in (s for s in free if s not in home):
-        made = [home[i] for i in step.inputs if i in home]
+        made = [i for i in step.inputs if i in home]
         if step.weight is None and made:
-            _join(home, made[-1], [step])
+            _join(home, home[max(made, key=lambda i: i.index)], [step])
     for step in (s for s in free if s not in home):
         fed = [home[link.step] for link in wiring.targets[step] if link.step in home]
         behind = [home[link.step] for link in wiring.sources(step) if link.step in home]
         # One modulation for many blocks belongs to the embedding that it is made from, one block's own to that block.
-        own = fed[:1] if len({id(block) for block in fed}) <= 4 else behind[:1] or fed[:1]
+        own = fed[:1] if len({id(block) for block in fed}) <= 3 else behind[:1] or fed[:1]
         _join(home, (own or behind[:1] or [Group(roles.get(step, step.kind))])[0], [step])
 
 
@@ -108,7 +108,7 @@ def depths(blocks: list[Group], wiring: Wiring) -> dict[Group, int]:
     best: dict[Step, int] = {}
     for step in wiring.steps:
         best[step] = max((best[i] + (home.get(i) is not home.get(step) and i in home) for i in step.inputs), default=0)
-        if step in home:
+        if step in home and (step.weight is not None or step.kind == "attention"):
             out[home[step]] = max(out[home[step]], best[step])
     return out
 

@@ -12,6 +12,7 @@ import copy
 import inspect
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -23,6 +24,8 @@ from torch.utils import _pytree as pytree
 
 from .operations import ATTENTIONS
 from .trace import Call, Trace, bare, bound, flat, original, parameter_names, path_of
+
+_CALLED_AGAIN = re.compile(r"@\d+$")  # export's mark on the path of a module that runs more than once
 
 
 def export(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
@@ -49,15 +52,17 @@ def whole_attention() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Export prints whole programs where it gives up, which is no news: the model is read with hooks then."""
-    before = logging.root.manager.disable
+    """Without whole programs on the screen where export gives up (the model is read with hooks then), and without a stack trace for each node."""
+    level, traces = logging.root.manager.disable, getattr(fx.config, "do_not_emit_stack_traces", False)
     logging.disable(logging.CRITICAL)
+    fx.config.do_not_emit_stack_traces = True
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(before)
+        fx.config.do_not_emit_stack_traces = traces
+        logging.disable(level)
 
 
 def without_data(model: nn.Module) -> nn.Module:
@@ -137,19 +142,19 @@ class _Reader:
         return ()
 
     def _call(self, node: fx.Node, env: dict[fx.Node, Any], around: str) -> Any:
-        given: Any = fx.map_arg((node.args, node.kwargs), env.__getitem__)
-        args, kwargs = given
+        read: Any = fx.map_arg((node.args, node.kwargs), env.__getitem__)
+        args, kwargs = read
         stack = list((node.meta.get("nn_module_stack") or {}).values())
-        where = str(stack[-1][0]).partition("@")[0] if stack else around
+        where = _CALLED_AGAIN.sub("", str(stack[-1][0])) if stack else around
+        if isinstance(node.target, torch._ops.OpOverload):
+            return self._add(Call(bare(node.target), bound(node.target, args, kwargs), where=where), node)
         name = getattr(node.target, "__name__", str(node.target))
         if name in ATTENTIONS:  # FlexAttention, whose score function is no part of the model's data flow
             return self._add(Call(name, {"query": args[0], "key": args[1], "value": args[2]}, where=where), node)
+        if name == "getitem" and isinstance(args[0], list):
+            return args[0][args[1]]
         inner = next((i for i, a in enumerate(args) if isinstance(a, fx.GraphModule)), None)
         if inner is not None:
             within = [n for n in args[inner].graph.nodes if n.op == "placeholder"]
             return list(self._walk(args[inner], dict(zip(within, args[inner + 1 :], strict=True)), where))
-        if isinstance(node.target, torch._ops.OpOverload):
-            return self._add(Call(bare(node.target), bound(node.target, args, kwargs), where=where), node)
-        if name == "getitem" and isinstance(args[0], list):
-            return args[0][args[1]]
         return self._add(Call(name, {str(i): a for i, a in enumerate(args)} | kwargs, where=where), node)

@@ -1,6 +1,6 @@
 """extract(model, example_inputs) -> OpGraph: any denoiser as layers, operations, edges and blocks, with no code per model.
 
-The model is exported on the meta device (`exporting`); where export refuses, one call is watched with hooks (`tracing`). Both give a
+The model is exported without its data (`exporting`); where export refuses, one call is watched with hooks (`tracing`). Both give a
 trace, which is folded into steps that compute; inputs are classified, reachability and wiring are read off the data flow, and from
 them the class of each layer, its role and the blocks.
 """
@@ -16,16 +16,18 @@ from torch import nn
 from ..core.errors import QSearchError
 from ..core.graph import Block, LayerSpec, Op, OpGraph
 from . import blocks, folding, patterns, reachability, roles
+from . import operations as ops
 from .exporting import export
 from .folding import Step
-from .trace import Trace, original
+from .trace import Trace, named_modules, original
 from .tracing import trace
 from .wiring import Wiring
 
 
 def extract(model: nn.Module, example_inputs: Mapping[str, Any], *, name: str = "", inputs: Mapping[str, str] | None = None) -> OpGraph:
-    """Graph of `model` as called with the keyword arguments `example_inputs`, whose values are not looked at.
+    """Graph of `model` as called with the keyword arguments `example_inputs`.
 
+    Their values count only where the model's control flow depends on them: then `source` is "hooks", else "export".
     `inputs`: what an input is where its name does not tell: name -> image, step, text, pooled or structure (positions, masks).
     Raises `QSearchError` when the call fails or an input can't be classified, with the signature of the model's forward.
     """
@@ -55,8 +57,8 @@ class _Builder:
     """Steps, roles and blocks as the nouns of `core.graph`."""
 
     def __init__(self, model: nn.Module, read: Trace, wiring: Wiring) -> None:
-        self.model, self.read, self.wiring = model, read, wiring
-        self.lists = _repeated(model)
+        self.modules, self.read, self.wiring = named_modules(model), read, wiring
+        self.lists = _repeated(self.modules)
         self.roles = roles.assign(wiring)
         self.by_layer: dict[str, list[Step]] = {}
         for step in wiring.steps:
@@ -75,11 +77,11 @@ class _Builder:
         return OpGraph(name, tuple(layers), tuple(map(self._op, steps)), tuple(edges), self._blocks(), self.read.source)
 
     def _layer_names(self) -> dict[str, str]:
-        """Parameter -> layer: the module's name; the parameter's own where a module has several."""
+        """Parameter -> layer: the module's name; the parameter's own where it is not the module's only or main weight."""
         held: dict[str, list[str]] = {}
         for parameter in self.by_layer:
-            held.setdefault(parameter.rpartition(".")[0], []).append(parameter)
-        return {p: p if (len(ps) > 1 and not p.endswith(".weight")) or not module else module for module, ps in held.items() for p in ps}
+            held.setdefault(_owner(parameter)[0], []).append(parameter)
+        return {p: module if module and (len(ps) == 1 or p == f"{module}.weight") else p for module, ps in held.items() for p in ps}
 
     def _op_names(self) -> dict[Step, str]:
         taken: dict[str, int] = {}
@@ -101,7 +103,7 @@ class _Builder:
             name=self.ops[step],
             kind=step.kind,
             layer=layer,
-            block=self._home(layer or step.call.where),
+            block=self._home(layer) if layer else self._home(f"{step.call.where}."),
             shape=step.call.shape,
             macs=step.macs,
             inputs=sum(read.numel for read in step.reads),
@@ -111,12 +113,12 @@ class _Builder:
     def _layer(self, parameter: str, steps: list[Step]) -> LayerSpec:
         first = steps[0]
         assert first.weight is not None
-        name, attribute = self.names[parameter], parameter.rpartition(".")[2]
+        name, (module, attribute) = self.names[parameter], _owner(parameter)
         kind = first.kind
         reach = frozenset().union(*(self.wiring.given_sees(step) for step in steps))
         return LayerSpec(
             name=name,
-            role=self.roles[first],
+            role=_role([self.roles[step] for step in steps]),
             kind=kind,
             weight_shape=first.weight.shape,
             macs=sum(step.macs for step in steps),
@@ -125,11 +127,11 @@ class _Builder:
             calls=len(steps),
             inputs=sum(step.reads[0].numel for step in steps if step.reads),
             outputs=sum(step.call.numel for step in steps),
-            bias=isinstance(getattr(self._module(parameter), "bias", None), nn.Parameter),
+            bias=isinstance(getattr(self.modules[module], "bias", None), nn.Parameter),
             quantizable=kind != "embedding" and attribute == "weight",
             sees=reachability.word(reach),
-            splits=_splits(first),
-            aliases=tuple(alias.rpartition(".")[0] for alias in self.read.aliases.get(parameter, ())),
+            splits=_splits(first) if "image" in reach else (),
+            aliases=tuple(_owner(alias)[0] for alias in self.read.aliases.get(parameter, ())),
             parameter=attribute,
         )
 
@@ -137,20 +139,17 @@ class _Builder:
         """Layers that this call did not run: in the file, but without a role to play."""
         known = {*self.by_layer, *(alias for others in self.read.aliases.values() for alias in others)}
         out = []
-        for name, module in self.model.named_modules():
+        for name, module in self.modules.items():
             weight = module._parameters.get("weight")
             if weight is not None and weight.ndim >= 2 and f"{name}.weight" not in known:
                 shape = tuple(weight.shape)
                 out.append(LayerSpec(name, roles.UNUSED, _declared(module), shape, 0, self._home(name), calls=0, quantizable=False))
         return out
 
-    def _module(self, parameter: str) -> nn.Module:
-        return self.model.get_submodule(parameter.rpartition(".")[0])
-
     def _home(self, path: str) -> str:
-        parts = path.split(".")
-        holders = (".".join(parts[:i]) for i in range(len(parts), 0, -1))
-        return next((h for h in holders if h in self.lists and h != path), "")
+        """The repeated module that a path lies in; "a.b." is a place in a.b."""
+        parts = path.split(".")[:-1]
+        return next((held for i in range(len(parts), 0, -1) if (held := ".".join(parts[:i])) in self.lists), "")
 
     def _blocks(self) -> tuple[Block, ...]:
         groups = blocks.group(self.wiring, self.roles)
@@ -159,22 +158,38 @@ class _Builder:
         out = []
         for position, block in enumerate(groups):
             layers = tuple(dict.fromkeys(self.names[step.layer] for step in block.layers))
-            path = blocks.shared_path(list(layers) or [step.call.where for step in block.steps]) or block.kind
+            own = [self.names[step.layer] for step in block.layers if self.roles[step] != "modulation"]
+            path = blocks.shared_path(own or list(layers) or [step.call.where for step in block.steps]) or block.kind
             taken[path] = taken.get(path, 0) + 1
             name = path if taken[path] == 1 else f"{path}#{taken[path]}"
             out.append(Block(name, block.kind, layers, position, depth[block], tuple(self.ops[step] for step in block.steps)))
         return tuple(out)
 
 
-def _repeated(model: nn.Module) -> frozenset[str]:
+def _role(found: list[str]) -> str:
+    """Role of a layer for those of its calls: the first, or `…-qkv` where parts of one weight make query, key and value."""
+    heads = {role.rpartition("-")[0] for role in found}
+    letters = {role.rpartition("-")[2] for role in found}
+    if len(heads) == 1 and "attention" in found[0] and set("".join(letters)) <= set("qkv"):
+        return f"{heads.pop()}-{''.join(slot for slot in 'qkv' if any(slot in part for part in letters))}"
+    return found[0]
+
+
+def _owner(parameter: str) -> tuple[str, str]:
+    """Module and attribute of a parameter; one that torch computes another from belongs to the module that uses that."""
+    module, _, rest = parameter.partition(".parametrizations.")
+    if rest:
+        return module, f"parametrizations.{rest}"
+    module, _, attribute = parameter.rpartition(".")
+    return module, attribute
+
+
+def _repeated(modules: dict[str, nn.Module]) -> frozenset[str]:
     """Members of module lists that hold at least two layers: the repeated blocks."""
-    members = [
-        (f"{name}.{i}" if name else i, inner)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList | nn.Sequential)
-        for i, inner in module.named_children()
-    ]
-    return frozenset(path for path, inner in members if sum(p.ndim >= 2 and n.endswith("weight") for n, p in inner.named_parameters()) >= 2)
+    lists = [name for name, module in modules.items() if isinstance(module, nn.ModuleList | nn.Sequential)]
+    members = {f"{name}.{i}" if name else i for name in lists for i, _ in modules[name].named_children()}
+    held = {m: sum(p.ndim >= 2 and n.endswith("weight") for n, p in modules[m].named_parameters()) for m in members if m in modules}
+    return frozenset(m for m, count in held.items() if count >= 2)
 
 
 def _declared(module: nn.Module) -> str:
@@ -189,13 +204,12 @@ def _declared(module: nn.Module) -> str:
 
 def _splits(step: Step) -> tuple[int, ...]:
     """Channels of each part where a layer reads a concatenation along its input channels, through norms and activations."""
-    if step.weight is None or not step.inputs:
+    if not step.inputs:
         return ()
-    at, width = step.inputs[0], step.weight.shape[-1 if step.transposed is False and step.kind == "linear" else 0 if step.kind == "linear" else 1]
-    while at.kind in ("norm", "activation", "modulation") and at.weight is None and at.inputs:
+    at = step.inputs[0]
+    while at.kind in ("norm", "activation", "modulation"):
         at = at.inputs[0]
-    if at.kind != "concat" or len(at.reads) < 2:
+    axis = ops.axis_of(at.call)
+    if at.kind != "concat" or len(at.reads) < 2 or at.call.shape[axis : axis + 1] != (step.width,):
         return ()
-    axis = at.call.arguments.get("dim", 0)
-    sizes = [read.shape[axis] for read in at.call.given if read.shape and isinstance(axis, int)]
-    return tuple(sizes) if sum(sizes) == width == at.call.shape[axis] else ()
+    return tuple(read.shape[axis] for read in at.call.given)

@@ -34,6 +34,12 @@ class Step:
         """Name of the layer's parameter, or ""."""
         return self.weight.name if self.weight else ""
 
+    @property
+    def width(self) -> int:
+        """Channels that a layer reads; 0 for other steps."""
+        first = self.transposed or self.kind.startswith("conv-")
+        return self.weight.shape[0 if first else 1] if self.weight else 0
+
 
 def fold(trace: Trace, structure: frozenset[str]) -> list[Step]:
     """The steps of a trace in order of execution. Inputs named in `structure` (positions, masks) count as constants."""

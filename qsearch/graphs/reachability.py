@@ -18,29 +18,27 @@ from .folding import Step
 from .trace import Call, Trace
 
 CLASSES = ("image", "step", "text", "pooled", "structure")
-#: conventional names of a forward's parameters -> what they are; the last part of `added_cond_kwargs.text_embeds` counts, then the whole
+#: what an input is -> conventional names of it, as patterns; the first row that fits counts. Where an argument is a dict or a list, its
+#: members' names count first (`added_cond_kwargs.text_embeds` is pooled), then its own. A name of one letter is pooled when it is a vector.
 _NAMES = (
-    ("text", r"input_ids|(input_|text_|prompt_)?tokens"),
+    ("text", "input_ids (input_|text_|prompt_)?tokens"),
     (
         "pooled",
-        (
-            r"pooled.*|text_embeds|(added_)?time_ids|class_labels?|labels?|resolution|aspect_ratio|original_size|target_size|crop_coords?|image_meta_size|style"
-            r"|vector|vec|guidance_embeds?|proj_embedding"
-        ),
+        """pooled.* text_embeds (added_)?time_ids class_labels? labels? resolution aspect_ratio original_size target_size crop_coords? image_meta_size style
+        vector vec guidance_embeds? proj_embedding""",
     ),
     (
         "structure",
-        r"(.*(mask|_ids?|rotary.*|pos_emb.*|position.*|coords?|_shapes?|_len(gth)?s?|rope.*|freqs.*)|indices.*|grid.*|seq_?len.*|num_frames|height|width|fps|cu_seqlens.*)",
+        """.*mask .*_ids? .*rotary.* .*pos_emb.* .*position.* .*coords? .*_shapes? .*_len(gth)?s? .*rope.* .*freqs.* indices.* grid.* seq_?len.* num_frames
+        height width fps cu_seqlens.*""",
     ),
-    ("step", r".*timesteps?(_.*)?|t|time|sigmas?|noise_level|noise_labels|c_noise|guidance(_scale|_cond)?|log_snr|step"),
+    ("step", ".*timesteps?(_.*)? t time sigmas? noise_level noise_labels c_noise guidance(_scale|_cond)? log_snr step"),
     (
         "text",
-        (
-            r"encoder_hidden_states(_.*)?|context(_.*)?|text(_.*)?|txt|prompt(_.*)?|caption.*|cap_feats.*|crossattn.*|encoder_outputs?|image_embeds?|clip_(text|img).*"
-            r"|y|c|cond(itioning)?"
-        ),
+        """encoder_hidden_states(_.*)? context(_.*)? text(_.*)? txt prompt(_.*)? caption.* cap_feats.* crossattn.* encoder_outputs? image_embeds?
+        clip_(text|img).* cond(itioning)? y c""",
     ),
-    ("image", r"hidden_states(_.*)?|sample|x|x_t|xt|latents?|latent_model_input|noisy.*|z|z_t|img|images?|video|inputs?|control.*|.*pixel_values|.*latents?"),
+    ("image", "hidden_states(_.*)? sample x x_t xt .*latents? latent_model_input noisy.* z z_t img images? video inputs? control.* .*pixel_values"),
 )
 #: write rows into a sequence at places that are data
 _SCATTERS = frozenset("index_copy index_put scatter scatter_add masked_scatter index_add".split())
@@ -49,9 +47,9 @@ Tokens = tuple[tuple[str, int], ...]
 
 def classify(given: Mapping[str, Call], override: Mapping[str, str], signature: str) -> dict[str, str]:
     """Input -> one of `CLASSES`: by `override`, by its conventional name, else by dtype and shape. Raises where none decides."""
-    for name, given_class in override.items():
-        if given_class not in CLASSES:
-            raise QSearchError(f"an input is one of {', '.join(CLASSES)}; given {given_class!r} for {name!r}{nearest(given_class, CLASSES)}")
+    for name, chosen in override.items():
+        if chosen not in CLASSES:
+            raise QSearchError(f"an input is one of {', '.join(CLASSES)}; given {chosen!r} for {name!r}{nearest(chosen, CLASSES)}")
         if not any(name in (path, path.partition(".")[0]) for path in given):
             raise QSearchError(f"there is no tensor among the example inputs called {name!r}{nearest(name, given)}")
     out: dict[str, str] = {}
@@ -72,7 +70,7 @@ def classify(given: Mapping[str, Call], override: Mapping[str, str], signature: 
 
 
 def _named(name: str, call: Call) -> str:
-    found = next((found for found, pattern in _NAMES if re.fullmatch(pattern, name, re.IGNORECASE)), "")
+    found = next((found for found, patterns in _NAMES if any(re.fullmatch(p, name, re.IGNORECASE) for p in patterns.split())), "")
     # PixArt's y is a caption, DiT's are labels, SDXL's is the pooled text: it has as many axes as the thing has.
     return "pooled" if found == "text" and len(name) == 1 and (call.integer or len(call.shape) <= 2) else found
 
@@ -192,10 +190,10 @@ def _cut(call: Call, state: Tokens) -> Tokens:
     axis = ops.axis_of(call)
     if op not in ("slice", "narrow", "select") or source.shape[axis] != total or arguments.get("step", 1) != 1:
         return state
-    first = arguments.get("start", arguments.get("index"))
-    start = (first + total if first < 0 else first) if isinstance(first, int) else 0
-    size = 1 if op == "select" else call.shape[axis]
-    return _between(state, start, start + size)
+    given = arguments.get("start", arguments.get("index"))
+    start = given if isinstance(given, int) else 0
+    start += total if start < 0 else 0
+    return _between(state, start, start + (1 if op == "select" else call.shape[axis]))
 
 
 def _pieces(split: Call, total: int) -> list[int]:

@@ -8,8 +8,9 @@ feed-forward-in, -mid, -out         a residual branch without attention, by plac
 shortcut, residual                  the layer on the stream beside a branch; a branch of one layer
 projection-in, -out                 first and last of a branch that holds other branches (a U-Net's transformer)
 modulation                          reaches scales, shifts and gates alone
-time-, text-, label-embedding       see no picture; by what they see
+time-, text-, label-embedding       see no picture; by what they see (position-embedding: nothing that is given)
 input, output, resample, skip       first and last of the picture's path; around a change of resolution; behind a long skip
+router, adapter                     chooses among experts; a low-rank pair added to a layer
 projection, convolution, unused     what is left: by kind, and layers that this call never runs
 """
 
@@ -24,7 +25,8 @@ UNUSED = "unused"
 def assign(wiring: Wiring) -> dict[Step, str]:
     """Role of every step that has a weight."""
     layers = [step for step in wiring.steps if step.weight is not None]
-    out = {step: found for step in layers if (found := _attached(wiring, step))}
+    out = dict.fromkeys(_adapters(wiring), "adapter")
+    out.update({step: found for step in layers if step not in out and (found := _attached(wiring, step))})
     for branch in wiring.branches:
         for step, found in _in_branch(wiring, branch, out).items():
             out.setdefault(step, found)
@@ -35,6 +37,17 @@ def assign(wiring: Wiring) -> dict[Step, str]:
     held = [step for step in (*inner, *out) if out.get(step, "attention").startswith(("self-", "cross-", "joint-", "attention", "feed-forward", "resnet"))]
     for step in layers:
         out.setdefault(step, _outside(wiring, step, held))
+    return out
+
+
+def _adapters(wiring: Wiring) -> list[Step]:
+    """Pairs of layers whose product is added to what another layer makes of the same input."""
+    out = []
+    for step in wiring.steps:
+        if step.kind == "add" and len(step.inputs) == 2 and all(made.weight is not None for made in step.inputs):
+            for base, last in (step.inputs, step.inputs[::-1]):
+                if last.inputs and last.inputs[0].weight is not None and last.inputs[0].inputs == base.inputs:
+                    out += [last.inputs[0], last]
     return out
 
 
@@ -64,6 +77,8 @@ def _attached(wiring: Wiring, step: Step) -> str:
         return "parallel-out" if beside and "concat" in attended[0].via else f"{_side(wiring, step, attended[0].step)}out"
     if sources and all(link.what == "input" for link in sources) and "image" in wiring.given_sees(step):
         return "input"
+    if targets and all("topk" in link.via for link in targets):
+        return "router"
     if any(link.what == "output" for link in targets) and "image" in wiring.given_sees(step):
         return "output"
     return ""

@@ -72,16 +72,25 @@ def bare(target: torch._ops.OpOverload[Any, Any]) -> str:
     return target._schema.name.partition("::")[2]
 
 
+def named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Name -> module, without the wrappers of torch.compile and their part of the name; `get_submodule` finds it all the same."""
+    return {_plain(name): original(module) for name, module in model.named_modules()}
+
+
 def parameter_names(model: nn.Module) -> tuple[dict[int, str], dict[str, tuple[str, ...]]]:
     """id of each parameter -> its first name, and first name -> its other names (shared weights, modules under two names)."""
     first: dict[int, str] = {}
     others: dict[str, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if id(parameter) in first:
-            others.setdefault(first[id(parameter)], []).append(name)
+            others.setdefault(first[id(parameter)], []).append(_plain(name))
         else:
-            first[id(parameter)] = name
+            first[id(parameter)] = _plain(name)
     return first, {name: tuple(found) for name, found in others.items()}
+
+
+def _plain(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:

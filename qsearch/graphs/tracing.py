@@ -18,7 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..core.errors import QSearchError
 from .exporting import whole_attention
-from .trace import Call, Trace, bare, bound, original, parameter_names, path_of
+from .trace import Call, Trace, bare, bound, named_modules, original, parameter_names, path_of
 
 
 def trace(model: nn.Module, inputs: Mapping[str, Any], signature: str, refused: str) -> Trace:
@@ -31,7 +31,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Any], signature: str, refused: 
     training = {module: module.training for module in whole.modules()}
     try:
         with ExitStack() as stack:
-            for name, module in whole.named_modules():
+            for name, module in named_modules(whole).items():
                 stack.callback(module.register_forward_pre_hook(watch.entering(name)).remove)
                 stack.callback(module.register_forward_hook(watch.leaving, always_call=True).remove)
             whole.eval()
@@ -96,12 +96,11 @@ class _Watch(TorchDispatchMode):
             call = Call(bare(func), bound(func, read, named), where=self.stack[-1])
         else:  # FlexAttention: query, key and value come first
             call = Call(func.name(), {str(i): a for i, a in enumerate(read[:3])}, where=self.stack[-1])
-        if isinstance(made, Tensor):
-            if made is not (args[0] if args else None):
-                self.give(made, call)
-            else:
-                call.shape = tuple(args[0].shape)
-                self.calls.append(call)  # in place: the tensor keeps its own call, the writing is followed when steps are folded
+        if isinstance(made, Tensor) and not (args and made is args[0]):
+            self.give(made, call)
+        elif isinstance(made, Tensor):
+            call.shape = tuple(made.shape)
+            self.calls.append(call)  # in place: the tensor keeps its own call, the writing is followed when steps are folded
         else:
             self.calls.append(call)
             for i, part in enumerate(made if isinstance(made, tuple | list) else ()):
