@@ -161,6 +161,7 @@ def show(
         typer.echo(graph_view.export(OpGraph.load(artefact), form))
     if svg is not None:
         graph_view.save_picture(OpGraph.load(artefact), svg, block)
+        typer.echo(f"wrote {svg}")
     if device is not None or (form == "table" and svg is None):
         for part in text(artefact, device):
             _console().print(part)

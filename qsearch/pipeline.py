@@ -183,7 +183,7 @@ def extract_to(folder: Path, model: str, progress: Progress | None = None, **siz
 
 
 def _extracted(graph: OpGraph) -> str:
-    return f"extract: {len(graph.layers)} layers, {graph.weights:,} weights, {graph.macs / 1e6:,.0f} M multiply-accumulates a call"
+    return f"extract: {len(graph.layers)} layers, {graph.weights:,} weights, {graph.total_macs / 1e6:,.1f} M multiply-accumulates a call"
 
 
 def profile(run: Run, graph: OpGraph) -> SensitivityTable:

@@ -157,7 +157,7 @@ def _asked(graph: OpGraph, plan: BitPlan, schemes: Sequence[str], captions: Sequ
     quoted = "; ".join(f"“{c}”" for c in captions[:2])
     return [
         ("model", graph.model),
-        ("size", f"{len(graph.layers)} layers, {graph.weights:,} weights, {graph.macs / 1e6:,.1f} M multiply-accumulates a call"),
+        ("size", f"{len(graph.layers)} layers, {graph.weights:,} weights, {graph.total_macs / 1e6:,.1f} M multiply-accumulates a call"),
         ("budget", budget),
         ("choices", ", ".join([*schemes, "keep (full precision)"])),
         ("captions", f"{len(captions)}, such as {quoted}" if captions else "none"),
