@@ -12,17 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .scenes import BACKGROUNDS, COLOURS, LAYOUTS, SHAPES, SIZES, TEXTURES, Caption, Scenes, describe, draw_scenes, places, render, vocabulary
+from .scenes import BACKGROUNDS, COLOURS, LAYOUTS, RELATIONS, SHAPES, SIZES, TEXTURES, Caption, Scenes, describe, draw_scenes, places, render, vocabulary
 
 Loss = Callable[[torch.Generator], Tensor]
 Export = Callable[[nn.Module, Path, Path], None]
 
 PAD, END, BEGIN, UNKNOWN = "<pad>", "</s>", "<s>", "<unk>"
-_END_ID = 1  # of END, after PAD
 MAX_WORDS = 36
 TEXT_WIDTH = 128
 UNET_WIDTHS = (64, 128)
-SEEN_WEIGHT, READ_WEIGHT = 0.15, 0.05  # of the two heads' cross-entropies beside the velocity's squared error
+SEEN_WEIGHT = 0.15  # of the head's cross-entropy beside the velocity's squared error
 
 
 #: what a place of the picture shows, each with one class more for "no object here"; the scene's background everywhere
@@ -30,7 +29,7 @@ _SEEN = {"shape": len(SHAPES) + 1, "colour": len(COLOURS) + 1, "size": len(SIZES
 
 
 class Painter(nn.Module):
-    """A text encoder and a denoiser trained together by flow matching: x_s = (1 - s) x + s noise, target noise - x.
+    """A text encoder, as it is, and a denoiser trained by flow matching: x_s = (1 - s) x + s noise, target noise - x.
 
     In training a linear head on the features [N, 64, width] of the denoiser's middle (the submodule named `middle`) also says what
     each place will show. Features that know the scene come first and the picture follows (REPA, arXiv:2410.06940, with the scene's
@@ -39,20 +38,19 @@ class Painter(nn.Module):
 
     def __init__(self, text_encoder: nn.Module, denoiser: nn.Module, middle: str, width: int) -> None:
         super().__init__()
-        self.text_encoder, self.denoiser, self.middle = text_encoder, denoiser, middle
-        self.head, self.reader = nn.Linear(width, sum(_SEEN.values())), Reader()
+        # Trained on, at a denoiser's learning rate, it forgets how to read: left of and right of were the first to go.
+        self.text_encoder = text_encoder.requires_grad_(False)
+        self.denoiser, self.middle = denoiser, middle
+        self.head = nn.Linear(width, sum(_SEEN.values()))
 
-    def paint(self, noisy: Tensor, sigma: Tensor, words: Tensor, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """The velocity, as `forward` gives it, the head's logits [N, 64, classes] by attribute, and the text's features [N, T, 128]."""
+    def paint(self, noisy: Tensor, sigma: Tensor, words: Tensor, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The velocity, as `forward` gives it, and the head's logits [N, 64, classes] by attribute."""
         features: list[Tensor] = []
-        watched = (self.denoiser.get_submodule(self.middle), self.text_encoder)
-        handles = [m.register_forward_hook(lambda _module, _inputs, output: features.append(output)) for m in watched]
+        handle = self.denoiser.get_submodule(self.middle).register_forward_hook(lambda _module, _inputs, output: features.append(output))
         velocity = self(noisy, sigma, words, mask)
-        for handle in handles:
-            handle.remove()
-        text, middle = features[0][0], features[1]
-        tokens = middle.flatten(2).mT if middle.ndim == 4 else middle
-        return velocity, dict(zip(_SEEN, self.head(tokens).split(list(_SEEN.values()), -1), strict=True)), text
+        handle.remove()
+        tokens = features[0].flatten(2).mT if features[0].ndim == 4 else features[0]
+        return velocity, dict(zip(_SEEN, self.head(tokens).split(list(_SEEN.values()), -1), strict=True))
 
     def forward(self, noisy: Tensor, sigma: Tensor, words: Tensor, mask: Tensor | None) -> Tensor:
         """Velocity [N, 4, 16, 16] at noise levels `sigma` [N] for token ids `words` [N, T] and an optional mask [N, T]."""
@@ -174,58 +172,53 @@ def new_dit() -> Painter:
 
 
 class Reader(nn.Module):
-    """Heads that read the scene back from a text encoder's features: its training before the denoiser's, and beside it.
+    """Heads that read the scene back from a text encoder's features: its training before the denoiser's.
 
     Real pipelines get text encoders trained elsewhere; learnt through the denoiser's loss alone, "a left of b" takes longest of all.
-    The word for a shape must know its object's place in the picture, colour, size and texture; the mean of all words the layout and
-    the background; the word that ends the sentence everything, since a causal encoder's first object learns its place after its name.
+    One word an object must know its order and place in the picture, shape, colour, size and texture, the mean of all words the layout and the
+    background. That word is the one for its shape, but in a causal encoder, which knows the first object's place only after its name, the relation's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tokenizer: Any, causal: bool) -> None:
         super().__init__()
+        self.causal = causal
+        self.shapes, self.relations = (torch.tensor(tokenizer.convert_tokens_to_ids(list(words))) for words in (SHAPES, RELATIONS))
         self.scene = nn.ModuleDict({"layout": nn.Linear(TEXT_WIDTH, len(LAYOUTS)), "background": nn.Linear(TEXT_WIDTH, len(BACKGROUNDS) + 1)})
-        sizes = {"colour": len(COLOURS) + 1, "size": len(SIZES) + 1, "texture": len(TEXTURES) + 1, "shape": len(SHAPES) + 1}
-        self.object = nn.ModuleDict({k: nn.Linear(TEXT_WIDTH, v) for k, v in {"place": 3 * len(LAYOUTS), **sizes}.items()})
-        self.end = nn.ModuleDict({k: nn.Linear(TEXT_WIDTH, 3 * v) for k, v in sizes.items()})
+        sizes = {"order": 3, "place": 3 * len(LAYOUTS)} | {k: v for k, v in _SEEN.items() if k != "background"}
+        self.object = nn.ModuleDict({k: nn.Linear(TEXT_WIDTH, v) for k, v in sizes.items()})
 
-    def loss(self, text: Tensor, words: Tensor, mask: Tensor, shape_words: Tensor, captions: list[Caption]) -> Tensor:
+    def carriers(self, words: Tensor) -> Tensor:
+        """Bool [N, T]: the words of ids [N, T] that stand for an object, in the order of the sentence."""
+        named = torch.isin(words, self.shapes.to(words.device))
+        if not self.causal:
+            return named
+        relation = torch.isin(words, self.relations.to(words.device)) & (named.cumsum(1) == 1)
+        return (named & (named.cumsum(1) > 1)) | (relation & (relation.cumsum(1) == 1))
+
+    def loss(self, text: Tensor, words: Tensor, mask: Tensor, captions: list[Caption]) -> Tensor:
         """Cross-entropy summed over heads, of features [N, T, 128]; what a caption does not name is the last class."""
-        device = text.device
         named = [{(w, k): v for w, k, v in c.named} for c in captions]
         mean = (text * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        each = [(i, k) for i, c in enumerate(captions) for w, k, _ in c.named if w == "shape"]
         layout = [n["layout", -1] for n in named]
-        parts = [
-            F.cross_entropy(self.scene["layout"](mean), torch.tensor(layout, device=device)),
-            F.cross_entropy(self.scene["background"](mean), torch.tensor([n.get(("background", -1), len(BACKGROUNDS)) for n in named], device=device)),
-        ]
-        row, column = torch.nonzero(torch.isin(words, shape_words), as_tuple=True)  # in order: the objects as the sentence names them
-        order = [[k for w, k, _ in c.named if w == "shape"] for c in captions]
-        each = [(i, k) for i, ks in enumerate(order) for k in ks]
-        last = text[torch.arange(len(text), device=device), (words == _END_ID).int().argmax(1)]
-        for head, layer in self.object.items():
-            if head == "place":
-                truth = [3 * layout[i] + k for i, k in each]
-                parts.append(F.cross_entropy(layer(text[row, column]), torch.tensor(truth, device=device)))
-                continue
-            missing = _SEEN[head] - 1
-            parts.append(F.cross_entropy(layer(text[row, column]), torch.tensor([named[i].get((head, k), missing) for i, k in each], device=device)))
-            whole = torch.tensor([[n.get((head, k), missing) for k in range(3)] for n in named], device=device)
-            parts.append(F.cross_entropy(self.end[head](last).unflatten(1, (3, -1)).flatten(0, 1), whole.flatten()))
-        return torch.stack(parts).sum()
+        truth = {"order": [k for _, k in each], "place": [3 * layout[i] + k for i, k in each]}
+        found = text[self.carriers(words)]
+        parts = [(self.scene["layout"](mean), layout), (self.scene["background"](mean), [n.get(("background", -1), len(BACKGROUNDS)) for n in named])]
+        parts += [(layer(found), truth.get(head) or [named[i].get((head, k), _SEEN[head] - 1) for i, k in each]) for head, layer in self.object.items()]
+        return torch.stack([F.cross_entropy(logits, torch.tensor(values, device=text.device)) for logits, values in parts]).sum()
 
 
 def make_reader(kind: str, runs: Path, device: torch.device, batch: int) -> tuple[nn.Module, Loss, Export]:
     """Module, loss and export of a text encoder's own training; `kind` is the pipeline it is for."""
     causal = kind == "scenes-unet"
-    pair = nn.ModuleDict({"encoder": (new_unet() if causal else new_dit()).text_encoder, "reader": Reader()})
     tokenizer = new_tokenizer(causal)
-    shape_words = torch.tensor([tokenizer.convert_tokens_to_ids(s) for s in SHAPES], device=device)
+    pair = nn.ModuleDict({"encoder": (new_unet() if causal else new_dit()).text_encoder.requires_grad_(True), "reader": Reader(tokenizer, causal)})
 
     def loss(generator: torch.Generator) -> Tensor:
         captions = describe(draw_scenes(batch, generator, held_out=False), generator)
         tokens = tokenizer([c.text for c in captions], padding="longest", return_tensors="pt").to(device)
         text = pair["encoder"](tokens.input_ids, attention_mask=tokens.attention_mask)[0]
-        wrong: Tensor = pair["reader"].loss(text, tokens.input_ids, tokens.attention_mask, shape_words, captions)  # type: ignore[operator]
+        wrong: Tensor = pair["reader"].loss(text, tokens.input_ids, tokens.attention_mask, captions)  # type: ignore[operator]
         return wrong
 
     def export(average: nn.Module, out: Path, folder: Path) -> None:
@@ -298,7 +291,6 @@ def make_painter(kind: str, runs: Path, device: torch.device, batch: int) -> tup
     tokenizer = new_tokenizer(causal)
     latents, scenes = cached_latents(runs, device)
     weights = cached_weights(runs, scenes).to(device)
-    shape_words = torch.tensor([tokenizer.convert_tokens_to_ids(s) for s in SHAPES], device=device)
     painter.text_encoder.load_state_dict(torch.load(runs / f"{kind}-text" / "text_encoder.pt", weights_only=True))
 
     def loss(generator: torch.Generator) -> Tensor:
@@ -314,15 +306,13 @@ def make_painter(kind: str, runs: Path, device: torch.device, batch: int) -> tup
         clean = latents[index.to(device)]
         noise = torch.randn(clean.shape, generator=generator).to(device)
         mix = sigma.view(-1, 1, 1, 1)
-        velocity, logits, text = painter.paint((1 - mix) * clean + mix * noise, sigma, tokens.input_ids, None if causal else tokens.attention_mask)
+        velocity, logits = painter.paint((1 - mix) * clean + mix * noise, sigma, tokens.input_ids, None if causal else tokens.attention_mask)
         weight = weights[index.to(device)]
         error: Tensor = weight * (velocity.float() - (noise - clean)).square()
         truth = visible(scenes[index], weight.cpu())
         place = F.max_pool2d(weight, 2).flatten(1)
         wrong = [(place * F.cross_entropy(logits[k].float().mT, v.to(device), reduction="none")).mean() for k, v in truth.items()]
-        told = torch.tensor([i for i, d in enumerate(drop) if not d], device=device)
-        read = painter.reader.loss(text[told], tokens.input_ids[told], tokens.attention_mask[told], shape_words, [captions[i] for i in told.tolist()])
-        return error.mean() + SEEN_WEIGHT * torch.stack(wrong).sum() + READ_WEIGHT * read
+        return error.mean() + SEEN_WEIGHT * torch.stack(wrong).sum()
 
     def export(average: nn.Module, out: Path, folder: Path) -> None:
         from diffusers import AutoencoderKL, PixArtAlphaPipeline, StableDiffusionPipeline

@@ -196,6 +196,9 @@ class Caption:
 _RELATIONS = {"row": (("left of", "to the left of"), ("right of", "to the right of")), "column": (("above", "over"), ("below", "under"))}
 _APART = {"row-below": ("below", "under"), "row-above": ("above", "over"), "column-left": ("on the left",), "column-right": ("on the right",)}
 
+#: the words that say which of two objects is which
+RELATIONS = ("left", "right", "above", "over", "below", "under")
+
 
 def describe(scenes: Scenes, generator: torch.Generator) -> list[Caption]:
     """One caption a scene: colour, shape and relation always; size and texture three times in four; background likewise.

@@ -50,8 +50,8 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
     checkpoint, log = run.folder / "checkpoint.pt", run.folder / "loss.csv"
     module.to(run.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     average = copy.deepcopy(module).requires_grad_(False).eval()
-    matrices = [p for p in module.parameters() if p.ndim >= 2]
-    vectors = [p for p in module.parameters() if p.ndim < 2]
+    matrices = [p for p in module.parameters() if p.requires_grad and p.ndim >= 2]
+    vectors = [p for p in module.parameters() if p.requires_grad and p.ndim < 2]
     optimiser = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}], lr=run.rate, betas=(0.9, 0.98))
     start, spent = 0, 0.0
     if checkpoint.exists():
