@@ -42,7 +42,7 @@ def test_from_2_to_4_bits_are_14_db_and_from_4_to_8_bits_24_6(few: int, many: in
 def test_the_noise_is_a_twelfth_of_the_squared_step(scheme: str) -> None:
     made = quantize(WEIGHTS, Scheme.parse(scheme))
 
-    expected = -10 * math.log10(float(made.scale.double().square().mean() / 12 / WEIGHTS.double().square().mean()))
+    expected = -10 * math.log10(float(made.code.scale.double().square().mean() / 12 / WEIGHTS.double().square().mean()))
     assert sqnr(scheme) == pytest.approx(expected, abs=TOLERANCE)
 
 
@@ -55,9 +55,9 @@ def test_symmetric_codes_follow_the_law_from_4_bits_on(few: int, many: int) -> N
 def test_steps_wider_than_the_spread_of_the_weights_make_less_noise_than_the_law_says(scheme: str, excess: float) -> None:
     # Most weights round to zero there, which costs their own size and not a random part of a step: law and measurement must differ.
     made = quantize(WEIGHTS, Scheme.parse(scheme))
-    assert float(made.scale.mean()) > 1.3  # standard deviations
+    assert float(made.code.scale.mean()) > 1.3  # standard deviations
 
-    expected = -10 * math.log10(float(made.scale.double().square().mean() / 12 / WEIGHTS.double().square().mean()))
+    expected = -10 * math.log10(float(made.code.scale.double().square().mean() / 12 / WEIGHTS.double().square().mean()))
     assert sqnr(scheme) > expected + excess
 
 
