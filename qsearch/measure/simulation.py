@@ -19,7 +19,7 @@ from ..core.plan import BitPlan
 from ..core.scheme import Scheme
 from .calibration import LayerInputs
 from .quantization import joined, quantize_parts
-from .treatment import Treatment, treat
+from .treatment import Treatment, named, treat
 
 
 class QuantizedWeights:
@@ -47,7 +47,8 @@ class QuantizedWeights:
         key = (layer, str(scheme))
         if key not in self._treatments:
             weight = weight_of(self.model, layer).data
-            self._treatments[key] = treat(scheme, weight, self.model.get_submodule(layer), self.calibration.get(layer), layer=layer)
+            module, inputs = self.model.get_submodule(layer), self.calibration.get(layer)
+            self._treatments[key] = treat(scheme, weight, module, inputs, layer=layer, transforms=named(scheme))
         return self._treatments[key]
 
     def _make(self, layer: str, scheme: Scheme) -> Tensor:

@@ -7,6 +7,7 @@ every input stays comparable with its full-precision self. What is left of the s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -93,44 +94,69 @@ def rounded(x: Tensor, scheme: Scheme, inputs: LayerInputs | None, channel: int)
     if not scheme.activation:
         return x
     activation: AbstractActivation = plugins.load("activations", scheme.grain)
-    form = Scheme(f"uint{scheme.activation}" if scheme.activation.isdigit() else scheme.activation)
-    scale, zero = spanning(*activation.ranges(x, channel, inputs), form)
-    return nearest(x, scale, zero, form).values()
+    return rounded_between(x, *activation.ranges(x, channel, inputs), scheme.activation)
 
 
-def treat(scheme: Scheme, weight: Tensor, module: nn.Module, inputs: LayerInputs | None, layer: str) -> Treatment | None:
-    """What `scheme` does to the input of `module` (named `layer` in errors), or None where it does nothing.
+def rounded_between(x: Tensor, low: Tensor, high: Tensor, form: str) -> Tensor:
+    """fp32 `x` on the grid of `form` (one of `scheme.ACTIVATIONS`) from `low` to `high`, which spread over it."""
+    scheme = Scheme(f"uint{form}" if form.isdigit() else form)
+    scale, zero = spanning(low, high, scheme)
+    return nearest(x, scale, zero, scheme).values()
 
-    Raises `QSearchError` where calibration is wanted and missing, and for layers that a transform is not made for.
-    """
-    if not scheme.activation and not scheme.transforms:
-        return None
-    if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
-        raise QSearchError(f"inputs are rounded for linear layers and convolutions; {layer} is {type(module).__name__}, give it weights only")
-    needs = bool(scheme.transforms) or (bool(scheme.activation) and plugins.load("activations", scheme.grain).needs_inputs)
-    if needs and inputs is None:
-        raise QSearchError(f"{scheme} needs to know the inputs of {layer}; give QuantizedWeights(model, graph, calibrate(model, graph, calls))")
-    convolution = not isinstance(module, nn.Linear)
-    channels = weight.shape[0] if getattr(module, "transposed", False) else weight.shape[1] * getattr(module, "groups", 1)
-    shift, scale, first = weight.new_zeros(channels).float(), weight.new_ones(channels).float(), None
+
+def named(scheme: Scheme) -> tuple[tuple[str, AbstractTransform, float], ...]:
+    """The transforms of a scheme: what it calls them, the plug-in, and its number over 100 (a half where it has none)."""
+    found = []
     for name in scheme.transforms:
         word = name.rstrip("0123456789")
         transform: AbstractTransform = plugins.load("transforms", word)
-        if (transform.needs_linear and convolution) or getattr(module, "transposed", False) or getattr(module, "groups", 1) > 1:
-            raise QSearchError(f"~{word} is for {'linear layers' if transform.needs_linear else 'plain layers'}; {layer} is {type(module).__name__}")
+        found.append((word, transform, int(name[len(word) :] or 50) / 100))
+    return tuple(found)
+
+
+def treat(
+    scheme: Scheme,
+    weight: Tensor,
+    module: nn.Module,
+    inputs: LayerInputs | None,
+    *,
+    layer: str,
+    transforms: Sequence[tuple[str, AbstractTransform, float]] = (),
+) -> Treatment | None:
+    """What `scheme` does to the input of `module` (named `layer` in errors) after `transforms`, or None where it does nothing.
+
+    Raises `QSearchError` where calibration is wanted and missing, and for layers that a transform is not made for.
+    """
+    if not scheme.activation and not transforms:
+        return None
+    if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+        raise QSearchError(f"inputs are rounded for linear layers and convolutions; {layer} is {type(module).__name__}, give it weights only")
+    needs = bool(transforms) or (bool(scheme.activation) and plugins.load("activations", scheme.grain).needs_inputs)
+    if needs and inputs is None:
+        raise QSearchError(f"{scheme} needs to know the inputs of {layer}; give QuantizedWeights(model, graph, calibrate(model, graph, calls))")
+    linear = isinstance(module, nn.Linear)
+    channels = module.in_features if isinstance(module, nn.Linear) else module.in_channels
+    plain = isinstance(module, nn.Linear) or not (module.transposed or module.groups > 1)
+    shift, scale, first = weight.new_zeros(channels).float(), weight.new_ones(channels).float(), None
+    for word, transform, amount in transforms:
+        if not plain or (transform.needs_linear and not linear):
+            wanted = "linear layers" if transform.needs_linear else "linear layers and convolutions in one group"
+            raise QSearchError(f"~{word} is for {wanted}; {layer} is {type(module).__name__}")
         assert inputs is not None
         moved = weight.float() * scale.view(1, -1, *[1] * (weight.ndim - 2))
         try:
-            found = transform.fit(moved.flatten(2) if convolution else moved[:, :, None], inputs, scheme, int(name[len(word) :] or 50) / 100)
+            found = transform.fit(moved[:, :, None] if linear else moved.flatten(2), inputs, scheme, amount)
         except QSearchError as error:
             raise QSearchError(f"{layer} can't have {scheme}: {error}") from error
         if found.first is not None:
-            assert inputs.rest is not None
+            if inputs.rest is None or len(shift.nonzero()) or not bool((scale == 1).all()):
+                raise QSearchError(f"~{word} leaves a token out of what the other transforms go by; it comes first, not as in {scheme}")
             first, inputs = found.first, inputs.rest
             continue
         away = found.shift if found.shift is not None else torch.zeros_like(shift)
         size = found.scale.half().float().clamp(min=2.0**-14) if found.scale is not None else torch.ones_like(scale)
+        assert size.shape == away.shape == shift.shape, f"~{word} must give a number for each of {channels} channels, it gave {tuple(size.shape)}"
         away = away.half().float()
         inputs = inputs.moved(away, size)
         shift, scale = shift + away * scale, scale * size
-    return Treatment(scheme, shift, scale, inputs, first, 1 if convolution else -1)
+    return Treatment(scheme, shift, scale, inputs, first, -1 if linear else 1)

@@ -71,8 +71,9 @@ def test_an_exception_while_entering_leaves_the_model_as_it_was(case: Case) -> N
     model, graph = case
     own = weights(model, graph)
 
-    with pytest.raises(QSearchError, match="minmax can't make km2"), simulate(
-        model, {"conv_in": Scheme.parse("uint2-c"), "conv_out": Scheme.parse("km2@minmax")}, graph
+    with (
+        pytest.raises(QSearchError, match="minmax can't make km2"),
+        simulate(model, {"conv_in": Scheme.parse("uint2-c"), "conv_out": Scheme.parse("km2@minmax")}, graph),
     ):
         raise AssertionError("the block must not begin")
 
