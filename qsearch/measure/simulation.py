@@ -60,7 +60,7 @@ class QuantizedWeights:
             weight if scale is None else weight.float() * scale,
             scheme,
             axis=spec.channel_axis,
-            splits=spec.splits,
+            splits=spec.parts,
             layer=layer,
             moments=None if inputs is None else inputs.moments,
         )
