@@ -92,10 +92,11 @@ class QuantizerContract(Contract):
             assert int(made.codes.max()) < 2**scheme.bits, f"{scheme}: code {int(made.codes.max())}"
             assert made.scale.shape == made.zero.shape == (*groups.shape[:2], 1), f"{scheme}: {tuple(made.scale.shape)}"
             kept = [made.zero, *([] if scheme.family == "block" else [made.scale])]
-            kept += [made.levels] if scheme.family == "codebook" else []
-            assert all(torch.equal(k.half().float(), k) for k in kept), f"{scheme}: what is stored in fp16 does not fit it"
             if scheme.family == "codebook":
+                assert made.levels is not None, f"{scheme}: no codebooks"
                 assert made.levels.shape == (*groups.shape[:2], 2**scheme.bits), f"{scheme}: {tuple(made.levels.shape)}"
+                kept.append(made.levels)
+            assert all(torch.equal(k.half().float(), k) for k in kept), f"{scheme}: what is stored in fp16 does not fit it"
 
     def test_degenerate_rows_survive(self) -> None:
         """Rows of zeros, of one constant, of one element, tiny and huge rows give finite weights, and zeros stay zero."""
@@ -156,7 +157,8 @@ class ActivationContract(Contract):
         return out
 
     def _rounded(self, x: Tensor, channel: int, inputs: LayerInputs, form: str) -> Tensor:
-        return rounded_between(x, *self.module.ranges(x, channel, inputs), form)
+        low, high = self.module.ranges(x, channel, inputs)
+        return rounded_between(x, low, high, form)
 
     def test_nothing_is_clipped_and_steps_are_as_fine_as_the_bits(self) -> None:
         """On what it was calibrated with, an integer is off by half a step at most, and more bits are nearer."""

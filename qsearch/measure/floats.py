@@ -35,13 +35,13 @@ class FloatFormat:
     @property
     def bias(self) -> int:
         """What is subtracted from the stored exponent, as in IEEE 754."""
-        return 2 ** (self.exponent - 1) - 1
+        return (1 << (self.exponent - 1)) - 1
 
     @property
     def last(self) -> int:
         """The code of the largest finite value: all ones but for what OCP reserves in e4m3 (one NaN) and e5m2 (the top binade)."""
         reserved = {(4, 3): 1, (5, 2): 4}.get((self.exponent, self.mantissa), 0)
-        return 2 ** (self.bits - 1) - 1 - reserved
+        return (1 << (self.bits - 1)) - 1 - reserved
 
     @property
     def top(self) -> float:
@@ -54,7 +54,7 @@ class FloatFormat:
     @property
     def highest(self) -> int:
         """The exponent of the largest binade, OCP's emax: 2 for e2m1, 8 for e4m3."""
-        return self.last // 2**self.mantissa - self.bias
+        return (self.last >> self.mantissa) - self.bias
 
     def encode(self, numbers: Tensor) -> Tensor:
         """Codes (uint8) of fp32 numbers, clipped to the largest value; zero has one code, that without a sign."""
@@ -64,8 +64,8 @@ class FloatFormat:
         binade = torch.where(size > 0, torch.frexp(size).exponent - 1, lowest).clamp(min=lowest)
         steps = torch.ldexp(size, self.mantissa - binade).round().to(torch.int32)
         code = (binade - lowest) * 2**self.mantissa + steps
-        signed = code + ((clipped < 0) & (code > 0)) * 2 ** (self.bits - 1)
-        return signed.to(torch.uint8)
+        sign = ((clipped < 0) & (code > 0)).to(torch.int32) << (self.bits - 1)
+        return torch.add(code, sign).to(torch.uint8)
 
     def values(self, device: torch.device | str = "cpu") -> Tensor:
         """fp32 [2^bits]: the number that each code stands for; NaN for reserved codes."""

@@ -50,4 +50,5 @@ def _factor(moments: Tensor) -> Tensor:
     mean = square.diagonal().mean()
     damped = square + torch.eye(len(square), dtype=square.dtype, device=square.device) * (DAMPING * mean if mean > 0 else 1.0)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True).to(moments.dtype)
+    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor.to(moments.dtype)
