@@ -49,7 +49,8 @@ class QuantizerContract(Contract):
         dice = torch.Generator().manual_seed(1)
         mix = torch.eye(columns) + torch.randn(columns, columns, generator=dice) / columns**0.5
         rows = torch.randn(256, columns, generator=dice) @ mix * torch.linspace(0.5, 2, columns)
-        return rows.T @ rows / len(rows)
+        square: Tensor = rows.T @ rows
+        return square / len(rows)
 
     def _made(self, weight: Tensor, scheme: Scheme, module: Any = None) -> tuple[Tensor, Codes]:
         """(groups, what the plug-in makes of them)."""

@@ -15,6 +15,8 @@ from ..codes import Codes, nearest, spanning
 
 needs_inputs = False
 POWER, BETA, KAPPA, ROUNDS = 0.7, 10.0, 1.01, 20  # the authors' values
+ENOUGH = 1e-3
+_CHUNK = 2**17  # weights that stay in a core's cache
 
 
 def supports(scheme: Scheme) -> bool:
@@ -26,20 +28,35 @@ def quantize(groups: Tensor, scheme: Scheme) -> Codes:
     """Codes of fp32 groups [rows, groups, group]; each group keeps the zero with the least sum of |error|^0.7 that it met, min-max's included."""
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     scale, zero = spanning(low, high, scheme)
-    size = groups.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(groups.dtype).tiny)
-    best, least, beta = zero, torch.full_like(zero, torch.inf), BETA
+    chunk = max(1, _CHUNK // groups[0].numel())
+    found = [_solve(*parts, scheme) for parts in zip(groups.split(chunk), scale.split(chunk), zero.split(chunk), strict=True)]
+    return nearest(groups, scale, torch.cat(found), scheme)
+
+
+def _solve(groups: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme) -> Tensor:
+    """The best zero of each group, from `zero` on; ends when a round lowers the loss of all groups together by less than `ENOUGH`.
+
+    In units of the scale, where a weight is u and its error u + zero - code, the new zero, mean(code - (u - outlier)), is zero - mean(error - outlier).
+    """
+    own, top = groups / scale, 2**scheme.bits - 1
+    best, least, beta, before = zero, torch.full_like(zero, torch.inf), BETA, torch.inf
     for _ in range(ROUNDS + 1):
-        made = nearest(groups, scale, zero, scheme)
-        error = groups - made.values()
-        loss = (error / size).abs().pow(POWER).sum(-1, keepdim=True)
+        place = own + zero
+        error = place - place.round().clamp_(0, top)
+        loss = error.abs().pow_(POWER).sum(-1, keepdim=True)
         best, least = torch.where(loss < least, zero, best), torch.minimum(loss, least)
-        outlier = _shrink(error, beta)
-        zero = (made.codes - (groups - outlier) / scale).mean(-1, keepdim=True).clamp(-65504, 65504).half().float()
+        now = float(least.sum())
+        if now > before * (1 - ENOUGH):
+            break
+        before = now
+        zero = (zero - (error - _shrink(error * scale, beta) / scale).mean(-1, keepdim=True)).clamp(-65504, 65504).half().float()
         beta *= KAPPA
-    return nearest(groups, scale, best, scheme)
+    return best
 
 
 def _shrink(error: Tensor, beta: float) -> Tensor:
     """The proximal step of |x|^p: errors near zero become zero, large ones stay almost as they are."""
     size = error.abs()
+    if float(size.max()) <= beta ** (1 / (POWER - 2)):  # as with most weights: all are small, and none is set aside
+        return torch.zeros_like(error)
     return error.sign() * (size - size.clamp(min=torch.finfo(error.dtype).tiny).pow(POWER - 1) / beta).clamp(min=0)
