@@ -10,115 +10,20 @@ shown to reject a plug-in that is wrong on purpose.
 from __future__ import annotations
 
 import itertools
-from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
 
-from .core import plugins
+from .core.contract import Contract
 from .core.errors import InfeasibleBudget
-from .core.scheme import FORMATS, Scheme
+from .core.scheme import Scheme
 from .decide.problem import Problem
+from .measure.contracts import ActivationContract, QuantizerContract, TransformContract, assert_step_law
+
+__all__ = ["ActivationContract", "MetricContract", "QuantizerContract", "SolverContract", "TransformContract", "assert_step_law"]
 
 
-class _Contract:
-    plugin: ClassVar[str | ModuleType]
-    kind: ClassVar[str]
-
-    @property
-    def module(self) -> Any:
-        """The plug-in under test."""
-        return self.plugin if isinstance(self.plugin, ModuleType) else plugins.load(self.kind, self.plugin)
-
-
-class QuantizerContract(_Contract):
-    """What holds for every file in `quantizers/`, on each format it supports, per tensor, channel and group."""
-
-    kind = "quantizers"
-
-    def schemes(self) -> list[Scheme]:
-        """Every format and granularity that the plug-in says it supports."""
-        granularities = ("", "-t", "-c", "-g8")
-        out = []
-        for form, granularity in itertools.product(FORMATS, granularities):
-            fixed = form == "keep" or form.startswith(("mx", "nv"))
-            if fixed != (granularity == ""):
-                continue
-            scheme = Scheme.parse(form + granularity)
-            if form != "keep" and self.module.supports(scheme):
-                out.append(scheme)
-        return out
-
-    def _groups(self, scheme: Scheme, seed: int = 0) -> Any:
-        import torch
-
-        from .measure.quantization import to_groups
-
-        return to_groups(torch.randn(6, 40, generator=torch.Generator().manual_seed(seed)), scheme)
-
-    def test_it_supports_some_format(self) -> None:
-        """A quantizer that supports nothing is a mistake."""
-        assert self.schemes()
-
-    def test_the_round_trip_stays_within_half_a_step(self) -> None:
-        """No weight moves by more than half a step of its group (and the rounding of an fp16 scale)."""
-        for scheme in self.schemes():
-            if scheme.family not in ("int", "uint"):
-                continue
-            groups = self._groups(scheme)
-            codes, scale, zero = self.module.quantize(groups, scheme)
-            worst = (scale * (codes.float() - zero) - groups).abs() / scale
-            assert float(worst.max()) <= 0.5 + 2.0**scheme.bits * 2.0**-10, f"{scheme}: off by {float(worst.max()):.3f} steps"
-
-    def test_codes_fit_the_bits_and_scales_fit_the_granularity(self) -> None:
-        """Codes are bytes below 2^bits; one scale and zero a group."""
-        import torch
-
-        for scheme in self.schemes():
-            groups = self._groups(scheme)
-            codes, scale, zero = self.module.quantize(groups, scheme)
-            assert codes.dtype == torch.uint8, f"{scheme}: {codes.dtype}"
-            assert codes.shape == groups.shape, f"{scheme}: {tuple(codes.shape)}"
-            assert int(codes.max()) < 2**scheme.bits, f"{scheme}: code {int(codes.max())}"
-            assert scale.shape == zero.shape == (*groups.shape[:2], 1), f"{scheme}: {tuple(scale.shape)}"
-
-    def test_degenerate_rows_survive(self) -> None:
-        """Rows of zeros, of one constant, of one element, tiny and huge rows give finite weights."""
-        import torch
-
-        rows = torch.tensor([0.0, 0.7, -0.3, 1e-9, 3e4])[:, None, None].expand(5, 1, 8)
-        for scheme in self.schemes():
-            for groups in (rows, rows[:, :, :1]):
-                codes, scale, zero = self.module.quantize(groups.contiguous(), scheme)
-                back = scale * (codes.float() - zero)
-                assert torch.isfinite(back).all(), str(scheme)
-                assert float((back - groups)[:3].abs().max()) <= 0.71, str(scheme)
-                assert float(back[0].abs().max()) == 0.0, f"{scheme}: zeros became {float(back[0].abs().max())}"
-
-    def test_it_is_deterministic(self) -> None:
-        """Twice the same weights, twice the same codes."""
-        import torch
-
-        for scheme in self.schemes():
-            first, second = (self.module.quantize(self._groups(scheme), scheme) for _ in range(2))
-            assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True)), str(scheme)
-
-    def test_the_error_falls_when_bits_rise(self) -> None:
-        """Within a family and granularity, more bits mean less squared error."""
-        by_family: dict[tuple[str, int], list[tuple[int, float]]] = {}
-        for scheme in self.schemes():
-            if scheme.family in ("float", "block"):
-                continue
-            groups = self._groups(scheme)
-            codes, scale, zero = self.module.quantize(groups, scheme)
-            error = float((scale * (codes.float() - zero) - groups).square().mean())
-            by_family.setdefault((scheme.family, scheme.group), []).append((scheme.bits, error))
-        for key, found in by_family.items():
-            errors = [e for _, e in sorted(found)]
-            assert all(a > b for a, b in itertools.pairwise(errors)), f"{key}: {errors}"
-
-
-class SolverContract(_Contract):
+class SolverContract(Contract):
     """What holds for every file in `solvers/`: budgets are kept, infeasible ones are said to be, exact solvers equal brute force."""
 
     kind = "solvers"
@@ -172,7 +77,7 @@ class SolverContract(_Contract):
         raise AssertionError(f"an infeasible problem was answered with {chosen}")
 
 
-class MetricContract(_Contract):
+class MetricContract(Contract):
     """What holds for every file in `metrics/`: perfect on identical outcomes, finite, worse when noise grows."""
 
     kind = "metrics"

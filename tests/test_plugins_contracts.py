@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,18 +13,32 @@ from qsearch.core import plugins
 from qsearch.core.plan import Solver
 from qsearch.core.scheme import Scheme
 from qsearch.decide.problem import Problem
+from qsearch.measure.codes import Codes, nearest
 from qsearch.measure.quantizers import minmax
-from qsearch.testing import MetricContract, QuantizerContract, SolverContract
+from qsearch.measure.treatment import Transform
+from qsearch.testing import ActivationContract, MetricContract, QuantizerContract, SolverContract, TransformContract
 
 
-@pytest.fixture(params=plugins.names("quantizers"))
-def quantizer(request: pytest.FixtureRequest) -> QuantizerContract:
-    return type("Contract", (QuantizerContract,), {"plugin": request.param})()
+def tests_of(contract: type) -> list[str]:
+    return [name for name in dir(contract) if name.startswith("test_")]
 
 
-@pytest.mark.parametrize("test", [n for n in dir(QuantizerContract) if n.startswith("test_")])
-def test_every_quantizer_keeps_its_contract(quantizer: QuantizerContract, test: str) -> None:
-    getattr(quantizer, test)()
+@pytest.mark.parametrize("name", plugins.names("quantizers"))
+@pytest.mark.parametrize("test", tests_of(QuantizerContract))
+def test_every_quantizer_keeps_its_contract(name: str, test: str) -> None:
+    getattr(type("Contract", (QuantizerContract,), {"plugin": name})(), test)()
+
+
+@pytest.mark.parametrize("name", plugins.names("activations"))
+@pytest.mark.parametrize("test", tests_of(ActivationContract))
+def test_every_activation_keeps_its_contract(name: str, test: str) -> None:
+    getattr(type("Contract", (ActivationContract,), {"plugin": name})(), test)()
+
+
+@pytest.mark.parametrize("name", plugins.names("transforms"))
+@pytest.mark.parametrize("test", tests_of(TransformContract))
+def test_every_transform_keeps_its_contract(name: str, test: str) -> None:
+    getattr(type("Contract", (TransformContract,), {"plugin": name})(), test)()
 
 
 @pytest.mark.parametrize("name", plugins.names("solvers"))
@@ -43,36 +58,117 @@ def broken(**functions: object) -> types.ModuleType:
     return module
 
 
-def off_by_one_step(groups: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
-    codes, scale, zero = minmax.quantize(groups, scheme)
-    return codes, scale, zero + 1
+def off_by_one_step(groups: Tensor, scheme: Scheme) -> Codes:
+    made = minmax.quantize(groups, scheme)
+    return replace(made, zero=made.zero + 1)
 
 
-def no_guard_for_constant_rows(groups: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
+def no_guard_for_constant_rows(groups: Tensor, scheme: Scheme) -> Codes:
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     scale = (high - low) / (2**scheme.bits - 1)
-    return ((groups - low) / scale).round().nan_to_num().to(torch.uint8), scale, -low / scale
+    return Codes(((groups - low) / scale).round().nan_to_num().to(torch.uint8), scale, -low / scale)
 
 
-def clips_an_eight_bit_grid(groups: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
+def clips_an_eight_bit_grid(groups: Tensor, scheme: Scheme) -> Codes:
     # What MixDQ's released sensitivity scripts do: the scale of 8 bits with the levels of fewer.
-    _, scale, _ = minmax.quantize(groups, Scheme(f"uint{8}", scheme.group))
+    scale = minmax.quantize(groups, Scheme("uint8", scheme.group)).scale
     half = 2 ** (scheme.bits - 1)
-    return (groups / scale + half).round().clamp(0, 2 * half - 1).to(torch.uint8), scale, torch.full_like(scale, half)
+    return Codes((groups / scale + half).round().clamp(0, 2 * half - 1).to(torch.uint8), scale, torch.full_like(scale, half))
+
+
+def scales_wider_than_fp16(groups: Tensor, scheme: Scheme) -> Codes:
+    made = minmax.quantize(groups, scheme)
+    return replace(made, scale=made.scale * (1 + 2.0**-14))
+
+
+def one_scale_for_all_groups(groups: Tensor, scheme: Scheme) -> Codes:
+    made = minmax.quantize(groups.reshape(1, 1, -1), scheme)
+    return replace(made, codes=made.codes.reshape(groups.shape))
+
+
+def one_code_too_many(groups: Tensor, scheme: Scheme) -> Codes:
+    made = minmax.quantize(groups, scheme)
+    return replace(made, codes=made.codes + (made.codes == 2**scheme.bits - 1).to(torch.uint8))
+
+
+def coin_flips(groups: Tensor, scheme: Scheme) -> Codes:
+    made = minmax.quantize(groups, scheme)
+    return replace(made, codes=(made.codes ^ (torch.rand(groups.shape) < 0.5).to(torch.uint8)))
+
+
+def two_bits_whatever_is_asked(groups: Tensor, scheme: Scheme) -> Codes:
+    return minmax.quantize(groups, Scheme("uint2", scheme.group))
 
 
 @pytest.mark.parametrize(
     ("quantize", "test"),
     [
-        (off_by_one_step, "test_the_round_trip_stays_within_half_a_step"),
+        (off_by_one_step, "test_every_weight_gets_its_nearest_code"),
         (no_guard_for_constant_rows, "test_degenerate_rows_survive"),
-        (clips_an_eight_bit_grid, "test_the_round_trip_stays_within_half_a_step"),
+        (clips_an_eight_bit_grid, "test_it_does_no_worse_than_min_max"),
+        (scales_wider_than_fp16, "test_codes_fit_the_bits_and_scales_fit_the_granularity"),
+        (one_scale_for_all_groups, "test_codes_fit_the_bits_and_scales_fit_the_granularity"),
+        (one_code_too_many, "test_codes_fit_the_bits_and_scales_fit_the_granularity"),
+        (coin_flips, "test_it_is_deterministic"),
+        (two_bits_whatever_is_asked, "test_the_error_falls_when_bits_rise"),
     ],
 )
 def test_a_wrong_quantizer_is_rejected(quantize: object, test: str) -> None:
-    contract = type("Contract", (QuantizerContract,), {"plugin": broken(supports=minmax.supports, quantize=quantize)})()
+    plugin = broken(supports=lambda scheme: scheme.family in ("int", "uint"), quantize=quantize, needs_inputs=False)
+    contract = type("Contract", (QuantizerContract,), {"plugin": plugin})()
 
     with pytest.raises(AssertionError):
+        getattr(contract, test)()
+
+
+def test_a_quantizer_that_ignores_the_inputs_it_asked_for_is_rejected() -> None:
+    def towards_zero(groups: Tensor, scheme: Scheme, moments: Tensor) -> Codes:
+        made = minmax.quantize(groups, scheme)
+        return nearest(groups * 0.8, made.scale, made.zero, scheme)
+
+    plugin = broken(supports=minmax.supports, quantize=towards_zero, needs_inputs=True)
+
+    with pytest.raises(AssertionError, match="min-max"):
+        type("Contract", (QuantizerContract,), {"plugin": plugin})().test_it_does_no_worse_than_min_max()
+
+
+def half_the_range(x: Tensor, channel: int, inputs: object) -> tuple[Tensor, Tensor]:
+    return x.min() / 2, x.max() / 2
+
+
+def not_a_number_at_zero(x: Tensor, channel: int, inputs: object) -> tuple[Tensor, Tensor]:
+    return x.min() / x.abs().max() * x.abs().max(), x.max() / x.abs().max() * x.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("ranges", "test"),
+    [
+        (half_the_range, "test_nothing_is_clipped_and_steps_are_as_fine_as_the_bits"),
+        (half_the_range, "test_floats_keep_small_numbers_and_the_largest"),
+        (not_a_number_at_zero, "test_degenerate_inputs_survive"),
+    ],
+)
+def test_a_wrong_activation_is_rejected(ranges: object, test: str) -> None:
+    contract = type("Contract", (ActivationContract,), {"plugin": broken(ranges=ranges, needs_inputs=False)})()
+
+    with pytest.raises(AssertionError):
+        getattr(contract, test)()
+
+
+@pytest.mark.parametrize(
+    ("found", "test"),
+    [
+        (Transform(scale=torch.zeros(24)), "test_fine_rounding_gives_what_the_layer_gave"),
+        (Transform(scale=torch.full((24,), torch.nan)), "test_fine_rounding_gives_what_the_layer_gave"),
+        (Transform(scale=torch.ones(1)), "test_fine_rounding_gives_what_the_layer_gave"),
+        (Transform(shift=torch.full((24,), 1000.0)), "test_coarse_rounding_is_not_made_much_worse"),
+        (Transform(scale=torch.logspace(-3, 3, 24)), "test_coarse_rounding_is_not_made_much_worse"),
+    ],
+)
+def test_a_wrong_transform_is_rejected(found: Transform, test: str) -> None:
+    contract = type("Contract", (TransformContract,), {"plugin": broken(fit=lambda *_: found, needs_linear=True)})()
+
+    with pytest.raises((AssertionError, RuntimeError)):
         getattr(contract, test)()
 
 

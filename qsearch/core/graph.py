@@ -59,6 +59,11 @@ class LayerSpec:
         """Elements of the weight, without the bias."""
         return math.prod(self.weight_shape)
 
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """`splits` where the parts are feature maps with ranges, and so scales, of their own; empty elsewhere (sines and cosines of a timestep)."""
+        return self.splits if self.sees == "image" else ()
+
 
 @dataclass(frozen=True)
 class Op:

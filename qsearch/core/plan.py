@@ -38,7 +38,7 @@ def cost(graph: OpGraph, layers: Mapping[str, Scheme]) -> Cost:
         if layer.name not in layers:
             raise QSearchError(f"a plan needs a scheme for every layer (keep is one); {layer.name} has none")
         scheme = layers[layer.name]
-        bits += scheme.stored_bits(layer.weight_shape, layer.channel_axis)
+        bits += scheme.stored_bits(layer.weight_shape, layer.channel_axis, layer.parts)
         operations += layer.macs * scheme.bits * scheme.activation_bits
     return Cost(bits, bits / graph.weights, -(-bits // 8), operations)
 

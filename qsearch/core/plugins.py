@@ -20,6 +20,7 @@ from .errors import QSearchError, nearest
 KINDS = {
     "quantizers": "qsearch.measure.quantizers",
     "activations": "qsearch.measure.activations",
+    "transforms": "qsearch.measure.transforms",
     "metrics": "qsearch.measure.metrics",
     "estimators": "qsearch.measure.estimators",
     "surrogates": "qsearch.learn.surrogates",

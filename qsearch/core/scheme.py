@@ -1,6 +1,6 @@
 """Scheme: one way to store one layer, as a canonical string.
 
-    keep | FORMAT [-GRANULARITY] [+aFORMAT[GRAIN]] [@METHOD]
+    keep | FORMAT [-GRANULARITY] [+aFORMAT[GRAIN]] [~TRANSFORM …] [@METHOD]
 
     int4-g64+a8@hqq   symmetric 4-bit integers, a scale for 64 weights of a row, 8-bit activations per token, scales chosen by HQQ
     uint3-c           asymmetric 3-bit integers (scale and zero point), one pair a channel, min-max
@@ -8,8 +8,12 @@
     km3-c             a codebook of 8 values a channel, chosen by k-means
     mxfp4, nvfp4      the OCP and NVIDIA block formats, whose granularity is part of the format
     keep+a8           weights in full precision, activations in 8 bits
+    uint4-c+a8~balance30   SmoothQuant's channel balancing with alpha = 0.30 before both are rounded
+    int4-c+a8t~shift~migrate   TaQ-DiT's treatment of a post-GELU input: shift, then migration into the weight
+    int8-c+a8t~bos    MixDQ's treatment of text: the first token is computed beforehand in full precision
 
-Stored bits count scales, zero points and codebooks at 16 bits (as Qua2SeDiMo's released code does), block-format scales at 8.
+Stored bits count scales, zero points and codebooks at 16 bits (as Qua2SeDiMo's released code does), block-format scales at 8, and what a
+transform keeps for each channel at 16. A layer that reads a concatenation (a long skip) takes a set of scales for each part of it.
 Strings are keys in tables and plans; positions are never used.
 """
 
@@ -36,10 +40,13 @@ FORMATS = (
     *(f"km{b}" for b in range(2, 5)),
     *_BLOCKS,
 )
-ACTIVATIONS = ("8", "6", "4", "e4m3", "e5m2", "e2m3", "e3m2")
+ACTIVATIONS = ("8", "6", "4", "e4m3", "e5m2", "e3m4", "e2m3", "e3m2", "e2m1")
 GRAINS = {"": "token", "t": "tensor", "c": "channel"}
+#: what may happen to a layer's input before it is rounded -> whether it keeps a number for each channel of the input or of the output
+TRANSFORMS = {"balance": "input", "shift": "input", "migrate": "input", "bos": "output"}
 _SHAPE = re.compile(
-    r"(?P<format>[a-z0-9]+)(-(?P<granularity>t|c|g[1-9][0-9]{0,8}))?(\+a(?P<activation>[a-z0-9]+?)(?P<grain>[tc]?))?(@(?P<method>[a-z][a-z0-9_]*))?"
+    r"(?P<format>[a-z0-9]+)(-(?P<granularity>t|c|g[1-9][0-9]{0,8}))?(\+a(?P<activation>[a-z0-9]+?)(?P<grain>[tc]?))?"
+    r"(?P<transforms>(~[a-z]+[0-9]{0,3})*)(@(?P<method>[a-z][a-z0-9_]*))?"
 )
 
 
@@ -48,6 +55,7 @@ class Scheme:
     """`format`: one of `FORMATS`. `group`: weights of a row that share a scale; 0 = a whole channel, -1 = the whole tensor.
 
     `activation`: format of the layer's input, "" = untouched; `grain`: what shares its scale (token, tensor, channel).
+    `transforms`: names from `TRANSFORMS` in the order in which they are applied, with a number of hundredths where they take one.
     `method`: plug-in that chooses scales and rounding ("" = the format's default). Build it with `parse`.
     """
 
@@ -56,6 +64,7 @@ class Scheme:
     activation: str = ""
     grain: str = "token"
     method: str = ""
+    transforms: tuple[str, ...] = ()
 
     @staticmethod
     def parse(text: str | Scheme) -> Scheme:
@@ -67,14 +76,15 @@ class Scheme:
         granularity = "" if fixed else {-1: "-t", 0: "-c"}.get(self.group, f"-g{self.group}")
         grain = {long: short for short, long in GRAINS.items()}[self.grain]
         activation = f"+a{self.activation}{grain}" if self.activation else ""
-        return self.format + granularity + activation + (f"@{self.method}" if self.method else "")
+        transforms = "".join(f"~{t}" for t in self.transforms)
+        return self.format + granularity + activation + transforms + (f"@{self.method}" if self.method else "")
 
     @property
     def family(self) -> str:
         """`keep`, `int`, `uint`, `float`, `codebook` or `block`: what kind of code it is."""
         if self.format in _BLOCKS:
             return "block"
-        if self.format in _FLOATS:
+        if self.format in _FLOATS or self.format in ACTIVATIONS:
             return "float"
         return {"km": "codebook"}.get(self.format.rstrip("0123456789"), self.format.rstrip("0123456789"))
 
@@ -85,7 +95,7 @@ class Scheme:
             return FULL_BITS
         if self.format in _BLOCKS:
             return _BLOCKS[self.format][0]
-        if self.format in _FLOATS:
+        if self.family == "float":
             return 1 + int(self.format[1]) + int(self.format[3])
         return int(self.format.lstrip("kmuint"))
 
@@ -98,11 +108,14 @@ class Scheme:
 
     @property
     def weight_only(self) -> Scheme:
-        """The same scheme without its activation part."""
+        """The same scheme without its activation part: neither the format of the input nor its transforms."""
         return Scheme(self.format, self.group, method=self.method)
 
-    def groups(self, shape: Sequence[int], axis: int = 0) -> int:
+    def groups(self, shape: Sequence[int], axis: int = 0, splits: Sequence[int] = ()) -> int:
         """How many scales (or codebooks) a weight of `shape` has, its output channels on `axis`; an incomplete last group counts whole."""
+        return sum(self._groups(part, axis) for part in parts(shape, axis, splits))
+
+    def _groups(self, shape: Sequence[int], axis: int) -> int:
         channels = shape[axis]
         row = math.prod(shape) // max(1, channels)
         if self.format == "keep":
@@ -111,12 +124,19 @@ class Scheme:
             return 1
         return channels * (-(-row // self.group) if self.group else 1)
 
-    def stored_bits(self, shape: Sequence[int], axis: int = 0) -> int:
-        """Bits that a weight of `shape` takes: codes, scales, zero points, codebooks, and the padding of incomplete groups."""
+    def stored_bits(self, shape: Sequence[int], axis: int = 0, splits: Sequence[int] = ()) -> int:
+        """Bits that a weight of `shape` takes: codes, scales, zero points, codebooks, the padding of incomplete groups, and what transforms keep.
+
+        `splits`: channels of each part of a concatenated input; every part has its own groups.
+        """
+        kept = sum(_SIDE_BITS * (shape[axis] if TRANSFORMS[_name(t)] == "output" else shape[1 - axis]) for t in self.transforms)
+        return kept + sum(self._stored(part, axis) for part in parts(shape, axis, splits))
+
+    def _stored(self, shape: Sequence[int], axis: int) -> int:
         weights = math.prod(shape)
         if self.format == "keep":
             return FULL_BITS * weights
-        groups = self.groups(shape, axis)
+        groups = self._groups(shape, axis)
         if self.family == "codebook":
             return self.bits * weights + groups * (_SIDE_BITS << self.bits)
         padded = groups * self.group if self.group > 0 else weights
@@ -126,9 +146,20 @@ class Scheme:
         return self.bits * padded + groups * _SIDE_BITS * (2 if self.family == "uint" else 1)
 
 
+def parts(shape: Sequence[int], axis: int, splits: Sequence[int]) -> list[tuple[int, ...]]:
+    """Shapes of the parts into which `splits` cuts a weight along its input channels; the weight itself where it is not cut."""
+    if not splits:
+        return [tuple(shape)]
+    return [tuple(part if i == 1 - axis else n for i, n in enumerate(shape)) for part in splits]
+
+
+def _name(transform: str) -> str:
+    return transform.rstrip("0123456789")
+
+
 @lru_cache(maxsize=4096)
 def _parse(text: str) -> Scheme:
-    rule = "a scheme is FORMAT[-t|-c|-gN][+aBITS][@METHOD] or keep, e.g. int4-g64+a8@hqq"
+    rule = "a scheme is FORMAT[-t|-c|-gN][+aBITS][~TRANSFORM][@METHOD] or keep, e.g. int4-g64+a8@hqq"
     match = _SHAPE.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise QSearchError(f"{rule}; given {text!r}")
@@ -142,13 +173,19 @@ def _parse(text: str) -> Scheme:
     activation = match["activation"] or ""
     if activation and activation not in ACTIVATIONS:
         raise QSearchError(f"{rule}; given {text!r} with activation {activation!r}{nearest(activation, ACTIVATIONS)}")
+    transforms = tuple(match["transforms"].split("~")[1:])
+    for transform in transforms:
+        if _name(transform) not in TRANSFORMS:
+            raise QSearchError(f"{rule}; given {text!r} with transform {transform!r}{nearest(_name(transform), TRANSFORMS)}")
+    if transforms and form == "keep" and not activation:
+        raise QSearchError(f"a transform prepares what is rounded, and {text!r} rounds nothing; write 'keep'")
     if form in _BLOCKS:
         group = _BLOCKS[form][1]
     elif granularity is None or granularity == "c":
         group = 0
     else:
         group = -1 if granularity == "t" else int(granularity[1:])
-    return Scheme(form, group, activation, GRAINS[match["grain"] or ""], match["method"] or "")
+    return Scheme(form, group, activation, GRAINS[match["grain"] or ""], match["method"] or "", transforms)
 
 
 KEEP = Scheme("keep")

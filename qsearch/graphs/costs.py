@@ -181,6 +181,6 @@ def _moved(graph: OpGraph, chosen: Mapping[str, Scheme]) -> dict[str, int]:
             layer, scheme = graph.layer(op.layer), chosen[op.layer]
             bits = scheme.activation_bits * op.inputs + FULL_BITS * op.outputs
             # Of a table only the rows that are looked up are read.
-            bits += FULL_BITS * op.outputs if op.kind == "embedding" else scheme.stored_bits(layer.weight_shape, layer.channel_axis)
+            bits += FULL_BITS * op.outputs if op.kind == "embedding" else scheme.stored_bits(layer.weight_shape, layer.channel_axis, layer.parts)
         out[op.name] = -(-bits // 8)
     return out

@@ -97,7 +97,7 @@ class LayerBits:
 def layer_bits(graph: OpGraph, plan: BitPlan) -> LayerBits:
     """What `plan` stores, layer by layer."""
     schemes = [plan.layers[layer.name] for layer in graph]
-    stored = tuple(s.stored_bits(layer.weight_shape, layer.channel_axis) / layer.weights for s, layer in zip(schemes, graph, strict=True))
+    stored = tuple(s.stored_bits(layer.weight_shape, layer.channel_axis, layer.parts) / layer.weights for s, layer in zip(schemes, graph, strict=True))
     limit = plan.budget.average_bits if plan.budget else None
     families = tuple(family(layer.role) for layer in graph)
     return LayerBits(layer_axis(graph.layers), stored, tuple(s.bits for s in schemes), families, plan.achieved.average_bits, limit)
@@ -125,7 +125,7 @@ def decibels(noise: float) -> float:
 
 def by_size(graph: OpGraph, schemes: Iterable[str]) -> tuple[str, ...]:
     """Schemes, those that store the graph in fewer bits first."""
-    return tuple(sorted(schemes, key=lambda s: (sum(Scheme.parse(s).stored_bits(x.weight_shape, x.channel_axis) for x in graph.quantizable), s)))
+    return tuple(sorted(schemes, key=lambda s: (sum(Scheme.parse(s).stored_bits(x.weight_shape, x.channel_axis, x.parts) for x in graph.quantizable), s)))
 
 
 def noise_by_scheme(graph: OpGraph, table: SensitivityTable, plan: BitPlan | None = None, *, metric: str = "noise") -> LayerNoise:

@@ -124,7 +124,7 @@ def bits_by_role(graph: OpGraph, table: SensitivityTable, plan: BitPlan, scheme:
 
 
 def _bits(layer: LayerSpec, scheme: Scheme | str) -> int:
-    return Scheme.parse(scheme).stored_bits(layer.weight_shape, layer.channel_axis)
+    return Scheme.parse(scheme).stored_bits(layer.weight_shape, layer.channel_axis, layer.parts)
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ def every_string() -> list[str]:
     for form in FORMATS:
         granularities = [""] if form == "keep" or form in BLOCKS else ["-t", "-c", "-g1", "-g32", "-g128"]
         methods = [""] if form == "keep" else ["", "@hqq", "@ada_round2"]
-        out += [form + "".join(rest) for rest in itertools.product(granularities, activations, methods)]
-    return out
+        transforms = ["", "~balance30", "~shift~migrate"]
+        out += [form + "".join(rest) for rest in itertools.product(granularities, activations, transforms, methods)]
+    return [text for text in out if not text.startswith("keep~")]
 
 
 def test_every_canonical_string_comes_back_as_it_went_in() -> None:
@@ -68,7 +69,7 @@ def test_a_scheme_knows_its_bits_and_its_family(text: str, bits: int, activation
 
 
 def test_weight_only_drops_the_activation_and_nothing_else() -> None:
-    assert str(Scheme.parse("int4-g64+a8t@hqq").weight_only) == "int4-g64@hqq"
+    assert str(Scheme.parse("int4-g64+a8t~balance@hqq").weight_only) == "int4-g64@hqq"
 
 
 @pytest.mark.parametrize(
@@ -88,10 +89,27 @@ def test_weight_only_drops_the_activation_and_nothing_else() -> None:
         ("mxfp4", (6, 32), 0, 4 * 192 + 6 * 8),
         ("mxfp4", (6, 33), 0, 4 * 6 * 64 + 12 * 8),
         ("nvfp4", (6, 32), 0, 4 * 192 + 12 * 8 + 32),
+        ("int4-c+a8~balance30", (6, 10), 0, 4 * 60 + 6 * 16 + 10 * 16),  # a number for each input channel
+        ("int4-c+a8t~shift~migrate", (6, 10), 0, 4 * 60 + 6 * 16 + 2 * 10 * 16),
+        ("int4-c+a8t~bos", (6, 10), 0, 4 * 60 + 6 * 16 + 6 * 16),  # a number for each output channel
     ],
 )
 def test_stored_bits_count_codes_scales_zeros_codebooks_and_padding(text: str, shape: tuple[int, ...], axis: int, bits: int) -> None:
     assert Scheme.parse(text).stored_bits(shape, axis) == bits
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "axis", "splits", "bits"),
+    [
+        ("uint4-c", (6, 10), 0, (4, 6), 4 * 60 + 2 * 6 * 32),
+        ("int4-c", (10, 6, 3, 3), 1, (4, 6), 4 * 540 + 2 * 6 * 16),
+        ("km2-t", (6, 10), 0, (4, 6), 2 * 60 + 2 * 4 * 16),
+        ("int4-g4", (6, 10), 0, (5, 5), 4 * 6 * 16 + 6 * 4 * 16),  # groups do not reach over the seam: 4 + 1 filled up, twice
+        ("keep", (6, 10), 0, (4, 6), 16 * 60),
+    ],
+)
+def test_each_part_of_a_concatenated_input_is_charged_its_own_scales(text: str, shape: tuple[int, ...], axis: int, splits: tuple[int, ...], bits: int) -> None:
+    assert Scheme.parse(text).stored_bits(shape, axis, splits) == bits
 
 
 def test_activations_and_methods_change_no_stored_bits() -> None:
@@ -135,14 +153,17 @@ def test_uniform_plans_of_pixart_alpha_take_the_bits_that_qua2sedimo_publishes(p
         ("itn4-c", "did you mean 'int4'?"),
         ("km5-c", "did you mean 'km4'?"),
         ("int4-c+a5", "activation '5'"),
-        ("int4-c+a", "FORMAT[-t|-c|-gN][+aBITS][@METHOD]"),
-        ("int4-g0", "FORMAT[-t|-c|-gN][+aBITS][@METHOD]"),
-        ("int4-g" + "9" * 5000, "FORMAT[-t|-c|-gN][+aBITS][@METHOD]"),
-        ("int4 -c", "FORMAT[-t|-c|-gN][+aBITS][@METHOD]"),
-        ("", "FORMAT[-t|-c|-gN][+aBITS][@METHOD]"),
+        ("int4-c+a", "FORMAT[-t|-c|-gN][+aBITS][~TRANSFORM][@METHOD]"),
+        ("int4-g0", "FORMAT[-t|-c|-gN][+aBITS][~TRANSFORM][@METHOD]"),
+        ("int4-g" + "9" * 5000, "FORMAT[-t|-c|-gN][+aBITS][~TRANSFORM][@METHOD]"),
+        ("int4 -c", "FORMAT[-t|-c|-gN][+aBITS][~TRANSFORM][@METHOD]"),
+        ("", "FORMAT[-t|-c|-gN][+aBITS][~TRANSFORM][@METHOD]"),
         ("keep-c", "write 'keep'"),
         ("mxfp4-g32+a8", "write 'mxfp4+a8'"),
         ("keep@hqq", "takes no method"),
+        ("keep~balance", "rounds nothing"),
+        ("int4-c+a8~balence", "did you mean 'balance'?"),
+        ("int4-c+a8~30", "FORMAT[-t|-c|-gN][+aBITS][~TRANSFORM][@METHOD]"),
     ],
 )
 def test_a_wrong_string_is_answered_with_the_rule_or_the_nearest_name(text: str, part: str) -> None:

@@ -50,9 +50,9 @@ def test_what_is_made_takes_the_bits_that_the_plan_is_charged(shape: tuple[int, 
 
     made = quantize(weight(shape), scheme, axis=axis)
 
-    assert made.scale.numel() == made.zero.numel() == scheme.groups(shape, axis)
-    side = 16 * made.scale.numel() * (2 if scheme.family == "uint" else 1)
-    assert scheme.bits * made.codes.numel() + side == scheme.stored_bits(shape, axis)
+    assert made.code.scale.numel() == made.code.zero.numel() == scheme.groups(shape, axis)
+    side = 16 * made.code.scale.numel() * (2 if scheme.family == "uint" else 1)
+    assert scheme.bits * made.code.codes.numel() + side == scheme.stored_bits(shape, axis)
 
 
 def naive_group(group: Array, scheme: Scheme) -> list[np.float32]:
@@ -134,7 +134,7 @@ def test_weights_that_are_not_finite_are_refused_with_the_layer_and_their_number
     ("scheme", "message"),
     [
         ("keep", "out is kept in full precision; there is nothing to quantize"),
-        ("e2m1-c", r"minmax can't make e2m1 \(out, scheme e2m1-c\); see `qsearch list quantizers`"),
+        ("km4-c@minmax", r"minmax can't make km4 \(out, scheme km4-c@minmax\); see `qsearch list quantizers`"),
         ("int4-c@minmaxx", r"no plug-in 'minmaxx' among the quantizers; did you mean 'minmax'\?"),
     ],
 )

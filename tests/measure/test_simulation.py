@@ -11,7 +11,7 @@ from qsearch.core.graph import OpGraph
 from qsearch.core.plan import BitPlan
 from qsearch.core.scheme import KEEP, Scheme
 from qsearch.graphs.extraction import extract
-from qsearch.measure.quantization import quantize
+from qsearch.measure.quantization import quantize, quantize_parts
 from qsearch.measure.simulation import QuantizedWeights, simulate
 from tests.models import PlainDenoiser, plain, plain_inputs
 
@@ -71,7 +71,10 @@ def test_an_exception_while_entering_leaves_the_model_as_it_was(case: Case) -> N
     model, graph = case
     own = weights(model, graph)
 
-    with pytest.raises(QSearchError, match="minmax can't make e2m1"), simulate(model, {"conv_in": Scheme.parse("uint2-c"), "conv_out": Scheme("e2m1")}, graph):
+    with (
+        pytest.raises(QSearchError, match="minmax can't make km2"),
+        simulate(model, {"conv_in": Scheme.parse("uint2-c"), "conv_out": Scheme.parse("km2@minmax")}, graph),
+    ):
         raise AssertionError("the block must not begin")
 
     assert changed(own, weights(model, graph)) == set()
@@ -164,18 +167,10 @@ def test_a_model_that_lost_a_layer_of_its_graph_is_refused(case: Case) -> None:
         simulate(model, BitPlan.uniform(graph, "uint4-c"), graph).__enter__()
 
 
-def test_quantized_activations_are_refused_by_name(case: Case) -> None:
-    model, graph = case
-
-    for scheme in ("uint4-c+a8", "keep+a8"):
-        with pytest.raises(QSearchError, match="quantizes the input of conv_in; this version simulates weights only"):
-            simulate(model, {"conv_in": Scheme.parse(scheme)}, graph).__enter__()
-
-
 def test_shared_weights_are_quantized_once(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     model, graph = case
     made: list[str] = []
-    monkeypatch.setattr("qsearch.measure.simulation.quantize", lambda *a, **k: (made.append(k["layer"]), quantize(*a, **k))[1])
+    monkeypatch.setattr("qsearch.measure.simulation.quantize_parts", lambda *a, **k: (made.append(k["layer"]), quantize_parts(*a, **k))[1])
     store = QuantizedWeights(model, graph)
 
     for _ in range(3):

@@ -6,10 +6,14 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from qsearch.core.scheme import Scheme
+from qsearch.graphs.extraction import extract
 from qsearch.measure.noise import relative_noise
 from qsearch.measure.quantization import quantize
+from qsearch.measure.simulation import simulate
+from qsearch.testing import assert_step_law
 
 WEIGHTS = torch.randn(256, 512, generator=torch.Generator().manual_seed(0))
 
@@ -42,7 +46,7 @@ def test_from_2_to_4_bits_are_14_db_and_from_4_to_8_bits_24_6(few: int, many: in
 def test_the_noise_is_a_twelfth_of_the_squared_step(scheme: str) -> None:
     made = quantize(WEIGHTS, Scheme.parse(scheme))
 
-    expected = -10 * math.log10(float(made.scale.double().square().mean() / 12 / WEIGHTS.double().square().mean()))
+    expected = -10 * math.log10(float(made.code.scale.double().square().mean() / 12 / WEIGHTS.double().square().mean()))
     assert sqnr(scheme) == pytest.approx(expected, abs=TOLERANCE)
 
 
@@ -55,9 +59,9 @@ def test_symmetric_codes_follow_the_law_from_4_bits_on(few: int, many: int) -> N
 def test_steps_wider_than_the_spread_of_the_weights_make_less_noise_than_the_law_says(scheme: str, excess: float) -> None:
     # Most weights round to zero there, which costs their own size and not a random part of a step: law and measurement must differ.
     made = quantize(WEIGHTS, Scheme.parse(scheme))
-    assert float(made.scale.mean()) > 1.3  # standard deviations
+    assert float(made.code.scale.mean()) > 1.3  # standard deviations
 
-    expected = -10 * math.log10(float(made.scale.double().square().mean() / 12 / WEIGHTS.double().square().mean()))
+    expected = -10 * math.log10(float(made.code.scale.double().square().mean() / 12 / WEIGHTS.double().square().mean()))
     assert sqnr(scheme) > expected + excess
 
 
@@ -66,3 +70,33 @@ def test_smaller_groups_make_less_noise_at_the_same_bits() -> None:
 
     assert levels == sorted(levels)
     assert len(set(levels)) == len(levels)
+
+
+def simulated(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """The weight that `simulate` computes with."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight.data = weight
+    model = nn.Sequential(layer)
+    graph = extract(model, {"input": torch.zeros(1, weight.shape[1])})
+    with simulate(model, {"0": scheme}, graph):
+        return layer.weight.detach().clone()
+
+
+def test_simulate_passes_the_guard() -> None:
+    assert_step_law(simulated)
+
+
+def test_a_runner_that_clips_an_eight_bit_grid_fails_the_guard() -> None:
+    # MixDQ's sensitivity scripts load the step of 8 bits and change the number of levels alone.
+    def clipped(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+        step = quantize(weight, Scheme.parse("int8-c")).code.scale[:, 0]
+        levels = 2 ** (scheme.bits - 1)
+        return step * (weight / step).round().clamp(-levels, levels - 1)
+
+    with pytest.raises(AssertionError, match=r"2 to 4 bits gain .* dB and not 13\.98"):
+        assert_step_law(clipped)
+
+
+def test_a_runner_that_forgets_to_change_the_bits_fails_the_guard() -> None:
+    with pytest.raises(AssertionError, match=r"2 to 4 bits gain 0\.00 dB"):
+        assert_step_law(lambda weight, scheme: quantize(weight, Scheme.parse("uint4-c")).dequantize())

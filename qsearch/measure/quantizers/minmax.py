@@ -1,4 +1,9 @@
-"""Round to nearest on the range from smallest to largest weight; needs no data."""
+"""Round to nearest on the range from smallest to largest weight; needs no data.
+
+For block formats this is what their specifications ask for: OCP Microscaling Formats v1.0, section 6.3 (a power of two, so that the largest
+weight falls into the largest binade; what lies beyond the largest value is clipped), and NVIDIA's NVFP4 (a tensor scale that
+puts the largest block scale at e4m3's largest value, then block scales rounded to e4m3).
+"""
 
 from __future__ import annotations
 
@@ -6,33 +11,43 @@ import torch
 from torch import Tensor
 
 from ...core.scheme import Scheme
+from ..codes import Codes, element, largest, nearest, spanning
+from ..floats import FloatFormat
 
-_SMALLEST = 2.0**-24  # of fp16, in which scales are stored
+needs_inputs = False
+_FP8 = FloatFormat.named("e4m3")
 
 
 def supports(scheme: Scheme) -> bool:
-    """Integers, symmetric (`int`) and asymmetric (`uint`)."""
-    return scheme.family in ("int", "uint")
+    """Integers, symmetric (`int`) and asymmetric (`uint`), floats and block formats."""
+    return scheme.family in ("int", "uint", "float", "block")
 
 
-def quantize(groups: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, scale and zero of fp32 groups [rows, groups, group].
+def quantize(groups: Tensor, scheme: Scheme) -> Codes:
+    """Codes of fp32 groups [rows, groups, group].
 
     Symmetric: scale = max|w| / (2^(b-1) - 1), zero = 2^(b-1), a stored constant. Asymmetric: scale = (max - min) / (2^b - 1) with
-    the range widened to hold 0, zero rounded to a code. Scales are rounded to fp16, as they are stored.
+    the range widened to hold 0, zero rounded to a code. Floats: max|w| is their largest value. Scales are rounded to fp16, as they are stored.
     """
-    top = 2**scheme.bits - 1
-    if scheme.family == "int":
-        half = 2 ** (scheme.bits - 1)
-        scale = _stored(groups.abs().amax(-1, keepdim=True) / (half - 1))
-        zero = torch.full_like(scale, half)
-    else:
-        low, high = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
-        scale = _stored((high - low) / top)
-        zero = (-low / scale).round().clamp(0, top)
-    codes = (groups / scale + zero).round().clamp(0, top)
-    return codes.to(torch.uint8), scale, zero
+    if scheme.format == "nvfp4":
+        return _nvfp4(groups, scheme)
+    if scheme.family == "block":
+        return _microscaled(groups, scheme)
+    scale, zero = spanning(groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True), scheme)
+    return nearest(groups, scale, zero, scheme)
 
 
-def _stored(scale: Tensor) -> Tensor:
-    return scale.clamp(min=_SMALLEST, max=65504.0).half().float()
+def _microscaled(groups: Tensor, scheme: Scheme) -> Codes:
+    size = groups.abs().amax(-1, keepdim=True)
+    exponent = torch.frexp(size).exponent - 1 - element(scheme).highest  # floor(log2) is exact this way
+    exponent = torch.where(size > 0, exponent, -127).clamp(-127, 127)
+    scale = torch.exp2(exponent.double()).float()
+    return nearest(groups, scale, torch.zeros_like(scale), scheme)
+
+
+def _nvfp4(groups: Tensor, scheme: Scheme) -> Codes:
+    size = groups.abs().amax(-1, keepdim=True)
+    unit = max(float(size.max()) / (largest(scheme) * _FP8.top), 2.0**-126)
+    codes = _FP8.encode(size / (largest(scheme) * unit)).clamp(min=1)  # a block of zeros gets the smallest scale, not none
+    scale = _FP8.values(groups.device)[codes.int()]
+    return nearest(groups, scale, torch.zeros_like(scale), scheme, unit)

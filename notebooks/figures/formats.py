@@ -1,0 +1,194 @@
+"""Every weight format at every granularity, at the bits that it really stores; and the speed of quantizing all of PixArt-α.
+
+    python notebooks/figures/formats.py [--rows 512] [--data gauss student scenes-dit scenes-unet] [--schemes int4-g64 e2m1-g64 …]
+    python notebooks/figures/formats.py --speed [--bits 4] [--layers 4] [--channels 64] [--threads 2]
+
+The first measures dB of signal over noise of the weights: Gaussian and Student-t (5 degrees of freedom) rows of 1152 columns, and all layers of the
+zoo's denoisers together, their noise added up. Each row of the table also has `over uint`: its dB over asymmetric min-max integers at the same
+stored bits, taken from the line through their own points (6.02 dB a bit beyond the last one). Its standard error is over eight parts of the data.
+The second times qsearch's k-means, min-max and HQQ over random weights of PixArt-α's shapes, and scikit-learn's KMeans channel by channel
+on `--channels` of them, in the same run and on the same cores; `--layers 0` takes all layers. Writes formats.json (formats-speed.json).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from figure import publish
+
+from qsearch.core.scheme import FORMATS, Scheme
+from qsearch.measure.quantization import method_of, quantize
+
+BLOCKS = ("mxfp4", "mxfp6", "mxfp8", "nvfp4")
+GRANULARITIES = ("-t", "-c", "-g128", "-g64", "-g32", "-g16")
+FOLDS = 8
+
+
+def schemes() -> list[str]:
+    """All formats at all granularities, the searched and half-quadratic variants of the 4-bit ones besides."""
+    out = list(BLOCKS)
+    for form in FORMATS:
+        if form != "keep" and form not in BLOCKS:
+            grains = GRANULARITIES if not form.startswith("km") else ("-t", "-c", "-g128")
+            out += [form + g for g in grains]
+    out += [f"{form}{g}@search" for form in ("int4", "uint4", "e2m1", "e3m0", "int3", "uint3") for g in ("-c", "-g128", "-g64", "-g32")]
+    return out + [f"{form}{g}@hqq" for form in ("uint4", "uint3", "uint2") for g in ("-c", "-g128", "-g64", "-g32")]
+
+
+def weights(name: str, rows: int) -> list[tuple[str, torch.Tensor, int]]:
+    """(layer, weight, axis of its channels) of a distribution, or of all linear layers and convolutions of a zoo denoiser."""
+    dice = np.random.default_rng(0)
+    if name == "gauss":
+        return [(name, torch.from_numpy(dice.standard_normal((rows, 1152))).float(), 0)]
+    if name == "student":
+        return [(name, torch.from_numpy(dice.standard_t(5, (rows, 1152))).float(), 0)]
+    from safetensors.torch import load_file
+
+    from qsearch import zoo
+
+    files = [path for path in zoo.folder(name).glob("*/diffusion_pytorch_model.safetensors") if path.parent.name in ("unet", "transformer")]
+    found = {key: value.float() for path in files for key, value in load_file(path).items()}
+    return [(key, value, 0) for key, value in sorted(found.items()) if key.endswith(".weight") and value.ndim >= 2]
+
+
+def noise(layers: list[tuple[str, torch.Tensor, int]], scheme: Scheme) -> tuple[float, float, float]:
+    """(stored bits a weight, dB of signal over noise, its standard error over `FOLDS` parts of the channels)."""
+    bits = total = 0
+    power = np.zeros((FOLDS, 2))
+    for name, weight, axis in layers:
+        back = quantize(weight, scheme, axis=axis, layer=name).dequantize()
+        bits, total = bits + scheme.stored_bits(weight.shape, axis), total + weight.numel()
+        for fold in range(FOLDS):
+            rows = torch.arange(fold, weight.shape[axis], FOLDS)
+            own, made = weight.index_select(axis, rows).double(), back.index_select(axis, rows).double()
+            power[fold] += (float(own.square().sum()), float((made - own).square().sum()))
+    whole = decibel(power.sum(0))
+    left = [decibel(power.sum(0) - part) for part in power]
+    return bits / total, whole, math.sqrt((FOLDS - 1) / FOLDS * sum((v - sum(left) / FOLDS) ** 2 for v in left))
+
+
+def decibel(power: Any) -> float:
+    return float(10 * math.log10(power[0] / max(power[1], 1e-300)))
+
+
+def baseline(points: list[tuple[float, float]], bits: float) -> float:
+    """dB at `bits` on the upper line through (stored bits, dB) of asymmetric integers."""
+    points = sorted(points)
+    best: list[tuple[float, float]] = []
+    for point in points:  # what costs more and gives less is no point of the line
+        if not best or point[1] > best[-1][1]:
+            best.append(point)
+    if bits <= best[0][0]:
+        return best[0][1] + 6.02 * (bits - best[0][0])
+    for (a, low), (b, high) in itertools.pairwise(best):
+        if bits <= b:
+            return low + (high - low) * (bits - a) / (b - a)
+    return best[-1][1] + 6.02 * (bits - best[-1][0])
+
+
+def compare(options: argparse.Namespace) -> None:
+    """SQNR of every scheme on every set of weights."""
+    rows = []
+    for data in options.data:
+        layers, found = weights(data, options.rows), {}
+        for text in dict.fromkeys([*options.schemes, *(s for s in schemes() if s.startswith("uint") and "@" not in s)]):
+            found[text] = noise(layers, Scheme.parse(text))
+            print(f"{data}  {text:16} {found[text][0]:.3f} bits  {found[text][1]:.2f} dB", flush=True)
+        line = [(bits, level) for text, (bits, level, _) in found.items() if text.startswith("uint") and "@" not in text]
+        for text in options.schemes:
+            bits, level, error = found[text]
+            rows.append({"weights": data, "scheme": text, "bits": bits, "dB": level, "± dB": error, "over uint": level - baseline(line, bits)})
+    rows.sort(key=lambda row: (row["weights"], row["bits"]))
+    publish(__file__, rows, title="formats: dB of weights over their rounding noise, at stored bits", seed=0)
+
+
+def shapes(limit: int) -> list[tuple[int, ...]]:
+    """Weight shapes of PixArt-α's layers from its card; `limit` of them, evenly spaced, or all."""
+    from qsearch.graphs.families import cards
+
+    model, _ = cards.load("pixart-alpha")
+    found = [tuple(m.weight.shape) for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+    return found[:: max(1, len(found) // limit)][:limit] if limit else found
+
+
+def drawn(found: list[tuple[int, ...]]) -> Iterator[torch.Tensor]:
+    """One random weight after the other: only the layer in hand is in memory."""
+    for i, shape in enumerate(found):
+        yield torch.randn(shape, generator=torch.Generator().manual_seed(i)) * 0.03
+
+
+def seconds(found: list[tuple[int, ...]], scheme: Scheme) -> float:
+    """Seconds that quantizing takes, drawing the weights not counted."""
+    spent = 0.0
+    for weight in drawn(found):
+        began = time.perf_counter()
+        quantize(weight, scheme)
+        spent += time.perf_counter() - began
+    return spent
+
+
+def sklearn_seconds(found: list[tuple[int, ...]], count: int, channels: int) -> tuple[float, int]:
+    """(seconds, weights) of scikit-learn's KMeans, one fit a channel as Qua²SeDiMo does it, on `channels` channels spread over the layers."""
+    from sklearn.cluster import KMeans
+
+    spent, done, each = 0.0, 0, max(1, channels // len(found))
+    for weight in drawn(found):
+        for row in weight.flatten(1)[:each]:
+            began = time.perf_counter()
+            KMeans(min(count, len(row)), n_init=1, max_iter=100, random_state=0).fit(row[:, None].numpy())
+            spent += time.perf_counter() - began
+            done += row.numel()
+    return spent, done
+
+
+def speed(options: argparse.Namespace) -> None:
+    """Seconds a weight of each method, and what all of PixArt-α takes at that rate."""
+    torch.set_num_threads(options.threads)
+    found = shapes(options.layers)
+    total = sum(math.prod(s) for s in shapes(0))
+    taken = sum(math.prod(s) for s in found)
+    rows = []
+    for text in (f"km{options.bits}-c", f"km{options.bits}-t", f"uint{options.bits}-c", f"uint{options.bits}-g128@hqq"):
+        scheme = Scheme.parse(text)
+        quantize(torch.randn(8, 64), scheme)  # what a first call loads is not the method's
+        spent = seconds(found, scheme)
+        rows.append({"method": str(method_of(scheme).__name__).rpartition(".")[2], "scheme": text, "weights": taken, "seconds": spent})
+        print(rows[-1], flush=True)
+    spent, done = sklearn_seconds(found, 2**options.bits, options.channels)
+    rows.append({"method": "scikit-learn", "scheme": f"km{options.bits}-c", "weights": done, "seconds": spent})
+    for row in rows:
+        row["ns a weight"] = row["seconds"] / row["weights"] * 1e9
+        row["s for PixArt-α"] = row["ns a weight"] * total / 1e9
+        row["of scikit-learn"] = spent / done * 1e9 / row["ns a weight"]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+    target = Path(__file__).with_name("formats-speed.py")
+    publish(str(target), rows, title=f"formats: seconds on {options.threads} threads, {len(found)} layers", seed=0, extra={"peak MB": round(peak)})
+
+
+def main() -> None:
+    """Compare formats, or time them."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--data", nargs="+", default=["gauss", "student", "scenes-dit", "scenes-unet"])
+    parser.add_argument("--schemes", nargs="+", default=schemes())
+    parser.add_argument("--rows", type=int, default=512)
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=0, help="layers of PixArt-α to time; 0 = all")
+    parser.add_argument("--channels", type=int, default=256, help="channels that scikit-learn clusters")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    (speed if options.speed else compare)(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""calibrate(model, graph, calls): what goes into each layer on recorded calls, for methods that choose by it.
+
+One run of the full-precision model over the calls. Kept are ranges and means of each input channel, a few rows, and on request the second
+moments of the rows that a weight is multiplied with ([columns, columns] a layer: name the layers where all of them together are too many).
+Every layer is calibrated on full-precision inputs, so that the order of layers makes no difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.errors import QSearchError
+from ..core.graph import OpGraph
+from .pipelines import Call, run
+
+ROWS = 256
+_ALIKE = 1e-4  # of the largest entry: first tokens that differ by less are one and the same, computed in different batches
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """What went into one layer; all tensors fp32.
+
+    `low`, `high`: the range of each input channel [channels]. `middle`: the mean over calls of the middle of its range. `mean`: [columns].
+    `moments`: mean of x x^T over the rows x that the weight is multiplied with, [columns, columns] (a convolution's columns are channels times
+    taps). `rows`: some of those rows [n, columns]. `first`: the first token [channels], where it is one and the same in all samples although the
+    others are not (a text encoder that is causal); `rest`: the same record without the first token, for layers that see text alone.
+    """
+
+    low: Tensor
+    high: Tensor
+    middle: Tensor
+    mean: Tensor
+    rows: Tensor
+    moments: Tensor | None = None
+    first: Tensor | None = None
+    rest: LayerInputs | None = None
+
+    def moved(self, shift: Tensor, scale: Tensor) -> LayerInputs:
+        """The record of (x - shift) / scale, with [channels] each."""
+        taps = len(self.mean) // len(self.low)
+        away, size = shift.repeat_interleave(taps), scale.repeat_interleave(taps)
+        moments = self.moments
+        if moments is not None:
+            cross = torch.outer(self.mean, away)
+            moments = (moments - cross - cross.T + torch.outer(away, away)) / torch.outer(size, size)
+        low, high, middle = ((t - shift) / scale for t in (self.low, self.high, self.middle))
+        return replace(self, low=low, high=high, middle=middle, mean=(self.mean - away) / size, rows=(self.rows - away) / size, moments=moments)
+
+
+@torch.no_grad()
+def calibrate(
+    model: nn.Module, graph: OpGraph, calls: Iterable[Call], layers: Collection[str] | None = None, *, moments: bool = True
+) -> dict[str, LayerInputs]:
+    """Layer name -> its inputs on `calls`, for `layers` or for all that can be quantized. Leaves the model as it was.
+
+    Raises `QSearchError` where no call is given, for unknown layers, and for inputs that are not finite.
+    """
+    wanted = [graph.layer(name) for name in layers] if layers is not None else list(graph.quantizable)
+    recorders = {spec.name: _Recorder(spec.name, model.get_submodule(spec.name), moments, spec.sees == "text-only") for spec in wanted}
+    handles = [model.get_submodule(name).register_forward_pre_hook(recorder, with_kwargs=True) for name, recorder in recorders.items()]
+    given = 0
+    try:
+        for call in calls:
+            run(model, call)
+            given += 1
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not given:
+        raise QSearchError("calibration needs at least one recorded call; see `qsearch.measure.pipelines.record`")
+    return {name: recorder.inputs() for name, recorder in recorders.items() if recorder.calls}
+
+
+class _Recorder:
+    """A forward pre-hook that adds up what it sees."""
+
+    def __init__(self, name: str, module: nn.Module, moments: bool, text: bool) -> None:
+        self.name, self.module, self.calls = name, module, 0
+        self.whole = _Sums(moments)
+        self.rest = _Sums(moments) if text else None
+        self.firsts: list[Tensor] = []
+        self.varied = False
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else next(iter(kwargs.values()))
+        if not isinstance(x, Tensor):
+            raise QSearchError(f"{self.name} is given {type(x).__name__} and no tensor; its inputs can't be calibrated")
+        if not torch.isfinite(x).all():
+            raise QSearchError(f"calibration needs finite inputs; those of {self.name} are not")
+        self.calls += 1
+        self.whole.add(x.float(), module)
+        if self.rest is not None and x.ndim == 3 and x.shape[1] > 1:
+            self.rest.add(x[:, 1:].float(), module)
+            self.firsts.append(x[:, 0].float())
+            self.varied |= len(x) > 1 and not torch.equal(x[:1, 1:].expand_as(x[:, 1:]), x[:, 1:])
+
+    def inputs(self) -> LayerInputs:
+        made = self.whole.made()
+        if not self.firsts or self.rest is None:
+            return made
+        firsts = torch.cat(self.firsts)
+        alike = float((firsts - firsts[0]).abs().max()) <= _ALIKE * float(firsts.abs().max())
+        return replace(made, first=firsts[0].clone() if alike and self.varied else None, rest=self.rest.made())
+
+
+class _Sums:
+    def __init__(self, moments: bool) -> None:
+        self.wanted, self.count, self.calls = moments, 0, 0
+        self.moments: Tensor | None = None
+
+    def add(self, x: Tensor, module: nn.Module) -> None:
+        channels = x.movedim(1, -1).flatten(0, -2) if _is_convolution(module) else x.flatten(0, -2)
+        low, high = channels.amin(0), channels.amax(0)
+        rows = rows_of(x, module)
+        if rows is None:  # nothing but ranges is known of other modules
+            rows = channels
+        total = rows.sum(0)
+        some = rows[:: max(1, len(rows) // ROWS)][:ROWS].clone()
+        if self.calls == 0:
+            self.low, self.high, self.middle, self.total, self.rows = low, high, (low + high) / 2, total, [some]
+        else:
+            self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
+            self.middle, self.total = self.middle + (low + high) / 2, self.total + total
+            self.rows.append(some)
+        if self.wanted and rows_of(x, module) is not None:
+            square = rows.T @ rows
+            self.moments = square if self.moments is None else self.moments + square
+        self.count += len(rows)
+        self.calls += 1
+
+    def made(self) -> LayerInputs:
+        rows = torch.cat(self.rows)
+        kept = rows[:: max(1, len(rows) // ROWS)][:ROWS]
+        moments = None if self.moments is None else self.moments / self.count
+        return LayerInputs(self.low, self.high, self.middle / self.calls, self.total / self.count, kept, moments)
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.conv._ConvNd)
+
+
+def rows_of(x: Tensor, module: nn.Module) -> Tensor | None:
+    """The rows [n, columns] that the weight's rows are multiplied with; None for modules where all rows do not meet the same ones."""
+    if isinstance(module, nn.Linear):
+        return x.flatten(0, -2)
+    if isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+        kernel, stride = (module.kernel_size[0], module.kernel_size[1]), (module.stride[0], module.stride[1])
+        padding, dilation = (module.padding[0], module.padding[1]), (module.dilation[0], module.dilation[1])
+        return F.unfold(x, kernel, dilation, padding, stride).transpose(1, 2).flatten(0, 1)
+    return None

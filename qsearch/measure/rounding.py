@@ -1,0 +1,69 @@
+"""Learnt rounding: gates between the two neighbours of each weight on its grid, trained on the layer's output error.
+
+What `adaround` and `adaround_scaled` share; they differ in what the gate's variable is measured in. Gates, penalty and schedule are
+AdaRound's (arXiv 2004.10568, section 4): zeta = 1.1, gamma = -0.1, no penalty in the first fifth, then an exponent from 20 down to 2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core.scheme import Scheme
+from .codes import Codes, element, nearest, spanning
+from .moments import columns_of, from_columns, output_error
+
+ZETA, GAMMA = 1.1, -0.1
+WARM, BETAS = 0.2, (20.0, 2.0)
+PENALTY = 30.0  # in units of nearest rounding's error; under 1 the gates stay undecided, from 10 to 100 nothing changes
+
+
+def learn(groups: Tensor, scheme: Scheme, moments: Tensor, *, rate: float, steps: int, scaled: bool) -> Codes:
+    """Codes of fp32 groups [rows, groups, group] whose rounding minimises the output error for inputs with `moments` [columns, columns].
+
+    `scaled`: the gate is h(V / s) and not h(V), s the step at a weight in units of the mean step, so that a rate serves weights of any size. Deterministic: gates start where the weights lie, and the loss is that of all inputs at once.
+    """
+    scale, zero = spanning(groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True), scheme)
+    simple = nearest(groups, scale, zero, scheme)
+    low, step = _neighbours(groups, scale, zero, scheme)
+    weight, plain, low, step = (columns_of(t, scheme, moments) for t in (groups, simple.values(), low, step))
+    square = moments.to(weight)
+    before = output_error(plain - weight, square)
+    unit = before.sum() / weight.numel()
+    if not unit > 0:  # nothing went into the layer, or its weights lie on the grid
+        return simple
+    share = ((weight - low) / step).clamp(0, 1)
+    gate = -torch.log((ZETA - GAMMA) / (share - GAMMA) - 1)
+    size = step / step.mean() if scaled else torch.ones_like(step)
+    with torch.enable_grad():
+        variable = (gate * size).requires_grad_()
+        optimizer = torch.optim.Adam([variable], lr=rate)
+        for i in range(steps):
+            h = _gate(variable / size)
+            loss = output_error(low + h * step - weight, square).sum() / unit
+            if i >= WARM * steps:
+                progress = (i - WARM * steps) / ((1 - WARM) * steps)
+                beta = BETAS[0] + (BETAS[1] - BETAS[0]) * progress
+                loss = loss + PENALTY * (1 - (2 * h - 1).abs().pow(beta)).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    learnt = low + (variable.detach() >= 0) * step
+    worse = output_error(learnt - weight, square) >= before
+    return nearest(from_columns(torch.where(worse[:, None], plain, learnt), groups, scheme), scale, zero, scheme)
+
+
+def _gate(value: Tensor) -> Tensor:
+    return (value.sigmoid() * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+
+def _neighbours(groups: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    """The grid's value at or below each weight and the step to the one above; a weight beyond the grid's end gets its last two."""
+    if scheme.family in ("int", "uint"):
+        code = (groups / scale + zero).floor().clamp(0, 2**scheme.bits - 2)
+        return scale * (code - zero), scale.expand_as(groups)
+    form = element(scheme)
+    values = form.values(groups.device)
+    values = values[~values.isnan()].unique() / 2.0**form.highest  # ascending, zero once
+    place = torch.searchsorted(values, (groups / scale).contiguous(), right=True).clamp(1, len(values) - 1)
+    return scale * values[place - 1], scale * (values[place] - values[place - 1])
