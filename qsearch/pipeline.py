@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 RESULTS = "qsearch.results/1"
 _RECORDS = ("scores.json", "recipe.json")  # lie beside a model's weights and say nothing that is computed with
+_PARTIAL = "sensitivity.partial.parquet"
+_RELIABLE = 0.5  # less than this share of a ranking's variance between layers is real: say so
 _EVALUATION_CALLS = 16  # prompts on which the denoiser's own output is compared
 
 
@@ -182,6 +184,24 @@ def extract_to(folder: Path, model: str, progress: Progress | None = None, **siz
     return graph
 
 
+def folder_for(target: str, output: Path | None = None) -> Path:
+    """The run folder that `target` is, or, for a model, a run folder of its own (`output`, or runs/NAME) with a config that names it."""
+    if (Path(target) / "config.yaml").is_file():
+        if output is not None:
+            raise QSearchError(f"{target} is a run folder, its files stay in it; give --output with a model")
+        return Path(target)
+    folder = output or Path("runs") / Path(target).name
+    if (folder / "config.yaml").is_file():
+        known = configs.load(folder / "config.yaml").model
+        if known != target:
+            raise QSearchError(f"{folder} is a run of {known}, not of {target}; give another folder with --output")
+        return folder
+    job = Run(Config(model=target, folder=folder))
+    _ = job.model_folder  # a wrong name is said before anything is written
+    configs.save(job.config, job.path("config.yaml"))
+    return folder
+
+
 def _extracted(graph: OpGraph) -> str:
     return f"extract: {len(graph.layers)} layers, {graph.weights:,} weights, {graph.macs / 1e6:,.0f} M multiply-accumulates a call"
 
@@ -195,26 +215,49 @@ def profile(run: Run, graph: OpGraph) -> SensitivityTable:
     if known is not None:
         run.progress.say("profile: sensitivity.parquet is up to date")
         return known
+    table, batch = None, c.profile.batch
+    while table is None:
+        table = _profiled(run, graph, key, batch)
+        batch = max(1, batch // 2)
+    table.save(run.path("sensitivity.parquet"), key=key, parents={"graph": graph.id}, seed=c.seed)
+    run.path(_PARTIAL).unlink(missing_ok=True)
+    run.progress.say(f"profile: {len(table.frame):,} measurements, {len(table.at_floor())} of them at the measurement floor")
+    for metric in table.metrics:
+        if (reliability := table.reliability(metric)) < _RELIABLE:
+            run.progress.say(f"profile: the ranking by {metric} is mostly noise (reliability {reliability:.2f}); take more probes or samples")
+    return table
+
+
+def _profiled(run: Run, graph: OpGraph, key: str, batch: int) -> SensitivityTable | None:
+    """The table, measured with `batch` samples a pass; None where that many do not fit the memory."""
+    from torch import OutOfMemoryError
+
     from .measure.pipelines import denoiser_of, record
     from .measure.profiling import profile as verb
+    from .measure.trajectory import trajectories
 
-    calls = record(run.pipe, run.prompts(c.profile.samples, part=0), run.sampling, c.profile.bins)
-    partial = run.path("sensitivity.partial.parquet")
-    with run.progress.track("profile", len(graph.quantizable) * len(c.profile.schemes)) as advance:
-        seen = 0
+    c = run.config.profile
+    prompts = run.prompts(c.samples, part=0)
+    with ExitStack() as stack:
+        seen, advance = 0, None
 
         def step(done: int, total: int) -> None:
-            nonlocal seen
+            nonlocal seen, advance
+            advance = advance or stack.enter_context(run.progress.track("profile", total))
             advance(done - seen)
             seen = done
 
-        table = verb(
-            denoiser_of(run.pipe), graph, c.profile.schemes, calls, estimator=c.profile.estimator, seed=c.seed, partial=partial, key=key, progress=step
-        )
-    table.save(run.path("sensitivity.parquet"), key=key, parents={"graph": graph.id}, seed=c.seed)
-    partial.unlink(missing_ok=True)
-    run.progress.say(f"profile: {len(table.frame):,} measurements, {len(table.at_floor())} of them at the measurement floor")
-    return table
+        settings: dict[str, Any] = {"metrics": c.metrics, "probes": c.probes, "seed": run.config.seed, "budget_seconds": c.budget_seconds}
+        try:
+            whole = c.mode == "trajectory"
+            calls: Any = trajectories(run.pipe, prompts, run.sampling, batch) if whole else record(run.pipe, prompts, run.sampling, c.bins, batch)
+            settings |= {"partial": run.path(_PARTIAL), "key": key, "progress": step, "say": run.progress.say, "pipe": run.pipe}
+            return verb(denoiser_of(run.pipe), graph, c.schemes, calls, estimator=c.estimator, **settings)
+        except OutOfMemoryError as error:
+            if batch == 1:
+                raise QSearchError(f"one sample at a time does not fit the memory of {run.config.device}; give another device") from error
+            run.progress.say(f"profile: {batch} samples at once do not fit the memory of {run.config.device}; going on with {batch // 2}")
+    return None
 
 
 def allocate(run: Run, graph: OpGraph, table: SensitivityTable) -> BitPlan:

@@ -118,6 +118,22 @@ class SensitivityTable:
         """Rows whose estimate lies within 3 dB of their measurement floor: noise of the measurement, not of the choice."""
         return self.frame[self.frame["estimate"] < 2 * self.frame["floor"]]
 
+    def reliability(self, metric: str = "noise") -> float:
+        """Share of the variance between sites that another seed would find again, in [0, 1]: an intraclass correlation, of log estimates.
+
+        Within each scheme and step bin, 1 - (mean squared relative error) / (variance of the logarithms), averaged; 1 for fewer than three sites.
+        """
+        import numpy as np
+
+        rows = self._rows(metric)
+        found = []
+        for _, cell in rows[rows["estimate"] > 0].groupby(["scheme", "step"]):
+            spread = float(np.log(cell["estimate"]).var()) if len(cell) > 2 else 0.0
+            if spread > 0:
+                relative = (cell["error"] / cell["estimate"]).clip(upper=10.0)  # one sample has an infinite error
+                found.append(min(1.0, max(0.0, 1 - float((relative**2).mean()) / spread)))
+        return sum(found) / len(found) if found else 1.0
+
     def check(self, graph: OpGraph) -> None:
         """Refuse a table of another graph, or one that speaks of layers the graph lacks."""
         if self.graph != graph.id:
