@@ -215,29 +215,8 @@ def profile(run: Run, graph: OpGraph) -> SensitivityTable:
     if known is not None:
         run.progress.say("profile: sensitivity.parquet is up to date")
         return known
-    table, batch = None, c.profile.batch
-    while table is None:
-        table = _profiled(run, graph, key, batch)
-        batch = max(1, batch // 2)
-    table.save(run.path("sensitivity.parquet"), key=key, parents={"graph": graph.id}, seed=c.seed)
-    run.path(_PARTIAL).unlink(missing_ok=True)
-    run.progress.say(f"profile: {len(table.frame):,} measurements, {len(table.at_floor())} of them at the measurement floor")
-    for metric in table.metrics:
-        if (reliability := table.reliability(metric)) < _RELIABLE:
-            run.progress.say(f"profile: the ranking by {metric} is mostly noise (reliability {reliability:.2f}); take more probes or samples")
-    return table
+    from .measure.profiling import profile_pipeline as verb
 
-
-def _profiled(run: Run, graph: OpGraph, key: str, batch: int) -> SensitivityTable | None:
-    """The table, measured with `batch` samples a pass; None where that many do not fit the memory."""
-    from torch import OutOfMemoryError
-
-    from .measure.pipelines import denoiser_of, record
-    from .measure.profiling import profile as verb
-    from .measure.trajectory import trajectories
-
-    c = run.config.profile
-    prompts = run.prompts(c.samples, part=0)
     with ExitStack() as stack:
         seen, advance = 0, None
 
@@ -247,17 +226,16 @@ def _profiled(run: Run, graph: OpGraph, key: str, batch: int) -> SensitivityTabl
             advance(done - seen)
             seen = done
 
-        settings: dict[str, Any] = {"metrics": c.metrics, "probes": c.probes, "seed": run.config.seed, "budget_seconds": c.budget_seconds}
-        try:
-            whole = c.mode == "trajectory"
-            calls: Any = trajectories(run.pipe, prompts, run.sampling, batch) if whole else record(run.pipe, prompts, run.sampling, c.bins, batch)
-            settings |= {"partial": run.path(_PARTIAL), "key": key, "progress": step, "say": run.progress.say, "pipe": run.pipe}
-            return verb(denoiser_of(run.pipe), graph, c.schemes, calls, estimator=c.estimator, **settings)
-        except OutOfMemoryError as error:
-            if batch == 1:
-                raise QSearchError(f"one sample at a time does not fit the memory of {run.config.device}; give another device") from error
-            run.progress.say(f"profile: {batch} samples at once do not fit the memory of {run.config.device}; going on with {batch // 2}")
-    return None
+        settings = c.profile.model_dump(exclude={"schemes", "samples"}) | {"seed": c.seed, "key": key, "progress": step, "say": run.progress.say}
+        prompts = run.prompts(c.profile.samples, part=0)
+        table = verb(run.pipe, graph, c.profile.schemes, prompts, run.sampling, partial=run.path(_PARTIAL), **settings)
+    table.save(run.path("sensitivity.parquet"), key=key, parents={"graph": graph.id}, seed=c.seed)
+    run.path(_PARTIAL).unlink(missing_ok=True)
+    run.progress.say(f"profile: {len(table.frame):,} measurements, {len(table.at_floor())} of them at the measurement floor")
+    for metric in table.metrics:
+        if (reliability := table.reliability(metric)) < _RELIABLE:
+            run.progress.say(f"profile: the ranking by {metric} is mostly noise (reliability {reliability:.2f}); take more probes or samples")
+    return table
 
 
 def allocate(run: Run, graph: OpGraph, table: SensitivityTable) -> BitPlan:

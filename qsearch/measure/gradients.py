@@ -83,7 +83,7 @@ class Contraction:
         """
         self._sums = torch.zeros(observation.sampler_steps, len(self.choices), device=target.device)
         self._now = observation
-        target.backward(retain_graph=retain)  # type: ignore[no-untyped-call]
+        target.backward(retain_graph=retain)
         sums, self._sums, self._now = self._sums, None, None
         found: NDArray[np.float32] = sums.cpu().numpy()
         if not np.isfinite(found).all():

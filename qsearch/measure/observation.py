@@ -31,9 +31,13 @@ class AbstractObservation(Protocol):
 
     #: index of the step bin; 0 for a trajectory
     bin: int
-    #: how many sampler steps belong to it, and (during a backward) the one whose gradient appears now
-    sampler_steps: int
+    #: during a backward, the sampler step whose gradient appears now
     now: int
+
+    @property
+    def sampler_steps(self) -> int:
+        """How many sampler steps belong to it."""
+        ...
 
     def features(self) -> dict[str, Tensor]:
         """Metric -> features [N, F] of the model as it is now, with gradients where they are enabled."""
@@ -59,12 +63,17 @@ class StepObservation:
 
     def __init__(self, model: nn.Module, call: Call, bin: int, metrics: Sequence[str], decoder: Callable[[Tensor], Tensor] | None = None) -> None:
         self.model, self.call, self.bin, self.metrics, self.decoder = model, call, bin, tuple(metrics), decoder
-        self.sampler_steps, self.now = 1, 0
+        self.now = 0
         if call.sampled is None and set(metrics) - {NOISE}:
             raise QSearchError(
                 f"{', '.join(set(metrics) - {NOISE})} look at the clean image that a call predicts; how the sampler uses this call is not known "
                 f"(no diffusers pipeline recorded it, it takes several calls a step, or its guidance is not linear): measure {NOISE}, or whole trajectories"
             )
+
+    @property
+    def sampler_steps(self) -> int:
+        """One."""
+        return 1
 
     @cached_property
     def _output(self) -> Tensor:

@@ -11,6 +11,7 @@ from functools import partial as bound
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..core import plugins
@@ -19,9 +20,9 @@ from ..core.graph import OpGraph
 from ..core.scheme import Scheme
 from ..core.table import SensitivityTable
 from .observation import NOISE, observations
-from .pipelines import Call, decode_batch
+from .pipelines import Call, Prompts, Sampling, decode_batch, denoiser_of, record
 from .question import AbstractEstimator, Answer, Question
-from .trajectory import Trajectory
+from .trajectory import Trajectory, trajectories
 
 _SAVE_SECONDS = 10.0
 _SAVE_SHARE = 0.05  # of the time goes into saving unfinished work, where a table is so large that it takes long
@@ -73,6 +74,36 @@ def profile(
     if answer.done < answer.total and say is not None:
         say(f"profile: stopped after {budget_seconds:g} s with {answer.done} of {answer.total} parts of the work; error bars are wider for it")
     return table
+
+
+def profile_pipeline(
+    pipe: Any,
+    graph: OpGraph,
+    schemes: Sequence[Scheme | str],
+    prompts: Prompts,
+    sampling: Sampling,
+    *,
+    bins: int = 3,
+    batch: int = 2,
+    mode: str = "step",
+    say: Callable[[str], None] | None = None,
+    **settings: Any,
+) -> SensitivityTable:
+    """`profile` for the denoiser of a diffusers pipeline, on its own recorded calls (mode `step`) or through its whole sampler (`trajectory`).
+
+    `batch` samples run at once; where they don't fit the device's memory, half of them, and so on. `settings` are those of `profile`.
+    """
+    model, whole = denoiser_of(pipe), mode == "trajectory"
+    while True:
+        try:
+            calls: Any = trajectories(pipe, prompts, sampling, batch) if whole else record(pipe, prompts, sampling, bins, batch)
+            return profile(model, graph, schemes, calls, pipe=pipe, say=say, **settings)
+        except torch.OutOfMemoryError as error:
+            if batch == 1:
+                raise QSearchError(f"one sample at a time does not fit the memory of {model.device}; give another device") from error
+            batch = -(-batch // 2)
+            if say is not None:
+                say(f"profile: out of memory; going on with {batch} samples at once")
 
 
 def _work(

@@ -141,15 +141,15 @@ def _sensitivity(path: Path) -> list[Table | str]:
     shown: list[Table | str] = []
     for metric in whole.metrics:
         rows = whole.frame[whole.frame["metric"] == metric]
-        by = {"index": "site", "columns": "scheme", "sort": False}
-        wide, floors = rows.pivot_table(values="estimate", **by), rows.pivot_table(values="floor", **by)
+        wide, floors = (rows.pivot_table(index="site", columns="scheme", values=v, sort=False) for v in ("estimate", "floor"))
         title = f"{metric} of graph {whole.graph}, mean over {rows['step'].nunique()} step bins (a squared error over its scale; ~ within 3 dB of the floor)"
         table = Table(title=title, title_justify="left")
         table.add_column("layer", overflow="fold")
         for scheme in wide.columns:
             table.add_column(str(scheme), justify="right", overflow="fold")
         for site, values in wide.iterrows():
-            table.add_row(str(site), *(f"{'~' if v < 2 * floors.loc[site, s] else ''}{v:.2e}" for s, v in values.items()))
+            marks = ("~" if v < 2 * f else "" for v, f in zip(values, floors.loc[site], strict=True))
+            table.add_row(str(site), *(f"{mark}{v:.2e}" for mark, v in zip(marks, values, strict=True)))
         line = f"reliability of the ranking by {metric}: {whole.reliability(metric):.2f}"
         shown += [table, line if whole.reliability(metric) >= _RELIABLE else f"{line}: it is mostly noise, take more probes or samples"]
     return shown
