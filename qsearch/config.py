@@ -29,6 +29,8 @@ class SamplingSection(_Section):
     steps: int = Field(20, ge=1, description="sampler steps")
     guidance: float = Field(4.0, ge=0, description="guidance scale")
     batch: int = Field(32, ge=1, description="pictures at once")
+    resolution: int | None = Field(None, ge=8, description="pixels of a side; the pipeline's own when left out")
+    frames: int | None = Field(None, ge=1, description="of a video")
 
 
 class ProfileSection(_Section):

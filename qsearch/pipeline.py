@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -109,7 +109,7 @@ class Run:
         from .measure.pipelines import Sampling
 
         s = self.config.sampling
-        return Sampling(s.steps, s.guidance, self.config.seed, s.batch)
+        return Sampling(s.steps, s.guidance, self.config.seed, s.batch, s.resolution, s.frames)
 
     def prompts(self, count: int, *, part: int) -> Prompts:
         """`count` prompts of part 0 (profiling) or 1 (evaluation): of the file, or captions of scenes no training saw."""
@@ -151,10 +151,9 @@ def extract(run: Run) -> OpGraph:
         run.progress.say("extract: graph.json is up to date")
         return known
     from .graphs.extraction import extract as verb
-    from .measure.pipelines import Sampling, denoiser_of, example_inputs, record
+    from .measure.pipelines import denoiser_of, example_inputs, record
 
-    s = run.config.sampling
-    [call] = record(run.pipe, run.prompts(1, part=0), Sampling(2, s.guidance, run.config.seed, 1), bins=1)  # PixArt treats one step as a distilled model
+    [call] = record(run.pipe, run.prompts(1, part=0), replace(run.sampling, steps=2, batch=1), bins=1)  # PixArt treats one step as a distilled model
     model = denoiser_of(run.pipe)
     graph = verb(model, example_inputs(call, model), name=run.config.model)
     graph.save(run.path("graph.json"), key=key)
@@ -297,13 +296,12 @@ def evaluate(run: Run, graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:
 def _measure(run: Run, graph: OpGraph, plans: dict[str, BitPlan], missing: list[str], setting: str, trials: Any) -> None:
     from .measure.evaluation import evaluate as verb
     from .measure.evaluation import make
-    from .measure.pipelines import Sampling, record
+    from .measure.pipelines import record
     from .report.pictures import picture_path, save_pictures
 
     c = run.config
     prompts = run.prompts(c.evaluate.samples, part=1)
-    s = run.sampling
-    sampling = Sampling(s.steps, s.guidance, s.seed + 500_000, s.batch)
+    sampling = replace(run.sampling, seed=run.sampling.seed + 500_000)
     calls = record(run.pipe, prompts[: min(_EVALUATION_CALLS, len(prompts))], sampling, c.profile.bins)
     todo = [n for n in missing if n != "full precision"]
     with run.progress.track("evaluate", len(prompts) * (1 + len(todo))) as advance:

@@ -43,12 +43,14 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are made: solver steps, guidance scale, seed of the first sample's noise, samples a batch."""
+    """How pictures are made: solver steps, guidance scale, seed of the first sample's noise, samples a batch; the pipeline's own size when left out."""
 
     steps: int = 20
     guidance: float = 4.0
     seed: int = 0
     batch: int = 32
+    resolution: int | None = None
+    frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,8 @@ def arguments(pipe: Any, texts: Sequence[str], first: int, sampling: Sampling) -
         "output_type": "latent",
         **_PLAIN,
     }
+    sizes = {"height": sampling.resolution, "width": sampling.resolution, "num_frames": sampling.frames}
+    wanted |= {name: size for name, size in sizes.items() if size is not None}
     longest = getattr(getattr(pipe, "tokenizer", None), "model_max_length", 10**9)
     if "max_sequence_length" in known and longest < known["max_sequence_length"].default:
         wanted["max_sequence_length"] = longest
@@ -135,7 +139,7 @@ def sample(pipe: Any, prompts: Prompts, sampling: Sampling, progress: Any = None
     """Final latents [N, ...] for the prompts, each with its own noise. Raises `QSearchError` when they are not finite."""
     parts = []
     for i in range(0, len(prompts), sampling.batch):
-        parts.append(pipe(**arguments(pipe, prompts.texts[i : i + sampling.batch], i, sampling)).images.float().cpu())
+        parts.append(_tensor(pipe(**arguments(pipe, prompts.texts[i : i + sampling.batch], i, sampling))).float().cpu())
         if progress is not None:
             progress(len(parts[-1]))
     latents = torch.cat(parts)
