@@ -72,6 +72,27 @@ def _changed(folder: Path, **changes: dict[str, Any] | str | None) -> Iterator[R
     configs.save(changed, folder / "config.yaml")
 
 
+def _folder_for(target: str, output: Path | None = None) -> Path:
+    """The run folder that `target` is, or, for a model, a run folder of its own (`output`, or runs/NAME) with a config that names it."""
+    from . import config as configs
+    from .pipeline import Run
+
+    if (Path(target) / "config.yaml").is_file():
+        if output is not None:
+            raise QSearchError(f"{target} is a run folder, its files stay in it; give --output with a model")
+        return Path(target)
+    folder = output or Path("runs") / Path(target).name
+    if (folder / "config.yaml").is_file():
+        known = configs.load(folder / "config.yaml").model
+        if known != target:
+            raise QSearchError(f"{folder} is a run of {known}, not of {target}; give another folder with --output")
+        return folder
+    job = Run(configs.Config(model=target, folder=folder))
+    _ = job.model_folder  # a wrong name is said before anything is written
+    configs.save(job.config, job.path("config.yaml"))
+    return folder
+
+
 def _graph_and_table(job: Run) -> tuple[Any, Any]:
     from .core.graph import OpGraph
     from .core.table import SensitivityTable
@@ -129,7 +150,7 @@ def profile(
 
     asked: dict[str, Any] = {"schemes": schemes.split(",") if schemes else None, "metrics": metrics.split(",") if metrics else None}
     asked |= {"estimator": estimator, "mode": mode, "bins": bins, "samples": samples, "batch": batch, "probes": probes, "budget_seconds": budget_seconds}
-    with _changed(pipeline.folder_for(target, output), prompts=None if prompts is None else str(prompts), profile=asked) as job:
+    with _changed(_folder_for(target, output), prompts=None if prompts is None else str(prompts), profile=asked) as job:
         pipeline.profile(job, pipeline.extract(job))
 
 

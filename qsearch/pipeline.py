@@ -183,24 +183,6 @@ def extract_to(folder: Path, model: str, progress: Progress | None = None, **siz
     return graph
 
 
-def folder_for(target: str, output: Path | None = None) -> Path:
-    """The run folder that `target` is, or, for a model, a run folder of its own (`output`, or runs/NAME) with a config that names it."""
-    if (Path(target) / "config.yaml").is_file():
-        if output is not None:
-            raise QSearchError(f"{target} is a run folder, its files stay in it; give --output with a model")
-        return Path(target)
-    folder = output or Path("runs") / Path(target).name
-    if (folder / "config.yaml").is_file():
-        known = configs.load(folder / "config.yaml").model
-        if known != target:
-            raise QSearchError(f"{folder} is a run of {known}, not of {target}; give another folder with --output")
-        return folder
-    job = Run(Config(model=target, folder=folder))
-    _ = job.model_folder  # a wrong name is said before anything is written
-    configs.save(job.config, job.path("config.yaml"))
-    return folder
-
-
 def _extracted(graph: OpGraph) -> str:
     return f"extract: {len(graph.layers)} layers, {graph.weights:,} weights, {graph.macs / 1e6:,.0f} M multiply-accumulates a call"
 
@@ -208,8 +190,9 @@ def _extracted(graph: OpGraph) -> str:
 def profile(run: Run, graph: OpGraph) -> SensitivityTable:
     """The sensitivity of every layer to every scheme, in sensitivity.parquet."""
     c = run.config
-    asked = {"seed": c.seed, "prompts": _text(c.prompts), "sampling": c.sampling.model_dump(), **c.profile.model_dump()}
-    key = run.key("profile", graph=graph.id, model=run.fingerprint, **asked)
+    asked = {"seed": c.seed, "prompts": _text(c.prompts), "sampling": c.sampling.model_dump(), **c.profile.model_dump(exclude={"budget_seconds"})}
+    whole = run.key("profile", graph=graph.id, model=run.fingerprint, **asked)
+    key = whole if c.profile.budget_seconds is None else digest([whole, c.profile.budget_seconds])
     known: SensitivityTable | None = run.found("sensitivity.parquet", key, lambda path: SensitivityTable.load(path, graph.id))
     if known is not None:
         run.progress.say("profile: sensitivity.parquet is up to date")
@@ -225,11 +208,12 @@ def profile(run: Run, graph: OpGraph) -> SensitivityTable:
             advance(done - seen)
             seen = done
 
-        settings = c.profile.model_dump(exclude={"schemes", "samples"}) | {"seed": c.seed, "key": key, "progress": step, "say": run.progress.say}
+        settings = c.profile.model_dump(exclude={"schemes", "samples"}) | {"seed": c.seed, "key": whole, "progress": step, "say": run.progress.say}
         prompts = run.prompts(c.profile.samples, part=0)
         table = verb(run.pipe, graph, c.profile.schemes, prompts, run.sampling, partial=run.path(_PARTIAL), **settings)
     table.save(run.path("sensitivity.parquet"), key=key, parents={"graph": graph.id}, seed=c.seed)
-    run.path(_PARTIAL).unlink(missing_ok=True)
+    if c.profile.budget_seconds is None:  # else it is what more time goes on from
+        run.path(_PARTIAL).unlink(missing_ok=True)
     run.progress.say(f"profile: {len(table.frame):,} measurements, {len(table.at_floor())} of them at the measurement floor")
     for metric in table.metrics:
         if (reliability := table.reliability(metric)) < _RELIABLE:

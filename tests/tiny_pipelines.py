@@ -29,10 +29,10 @@ def _clip(projection: bool) -> Any:
     return CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)
 
 
-def _t5() -> Any:
+def _t5(width: int = WIDTH) -> Any:
     from transformers import T5Config, T5EncoderModel
 
-    sizes = {"d_model": WIDTH, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    sizes = {"d_model": width, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
     return T5EncoderModel(T5Config(vocab_size=len(new_tokenizer(causal=False)), **sizes))
 
 
@@ -107,8 +107,8 @@ def stable_diffusion_3() -> Any:
 
     sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "joint_attention_dim": 32, "caption_projection_dim": 16, "pooled_projection_dim": 2 * WIDTH}
     model = SD3Transformer2DModel(sample_size=8, patch_size=2, in_channels=8, out_channels=8, num_layers=1, pos_embed_max_size=8, **sizes)
-    encoders = {"text_encoder": _clip(True), "text_encoder_2": _clip(True), "text_encoder_3": None}
-    tokenizers = {"tokenizer": new_tokenizer(causal=True), "tokenizer_2": new_tokenizer(causal=True), "tokenizer_3": None}
+    encoders = {"text_encoder": _clip(True), "text_encoder_2": _clip(True), "text_encoder_3": _t5(2 * WIDTH)}
+    tokenizers = {f"tokenizer{which}": new_tokenizer(causal=which != "_3") for which in ("", "_2", "_3")}
     return StableDiffusion3Pipeline(transformer=model, vae=_vae(8), scheduler=FlowMatchEulerDiscreteScheduler(), **encoders, **tokenizers)
 
 

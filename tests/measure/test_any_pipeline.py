@@ -16,7 +16,7 @@ from qsearch.measure.trajectory import trajectories
 from tests.tiny_pipelines import BUILDERS, build
 
 PROMPTS = Prompts(("a red circle", "two blue squares"))
-SAMPLING = Sampling(steps=2, guidance=3.0, resolution=16)
+SAMPLING = Sampling(steps=2, guidance=3.0, resolution=32)
 VIDEO = Sampling(steps=2, guidance=3.0, resolution=16, frames=5)
 
 

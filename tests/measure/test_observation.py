@@ -143,7 +143,7 @@ def agreement(a: SensitivityTable, b: SensitivityTable, metric: str) -> tuple[fl
 @pytest.fixture(scope="module")
 def tables(pipe: Any, graph: OpGraph, prompts: Prompts) -> tuple[SensitivityTable, SensitivityTable]:
     """All metrics at once, by probes and by the sweep."""
-    calls = record(pipe, prompts, SAMPLING, 1, batch=1)
+    calls = record(pipe, prompts[:2], SAMPLING, 1, batch=1)
     asked: dict[str, Any] = {"metrics": METRICS, "pipe": pipe}
     return tuple(profile(pipe.unet, graph, ["uint8-c"], calls, estimator=e, probes=24, **asked) for e in ("probe", "sweep"))  # type: ignore[return-value]
 
@@ -177,8 +177,8 @@ def test_a_trajectory_s_gradient_is_the_sum_of_its_steps(pipe: Any, graph: OpGra
 
 
 def test_probes_through_the_sampler_agree_with_the_sweep(pipe: Any, graph: OpGraph, prompts: Prompts) -> None:
-    parts = trajectories(pipe, prompts, SAMPLING)
-    ours, theirs = (profile(pipe.unet, graph, ["uint8-c"], parts, estimator=e, metrics=["sqnr"], probes=16) for e in ("probe", "sweep"))
+    parts = trajectories(pipe, prompts[:1], Sampling(2, SAMPLING.guidance, SAMPLING.seed))
+    ours, theirs = (profile(pipe.unet, graph, ["uint8-c"], parts, estimator=e, metrics=["sqnr"], probes=48) for e in ("probe", "sweep"))
 
     median, correlation = agreement(ours, theirs, "sqnr")
     assert median == pytest.approx(1.0, abs=0.2)
