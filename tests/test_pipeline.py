@@ -309,7 +309,7 @@ class Mortal(pipeline.Silent):
                 os.kill(os.getpid(), signal.SIGKILL)
         yield advance
 
-profiling._SAVE_SECONDS = -1.0
+profiling._SAVE_SECONDS, profiling._SAVE_SHARE = -1.0, 1e9
 pipeline.run(config.load(sys.argv[1]), Mortal())
 """
 

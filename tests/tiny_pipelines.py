@@ -47,7 +47,12 @@ def stable_diffusion() -> Any:
     """SD 1.5: U-Net, epsilon prediction."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-    parts = {"unet": _unet(cross_attention_dim=WIDTH, attention_head_dim=2), "vae": _vae(), "text_encoder": _clip(False), "scheduler": DDIMScheduler()}
+    parts = {
+        "unet": _unet(cross_attention_dim=WIDTH, attention_head_dim=2),
+        "vae": _vae(),
+        "text_encoder": _clip(False),
+        "scheduler": DDIMScheduler(steps_offset=1),
+    }
     extra: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     return StableDiffusionPipeline(**parts, tokenizer=new_tokenizer(causal=True), **extra)
 

@@ -129,8 +129,8 @@ def main() -> None:
 
     tables, seconds = {}, {}
     for estimator in ("probe", "sweep", "fisher", "weight_error"):
-        if estimator == "fisher" and o.trajectory:
-            continue  # its steps would be added as if independent
+        if estimator in ("fisher", "weight_error") and (o.trajectory or not o.plans):
+            continue  # baselines for plans; Fisher's steps would be added as if independent
         began = time.monotonic()
         settings = {"metrics": names, "probes": o.probes, "pipe": pipe, "seed": o.seed, "say": print}
         tables[estimator] = profile(model, graph, schemes, calls, estimator=estimator, **settings)
@@ -149,12 +149,12 @@ def main() -> None:
         "probes, with interactions": [tables["probe"].predict(p, names[0])[0] for p in plans],
         "probes, summed": [tables["probe"].predict(p, names[0], interactions=False)[0] for p in plans],
         "sweep, summed": [tables["sweep"].predict(p, names[0], interactions=False)[0] for p in plans],
-        "weight error, summed": [tables["weight_error"].predict(p, "weight_error", interactions=False)[0] for p in plans],
-        "relative weight error, summed": [tables["weight_error"].predict(p, "relative_weight_error", interactions=False)[0] for p in plans],
         "- average bits": [-BitPlan.make(graph, {x.name: p.get(x.name, "keep") for x in graph}).achieved.average_bits for p in plans],
     }
-    if "fisher" in tables:
-        guesses["fisher, summed"] = [tables["fisher"].predict(p, names[0], interactions=False)[0] for p in plans]
+    baselines = {"fisher": ("fisher", names[0]), "weight error": ("weight_error",) * 2, "relative weight error": ("weight_error", "relative_weight_error")}
+    for name, (table, metric) in baselines.items():
+        if table in tables:
+            guesses[f"{name}, summed"] = [tables[table].predict(p, metric, interactions=False)[0] for p in plans]
     predicted = [
         {
             "predictor": name,
@@ -162,6 +162,7 @@ def main() -> None:
             "median of predicted / measured": float(np.median(np.divide(values, truth))) if "weight" not in name and "bits" not in name else "-",
         }
         for name, values in guesses.items()
+        if plans
     ]
     counts = [n for n in (2, 4, 8, 16, 24, 32, 64, 128) if n <= o.probes]
     curve = fewer(tables["probe"], tables["sweep"], names[0], counts)

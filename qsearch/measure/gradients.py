@@ -6,32 +6,36 @@ The moves (quantized weight - weight) are made once and kept: making them anew w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.errors import QSearchError
-from ..core.graph import OpGraph
-from ..core.scheme import Scheme
 from .observation import AbstractObservation
-from .simulation import QuantizedWeights, weight_of
+from .question import Question
+from .simulation import weight_of
 
 
 class Contraction:
-    """`choices`: (layer, scheme) for every quantizable layer and scheme, in that order. With `squared`, squares of gradient and move are contracted."""
+    """`choices`: (layer, scheme) for every quantizable layer and scheme, in that order. With `squared`, squares of gradient and move are contracted.
 
-    def __init__(self, model: nn.Module, graph: OpGraph, schemes: Sequence[Scheme], *, squared: bool = False) -> None:
-        self.model, self.squared = model, squared
-        self.layers = [layer.name for layer in graph.quantizable]
-        self.schemes = tuple(schemes)
-        self.choices = tuple((layer, str(scheme)) for layer in self.layers for scheme in schemes)
+    Raises `QSearchError` for schemes that round inputs: only weights are moved here.
+    """
+
+    def __init__(self, question: Question, *, squared: bool = False) -> None:
+        self.model, self.schemes, self.squared = question.model, question.schemes, squared
+        for scheme in self.schemes:
+            if scheme.activation:
+                raise QSearchError(f"probes move weights only; {scheme} rounds the layer's input as well: take {scheme.weight_only}, or the estimator sweep")
+        self.layers = [layer.name for layer in question.graph.quantizable]
+        self.choices = tuple((layer, str(scheme)) for layer in self.layers for scheme in self.schemes)
         self._moves: dict[str, Tensor] = {}
-        self._graph = graph
+        self._weights = question.weights
         self._sums: Tensor | None = None
         self._now: AbstractObservation | None = None
 
@@ -39,7 +43,7 @@ class Contraction:
         """What each scheme adds to the layer's weight [schemes, weights], or its square, in the weight's own type."""
         if layer not in self._moves:
             weight = weight_of(self.model, layer).data
-            made = QuantizedWeights(self.model, self._graph)
+            made = self._weights()
             moves = torch.stack([(made.get(layer, s) - weight).flatten() for s in self.schemes])
             self._moves[layer] = moves.square() if self.squared else moves
         return self._moves[layer]

@@ -88,9 +88,13 @@ class StepObservation:
         return None if self.call.sampled is None else Clean(self.call.sampled.clean(output), self.decoder)
 
     @cached_property
+    def _own(self) -> Clean | None:
+        return self._clean(self._output)
+
+    @cached_property
     def _measured(self) -> dict[str, tuple[Tensor, Tensor]]:
         with torch.no_grad():
-            return measured(self.metrics, self._output, self._clean(self._output), self._output, self._clean(self._output))
+            return measured(self.metrics, self._output, self._own, self._output, self._own)
 
     @property
     def reference(self) -> dict[str, Tensor]:
@@ -104,9 +108,9 @@ class StepObservation:
 
     def features(self) -> dict[str, Tensor]:
         """Features of the model as it is now."""
-        _ = self._output  # in full precision, if this is the first call
+        _ = self._measured  # in full precision, if this is the first call
         output = forward(self.model, self.call)
-        made = measured(self.metrics, output, self._clean(output), self._output, self._clean(self._output))
+        made = measured(self.metrics, output, self._clean(output), self._output, self._own)
         return {name: features for name, (features, _) in made.items()}
 
     def floor(self) -> float:

@@ -165,6 +165,21 @@ def decode_batch(pipe: Any, latents: Tensor) -> Tensor:
     return pictures
 
 
+@contextmanager
+def frozen(pipe: Any) -> Iterator[None]:
+    """Inside, no weight of the pipeline but the denoiser's wants a gradient; nothing without a pipeline."""
+    model = None if pipe is None else denoiser_of(pipe)
+    parts = [] if pipe is None else [p for p in pipe.components.values() if isinstance(p, nn.Module) and p is not model]
+    flags = {p: p.requires_grad for part in parts for p in part.parameters()}
+    try:
+        for parameter in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+
+
 @dataclass
 class _Heard:
     """Calls as they come, and the outputs that the sampler has not yet taken."""

@@ -20,7 +20,7 @@ from ..core.graph import OpGraph
 from ..core.scheme import Scheme
 from ..core.table import SensitivityTable
 from .observation import NOISE, observations
-from .pipelines import Call, Prompts, Sampling, decode_batch, denoiser_of, record
+from .pipelines import Call, Prompts, Sampling, decode_batch, denoiser_of, frozen, record
 from .question import AbstractEstimator, Answer, Question
 from .trajectory import Trajectory, trajectories
 
@@ -64,7 +64,8 @@ def profile(
     question = Question(model, graph, choices, tuple(seen), tuple(metrics), probes, seed)
     if say is not None:
         say(f"profile: {estimator} takes {plugin.plan(question)}")
-    answer = _work(plugin, question, _resume(partial, graph, key), partial, key, progress, budget_seconds)
+    with frozen(watched[0].pipe if watched else pipe):
+        answer = _work(plugin, question, _resume(partial, graph, key), partial, key, progress, budget_seconds)
     table = answer.table()
     wanted, found = len(graph.quantizable) * len(choices), len(table.frame[["site", "scheme"]].drop_duplicates())
     if found < wanted:

@@ -13,6 +13,7 @@ from ..core.graph import OpGraph
 from ..core.scheme import Scheme
 from ..core.table import SensitivityTable
 from .observation import AbstractObservation
+from .simulation import QuantizedWeights
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class Question:
     metrics: tuple[str, ...]
     probes: int = 24
     seed: int = 0
+
+    def weights(self) -> QuantizedWeights:
+        """A new cache of quantized weights; one a layer keeps memory low, since layers are visited one after the other."""
+        return QuantizedWeights(self.model, self.graph)
 
     @cached_property
     def bins(self) -> dict[int, list[AbstractObservation]]:

@@ -77,9 +77,13 @@ class TrajectoryObservation:
         return Clean(latents, partial(decode_batch, self.trajectory.pipe))
 
     @cached_property
+    def _own(self) -> Clean:
+        return self._clean(self._latents)
+
+    @cached_property
     def _measured(self) -> dict[str, tuple[Tensor, Tensor]]:
         with torch.no_grad():
-            return measured(self.metrics, None, self._clean(self._latents), None, self._clean(self._latents))
+            return measured(self.metrics, None, self._own, None, self._own)
 
     @property
     def reference(self) -> dict[str, Tensor]:
@@ -93,12 +97,12 @@ class TrajectoryObservation:
 
     def features(self) -> dict[str, Tensor]:
         """Features of the model as it is now; with gradients, the sampler is kept as latents between steps."""
-        _ = self._latents  # in full precision, if this is the first call
+        _ = self._measured  # in full precision, if this is the first call
         if not torch.is_grad_enabled():
             latents = _sampled(self.trajectory)
         else:
             latents = self._differentiable()
-        made = measured(self.metrics, None, self._clean(latents), None, self._clean(self._latents))
+        made = measured(self.metrics, None, self._clean(latents), None, self._own)
         return {name: features for name, (features, _) in made.items()}
 
     def _differentiable(self) -> Tensor:
@@ -109,16 +113,8 @@ class TrajectoryObservation:
             step += 1
             return _checkpointed(partial(self._at, step - 1, forward), args, kwargs)
 
-        frozen = [p for part in self.trajectory.pipe.components.values() if isinstance(part, nn.Module) and part is not self.model for p in part.parameters()]
-        flags = [p.requires_grad for p in frozen]
-        try:
-            for p in frozen:
-                p.requires_grad_(False)
-            with _patched(self.model, recomputed):
-                latents = _sampled(self.trajectory)
-        finally:
-            for p, flag in zip(frozen, flags, strict=True):
-                p.requires_grad_(flag)
+        with _patched(self.model, recomputed):
+            latents = _sampled(self.trajectory)
         if not latents.requires_grad:
             name = type(getattr(self.trajectory.pipe, "scheduler", None)).__name__
             raise QSearchError(f"{name} gives no gradient through its steps, so a trajectory can't be probed; use one that does, or probe step by step")

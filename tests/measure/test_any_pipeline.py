@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from qsearch import cli
+from qsearch.core.errors import QSearchError
 from qsearch.core.table import SensitivityTable
 from qsearch.graphs.extraction import extract
 from qsearch.measure.pipelines import Prompts, Sampling, denoiser_of, example_inputs, load_pipeline, record
@@ -50,3 +53,21 @@ def test_a_saved_pipeline_is_probed_step_by_step_and_through_its_own_loop(name: 
     per_step = np.abs(whole.shares.values["sqnr", 0]).max((0, 2, 3))
     assert per_step.shape == (2,)
     assert (per_step > 0).all()
+
+
+def test_a_folder_and_a_file_of_prompts_are_all_that_the_command_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build("stable_diffusion").save_pretrained(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS.texts))
+    run = tmp_path / "run"
+    few = ["--schemes", "uint4-c", "--estimator", "probe", "--metrics", "noise,sqnr", "--probes", "2", "--samples", "2", "--bins", "1", "--batch", "1"]
+    monkeypatch.setattr(sys, "argv", ["qsearch", "profile", str(tmp_path / "model"), "-o", str(run), "--prompts", str(tmp_path / "prompts.txt"), *few])
+
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+
+    table = SensitivityTable.load(run / "sensitivity.parquet")
+    assert table.metrics == ["noise", "sqnr"]
+    assert table.shares is not None
+    assert {p.name for p in run.iterdir()} == {"config.yaml", "graph.json", "sensitivity.parquet"}
+    with pytest.raises(QSearchError, match=r"is a run of .*model, not of scenes-dit; give another folder with --output"):
+        cli._folder_for("scenes-dit", run)

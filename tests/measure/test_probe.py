@@ -241,3 +241,9 @@ def test_metrics_of_pictures_need_a_pipeline(case: Case) -> None:
 def test_one_probe_has_no_error_bar(case: Case) -> None:
     with pytest.raises(QSearchError, match="an error bar needs two probes; given 1"):
         profile(*case, SCHEMES, plain_calls(), estimator="probe", probes=1)
+
+
+@pytest.mark.parametrize("estimator", ["probe", "fisher"])
+def test_schemes_that_round_inputs_are_refused(case: Case, estimator: str) -> None:
+    with pytest.raises(QSearchError, match=r"probes move weights only; uint4-c\+a8 rounds the layer's input as well: take uint4-c, or the estimator sweep"):
+        profile(*case, ["uint4-c+a8"], plain_calls(), estimator=estimator)

@@ -25,13 +25,13 @@ needs_calls = True
 def plan(question: Question) -> str:
     """Passes and memory."""
     passes = sum(o.sampler_steps for o in question.observations) * (1 + 2 * question.probes * len(question.metrics))
-    moved = Contraction(question.model, question.graph, question.schemes).bytes
+    moved = Contraction(question).bytes
     return f"{passes:,} denoiser passes (a backward counts two) for all choices at once; {moved / 2**30:.2f} GiB for their quantized weights"
 
 
 def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[Answer]:
     """An answer after every observation; a killed call goes on after the last whole step bin. Steps of a trajectory are added as if independent."""
-    contraction = Contraction(question.model, question.graph, question.schemes, squared=True)
+    contraction = Contraction(question, squared=True)
     rows: list[dict[str, Any]] = []
     if earlier is not None:
         rows = [{str(k): v for k, v in row.items()} for row in earlier.frame.to_dict("records")]

@@ -29,13 +29,13 @@ def plan(question: Question) -> str:
     rounds = -(-question.probes // ROUND)
     passes = steps * (rounds + 2 * question.probes * len(question.metrics))
     choices = len(question.graph.quantizable) * len(question.schemes)
-    moved = Contraction(question.model, question.graph, question.schemes).bytes
+    moved = Contraction(question).bytes
     return f"{passes:,} denoiser passes (a backward counts two) for {choices:,} choices at once; {moved / 2**30:.2f} GiB for their quantized weights"
 
 
 def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[Answer]:
     """An answer after every round of probes of an observation. Rows as the sweep's; the standard error is over probes and samples."""
-    contraction = Contraction(question.model, question.graph, question.schemes)
+    contraction = Contraction(question)
     shares = _empty(question, contraction)
     if earlier is not None and earlier.shares is not None:
         _fill(shares, earlier.shares)

@@ -12,7 +12,7 @@ from ...core.errors import QSearchError
 from ...core.table import SensitivityTable
 from ..noise import ratio
 from ..question import Answer, Question
-from ..simulation import QuantizedWeights, simulate
+from ..simulation import simulate
 
 needs_calls = True
 
@@ -47,7 +47,7 @@ def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[A
         _ = observation.reference  # before anything is changed
     floors = question.floors
     for layer in graph.quantizable:
-        weights = QuantizedWeights(question.model, graph)  # one layer's variants at a time are kept
+        weights = question.weights()
         for scheme in question.schemes:
             if (layer.name, str(scheme)) in done:
                 continue

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...core.table import SensitivityTable
 from ..question import Answer, Question
-from ..simulation import QuantizedWeights, weight_of
+from ..simulation import weight_of
 
 needs_calls = False
 
@@ -29,7 +29,7 @@ def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[A
 
     layers = question.graph.quantizable
     for count, layer in enumerate(layers, start=1):
-        weights = QuantizedWeights(question.model, question.graph)
+        weights = question.weights()
         weight = weight_of(question.model, layer.name).data.double()
         for scheme in question.schemes:
             error = float((weights.get(layer.name, scheme).double() - weight).square().sum())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,12 @@ def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
     pictures = made.pictures
     if pictures.shape[1:] != (3, 64, 64):
         raise QSearchError(f"the judge reads the zoo's scenes of 3x64x64; these pictures are {'x'.join(map(str, pictures.shape[1:]))}: leave alignment out")
-    read = judge.load_judge().to(pictures.device)(pictures)
+    read = _judge(pictures.device)(pictures)
     roots = [torch.softmax(logits, -1).clamp(min=1e-12).sqrt().flatten(1) for logits in read.values()]
     answers = sum(logits[0, ..., 0].numel() for logits in read.values())
     return torch.cat(roots, 1), torch.full((len(pictures),), float(answers), dtype=torch.float64, device=pictures.device)
+
+
+@cache
+def _judge(device: torch.device) -> judge.Judge:
+    return judge.load_judge().to(device)

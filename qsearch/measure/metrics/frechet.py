@@ -63,5 +63,10 @@ def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
     pictures = made.pictures
     if pictures.shape[1:] != (3, 64, 64):
         raise QSearchError(f"the judge reads the zoo's scenes of 3x64x64; these pictures are {'x'.join(map(str, pictures.shape[1:]))}: leave frechet out")
-    network = judge.load_judge().to(pictures.device)
+    network = _judge(pictures.device)
     return network.embed(pictures), network.embed(reference.pictures.detach()).double().square().sum(1)
+
+
+@cache
+def _judge(device: torch.device) -> judge.Judge:
+    return judge.load_judge().to(device)
