@@ -44,6 +44,7 @@ class ProfileSection(_Section):
     metrics: tuple[str, ...] = Field(("noise",), min_length=1, description="noise (of the denoiser's output), or plug-ins of `qsearch list metrics`")
     mode: Literal["step", "trajectory"] = Field("step", description="each step bin on its own, or the whole sampler at once")
     probes: int = Field(24, ge=2, description="random vectors a pass, for the estimators that use them")
+    checkpointing: bool = Field(False, description="less memory, more time: backwards compute each block again")
     budget_seconds: float | None = Field(None, gt=0, description="stop after this time with what there is")
 
 

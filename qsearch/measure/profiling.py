@@ -6,7 +6,8 @@ What an estimator has found is kept in a partial file beside the table while the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial as bound
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,14 @@ def profile(
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
     budget_seconds: float | None = None,
+    checkpointing: bool = False,
 ) -> SensitivityTable:
     """Sensitivity of each quantizable layer to each scheme, by each metric, at each recorded call or along whole trajectories.
 
     Calls of one sampler step are parts of one step bin. Metrics other than `noise` look at the predicted clean image and need calls that a pipeline
     recorded; those that look at pictures need `pipe`, whose VAE decodes them. `probes`: random vectors, for the estimators that use them.
     `partial`: file for unfinished work; what it holds with the same `key` is not measured again. `progress(done, total)` is called as it goes,
-    `say` with a line on passes and memory before. After `budget_seconds` the work stops with what there is, where every choice has a value by then.
+    `say` with a line on passes and memory before. `checkpointing`: backwards compute each block again instead of keeping its activations. After `budget_seconds` the work stops with what there is, where every choice has a value by then.
     """
     choices = tuple(Scheme.parse(s) for s in schemes)
     plugin: AbstractEstimator = plugins.load("estimators", estimator)
@@ -64,7 +66,7 @@ def profile(
     question = Question(model, graph, choices, tuple(seen), tuple(metrics), probes, seed)
     if say is not None:
         say(f"profile: {estimator} takes {plugin.plan(question)}")
-    with frozen(watched[0].pipe if watched else pipe):
+    with frozen(watched[0].pipe if watched else pipe), _checkpointing(model, checkpointing):
         answer = _work(plugin, question, _resume(partial, graph, key), partial, key, progress, budget_seconds)
     table = answer.table()
     wanted, found = len(graph.quantizable) * len(choices), len(table.frame[["site", "scheme"]].drop_duplicates())
@@ -105,6 +107,21 @@ def profile_pipeline(
             batch = -(-batch // 2)
             if say is not None:
                 say(f"profile: out of memory; going on with {batch} samples at once")
+
+
+@contextmanager
+def _checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
+    if not wanted:
+        yield
+        return
+    if not getattr(model, "_supports_gradient_checkpointing", False):
+        raise QSearchError(f"checkpointing is built into diffusers' models; {type(model).__name__} has none, profile without it")
+    switch: Any = model
+    switch.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        switch.disable_gradient_checkpointing()
 
 
 def _work(

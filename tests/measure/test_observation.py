@@ -217,3 +217,18 @@ def test_pictures_that_the_judge_does_not_know_are_refused(graph: OpGraph, promp
     calls = record(small, prompts[:1], SAMPLING, 1)
     with pytest.raises(QSearchError, match="the judge reads the zoo's scenes of 3x64x64; these pictures are 3x16x16"):
         profile(denoiser_of(small), graph, ["uint8-c"], calls, estimator="probe", metrics=["alignment"], pipe=small)
+
+
+def test_checkpointing_changes_no_number(pipe: Any, graph: OpGraph, prompts: Prompts) -> None:
+    calls = record(pipe, prompts[:1], SAMPLING, 1)
+    kept, again = (profile(pipe.unet, graph, ["uint4-c"], calls, estimator="probe", probes=3, checkpointing=c) for c in (False, True))
+
+    assert again.frame["estimate"].tolist() == pytest.approx(kept.frame["estimate"].tolist(), rel=1e-4)
+    assert not pipe.unet.is_gradient_checkpointing
+
+
+def test_checkpointing_of_a_plain_module_is_refused() -> None:
+    from tests.models import plain, plain_calls
+
+    with pytest.raises(QSearchError, match="checkpointing is built into diffusers' models; PlainDenoiser has none"):
+        profile(*plain(), ["uint4-c"], plain_calls(), estimator="probe", checkpointing=True)
