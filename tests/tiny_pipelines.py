@@ -11,11 +11,11 @@ from qsearch.zoo.painters import MAX_WORDS, new_tokenizer
 WIDTH = 16  # of every text encoder
 
 
-def _vae(latents: int = 4) -> Any:
-    """Pictures twice as large as the latents."""
+def _vae(latents: int = 4, levels: int = 2) -> Any:
+    """Pictures twice as large as the latents for each level but one."""
     from diffusers import AutoencoderKL
 
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2, "block_out_channels": (4, 8)}
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels, "block_out_channels": (4,) * levels}
     shift = {"shift_factor": 0.1, "use_quant_conv": False, "use_post_quant_conv": False} if latents > 4 else {}
     return AutoencoderKL(**blocks, latent_channels=latents, layers_per_block=1, norm_num_groups=2, sample_size=16, mid_block_add_attention=False, **shift)
 
@@ -51,7 +51,7 @@ def stable_diffusion() -> Any:
         "unet": _unet(cross_attention_dim=WIDTH, attention_head_dim=2),
         "vae": _vae(),
         "text_encoder": _clip(False),
-        "scheduler": DDIMScheduler(steps_offset=1),
+        "scheduler": DDIMScheduler(steps_offset=1, clip_sample=False),
     }
     extra: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     return StableDiffusionPipeline(**parts, tokenizer=new_tokenizer(causal=True), **extra)
@@ -92,7 +92,7 @@ def pixart_sigma() -> Any:
 
 
 def hunyuan_dit() -> Any:
-    """Hunyuan-DiT: BERT and T5, rotary embeddings, long skips, v-prediction."""
+    """Hunyuan-DiT: BERT and T5, rotary embeddings, long skips, v-prediction; its positions take a VAE of factor 8 for granted."""
     from diffusers import DDPMScheduler, HunyuanDiT2DModel, HunyuanDiTPipeline
     from transformers import BertConfig, BertModel
 
@@ -101,7 +101,7 @@ def hunyuan_dit() -> Any:
     tokenizers = {"tokenizer": new_tokenizer(causal=False), "tokenizer_2": new_tokenizer(causal=False)}
     width = {"hidden_size": WIDTH, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     bert = BertModel(BertConfig(vocab_size=len(tokenizers["tokenizer"]), **width))
-    parts = {"transformer": model, "vae": _vae(), "text_encoder": bert, "text_encoder_2": _t5(), **tokenizers}
+    parts = {"transformer": model, "vae": _vae(levels=4), "text_encoder": bert, "text_encoder_2": _t5(), **tokenizers}
     extra: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     return HunyuanDiTPipeline(scheduler=DDPMScheduler(prediction_type="v_prediction"), **parts, **extra)
 
