@@ -55,18 +55,42 @@ class _Terminal:
 
 
 @contextmanager
-def _changed(folder: Path, **changes: dict[str, Any]) -> Iterator[Run]:
+def _changed(folder: Path, **changes: dict[str, Any] | str | None) -> Iterator[Run]:
     """The run in `folder` with the given keys of its config changed; saved so when the work on it is done."""
     from . import config as configs
     from .pipeline import Run
 
     config = configs.load(folder / "config.yaml")
     content = config.model_dump(mode="json") | {"folder": str(folder)}
-    for section, values in changes.items():
-        content[section] = content[section] | {k: v for k, v in values.items() if v is not None}
+    for name, given in changes.items():
+        if isinstance(given, dict):
+            content[name] = content[name] | {k: v for k, v in given.items() if v is not None}
+        elif given is not None:
+            content[name] = given
     changed = configs.parse(content, "the command line")
     yield Run(changed, _Terminal())
     configs.save(changed, folder / "config.yaml")
+
+
+def _folder_for(target: str, output: Path | None = None) -> Path:
+    """The run folder that `target` is, or, for a model, a run folder of its own (`output`, or runs/NAME) with a config that names it."""
+    from . import config as configs
+    from .pipeline import Run
+
+    if (Path(target) / "config.yaml").is_file():
+        if output is not None:
+            raise QSearchError(f"{target} is a run folder, its files stay in it; give --output with a model")
+        return Path(target)
+    folder = output or Path("runs") / Path(target).name
+    if (folder / "config.yaml").is_file():
+        known = configs.load(folder / "config.yaml").model
+        if known != target:
+            raise QSearchError(f"{folder} is a run of {known}, not of {target}; give another folder with --output")
+        return folder
+    job = Run(configs.Config(model=target, folder=folder))
+    _ = job.model_folder  # a wrong name is said before anything is written
+    configs.save(job.config, job.path("config.yaml"))
+    return folder
 
 
 def _graph_and_table(job: Run) -> tuple[Any, Any]:
@@ -106,15 +130,27 @@ def extract(
 
 @app.command()
 def profile(
-    folder: Folder,
+    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="run folder, or a model as for `extract`", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="of a model: run folder to write to; runs/NAME when left out", show_default=False)
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="text file, one prompt a line", show_default=False)] = None,
     schemes: Annotated[str | None, typer.Option(help="choices for each layer, e.g. uint4-c,uint8-c", show_default=False)] = None,
+    estimator: Annotated[str | None, typer.Option(help="one of `qsearch list estimators`", show_default=False)] = None,
+    metrics: Annotated[str | None, typer.Option(help="noise, or some of `qsearch list metrics`, e.g. noise,ssim", show_default=False)] = None,
+    mode: Annotated[str | None, typer.Option(help="step or trajectory", show_default=False)] = None,
     bins: Annotated[int | None, typer.Option(help="step bins", show_default=False)] = None,
     samples: Annotated[int | None, typer.Option(help="recorded samples a bin", show_default=False)] = None,
+    batch: Annotated[int | None, typer.Option(help="samples in one pass", show_default=False)] = None,
+    probes: Annotated[int | None, typer.Option(help="random vectors a pass", show_default=False)] = None,
+    budget_seconds: Annotated[float | None, typer.Option(help="stop after this time with what there is", show_default=False)] = None,
 ) -> None:
     """Measure what every choice at every layer costs."""
     from . import pipeline
 
-    with _changed(folder, profile={"schemes": schemes.split(",") if schemes else None, "bins": bins, "samples": samples}) as job:
+    asked: dict[str, Any] = {"schemes": schemes.split(",") if schemes else None, "metrics": metrics.split(",") if metrics else None}
+    asked |= {"estimator": estimator, "mode": mode, "bins": bins, "samples": samples, "batch": batch, "probes": probes, "budget_seconds": budget_seconds}
+    with _changed(_folder_for(target, output), prompts=None if prompts is None else str(prompts), profile=asked) as job:
         pipeline.profile(job, pipeline.extract(job))
 
 

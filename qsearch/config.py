@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -29,6 +29,8 @@ class SamplingSection(_Section):
     steps: int = Field(20, ge=1, description="sampler steps")
     guidance: float = Field(4.0, ge=0, description="guidance scale")
     batch: int = Field(32, ge=1, description="pictures at once")
+    resolution: int | None = Field(None, ge=8, description="pixels of a side; the pipeline's own when left out")
+    frames: int | None = Field(None, ge=1, description="of a video")
 
 
 class ProfileSection(_Section):
@@ -38,6 +40,12 @@ class ProfileSection(_Section):
     estimator: str = Field("sweep", description="plug-in of `qsearch list estimators`")
     bins: int = Field(3, ge=1, description="step bins; the call in the middle of each is recorded")
     samples: int = Field(8, ge=2, description="recorded samples a bin")
+    batch: int = Field(2, ge=1, description="samples in one pass; each pass has probes of its own, four passes or more give the better error bars")
+    metrics: tuple[str, ...] = Field(("noise",), min_length=1, description="noise (of the denoiser's output), or plug-ins of `qsearch list metrics`")
+    mode: Literal["step", "trajectory"] = Field("step", description="each step bin on its own, or the whole sampler at once")
+    probes: int = Field(24, ge=2, description="random vectors a pass, for the estimators that use them")
+    checkpointing: bool = Field(False, description="less memory, more time: backwards compute each block again")
+    budget_seconds: float | None = Field(None, gt=0, description="stop after this time with what there is")
 
 
 class AllocateSection(_Section):
@@ -104,6 +112,7 @@ def _check(config: Config, source: str) -> None:
     questions: dict[str, Callable[[], object]] = {
         "profile.schemes": lambda: [Scheme.parse(s) for s in profile.schemes],
         "profile.estimator": lambda: plugins.check("estimators", profile.estimator),
+        "profile.metrics": lambda: _check_metrics(profile),
         "allocate": lambda: config.allocate.budget,
         "allocate.solver": lambda: plugins.check("solvers", config.allocate.solver),
         "evaluate.metrics": lambda: [plugins.check("metrics", m) for m in evaluate.metrics],
@@ -114,6 +123,14 @@ def _check(config: Config, source: str) -> None:
             ask()
         except QSearchError as error:
             raise QSearchError(f"{source}: {place}: {error}") from None
+
+
+def _check_metrics(profile: ProfileSection) -> None:
+    for metric in profile.metrics:
+        if metric == "noise" and profile.mode == "trajectory":
+            raise QSearchError("noise is that of one call of the denoiser; of a whole trajectory measure sqnr, the same of the final latents")
+        if metric != "noise":
+            plugins.check("metrics", metric)
 
 
 def load(path: Path) -> Config:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 RESULTS = "qsearch.results/1"
 _RECORDS = ("scores.json", "recipe.json")  # lie beside a model's weights and say nothing that is computed with
+_PARTIAL = "sensitivity.partial.parquet"
+_RELIABLE = 0.5  # less than this share of a ranking's variance between layers is real: say so
 _EVALUATION_CALLS = 16  # prompts on which the denoiser's own output is compared
 
 
@@ -107,7 +109,7 @@ class Run:
         from .measure.pipelines import Sampling
 
         s = self.config.sampling
-        return Sampling(s.steps, s.guidance, self.config.seed, s.batch)
+        return Sampling(s.steps, s.guidance, self.config.seed, s.batch, s.resolution, s.frames)
 
     def prompts(self, count: int, *, part: int) -> Prompts:
         """`count` prompts of part 0 (profiling) or 1 (evaluation): of the file, or captions of scenes no training saw."""
@@ -149,10 +151,9 @@ def extract(run: Run) -> OpGraph:
         run.progress.say("extract: graph.json is up to date")
         return known
     from .graphs.extraction import extract as verb
-    from .measure.pipelines import Sampling, denoiser_of, example_inputs, record
+    from .measure.pipelines import denoiser_of, example_inputs, record
 
-    s = run.config.sampling
-    [call] = record(run.pipe, run.prompts(1, part=0), Sampling(2, s.guidance, run.config.seed, 1), bins=1)  # PixArt treats one step as a distilled model
+    [call] = record(run.pipe, run.prompts(1, part=0), replace(run.sampling, steps=2, batch=1), bins=1)  # PixArt treats one step as a distilled model
     model = denoiser_of(run.pipe)
     graph = verb(model, example_inputs(call, model), name=run.config.model)
     graph.save(run.path("graph.json"), key=key)
@@ -189,31 +190,34 @@ def _extracted(graph: OpGraph) -> str:
 def profile(run: Run, graph: OpGraph) -> SensitivityTable:
     """The sensitivity of every layer to every scheme, in sensitivity.parquet."""
     c = run.config
-    asked = {"seed": c.seed, "prompts": _text(c.prompts), "sampling": c.sampling.model_dump(), **c.profile.model_dump()}
-    key = run.key("profile", graph=graph.id, model=run.fingerprint, **asked)
+    asked = {"seed": c.seed, "prompts": _text(c.prompts), "sampling": c.sampling.model_dump(), **c.profile.model_dump(exclude={"budget_seconds"})}
+    whole = run.key("profile", graph=graph.id, model=run.fingerprint, **asked)
+    key = whole if c.profile.budget_seconds is None else digest([whole, c.profile.budget_seconds])
     known: SensitivityTable | None = run.found("sensitivity.parquet", key, lambda path: SensitivityTable.load(path, graph.id))
     if known is not None:
         run.progress.say("profile: sensitivity.parquet is up to date")
         return known
-    from .measure.pipelines import denoiser_of, record
-    from .measure.profiling import profile as verb
+    from .measure.profiling import profile_pipeline as verb
 
-    calls = record(run.pipe, run.prompts(c.profile.samples, part=0), run.sampling, c.profile.bins)
-    partial = run.path("sensitivity.partial.parquet")
-    with run.progress.track("profile", len(graph.quantizable) * len(c.profile.schemes)) as advance:
-        seen = 0
+    with ExitStack() as stack:
+        seen, advance = 0, None
 
         def step(done: int, total: int) -> None:
-            nonlocal seen
+            nonlocal seen, advance
+            advance = advance or stack.enter_context(run.progress.track("profile", total))
             advance(done - seen)
             seen = done
 
-        table = verb(
-            denoiser_of(run.pipe), graph, c.profile.schemes, calls, estimator=c.profile.estimator, seed=c.seed, partial=partial, key=key, progress=step
-        )
+        settings = c.profile.model_dump(exclude={"schemes", "samples"}) | {"seed": c.seed, "key": whole, "progress": step, "say": run.progress.say}
+        prompts = run.prompts(c.profile.samples, part=0)
+        table = verb(run.pipe, graph, c.profile.schemes, prompts, run.sampling, partial=run.path(_PARTIAL), **settings)
     table.save(run.path("sensitivity.parquet"), key=key, parents={"graph": graph.id}, seed=c.seed)
-    partial.unlink(missing_ok=True)
+    if c.profile.budget_seconds is None:  # else it is what more time goes on from
+        run.path(_PARTIAL).unlink(missing_ok=True)
     run.progress.say(f"profile: {len(table.frame):,} measurements, {len(table.at_floor())} of them at the measurement floor")
+    for metric in table.metrics:
+        if (reliability := table.reliability(metric)) < _RELIABLE:
+            run.progress.say(f"profile: the ranking by {metric} is mostly noise (reliability {reliability:.2f}); take more probes or samples")
     return table
 
 
@@ -276,13 +280,12 @@ def evaluate(run: Run, graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:
 def _measure(run: Run, graph: OpGraph, plans: dict[str, BitPlan], missing: list[str], setting: str, trials: Any) -> None:
     from .measure.evaluation import evaluate as verb
     from .measure.evaluation import make
-    from .measure.pipelines import Sampling, record
+    from .measure.pipelines import record
     from .report.pictures import picture_path, save_pictures
 
     c = run.config
     prompts = run.prompts(c.evaluate.samples, part=1)
-    s = run.sampling
-    sampling = Sampling(s.steps, s.guidance, s.seed + 500_000, s.batch)
+    sampling = replace(run.sampling, seed=run.sampling.seed + 500_000)
     calls = record(run.pipe, prompts[: min(_EVALUATION_CALLS, len(prompts))], sampling, c.profile.bins)
     todo = [n for n in missing if n != "full precision"]
     with run.progress.track("evaluate", len(prompts) * (1 + len(todo))) as advance:

@@ -106,3 +106,25 @@ class MetricContract(Contract):
         assert all(np.isfinite(scores)), str(scores)
         ordered = scores if self.module.higher_is_better else [-s for s in scores]
         assert ordered[0] > ordered[1] > ordered[2], str(scores)
+
+    def test_features_lie_farther_apart_the_more_noise_there_is(self) -> None:
+        """The squared distance of features to full precision, over its scale, is 0 without noise, grows with it, and has gradients."""
+        import torch
+
+        from .measure.clean import Clean
+
+        reference, *_ = outcomes = self.outcomes()
+        whole = Clean(reference.latents, lambda _: reference.pictures)
+        found = []
+        for outcome in outcomes:
+            latents, pictures = outcome.latents.clone().requires_grad_(), outcome.pictures.clone().requires_grad_()
+            values, scale = self.module.features(Clean(latents, lambda _, p=pictures: p), whole)  # type: ignore[misc]
+            own, _ = self.module.features(whole, whole)
+            assert values.ndim == 2, f"features are [N, F]; given {tuple(values.shape)}"
+            assert scale.shape == (len(reference.pictures),), f"one scale a sample; given {tuple(scale.shape)}"
+            found.append(float((values - own).double().square().sum() / scale.sum()))
+            values.sum().backward()
+            assert latents.grad is not None or pictures.grad is not None
+        assert found[0] == 0.0, str(found)
+        assert found[0] < found[1] < found[2], str(found)
+        assert torch.isfinite(torch.tensor(found)).all(), str(found)

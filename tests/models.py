@@ -168,3 +168,14 @@ def tiny_pipeline() -> Any:
         getattr(pipe, part).eval()
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def tiny_scenes_pipeline() -> Any:
+    """`tiny_pipeline` with latents of 16x16 whose pictures are 64x64 by an upsampling VAE, as the judge wants them."""
+    from diffusers import AutoencoderKL
+
+    pipe = tiny_pipeline()
+    torch.manual_seed(3)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4, "block_out_channels": (4,) * 4}
+    pipe.vae = AutoencoderKL(**blocks, latent_channels=4, norm_num_groups=2, sample_size=64, mid_block_add_attention=False, scaling_factor=0.5).eval()
+    return pipe

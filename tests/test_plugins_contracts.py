@@ -13,6 +13,7 @@ from qsearch.core import plugins
 from qsearch.core.plan import Solver
 from qsearch.core.scheme import Scheme
 from qsearch.decide.problem import Problem
+from qsearch.measure.clean import Clean
 from qsearch.measure.codes import Codes, nearest
 from qsearch.measure.quantizers import minmax
 from qsearch.measure.treatment import Transform
@@ -48,8 +49,9 @@ def test_every_solver_keeps_its_contract(name: str, test: str) -> None:
 
 
 @pytest.mark.parametrize("name", plugins.names("metrics"))
-def test_every_metric_keeps_its_contract(name: str) -> None:
-    type("Contract", (MetricContract,), {"plugin": name})().test_more_noise_scores_worse()
+@pytest.mark.parametrize("test", [n for n in dir(MetricContract) if n.startswith("test_")])
+def test_every_metric_keeps_its_contract(name: str, test: str) -> None:
+    getattr(type("Contract", (MetricContract,), {"plugin": name})(), test)()
 
 
 def broken(**functions: object) -> types.ModuleType:
@@ -188,3 +190,13 @@ def test_a_metric_that_ignores_its_input_is_rejected() -> None:
 
     with pytest.raises(AssertionError):
         contract.test_more_noise_scores_worse()
+
+
+def test_a_metric_whose_features_ignore_their_input_is_rejected() -> None:
+    def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
+        return made.pictures.flatten(1) * 0, torch.ones(len(made.pictures))
+
+    contract = type("Contract", (MetricContract,), {"plugin": broken(features=features)})()
+
+    with pytest.raises(AssertionError):
+        contract.test_features_lie_farther_apart_the_more_noise_there_is()

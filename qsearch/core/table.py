@@ -1,7 +1,8 @@
 """SensitivityTable: what each choice at each site costs, with error bars and a floor, on disk as `sensitivity.parquet`.
 
 Long form, keys and never positions: one row for a site, scheme, step bin and metric. The metric `noise` is the squared error
-of the output over the squared output (SQNR = -10 log10): noise powers of independent choices add up, decibels do not.
+of the output over the squared output (SQNR = -10 log10): noise powers of independent choices add up, decibels do not. Every
+other metric, too, is a squared distance over its scale: less is better, and choices add up.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 from .artifacts import Header, read_parquet, write_parquet
 from .errors import QSearchError, nearest
 from .graph import OpGraph
+from .plan import BitPlan
+from .scheme import Scheme
+from .shares import Shares, from_columns, rows_of, to_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,11 +39,12 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class SensitivityTable:
-    """Rows of `COLUMNS` for one graph; `frame` is a pandas DataFrame, never changed in place."""
+    """Rows of `COLUMNS` for one graph; `frame` is a pandas DataFrame, never changed in place. `shares` is there where probes made the table."""
 
     graph: str
     frame: pd.DataFrame
     header: Header | None = None
+    shares: Shares | None = None
 
     def __post_init__(self) -> None:
         missing = [c for c in COLUMNS if c not in self.frame.columns]
@@ -50,11 +55,11 @@ class SensitivityTable:
             raise QSearchError(f"every estimate must be a number; the first that is not belongs to {site}")
 
     @staticmethod
-    def from_rows(graph: str, rows: Iterable[Mapping[str, Any]]) -> SensitivityTable:
+    def from_rows(graph: str, rows: Iterable[Mapping[str, Any]], shares: Shares | None = None) -> SensitivityTable:
         """Table from an iterable of mappings with the keys of `COLUMNS`."""
         import pandas as pd
 
-        return SensitivityTable(graph, pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(COLUMNS))
+        return SensitivityTable(graph, pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(COLUMNS), shares=shares)
 
     @property
     def metrics(self) -> list[str]:
@@ -63,9 +68,7 @@ class SensitivityTable:
 
     def values(self, metric: str = "noise", steps: Iterable[int] | None = None) -> dict[str, dict[str, float]]:
         """site -> scheme -> estimate, averaged over the step bins (all, or those given)."""
-        if metric not in self.metrics:
-            raise QSearchError(f"the table has no metric {metric!r}{nearest(metric, self.metrics)}")
-        rows = self.frame[self.frame["metric"] == metric]
+        rows = self._rows(metric)
         if steps is not None:
             rows = rows[rows["step"].isin(list(steps))]
         out: dict[str, dict[str, float]] = {}
@@ -74,9 +77,62 @@ class SensitivityTable:
             out.setdefault(str(site), {})[str(scheme)] = float(value)
         return out
 
+    def _rows(self, metric: str) -> pd.DataFrame:
+        if metric not in self.metrics:
+            raise QSearchError(f"the table has no metric {metric!r}{nearest(metric, self.metrics)}")
+        return self.frame[self.frame["metric"] == metric]
+
+    def predict(
+        self,
+        plan: BitPlan | Mapping[str, Scheme | str],
+        metric: str = "noise",
+        steps: Iterable[int] | None = None,
+        *,
+        interactions: bool = True,
+    ) -> tuple[float, float]:
+        """(predicted error of a whole plan, its standard error over probes and samples), averaged over the step bins (all, or those given).
+
+        To first order in the choices' perturbations, with the interactions between them (needs a table made by probes), or without: the sum of
+        the choices' own errors, any table will do. Layers that the plan keeps, or does not name, add nothing.
+        """
+        layers = plan.layers if isinstance(plan, BitPlan) else plan
+        chosen = {site: str(scheme) for site, scheme in layers.items() if str(scheme) != "keep"}
+        rows = self._rows(metric)
+        known = set(zip(rows["site"], rows["scheme"], strict=True))
+        for site, scheme in chosen.items():
+            if (site, scheme) not in known:
+                raise QSearchError(f"the table has no {scheme} for {site}{nearest(f'{site} {scheme}', [' '.join(k) for k in known])}")
+        bins = sorted(set(rows["step"]) if steps is None else set(rows["step"]) & set(steps))
+        if not bins:
+            raise QSearchError(f"the table has none of the step bins {sorted(steps or [])}; it has {sorted(set(rows['step']))}")
+        if not interactions:
+            picked = rows[rows["step"].isin(bins) & (rows["site"].map(chosen) == rows["scheme"])]
+            return float(picked["estimate"].sum()) / len(bins), float((picked["error"] ** 2).sum() ** 0.5) / len(bins)
+        if self.shares is None or any((metric, b) not in self.shares.values for b in bins):
+            raise QSearchError(f"interactions need shares, which probes leave in the table; this one was made by {rows['estimator'].iloc[0]}, ask without them")
+        numbers = rows_of(self.shares, chosen)
+        found = [self.shares.error((metric, b), numbers) for b in bins]
+        return sum(v for v, _ in found) / len(bins), sum(e * e for _, e in found) ** 0.5 / len(bins)
+
     def at_floor(self) -> pd.DataFrame:
         """Rows whose estimate lies within 3 dB of their measurement floor: noise of the measurement, not of the choice."""
         return self.frame[self.frame["estimate"] < 2 * self.frame["floor"]]
+
+    def reliability(self, metric: str = "noise") -> float:
+        """Share of the variance between sites that another seed would find again, in [0, 1]: an intraclass correlation, of log estimates.
+
+        Within each scheme and step bin, 1 - (mean squared relative error) / (variance of the logarithms), averaged; 1 for fewer than three sites.
+        """
+        import numpy as np
+
+        rows = self._rows(metric)
+        found = []
+        for _, cell in rows[rows["estimate"] > 0].groupby(["scheme", "step"]):
+            spread = float(np.log(cell["estimate"]).var()) if len(cell) > 2 else 0.0
+            if spread > 0:
+                relative = (cell["error"] / cell["estimate"]).clip(upper=10.0)  # one sample has an infinite error
+                found.append(min(1.0, max(0.0, 1 - float((relative**2).mean()) / spread)))
+        return sum(found) / len(found) if found else 1.0
 
     def check(self, graph: OpGraph) -> None:
         """Refuse a table of another graph, or one that speaks of layers the graph lacks."""
@@ -86,11 +142,12 @@ class SensitivityTable:
             graph.layer(str(site))
 
     def save(self, path: Path, *, key: str = "", parents: Mapping[str, str] | None = None, seed: int = 0) -> None:
-        """Write `sensitivity.parquet`."""
-        write_parquet(path, Header(SCHEMA, graph=self.graph, key=key, parents=dict(parents or {}), seed=seed), self.frame[list(COLUMNS)])
+        """Write `sensitivity.parquet`; shares lie beside the numbers they belong to, as three more columns."""
+        frame = self.frame[list(COLUMNS)].assign(**to_columns(self.shares, self.frame))
+        write_parquet(path, Header(SCHEMA, graph=self.graph, key=key, parents=dict(parents or {}), seed=seed), frame)
 
     @staticmethod
     def load(path: Path, graph: str | None = None) -> SensitivityTable:
         """Read `sensitivity.parquet`, for the graph with that id where one is given."""
         header, frame = read_parquet(path, SCHEMA, graph)
-        return SensitivityTable(header.graph, frame, header)
+        return SensitivityTable(header.graph, frame[[c for c in COLUMNS if c in frame.columns]], header, from_columns(frame))

@@ -10,15 +10,20 @@ from ..core.errors import QSearchError
 def relative_noise(output: Tensor, reference: Tensor) -> tuple[float, float]:
     """(sum of squared differences / sum of squares, its standard error over the samples) of two [N, ...] tensors.
 
-    The standard error is that of a ratio estimator over N samples; infinite for one sample. Raises `QSearchError` for a reference of zeros.
+    Raises `QSearchError` for a reference of zeros.
     """
     error = (output - reference).double().flatten(1).square().sum(1)
     power = reference.double().flatten(1).square().sum(1)
     if not power.any():
         raise QSearchError("noise is measured relative to the output; the reference output is all zeros, is the model trained?")
-    ratio = float(error.sum() / power.sum())
+    return ratio(error, power)
+
+
+def ratio(error: Tensor, power: Tensor) -> tuple[float, float]:
+    """(sum of `error` [N] / sum of `power` [N], its standard error): that of a ratio estimator over N samples, infinite for one."""
+    value = float(error.sum() / power.sum())
     n = len(error)
     if n < 2:
-        return ratio, float("inf")
-    spread = (error - ratio * power).square().sum() / (n * (n - 1))
-    return ratio, float(spread.sqrt() / power.mean())
+        return value, float("inf")
+    spread = (error - value * power).square().sum() / (n * (n - 1))
+    return value, float(spread.sqrt() / power.mean())

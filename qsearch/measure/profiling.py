@@ -1,15 +1,18 @@
 """profile(model, graph, schemes, calls) -> SensitivityTable: what every choice at every layer costs, resumable.
 
-Rows are kept in a partial file beside the table while the work goes on, so that a killed run continues where it was.
+What an estimator has found is kept in a partial file beside the table while the work goes on, so that a killed run continues where it was.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial as bound
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..core import plugins
@@ -17,50 +20,141 @@ from ..core.errors import ArtifactError, QSearchError
 from ..core.graph import OpGraph
 from ..core.scheme import Scheme
 from ..core.table import SensitivityTable
-from .pipelines import Call
+from .observation import NOISE, observations
+from .pipelines import Call, Prompts, Sampling, decode_batch, denoiser_of, frozen, record
+from .question import AbstractEstimator, Answer, Question
+from .trajectory import Trajectory, trajectories
 
 _SAVE_SECONDS = 10.0
+_SAVE_SHARE = 0.05  # of the time goes into saving unfinished work, where a table is so large that it takes long
 
 
 def profile(
     model: nn.Module,
     graph: OpGraph,
     schemes: Sequence[Scheme | str],
-    calls: Sequence[Call],
+    calls: Sequence[Call] | Sequence[Trajectory],
     *,
     estimator: str = "sweep",
+    metrics: Sequence[str] = (NOISE,),
+    probes: int = 24,
+    pipe: Any = None,
     seed: int = 0,
     partial: Path | None = None,
     key: str = "",
     progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+    budget_seconds: float | None = None,
+    checkpointing: bool = False,
 ) -> SensitivityTable:
-    """Sensitivity of each quantizable layer to each scheme at each recorded call (one call a step bin).
+    """Sensitivity of each quantizable layer to each scheme, by each metric, at each recorded call or along whole trajectories.
 
-    `partial`: file for unfinished work; rows in it with the same `key` are not measured again. `progress(done, total)` is called as it goes.
+    Calls of one sampler step are parts of one step bin. Metrics other than `noise` look at the predicted clean image and need calls that a pipeline
+    recorded; those that look at pictures need `pipe`, whose VAE decodes them. `probes`: random vectors, for the estimators that use them.
+    `partial`: file for unfinished work; what it holds with the same `key` is not measured again. `progress(done, total)` is called as it goes,
+    `say` with a line on passes and memory before. `checkpointing`: backwards compute each block again instead of keeping its activations. After `budget_seconds` the work stops with what there is, where every choice has a value by then.
     """
-    choices = [Scheme.parse(s) for s in schemes]
-    if not choices or not calls:
+    choices = tuple(Scheme.parse(s) for s in schemes)
+    plugin: AbstractEstimator = plugins.load("estimators", estimator)
+    if not choices or (plugin.needs_calls and not calls):
         raise QSearchError("profiling needs at least one scheme and one recorded call")
-    rows = _resume(partial, graph, key)
-    done = frozenset((str(r["site"]), str(r["scheme"])) for r in rows)
-    total, saved = len(graph.quantizable) * len(choices), time.monotonic()
-    for count, found in enumerate(plugins.load("estimators", estimator).estimate(model, graph, choices, calls, done), start=len(done) + 1):
-        rows += [r | {"estimator": estimator, "seed": seed} for r in found]
+    if probes < 2:
+        raise QSearchError(f"an error bar needs two probes; given {probes}")
+    decoder = None if pipe is None else bound(decode_batch, pipe)
+    watched = [c for c in calls if isinstance(c, Trajectory)]
+    seen = [t.observed(model, metrics) for t in watched] or observations(model, [c for c in calls if isinstance(c, Call)], metrics, decoder)
+    question = Question(model, graph, choices, tuple(seen), tuple(metrics), probes, seed)
+    if say is not None:
+        say(f"profile: {estimator} takes {plugin.plan(question)}")
+    with frozen(watched[0].pipe if watched else pipe), _checkpointing(model, checkpointing):
+        answer = _work(plugin, question, _resume(partial, graph, key), partial, key, progress, budget_seconds)
+    table = answer.table()
+    wanted, found = len(graph.quantizable) * len(choices), len(table.frame[["site", "scheme"]].drop_duplicates())
+    if found < wanted:
+        raise QSearchError(
+            f"after {budget_seconds:g} s {found} of {wanted} choices are measured; give more time (what is done is kept), fewer schemes, or the estimator probe"
+        )
+    if answer.done < answer.total and say is not None:
+        say(f"profile: stopped after {budget_seconds:g} s with {answer.done} of {answer.total} parts of the work; error bars are wider for it")
+    return table
+
+
+def profile_pipeline(
+    pipe: Any,
+    graph: OpGraph,
+    schemes: Sequence[Scheme | str],
+    prompts: Prompts,
+    sampling: Sampling,
+    *,
+    bins: int = 3,
+    batch: int = 2,
+    mode: str = "step",
+    say: Callable[[str], None] | None = None,
+    **settings: Any,
+) -> SensitivityTable:
+    """`profile` for the denoiser of a diffusers pipeline, on its own recorded calls (mode `step`) or through its whole sampler (`trajectory`).
+
+    `batch` samples run at once; where they don't fit the device's memory, half of them, and so on. `settings` are those of `profile`.
+    """
+    model, whole = denoiser_of(pipe), mode == "trajectory"
+    while True:
+        try:
+            calls: Any = trajectories(pipe, prompts, sampling, batch) if whole else record(pipe, prompts, sampling, bins, batch)
+            return profile(model, graph, schemes, calls, pipe=pipe, say=say, **settings)
+        except torch.OutOfMemoryError as error:
+            if batch == 1:
+                raise QSearchError(f"one sample at a time does not fit the memory of {model.device}; give another device") from error
+            batch = -(-batch // 2)
+            if say is not None:
+                say(f"profile: out of memory; going on with {batch} samples at once")
+
+
+@contextmanager
+def _checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
+    if not wanted:
+        yield
+        return
+    if not getattr(model, "_supports_gradient_checkpointing", False):
+        raise QSearchError(f"checkpointing is built into diffusers' models; {type(model).__name__} has none, profile without it")
+    switch: Any = model
+    switch.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        switch.disable_gradient_checkpointing()
+
+
+def _work(
+    plugin: AbstractEstimator,
+    question: Question,
+    earlier: SensitivityTable | None,
+    partial: Path | None,
+    key: str,
+    progress: Callable[[int, int], None] | None,
+    budget: float | None,
+) -> Answer:
+    began = saved = time.monotonic()
+    wait, answer = _SAVE_SECONDS, None
+    for answer in plugin.estimate(question, earlier):
         if progress is not None:
-            progress(count, total)
-        if partial is not None and time.monotonic() - saved > _SAVE_SECONDS:
-            SensitivityTable.from_rows(graph.id, rows).save(partial, key=key, seed=seed)
+            progress(answer.done, answer.total)
+        now = time.monotonic()
+        out_of_time = budget is not None and now - began > budget
+        if partial is not None and (now - saved > wait or out_of_time):
+            answer.table().save(partial, key=key, seed=question.seed)
             saved = time.monotonic()
-    return SensitivityTable.from_rows(graph.id, rows)
+            wait = max(_SAVE_SECONDS, (saved - now) / _SAVE_SHARE)
+        if out_of_time:
+            break
+    assert answer is not None, "an estimator answers at least once"
+    return answer
 
 
-def _resume(partial: Path | None, graph: OpGraph, key: str) -> list[dict[str, Any]]:
+def _resume(partial: Path | None, graph: OpGraph, key: str) -> SensitivityTable | None:
     if partial is None or not partial.exists():
-        return []
+        return None
     try:
         table = SensitivityTable.load(partial, graph.id)
     except ArtifactError:
-        return []
-    if table.header is None or table.header.key != key:
-        return []
-    return [{str(k): v for k, v in row.items()} for row in table.frame.to_dict("records")]
+        return None
+    return table if table.header is not None and table.header.key == key else None

@@ -8,10 +8,11 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..core.artifacts import peek, read_json, read_parquet
+from ..core.artifacts import peek, read_json
 from ..core.errors import ArtifactError, QSearchError
 
 _MOST_COLUMNS = 5
+_RELIABLE = 0.5  # below it, most of the differences between layers would not be found again
 #: metric -> (column title, digits, whether more is better)
 METRICS = {
     "output_sqnr": ("output SQNR, dB", 1, True),
@@ -134,15 +135,24 @@ def _plan(path: Path) -> list[Table | str]:
 
 
 def _sensitivity(path: Path) -> list[Table | str]:
-    header, frame = read_parquet(path, "qsearch.sensitivity/1")
-    wide = frame.pivot_table(index="site", columns="scheme", values="estimate", sort=False)
-    table = Table(title=f"sensitivity of graph {header.graph}, mean over {frame['step'].nunique()} step bins (noise power of the output)", title_justify="left")
-    table.add_column("layer", overflow="fold")
-    for scheme in wide.columns:
-        table.add_column(str(scheme), justify="right", overflow="fold")
-    for site, values in wide.iterrows():
-        table.add_row(str(site), *(f"{v:.2e}" for v in values))
-    return [table]
+    from ..core.table import SensitivityTable
+
+    whole = SensitivityTable.load(path)
+    shown: list[Table | str] = []
+    for metric in whole.metrics:
+        rows = whole.frame[whole.frame["metric"] == metric]
+        wide, floors = (rows.pivot_table(index="site", columns="scheme", values=v, sort=False) for v in ("estimate", "floor"))
+        title = f"{metric} of graph {whole.graph}, mean over {rows['step'].nunique()} step bins (a squared error over its scale; ~ within 3 dB of the floor)"
+        table = Table(title=title, title_justify="left")
+        table.add_column("layer", overflow="fold")
+        for scheme in wide.columns:
+            table.add_column(str(scheme), justify="right", overflow="fold")
+        for site, values in wide.iterrows():
+            marks = ("~" if v < 2 * f else "" for v, f in zip(values, floors.loc[site], strict=True))
+            table.add_row(str(site), *(f"{mark}{v:.2e}" for mark, v in zip(marks, values, strict=True)))
+        line = f"reliability of the ranking by {metric}: {whole.reliability(metric):.2f}"
+        shown += [table, line if whole.reliability(metric) >= _RELIABLE else f"{line}: it is mostly noise, take more probes or samples"]
+    return shown
 
 
 def _results(path: Path) -> list[Table | str]:

@@ -136,6 +136,7 @@ def resumed(case: Case, partial: Path, key: str = "k") -> tuple[SensitivityTable
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Partial tables are saved after every choice, not every few seconds."""
     monkeypatch.setattr(profiling, "_SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(profiling, "_SAVE_SHARE", 1e9)
 
 
 CHOICES, BINS, SAMPLES = 13 * 2, 2, 3

@@ -1,1 +1,1 @@
-"""How sensitivities are estimated, one file an estimator: `estimate(...)` yields the rows of a table."""
+"""How sensitivities are estimated, one file an estimator: it answers a `Question` with a table."""

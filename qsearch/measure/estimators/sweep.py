@@ -3,60 +3,70 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from ...core.errors import QSearchError
-from ...core.graph import OpGraph
-from ...core.scheme import Scheme
-from ..noise import relative_noise
-from ..pipelines import Call, run
-from ..simulation import QuantizedWeights, simulate
+from ...core.table import SensitivityTable
+from ..noise import ratio
+from ..question import Answer, Question
+from ..simulation import simulate
+
+needs_calls = True
 
 
-def estimate(
-    model: nn.Module, graph: OpGraph, schemes: Sequence[Scheme], calls: Sequence[Call], done: frozenset[tuple[str, str]]
-) -> Iterator[list[dict[str, Any]]]:
-    """One list of rows (a row a step bin) for every (layer, scheme) not in `done`.
+def plan(question: Question) -> str:
+    """One forward a choice and observation."""
+    choices = len(question.graph.quantizable) * len(question.schemes)
+    passes = choices * sum(o.sampler_steps for o in question.observations)
+    return f"{passes:,} denoiser passes for {choices:,} choices, one at a time"
 
-    The metric is `noise`: squared error of the output over the squared output, pooled over the samples of the call; its standard error is
-    that of a ratio of means. The floor is what the same forward gives when only the batch is cut differently.
+
+def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[Answer]:
+    """An answer for every (layer, scheme) that `earlier` lacks: a row a step bin and metric.
+
+    The estimate is the squared distance of features to full precision over their scale, pooled over the samples of the bin; its standard error
+    is that of a ratio of means. The floor is what the same forward gives when only the batch is cut differently.
     """
-    references = [run(model, call) for call in calls]
-    floors = [_floor(model, call, y) for call, y in zip(calls, references, strict=True)]
+    graph = question.graph
+    rows: list[dict[str, Any]] = []
+    if earlier is not None:
+        rows = [{str(k): v for k, v in row.items()} for row in earlier.frame.to_dict("records")]
+    done = {(str(r["site"]), str(r["scheme"])) for r in rows}
+    count, total = len(done), len(graph.quantizable) * len(question.schemes)
+
+    def table() -> SensitivityTable:
+        return SensitivityTable.from_rows(graph.id, rows)
+
+    if count == total:
+        yield Answer(count, total, table)
+        return
+    for observation in question.observations:
+        _ = observation.reference  # before anything is changed
+    floors = question.floors
     for layer in graph.quantizable:
-        weights = QuantizedWeights(model, graph)  # one layer's variants at a time are kept
-        for scheme in schemes:
+        weights = question.weights()
+        for scheme in question.schemes:
             if (layer.name, str(scheme)) in done:
                 continue
-            rows = []
-            with simulate(model, {layer.name: scheme}, graph, weights):
-                for i, (call, reference) in enumerate(zip(calls, references, strict=True)):
-                    value, error = relative_noise(run(model, call), reference)
-                    if not math.isfinite(value):
-                        raise QSearchError(f"the output is not finite with {layer.name} at {scheme} in step bin {i}")
-                    row = {"site": layer.name, "scheme": str(scheme), "step": i, "metric": "noise", "estimate": value, "error": error}
-                    rows.append(row | {"floor": floors[i]})
-            yield rows
+            with simulate(question.model, {layer.name: scheme}, graph, weights):
+                for step, parts in question.bins.items():
+                    for metric, (value, error) in _compared(parts).items():
+                        if not math.isfinite(value):
+                            raise QSearchError(f"the output is not finite with {layer.name} at {scheme} in step bin {step}")
+                        row = {"site": layer.name, "scheme": str(scheme), "step": step, "metric": metric, "estimate": value, "error": error}
+                        rows.append(row | {"floor": floors[step], "estimator": "sweep", "seed": question.seed})
+            count += 1
+            yield Answer(count, total, table)
 
 
-def _floor(model: nn.Module, call: Call, reference: Tensor) -> float:
-    n = len(reference)
-    if n < 2:
-        return 0.0
-    parts = [run(model, _cut(call, slice(i, i + 1), n)) for i in range(n)]
-    return relative_noise(torch.cat(parts), reference)[0]
-
-
-def _cut(call: Call, part: slice, size: int) -> Call:
-    def cut(x: Any) -> Any:
-        if isinstance(x, Tensor) and x.ndim > 0 and x.shape[0] == size:
-            return x[part]
-        if isinstance(x, dict):
-            return {k: cut(v) for k, v in x.items()}
-        return x
-
-    return Call(tuple(cut(a) for a in call.args), {k: cut(v) for k, v in call.kwargs.items()}, call.step)
+def _compared(parts: list[Any]) -> dict[str, tuple[float, float]]:
+    """Metric -> (value, standard error) of the model as it is now, over all samples of a bin."""
+    made = [part.features() for part in parts]
+    found = {}
+    for metric in made[0]:
+        errors = [(m[metric] - p.reference[metric]).double().square().sum(1) for m, p in zip(made, parts, strict=True)]
+        found[metric] = ratio(torch.cat(errors), torch.cat([p.scale[metric] for p in parts]))
+    return found

@@ -11,6 +11,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from ...core.errors import QSearchError
 from ...zoo import judge
 from ...zoo.scenes import draw_scenes, render
+from ..clean import Clean
 from ..evaluation import Outcome
 
 higher_is_better = False
@@ -52,3 +53,20 @@ class _Features(torch.nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         features: Tensor = self.network.embed(pictures.float() / 127.5 - 1)
         return features
+
+
+def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
+    """The judge's features, over their squared norm: how far a choice moves a picture in the space of the Fréchet distance.
+
+    Raises `QSearchError` for pictures of another world: the judge knows the zoo's 64x64 scenes only.
+    """
+    pictures = made.pictures
+    if pictures.shape[1:] != (3, 64, 64):
+        raise QSearchError(f"the judge reads the zoo's scenes of 3x64x64; these pictures are {'x'.join(map(str, pictures.shape[1:]))}: leave frechet out")
+    network = _judge(pictures.device)
+    return network.embed(pictures), network.embed(reference.pictures.detach()).double().square().sum(1)
+
+
+@cache
+def _judge(device: torch.device) -> judge.Judge:
+    return judge.load_judge().to(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..clean import Clean
 from ..evaluation import Outcome
 
 higher_is_better = True
@@ -17,3 +18,8 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
     error = (outcome.latents - reference.latents).double().flatten(1).square().sum(1)
     power = reference.latents.double().flatten(1).square().sum(1)
     return (10 * torch.log10(power / error.clamp(min=1e-300))).clamp(max=CEILING).float()
+
+
+def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
+    """The latents themselves: squared distances over the squared latents are noise powers, whose SQNR is -10 log10."""
+    return made.latents.flatten(1), reference.latents.double().flatten(1).square().sum(1)

@@ -1,0 +1,120 @@
+"""Shares: what each choice adds to each probe, from which the error of any plan follows by a few sums, interactions included.
+
+A probe v is a random sign vector over what is measured (DESIGN.md §2: Hutchinson's estimator, one gradient for all choices).
+s(site, choice, v) = <d(v·f)/dz, dz> is the choice's part of v·(f(plan) - f): over probes, the mean of the squared sum of a plan's
+parts is the plan's squared error. Keeping only each choice's own error would lose how errors add up or cancel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+#: a share array belongs to a metric and a step bin
+Cell = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """`choices`: (site, scheme) of each row. `values`: cell -> [choices, sampler steps, probes, parts] in fp32, NaN where nothing was measured.
+
+    `power`: cell -> [parts], the scale of each part (of the metric `noise`, the squared output), NaN likewise. A part is a group of samples that
+    share a pass and a sign vector. Within one cell the sampler steps belong to one trajectory: they are added before they are squared.
+    """
+
+    choices: tuple[tuple[str, str], ...]
+    values: dict[Cell, NDArray[np.float32]]
+    power: dict[Cell, Array]
+
+    def of(self, cell: Cell, rows: Sequence[int]) -> Array:
+        """The sum of the shares of several choices [sampler steps, probes, parts]; zeros for none."""
+        found: Array = self.values[cell][list(rows)].astype(np.float64).sum(0)
+        return found
+
+    def error(self, cell: Cell, rows: Sequence[int]) -> tuple[float, float]:
+        """(relative squared error of doing all of `rows` at once, its standard error over probes and samples)."""
+        return ratio(self.of(cell, rows).sum(0) ** 2, self.power[cell])
+
+    def probe_error(self, cell: Cell, rows: Sequence[int]) -> float:
+        """The standard error that is due to the probes alone: what another seed would change on the same samples."""
+        return _probe_error(self.of(cell, rows).sum(0) ** 2, self.power[cell])
+
+    def step_shares(self, cell: Cell, row: int) -> Array:
+        """How much each sampler step adds to a choice's error at the end [sampler steps]: E[s_t s] over the scale.
+
+        They add up to the choice's estimate; one is negative where a step undoes what the others did.
+        """
+        own = self.of(cell, [row])
+        products = own * own.sum(0)
+        return np.array([ratio(p, self.power[cell])[0] for p in products])
+
+
+def ratio(squares: Array, power: Array) -> tuple[float, float]:
+    """(sum over parts of the mean over probes of `squares` [probes, parts], over the sum of `power` [parts]; its standard error).
+
+    With four parts or more the error is that of a ratio of means over the parts (each has probes and samples of its own), or that over probes where
+    it is larger; with fewer, that over probes. Infinite for one probe on fewer than four parts, NaN where nothing was measured.
+    """
+    seen = ~np.isnan(squares).all(0)
+    if not seen.any():
+        return math.nan, math.nan
+    means, scale = np.nanmean(squares[:, seen], 0), power[seen]
+    value, parts = float(means.sum() / scale.sum()), int(seen.sum())
+    error = _probe_error(squares, power)
+    if parts >= 4:
+        between = math.sqrt(parts / (parts - 1) * float(((means - value * scale) ** 2).sum())) / float(scale.sum())
+        error = between if math.isinf(error) else max(error, between)
+    return value, error
+
+
+def _probe_error(squares: Array, power: Array) -> float:
+    seen = ~np.isnan(squares).all(0)
+    counts = (~np.isnan(squares[:, seen])).sum(0)
+    if not seen.any() or (counts < 2).any():
+        return math.inf
+    variance = np.nanvar(squares[:, seen], 0, ddof=1) / counts
+    return math.sqrt(float(variance.sum())) / float(power[seen].sum())
+
+
+def to_columns(shares: Shares | None, frame: Any) -> dict[str, list[Any]]:
+    """Columns for a file, a row each of `frame`: `shares` (fp32, flattened), `power`, and `sampler_steps`, the first axis of `shares`."""
+    if shares is None:
+        return {}
+    place = {choice: i for i, choice in enumerate(shares.choices)}
+    columns: dict[str, list[Any]] = {"shares": [], "power": [], "sampler_steps": []}
+    for site, scheme, metric, step in zip(frame["site"], frame["scheme"], frame["metric"], frame["step"], strict=True):
+        values = shares.values[metric, int(step)][place[site, scheme]]
+        columns["shares"].append(values.ravel())
+        columns["power"].append(shares.power[metric, int(step)])
+        columns["sampler_steps"].append(values.shape[0])
+    return columns
+
+
+def from_columns(frame: Any) -> Shares | None:
+    """The inverse of `to_columns`, for a frame that was read from a file."""
+    if "shares" not in frame.columns:
+        return None
+    choices = tuple(dict.fromkeys(zip(map(str, frame["site"]), map(str, frame["scheme"]), strict=True)))
+    place = {choice: i for i, choice in enumerate(choices)}
+    values: dict[Cell, NDArray[np.float32]] = {}
+    power: dict[Cell, Array] = {}
+    for row in frame.to_dict("records"):
+        cell = (str(row["metric"]), int(row["step"]))
+        if cell not in values:
+            power[cell] = np.asarray(row["power"], np.float64)
+            shape = (len(choices), int(row["sampler_steps"]), -1, len(power[cell]))
+            values[cell] = np.full((shape[0], len(row["shares"])), np.nan, np.float32).reshape(shape)
+        values[cell][place[str(row["site"]), str(row["scheme"])]].flat = row["shares"]
+    return Shares(choices, values, power)
+
+
+def rows_of(shares: Shares, chosen: Mapping[str, str]) -> list[int]:
+    """Rows of the choices of a plan (site -> scheme); a KeyError holds the first (site, scheme) that was not measured."""
+    place = {choice: i for i, choice in enumerate(shares.choices)}
+    return [place[choice] for choice in chosen.items()]

@@ -1,0 +1,105 @@
+"""Random sign vectors through the output: one backward prices every choice at every layer, and how choices add up (Hutchinson's estimator).
+
+To first order a choice moves the features f by J dz; for a random sign vector v, s = <d(v·f)/dz, dz> has the mean square |J dz|^2.
+The cost grows with neither layers nor choices: two passes a probe, metric and observation, and one for the forward that `ROUND` probes share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...core.artifacts import digest
+from ...core.shares import Array, Cell, Shares
+from ...core.table import SensitivityTable
+from ..gradients import Contraction, signs
+from ..question import Answer, Question
+
+needs_calls = True
+#: probes that share a forward; all observations have theirs before the next round begins, so that work that was cut short is spread evenly
+ROUND = 8
+
+
+def plan(question: Question) -> str:
+    """Passes and memory."""
+    steps = sum(o.sampler_steps for o in question.observations)
+    rounds = -(-question.probes // ROUND)
+    passes = steps * (rounds + 2 * question.probes * len(question.metrics))
+    choices = len(question.graph.quantizable) * len(question.schemes)
+    moved = Contraction(question).bytes
+    return f"{passes:,} denoiser passes (a backward counts two) for {choices:,} choices at once; {moved / 2**30:.2f} GiB for their quantized weights"
+
+
+def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[Answer]:
+    """An answer after every round of probes of an observation. Rows as the sweep's; the standard error is over probes and samples."""
+    contraction = Contraction(question)
+    shares = _empty(question, contraction)
+    if earlier is not None and earlier.shares is not None:
+        _fill(shares, earlier.shares)
+    work = [
+        (first, b, part) for first in range(0, question.probes, ROUND) for b, parts in question.bins.items() for part in range(len(parts))
+    ]  # rounds outermost
+    floors = question.floors
+
+    def table() -> SensitivityTable:
+        return _table(question, shares, floors)
+
+    with contraction.watching():
+        for count, (first, b, part) in enumerate(work, start=1):
+            probes = range(first, min(first + ROUND, question.probes))
+            cells = [(metric, b) for metric in question.metrics]
+            if not all(np.isfinite(shares.values[cell][:, :, list(probes), part]).all() for cell in cells):
+                _round(question, contraction, shares, b, part, probes)
+            yield Answer(count, len(work), table)
+
+
+def _round(question: Question, contraction: Contraction, shares: Shares, b: int, part: int, probes: range) -> None:
+    observation = question.bins[b][part]
+    scale = {metric: float(s.sum()) for metric, s in observation.scale.items()}
+    features = observation.features()
+    last = (question.metrics[-1], probes[-1])
+    for metric in question.metrics:
+        made = features[metric]
+        for k in probes:
+            seed = int(digest([question.seed, metric, b, part, k]), 16) % 2**63
+            target = (made * signs(made.shape, seed, made.device)).sum()
+            found = contraction.of(target, observation, retain=(metric, k) != last)
+            shares.values[metric, b][:, :, k, part] = found.T
+        shares.power[metric, b][part] = scale[metric]
+
+
+def _empty(question: Question, contraction: Contraction) -> Shares:
+    values: dict[Cell, NDArray[np.float32]] = {}
+    power: dict[Cell, Array] = {}
+    for b, parts in question.bins.items():
+        for metric in question.metrics:
+            shape = (len(contraction.choices), parts[0].sampler_steps, question.probes, len(parts))
+            values[metric, b] = np.full(shape, np.nan, np.float32)
+            power[metric, b] = np.full(len(parts), np.nan)
+    return Shares(contraction.choices, values, power)
+
+
+def _fill(shares: Shares, earlier: Shares) -> None:
+    """What was measured before; a table of other choices or another shape answers another question."""
+    if earlier.choices != shares.choices:
+        return
+    for cell, values in earlier.values.items():
+        if cell in shares.values and shares.values[cell].shape == values.shape:
+            shares.values[cell][:], shares.power[cell][:] = values, earlier.power[cell]
+
+
+def _table(question: Question, shares: Shares, floors: dict[int, float]) -> SensitivityTable:
+    rows: list[dict[str, Any]] = []
+    for (metric, step), values in shares.values.items():
+        if np.isnan(values).all():
+            continue
+        for i, (site, scheme) in enumerate(shares.choices):
+            value, error = shares.error((metric, step), [i])
+            row = {"site": site, "scheme": scheme, "step": step, "metric": metric, "estimate": value, "error": error, "floor": floors[step]}
+            rows.append(row | {"estimator": "probe", "seed": question.seed})
+    seen = {cell for cell, values in shares.values.items() if not np.isnan(values).all()}
+    found = Shares(shares.choices, {c: v for c, v in shares.values.items() if c in seen}, {c: p for c, p in shares.power.items() if c in seen})
+    return SensitivityTable.from_rows(question.graph.id, rows, found)

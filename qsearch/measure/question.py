@@ -1,0 +1,70 @@
+"""Question: what an estimator is asked, and how it answers: the one interface of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+from torch import nn
+
+from ..core.graph import OpGraph
+from ..core.scheme import Scheme
+from ..core.table import SensitivityTable
+from .observation import AbstractObservation
+from .simulation import QuantizedWeights
+
+
+@dataclass(frozen=True)
+class Question:
+    """The error of each scheme at each quantizable layer, by each metric, over the observations."""
+
+    model: nn.Module
+    graph: OpGraph
+    schemes: tuple[Scheme, ...]
+    observations: tuple[AbstractObservation, ...]
+    metrics: tuple[str, ...]
+    probes: int = 24
+    seed: int = 0
+
+    def weights(self) -> QuantizedWeights:
+        """A new cache of quantized weights; one a layer keeps memory low, since layers are visited one after the other."""
+        return QuantizedWeights(self.model, self.graph)
+
+    @cached_property
+    def bins(self) -> dict[int, list[AbstractObservation]]:
+        """Step bin -> its parts."""
+        found: dict[int, list[AbstractObservation]] = {}
+        for observation in self.observations:
+            found.setdefault(observation.bin, []).append(observation)
+        return dict(sorted(found.items()))
+
+    @cached_property
+    def floors(self) -> dict[int, float]:
+        """Step bin -> what its parts read, on average, when nothing was changed; for the first metric (rounding of the others is of that order)."""
+        return {b: sum(o.floor() for o in parts) / len(parts) for b, parts in self.bins.items()}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How far an estimator is: `done` of `total` items, and the table so far (made when asked for)."""
+
+    done: int
+    total: int
+    table: Callable[[], SensitivityTable]
+
+
+class AbstractEstimator(Protocol):
+    """What a module in `estimators/` provides."""
+
+    #: whether it looks at observations at all
+    needs_calls: bool
+
+    def plan(self, question: Question) -> str:
+        """One line before the work starts: denoiser passes (a backward counts two) and memory beside the model."""
+        ...
+
+    def estimate(self, question: Question, earlier: SensitivityTable | None) -> Iterator[Answer]:
+        """Answers as the work goes on; the last one is whole. `earlier`: what a killed call with the same question left, which is not done again."""
+        ...

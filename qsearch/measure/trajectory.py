@@ -1,0 +1,178 @@
+"""Trajectory: the whole sampler as one differentiable function, through the pipeline's own loop, so that what reaches the final picture is priced.
+
+`type(pipe).__call__.__wrapped__` is a pipeline's call without its `torch.no_grad`. The denoiser's forward is recomputed in the backward
+(`torch.utils.checkpoint`), so only the latents between steps are kept. The reentrant kind of checkpoint is wanted here: each step's
+recomputation has a backward of its own, so a weight's gradient appears step by step and can be contracted and freed, and each step's share is known;
+the other kind would add the steps up first.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree, checkpoint
+
+from ..core.errors import QSearchError
+from .clean import Clean
+from .observation import AbstractObservation, distance, measured
+from .pipelines import Prompts, Sampling, arguments, decode_batch, denoiser_of
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Some of the samples of a seed, from noise to final latents; `first`: number of the first one, which its noise depends on."""
+
+    pipe: Any
+    prompts: Prompts
+    sampling: Sampling
+    first: int = 0
+
+    def observed(self, model: nn.Module, metrics: Sequence[str]) -> AbstractObservation:
+        """The trajectory as an observation of `model`, which must be the pipeline's denoiser."""
+        if model is not denoiser_of(self.pipe):
+            raise QSearchError(f"trajectories belong to the denoiser of their pipeline; {type(model).__name__} is not that of {type(self.pipe).__name__}")
+        return TrajectoryObservation(self, metrics)
+
+
+def trajectories(pipe: Any, prompts: Prompts, sampling: Sampling, batch: int = 1) -> list[Trajectory]:
+    """The samples in parts of `batch`; each part has probes of its own."""
+    return [Trajectory(pipe, prompts[i : i + batch], sampling, i) for i in range(0, len(prompts), batch)]
+
+
+class TrajectoryObservation:
+    """Features of the final latents. Make it while the model is in full precision."""
+
+    def __init__(self, trajectory: Trajectory, metrics: Sequence[str]) -> None:
+        self.trajectory, self.metrics = trajectory, tuple(metrics)
+        self.model = denoiser_of(trajectory.pipe)
+        self.bin, self.now = 0, 0
+
+    @cached_property
+    def _latents(self) -> Tensor:
+        self._count = 0
+        with torch.no_grad(), _patched(self.model, self._counted):
+            latents = _sampled(self.trajectory)
+        if not torch.isfinite(latents).all():
+            raise QSearchError(f"{type(self.trajectory.pipe).__name__} made latents that are not finite; is the model whole?")
+        return latents
+
+    def _counted(self, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        self._count += 1
+        return forward(*args, **kwargs)
+
+    @property
+    def sampler_steps(self) -> int:
+        """Calls of the denoiser."""
+        _ = self._latents
+        return self._count
+
+    def _clean(self, latents: Tensor) -> Clean:
+        return Clean(latents, partial(decode_batch, self.trajectory.pipe))
+
+    @cached_property
+    def _own(self) -> Clean:
+        return self._clean(self._latents)
+
+    @cached_property
+    def _measured(self) -> dict[str, tuple[Tensor, Tensor]]:
+        with torch.no_grad():
+            return measured(self.metrics, None, self._own, None, self._own)
+
+    @property
+    def reference(self) -> dict[str, Tensor]:
+        """Features in full precision."""
+        return {name: features for name, (features, _) in self._measured.items()}
+
+    @property
+    def scale(self) -> dict[str, Tensor]:
+        """Scales, from full precision."""
+        return {name: scale for name, (_, scale) in self._measured.items()}
+
+    def features(self) -> dict[str, Tensor]:
+        """Features of the model as it is now; with gradients, the sampler is kept as latents between steps."""
+        _ = self._measured  # in full precision, if this is the first call
+        if not torch.is_grad_enabled():
+            latents = _sampled(self.trajectory)
+        else:
+            latents = self._differentiable()
+        made = measured(self.metrics, None, self._clean(latents), None, self._own)
+        return {name: features for name, (features, _) in made.items()}
+
+    def _differentiable(self) -> Tensor:
+        step = 0
+
+        def recomputed(forward: Any, *args: Any, **kwargs: Any) -> Any:
+            nonlocal step
+            step += 1
+            return _checkpointed(partial(self._at, step - 1, forward), args, kwargs)
+
+        with _patched(self.model, recomputed):
+            latents = _sampled(self.trajectory)
+        if not latents.requires_grad:
+            name = type(getattr(self.trajectory.pipe, "scheduler", None)).__name__
+            raise QSearchError(f"{name} gives no gradient through its steps, so a trajectory can't be probed; use one that does, or probe step by step")
+        return latents
+
+    def _at(self, step: int, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        self.now = step
+        return forward(*args, **kwargs)
+
+    def floor(self) -> float:
+        """Relative noise of the final latents when the samples run in a batch of another size."""
+        more = replace(self.trajectory, prompts=Prompts(self.trajectory.prompts.texts * 2))
+        with torch.no_grad():
+            latents = _sampled(more)[: len(self._latents)]
+        return distance(latents, self._latents, self._latents.double().flatten(1).square().sum(1))[0]
+
+
+def _sampled(trajectory: Trajectory) -> Tensor:
+    pipe = trajectory.pipe
+    call = inspect.unwrap(type(pipe).__call__)
+    if call is type(pipe).__call__:
+        raise QSearchError(f"the call of {type(pipe).__name__} is not wrapped in torch.no_grad as diffusers' pipelines are; probe step by step")
+    made = call(pipe, **arguments(pipe, trajectory.prompts.texts, trajectory.first, trajectory.sampling))
+    latents: Tensor = made[0]
+    return latents.float()
+
+
+@contextmanager
+def _patched(model: nn.Module, around: Any) -> Iterator[None]:
+    """`model` calls `around(forward, ...)` in place of its forward."""
+    own = model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return around(own, *args, **kwargs)
+
+    forward.__wrapped__ = own  # type: ignore[attr-defined]  # signatures are asked of it
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward
+
+
+def _checkpointed(forward: Any, args: Any, kwargs: Any) -> Any:
+    """`forward(*args, **kwargs)`, recomputed in the backward. The reentrant checkpoint sees tensors among its own arguments only."""
+    leaves, spec = _pytree.tree_flatten((args, kwargs))
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    shape: list[Any] = []
+
+    def flat(_: Tensor, *tensors: Tensor) -> tuple[Any, ...]:
+        filled = list(leaves)
+        for i, tensor in zip(places, tensors, strict=True):
+            filled[i] = tensor
+        again, keywords = _pytree.tree_unflatten(filled, spec)
+        made, form = _pytree.tree_flatten(forward(*again, **keywords))
+        shape[:] = [form]
+        return tuple(made)
+
+    anchor = torch.zeros((), requires_grad=True)  # the first step's latents want no gradient, its weights do
+    made = checkpoint.checkpoint(flat, anchor, *(leaves[i] for i in places), use_reentrant=True)
+    return _pytree.tree_unflatten(list(made), shape[0])
