@@ -22,7 +22,7 @@ from .core.errors import ArtifactError, QSearchError, nearest
 from .core.graph import OpGraph
 from .core.plan import BitPlan
 from .core.table import SensitivityTable
-from .decide.problem import check_budget
+from .decide.building import check_budget
 
 if TYPE_CHECKING:
     from .measure.pipelines import Prompts, Sampling

@@ -57,18 +57,21 @@ def cost(graph: OpGraph, layers: Mapping[str, Scheme], *, latency: Latency | Non
     if latency is not None and latency.graph != graph.id:
         raise QSearchError(f"the latency table was made for graph {latency.graph}, {graph.model} is graph {graph.id}; time this model")
     whole = _sums(graph, layers)
-    parts = {pattern: {k: v for k, v in asdict(_sums(select(graph, pattern), layers)).items() if k in LIMITS and v is not None} for pattern in groups}
-    return replace(whole, latency=None if latency is None else latency.total({x.name: layers[x.name] for x in graph}), groups=parts)
+    shares = {pattern: {k: v for k, v in asdict(_sums(select(graph, pattern), layers)).items() if k in LIMITS and v is not None} for pattern in groups}
+    return replace(whole, latency=None if latency is None else latency.total({x.name: layers[x.name] for x in graph}), groups=shares)
+
+
+def parts(layer: LayerSpec, scheme: Scheme) -> tuple[int, int, int]:
+    """Stored bits, bit-operations and activation bits of one layer: what a plan's costs are sums of."""
+    stored = scheme.stored_bits(layer.weight_shape, layer.channel_axis)
+    return stored, layer.macs * scheme.bits * scheme.activation_bits, layer.inputs * scheme.activation_bits
 
 
 def _sums(held: Iterable[LayerSpec], layers: Mapping[str, Scheme]) -> Cost:
     bits = weights = operations = inputs = 0
     for layer in held:
-        scheme = layers[layer.name]
-        bits += scheme.stored_bits(layer.weight_shape, layer.channel_axis)
-        weights += layer.weights
-        operations += layer.macs * scheme.bits * scheme.activation_bits
-        inputs += layer.inputs * scheme.activation_bits
+        stored, computed, read = parts(layer, layers[layer.name])
+        bits, operations, inputs, weights = bits + stored, operations + computed, inputs + read, weights + layer.weights
     return Cost(bits, bits / weights, -(-bits // 8), operations, -(-inputs // 8))
 
 

@@ -19,7 +19,7 @@ from qsearch.core.plan import BitPlan, Budget
 from qsearch.core.scheme import Scheme
 from qsearch.core.table import SensitivityTable
 from qsearch.decide.allocation import allocate, random_plan
-from qsearch.decide.problem import check_budget
+from qsearch.decide.building import check_budget
 
 SCHEMES = ("uint2-c", "uint4-c", "uint8-c")
 #: what a sum of a few floats may be off by
