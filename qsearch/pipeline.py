@@ -20,7 +20,7 @@ from .core import plugins
 from .core.artifacts import Header, digest, read_json, versions, write_json
 from .core.errors import ArtifactError, QSearchError, nearest
 from .core.graph import OpGraph
-from .core.plan import BitPlan, Budget
+from .core.plan import BitPlan
 from .core.table import SensitivityTable
 from .decide.building import check_budget
 
@@ -221,7 +221,7 @@ def allocate(run: Run, graph: OpGraph, table: SensitivityTable) -> BitPlan:
     """The best plan within the budget, in plan.json."""
     c = run.config.allocate
     parent = _content_key(table)
-    key = run.key("allocate", table=parent, latency=_text(Path(c.device)) if c.device else "", **c.model_dump())
+    key = run.key("allocate", table=parent, timed=_text(Path(c.device)) if c.device else "", **c.model_dump())
     known: BitPlan | None = run.found("plan.json", key, lambda path: BitPlan.load(path, graph))
     if known is not None:
         run.progress.say("allocate: plan.json is up to date")
@@ -251,6 +251,7 @@ def evaluate(run: Run, graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:
     from .core.scheme import KEEP
     from .core.trials import Trials
     from .decide.allocation import random_plan
+    from .planning import sized
     from .report.pictures import picture_path, pictures_of
 
     c = run.config
@@ -259,7 +260,7 @@ def evaluate(run: Run, graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:
         plans[f"uniform {c.evaluate.uniform}"] = BitPlan.uniform(graph, c.evaluate.uniform)
     plans["plan"] = plan
     for i in range(c.evaluate.random):
-        plans[f"random {i}" if c.evaluate.random > 1 else "random"] = random_plan(graph, c.profile.schemes, _sizes(c.allocate.budget, plan), c.seed * 1000 + i)
+        plans[f"random {i}" if c.evaluate.random > 1 else "random"] = random_plan(graph, c.profile.schemes, sized(c.allocate.budget, plan), c.seed * 1000 + i)
     texts = digest(run.prompts(c.evaluate.samples, part=1).texts)  # of a file, those after the ones for profiling
     asked = {"seed": c.seed, "prompts": texts, "sampling": c.sampling.model_dump(), "bins": c.profile.bins}
     setting = run.key("evaluate", model=run.fingerprint, samples=c.evaluate.samples, metrics=sorted(c.evaluate.metrics), **asked)
@@ -331,12 +332,6 @@ def report(run: Run, graph: OpGraph, table: SensitivityTable, plan: BitPlan, row
         return
     write_report(run.folder, graph, table, plan, rows, run.prompts(run.config.evaluate.samples, part=1).texts, metric=metric, key=key)
     run.progress.say(f"report: {run.path('report.html')}")
-
-
-def _sizes(budget: Budget, plan: BitPlan) -> Budget:
-    """The budget without latency, for which a random plan would need a table; of a budget in latency alone, the plan's own size."""
-    rest = {name: limit for name, limit in budget.content().items() if name != "latency"}
-    return Budget(**rest) if rest else Budget(average_bits=plan.achieved.average_bits)
 
 
 def _key_of(path: Path) -> str:

@@ -11,7 +11,7 @@ from .config import AllocateSection
 from .core.errors import QSearchError
 from .core.graph import OpGraph
 from .core.latency import Latency
-from .core.plan import BitPlan
+from .core.plan import BitPlan, Budget
 from .core.table import SensitivityTable
 
 if TYPE_CHECKING:
@@ -69,6 +69,12 @@ def save_frontier(folder: Path, section: AllocateSection, graph: OpGraph, table:
     data = frontier(graph, section.objective.values(table), plans, power=not section.decibels and set(section.objective.weights) == {"noise"})
     save_svg(folder / "frontier.svg", draw_frontier(data), label="stored size against predicted loss, planned and uniform")
     return plans
+
+
+def sized(budget: Budget, plan: BitPlan) -> Budget:
+    """A budget without latency, for which a random plan would need a table; of a budget in latency alone, the plan's own size."""
+    rest = {name: limit for name, limit in budget.content().items() if name != "latency"}
+    return Budget(**rest) if rest else Budget(average_bits=plan.achieved.average_bits)
 
 
 def ask_why(path: Path, layer: str) -> Why:

@@ -63,7 +63,7 @@ def make_problem(
         costs[f"loss of {metric}"] = [_sum(losses, names, offered, metric) for names, offered in zip(groups, options, strict=True)]
         spent[f"loss of {metric}"], limits[f"loss of {metric}"] = 0.0, limit
     for name, rows in costs.items():
-        _check(name, limits[name], spent[name] + float(sum(row.min() for row in rows)))
+        refuse(name, limits[name], spent[name] + float(sum(row.min() for row in rows)))
     made = None if scores is None else _scores(scores, groups, options)
     return Problem(
         sites=sites,
@@ -149,8 +149,8 @@ def _scores(scores: Scores, groups: Sequence[Sequence[str]], options: Sequence[S
     made = np.zeros((count, len(groups), max(map(len, options))))
     for i, (names, offered) in enumerate(zip(groups, options, strict=True)):
         for j, scheme in enumerate(offered):
-            if scheme == KEEP:
-                continue
+            if scheme == KEEP and all(str(KEEP) not in scores.get(name, {}) for name in names):
+                continue  # from full precision, keeping a layer moves nothing
             for name in names:
                 if str(scheme) not in scores.get(name, {}):
                     raise QSearchError(f"the probes have no scores for {scheme} at {name}; profile it with the probe estimator")
@@ -158,7 +158,8 @@ def _scores(scores: Scores, groups: Sequence[Sequence[str]], options: Sequence[S
     return made
 
 
-def _check(name: str, limit: float, best: float) -> None:
+def refuse(name: str, limit: float, best: float) -> None:
+    """Raise `InfeasibleBudget` where the least that can be reached is above a limit."""
     if best > limit + 1e-12 * (abs(limit) + abs(best)):  # rounding of the sum, as `Budget.excess` allows
         # Rounded up: who asks for the number that is printed gets it.
         whole = name.startswith(("bytes", "activation_bytes", "bit_operations"))

@@ -57,7 +57,7 @@ class Descent:
         taken = self.scores[:, self.rows, picks]
         along = np.einsum("p,plc->lc", taken.sum(1), self.scores)  # T . s
         beside = np.einsum("pl,plc->lc", taken, self.scores)  # s of the present choice . s
-        small = 1e-12 * max(abs(self.problem.worth(picks)), 1e-300)
+        small = 1e-12 * float(np.abs(self.moves.values[np.isfinite(self.moves.values)]).max())
         while time.monotonic() < ends:
             change = self._changes(picks, along, beside)
             more = [cost - cost[self.rows, picks][:, None] for cost in self.moves.costs]

@@ -69,7 +69,7 @@ class Moves:
             for cost, left in zip(self.costs, room, strict=True):
                 more = -self._gain(cost, picks)
                 fits &= more <= left + 1e-15
-                extra += np.maximum(np.nan_to_num(more, nan=np.inf), 0)
+                extra += np.maximum(np.nan_to_num(more, nan=np.inf, posinf=np.inf), 0)
             if not fits.any():
                 return picks
             rate = np.where(fits, gained / np.maximum(extra, 1e-12), -np.inf)

@@ -207,7 +207,10 @@ def test_limits_that_contradict_each_other_are_refused_by_name() -> None:
 
     allocate(graph, table, Budget(average_bits=small.average_bits))
     allocate(graph, table, Budget(bit_operations=fast.bit_operations))
-    with pytest.raises(InfeasibleBudget, match=r"no plan keeps average_bits 4\.0\d+ and bit_operations 96000 at once; with average_bits kept the least bit_operations is 192000"):
+    with pytest.raises(
+        InfeasibleBudget,
+        match=r"no plan keeps average_bits 4\.0\d+ and bit_operations 96000 at once; with average_bits kept the least bit_operations is 192000",
+    ):
         allocate(graph, table, Budget(average_bits=small.average_bits, bit_operations=fast.bit_operations))
 
 
