@@ -133,6 +133,10 @@ def _prices(
     mine = {n: [*dict.fromkeys([*options, plan.layers[n]])] for n in names}
     linear = {n: {str(s): 0.0 for s in mine[n]} for n in names}
     rows: dict[str, dict[str, list[float]]] = {n: {str(s): [] for s in mine[n]} for n in names}
+    for name in names:  # before any weight is exchanged: what is quantized are the model's own
+        for scheme in mine[name]:
+            if scheme.format != "keep":
+                weights.get(name, scheme.weight_only)
     parameters = {n: weight_of(model, n) for n in names}
     full = {n: p.data for n, p in parameters.items()}
     asked = [p.requires_grad for p in parameters.values()]
