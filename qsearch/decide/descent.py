@@ -16,8 +16,8 @@ from .problem import Matrix, Picks, Problem, Vector
 from .relaxation import relax
 
 _SHORTLIST = 160  # changes among which pairs are looked for
-_KICKS = 6  # times a local optimum is left again
-_KICKED = 3  # sites changed at random then
+_KICKS = 24  # times a local optimum is left again
+_KICKED = 4  # sites changed at random then, at the most
 
 
 class Descent:
@@ -41,7 +41,7 @@ class Descent:
             if time.monotonic() >= ends:
                 break
             kicked = best.copy()
-            for site in dice.choice(self.rows, min(_KICKED, len(self.rows)), replace=False):
+            for site in dice.choice(self.rows, min(int(dice.integers(1, _KICKED + 1)), len(self.rows)), replace=False):
                 kicked[site] = dice.integers(len(self.problem.choices[site]))
             back = self.moves.repair(kicked)
             if back is None:

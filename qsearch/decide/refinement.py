@@ -89,11 +89,11 @@ def refine(
     references = [run(model, call) for call in calls]
     options = [*dict.fromkeys(Scheme.parse(s) for s in schemes if Scheme.parse(s) != KEEP), KEEP]
     dice = torch.Generator().manual_seed(seed)
-    here, noise = plan, _noise(model, graph, plan, calls, references, weights)
+    here, noise = plan, measure_noise(model, graph, plan, calls, references, weights)
     before, history = noise, []
     size = radius or max(1, len(graph.quantizable) // 4)
     for _ in range(rounds):
-        linear, curved = _prices(model, graph, here, options, calls, references, weights, probes, dice)
+        linear, curved = price_changes(model, graph, here, options, calls, references, weights, probes, dice)
         problem = _region(graph, here, linear, curved, limits, constraints, latency, trust, size)
         chosen, said = local.solve(problem, seconds=seconds, seed=seed)
         moved = finish(graph, problem, chosen, said, limits, latency)
@@ -101,7 +101,7 @@ def refine(
         if changed == 0 and size == 1:
             break
         predicted = noise + problem.total(chosen)
-        measured = noise if changed == 0 else _noise(model, graph, moved, calls, references, weights)
+        measured = noise if changed == 0 else measure_noise(model, graph, moved, calls, references, weights)
         kept = measured < noise
         history.append(Round(changed, predicted, measured, kept))
         if kept:
@@ -112,12 +112,13 @@ def refine(
     return Refined(replace(here, budget=limits, solver=solver), noise, before, tuple(history))
 
 
-def _noise(model: nn.Module, graph: OpGraph, plan: BitPlan, calls: Sequence[Call], references: Sequence[Tensor], weights: QuantizedWeights) -> float:
+def measure_noise(model: nn.Module, graph: OpGraph, plan: BitPlan, calls: Sequence[Call], references: Sequence[Tensor], weights: QuantizedWeights) -> float:
+    """Mean over the calls of the relative noise power of the denoiser's output under a plan."""
     with simulate(model, plan, graph, weights):
         return sum(relative_noise(run(model, call), y)[0] for call, y in zip(calls, references, strict=True)) / len(calls)
 
 
-def _prices(
+def price_changes(
     model: nn.Module,
     graph: OpGraph,
     plan: BitPlan,

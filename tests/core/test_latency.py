@@ -35,7 +35,7 @@ def test_a_budget_in_time_needs_a_table(graph: OpGraph) -> None:
 
 
 def test_a_scheme_that_was_not_timed_is_answered_with_those_that_were(graph: OpGraph) -> None:
-    with pytest.raises(QSearchError, match="latency table of a clock has no uint3-c for blocks.0.to_q; did you mean 'uint"):
+    with pytest.raises(QSearchError, match=r"latency table of a clock has no uint3-c for blocks.0.to_q; did you mean 'uint"):
         BitPlan.make(graph, BitPlan.uniform(graph, "uint3-c").layers, latency=table(graph))
 
 

@@ -43,12 +43,12 @@ def test_fused_ties_what_reads_one_input() -> None:
 
 
 def test_tied_layers_that_read_rows_of_different_widths_are_refused_by_name() -> None:
-    with pytest.raises(QSearchError, match="must read rows of one width; block.attn2.to_q reads 24, block.attn2.to_k reads 32"):
+    with pytest.raises(QSearchError, match=r"must read rows of one width; block.attn2.to_q reads 24, block.attn2.to_k reads 32"):
         plan(attention(32), tied=[("block.attn2.to_q", "block.attn2.to_k")])
 
 
 def test_protected_layers_are_kept() -> None:
-    found = plan(attention(), bits=9.0, protected=["block.ff", "cross-attention-k"])
+    found = plan(attention(), bits=12.0, protected=["block.ff", "cross-attention-k"])
 
     assert found["block.ff"] == found["block.attn2.to_k"] == "keep"
 
@@ -61,7 +61,7 @@ def test_only_allowed_schemes_are_used() -> None:
 
 
 def test_so_many_formats_are_enough() -> None:
-    formats = [len({s for s in plan(attention(), bits=6.0, formats=n).values()} - {"keep"}) for n in (0, 1, 2, 3) if n]
+    formats = [len(set(plan(attention(), bits=6.0, formats=n).values()) - {"keep"}) for n in (1, 2)]
 
     assert formats[0] == 1
     assert formats[1] <= 2
@@ -79,7 +79,7 @@ def test_so_many_formats_are_enough() -> None:
             {"protected": ["block.attn1.to_q"], "allowed": {"block.attn1.to_k": ["uint2-c"]}, "fused": True},
             "block.attn1.to_q and block.attn1.to_k are tied and have no scheme in common: keep; and uint2-c",
         ),
-        ({"protected": ["block.gg"]}, r"'block.gg' matches nothing in attention; did you mean 'block.ff'\?"),
+        ({"protected": ["block.gg"]}, r"'block.gg' matches nothing in attention; did you mean 'block'\?"),
         ({"tied": [("block.ff", "block.gg")]}, r"no layer 'block.gg'; did you mean 'block.ff'\?"),
         ({"allowed": {"block.ff": []}}, "need at least one allowed scheme"),
         ({"formats": -1}, "at least 0 formats"),
@@ -181,5 +181,5 @@ def test_what_a_surrogate_predicts_can_be_minimised_without_a_table() -> None:
     found = allocate(graph, values, Budget(average_bits=9.0))
 
     assert found.layers["block.ff"].bits == max(s.bits for s in found.layers.values())
-    with pytest.raises(QSearchError, match="a predicted loss must be a number; uint2-c at block.attn1.to_q is nan"):
+    with pytest.raises(QSearchError, match=r"a predicted loss must be a number; uint2-c at block.attn1.to_q is nan"):
         predictions(graph, SCHEMES, lambda layer, scheme: float("nan"))

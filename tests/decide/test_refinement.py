@@ -10,7 +10,7 @@ from qsearch.core.errors import QSearchError
 from qsearch.core.plan import BitPlan, Budget
 from qsearch.core.scheme import Scheme
 from qsearch.decide.allocation import random_plan
-from qsearch.decide.refinement import _noise, _prices, refine
+from qsearch.decide.refinement import measure_noise, price_changes, refine
 from qsearch.measure.pipelines import run
 from qsearch.measure.simulation import QuantizedWeights, exchanged, simulate, weight_of
 from tests.models import plain, plain_calls
@@ -30,7 +30,7 @@ def test_the_linear_term_is_the_slope_of_the_measured_error(tiny) -> None:
     weights, references = QuantizedWeights(model, graph), [run(model, c) for c in calls]
     options = [Scheme.parse(s) for s in SCHEMES]
 
-    linear, _ = _prices(model, graph, plan, options, calls, references, weights, 1, torch.Generator().manual_seed(0))
+    linear, _ = price_changes(model, graph, plan, options, calls, references, weights, 1, torch.Generator().manual_seed(0))
 
     for name in ("conv_out", "blocks.0.attn1.to_v", "blocks.0.ff.2"):
         here, there = weights.get(name, Scheme.parse("uint3-c")), weights.get(name, Scheme.parse("uint4-c"))
@@ -50,11 +50,11 @@ def test_the_mean_square_of_many_scores_is_the_error_of_that_change_alone(tiny) 
     weights, references = QuantizedWeights(model, graph), [run(model, calls[0])]
     options = [Scheme.parse("uint8-c")]
 
-    linear, scores = _prices(model, graph, plan, options, calls[:1], references, weights, 200, torch.Generator().manual_seed(0))
+    linear, scores = price_changes(model, graph, plan, options, calls[:1], references, weights, 200, torch.Generator().manual_seed(0))
 
     # From full precision the error has no slope, and 8 bits are a step so small that first order is all of it.
     for name in ("conv_out", "blocks.0.ff.0"):
-        [measured] = [_noise(model, graph, BitPlan.make(graph, {**plan.layers, name: "uint8-c"}), calls[:1], references, weights)]
+        [measured] = [measure_noise(model, graph, BitPlan.make(graph, {**plan.layers, name: "uint8-c"}), calls[:1], references, weights)]
         assert linear[name]["uint8-c"] == pytest.approx(0.0, abs=1e-9)
         assert float((scores[name]["uint8-c"] ** 2).mean()) == pytest.approx(measured, rel=0.4)  # 200 probes: 10 % standard error
 
@@ -67,8 +67,8 @@ def test_a_random_plan_is_made_better_within_its_budget(tiny, seed: int) -> None
     found = refine(model, graph, plan, SCHEMES, calls, rounds=4, probes=4, seed=seed, seconds=5.0)
 
     weights, references = QuantizedWeights(model, graph), [run(model, c) for c in calls]
-    assert found.noise == pytest.approx(_noise(model, graph, found.plan, calls, references, weights), rel=1e-5)
-    assert found.before == pytest.approx(_noise(model, graph, plan, calls, references, weights), rel=1e-5)
+    assert found.noise == pytest.approx(measure_noise(model, graph, found.plan, calls, references, weights), rel=1e-5)
+    assert found.before == pytest.approx(measure_noise(model, graph, plan, calls, references, weights), rel=1e-5)
     assert found.noise < 0.8 * found.before
     assert found.plan.achieved.average_bits <= 7.0
     assert found.plan.solver.objective == found.noise
@@ -108,7 +108,7 @@ def test_scores_are_one_number_a_probe_and_call(tiny) -> None:
     model, graph, calls = tiny
     references = [run(model, c) for c in calls]
 
-    _, scores = _prices(
+    _, scores = price_changes(
         model, graph, BitPlan.uniform(graph, "uint4-c"), [Scheme.parse("uint8-c")], calls, references, QuantizedWeights(model, graph), 3, torch.Generator()
     )
 
