@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -34,20 +36,22 @@ def state(
     latency: Latency | None = None,
     schemes: Sequence[Scheme | str] | None = None,
     scores: Scores | None = None,
+    trust: float | None = None,
 ) -> Problem:
     """The problem that `allocate` solves: a table (or losses that somebody predicts, layer -> scheme -> loss) and an objective made into values.
 
-    `objective` says more than `metric` can: weights, limits on losses, decibels; it needs a table.
+    `objective` says more than `metric` can: weights, limits on losses, decibels; it needs a table. `scores` and `trust`: interactions, as in
+    `make_problem`; they need a solver that knows them, `local`.
     """
     asked = objective or Objective({metric: 1.0})
+    at_most = None
     if isinstance(table, SensitivityTable):
         table.check(graph)
-        return make_problem(
-            graph, asked.values(table), budget, constraints=constraints, latency=latency, at_most=asked.limits(table), schemes=schemes, scores=scores
-        )
-    if objective is not None:
+        table, at_most = asked.values(table), asked.limits(table)
+    elif objective is not None:
         raise QSearchError("an objective of several metrics needs a sensitivity table; losses by layer and scheme are one metric already")
-    return make_problem(graph, table, budget, constraints=constraints, latency=latency, schemes=schemes, scores=scores)
+    rules: dict[str, Any] = {"constraints": constraints, "latency": latency, "schemes": schemes}
+    return make_problem(graph, table, budget, at_most=at_most, scores=scores, trust=trust, **rules)
 
 
 def allocate(
@@ -62,24 +66,44 @@ def allocate(
     latency: Latency | None = None,
     schemes: Sequence[Scheme | str] | None = None,
     scores: Scores | None = None,
+    trust: float | None = None,
+    evaluate: Callable[[BitPlan], float] | None = None,
     seconds: float = 60.0,
 ) -> BitPlan:
     """Plan for `graph` within `budget`, of least total loss by the table. Arguments as in `state`; `seconds` is the solver's time limit.
 
+    `evaluate`: plan -> its measured loss, for a solver that searches on real evaluations (`tpe`, `nsga2`), begun at the table's best plans.
+
     Raises `InfeasibleBudget` with the best reachable, or with the pair of limits that contradict each other, when no plan fits. The solver's
     claim is not believed: `BitPlan.make` prices the plan.
     """
-    problem = state(graph, table, budget, metric=metric, objective=objective, constraints=constraints, latency=latency, schemes=schemes, scores=scores)
+    rules: dict[str, Any] = {"metric": metric, "objective": objective, "constraints": constraints, "latency": latency, "schemes": schemes}
+    problem = state(graph, table, budget, scores=scores, trust=trust, **rules)
     began = time.monotonic()
-    chosen, said = plugins.load("solvers", solver).solve(problem, seconds=seconds)
-    return finish(graph, problem, chosen, replace(said, seconds=round(time.monotonic() - began, 3)), budget, latency)
+    solve, options = plugins.load("solvers", solver).solve, {}
+    if evaluate is not None:
+        if "evaluate" not in inspect.signature(solve).parameters:
+            raise QSearchError(f"{solver} takes the table's word and evaluates nothing; give tpe or nsga2, or leave evaluate out")
+        unsolved = Solver(solver, "unsolved")
+        options["evaluate"] = lambda chosen: evaluate(finish(graph, problem, chosen, unsolved, budget, latency))
+    chosen, said = solve(problem, seconds=seconds, **options)
+    return finish(graph, problem, chosen, replace(said, seconds=round(time.monotonic() - began, 3)), budget, latency, measured=evaluate is not None)
 
 
-def finish(graph: OpGraph, problem: Problem, chosen: Mapping[str, Choice], said: Solver, budget: Budget, latency: Latency | None = None) -> BitPlan:
-    """A solver's assignment as a plan, priced by `core/plan.py`; its objective is added up again."""
+def finish(
+    graph: OpGraph,
+    problem: Problem,
+    chosen: Mapping[str, Choice],
+    said: Solver,
+    budget: Budget,
+    latency: Latency | None = None,
+    *,
+    measured: bool = False,
+) -> BitPlan:
+    """A solver's assignment as a plan, priced by `core/plan.py`; its objective is added up again, but where it was `measured`."""
     layers = {name: choice for name, choice in problem.layers(chosen).items() if isinstance(choice, Scheme)}
     fixed = {layer.name: KEEP for layer in graph if not layer.quantizable}
-    return BitPlan.make(graph, layers | fixed, budget, replace(said, objective=problem.total(chosen)), latency=latency)
+    return BitPlan.make(graph, layers | fixed, budget, said if measured else replace(said, objective=problem.total(chosen)), latency=latency)
 
 
 def allocate_frontier(

@@ -58,7 +58,7 @@ def solve_program(problem: Problem, *, seconds: float, relaxed: Relaxed | None =
             integrality=inside.integral,
             bounds=Bounds(0, inside.upper),
             constraints=[*inside.constraints, *cuts],
-            options={"time_limit": max(0.1, ends - time.monotonic()), "mip_rel_gap": 0.0},
+            options={"time_limit": max(0.05, ends - time.monotonic()), "mip_rel_gap": 0.0},
         )
         if result.status == 2 or not inside.possible:
             return None

@@ -21,8 +21,9 @@ from qsearch.decide.building import make_problem
 from qsearch.decide.descent import Descent, convex_bound
 from qsearch.decide.interactions import trust_of
 from qsearch.decide.problem import Problem
+from qsearch.decide.program import Found
 from qsearch.decide.relaxation import Hull, relax
-from qsearch.decide.solvers import ilp, local, nsga2, tpe
+from qsearch.decide.solvers import ilp, lagrangian, local, nsga2, tpe
 from qsearch.decide.stepwise import allocate_steps
 from qsearch.decide.why import why
 
@@ -271,6 +272,55 @@ def test_a_search_on_real_evaluations_finds_what_the_table_can_t_know(solver: An
     assert seen[0] == start  # begins at the optimum by the table
     assert said.objective == measured(chosen) < measured(start)
     assert len({tuple(map(str, c.values())) for c in seen[:-2]}) == len(seen) - 2  # nothing twice
+
+
+def test_when_time_is_up_the_best_plan_so_far_comes_with_its_gap() -> None:
+    # Four limits, and values that are nearly what the costs are: nothing can be left out, and no solver is quick.
+    dice = np.random.default_rng(0)
+    options = tuple(Scheme.parse(f"uint{2 + i}-c") for i in range(6))
+    costs = {k: tuple(dice.integers(1, 1000, 6).astype(float) for _ in range(120)) for k in ("average_bits", "bytes", "bit_operations", "latency")}
+    values = tuple(2000.0 - sum(costs[k][i] for k in costs) / 4 + dice.integers(0, 60, 6) for i in range(120))
+    limits = {k: 0.35 * float(sum(x.min() for x in row)) + 0.65 * float(sum(x.mean() for x in row)) for k, row in costs.items()}
+    problem = Problem(tuple(f"s{i}" for i in range(120)), (options,) * 120, values, costs, limits)
+
+    chosen, said = ilp.solve(problem, seconds=0.2)
+
+    assert said.status == "time limit"
+    assert said.gap is not None
+    assert said.bound is not None
+    assert 0 < said.gap < 0.01
+    assert said.bound < problem.total(chosen)
+    assert problem.keeps(problem.picks(chosen))
+
+
+def test_an_optimum_that_is_none_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = random_problem(8, 4, 6)
+    cheapest = np.array([int(np.argmin(c)) for c in problem.costs["average_bits"]])
+    monkeypatch.setattr(ilp, "solve_program", lambda *given, **more: Found(cheapest, True, problem.worth(cheapest)))
+    best, _ = lagrangian.solve(problem)
+
+    chosen, said = ilp.solve(problem)
+
+    assert said.status == "feasible"
+    assert problem.total(chosen) <= problem.total(best) < problem.worth(cheapest)
+    assert said.bound is not None
+    assert said.bound <= problem.total(chosen)
+
+
+def test_only_a_solver_that_evaluates_takes_evaluations(graph: OpGraph) -> None:
+    table = make_table(graph, random_noise(graph, 0))
+    seen: list[BitPlan] = []
+
+    def measured(plan: BitPlan) -> float:
+        seen.append(plan)
+        return float(plan.layers["out"].bits)
+
+    plan = allocate(graph, table, Budget(average_bits=9.0), solver="tpe", evaluate=measured)
+
+    assert plan.solver.objective == plan.layers["out"].bits == min(p.layers["out"].bits for p in seen)
+    assert seen[0].layers == allocate(graph, table, Budget(average_bits=9.0)).layers
+    with pytest.raises(QSearchError, match="ilp takes the table's word and evaluates nothing; give tpe or nsga2"):
+        allocate(graph, table, Budget(average_bits=9.0), evaluate=measured)
 
 
 # ------------------------------------------------------------------------------------------------------------- step bins

@@ -35,14 +35,16 @@ def solve(problem: Problem, *, seconds: float = 60.0) -> tuple[dict[str, Choice]
     if known is not None and gap_of(known, start.relaxed.bound) <= _SAME:
         assert start.picks is not None
         return problem.chosen(start.picks), Solver("ilp", "optimal", 0.0, start.relaxed.bound, known)
-    found = solve_program(problem, seconds=max(0.5, seconds - (time.monotonic() - began)), relaxed=start.relaxed, incumbent=known)
+    found = solve_program(problem, seconds=max(0.05, seconds - (time.monotonic() - began)), relaxed=start.relaxed, incumbent=known)
     if found is None and start.picks is None:
         raise contradiction(problem)
     picks, bound, status = start.picks, start.relaxed.bound, "feasible"
-    if found is not None and found.picks is None:
-        bound, status = max(bound, found.bound), "time limit"
-    elif found is not None and found.picks is not None and (known is None or problem.worth(found.picks) <= known + _SAME * abs(known)):
-        picks, bound, status = found.picks, max(bound, found.bound), "optimal" if found.proven else "time limit"
+    value = None if found is None or found.picks is None else problem.worth(found.picks)
+    better = found is not None and value is not None and (known is None or value <= known + _SAME * abs(known))
+    if found is not None and better:
+        picks = found.picks
+    if found is not None and (better or not found.proven):
+        bound, status = max(bound, found.bound), "optimal" if found.proven else "time limit"
     # Else: an "optimum" above what a heuristic found is none, and its bound is as little worth.
     if picks is None:
         raise QSearchError(f"the solver found no plan in {seconds:g} seconds; allow more")
