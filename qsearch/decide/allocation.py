@@ -44,14 +44,16 @@ def state(
     `make_problem`; they need a solver that knows them, `local`.
     """
     asked = objective or Objective({metric: 1.0})
-    at_most = None
     if isinstance(table, SensitivityTable):
         table.check(graph)
-        table, at_most = asked.values(table), asked.limits(table)
-    elif objective is not None:
+        values: Values = asked.values(table)
+        at_most = asked.limits(table)
+    elif objective is None:
+        values, at_most = table, {}
+    else:
         raise QSearchError("an objective of several metrics needs a sensitivity table; losses by layer and scheme are one metric already")
     rules: dict[str, Any] = {"constraints": constraints, "latency": latency, "schemes": schemes}
-    return make_problem(graph, table, budget, at_most=at_most, scores=scores, trust=trust, **rules)
+    return make_problem(graph, values, budget, at_most=at_most, scores=scores, trust=trust, **rules)
 
 
 def allocate(

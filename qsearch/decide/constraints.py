@@ -79,10 +79,10 @@ class Constraints:
         for layer in graph.quantizable:
             held[root(layer.name)].append(layer.name)
         for names in held.values():
-            for i, a in enumerate(names):
-                for b in names[:i]:
-                    if not set(choices[a]) & set(choices[b]):
-                        raise QSearchError(f"{b} and {a} are tied and have no scheme in common: {_listed(choices[b])}; and {_listed(choices[a])}")
+            for first, second in itertools.combinations(names, 2):
+                if not set(choices[first]) & set(choices[second]):
+                    both = f"{_listed(choices[first])}; and {_listed(choices[second])}"
+                    raise QSearchError(f"{first} and {second} are tied and have no scheme in common: {both}")
             if not set.intersection(*(set(choices[n]) for n in names)):
                 raise QSearchError(f"{', '.join(names)} are tied and have no scheme in common, though each two of them have")
         return [tuple(names) for names in held.values()]

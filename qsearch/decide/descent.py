@@ -117,9 +117,9 @@ def convex_bound(problem: Problem, picks: Picks, *, ends: float, rounds: int = 6
     s = problem.scores.reshape(len(problem.scores), -1) * np.sqrt(problem.trust / len(problem.scores))
     real = np.isfinite(values := Moves(problem).values)
     linear = np.where(real, values, 0.0).ravel() - (s**2).sum(0)
-    x = np.zeros(shape)
-    x[np.arange(shape[0]), picks] = 1
-    x = x.ravel()
+    begin = np.zeros(shape)
+    begin[np.arange(shape[0]), picks] = 1
+    x = begin.ravel()
     best = -np.inf
     for _ in range(rounds):
         there = s @ x

@@ -118,9 +118,9 @@ class _Program:
             elif scale and row.sum() > room:
                 self.constraints.append(LinearConstraint(self._sparse(np.zeros(n, int), np.arange(n), row * scale, 1), -np.inf, _ROOM))
         if problem.formats is not None:
-            self._limit_formats(problem, known, n)
+            self._limit_formats(problem, known, n, problem.formats)
 
-    def _limit_formats(self, problem: Problem, known: list[str], n: int) -> None:
+    def _limit_formats(self, problem: Problem, known: list[str], n: int, most: int) -> None:
         """A choice needs its formats, and there are no more than so many of them."""
         rows, columns, numbers, count, at = [], [], [], 0, 0
         for options in problem.choices:
@@ -135,7 +135,7 @@ class _Program:
         if count:
             self.constraints.append(LinearConstraint(self._sparse(np.array(rows), np.array(columns), np.array(numbers), count), -np.inf, 0))
             every = np.arange(n, n + len(known))
-            self.constraints.append(LinearConstraint(self._sparse(np.zeros(len(known), int), every, np.ones(len(known)), 1), -np.inf, problem.formats))
+            self.constraints.append(LinearConstraint(self._sparse(np.zeros(len(known), int), every, np.ones(len(known)), 1), -np.inf, most))
 
     def _sparse(self, rows: Any, columns: Any, numbers: Any, count: int) -> Any:
         return coo_array((numbers, (rows, columns)), shape=(count, self.count)).tocsr()

@@ -71,7 +71,8 @@ def _prices(problem: Problem) -> Vector | None:
         return None
     if solved.x is None:
         return np.zeros(len(units))
-    return np.maximum(-np.asarray(solved.ineqlin.marginals), 0) * scale / np.array(units)
+    prices: Vector = np.maximum(-np.asarray(solved.ineqlin.marginals), 0) * scale / np.array(units)
+    return prices
 
 
 class Hull:
