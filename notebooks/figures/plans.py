@@ -16,6 +16,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from qsearch.decide.allocation import allocate, random_plan
 from qsearch.decide.frontier import frontier
 from qsearch.decide.objectives import Objective
 from qsearch.decide.problem import Problem
-from qsearch.decide.solvers import ilp
+from qsearch.decide.solvers import ilp, local
 
 HERE = Path(__file__).parent
 BITS = (2, 4, 8)
@@ -106,6 +107,13 @@ def timing(seed: int) -> list[dict[str, Any]]:
         began, worked = time.perf_counter(), time.process_time()
         _, said = ilp.solve(asked, seconds=allowed)
         one = {"sites x choices": f"{sites} x {choices}", "what": f"ilp at 4 bits: {said.status}", "s": time.perf_counter() - began}
+        rows.append({**one, "CPU s": time.process_time() - worked, "allowed s": allowed, "largest gap": said.gap})
+        dice = np.random.default_rng(seed)
+        scores = dice.normal(size=(24, sites, choices)) + 0.3 * dice.normal(size=(24, 1, 1))
+        scores *= np.sqrt(np.array(asked.values) / (scores**2).mean(0))
+        began, worked = time.perf_counter(), time.process_time()
+        _, said = local.solve(replace(asked, scores=scores, trust=0.1), seconds=allowed)
+        one = {"sites x choices": f"{sites} x {choices}", "what": "local, 24 probes", "s": time.perf_counter() - began}
         rows.append({**one, "CPU s": time.process_time() - worked, "allowed s": allowed, "largest gap": said.gap})
     return rows
 

@@ -45,7 +45,9 @@ def _one_pass(problem: Problem, name: str, limits: Sequence[float]) -> list[Answ
         if relaxed is None:
             out.append(contradiction(replace(problem, limits={name: limit})))
             continue
-        picks = moves.within({name: limit}).improve(relaxed.picks)
+        here = moves.within({name: limit})
+        repaired = here.repair(relaxed.picks)  # rounding of long sums
+        picks = here.improve(hull.start if repaired is None else repaired)
         value = problem.worth(picks)
         said = Solver("lagrangian", "feasible", gap_of(value, relaxed.bound), relaxed.bound, value, round(time.monotonic() - began, 4))
         out.append((problem.chosen(picks), said))
