@@ -226,9 +226,7 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
         for seed in range(options.seeds):
             if (key := f"{name} {seed}") in found:
                 continue
-            found[key] = [
-                [bits, whose.partition(" random")[0], plan.achieved.average_bits, measure(plan)] for bits, whose, plan, measure in plans_of(name, seed, options)
-            ]
+            found[key] = [[bits, whose, plan.achieved.average_bits, measure(plan)] for bits, whose, plan, measure in plans_of(name, seed, options)]
             partial.write_text(json.dumps({"asked": asked, "found": found}), encoding="utf-8")
             print(f"{key}: {len(found[key])} plans", flush=True)
     rows = []
