@@ -11,12 +11,19 @@ if TYPE_CHECKING:
     from .core.errors import QSearchError as QSearchError
     from .core.graph import LayerSpec as LayerSpec
     from .core.graph import OpGraph as OpGraph
+    from .core.latency import Latency as Latency
     from .core.plan import BitPlan as BitPlan
     from .core.plan import Budget as Budget
     from .core.scheme import Scheme as Scheme
+    from .core.stepplan import StepPlan as StepPlan
     from .core.table import SensitivityTable as SensitivityTable
     from .core.trials import Trials as Trials
     from .decide.allocation import allocate as allocate
+    from .decide.allocation import allocate_frontier as allocate_frontier
+    from .decide.constraints import Constraints as Constraints
+    from .decide.objectives import Objective as Objective
+    from .decide.refinement import refine as refine
+    from .decide.stepwise import allocate_steps as allocate_steps
     from .graphs.extraction import extract as extract
     from .measure.evaluation import evaluate as evaluate
     from .measure.profiling import profile as profile
@@ -30,12 +37,19 @@ _CONTENTS = {
     "QSearchError": "core.errors",
     "LayerSpec": "core.graph",
     "OpGraph": "core.graph",
+    "Latency": "core.latency",
     "BitPlan": "core.plan",
     "Budget": "core.plan",
     "Scheme": "core.scheme",
+    "StepPlan": "core.stepplan",
     "SensitivityTable": "core.table",
     "Trials": "core.trials",
+    "Constraints": "decide.constraints",
+    "Objective": "decide.objectives",
     "allocate": "decide.allocation",
+    "allocate_frontier": "decide.allocation",
+    "allocate_steps": "decide.stepwise",
+    "refine": "decide.refinement",
     "extract": "graphs.extraction",
     "evaluate": "measure.evaluation",
     "profile": "measure.profiling",

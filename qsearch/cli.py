@@ -158,13 +158,18 @@ def profile(
 def allocate(
     folder: Folder,
     average_bits: Annotated[float | None, typer.Option("--average-bits", help="stored bits a weight, scales included", show_default=False)] = None,
+    latency: Annotated[float | None, typer.Option(help="seconds of one call on --device", show_default=False)] = None,
+    device: Annotated[str | None, typer.Option(help="one of `qsearch list devices`, or a latency.json that was measured", show_default=False)] = None,
+    formats: Annotated[int | None, typer.Option(help="at most so many formats in the plan", show_default=False)] = None,
     solver: Annotated[str | None, typer.Option(help="one of `qsearch list solvers`", show_default=False)] = None,
+    frontier: Annotated[bool, typer.Option("--frontier", help="plans from 2.5 to 8 bits instead of one, and a picture of the curve")] = False,
 ) -> None:
-    """Find the best plan within a budget."""
+    """Find the best plan within a budget; constraints and more limits are set in the run's config.yaml."""
     from . import pipeline
 
-    with _changed(folder, allocate={"average_bits": average_bits, "solver": solver}) as job:
-        pipeline.allocate(job, *_graph_and_table(job))
+    asked = {"average_bits": average_bits, "latency": latency, "device": device, "formats": formats, "solver": solver}
+    with _changed(folder, allocate=asked) as job:
+        (pipeline.frontier if frontier else pipeline.allocate)(job, *_graph_and_table(job))
 
 
 @app.command()
@@ -185,14 +190,22 @@ def show(
     device: Annotated[str | None, typer.Option(help="of a graph: time at best on one of `qsearch list devices`", show_default=False)] = None,
     svg: Annotated[Path | None, typer.Option(help="of a graph: write a picture, .svg or .png", show_default=False)] = None,
     block: Annotated[str | None, typer.Option(help="of a graph: the picture is of this block, else of the whole", show_default=False)] = None,
+    why: Annotated[str | None, typer.Option(help="of a plan: the choices of this layer, and what another one would cost", show_default=False)] = None,
 ) -> None:
-    """Print an artefact of a run; a graph also as a file for other tools, as a picture, and with the time it takes at best."""
+    """Print an artefact of a run; a graph also as a file for other tools, as a picture, and with the time it takes at best; a plan's reasons."""
     from .core.graph import OpGraph
     from .report import graph_view
     from .report.text import show as text
 
     if block is not None and svg is None:
         raise QSearchError(f"--block chooses what --svg draws; given {block!r} without --svg FILE")
+    if why is not None:
+        from .planning import ask_why
+        from .report.why import reasons
+
+        for part in reasons(ask_why(artefact, why)):
+            _console().print(part)
+        return
     if form != "table":
         typer.echo(graph_view.export(OpGraph.load(artefact), form))
     if svg is not None:

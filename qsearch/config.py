@@ -17,6 +17,8 @@ from .core.artifacts import write_text
 from .core.errors import QSearchError, nearest
 from .core.plan import Budget
 from .core.scheme import Scheme
+from .decide.constraints import Constraints
+from .decide.objectives import Objective
 
 
 class _Section(BaseModel):
@@ -49,19 +51,41 @@ class ProfileSection(_Section):
 
 
 class AllocateSection(_Section):
-    """The budget, and who finds the plan."""
+    """The budget, what is minimised and what must hold, and who finds the plan. Layers are named by patterns over name, role or block."""
 
     average_bits: float | None = Field(4.0, description="stored bits a weight, scales included")
     bytes: int | None = Field(None, description="stored bytes of all weights")
     bit_operations: float | None = Field(None, description="MACs x weight bits x activation bits of one call")
+    activation_bytes: int | None = Field(None, description="bytes of all layers' inputs in one call, at their activation bits")
+    latency: float | None = Field(None, description="seconds of one call on `device`")
+    device: str | None = Field(None, description="for latency: one of `qsearch list devices` (a roofline), or a latency.json that was measured")
+    groups: dict[str, dict[str, float]] = Field({}, description="pattern -> limit -> value, for those layers alone")
     solver: str = Field("ilp", description="plug-in of `qsearch list solvers`")
     metric: str = Field("noise", description="column of the sensitivity table that is minimised")
+    weights: dict[str, float] = Field({}, description="metric -> weight, to minimise several at once instead of `metric`")
+    at_most: dict[str, float] = Field({}, description="metric -> largest total loss allowed")
+    decibels: bool = Field(False, description="minimise the sum of decibels, as MixDQ does, to compare with")
+    tied: tuple[tuple[str, ...], ...] = Field((), description="groups of layers that get one scheme")
+    fused: bool = Field(False, description="tie queries, keys and values that read one input")
+    protected: tuple[str, ...] = Field((), description="patterns of layers that are kept")
+    allowed: dict[str, tuple[str, ...]] = Field({}, description="pattern -> schemes that its layers may have")
+    formats: int | None = Field(None, ge=0, description="at most so many formats in the plan, keep not counted")
     seconds: float = Field(60.0, gt=0, description="time limit of the solver")
 
     @property
     def budget(self) -> Budget:
         """The limits as a `Budget`."""
-        return Budget(self.average_bits, self.bytes, self.bit_operations)
+        return Budget(self.average_bits, self.bytes, self.bit_operations, self.activation_bytes, self.latency, self.groups)
+
+    @property
+    def objective(self) -> Objective:
+        """What is minimised, and which losses are limited."""
+        return Objective(self.weights or {self.metric: 1.0}, self.at_most, self.decibels)
+
+    @property
+    def constraints(self) -> Constraints:
+        """What must hold besides the budget."""
+        return Constraints(self.tied, self.fused, self.protected, self.allowed, self.formats)
 
 
 class EvaluateSection(_Section):
@@ -113,7 +137,8 @@ def _check(config: Config, source: str) -> None:
         "profile.schemes": lambda: [Scheme.parse(s) for s in profile.schemes],
         "profile.estimator": lambda: plugins.check("estimators", profile.estimator),
         "profile.metrics": lambda: _check_metrics(profile),
-        "allocate": lambda: config.allocate.budget,
+        "allocate": lambda: (config.allocate.budget, config.allocate.objective, config.allocate.constraints),
+        "allocate.allowed": lambda: [Scheme.parse(s) for schemes in config.allocate.allowed.values() for s in schemes],
         "allocate.solver": lambda: plugins.check("solvers", config.allocate.solver),
         "evaluate.metrics": lambda: [plugins.check("metrics", m) for m in evaluate.metrics],
         "evaluate.uniform": lambda: evaluate.uniform and Scheme.parse(evaluate.uniform),

@@ -22,7 +22,7 @@ from .core.errors import ArtifactError, QSearchError, nearest
 from .core.graph import OpGraph
 from .core.plan import BitPlan
 from .core.table import SensitivityTable
-from .decide.problem import check_budget
+from .decide.building import check_budget
 
 if TYPE_CHECKING:
     from .measure.pipelines import Prompts, Sampling
@@ -225,14 +225,14 @@ def allocate(run: Run, graph: OpGraph, table: SensitivityTable) -> BitPlan:
     """The best plan within the budget, in plan.json."""
     c = run.config.allocate
     parent = _content_key(table)
-    key = run.key("allocate", table=parent, **c.model_dump())
+    key = run.key("allocate", table=parent, timed=_text(Path(c.device)) if c.device else "", **c.model_dump())
     known: BitPlan | None = run.found("plan.json", key, lambda path: BitPlan.load(path, graph))
     if known is not None:
         run.progress.say("allocate: plan.json is up to date")
         return known
-    from .decide.allocation import allocate as verb
+    from .planning import make_plan
 
-    plan = verb(graph, table, c.budget, solver=c.solver, metric=c.metric, seconds=c.seconds)
+    plan = make_plan(c, graph, table)
     plan.save(run.path("plan.json"), key=key, parents={"table": parent}, seed=run.config.seed)
     run.progress.say(
         f"allocate: {plan.achieved.average_bits:.3f} stored bits a weight, {plan.solver.name} says {plan.solver.status} in {plan.solver.seconds:.2f} s"
@@ -240,11 +240,22 @@ def allocate(run: Run, graph: OpGraph, table: SensitivityTable) -> BitPlan:
     return plan
 
 
+def frontier(run: Run, graph: OpGraph, table: SensitivityTable) -> list[BitPlan]:
+    """A plan for every quarter of a bit from 2.5 to 8, in frontier/ and drawn in frontier.svg."""
+    from .planning import save_frontier
+
+    plans = save_frontier(run.folder, run.config.allocate, graph, table)
+    first, last = plans[0].achieved.average_bits, plans[-1].achieved.average_bits
+    run.progress.say(f"allocate: {len(plans)} plans from {first:.2f} to {last:.2f} stored bits a weight in {run.path('frontier')}, drawn in frontier.svg")
+    return plans
+
+
 def evaluate(run: Run, graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:
     """Full precision, uniform, the plan and random plans of its size, measured with common noise: trials.db and results.json."""
     from .core.scheme import KEEP
     from .core.trials import Trials
     from .decide.allocation import random_plan
+    from .planning import sized
     from .report.pictures import picture_path, pictures_of
 
     c = run.config
@@ -253,7 +264,7 @@ def evaluate(run: Run, graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:
         plans[f"uniform {c.evaluate.uniform}"] = BitPlan.uniform(graph, c.evaluate.uniform)
     plans["plan"] = plan
     for i in range(c.evaluate.random):
-        plans[f"random {i}" if c.evaluate.random > 1 else "random"] = random_plan(graph, c.profile.schemes, c.allocate.budget, c.seed * 1000 + i)
+        plans[f"random {i}" if c.evaluate.random > 1 else "random"] = random_plan(graph, c.profile.schemes, sized(c.allocate.budget, plan), c.seed * 1000 + i)
     texts = digest(run.prompts(c.evaluate.samples, part=1).texts)  # of a file, those after the ones for profiling
     asked = {"seed": c.seed, "prompts": texts, "sampling": c.sampling.model_dump(), "bins": c.profile.bins}
     setting = run.key("evaluate", model=run.fingerprint, samples=c.evaluate.samples, metrics=sorted(c.evaluate.metrics), **asked)
@@ -303,7 +314,9 @@ def run(config: Config | Path | str, progress: Progress | None = None) -> list[d
     _ = job.model_folder  # a wrong name is said before anything is written
     configs.save(job.config, job.path("config.yaml"))
     graph = extract(job)
-    check_budget(graph, job.config.allocate.budget, job.config.profile.schemes)  # before minutes of work, not after
+    check_budget(
+        graph, job.config.allocate.budget, job.config.profile.schemes, constraints=job.config.allocate.constraints
+    )  # before minutes of work, not after
     table = profile(job, graph)
     plan = allocate(job, graph, table)
     rows = evaluate(job, graph, plan)

@@ -10,12 +10,13 @@ shown to reject a plug-in that is wrong on purpose.
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from .core.contract import Contract
-from .core.errors import InfeasibleBudget
+from .core.errors import InfeasibleBudget, QSearchError
 from .core.scheme import Scheme
 from .decide.problem import Problem
 from .measure.contracts import ActivationContract, QuantizerContract, TransformContract, assert_step_law
@@ -24,13 +25,16 @@ __all__ = ["ActivationContract", "MetricContract", "QuantizerContract", "SolverC
 
 
 class SolverContract(Contract):
-    """What holds for every file in `solvers/`: budgets are kept, infeasible ones are said to be, exact solvers equal brute force."""
+    """What holds for every file in `solvers/`: limits are kept, infeasible problems are said to be, exact solvers equal brute force, bounds are below.
+
+    A module says `exact` (its plans are the best) and `quadratic` (it minimises the total with interactions; others refuse such a problem).
+    """
 
     kind = "solvers"
     problems: ClassVar[int] = 40
 
-    def problem(self, seed: int) -> Problem:
-        """Six sites with three choices each, one or two limits."""
+    def problem(self, seed: int, *, interactions: bool = False) -> Problem:
+        """Six sites with three choices each, one or two limits, every third with at most two formats; with scores of eight probes where asked."""
         dice = np.random.default_rng(seed)
         options = tuple(Scheme.parse(s) for s in ("uint2-c", "uint4-c", "uint8-c"))
         weights = dice.integers(1, 50, 6)
@@ -40,16 +44,16 @@ class SolverContract(Contract):
         if seed % 2:
             costs["bit_operations"] = tuple(np.sort(dice.uniform(1, 9, 3)) for _ in range(6))
             limits["bit_operations"] = float(sum(c.max() for c in costs["bit_operations"]) * dice.uniform(0.5, 1.0))
-        return Problem(tuple(f"layer{i}" for i in range(6)), (options,) * 6, values, costs, limits)
+        scores = None
+        if interactions:
+            scores = dice.normal(0, 1, (8, 6, 3)) + dice.normal(0, 1, (8, 1, 1))
+            scores *= np.sqrt(np.array(values) / (scores**2).mean(0))  # so that their mean squares are the values
+        few = 2 if seed % 3 == 2 else None
+        return Problem(tuple(f"layer{i}" for i in range(6)), (options,) * 6, values, costs, limits, few, scores, 0.8)
 
     def _best(self, problem: Problem) -> float | None:
-        best = None
-        for picks in itertools.product(range(3), repeat=6):
-            fits = all(sum(c[k] for c, k in zip(problem.costs[n], picks, strict=True)) <= limit for n, limit in problem.limits.items())
-            if fits:
-                value = float(sum(v[k] for v, k in zip(problem.values, picks, strict=True)))
-                best = value if best is None else min(best, value)
-        return best
+        found = [problem.worth(p) for p in map(np.array, itertools.product(range(3), repeat=6)) if problem.keeps(p)]
+        return min(found, default=None)
 
     def test_plans_keep_their_limits_and_exact_ones_are_the_best(self) -> None:
         """On random problems, against all 729 assignments."""
@@ -59,12 +63,20 @@ class SolverContract(Contract):
             if best is None:
                 continue
             chosen, said = self.module.solve(problem, seconds=10.0)
-            for name, limit in problem.limits.items():
-                spent = sum(c[o.index(chosen[s])] for s, o, c in zip(problem.sites, problem.choices, problem.costs[name], strict=True))
-                assert spent <= limit * (1 + 1e-9), f"problem {seed}: {name} {spent} above {limit}"
+            self._check(f"problem {seed}", problem, chosen, said, best)
             if self.module.exact:
                 assert abs(problem.total(chosen) - best) <= 1e-6 * best, f"problem {seed}: {problem.total(chosen)} instead of {best}"
                 assert said.status == "optimal", f"problem {seed}: {said.status}"
+
+    def _check(self, name: str, problem: Problem, chosen: Any, said: Any, best: float) -> None:
+        picks = problem.picks(chosen)
+        for limit in problem.limits:
+            spent = problem.used(limit, picks)
+            assert spent <= problem.limits[limit] * (1 + 1e-9), f"{name}: {limit} {spent} above {problem.limits[limit]}"
+        used = problem.formats_of(picks)
+        assert problem.formats is None or len(used) <= problem.formats, f"{name}: {len(used)} formats, at most {problem.formats} are allowed"
+        assert said.objective is None or abs(said.objective - problem.total(chosen)) <= 1e-6 * abs(best), f"{name}: says {said.objective}"
+        assert said.bound is None or said.bound <= best + 1e-6 * abs(best), f"{name}: bound {said.bound} above the best, {best}"
 
     def test_an_infeasible_problem_is_called_so(self) -> None:
         """Limits that no assignment keeps raise `InfeasibleBudget`; nothing is returned."""
@@ -75,6 +87,27 @@ class SolverContract(Contract):
         except InfeasibleBudget:
             return
         raise AssertionError(f"an infeasible problem was answered with {chosen}")
+
+    def test_interactions_are_minimised_or_refused(self) -> None:
+        """A quadratic solver is no worse than the best additive assignment is under interactions; another says that it knows none."""
+        from .decide.solvers import ilp
+
+        for seed in range(max(2, self.problems // 4)):
+            problem = self.problem(seed, interactions=True)
+            best = self._best(problem)
+            if best is None:
+                continue
+            if not self.module.quadratic:
+                try:
+                    self.module.solve(problem, seconds=10.0)
+                except QSearchError:
+                    continue
+                raise AssertionError(f"problem {seed}: interactions were left out without a word")
+            chosen, said = self.module.solve(problem, seconds=10.0)
+            self._check(f"problem {seed}", problem, chosen, said, best)
+            additive, _ = ilp.solve(replace(problem, scores=None))
+            worth = problem.total(additive)
+            assert problem.total(chosen) <= worth + 1e-9 * abs(worth), f"problem {seed}: {problem.total(chosen)}, without interactions {worth}"
 
 
 class MetricContract(Contract):

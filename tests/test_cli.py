@@ -431,3 +431,50 @@ def test_a_process_of_its_own_gives_the_line_and_the_code(tmp_path: Path) -> Non
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "qsearch: a model is a name of the zoo, a card or a local diffusers folder; given 'scenes-dti'; did you mean 'scenes-dit'?\n"
+
+
+def test_a_frontier_is_plans_by_size_and_a_picture(command: Command, folder: Path) -> None:
+    code, _, said = command("allocate", folder, "--frontier")
+
+    assert code == 0, said
+    paths = sorted((folder / "frontier").glob("plan-*.json"))
+    plans = [BitPlan.load(p, GRAPH) for p in paths]
+    assert f"{len(plans)} plans" in said
+    assert len(plans) > 15
+    assert [p.name for p in paths] == [f"plan-{p.budget.average_bits:.2f}.json" for p in plans if p.budget]
+    losses = [p.solver.objective or 0.0 for p in plans]
+    assert losses == sorted(losses, reverse=True)
+    picture = (folder / "frontier.svg").read_text()
+    assert picture.startswith("<svg")
+    assert "uint4-c" in picture
+    assert "var(--" not in picture
+
+
+def test_the_reasons_for_a_layer_name_every_choice_and_the_next_best(command: Command, folder: Path) -> None:
+    assert command("allocate", folder, "--average-bits", "6.0")[0] == 0
+    layer = "transformer_blocks.0.ff.net.2"
+
+    code, shown, _ = command("show", folder / "plan.json", "--why", layer)
+
+    assert code == 0
+    for scheme in (*SCHEMES, "keep"):
+        assert scheme in shown
+    assert "the next-best choice is" in shown
+    assert "with 0.1 stored bits less" in shown
+    assert "takes" in shown
+
+
+def test_the_reasons_for_a_layer_that_is_none_name_the_nearest(refused: Callable[..., str], folder: Path) -> None:
+    assert "did you mean 'proj_out'" in refused("show", folder / "plan.json", "--why", "proj_outt")
+
+
+def test_a_plan_for_a_device_keeps_its_time(command: Command, folder: Path) -> None:
+    code, _, said = command("allocate", folder, "--device", "h200", "--latency", "1.0")
+
+    assert code == 0, said
+    achieved = json.loads((folder / "plan.json").read_text())["achieved"]
+    assert 0 <= achieved["latency"] <= 1.0
+
+
+def test_a_time_without_a_device_is_refused(refused: Callable[..., str], folder: Path) -> None:
+    assert "needs allocate.device" in refused("allocate", folder, "--latency", "1.0")

@@ -2,54 +2,47 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+
 import numpy as np
-from numpy.typing import NDArray
 
-from ..core.errors import InfeasibleBudget, QSearchError
-from ..core.scheme import Scheme
-from .problem import Problem
-
-Picks = NDArray[np.int64]
-Matrix = NDArray[np.float64]
+from .problem import Matrix, Picks, Problem, Vector, padded
 
 
 class Moves:
     """A problem as padded matrices [sites, choices], on which all single-site changes are priced at once.
 
-    Costs are divided by their limits, so that every limit is 1 and several can be added. Padding is infinitely bad.
+    Costs are divided by the size of their limits, so that several can be added; `caps` are the limits in that unit, `scales` its size. Padding is infinitely bad.
     """
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        width = max(len(c) for c in problem.choices)
-        for name, limit in problem.limits.items():
-            least = float(sum(c.min() for c in problem.costs[name]))
-            if least > limit * (1 + 1e-12):
-                raise InfeasibleBudget(f"no assignment keeps {name} within {limit:g}; the least possible is {least:g}")
-
-        def padded(vectors: tuple[NDArray[np.float64], ...], scale: float = 1.0) -> Matrix:
-            out = np.full((len(vectors), width), np.inf)
-            for row, vector in zip(out, vectors, strict=True):
-                row[: len(vector)] = vector / scale
-            return out
-
         self.values = padded(problem.values)
-        self.costs = [padded(problem.costs[name], max(limit, 1e-300)) for name, limit in problem.limits.items()]
+        self.scales = np.array([max(abs(limit), problem.span[name]) or 1.0 for name, limit in problem.limits.items()])
+        self.costs = [padded(problem.costs[name]) / scale for name, scale in zip(problem.limits, self.scales, strict=True)]
+        self.caps: Vector = np.array(list(problem.limits.values())) / self.scales
         self._rows = np.arange(len(self.values))
 
-    def spent(self, picks: Picks) -> Matrix:
-        """Share of each limit that the assignment uses: [limits]."""
+    def within(self, limits: Mapping[str, float]) -> Moves:
+        """The same matrices with other limits."""
+        made = copy.copy(self)
+        made.caps = np.array([limits[name] for name in self.problem.limits]) / self.scales
+        return made
+
+    def spent(self, picks: Picks) -> Vector:
+        """What the assignment uses of each limit, in the unit of `caps`."""
         return np.array([cost[self._rows, picks].sum() for cost in self.costs])
 
     def value(self, picks: Picks) -> float:
-        """Total value of the assignment."""
+        """Total value of the assignment, without interactions."""
         return float(self.values[self._rows, picks].sum())
 
-    def repair(self, picks: Picks) -> Picks:
-        """Change sites, those that lose least value for what they free first, until every limit holds."""
+    def repair(self, picks: Picks) -> Picks | None:
+        """Change sites, those that lose least value for what they free first, until every limit holds; None where single changes don't get there."""
         picks = picks.copy()
         for _ in range(self.values.size):
-            over = self.spent(picks) - 1
+            over = self.spent(picks) - self.caps
             broken = [i for i, x in enumerate(over) if x > 1e-12]
             if not broken:
                 return picks
@@ -61,22 +54,22 @@ class Moves:
             price = np.where(freed > 1e-15, np.maximum(lost, 0) / np.maximum(freed, 1e-300), np.inf)
             site, choice = np.unravel_index(int(np.argmin(price)), price.shape)
             if not np.isfinite(price[site, choice]):
-                break
+                return None
             picks[site] = choice
-        raise QSearchError(f"single changes found no assignment within all of {', '.join(self.problem.limits)}; the solver ilp decides whether there is one")
+        return None
 
     def improve(self, picks: Picks) -> Picks:
         """Change sites, those that gain most value for what they cost first, while every limit holds and something is gained."""
         picks = picks.copy()
         for _ in range(self.values.size * 4):
-            room = 1 - self.spent(picks)
+            room = self.caps - self.spent(picks)
             gained = np.nan_to_num(self._gain(self.values, picks), nan=-np.inf)
             extra = np.zeros_like(gained)
             fits = gained > 0
             for cost, left in zip(self.costs, room, strict=True):
                 more = -self._gain(cost, picks)
                 fits &= more <= left + 1e-15
-                extra += np.maximum(np.nan_to_num(more, nan=np.inf), 0)
+                extra += np.maximum(np.nan_to_num(more, nan=np.inf, posinf=np.inf), 0)
             if not fits.any():
                 return picks
             rate = np.where(fits, gained / np.maximum(extra, 1e-12), -np.inf)
@@ -84,14 +77,10 @@ class Moves:
             picks[site] = choice
         return picks
 
-    def chosen(self, picks: Picks) -> dict[str, Scheme]:
-        """The assignment by name."""
-        return {site: options[int(k)] for site, options, k in zip(self.problem.sites, self.problem.choices, picks, strict=True)}
-
     def cheapest(self) -> Picks:
-        """For each site the choice that uses least of all limits together."""
-        total: Matrix = np.sum(self.costs, axis=0)
-        picks: Picks = np.argmin(total, axis=1)
+        """For each site the choice that uses least of all limits together; of equals the best."""
+        total: Matrix = np.sum([*self.costs, np.zeros_like(self.values)], axis=0)
+        picks: Picks = np.argmin(np.where(total <= total.min(axis=1, keepdims=True), self.values, np.inf), axis=1).astype(np.int64)
         return picks
 
     def _gain(self, matrix: Matrix, picks: Picks) -> Matrix:

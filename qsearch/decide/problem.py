@@ -1,100 +1,139 @@
 """Problem: sites x choices with values, costs and limits; all a solver sees.
 
 The value of a choice is its noise power on the output: errors of independent choices add as powers, not as decibels (a sum of dB
-mostly buys layers that are cheap, see the reference plans of MixDQ). Built from a table and a graph, without torch.
+mostly buys layers that are cheap, see the reference plans of MixDQ). Where probes are given, their products say how the errors of
+two choices interact. `building.py` makes a problem from a graph, values and a budget; here it is only counted.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.errors import InfeasibleBudget, QSearchError, nearest
-from ..core.graph import OpGraph
-from ..core.plan import Budget, cost
-from ..core.scheme import KEEP, Scheme
-from ..core.table import SensitivityTable
+from ..core.errors import QSearchError
+from ..core.scheme import Scheme
 
 Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+Picks = NDArray[np.int64]
+#: a scheme, or one a step bin
+Choice = Scheme | tuple[Scheme, ...]
+_ROUNDING = 1e-12  # of a sum of costs, as `Budget.excess` allows
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Choose one of `choices[i]` for each of `sites`: least sum of `values`, every sum of `costs` within its limit.
+    """Choose one of `choices[i]` for each of `sites`: least total, every sum of `costs` within its limit, at most `formats` different formats.
 
-    `values[i]`, `costs[name][i]`: one number a choice. `fixed`: what the layers that are no sites cost, already taken off the limits.
+    `values[i]`, `costs[name][i]`: one number a choice. `scores` [probes, sites, choices], padded with zeros: probe scores, each squared and
+    averaged over the probes a noise power; `trust` in [0, 1]: how much of their products counts (0 = additive). `spent`: what layers that are
+    no sites cost, already taken off the limits. `members`: site -> layers, where a site stands for several that are tied.
     """
 
     sites: tuple[str, ...]
-    choices: tuple[tuple[Scheme, ...], ...]
+    choices: tuple[tuple[Choice, ...], ...]
     values: tuple[Vector, ...]
     costs: dict[str, tuple[Vector, ...]]
     limits: dict[str, float]
+    formats: int | None = None
+    scores: NDArray[np.float64] | None = None
+    trust: float = 1.0
+    spent: dict[str, float] = field(default_factory=dict)
+    members: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def total(self, chosen: Mapping[str, Scheme]) -> float:
-        """Sum of the values of a full assignment."""
-        return float(sum(self.values[i][self.choices[i].index(chosen[s])] for i, s in enumerate(self.sites)))
+    def __post_init__(self) -> None:
+        if not self.sites:
+            raise QSearchError("a problem needs at least one layer that can be changed")
+        if empty := [site for site, options in zip(self.sites, self.choices, strict=True) if not options]:
+            raise QSearchError(f"every layer needs a choice; {empty[0]} has none")
+        if self.scores is not None and self.scores.shape[1:] != (len(self.sites), self.width):
+            raise QSearchError(f"scores are [probes, sites, choices]; given {self.scores.shape} for {len(self.sites)} sites and {self.width} choices")
+
+    @property
+    def width(self) -> int:
+        """The most choices of a site."""
+        return max(len(options) for options in self.choices)
+
+    def picks(self, chosen: Mapping[str, Choice]) -> Picks:
+        """Index of each site's choice."""
+        return np.array([options.index(chosen[site]) for site, options in zip(self.sites, self.choices, strict=True)], dtype=np.int64)
+
+    def chosen(self, picks: Picks) -> dict[str, Choice]:
+        """The assignment by name."""
+        return {site: options[int(k)] for site, options, k in zip(self.sites, self.choices, picks, strict=True)}
+
+    def total(self, chosen: Mapping[str, Choice]) -> float:
+        """What a full assignment is worth: the sum of its values, and of the products of its scores where there are some."""
+        return self.worth(self.picks(chosen))
+
+    def worth(self, picks: Picks) -> float:
+        """`total` of an assignment by index."""
+        additive = float(sum(v[k] for v, k in zip(self.values, picks, strict=True)))
+        if self.scores is None:
+            return additive
+        taken = self.scores[:, np.arange(len(picks)), picks]
+        return additive + self.trust * float((taken.sum(1) ** 2 - (taken**2).sum(1)).mean())
+
+    def used(self, name: str, picks: Picks) -> float:
+        """Sum of one cost."""
+        return float(sum(c[k] for c, k in zip(self.costs[name], picks, strict=True)))
+
+    def broken(self, picks: Picks) -> dict[str, float]:
+        """name -> how far above its limit, for every limit that is broken."""
+        over = {name: self.used(name, picks) - limit for name, limit in self.limits.items()}
+        return {name: x for name, x in over.items() if x > _ROUNDING * (abs(self.limits[name]) + self.span[name])}
+
+    def keeps(self, picks: Picks) -> bool:
+        """Whether an assignment is allowed: every limit holds, and the formats are few enough."""
+        return not self.broken(picks) and (self.formats is None or len(self.formats_of(picks)) <= self.formats)
+
+    @cached_property
+    def span(self) -> dict[str, float]:
+        """name -> the largest single cost, the size of its rounding where its limit is zero."""
+        return {name: max(float(np.abs(c).max()) for c in self.costs[name]) for name in self.limits}
+
+    def formats_of(self, picks: Picks) -> set[str]:
+        """The formats that an assignment uses, `keep` not counted."""
+        return {f for options, k in zip(self.choices, picks, strict=True) for f in formats(options[int(k)])}
+
+    def only(self, allowed: set[str]) -> tuple[Problem, list[Picks]] | None:
+        """The problem with choices of these formats (and `keep`) alone, and each site's old indices; None where a site is left without."""
+        kept = [np.array([k for k, option in enumerate(options) if formats(option) <= allowed], np.int64) for options in self.choices]
+        return None if any(len(k) == 0 for k in kept) else (self.cut(kept), kept)
+
+    def cut(self, kept: list[Picks]) -> Problem:
+        """The problem with choices `kept[i]` of each site alone; the number of formats is limited no more."""
+        scores = None
+        if self.scores is not None:
+            scores = np.zeros((len(self.scores), len(kept), max(map(len, kept))))
+            for i, k in enumerate(kept):
+                scores[:, i, : len(k)] = self.scores[:, i, k]
+        return replace(
+            self,
+            choices=tuple(tuple(options[int(j)] for j in k) for options, k in zip(self.choices, kept, strict=True)),
+            values=tuple(v[k] for v, k in zip(self.values, kept, strict=True)),
+            costs={name: tuple(c[k] for c, k in zip(rows, kept, strict=True)) for name, rows in self.costs.items()},
+            formats=None,
+            scores=scores,
+        )
+
+    def layers(self, chosen: Mapping[str, Choice]) -> dict[str, Choice]:
+        """The assignment layer by layer: tied layers get what their site got."""
+        return {layer: choice for site, choice in chosen.items() for layer in self.members.get(site, (site,))}
 
 
-def make_problem(graph: OpGraph, table: SensitivityTable, budget: Budget, *, metric: str = "noise", schemes: Sequence[Scheme | str] | None = None) -> Problem:
-    """Problem over the quantizable layers: the table's schemes (or those in `schemes`), and `keep`, which adds no noise.
-
-    Raises `QSearchError` for a layer without values and `InfeasibleBudget`, with the best reachable, for a budget below the cheapest choices.
-    """
-    table.check(graph)
-    measured = table.values(metric)
-    allowed = None if schemes is None else {str(Scheme.parse(s)) for s in schemes} | {str(KEEP)}
-    known = {s for found in measured.values() for s in found} | {str(KEEP)}
-    for name in sorted((allowed or known) - known):
-        raise QSearchError(f"the table has no scheme {name}{nearest(name, known)}")
-    sites, choices, values = [], [], []
-    for layer in graph.quantizable:
-        if layer.name not in measured:
-            raise QSearchError(f"the table has no values for {layer.name}; profile it, or keep it by making it not quantizable")
-        found = {str(KEEP): 0.0} | {s: v for s, v in measured[layer.name].items() if allowed is None or s in allowed}
-        sites.append(layer.name)
-        choices.append(tuple(Scheme.parse(s) for s in found))
-        values.append(np.array(list(found.values())))
-    fixed = {layer.name: KEEP for layer in graph if not layer.quantizable}
-    rest = {name: price(graph, name, fixed) for name in budget.limits}
-    scale = _scale(graph)
-    costs = {
-        name: tuple(np.array([price(graph, name, {site: c}) for c in options]) * scale[name] for site, options in zip(sites, choices, strict=True))
-        for name in budget.limits
-    }
-    limits = {name: limit - rest[name] * scale[name] for name, limit in budget.limits.items()}
-    for name in limits:
-        _check(budget, name, float(sum(c.min() for c in costs[name])) + rest[name] * scale[name])
-    return Problem(tuple(sites), tuple(choices), tuple(values), costs, limits)
+def formats(choice: Choice) -> set[str]:
+    """Formats of weights that a choice needs, `keep` not counted."""
+    return {s.format for s in ((choice,) if isinstance(choice, Scheme) else choice) if s.format != "keep"}
 
 
-def check_budget(graph: OpGraph, budget: Budget, schemes: Sequence[Scheme | str]) -> None:
-    """Raise `InfeasibleBudget`, with the best reachable, where `schemes` and `keep` can't keep a limit; needs no table, so it can be asked first."""
-    options = [*map(Scheme.parse, schemes), KEEP]
-    for name in budget.limits:
-        least = (min(price(graph, name, {x.name: s}) for s in (options if x.quantizable else [KEEP])) for x in graph)
-        _check(budget, name, sum(least) * _scale(graph)[name])
-
-
-def _scale(graph: OpGraph) -> dict[str, float]:
-    return {"average_bits": 1 / graph.weights, "bytes": 1 / 8, "bit_operations": 1.0}
-
-
-def _check(budget: Budget, name: str, best: float) -> None:
-    if best > budget.limits[name] * (1 + 1e-12):  # rounding of the sum, as `Budget.excess` allows
-        # Rounded up: who asks for the number that is printed gets it.
-        shown = f"{math.ceil(best * 1e4) / 1e4:.4f}" if name == "average_bits" else f"{math.ceil(best)}"
-        raise InfeasibleBudget(f"no plan reaches {name} {budget.limits[name]:g}; the least with these choices is {shown}")
-
-
-def price(graph: OpGraph, name: str, layers: Mapping[str, Scheme]) -> float:
-    """The part of a cost that `layers` make, in the unit before scaling (bits, or bit-operations)."""
-    part = OpGraph(graph.model, tuple(graph.layer(n) for n in layers)) if layers else None
-    if part is None:
-        return 0.0
-    priced = cost(part, layers)
-    return float(priced.bit_operations if name == "bit_operations" else priced.bits)
+def padded(vectors: tuple[Vector, ...], filling: float = np.inf) -> Matrix:
+    """Vectors of different lengths as the rows of a matrix."""
+    out = np.full((len(vectors), max(map(len, vectors))), filling)
+    for row, vector in zip(out, vectors, strict=True):
+        row[: len(vector)] = vector
+    return out

@@ -11,10 +11,12 @@ import io
 import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..core.artifacts import write_text
 from .plots import FAMILIES, LayerAxis, LayerBits, LayerNoise, SizeQuality
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ _STYLE: dict[Any, Any] = {
 
 def draw_layer_bits(data: LayerBits, width: int = WIDE) -> Figure:
     """Bars of stored bits, a number of code bits on each, coloured by family of roles; the average and the budget as lines."""
-    return _styled(lambda: _draw_layer_bits(data, width))
+    return styled(lambda: _draw_layer_bits(data, width))
 
 
 def _draw_layer_bits(data: LayerBits, width: int) -> Figure:
@@ -78,7 +80,7 @@ def _draw_layer_bits(data: LayerBits, width: int) -> Figure:
 
 def draw_layer_noise(data: LayerNoise, width: int = WIDE) -> Figure:
     """Heat map of decibels: layers along the width of a wide figure or down a narrow one, a dot where the plan's choice is."""
-    return _styled(lambda: _draw_layer_noise(data, width))
+    return styled(lambda: _draw_layer_noise(data, width))
 
 
 def _draw_layer_noise(data: LayerNoise, width: int) -> Figure:
@@ -117,11 +119,11 @@ def _draw_layer_noise(data: LayerNoise, width: int) -> Figure:
 
 def draw_size_quality(data: SizeQuality, width: int = HALF) -> Figure:
     """Plans as points with one standard error each way, named beside them; size begins at zero."""
-    return _styled(lambda: _draw_size_quality(data, width))
+    return styled(lambda: _draw_size_quality(data, width))
 
 
 def _draw_size_quality(data: SizeQuality, width: int) -> Figure:
-    figure, ax = _figure(width, 300)
+    figure, ax = canvas(width, 300)
     for name, size, mean, error in zip(data.plans, data.kilobytes, data.means, data.errors, strict=True):
         ours = name == "plan"
         colour = FAMILY_COLOURS["self-attention"] if ours else FAMILY_COLOURS["cross-attention"] if name.startswith("uniform") else QUIET
@@ -162,14 +164,25 @@ def svg(figure: Figure, *, key: str, label: str) -> str:
     return re.sub(rf"<svg ([^>]*?){size}", rf'<svg role="img" aria-label="{escape(label)}" \1', text, count=1)
 
 
-def _styled(draw: Callable[[], Figure]) -> Figure:
+def save_svg(path: Path, figure: Figure, *, label: str) -> None:
+    """The figure as a file of its own, with the light colours of a page filled in."""
+    text = svg(figure, key="alone", label=label)
+    for name, colour in (("ink", INK), ("quiet", QUIET), ("faint", FAINT), ("paper", PAPER)):
+        text = text.replace(f"var(--{name})", colour)
+    text = text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) if " xmlns=" not in text else text
+    write_text(path, text.replace("font-family: inherit", "font-family: sans-serif"))
+
+
+def styled(draw: Callable[[], Figure]) -> Figure:
+    """What `draw` makes in the style of the page."""
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):
         return draw()
 
 
-def _figure(width: int, height: float) -> tuple[Figure, Axes]:
+def canvas(width: int, height: float) -> tuple[Figure, Axes]:
+    """An empty figure of that many CSS pixels, and its axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / 96, height / 96), dpi=96, layout="constrained")
@@ -183,7 +196,7 @@ def _layer_figure(axis: LayerAxis, width: int, *, across: float) -> tuple[Figure
     pitch = (width - 110) / n if wide else 13.0
     text = min(_TEXT, pitch / 1.4)
     named = text >= 4.5  # smaller is no text
-    figure, ax = _figure(width, across + 60 + (6.2 * max(map(len, axis.labels)) * text / _TEXT if named else 0) if wide else 130 + pitch * n)
+    figure, ax = canvas(width, across + 60 + (6.2 * max(map(len, axis.labels)) * text / _TEXT if named else 0) if wide else 130 + pitch * n)
     along = ax.xaxis if wide else ax.yaxis
     # Anchored at its end, so that a browser's narrower font leaves no gap to the axis.
     turned: dict[str, Any] = {"rotation": 90, "rotation_mode": "anchor", "ha": "right", "va": "center"} if wide else {}

@@ -61,7 +61,13 @@ def show(path: Path, device: str | None = None) -> list[Table | str]:
         return [_trials(path)]
     if kind == "qsearch.graph":
         return _graph(path, device)
-    shown = {"qsearch.plan": _plan, "qsearch.sensitivity": _sensitivity, "qsearch.results": _results}
+    shown = {
+        "qsearch.plan": _plan,
+        "qsearch.stepplan": _stepplan,
+        "qsearch.latency": _latency,
+        "qsearch.sensitivity": _sensitivity,
+        "qsearch.results": _results,
+    }
     if kind not in shown:
         raise QSearchError(f"{path} is a {kind}; show knows qsearch.graph, {', '.join(shown)}")
     try:
@@ -123,14 +129,43 @@ def _roofline(graph: Any, name: str) -> Table:
 
 def _plan(path: Path) -> list[Table | str]:
     _, content = read_json(path, "qsearch.plan/1")
-    achieved, solver = content["achieved"], content["solver"]
-    table = Table(
-        title=f"{achieved['average_bits']:.3f} stored bits a weight, {achieved['bytes']:,} bytes; {solver['name']}: {solver['status']}", title_justify="left"
-    )
+    table = Table(title=_achieved(content), title_justify="left")
     table.add_column("layer", overflow="fold")
     table.add_column("scheme", overflow="fold")
     for name, scheme in content["layers"].items():
         table.add_row(name, scheme)
+    return [table]
+
+
+def _achieved(content: dict[str, Any]) -> str:
+    """Size, time where it was limited, and what the solver said."""
+    achieved, solver = content["achieved"], content["solver"]
+    line = f"{achieved['average_bits']:.3f} stored bits a weight, {achieved['bytes']:,} bytes"
+    line += f", {1e3 * achieved['latency']:.4g} ms a call" if achieved.get("latency") is not None else ""
+    line += f"; {solver['name']}: {solver['status']}"
+    return line + (f", at most {solver['gap']:.2%} above the best" if solver["gap"] else "")
+
+
+def _stepplan(path: Path) -> list[Table | str]:
+    _, content = read_json(path, "qsearch.stepplan/1")
+    table = Table(title=f"{_achieved(content)}; every copy counted", title_justify="left")
+    table.add_column("layer", overflow="fold")
+    for i in range(len(next(iter(content["layers"].values())))):
+        table.add_column(f"bin {i + 1}", overflow="fold")
+    for name, schemes in content["layers"].items():
+        table.add_row(name, *schemes)
+    return [table]
+
+
+def _latency(path: Path) -> list[Table | str]:
+    _, content = read_json(path, "qsearch.latency/1")
+    schemes = sorted({s for row in content["seconds"].values() for s in row})
+    table = Table(title=f"milliseconds of a call on {content['device']}; {1e3 * content['rest']:.4g} ms that no scheme changes", title_justify="left")
+    table.add_column("layer", overflow="fold")
+    for scheme in schemes:
+        table.add_column(scheme, justify="right", overflow="fold")
+    for name, row in content["seconds"].items():
+        table.add_row(name, *(f"{1e3 * row[s]:.3g}" if s in row else "-" for s in schemes))
     return [table]
 
 

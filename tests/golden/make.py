@@ -9,7 +9,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from qsearch.core import graph, plan, table, trials
+from qsearch.core import graph, latency, plan, stepplan, table, trials
 from tests.conftest import make_graph
 
 FOLDER = Path(__file__).parent
@@ -34,7 +34,14 @@ SOLVER = plan.Solver("ilp", "optimal", 0.0, 1.5, 1.5, 0.01)
 
 def paths() -> dict[str, Path]:
     """Noun -> where today's version of its file lies, e.g. graph-1.json."""
-    nouns = {"graph": (graph.SCHEMA, "json"), "plan": (plan.SCHEMA, "json"), "table": (table.SCHEMA, "parquet"), "trials": (trials.STUDY, "db")}
+    nouns = {
+        "graph": (graph.SCHEMA, "json"),
+        "plan": (plan.SCHEMA, "json"),
+        "stepplan": (stepplan.SCHEMA, "json"),
+        "latency": (latency.SCHEMA, "json"),
+        "table": (table.SCHEMA, "parquet"),
+        "trials": (trials.STUDY, "db"),
+    }
     return {noun: FOLDER / f"{noun}-{schema.partition('/')[2]}.{ending}" for noun, (schema, ending) in nouns.items()}
 
 
@@ -48,6 +55,12 @@ def main() -> None:
         table.SensitivityTable.from_rows(tiny.id, ROWS).save(where["table"], key="golden", parents={"graph": tiny.id}, seed=3)
     if "plan" in where:
         chosen.save(where["plan"], key="golden", parents={"table": "0123456789abcdef"}, seed=3)
+    if "stepplan" in where:
+        steps = {name: (scheme, LAYERS[name]) for name, scheme in {**LAYERS, "out": "uint4-c"}.items()}
+        stepplan.StepPlan.make(tiny, steps, plan.Budget(average_bits=9.0), SOLVER).save(where["stepplan"], key="golden")
+    if "latency" in where:
+        seconds = {layer.name: {"keep": 2e-3, LAYERS[layer.name]: 1e-3} for layer in tiny}
+        latency.Latency(tiny.id, "a clock", seconds, 5e-4).save(where["latency"])
     if "trials" in where:
         trials.Trials(where["trials"], tiny).add("golden", chosen, METRICS, "setting")
         with closing(sqlite3.connect(where["trials"])) as database:

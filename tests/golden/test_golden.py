@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from qsearch.core.graph import OpGraph
+from qsearch.core.latency import Latency
 from qsearch.core.plan import BitPlan, Budget
 from qsearch.core.scheme import Scheme
+from qsearch.core.stepplan import StepPlan
 from qsearch.core.table import SensitivityTable
 from qsearch.core.trials import Trials
 from tests.conftest import make_graph
@@ -47,6 +49,22 @@ def test_every_version_of_a_plan_loads(path: Path) -> None:
 
     assert {name: str(scheme) for name, scheme in plan.layers.items()} == make.LAYERS
     assert (plan.budget, plan.solver) == (Budget(average_bits=8.0), make.SOLVER)
+
+
+@pytest.mark.parametrize("path", every("stepplan"), ids=lambda path: path.name)
+def test_every_version_of_a_step_wise_plan_loads(path: Path) -> None:
+    plan = StepPlan.load(path, make_graph())
+
+    assert [str(b.layers["out"]) for b in plan.bins] == ["uint4-c", "uint8-t"]
+    assert (plan.budget, plan.solver) == (Budget(average_bits=9.0), make.SOLVER)
+
+
+@pytest.mark.parametrize("path", every("latency"), ids=lambda path: path.name)
+def test_every_version_of_a_latency_table_loads(path: Path) -> None:
+    table = Latency.load(path, make_graph().id)
+
+    assert (table.device, table.rest) == ("a clock", 5e-4)
+    assert table.seconds["out"] == {"keep": 2e-3, "uint8-t": 1e-3}
 
 
 @pytest.mark.parametrize("path", every("trials"), ids=lambda path: path.name)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from ...core.errors import QSearchError
 from ...core.plan import Solver
-from ...core.scheme import Scheme
+from ..diagnosis import contradiction
+from ..heuristics import allowed, limited
 from ..moves import Moves
-from ..problem import Problem
+from ..problem import Choice, Problem
 
 exact = False
+quadratic = False
 
 
-def solve(problem: Problem, *, seconds: float = 60.0) -> tuple[dict[str, Scheme], Solver]:
-    """Assignment within all limits. `seconds` is not needed: sites x choices changes at the most, each priced once a round."""
-    del seconds
-    moves = Moves(problem)
-    picks = moves.improve(moves.repair(moves.cheapest()))
-    return moves.chosen(picks), Solver("greedy", "feasible", objective=moves.value(picks))
+def solve(problem: Problem, *, seconds: float = 60.0) -> tuple[dict[str, Choice], Solver]:
+    """Assignment within all limits. Sites x choices changes at the most, each priced once a round. Raises `InfeasibleBudget` where there is none."""
+    if problem.scores is not None:
+        raise QSearchError("greedy adds up single values and knows no interactions; take the solver local, or leave the interactions out")
+    picks = limited(problem, lambda part: allowed(part, Moves(part).cheapest(), seconds))
+    if picks is None and problem.formats is not None:
+        raise QSearchError(f"greedy found no plan with at most {problem.formats} formats; the solver ilp decides whether there is one")
+    if picks is None:
+        raise contradiction(problem)
+    return problem.chosen(picks), Solver("greedy", "feasible", objective=problem.worth(picks))

@@ -1,0 +1,39 @@
+"""Interactions: how far the products of probe scores can be trusted, when there are few probes and many choices.
+
+With probes s, the error of a plan is E[(sum_l s_l)^2]: a sum of squares, and of products between layers. Of a few dozen probes the products
+of unrelated layers are noise of the size 1/sqrt(probes), and a solver that may choose among thousands of them would find plans whose errors
+seem to cancel. So products are shrunk towards zero by the factor that minimises their expected squared error, as Schäfer and Strimmer (2005,
+Statistical Applications in Genetics and Molecular Biology 4, 32, table 2, target "diagonal") shrink a correlation matrix.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def trust_of(scores: NDArray[np.float64]) -> float:
+    """Share in [0, 1] of the products between sites that is more than the noise of the probes; `scores` [probes, sites, choices].
+
+    1 - sum of the products' variances over the sum of their squares, over pairs of choices at different sites, each scaled to mean square
+    one: no choice counts more because it is loud. Computed through sums over sites, never over pairs: O(probes^2 x sites x choices).
+    """
+    count = len(scores)
+    if count < 3:
+        return 0.0
+    power = np.sqrt((scores**2).mean(0))
+    unit = np.divide(scores, power, out=np.zeros_like(scores), where=power > 0)
+    # Over all pairs, minus those of one site with itself (there only one choice is ever taken).
+    squares = (_gram(unit.reshape(count, -1)) - _gram_inside(unit)) / count**2
+    fourth = ((unit**2).sum((1, 2)) ** 2 - ((unit**2).sum(2) ** 2).sum(1)).sum()
+    variances = (fourth / count - squares) / (count - 1)
+    return float(np.clip(1 - variances / squares, 0, 1)) if squares > 0 else 0.0
+
+
+def _gram(rows: NDArray[np.float64]) -> float:
+    """Sum over all pairs of columns of the square of their inner product: that of the rows' Gram matrix, which is smaller."""
+    return float(((rows @ rows.T) ** 2).sum())
+
+
+def _gram_inside(scores: NDArray[np.float64]) -> float:
+    return sum(_gram(scores[:, i]) for i in range(scores.shape[1]))

@@ -1,0 +1,38 @@
+"""Local search on the quadratic probe model: from the additive optimum, single changes and swaps; with a bound from a convex relaxation."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from ...core.errors import QSearchError
+from ...core.plan import Solver
+from ..descent import Descent, convex_bound
+from ..diagnosis import contradiction
+from ..heuristics import approximate, gap_of, limited
+from ..problem import Choice, Picks, Problem
+
+exact = False
+quadratic = True
+
+
+def solve(problem: Problem, *, seconds: float = 60.0, seed: int = 0) -> tuple[dict[str, Choice], Solver]:
+    """Assignment within all limits, with the gap to the relaxation's bound. Raises `InfeasibleBudget` where no assignment keeps the limits.
+
+    Without scores the model is additive, and the bound the Lagrangian one.
+    """
+    began = time.monotonic()
+    ends = began + 0.8 * seconds
+
+    def best(part: Problem) -> Picks | None:
+        start = approximate(replace(part, scores=None), seconds=seconds).picks
+        return None if start is None else Descent(part).run(start, ends=ends, seed=seed)
+
+    picks = limited(problem, best)
+    if picks is None and problem.formats is not None:
+        raise QSearchError(f"local found no plan with at most {problem.formats} formats; the solver ilp decides whether there is one")
+    if picks is None:
+        raise contradiction(problem)
+    value = problem.worth(picks)
+    bound = min(value, convex_bound(problem, picks, ends=began + seconds))
+    return problem.chosen(picks), Solver("local", "feasible", gap_of(value, bound), bound, value)
