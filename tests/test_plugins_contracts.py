@@ -125,7 +125,6 @@ def test_a_wrong_quantizer_is_rejected(quantize: object, test: str) -> None:
         getattr(contract, test)()
 
 
-<<<<<<< HEAD
 def test_a_quantizer_that_ignores_the_inputs_it_asked_for_is_rejected() -> None:
     def towards_zero(groups: Tensor, scheme: Scheme, moments: Tensor) -> Codes:
         made = minmax.quantize(groups, scheme)
@@ -177,13 +176,8 @@ def test_a_wrong_transform_is_rejected(found: Transform, test: str) -> None:
         getattr(contract, test)()
 
 
-def test_a_solver_that_ignores_the_budget_is_rejected() -> None:
-    def solve(problem: Problem, *, seconds: float) -> tuple[dict[str, Scheme], Solver]:
-        return {s: problem.choices[i][-1] for i, s in enumerate(problem.sites)}, Solver("broken", "optimal")
-=======
 def ignores_the_budget(problem: Problem, *, seconds: float) -> tuple[dict[str, Choice], Solver]:
     return {s: problem.choices[i][-1] for i, s in enumerate(problem.sites)}, Solver("broken", "optimal")
->>>>>>> plans
 
 
 def calls_a_heuristic_optimal(problem: Problem, *, seconds: float) -> tuple[dict[str, Choice], Solver]:

@@ -23,7 +23,7 @@ UNSOLVED = Solver("given", "unsolved")
 
 def copies(layer: LayerSpec, schemes: Sequence[Scheme]) -> int:
     """Stored bits of a layer that is `schemes[i]` in bin i: of each different weight format once."""
-    return sum(s.stored_bits(layer.weight_shape, layer.channel_axis) for s in dict.fromkeys(s.weight_only for s in schemes))
+    return sum(s.stored_bits(layer.weight_shape, layer.channel_axis, layer.parts) for s in dict.fromkeys(s.weight_only for s in schemes))
 
 
 @dataclass(frozen=True)
