@@ -182,8 +182,8 @@ def _sensitivity(path: Path) -> list[Table | str]:
         table.add_column("layer", overflow="fold")
         for scheme in wide.columns:
             table.add_column(str(scheme), justify="right", overflow="fold")
-        for site, values in wide.iterrows():
-            marks = ("~" if v < 2 * f else "" for v, f in zip(values, floors.loc[site], strict=True))
+        for (site, values), (_, floor) in zip(wide.iterrows(), floors.iterrows(), strict=True):
+            marks = ("~" if v < 2 * f else "" for v, f in zip(values, floor, strict=True))
             table.add_row(str(site), *(f"{mark}{v:.2e}" for mark, v in zip(marks, values, strict=True)))
         line = f"reliability of the ranking by {metric}: {whole.reliability(metric):.2f}"
         shown += [table, line if whole.reliability(metric) >= _RELIABLE else f"{line}: it is mostly noise, take more probes or samples"]
