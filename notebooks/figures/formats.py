@@ -27,7 +27,7 @@ import torch
 from figure import publish
 
 from qsearch.core.scheme import FORMATS, Scheme
-from qsearch.measure.quantization import method_of, quantize
+from qsearch.measure.quantization import DEFAULT_METHODS, quantize
 
 BLOCKS = ("mxfp4", "mxfp6", "mxfp8", "nvfp4")
 GRANULARITIES = ("-t", "-c", "-g128", "-g64", "-g32", "-g16")
@@ -127,28 +127,28 @@ def drawn(found: list[tuple[int, ...]]) -> Iterator[torch.Tensor]:
         yield torch.randn(shape, generator=torch.Generator().manual_seed(i)) * 0.03
 
 
-def seconds(found: list[tuple[int, ...]], scheme: Scheme) -> float:
-    """Seconds that quantizing takes, drawing the weights not counted."""
-    spent = 0.0
+def seconds(found: list[tuple[int, ...]], scheme: Scheme) -> tuple[float, float]:
+    """(seconds, CPU seconds of all threads) that quantizing takes, drawing the weights not counted."""
+    spent = worked = 0.0
     for weight in drawn(found):
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         quantize(weight, scheme)
-        spent += time.perf_counter() - began
-    return spent
+        spent, worked = spent + time.perf_counter() - began, worked + time.process_time() - busy
+    return spent, worked
 
 
-def sklearn_seconds(found: list[tuple[int, ...]], count: int, channels: int) -> tuple[float, int]:
-    """(seconds, weights) of scikit-learn's KMeans, one fit a channel as Qua²SeDiMo does it, on `channels` channels spread over the layers."""
+def sklearn_seconds(found: list[tuple[int, ...]], count: int, channels: int) -> tuple[float, float, int]:
+    """(seconds, CPU seconds, weights) of scikit-learn's KMeans, one fit a channel as Qua²SeDiMo does it, on `channels` channels spread over the layers."""
     from sklearn.cluster import KMeans
 
-    spent, done, each = 0.0, 0, max(1, channels // len(found))
+    spent, worked, done, each = 0.0, 0.0, 0, max(1, channels // len(found))
     for weight in drawn(found):
         for row in weight.flatten(1)[:each]:
-            began = time.perf_counter()
+            began, busy = time.perf_counter(), time.process_time()
             KMeans(min(count, len(row)), n_init=1, max_iter=100, random_state=0).fit(row[:, None].numpy())
-            spent += time.perf_counter() - began
+            spent, worked = spent + time.perf_counter() - began, worked + time.process_time() - busy
             done += row.numel()
-    return spent, done
+    return spent, worked, done
 
 
 def speed(options: argparse.Namespace) -> None:
@@ -161,13 +161,14 @@ def speed(options: argparse.Namespace) -> None:
     for text in (f"km{options.bits}-c", f"km{options.bits}-t", f"uint{options.bits}-c", f"uint{options.bits}-g128@hqq"):
         scheme = Scheme.parse(text)
         quantize(torch.randn(8, 64), scheme)  # what a first call loads is not the method's
-        spent = seconds(found, scheme)
-        rows.append({"method": str(method_of(scheme).__name__).rpartition(".")[2], "scheme": text, "weights": taken, "seconds": spent})
+        spent, worked = seconds(found, scheme)
+        rows.append({"method": scheme.method or DEFAULT_METHODS[scheme.family], "scheme": text, "weights": taken, "seconds": spent, "CPU s": worked})
         print(rows[-1], flush=True)
-    spent, done = sklearn_seconds(found, 2**options.bits, options.channels)
-    rows.append({"method": "scikit-learn", "scheme": f"km{options.bits}-c", "weights": done, "seconds": spent})
+    spent, worked, done = sklearn_seconds(found, 2**options.bits, options.channels)
+    rows.append({"method": "scikit-learn", "scheme": f"km{options.bits}-c", "weights": done, "seconds": spent, "CPU s": worked})
     for row in rows:
         row["ns a weight"] = row["seconds"] / row["weights"] * 1e9
+        row["CPU ns a weight"] = row["CPU s"] / row["weights"] * 1e9
         row["s for PixArt-α"] = row["ns a weight"] * total / 1e9
         row["of scikit-learn"] = spent / done * 1e9 / row["ns a weight"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.plan import Solver
-from .diagnosis import contradiction
 from .heuristics import approximate
 from .moves import Moves
 from .problem import Choice, Picks, Problem
@@ -47,12 +46,12 @@ def search(
     """
     import optuna
 
+    from .solvers import ilp
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     began = time.monotonic()
     additive, moves = replace(problem, scores=None), Moves(problem)
-    start = approximate(additive, seconds=seconds)
-    if start.picks is None:
-        raise contradiction(problem)
+    begin = problem.picks(ilp.solve(additive, seconds=0.2 * seconds)[0])
     measure = evaluate or problem.total
     known: dict[bytes, float] = {}
 
@@ -72,13 +71,13 @@ def search(
 
     first = next(iter(problem.limits), "")
     study = optuna.create_study(directions=["minimize"] * (2 if two_sided else 1), sampler=sampler(seed))
-    for picks in _starts(additive, start.picks):
+    for picks in _starts(additive, begin):
         study.enqueue_trial({site: int(k) for site, k in zip(problem.sites, picks, strict=True)})
-    value(start.picks)  # so that the answer is never worse than where the search began
+    value(begin)  # so that the answer is never worse than where the search began
     study.optimize(objective, n_trials=trials, timeout=max(0.1, seconds - (time.monotonic() - began)))
     best = min(known, key=lambda key: (known[key], key))
     if not math.isfinite(known[best]):
-        best = start.picks.tobytes()
+        best = begin.tobytes()
     return problem.chosen(np.frombuffer(best, np.int64)), Solver(name, "feasible", objective=known[best])
 
 

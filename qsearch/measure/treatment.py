@@ -20,6 +20,7 @@ from ..core.errors import QSearchError
 from ..core.scheme import Scheme
 from .calibration import LayerInputs
 from .codes import nearest, spanning
+from .quantization import method_of
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,15 @@ def named(scheme: Scheme) -> tuple[tuple[str, AbstractTransform, float], ...]:
     return tuple(found)
 
 
+def _static(scheme: Scheme) -> bool:
+    return bool(scheme.activation) and bool(plugins.load("activations", scheme.grain).needs_inputs)
+
+
+def needs_inputs(scheme: Scheme) -> bool:
+    """Whether carrying out a scheme takes calibration: for its method, for static ranges, or for a transform."""
+    return bool(scheme.transforms) or _static(scheme) or (scheme.format != "keep" and method_of(scheme).needs_inputs)
+
+
 def treat(
     scheme: Scheme,
     weight: Tensor,
@@ -131,8 +141,7 @@ def treat(
         return None
     if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
         raise QSearchError(f"inputs are rounded for linear layers and convolutions; {layer} is {type(module).__name__}, give it weights only")
-    needs = bool(transforms) or (bool(scheme.activation) and plugins.load("activations", scheme.grain).needs_inputs)
-    if needs and inputs is None:
+    if inputs is None and (transforms or _static(scheme)):
         raise QSearchError(f"{scheme} needs to know the inputs of {layer}; give QuantizedWeights(model, graph, calibrate(model, graph, calls))")
     linear = isinstance(module, nn.Linear)
     channels = module.in_features if isinstance(module, nn.Linear) else module.in_channels

@@ -17,6 +17,7 @@ from qsearch.measure.calibration import LayerInputs, calibrate
 from qsearch.measure.pipelines import Call
 from qsearch.measure.quantization import quantize
 from qsearch.measure.simulation import QuantizedWeights, simulate
+from qsearch.measure.treatment import needs_inputs
 from tests.models import CONTEXT, PlainDenoiser, plain, plain_calls, plain_inputs
 
 TEXT, IMAGE, CONV = "blocks.0.attn1.to_k", "blocks.0.ff.2", "conv_in"
@@ -317,3 +318,33 @@ def test_records_move_with_a_shift_and_a_scale(case: Any) -> None:
     y = (x - shift) / scale
     torch.testing.assert_close((y.T @ y / n).float(), moved.moments, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(y.mean(0).float(), moved.mean, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "needs"),
+    [
+        ("keep", False),
+        ("keep+a8", False),
+        ("uint4-c@hqq", False),
+        ("km3-c+a8", False),
+        ("keep+a8t", True),
+        ("int4-c+a8c", True),
+        ("int4-c@gptq", True),
+        ("int4-c~balance", True),
+    ],
+)
+def test_a_scheme_says_whether_it_takes_calibration(scheme: str, needs: bool) -> None:
+    assert needs_inputs(Scheme.parse(scheme)) is needs
+
+
+@pytest.mark.parametrize("scheme", ["keep+a8", "uint4-c+a8t~bos", "int4-c@gptq", "uint3-c@adaround", "km3-g8", "nvfp4+ae4m3"])
+def test_layers_named_one_by_one_give_what_they_give_in_a_whole_plan(case: Any, scheme: str) -> None:
+    model, graph, calibration = case
+    names = [TEXT, "blocks.0.attn1.to_v"]
+
+    together = inside(model, graph, dict.fromkeys(names, scheme), QuantizedWeights(model, graph, calibration))
+
+    store = QuantizedWeights(model, graph, calibration)
+    with simulate(model, {names[1]: Scheme.parse(scheme)}, graph, store), simulate(model, {names[0]: Scheme.parse(scheme)}, graph, store):
+        nested = model(**causal_calls()[0].kwargs)
+    assert torch.equal(together, nested)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
@@ -54,10 +55,10 @@ def test_the_picture_names_uniform_plans_and_stands_alone(tmp_path: Path) -> Non
 
 
 def shown(path: Path) -> str:
-    console = Console(width=100, record=True, file=(path.parent / "screen").open("w"))
+    console = Console(width=100, record=True, file=io.StringIO())
     for part in show(path):
         console.print(part)
-    return console.export_text()
+    return " ".join(console.export_text().split())
 
 
 def test_a_step_wise_plan_is_shown_bin_by_bin(tmp_path: Path) -> None:
