@@ -159,7 +159,6 @@ def test_the_measured_scores_lie_beside_the_weights(name: str) -> None:
     assert 0 < scores["Fréchet"] < 200
 
 
-@pytest.mark.xfail(strict=True, reason="the shipped weights are not trained to the end yet, see notebooks/LOG.md; the promise stays where it is")
 def test_both_pipelines_keep_the_promise_of_the_zoo() -> None:
     scores = [json.loads((zoo.folder(name) / "scores.json").read_text()) for name in zoo.NAMES]
 
