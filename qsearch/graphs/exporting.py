@@ -34,7 +34,7 @@ def export(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
     order = list(inspect.signature(twin.forward).parameters)
     names = sorted(inputs, key=lambda name: order.index(name) if name in order else len(order))
     given = pytree.tree_map_only(Tensor, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype), {name: inputs[name] for name in names})
-    with _quiet(), torch.no_grad(), whole_attention():
+    with _quiet(), torch.no_grad(), whole_attention(), _no_autocast():
         program = torch.export.export(twin, (), given, strict=False)
     return _Reader(program, twin, given).trace()
 
@@ -48,6 +48,18 @@ def whole_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def _no_autocast() -> Iterator[None]:
+    """`autocast` blocks do nothing: export makes a graph of each and inlines it again, which took half of Z-Image's time; numbers' types are no part of a graph."""
+    kind = torch.amp.autocast_mode.autocast
+    enter, leave = kind.__enter__, kind.__exit__
+    kind.__enter__, kind.__exit__ = lambda self: self, lambda self, *_: None  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        kind.__enter__, kind.__exit__ = enter, leave  # type: ignore[method-assign]
 
 
 @contextmanager
