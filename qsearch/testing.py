@@ -155,7 +155,7 @@ class MetricContract(Contract):
             own, _ = self.module.features(whole, whole)
             assert values.ndim == 2, f"features are [N, F]; given {tuple(values.shape)}"
             assert scale.shape == (len(reference.pictures),), f"one scale a sample; given {tuple(scale.shape)}"
-            found.append(float((values - own).double().square().sum() / scale.sum()))
+            found.append(float((values.detach() - own).double().square().sum() / scale.sum()))
             values.sum().backward()
             assert latents.grad is not None or pictures.grad is not None
         assert found[0] == 0.0, str(found)
