@@ -21,24 +21,24 @@ from qsearch.measure.treatment import Transform
 from qsearch.testing import ActivationContract, MetricContract, QuantizerContract, SolverContract, TransformContract
 
 
-def tests_of(contract: type) -> list[str]:
+def checks_of(contract: type) -> list[str]:
     return [name for name in dir(contract) if name.startswith("test_")]
 
 
 @pytest.mark.parametrize("name", plugins.names("quantizers"))
-@pytest.mark.parametrize("test", tests_of(QuantizerContract))
+@pytest.mark.parametrize("test", checks_of(QuantizerContract))
 def test_every_quantizer_keeps_its_contract(name: str, test: str) -> None:
     getattr(type("Contract", (QuantizerContract,), {"plugin": name})(), test)()
 
 
 @pytest.mark.parametrize("name", plugins.names("activations"))
-@pytest.mark.parametrize("test", tests_of(ActivationContract))
+@pytest.mark.parametrize("test", checks_of(ActivationContract))
 def test_every_activation_keeps_its_contract(name: str, test: str) -> None:
     getattr(type("Contract", (ActivationContract,), {"plugin": name})(), test)()
 
 
 @pytest.mark.parametrize("name", plugins.names("transforms"))
-@pytest.mark.parametrize("test", tests_of(TransformContract))
+@pytest.mark.parametrize("test", checks_of(TransformContract))
 def test_every_transform_keeps_its_contract(name: str, test: str) -> None:
     getattr(type("Contract", (TransformContract,), {"plugin": name})(), test)()
 

@@ -177,6 +177,10 @@ def _parse(text: str) -> Scheme:
     for transform in transforms:
         if _name(transform) not in TRANSFORMS:
             raise QSearchError(f"{rule}; given {text!r} with transform {transform!r}{nearest(_name(transform), TRANSFORMS)}")
+        number = transform.removeprefix(_name(transform))
+        if number and (_name(transform) != "balance" or number != str(int(number)) or int(number) > 100):
+            raise QSearchError(f"balance alone takes a number, its alpha in hundredths from 0 to 100; given {text!r}")
+    transforms = tuple("balance" if t == "balance50" else t for t in transforms)  # one string for one meaning
     if transforms and form == "keep" and not activation:
         raise QSearchError(f"a transform prepares what is rounded, and {text!r} rounds nothing; write 'keep'")
     if form in _BLOCKS:

@@ -21,9 +21,9 @@ def every_string() -> list[str]:
     for form in FORMATS:
         granularities = [""] if form == "keep" or form in BLOCKS else ["-t", "-c", "-g1", "-g32", "-g128"]
         methods = [""] if form == "keep" else ["", "@hqq", "@ada_round2"]
-        transforms = ["", "~balance30", "~shift~migrate"]
-        out += [form + "".join(rest) for rest in itertools.product(granularities, activations, transforms, methods)]
-    return [text for text in out if not text.startswith("keep~")]
+        out += [form + "".join(rest) for rest in itertools.product(granularities, activations, methods)]
+        out += [f"{form}{granularities[-1]}+a8t{transforms}{methods[-1]}" for transforms in ("~balance30", "~shift~migrate", "~bos")]
+    return out
 
 
 def test_every_canonical_string_comes_back_as_it_went_in() -> None:
@@ -39,8 +39,11 @@ def test_every_scheme_parses_to_itself_again_and_no_two_strings_mean_the_same() 
     assert len(set(schemes)) == len(schemes)
 
 
-@pytest.mark.parametrize(("short", "canonical"), [("int4", "int4-c"), ("e2m1@hqq", "e2m1-c@hqq"), ("km3+a8", "km3-c+a8"), ("keep", "keep")])
-def test_a_missing_granularity_means_the_channel(short: str, canonical: str) -> None:
+@pytest.mark.parametrize(
+    ("short", "canonical"),
+    [("int4", "int4-c"), ("e2m1@hqq", "e2m1-c@hqq"), ("km3+a8", "km3-c+a8"), ("keep", "keep"), ("int4+a8~balance50", "int4-c+a8~balance")],
+)
+def test_what_may_be_left_out_has_one_canonical_form(short: str, canonical: str) -> None:
     assert str(Scheme.parse(short)) == canonical
 
 
@@ -163,6 +166,9 @@ def test_uniform_plans_of_pixart_alpha_take_the_bits_that_qua2sedimo_publishes(p
         ("keep@hqq", "takes no method"),
         ("keep~balance", "rounds nothing"),
         ("int4-c+a8~balence", "did you mean 'balance'?"),
+        ("int4-c+a8~shift3", "balance alone takes a number"),
+        ("int4-c+a8~balance101", "from 0 to 100"),
+        ("int4-c+a8~balance03", "from 0 to 100"),
         ("int4-c+a8~30", "FORMAT[-t|-c|-gN][+aBITS][~TRANSFORM][@METHOD]"),
     ],
 )
