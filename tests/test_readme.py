@@ -103,11 +103,13 @@ def test_every_kind_of_plug_in_that_can_be_added_has_its_folder_and_its_function
 
 def test_every_format_that_is_said_to_be_built_is_built() -> None:
     from qsearch.core.scheme import FORMATS, Scheme
-    from qsearch.measure.quantizers import minmax
 
-    said = re.findall(r"`(u?int)(\d)`–`\1(\d)`", section("Schemes"))
-    built = {f"{family}{bits}" for family, low, high in said for bits in range(int(low), int(high) + 1)}
-    assert built == {f for f in FORMATS if f != "keep" and minmax.supports(Scheme.parse(f))}
+    sentence = re.search(r"^Formats: (.*?); methods", section("Schemes"), re.DOTALL | re.MULTILINE)
+    assert sentence is not None
+    ranges = re.findall(r"`(\w+?)(\d)`–`\1(\d)`", sentence[1])
+    said = {f"{family}{bits}" for family, low, high in ranges for bits in range(int(low), int(high) + 1)} | set(re.findall(r"`(\w+)`", sentence[1]))
+    methods = [plugins.load("quantizers", name) for name in plugins.names("quantizers")]
+    assert said == {f for f in FORMATS if f != "keep" and any(m.supports(Scheme.parse(f)) for m in methods)}
 
 
 def test_the_zoo_is_trained_by_the_parts_that_there_are() -> None:
