@@ -14,7 +14,7 @@ from .core import plugins
 from .core.errors import QSearchError
 
 if TYPE_CHECKING:
-    from .pipeline import Run
+    from .job import Run
 
 app = typer.Typer(
     name="qsearch",
@@ -58,7 +58,7 @@ class _Terminal:
 def _changed(folder: Path, **changes: dict[str, Any] | str | None) -> Iterator[Run]:
     """The run in `folder` with the given keys of its config changed; saved so when the work on it is done."""
     from . import config as configs
-    from .pipeline import Run
+    from .job import Run
 
     config = configs.load(folder / "config.yaml")
     content = config.model_dump(mode="json") | {"folder": str(folder)}
@@ -75,7 +75,7 @@ def _changed(folder: Path, **changes: dict[str, Any] | str | None) -> Iterator[R
 def _folder_for(target: str, output: Path | None = None) -> Path:
     """The run folder that `target` is, or, for a model, a run folder of its own (`output`, or runs/NAME) with a config that names it."""
     from . import config as configs
-    from .pipeline import Run
+    from .job import Run
 
     if (Path(target) / "config.yaml").is_file():
         if output is not None:

@@ -104,7 +104,7 @@ def test_every_kind_of_plug_in_that_can_be_added_has_its_folder_and_its_function
 def test_every_format_that_is_said_to_be_built_is_built() -> None:
     from qsearch.core.scheme import FORMATS, Scheme
 
-    sentence = re.search(r"^Formats: (.*?); methods", section("Schemes"), re.DOTALL | re.MULTILINE)
+    sentence = re.search(r"Formats: (.*?); methods", section("Schemes"), re.DOTALL)
     assert sentence is not None
     ranges = re.findall(r"`(\w+?)(\d)`–`\1(\d)`", sentence[1])
     said = {f"{family}{bits}" for family, low, high in ranges for bits in range(int(low), int(high) + 1)} | set(re.findall(r"`(\w+)`", sentence[1]))
