@@ -55,7 +55,7 @@ def _no_autocast() -> Iterator[None]:
     """`autocast` blocks do nothing: export makes a graph of each and inlines it again, which took half of Z-Image's time; numbers' types are no part of a graph."""
     kind = torch.amp.autocast_mode.autocast
     enter, leave = kind.__enter__, kind.__exit__
-    kind.__enter__, kind.__exit__ = lambda self: self, lambda self, *_: None  # type: ignore[assignment,method-assign]
+    kind.__enter__, kind.__exit__ = lambda self: self, lambda self, *_: None  # type: ignore[method-assign]
     try:
         yield
     finally:
