@@ -200,12 +200,10 @@ def test_the_same_files_are_found_inside_an_installed_package(tmp_path: Path, mo
     assert shipped.names("models") == ["only"]
 
 
-def test_the_largest_card_takes_little_memory_and_few_seconds() -> None:
-    script = "from qsearch.graphs.families import cards; import resource, time; t = time.time(); cards.load('flux2'); print(time.time() - t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+def test_the_largest_card_takes_little_memory() -> None:
+    script = "from qsearch.graphs.families import cards; import resource; cards.load('flux2'); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
 
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
-    seconds, kilobytes = map(float, done.stdout.split())
     unit = 1 if sys.platform == "darwin" else 1024
-    assert kilobytes * unit <= 2e9
-    assert seconds <= 15
+    assert float(done.stdout) * unit <= 2e9

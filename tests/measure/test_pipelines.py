@@ -219,7 +219,7 @@ def test_loading_leaves_the_verbosity_of_diffusers_as_it_was(saved: Path, tmp_pa
 def test_arguments_that_a_pipeline_does_not_take_are_not_given() -> None:
     class Plain:
         def __call__(self, prompt: list[str], generator: list[torch.Generator]) -> Any:
-            return type("Made", (), {"images": torch.stack([torch.randn(4, generator=g) for g in generator])})()
+            return (torch.stack([torch.randn(4, generator=g) for g in generator]),)
 
     whole, single = (sample(Plain(), Prompts(("a", "b", "c")), Sampling(batch=n)) for n in (3, 1))
 
