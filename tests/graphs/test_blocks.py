@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from qsearch.core.graph import OpGraph
 from qsearch.graphs.extraction import extract
 from tests.graphs import models
 
-REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "mixdq" / "weight_ratio.yaml"
+REFERENCE = Path(os.environ.get("QSEARCH_REFERENCE", Path(__file__).parents[3] / "shared" / "reference")) / "mixdq" / "weight_ratio.yaml"
 
 
 @pytest.fixture(scope="module")

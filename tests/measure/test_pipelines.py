@@ -224,4 +224,4 @@ def test_arguments_that_a_pipeline_does_not_take_are_not_given() -> None:
     whole, single = (sample(Plain(), Prompts(("a", "b", "c")), Sampling(batch=n)) for n in (3, 1))
 
     assert torch.equal(whole, single)
-    assert set(pipelines._arguments(Plain(), ["a"], 0, SAMPLING)) == {"prompt", "generator"}
+    assert set(pipelines.arguments(Plain(), ["a"], 0, SAMPLING)) == {"prompt", "generator"}
