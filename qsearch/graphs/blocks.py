@@ -95,7 +95,8 @@ def _rest(wiring: Wiring, roles: Mapping[Step, str], home: dict[Step, Group]) ->
             _join(home, home[max(made, key=lambda i: i.index)], [step])
     for step in (s for s in free if s not in home):
         fed = [home[link.step] for link in wiring.targets[step] if link.step in home]
-        behind = [home[link.step] for link in wiring.sources(step) if link.step in home]
+        before = sorted((link.step for link in wiring.sources(step) if link.step in home), key=lambda s: -s.index)
+        behind = [home[s] for s in before]  # the last to be made first
         # One modulation for many blocks belongs to the embedding that it is made from, one block's own to that block.
         own = fed[:1] if len({id(block) for block in fed}) <= 3 else behind[:1] or fed[:1]
         _join(home, (own or behind[:1] or [Group(roles.get(step, step.kind))])[0], [step])

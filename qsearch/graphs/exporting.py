@@ -9,6 +9,7 @@ device, but on the CPU, since `autocast` blocks, FlexAttention and tables made o
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import io
 import logging
@@ -34,7 +35,7 @@ def export(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
     order = list(inspect.signature(twin.forward).parameters)
     names = sorted(inputs, key=lambda name: order.index(name) if name in order else len(order))
     given = pytree.tree_map_only(Tensor, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype), {name: inputs[name] for name in names})
-    with _quiet(), torch.no_grad(), whole_attention(), _no_autocast():
+    with _quiet(), torch.no_grad(), whole_attention(), _no_autocast(), _no_collection():
         program = torch.export.export(twin, (), given, strict=False)
     return _Reader(program, twin, given).trace()
 
@@ -48,6 +49,18 @@ def whole_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the garbage collector, which walks over every node of the growing program again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager
