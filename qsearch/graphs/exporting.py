@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.utils import _pytree as pytree
 
 from .operations import ATTENTIONS
@@ -35,7 +36,14 @@ def export(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
     order = list(inspect.signature(twin.forward).parameters)
     names = sorted(inputs, key=lambda name: order.index(name) if name in order else len(order))
     given = pytree.tree_map_only(Tensor, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype), {name: inputs[name] for name in names})
-    with _quiet(), torch.no_grad(), whole_attention(), _no_autocast(), _no_collection():
+    with (
+        _quiet(),
+        torch.no_grad(),
+        whole_attention(),
+        _no_autocast(),
+        _no_collection(),
+        _use_lazy_graph_module(True),
+    ):  # code of half-made graphs is not written out
         program = torch.export.export(twin, (), given, strict=False)
     return _Reader(program, twin, given).trace()
 
