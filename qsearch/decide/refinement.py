@@ -26,7 +26,7 @@ from ..core.latency import Latency
 from ..core.plan import BitPlan, Budget
 from ..core.scheme import KEEP, Scheme
 from ..measure.noise import relative_noise
-from ..measure.pipelines import Call, run
+from ..measure.pipelines import Call, forward, run
 from ..measure.simulation import QuantizedWeights, simulate, weight_of
 from .allocation import finish
 from .building import make_problem
@@ -146,7 +146,7 @@ def price_changes(
             p.requires_grad_(True)
         try:
             for call, reference in zip(calls, references, strict=True):
-                output = _differentiable(model, call)
+                output = forward(model, call)
                 power = float(reference.square().sum())
                 # The error's gradient, exact at the plan, and then the probes': all through one graph.
                 seeds = [2 * (output.detach() - reference) / power / len(calls)]
@@ -164,13 +164,6 @@ def price_changes(
             for p, was in zip(parameters.values(), asked, strict=True):
                 p.requires_grad_(was)
     return linear, {n: {s: np.array(x) for s, x in found.items()} for n, found in rows.items()}
-
-
-def _differentiable(model: nn.Module, call: Call) -> Tensor:
-    """As `measure.pipelines.run`, with the graph kept."""
-    made = model(*call.args, **call.kwargs)
-    output = made[0] if isinstance(made, tuple) else made if isinstance(made, Tensor) else made.sample
-    return output if output.dtype == torch.float32 else output.float()
 
 
 def _along(gradient: Tensor, full: Tensor, now: Scheme, then: Scheme, name: str, weights: QuantizedWeights) -> float:

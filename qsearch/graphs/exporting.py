@@ -36,14 +36,8 @@ def export(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
     order = list(inspect.signature(twin.forward).parameters)
     names = sorted(inputs, key=lambda name: order.index(name) if name in order else len(order))
     given = pytree.tree_map_only(Tensor, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype), {name: inputs[name] for name in names})
-    with (
-        _quiet(),
-        torch.no_grad(),
-        whole_attention(),
-        _no_autocast(),
-        _no_collection(),
-        _use_lazy_graph_module(True),
-    ):  # code of half-made graphs is not written out
+    # Lazy: the Python code of half-made graphs is not written out.
+    with _quiet(), torch.no_grad(), whole_attention(), _no_autocast(), _no_collection(), _use_lazy_graph_module(True):
         program = torch.export.export(twin, (), given, strict=False)
     return _Reader(program, twin, given).trace()
 

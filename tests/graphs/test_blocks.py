@@ -8,11 +8,11 @@ from pathlib import Path
 
 import networkx
 import pytest
-import torch
 import yaml
 
 from qsearch.core.graph import OpGraph
 from qsearch.graphs.extraction import extract
+from qsearch.graphs.families import cards
 from tests.graphs import models
 
 REFERENCE = Path(os.environ.get("QSEARCH_REFERENCE", Path(__file__).parents[3] / "shared" / "reference")) / "mixdq" / "weight_ratio.yaml"
@@ -20,13 +20,7 @@ REFERENCE = Path(os.environ.get("QSEARCH_REFERENCE", Path(__file__).parents[3] /
 
 @pytest.fixture(scope="module")
 def pixart() -> OpGraph:
-    from diffusers import PixArtTransformer2DModel
-
-    with torch.device("meta"):
-        model = PixArtTransformer2DModel(sample_size=64, in_channels=4, out_channels=8, cross_attention_dim=1152, caption_channels=4096)
-        text = {"encoder_hidden_states": torch.ones(1, 120, 4096), "encoder_attention_mask": torch.ones(1, 120)}
-        image = {"hidden_states": torch.ones(1, 4, 64, 64), "timestep": torch.ones(1)}
-    return extract(model, {**image, **text, "added_cond_kwargs": {"resolution": None, "aspect_ratio": None}})
+    return extract(*cards.load("pixart-alpha"))
 
 
 def test_pixart_has_its_layers_weights_and_blocks(pixart: OpGraph) -> None:
@@ -81,25 +75,7 @@ def test_a_layer_that_runs_twice_is_in_the_block_of_its_first_call() -> None:
 @pytest.mark.reference
 @pytest.mark.skipif(not REFERENCE.is_file(), reason="MixDQ's file is not here")
 def test_sdxl_has_exactly_the_layers_that_mixdq_counts() -> None:
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):
-        model = UNet2DConditionModel(
-            sample_size=128,
-            block_out_channels=(320, 640, 1280),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(5, 10, 20),
-            cross_attention_dim=2048,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-        )
-        added = {"text_embeds": torch.ones(1, 1280), "time_ids": torch.ones(1, 6)}
-        inputs = {"sample": torch.ones(1, 4, 128, 128), "timestep": torch.ones(1), "encoder_hidden_states": torch.ones(1, 77, 2048), "added_cond_kwargs": added}
-    graph = extract(model, inputs)
+    graph = extract(*cards.load("sdxl"))
 
     published = yaml.safe_load(REFERENCE.read_text())  # weights / 11520, by names within the wrapped model
     assert {f"model.{x.name}": x.weights for x in graph} == {name: round(share * 11520) for name, share in published.items()}
@@ -112,31 +88,7 @@ def test_sdxl_has_exactly_the_layers_that_mixdq_counts() -> None:
 
 @pytest.mark.reference
 def test_hunyuan_dit_has_the_layers_that_qua2sedimo_counts() -> None:
-    from diffusers import HunyuanDiT2DModel
-
-    with torch.device("meta"):
-        model = HunyuanDiT2DModel(
-            num_layers=40,
-            num_attention_heads=16,
-            attention_head_dim=88,
-            in_channels=4,
-            sample_size=128,
-            patch_size=2,
-            hidden_size=1408,
-            mlp_ratio=4.3637,
-            cross_attention_dim=1024,
-            cross_attention_dim_t5=2048,
-            pooled_projection_dim=1024,
-            text_len=77,
-            text_len_t5=256,
-            activation_fn="gelu-approximate",
-            norm_type="layer_norm",
-            use_style_cond_and_image_meta_size=False,
-        )
-        text = {"encoder_hidden_states": torch.ones(1, 77, 1024), "encoder_hidden_states_t5": torch.ones(1, 256, 2048)}
-        masks = {"text_embedding_mask": torch.ones(1, 77), "text_embedding_mask_t5": torch.ones(1, 256)}
-        image = {"hidden_states": torch.ones(1, 4, 128, 128), "timestep": torch.ones(1), "image_rotary_emb": (torch.ones(4096, 88), torch.ones(4096, 88))}
-    graph = extract(model, {**image, **text, **masks})
+    graph = extract(*cards.load("hunyuan-dit"))
 
     counts = Counter(block.kind for block in graph.blocks)
     assert (counts["self-attention"], counts["cross-attention"], counts["feed-forward"], counts["skip"]) == (40, 40, 40, 19)
