@@ -53,3 +53,12 @@ def blocked_folder(tmp_path: Path) -> Path:
     """A folder that can't be written, for root too: a file stands in its place."""
     (tmp_path / "blocked").write_text("a file, not a folder")
     return tmp_path / "blocked"
+
+
+@pytest.fixture(scope="session")
+def published() -> Path:
+    """MixDQ's published measurements: beside the repository, or in `mixdq` of the folder that QSEARCH_REFERENCE names."""
+    folder = Path(os.environ.get("QSEARCH_REFERENCE", Path(__file__).parents[2] / "shared" / "reference")) / "mixdq"
+    if not folder.is_dir():
+        pytest.skip(f"the published measurements are not here: {folder}; set QSEARCH_REFERENCE")
+    return folder

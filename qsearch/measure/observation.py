@@ -44,21 +44,26 @@ class AbstractObservation(Protocol):
         ...
 
     @property
+    def _measured(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Metric -> features and scale in full precision."""
+        ...
+
+    @property
     def reference(self) -> dict[str, Tensor]:
         """Metric -> features [N, F] in full precision."""
-        ...
+        return {name: features for name, (features, _) in self._measured.items()}
 
     @property
     def scale(self) -> dict[str, Tensor]:
         """Metric -> [N] in fp64: the metric's value is the sum of squared distances to the reference over the sum of scales."""
-        ...
+        return {name: scale for name, (_, scale) in self._measured.items()}
 
     def floor(self) -> float:
         """What the first metric reads when nothing was changed but the order in which floats are added up."""
         ...
 
 
-class StepObservation:
+class StepObservation(AbstractObservation):
     """A recorded call of the denoiser. Make it while the model is in full precision: the reference is taken then."""
 
     def __init__(self, model: nn.Module, call: Call, bin: int, metrics: Sequence[str], decoder: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -95,16 +100,6 @@ class StepObservation:
     def _measured(self) -> dict[str, tuple[Tensor, Tensor]]:
         with torch.no_grad():
             return measured(self.metrics, self._output, self._own, self._output, self._own)
-
-    @property
-    def reference(self) -> dict[str, Tensor]:
-        """Features in full precision."""
-        return {name: features for name, (features, _) in self._measured.items()}
-
-    @property
-    def scale(self) -> dict[str, Tensor]:
-        """Scales, from full precision."""
-        return {name: scale for name, (_, scale) in self._measured.items()}
 
     def features(self) -> dict[str, Tensor]:
         """Features of the model as it is now."""

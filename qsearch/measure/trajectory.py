@@ -46,7 +46,7 @@ def trajectories(pipe: Any, prompts: Prompts, sampling: Sampling, batch: int = 1
     return [Trajectory(pipe, prompts[i : i + batch], sampling, i) for i in range(0, len(prompts), batch)]
 
 
-class TrajectoryObservation:
+class TrajectoryObservation(AbstractObservation):
     """Features of the final latents. Make it while the model is in full precision."""
 
     def __init__(self, trajectory: Trajectory, metrics: Sequence[str]) -> None:
@@ -84,16 +84,6 @@ class TrajectoryObservation:
     def _measured(self) -> dict[str, tuple[Tensor, Tensor]]:
         with torch.no_grad():
             return measured(self.metrics, None, self._own, None, self._own)
-
-    @property
-    def reference(self) -> dict[str, Tensor]:
-        """Features in full precision."""
-        return {name: features for name, (features, _) in self._measured.items()}
-
-    @property
-    def scale(self) -> dict[str, Tensor]:
-        """Scales, from full precision."""
-        return {name: scale for name, (_, scale) in self._measured.items()}
 
     def features(self) -> dict[str, Tensor]:
         """Features of the model as it is now; with gradients, the sampler is kept as latents between steps."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,9 @@ BITS = (2, 4, 8)
 
 
 @pytest.fixture(scope="module")
-def reference() -> dict[str, Any]:
+def reference(published: Path) -> dict[str, Any]:
     """The published files by stem."""
-    beside = Path(__file__).parents[3] / "shared" / "reference"
-    folder = Path(os.environ.get("QSEARCH_REFERENCE", beside)) / "mixdq"
-    if not folder.is_dir():
-        pytest.skip(f"the published measurements are not here: {folder}; set QSEARCH_REFERENCE")
-    return {path.stem: yaml.safe_load(path.read_text()) for path in folder.glob("*.yaml")}
+    return {path.stem: yaml.safe_load(path.read_text()) for path in published.glob("*.yaml")}
 
 
 def problem(loss: dict[str, dict[int, float]], weights: dict[str, float], limit: float) -> Problem:

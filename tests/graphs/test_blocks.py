@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -14,8 +13,6 @@ from qsearch.core.graph import OpGraph
 from qsearch.graphs.extraction import extract
 from qsearch.graphs.families import cards
 from tests.graphs import models
-
-REFERENCE = Path(os.environ.get("QSEARCH_REFERENCE", Path(__file__).parents[3] / "shared" / "reference")) / "mixdq" / "weight_ratio.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +70,11 @@ def test_a_layer_that_runs_twice_is_in_the_block_of_its_first_call() -> None:
 
 
 @pytest.mark.reference
-@pytest.mark.skipif(not REFERENCE.is_file(), reason="MixDQ's file is not here")
-def test_sdxl_has_exactly_the_layers_that_mixdq_counts() -> None:
+def test_sdxl_has_exactly_the_layers_that_mixdq_counts(published: Path) -> None:
     graph = extract(*cards.load("sdxl"))
 
-    published = yaml.safe_load(REFERENCE.read_text())  # weights / 11520, by names within the wrapped model
-    assert {f"model.{x.name}": x.weights for x in graph} == {name: round(share * 11520) for name, share in published.items()}
+    shares = yaml.safe_load((published / "weight_ratio.yaml").read_text())
+    assert {f"model.{x.name}": x.weights for x in graph} == {name: round(share * 11520) for name, share in shares.items()}
     assert (len(graph.layers), graph.weights) == (794, 2_565_880_320)
     assert Counter(x.sees for x in graph) == {"text-only": 140, "step-only": 2, "pooled-only": 2, "mixed": 17, "image": 633}
     assert {x.role for x in graph if x.sees == "text-only"} == {"cross-attention-k", "cross-attention-v"}
