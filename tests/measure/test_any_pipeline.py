@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from qsearch import cli
+from qsearch.cli.common import folder_for
 from qsearch.core.errors import QSearchError
 from qsearch.core.table import SensitivityTable
 from qsearch.graphs.extraction import extract
@@ -70,4 +71,4 @@ def test_a_folder_and_a_file_of_prompts_are_all_that_the_command_needs(tmp_path:
     assert table.shares is not None
     assert {p.name for p in run.iterdir()} == {"config.yaml", "graph.json", "sensitivity.parquet"}
     with pytest.raises(QSearchError, match=r"is a run of .*model, not of scenes-dit; give another folder with --output"):
-        cli._folder_for("scenes-dit", run)
+        folder_for("scenes-dit", run)
