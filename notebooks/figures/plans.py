@@ -25,9 +25,9 @@ import numpy as np
 import yaml
 from figure import publish
 
-from qsearch.core.graph import OpGraph
 from qsearch.core.plan import BitPlan, Budget
 from qsearch.core.scheme import Scheme
+from qsearch.core.table import SensitivityTable
 from qsearch.decide.allocation import allocate, random_plan
 from qsearch.decide.frontier import frontier
 from qsearch.decide.objectives import Objective
@@ -122,45 +122,17 @@ def timing(seed: int) -> list[dict[str, Any]]:
 # -------------------------------------------------------------------------------------------------------------- measured
 
 
-def values_by(what: str, model: Any, graph: OpGraph, schemes: list[str], calls: list[Any], seed: int) -> dict[str, dict[str, float]]:
-    """layer -> scheme -> loss by weight error, by normalised weight error, or by the diagonal of the Fisher information."""
-    import torch
-
-    from qsearch.measure.simulation import QuantizedWeights, weight_of
-
-    weights = QuantizedWeights(model, graph)
-    names = [layer.name for layer in graph.quantizable]
-    fisher = {n: torch.zeros_like(weight_of(model, n)) for n in names}
-    if what == "fisher":
-        dice = torch.Generator().manual_seed(seed)
-        parameters = [weight_of(model, n) for n in names]
-        for p in parameters:
-            p.requires_grad_(True)
-        for call in calls:
-            made = model(*call.args, **{**call.kwargs, "return_dict": False})[0].float()
-            for v in range(4):
-                signs = torch.randint(0, 2, made.shape, generator=dice) * 2.0 - 1.0
-                gradients = torch.autograd.grad(made, parameters, signs, retain_graph=v < 3, allow_unused=True)
-                for n, g in zip(names, gradients, strict=True):
-                    fisher[n] += 0 if g is None else g.square() / made.detach().square().sum() / 4 / len(calls)
-        for p in parameters:
-            p.requires_grad_(False)
-    out: dict[str, dict[str, float]] = {}
-    for n in names:
-        full = weight_of(model, n).data
-        out[n] = {"keep": 0.0}
-        for s in schemes:
-            moved = (weights.get(n, Scheme.parse(s).weight_only) - full).square()
-            out[n][s] = float((fisher[n] * moved).sum() if what == "fisher" else moved.sum() / (full.square().sum() if what == "normalised" else 1))
-    return out
+def with_activation(table: SensitivityTable, activation: str) -> SensitivityTable:
+    """Prices of weights alone, as those of schemes that all round the layer's input in the same way besides."""
+    rows = table.frame.assign(scheme=table.frame["scheme"] + activation).to_dict("records")
+    shares = table.shares and replace(table.shares, choices=tuple((site, scheme + activation) for site, scheme in table.shares.choices))
+    return SensitivityTable.from_rows(table.graph, rows, shares)
 
 
 def plans_of(name: str, seed: int, options: argparse.Namespace) -> Iterator[tuple[float, str, BitPlan, Any]]:
     """(budget, whose, plan, how to measure it) for one model and seed."""
-    import torch
-
     from qsearch import zoo
-    from qsearch.decide.refinement import measure_noise, price_changes, refine
+    from qsearch.decide.refinement import measure_noise, refine
     from qsearch.graphs.extraction import extract
     from qsearch.measure.pipelines import Sampling, denoiser_of, example_inputs, load_pipeline, record, run, scene_prompts
     from qsearch.measure.profiling import profile
@@ -182,32 +154,27 @@ def plans_of(name: str, seed: int, options: argparse.Namespace) -> Iterator[tupl
     def screen(plan: BitPlan) -> float:
         return measure_noise(model, graph, plan, pricing, known, weights)
 
+    def priced(estimator: str, probes: int = 4) -> SensitivityTable:
+        return with_activation(profile(model, graph, options.schemes, pricing, estimator=estimator, probes=probes, seed=seed), options.activation)
+
     table = profile(model, graph, schemes, pricing, seed=seed)
-    full = BitPlan.uniform(graph, "keep")
-    _, scores = price_changes(
-        model,
-        graph,
-        full,
-        [Scheme.parse(s) for s in schemes],
-        pricing,
-        known,
-        weights,
-        options.probes,
-        torch.Generator().manual_seed(seed),
-    )
-    probed = {n: {s: float((x**2).mean()) for s, x in row.items()} for n, row in scores.items()}
-    rivals = {what: values_by(what, model, graph, schemes, pricing, seed) for what in ("weight error", "normalised", "fisher")}
+    probed, fisher, error = priced("probe", options.probes), priced("fisher"), priced("weight_error")
+    rivals = {
+        "sum of dB (MixDQ)": (table, Objective(decibels=True)),
+        "fisher": (fisher, Objective()),
+        "weight error": (error, Objective({"weight_error": 1.0})),
+        "weight error, normalised": (error, Objective({"relative_weight_error": 1.0})),
+    }
     for bits in options.budgets:
         budget = Budget(average_bits=bits)
         sweep = allocate(graph, table, budget)
         probe = allocate(graph, probed, budget)
         yield bits, "sweep", sweep, measure
         yield bits, "probe", probe, measure
-        yield bits, "probe with interactions", allocate(graph, probed, budget, solver="local", scores=scores), measure
+        yield bits, "probe with interactions", allocate(graph, probed, budget, solver="local"), measure
         yield bits, "probe, refined", refine(model, graph, probe, schemes, pricing, rounds=options.rounds, probes=6, seed=seed).plan, measure
-        yield bits, "sum of dB (MixDQ)", allocate(graph, table, budget, objective=Objective(decibels=True)), measure
-        for what, values in rivals.items():
-            yield bits, what, allocate(graph, values, budget), measure
+        for whose, (prices, objective) in rivals.items():
+            yield bits, whose, allocate(graph, prices, budget, objective=objective), measure
         sizes = {s: BitPlan.uniform(graph, s) for s in schemes}
         fitting = [p for p in sizes.values() if p.achieved.average_bits <= bits]
         if fitting:
