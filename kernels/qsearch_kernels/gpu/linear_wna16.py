@@ -1,0 +1,108 @@
+"""Weight-only product for at most 16 rows (time and pooled-text embeddings, adaLN): bound by reading the weights, so they are read packed.
+
+Split along K: where the output has few columns, several programs share one, each with its part of the sum, and a second kernel adds the parts up in a
+fixed order (no atomics, so that a result is the same every time). Levels go to the tensor cores in the activations' type, where whole numbers of up to 8 bits
+and every small float are exact; scales are applied to fp32 sums. Only codebooks are rounded to it, as a 16-bit weight would be.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..layout import row_bytes
+from .launching import Launch, interpreting, processors, rows_of
+from .parts import codes_at, levels_at
+
+MOST_ROWS = 16  # what one tensor-core instruction takes
+
+
+@triton.jit
+def _partial(
+    x, packed, scale, zero, table, partial, offset, M, N, K, x_stride, bytes_a_row, groups, table_stride, span,
+    BITS: tl.constexpr, GROUP: tl.constexpr, EXACT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    rows = tl.arange(0, 16)
+    columns = tl.program_id(0) * BN + tl.arange(0, BN)
+    column_mask = columns < N
+    begin = tl.program_id(1) * span
+    acc = tl.zeros((16, BN), tl.float32)
+    for k0 in range(begin, tl.minimum(begin + span, K), BK):
+        at = k0 + tl.arange(0, BK)
+        a = tl.load(x + rows[:, None] * x_stride + at[None, :], mask=(rows < M)[:, None] & (at < K)[None, :], other=0.0)
+        codes = codes_at(packed, columns, column_mask, bytes_a_row, k0, K, BITS, BN, BK)
+        if table is not None:
+            level = levels_at(codes, table, columns, column_mask, table_stride, k0, K, 0, BITS)
+        else:
+            level = codes.to(tl.float32)
+        if EXACT:
+            part = tl.dot(a.to(tl.float32), level.T, input_precision="ieee")
+        else:
+            part = tl.dot(a, level.to(a.dtype).T)
+        sum_a = tl.sum(a.to(tl.float32), axis=1)[:, None]
+        group = columns * groups + (k0 // GROUP if GROUP > 0 else 0)
+        if zero is not None:
+            part -= sum_a * tl.load(zero + group, mask=column_mask, other=0.0).to(tl.float32)[None, :]
+        part -= sum_a * offset
+        acc += part * tl.load(scale + group, mask=column_mask, other=0.0).to(tl.float32)[None, :]
+    out = (tl.program_id(1) * M + rows)[:, None] * N + columns[None, :]
+    tl.store(partial + out, acc, mask=(rows < M)[:, None] & column_mask[None, :])
+
+
+@triton.jit
+def _add_up(partial, bias, out, MN, N, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < MN
+    y = tl.zeros((BLOCK,), tl.float32)
+    for part in tl.static_range(PARTS):
+        y += tl.load(partial + part * MN + at, mask=mask, other=0.0)
+    if bias is not None:
+        y += tl.load(bias + at % N, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + at, y.to(out.dtype.element_ty), mask=mask)
+
+
+def linear_wna16(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | float,
+    table: Tensor | None = None,
+    *,
+    bits: int,
+    columns: int,
+    group: int,
+    bias: Tensor | None = None,
+) -> tuple[tuple[Launch, ...], Tensor]:
+    """The launches (none where there is nothing to compute) and the output [..., rows] that they fill: `reference.linear_wna16`.
+
+    `table`: [1 or rows, 2**bits], levels instead of codes. Raises `ValueError` for more than 16 rows, and for groups other than 16, 32, ... or whole rows.
+    """
+    a, N = rows_of(x), packed.shape[0]
+    if len(a) > MOST_ROWS or (group and (group < 16 or group & (group - 1))):
+        raise ValueError(f"up to {MOST_ROWS} rows, and groups of 16, 32, 64, ... columns or 0, are multiplied packed; given {len(a)} rows in groups of {group}: dequantize instead")
+    if x.shape[-1] != columns or packed.dtype != torch.uint8 or packed.shape[1:] != (row_bytes(columns, bits),):
+        raise ValueError(f"rows of {columns} need {bits}-bit weights uint8 [N, {row_bytes(columns, bits)}]; given rows of {x.shape[-1]} and {packed.dtype} {tuple(packed.shape)}")
+    groups = -(-columns // group) if group else 1
+    for name, value in (("scale", scale), ("zero", zero)):
+        if isinstance(value, Tensor) and tuple(value.shape) != (N, groups):
+            raise ValueError(f"codes {N} x {columns} in groups of {group} need a {name} of shape {(N, groups)}; given {tuple(value.shape)}")
+    if table is not None and tuple(table.shape) not in {(1, 2**bits), (N, 2**bits)}:
+        raise ValueError(f"{N} rows of {bits} bits need a table [1 or {N}, {2**bits}]; given {tuple(table.shape)}")
+    out = torch.empty(*x.shape[:-1], N, device=x.device, dtype=x.dtype)
+    if not out.numel():
+        return (), out
+    depth, width = min(group or 128, 128), 32
+    parts = min(16, max(1, 2 * processors(x) // -(-N // width)), -(-columns // depth))
+    span = -(-columns // (parts * depth)) * depth
+    partial = torch.empty(parts, len(a), N, device=x.device, dtype=torch.float32)
+    arguments = {
+        "x": a, "packed": packed.contiguous(), "scale": scale.contiguous(), "zero": zero.contiguous() if isinstance(zero, Tensor) else None,
+        "table": None if table is None else table.contiguous(), "partial": partial, "offset": 0.0 if isinstance(zero, Tensor) else float(zero),
+        "M": len(a), "N": N, "K": columns, "x_stride": a.stride(0), "bytes_a_row": packed.shape[1], "groups": groups,
+        "table_stride": 0 if table is None or len(table) == 1 else 2**bits, "span": span,
+        "BITS": bits, "GROUP": group, "EXACT": x.dtype == torch.float32 or interpreting(), "BN": width, "BK": depth,
+    }  # fmt: skip
+    adding = {"partial": partial, "bias": bias, "out": out, "MN": out.numel(), "N": N, "PARTS": parts, "BLOCK": 256}
+    return (Launch(_partial, (-(-N // width), parts), arguments, 4, 4), Launch(_add_up, (-(-out.numel() // 256),), adding, 4, 1)), out
