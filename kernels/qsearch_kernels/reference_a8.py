@@ -1,4 +1,4 @@
-"""What operations on 8-bit activations mean, in plain torch: the slow twins of the kernels in `gpu/`, with the same signatures.
+"""What operations on 8-bit activations mean, in plain torch: the slow twins of the kernels in `gpu/`, with the same arguments in the same order.
 
 A rounded row of activations is `scale * (code - zero)`. Codes are signed (int8, or e4m3 with no zero), so that tensor cores multiply them as they are:
 an unsigned code of b bits less 2**(b - 1), and its zero likewise. Scales are values of fp16, as `qsearch` stores them. The product of a row with a row
@@ -57,7 +57,6 @@ def grid_of(rows: Tensor, form: str) -> tuple[Tensor, Tensor]:
 
 def quantize_rows(
     x: Tensor,
-    *,
     form: str = "8",
     activation: str = "",
     shift: Tensor | None = None,
@@ -76,7 +75,6 @@ def quantize_rows(
 
 def norm_quantize(
     x: Tensor,
-    *,
     form: str = "8",
     rms: bool = False,
     eps: float = 1e-6,
@@ -111,7 +109,6 @@ def linear_a8(
     w_scale: Tensor,
     w_zero: Tensor | None = None,
     w_total: Tensor | None = None,
-    *,
     bias: Tensor | None = None,
     gate: Tensor | None = None,
     residual: Tensor | None = None,
@@ -136,8 +133,7 @@ def linear_packed_a8(
     w_zero: Tensor | None = None,
     w_total: Tensor | None = None,
     table: Tensor | None = None,
-    *,
-    bits: int,
+    bits: int = 4,
     group: int = 0,
     bias: Tensor | None = None,
     gate: Tensor | None = None,
@@ -168,7 +164,6 @@ def conv2d_a8(
     weight: Tensor,
     w_scale: Tensor,
     w_total: Tensor,
-    *,
     stride: int = 1,
     padding: int = 0,
     dilation: int = 1,
@@ -200,7 +195,7 @@ def whole_numbers(table: Tensor) -> tuple[Tensor, Tensor]:
 def _rounded(rows: Tensor, shape: torch.Size, form: str, scale: Tensor | None, zero: Tensor | None, group: int) -> Rows:
     """`Rows` of fp32 [rows, columns]; `shape`: of the rows, as the caller has them."""
     bits, top = form_of(form)
-    scale, zero = (scale, torch.zeros_like(scale) if zero is None else zero) if scale is not None else grid_of(rows, form)
+    scale, zero = (scale.clone(), torch.zeros_like(scale) if zero is None else zero.clone()) if scale is not None else grid_of(rows, form)
     s, z = _each_row(scale[:, None], len(rows)), _each_row(zero[:, None], len(rows))
     half = 2 ** (bits - 1) if bits else 0
     codes = (rows / s + z + half).round().clamp(0, 2 * half - 1).sub(half).nan_to_num(0).to(torch.int8) if bits else (rows / s).clamp(-top, top).to(torch.float8_e4m3fn)

@@ -47,11 +47,11 @@ def test_an_int8_product_is_its_twin(device: str, rows: int, columns: int, outpu
     side = {"w_scale": torch.rand(outputs, device=device), "w_zero": torch.randn(outputs, device=device), "w_total": torch.randn(outputs, device=device)}
     side["w_total"] = (side["w_scale"][:, None] * (w - side["w_zero"][:, None])).sum(1)
 
-    launch, made = linear_a8(*given, w, **side, dtype=torch.float32, tile=TINY)
-    run(launch)
+    launches, made = linear_a8(*given, w, **side, dtype=torch.float32, tile=TINY)
+    run(*launches)
 
-    assert launch is not None
-    assert launch.arguments["DESCRIBED"] == (columns % 16 == 0)
+    assert len(launches) == 1
+    assert launches[0].arguments["DESCRIBED"] == (columns % 16 == 0)
     assert_near(made, reference_a8.linear_a8(*given, w, **side, dtype=torch.float32))
 
 
@@ -65,8 +65,8 @@ def test_bias_gate_and_residual_are_added_in_the_epilogue(device: str, dtype: to
     epilogue: dict[str, Any] = {name: value.to(device, dtype) for name, value in after.items()}
     total = w_scale * w.float().sum(1)
 
-    launch, made = linear_a8(codes.view(3, 4, -1), scale, zero, sums, w, w_scale, None, total, **epilogue, dtype=dtype, tile=TINY)
-    run(launch)
+    launches, made = linear_a8(codes.view(3, 4, -1), scale, zero, sums, w, w_scale, None, total, **epilogue, dtype=dtype, tile=TINY)
+    run(*launches)
 
     assert made.shape == (3, 4, 21)
     assert_near(made, reference_a8.linear_a8(codes.view(3, 4, -1), scale, zero, sums, w, w_scale, None, total, **epilogue, dtype=dtype))
@@ -78,8 +78,8 @@ def test_an_fp8_product_is_its_twin(device: str, columns: int) -> None:
     codes, scale = torch.randn(9, columns, device=device).to(torch.float8_e4m3fn), torch.rand(9, device=device)
     w, w_scale = torch.randn(20, columns, device=device).to(torch.float8_e4m3fn), torch.rand(20, device=device)
 
-    launch, made = linear_a8(codes, scale, None, None, w, w_scale, dtype=torch.float32, tile=TINY)
-    run(launch)
+    launches, made = linear_a8(codes, scale, None, None, w, w_scale, dtype=torch.float32, tile=TINY)
+    run(*launches)
 
     assert_near(made, reference_a8.linear_a8(codes, scale, None, None, w, w_scale, dtype=torch.float32))
 
@@ -90,8 +90,8 @@ def test_one_static_grid_serves_all_rows_and_stacked_weights_are_q_k_and_v(devic
     parts = [(int8(n, 32, device=device), torch.rand(n, device=device)) for n in (24, 8, 16)]
     w, w_scale = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
-    launch, made = linear_a8(codes, scale, zero, None, w, w_scale, None, w_scale * w.float().sum(1), dtype=torch.float32, tile=TINY)
-    run(launch)
+    launches, made = linear_a8(codes, scale, zero, None, w, w_scale, None, w_scale * w.float().sum(1), dtype=torch.float32, tile=TINY)
+    run(*launches)
 
     for (part, part_scale), found in zip(parts, made.split([24, 8, 16], -1), strict=True):
         assert_near(found, reference_a8.linear_a8(codes, scale, zero, None, part, part_scale, dtype=torch.float32))
@@ -104,8 +104,8 @@ def test_weights_of_every_width_are_unpacked_into_the_product(device: str, bits:
     given = activations(6, columns, device, group)
     w = weights(35, columns, bits, group, device, zeros=bits % 2 == 0)
 
-    launch, made = linear_packed_a8(*given, **w, bits=bits, group=group, dtype=torch.float32, tile=TINY)
-    run(launch)
+    launches, made = linear_packed_a8(*given, **w, bits=bits, group=group, dtype=torch.float32, tile=TINY)
+    run(*launches)
 
     assert_near(made, reference_a8.linear_packed_a8(*given, **w, bits=bits, group=group, dtype=torch.float32))
 
@@ -118,8 +118,8 @@ def test_codebooks_are_looked_up_in_the_product(device: str, shared: bool, group
     given = activations(5, 50, device, group)
     w = weights(18, 50, 3, group, device, zeros=False, table=table)
 
-    launch, made = linear_packed_a8(*given, **w, bits=3, group=group, dtype=torch.float32, tile=TINY)
-    run(launch)
+    launches, made = linear_packed_a8(*given, **w, bits=3, group=group, dtype=torch.float32, tile=TINY)
+    run(*launches)
 
     assert_near(made, reference_a8.linear_packed_a8(*given, **w, bits=3, group=group, dtype=torch.float32))
 
@@ -134,8 +134,8 @@ def test_a_convolution_is_its_twin_and_pads_with_the_zero_of_each_picture(device
     side: dict[str, Any] = {"w_total": w_scale * w.float().sum((1, 2, 3)), "bias": torch.randn(9, device=device)}
     window = {"stride": stride, "padding": padding, "dilation": dilation}
 
-    launch, made = conv2d_a8(codes, scale, zero, w, w_scale, **side, **window, dtype=torch.float32, tile=TINY)
-    run(launch)
+    launches, made = conv2d_a8(codes, scale, zero, w, w_scale, **side, **window, dtype=torch.float32, tile=TINY)
+    run(*launches)
 
     assert_near(made, reference_a8.conv2d_a8(codes, scale, zero, w, w_scale, **side, **window, dtype=torch.float32))
 
@@ -144,7 +144,7 @@ def test_a_convolution_is_its_twin_and_pads_with_the_zero_of_each_picture(device
 def test_an_empty_batch_and_no_outputs_launch_nothing(device: str) -> None:
     w, scale, none = int8(6, 16, device=device), torch.ones(6, device=device), torch.ones(0, device=device)
 
-    assert linear_a8(int8(0, 16, device=device), none, None, None, w, scale)[0] is None
+    assert linear_a8(int8(0, 16, device=device), none, None, None, w, scale)[0] == ()
     assert linear_a8(int8(3, 16, device=device), torch.ones(3, device=device), None, None, w[:0], none)[1].shape == (3, 0)
     packed = layout.pack(torch.zeros(6, 16, dtype=torch.uint8), 3).to(device)
     assert linear_packed_a8(int8(0, 16, device=device), none, None, None, packed, scale, bits=3)[1].shape == (0, 6)
@@ -156,8 +156,8 @@ def test_operands_may_lie_anyhow_in_memory(device: str) -> None:
     codes, w = int8(32, 9, device=device).t(), int8(32, 20, device=device).t()
     scale, w_scale = torch.rand(9, device=device), torch.rand(40, device=device)[::2]
 
-    launch, made = linear_a8(codes, scale, None, None, w, w_scale, dtype=torch.float32, tile=TINY)
-    run(launch)
+    launches, made = linear_a8(codes, scale, None, None, w, w_scale, dtype=torch.float32, tile=TINY)
+    run(*launches)
 
     assert_near(made, reference_a8.linear_a8(codes, scale, None, None, w, w_scale, dtype=torch.float32))
 

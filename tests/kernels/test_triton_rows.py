@@ -40,8 +40,8 @@ def _sums(made: Rows, expected: Rows) -> torch.Tensor:
 def test_rows_are_rounded_as_the_twin_rounds_them(device: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     x = (torch.randn(shape, device=device) * 3 + 0.5).to(dtype)
 
-    launch, made = quantize_rows(x)
-    run(launch)
+    launches, made = quantize_rows(x)
+    run(*launches)
 
     assert_same_rows(made, reference_a8.quantize_rows(x))
 
@@ -52,8 +52,8 @@ def test_rows_are_rounded_as_the_twin_rounds_them(device: str, dtype: torch.dtyp
 def test_an_activation_function_comes_before_rounding(device: str, form: str, activation: str) -> None:
     x = torch.randn(3, 2 * 36, device=device)
 
-    launch, made = quantize_rows(x, form=form, activation=activation)
-    run(launch)
+    launches, made = quantize_rows(x, form=form, activation=activation)
+    run(*launches)
 
     expected = reference_a8.quantize_rows(x, form=form, activation=activation)
     if form == "e4m3":
@@ -70,8 +70,8 @@ def test_a_static_grid_clips_what_lies_beyond_it(device: str, grids: int) -> Non
     x = torch.randn(2, 3, 20, device=device) * 4
     scale, zero = torch.full((grids,), 0.02, device=device), torch.full((grids,), -3.0, device=device)
 
-    launch, made = quantize_rows(x, scale=scale, zero=zero)
-    run(launch)
+    launches, made = quantize_rows(x, scale=scale, zero=zero)
+    run(*launches)
 
     assert_same_rows(made, reference_a8.quantize_rows(x, scale=scale, zero=zero))
     assert {-128, 127} <= set(made.codes.flatten().tolist())
@@ -81,8 +81,8 @@ def test_a_static_grid_clips_what_lies_beyond_it(device: str, grids: int) -> Non
 def test_rows_are_shifted_and_divided_and_summed_by_groups(device: str) -> None:
     x, shift, divisor = torch.randn(4, 72, device=device), torch.randn(72, device=device), torch.rand(72, device=device) + 0.5
 
-    launch, made = quantize_rows(x, shift=shift, divisor=divisor, group=32)
-    run(launch)
+    launches, made = quantize_rows(x, shift=shift, divisor=divisor, group=32)
+    run(*launches)
 
     expected = reference_a8.quantize_rows(x, shift=shift, divisor=divisor, group=32)
     assert made.sums.shape == (4, 3)
@@ -96,8 +96,8 @@ def test_a_row_that_is_not_finite_says_so_in_its_scale(device: str, value: float
     x = torch.randn(3, 20, device=device)
     x[1, 7] = value
 
-    launch, made = quantize_rows(x)
-    run(launch)
+    launches, made = quantize_rows(x)
+    run(*launches)
 
     assert torch.isnan(made.scale).tolist() == torch.isnan(reference_a8.quantize_rows(x).scale).tolist() == [False, True, False]
 
@@ -107,16 +107,16 @@ def test_a_row_that_is_not_finite_says_so_in_its_scale(device: str, value: float
 def test_rows_may_lie_anyhow_in_memory(device: str, view: object) -> None:
     x = view(torch.randn(6, 40, device=device))  # type: ignore[operator]
 
-    launch, made = quantize_rows(x)
-    run(launch)
+    launches, made = quantize_rows(x)
+    run(*launches)
 
     assert_same_rows(made, reference_a8.quantize_rows(x.contiguous()))
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_no_rows_make_no_codes(device: str) -> None:
-    for launch, made in (quantize_rows(torch.randn(0, 3, 20, device=device)), norm_quantize(torch.randn(0, 20, device=device))):
-        assert launch is None
+    for launches, made in (quantize_rows(torch.randn(0, 3, 20, device=device)), norm_quantize(torch.randn(0, 20, device=device))):
+        assert launches == ()
         assert made.codes.numel() == made.scale.numel() == 0
 
 
@@ -129,8 +129,8 @@ def test_a_norm_and_its_modulation_come_before_rounding(device: str, dtype: torc
     affine = {} if modulated else {"weight": torch.randn(40, device=device), "bias": torch.randn(40, device=device)}
     modulation = {"modulation_scale": torch.randn(2, 40, device=device), "modulation_shift": torch.randn(2, 40, device=device)} if modulated else {}
 
-    launch, made = norm_quantize(x, rms=rms, **affine, **modulation)
-    run(launch)
+    launches, made = norm_quantize(x, rms=rms, **affine, **modulation)
+    run(*launches)
 
     assert_same_rows(made, reference_a8.norm_quantize(x, rms=rms, **affine, **modulation), ties=0.03)
 
@@ -143,7 +143,7 @@ def test_what_no_kernel_does_is_refused(device: str) -> None:
         quantize_rows(x, activation="relu")
     with pytest.raises(ValueError, match="activations are rounded to one of"):
         quantize_rows(x, form="9")
-    with pytest.raises(ValueError, match="given 3 rows and a scale of shape"):
+    with pytest.raises(ValueError, match="given 3 rows and 2 grids"):
         quantize_rows(x, scale=torch.ones(2, device=device))
     with pytest.raises(ValueError, match="sums are taken over groups of"):
         quantize_rows(x, group=12)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.kernels.grid import DEVICES, DTYPES, assert_near, run
 
-from qsearch_kernels import layout, reference
+from qsearch_kernels import layout, reference, reference_levels
 from qsearch_kernels.gpu.dequantize import dequantize
 from qsearch_kernels.gpu.linear_wna16 import linear_wna16
 
@@ -24,8 +24,8 @@ def example(rows: int, columns: int, bits: int, group: int, device: str) -> tupl
 def test_a_packed_weight_comes_out_as_its_twin_says(device: str, bits: int, rows: int, columns: int, group: int) -> None:
     codes, packed, scale, zero = example(rows, columns, bits, group, device)
 
-    launch, made = dequantize(packed, scale, zero, bits=bits, columns=columns, group=group, dtype=torch.float32)
-    run(launch)
+    launches, made = dequantize(packed, scale, zero, 0.0, None, bits, columns, group, torch.float32)
+    run(*launches)
 
     assert_near(made, reference.dequantize(codes, scale, zero, group))
 
@@ -35,8 +35,8 @@ def test_a_packed_weight_comes_out_as_its_twin_says(device: str, bits: int, rows
 def test_a_packed_weight_is_rounded_once_to_the_type_that_is_asked_for(device: str, dtype: torch.dtype) -> None:
     codes, packed, scale, _ = example(6, 50, 4, 16, device)
 
-    launch, made = dequantize(packed, scale, 8.0, bits=4, columns=50, group=16, dtype=dtype)
-    run(launch)
+    launches, made = dequantize(packed, scale, None, 8.0, None, 4, 50, 16, dtype)
+    run(*launches)
 
     assert_near(made, reference.dequantize(codes, scale, 8.0, 16).to(dtype))
 
@@ -46,38 +46,36 @@ def test_a_packed_weight_is_rounded_once_to_the_type_that_is_asked_for(device: s
 def test_levels_for_the_int8_product_are_codes_less_their_offset(device: str, bits: int) -> None:
     codes, packed, _, _ = example(5, 37, bits, 0, device)
 
-    launch, made = dequantize(packed, None, 2.0 ** (bits - 1), bits=bits, columns=37, group=0, dtype=torch.int8)
-    run(launch)
+    launches, made = dequantize(packed, None, None, 2.0 ** (bits - 1), None, bits, 37, 0, torch.int8)
+    run(*launches)
 
     torch.testing.assert_close(made, (codes.int() - 2 ** (bits - 1)).to(torch.int8), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("tables", [(1, 8), (6, 8), (6, 3, 8)], ids=str)
+@pytest.mark.parametrize("tables", [(8,), (1, 8), (6, 8), (6, 3, 8)], ids=str)
 def test_codebooks_are_looked_up_for_all_rows_for_each_row_or_for_each_group(device: str, tables: tuple[int, ...]) -> None:
-    codes, packed, scale, _ = example(6, 40, 3, 16, device)
+    _, packed, scale, _ = example(6, 40, 3, 16, device)
     table = torch.randn(tables, device=device)
 
-    launch, made = dequantize(packed, scale, 0.0, table, bits=3, columns=40, group=16, dtype=torch.float32)
-    run(launch)
+    launches, made = dequantize(packed, scale, None, 0.0, table, 3, 40, 16, torch.float32)
+    run(*launches)
 
-    each = table.expand(6, 3, 8) if table.ndim == 3 else table.expand(6, 8)[:, None].expand(6, 3, 8)
-    level = each.repeat_interleave(16, 1)[:, :40].gather(2, codes.long()[:, :, None])[:, :, 0]
-    torch.testing.assert_close(made, level * scale.repeat_interleave(16, 1)[:, :40], rtol=1e-6, atol=1e-6)
+    assert_near(made, reference_levels.dequantize_levels(packed, scale, None, 0.0, table, 3, 40, 16, torch.float32))
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("bits", "group", "columns"), [(4, 0, 70), (4, 32, 300), (3, 64, 130), (2, 16, 50), (8, 0, 33), (5, 128, 260)])
+@pytest.mark.parametrize(("bits", "group", "columns"), [(4, 0, 70), (4, 32, 300), (3, 64, 130), (2, 16, 50), (8, 0, 33), (5, 128, 260), (4, -1, 40)])
 @pytest.mark.parametrize("rows", [1, 5])
 def test_a_few_rows_are_multiplied_with_packed_weights(device: str, dtype: torch.dtype, bits: int, group: int, columns: int, rows: int) -> None:
     _, packed, scale, zero = example(37, columns, bits, group, device)
     x, bias = torch.randn(rows, columns, device=device).to(dtype), torch.randn(37, device=device).to(dtype)
 
-    launches, made = linear_wna16(x, packed, scale, zero, bits=bits, columns=columns, group=group, bias=bias)
+    launches, made = linear_wna16(x, packed, scale, zero, 0.0, None, bits, columns, group, bias)
     run(*launches)
 
-    assert_near(made, reference.linear_wna16(x, packed, scale, zero, bits=bits, columns=columns, group=group, bias=bias), 2)
+    assert_near(made, reference_levels.linear_levels(x, packed, scale, zero, 0.0, None, bits, columns, group, bias), 2)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -87,7 +85,7 @@ def test_a_few_rows_are_multiplied_with_codebooks(device: str, shared: bool) -> 
     table = torch.randn(1 if shared else 9, 16, device=device)
     x, one = torch.randn(2, 1, 45, device=device), torch.ones(9, 1, device=device)
 
-    launches, made = linear_wna16(x, packed, one, 0.0, table, bits=4, columns=45, group=0)
+    launches, made = linear_wna16(x, packed, one, None, 0.0, table, 4, 45, 0)
     run(*launches)
 
     assert_near(made, x @ table.expand(9, -1).gather(1, codes.long()).T)
@@ -98,10 +96,10 @@ def test_an_empty_batch_launches_nothing_and_strides_do_not_matter(device: str) 
     _, packed, scale, zero = example(9, 40, 4, 0, device)
     x = torch.randn(40, 3, device=device).t()
 
-    assert linear_wna16(x[:0], packed, scale, zero, bits=4, columns=40, group=0)[0] == ()
-    launches, made = linear_wna16(x, packed, scale, zero, bits=4, columns=40, group=0)
+    assert linear_wna16(x[:0], packed, scale, zero, 0.0, None, 4, 40, 0)[0] == ()
+    launches, made = linear_wna16(x, packed, scale, zero, 0.0, None, 4, 40, 0)
     run(*launches)
-    assert_near(made, reference.linear_wna16(x, packed, scale, zero, bits=4, columns=40, group=0), 2)
+    assert_near(made, reference_levels.linear_levels(x, packed, scale, zero, 0.0, None, 4, 40, 0), 2)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -109,12 +107,12 @@ def test_what_no_kernel_does_is_refused(device: str) -> None:
     _, packed, scale, zero = example(9, 40, 4, 0, device)
 
     with pytest.raises(ValueError, match="given 17 rows in groups of 0: dequantize instead"):
-        linear_wna16(torch.randn(17, 40, device=device), packed, scale, zero, bits=4, columns=40, group=0)
+        linear_wna16(torch.randn(17, 40, device=device), packed, scale, zero, 0.0, None, 4, 40, 0)
     with pytest.raises(ValueError, match="given 1 rows in groups of 24: dequantize instead"):
-        linear_wna16(torch.randn(1, 40, device=device), packed, scale, zero, bits=4, columns=40, group=24)
+        linear_wna16(torch.randn(1, 40, device=device), packed, scale, zero, 0.0, None, 4, 40, 24)
     with pytest.raises(ValueError, match=r"need a scale of shape \(9, 3\)"):
-        linear_wna16(torch.randn(1, 40, device=device), packed, scale, zero, bits=4, columns=40, group=16)
+        linear_wna16(torch.randn(1, 40, device=device), packed, scale, zero, 0.0, None, 4, 40, 16)
     with pytest.raises(ValueError, match=r"packed in uint8 \[rows, 15\]"):
-        dequantize(packed, scale, zero, bits=3, columns=40, group=0, dtype=torch.float32)
-    with pytest.raises(ValueError, match="need a table"):
-        dequantize(packed, scale, zero, torch.ones(1, 8, device=device), bits=4, columns=40, group=0, dtype=torch.float32)
+        dequantize(packed, scale, zero, 0.0, None, 3, 40, 0, torch.float32)
+    with pytest.raises(ValueError, match=r"need levels \[16\]"):
+        dequantize(packed, scale, zero, 0.0, torch.ones(1, 8, device=device), 4, 40, 0, torch.float32)

@@ -52,7 +52,6 @@ def conv2d_a8(
     weight: Tensor,
     w_scale: Tensor,
     w_total: Tensor,
-    *,
     stride: int = 1,
     padding: int = 0,
     dilation: int = 1,
@@ -60,8 +59,8 @@ def conv2d_a8(
     residual: Tensor | None = None,
     dtype: torch.dtype = torch.bfloat16,
     tile: Tile | None = None,
-) -> tuple[Launch | None, Tensor]:
-    """The launch (None where there is nothing to compute) and the output that it fills: `reference_a8.conv2d_a8`. Raises `ValueError` for shapes that don't fit."""
+) -> tuple[tuple[Launch, ...], Tensor]:
+    """The launches (none where there is nothing to compute) and the output that they fill: `reference_a8.conv2d_a8`. Raises `ValueError` for shapes that don't fit."""
     if codes.ndim != 4 or weight.ndim != 4 or weight.shape[3] != codes.shape[3] or codes.dtype != torch.int8 or weight.dtype != torch.int8:
         raise ValueError(
             "int8 pictures [batch, H, W, C] need int8 weights [N, R, S, C], in one group; "
@@ -76,7 +75,7 @@ def conv2d_a8(
         raise ValueError(f"a convolution mixes places, so that each of {batch} pictures has one grid; given {len(a_scale)}")
     out = torch.empty(batch, P, Q, N, device=codes.device, dtype=dtype)
     if not out.numel():
-        return None, out
+        return (), out
     rows = batch * P * Q
     tile = tile or choose("conv2d_a8", rows, N, R * S * C, processors(codes), UNPACKING_TILES)
     arguments = {
@@ -85,4 +84,4 @@ def conv2d_a8(
         "M": rows, "N": N, "H": H, "W": W, "C": C, "P": P, "Q": Q, "R": R, "S": S, "STRIDE": stride, "PADDING": padding, "DILATION": dilation,
         "BM": tile.m, "BN": tile.n, "BK": min(tile.k, 64), "BAND": 8,
     }  # fmt: skip
-    return Launch(_conv2d_a8, (-(-rows // tile.m) * -(-N // tile.n),), arguments, tile.warps, tile.stages), out
+    return (Launch(_conv2d_a8, (-(-rows // tile.m) * -(-N // tile.n),), arguments, tile.warps, tile.stages),), out

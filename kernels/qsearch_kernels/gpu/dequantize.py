@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import row_bytes
+from ..reference_levels import check_weight, table_of
 from .launching import Launch
 from .parts import codes_at, levels_at, spread
 
@@ -41,37 +41,22 @@ def _dequantize(
 
 
 def dequantize(
-    packed: Tensor,
-    scale: Tensor | None,
-    zero: Tensor | float,
-    table: Tensor | None = None,
-    *,
-    bits: int,
-    columns: int,
-    group: int,
-    dtype: torch.dtype,
-) -> tuple[Launch | None, Tensor]:
-    """The launch (None where there is nothing to do) and the weight [rows, columns] in `dtype` that it fills: `scale * (level - zero)`.
+    packed: Tensor, scale: Tensor | None, zero: Tensor | None, offset: float, levels: Tensor | None, bits: int, columns: int, group: int, dtype: torch.dtype
+) -> tuple[tuple[Launch, ...], Tensor]:
+    """The launches (none where there is nothing to do) and the weight [rows, columns] in `dtype` that they fill: `reference_levels.dequantize_levels`.
 
-    `packed`: uint8 in the layout of `layout.pack`; `scale`, `zero`, `group` as in `reference.dequantize`, scale None = 1. Level: the code, or its entry in
-    `table`: [1 or rows, 2**bits], or one for each group, [rows, groups, 2**bits]. For int8 levels: `scale` None, `zero` 2**(bits - 1), or 0 with a table.
+    Raises `ValueError` for shapes that don't fit.
     """
     rows, groups = packed.shape[0], -(-columns // group) if group > 0 else 1
-    if packed.dtype != torch.uint8 or packed.shape[1:] != (row_bytes(columns, bits),):
-        raise ValueError(f"{columns} codes of {bits} bits are packed in uint8 [rows, {row_bytes(columns, bits)}]; given {packed.dtype} {tuple(packed.shape)}")
-    shape = (1 if group == -1 else rows, groups)
-    for name, values in (("scale", scale), ("zero", zero)):
-        if isinstance(values, Tensor) and tuple(values.shape) != shape:
-            raise ValueError(f"codes {rows} x {columns} in groups of {group} need a {name} of shape {shape}; given {tuple(values.shape)}")
-    if table is not None and tuple(table.shape) not in {(1, 2**bits), (rows, 2**bits), (rows, groups, 2**bits)}:
-        raise ValueError(f"codes {rows} x {columns} of {bits} bits need a table [1 or {rows}, {2**bits}] or [{rows}, {groups}, {2**bits}]; given {tuple(table.shape)}")
+    check_weight(packed, scale, zero, bits, columns, group)
+    table = table_of(levels, rows, groups, bits)
     out = torch.empty(rows, columns, device=packed.device, dtype=dtype)
     if not out.numel():
-        return None, out
+        return (), out
     arguments = {
-        "packed": packed.contiguous(), "scale": None if scale is None else scale.contiguous(), "zero": zero.contiguous() if isinstance(zero, Tensor) else None,
-        "table": None if table is None else table.contiguous(), "out": out, "offset": 0.0 if isinstance(zero, Tensor) else float(zero), "N": rows, "K": columns,
+        "packed": packed.contiguous(), "scale": None if scale is None else scale.contiguous(), "zero": None if zero is None else zero.contiguous(),
+        "table": None if table is None else table.contiguous(), "out": out, "offset": offset, "N": rows, "K": columns,
         "bytes_a_row": packed.shape[1], "groups": groups, "table_stride": 0 if table is None or table.shape[0] == 1 else table[0].numel(),
         "BITS": bits, "GROUP": group, "TABLE_GROUP": group if table is not None and table.ndim == 3 else 0, "BN": _ROWS, "BK": _COLUMNS,
     }  # fmt: skip
-    return Launch(_dequantize, (-(-rows // _ROWS), -(-columns // _COLUMNS)), arguments, warps=4, stages=1), out
+    return (Launch(_dequantize, (-(-rows // _ROWS), -(-columns // _COLUMNS)), arguments, warps=4, stages=1),), out

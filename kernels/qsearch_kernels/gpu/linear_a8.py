@@ -60,14 +60,13 @@ def linear_a8(
     w_scale: Tensor,
     w_zero: Tensor | None = None,
     w_total: Tensor | None = None,
-    *,
     bias: Tensor | None = None,
     gate: Tensor | None = None,
     residual: Tensor | None = None,
     dtype: torch.dtype = torch.bfloat16,
     tile: Tile | None = None,
-) -> tuple[Launch | None, Tensor]:
-    """The launch (None where there is nothing to compute) and the output that it fills: `reference_a8.linear_a8`. Raises `ValueError` for shapes that don't fit."""
+) -> tuple[tuple[Launch, ...], Tensor]:
+    """The launches (none where there is nothing to compute) and the output that they fill: `reference_a8.linear_a8`. Raises `ValueError` for shapes that don't fit."""
     rows, columns = codes.shape[:-1].numel(), codes.shape[-1]
     if weight.shape[1:] != (columns,) or weight.dtype != codes.dtype or codes.dtype not in (torch.int8, torch.float8_e4m3fn):
         raise ValueError(
@@ -76,7 +75,7 @@ def linear_a8(
     N = weight.shape[0]
     out = torch.empty(*codes.shape[:-1], N, device=codes.device, dtype=dtype)
     if not out.numel():
-        return None, out
+        return (), out
     tile = tile or choose("linear_a8", rows, N, columns, processors(codes))
     programs = min(processors(codes), -(-rows // tile.m) * -(-N // tile.n))
     a, w, described = operands(codes.reshape(rows, columns).contiguous(), weight.contiguous(), tile)
@@ -86,7 +85,7 @@ def linear_a8(
         "M": rows, "N": N, "K": columns, "BM": tile.m, "BN": tile.n, "BK": tile.k, "BAND": 8, "PROGRAMS": programs,
         "INTEGER": codes.dtype == torch.int8, "DESCRIBED": described,
     }  # fmt: skip
-    return Launch(_linear_a8, (programs,), arguments, tile.warps, tile.stages), out
+    return (Launch(_linear_a8, (programs,), arguments, tile.warps, tile.stages),), out
 
 
 def operands(a: Tensor, w: Tensor, tile: Tile) -> tuple[Any, Any, bool]:

@@ -64,16 +64,15 @@ def linear_packed_a8(
     w_zero: Tensor | None = None,
     w_total: Tensor | None = None,
     table: Tensor | None = None,
-    *,
-    bits: int,
+    bits: int = 4,
     group: int = 0,
     bias: Tensor | None = None,
     gate: Tensor | None = None,
     residual: Tensor | None = None,
     dtype: torch.dtype = torch.bfloat16,
     tile: Tile | None = None,
-) -> tuple[Launch | None, Tensor]:
-    """The launch (None where there is nothing to compute) and the output that it fills: `reference_a8.linear_packed_a8`.
+) -> tuple[tuple[Launch, ...], Tensor]:
+    """The launches (none where there is nothing to compute) and the output that they fill: `reference_a8.linear_packed_a8`.
 
     Raises `ValueError` for shapes that don't fit, and for groups that the tensor cores can't close: 32, 64, 128, ... columns, or whole rows.
     """
@@ -89,7 +88,7 @@ def linear_packed_a8(
         raise ValueError(f"a table for {bits} bits is int8 [1 or {N}, {2**bits}]; given {table.dtype} of shape {tuple(table.shape)}")
     out = torch.empty(*codes.shape[:-1], N, device=codes.device, dtype=dtype)
     if not out.numel():
-        return None, out
+        return (), out
     tile = tile or choose(f"linear_packed_a8 {bits} {group}", rows, N, columns, processors(codes), UNPACKING_TILES)
     arguments = {
         "a": codes.reshape(rows, columns).contiguous(), "packed": packed.contiguous(), "table": None if table is None else table.contiguous(), "out": out,
@@ -97,4 +96,4 @@ def linear_packed_a8(
         "M": rows, "N": N, "K": columns, "bytes_a_row": packed.shape[1], "table_stride": 0 if table is None or len(table) == 1 else 2**bits, "groups": groups,
         "BITS": bits, "GROUP": group, "BM": tile.m, "BN": tile.n, "BK": min(tile.k, group or tile.k), "BAND": 8,
     }  # fmt: skip
-    return Launch(_linear_packed_a8, (-(-rows // tile.m) * -(-N // tile.n),), arguments, tile.warps, tile.stages), out
+    return (Launch(_linear_packed_a8, (-(-rows // tile.m) * -(-N // tile.n),), arguments, tile.warps, tile.stages),), out

@@ -12,17 +12,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import row_bytes
+from ..reference_levels import check_weight, table_of
 from .launching import Launch, interpreting, processors, rows_of
 from .parts import codes_at, levels_at
 
 MOST_ROWS = 16  # what one tensor-core instruction takes
 
 
+def takes(rows: int, group: int, levels: Tensor | None) -> bool:
+    """Whether this kernel multiplies so many rows with such a weight."""
+    regular = group <= 0 or (group >= 16 and group & (group - 1) == 0)
+    return rows <= MOST_ROWS and regular and (levels is None or levels.ndim < 3 or levels.shape[1] == 1)
+
+
 @triton.jit
 def _partial(
     x, packed, scale, zero, table, partial, offset, M, N, K, x_stride, bytes_a_row, groups, table_stride, span,
-    BITS: tl.constexpr, GROUP: tl.constexpr, EXACT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    BITS: tl.constexpr, GROUP: tl.constexpr, ROW: tl.constexpr, EXACT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     rows = tl.arange(0, 16)
     columns = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -42,7 +48,7 @@ def _partial(
         else:
             part = tl.dot(a, level.to(a.dtype).T)
         sum_a = tl.sum(a.to(tl.float32), axis=1)[:, None]
-        group = columns * groups + (k0 // GROUP if GROUP > 0 else 0)
+        group = columns * (groups * ROW) + (k0 // GROUP if GROUP > 0 else 0)
         if zero is not None:
             part -= sum_a * tl.load(zero + group, mask=column_mask, other=0.0).to(tl.float32)[None, :]
         part -= sum_a * offset
@@ -64,45 +70,35 @@ def _add_up(partial, bias, out, MN, N, PARTS: tl.constexpr, BLOCK: tl.constexpr)
 
 
 def linear_wna16(
-    x: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    zero: Tensor | float,
-    table: Tensor | None = None,
-    *,
-    bits: int,
-    columns: int,
-    group: int,
-    bias: Tensor | None = None,
+    x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, offset: float, levels: Tensor | None, bits: int, columns: int, group: int, bias: Tensor | None = None
 ) -> tuple[tuple[Launch, ...], Tensor]:
-    """The launches (none where there is nothing to compute) and the output [..., rows] that they fill: `reference.linear_wna16`.
+    """The launches (none where there is nothing to compute) and the output [..., rows] that they fill: `reference_levels.linear_levels`.
 
-    `table`: [1 or rows, 2**bits], levels instead of codes. Raises `ValueError` for more than 16 rows, and for groups other than 16, 32, ... or whole rows.
+    Raises `ValueError` where `takes` says no, and for shapes that don't fit.
     """
-    a, N = rows_of(x), packed.shape[0]
-    if len(a) > MOST_ROWS or (group and (group < 16 or group & (group - 1))):
-        raise ValueError(f"up to {MOST_ROWS} rows, and groups of 16, 32, 64, ... columns or 0, are multiplied packed; given {len(a)} rows in groups of {group}: dequantize instead")
-    if x.shape[-1] != columns or packed.dtype != torch.uint8 or packed.shape[1:] != (row_bytes(columns, bits),):
-        raise ValueError(f"rows of {columns} need {bits}-bit weights uint8 [N, {row_bytes(columns, bits)}]; given rows of {x.shape[-1]} and {packed.dtype} {tuple(packed.shape)}")
-    groups = -(-columns // group) if group else 1
-    for name, value in (("scale", scale), ("zero", zero)):
-        if isinstance(value, Tensor) and tuple(value.shape) != (N, groups):
-            raise ValueError(f"codes {N} x {columns} in groups of {group} need a {name} of shape {(N, groups)}; given {tuple(value.shape)}")
-    if table is not None and tuple(table.shape) not in {(1, 2**bits), (N, 2**bits)}:
-        raise ValueError(f"{N} rows of {bits} bits need a table [1 or {N}, {2**bits}]; given {tuple(table.shape)}")
+    a, N, groups = rows_of(x), packed.shape[0], -(-columns // group) if group > 0 else 1
+    if not takes(len(a), group, levels):
+        raise ValueError(
+            f"up to {MOST_ROWS} rows, groups of 16, 32, 64, ... columns or whole rows, and codebooks of whole rows are multiplied packed; "
+            f"given {len(a)} rows in groups of {group}: dequantize instead"
+        )
+    check_weight(packed, scale, zero, bits, columns, group)
+    if x.shape[-1] != columns:
+        raise ValueError(f"a weight of {columns} columns takes rows of as many entries; given {tuple(x.shape)}")
+    table = table_of(levels, N, 1, bits)
     out = torch.empty(*x.shape[:-1], N, device=x.device, dtype=x.dtype)
     if not out.numel():
         return (), out
-    depth, width = min(group or 128, 128), 32
+    depth, width = min(group if group > 0 else 128, 128), 32
     parts = min(16, max(1, 2 * processors(x) // -(-N // width)), -(-columns // depth))
     span = -(-columns // (parts * depth)) * depth
     partial = torch.empty(parts, len(a), N, device=x.device, dtype=torch.float32)
     arguments = {
-        "x": a, "packed": packed.contiguous(), "scale": scale.contiguous(), "zero": zero.contiguous() if isinstance(zero, Tensor) else None,
-        "table": None if table is None else table.contiguous(), "partial": partial, "offset": 0.0 if isinstance(zero, Tensor) else float(zero),
+        "x": a, "packed": packed.contiguous(), "scale": scale.contiguous(), "zero": None if zero is None else zero.contiguous(),
+        "table": None if table is None else table.contiguous(), "partial": partial, "offset": offset,
         "M": len(a), "N": N, "K": columns, "x_stride": a.stride(0), "bytes_a_row": packed.shape[1], "groups": groups,
         "table_stride": 0 if table is None or len(table) == 1 else 2**bits, "span": span,
-        "BITS": bits, "GROUP": group, "EXACT": x.dtype == torch.float32 or interpreting(), "BN": width, "BK": depth,
+        "BITS": bits, "GROUP": group, "ROW": int(group >= 0), "EXACT": x.dtype == torch.float32 or interpreting(), "BN": width, "BK": depth,
     }  # fmt: skip
     adding = {"partial": partial, "bias": bias, "out": out, "MN": out.numel(), "N": N, "PARTS": parts, "BLOCK": 256}
     return (Launch(_partial, (-(-N // width), parts), arguments, 4, 4), Launch(_add_up, (-(-out.numel() // 256),), adding, 4, 1)), out

@@ -45,7 +45,6 @@ def _norm_quantize(
 
 def norm_quantize(
     x: Tensor,
-    *,
     form: str = "8",
     rms: bool = False,
     eps: float = 1e-6,
@@ -56,12 +55,12 @@ def norm_quantize(
     shift: Tensor | None = None,
     divisor: Tensor | None = None,
     group: int = 0,
-) -> tuple[Launch | None, Rows]:
-    """The launch (None where there are no rows) and the rows that it fills: `reference_a8.norm_quantize`. Raises `ValueError` for what it can't do."""
+) -> tuple[tuple[Launch, ...], Rows]:
+    """The launches (none where there are no rows) and the rows that they fill: `reference_a8.norm_quantize`. Raises `ValueError` for what it can't do."""
     rows = rows_of(x)
-    out = empty_rows(x.shape[:-1], x.shape[-1], form, group, None, None, x.device)
+    out = empty_rows(x.shape[:-1], x.shape[-1], form, group, None, x.device)
     if not len(rows):
-        return None, out
+        return (), out
     batches = {len(m) for m in (modulation_scale, modulation_shift) if m is not None} or {1}
     if len(batches) > 1 or 0 in batches or len(rows) % min(batches):
         raise ValueError(f"rows are shared out in equal runs; given {len(rows)} rows and modulations for {sorted(batches)} batches")
@@ -74,4 +73,4 @@ def norm_quantize(
         "shift": shift, "divisor": divisor, "x_stride": rows.stride(0), "K": x.shape[-1], "per_batch": len(rows) // batches.pop(), "eps": eps,
         "RMS": rms, "BITS": bits, "TOP": top, "GROUP": group, "BLOCK": max(block, group),
     }  # fmt: skip
-    return Launch(_norm_quantize, (len(rows),), arguments, warps=warps_of(block), stages=1), out
+    return (Launch(_norm_quantize, (len(rows),), arguments, warps=warps_of(block), stages=1),), out

@@ -60,6 +60,11 @@ def spread(values, rows, row_mask, groups, k0, K, GROUP: tl.constexpr, BK: tl.co
         return tl.load(values + rows, mask=row_mask, other=0.0).to(tl.float32)[:, None]
     elif GROUP % BK == 0:
         return tl.load(values + rows * groups + k0 // GROUP, mask=row_mask, other=0.0).to(tl.float32)[:, None]
+    elif BK % GROUP == 0:
+        PARTS: tl.constexpr = BK // GROUP
+        group = k0 // GROUP + tl.arange(0, PARTS)
+        found = tl.load(values + rows[:, None] * groups + group[None, :], mask=row_mask[:, None] & (group < groups)[None, :], other=0.0).to(tl.float32)
+        return tl.reshape(tl.broadcast_to(found[:, :, None], (rows.shape[0], PARTS, GROUP)), (rows.shape[0], BK))
     else:
         column = k0 + tl.arange(0, BK)
         mask = row_mask[:, None] & (column < K)[None, :]

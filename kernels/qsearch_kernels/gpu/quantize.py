@@ -22,6 +22,9 @@ def store_row(y, row, at, mask, codes, scale_out, zero_out, sums, scale, zero, p
     if scale is not None:
         s = tl.load(scale + row // per_scale)
         z = tl.load(zero + row // per_scale)
+        if row % per_scale == 0:
+            tl.store(scale_out + row // per_scale, s)
+            tl.store(zero_out + row // per_scale, z)
         code = on_grid(y, s, z, BITS, TOP)
     else:
         code, s, z = rounded_row(y, mask, BITS, TOP)
@@ -65,7 +68,6 @@ def _quantize(
 
 def quantize_rows(
     x: Tensor,
-    *,
     form: str = "8",
     activation: str = "",
     shift: Tensor | None = None,
@@ -73,23 +75,23 @@ def quantize_rows(
     scale: Tensor | None = None,
     zero: Tensor | None = None,
     group: int = 0,
-) -> tuple[Launch | None, Rows]:
-    """The launch (None where there are no rows) and the rows that it fills: `reference_a8.quantize_rows`. Raises `ValueError` for what it can't do."""
+) -> tuple[tuple[Launch, ...], Rows]:
+    """The launches (none where there are no rows) and the rows that they fill: `reference_a8.quantize_rows`. Raises `ValueError` for what it can't do."""
     if activation not in ACTIVATIONS:
         raise ValueError(f"an activation is one of {', '.join(repr(a) for a in ACTIVATIONS)}; given {activation!r}")
     columns = x.shape[-1] // 2 if activation == "geglu" else x.shape[-1]
     rows = rows_of(x)
-    out = empty_rows(x.shape[:-1], columns, form, group, scale, zero, x.device)
+    out = empty_rows(x.shape[:-1], columns, form, group, None if scale is None else len(scale), x.device)
     if not len(rows):
-        return None, out
+        return (), out
     bits, top = form_of(form)
     block = power_of_two(columns)
     arguments = {
         "x": rows, "codes": out.codes, "scale_out": out.scale, "zero_out": out.zero, "sums": out.sums, "shift": shift, "divisor": divisor,
-        "scale": scale, "zero": None if scale is None else out.zero, "x_stride": rows.stride(0), "K": columns,
+        "scale": None if scale is None else scale.contiguous(), "zero": None if scale is None else torch.zeros_like(scale) if zero is None else zero.contiguous(), "x_stride": rows.stride(0), "K": columns,
         "per_scale": len(rows) // len(out.scale), "KIND": activation, "BITS": bits, "TOP": top, "GROUP": group, "BLOCK": max(block, group),
     }  # fmt: skip
-    return Launch(_quantize, (len(rows),), arguments, warps=warps_of(block), stages=1), out
+    return (Launch(_quantize, (len(rows),), arguments, warps=warps_of(block), stages=1),), out
 
 
 def warps_of(block: int) -> int:
@@ -97,17 +99,15 @@ def warps_of(block: int) -> int:
     return min(16, max(1, block // 512))
 
 
-def empty_rows(shape: torch.Size, columns: int, form: str, group: int, scale: Tensor | None, zero: Tensor | None, device: torch.device) -> Rows:
-    """`Rows` to be filled, with the grid that is given. Raises `ValueError` for groups that no reshape of a row can show."""
+def empty_rows(shape: torch.Size, columns: int, form: str, group: int, grids: int | None, device: torch.device) -> Rows:
+    """`Rows` to be filled, with `grids` grids (None = one a row). Raises `ValueError` for groups that no reshape of a row can show."""
     if group and (group < 2 or group & (group - 1)):
         raise ValueError(f"sums are taken over groups of 2, 4, 8, ... columns, or over the row (0); given {group}")
     bits, _ = form_of(form)
-    count = shape.numel()
-    if scale is not None and (scale.ndim != 1 or not len(scale) or count % len(scale)):
-        raise ValueError(f"rows are shared out in equal runs; given {count} rows and a scale of shape {tuple(scale.shape)}")
-    made = torch.empty(*shape, columns, device=device, dtype=torch.int8 if bits else torch.float8_e4m3fn)
-    fresh = scale is None
-    grid = torch.empty(count, device=device) if scale is None else scale
-    zeros = zero if zero is not None and not fresh else torch.zeros(len(grid), device=device)
-    sums = torch.zeros(count, -(-columns // group) if group else 1, device=device, dtype=torch.int32)
-    return Rows(made, grid, zeros, sums)
+    rows = shape.numel()
+    if grids is not None and (not grids or rows % grids):
+        raise ValueError(f"rows are shared out in equal runs; given {rows} rows and {grids} grids")
+    codes = torch.empty(*shape, columns, device=device, dtype=torch.int8 if bits else torch.float8_e4m3fn)
+    scale, zero = (torch.empty(rows if grids is None else grids, device=device, dtype=torch.float32) for _ in range(2))
+    sums = torch.zeros(rows, -(-columns // group) if group else 1, device=device, dtype=torch.int32)
+    return Rows(codes, scale, zero, sums)
