@@ -11,16 +11,16 @@ from qsearch_kernels.gpu.norm_quantize import norm_quantize
 from qsearch_kernels.gpu.quantize import quantize_rows
 from qsearch_kernels.reference_a8 import Rows
 
-SHAPES = [(3, 40), (2, 3, 17), (1, 129), (5, 64)]
+SHAPES = [(3, 40), (2, 3, 17), (1, 129), (5, 64), (2, 300)]  # the last in two blocks
 
 
-def assert_same_rows(made: Rows, expected: Rows, ties: float = 0.0) -> None:
-    """Scales and zeros alike, codes alike but for a share `ties` that may be one off: values that another order of sums puts across a tie."""
-    torch.testing.assert_close(made.scale.cpu(), expected.scale.cpu(), rtol=2**-10 if ties else 0, atol=0, equal_nan=True)
-    torch.testing.assert_close(made.zero.cpu(), expected.zero.cpu(), rtol=0, atol=1 if ties else 0)
+def assert_same_rows(made: Rows, expected: Rows, computed: bool = False) -> None:
+    """Codes alike but for a few that are one off at a tie; scales and zeros alike, or nearly where an order of sums stands before them (`computed`)."""
+    torch.testing.assert_close(made.scale.cpu(), expected.scale.cpu(), rtol=2**-10 if computed else 0, atol=0, equal_nan=True)
+    torch.testing.assert_close(made.zero.cpu(), expected.zero.cpu(), rtol=0, atol=1 if computed else 0)
     difference = (made.codes.float() - expected.codes.float()).abs().cpu()
-    assert float(difference.max()) <= (1 if ties else 0)
-    assert float((difference > 0).float().mean()) <= ties
+    assert float(difference.max()) <= 1
+    assert float((difference > 0).float().mean()) <= (0.03 if computed else 0.01)
     torch.testing.assert_close(made.sums.cpu(), _sums(made, expected), rtol=0, atol=0)
 
 
@@ -61,7 +61,7 @@ def test_an_activation_function_comes_before_rounding(device: str, form: str, ac
         wrong = ~torch.isclose(made.codes.float(), expected.codes.float(), rtol=0.13, atol=2**-8)
         assert float(wrong.float().mean()) <= (0.04 if INTERPRETED else 0)  # the interpreter forgets to carry where a mantissa rounds up to a power of two
     else:
-        assert_same_rows(made, expected, ties=0.03)
+        assert_same_rows(made, expected, computed=True)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -132,7 +132,7 @@ def test_a_norm_and_its_modulation_come_before_rounding(device: str, dtype: torc
     launches, made = norm_quantize(x, rms=rms, **affine, **modulation)
     run(*launches)
 
-    assert_same_rows(made, reference_a8.norm_quantize(x, rms=rms, **affine, **modulation), ties=0.03)
+    assert_same_rows(made, reference_a8.norm_quantize(x, rms=rms, **affine, **modulation), computed=True)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -30,7 +30,10 @@ TENSOR_CORES = {"int8": "IGMMA", "fp8": "QGMMA", "16 bits": "HGMMA", "int8, one 
 
 @dataclass(frozen=True)
 class Inspection:
-    """`instructions`: SASS operation -> how often it stands there. `registers` a thread; `stack`, `shared` bytes; `spills`: loads and stores of registers."""
+    """`instructions`: SASS operation -> how often it stands there. `registers` a thread; `stack`, `shared` bytes; `spills`: loads and stores of registers.
+
+    `wide_loads`: loads of 16 bytes a thread from device memory.
+    """
 
     name: str
     instructions: Counter[str]
@@ -38,6 +41,7 @@ class Inspection:
     stack: int
     shared: int
     spills: int
+    wide_loads: int
 
     @property
     def tensor_cores(self) -> dict[str, int]:
@@ -72,9 +76,9 @@ def inspect(launch: Launch, capability: int = HOPPER) -> Inspection:
         usage = subprocess.run([tools / "cuobjdump", "--dump-resource-usage", binary], capture_output=True, text=True, check=True).stdout
     found = Counter(re.findall(r"^\s+(?:/\*[0-9a-f]+\*/\s+)?(?:@!?U?P[T0-9]+\s+)?([A-Z][A-Z0-9]+)[. ;]", code, re.MULTILINE))
     numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    return Inspection(
-        launch.kernel.__name__, found, numbers["REG"], numbers["STACK"] + numbers.get("LOCAL", 0), int(made.metadata.shared), found["STL"] + found["LDL"]
-    )
+    wide = len(re.findall(r"\bLDG(?:STS)?\.[A-Z0-9.]*128\b", code))
+    stack, spills = numbers["STACK"] + numbers.get("LOCAL", 0), found["STL"] + found["LDL"]
+    return Inspection(launch.kernel.__name__, found, numbers["REG"], stack, int(made.metadata.shared), spills, wide)
 
 
 def _type_of(name: str, value: Any) -> str:

@@ -46,11 +46,6 @@ def interpreting() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-def power_of_two(n: int) -> int:
-    """The smallest power of two that is no less than `n` (nor than 1)."""
-    return 1 << max(0, n - 1).bit_length()
-
-
 def rows_of(x: Tensor) -> Tensor:
     """`x` [..., columns] as [rows, columns] whose columns lie side by side; copied only where no view does."""
     rows = x.reshape(-1, x.shape[-1]) if x.numel() else x.new_empty(x.shape[:-1].numel(), x.shape[-1])

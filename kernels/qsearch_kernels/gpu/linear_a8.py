@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .launching import Launch, processors
 from .parts import finish, place
-from .tiles import Tile, choose
+from .tiles import FP8_TILES, TILES, Tile, choose
 
 
 @triton.jit
@@ -76,14 +76,15 @@ def linear_a8(
     out = torch.empty(*codes.shape[:-1], N, device=codes.device, dtype=dtype)
     if not out.numel():
         return (), out
-    tile = tile or choose("linear_a8", rows, N, columns, processors(codes))
+    integer = codes.dtype == torch.int8
+    tile = tile or choose(f"linear_a8 {codes.dtype}", rows, N, columns, processors(codes), TILES if integer else FP8_TILES)
     programs = min(processors(codes), -(-rows // tile.m) * -(-N // tile.n))
     a, w, described = operands(codes.reshape(rows, columns).contiguous(), weight.contiguous(), tile)
     arguments = {
         "a": a, "w": w, "out": out,
         **epilogue_arguments(rows, N, 1, a_scale, a_zero, sums, w_scale, w_zero, w_total, bias, gate, residual),
         "M": rows, "N": N, "K": columns, "BM": tile.m, "BN": tile.n, "BK": tile.k, "BAND": 8, "PROGRAMS": programs,
-        "INTEGER": codes.dtype == torch.int8, "DESCRIBED": described,
+        "INTEGER": integer, "DESCRIBED": described,
     }  # fmt: skip
     return (Launch(_linear_a8, (programs,), arguments, tile.warps, tile.stages),), out
 

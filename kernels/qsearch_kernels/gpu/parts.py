@@ -1,4 +1,4 @@
-"""What several kernels share: unpacking codes, looking up levels, rounding a row, the epilogue of an integer product.
+"""What several kernels share: unpacking codes, looking up levels, activation functions, the epilogue of an integer product.
 
 Arithmetic is in fp32 from the load on: on bf16 Triton's interpreter is wrong without a word (triton issue 11584), and the GPU would round twice.
 """
@@ -77,6 +77,9 @@ def levels_at(codes, table, rows, row_mask, table_stride, k0, K, GROUP: tl.const
 
     GROUP: columns that share a table, the tables of a row one after another; 0 = a table serves the row.
     """
+    if GROUP == 0 and BITS <= 4:  # the row's table stays in registers and shared memory
+        entries = tl.load(table + rows[:, None] * table_stride + tl.arange(0, 1 << BITS)[None, :], mask=row_mask[:, None], other=0.0)
+        return tl.gather(entries, codes.to(tl.int32), 1).to(tl.float32)
     at = rows[:, None] * table_stride + codes.to(tl.int32)
     mask = row_mask[:, None]
     if GROUP > 0:
@@ -98,39 +101,6 @@ def activated(x, KIND: tl.constexpr):
         return x / (1.0 + tl.exp(-x))
     else:
         return x
-
-
-@triton.jit
-def nearest_even(x):
-    """fp32 `x`, smaller than 2**22, rounded to the nearest whole number, halves to even: what is left when the fraction no longer fits."""
-    return (x + 12582912.0) - 12582912.0
-
-
-@triton.jit
-def rounded_row(x, mask, BITS: tl.constexpr, TOP: tl.constexpr):
-    """(codes in fp32, scale, zero) of one row of fp32 `x`; the grid of `reference_a8.grid_of`. BITS = 0: floats whose largest value is TOP."""
-    if BITS == 0:
-        size = tl.max(tl.where(mask, tl.abs(x), 0.0), axis=0)
-        scale = tl.minimum(tl.maximum(tl.div_rn(size, TOP), 5.9604644775390625e-08), 65504.0).to(tl.float16).to(tl.float32)
-        return on_grid(x, scale, 0.0, BITS, TOP), scale, 0.0
-    else:
-        low = tl.minimum(tl.min(tl.where(mask, x, 0.0), axis=0), 0.0)
-        high = tl.maximum(tl.max(tl.where(mask, x, 0.0), axis=0), 0.0)
-        LAST: tl.constexpr = (1 << BITS) - 1
-        scale = tl.minimum(tl.maximum(tl.div_rn(high - low, LAST * 1.0), 5.9604644775390625e-08), 65504.0).to(tl.float16).to(tl.float32)
-        zero = tl.minimum(tl.maximum(nearest_even(tl.div_rn(-low, scale)), 0.0), LAST * 1.0) - (1 << (BITS - 1))
-        return on_grid(x, scale, zero, BITS, TOP), scale, zero
-
-
-@triton.jit
-def on_grid(x, scale, zero, BITS: tl.constexpr, TOP: tl.constexpr):
-    """fp32 `x` as signed codes in fp32 on the grid that `scale` and `zero` span; clipped before it is rounded, so that it can't wrap."""
-    if BITS == 0:
-        return tl.minimum(tl.maximum(tl.div_rn(x, scale), -TOP), TOP)
-    else:
-        HALF: tl.constexpr = 1 << (BITS - 1)
-        code = tl.div_rn(x, scale) + (zero + HALF)
-        return nearest_even(tl.minimum(tl.maximum(code, 0.0), HALF * 2.0 - 1.0)) - HALF
 
 
 @triton.jit

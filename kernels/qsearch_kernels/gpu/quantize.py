@@ -12,58 +12,38 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference_a8 import ACTIVATIONS, Rows, form_of
-from .launching import Launch, power_of_two, rows_of
-from .parts import activated, on_grid, rounded_row
+from .launching import Launch, rows_of
+from .parts import activated
+from .rounding import blocks_of, store_row, taken, warps_of
 
 
 @triton.jit
-def store_row(y, row, at, mask, codes, scale_out, zero_out, sums, scale, zero, per_scale, K, BITS: tl.constexpr, TOP: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr):
-    """Round one row of fp32 `y` and write its codes, its sums and, unless its grid is given, its scale and zero."""
-    if scale is not None:
-        s = tl.load(scale + row // per_scale)
-        z = tl.load(zero + row // per_scale)
-        if row % per_scale == 0:
-            tl.store(scale_out + row // per_scale, s)
-            tl.store(zero_out + row // per_scale, z)
-        code = on_grid(y, s, z, BITS, TOP)
+def _read(begin, at, K, shift, divisor, KIND: tl.constexpr, MASKED: tl.constexpr):
+    y = taken(begin, at, K, 0.0, MASKED)
+    if KIND == "geglu":
+        y *= activated(taken(begin + K, at, K, 0.0, MASKED), "gelu")
     else:
-        code, s, z = rounded_row(y, mask, BITS, TOP)
-        tl.store(scale_out + row, s + tl.sum(tl.where(mask, y * 0.0, 0.0), axis=0))  # not finite: NaN
-        tl.store(zero_out + row, z)
-    code = tl.where(mask, code, 0.0)
-    if BITS == 0:
-        tl.store(codes + row.to(tl.int64) * K + at, code.to(tl.float8e4nv), mask=mask)
-    else:
-        whole = code.to(tl.int32)
-        tl.store(codes + row.to(tl.int64) * K + at, whole.to(tl.int8), mask=mask)
-        if GROUP == 0:
-            tl.store(sums + row, tl.sum(whole, axis=0))
-        else:
-            GROUPS: tl.constexpr = BLOCK // GROUP
-            found = tl.arange(0, GROUPS)
-            groups = (K + GROUP - 1) // GROUP
-            tl.store(sums + row * groups + found, tl.sum(tl.reshape(whole, (GROUPS, GROUP)), axis=1), mask=found < groups)
+        y = activated(y, KIND)
+    if shift is not None:
+        y -= taken(shift, at, K, 0.0, MASKED)
+    if divisor is not None:
+        y = y / taken(divisor, at, K, 1.0, MASKED)
+    return y
 
 
 @triton.jit
 def _quantize(
     x, codes, scale_out, zero_out, sums, shift, divisor, scale, zero, x_stride, K, per_scale,
-    KIND: tl.constexpr, BITS: tl.constexpr, TOP: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
+    KIND: tl.constexpr, BITS: tl.constexpr, TOP: tl.constexpr, GROUP: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
-    at = tl.arange(0, BLOCK)
-    mask = at < K
     begin = x + row.to(tl.int64) * x_stride
-    y = tl.load(begin + at, mask=mask, other=0.0).to(tl.float32)
-    if KIND == "geglu":
-        y *= activated(tl.load(begin + K + at, mask=mask, other=0.0).to(tl.float32), "gelu")
+    first = _read(begin, tl.arange(0, MAIN), K, shift, divisor, KIND, MASKED)
+    if TAIL > 0:
+        second = _read(begin, MAIN + tl.arange(0, TAIL), K, shift, divisor, KIND, True)
     else:
-        y = activated(y, KIND)
-    if shift is not None:
-        y -= tl.load(shift + at, mask=mask, other=0.0)
-    if divisor is not None:
-        y = tl.div_rn(y, tl.load(divisor + at, mask=mask, other=1.0))
-    store_row(y, row, at, mask, codes, scale_out, zero_out, sums, scale, zero, per_scale, K, BITS, TOP, GROUP, BLOCK)
+        second = first
+    store_row(first, second, row, K, codes, scale_out, zero_out, sums, scale, zero, per_scale, BITS, TOP, GROUP, MAIN, TAIL, MASKED)
 
 
 def quantize_rows(
@@ -85,18 +65,13 @@ def quantize_rows(
     if not len(rows):
         return (), out
     bits, top = form_of(form)
-    block = power_of_two(columns)
     arguments = {
         "x": rows, "codes": out.codes, "scale_out": out.scale, "zero_out": out.zero, "sums": out.sums, "shift": shift, "divisor": divisor,
         "scale": None if scale is None else scale.contiguous(), "zero": None if scale is None else torch.zeros_like(scale) if zero is None else zero.contiguous(), "x_stride": rows.stride(0), "K": columns,
-        "per_scale": len(rows) // len(out.scale), "KIND": activation, "BITS": bits, "TOP": top, "GROUP": group, "BLOCK": max(block, group),
+        "per_scale": len(rows) // len(out.scale), "KIND": activation, "BITS": bits, "TOP": top, "GROUP": group,
+        **blocks_of(columns, group),
     }  # fmt: skip
-    return (Launch(_quantize, (len(rows),), arguments, warps=warps_of(block), stages=1),), out
-
-
-def warps_of(block: int) -> int:
-    """Warps for a row of `block` columns: about 16 elements a thread, so that loads are wide and nothing is spilled."""
-    return min(16, max(1, block // 512))
+    return (Launch(_quantize, (len(rows),), arguments, warps=warps_of(columns), stages=1),), out
 
 
 def empty_rows(shape: torch.Size, columns: int, form: str, group: int, grids: int | None, device: torch.device) -> Rows:
