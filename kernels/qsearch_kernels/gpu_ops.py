@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.library import CustomOpDef, custom_op
 
 from . import reference_a8
-from .gpu.linear_wna16 import takes
 from .prepared import Prepared
-from .reference_levels import dequantize_levels, linear_levels
+from .reference_levels import dequantize_levels, linear_levels, takes
 
 #: Rows of activations from which whole rows of weights are unpacked once, for a dense product: 1.5 bytes a weight at 4.3 TB/s against
 #: 2 * rows operations a weight at 1160 TOPS (published rates of an H200) are 202 / rows, under 5 % from here on.

@@ -198,7 +198,11 @@ def _rounded(rows: Tensor, shape: torch.Size, form: str, scale: Tensor | None, z
     scale, zero = (scale.clone(), torch.zeros_like(scale) if zero is None else zero.clone()) if scale is not None else grid_of(rows, form)
     s, z = _each_row(scale[:, None], len(rows)), _each_row(zero[:, None], len(rows))
     half = 2 ** (bits - 1) if bits else 0
-    codes = (rows / s + z + half).round().clamp(0, 2 * half - 1).sub(half).nan_to_num(0).to(torch.int8) if bits else (rows / s).clamp(-top, top).to(torch.float8_e4m3fn)
+    codes = (
+        (rows / s + z + half).round().clamp(0, 2 * half - 1).sub(half).nan_to_num(0).to(torch.int8)
+        if bits
+        else (rows / s).clamp(-top, top).to(torch.float8_e4m3fn)
+    )
     wide = group or max(1, rows.shape[-1])
     whole = F.pad(codes, (0, -rows.shape[-1] % wide)).int() if bits else torch.zeros(len(rows), max(1, -(-rows.shape[-1] // wide)) * wide, dtype=torch.int32)
     sums = whole.unflatten(-1, (-1, wide)).sum(-1, dtype=torch.int32) if whole.shape[-1] else whole.new_zeros(len(rows), 1)
@@ -206,7 +210,15 @@ def _rounded(rows: Tensor, shape: torch.Size, form: str, scale: Tensor | None, z
 
 
 def _finished(
-    codes: Tensor, shape: torch.Size, scale: Tensor, zero: Tensor | None, weight: Tensor, bias: Tensor | None, gate: Tensor | None, residual: Tensor | None, dtype: torch.dtype
+    codes: Tensor,
+    shape: torch.Size,
+    scale: Tensor,
+    zero: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    gate: Tensor | None,
+    residual: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:
     """The product in float64, gate and residual after it; rounded once."""
     zeros = 0 if zero is None else _each_row(zero.double()[:, None], len(codes))

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from .layout import row_bytes, unpack
 
+MOST_ROWS = 16  # of activations that one tensor-core instruction takes
+
 
 def dequantize_levels(
     codes: Tensor, scale: Tensor | None, zero: Tensor | None, offset: float, levels: Tensor | None, bits: int, columns: int, group: int, dtype: torch.dtype
@@ -50,7 +52,9 @@ def check_weight(codes: Tensor, scale: Tensor | None, zero: Tensor | None, bits:
     """Raises `ValueError` with the shape that fits, where one of a weight's tensors has another."""
     rows = codes.shape[0]
     if codes.dtype != torch.uint8 or codes.shape[1:] != (row_bytes(columns, bits),):
-        raise ValueError(f"{columns} codes of {bits} bits are packed in uint8 [rows, {row_bytes(columns, bits)}]; given {codes.dtype} of shape {tuple(codes.shape)}")
+        raise ValueError(
+            f"{columns} codes of {bits} bits are packed in uint8 [rows, {row_bytes(columns, bits)}]; given {codes.dtype} of shape {tuple(codes.shape)}"
+        )
     shape = (1 if group == -1 else rows, -(-columns // group) if group > 0 else 1)
     for name, values in (("scale", scale), ("zero", zero)):
         if values is not None and tuple(values.shape) != shape:
@@ -68,3 +72,9 @@ def table_of(levels: Tensor | None, rows: int, groups: int, bits: int) -> Tensor
             f"given {tuple(levels.shape)}"
         )
     return table.contiguous()
+
+
+def takes(rows: int, group: int, levels: Tensor | None) -> bool:
+    """Whether so many rows of activations are multiplied with such a weight packed, and it need not be dequantized first."""
+    regular = group <= 0 or (group >= 16 and group & (group - 1) == 0)
+    return rows <= MOST_ROWS and regular and (levels is None or levels.ndim < 3 or levels.shape[1] == 1)

@@ -32,7 +32,9 @@ def test_an_operation_is_what_its_schema_and_its_fake_say(name: str) -> None:
 
 
 def test_every_operation_is_checked() -> None:
-    assert {f"gpu_{name}" for name in CALLS} == {name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names() if name.startswith("qsearch_kernels::gpu_")}
+    assert {f"gpu_{name}" for name in CALLS} == {
+        name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names() if name.startswith("qsearch_kernels::gpu_")
+    }
 
 
 def stored(bits: int, group: int, kind: str) -> tuple[Any, ...]:
@@ -47,7 +49,9 @@ def stored(bits: int, group: int, kind: str) -> tuple[Any, ...]:
     return packed, scale, zero, 2.0 ** (bits - 1) if kind == "int" else 0.0, levels, bits, 64, group
 
 
-@pytest.mark.parametrize(("bits", "group", "kind"), [(8, 0, "int"), (8, 32, "uint"), (4, -1, "int"), (4, 32, "uint"), (3, 0, "uint"), (4, 32, "e2m1"), (2, 64, "int")])
+@pytest.mark.parametrize(
+    ("bits", "group", "kind"), [(8, 0, "int"), (8, 32, "uint"), (4, -1, "int"), (4, 32, "uint"), (3, 0, "uint"), (4, 32, "e2m1"), (2, 64, "int")]
+)
 def test_a_layer_with_a_prepared_weight_computes_what_the_stored_weight_says(bits: int, group: int, kind: str) -> None:
     weight, x, bias = stored(bits, group, kind), torch.randn(2, 5, 64), torch.randn(24)
     ready = prepare(*weight)

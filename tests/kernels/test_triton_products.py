@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.kernels.grid import DEVICES, DTYPES, TINY, assert_near, run
 
 from qsearch_kernels import layout, reference_a8
 from qsearch_kernels.gpu.conv2d_a8 import conv2d_a8
 from qsearch_kernels.gpu.linear_a8 import linear_a8
 from qsearch_kernels.gpu.linear_packed_a8 import linear_packed_a8
+from tests.kernels.grid import DEVICES, DTYPES, TINY, assert_near, run
 
 SHAPES = [(1, 16, 1), (5, 40, 33), (37, 64, 48), (19, 129, 70)]  # rows, inputs, outputs; inputs of 16 and 64 go through descriptors
 
@@ -127,7 +127,9 @@ def test_codebooks_are_looked_up_in_the_product(device: str, shared: bool, group
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("taps", "stride", "padding", "dilation"), [(1, 1, 0, 1), (3, 1, 1, 1), (3, 2, 1, 1), (3, 1, 2, 2)])
 @pytest.mark.parametrize("channels", [7, 16])
-def test_a_convolution_is_its_twin_and_pads_with_the_zero_of_each_picture(device: str, taps: int, stride: int, padding: int, dilation: int, channels: int) -> None:
+def test_a_convolution_is_its_twin_and_pads_with_the_zero_of_each_picture(
+    device: str, taps: int, stride: int, padding: int, dilation: int, channels: int
+) -> None:
     codes, scale = int8(2, 6, 5, channels, device=device), torch.rand(2, device=device)
     zero = torch.tensor([3.0, -100.0], device=device)
     w, w_scale = int8(9, taps, taps, channels, device=device), torch.rand(9, device=device)

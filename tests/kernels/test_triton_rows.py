@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.kernels.grid import DEVICES, DTYPES, INTERPRETED, run
 
 from qsearch_kernels import reference_a8
 from qsearch_kernels.gpu.norm_quantize import norm_quantize
 from qsearch_kernels.gpu.quantize import quantize_rows
 from qsearch_kernels.reference_a8 import Rows
+from tests.kernels.grid import DEVICES, DTYPES, INTERPRETED, run
 
 SHAPES = [(3, 40), (2, 3, 17), (1, 129), (5, 64), (2, 300)]  # the last in two blocks
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.kernels.grid import DEVICES, DTYPES, assert_near, run
 
 from qsearch_kernels import layout, reference, reference_levels
 from qsearch_kernels.gpu.dequantize import dequantize
 from qsearch_kernels.gpu.linear_wna16 import linear_wna16
+from tests.kernels.grid import DEVICES, DTYPES, assert_near, run
 
 
 def example(rows: int, columns: int, bits: int, group: int, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -31,7 +31,7 @@ def _conv2d_a8(
     outside = tl.load(a_zero + picture, mask=rows < M, other=0.0).to(tl.int8)
     acc = tl.zeros((BM, BN), tl.int32)
     steps = tl.cdiv(C, BK)
-    for step in range(0, R * S * steps):
+    for step in range(R * S * steps):
         tap = step // steps
         channel = step % steps * BK + tl.arange(0, BK)
         h = p * STRIDE - PADDING + tap // S * DILATION

@@ -85,8 +85,8 @@ def _type_of(name: str, value: Any) -> str:
     """An argument's type as Triton's signatures spell it."""
     if isinstance(value, Tensor):
         return "*" + _TYPES[value.dtype]
-    if hasattr(value, "block_shape"):  # noqa: B009
+    if hasattr(value, "block_shape"):
         return f"tensordesc<{_TYPES[value.base.dtype]}[{','.join(str(n) for n in value.block_shape)}]>"
-    if name.isupper() and len(name) > 1 or value is None or (isinstance(value, int) and value == 1):
+    if (name.isupper() and len(name) > 1) or value is None or (isinstance(value, int) and value == 1):
         return "constexpr"
     return "fp32" if isinstance(value, float) else "i32"

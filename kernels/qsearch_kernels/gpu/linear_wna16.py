@@ -12,17 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference_levels import check_weight, table_of
+from ..reference_levels import MOST_ROWS, check_weight, table_of, takes
 from .launching import Launch, interpreting, processors, rows_of
 from .parts import codes_at, levels_at
-
-MOST_ROWS = 16  # what one tensor-core instruction takes
-
-
-def takes(rows: int, group: int, levels: Tensor | None) -> bool:
-    """Whether this kernel multiplies so many rows with such a weight."""
-    regular = group <= 0 or (group >= 16 and group & (group - 1) == 0)
-    return rows <= MOST_ROWS and regular and (levels is None or levels.ndim < 3 or levels.shape[1] == 1)
 
 
 @triton.jit
@@ -70,7 +62,16 @@ def _add_up(partial, bias, out, MN, N, PARTS: tl.constexpr, BLOCK: tl.constexpr)
 
 
 def linear_wna16(
-    x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, offset: float, levels: Tensor | None, bits: int, columns: int, group: int, bias: Tensor | None = None
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    offset: float,
+    levels: Tensor | None,
+    bits: int,
+    columns: int,
+    group: int,
+    bias: Tensor | None = None,
 ) -> tuple[tuple[Launch, ...], Tensor]:
     """The launches (none where there is nothing to compute) and the output [..., rows] that they fill: `reference_levels.linear_levels`.
 
