@@ -97,24 +97,25 @@ def linear_rounded(rows: reference_a8.Rows | tuple[Tensor, Tensor, Tensor, Tenso
     Codes of 8 bits with a scale for each row of weights, or many rows of activations, are a dense int8 product; the rest is unpacked on the way.
     Rows that are rounded once serve several layers (Q, K and V); with groups of columns and zeros, `sums` must have been taken by the same groups.
     """
-    codes, a_scale, a_zero, sums = rows
+    codes, a_scale, zeros, sums = rows
+    a_zero = zeros if codes.dtype == torch.int8 else None
     given = (*after, *(None,) * (3 - len(after)))
     bits, columns = weight.bits, codes.shape[-1]
-    dense = weight.codes if weight.codes.dtype == torch.int8 else None
+    dense = None if weight.codes.dtype == torch.uint8 else weight.codes
     if weight.group == 0 and dense is None and codes.shape[:-1].numel() >= UNPACK_ROWS:
         dense = dequantize(weight.codes, None, None, 0.0 if weight.table is not None else 2.0 ** (bits - 1), weight.table, bits, columns, 0, torch.int8)
     if weight.group == 0 and dense is not None:
         zero = None if weight.zero is None else weight.zero[:, 0]
         return linear_a8(codes, a_scale, a_zero, sums, dense, weight.scale[:, 0], zero, weight.total, *given, dtype)
-    packed = weight.codes if weight.codes.dtype == torch.uint8 else (weight.codes ^ -128).view(torch.uint8)
-    return linear_packed_a8(codes, a_scale, a_zero, sums, packed, weight.scale, weight.zero, weight.total, weight.table, bits, weight.group, *given, dtype)
+    return linear_packed_a8(
+        codes, a_scale, a_zero, sums, weight.codes, weight.scale, weight.zero, weight.total, weight.table, bits, weight.group, *given, dtype
+    )
 
 
 def linear(
     x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, offset: float, levels: Tensor | None, bits: int, columns: int, group: int, bias: Tensor | None
 ) -> Tensor:
     """`reference_levels.linear_levels` for activations as they are: up to 16 rows with packed weights, more by a dense product with the weight unpacked once."""
-    packed = codes if codes.dtype == torch.uint8 else (codes ^ -128).view(torch.uint8)
     if takes(x.shape[:-1].numel(), group, levels):
-        return linear_wna16(x, packed, scale, zero, offset, levels, bits, columns, group, bias)
-    return torch.nn.functional.linear(x, dequantize(packed, scale, zero, offset, levels, bits, columns, group, x.dtype), bias)
+        return linear_wna16(x, codes, scale, zero, offset, levels, bits, columns, group, bias)
+    return torch.nn.functional.linear(x, dequantize(codes, scale, zero, offset, levels, bits, columns, group, x.dtype), bias)

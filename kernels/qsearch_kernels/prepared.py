@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from . import layout, reference_a8
+from .reference_levels import unsigned
 
 
 class Prepared(NamedTuple):
     """The arguments of `reference_a8.linear_packed_a8` that belong to a weight [N, columns].
 
-    `codes`: uint8 in the layout of `layout.py`, or int8 [N, columns]; `scale`, `zero`: fp32 [N, groups]; `total`: fp32 [N]; `table`: int8 [1 or N, 2**bits].
+    `codes`: uint8 in the layout of `layout.py`, int8 [N, columns], or e4m3; `scale`, `zero`: fp32 [N, groups]; `total`: fp32 [N]; `table`: int8 [1 or N, 2**bits].
     """
 
     codes: Tensor
@@ -38,7 +39,7 @@ def prepare(
     `scale`, `zero` (None = `offset` for all): [N, groups], [1, 1] for group -1; `levels`: None, [2**bits], or codebooks [N, 1, 2**bits] or [1, 1, 2**bits].
     Raises `ValueError` for what no int8 product computes exactly (or nearly, with `round_codebooks`): such a weight has to be dequantized.
     """
-    rows, signed = codes.shape[0], codes.dtype == torch.int8
+    rows = codes.shape[0]
     group = 0 if group >= columns else group
     if group > 0 and (group < 32 or group & (group - 1)):
         raise ValueError(f"int8 tensor cores add up 32, 64, 128, ... columns before a scale; given groups of {group}: dequantize this weight instead")
@@ -51,11 +52,28 @@ def prepare(
         table, factor = _table(levels, round_codebooks)
         s = s * factor
         z = z / factor
-    numbers = layout.unpack((codes ^ -128).view(torch.uint8) if signed else codes, bits, columns)
+    numbers = layout.unpack(unsigned(codes), bits, columns)
     level = numbers.double() - shift if table is None else table.expand(rows, -1).gather(1, numbers.long()).double()
     each, zeros = (v.double().repeat_interleave(wide or columns, 1)[:, :columns] for v in (s, z))
     total = (each * (level - zeros)).sum(1).float()
     return Prepared(codes, s.contiguous(), z.contiguous() if bool(z.any()) else None, total, table, bits, wide)
+
+
+def prepare_fp8(codes: Tensor, scale: Tensor, levels: Tensor) -> Prepared:
+    """A stored e4m3 weight for fp8 products: `codes` uint8 [N, columns] are the floats themselves, their unit goes into `scale` [N, 1] or [1, 1].
+
+    `levels`: [256], what each code stands for. Raises `ValueError` where they are no multiple of e4m3's values: such a weight has to be dequantized.
+    """
+    spelt = torch.arange(256, device=levels.device).to(torch.uint8).view(torch.float8_e4m3fn).float()
+    finite = spelt.isfinite()
+    unit = levels.float()[126] / spelt[126]
+    if codes.dtype != torch.uint8 or scale.shape[1:] != (1,) or not torch.equal(levels.float()[finite], spelt[finite] * unit):
+        raise ValueError(
+            f"fp8 products take e4m3 codes with one scale a row; given {codes.dtype} and scales {tuple(scale.shape)}: dequantize this weight instead"
+        )
+    s = (scale.float() * unit).expand(codes.shape[0], 1).contiguous()
+    floats = codes.view(torch.float8_e4m3fn)
+    return Prepared(floats, s, None, s[:, 0] * floats.float().sum(1), None, 8, 0)
 
 
 def _table(levels: Tensor, round_codebooks: bool) -> tuple[Tensor, Tensor | float]:

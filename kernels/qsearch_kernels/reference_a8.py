@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .layout import unpack
+from .reference_levels import unsigned
+
 _SMALLEST, _LARGEST = 2.0**-24, 65504.0  # of fp16
 #: forms of an activation -> bits of an integer code, or 0 and the largest float
 FORMS = {**{str(bits): (bits, 0.0) for bits in range(2, 9)}, "e4m3": (0, 448.0)}
@@ -140,15 +143,13 @@ def linear_packed_a8(
     residual: Tensor | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
-    """`linear_a8` with weights of `bits` bits in the layout of `layout.pack`, uint8 [N, row bytes], with a scale for each `group` of columns (0 = a row).
+    """`linear_a8` with weights of `bits` bits in the layout of `layout.pack`, uint8 [N, row bytes] (or int8 [N, K], for 8 bits), with a scale for each `group` of columns (0 = a row).
 
     A weight is `w_scale * (level - w_zero)`. Level: the code less 2**(bits - 1), or its entry in `table`, int8 [N or 1, 2**bits] (whole numbers that stand for
     a codebook or a small float format). `w_scale`, `w_zero`: fp32 [N, groups]; `sums`: [rows, groups], needed with `w_zero`.
     """
-    from .layout import unpack
-
     columns = codes.shape[-1]
-    numbers = unpack(packed, bits, columns).long()
+    numbers = unpack(unsigned(packed), bits, columns).long()
     level = numbers - 2 ** (bits - 1) if table is None else table.expand(len(numbers), -1).gather(1, numbers)
     wide = group or max(1, columns)
     scale, zero = (None if v is None else v.double().repeat_interleave(wide, 1)[:, :columns] for v in (w_scale, w_zero))

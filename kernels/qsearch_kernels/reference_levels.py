@@ -1,6 +1,6 @@
 """What the weight-only kernels mean, in plain torch: weights `scale * (level - zero - offset)`, alone and times activations that stay as they are.
 
-Arguments as a stored weight has them: `codes` uint8 [rows, row bytes] in the layout of `layout.py`; `scale`, `zero`: [rows, groups], for a group of -1 [1, 1], or
+Arguments as a stored weight has them: `codes` uint8 [rows, row bytes] in the layout of `layout.py`, or int8 [rows, columns], integers of 8 bits less 128; `scale`, `zero`: [rows, groups], for a group of -1 [1, 1], or
 None = 1 and 0; `offset`: one number for all; `levels`: None = the codes themselves, [2**bits] or [1, 2**bits] for all rows, [rows, 2**bits], or
 [rows, groups, 2**bits]; `group`: neighbours of a row that share a scale, 0 = the row, -1 = the weight.
 """
@@ -21,7 +21,7 @@ def dequantize_levels(
     """The weight [rows, columns] in `dtype`, rounded once."""
     rows, groups, wide = codes.shape[0], -(-columns // group) if group > 0 else 1, group if group > 0 else max(1, columns)
     check_weight(codes, scale, zero, bits, columns, group)
-    table, numbers = table_of(levels, rows, groups, bits), unpack(codes, bits, columns)
+    table, numbers = table_of(levels, rows, groups, bits), unpack(unsigned(codes), bits, columns)
     level = numbers.double()
     if table is not None:
         each = (table if table.ndim == 3 else table[:, None].expand(-1, groups, -1)).expand(rows, -1, -1)
@@ -51,7 +51,7 @@ def linear_levels(
 def check_weight(codes: Tensor, scale: Tensor | None, zero: Tensor | None, bits: int, columns: int, group: int) -> None:
     """Raises `ValueError` with the shape that fits, where one of a weight's tensors has another."""
     rows = codes.shape[0]
-    if codes.dtype != torch.uint8 or codes.shape[1:] != (row_bytes(columns, bits),):
+    if codes.dtype not in (torch.uint8, torch.int8) or codes.shape[1:] != (row_bytes(columns, bits),) or (codes.dtype == torch.int8 and bits != 8):
         raise ValueError(
             f"{columns} codes of {bits} bits are packed in uint8 [rows, {row_bytes(columns, bits)}]; given {codes.dtype} of shape {tuple(codes.shape)}"
         )
@@ -59,6 +59,11 @@ def check_weight(codes: Tensor, scale: Tensor | None, zero: Tensor | None, bits:
     for name, values in (("scale", scale), ("zero", zero)):
         if values is not None and tuple(values.shape) != shape:
             raise ValueError(f"codes {rows} x {columns} in groups of {group} need a {name} of shape {shape}; given {tuple(values.shape)}")
+
+
+def unsigned(codes: Tensor) -> Tensor:
+    """Packed codes uint8 of what may be int8 [rows, columns], each code less 128."""
+    return codes if codes.dtype == torch.uint8 else (codes ^ -128).view(torch.uint8)
 
 
 def table_of(levels: Tensor | None, rows: int, groups: int, bits: int) -> Tensor | None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qsearch_kernels import gpu_ops, layout, reference_levels
-from qsearch_kernels.prepared import prepare
+from qsearch_kernels.prepared import prepare, prepare_fp8
 
 ROWS = lambda: gpu_ops.quantize_rows(torch.randn(3, 4, 40))  # noqa: E731
 INT8 = torch.randint(-128, 128, (6, 40), dtype=torch.int8)
@@ -61,8 +61,7 @@ def test_a_layer_with_a_prepared_weight_computes_what_the_stored_weight_says(bit
 
     codes, scale, zero, _ = rows
     rounded = (codes.float() - zero.view(2, 5, 1)) * scale.view(2, 5, 1)
-    packed = (weight[0] ^ -128).view(torch.uint8) if bits == 8 else weight[0]
-    torch.testing.assert_close(made, reference_levels.linear_levels(rounded, packed, *weight[1:], bias), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(made, reference_levels.linear_levels(rounded, *weight, bias), rtol=1e-4, atol=1e-4)
 
 
 def test_a_codebook_is_rounded_to_8_bits_only_where_that_is_asked_for() -> None:
@@ -78,6 +77,20 @@ def test_a_codebook_is_rounded_to_8_bits_only_where_that_is_asked_for() -> None:
     assert float((made - exact).norm() / exact.norm()) < 0.01  # half of 1/127 of the largest entry, spread evenly
 
 
+def test_an_e4m3_weight_is_multiplied_as_the_floats_that_its_codes_are() -> None:
+    codes = torch.randint(0, 126, (24, 64), dtype=torch.uint8) | torch.randint(0, 2, (24, 64), dtype=torch.uint8) << 7
+    levels = torch.arange(256).to(torch.uint8).view(torch.float8_e4m3fn).float() / 256
+    scale, x = torch.rand(24, 1), torch.randn(5, 64)
+    rows = gpu_ops.quantize_rows(x, form="e4m3")
+
+    made = gpu_ops.linear_rounded(rows, prepare_fp8(codes, scale, levels), dtype=torch.float32)
+
+    weight = scale * levels[codes.int()]
+    torch.testing.assert_close(made, (rows[0].float() * rows[1][:, None]) @ weight.T, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="take e4m3 codes"):
+        prepare_fp8(codes, scale, levels.square())
+
+
 def test_groups_that_tensor_cores_cannot_close_are_refused_when_a_weight_is_prepared() -> None:
     with pytest.raises(ValueError, match="given groups of 16: dequantize this weight instead"):
         prepare(*stored(4, 16, "int"))
@@ -90,8 +103,7 @@ def test_a_weight_only_layer_computes_what_the_stored_weight_says_with_few_rows_
 
     made = gpu_ops.linear(x, *weight, bias)
 
-    packed = (weight[0] ^ -128).view(torch.uint8) if bits == 8 else weight[0]
-    torch.testing.assert_close(made, reference_levels.linear_levels(x, packed, *weight[1:], bias), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(made, reference_levels.linear_levels(x, *weight, bias), rtol=1e-4, atol=1e-4)
 
 
 def test_a_block_of_layers_is_one_graph_for_the_compiler() -> None:

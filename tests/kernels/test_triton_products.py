@@ -111,6 +111,17 @@ def test_weights_of_every_width_are_unpacked_into_the_product(device: str, bits:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_integers_of_8_bits_that_lie_as_signed_bytes_are_taken_as_they_are(device: str) -> None:
+    given = activations(6, 75, device, 32)
+    w = weights(35, 75, 8, 32, device, zeros=True)
+
+    launches, made = linear_packed_a8(*given, **{**w, "packed": (w["packed"] ^ 128).view(torch.int8)}, bits=8, group=32, dtype=torch.float32, tile=TINY)
+    run(*launches)
+
+    assert_near(made, reference_a8.linear_packed_a8(*given, **w, bits=8, group=32, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("group", [0, 32])
 def test_codebooks_are_looked_up_in_the_product(device: str, shared: bool, group: int) -> None:

@@ -31,6 +31,20 @@ def test_a_packed_weight_comes_out_as_its_twin_says(device: str, bits: int, rows
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_integers_of_8_bits_that_lie_as_signed_bytes_are_taken_as_they_are(device: str) -> None:
+    codes, _, scale, zero = example(6, 50, 8, 16, device)
+    signed, x = (codes ^ 128).view(torch.int8), torch.randn(3, 50, device=device)
+
+    launches, made = dequantize(signed, scale, zero, 0.0, None, 8, 50, 16, torch.float32)
+    run(*launches)
+    assert_near(made, reference.dequantize(codes, scale, zero, 16))
+
+    launches, made = linear_wna16(x, signed, scale, zero, 0.0, None, 8, 50, 16)
+    run(*launches)
+    assert_near(made, reference_levels.linear_levels(x, codes, scale, zero, 0.0, None, 8, 50, 16), 2)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_packed_weight_is_rounded_once_to_the_type_that_is_asked_for(device: str, dtype: torch.dtype) -> None:
     codes, packed, scale, _ = example(6, 50, 4, 16, device)

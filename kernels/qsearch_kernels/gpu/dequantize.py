@@ -55,7 +55,7 @@ def dequantize(
         return (), out
     arguments = {
         "packed": packed.contiguous(), "scale": None if scale is None else scale.contiguous(), "zero": None if zero is None else zero.contiguous(),
-        "table": None if table is None else table.contiguous(), "out": out, "offset": offset, "N": rows, "K": columns,
+        "table": None if table is None else table.contiguous(), "out": out, "offset": offset - 128.0 if packed.dtype == torch.int8 else offset, "N": rows, "K": columns,
         "bytes_a_row": packed.shape[1], "groups": groups, "table_stride": 0 if table is None or table.shape[0] == 1 else table[0].numel(),
         "BITS": bits, "GROUP": group, "TABLE_GROUP": group if table is not None and table.ndim == 3 else 0, "BN": _ROWS, "BK": _COLUMNS,
     }  # fmt: skip

@@ -36,6 +36,8 @@ def _linear_packed_a8(
         codes = codes_at(packed, columns, column_mask, bytes_a_row, k0, K, BITS, BN, BK)
         if table is not None:
             y = levels_at(codes, table, columns, column_mask, table_stride, k0, K, 0, BITS).to(tl.int8)
+        elif packed.dtype.element_ty == tl.int8:
+            y = codes
         else:
             y = (codes.to(tl.int16) - (1 << (BITS - 1))).to(tl.int8)
         if GROUP == 0:
@@ -79,7 +81,8 @@ def linear_packed_a8(
     rows, columns = codes.shape[:-1].numel(), codes.shape[-1]
     if group and (group < 32 or group & (group - 1)):
         raise ValueError(f"int8 tensor cores add up 32, 64, 128, ... columns before a scale; given groups of {group}: dequantize this weight instead")
-    if codes.dtype != torch.int8 or packed.dtype != torch.uint8 or packed.shape[1:] != (row_bytes(columns, bits),):
+    signed = packed.dtype == torch.int8 and bits == 8 and table is None
+    if codes.dtype != torch.int8 or not (packed.dtype == torch.uint8 or signed) or packed.shape[1:] != (row_bytes(columns, bits),):
         raise ValueError(
             f"int8 rows of {columns} need {bits}-bit weights uint8 [N, {row_bytes(columns, bits)}]; given {codes.dtype} and {packed.dtype} of shape {tuple(packed.shape)}"
         )

@@ -96,7 +96,7 @@ def linear_wna16(
     partial = torch.empty(parts, len(a), N, device=x.device, dtype=torch.float32)
     arguments = {
         "x": a, "packed": packed.contiguous(), "scale": scale.contiguous(), "zero": None if zero is None else zero.contiguous(),
-        "table": None if table is None else table.contiguous(), "partial": partial, "offset": offset,
+        "table": None if table is None else table.contiguous(), "partial": partial, "offset": offset - 128.0 if packed.dtype == torch.int8 else offset,
         "M": len(a), "N": N, "K": columns, "x_stride": a.stride(0), "bytes_a_row": packed.shape[1], "groups": groups,
         "table_stride": 0 if table is None or len(table) == 1 else 2**bits, "span": span,
         "BITS": bits, "GROUP": group, "ROW": int(group >= 0), "EXACT": x.dtype == torch.float32 or interpreting(), "BN": width, "BK": depth,

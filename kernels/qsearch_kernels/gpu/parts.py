@@ -27,12 +27,15 @@ def plane(packed, rows, row_mask, row_bytes, first_byte, k0, K, WIDTH: tl.conste
     byte = k0 * WIDTH // 8 + tl.arange(0, BYTES)
     mask = row_mask[:, None] & (byte[None, :] < (K * WIDTH + 7) // 8)
     found = tl.load(packed + rows[:, None] * row_bytes + first_byte + byte[None, :], mask=mask, other=0)
-    return tl.reshape(expand(found, WIDTH), (BN, BK))
+    if WIDTH == 8:
+        return found
+    else:
+        return tl.reshape(expand(found, WIDTH), (BN, BK))
 
 
 @triton.jit
 def codes_at(packed, rows, row_mask, row_bytes, k0, K, BITS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
-    """Codes uint8 [BN, BK] of `rows` from column k0 on, a multiple of 8, in the layout of `layout.py`: a row's planes one after another."""
+    """Codes uint8 [BN, BK] of `rows` from column k0 on, a multiple of 8, in the layout of `layout.py`, or int8 where they lie so."""
     if BITS == 8 or BITS == 4 or BITS == 2 or BITS == 1:
         return plane(packed, rows, row_mask, row_bytes, 0, k0, K, BITS, BN, BK)
     else:
