@@ -33,7 +33,14 @@ def _distance(scheme: Scheme, offer: Scheme, layer: LayerSpec) -> tuple[float, .
     coarser = offer.bits < scheme.bits or offer.activation_bits < scheme.activation_bits
     inputs = abs(offer.activation_bits - scheme.activation_bits)
     other = (offer.family != scheme.family) + (offer.activation != scheme.activation) + (offer.grain != scheme.grain)
-    return coarser, abs(offer.bits - scheme.bits), inputs, other, abs(math.log(_size(scheme, layer) / _size(offer, layer))), offer.stored_bits(layer.weight_shape)
+    return (
+        coarser,
+        abs(offer.bits - scheme.bits),
+        inputs,
+        other,
+        abs(math.log(_size(scheme, layer) / _size(offer, layer))),
+        offer.stored_bits(layer.weight_shape),
+    )
 
 
 def _size(scheme: Scheme, layer: LayerSpec) -> float:
@@ -49,4 +56,4 @@ def width(layer: LayerSpec) -> int:
 def divides(group: int, layer: LayerSpec) -> bool:
     """Whether groups of that size fill the rows of a layer, and of each part of a long skip, without a rest."""
     taps = width(layer) // max(1, layer.weight_shape[1 - layer.channel_axis]) if layer.parts else 1
-    return width(layer) > group and all(part % group == 0 for part in ([n * taps for n in layer.parts] or [width(layer)]))
+    return width(layer) >= group and all(part % group == 0 for part in ([n * taps for n in layer.parts] or [width(layer)]))

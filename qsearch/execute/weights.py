@@ -73,6 +73,13 @@ class Weights:
         with safe_open(self.files[name], framework="pt") as file:
             return tuple(file.get_slice(name).get_shape())
 
+    def dtype(self, name: str) -> str:
+        """A tensor's type as safetensors spells it, e.g. BF16, read from the header alone."""
+        from safetensors import safe_open
+
+        with safe_open(self.files[name], framework="pt") as file:
+            return str(file.get_slice(name).get_dtype())
+
     def check(self, graph: OpGraph) -> None:
         """Refuse a graph whose layers these tensors are not: every weight must be there by name, in its shape."""
         for layer in graph:
