@@ -86,18 +86,19 @@ def export(
     table: SensitivityTable | None = None,
     calibration: Mapping[str, LayerInputs] | None = None,
     steps: StepPlan | None = None,
+    sampler_steps: int = 20,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
     """Write `plan` as what the tool `to` (one of `qsearch list exporters`) loads, into `folder`. Returns the files.
 
     `source`: diffusers folder of the pipeline that the plan is for. `nearest`: round what the tool lacks; else it is an error. `force`: take the
     place of an existing folder. `table`: prices the rounding. `calibration`: for methods that look at inputs (`measure.calibration`).
-    `steps`: the plan by bins of sampler steps, for tools that switch formats between them. Raises `QSearchError` for a missing
+    `steps`: the plan by bins of `sampler_steps` steps, for tools that switch between them. Raises `QSearchError` for a missing
     package, a plan whose layers the graph or the weights lack, an existing folder, and files that read back as something else.
     """
     plugin, source, folder = exporter(to), Path(source), Path(folder)
     _check(plan, graph)
-    job = Export(plan, graph, source, component(source), calibration or {}, steps)
+    job = Export(plan, graph, source, component(source), calibration or {}, steps, sampler_steps)
     Weights(source / job.component).check(graph)
     rounded = roundings(plan, graph, to, table)
     if rounded and not nearest:

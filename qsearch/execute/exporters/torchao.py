@@ -1,7 +1,8 @@
 """torchao's tensors in a diffusers folder, with an `FqnToConfig` of exact names: `from_pretrained` loads it, on any device.
 
 Names are exact, never patterns: diffusers sorts a config's keys, and among patterns the first match wins. torchao stores integers below 8 bits one a
-byte (`IntxUnpackedToInt8Tensor`), so that their files are no smaller than those of 8 bits; its packed 4-bit tensors are tied to a device each.
+byte (`IntxUnpackedToInt8Tensor`), so that their files are no smaller than those of 8 bits; its packed 4-bit tensors are tied to a device each, and
+what rounds inputs beside them does not come back from safetensors (0.18), so that 8-bit tokens go with 8-bit weights alone.
 The files hold the codes of the plan's own methods; the config says how torchao would make codes of that format itself.
 """
 
@@ -31,13 +32,13 @@ GROUPS = (32, 64, 128, 256)
 
 
 def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
-    """Linear layers: integers of 2 to 8 bits by channel or group, alone or with 8-bit tokens; e4m3 by channel."""
+    """Linear layers: integers of 2 to 8 bits by channel or group, e4m3 and int8 with 8-bit tokens by channel."""
     if layer.kind != "linear":
         return nearest_of(scheme, layer, [])
     sizes = ["c"] * (not layer.parts) + [f"g{n}" for n in dict.fromkeys((*GROUPS, max(0, scheme.group))) if n >= 2 and divides(n, layer)]
-    integers = [f"{kind}{bits}-{size}{inputs}" for kind in ("int", "uint") for bits in range(2, 9) for size in sizes for inputs in ("", "+a8")]
-    floats = ["e4m3-c"] * (not layer.parts)
-    return nearest_of(scheme, layer, map(Scheme.parse, [*integers, *floats]))
+    integers = [f"{kind}{bits}-{size}" for kind in ("int", "uint") for bits in range(2, 9) for size in sizes]
+    by_channel = [] if layer.parts else ["int8-c+a8", "e4m3-c"]
+    return nearest_of(scheme, layer, map(Scheme.parse, [*integers, *by_channel]))
 
 
 def write(job: Export, folder: Path) -> list[Path]:
@@ -56,7 +57,7 @@ def write(job: Export, folder: Path) -> list[Path]:
     from torchao.core.config import config_to_dict
     from torchao.quantization import FqnToConfig
 
-    chosen = {layer.name: config(scheme, layer) for layer in job.graph if (scheme := job.plan.layers[layer.name]) != KEEP}
+    chosen = {layer.name: config(scheme) for layer in job.graph if (scheme := job.plan.layers[layer.name]) != KEEP}
     said_config = {"quant_method": "torchao", "quant_type": {"default": config_to_dict(FqnToConfig(chosen))}, "modules_to_not_convert": None}
     return [copy_config(weights, folder, quantization_config=said_config), *files]
 
@@ -77,10 +78,7 @@ def tensor(job: Export, layer: LayerSpec, weight: Tensor) -> Any:
     import torch
     from torchao.quantization.quantize_.workflows.float8.float8_tensor import Float8Tensor
     from torchao.quantization.quantize_.workflows.int8.int8_tensor import Int8Tensor, QuantizeTensorToInt8Kwargs
-    from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor import (
-        IntxUnpackedToInt8Tensor,
-        IntxUnpackedToInt8TensorActivationQuantization,
-    )
+    from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor import IntxUnpackedToInt8Tensor
 
     scheme, made = job.plan.layers[layer.name], rows(job, layer, weight)
     level = made.level.reshape(weight.shape)
@@ -89,11 +87,10 @@ def tensor(job: Export, layer: LayerSpec, weight: Tensor) -> Any:
         return Float8Tensor(level.to(torch.float8_e4m3fn), made.scale, block, dtype=weight.dtype)
     if _plain_int8(scheme):
         kwargs = QuantizeTensorToInt8Kwargs(**_tokens()) if scheme.activation else None
-        return Int8Tensor(level.to(torch.int8), made.scale.to(weight.dtype), block, weight.dtype, act_quant_kwargs=kwargs)
+        return Int8Tensor(level.to(torch.int8), made.scale, block, weight.dtype, act_quant_kwargs=kwargs)
     half = 0 if scheme.family == "int" else 2 ** (scheme.bits - 1)
     codes, zero = (level - half).to(torch.int8), (made.zero - half if half else torch.zeros_like(made.zero)).to(torch.int8)
-    inputs = IntxUnpackedToInt8TensorActivationQuantization.INT8_ASYM_PER_TOKEN if scheme.activation else None
-    return IntxUnpackedToInt8Tensor(codes, made.scale.to(weight.dtype), zero, getattr(torch, f"int{scheme.bits}"), tuple(block), weight.dtype, inputs)
+    return IntxUnpackedToInt8Tensor(codes, made.scale, zero, getattr(torch, f"int{scheme.bits}"), tuple(block), weight.dtype, None)
 
 
 def _plain_int8(scheme: Scheme) -> bool:
@@ -107,7 +104,7 @@ def _tokens() -> dict[str, Any]:
     return {"granularity": PerRow(), "mapping_type": MappingType.ASYMMETRIC}
 
 
-def config(scheme: Scheme, layer: LayerSpec) -> Any:
+def config(scheme: Scheme) -> Any:
     """The configuration by which torchao itself makes this format."""
     import torch
     from torchao import quantization as ao
@@ -116,12 +113,11 @@ def config(scheme: Scheme, layer: LayerSpec) -> Any:
         return ao.Float8WeightOnlyConfig()
     if _plain_int8(scheme):
         return ao.Int8DynamicActivationInt8WeightConfig(act_mapping_type=ao.MappingType.ASYMMETRIC) if scheme.activation else ao.Int8WeightOnlyConfig()
-    rules = {
-        "weight_dtype": getattr(torch, f"int{scheme.bits}"),
-        ("weight_granularity" if scheme.activation else "granularity"): ao.PerGroup(scheme.group) if scheme.group else ao.PerAxis(0),
-        ("weight_mapping_type" if scheme.activation else "mapping_type"): ao.MappingType.SYMMETRIC if scheme.family == "int" else ao.MappingType.ASYMMETRIC,
-    }
-    return ao.Int8DynamicActivationIntxWeightConfig(**rules) if scheme.activation else ao.IntxWeightOnlyConfig(**rules)
+    return ao.IntxWeightOnlyConfig(
+        weight_dtype=getattr(torch, f"int{scheme.bits}"),
+        granularity=ao.PerGroup(scheme.group) if scheme.group else ao.PerAxis(0),
+        mapping_type=ao.MappingType.SYMMETRIC if scheme.family == "int" else ao.MappingType.ASYMMETRIC,
+    )
 
 
 def scheme_of(config: Any) -> Scheme:
