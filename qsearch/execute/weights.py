@@ -33,7 +33,7 @@ class Weights:
         elif len(single) == 1:
             self.files = dict.fromkeys(_names(single[0]), single[0])
         else:
-            raise QSearchError(f"{folder} must hold one safetensors file, or shards with an index; it holds {len(single)} files without one")
+            raise ArtifactError(f"{folder} must hold one safetensors file, or shards with an index; it holds {len(single)} files without one")
 
     def _indexed(self, index: Path) -> dict[str, Path]:
         try:

@@ -89,8 +89,11 @@ def tensor(job: Export, layer: LayerSpec, weight: Tensor) -> Any:
         kwargs = QuantizeTensorToInt8Kwargs(**_tokens()) if scheme.activation else None
         return Int8Tensor(level.to(torch.int8), made.scale, block, weight.dtype, act_quant_kwargs=kwargs)
     half = 0 if scheme.family == "int" else 2 ** (scheme.bits - 1)
-    codes, zero = (level - half).to(torch.int8), (made.zero - half if half else torch.zeros_like(made.zero)).to(torch.int8)
-    return IntxUnpackedToInt8Tensor(codes, made.scale, zero, getattr(torch, f"int{scheme.bits}"), tuple(block), weight.dtype, None)
+    codes, zero = (level - half).to(torch.int8), made.zero - half
+    whole = bool((zero == zero.round()).all())  # min-max has whole zero points, hqq has not
+    return IntxUnpackedToInt8Tensor(
+        codes, made.scale, zero.to(torch.int8) if whole else zero, getattr(torch, f"int{scheme.bits}"), tuple(block), weight.dtype, None
+    )
 
 
 def _plain_int8(scheme: Scheme) -> bool:
