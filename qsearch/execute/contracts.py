@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -46,17 +49,34 @@ def graph_of(source: Path) -> OpGraph:
     return OpGraph(source.name, tuple(layers))
 
 
+@cache
+def small() -> Path:
+    """The zoo's pipeline with a transformer of one block, in a folder of its own that goes when the process ends."""
+    from safetensors.torch import save_file
+
+    from .. import zoo
+
+    place = Path(tempfile.mkdtemp()) / "small"
+    atexit.register(shutil.rmtree, place.parent, ignore_errors=True)
+    shutil.copytree(zoo.folder("scenes-dit"), place)
+    weights = Weights(place / "transformer")
+    kept = {name: weights.tensor(name) for name in weights.files if not name.startswith("transformer_blocks.") or name.startswith("transformer_blocks.0.")}
+    [path] = set(weights.files.values())
+    config = place / "transformer" / "config.json"
+    config.write_text(json.dumps({**weights.config, "num_layers": 1}), encoding="utf-8")
+    save_file(kept, path, {"format": "pt"})
+    return place
+
+
 class ExporterContract(Contract):
-    """What holds for every file in `exporters/`, tried on the zoo's transformer. Its packages must be installed."""
+    """What holds for every file in `exporters/`, tried on the zoo's transformer with one block. Its packages must be installed."""
 
     kind = "exporters"
     source: ClassVar[Path | None] = None
 
     def job(self, schemes: Sequence[str | Scheme]) -> Export:
         """A plan whose layers get `schemes` in turn, each as the tool has it."""
-        from .. import zoo
-
-        source = self.source or zoo.folder("scenes-dit")
+        source = self.source or small()
         graph = graph_of(source)
         given = {x.name: self.module.nearest(Scheme.parse(schemes[i % len(schemes)]), x) for i, x in enumerate(graph)}
         return Export(BitPlan.make(graph, given), graph, source, component(source))
