@@ -70,6 +70,7 @@ class AllocateSection(_Section):
     protected: tuple[str, ...] = Field((), description="patterns of layers that are kept")
     allowed: dict[str, tuple[str, ...]] = Field({}, description="pattern -> schemes that its layers may have")
     formats: int | None = Field(None, ge=0, description="at most so many formats in the plan, keep not counted")
+    target: str | None = Field(None, description="one of `qsearch list exporters`: choices and fused layers are what that tool can carry out")
     seconds: float = Field(60.0, gt=0, description="time limit of the solver")
     refine: int = Field(0, ge=0, description="rounds of refinement on the model itself; for plans that minimise noise alone")
 
@@ -141,6 +142,7 @@ def _check(config: Config, source: str) -> None:
         "allocate": lambda: (config.allocate.budget, config.allocate.objective, config.allocate.constraints),
         "allocate.refine": lambda: _check_refinement(config.allocate),
         "allocate.allowed": lambda: [Scheme.parse(s) for schemes in config.allocate.allowed.values() for s in schemes],
+        "allocate.target": lambda: config.allocate.target and plugins.check("exporters", config.allocate.target),
         "allocate.solver": lambda: plugins.check("solvers", config.allocate.solver),
         "evaluate.metrics": lambda: [plugins.check("metrics", m) for m in evaluate.metrics],
         "evaluate.uniform": lambda: evaluate.uniform and Scheme.parse(evaluate.uniform),

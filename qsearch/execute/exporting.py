@@ -1,24 +1,41 @@
-"""What an exporter provides, and what it is given: a plan, its graph, and where the weights lie."""
+"""What an exporter provides, and what it is given: a plan, its graph, and where the weights lie.
+
+A file tells which format each layer has, not by which method its scales were found: `read` gives schemes without `@METHOD`, and a plan
+equals what is read back when it does so without its methods (`formats` below). Exporters that write weights write the codes that the plan's own
+methods find (`codes.py`), so that the tool computes with exactly what was measured.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..core.graph import LayerSpec, OpGraph
 from ..core.plan import BitPlan
 from ..core.scheme import Scheme
+from ..core.stepplan import StepPlan
+
+if TYPE_CHECKING:
+    from ..measure.calibration import LayerInputs
 
 
 @dataclass(frozen=True)
 class Export:
-    """A plan on its way out. `source`: the diffusers folder of the pipeline that it was made for; `component`: the denoiser's folder in it."""
+    """A plan on its way out. `source`: the diffusers folder of the pipeline that it was made for; `component`: the denoiser's folder in it.
+
+    `calibration`: what goes into the layers, for methods that go by it. `steps`: the same plan by bins of sampler steps, where there is one;
+    `sampler_steps`: how many steps these are.
+    """
 
     plan: BitPlan
     graph: OpGraph
     source: Path
     component: str = "transformer"
+    calibration: Mapping[str, LayerInputs] = field(default_factory=dict)
+    steps: StepPlan | None = None
+    sampler_steps: int = 20
 
 
 class AbstractExporter(Protocol):
@@ -28,6 +45,8 @@ class AbstractExporter(Protocol):
     needs: tuple[str, ...]
     #: whether the files hold weights (else only a configuration that the tool quantizes by)
     writes_weights: bool
+    #: whether the tool's checkpoints hold queries, keys and values as one weight, so that these share a scheme
+    fuses: bool
 
     def nearest(self, scheme: Scheme, layer: LayerSpec) -> Scheme:
         """The scheme that the tool carries out for this layer: `scheme` itself where it has it, else the nearest it has (`keep` at last)."""
@@ -38,5 +57,13 @@ class AbstractExporter(Protocol):
         ...
 
     def read(self, folder: Path, graph: OpGraph) -> dict[str, Scheme]:
-        """layer -> scheme as the files say. Raises `QSearchError` that names the first layer which the graph lacks, or the files."""
+        """layer -> scheme (of every layer of the graph, without methods) as the files say.
+
+        Raises `QSearchError` that names the first layer which the graph lacks, or what is wrong with the files.
+        """
         ...
+
+
+def formats(layers: Mapping[str, Scheme]) -> dict[str, Scheme]:
+    """The schemes without their methods, which leave no trace in a file."""
+    return {name: replace(scheme, method="") for name, scheme in layers.items()}

@@ -1,0 +1,47 @@
+"""The codes that a plan's methods find for one layer's weight, laid out as rows: what exporters pack into their tools' formats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..core.graph import LayerSpec
+from ..core.scheme import Scheme
+from ..measure.codes import Codes, element
+from ..measure.quantization import quantize
+from .exporting import Export
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`level`: fp32 [rows, groups, group], what the tool multiplies: integers from 0 (`uint`), about 0 (`int`), or the values of a float format.
+
+    `scale`, `zero`: fp32 [rows, groups]; a weight is scale * (level - zero), and zero is 0 but for `uint`.
+    """
+
+    level: Tensor
+    scale: Tensor
+    zero: Tensor
+
+
+def rows(job: Export, layer: LayerSpec, weight: Tensor) -> Rows:
+    """The weight of `layer` in its plan's scheme; integers, floats and block formats (codebooks have no levels in common).
+
+    Groups fill the rows without a rest (`nearest.divides`), so that those of a long skip's parts are those of the whole row.
+    """
+    scheme = job.plan.layers[layer.name]
+    held = job.calibration.get(layer.name)
+    return _levels(quantize(weight, scheme, axis=layer.channel_axis, layer=layer.name, moments=None if held is None else held.moments).code, scheme)
+
+
+def _levels(code: Codes, scheme: Scheme) -> Rows:
+    scale, zero = code.scale[..., 0] * code.unit, code.zero[..., 0]
+    if scheme.family == "uint":
+        return Rows(code.codes.float(), scale, zero)
+    if scheme.family == "int":
+        half = 2 ** (scheme.bits - 1)
+        return Rows(code.codes.float() - half, scale, zero - half)
+    form = element(scheme)
+    own = 1.0 if scheme.family == "block" else 2.0**form.highest
+    return Rows(form.values(code.codes.device)[code.codes.int()], scale / own, zero)

@@ -1,0 +1,167 @@
+"""A diffusers component on disk, a tensor at a time: read one, write shard by shard, so that a model need not fit in memory twice.
+
+A safetensors file is opened for one tensor and closed again: what was read through its memory map is given back. Names come from the file or its
+index, and shards must lie beside the index: an index that points elsewhere is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import ArtifactError, QSearchError, nearest
+from ..core.graph import LayerSpec, OpGraph
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STEM = "diffusion_pytorch_model"
+
+
+class Weights:
+    """The tensors of a component's folder: `files` says in which file each lies, in the order of the files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        # Variants (fp16, ema) may lie beside the weights; those without a variant in their name come first.
+        indices = sorted(self.folder.glob("*.safetensors.index.json"), key=lambda path: len(path.name))
+        single = [path for path in (self.folder / f"{STEM}.safetensors",) if path.is_file()] or sorted(self.folder.glob("*.safetensors"))
+        if indices:
+            self.files = self._indexed(indices[0])
+        elif len(single) == 1:
+            self.files = dict.fromkeys(_names(single[0]), single[0])
+        else:
+            raise ArtifactError(f"{folder} must hold one safetensors file, or shards with an index; it holds {len(single)} files without one")
+
+    def _indexed(self, index: Path) -> dict[str, Path]:
+        try:
+            placed: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            shards = sorted(set(placed.values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{index} is not an index of shards ({type(error).__name__}: {error}); copy the model again") from error
+        for shard in shards:
+            if Path(shard).name != shard or not (self.folder / shard).is_file():
+                raise ArtifactError(f"{index}: shards lie beside their index; there is no {shard!r}")
+        return {name: self.folder / shard for shard in shards for name in _names(self.folder / shard)}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The component's config.json."""
+        try:
+            content = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{self.folder} has no readable config.json ({error}); give a folder of a diffusers pipeline") from error
+        if not isinstance(content, dict):
+            raise ArtifactError(f"{self.folder / 'config.json'} must hold an object, it holds {type(content).__name__}")
+        return content
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, in memory of its own. Raises `QSearchError` with the nearest name."""
+        from safetensors import safe_open
+
+        if name not in self.files:
+            raise QSearchError(f"{self.folder} holds no tensor {name!r}{nearest(name, self.files)}")
+        with safe_open(self.files[name], framework="pt") as file:
+            return file.get_tensor(name).clone()  # type: ignore[no-any-return]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, read from the header alone."""
+        from safetensors import safe_open
+
+        with safe_open(self.files[name], framework="pt") as file:
+            return tuple(file.get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """A tensor's type as safetensors spells it, e.g. BF16, read from the header alone."""
+        from safetensors import safe_open
+
+        with safe_open(self.files[name], framework="pt") as file:
+            return str(file.get_slice(name).get_dtype())
+
+    def check(self, graph: OpGraph) -> None:
+        """Refuse a graph whose layers these tensors are not: every weight must be there by name, in its shape."""
+        for layer in graph:
+            name = key(layer)
+            if name not in self.files:
+                raise QSearchError(f"{graph.model} has a layer {layer.name}, and {self.folder} holds no {name}{nearest(name, self.files)}")
+            if self.shape(name) != layer.weight_shape:
+                raise QSearchError(f"{layer.name} is {layer.weight_shape} in the graph of {graph.model}, and {self.shape(name)} in {self.folder}")
+
+
+def key(layer: LayerSpec) -> str:
+    """The name of a layer's weight in a state dict."""
+    return f"{layer.name}.{layer.parameter}"
+
+
+def _names(path: Path) -> list[str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{path} is not readable as safetensors ({error}); copy the model again") from error
+
+
+def component(source: Path) -> str:
+    """The folder of a pipeline's denoiser within it. Raises `QSearchError` where there is none."""
+    for name in ("transformer", "unet", "prior"):
+        if (Path(source) / name / "config.json").is_file():
+            return name
+    raise QSearchError(f"{source} must be a folder of a diffusers pipeline, with a transformer or a unet in it")
+
+
+def write_shards(
+    folder: Path, tensors: Iterable[Mapping[str, Tensor]], limit: int, metadata: Callable[[Iterable[str]], Mapping[str, str]] | None = None
+) -> list[Path]:
+    """Write groups of tensors (those of one layer stay together) as safetensors, a new shard where `limit` bytes would be passed; an index for several.
+
+    `metadata`: what a shard's header says beside its format, from the names in it. Only one shard is ever in memory.
+    """
+    from safetensors.torch import save_file
+
+    held: dict[str, Tensor] = {}
+    parts: list[tuple[Path, list[str], int]] = []
+
+    def flush() -> None:
+        path = folder / f"{len(parts)}.part"
+        save_file(held, path, {"format": "pt", **(metadata(list(held)) if metadata else {})})
+        parts.append((path, list(held), _bytes(held)))
+        held.clear()
+
+    for group in tensors:
+        if held and _bytes(held) + _bytes(group) > limit:
+            flush()
+        held |= {name: tensor.contiguous() for name, tensor in group.items()}
+    if held or not parts:
+        flush()
+    if len(parts) == 1:
+        return [parts[0][0].rename(folder / f"{STEM}.safetensors")]
+    made, placed = [], {}
+    for i, (path, names, _) in enumerate(parts, 1):
+        made.append(path.rename(folder / f"{STEM}-{i:05d}-of-{len(parts):05d}.safetensors"))
+        placed |= dict.fromkeys(names, made[-1].name)
+    index = folder / f"{STEM}.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": sum(size for *_, size in parts)}, "weight_map": placed}, indent=2), encoding="utf-8")
+    return [*made, index]
+
+
+def _bytes(group: Mapping[str, Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in group.values())
+
+
+def limit_of(weights: Weights) -> int:
+    """The largest file of a component: what a shard may take, since whoever wrote the model had room for it."""
+    return max(path.stat().st_size for path in set(weights.files.values()))
+
+
+def copy_config(weights: Weights, folder: Path, **more: Any) -> Path:
+    """config.json with some keys more."""
+    path = folder / "config.json"
+    if more:
+        path.write_text(json.dumps({**weights.config, **more}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return path
+    return Path(shutil.copyfile(weights.folder / "config.json", path))
