@@ -33,7 +33,14 @@ def _distance(scheme: Scheme, offer: Scheme, layer: LayerSpec) -> tuple[float, .
     coarser = offer.bits < scheme.bits or offer.activation_bits < scheme.activation_bits
     inputs = abs(offer.activation_bits - scheme.activation_bits)
     other = (offer.family != scheme.family) + (offer.activation != scheme.activation) + (offer.grain != scheme.grain)
-    return coarser, abs(offer.bits - scheme.bits), inputs, other, abs(math.log(_size(scheme, layer) / _size(offer, layer))), offer.stored_bits(layer.weight_shape)
+    return (
+        coarser,
+        abs(offer.bits - scheme.bits),
+        inputs,
+        other,
+        abs(math.log(_size(scheme, layer) / _size(offer, layer))),
+        offer.stored_bits(layer.weight_shape),
+    )
 
 
 def _size(scheme: Scheme, layer: LayerSpec) -> float:
