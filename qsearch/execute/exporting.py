@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class Export:
     """A plan on its way out. `source`: the diffusers folder of the pipeline that it was made for; `component`: the denoiser's folder in it.
 
-    `calibration`: what goes into the layers, for methods that go by it. `steps`: the same plan by bins of sampler steps, where there is one.
+    `calibration`: what goes into the layers, for methods that go by it. `steps`: the same plan by bins of sampler steps, where there is one;
+    `sampler_steps`: how many steps these are.
     """
 
     plan: BitPlan
@@ -34,6 +35,7 @@ class Export:
     component: str = "transformer"
     calibration: Mapping[str, LayerInputs] = field(default_factory=dict)
     steps: StepPlan | None = None
+    sampler_steps: int = 20
 
 
 class AbstractExporter(Protocol):
