@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from .decide.objectives import Objective as Objective
     from .decide.refinement import refine as refine
     from .decide.stepwise import allocate_steps as allocate_steps
+    from .execute.exports import export as export
     from .graphs.extraction import extract as extract
     from .measure.evaluation import evaluate as evaluate
     from .measure.profiling import profile as profile
     from .measure.simulation import simulate as simulate
+    from .measure.stepwise import simulate_steps as simulate_steps
     from .pipeline import run as run
 
 #: public name -> module that defines it
@@ -50,10 +52,12 @@ _CONTENTS = {
     "allocate_frontier": "decide.allocation",
     "allocate_steps": "decide.stepwise",
     "refine": "decide.refinement",
+    "export": "execute.exports",
     "extract": "graphs.extraction",
     "evaluate": "measure.evaluation",
     "profile": "measure.profiling",
     "simulate": "measure.simulation",
+    "simulate_steps": "measure.stepwise",
     "run": "pipeline",
 }
 __all__ = sorted(_CONTENTS)

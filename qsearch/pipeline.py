@@ -110,7 +110,8 @@ def allocate(run: Run, graph: OpGraph, table: SensitivityTable) -> BitPlan:
     """The best plan within the budget, in plan.json."""
     c = run.config.allocate
     parent = _content_key(table)
-    key = run.key("allocate", table=parent, timed=_text(Path(c.device)) if c.device else "", **c.model_dump())
+    refined = {"refined": [run.fingerprint, run.config.sampling.model_dump(), run.config.profile.model_dump()]} if c.refine else {}
+    key = run.key("allocate", table=parent, timed=_text(Path(c.device)) if c.device else "", **refined, **c.model_dump())
     known: BitPlan | None = run.found("plan.json", key, lambda path: BitPlan.load(path, graph))
     if known is not None:
         run.progress.say("allocate: plan.json is up to date")
@@ -118,11 +119,27 @@ def allocate(run: Run, graph: OpGraph, table: SensitivityTable) -> BitPlan:
     from .planning import make_plan
 
     plan = make_plan(c, graph, table)
+    if c.refine:
+        plan = _refine(run, graph, table, plan)
     plan.save(run.path("plan.json"), key=key, parents={"table": parent}, seed=run.config.seed)
     run.progress.say(
         f"allocate: {plan.achieved.average_bits:.3f} stored bits a weight, {plan.solver.name} says {plan.solver.status} in {plan.solver.seconds:.2f} s"
     )
     return plan
+
+
+def _refine(run: Run, graph: OpGraph, table: SensitivityTable, plan: BitPlan) -> BitPlan:
+    from .decide.refinement import refine
+    from .measure.pipelines import denoiser_of, record
+    from .planning import constraints_of, latency_of
+
+    c = run.config
+    calls = record(run.pipe, run.prompts(c.profile.samples, part=0), run.sampling, c.profile.bins, c.profile.batch)
+    rules: dict[str, Any] = {"constraints": constraints_of(c.allocate, graph, table), "latency": latency_of(c.allocate, graph, table)}
+    found = refine(denoiser_of(run.pipe), graph, plan, c.profile.schemes, calls, rounds=c.allocate.refine, seed=c.seed, **rules)
+    kept = sum(r.kept for r in found.rounds)
+    run.progress.say(f"allocate: refined, {kept} of {len(found.rounds)} rounds kept; noise power {found.before:.3g} before, {found.noise:.3g} after")
+    return found.plan
 
 
 def frontier(run: Run, graph: OpGraph, table: SensitivityTable) -> list[BitPlan]:
@@ -220,6 +237,36 @@ def report(run: Run, graph: OpGraph, table: SensitivityTable, plan: BitPlan, row
         return
     write_report(run.folder, graph, table, plan, rows, run.prompts(run.config.evaluate.samples, part=1).texts, metric=metric, key=key)
     run.progress.say(f"report: {run.path('report.html')}")
+
+
+def export(run: Run, to: str, output: Path | None = None, *, nearest: bool = False, force: bool = False) -> list[Path]:
+    """The run's plan as the file of the tool `to`, in `output` or export-NAME of the run; roundings are priced by its table, where there is one."""
+    from .core.stepplan import StepPlan
+    from .execute.exports import export as verb
+    from .execute.exports import exporter
+
+    exporter(to)  # a wrong name or a missing package is said before anything is read
+    graph = OpGraph.load(run.path("graph.json"))
+    plan = BitPlan.load(run.path("plan.json"), graph)
+    table = SensitivityTable.load(run.path("sensitivity.parquet"), graph.id) if run.path("sensitivity.parquet").is_file() else None
+    steps = StepPlan.load(run.path("stepplan.json"), graph) if run.path("stepplan.json").is_file() else None
+    rules: dict[str, Any] = {"nearest": nearest, "force": force, "table": table, "steps": steps, "say": run.progress.say}
+    rules |= {"sampler_steps": run.config.sampling.steps, "calibration": _calibration(run, graph, plan)}
+    return verb(plan, graph, run.model_folder, to, output or run.path(f"export-{to}"), **rules)
+
+
+def _calibration(run: Run, graph: OpGraph, plan: BitPlan) -> Any:
+    """What goes into the layers whose methods look at it; nothing, and no model, for a plan without such methods."""
+    from .measure.calibration import calibrate
+    from .measure.pipelines import denoiser_of, record
+    from .measure.quantization import method_of
+
+    wanted = [name for name, scheme in plan.layers.items() if scheme.format != "keep" and method_of(scheme).needs_inputs]
+    if not wanted:
+        return None
+    c = run.config
+    calls = record(run.pipe, run.prompts(c.profile.samples, part=0), run.sampling, c.profile.bins, c.profile.batch)
+    return calibrate(denoiser_of(run.pipe), graph, calls, wanted)
 
 
 def _key_of(path: Path) -> str:

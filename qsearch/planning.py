@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import AllocateSection
+from .core import plugins
 from .core.errors import QSearchError
 from .core.graph import OpGraph
 from .core.latency import Latency
 from .core.plan import BitPlan, Budget
+from .core.scheme import KEEP, Scheme
 from .core.table import SensitivityTable
+from .decide.constraints import Constraints
 
 if TYPE_CHECKING:
     from .decide.why import Why
@@ -35,8 +38,25 @@ def latency_of(section: AllocateSection, graph: OpGraph, table: SensitivityTable
     return roofline(graph, device(section.device), sorted(table.frame["scheme"].unique()))
 
 
+def constraints_of(section: AllocateSection, graph: OpGraph, table: SensitivityTable) -> Constraints:
+    """The section's constraints and, where it names a target, that tool's: its formats at each layer, and the layers that it stores as one."""
+    rules = section.constraints
+    if section.target is None:
+        return rules
+    exporter = plugins.load("exporters", section.target)
+    able: dict[str, list[str]] = {}
+    known = table.values(section.metric)
+    for layer in graph.quantizable:
+        offered = [str(KEEP), *known.get(layer.name, {})]
+        able[layer.name] = [s for s in offered if exporter.nearest(Scheme.parse(s), layer) == Scheme.parse(s)]
+    if all(schemes == [str(KEEP)] for schemes in able.values()):
+        measured = sorted({s for row in known.values() for s in row})
+        raise QSearchError(f"{section.target} has none of the schemes in the table ({', '.join(measured[:8])}) at any layer; profile some that it has")
+    return replace(rules, fused=rules.fused or exporter.fuses, allowed={**rules.allowed, **able})
+
+
 def _settings(section: AllocateSection, graph: OpGraph, table: SensitivityTable) -> dict[str, Any]:
-    return {"objective": section.objective, "constraints": section.constraints, "latency": latency_of(section, graph, table)}
+    return {"objective": section.objective, "constraints": constraints_of(section, graph, table), "latency": latency_of(section, graph, table)}
 
 
 def make_plan(section: AllocateSection, graph: OpGraph, table: SensitivityTable) -> BitPlan:
@@ -90,5 +110,7 @@ def ask_why(path: Path, layer: str) -> Why:
     latency = latency_of(section, graph, table)
     plan = BitPlan.load(path, graph, latency=latency)
     graph.layer(layer)
-    problem = state(graph, table, plan.budget or section.budget, objective=section.objective, constraints=section.constraints, latency=latency)
+    problem = state(
+        graph, table, plan.budget or section.budget, objective=section.objective, constraints=constraints_of(section, graph, table), latency=latency
+    )
     return why(problem, plan, layer)

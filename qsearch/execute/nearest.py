@@ -56,4 +56,4 @@ def width(layer: LayerSpec) -> int:
 def divides(group: int, layer: LayerSpec) -> bool:
     """Whether groups of that size fill the rows of a layer, and of each part of a long skip, without a rest."""
     taps = width(layer) // max(1, layer.weight_shape[1 - layer.channel_axis]) if layer.parts else 1
-    return width(layer) > group and all(part % group == 0 for part in ([n * taps for n in layer.parts] or [width(layer)]))
+    return width(layer) >= group and all(part % group == 0 for part in ([n * taps for n in layer.parts] or [width(layer)]))

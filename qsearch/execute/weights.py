@@ -33,7 +33,7 @@ class Weights:
         elif len(single) == 1:
             self.files = dict.fromkeys(_names(single[0]), single[0])
         else:
-            raise QSearchError(f"{folder} must hold one safetensors file, or shards with an index; it holds {len(single)} files without one")
+            raise ArtifactError(f"{folder} must hold one safetensors file, or shards with an index; it holds {len(single)} files without one")
 
     def _indexed(self, index: Path) -> dict[str, Path]:
         try:
@@ -72,6 +72,13 @@ class Weights:
 
         with safe_open(self.files[name], framework="pt") as file:
             return tuple(file.get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """A tensor's type as safetensors spells it, e.g. BF16, read from the header alone."""
+        from safetensors import safe_open
+
+        with safe_open(self.files[name], framework="pt") as file:
+            return str(file.get_slice(name).get_dtype())
 
     def check(self, graph: OpGraph) -> None:
         """Refuse a graph whose layers these tensors are not: every weight must be there by name, in its shape."""

@@ -1,0 +1,157 @@
+"""export(plan, graph, source, to, folder) -> files: a plan as another tool's file, checked before it is written and read back after.
+
+What the tool lacks is said beforehand, layer by layer, with what the rounding costs in predicted noise; without `nearest` it is refused. The
+files are made beside their place, read back and compared with the plan, and only then renamed, so that a file which says something else never stands.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..core import plugins
+from ..core.errors import QSearchError
+from ..core.graph import OpGraph
+from ..core.plan import BitPlan
+from ..core.scheme import Scheme
+from ..core.stepplan import StepPlan
+from ..core.table import SensitivityTable
+from .exporting import AbstractExporter, Export, formats
+from .weights import Weights, component
+
+if TYPE_CHECKING:
+    from ..measure.calibration import LayerInputs
+
+_SHOWN = 5  # layers named in an error; all of them are said where they are rounded
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """A layer whose scheme the tool lacks. `noise`: what `given` adds to the predicted noise power over `asked`; None where it was not measured."""
+
+    layer: str
+    asked: Scheme
+    given: Scheme
+    noise: float | None = None
+
+    def __str__(self) -> str:
+        cost = "not measured" if self.noise is None else f"{self.noise:+.2e} predicted noise"
+        return f"{self.layer}: {self.asked} -> {self.given} ({cost})"
+
+
+def exporter(to: str) -> AbstractExporter:
+    """The exporter of that name, its packages at hand. Raises `QSearchError` that says which `pip install` is missing."""
+    plugin: AbstractExporter = plugins.load("exporters", to)
+    for package in plugin.needs:
+        try:
+            metadata.version(package)
+        except metadata.PackageNotFoundError:
+            raise QSearchError(f"exporting to {to} needs {', '.join(plugin.needs)}, and {package} is not installed: pip install {package}") from None
+    return plugin
+
+
+def roundings(plan: BitPlan, graph: OpGraph, to: str, table: SensitivityTable | None = None) -> list[Rounding]:
+    """The layers whose schemes `to` lacks, in the graph's order, with what each costs by the table's `noise`."""
+    plugin: AbstractExporter = plugins.load("exporters", to)
+    known = table.values() if table is not None and "noise" in table.metrics else {}
+    found = []
+    for layer in graph:
+        asked = plan.layers[layer.name]
+        given = plugin.nearest(asked, layer)
+        if given != asked:
+            found.append(Rounding(layer.name, asked, given, _cost(known.get(layer.name, {}), asked, given)))
+    return found
+
+
+def _cost(known: Mapping[str, float], asked: Scheme, given: Scheme) -> float | None:
+    noise = {"keep": 0.0, **known}
+    return noise[str(given)] - noise[str(asked)] if str(given) in noise and str(asked) in noise else None
+
+
+def export(
+    plan: BitPlan,
+    graph: OpGraph,
+    source: Path | str,
+    to: str,
+    folder: Path | str,
+    *,
+    nearest: bool = False,
+    force: bool = False,
+    table: SensitivityTable | None = None,
+    calibration: Mapping[str, LayerInputs] | None = None,
+    steps: StepPlan | None = None,
+    sampler_steps: int = 20,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """Write `plan` as what the tool `to` (one of `qsearch list exporters`) loads, into `folder`. Returns the files.
+
+    `source`: diffusers folder of the pipeline that the plan is for. `nearest`: round what the tool lacks; else it is an error. `force`: take the
+    place of an existing folder. `table`: prices the rounding. `calibration`: for methods that look at inputs (`measure.calibration`).
+    `steps`: the plan by bins of `sampler_steps` steps, for tools that switch between them. Raises `QSearchError` for a missing
+    package, a plan whose layers the graph or the weights lack, an existing folder, and files that read back as something else.
+    """
+    plugin, source, folder = exporter(to), Path(source), Path(folder)
+    _check(plan, graph)
+    job = Export(plan, graph, source, component(source), calibration or {}, steps, sampler_steps)
+    Weights(source / job.component).check(graph)
+    rounded = roundings(plan, graph, to, table)
+    if rounded and not nearest:
+        words = "; ".join(map(str, rounded[:_SHOWN])) + (f"; and {len(rounded) - _SHOWN} more" if len(rounded) > _SHOWN else "")
+        raise QSearchError(f"{to} lacks the schemes of {len(rounded)} layers: {words}. Round them with --nearest, or allocate with --for {to}")
+    for rounding in rounded:
+        say(str(rounding))
+    if rounded:
+        measured = [r.noise for r in rounded if r.noise is not None]
+        say(f"{len(rounded)} layers rounded; {sum(measured):+.2e} predicted noise for the {len(measured)} whose rounding was measured")
+    given = {**plan.layers, **{r.layer: r.given for r in rounded}}
+    job = replace(job, plan=BitPlan.make(graph, given))
+    if folder.exists() and not (force and folder.is_dir()):
+        raise QSearchError(f"{folder} exists and would be overwritten; give --force, or another folder with --output")
+    return _written(plugin, job, folder, to)
+
+
+def _check(plan: BitPlan, graph: OpGraph) -> None:
+    if plan.graph != graph.id:
+        raise QSearchError(f"the plan was made for graph {plan.graph}, {graph.model} is graph {graph.id}; make a plan for this model")
+    for name in plan.layers:
+        graph.layer(name)  # a name that matches nothing would silently do nothing in most tools
+    for layer in graph:
+        if layer.name not in plan.layers:
+            raise QSearchError(f"a plan needs a scheme for every layer (keep is one); {layer.name} has none")
+
+
+def _written(plugin: AbstractExporter, job: Export, folder: Path, to: str) -> list[Path]:
+    made = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        made.mkdir(parents=True)
+        files = [path.relative_to(made) for path in plugin.write(job, made)]
+        difference(plugin.read(made, job.graph), job.plan.layers, to)
+        if folder.exists():
+            folder.rename(old)
+        made.rename(folder)
+    except OSError as error:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise QSearchError(f"cannot write {folder}: {error.strerror or error}; give a folder with room and write permission") from error
+    finally:
+        for rest in (made, old):
+            with suppress(OSError):
+                shutil.rmtree(rest)
+    return [folder / file for file in files]
+
+
+def difference(found: Mapping[str, Scheme], wanted: Mapping[str, Scheme], to: str) -> None:
+    """Refuse files that read back as something else than the plan (methods aside), naming the first layer that differs."""
+    for name, scheme in formats(wanted).items():
+        if found.get(name) != scheme:
+            raise QSearchError(f"what was written for {to} reads back differently: {name} is {found.get(name)}, the plan says {scheme}; nothing was kept")
+    for name in found:
+        if name not in wanted:
+            raise QSearchError(f"what was written for {to} speaks of {name}, which the plan lacks; nothing was kept")
