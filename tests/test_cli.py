@@ -24,7 +24,7 @@ from qsearch.pipeline import RESULTS
 from qsearch.report.text import METRICS, cell
 from tests.report.synthetic import PLANS, SCHEMES, make_plan, make_rows, make_table, pixart
 
-BUILT = ("run", "extract", "profile", "allocate", "evaluate", "show", "list", "export")
+BUILT = ("run", "extract", "profile", "allocate", "evaluate", "show", "list", "export", "import")
 LATER = ("fit", "explain", "apply", "bench")
 ARTEFACTS = ("graph.json", "sensitivity.parquet", "plan.json", "results.json", "trials.db")
 GRAPH = pixart()

@@ -7,10 +7,10 @@ import sys
 import typer
 
 from ..core.errors import QSearchError
-from . import exporting, learning, running, working
+from . import exporting, importing, learning, running, working
 from .common import app
 
-__all__ = ["app", "exporting", "learning", "main", "running", "working"]
+__all__ = ["app", "exporting", "importing", "learning", "main", "running", "working"]
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ KINDS = {
     "solvers": "qsearch.decide.solvers",
     "families": "qsearch.graphs.families",
     "exporters": "qsearch.execute.exporters",
+    "importers": "qsearch.execute.importers",
 }
 
 

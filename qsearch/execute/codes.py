@@ -9,7 +9,7 @@ from torch import Tensor
 from ..core.graph import LayerSpec
 from ..core.scheme import Scheme
 from ..measure.codes import Codes, element
-from ..measure.quantization import quantize
+from ..measure.quantization import quantize, quantize_parts
 from .exporting import Export
 
 
@@ -30,9 +30,14 @@ def rows(job: Export, layer: LayerSpec, weight: Tensor) -> Rows:
 
     Groups fill the rows without a rest (`nearest.divides`), so that those of a long skip's parts are those of the whole row.
     """
-    scheme = job.plan.layers[layer.name]
+    return _levels(coded(job, layer, weight), job.plan.layers[layer.name])
+
+
+def coded(job: Export, layer: LayerSpec, weight: Tensor) -> Codes:
+    """The same before its parts are put together: block scales and the tensor's own apart, as nvfp4 stores them."""
     held = job.calibration.get(layer.name)
-    return _levels(quantize(weight, scheme, axis=layer.channel_axis, layer=layer.name, moments=None if held is None else held.moments).code, scheme)
+    scheme = job.plan.layers[layer.name]
+    return quantize(weight, scheme, axis=layer.channel_axis, layer=layer.name, moments=None if held is None else held.moments).code
 
 
 def _levels(code: Codes, scheme: Scheme) -> Rows:
@@ -45,3 +50,14 @@ def _levels(code: Codes, scheme: Scheme) -> Rows:
     form = element(scheme)
     own = 1.0 if scheme.family == "block" else 2.0**form.highest
     return Rows(form.values(code.codes.device)[code.codes.int()], scale / own, zero)
+
+
+def pieces(job: Export, layer: LayerSpec, weight: Tensor) -> list[Rows]:
+    """`rows` for each part of a long skip's weight, whose channels have scales of their own; of other layers, and of groups that fit every part, the one."""
+    scheme = job.plan.layers[layer.name]
+    if scheme.group or not layer.parts:
+        return [rows(job, layer, weight)]
+    held = job.calibration.get(layer.name)
+    moments = None if held is None else held.moments
+    made = quantize_parts(weight, scheme, axis=layer.channel_axis, splits=layer.parts, layer=layer.name, moments=moments)
+    return [_levels(part.code, scheme) for part in made]

@@ -1,0 +1,1 @@
+"""Importers, one file each: what another tool chose, as schemes for the layers of a graph."""

@@ -1,0 +1,56 @@
+"""One call of a pipeline's own denoiser, for tools that export by watching one: the model at full precision and the arguments of that call."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .exporting import Export
+
+
+def traced(job: Export) -> tuple[nn.Module, dict[str, Any]]:
+    """The denoiser of `job.source`, and keyword arguments of one guided call for one prompt; fixed shapes are those of this call."""
+    from ..measure.pipelines import Sampling, denoiser_of, example_inputs, load_pipeline, record, scene_prompts
+
+    pipe = load_pipeline(job.source)
+    model = denoiser_of(pipe).eval()
+    call = record(pipe, scene_prompts(1, seed=0), Sampling(steps=2), bins=1)[0]
+    inputs = {name: value for name, value in example_inputs(call, model).items() if value is not None}
+    return model, inputs | ({"return_dict": False} if "return_dict" in inspect.signature(model.forward).parameters else {})
+
+
+class Positional(nn.Module):
+    """`model` with its tensor arguments in order, those in dictionaries too (`names`, with a dot for each level); what is no tensor is part of it."""
+
+    def __init__(self, model: nn.Module, inputs: dict[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.tensors = dict(_leaves(inputs))
+        self.names = tuple(self.tensors)
+        self.fixed = {name: value for name, value in inputs.items() if not isinstance(value, Tensor | dict)}
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """The denoiser's output, the first of what the model returns."""
+        given: dict[str, Any] = dict(self.fixed)
+        for name, tensor in zip(self.names, tensors, strict=True):
+            *path, last = name.split(".")
+            at = given
+            for part in path:
+                at = at.setdefault(part, {})
+            at[last] = tensor
+        made = self.model(**given)
+        found: Tensor = made if isinstance(made, torch.Tensor) else made[0]
+        return found
+
+
+def _leaves(inputs: dict[str, Any], path: str = "") -> list[tuple[str, Tensor]]:
+    found = []
+    for name, value in inputs.items():
+        if isinstance(value, Tensor):
+            found.append((path + name, value))
+        elif isinstance(value, dict):
+            found += _leaves(value, f"{path}{name}.")
+    return found

@@ -1,0 +1,194 @@
+"""The tools themselves load what was exported, on a CPU: formats read back from the loaded model, and outputs against `simulate`.
+
+`off` is the distance to `simulate` as a share of what quantization itself changes; each tool's bound is what its own arithmetic costs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from qsearch.core.scheme import KEEP, Scheme
+from qsearch.execute.exporters import autoround, comfyui, compressed_tensors, modelopt, onnx, openvino
+from qsearch.measure.calibration import calibrate
+from qsearch.measure.pipelines import example_inputs, run
+from qsearch.measure.simulation import simulate
+from tests.execute.tool_models import known, mixed, off
+
+pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
+
+
+def tool(name: str) -> Any:
+    """A tool that is too large to be wanted of everybody who develops, or a skip that says what to install."""
+    module, _, package = name.partition(" ")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging, "raiseExceptions", False)
+        return pytest.importorskip(module, reason=f"not installed: pip install {package or module}")
+
+
+def test_compressed_tensors_loads_every_layout_and_computes_as_simulated(tmp_path: Path) -> None:
+    tool("compressed_tensors compressed-tensors")
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
+    from diffusers import PixArtTransformer2DModel
+    from safetensors.torch import load_file
+
+    there = known()
+    wanted = ["int4-c", "uint4-g32", "uint3-c", "int8-c+a8", "e4m3-c", "e4m3-c+ae4m3", "nvfp4", "mxfp4", "mxfp8", "int5-g16+a8", "uint2-g16", "uint6-c", "keep"]
+    plan = mixed(there.graph, "compressed_tensors", wanted)
+    compressed_tensors.write(there.job(plan), tmp_path)
+
+    model = PixArtTransformer2DModel.from_config(str(tmp_path)).eval()
+    config = QuantizationConfig.model_validate(json.loads((tmp_path / "config.json").read_text())["quantization_config"])
+    apply_quantization_config(model, config, show_progress=False)
+    compressor = ModelCompressor(quantization_config=config)
+    compressor.compress_model(model)
+    model.load_state_dict(load_file(tmp_path / "diffusion_pytorch_model.safetensors"))
+    loaded = {name: getattr(model.get_submodule(name), "quantization_scheme", None) for name in plan.layers}
+    compressor.decompress_model(model)
+    model = model.float()  # the tool's block formats come back in bf16
+
+    assert {name: KEEP if x is None else _group(x) for name, x in loaded.items()} == plan.layers
+    with simulate(there.model, plan, there.graph):
+        for name, scheme in plan.layers.items():
+            error = {"nvfp4": 4e-3}.get(scheme.format, 2e-6)  # nvfp4 is multiplied out in bf16
+            weight = there.model.get_submodule(name).weight
+            torch.testing.assert_close(model.get_submodule(name).weight, weight, rtol=error, atol=error * float(weight.abs().max()))
+    assert off(run(model, there.call), there.simulated(plan), there.output) < 0.1  # inputs are rounded after others that moved a little
+
+
+def _group(found: Any) -> Scheme:
+    said = {"targets": [], **json.loads(found.model_dump_json(exclude={"targets"}))}
+    weights, inputs = said["weights"], said["input_activations"]
+    for one in (weights, inputs):
+        for extra in ("observer", "group_size") if one and one.get("group_size") is None else ("observer",):
+            (one or {}).pop(extra, None)
+    return compressed_tensors.scheme_of({k: v for k, v in said.items() if k in ("targets", "weights", "input_activations", "output_activations", "format")})
+
+
+def test_autoround_loads_every_layer_in_diffusers_and_computes_as_simulated(tmp_path: Path) -> None:
+    tool("auto_round auto-round")
+    from diffusers import PixArtTransformer2DModel
+
+    there = known()
+    plan = mixed(there.graph, "autoround", ["int4-c", "uint4-g32", "int8-c", "uint8-c", "int2-g16", "uint2-g16", "keep", "int4-g80"])
+    autoround.write(there.job(plan), tmp_path)
+
+    model = PixArtTransformer2DModel.from_pretrained(tmp_path, torch_dtype=torch.float16).eval()
+    packed = {name: m for name, m in model.named_modules() if type(m).__name__ == "QuantLinear"}
+
+    assert set(packed) == {name for name, scheme in plan.layers.items() if scheme != KEEP}
+    for name, layer in packed.items():
+        width = there.graph.layer(name).weight_shape[1]
+        assert (layer.bits, layer.group_size % width) == (plan.layers[name].bits, plan.layers[name].group), name
+    made = run(model, replace(there.call, args=_half(there.call.args), kwargs=_half(there.call.kwargs)))
+    assert off(made, there.simulated(plan), there.output) < 0.03  # it computes in fp16
+
+
+def _half(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _half(v) for k, v in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(_half, value))
+    return value.half() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _feed(there: Any) -> dict[str, Any]:
+    return {name: value.numpy() for name, value in example_inputs(there.call, there.model).items() if isinstance(value, Tensor)}
+
+
+QDQ = ["int4-c", "uint4-g32", "int8-c", "uint8-c", "e4m3-c", "int4-g16", "uint4-c", "keep", "uint8-g64", "int8-c+a8t", "uint4-g32+a8t"]
+
+
+def test_onnxruntime_loads_convolutions_and_long_skips_and_computes_as_simulated(tmp_path: Path) -> None:
+    runtime = tool("onnxruntime")
+    tool("onnxscript")
+    there = known("scenes-unet")
+    plan = mixed(there.graph, "onnx", QDQ)
+    calibration = calibrate(there.model, there.graph, [there.call], moments=False)
+    assert len({str(plan.layers[layer.name]) for layer in there.graph if layer.kind == "conv2d"}) > 5
+    assert any(layer.parts and plan.layers[layer.name] != KEEP for layer in there.graph)
+
+    onnx.write(there.job(plan, calibration), tmp_path)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = runtime.InferenceSession(str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    feed = _feed(there)
+    made = torch.from_numpy(session.run(None, {i.name: feed[i.name] for i in session.get_inputs()})[0])
+
+    assert onnx.read(tmp_path, there.graph) == plan.layers
+    assert off(made, there.simulated(plan, calibration), there.output) < 0.05  # products of 8-bit inputs and weights are fused, and rounded elsewhere
+
+
+@pytest.mark.slow
+def test_openvino_loads_convolutions_and_long_skips_and_computes_as_simulated(tmp_path: Path) -> None:
+    ov = tool("openvino")
+    there = known("scenes-unet")
+    plan = mixed(there.graph, "openvino", QDQ)
+    calibration = calibrate(there.model, there.graph, [there.call], moments=False)
+
+    openvino.write(there.job(plan, calibration), tmp_path)
+    core, feed, wanted = ov.Core(), _feed(there), there.simulated(plan, calibration)
+    for exact, bound in (({"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}, 0.02), ({}, 0.3)):  # by default the CPU rounds inputs to 8 bits as it likes
+        compiled = core.compile_model(str(tmp_path / "model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32", **exact})
+        made = torch.from_numpy(compiled({i.get_any_name(): feed[i.get_any_name()] for i in compiled.inputs})[0])
+        assert off(made, wanted, there.output) < bound
+    assert openvino.read(tmp_path, there.graph) == plan.layers
+    kept = {op.get_friendly_name(): str(op.get_output_element_type(0)) for op in core.read_model(str(tmp_path / "model.xml")).get_ops()}
+    assert kept[f"self.model.{next(n for n, s in plan.layers.items() if s == KEEP)}.weight"].endswith("'float32'>")
+
+
+@pytest.mark.slow
+def test_modelopt_takes_the_list_and_computes_as_simulated(tmp_path: Path) -> None:
+    tool("modelopt nvidia-modelopt")
+    import copy
+
+    import modelopt.torch.quantization as mtq
+
+    there = known("scenes-unet")
+    on_a_cpu = ["int4-c", "int4-g32", "int8-c", "e4m3-c", "int2-g16", "e4m3-t", "keep", "int4-g64", "int8-t", "int3-c"]  # its block formats want CUDA
+    plan = mixed(there.graph, "modelopt", on_a_cpu)
+    modelopt.write(there.job(plan), tmp_path)
+
+    model = copy.deepcopy(there.model)
+    mtq.quantize(model, yaml.safe_load((tmp_path / "quant_cfg.yaml").read_text()), lambda m: run(m, there.call))
+
+    found = {}
+    for name in plan.layers:
+        held = getattr(model.get_submodule(name), "weight_quantizer", None)
+        off_ = held is None or not held.is_enabled
+        found[name] = KEEP if off_ else modelopt.scheme_of({"num_bits": held.num_bits, "axis": held.axis, "block_sizes": held.block_sizes})
+    assert found == plan.layers
+    assert off(run(model, there.call), there.simulated(plan), there.output) < 0.05  # its scales are fp32, ours fp16
+
+
+@pytest.mark.slow
+def test_comfyuis_own_kernels_read_every_weight_as_simulated(tmp_path: Path) -> None:
+    tool("comfy_kitchen comfy-kitchen")
+    from comfy_kitchen.backends import eager
+    from safetensors.torch import load_file
+
+    there = known()
+    plan = mixed(there.graph, "comfyui", ["e4m3-t", "int8-c", "nvfp4", "mxfp8", "int8-t", "keep"])
+    [path] = comfyui.write(there.job(plan), tmp_path)
+    held = load_file(path)
+
+    with simulate(there.model, plan, there.graph):
+        for name, scheme in plan.layers.items():
+            weight, scale = held[f"{name}.weight"], held.get(f"{name}.weight_scale")
+            made = {
+                "nvfp4": lambda w, s, n: eager.dequantize_nvfp4(w, held[f"{n}.weight_scale_2"], s, torch.float32),
+                "mxfp8": lambda w, s, _: eager.dequantize_mxfp8(w, s.view(torch.float8_e8m0fnu), torch.float32),
+                "e4m3": lambda w, s, _: eager.dequantize_per_tensor_fp8(w, s, torch.float32),
+                "int8": lambda w, s, _: eager.dequantize_int8_simple(w, s),
+                "keep": lambda w, _s, _n: w.float(),
+            }[scheme.format](weight, scale, name)
+            torch.testing.assert_close(made, there.model.get_submodule(name).weight.data, rtol=0, atol=0)

@@ -1,0 +1,66 @@
+"""What tests of exports to tools share: the zoo's denoisers with a call and a graph, plans that mix all formats of a tool, and the error of an output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from qsearch import zoo
+from qsearch.core import plugins
+from qsearch.core.graph import OpGraph
+from qsearch.core.plan import BitPlan
+from qsearch.core.scheme import Scheme
+from qsearch.execute.exporting import Export
+from qsearch.graphs.extraction import extract
+from qsearch.measure.calibration import LayerInputs
+from qsearch.measure.pipelines import Call, Sampling, denoiser_of, example_inputs, load_pipeline, record, run, scene_prompts
+from qsearch.measure.simulation import QuantizedWeights, simulate
+
+
+@dataclass(frozen=True)
+class Known:
+    """A zoo denoiser: `folder` of its pipeline, `component` in it, one recorded call, its graph and its output at full precision."""
+
+    folder: Path
+    component: str
+    model: nn.Module
+    call: Call
+    graph: OpGraph
+    output: Tensor
+
+    def simulated(self, plan: BitPlan, calibration: Mapping[str, LayerInputs] | None = None) -> Tensor:
+        """The output as `simulate` has it."""
+        with simulate(self.model, plan, self.graph, QuantizedWeights(self.model, self.graph, calibration or {})):
+            return run(self.model, self.call)
+
+    def job(self, plan: BitPlan, calibration: Mapping[str, LayerInputs] | None = None) -> Export:
+        """The plan on its way out."""
+        return Export(plan, self.graph, self.folder, self.component, calibration or {})
+
+
+@lru_cache
+def known(name: str = "scenes-dit") -> Known:
+    """A denoiser of the zoo, loaded once."""
+    folder = zoo.folder(name)
+    pipe = load_pipeline(folder)
+    model = denoiser_of(pipe)
+    call = record(pipe, scene_prompts(1, seed=0), Sampling(steps=2), bins=1)[0]
+    graph = extract(model, example_inputs(call, model), name=name)
+    return Known(folder, "transformer" if name == "scenes-dit" else "unet", model, call, graph, run(model, call))
+
+
+def mixed(graph: OpGraph, tool: str, schemes: Sequence[str]) -> BitPlan:
+    """A plan that gives the layers the schemes by turns, each as near as the tool has it."""
+    exporter: Any = plugins.load("exporters", tool)
+    layers = {layer.name: exporter.nearest(Scheme.parse(schemes[i % len(schemes)]), layer) for i, layer in enumerate(graph)}
+    return BitPlan.make(graph, layers)
+
+
+def off(made: Tensor, wanted: Tensor, full: Tensor) -> float:
+    """How far `made` lies from `wanted`, as a share of what quantization itself changes (`wanted` from `full`): 0 is the same, 1 as far as the error."""
+    return float((made - wanted).norm() / (wanted - full).norm())
