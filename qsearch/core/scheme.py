@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from .errors import QSearchError, nearest
@@ -116,6 +116,10 @@ class Scheme:
         """The same scheme without its activation part: neither the format of the input nor its transforms."""
         return Scheme(self.format, self.group, method=self.method)
 
+    def with_input(self, other: Scheme) -> Scheme:
+        """The same weights with the input treated as `other` does."""
+        return replace(self, activation=other.activation, grain=other.grain, transforms=other.transforms, ranges=other.ranges)
+
     def groups(self, shape: Sequence[int], axis: int = 0, splits: Sequence[int] = ()) -> int:
         """How many scales (or codebooks) a weight of `shape` has, its output channels on `axis`; an incomplete last group counts whole."""
         return sum(self._groups(part, axis) for part in parts(shape, axis, splits))
@@ -150,6 +154,14 @@ class Scheme:
             _, _, scale, tensor = _BLOCKS[self.format]
             return self.bits * padded + groups * scale + tensor
         return self.bits * padded + groups * _SIDE_BITS * (2 if self.family == "uint" else 1)
+
+
+def input_part(text: str) -> Scheme:
+    """What `+aBITS[~TRANSFORM]` (or nothing) adds to any scheme. Raises `QSearchError` where it is something else."""
+    found = _parse("int8-c" + text) if isinstance(text, str) and (not text or text[0] in "+~") else None
+    if found is None or found.method:
+        raise QSearchError(f"an input is treated by +aBITS[~TRANSFORM], e.g. +a8t~bos, or by nothing; given {text!r}")
+    return found
 
 
 def parts(shape: Sequence[int], axis: int, splits: Sequence[int]) -> list[tuple[int, ...]]:
