@@ -73,6 +73,7 @@ class AllocateSection(_Section):
     seconds: float = Field(60.0, gt=0, description="time limit of the solver")
     layers: dict[str, str] = Field({}, description="a plan by hand instead of a budget: pattern -> scheme, the first pattern that matches a layer counts")
     inputs: dict[str, str] = Field({}, description="pattern -> what is added to the schemes of its layers, e.g. '+a8t~bos'; the first that matches counts")
+    refine: int = Field(0, ge=0, description="rounds of refinement on the model itself; for plans that minimise noise alone")
 
     @property
     def budget(self) -> Budget:
@@ -159,6 +160,7 @@ def _check(config: Config, source: str) -> None:
         "profile.estimator": lambda: plugins.check("estimators", profile.estimator),
         "profile.metrics": lambda: _check_metrics(profile),
         "allocate": lambda: (config.allocate.budget, config.allocate.objective, config.allocate.constraints),
+        "allocate.refine": lambda: _check_refinement(config.allocate),
         "allocate.allowed": lambda: [Scheme.parse(s) for schemes in config.allocate.allowed.values() for s in schemes],
         "allocate.layers": lambda: [Scheme.parse(s) for s in config.allocate.layers.values()],
         "allocate.inputs": lambda: [input_part(s) for s in config.allocate.inputs.values()],
@@ -171,6 +173,11 @@ def _check(config: Config, source: str) -> None:
             ask()
         except QSearchError as error:
             raise QSearchError(f"{source}: {place}: {error}") from None
+
+
+def _check_refinement(section: AllocateSection) -> None:
+    if section.refine and (section.decibels or section.at_most or set(section.objective.weights) != {"noise"}):
+        raise QSearchError("refinement measures the noise of the denoiser's output, and minimises it alone; leave weights, at_most and decibels out, or refine")
 
 
 def _check_metrics(profile: ProfileSection) -> None:

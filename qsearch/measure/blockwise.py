@@ -13,7 +13,7 @@ from ..core import plugins
 from ..core.graph import OpGraph
 from ..core.scheme import Scheme
 from .codes import largest, nearest, spanning
-from .quantization import from_groups, to_groups
+from .quantization import Quantized, from_groups, to_groups
 from .rounding import Gates, neighbours, undecided
 from .simulation import QuantizedWeights, weight_of
 from .treatment import AbstractActivation
@@ -36,16 +36,18 @@ class Layer:
         self.axis, self.splits = graph.layer(name).channel_axis, graph.layer(name).parts
         self.gates: list[Gates] = []
         self._grids: list[tuple[Tensor, Tensor, tuple[int, ...]]] = []
+        self.parts: tuple[Quantized, ...] | None = None
         if self.gated(scheme):
             own = self.full.float() if self.scale is None else self.full.float() * self.scale
-            plain = []
+            plain: list[Quantized] = []
             for part in own.split(list(self.splits), 1 - self.axis) if self.splits else (own,):
                 groups = to_groups(part, scheme, self.axis)
                 scale, zero = spanning(groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True), scheme)
                 self.gates.append(Gates(groups, *neighbours(groups, scale, zero, scheme), scaled=_SCALED[scheme.method]))
                 self._grids.append((scale, zero, tuple(part.shape)))
-                plain.append(nearest(groups, scale, zero, scheme).values())
-            self.plain = self._laid_out(plain)
+                plain.append(Quantized(nearest(groups, scale, zero, scheme), scheme, tuple(part.shape), self.axis))
+            self.parts = self._plain_parts = tuple(plain)
+            self.plain = self._laid_out([part.code.values() for part in plain])
         else:
             self.plain = weights.get(name, scheme)
         self.settled = self.plain
@@ -77,8 +79,9 @@ class Layer:
     def settle(self) -> None:
         """Put gates and factor, as they are now, into the weight and the range."""
         if self.gates:
-            made = zip(self.gates, self._grids, strict=True)
-            self.settled = self._laid_out([nearest(gates.hard(), scale, zero, self.scheme).values() for gates, (scale, zero, _) in made])
+            grids = zip(self.gates, self._grids, strict=True)
+            self.parts = tuple(Quantized(nearest(g.hard(), scale, zero, self.scheme), self.scheme, shape, self.axis) for g, (scale, zero, shape) in grids)
+            self.settled = self._laid_out([part.code.values() for part in self.parts])
         if self.stretch is not None and self.start is not None and self.start.inputs is not None:
             factor, inputs = self.stretch.detach().clamp(min=_NARROWEST), self.start.inputs
             self.treatment = replace(self.start, inputs=replace(inputs, low=inputs.low * factor, high=inputs.high * factor))
@@ -86,10 +89,12 @@ class Layer:
     def forget(self) -> None:
         """Nearest rounding and the calibrated range again."""
         self.settled, self.treatment = self.plain, self.start
+        if self.gates:
+            self.parts = self._plain_parts
 
     def store(self, weights: QuantizedWeights, name: str) -> None:
-        """Keep what is settled, for `simulate`."""
-        weights.put(name, self.scheme, self.settled.to(self.full.dtype), self.treatment)
+        """Keep what is settled, for `simulate` and for whoever stores it."""
+        weights.learn(name, self.scheme, self.parts, self.treatment)
 
     def hooks(self) -> list[RemovableHandle]:
         """Round the input of the module, and add to its output what that leaves, by `mode`; remove them afterwards."""

@@ -20,7 +20,7 @@ from ..core.plan import BitPlan
 from ..core.scheme import Scheme
 from .calibration import LayerInputs, calibrate, has_rows
 from .pipelines import Call
-from .quantization import joined, method_of, quantize_parts
+from .quantization import Quantized, joined, method_of, quantize_parts
 from .stepranges import StepRanges, cut, time_of
 from .treatment import Treatment, named, needs_inputs, treat
 
@@ -42,6 +42,7 @@ class QuantizedWeights:
         self.model, self.graph, self.calibration, self.ranges = model, graph, calibration or {}, ranges or {}
         self._weights: dict[tuple[str, str, int], Tensor] = {}
         self._treatments: dict[tuple[str, str, int], Treatment | None] = {}
+        self._learnt: dict[tuple[str, str], tuple[Quantized, ...]] = {}
 
     def fresh(self) -> QuantizedWeights:
         """The same calibration, and nothing kept yet."""
@@ -51,7 +52,7 @@ class QuantizedWeights:
         """Weight of `layer` as `scheme` stores it (for range `part` of its steps), in the weight's own shape, dtype and device; itself where it is kept."""
         if scheme.format == "keep":
             return weight_of(self.model, layer).data
-        key = (layer, str(scheme if scheme.transforms else scheme.weight_only), part)
+        key = (layer, self._key(scheme), part)
         if key not in self._weights:
             self._weights[key] = self._make(layer, scheme, part)
         return self._weights[key]
@@ -65,10 +66,32 @@ class QuantizedWeights:
             self._treatments[key] = treat(scheme, weight, module, inputs, layer=layer, transforms=named(scheme))
         return self._treatments[key]
 
-    def put(self, layer: str, scheme: Scheme, value: Tensor, treatment: Treatment | None) -> None:
-        """Keep what somebody else found for `layer` at `scheme`, in place of what its method would make."""
-        self._weights[layer, str(scheme if scheme.transforms else scheme.weight_only), 0] = value
+    def codes(self, layer: str, scheme: Scheme, part: int = 0) -> tuple[Quantized, ...]:
+        """What is stored of the layer's weight: a part for each part of its input, times the scale that the scheme's transforms move into it."""
+        if (layer, str(scheme)) in self._learnt:
+            return self._learnt[layer, str(scheme)]
+        weight, spec = weight_of(self.model, layer).data, self.graph.layer(layer)
+        inputs, scale = self._inputs(layer, scheme, part), None
+        if scheme.transforms and (treatment := self.treatment(layer, scheme, part)) is not None:
+            inputs, scale = treatment.inputs, _columns(treatment, weight)
+        module = self.model.get_submodule(layer)
+        if method_of(scheme).needs_inputs and not has_rows(module):
+            raise QSearchError(f"@{scheme.method} is for linear layers and 2d convolutions in one group, padded with zeros; {layer} is {type(module).__name__}")
+        return quantize_parts(
+            weight if scale is None else weight.float() * scale,
+            scheme,
+            axis=spec.channel_axis,
+            splits=spec.parts,
+            layer=layer,
+            moments=None if inputs is None else inputs.moments,
+        )
+
+    def learn(self, layer: str, scheme: Scheme, parts: tuple[Quantized, ...] | None, treatment: Treatment | None) -> None:
+        """Keep what somebody else found for `layer` at `scheme`: codes, in place of what its method would make, and what happens to its input."""
+        if parts is not None:
+            self._learnt[layer, str(scheme)] = parts
         self._treatments[layer, str(scheme), 0] = treatment
+        self._weights.pop((layer, self._key(scheme), 0), None)
 
     def _inputs(self, layer: str, scheme: Scheme, part: int) -> LayerInputs | None:
         if scheme.ranges == 1:
@@ -82,22 +105,19 @@ class QuantizedWeights:
         return found
 
     def _make(self, layer: str, scheme: Scheme, part: int) -> Tensor:
-        weight, spec = weight_of(self.model, layer).data, self.graph.layer(layer)
-        inputs, scale = self._inputs(layer, scheme, part), None
-        if scheme.transforms and (treatment := self.treatment(layer, scheme, part)) is not None:
-            inputs, scale = treatment.inputs, treatment.scale.view(1, -1, *[1] * (weight.ndim - 2))
-        module = self.model.get_submodule(layer)
-        if method_of(scheme).needs_inputs and not has_rows(module):
-            raise QSearchError(f"@{scheme.method} is for linear layers and 2d convolutions in one group, padded with zeros; {layer} is {type(module).__name__}")
-        parts = quantize_parts(
-            weight if scale is None else weight.float() * scale,
-            scheme,
-            axis=spec.channel_axis,
-            splits=spec.parts,
-            layer=layer,
-            moments=None if inputs is None else inputs.moments,
-        )
-        return joined(parts, weight.dtype) if scale is None else (joined(parts) / scale).to(weight.dtype)
+        weight, parts = weight_of(self.model, layer).data, self.codes(layer, scheme, part)
+        treatment = self.treatment(layer, scheme, part) if scheme.transforms else None
+        return joined(parts, weight.dtype) if treatment is None else (joined(parts) / _columns(treatment, weight)).to(weight.dtype)
+
+    def _key(self, scheme: Scheme) -> str:
+        """What weights are kept under: what happens to the input matters where it changes the weight, or was learnt together with it."""
+        together = scheme.transforms or any(learnt == str(scheme) for _, learnt in self._learnt)
+        return str(scheme if together else scheme.weight_only)
+
+
+def _columns(treatment: Treatment, weight: Tensor) -> Tensor:
+    """The scale of each input channel, in a shape that spreads over the weight."""
+    return treatment.scale.view(1, -1, *[1] * (weight.ndim - 2))
 
 
 def calibrated_weights(model: nn.Module, graph: OpGraph, wanted: Mapping[str, Iterable[Scheme]], calls: Sequence[Call]) -> QuantizedWeights:
