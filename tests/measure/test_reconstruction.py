@@ -37,19 +37,18 @@ def learnt(case: Case, scheme: str, order: str = "separate", steps: int = 60) ->
 
 
 @pytest.mark.parametrize("order", ["separate", "joint"])
-@pytest.mark.parametrize("scheme", ["uint3-c+a4t@adaround", "e2m1-g8+a6@adaround_scaled", "uint2-t+a8c~balance@adaround", "uint4-c+a4t", "int3-g5@adaround"])
+@pytest.mark.parametrize("scheme", ["uint3-c+a4t@adaround", "e2m1-g8+a6@adaround_scaled", "uint2-t+a8c~balance@adaround", "int3-g5+a4t"])
 def test_no_block_s_output_is_further_from_full_precision_than_with_nearest_rounding(case: Case, scheme: str, order: str) -> None:
-    made = learnt(case, scheme, order, steps=20)
+    made = learnt(case, scheme, order, steps=8)
 
     assert [b.block for b in made.blocks if not b.after <= b.before] == []
     assert all(b.before > 0 for b in made.blocks)
 
 
-@pytest.mark.parametrize("order", ["separate", "joint"])
-@pytest.mark.parametrize("scheme", ["uint3-c+a6t@adaround", "e2m1-g8+a6t@adaround_scaled"])
+@pytest.mark.parametrize(("scheme", "order"), [("uint3-c+a6t@adaround", "separate"), ("e2m1-g8+a6t@adaround_scaled", "joint")])
 def test_learning_makes_the_whole_model_s_output_nearer(case: Case, scheme: str, order: str) -> None:
     model, graph = case
-    made = learnt(case, scheme, order, steps=200)
+    made = learnt(case, scheme, order, steps=100)
     plan, plain_ = uniform(graph, scheme), uniform(graph, scheme.partition("@")[0])
     nearest = QuantizedWeights(model, graph, made.weights.calibration)
 
@@ -78,8 +77,24 @@ def test_learnt_weights_lie_on_the_grid_of_their_scheme(case: Case) -> None:
     assert moved > 20
 
 
+def test_what_is_learnt_can_be_stored(case: Case) -> None:
+    model, _ = case
+    scheme = Scheme.parse("uint3-c+a8t~balance@adaround")
+    made = learnt(case, str(scheme), steps=20)
+
+    (part,) = made.weights.codes("blocks.0.ff.0", scheme)
+    treatment = made.weights.treatment("blocks.0.ff.0", scheme)
+
+    assert treatment is not None
+    assert not torch.equal(part.code.codes[:, 0], quantize(model.blocks[0].ff[0].weight.data * treatment.scale, scheme_without_method(scheme)).code.codes[:, 0])
+    torch.testing.assert_close(made.weights.get("blocks.0.ff.0", scheme), part.dequantize() / treatment.scale)
+
+
+def scheme_without_method(scheme: Scheme) -> Scheme:
+    return Scheme.parse(str(scheme).partition("@")[0])
+
+
 def test_inputs_of_a_block_are_those_that_the_rounded_blocks_before_it_give(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, graph = case
     seen: list[set[str]] = []
     own = simulate
 
@@ -95,7 +110,7 @@ def test_inputs_of_a_block_are_those_that_the_rounded_blocks_before_it_give(case
 
 
 def test_the_model_is_left_as_it_was(case: Case) -> None:
-    model, graph = case
+    model, _ = case
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
 
     learnt(case, "uint3-c+a4t@adaround", steps=4)
@@ -111,8 +126,8 @@ def test_the_same_seed_learns_the_same_bits(case: Case) -> None:
 
 
 def test_learning_the_range_of_an_input_at_four_bits_clips_it(case: Case) -> None:
-    model, graph = case
-    made = learnt(case, "keep+a4t", steps=200)
+    _, graph = case
+    made = learnt(case, "keep+a4t", steps=100)
     scheme = Scheme.parse("keep+a4t")
 
     narrowed = [n for n in uniform(graph, "keep") if made.weights.treatment(n, scheme).inputs.high.max() < 0.99 * made.weights.calibration[n].high.max()]  # type: ignore[union-attr]
@@ -149,7 +164,7 @@ def test_floats_are_clipped_at_their_largest_level() -> None:
     made = straight_through(x, torch.tensor(-1.0), torch.tensor(1.0), "e2m3")
     made.backward()
 
-    assert float(made) == pytest.approx(float(torch.tensor(1 / largest(Scheme("e2m3"))).half()) * largest(Scheme("e2m3")), rel=1e-3)
+    assert float(made.detach()) == pytest.approx(float(torch.tensor(1 / largest(Scheme("e2m3"))).half()) * largest(Scheme("e2m3")), rel=1e-3)
     assert x.grad is not None
     assert float(x.grad) == 0
 
@@ -188,7 +203,7 @@ def test_what_can_t_be_reconstructed_is_said(case: Case, scheme: str, settings: 
 
 def test_the_block_error_that_is_told_is_what_the_block_does(case: Case) -> None:
     """The slow twin: the first unit is a single layer on the model's own input, and its error can be computed by hand."""
-    model, graph = case
+    model, _ = case
     made = learnt(case, "uint3-c@adaround", steps=30)
 
     x: Tensor = torch.cat([c.kwargs["sample"] for c in plain_calls(4)])
