@@ -174,6 +174,9 @@ def test_uniform_plans_of_pixart_alpha_take_the_bits_that_qua2sedimo_publishes(p
         ("int4-c+a8~shift3", "balance alone takes a number"),
         ("int4-c+a8~balance101", "from 0 to 100"),
         ("int4-c+a8~balance03", "from 0 to 100"),
+        ("int4-c+a8~balance~steps1", "from 2 to 9"),
+        ("int4-c+a8~steps2", "has neither"),
+        ("int4-c+a8t~steps2~steps3", "stands once"),
         ("int4-c+a8~30", "FORMAT[-t|-c|-gN][+aBITS][~TRANSFORM][@METHOD]"),
     ],
 )
