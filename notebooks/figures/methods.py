@@ -1,6 +1,6 @@
 """Each seed's own recipe (configs/methods) on both denoisers of the zoo at its own bits, against naive min-max at equal stored bits.
 
-    python notebooks/figures/methods.py [--models scenes-dit scenes-unet] [--recipes fp4dit-w4a6 …] [--samples 64] [--steps 20] [--folder runs/methods]
+    python notebooks/figures/methods.py [--models scenes-dit scenes-unet] [--recipes fp4dit-w4a6 …] [--samples 64] [--steps 20] [--iterations N] [--folder runs/methods]
 
 All plans of a model are measured with the same captions and the same noise. Naive is asymmetric min-max integers a channel, of the two widths between which
 the recipe's stored bits lie, at random layers; its inputs are rounded to as many bits, with one static min-max scale each, and nothing is kept.
@@ -78,6 +78,8 @@ def measure(options: argparse.Namespace, model: str, kept: dict[str, Any], path:
     graph, reference, setting = None, None, [options.samples, options.steps]
     for name in options.recipes:
         config = fitted(configs.load(FOLDER / f"{name}.yaml"), model)
+        if options.iterations:
+            config = config.model_copy(update={"reconstruct": config.reconstruct.model_copy(update={"steps": options.iterations})})
         sampling = config.sampling.model_copy(update={"steps": options.steps})
         run = Run(config.model_copy(update={"folder": options.folder / f"{name}-{model}", "sampling": sampling}))
         graph = graph or pipeline.extract(run)
@@ -113,6 +115,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=sorted(path.stem for path in FOLDER.glob("*.yaml")))
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--iterations", type=int, default=0, help="of reconstruction, a block; 0 = the recipe's own")
     parser.add_argument("--folder", type=Path, default=Path("runs/methods"))
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)

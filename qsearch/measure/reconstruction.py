@@ -25,6 +25,7 @@ from ..core.plan import BitPlan
 from ..core.scheme import Scheme
 from .blockwise import Layer
 from .pipelines import Call, run
+from .rounding import Gates
 from .simulation import QuantizedWeights, calibrated_weights, simulate
 
 ORDERS = ("separate", "joint")
@@ -180,7 +181,8 @@ class _Block:
         """Learn gates and factors of all layers; take them back where the block's output is not nearer for it."""
         gates = [g for layer in self.layers.values() for g in layer.gates]
         stretches = [layer.stretch for layer in self.layers.values() if layer.stretch is not None]
-        phases = [(gates, stretches)] if order == "joint" else [p for p in ((gates, []), ([], stretches)) if p[0] or p[1]]
+        both: list[tuple[list[Gates], list[Tensor]]] = [(gates, stretches)] if order == "joint" else [(gates, []), ([], stretches)]
+        phases = [(opened, stretched) for opened, stretched in both if opened or stretched]
         losses: list[float] = []
         power = sum(float(t.square().sum()) for t in self.targets)
         with self._rounding():
@@ -196,7 +198,7 @@ class _Block:
                     layer.forget()
         return Rebuilt(self.name, before, min(after, before), tuple(losses))
 
-    def _phase(self, gates: list[Any], stretches: list[Tensor], joint: bool, steps: int, rates: tuple[float, float], dice: torch.Generator) -> list[float]:
+    def _phase(self, gates: list[Gates], stretches: list[Tensor], joint: bool, steps: int, rates: tuple[float, float], dice: torch.Generator) -> list[float]:
         mode = "soft" if joint or stretches else "off"
         unit = self._error(mode) / len(self.given) / max(1, sum(g.variable.numel() for g in gates))
         if not unit > 0:
