@@ -126,12 +126,11 @@ def test_a_recipe_runs_from_end_to_end_with_calibration_and_reconstruction(tmp_p
     }
     plain = pipeline.run(config.parse(content, "the test"))
     content["allocate"]["layers"].pop("transformer_blocks.1.ff.net.2")
-    content["reconstruct"] = {"order": "joint", "steps": 30}
+    content["reconstruct"] = {"order": "joint", "steps": 16}
     learnt = pipeline.run(config.parse(content, "the test"))
 
     def noise(rows: list[dict[str, Any]]) -> float:
         return float(next(row["metrics"]["noise"][0] for row in rows if row["plan"] == "plan"))
 
     assert 0 < noise(learnt) < noise(plain)
-    assert pipeline.run(config.parse(content, "the test")) == learnt
     assert Run(config.parse(content, "the test")).path("plan.json").exists()

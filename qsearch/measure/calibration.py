@@ -31,6 +31,7 @@ class LayerInputs:
     `moments`: mean of x x^T over the rows x that the weight is multiplied with, [columns, columns] (a convolution's columns are channels times
     taps). `rows`: some of those rows [n, columns]. `first`: the first token [channels], where it is one and the same in all samples although the
     others are not (a text encoder that is causal); `rest`: the same record without the first token, for layers that see text alone.
+    `splits`: channels of each part where the input is a concatenation (a long skip), whose parts differ in range.
     """
 
     low: Tensor
@@ -41,6 +42,7 @@ class LayerInputs:
     moments: Tensor | None = None
     first: Tensor | None = None
     rest: LayerInputs | None = None
+    splits: tuple[int, ...] = ()
 
     def moved(self, shift: Tensor, scale: Tensor) -> LayerInputs:
         """The record of (x - shift) / scale, with [channels] each."""
@@ -75,7 +77,7 @@ def calibrate(
             handle.remove()
     if not given:
         raise QSearchError("calibration needs at least one recorded call; see `qsearch.measure.pipelines.record`")
-    return {name: recorder.inputs() for name, recorder in recorders.items() if recorder.calls}
+    return {spec.name: replace(recorders[spec.name].inputs(), splits=spec.parts) for spec in wanted if recorders[spec.name].calls}
 
 
 class _Recorder:

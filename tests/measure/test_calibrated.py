@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from qsearch.measure import simulation
 from qsearch.measure.pipelines import Call
 from qsearch.measure.profiling import profile
 from qsearch.measure.simulation import QuantizedWeights, calibrated_weights, simulate
+from qsearch.measure.treatment import rounded_between
 from tests.models import PlainDenoiser, plain, plain_calls
 
 Case = tuple[PlainDenoiser, OpGraph]
@@ -166,3 +169,22 @@ def test_a_group_that_does_not_divide_the_row_is_padded_and_paid_for(case: Case)
     with simulate(model, {"conv_in": scheme}, graph) as inside:
         assert inside.get_submodule("conv_in").weight.shape == layer.weight_shape
     assert scheme.stored_bits(layer.weight_shape) == 8 * (4 * 24 + 3 * 16)
+
+
+def test_the_parts_of_a_concatenated_input_have_ranges_of_their_own(case: Case) -> None:
+    model, graph = case
+    layers = tuple(replace(x, splits=(1, 1), sees="image") if x.name == "conv_in" else x for x in graph.layers)
+    skip = OpGraph(graph.model, layers)
+    call = plain_calls(1)[0]
+    call.kwargs["sample"][:, 1] *= 50
+    choice, own = {"conv_in": Scheme.parse("keep+a4t")}, call.kwargs["sample"]
+    heard: list[Tensor] = []
+
+    with torch.no_grad(), simulate(model, choice, skip, calibrated_weights(model, skip, {"conv_in": list(choice.values())}, [call])):
+        handle = model.conv_in.register_forward_hook(lambda _, args, y: heard.append(args[0]))
+        model(**call.kwargs)
+        handle.remove()
+
+    for part in range(2):
+        expected = rounded_between(own[:, part], own[:, part].min(), own[:, part].max(), "4")
+        torch.testing.assert_close(heard[0][:, part], expected, rtol=1e-5, atol=1e-5)
