@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .graphs.extraction import extract as extract
     from .measure.evaluation import evaluate as evaluate
     from .measure.profiling import profile as profile
+    from .measure.reconstruction import reconstruct as reconstruct
     from .measure.simulation import simulate as simulate
     from .measure.stepwise import simulate_steps as simulate_steps
     from .pipeline import run as run
@@ -56,6 +57,7 @@ _CONTENTS = {
     "extract": "graphs.extraction",
     "evaluate": "measure.evaluation",
     "profile": "measure.profiling",
+    "reconstruct": "measure.reconstruction",
     "simulate": "measure.simulation",
     "simulate_steps": "measure.stepwise",
     "run": "pipeline",

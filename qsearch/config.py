@@ -16,7 +16,7 @@ from .core import plugins
 from .core.artifacts import write_text
 from .core.errors import QSearchError, nearest
 from .core.plan import Budget
-from .core.scheme import Scheme
+from .core.scheme import Scheme, input_part
 from .decide.constraints import Constraints
 from .decide.objectives import Objective
 
@@ -72,6 +72,8 @@ class AllocateSection(_Section):
     formats: int | None = Field(None, ge=0, description="at most so many formats in the plan, keep not counted")
     target: str | None = Field(None, description="one of `qsearch list exporters`: choices and fused layers are what that tool can carry out")
     seconds: float = Field(60.0, gt=0, description="time limit of the solver")
+    layers: dict[str, str] = Field({}, description="a plan by hand instead of a budget: pattern -> scheme, the first pattern that matches a layer counts")
+    inputs: dict[str, str] = Field({}, description="pattern -> what is added to the schemes of its layers, e.g. '+a8t~bos'; the first that matches counts")
     refine: int = Field(0, ge=0, description="rounds of refinement on the model itself; for plans that minimise noise alone")
 
     @property
@@ -88,6 +90,23 @@ class AllocateSection(_Section):
     def constraints(self) -> Constraints:
         """What must hold besides the budget."""
         return Constraints(self.tied, self.fused, self.protected, self.allowed, self.formats)
+
+
+class CalibrateSection(_Section):
+    """Calls on which methods, transforms and static ranges choose, where a scheme asks for them: the first prompts, with noise of their own."""
+
+    samples: int | None = Field(None, ge=2, description="prompts; those of profiling when left out")
+    bins: int = Field(4, ge=1, description="step bins; the call in the middle of each is recorded")
+    batch: int = Field(4, ge=1, description="samples in one call")
+
+
+class ReconstructSection(_Section):
+    """Rounding and input ranges of the plan learnt block by block before it is measured, where its schemes say @adaround or @adaround_scaled."""
+
+    order: Literal["none", "separate", "joint"] = Field("none", description="weights first and input ranges after, or both at once")
+    steps: int = Field(200, ge=1, description="of Adam for each block")
+    rate: float = Field(3e-2, gt=0, description="learning rate of gates")
+    input_rate: float = Field(5e-3, gt=0, description="learning rate of the factors on input ranges")
 
 
 class EvaluateSection(_Section):
@@ -109,7 +128,9 @@ class Config(_Section):
     prompts: Path | None = Field(None, description="text file, one prompt a line; without it, captions of the zoo's scenes")
     sampling: SamplingSection = SamplingSection()
     profile: ProfileSection = ProfileSection()
+    calibrate: CalibrateSection = CalibrateSection()
     allocate: AllocateSection = AllocateSection()
+    reconstruct: ReconstructSection = ReconstructSection()
     evaluate: EvaluateSection = EvaluateSection()
 
 
@@ -143,6 +164,8 @@ def _check(config: Config, source: str) -> None:
         "allocate.refine": lambda: _check_refinement(config.allocate),
         "allocate.allowed": lambda: [Scheme.parse(s) for schemes in config.allocate.allowed.values() for s in schemes],
         "allocate.target": lambda: config.allocate.target and plugins.check("exporters", config.allocate.target),
+        "allocate.layers": lambda: [Scheme.parse(s) for s in config.allocate.layers.values()],
+        "allocate.inputs": lambda: [input_part(s) for s in config.allocate.inputs.values()],
         "allocate.solver": lambda: plugins.check("solvers", config.allocate.solver),
         "evaluate.metrics": lambda: [plugins.check("metrics", m) for m in evaluate.metrics],
         "evaluate.uniform": lambda: evaluate.uniform and Scheme.parse(evaluate.uniform),

@@ -99,7 +99,7 @@ class Run:
         return Sampling(s.steps, s.guidance, self.config.seed, s.batch, s.resolution, s.frames)
 
     def prompts(self, count: int, *, part: int) -> Prompts:
-        """`count` prompts of part 0 (profiling) or 1 (evaluation): of the file, or captions of scenes no training saw."""
+        """`count` prompts of part 0 (profiling, calibration) or 1 (evaluation): of the file, or captions of scenes no training saw."""
         from .measure.pipelines import Prompts, scene_prompts
 
         if self.config.prompts is None:
@@ -108,7 +108,7 @@ class Run:
             lines = [line.strip() for line in self.config.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise QSearchError(f"prompts must be a text file, one a line; {self.config.prompts} can't be read ({error})") from error
-        start = self.config.profile.samples if part else 0
+        start = max(self.config.profile.samples, self.config.calibrate.samples or 0) if part else 0
         if len(lines) < start + count:
             raise QSearchError(f"{self.config.prompts} holds {len(lines)} prompts; profiling and evaluation need {start + count}")
         return Prompts(tuple(lines[start : start + count]))

@@ -7,10 +7,11 @@ wanted key is skipped; a killed run starts again at the stage it was in, and wit
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import config as configs
 from .config import Config
@@ -18,9 +19,15 @@ from .core.artifacts import Header, digest, read_json, write_json
 from .core.errors import ArtifactError, QSearchError
 from .core.graph import OpGraph
 from .core.plan import BitPlan
+from .core.scheme import Scheme
 from .core.table import SensitivityTable
 from .decide.building import check_budget
 from .job import Progress, Run, Silent
+from .planning import plan_by_hand
+
+if TYPE_CHECKING:
+    from .measure.pipelines import Call
+    from .measure.simulation import QuantizedWeights
 
 RESULTS = "qsearch.results/1"
 _PARTIAL = "sensitivity.partial.parquet"
@@ -76,6 +83,7 @@ def profile(run: Run, graph: OpGraph) -> SensitivityTable:
     """The sensitivity of every layer to every scheme, in sensitivity.parquet."""
     c = run.config
     asked = {"seed": c.seed, "prompts": _text(c.prompts), "sampling": c.sampling.model_dump(), **c.profile.model_dump(exclude={"budget_seconds"})}
+    asked["calibrate"] = c.calibrate.model_dump()
     whole = run.key("profile", graph=graph.id, model=run.fingerprint, **asked)
     key = whole if c.profile.budget_seconds is None else digest([whole, c.profile.budget_seconds])
     known: SensitivityTable | None = run.found("sensitivity.parquet", key, lambda path: SensitivityTable.load(path, graph.id))
@@ -95,7 +103,8 @@ def profile(run: Run, graph: OpGraph) -> SensitivityTable:
 
         settings = c.profile.model_dump(exclude={"schemes", "samples"}) | {"seed": c.seed, "key": whole, "progress": step, "say": run.progress.say}
         prompts = run.prompts(c.profile.samples, part=0)
-        table = verb(run.pipe, graph, c.profile.schemes, prompts, run.sampling, partial=run.path(_PARTIAL), **settings)
+        calibration = calibration_calls(run, [Scheme.parse(s) for s in c.profile.schemes])
+        table = verb(run.pipe, graph, c.profile.schemes, prompts, run.sampling, partial=run.path(_PARTIAL), calibration=calibration, **settings)
     table.save(run.path("sensitivity.parquet"), key=key, parents={"graph": graph.id}, seed=c.seed)
     if c.profile.budget_seconds is None:  # else it is what more time goes on from
         run.path(_PARTIAL).unlink(missing_ok=True)
@@ -104,6 +113,30 @@ def profile(run: Run, graph: OpGraph) -> SensitivityTable:
         if (reliability := table.reliability(metric)) < _RELIABLE:
             run.progress.say(f"profile: the ranking by {metric} is mostly noise (reliability {reliability:.2f}); take more probes or samples")
     return table
+
+
+def calibration_calls(run: Run, schemes: Iterable[Scheme]) -> list[Call]:
+    """Recorded calls for schemes that choose by them, with other noise than profiling and evaluation; none where none does."""
+    from .measure.pipelines import record
+    from .measure.treatment import needs_inputs
+
+    c = run.config.calibrate
+    if run.config.reconstruct.order == "none" and not any(needs_inputs(s) for s in schemes):
+        return []
+    sampling = replace(run.sampling, seed=run.sampling.seed + 250_000)
+    return record(run.pipe, run.prompts(c.samples or run.config.profile.samples, part=0), sampling, c.bins, c.batch)
+
+
+def plan_weights(run: Run, graph: OpGraph, plan: BitPlan, calls: Sequence[Call], *, learn: bool) -> QuantizedWeights:
+    """What `simulate` needs for a plan: calibrated on `calls`, and with `learn` reconstructed as the config says."""
+    from .measure.pipelines import denoiser_of
+    from .measure.reconstruction import reconstruct
+    from .measure.simulation import calibrated_weights
+
+    model, c = denoiser_of(run.pipe), run.config.reconstruct
+    if learn and c.order != "none":
+        return reconstruct(model, graph, plan, calls, order=c.order, steps=c.steps, rates=(c.rate, c.input_rate), seed=run.config.seed).weights
+    return calibrated_weights(model, graph, {layer: [s] for layer, s in plan.layers.items()}, calls)
 
 
 def allocate(run: Run, graph: OpGraph, table: SensitivityTable) -> BitPlan:
@@ -169,6 +202,7 @@ def evaluate(run: Run, graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:
         plans[f"random {i}" if c.evaluate.random > 1 else "random"] = random_plan(graph, c.profile.schemes, sized(c.allocate.budget, plan), c.seed * 1000 + i)
     texts = digest(run.prompts(c.evaluate.samples, part=1).texts)  # of a file, those after the ones for profiling
     asked = {"seed": c.seed, "prompts": texts, "sampling": c.sampling.model_dump(), "bins": c.profile.bins}
+    asked |= {"calibrate": c.calibrate.model_dump(), "reconstruct": c.reconstruct.model_dump()}
     setting = run.key("evaluate", model=run.fingerprint, samples=c.evaluate.samples, metrics=sorted(c.evaluate.metrics), **asked)
     trials = Trials(run.path("trials.db"), graph)
     found = {name: trials.find(p, setting) for name, p in plans.items()}
@@ -201,10 +235,14 @@ def _measure(run: Run, graph: OpGraph, plans: dict[str, BitPlan], missing: list[
     sampling = replace(run.sampling, seed=run.sampling.seed + 500_000)
     calls = record(run.pipe, prompts[: min(_EVALUATION_CALLS, len(prompts))], sampling, c.profile.bins)
     todo = [n for n in missing if n != "full precision"]
+    choosing = calibration_calls(run, {s for name in todo for s in plans[name].layers.values()})
     with run.progress.track("evaluate", len(prompts) * (1 + len(todo))) as advance:
         reference = make(run.pipe, graph, plans["full precision"], prompts, sampling, calls, progress=advance)
         for name in ["full precision", *todo]:
-            outcome = reference if name == "full precision" else make(run.pipe, graph, plans[name], prompts, sampling, calls, progress=advance)
+            outcome = reference
+            if name != "full precision":
+                weights = plan_weights(run, graph, plans[name], choosing, learn=name == "plan")
+                outcome = make(run.pipe, graph, plans[name], prompts, sampling, calls, weights=weights, progress=advance)
             if trials.find(plans[name], setting) is None:
                 trials.add(name, plans[name], verb(outcome, reference, c.evaluate.metrics), setting)
             save_pictures(picture_path(run.folder, name), outcome.pictures, of=f"{plans[name].id} {setting}")
@@ -216,9 +254,11 @@ def run(config: Config | Path | str, progress: Progress | None = None) -> list[d
     _ = job.model_folder  # a wrong name is said before anything is written
     configs.save(job.config, job.path("config.yaml"))
     graph = extract(job)
-    check_budget(
-        graph, job.config.allocate.budget, job.config.profile.schemes, constraints=job.config.allocate.constraints
-    )  # before minutes of work, not after
+    section = job.config.allocate
+    if section.layers:
+        plan_by_hand(graph, section.layers)
+    else:  # before minutes of work, not after
+        check_budget(graph, section.budget, job.config.profile.schemes, constraints=section.constraints)
     table = profile(job, graph)
     plan = allocate(job, graph, table)
     rows = evaluate(job, graph, plan)

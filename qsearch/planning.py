@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,8 @@ from .core import plugins
 from .core.errors import QSearchError
 from .core.graph import OpGraph
 from .core.latency import Latency
-from .core.plan import BitPlan, Budget
-from .core.scheme import KEEP, Scheme
+from .core.plan import BitPlan, Budget, Solver, select
+from .core.scheme import KEEP, Scheme, input_part
 from .core.table import SensitivityTable
 from .decide.constraints import Constraints
 
@@ -60,10 +60,41 @@ def _settings(section: AllocateSection, graph: OpGraph, table: SensitivityTable)
 
 
 def make_plan(section: AllocateSection, graph: OpGraph, table: SensitivityTable) -> BitPlan:
-    """The best plan by the section's settings."""
+    """The best plan by the section's settings, or the one that it spells out; what `inputs` adds is stored besides the budget."""
     from .decide.allocation import allocate
 
-    return allocate(graph, table, section.budget, solver=section.solver, seconds=section.seconds, **_settings(section, graph, table))
+    if section.layers:
+        plan = plan_by_hand(graph, section.layers)
+    else:
+        plan = allocate(graph, table, section.budget, solver=section.solver, seconds=section.seconds, **_settings(section, graph, table))
+    return with_inputs(graph, plan, section.inputs)
+
+
+def plan_by_hand(graph: OpGraph, layers: Mapping[str, str]) -> BitPlan:
+    """The plan in which each layer has the scheme of the first pattern of `layers` that matches it. Raises `QSearchError` for a layer without one."""
+    chosen = _matched(graph, layers)
+    for layer in graph.quantizable:
+        if layer.name not in chosen:
+            raise QSearchError(f"a plan by hand gives every layer a scheme; {layer.name} ({layer.role}) has none: end with '*': keep, or what it should be")
+    return BitPlan.make(graph, {x.name: chosen[x.name] if x.quantizable else KEEP for x in graph}, solver=Solver("by hand", "unsolved"))
+
+
+def with_inputs(graph: OpGraph, plan: BitPlan, inputs: Mapping[str, str]) -> BitPlan:
+    """`plan` with the inputs of its layers treated as the first pattern of `inputs` that matches says; layers that it keeps are left alone."""
+    if not inputs:
+        return plan
+    added = {name: input_part(text) for name, text in _matched(graph, inputs).items()}
+    layers = {name: s if s == KEEP or name not in added else s.with_input(added[name]) for name, s in plan.layers.items()}
+    return BitPlan.make(graph, layers, solver=plan.solver)
+
+
+def _matched(graph: OpGraph, patterns: Mapping[str, str]) -> dict[str, str]:
+    """Layer -> the text of the first pattern that matches it."""
+    found: dict[str, str] = {}
+    for pattern, text in patterns.items():
+        for layer in select(graph, pattern):
+            found.setdefault(layer.name, text)
+    return found
 
 
 def make_frontier(section: AllocateSection, graph: OpGraph, table: SensitivityTable, bits: Sequence[float] = FRONTIER) -> list[BitPlan]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import math
 import resource
 import sys
@@ -68,10 +69,9 @@ def noise(layers: list[tuple[str, torch.Tensor, int]], scheme: Scheme) -> tuple[
     for name, weight, axis in layers:
         back = quantize(weight, scheme, axis=axis, layer=name).dequantize()
         bits, total = bits + scheme.stored_bits(weight.shape, axis), total + weight.numel()
-        for fold in range(FOLDS):
-            rows = torch.arange(fold, weight.shape[axis], FOLDS)
-            own, made = weight.index_select(axis, rows).double(), back.index_select(axis, rows).double()
-            power[fold] += (float(own.square().sum()), float((made - own).square().sum()))
+        own, off = (t.movedim(axis, 0).flatten(1).square().sum(1, dtype=torch.float64).numpy() for t in (weight, back - weight))
+        fold = np.arange(len(own)) % FOLDS
+        power += np.stack([np.bincount(fold, own, FOLDS), np.bincount(fold, off, FOLDS)], 1)
     whole = decibel(power.sum(0))
     left = [decibel(power.sum(0) - part) for part in power]
     return bits / total, whole, math.sqrt((FOLDS - 1) / FOLDS * sum((v - sum(left) / FOLDS) ** 2 for v in left))
@@ -96,14 +96,25 @@ def baseline(points: list[tuple[float, float]], bits: float) -> float:
     return best[-1][1] + 6.02 * (bits - best[-1][0])
 
 
+def measured(data: str, options: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
+    """scheme -> (stored bits, dB, its error) on one set of weights; what an earlier call with as many rows found is not measured again."""
+    path = options.folder / f"formats-{data}-{options.rows}.json"
+    found = {k: tuple(v) for k, v in json.loads(path.read_text(encoding="utf-8")).items()} if path.exists() else {}
+    layers = weights(data, options.rows)
+    for text in dict.fromkeys([*options.schemes, *(s for s in schemes() if s.startswith("uint") and "@" not in s)]):
+        if text not in found:
+            found[text] = noise(layers, Scheme.parse(text))
+            path.write_text(json.dumps(found), encoding="utf-8")
+            print(f"{data}  {text:16} {found[text][0]:.3f} bits  {found[text][1]:.2f} dB", flush=True)
+    return found
+
+
 def compare(options: argparse.Namespace) -> None:
     """SQNR of every scheme on every set of weights."""
+    options.folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for data in options.data:
-        layers, found = weights(data, options.rows), {}
-        for text in dict.fromkeys([*options.schemes, *(s for s in schemes() if s.startswith("uint") and "@" not in s)]):
-            found[text] = noise(layers, Scheme.parse(text))
-            print(f"{data}  {text:16} {found[text][0]:.3f} bits  {found[text][1]:.2f} dB", flush=True)
+        found = measured(data, options)
         line = [(bits, level) for text, (bits, level, _) in found.items() if text.startswith("uint") and "@" not in text]
         for text in options.schemes:
             bits, level, error = found[text]
@@ -183,6 +194,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=["gauss", "student", "scenes-dit", "scenes-unet"])
     parser.add_argument("--schemes", nargs="+", default=schemes())
     parser.add_argument("--rows", type=int, default=512)
+    parser.add_argument("--folder", type=Path, default=Path("runs/formats"), help="keeps what is measured, for a call that goes on")
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--layers", type=int, default=0, help="layers of PixArt-α to time; 0 = all")
     parser.add_argument("--channels", type=int, default=256, help="channels that scikit-learn clusters")

@@ -11,9 +11,10 @@
     uint4-c+a8~balance30   SmoothQuant's channel balancing with alpha = 0.30 before both are rounded
     int4-c+a8t~shift~migrate   TaQ-DiT's treatment of a post-GELU input: shift, then migration into the weight
     int8-c+a8t~bos    MixDQ's treatment of text: the first token is computed beforehand in full precision
+    uint4-c+a8~balance10~steps2   ViDiT-Q's: what calibration chooses is chosen for each of two ranges of steps
 
 Stored bits count scales, zero points and codebooks at 16 bits (as Qua2SeDiMo's released code does), block-format scales at 8, and what a
-transform keeps for each channel at 16. A layer that reads a concatenation (a long skip) takes a set of scales for each part of it.
+transform keeps for each channel at 16; with `~stepsN` N times what a transform keeps, and N copies of a weight that it scales. A layer that reads a concatenation (a long skip) takes a set of scales for each part of it.
 Strings are keys in tables and plans; positions are never used.
 """
 
@@ -22,7 +23,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from .errors import QSearchError, nearest
@@ -44,6 +45,8 @@ ACTIVATIONS = ("8", "6", "4", "e4m3", "e5m2", "e3m4", "e2m3", "e3m2", "e2m1")
 GRAINS = {"": "token", "t": "tensor", "c": "channel"}
 #: what may happen to a layer's input before it is rounded -> whether it keeps a number for each channel of the input or of the output
 TRANSFORMS = {"balance": "input", "shift": "input", "migrate": "input", "bos": "output"}
+_SCALING = ("balance", "migrate")  # transforms that change what is stored of the weight
+_RANGES = range(2, 10)
 _SHAPE = re.compile(
     r"(?P<format>[a-z0-9]+)(-(?P<granularity>t|c|g[1-9][0-9]{0,8}))?(\+a(?P<activation>[a-z0-9]+?)(?P<grain>[tc]?))?"
     r"(?P<transforms>(~[a-z]+[0-9]{0,3})*)(@(?P<method>[a-z][a-z0-9_]*))?"
@@ -56,7 +59,8 @@ class Scheme:
 
     `activation`: format of the layer's input, "" = untouched; `grain`: what shares its scale (token, tensor, channel).
     `transforms`: names from `TRANSFORMS` in the order in which they are applied, with a number of hundredths where they take one.
-    `method`: plug-in that chooses scales and rounding ("" = the format's default). Build it with `parse`.
+    `method`: plug-in that chooses scales and rounding ("" = the format's default). `ranges`: how many ranges of sampler steps have transforms
+    and static scales of their own. Build it with `parse`.
     """
 
     format: str
@@ -65,6 +69,7 @@ class Scheme:
     grain: str = "token"
     method: str = ""
     transforms: tuple[str, ...] = ()
+    ranges: int = 1
 
     @staticmethod
     def parse(text: str | Scheme) -> Scheme:
@@ -76,7 +81,7 @@ class Scheme:
         granularity = "" if fixed else {-1: "-t", 0: "-c"}.get(self.group, f"-g{self.group}")
         grain = {long: short for short, long in GRAINS.items()}[self.grain]
         activation = f"+a{self.activation}{grain}" if self.activation else ""
-        transforms = "".join(f"~{t}" for t in self.transforms)
+        transforms = "".join(f"~{t}" for t in self.transforms) + (f"~steps{self.ranges}" if self.ranges > 1 else "")
         return self.format + granularity + activation + transforms + (f"@{self.method}" if self.method else "")
 
     @property
@@ -111,6 +116,10 @@ class Scheme:
         """The same scheme without its activation part: neither the format of the input nor its transforms."""
         return Scheme(self.format, self.group, method=self.method)
 
+    def with_input(self, other: Scheme) -> Scheme:
+        """The same weights with the input treated as `other` does."""
+        return replace(self, activation=other.activation, grain=other.grain, transforms=other.transforms, ranges=other.ranges)
+
     def groups(self, shape: Sequence[int], axis: int = 0, splits: Sequence[int] = ()) -> int:
         """How many scales (or codebooks) a weight of `shape` has, its output channels on `axis`; an incomplete last group counts whole."""
         return sum(self._groups(part, axis) for part in parts(shape, axis, splits))
@@ -130,7 +139,8 @@ class Scheme:
         `splits`: channels of each part of a concatenated input; every part has its own groups.
         """
         kept = sum(_SIDE_BITS * (shape[axis] if TRANSFORMS[_name(t)] == "output" else shape[1 - axis]) for t in self.transforms)
-        return kept + sum(self._stored(part, axis) for part in parts(shape, axis, splits))
+        copies = self.ranges if self.format != "keep" and any(_name(t) in _SCALING for t in self.transforms) else 1
+        return self.ranges * kept + copies * sum(self._stored(part, axis) for part in parts(shape, axis, splits))
 
     def _stored(self, shape: Sequence[int], axis: int) -> int:
         weights = math.prod(shape)
@@ -144,6 +154,14 @@ class Scheme:
             _, _, scale, tensor = _BLOCKS[self.format]
             return self.bits * padded + groups * scale + tensor
         return self.bits * padded + groups * _SIDE_BITS * (2 if self.family == "uint" else 1)
+
+
+def input_part(text: str) -> Scheme:
+    """What `+aBITS[~TRANSFORM]` (or nothing) adds to any scheme. Raises `QSearchError` where it is something else."""
+    found = _parse("int8-c" + text) if isinstance(text, str) and (not text or text[0] in "+~") else None
+    if found is None or found.method:
+        raise QSearchError(f"an input is treated by +aBITS[~TRANSFORM], e.g. +a8t~bos, or by nothing; given {text!r}")
+    return found
 
 
 def parts(shape: Sequence[int], axis: int, splits: Sequence[int]) -> list[tuple[int, ...]]:
@@ -173,7 +191,8 @@ def _parse(text: str) -> Scheme:
     activation = match["activation"] or ""
     if activation and activation not in ACTIVATIONS:
         raise QSearchError(f"{rule}; given {text!r} with activation {activation!r}{nearest(activation, ACTIVATIONS)}")
-    transforms = tuple(match["transforms"].split("~")[1:])
+    words = match["transforms"].split("~")[1:]
+    transforms, ranges = tuple(w for w in words if _name(w) != "steps"), _ranges(words, text)
     for transform in transforms:
         if _name(transform) not in TRANSFORMS:
             raise QSearchError(f"{rule}; given {text!r} with transform {transform!r}{nearest(_name(transform), TRANSFORMS)}")
@@ -183,13 +202,23 @@ def _parse(text: str) -> Scheme:
     transforms = tuple("balance" if t == "balance50" else t for t in transforms)  # one string for one meaning
     if transforms and form == "keep" and not activation:
         raise QSearchError(f"a transform prepares what is rounded, and {text!r} rounds nothing; write 'keep'")
+    if ranges > 1 and not transforms and (not activation or not match["grain"]):
+        raise QSearchError(f"~steps is for what calibration chooses, transforms and static scales of inputs; {text!r} has neither")
     if form in _BLOCKS:
         group = _BLOCKS[form][1]
     elif granularity is None or granularity == "c":
         group = 0
     else:
         group = -1 if granularity == "t" else int(granularity[1:])
-    return Scheme(form, group, activation, GRAINS[match["grain"] or ""], match["method"] or "", transforms)
+    return Scheme(form, group, activation, GRAINS[match["grain"] or ""], match["method"] or "", transforms, ranges)
+
+
+def _ranges(words: Sequence[str], text: str) -> int:
+    """How many ranges of steps `~stepsN` asks for; 1 where it is not there."""
+    found = [w for w in words if _name(w) == "steps"]
+    if len(found) > 1 or any(w not in {f"steps{n}" for n in _RANGES} for w in found):
+        raise QSearchError(f"~steps takes a number of ranges from {_RANGES[0]} to {_RANGES[-1]}, and stands once; given {text!r}")
+    return int(found[0].removeprefix("steps")) if found else 1
 
 
 KEEP = Scheme("keep")

@@ -29,7 +29,7 @@ from ..core.plan import BitPlan, Budget
 from ..core.scheme import KEEP, Scheme
 from ..measure.noise import relative_noise
 from ..measure.pipelines import Call, forward, run
-from ..measure.simulation import QuantizedWeights, simulate, weight_of
+from ..measure.simulation import QuantizedWeights, calibrated_weights, simulate, weight_of
 from .allocation import finish
 from .building import make_problem
 from .constraints import Constraints
@@ -88,9 +88,9 @@ def refine(
         raise QSearchError("a plan is refined within a budget; it has none, give one")
     if not calls or probes < 1:
         raise QSearchError("refining needs at least one recorded call and one probe")
-    weights = QuantizedWeights(model, graph)
     references = [run(model, call) for call in calls]
     options = [*dict.fromkeys(Scheme.parse(s) for s in schemes if Scheme.parse(s) != KEEP), KEEP]
+    weights = calibrated_weights(model, graph, {layer.name: [*options, plan.layers[layer.name]] for layer in graph.quantizable}, calls)
     dice = torch.Generator().manual_seed(seed)
     here, found = plan, _noises(model, graph, plan, calls, references, weights)
     before, noise, history = float(found.mean()), float(found.mean()), []

@@ -31,6 +31,7 @@ class LayerInputs:
     `moments`: mean of x x^T over the rows x that the weight is multiplied with, [columns, columns] (a convolution's columns are channels times
     taps). `rows`: some of those rows [n, columns]. `first`: the first token [channels], where it is one and the same in all samples although the
     others are not (a text encoder that is causal); `rest`: the same record without the first token, for layers that see text alone.
+    `splits`: channels of each part where the input is a concatenation (a long skip), whose parts differ in range.
     """
 
     low: Tensor
@@ -41,6 +42,7 @@ class LayerInputs:
     moments: Tensor | None = None
     first: Tensor | None = None
     rest: LayerInputs | None = None
+    splits: tuple[int, ...] = ()
 
     def moved(self, shift: Tensor, scale: Tensor) -> LayerInputs:
         """The record of (x - shift) / scale, with [channels] each."""
@@ -75,7 +77,7 @@ def calibrate(
             handle.remove()
     if not given:
         raise QSearchError("calibration needs at least one recorded call; see `qsearch.measure.pipelines.record`")
-    return {name: recorder.inputs() for name, recorder in recorders.items() if recorder.calls}
+    return {spec.name: replace(recorders[spec.name].inputs(), splits=spec.parts) for spec in wanted if recorders[spec.name].calls}
 
 
 class _Recorder:
@@ -119,6 +121,7 @@ class _Sums:
         channels = x.movedim(1, -1).flatten(0, -2) if _is_convolution(module) else x.flatten(0, -2)
         low, high = channels.amin(0), channels.amax(0)
         rows = rows_of(x, module)
+        known = rows is not None
         if rows is None:  # nothing but ranges is known of other modules
             rows = channels
         total = rows.sum(0)
@@ -129,7 +132,7 @@ class _Sums:
             self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
             self.middle, self.total = self.middle + (low + high) / 2, self.total + total
             self.rows.append(some)
-        if self.wanted and rows_of(x, module) is not None:
+        if self.wanted and known:
             square = rows.T @ rows
             self.moments = square if self.moments is None else self.moments + square
         self.count += len(rows)
@@ -146,11 +149,18 @@ def _is_convolution(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.conv._ConvNd)
 
 
+def has_rows(module: nn.Module) -> bool:
+    """Whether all rows of the module's weight are multiplied with the same inputs, so that these have moments."""
+    if isinstance(module, nn.Conv2d):
+        return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return isinstance(module, nn.Linear)
+
+
 def rows_of(x: Tensor, module: nn.Module) -> Tensor | None:
     """The rows [n, columns] that the weight's rows are multiplied with; None for modules where all rows do not meet the same ones."""
     if isinstance(module, nn.Linear):
         return x.flatten(0, -2)
-    if isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+    if isinstance(module, nn.Conv2d) and has_rows(module) and not isinstance(module.padding, str):
         kernel, stride = (module.kernel_size[0], module.kernel_size[1]), (module.stride[0], module.stride[1])
         padding, dilation = (module.padding[0], module.padding[1]), (module.dilation[0], module.dilation[1])
         return F.unfold(x, kernel, dilation, padding, stride).transpose(1, 2).flatten(0, 1)

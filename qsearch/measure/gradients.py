@@ -32,6 +32,8 @@ class Contraction:
         for scheme in self.schemes:
             if scheme.activation:
                 raise QSearchError(f"probes move weights only; {scheme} rounds the layer's input as well: take {scheme.weight_only}, or the estimator sweep")
+            if scheme.ranges > 1:
+                raise QSearchError(f"probes move one weight for all steps; {scheme} has one for each range of them: take the estimator sweep")
         self.layers = [layer.name for layer in question.graph.quantizable]
         self.choices = tuple((layer, str(scheme)) for layer in self.layers for scheme in self.schemes)
         self._moves: dict[str, Tensor] = {}

@@ -23,6 +23,7 @@ from ..core.table import SensitivityTable
 from .observation import NOISE, observations
 from .pipelines import Call, Prompts, Sampling, decode_batch, denoiser_of, frozen, record
 from .question import AbstractEstimator, Answer, Question
+from .simulation import calibrated_weights
 from .trajectory import Trajectory, trajectories
 
 _SAVE_SECONDS = 10.0
@@ -46,13 +47,15 @@ def profile(
     say: Callable[[str], None] | None = None,
     budget_seconds: float | None = None,
     checkpointing: bool = False,
+    calibration: Sequence[Call] = (),
 ) -> SensitivityTable:
     """Sensitivity of each quantizable layer to each scheme, by each metric, at each recorded call or along whole trajectories.
 
     Calls of one sampler step are parts of one step bin. Metrics other than `noise` look at the predicted clean image and need calls that a pipeline
     recorded; those that look at pictures need `pipe`, whose VAE decodes them. `probes`: random vectors, for the estimators that use them.
     `partial`: file for unfinished work; what it holds with the same `key` is not measured again. `progress(done, total)` is called as it goes,
-    `say` with a line on passes and memory before. `checkpointing`: backwards compute each block again instead of keeping its activations. After `budget_seconds` the work stops with what there is, where every choice has a value by then.
+    `say` with a line on passes and memory before. `calibration`: recorded calls by which methods, static ranges and transforms choose; left out,
+    they choose by `calls`, and what they gain is seen with a kind eye. `checkpointing`: backwards compute each block again instead of keeping its activations. After `budget_seconds` the work stops with what there is, where every choice has a value by then.
     """
     choices = tuple(Scheme.parse(s) for s in schemes)
     plugin: AbstractEstimator = plugins.load("estimators", estimator)
@@ -63,7 +66,9 @@ def profile(
     decoder = None if pipe is None else bound(decode_batch, pipe)
     watched = [c for c in calls if isinstance(c, Trajectory)]
     seen = [t.observed(model, metrics) for t in watched] or observations(model, [c for c in calls if isinstance(c, Call)], metrics, decoder)
-    question = Question(model, graph, choices, tuple(seen), tuple(metrics), probes, seed)
+    chosen_by = calibration or [c for c in calls if isinstance(c, Call)]
+    calibrated = calibrated_weights(model, graph, {layer.name: choices for layer in graph.quantizable}, chosen_by)
+    question = Question(model, graph, choices, tuple(seen), tuple(metrics), probes, seed, calibrated)
     if say is not None:
         say(f"profile: {estimator} takes {plugin.plan(question)}")
     with frozen(watched[0].pipe if watched else pipe), _checkpointing(model, checkpointing):

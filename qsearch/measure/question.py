@@ -18,7 +18,10 @@ from .simulation import QuantizedWeights
 
 @dataclass(frozen=True)
 class Question:
-    """The error of each scheme at each quantizable layer, by each metric, over the observations."""
+    """The error of each scheme at each quantizable layer, by each metric, over the observations.
+
+    `calibrated`: holds the calibration that some of the schemes need.
+    """
 
     model: nn.Module
     graph: OpGraph
@@ -27,10 +30,11 @@ class Question:
     metrics: tuple[str, ...]
     probes: int = 24
     seed: int = 0
+    calibrated: QuantizedWeights | None = None
 
     def weights(self) -> QuantizedWeights:
         """A new cache of quantized weights; one a layer keeps memory low, since layers are visited one after the other."""
-        return QuantizedWeights(self.model, self.graph)
+        return QuantizedWeights(self.model, self.graph) if self.calibrated is None else self.calibrated.fresh()
 
     @cached_property
     def bins(self) -> dict[int, list[AbstractObservation]]:

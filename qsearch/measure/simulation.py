@@ -6,8 +6,9 @@ leaving copies nothing; inputs are rounded in forward hooks. An exception on the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,46 +18,65 @@ from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.plan import BitPlan
 from ..core.scheme import Scheme
-from .calibration import LayerInputs
-from .quantization import Quantized, joined, quantize_parts
-from .treatment import Treatment, named, treat
+from .calibration import LayerInputs, calibrate, has_rows
+from .pipelines import Call
+from .quantization import Quantized, joined, method_of, quantize_parts
+from .stepranges import StepRanges, cut, time_of
+from .treatment import Treatment, named, needs_inputs, treat
 
 
 class QuantizedWeights:
     """The simulated weights of a model's layers, computed once for each (layer, scheme) and kept.
 
-    `calibration`: what goes into the layers, from `calibrate`; wanted by methods, static ranges and transforms that go by it.
+    `calibration`: what goes into the layers, from `calibrate`; wanted by methods, static ranges and transforms that go by it. `ranges`: number
+    of ranges of steps -> the same for each of them, for schemes with `~steps`. `calibrated_weights` makes what given schemes need.
     """
 
-    def __init__(self, model: nn.Module, graph: OpGraph, calibration: Mapping[str, LayerInputs] | None = None) -> None:
-        self.model, self.graph, self.calibration = model, graph, calibration or {}
-        self._weights: dict[tuple[str, str], Tensor] = {}
-        self._treatments: dict[tuple[str, str], Treatment | None] = {}
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: OpGraph,
+        calibration: Mapping[str, LayerInputs] | None = None,
+        ranges: Mapping[int, StepRanges] | None = None,
+    ) -> None:
+        self.model, self.graph, self.calibration, self.ranges = model, graph, calibration or {}, ranges or {}
+        self._weights: dict[tuple[str, str, int], Tensor] = {}
+        self._treatments: dict[tuple[str, str, int], Treatment | None] = {}
+        self._learnt: dict[tuple[str, str], tuple[Quantized, ...]] = {}
 
-    def get(self, layer: str, scheme: Scheme) -> Tensor:
-        """Weight of `layer` as `scheme` stores it, in the weight's own shape, dtype and device; itself where it is kept."""
+    def fresh(self) -> QuantizedWeights:
+        """The same calibration, and nothing kept yet."""
+        return QuantizedWeights(self.model, self.graph, self.calibration, self.ranges)
+
+    def get(self, layer: str, scheme: Scheme, part: int = 0) -> Tensor:
+        """Weight of `layer` as `scheme` stores it (for range `part` of its steps), in the weight's own shape, dtype and device; itself where it is kept."""
         if scheme.format == "keep":
             return weight_of(self.model, layer).data
-        key = (layer, str(scheme if scheme.transforms else scheme.weight_only))
+        key = (layer, self._key(scheme), part)
         if key not in self._weights:
-            self._weights[key] = self._make(layer, scheme)
+            self._weights[key] = self._make(layer, scheme, part)
         return self._weights[key]
 
-    def treatment(self, layer: str, scheme: Scheme) -> Treatment | None:
-        """What `scheme` does to the input of `layer`; None where it does nothing."""
-        key = (layer, str(scheme))
+    def treatment(self, layer: str, scheme: Scheme, part: int = 0) -> Treatment | None:
+        """What `scheme` does to the input of `layer` (in range `part` of its steps); None where it does nothing."""
+        key = (layer, str(scheme), part)
         if key not in self._treatments:
             weight = weight_of(self.model, layer).data
-            module, inputs = self.model.get_submodule(layer), self.calibration.get(layer)
+            module, inputs = self.model.get_submodule(layer), self._inputs(layer, scheme, part)
             self._treatments[key] = treat(scheme, weight, module, inputs, layer=layer, transforms=named(scheme))
         return self._treatments[key]
 
-    def codes(self, layer: str, scheme: Scheme) -> tuple[Quantized, ...]:
+    def codes(self, layer: str, scheme: Scheme, part: int = 0) -> tuple[Quantized, ...]:
         """What is stored of the layer's weight: a part for each part of its input, times the scale that the scheme's transforms move into it."""
+        if (layer, str(scheme)) in self._learnt:
+            return self._learnt[layer, str(scheme)]
         weight, spec = weight_of(self.model, layer).data, self.graph.layer(layer)
-        inputs, scale = self.calibration.get(layer), None
-        if scheme.transforms and (treatment := self.treatment(layer, scheme)) is not None:
+        inputs, scale = self._inputs(layer, scheme, part), None
+        if scheme.transforms and (treatment := self.treatment(layer, scheme, part)) is not None:
             inputs, scale = treatment.inputs, _columns(treatment, weight)
+        module = self.model.get_submodule(layer)
+        if method_of(scheme).needs_inputs and not has_rows(module):
+            raise QSearchError(f"@{scheme.method} is for linear layers and 2d convolutions in one group, padded with zeros; {layer} is {type(module).__name__}")
         return quantize_parts(
             weight if scale is None else weight.float() * scale,
             scheme,
@@ -72,15 +92,59 @@ class QuantizedWeights:
             for key in [key for key in kept if key[0] == layer]:
                 del kept[key]
 
-    def _make(self, layer: str, scheme: Scheme) -> Tensor:
-        weight, parts = weight_of(self.model, layer).data, self.codes(layer, scheme)
-        treatment = self.treatment(layer, scheme) if scheme.transforms else None
+    def learn(self, layer: str, scheme: Scheme, parts: tuple[Quantized, ...] | None, treatment: Treatment | None) -> None:
+        """Keep what somebody else found for `layer` at `scheme`: codes, in place of what its method would make, and what happens to its input."""
+        if parts is not None:
+            self._learnt[layer, str(scheme)] = parts
+        self._treatments[layer, str(scheme), 0] = treatment
+        self._weights.pop((layer, self._key(scheme), 0), None)
+
+    def _inputs(self, layer: str, scheme: Scheme, part: int) -> LayerInputs | None:
+        if scheme.ranges == 1:
+            found = self.calibration.get(layer)
+        elif scheme.ranges in self.ranges:
+            found = self.ranges[scheme.ranges].parts[part].get(layer)
+        else:
+            raise QSearchError(f"{scheme} at {layer} goes by {scheme.ranges} ranges of steps; give what `calibrated_weights` makes of recorded calls")
+        if found is None and (self.calibration or self.ranges) and needs_inputs(scheme):
+            raise QSearchError(f"{scheme} needs to know the inputs of {layer}, which the calls for calibration do not run; give it a scheme without them")
+        return found
+
+    def _make(self, layer: str, scheme: Scheme, part: int) -> Tensor:
+        weight, parts = weight_of(self.model, layer).data, self.codes(layer, scheme, part)
+        treatment = self.treatment(layer, scheme, part) if scheme.transforms else None
         return joined(parts, weight.dtype) if treatment is None else (joined(parts) / _columns(treatment, weight)).to(weight.dtype)
+
+    def _key(self, scheme: Scheme) -> str:
+        """What weights are kept under: what happens to the input matters where it changes the weight, or was learnt together with it."""
+        together = scheme.transforms or any(learnt == str(scheme) for _, learnt in self._learnt)
+        return str(scheme if together else scheme.weight_only)
 
 
 def _columns(treatment: Treatment, weight: Tensor) -> Tensor:
     """The scale of each input channel, in a shape that spreads over the weight."""
     return treatment.scale.view(1, -1, *[1] * (weight.ndim - 2))
+
+
+def calibrated_weights(model: nn.Module, graph: OpGraph, wanted: Mapping[str, Iterable[Scheme]], calls: Sequence[Call]) -> QuantizedWeights:
+    """`QuantizedWeights` that can carry out the schemes in `wanted` (layer -> schemes), calibrated on `calls` as far as those schemes ask for it.
+
+    Raises `QSearchError` where a scheme asks for calibration and no call is given.
+    """
+    asking = {layer: [s for s in schemes if needs_inputs(s)] for layer, schemes in wanted.items()}
+    counts = sorted({s.ranges for schemes in asking.values() for s in schemes})
+
+    def made(calls: Sequence[Call], count: int) -> dict[str, LayerInputs]:
+        mine = {layer: [s for s in schemes if s.ranges == count] for layer, schemes in asking.items()}
+        moments = any(s.format != "keep" and method_of(s).needs_inputs for schemes in mine.values() for s in schemes)
+        return calibrate(model, graph, calls, [layer for layer, schemes in mine.items() if schemes], moments=moments)
+
+    ranges = {}
+    for count in (n for n in counts if n > 1):
+        parts = cut(model, calls, count)
+        times = tuple(tuple(sorted({time_of(model, c.args, c.kwargs) for c in part})) for part in parts)
+        ranges[count] = StepRanges(times, tuple(made(part, count) for part in parts))
+    return QuantizedWeights(model, graph, made(calls, 1) if 1 in counts else None, ranges)
 
 
 def weight_of(model: nn.Module, layer: str) -> nn.Parameter:
@@ -104,25 +168,61 @@ def exchanged(weight: nn.Parameter, value: Tensor) -> Iterator[None]:
         weight.data = own
 
 
+@dataclass
+class _Place:
+    """A layer inside `simulate`: its weight, the simulated values and treatments by range of steps (one where there are no ranges), and the range of now."""
+
+    module: nn.Module
+    weight: nn.Parameter
+    full: Tensor
+    values: list[Tensor]
+    treatments: list[Treatment | None]
+    now: int = 0
+
+    def go(self, part: int) -> None:
+        """Put the values of one range in place."""
+        if part != self.now:
+            self.now, self.weight.data = part, self.values[part]
+
+    @contextmanager
+    def treated(self) -> Iterator[None]:
+        """The module rounds its input, and adds what that leaves to its output, inside the block."""
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            treatment = self.treatments[self.now]
+            assert treatment is not None
+            if args:
+                return (treatment.before(args[0]), *args[1:]), kwargs
+            name = next(iter(kwargs))
+            return (), {**kwargs, name: treatment.before(kwargs[name])}
+
+        def after(module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
+            treatment = self.treatments[self.now]
+            assert treatment is not None
+            return treatment.after(y, module, self.full, self.values[self.now])
+
+        handles = [self.module.register_forward_pre_hook(before, with_kwargs=True), self.module.register_forward_hook(after)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
 @contextmanager
-def treated(module: nn.Module, treatment: Treatment, full: Tensor, weight: Tensor) -> Iterator[None]:
-    """`module` rounds its input as `treatment` says inside the block; `full` and `weight` are its weight as it is and as it is simulated."""
+def _following(model: nn.Module, places: Sequence[_Place], ranges: StepRanges) -> Iterator[None]:
+    """Every call of `model` uses the values of its own range of steps inside the block."""
 
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if args:
-            return (treatment.before(args[0]), *args[1:]), kwargs
-        name = next(iter(kwargs))
-        return (), {**kwargs, name: treatment.before(kwargs[name])}
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        part = ranges.place(time_of(model, args, kwargs))
+        for place in places:
+            place.go(part)
 
-    def after(_: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
-        return treatment.after(y, module, full, weight)
-
-    handles = [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
+    handle = model.register_forward_pre_hook(before, with_kwargs=True)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
 
 @contextmanager
@@ -137,13 +237,19 @@ def simulate(model: nn.Module, plan: BitPlan | Mapping[str, Scheme], graph: OpGr
     weights = weights or QuantizedWeights(model, graph)
     layers = plan.layers if isinstance(plan, BitPlan) else plan
     with ExitStack() as stack, torch.no_grad():
-        made = []
+        places: dict[int, list[_Place]] = {}
         for layer, scheme in layers.items():
             graph.layer(layer)  # a name that means nothing is a mistake, also where it would be kept
             if scheme.format != "keep" or scheme.activation:
-                made.append((layer, weight_of(model, layer), weights.get(layer, scheme), weights.treatment(layer, scheme)))
-        for layer, weight, value, treatment in made:
-            if treatment is not None:
-                stack.enter_context(treated(model.get_submodule(layer), treatment, weight.data, value))
-            stack.enter_context(exchanged(weight, value))
+                parts = range(scheme.ranges)
+                values, treatments = [weights.get(layer, scheme, i) for i in parts], [weights.treatment(layer, scheme, i) for i in parts]
+                weight = weight_of(model, layer)
+                places.setdefault(scheme.ranges, []).append(_Place(model.get_submodule(layer), weight, weight.data, values, treatments))
+        for count, held in places.items():
+            for place in held:
+                if place.treatments[0] is not None:
+                    stack.enter_context(place.treated())
+                stack.enter_context(exchanged(place.weight, place.values[0]))
+            if count > 1:
+                stack.enter_context(_following(model, held, weights.ranges[count]))
         yield model

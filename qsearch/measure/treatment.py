@@ -148,16 +148,17 @@ def treat(
         return None
     if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
         raise QSearchError(f"inputs are rounded for linear layers and convolutions; {layer} is {type(module).__name__}, give it weights only")
-    if inputs is None and (transforms or _static(scheme)):
-        raise QSearchError(f"{scheme} needs to know the inputs of {layer}; give QuantizedWeights(model, graph, calibrate(model, graph, calls))")
     linear = isinstance(module, nn.Linear)
     channels = module.in_features if isinstance(module, nn.Linear) else module.in_channels
     plain = isinstance(module, nn.Linear) or not (module.transposed or module.groups > 1)
+    for word, transform, _ in transforms:
+        if not plain or (transform.needs_linear and not linear):
+            suited = "linear layers" if transform.needs_linear else "linear layers and convolutions in one group"
+            raise QSearchError(f"~{word} is for {suited}; {layer} is {type(module).__name__}")
+    if inputs is None and (transforms or _static(scheme)):
+        raise QSearchError(f"{scheme} needs to know the inputs of {layer}; give QuantizedWeights(model, graph, calibrate(model, graph, calls))")
     shift, scale, first = weight.new_zeros(channels).float(), weight.new_ones(channels).float(), None
     for word, transform, amount in transforms:
-        if not plain or (transform.needs_linear and not linear):
-            wanted = "linear layers" if transform.needs_linear else "linear layers and convolutions in one group"
-            raise QSearchError(f"~{word} is for {wanted}; {layer} is {type(module).__name__}")
         assert inputs is not None
         moved = weight.float() * scale.view(1, -1, *[1] * (weight.ndim - 2))
         try:

@@ -22,7 +22,9 @@ def every_string() -> list[str]:
         granularities = [""] if form == "keep" or form in BLOCKS else ["-t", "-c", "-g1", "-g32", "-g128"]
         methods = [""] if form == "keep" else ["", "@hqq", "@ada_round2"]
         out += [form + "".join(rest) for rest in itertools.product(granularities, activations, methods)]
-        out += [f"{form}{granularities[-1]}+a8t{transforms}{methods[-1]}" for transforms in ("~balance30", "~shift~migrate", "~bos")]
+        out += [
+            f"{form}{granularities[-1]}+a8t{transforms}{methods[-1]}" for transforms in ("~balance30", "~shift~migrate", "~bos", "~steps2", "~balance~steps9")
+        ]
     return out
 
 
@@ -95,6 +97,9 @@ def test_weight_only_drops_the_activation_and_nothing_else() -> None:
         ("int4-c+a8~balance30", (6, 10), 0, 4 * 60 + 6 * 16 + 10 * 16),  # a number for each input channel
         ("int4-c+a8t~shift~migrate", (6, 10), 0, 4 * 60 + 6 * 16 + 2 * 10 * 16),
         ("int4-c+a8t~bos", (6, 10), 0, 4 * 60 + 6 * 16 + 6 * 16),  # a number for each output channel
+        ("int4-c+a8~balance~steps3", (6, 10), 0, 3 * (4 * 60 + 6 * 16 + 10 * 16)),  # a copy for each range of steps
+        ("int4-c+a8t~shift~steps3", (6, 10), 0, 4 * 60 + 6 * 16 + 3 * 10 * 16),  # a shift leaves the weight as it is
+        ("keep+a8t~balance~steps2", (6, 10), 0, 16 * 60 + 2 * 10 * 16),
     ],
 )
 def test_stored_bits_count_codes_scales_zeros_codebooks_and_padding(text: str, shape: tuple[int, ...], axis: int, bits: int) -> None:
@@ -169,6 +174,9 @@ def test_uniform_plans_of_pixart_alpha_take_the_bits_that_qua2sedimo_publishes(p
         ("int4-c+a8~shift3", "balance alone takes a number"),
         ("int4-c+a8~balance101", "from 0 to 100"),
         ("int4-c+a8~balance03", "from 0 to 100"),
+        ("int4-c+a8~balance~steps1", "from 2 to 9"),
+        ("int4-c+a8~steps2", "has neither"),
+        ("int4-c+a8t~steps2~steps3", "stands once"),
         ("int4-c+a8~30", "FORMAT[-t|-c|-gN][+aBITS][~TRANSFORM][@METHOD]"),
     ],
 )
