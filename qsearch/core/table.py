@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import sites
 from .artifacts import Header, read_parquet, write_parquet
 from .errors import QSearchError, nearest
 from .graph import OpGraph
@@ -95,8 +96,8 @@ class SensitivityTable:
         To first order in the choices' perturbations, with the interactions between them (needs a table made by probes), or without: the sum of
         the choices' own errors, any table will do. Layers that the plan keeps, or does not name, add nothing.
         """
-        layers = plan.layers if isinstance(plan, BitPlan) else plan
-        chosen = {site: str(scheme) for site, scheme in layers.items() if str(scheme) != "keep"}
+        said = {**plan.layers, **plan.sites} if isinstance(plan, BitPlan) else plan
+        chosen = {site: str(scheme) for site, scheme in said.items() if str(scheme) != "keep"}
         rows = self._rows(metric)
         known = set(zip(rows["site"], rows["scheme"], strict=True))
         for site, scheme in chosen.items():
@@ -135,11 +136,11 @@ class SensitivityTable:
         return sum(found) / len(found) if found else 1.0
 
     def check(self, graph: OpGraph) -> None:
-        """Refuse a table of another graph, or one that speaks of layers the graph lacks."""
+        """Refuse a table of another graph, or one that speaks of layers or sites the graph lacks."""
         if self.graph != graph.id:
             raise QSearchError(f"the table was made for graph {self.graph}, {graph.model} is graph {graph.id}; profile this model")
         for site in self.frame["site"].unique():
-            graph.layer(str(site))
+            sites.check(graph, str(site))
 
     def save(self, path: Path, *, key: str = "", parents: Mapping[str, str] | None = None, seed: int = 0) -> None:
         """Write `sensitivity.parquet`; shares lie beside the numbers they belong to, as three more columns."""

@@ -58,8 +58,8 @@ class AbstractObservation(Protocol):
         """Metric -> [N] in fp64: the metric's value is the sum of squared distances to the reference over the sum of scales."""
         return {name: scale for name, (_, scale) in self._measured.items()}
 
-    def floor(self) -> float:
-        """What the first metric reads when nothing was changed but the order in which floats are added up."""
+    def floor(self) -> dict[str, float]:
+        """What each metric reads when nothing was changed but the order in which floats are added up."""
         ...
 
 
@@ -108,19 +108,19 @@ class StepObservation(AbstractObservation):
         made = measured(self.metrics, output, self._clean(output), self._output, self._own)
         return {name: features for name, (features, _) in made.items()}
 
-    def floor(self) -> float:
-        """Relative noise of the output when the samples of the batch run one at a time; 0 where the call can't be cut."""
-        n = len(self._output)
+    def floor(self) -> dict[str, float]:
+        """Each metric when the samples of the batch run one at a time; 0 where the call can't be cut."""
+        n, unknown = len(self._output), dict.fromkeys(self.metrics, 0.0)
         if n < 2:
-            return 0.0
+            return unknown
         try:
             parts = torch.cat([run(self.model, cut(self.call, slice(i, i + 1), n)) for i in range(n)])
         except (RuntimeError, ValueError, IndexError, AssertionError):  # a tensor was cut whose first axis is not the samples'
-            return 0.0
-        if parts.shape != self._output.shape:
-            return 0.0
-        found = distance(parts, self._output, self._output.double().flatten(1).square().sum(1))[0]
-        return found if found < _SAME else 0.0
+            return unknown
+        if parts.shape != self._output.shape or not distance(parts, self._output, self._output.double().flatten(1).square().sum(1))[0] < _SAME:
+            return unknown
+        with torch.no_grad():
+            return compared(measured(self.metrics, parts, self._clean(parts), self._output, self._own), self)
 
 
 def measured(
@@ -137,6 +137,11 @@ def measured(
             features, scale = plugins.load("metrics", name).features(clean, reference)
             made[name] = features.flatten(1), scale.double()
     return made
+
+
+def compared(made: dict[str, tuple[Tensor, Tensor]], observation: AbstractObservation) -> dict[str, float]:
+    """Metric -> its value for what was `measured` of the same samples as the observation's reference."""
+    return {name: distance(features, observation.reference[name], observation.scale[name])[0] for name, (features, _) in made.items()}
 
 
 def distance(features: Tensor, reference: Tensor, scale: Tensor) -> tuple[float, float]:

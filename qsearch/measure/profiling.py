@@ -19,6 +19,7 @@ from ..core import plugins
 from ..core.errors import ArtifactError, QSearchError
 from ..core.graph import OpGraph
 from ..core.scheme import Scheme
+from ..core.sites import allowed, sites_of
 from ..core.table import SensitivityTable
 from .observation import NOISE, observations
 from .pipelines import Call, Prompts, Sampling, decode_batch, denoiser_of, frozen, record
@@ -46,13 +47,15 @@ def profile(
     say: Callable[[str], None] | None = None,
     budget_seconds: float | None = None,
     checkpointing: bool = False,
+    sites: Sequence[str] = (),
 ) -> SensitivityTable:
     """Sensitivity of each quantizable layer to each scheme, by each metric, at each recorded call or along whole trajectories.
 
     Calls of one sampler step are parts of one step bin. Metrics other than `noise` look at the predicted clean image and need calls that a pipeline
     recorded; those that look at pictures need `pipe`, whose VAE decodes them. `probes`: random vectors, for the estimators that use them.
     `partial`: file for unfinished work; what it holds with the same `key` is not measured again. `progress(done, total)` is called as it goes,
-    `say` with a line on passes and memory before. `checkpointing`: backwards compute each block again instead of keeping its activations. After `budget_seconds` the work stops with what there is, where every choice has a value by then.
+    `say` with a line on passes and memory before. `sites`: patterns of attention's sites (`core/sites.py`), which get those of the schemes that round
+    inputs alone. `checkpointing`: backwards compute each block again instead of keeping its activations. After `budget_seconds` the work stops with what there is, where every choice has a value by then.
     """
     choices = tuple(Scheme.parse(s) for s in schemes)
     plugin: AbstractEstimator = plugins.load("estimators", estimator)
@@ -63,13 +66,15 @@ def profile(
     decoder = None if pipe is None else bound(decode_batch, pipe)
     watched = [c for c in calls if isinstance(c, Trajectory)]
     seen = [t.observed(model, metrics) for t in watched] or observations(model, [c for c in calls if isinstance(c, Call)], metrics, decoder)
-    question = Question(model, graph, choices, tuple(seen), tuple(metrics), probes, seed)
+    question = Question(model, graph, choices, tuple(seen), tuple(metrics), probes, seed, sites=sites_of(graph, sites) if sites else ())
+    if sites and not any(allowed(s) for s in choices):
+        raise QSearchError(f"sites of attention are rounded and store nothing: give a scheme such as keep+a8 beside {', '.join(map(str, choices))}")
     if say is not None:
         say(f"profile: {estimator} takes {plugin.plan(question)}")
     with frozen(watched[0].pipe if watched else pipe), _checkpointing(model, checkpointing):
         answer = _work(plugin, question, _resume(partial, graph, key), partial, key, progress, budget_seconds)
     table = answer.table()
-    wanted, found = len(graph.quantizable) * len(choices), len(table.frame[["site", "scheme"]].drop_duplicates())
+    wanted, found = question.count, len(table.frame[["site", "scheme"]].drop_duplicates())
     if found < wanted:
         raise QSearchError(
             f"after {budget_seconds:g} s {found} of {wanted} choices are measured; give more time (what is done is kept), fewer schemes, or the estimator probe"

@@ -17,6 +17,8 @@ from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.plan import BitPlan
 from ..core.scheme import Scheme
+from ..core.sites import parted
+from .attention import passing, rounding
 from .calibration import LayerInputs
 from .quantization import joined, quantize_parts
 from .treatment import Treatment, named, treat
@@ -111,7 +113,7 @@ def treated(module: nn.Module, treatment: Treatment, full: Tensor, weight: Tenso
 
 @contextmanager
 def simulate(model: nn.Module, plan: BitPlan | Mapping[str, Scheme], graph: OpGraph, weights: QuantizedWeights | None = None) -> Iterator[nn.Module]:
-    """`model` with every weight as the plan stores it and every input rounded as it says, inside the block.
+    """`model` with every weight as the plan stores it and every input and site of attention rounded as it says, inside the block.
 
     `plan` may be sparse (layers it does not name are kept); `weights` shares quantized weights between calls, and holds the calibration that
     some schemes need. Everything is made before anything is exchanged, so that what a layer gets does not depend on the others.
@@ -119,15 +121,15 @@ def simulate(model: nn.Module, plan: BitPlan | Mapping[str, Scheme], graph: OpGr
     if isinstance(plan, BitPlan) and plan.graph != graph.id:
         raise QSearchError(f"the plan was made for graph {plan.graph}, {graph.model} is graph {graph.id}; make a plan for this model")
     weights = weights or QuantizedWeights(model, graph)
-    layers = plan.layers if isinstance(plan, BitPlan) else plan
+    layers, sites = parted(graph, {**plan.layers, **plan.sites} if isinstance(plan, BitPlan) else plan)  # a name that means nothing is a mistake
     with ExitStack() as stack, torch.no_grad():
         made = []
         for layer, scheme in layers.items():
-            graph.layer(layer)  # a name that means nothing is a mistake, also where it would be kept
             if scheme.format != "keep" or scheme.activation:
                 made.append((layer, weight_of(model, layer), weights.get(layer, scheme), weights.treatment(layer, scheme)))
         for layer, weight, value, treatment in made:
             if treatment is not None:
                 stack.enter_context(treated(model.get_submodule(layer), treatment, weight.data, value))
             stack.enter_context(exchanged(weight, value))
+        stack.enter_context(passing(model, {site: rounding(scheme) for site, scheme in sites.items() if scheme.activation}))
         yield model

@@ -21,7 +21,7 @@ from torch.utils import _pytree, checkpoint
 
 from ..core.errors import QSearchError
 from .clean import Clean
-from .observation import AbstractObservation, distance, measured
+from .observation import AbstractObservation, compared, measured
 from .pipelines import Prompts, Sampling, arguments, decode_batch, denoiser_of
 
 
@@ -114,12 +114,12 @@ class TrajectoryObservation(AbstractObservation):
         self.now = step
         return forward(*args, **kwargs)
 
-    def floor(self) -> float:
-        """Relative noise of the final latents when the samples run in a batch of another size."""
+    def floor(self) -> dict[str, float]:
+        """Each metric when the samples run in a batch of another size."""
         more = replace(self.trajectory, prompts=Prompts(self.trajectory.prompts.texts * 2))
         with torch.no_grad():
             latents = _sampled(more)[: len(self._latents)]
-        return distance(latents, self._latents, self._latents.double().flatten(1).square().sum(1))[0]
+            return compared(measured(self.metrics, None, self._clean(latents), None, self._own), self)
 
 
 def _sampled(trajectory: Trajectory) -> Tensor:
@@ -135,7 +135,7 @@ def _sampled(trajectory: Trajectory) -> Tensor:
 @contextmanager
 def _patched(model: nn.Module, around: Any) -> Iterator[None]:
     """`model` calls `around(forward, ...)` in place of its forward."""
-    own = model.forward
+    own, patched = model.forward, model.__dict__.get("forward")
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         return around(own, *args, **kwargs)
@@ -145,7 +145,10 @@ def _patched(model: nn.Module, around: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        del model.forward
+        if patched is None:
+            del model.forward
+        else:
+            model.forward = patched
 
 
 def _checkpointed(forward: Any, args: Any, kwargs: Any) -> Any:

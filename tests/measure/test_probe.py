@@ -16,7 +16,7 @@ from qsearch.core.scheme import Scheme
 from qsearch.core.shares import Shares
 from qsearch.core.table import SensitivityTable
 from qsearch.graphs.extraction import extract
-from qsearch.measure import profiling
+from qsearch.measure import gradients, profiling
 from qsearch.measure.noise import relative_noise
 from qsearch.measure.pipelines import Call, run
 from qsearch.measure.profiling import profile
@@ -244,6 +244,18 @@ def test_one_probe_has_no_error_bar(case: Case) -> None:
 
 
 @pytest.mark.parametrize("estimator", ["probe", "fisher"])
-def test_schemes_that_round_inputs_are_refused(case: Case, estimator: str) -> None:
-    with pytest.raises(QSearchError, match=r"probes move weights only; uint4-c\+a8 rounds the layer's input as well: take uint4-c, or the estimator sweep"):
-        profile(*case, ["uint4-c+a8"], plain_calls(), estimator=estimator)
+def test_transforms_that_do_more_than_move_weight_and_input_are_refused_by_name(case: Case, estimator: str) -> None:
+    with pytest.raises(QSearchError, match=r"uint4-c\+a8~shift also has a bias for what the shift takes away: take it without ~shift, or the estimator sweep"):
+        profile(*case, ["uint4-c+a8~shift"], plain_calls(), estimator=estimator)
+
+
+def test_moves_that_would_take_too_much_memory_are_made_again_with_the_same_result(
+    case: Case, probed: SensitivityTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = profile(*case, SCHEMES, plain_calls(1), estimator="probe", probes=4)
+    monkeypatch.setattr(gradients, "KEPT", 0)
+    said: list[str] = []
+
+    again = profile(*case, SCHEMES, plain_calls(1), estimator="probe", probes=4, say=said.append)
+
+    assert column(again) == pytest.approx(column(kept), rel=1e-4, abs=1e-14)

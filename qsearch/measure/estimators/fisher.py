@@ -64,7 +64,7 @@ def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[A
             for metric, squares in found.items():
                 for j, (site, scheme) in enumerate(contraction.choices):
                     value, error = ratio(squares[j], power[metric])
-                    row = {"site": site, "scheme": scheme, "step": step, "metric": metric, "estimate": value, "error": error, "floor": floors[step]}
+                    row = {"site": site, "scheme": scheme, "step": step, "metric": metric, "estimate": value, "error": error, "floor": floors[metric, step]}
                     rows.append(row | {"estimator": "fisher", "seed": question.seed})
             count += 1
             yield Answer(count, len(question.observations), table)
