@@ -48,7 +48,7 @@ def compared(probe: SensitivityTable, sweep: SensitivityTable) -> list[dict[str,
     both["own"] = [shares.probe_error((r["metric"], r["step"]), [place[r["site"], r["scheme"]]]) for r in both.to_dict("records")]
     rows = []
     for (metric, scheme, step), cell in both.groupby(["metric", "scheme", "step"]):
-        off = (cell["estimate"] - cell["estimate_sweep"]).abs() / cell["own"]
+        off = np.log(cell["estimate"] / cell["estimate_sweep"]).abs() / (cell["own"] / cell["estimate"])
         rows.append(
             {
                 "metric": metric,

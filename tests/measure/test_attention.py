@@ -154,7 +154,7 @@ def test_what_is_no_site_or_no_scheme_for_one_is_refused(case: Case, site: str, 
 
 
 def test_attention_that_is_computed_in_another_way_is_named_not_passed_over(case: Case) -> None:
-    model, graph = case
+    _, graph = case
     other = PlainDenoiser()
     other.blocks[0].attn1 = ByHand(6)
 
