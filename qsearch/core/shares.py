@@ -118,9 +118,10 @@ def to_columns(shares: Shares | None, frame: Any) -> dict[str, list[Any]]:
     place = {choice: i for i, choice in enumerate(shares.choices)}
     columns: dict[str, list[Any]] = {"shares": [], "power": [], "sampler_steps": []}
     for site, scheme, metric, step in zip(frame["site"], frame["scheme"], frame["metric"], frame["step"], strict=True):
-        values = shares.values[metric, int(step)][place[site, scheme]]
+        cell = (metric, int(step))
+        values = shares.values[cell][place[site, scheme]] if cell in shares.values else np.empty((0, 0), np.float32)
         columns["shares"].append(values.ravel())
-        columns["power"].append(shares.power[metric, int(step)])
+        columns["power"].append(shares.power.get(cell, np.empty(0)))
         columns["sampler_steps"].append(values.shape[0])
     return columns
 
@@ -133,7 +134,7 @@ def from_columns(frame: Any) -> Shares | None:
     place = {choice: i for i, choice in enumerate(choices)}
     values: dict[Cell, NDArray[np.float32]] = {}
     power: dict[Cell, Array] = {}
-    for row in frame.to_dict("records"):
+    for row in frame[frame["sampler_steps"] > 0].to_dict("records"):
         cell = (str(row["metric"]), int(row["step"]))
         if cell not in values:
             power[cell] = np.asarray(row["power"], np.float64)

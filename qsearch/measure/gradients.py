@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..core.errors import QSearchError
 from ..core.scheme import Scheme
 from .attention import passing, rounding
+from .memory import kept_bytes, wanting, weight_bytes
 from .observation import AbstractObservation
 from .question import Question
 from .simulation import weight_of
@@ -76,10 +77,17 @@ class Contraction:
         self._now: AbstractObservation | None = None
 
     @property
+    def memory(self) -> str:
+        """In words, what a backward takes: one pass is made to see."""
+        weights, kept = weight_bytes(self.model), kept_bytes(self.model, self.question.observations[0].example())
+        made = "" if self.keeps else ", made anew each time"
+        return f"{weights / 2**30:.2f} GiB of weights, {kept / 2**30:.2f} GiB of activations and {self.bytes / 2**30:.2f} GiB of quantized weights{made}"
+
+    @property
     def bytes(self) -> int:
         """Memory that the moves of weights take: all of them, or one where they are made again each time."""
         sizes = {layer: weight_of(self.model, layer).numel() * weight_of(self.model, layer).element_size() for layer in self._stored}
-        return sum(size * len(self._stored[layer]) for layer, size in sizes.items()) if self.keeps else max(sizes.values())
+        return sum(size * len(self._stored[layer]) for layer, size in sizes.items()) if self.keeps else max(sizes.values(), default=0)
 
     @cached_property
     def keeps(self) -> bool:
@@ -89,17 +97,13 @@ class Contraction:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Inside, a backward contracts the gradients of weights, inputs and sites; the model is left as it was."""
-        flags = {p: p.requires_grad for p in self.model.parameters()}
         with ExitStack() as stack:
-            for parameter in flags:
-                parameter.requires_grad_(False)
-            stack.callback(lambda: [p.requires_grad_(flag) for p, flag in flags.items()])
+            stack.enter_context(wanting(self.model, {weight_of(self.model, name) for name in self._stored}))
             for name in self._stored:
                 weight = weight_of(self.model, name)
                 if self.keeps:
                     self._moves[name] = torch.stack(list(self._made(name)))
-                if weight.is_floating_point():
-                    weight.requires_grad_(True)
+                if weight.requires_grad:
                     stack.callback(weight.register_post_accumulate_grad_hook(partial(self._meet_weight, name)).remove)
             sites = {}
             for name, read in self._read.items():

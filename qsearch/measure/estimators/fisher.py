@@ -25,8 +25,7 @@ needs_calls = True
 def plan(question: Question) -> str:
     """Passes and memory."""
     passes = sum(o.sampler_steps for o in question.observations) * (1 + 2 * question.probes * len(question.metrics))
-    moved = Contraction(question).bytes
-    return f"{passes:,} denoiser passes (a backward counts two) for all choices at once; {moved / 2**30:.2f} GiB for their quantized weights"
+    return f"{passes:,} denoiser passes (a backward counts two) for all choices at once; {Contraction(question).memory}"
 
 
 def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[Answer]:

@@ -29,8 +29,7 @@ def plan(question: Question) -> str:
     rounds = -(-question.probes // ROUND)
     passes = steps * (rounds + 2 * question.probes * len(question.metrics))
     choices = question.count
-    moved = Contraction(question).bytes
-    return f"{passes:,} denoiser passes (a backward counts two) for {choices:,} choices at once; {moved / 2**30:.2f} GiB for their quantized weights"
+    return f"{passes:,} denoiser passes (a backward counts two) for {choices:,} choices at once; {Contraction(question).memory}"
 
 
 def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[Answer]:
