@@ -39,7 +39,7 @@ class ProfileSection(_Section):
     """What is measured of each layer."""
 
     schemes: tuple[str, ...] = Field(("uint2-c", "uint3-c", "uint4-c", "uint8-c"), min_length=1, description="choices for each layer")
-    estimator: str = Field("sweep", description="plug-in of `qsearch list estimators`")
+    estimator: str = Field("probe", description="plug-in of `qsearch list estimators`")
     bins: int = Field(3, ge=1, description="step bins; the call in the middle of each is recorded")
     samples: int = Field(8, ge=2, description="recorded samples a bin")
     batch: int = Field(2, ge=1, description="samples in one pass; each pass has probes of its own, four passes or more give the better error bars")

@@ -37,7 +37,7 @@ def profile(
     schemes: Sequence[Scheme | str],
     calls: Sequence[Call] | Sequence[Trajectory],
     *,
-    estimator: str = "sweep",
+    estimator: str = "probe",
     metrics: Sequence[str] = (NOISE,),
     probes: int = 24,
     pipe: Any = None,

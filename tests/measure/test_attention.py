@@ -167,7 +167,7 @@ def test_probes_price_sites_and_inputs_as_the_sweep_does(case: Case) -> None:
     settings: dict[str, Any] = {"sites": ("*:*",)}
     schemes = ("keep+a8", "uint8-c+a6", "uint8-c", "keep+a4")
 
-    swept = profile(*case, schemes, plain_calls(), **settings).frame
+    swept = profile(*case, schemes, plain_calls(), estimator="sweep", **settings).frame
     probed = profile(*case, schemes, plain_calls(), estimator="probe", probes=200, **settings).frame
 
     both = probed.merge(swept, on=["site", "scheme", "step"], suffixes=("", "_sweep"))

@@ -55,7 +55,7 @@ def test_a_full_disk_is_said_and_leaves_what_was_saved_before(
     monkeypatch.setattr(profiling, "_SAVE_SECONDS", -1.0)
     monkeypatch.setattr(profiling, "_SAVE_SHARE", 1e9)
     partial = tmp_path / "partial.parquet"
-    asked: dict[str, Any] = {"partial": partial, "key": "k"}
+    asked: dict[str, Any] = {"partial": partial, "key": "k", "estimator": "sweep"}
 
     def fill_the_disk(done: int, total: int) -> None:
         if done == 3:

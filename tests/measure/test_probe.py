@@ -36,7 +36,7 @@ def case() -> Case:
 
 @pytest.fixture(scope="module")
 def swept(case: Case) -> SensitivityTable:
-    return profile(*case, SCHEMES, plain_calls())
+    return profile(*case, SCHEMES, plain_calls(), estimator="sweep")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,9 @@ def test_parts_of_a_batch_give_the_same_as_the_whole(case: Case, swept: Sensitiv
         for i in range(3):
             parts.append(Call((), {k: v[i : i + 1] for k, v in call.kwargs.items()}, call.step))
 
-    assert column(profile(*case, SCHEMES, parts)) == pytest.approx(column(swept), rel=0.01, abs=1e-12)  # rounding, where a choice hardly moves anything
+    assert column(profile(*case, SCHEMES, parts, estimator="sweep")) == pytest.approx(
+        column(swept), rel=0.01, abs=1e-12
+    )  # rounding, where a choice hardly moves anything
     ours = column(profile(*case, SCHEMES, parts, estimator="probe", probes=150))
     ratios = [ours[k] / v for k, v in column(swept).items() if k[1] == "uint8-c" and v > 1e-12]
     assert float(np.median(ratios)) == pytest.approx(1.0, abs=0.1)
@@ -196,7 +198,7 @@ def test_the_budget_stops_the_work_evenly(case: Case) -> None:
 
 def test_a_budget_that_leaves_choices_without_a_value_is_said(case: Case) -> None:
     with pytest.raises(QSearchError, match=r"after 0 s 1 of 39 choices are measured; give more time"):
-        profile(*case, SCHEMES, plain_calls(), budget_seconds=0.0)
+        profile(*case, SCHEMES, plain_calls(), estimator="sweep", budget_seconds=0.0)
 
 
 def test_fisher_is_the_sum_of_squared_gradients_times_squared_moves(case: Case) -> None:
