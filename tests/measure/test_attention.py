@@ -19,10 +19,11 @@ from qsearch.core.scheme import Scheme
 from qsearch.core.sites import PARTS, sites_of
 from qsearch.graphs.extraction import extract
 from qsearch.measure.attention import passing, step_by_step
-from qsearch.measure.pipelines import run
+from qsearch.measure.pipelines import Prompts, Sampling, example_inputs, record, run
 from qsearch.measure.profiling import profile
 from qsearch.measure.simulation import simulate
-from tests.models import WIDTH, PlainAttention, PlainDenoiser, dit_inputs, plain, plain_calls, tiny_dit
+from qsearch.measure.trajectory import trajectories
+from tests.models import WIDTH, PlainAttention, PlainDenoiser, dit_inputs, plain, plain_calls, tiny_dit, tiny_pipeline
 
 Case = tuple[PlainDenoiser, OpGraph]
 
@@ -178,3 +179,21 @@ def test_probes_price_sites_and_inputs_as_the_sweep_does(case: Case) -> None:
     for kind in (fine["site"].str.contains(":"), ~fine["site"].str.contains(":") & (fine["scheme"] == "keep+a8"), fine["scheme"] == "uint8-c+a6"):
         assert np.median(ratios[kind]) == pytest.approx(1.0, abs=0.15)
         assert np.log(ratios[kind]).abs().max() < 0.7
+
+
+def test_sites_and_inputs_are_priced_through_the_sampler_and_with_checkpointing_alike() -> None:
+    pipe = tiny_pipeline()
+    sampling, prompts = Sampling(steps=2), Prompts(("a red circle",))
+    (call,) = record(pipe, prompts, sampling, 1)
+    graph = extract(pipe.unet, example_inputs(call, pipe.unet))
+    asked: dict[str, Any] = {"estimator": "probe", "probes": 2, "sites": ["*attn2:softmax", "*attn2:v"], "metrics": ["sqnr"], "pipe": pipe}
+
+    whole = profile(pipe.unet, graph, ["keep+a4"], trajectories(pipe, prompts, sampling), **asked)
+    plain_pass, checkpointed = (profile(pipe.unet, graph, ["keep+a4"], [call], checkpointing=c, **asked).values("sqnr") for c in (False, True))
+
+    assert whole.shares is not None
+    moved = np.abs(whole.shares.values["sqnr", 0]).max((2, 3))  # [choices, sampler steps]
+    names = [site for site, _ in whole.shares.choices]
+    assert len([n for n in names if ":" in n]) >= 4
+    assert {n for n, steps in zip(names, moved, strict=True) if not steps.all()} == {n for n, row in plain_pass.items() if row["keep+a4"] == 0}
+    assert {n: row["keep+a4"] for n, row in checkpointed.items()} == pytest.approx({n: row["keep+a4"] for n, row in plain_pass.items()}, rel=1e-3, abs=1e-12)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import types
 from pathlib import Path
 from typing import Any
 
@@ -182,13 +184,15 @@ def test_another_seed_is_other_probes(case: Case) -> None:
     assert all(a != b for (k, a), b in zip(column(ours).items(), column(other).values(), strict=True) if a > 1e-12)
 
 
-def test_the_budget_stops_the_work_evenly(case: Case) -> None:
+def test_the_budget_stops_the_work_evenly(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
+    clock = itertools.count()
+    monkeypatch.setattr(profiling, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))  # a second passes with every round
 
-    table = profile(*case, SCHEMES, plain_calls(), estimator="probe", probes=800, budget_seconds=1.0, say=said.append)
+    table = profile(*case, SCHEMES, plain_calls(), estimator="probe", probes=800, budget_seconds=6.5, say=said.append)
 
     assert "probe takes" in said[0]
-    assert "stopped after 1 s" in said[1]
+    assert "stopped after 6.5 s with 7 of 200 parts" in said[1]
     assert isinstance(table.shares, Shares)
     counts = {cell: int(np.isfinite(v[0, 0, :, 0]).sum()) for cell, v in table.shares.values.items()}
     assert set(counts) == {("noise", 0), ("noise", 1)}
