@@ -39,13 +39,16 @@ class ProfileSection(_Section):
     """What is measured of each layer."""
 
     schemes: tuple[str, ...] = Field(("uint2-c", "uint3-c", "uint4-c", "uint8-c"), min_length=1, description="choices for each layer")
-    estimator: str = Field("sweep", description="plug-in of `qsearch list estimators`")
+    estimator: str = Field("probe", description="plug-in of `qsearch list estimators`")
     bins: int = Field(3, ge=1, description="step bins; the call in the middle of each is recorded")
     samples: int = Field(8, ge=2, description="recorded samples a bin")
     batch: int = Field(2, ge=1, description="samples in one pass; each pass has probes of its own, four passes or more give the better error bars")
     metrics: tuple[str, ...] = Field(("noise",), min_length=1, description="noise (of the denoiser's output), or plug-ins of `qsearch list metrics`")
     mode: Literal["step", "trajectory"] = Field("step", description="each step bin on its own, or the whole sampler at once")
     probes: int = Field(24, ge=2, description="random vectors a pass, for the estimators that use them")
+    sites: tuple[str, ...] = Field((), description="patterns of attention's sites, e.g. '*:softmax'; they get those schemes that are keep+aFORMAT")
+    score: dict[str, str] = Field({}, description="pattern of layers -> metric that scores them, for the metric `scored`; the first that fits")
+    autocast: Literal["", "bfloat16", "float16"] = Field("", description="type that the denoiser computes in where torch thinks it safe")
     checkpointing: bool = Field(False, description="less memory, more time: backwards compute each block again")
     budget_seconds: float | None = Field(None, gt=0, description="stop after this time with what there is")
 
@@ -183,6 +186,9 @@ def _check_refinement(section: AllocateSection) -> None:
 
 
 def _check_metrics(profile: ProfileSection) -> None:
+    for pattern, metric in profile.score.items():
+        if metric not in profile.metrics:
+            raise QSearchError(f"score: {pattern!r} is scored by {metric!r}, which is not among profile.metrics{nearest(metric, profile.metrics)}")
     for metric in profile.metrics:
         if metric == "noise" and profile.mode == "trajectory":
             raise QSearchError("noise is that of one call of the denoiser; of a whole trajectory measure sqnr, the same of the final latents")

@@ -55,7 +55,7 @@ class Run:
 
     @cached_property
     def model_folder(self) -> Path:
-        """Folder of the saved pipeline that `model` names: a name of the zoo or a local folder."""
+        """Folder of the saved pipeline that `model` names: a name of the zoo, a local folder or a hub id."""
         for family in plugins.names("families"):
             found = plugins.load("families", family).folder(self.config.model)
             if found is not None:
@@ -70,7 +70,9 @@ class Run:
             raise QSearchError(
                 f"{model} is a card, shapes without weights: `qsearch extract` reads its graph, what is measured needs the zoo or a local diffusers folder"
             )
-        raise QSearchError(f"a model is a name of the zoo, a card or a local diffusers folder; given {model!r}{nearest(model, [*NAMES, *cards.names()])}")
+        raise QSearchError(
+            f"a model is a name of the zoo, a card, a local diffusers folder or a hub id; given {model!r}{nearest(model, [*NAMES, *cards.names()])}"
+        )
 
     @cached_property
     def fingerprint(self) -> str:

@@ -112,7 +112,10 @@ class SolverContract(Contract):
 
 
 class MetricContract(Contract):
-    """What holds for every file in `metrics/`: perfect on identical outcomes, finite, worse when noise grows."""
+    """What holds for every file in `metrics/`: perfect on identical outcomes, finite, worse when noise grows.
+
+    A module says `higher_is_better`, and whether it `needs_video`: latents with frames.
+    """
 
     kind = "metrics"
 
@@ -131,7 +134,9 @@ class MetricContract(Contract):
         noise = torch.randn(pictures.shape, generator=generator)
         blur = torch.randn(latents.shape, generator=generator)
         prompts = Prompts(tuple(c.text for c in captions), captions)
-        return [Outcome(prompts, latents + s * blur, (pictures + s * noise).clamp(-1, 1), ()) for s in (0.0, 0.3, 1.0)]
+        if self.module.needs_video:
+            latents, blur = latents.unflatten(2, (4, 4)), blur.unflatten(2, (4, 4))
+        return [Outcome(prompts, latents + s * blur, (pictures + s * noise).clamp(-1, 1), (), 4) for s in (0.0, 0.3, 1.0)]
 
     def test_more_noise_scores_worse(self) -> None:
         """Strictly, over three levels of noise; all values are finite."""
@@ -148,11 +153,11 @@ class MetricContract(Contract):
         from .measure.clean import Clean
 
         reference, *_ = outcomes = self.outcomes()
-        whole = Clean(reference.latents, lambda _: reference.pictures)
+        whole = Clean(reference.latents, lambda _: reference.pictures, 4)
         found = []
         for outcome in outcomes:
             latents, pictures = outcome.latents.clone().requires_grad_(), outcome.pictures.clone().requires_grad_()
-            values, scale = self.module.features(Clean(latents, lambda _, p=pictures: p), whole)  # type: ignore[misc]
+            values, scale = self.module.features(Clean(latents, lambda _, p=pictures: p, 4), whole)  # type: ignore[misc]
             own, _ = self.module.features(whole, whole)
             assert values.ndim == 2, f"features are [N, F]; given {tuple(values.shape)}"
             assert scale.shape == (len(reference.pictures),), f"one scale a sample; given {tuple(scale.shape)}"

@@ -260,13 +260,16 @@ def test_a_config_that_does_not_exist_is_answered_with_those_that_do(refused: Ca
 def test_an_unknown_model_is_answered_with_the_nearest_name(refused: Callable[..., str], tmp_path: Path, start: str) -> None:
     arguments = ("run", written(tmp_path / "mine.yaml", {"model": "scenes-dti"})) if start == "run" else ("extract", "scenes-dti", "-o", "out")
 
-    assert refused(*arguments) == "qsearch: a model is a name of the zoo, a card or a local diffusers folder; given 'scenes-dti'; did you mean 'scenes-dit'?"
+    assert (
+        refused(*arguments)
+        == "qsearch: a model is a name of the zoo, a card, a local diffusers folder or a hub id; given 'scenes-dti'; did you mean 'scenes-dit'?"
+    )
 
 
 def test_a_folder_without_a_pipeline_is_no_model(refused: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
 
-    assert "a model is a name of the zoo, a card or a local diffusers folder; given 'empty'" in refused("extract", "empty", "-o", "out")
+    assert "a model is a name of the zoo, a card, a local diffusers folder or a hub id; given 'empty'" in refused("extract", "empty", "-o", "out")
 
 
 # ------------------------------------------------------------------------------------------------------ budgets and artefacts
@@ -430,7 +433,9 @@ def test_a_process_of_its_own_gives_the_line_and_the_code(tmp_path: Path) -> Non
     done = subprocess.run([sys.executable, "-m", "qsearch.cli", "run", str(mine)], capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "qsearch: a model is a name of the zoo, a card or a local diffusers folder; given 'scenes-dti'; did you mean 'scenes-dit'?\n"
+    assert (
+        done.stderr == "qsearch: a model is a name of the zoo, a card, a local diffusers folder or a hub id; given 'scenes-dti'; did you mean 'scenes-dit'?\n"
+    )
 
 
 def test_a_frontier_is_plans_by_size_and_a_picture(command: Command, folder: Path) -> None:

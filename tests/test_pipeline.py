@@ -42,7 +42,7 @@ def settings(folder: Path, **changes: Any) -> config.Config:
         "model": "scenes-dit",
         "folder": str(folder),
         "sampling": {"steps": STEPS, "batch": 8},
-        "profile": {"schemes": ["uint2-c", "uint8-c"], "bins": 1, "samples": 2},
+        "profile": {"schemes": ["uint2-c", "uint8-c"], "bins": 1, "samples": 2, "estimator": "sweep"},
         "allocate": {"average_bits": BITS},
         "evaluate": {"samples": SAMPLES, "metrics": ["sqnr", "ssim", "alignment"]},
     }

@@ -217,7 +217,7 @@ def test_a_wrong_solver_is_rejected(solve: object, exact: bool, test: str) -> No
 
 
 def test_a_metric_that_ignores_its_input_is_rejected() -> None:
-    contract = type("Contract", (MetricContract,), {"plugin": broken(measure=lambda outcome, reference: 1.0, higher_is_better=True)})()
+    contract = type("Contract", (MetricContract,), {"plugin": broken(measure=lambda outcome, reference: 1.0, higher_is_better=True, needs_video=False)})()
 
     with pytest.raises(AssertionError):
         contract.test_more_noise_scores_worse()
@@ -227,7 +227,7 @@ def test_a_metric_whose_features_ignore_their_input_is_rejected() -> None:
     def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
         return made.pictures.flatten(1) * 0, torch.ones(len(made.pictures))
 
-    contract = type("Contract", (MetricContract,), {"plugin": broken(features=features)})()
+    contract = type("Contract", (MetricContract,), {"plugin": broken(features=features, needs_video=False)})()
 
     with pytest.raises(AssertionError):
         contract.test_features_lie_farther_apart_the_more_noise_there_is()

@@ -162,7 +162,7 @@ def plans_of(name: str, seed: int, options: argparse.Namespace) -> Iterator[tupl
     def priced(estimator: str, probes: int = 4) -> SensitivityTable:
         return with_activation(profile(model, graph, options.schemes, parts, estimator=estimator, probes=probes, seed=seed), options.activation)
 
-    table = profile(model, graph, schemes, pricing, seed=seed)
+    table = profile(model, graph, schemes, pricing, estimator="sweep", seed=seed)
     probed, fisher, error = priced("probe", options.probes), priced("fisher"), priced("weight_error")
     rivals = {
         "sum of dB (MixDQ)": (table, Objective(decibels=True)),

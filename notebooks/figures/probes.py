@@ -22,6 +22,7 @@ from figure import publish
 from scipy.stats import spearmanr
 
 from qsearch import zoo
+from qsearch.core.artifacts import digest
 from qsearch.core.graph import OpGraph
 from qsearch.core.plan import BitPlan
 from qsearch.core.scheme import Scheme
@@ -47,7 +48,7 @@ def compared(probe: SensitivityTable, sweep: SensitivityTable) -> list[dict[str,
     both["own"] = [shares.probe_error((r["metric"], r["step"]), [place[r["site"], r["scheme"]]]) for r in both.to_dict("records")]
     rows = []
     for (metric, scheme, step), cell in both.groupby(["metric", "scheme", "step"]):
-        off = (cell["estimate"] - cell["estimate_sweep"]).abs() / cell["own"]
+        off = np.log(cell["estimate"] / cell["estimate_sweep"]).abs() / (cell["own"] / cell["estimate"])
         rows.append(
             {
                 "metric": metric,
@@ -84,16 +85,16 @@ def fewer(probe: SensitivityTable, sweep: SensitivityTable, metric: str, counts:
     return rows
 
 
-def measured(model: Any, graph: OpGraph, parts: list[Any], plans: list[dict[str, Scheme]], metric: str) -> list[float]:
-    """The error of each plan, averaged over step bins."""
+def measured(model: Any, graph: OpGraph, parts: list[Any], plans: list[dict[str, Scheme]], metric: str, kept: Path) -> list[float]:
+    """The error of each plan, averaged over step bins; those in the file `kept`, a line each, are not measured again."""
     import torch
 
     weights = QuantizedWeights(model, graph)
     bins = sorted({part.bin for part in parts})
     for part in parts:
         _ = part.reference
-    found = []
-    for plan in plans:
+    found = [float(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    for plan in plans[len(found) :]:
         values = []
         with simulate(model, plan, graph, weights):
             for b in bins:
@@ -101,6 +102,8 @@ def measured(model: Any, graph: OpGraph, parts: list[Any], plans: list[dict[str,
                 errors = [(part.features()[metric] - part.reference[metric]).double().square().sum(1) for part in mine]
                 values.append(ratio(torch.cat(errors), torch.cat([part.scale[metric] for part in mine]))[0])
         found.append(float(np.mean(values)))
+        with kept.open("a") as file:
+            file.write(f"{found[-1]!r}\n")
     return found
 
 
@@ -114,10 +117,13 @@ def main() -> None:
     parser.add_argument("--metrics", default="")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--trajectory", action="store_true")
+    parser.add_argument("--name", default="", help="added to the name of the JSON")
+    parser.add_argument("--keep", type=Path, default=Path("runs/probes"), help="folder of finished and unfinished tables, from which a stopped run goes on")
     o = parser.parse_args()
     names = o.metrics.split(",") if o.metrics else ["sqnr", "alignment"] if o.trajectory else ["noise"]
     pipe = load_pipeline(zoo.folder(o.model), o.device)
     model, sampling, prompts = denoiser_of(pipe), Sampling(o.steps, seed=o.seed), scene_prompts(o.samples, o.seed)
+    o.keep.mkdir(parents=True, exist_ok=True)
     (call,) = record(pipe, prompts[:1], Sampling(2), bins=1)
     graph = extract(model, example_inputs(call, model), name=o.model)
     if o.layers:
@@ -131,10 +137,17 @@ def main() -> None:
     for estimator in ("probe", "sweep", "fisher", "weight_error"):
         if estimator in ("fisher", "weight_error") and (o.trajectory or not o.plans):
             continue  # baselines for plans; Fisher's steps would be added as if independent
-        began = time.monotonic()
+        began = time.process_time()
         settings = {"metrics": names, "probes": o.probes, "pipe": pipe, "seed": o.seed, "say": print}
-        tables[estimator] = profile(model, graph, schemes, calls, estimator=estimator, **settings)
-        seconds[estimator] = round(time.monotonic() - began, 1)
+        key = digest([o.model, o.bins, o.samples, o.batch, o.steps, o.probes, o.layers, o.seed, schemes, names, o.trajectory, estimator])
+        kept = o.keep / f"{key}.parquet"
+        if kept.with_suffix(".seconds").exists():
+            tables[estimator], seconds[estimator] = SensitivityTable.load(kept, graph.id), float(kept.with_suffix(".seconds").read_text())
+            continue
+        tables[estimator] = profile(model, graph, schemes, calls, estimator=estimator, partial=kept, key=key, **settings)
+        tables[estimator].save(kept, key=key, seed=o.seed)
+        seconds[estimator] = round(time.process_time() - began, 1)
+        kept.with_suffix(".seconds").write_text(str(seconds[estimator]))
     cells = compared(tables["probe"], tables["sweep"])
 
     dice = np.random.default_rng(o.seed)
@@ -144,7 +157,8 @@ def main() -> None:
         odds = dice.dirichlet(np.full(len(options), 0.7))  # plans of very different sizes, not all around the mean
         plans.append({layer.name: options[dice.choice(len(options), p=odds)] for layer in graph.quantizable})
     parts = [c.observed(model, names[:1]) for c in calls] if o.trajectory else observations(model, calls, names[:1], partial(decode_batch, pipe))
-    truth = measured(model, graph, parts, plans, names[0]) if plans else []
+    key = digest([o.model, o.bins, o.samples, o.batch, o.steps, o.plans, o.layers, o.seed, schemes, names[0], o.trajectory])
+    truth = measured(model, graph, parts, plans, names[0], o.keep / f"{key}.txt")
     guesses: dict[str, list[float]] = {
         "probes, with interactions": [tables["probe"].predict(p, names[0])[0] for p in plans],
         "probes, summed": [tables["probe"].predict(p, names[0], interactions=False)[0] for p in plans],
@@ -167,7 +181,7 @@ def main() -> None:
     counts = [n for n in (2, 4, 8, 16, 24, 32, 64, 128) if n <= o.probes]
     curve = fewer(tables["probe"], tables["sweep"], names[0], counts)
 
-    out = str(Path(__file__).with_name(f"probes-{o.model}{'-trajectory' if o.trajectory else ''}.py"))
+    out = str(Path(__file__).with_name(f"probes-{o.model}{'-trajectory' if o.trajectory else ''}{'-' * bool(o.name)}{o.name}.py"))
     shown = {"cells": cells, "predicted": predicted, "probes needed": curve, "seconds": seconds, "plans": len(plans), "layers": len(graph.quantizable)}
     if plans:
         shown["measured errors of the plans"] = [min(truth), float(np.median(truth)), max(truth)]

@@ -26,7 +26,7 @@ def run(config: Annotated[Path, typer.Argument(help="YAML file, e.g. configs/sce
 @app.command()
 def extract(
     model: Annotated[
-        str, typer.Argument(help="name of the zoo (scenes-dit), card (sdxl; see `qsearch list models`) or local diffusers folder", show_default=False)
+        str, typer.Argument(help="name of the zoo (scenes-dit), card (sdxl; see `qsearch list models`), local diffusers folder or hub id", show_default=False)
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="run folder to write to", show_default=False)],
     resolution: Annotated[int | None, typer.Option(help="of a card: pixels of the shorter side", show_default=False)] = None,
@@ -54,13 +54,25 @@ def profile(
     samples: Annotated[int | None, typer.Option(help="recorded samples a bin", show_default=False)] = None,
     batch: Annotated[int | None, typer.Option(help="samples in one pass", show_default=False)] = None,
     probes: Annotated[int | None, typer.Option(help="random vectors a pass", show_default=False)] = None,
+    sites: Annotated[str | None, typer.Option(help="sites of attention too, e.g. '*:softmax,*:q', for schemes such as keep+a8", show_default=False)] = None,
+    autocast: Annotated[str | None, typer.Option(help="type to compute in: bfloat16 or float16", show_default=False)] = None,
     budget_seconds: Annotated[float | None, typer.Option(help="stop after this time with what there is", show_default=False)] = None,
 ) -> None:
     """Measure what every choice at every layer costs."""
     from .. import pipeline
 
     asked: dict[str, Any] = {"schemes": schemes.split(",") if schemes else None, "metrics": metrics.split(",") if metrics else None}
-    asked |= {"estimator": estimator, "mode": mode, "bins": bins, "samples": samples, "batch": batch, "probes": probes, "budget_seconds": budget_seconds}
+    asked |= {
+        "sites": sites.split(",") if sites else None,
+        "autocast": autocast,
+        "estimator": estimator,
+        "mode": mode,
+        "bins": bins,
+        "samples": samples,
+        "batch": batch,
+        "probes": probes,
+        "budget_seconds": budget_seconds,
+    }
     with changed_run(folder_for(target, output), prompts=None if prompts is None else str(prompts), profile=asked) as job:
         pipeline.profile(job, pipeline.extract(job))
 

@@ -16,6 +16,7 @@ from .errors import ArtifactError, InfeasibleBudget, QSearchError, nearest
 from .graph import LayerSpec, OpGraph
 from .latency import Latency
 from .scheme import FULL_BITS, KEEP, Scheme
+from .sites import parted
 
 SCHEMA = "qsearch.plan/1"
 #: what a budget may limit, of the whole and (but for latency, whose rest belongs to no layer) of a group of layers
@@ -134,7 +135,7 @@ class Solver:
 
 @dataclass(frozen=True)
 class BitPlan:
-    """A scheme for every layer of a graph. Build it with `BitPlan.make`, which prices it."""
+    """A scheme for every layer of a graph, and for such sites of attention (`core/sites.py`) as are not kept. Build it with `BitPlan.make`, which prices it."""
 
     graph: str
     layers: dict[str, Scheme]
@@ -142,6 +143,7 @@ class BitPlan:
     budget: Budget | None = None
     solver: Solver = Solver("given", "unsolved")
     header: Header | None = field(default=None, compare=False)
+    sites: dict[str, Scheme] = field(default_factory=dict)
 
     @staticmethod
     def make(
@@ -152,16 +154,16 @@ class BitPlan:
         *,
         latency: Latency | None = None,
     ) -> BitPlan:
-        """Price `layers` on `graph`; refuses unknown layers, layers without a scheme, and a broken budget."""
-        for name in layers:
-            graph.layer(name)
-        schemes = {layer.name: Scheme.parse(layers[layer.name]) for layer in graph if layer.name in layers}
+        """Price `layers` (and sites, which store nothing) on `graph`; refuses unknown names, layers without a scheme, and a broken budget."""
+        given, sites = parted(graph, layers)
+        schemes = {layer.name: given[layer.name] for layer in graph if layer.name in given}
         achieved = cost(graph, schemes, latency=latency, groups=budget.groups if budget else ())
         for layer in graph:
             if not layer.quantizable and schemes[layer.name].format != "keep":
                 raise QSearchError(f"{layer.name} ({layer.kind}) can't be quantized; its scheme must be keep, not {schemes[layer.name]}")
         _keep(budget, achieved)
-        return BitPlan(graph.id, schemes, achieved, budget, solver or Solver("given", "unsolved"))
+        changed = {name: scheme for name, scheme in sites.items() if scheme != KEEP}
+        return BitPlan(graph.id, schemes, achieved, budget, solver or Solver("given", "unsolved"), sites=changed)
 
     @staticmethod
     def uniform(graph: OpGraph, scheme: Scheme | str) -> BitPlan:
@@ -172,7 +174,8 @@ class BitPlan:
     @property
     def id(self) -> str:
         """Digest of the graph and of the schemes."""
-        return digest({"graph": self.graph, "layers": {k: str(v) for k, v in self.layers.items()}})
+        said = {"graph": self.graph, "layers": {k: str(v) for k, v in self.layers.items()}}
+        return digest(said | ({"sites": {k: str(v) for k, v in self.sites.items()}} if self.sites else {}))
 
     @property
     def compression(self) -> float:
@@ -187,8 +190,9 @@ class BitPlan:
             "achieved": asdict(self.achieved),
             "solver": asdict(self.solver),
             "layers": {k: str(v) for k, v in self.layers.items()},
+            **({"sites": {k: str(v) for k, v in self.sites.items()}} if self.sites else {}),
         }
-        write_json(path, header, content, lines=("layers",))
+        write_json(path, header, content, lines=("layers", "sites"))
 
     @staticmethod
     def load(path: Path, graph: OpGraph, *, latency: Latency | None = None) -> BitPlan:
@@ -199,7 +203,7 @@ class BitPlan:
         header, content = read_json(path, SCHEMA, graph.id)
         try:
             budget = Budget(**content["budget"]) if content["budget"] else None
-            plan = BitPlan.make(graph, dict(content["layers"]), None, Solver(**content["solver"]))
+            plan = BitPlan.make(graph, {**content["layers"], **content.get("sites", {})}, None, Solver(**content["solver"]))
             stored = Cost(**content["achieved"])
             achieved = cost(graph, plan.layers, latency=latency, groups=budget.groups if budget else ())
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -211,7 +215,7 @@ class BitPlan:
                 raise ArtifactError(f"{path} says a latency of {stored.latency!r}, which is no time; make it again with `qsearch allocate`")
             achieved = replace(achieved, latency=float(stored.latency))
         _keep(budget, achieved)
-        return BitPlan(plan.graph, plan.layers, achieved, budget, plan.solver, header)
+        return BitPlan(plan.graph, plan.layers, achieved, budget, plan.solver, header, plan.sites)
 
 
 def _keep(budget: Budget | None, achieved: Cost) -> None:

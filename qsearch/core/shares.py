@@ -38,12 +38,16 @@ class Shares:
         return found
 
     def error(self, cell: Cell, rows: Sequence[int]) -> tuple[float, float]:
-        """(relative squared error of doing all of `rows` at once, its standard error over probes and samples)."""
-        return ratio(self.of(cell, rows).sum(0) ** 2, self.power[cell])
+        """(relative squared error of doing all of `rows` at once, its standard error over probes and samples).
+
+        Errors belong to the logarithm: an interval runs from value * exp(-z error / value) to value * exp(z error / value).
+        """
+        squares = self.of(cell, rows).sum(0) ** 2
+        return ratio(squares, self.power[cell], _normal_error(squares, self.power[cell]))
 
     def probe_error(self, cell: Cell, rows: Sequence[int]) -> float:
         """The standard error that is due to the probes alone: what another seed would change on the same samples."""
-        return _probe_error(self.of(cell, rows).sum(0) ** 2, self.power[cell])
+        return _normal_error(self.of(cell, rows).sum(0) ** 2, self.power[cell])
 
     def step_shares(self, cell: Cell, row: int) -> Array:
         """How much each sampler step adds to a choice's error at the end [sampler steps]: E[s_t s] over the scale.
@@ -55,31 +59,56 @@ class Shares:
         return np.array([ratio(p, self.power[cell])[0] for p in products])
 
 
-def ratio(squares: Array, power: Array) -> tuple[float, float]:
-    """(sum over parts of the mean over probes of `squares` [probes, parts], over the sum of `power` [parts]; its standard error).
+def ratio(values: Array, power: Array, probes: float | None = None) -> tuple[float, float]:
+    """(sum over parts of the mean over probes of `values` [probes, parts], over the sum of `power` [parts]; its standard error).
 
     With four parts or more the error is that of a ratio of means over the parts (each has probes and samples of its own), or that over probes where
-    it is larger; with fewer, that over probes. Infinite for one probe on fewer than four parts, NaN where nothing was measured.
+    it is larger; with fewer, that over probes: `probes`, or what they scatter. Infinite for one probe on fewer than four parts, NaN where nothing
+    was measured.
     """
-    seen = ~np.isnan(squares).all(0)
+    seen = ~np.isnan(values).all(0)
     if not seen.any():
         return math.nan, math.nan
-    means, scale = np.nanmean(squares[:, seen], 0), power[seen]
+    means, scale = np.nanmean(values[:, seen], 0), power[seen]
     value, parts = float(means.sum() / scale.sum()), int(seen.sum())
-    error = _probe_error(squares, power)
+    error = _scatter(values, power) if probes is None else probes
     if parts >= 4:
-        between = math.sqrt(parts / (parts - 1) * float(((means - value * scale) ** 2).sum())) / float(scale.sum())
+        # a variance from few parts is itself uncertain: Student's t with parts - 1 degrees, whose tails this widens for within 10%
+        widened = parts / (parts - 1) * (parts + 1) / (parts - 1)
+        between = math.sqrt(widened * float(((means - value * scale) ** 2).sum())) / float(scale.sum())
         error = between if math.isinf(error) else max(error, between)
     return value, error
 
 
-def _probe_error(squares: Array, power: Array) -> float:
+def _scatter(values: Array, power: Array) -> float:
+    """The standard error by how the probes scatter within each part."""
+    seen = ~np.isnan(values).all(0)
+    counts = (~np.isnan(values[:, seen])).sum(0)
+    if not seen.any() or (counts < 2).any():
+        return math.inf
+    variance = np.nanvar(values[:, seen], 0, ddof=1) / counts
+    return math.sqrt(float(variance.sum())) / float(power[seen].sum())
+
+
+def _normal_error(squares: Array, power: Array) -> float:
+    """The same for squares of sums of many random signs, which are all but normal numbers.
+
+    The mean of n squares of normal numbers is a chi-square with n degrees of freedom, whose logarithm scatters by the square root of
+    trigamma(n / 2); parts that weigh differently count for fewer (Satterthwaite's n). Taken from the scatter of so few squares instead, errors
+    come out smallest just where the value came out too small, and cover too little.
+    """
+    from scipy.special import polygamma
+
     seen = ~np.isnan(squares).all(0)
     counts = (~np.isnan(squares[:, seen])).sum(0)
     if not seen.any() or (counts < 2).any():
         return math.inf
-    variance = np.nanvar(squares[:, seen], 0, ddof=1) / counts
-    return math.sqrt(float(variance.sum())) / float(power[seen].sum())
+    means = np.nanmean(squares[:, seen], 0)
+    total = float(means.sum())
+    if total == 0:
+        return 0.0
+    degrees = total**2 / float((means**2 / counts).sum())
+    return total / float(power[seen].sum()) * math.sqrt(float(polygamma(1, degrees / 2)))
 
 
 def to_columns(shares: Shares | None, frame: Any) -> dict[str, list[Any]]:
@@ -89,9 +118,10 @@ def to_columns(shares: Shares | None, frame: Any) -> dict[str, list[Any]]:
     place = {choice: i for i, choice in enumerate(shares.choices)}
     columns: dict[str, list[Any]] = {"shares": [], "power": [], "sampler_steps": []}
     for site, scheme, metric, step in zip(frame["site"], frame["scheme"], frame["metric"], frame["step"], strict=True):
-        values = shares.values[metric, int(step)][place[site, scheme]]
+        cell = (metric, int(step))
+        values = shares.values[cell][place[site, scheme]] if cell in shares.values else np.empty((0, 0), np.float32)
         columns["shares"].append(values.ravel())
-        columns["power"].append(shares.power[metric, int(step)])
+        columns["power"].append(shares.power.get(cell, np.empty(0)))
         columns["sampler_steps"].append(values.shape[0])
     return columns
 
@@ -104,7 +134,7 @@ def from_columns(frame: Any) -> Shares | None:
     place = {choice: i for i, choice in enumerate(choices)}
     values: dict[Cell, NDArray[np.float32]] = {}
     power: dict[Cell, Array] = {}
-    for row in frame.to_dict("records"):
+    for row in frame[frame["sampler_steps"] > 0].to_dict("records"):
         cell = (str(row["metric"]), int(row["step"]))
         if cell not in values:
             power[cell] = np.asarray(row["power"], np.float64)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import sites
 from .artifacts import Header, read_parquet, write_parquet
 from .errors import QSearchError, nearest
 from .graph import OpGraph
-from .plan import BitPlan
+from .plan import BitPlan, select
 from .scheme import Scheme
 from .shares import Shares, from_columns, rows_of, to_columns
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = "qsearch.sensitivity/1"
+#: the metric in which each layer is scored by the one that matters for it
+SCORED = "scored"
 #: column -> type. `step`: index of the step bin (0 = noisiest); `error`: standard error of `estimate`; `floor`: below it `estimate` means nothing
 COLUMNS = {
     "site": "str",
@@ -95,8 +99,8 @@ class SensitivityTable:
         To first order in the choices' perturbations, with the interactions between them (needs a table made by probes), or without: the sum of
         the choices' own errors, any table will do. Layers that the plan keeps, or does not name, add nothing.
         """
-        layers = plan.layers if isinstance(plan, BitPlan) else plan
-        chosen = {site: str(scheme) for site, scheme in layers.items() if str(scheme) != "keep"}
+        said = {**plan.layers, **plan.sites} if isinstance(plan, BitPlan) else plan
+        chosen = {site: str(scheme) for site, scheme in said.items() if str(scheme) != "keep"}
         rows = self._rows(metric)
         known = set(zip(rows["site"], rows["scheme"], strict=True))
         for site, scheme in chosen.items():
@@ -109,10 +113,22 @@ class SensitivityTable:
             picked = rows[rows["step"].isin(bins) & (rows["site"].map(chosen) == rows["scheme"])]
             return float(picked["estimate"].sum()) / len(bins), float((picked["error"] ** 2).sum() ** 0.5) / len(bins)
         if self.shares is None or any((metric, b) not in self.shares.values for b in bins):
-            raise QSearchError(f"interactions need shares, which probes leave in the table; this one was made by {rows['estimator'].iloc[0]}, ask without them")
+            raise QSearchError(
+                f"interactions need shares, which probes leave in the table; of {metric} by {rows['estimator'].iloc[0]} there are none, ask without them"
+            )
         numbers = rows_of(self.shares, chosen)
         found = [self.shares.error((metric, b), numbers) for b in bins]
         return sum(v for v, _ in found) / len(bins), sum(e * e for _, e in found) ** 0.5 / len(bins)
+
+    def scored(self, scoring: Mapping[str, str]) -> SensitivityTable:
+        """The table with one more metric, `SCORED`: each site by the metric that `scoring` names for it (see `scorers`).
+
+        It sums what each group of layers does to the metric it matters for; between metrics there are no interactions.
+        """
+        import pandas as pd
+
+        mine = self.frame[self.frame["site"].map(scoring) == self.frame["metric"]].assign(metric=SCORED)
+        return SensitivityTable(self.graph, pd.concat([self.frame, mine], ignore_index=True), self.header, self.shares)
 
     def at_floor(self) -> pd.DataFrame:
         """Rows whose estimate lies within 3 dB of their measurement floor: noise of the measurement, not of the choice."""
@@ -135,11 +151,11 @@ class SensitivityTable:
         return sum(found) / len(found) if found else 1.0
 
     def check(self, graph: OpGraph) -> None:
-        """Refuse a table of another graph, or one that speaks of layers the graph lacks."""
+        """Refuse a table of another graph, or one that speaks of layers or sites the graph lacks."""
         if self.graph != graph.id:
             raise QSearchError(f"the table was made for graph {self.graph}, {graph.model} is graph {graph.id}; profile this model")
         for site in self.frame["site"].unique():
-            graph.layer(str(site))
+            sites.check(graph, str(site))
 
     def save(self, path: Path, *, key: str = "", parents: Mapping[str, str] | None = None, seed: int = 0) -> None:
         """Write `sensitivity.parquet`; shares lie beside the numbers they belong to, as three more columns."""
@@ -151,3 +167,22 @@ class SensitivityTable:
         """Read `sensitivity.parquet`, for the graph with that id where one is given."""
         header, frame = read_parquet(path, SCHEMA, graph)
         return SensitivityTable(header.graph, frame[[c for c in COLUMNS if c in frame.columns]], header, from_columns(frame))
+
+
+def scorers(graph: OpGraph, rule: Mapping[str, str], names: Iterable[str], metrics: Iterable[str]) -> dict[str, str]:
+    """Layer or site -> metric, by a rule on patterns of name, role or block of layers (or names of sites): the first that fits counts.
+
+    Raises `QSearchError` for a pattern that matches nothing, a metric that is not measured, and a layer that no pattern matches.
+    """
+    known = list(metrics)
+    for metric in rule.values():
+        if metric not in known:
+            raise QSearchError(f"layers are scored by metrics that are measured; {metric!r} is not{nearest(metric, known)}")
+    fitting = [(pattern, metric, set() if sites.is_site(pattern) else {x.name for x in select(graph, pattern)}) for pattern, metric in rule.items()]
+    found = {}
+    for name in names:
+        fits = [metric for pattern, metric, layers in fitting if (fnmatchcase(name, pattern) if sites.is_site(name) else name in layers)]
+        if not fits:
+            raise QSearchError(f"a rule for metrics must speak of every layer; no pattern of {', '.join(rule)} matches {name}: add '*' at the end")
+        found[name] = fits[0]
+    return found

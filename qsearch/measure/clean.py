@@ -23,10 +23,11 @@ _RESIDUAL = 1e-3
 
 @dataclass(frozen=True)
 class Clean:
-    """Clean latents [N, ...] and, by a VAE where there is one, their pictures [N, 3, H, W] in [-1, 1]."""
+    """Clean latents [N, ...] and, by a VAE where there is one, their pictures [N, 3, H, W] in [-1, 1]; `channels` of the latents, 0 where not known."""
 
     latents: Tensor
     decoder: Callable[[Tensor], Tensor] | None = None
+    channels: int = 0
 
     @cached_property
     def pictures(self) -> Tensor:

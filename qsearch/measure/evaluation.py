@@ -19,7 +19,7 @@ from ..core import plugins
 from ..core.graph import OpGraph
 from ..core.plan import BitPlan
 from .noise import relative_noise
-from .pipelines import Call, Prompts, Sampling, decode, denoiser_of, run, sample
+from .pipelines import Call, Prompts, Sampling, decode, denoiser_of, latent_channels, run, sample
 from .simulation import QuantizedWeights, simulate
 
 FOLDS = 8
@@ -27,18 +27,21 @@ FOLDS = 8
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one plan makes: final latents and pictures [N, 3, H, W] in [-1, 1] for the prompts, the denoiser's outputs on the recorded calls."""
+    """What one plan makes: final latents (of `channels`) and pictures [N, 3, H, W] in [-1, 1] for the prompts, the denoiser's outputs on the recorded calls."""
 
     prompts: Prompts
     latents: Tensor
     pictures: Tensor
     outputs: tuple[Tensor, ...]
+    channels: int = 0
 
     def without(self, part: Tensor) -> Outcome:
         """The same outcome without the samples in `part` (a bool mask [N])."""
         kept = torch.nonzero(~part).flatten()
         captions = tuple(self.prompts.captions[i] for i in kept.tolist()) if self.prompts.captions else ()
-        return Outcome(Prompts(tuple(self.prompts.texts[i] for i in kept.tolist()), captions), self.latents[kept], self.pictures[kept], self.outputs)
+        return Outcome(
+            Prompts(tuple(self.prompts.texts[i] for i in kept.tolist()), captions), self.latents[kept], self.pictures[kept], self.outputs, self.channels
+        )
 
 
 def make(
@@ -57,7 +60,7 @@ def make(
     with simulate(model, plan, graph, weights):
         outputs = tuple(run(model, call) for call in calls)
         latents = sample(pipe, prompts, sampling, progress)
-    return Outcome(prompts, latents, decode(pipe, latents), outputs)
+    return Outcome(prompts, latents, decode(pipe, latents), outputs, latent_channels(pipe))
 
 
 def evaluate(outcome: Outcome, reference: Outcome, metrics: Sequence[str]) -> dict[str, tuple[float, float]]:

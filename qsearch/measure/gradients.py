@@ -1,86 +1,175 @@
-"""Contraction: each weight's gradient meets what every choice does to the weight the moment it appears, and is freed.
+"""Contraction: each gradient meets what every choice does to its weight, input or site the moment it appears, and is freed.
 
-So a backward never holds more than one weight's gradient beside the activations, and what is left of it is one number a choice.
-The moves (quantized weight - weight) are made once and kept: making them anew would cost more than the backward.
+So a backward never holds more than one gradient beside the activations, and what is left of it is one number a choice.
+The moves of weights (quantized weight - weight) are made once and kept where they take little memory: making them anew costs about what a forward does.
+Inputs, and the tensors of attention, are rounded when their gradient comes, from what the backward keeps of them anyway.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.errors import QSearchError
+from ..core.scheme import Scheme
+from .attention import passing, rounding
+from .memory import kept_bytes, wanting, weight_bytes
 from .observation import AbstractObservation
 from .question import Question
 from .simulation import weight_of
 
+#: moves of weights that take no more bytes than this are kept; others are made again at every backward
+KEPT = 4 * 2**30
+#: what transforms do besides moving a weight and an input, and a gradient of those can't see
+_UNSEEN = {"shift": "a bias for what the shift takes away", "bos": "a first token that meets the full weight"}
+
+
+class _Priced(torch.autograd.Function):
+    """The tensor as it is; in the backward, `meet(tensor, gradient)`. The tensor is saved as autograd saves its own, so checkpointing frees it too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, meet: Callable[[Tensor, Tensor], None]) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.meet = meet
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        ctx.meet(x, gradients[0])
+        return gradients[0] if ctx.needs_input_grad[0] else None, None, None
+
 
 class Contraction:
-    """`choices`: (layer, scheme) for every quantizable layer and scheme, in that order. With `squared`, squares of gradient and move are contracted.
+    """`choices`: (site, scheme) for every layer and site with its schemes, in that order. With `squared`, squares of gradient and move are contracted.
 
-    Raises `QSearchError` for schemes that round inputs: only weights are moved here.
+    A scheme that rounds weight and input has the sum of both shares (of squares likewise). Raises `QSearchError` for schemes that do more.
     """
 
     def __init__(self, question: Question, *, squared: bool = False) -> None:
-        self.model, self.schemes, self.squared = question.model, question.schemes, squared
-        for scheme in self.schemes:
-            if scheme.activation:
-                raise QSearchError(f"probes move weights only; {scheme} rounds the layer's input as well: take {scheme.weight_only}, or the estimator sweep")
+        self.question, self.model, self.squared = question, question.model, squared
+        for scheme in question.schemes:
             if scheme.ranges > 1:
                 raise QSearchError(f"probes move one weight for all steps; {scheme} has one for each range of them: take the estimator sweep")
-        self.layers = [layer.name for layer in question.graph.quantizable]
-        self.choices = tuple((layer, str(scheme)) for layer in self.layers for scheme in self.schemes)
+            for word, what in _UNSEEN.items():
+                if word in scheme.transforms and scheme.format != "keep":
+                    raise QSearchError(f"probes move weights and inputs; {scheme} also has {what}: take it without ~{word}, or the estimator sweep")
+        self.choices = tuple((site, str(scheme)) for site, schemes in question.choices.items() for scheme in schemes)
+        place = {choice: i for i, choice in enumerate(self.choices)}
+        self._stored: dict[str, dict[Scheme, list[int]]] = {}  # layer -> what is stored -> the choices that store it
+        self._read: dict[str, dict[Scheme, list[int]]] = {}  # layer or site -> how it is read -> the choices that read it so
+        for site, schemes in question.choices.items():
+            for scheme in schemes:
+                if scheme.format != "keep":
+                    self._stored.setdefault(site, {}).setdefault(scheme if scheme.transforms else scheme.weight_only, []).append(place[site, str(scheme)])
+                if scheme.activation:
+                    read = scheme if scheme.transforms else Scheme("keep", activation=scheme.activation, grain=scheme.grain)
+                    self._read.setdefault(site, {}).setdefault(read, []).append(place[site, str(scheme)])
         self._moves: dict[str, Tensor] = {}
-        self._weights = question.weights
+        self._weights = question.weights()
+        self._anchor = torch.zeros((), requires_grad=True)
         self._sums: Tensor | None = None
         self._now: AbstractObservation | None = None
 
-    def moves(self, layer: str) -> Tensor:
-        """What each scheme adds to the layer's weight [schemes, weights], or its square, in the weight's own type."""
-        if layer not in self._moves:
-            weight = weight_of(self.model, layer).data
-            made = self._weights()
-            moves = torch.stack([(made.get(layer, s) - weight).flatten() for s in self.schemes])
-            self._moves[layer] = moves.square() if self.squared else moves
-        return self._moves[layer]
+    @property
+    def memory(self) -> str:
+        """In words, what a backward takes: one pass is made to see."""
+        weights, kept = weight_bytes(self.model), kept_bytes(self.model, self.question.observations[0].example())
+        made = "" if self.keeps else ", made anew each time"
+        return f"{weights / 2**30:.2f} GiB of weights, {kept / 2**30:.2f} GiB of activations and {self.bytes / 2**30:.2f} GiB of quantized weights{made}"
 
     @property
     def bytes(self) -> int:
-        """Memory that the moves take."""
-        return sum(weight_of(self.model, n).numel() * weight_of(self.model, n).element_size() for n in self.layers) * len(self.schemes)
+        """Memory that the moves of weights take: all of them, or one where they are made again each time."""
+        sizes = {layer: weight_of(self.model, layer).numel() * weight_of(self.model, layer).element_size() for layer in self._stored}
+        return sum(size * len(self._stored[layer]) for layer, size in sizes.items()) if self.keeps else max(sizes.values(), default=0)
+
+    @cached_property
+    def keeps(self) -> bool:
+        """Whether moves of weights are kept."""
+        return sum(len(made) * weight_of(self.model, n).numel() * weight_of(self.model, n).element_size() for n, made in self._stored.items()) <= KEPT
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Inside, only the layers' weights want gradients, and a backward contracts them; the model is left as it was."""
-        flags = {p: p.requires_grad for p in self.model.parameters()}
+        """Inside, a backward contracts the gradients of weights, inputs and sites; the model is left as it was."""
         with ExitStack() as stack:
-            for parameter in flags:
-                parameter.requires_grad_(False)
-            stack.callback(lambda: [p.requires_grad_(flag) for p, flag in flags.items()])
-            for i, name in enumerate(self.layers):
+            stack.enter_context(wanting(self.model, {weight_of(self.model, name) for name in self._stored}))
+            for name in self._stored:
                 weight = weight_of(self.model, name)
-                self.moves(name)
-                if weight.is_floating_point():
-                    weight.requires_grad_(True)
-                    handle = weight.register_post_accumulate_grad_hook(partial(self._contract, i, name))
-                    stack.callback(handle.remove)
+                if self.keeps:
+                    self._moves[name] = torch.stack(list(self._made(name)))
+                if weight.requires_grad:
+                    stack.callback(weight.register_post_accumulate_grad_hook(partial(self._meet_weight, name)).remove)
+            sites = {}
+            for name, read in self._read.items():
+                if name in self.question.sites:
+                    sites[name] = self._priced(partial(self._meet_input, [(rounding(scheme), at) for scheme, at in read.items()]))
+                else:
+                    stack.callback(self._watched(name, read).remove)
+            stack.enter_context(passing(self.model, sites))
             yield
 
-    def _contract(self, place: int, name: str, weight: Tensor) -> None:
-        assert weight.grad is not None
+    def _made(self, layer: str) -> Iterator[Tensor]:
+        """What each way to store the layer's weight adds to it [weights], or its square, in the weight's own type."""
+        weight, made = weight_of(self.model, layer).data, self.question.weights()
+        for scheme in self._stored[layer]:
+            move = (made.get(layer, scheme) - weight).flatten()
+            yield move.square() if self.squared else move
+
+    def _watched(self, layer: str, read: dict[Scheme, list[int]]) -> Any:
+        module = self.model.get_submodule(layer)
+        ways = []
+        for scheme, at in read.items():
+            treatment = self._weights.treatment(layer, scheme)
+            assert treatment is not None, f"{scheme} does nothing to the input of {layer}"
+            ways.append((_sparing_first(treatment.before) if treatment.first is not None else treatment.before, at))
+        through = self._priced(partial(self._meet_input, ways))
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            if args:
+                return (through(args[0]), *args[1:]), kwargs
+            name = next(iter(kwargs))
+            return (), {**kwargs, name: through(kwargs[name])}
+
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+
+    def _priced(self, meet: Callable[[Tensor, Tensor], None]) -> Callable[[Tensor], Tensor]:
+        def through(x: Tensor) -> Tensor:
+            made: Tensor = _Priced.apply(x, self._anchor, meet) if torch.is_grad_enabled() else x  # type: ignore[no-untyped-call]  # autograd's
+            return made
+
+        return through
+
+    def _add(self, ways: Sequence[list[int]], shares: Sequence[Tensor]) -> None:
+        """Give each choice the share of the way that it goes: `ways` lists the choices of each of `shares`."""
         assert self._sums is not None
         assert self._now is not None
-        gradient, moves = weight.grad.flatten(), self.moves(name)
-        found = moves @ (gradient.square() if self.squared else gradient)
-        n = len(self.schemes)
-        self._sums[self._now.now, place * n : (place + 1) * n] += found
+        at = [i for way in ways for i in way]
+        self._sums[self._now.now, at] += torch.stack([share for way, share in zip(ways, shares, strict=True) for _ in way]).float()
+
+    def _meet_weight(self, name: str, weight: Tensor) -> None:
+        assert weight.grad is not None
+        gradient, stored = weight.grad.flatten(), self._stored[name]
         weight.grad = None
+        gradient = gradient.square() if self.squared else gradient
+        with torch.autocast(gradient.device.type, enabled=False):
+            found = list(self._moves[name] @ gradient) if self.keeps else [move @ gradient for move in self._made(name)]
+        self._add(list(stored.values()), found)
+
+    def _meet_input(self, ways: Sequence[tuple[Callable[[Tensor], Tensor], list[int]]], x: Tensor, gradient: Tensor) -> None:
+        found = []
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            for changed, _ in ways:
+                product = gradient.float() * (changed(x) - x).float()
+                found.append((product.square() if self.squared else product).sum())
+        self._add([at for _, at in ways], found)
 
     def of(self, target: Tensor, observation: AbstractObservation, *, retain: bool) -> NDArray[np.float32]:
         """Contract the gradients of the scalar `target`: [sampler steps, choices].
@@ -89,7 +178,7 @@ class Contraction:
         """
         self._sums = torch.zeros(observation.sampler_steps, len(self.choices), device=target.device)
         self._now = observation
-        target.backward(retain_graph=retain)
+        torch.autograd.backward(target, retain_graph=retain)  # Tensor.backward would be seen by function modes, which are off inside what they see
         sums, self._sums, self._now = self._sums, None, None
         found: NDArray[np.float32] = sums.cpu().numpy()
         if not np.isfinite(found).all():
@@ -98,6 +187,11 @@ class Contraction:
                 f"the gradient of {layer} is not finite in step bin {observation.bin} (met at {scheme}); profile with another metric, or in fp32"
             )
         return found
+
+
+def _sparing_first(before: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`before` for all tokens but the first, whose output is full precision's."""
+    return lambda x: torch.cat([x[:, :1], before(x)[:, 1:]], 1)
 
 
 def signs(shape: torch.Size, seed: int, device: torch.device) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
@@ -58,16 +58,22 @@ class AbstractObservation(Protocol):
         """Metric -> [N] in fp64: the metric's value is the sum of squared distances to the reference over the sum of scales."""
         return {name: scale for name, (_, scale) in self._measured.items()}
 
-    def floor(self) -> float:
-        """What the first metric reads when nothing was changed but the order in which floats are added up."""
+    def example(self) -> Call:
+        """One call of the denoiser as this observation makes it."""
+        ...
+
+    def floor(self) -> dict[str, float]:
+        """What each metric reads when nothing was changed but the order in which floats are added up."""
         ...
 
 
 class StepObservation(AbstractObservation):
     """A recorded call of the denoiser. Make it while the model is in full precision: the reference is taken then."""
 
-    def __init__(self, model: nn.Module, call: Call, bin: int, metrics: Sequence[str], decoder: Callable[[Tensor], Tensor] | None = None) -> None:
-        self.model, self.call, self.bin, self.metrics, self.decoder = model, call, bin, tuple(metrics), decoder
+    def __init__(
+        self, model: nn.Module, call: Call, bin: int, metrics: Sequence[str], decoder: Callable[[Tensor], Tensor] | None = None, channels: int = 0
+    ) -> None:
+        self.model, self.call, self.bin, self.metrics, self.decoder, self.channels = model, call, bin, tuple(metrics), decoder, channels
         self.now = 0
         if call.sampled is None and set(metrics) - {NOISE}:
             raise QSearchError(
@@ -80,17 +86,23 @@ class StepObservation(AbstractObservation):
         """One."""
         return 1
 
+    def example(self) -> Call:
+        """The recorded call."""
+        return self.call
+
     @cached_property
     def _output(self) -> Tensor:
         output = run(self.model, self.call)
         if not torch.isfinite(output).all():
-            raise QSearchError(f"the denoiser's output is not finite in step bin {self.bin}; the first layer to make such numbers is {first_bad(self)}")
+            raise QSearchError(
+                f"the denoiser's output is not finite in step bin {self.bin}; the first layer to make such numbers is {first_bad(self.model, partial(run, self.model, self.call))}"
+            )
         if not output.any():
             raise QSearchError("noise is measured relative to the output; the reference output is all zeros, is the model trained?")
         return output
 
     def _clean(self, output: Tensor) -> Clean | None:
-        return None if self.call.sampled is None else Clean(self.call.sampled.clean(output), self.decoder)
+        return None if self.call.sampled is None else Clean(self.call.sampled.clean(output), self.decoder, self.channels)
 
     @cached_property
     def _own(self) -> Clean | None:
@@ -108,19 +120,19 @@ class StepObservation(AbstractObservation):
         made = measured(self.metrics, output, self._clean(output), self._output, self._own)
         return {name: features for name, (features, _) in made.items()}
 
-    def floor(self) -> float:
-        """Relative noise of the output when the samples of the batch run one at a time; 0 where the call can't be cut."""
-        n = len(self._output)
+    def floor(self) -> dict[str, float]:
+        """Each metric when the samples of the batch run one at a time; 0 where the call can't be cut."""
+        n, unknown = len(self._output), dict.fromkeys(self.metrics, 0.0)
         if n < 2:
-            return 0.0
+            return unknown
         try:
             parts = torch.cat([run(self.model, cut(self.call, slice(i, i + 1), n)) for i in range(n)])
         except (RuntimeError, ValueError, IndexError, AssertionError):  # a tensor was cut whose first axis is not the samples'
-            return 0.0
-        if parts.shape != self._output.shape:
-            return 0.0
-        found = distance(parts, self._output, self._output.double().flatten(1).square().sum(1))[0]
-        return found if found < _SAME else 0.0
+            return unknown
+        if parts.shape != self._output.shape or not distance(parts, self._output, self._output.double().flatten(1).square().sum(1))[0] < _SAME:
+            return unknown
+        with torch.no_grad():
+            return compared(measured(self.metrics, parts, self._clean(parts), self._output, self._own), self)
 
 
 def measured(
@@ -139,15 +151,22 @@ def measured(
     return made
 
 
+def compared(made: dict[str, tuple[Tensor, Tensor]], observation: AbstractObservation) -> dict[str, float]:
+    """Metric -> its value for what was `measured` of the same samples as the observation's reference."""
+    return {name: distance(features, observation.reference[name], observation.scale[name])[0] for name, (features, _) in made.items()}
+
+
 def distance(features: Tensor, reference: Tensor, scale: Tensor) -> tuple[float, float]:
     """(sum of squared distances over the sum of scales, its standard error over the samples)."""
     return ratio((features - reference).double().flatten(1).square().sum(1), scale)
 
 
-def observations(model: nn.Module, calls: Sequence[Call], metrics: Sequence[str], decoder: Callable[[Tensor], Tensor] | None = None) -> list[StepObservation]:
+def observations(
+    model: nn.Module, calls: Sequence[Call], metrics: Sequence[str], decoder: Callable[[Tensor], Tensor] | None = None, channels: int = 0
+) -> list[StepObservation]:
     """One for each call; calls of the same sampler step are parts of the same bin."""
     bins = {step: i for i, step in enumerate(sorted({call.step for call in calls}))}
-    return [StepObservation(model, call, bins[call.step], metrics, decoder) for call in calls]
+    return [StepObservation(model, call, bins[call.step], metrics, decoder, channels) for call in calls]
 
 
 def cut(call: Call, part: slice, size: int) -> Call:
@@ -163,8 +182,8 @@ def cut(call: Call, part: slice, size: int) -> Call:
     return replace(call, args=of(call.args), kwargs=of(call.kwargs))
 
 
-def first_bad(observation: StepObservation) -> str:
-    """Name of the first module (in order of execution, innermost first) whose output is not finite though its inputs are."""
+def first_bad(model: nn.Module, again: Callable[[], object]) -> str:
+    """Name of the first module (in order of execution, innermost first) whose output is not finite though its inputs are, when `again` runs the model."""
     found: list[str] = []
 
     def finite(x: Any) -> bool:
@@ -180,9 +199,10 @@ def first_bad(observation: StepObservation) -> str:
 
         return after
 
-    handles = [m.register_forward_hook(listen(name or "the denoiser itself"), with_kwargs=True) for name, m in observation.model.named_modules()]
+    handles = [m.register_forward_hook(listen(name or "the denoiser itself"), with_kwargs=True) for name, m in model.named_modules()]
     try:
-        run(observation.model, observation.call)
+        with torch.no_grad():
+            again()
     finally:
         for handle in handles:
             handle.remove()

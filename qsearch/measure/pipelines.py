@@ -165,6 +165,12 @@ def decode_batch(pipe: Any, latents: Tensor) -> Tensor:
     return pictures
 
 
+def latent_channels(pipe: Any) -> int:
+    """Channels of the latents by the VAE's own configuration; 0 without a VAE that says."""
+    config = getattr(getattr(pipe, "vae", None), "config", {})
+    return int(config.get("latent_channels") or config.get("z_dim") or 0)
+
+
 @contextmanager
 def frozen(pipe: Any) -> Iterator[None]:
     """Inside, no weight of the pipeline but the denoiser's wants a gradient; nothing without a pipeline."""

@@ -6,7 +6,7 @@ What an estimator has found is kept in a partial file beside the table while the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial as bound
 from pathlib import Path
@@ -16,16 +16,18 @@ import torch
 from torch import nn
 
 from ..core import plugins
-from ..core.errors import ArtifactError, QSearchError
+from ..core.errors import ArtifactError, QSearchError, nearest
 from ..core.graph import OpGraph
 from ..core.scheme import Scheme
-from ..core.table import SensitivityTable
+from ..core.sites import allowed, sites_of
+from ..core.table import SensitivityTable, scorers
 from .observation import NOISE, observations
-from .pipelines import Call, Prompts, Sampling, decode_batch, denoiser_of, frozen, record
+from .pipelines import Call, Prompts, Sampling, decode_batch, denoiser_of, frozen, latent_channels, record
 from .question import AbstractEstimator, Answer, Question
 from .simulation import calibrated_weights
-from .trajectory import Trajectory, trajectories
+from .trajectory import Trajectory, patched, trajectories
 
+_TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _SAVE_SECONDS = 10.0
 _SAVE_SHARE = 0.05  # of the time goes into saving unfinished work, where a table is so large that it takes long
 
@@ -36,7 +38,7 @@ def profile(
     schemes: Sequence[Scheme | str],
     calls: Sequence[Call] | Sequence[Trajectory],
     *,
-    estimator: str = "sweep",
+    estimator: str = "probe",
     metrics: Sequence[str] = (NOISE,),
     probes: int = 24,
     pipe: Any = None,
@@ -48,6 +50,9 @@ def profile(
     budget_seconds: float | None = None,
     checkpointing: bool = False,
     calibration: Sequence[Call] = (),
+    sites: Sequence[str] = (),
+    score: Mapping[str, str] | None = None,
+    autocast: str = "",
 ) -> SensitivityTable:
     """Sensitivity of each quantizable layer to each scheme, by each metric, at each recorded call or along whole trajectories.
 
@@ -55,7 +60,10 @@ def profile(
     recorded; those that look at pictures need `pipe`, whose VAE decodes them. `probes`: random vectors, for the estimators that use them.
     `partial`: file for unfinished work; what it holds with the same `key` is not measured again. `progress(done, total)` is called as it goes,
     `say` with a line on passes and memory before. `calibration`: recorded calls by which methods, static ranges and transforms choose; left out,
-    they choose by `calls`, and what they gain is seen with a kind eye. `checkpointing`: backwards compute each block again instead of keeping its activations. After `budget_seconds` the work stops with what there is, where every choice has a value by then.
+    they choose by `calls`, and what they gain is seen with a kind eye. `sites`: patterns of attention's sites (`core/sites.py`), which get those of
+    the schemes that round inputs alone. `score`: pattern of layers -> the metric that scores them, in one more column, `scored`. `autocast`: type
+    that the denoiser computes in where torch thinks it safe (bfloat16, float16). `checkpointing`: backwards compute each block again instead of
+    keeping its activations. After `budget_seconds` the work stops with what there is, where every choice has a value by then.
     """
     choices = tuple(Scheme.parse(s) for s in schemes)
     plugin: AbstractEstimator = plugins.load("estimators", estimator)
@@ -65,23 +73,29 @@ def profile(
         raise QSearchError(f"an error bar needs two probes; given {probes}")
     decoder = None if pipe is None else bound(decode_batch, pipe)
     watched = [c for c in calls if isinstance(c, Trajectory)]
-    seen = [t.observed(model, metrics) for t in watched] or observations(model, [c for c in calls if isinstance(c, Call)], metrics, decoder)
+    seen = [t.observed(model, metrics) for t in watched] or observations(
+        model, [c for c in calls if isinstance(c, Call)], metrics, decoder, 0 if pipe is None else latent_channels(pipe)
+    )
     chosen_by = calibration or [c for c in calls if isinstance(c, Call)]
     calibrated = calibrated_weights(model, graph, {layer.name: choices for layer in graph.quantizable}, chosen_by)
-    question = Question(model, graph, choices, tuple(seen), tuple(metrics), probes, seed, calibrated)
-    if say is not None:
-        say(f"profile: {estimator} takes {plugin.plan(question)}")
-    with frozen(watched[0].pipe if watched else pipe), _checkpointing(model, checkpointing):
+    found_sites = sites_of(graph, sites) if sites else ()
+    question = Question(model, graph, choices, tuple(seen), tuple(metrics), probes, seed, calibrated, found_sites)
+    if sites and not any(allowed(s) for s in choices):
+        raise QSearchError(f"sites of attention are rounded and store nothing: give a scheme such as keep+a8 beside {', '.join(map(str, choices))}")
+    scoring = scorers(graph, score, [*question.choices], metrics) if score else {}
+    with frozen(watched[0].pipe if watched else pipe), _checkpointing(model, checkpointing), _autocast(model, autocast):
+        if say is not None:
+            say(f"profile: {estimator} takes {plugin.plan(question)}")
         answer = _work(plugin, question, _resume(partial, graph, key), partial, key, progress, budget_seconds)
     table = answer.table()
-    wanted, found = len(graph.quantizable) * len(choices), len(table.frame[["site", "scheme"]].drop_duplicates())
+    wanted, found = question.count, len(table.frame[["site", "scheme"]].drop_duplicates())
     if found < wanted:
         raise QSearchError(
             f"after {budget_seconds:g} s {found} of {wanted} choices are measured; give more time (what is done is kept), fewer schemes, or the estimator probe"
         )
     if answer.done < answer.total and say is not None:
         say(f"profile: stopped after {budget_seconds:g} s with {answer.done} of {answer.total} parts of the work; error bars are wider for it")
-    return table
+    return table.scored(scoring) if scoring else table
 
 
 def profile_pipeline(
@@ -127,6 +141,23 @@ def _checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
         yield
     finally:
         switch.disable_gradient_checkpointing()
+
+
+@contextmanager
+def _autocast(model: nn.Module, kind: str) -> Iterator[None]:
+    if not kind:
+        yield
+        return
+    if kind not in _TYPES:
+        raise QSearchError(f"autocast computes in {' or '.join(_TYPES)}; given {kind!r}{nearest(kind, _TYPES)}")
+    device = next(model.parameters()).device.type
+
+    def cast(forward: Any, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device, _TYPES[kind]):
+            return forward(*args, **kwargs)
+
+    with patched(model, cast):
+        yield
 
 
 def _work(

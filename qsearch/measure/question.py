@@ -11,6 +11,7 @@ from torch import nn
 
 from ..core.graph import OpGraph
 from ..core.scheme import Scheme
+from ..core.sites import allowed
 from ..core.table import SensitivityTable
 from .observation import AbstractObservation
 from .simulation import QuantizedWeights
@@ -18,7 +19,7 @@ from .simulation import QuantizedWeights
 
 @dataclass(frozen=True)
 class Question:
-    """The error of each scheme at each quantizable layer, by each metric, over the observations.
+    """The error of each scheme at each quantizable layer (and, of those that may be there, at each of `sites`), by each metric, over the observations.
 
     `calibrated`: holds the calibration that some of the schemes need.
     """
@@ -31,6 +32,18 @@ class Question:
     probes: int = 24
     seed: int = 0
     calibrated: QuantizedWeights | None = None
+    sites: tuple[str, ...] = ()
+
+    @cached_property
+    def choices(self) -> dict[str, tuple[Scheme, ...]]:
+        """Layer or site -> its schemes."""
+        at_sites = tuple(s for s in self.schemes if allowed(s))
+        return {layer.name: self.schemes for layer in self.graph.quantizable} | dict.fromkeys(self.sites, at_sites)
+
+    @property
+    def count(self) -> int:
+        """How many choices there are."""
+        return sum(len(schemes) for schemes in self.choices.values())
 
     def weights(self) -> QuantizedWeights:
         """A new cache of quantized weights; one a layer keeps memory low, since layers are visited one after the other."""
@@ -45,9 +58,13 @@ class Question:
         return dict(sorted(found.items()))
 
     @cached_property
-    def floors(self) -> dict[int, float]:
-        """Step bin -> what its parts read, on average, when nothing was changed; for the first metric (rounding of the others is of that order)."""
-        return {b: sum(o.floor() for o in parts) / len(parts) for b, parts in self.bins.items()}
+    def floors(self) -> dict[tuple[str, int], float]:
+        """Metric and step bin -> what the bin's parts read, on average, when nothing was changed."""
+        found = {}
+        for b, parts in self.bins.items():
+            read = [part.floor() for part in parts]
+            found |= {(metric, b): sum(r[metric] for r in read) / len(read) for metric in self.metrics}
+        return found
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.plan import BitPlan
 from ..core.scheme import Scheme
+from ..core.sites import parted
+from .attention import passing, rounding
 from .calibration import LayerInputs, calibrate, has_rows
 from .pipelines import Call
 from .quantization import Quantized, joined, method_of, quantize_parts
@@ -227,7 +229,7 @@ def _following(model: nn.Module, places: Sequence[_Place], ranges: StepRanges) -
 
 @contextmanager
 def simulate(model: nn.Module, plan: BitPlan | Mapping[str, Scheme], graph: OpGraph, weights: QuantizedWeights | None = None) -> Iterator[nn.Module]:
-    """`model` with every weight as the plan stores it and every input rounded as it says, inside the block.
+    """`model` with every weight as the plan stores it and every input and site of attention rounded as it says, inside the block.
 
     `plan` may be sparse (layers it does not name are kept); `weights` shares quantized weights between calls, and holds the calibration that
     some schemes need. Everything is made before anything is exchanged, so that what a layer gets does not depend on the others.
@@ -235,11 +237,10 @@ def simulate(model: nn.Module, plan: BitPlan | Mapping[str, Scheme], graph: OpGr
     if isinstance(plan, BitPlan) and plan.graph != graph.id:
         raise QSearchError(f"the plan was made for graph {plan.graph}, {graph.model} is graph {graph.id}; make a plan for this model")
     weights = weights or QuantizedWeights(model, graph)
-    layers = plan.layers if isinstance(plan, BitPlan) else plan
+    layers, sites = parted(graph, {**plan.layers, **plan.sites} if isinstance(plan, BitPlan) else plan)  # a name that means nothing is a mistake
     with ExitStack() as stack, torch.no_grad():
         places: dict[int, list[_Place]] = {}
         for layer, scheme in layers.items():
-            graph.layer(layer)  # a name that means nothing is a mistake, also where it would be kept
             if scheme.format != "keep" or scheme.activation:
                 parts = range(scheme.ranges)
                 values, treatments = [weights.get(layer, scheme, i) for i in parts], [weights.treatment(layer, scheme, i) for i in parts]
@@ -252,4 +253,5 @@ def simulate(model: nn.Module, plan: BitPlan | Mapping[str, Scheme], graph: OpGr
                 stack.enter_context(exchanged(place.weight, place.values[0]))
             if count > 1:
                 stack.enter_context(_following(model, held, weights.ranges[count]))
+        stack.enter_context(passing(model, {site: rounding(scheme) for site, scheme in sites.items() if scheme.activation}))
         yield model

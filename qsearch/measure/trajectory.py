@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -21,8 +21,8 @@ from torch.utils import _pytree, checkpoint
 
 from ..core.errors import QSearchError
 from .clean import Clean
-from .observation import AbstractObservation, distance, measured
-from .pipelines import Prompts, Sampling, arguments, decode_batch, denoiser_of
+from .observation import AbstractObservation, compared, first_bad, measured
+from .pipelines import Call, Prompts, Sampling, arguments, decode_batch, denoiser_of, latent_channels
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,24 @@ class TrajectoryObservation(AbstractObservation):
     @cached_property
     def _latents(self) -> Tensor:
         self._count = 0
-        with torch.no_grad(), _patched(self.model, self._counted):
+        with torch.no_grad(), patched(self.model, self._counted):
             latents = _sampled(self.trajectory)
         if not torch.isfinite(latents).all():
-            raise QSearchError(f"{type(self.trajectory.pipe).__name__} made latents that are not finite; is the model whole?")
+            first = first_bad(self.model, partial(_sampled, self.trajectory))
+            raise QSearchError(f"{type(self.trajectory.pipe).__name__} made latents that are not finite; the first layer to make such numbers is {first}")
         return latents
+
+    def example(self) -> Call:
+        """The first call of the denoiser."""
+        found: list[Call] = []
+
+        def listen(_: Any, *args: Any, **kwargs: Any) -> Any:
+            found.append(Call(args, kwargs, 0))
+            raise _HeardEnoughError
+
+        with torch.no_grad(), patched(self.model, listen), suppress(_HeardEnoughError):
+            _sampled(self.trajectory)
+        return found[0]
 
     def _counted(self, forward: Any, *args: Any, **kwargs: Any) -> Any:
         self._count += 1
@@ -74,7 +87,8 @@ class TrajectoryObservation(AbstractObservation):
         return self._count
 
     def _clean(self, latents: Tensor) -> Clean:
-        return Clean(latents, partial(decode_batch, self.trajectory.pipe))
+        pipe = self.trajectory.pipe
+        return Clean(latents, partial(decode_batch, pipe), latent_channels(pipe))
 
     @cached_property
     def _own(self) -> Clean:
@@ -103,7 +117,7 @@ class TrajectoryObservation(AbstractObservation):
             step += 1
             return _checkpointed(partial(self._at, step - 1, forward), args, kwargs)
 
-        with _patched(self.model, recomputed):
+        with patched(self.model, recomputed):
             latents = _sampled(self.trajectory)
         if not latents.requires_grad:
             name = type(getattr(self.trajectory.pipe, "scheduler", None)).__name__
@@ -114,12 +128,16 @@ class TrajectoryObservation(AbstractObservation):
         self.now = step
         return forward(*args, **kwargs)
 
-    def floor(self) -> float:
-        """Relative noise of the final latents when the samples run in a batch of another size."""
+    def floor(self) -> dict[str, float]:
+        """Each metric when the samples run in a batch of another size."""
         more = replace(self.trajectory, prompts=Prompts(self.trajectory.prompts.texts * 2))
         with torch.no_grad():
             latents = _sampled(more)[: len(self._latents)]
-        return distance(latents, self._latents, self._latents.double().flatten(1).square().sum(1))[0]
+            return compared(measured(self.metrics, None, self._clean(latents), None, self._own), self)
+
+
+class _HeardEnoughError(Exception):
+    """Ends a sampler whose first call is all that is wanted."""
 
 
 def _sampled(trajectory: Trajectory) -> Tensor:
@@ -133,9 +151,9 @@ def _sampled(trajectory: Trajectory) -> Tensor:
 
 
 @contextmanager
-def _patched(model: nn.Module, around: Any) -> Iterator[None]:
+def patched(model: nn.Module, around: Any) -> Iterator[None]:
     """`model` calls `around(forward, ...)` in place of its forward."""
-    own = model.forward
+    own, before = model.forward, model.__dict__.get("forward")
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         return around(own, *args, **kwargs)
@@ -145,7 +163,10 @@ def _patched(model: nn.Module, around: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        del model.forward
+        if before is None:
+            del model.forward
+        else:
+            model.forward = before
 
 
 def _checkpointed(forward: Any, args: Any, kwargs: Any) -> Any:

@@ -212,5 +212,5 @@ def test_a_prediction_that_the_table_can_t_make_is_refused(graph: OpGraph, plan:
 
 def test_a_table_without_shares_predicts_without_interactions_only(table: SensitivityTable) -> None:
     assert table.predict({"out": "int4-c"}, steps=[0, 1], interactions=False)[0] == pytest.approx(0.375)
-    with pytest.raises(QSearchError, match="interactions need shares, which probes leave in the table; this one was made by sweep"):
+    with pytest.raises(QSearchError, match="interactions need shares, which probes leave in the table; of noise by sweep there are none"):
         table.predict({"out": "int4-c"})

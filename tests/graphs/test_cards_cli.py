@@ -91,7 +91,7 @@ def test_list_names_cards_and_devices() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("extract", "sdlx", "-o", "OUT"), r"a name of the zoo, a card or a local diffusers folder; given 'sdlx'; did you mean 'sdxl'\?"),
+        (("extract", "sdlx", "-o", "OUT"), r"a name of the zoo, a card, a local diffusers folder or a hub id; given 'sdlx'; did you mean 'sdxl'\?"),
         (("extract", "sdxl", "-o", "OUT", "--resolution", "1001"), r"multiple of 32 pixels; given 1001"),
         (("extract", "scenes-dit", "-o", "OUT", "--batch", "2"), r"batch are for cards|has no weights"),
         (("show", "GRAPH", "--format", "doot"), r"did you mean 'dot'"),

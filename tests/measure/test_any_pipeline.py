@@ -42,10 +42,12 @@ def test_a_saved_pipeline_is_probed_step_by_step_and_through_its_own_loop(name: 
     assert [call.sampled is None for call in calls] == [False, False]  # it is known which clean image each predicts
 
     settings: dict[str, Any] = {"estimator": "probe", "probes": 2, "pipe": pipe}
-    steps = profile(model, graph, ["uint4-c"], calls, metrics=["noise", "sqnr"], **settings)
+    seen = ["noise", "sqnr", "temporal"] if name == "cogvideox" else ["noise", "sqnr"]
+    steps = profile(model, graph, ["uint4-c"], calls, metrics=seen, **settings)
     whole = profile(model, graph, ["uint4-c"], trajectories(pipe, PROMPTS[:1], sampling), metrics=["sqnr"], **settings)
 
     wanted = {layer.name for layer in graph.quantizable}
+    assert steps.metrics == sorted(seen)
     for table in (steps, whole):
         assert set(table.frame["site"]) == wanted
         assert np.isfinite(table.frame["estimate"]).all()

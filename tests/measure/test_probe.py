@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import types
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from qsearch.core.scheme import Scheme
 from qsearch.core.shares import Shares
 from qsearch.core.table import SensitivityTable
 from qsearch.graphs.extraction import extract
-from qsearch.measure import profiling
+from qsearch.measure import gradients, profiling
 from qsearch.measure.noise import relative_noise
 from qsearch.measure.pipelines import Call, run
 from qsearch.measure.profiling import profile
@@ -36,7 +38,7 @@ def case() -> Case:
 
 @pytest.fixture(scope="module")
 def swept(case: Case) -> SensitivityTable:
-    return profile(*case, SCHEMES, plain_calls())
+    return profile(*case, SCHEMES, plain_calls(), estimator="sweep")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,9 @@ def test_parts_of_a_batch_give_the_same_as_the_whole(case: Case, swept: Sensitiv
         for i in range(3):
             parts.append(Call((), {k: v[i : i + 1] for k, v in call.kwargs.items()}, call.step))
 
-    assert column(profile(*case, SCHEMES, parts)) == pytest.approx(column(swept), rel=0.01, abs=1e-12)  # rounding, where a choice hardly moves anything
+    assert column(profile(*case, SCHEMES, parts, estimator="sweep")) == pytest.approx(
+        column(swept), rel=0.01, abs=1e-12
+    )  # rounding, where a choice hardly moves anything
     ours = column(profile(*case, SCHEMES, parts, estimator="probe", probes=150))
     ratios = [ours[k] / v for k, v in column(swept).items() if k[1] == "uint8-c" and v > 1e-12]
     assert float(np.median(ratios)) == pytest.approx(1.0, abs=0.1)
@@ -180,13 +184,15 @@ def test_another_seed_is_other_probes(case: Case) -> None:
     assert all(a != b for (k, a), b in zip(column(ours).items(), column(other).values(), strict=True) if a > 1e-12)
 
 
-def test_the_budget_stops_the_work_evenly(case: Case) -> None:
+def test_the_budget_stops_the_work_evenly(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
+    clock = itertools.count()
+    monkeypatch.setattr(profiling, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))  # a second passes with every round
 
-    table = profile(*case, SCHEMES, plain_calls(), estimator="probe", probes=800, budget_seconds=1.0, say=said.append)
+    table = profile(*case, SCHEMES, plain_calls(), estimator="probe", probes=800, budget_seconds=6.5, say=said.append)
 
     assert "probe takes" in said[0]
-    assert "stopped after 1 s" in said[1]
+    assert "stopped after 6.5 s with 7 of 200 parts" in said[1]
     assert isinstance(table.shares, Shares)
     counts = {cell: int(np.isfinite(v[0, 0, :, 0]).sum()) for cell, v in table.shares.values.items()}
     assert set(counts) == {("noise", 0), ("noise", 1)}
@@ -196,7 +202,7 @@ def test_the_budget_stops_the_work_evenly(case: Case) -> None:
 
 def test_a_budget_that_leaves_choices_without_a_value_is_said(case: Case) -> None:
     with pytest.raises(QSearchError, match=r"after 0 s 1 of 39 choices are measured; give more time"):
-        profile(*case, SCHEMES, plain_calls(), budget_seconds=0.0)
+        profile(*case, SCHEMES, plain_calls(), estimator="sweep", budget_seconds=0.0)
 
 
 def test_fisher_is_the_sum_of_squared_gradients_times_squared_moves(case: Case) -> None:
@@ -244,6 +250,18 @@ def test_one_probe_has_no_error_bar(case: Case) -> None:
 
 
 @pytest.mark.parametrize("estimator", ["probe", "fisher"])
-def test_schemes_that_round_inputs_are_refused(case: Case, estimator: str) -> None:
-    with pytest.raises(QSearchError, match=r"probes move weights only; uint4-c\+a8 rounds the layer's input as well: take uint4-c, or the estimator sweep"):
-        profile(*case, ["uint4-c+a8"], plain_calls(), estimator=estimator)
+def test_transforms_that_do_more_than_move_weight_and_input_are_refused_by_name(case: Case, estimator: str) -> None:
+    with pytest.raises(QSearchError, match=r"uint4-c\+a8~shift also has a bias for what the shift takes away: take it without ~shift, or the estimator sweep"):
+        profile(*case, ["uint4-c+a8~shift"], plain_calls(), estimator=estimator)
+
+
+def test_moves_that_would_take_too_much_memory_are_made_again_with_the_same_result(
+    case: Case, probed: SensitivityTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = profile(*case, SCHEMES, plain_calls(1), estimator="probe", probes=4)
+    monkeypatch.setattr(gradients, "KEPT", 0)
+    said: list[str] = []
+
+    again = profile(*case, SCHEMES, plain_calls(1), estimator="probe", probes=4, say=said.append)
+
+    assert column(again) == pytest.approx(column(kept), rel=1e-4, abs=1e-14)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from qsearch.core.table import SensitivityTable
 from qsearch.graphs.extraction import extract
 from qsearch.measure import profiling
 from qsearch.measure.pipelines import Call
-from qsearch.measure.profiling import profile
 from qsearch.measure.quantization import quantize
 from tests.models import PlainDenoiser, plain, plain_calls
 
 SCHEMES = ("uint2-c", "uint8-c")
+profile = partial(profiling.profile, estimator="sweep")
 Case = tuple[PlainDenoiser, OpGraph]
 
 

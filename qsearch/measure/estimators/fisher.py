@@ -25,8 +25,7 @@ needs_calls = True
 def plan(question: Question) -> str:
     """Passes and memory."""
     passes = sum(o.sampler_steps for o in question.observations) * (1 + 2 * question.probes * len(question.metrics))
-    moved = Contraction(question).bytes
-    return f"{passes:,} denoiser passes (a backward counts two) for all choices at once; {moved / 2**30:.2f} GiB for their quantized weights"
+    return f"{passes:,} denoiser passes (a backward counts two) for all choices at once; {Contraction(question).memory}"
 
 
 def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[Answer]:
@@ -64,7 +63,7 @@ def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[A
             for metric, squares in found.items():
                 for j, (site, scheme) in enumerate(contraction.choices):
                     value, error = ratio(squares[j], power[metric])
-                    row = {"site": site, "scheme": scheme, "step": step, "metric": metric, "estimate": value, "error": error, "floor": floors[step]}
+                    row = {"site": site, "scheme": scheme, "step": step, "metric": metric, "estimate": value, "error": error, "floor": floors[metric, step]}
                     rows.append(row | {"estimator": "fisher", "seed": question.seed})
             count += 1
             yield Answer(count, len(question.observations), table)

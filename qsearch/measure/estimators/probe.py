@@ -28,9 +28,8 @@ def plan(question: Question) -> str:
     steps = sum(o.sampler_steps for o in question.observations)
     rounds = -(-question.probes // ROUND)
     passes = steps * (rounds + 2 * question.probes * len(question.metrics))
-    choices = len(question.graph.quantizable) * len(question.schemes)
-    moved = Contraction(question).bytes
-    return f"{passes:,} denoiser passes (a backward counts two) for {choices:,} choices at once; {moved / 2**30:.2f} GiB for their quantized weights"
+    choices = question.count
+    return f"{passes:,} denoiser passes (a backward counts two) for {choices:,} choices at once; {Contraction(question).memory}"
 
 
 def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[Answer]:
@@ -91,14 +90,14 @@ def _fill(shares: Shares, earlier: Shares) -> None:
             shares.values[cell][:], shares.power[cell][:] = values, earlier.power[cell]
 
 
-def _table(question: Question, shares: Shares, floors: dict[int, float]) -> SensitivityTable:
+def _table(question: Question, shares: Shares, floors: dict[tuple[str, int], float]) -> SensitivityTable:
     rows: list[dict[str, Any]] = []
     for (metric, step), values in shares.values.items():
         if np.isnan(values).all():
             continue
         for i, (site, scheme) in enumerate(shares.choices):
             value, error = shares.error((metric, step), [i])
-            row = {"site": site, "scheme": scheme, "step": step, "metric": metric, "estimate": value, "error": error, "floor": floors[step]}
+            row = {"site": site, "scheme": scheme, "step": step, "metric": metric, "estimate": value, "error": error, "floor": floors[metric, step]}
             rows.append(row | {"estimator": "probe", "seed": question.seed})
     seen = {cell for cell, values in shares.values.items() if not np.isnan(values).all()}
     found = Shares(shares.choices, {c: v for c, v in shares.values.items() if c in seen}, {c: p for c, p in shares.power.items() if c in seen})

@@ -19,13 +19,13 @@ needs_calls = True
 
 def plan(question: Question) -> str:
     """One forward a choice and observation."""
-    choices = len(question.graph.quantizable) * len(question.schemes)
+    choices = question.count
     passes = choices * sum(o.sampler_steps for o in question.observations)
     return f"{passes:,} denoiser passes for {choices:,} choices, one at a time"
 
 
 def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[Answer]:
-    """An answer for every (layer, scheme) that `earlier` lacks: a row a step bin and metric.
+    """An answer for every (site, scheme) that `earlier` lacks: a row a step bin and metric.
 
     The estimate is the squared distance of features to full precision over their scale, pooled over the samples of the bin; its standard error
     is that of a ratio of means. The floor is what the same forward gives when only the batch is cut differently.
@@ -35,7 +35,7 @@ def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[A
     if earlier is not None:
         rows = [{str(k): v for k, v in row.items()} for row in earlier.frame.to_dict("records")]
     done = {(str(r["site"]), str(r["scheme"])) for r in rows}
-    count, total = len(done), len(graph.quantizable) * len(question.schemes)
+    count, total = len(done), question.count
 
     def table() -> SensitivityTable:
         return SensitivityTable.from_rows(graph.id, rows)
@@ -46,18 +46,18 @@ def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[A
     for observation in question.observations:
         _ = observation.reference  # before anything is changed
     floors = question.floors
-    for layer in graph.quantizable:
+    for site, schemes in question.choices.items():
         weights = question.weights()
-        for scheme in question.schemes:
-            if (layer.name, str(scheme)) in done:
+        for scheme in schemes:
+            if (site, str(scheme)) in done:
                 continue
-            with simulate(question.model, {layer.name: scheme}, graph, weights):
+            with simulate(question.model, {site: scheme}, graph, weights):
                 for step, parts in question.bins.items():
                     for metric, (value, error) in _compared(parts).items():
                         if not math.isfinite(value):
-                            raise QSearchError(f"the output is not finite with {layer.name} at {scheme} in step bin {step}")
-                        row = {"site": layer.name, "scheme": str(scheme), "step": step, "metric": metric, "estimate": value, "error": error}
-                        rows.append(row | {"floor": floors[step], "estimator": "sweep", "seed": question.seed})
+                            raise QSearchError(f"the output is not finite with {site} at {scheme} in step bin {step}")
+                        row = {"site": site, "scheme": str(scheme), "step": step, "metric": metric, "estimate": value, "error": error}
+                        rows.append(row | {"floor": floors[metric, step], "estimator": "sweep", "seed": question.seed})
             count += 1
             yield Answer(count, total, table)
 

@@ -1,4 +1,4 @@
-"""Share of the caption's attributes that the judge finds in the picture: content, whatever the pixels."""
+"""Does the picture show what the caption says: the judge's reading of the zoo's scenes, CLIP's directions for all other pictures."""
 
 from __future__ import annotations
 
@@ -10,13 +10,24 @@ from torch import Tensor
 from ...core.errors import QSearchError
 from ...zoo import judge
 from ..clean import Clean
+from ..clip import load_clip
 from ..evaluation import Outcome
 
 higher_is_better = True
+needs_video = False
+#: pictures of the zoo's world
+SCENES = (3, 64, 64)
 
 
 def measure(outcome: Outcome, reference: Outcome) -> Tensor:
-    """Share a sample [N] in [0, 1]. Raises `QSearchError` for prompts that are not captions of the zoo's scenes."""
+    """Share of the caption's attributes that the judge finds [N]; with CLIP, the cosine between picture and text, at least 0 (CLIPScore over 100).
+
+    Raises `QSearchError` for scenes without their captions.
+    """
+    if outcome.pictures.shape[1:] != SCENES:
+        clip = load_clip(outcome.pictures.device)
+        with torch.no_grad():
+            return (clip.pictures(outcome.pictures) * clip.texts(outcome.prompts.texts)).sum(-1).clamp(min=0)
     if not outcome.prompts.captions:
         raise QSearchError("alignment needs captions of the zoo's scenes; these prompts are free text, leave the metric out")
     return judge.alignment(judge.load_judge(), outcome.pictures, outcome.prompts.captions)
@@ -25,11 +36,11 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
 def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
     """What the judge reads, as square roots of its heads' probabilities: the squared distance over the number of answers is twice Hellinger's.
 
-    Raises `QSearchError` for pictures of another world: the judge knows the zoo's 64x64 scenes only.
+    With CLIP, the pictures' directions: half their squared distance is 1 - cosine.
     """
     pictures = made.pictures
-    if pictures.shape[1:] != (3, 64, 64):
-        raise QSearchError(f"the judge reads the zoo's scenes of 3x64x64; these pictures are {'x'.join(map(str, pictures.shape[1:]))}: leave alignment out")
+    if pictures.shape[1:] != SCENES:
+        return load_clip(pictures.device).pictures(pictures), torch.full((len(pictures),), 2.0, dtype=torch.float64, device=pictures.device)
     read = _judge(pictures.device)(pictures)
     roots = [torch.softmax(logits, -1).clamp(min=1e-12).sqrt().flatten(1) for logits in read.values()]
     answers = sum(logits[0, ..., 0].numel() for logits in read.values())
