@@ -19,9 +19,10 @@ from .core.contract import Contract
 from .core.errors import InfeasibleBudget, QSearchError
 from .core.scheme import Scheme
 from .decide.problem import Problem
+from .learn.contracts import SurrogateContract
 from .measure.contracts import ActivationContract, QuantizerContract, TransformContract, assert_step_law
 
-__all__ = ["ActivationContract", "MetricContract", "QuantizerContract", "SolverContract", "TransformContract", "assert_step_law"]
+__all__ = ["ActivationContract", "MetricContract", "QuantizerContract", "SolverContract", "SurrogateContract", "TransformContract", "assert_step_law"]
 
 
 class SolverContract(Contract):

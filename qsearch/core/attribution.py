@@ -40,6 +40,7 @@ COLUMNS = {
     "base": "float64",
     "prediction": "float64",
 }
+_DEFAULTS = {"other": "", "choice": "", "step": -1, "error": math.nan, "data": math.nan}
 _WHOLE = ["plan", "method", "kind", "metric"]
 #: of the range of the predictions, by which values and base may miss one
 TOLERANCE = 1e-6
@@ -66,8 +67,14 @@ class Attribution:
         """Attribution from mappings with the keys of `COLUMNS`; `other`, `choice`, `step`, `error` and `data` may be left out."""
         import pandas as pd
 
-        defaults = {"other": "", "choice": "", "step": -1, "error": math.nan, "data": math.nan}
-        return Attribution(graph, pd.DataFrame([defaults | dict(row) for row in rows], columns=list(COLUMNS)).astype(COLUMNS))
+        return Attribution(graph, pd.DataFrame([_DEFAULTS | dict(row) for row in rows], columns=list(COLUMNS)).astype(COLUMNS))
+
+    @staticmethod
+    def from_columns(graph: str, columns: Mapping[str, Any]) -> Attribution:
+        """The same from arrays, a column each; a single value stands for all rows."""
+        import pandas as pd
+
+        return Attribution(graph, pd.DataFrame(_DEFAULTS | dict(columns))[list(COLUMNS)].astype(COLUMNS))
 
     def _check(self) -> None:
         """Raises `QSearchError` where values and base miss a prediction by more than `TOLERANCE` times the range of the predictions and bases."""

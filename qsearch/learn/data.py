@@ -48,3 +48,17 @@ class AbstractModel(Protocol):
     def save(self, folder: Path) -> None:
         """Write the model into a folder, as text or safetensors, never as a pickle."""
         ...
+
+
+def line_through(data: Data, target: Array) -> tuple[float, float]:
+    """(intercept, slope) of the least-squares line from the prior to the target; a flat one through the mean without a prior."""
+    if data.prior is None or np.ptp(data.values[:, data.prior]) == 0:
+        return float(target.mean()), 0.0
+    slope, intercept = np.polyfit(data.values[:, data.prior], target, 1)
+    return float(intercept), float(slope)
+
+
+def margin(data: Data, line: tuple[float, float]) -> Array:
+    """What such a line says of each plan [plans]."""
+    prior = np.zeros(len(data)) if data.prior is None else data.values[:, data.prior]
+    return np.asarray(line[0] + line[1] * prior)

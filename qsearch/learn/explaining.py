@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..core.attribution import Attribution
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
@@ -51,11 +53,16 @@ def explain_surrogate(surrogate: Surrogate, graph: OpGraph, plans: Mapping[str, 
     data = surrogate.data(graph, plans, tables)
     values, base = surrogate.model.shares(data)
     predicted = surrogate.model.predict(data)
-    rows: list[dict[str, Any]] = []
-    for i, name in enumerate(plans):
-        whole = {"plan": name, "method": surrogate.kind, "kind": "feature", "metric": surrogate.metric, "base": base, "prediction": predicted[i]}
-        rows += [whole | {"name": c, "value": v, "data": x} for c, v, x in zip(surrogate.columns, values[i], data.values[i], strict=True)]
-    return Attribution.from_rows(graph.id, rows)
+    wide = len(surrogate.columns)
+    columns = {
+        "plan": np.repeat(list(plans), wide),
+        "name": np.tile(surrogate.columns, len(plans)),
+        "value": values.ravel(),
+        "data": data.values.ravel(),
+        "prediction": np.repeat(predicted, wide),
+    }
+    fixed = {"method": surrogate.kind, "kind": "feature", "metric": surrogate.metric, "base": base}
+    return Attribution.from_columns(graph.id, columns | fixed)
 
 
 def _scores(surrogate: Surrogate, graph: OpGraph, tables: Sequence[SensitivityTable]) -> Attribution:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from qsearch.core.attribution import Attribution
 from qsearch.core.graph import OpGraph
 from qsearch.core.latency import Latency
 from qsearch.core.plan import BitPlan, Budget
@@ -75,3 +76,10 @@ def test_every_version_of_a_trials_file_loads(path: Path, tmp_path: Path) -> Non
 
     assert (trial.name, trial.metrics, trial.setting) == ("golden", make.METRICS, "setting")
     assert trial.layers == {name: Scheme.parse(text) for name, text in make.LAYERS.items()}
+
+
+@pytest.mark.parametrize("path", every("attribution"), ids=lambda path: path.name)
+def test_every_version_of_an_attribution_loads(path: Path) -> None:
+    found = Attribution.load(path, make_graph().id)
+
+    assert found.frame.to_dict("records") == make.SHARES

@@ -3,7 +3,7 @@
 After Qua²SeDiMo (AAAI 2025): node features through a small perceptron, rounds of attention along the data's direction, a readout at every hop level (mean over that
 level's roots), whose L1 norm is taught to rank the plans, and a head on the last level that predicts the metric. Losses: squared error of the
 head, and at every level 1 - Spearman with soft ranks and LambdaRank. Here all of them act: they are one sum with one backward (the published code computes
-LambdaRank's gradient and then sets it to zero before the step). The only file of this wing that imports torch.
+LambdaRank's gradient and then sets it to zero before the step). Where a table has priced the choices, the head learns what a line through its prediction leaves over. The only file of this wing that imports torch.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from ...core.artifacts import Header, read_json, write_json
 from ...core.errors import ArtifactError, QSearchError
-from ..data import AbstractModel, Data
+from ..data import AbstractModel, Data, line_through, margin
 from ..features import Array
 from ..nodes import CHOICE, HOPS, STATIC, Nodes, Skeleton
 
 needs_graph = True
 SCHEMA = "qsearch.gnn/1"
 WIDTH = 32
-EPOCHS = 40
+EPOCHS = 30
 BATCH = 16
 _RATE, _DECAY = 3e-3, 1e-4
 #: weight of the ranking losses at each level, beside the squared error of the head
@@ -99,27 +99,27 @@ def lambda_rank_loss(x: Tensor, target: Tensor) -> Tensor:
     return (change.detach() * pairs * (gain[:, None] > gain[None])).sum()
 
 
-def loss_of(read: Sequence[Tensor], predicted: Tensor, target: Tensor) -> Tensor:
-    """Everything that is minimised, for one batch with its standardised target [n]."""
-    whole = nn.functional.mse_loss(predicted, target)
+def loss_of(read: Sequence[Tensor], predicted: Tensor, wanted: Tensor, ranked: Tensor) -> Tensor:
+    """Everything that is minimised, for one batch: the head predicts `wanted` [n], the levels' norms rank the plans by `ranked` [n]."""
+    whole = nn.functional.mse_loss(predicted, wanted)
     for level in read:
         norm = level.abs().sum(1)
-        whole = whole + RANKING * (spearman_loss(norm, target) + lambda_rank_loss(norm, target))
+        whole = whole + RANKING * (spearman_loss(norm, ranked) + lambda_rank_loss(norm, ranked))
     return whole
 
 
 class GraphPredictor(AbstractModel):
-    """A trained network. `centre`, `spread`: of the target. `weights`, `moments`: of each level, how well its norms rank the plans learnt from, and their mean and spread."""
+    """A trained network. `line`: intercept and slope through the table's prediction; `spread`: of what it leaves over. `weights`, `moments`: of each level, how well its norms rank the plans learnt from, and their mean and spread."""
 
-    def __init__(self, network: Network, centre: float, spread: float, weights: list[float], moments: list[tuple[float, float]]) -> None:
-        self.network, self.centre, self.spread, self.weights, self.moments = network, centre, spread, weights, moments
+    def __init__(self, network: Network, line: tuple[float, float], spread: float, weights: list[float], moments: list[tuple[float, float]]) -> None:
+        self.network, self.line, self.spread, self.weights, self.moments = network, line, spread, weights, moments
 
     @torch.no_grad()
     def predict(self, data: Data) -> Array:
         """[plans]."""
         self.network.eval()
         parts = [self.network(Batch(data.nodes[i : i + 64]))[1] for i in range(0, len(data.nodes), 64)]
-        return np.asarray(torch.cat(parts).double().numpy() * self.spread + self.centre)
+        return np.asarray(torch.cat(parts).double().numpy() * self.spread + margin(data, self.line))
 
     def shares(self, data: Data) -> tuple[Array, float]:
         """None: it reads no columns."""
@@ -148,7 +148,7 @@ class GraphPredictor(AbstractModel):
 
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.network.state_dict(), folder / "network.safetensors")
-        content = {"centre": self.centre, "spread": self.spread, "weights": self.weights, "moments": self.moments}
+        content = {"line": self.line, "spread": self.spread, "weights": self.weights, "moments": self.moments}
         write_json(folder / "network.json", Header(SCHEMA), content)
 
 
@@ -159,21 +159,23 @@ def fit(data: Data, target: Array, seed: int) -> GraphPredictor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Network()
-        centre, spread = float(target.mean()), float(target.std()) or 1.0
-        wanted = torch.from_numpy((target - centre) / spread).float()
+        line = line_through(data, target)
+        left = target - margin(data, line)
+        spread = float(left.std()) or 1.0
+        wanted, ranked = torch.from_numpy(left / spread).float(), torch.from_numpy(target).float()
         steps = EPOCHS * -(-len(target) // BATCH)
         optimizer = torch.optim.AdamW(network.parameters(), _RATE, weight_decay=_DECAY)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
         for _ in range(EPOCHS):
             order = torch.randperm(len(target))
             for part in order.split(BATCH):
-                loss = loss_of(*network(Batch([data.nodes[int(i)] for i in part])), wanted[part])
+                loss = loss_of(*network(Batch([data.nodes[int(i)] for i in part])), wanted[part], ranked[part])
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(network.parameters(), 5.0)
                 optimizer.step()
                 schedule.step()
-    return GraphPredictor(network, centre, spread, *_levels(network, data.nodes, target))
+    return GraphPredictor(network, line, spread, *_levels(network, data.nodes, target))
 
 
 @torch.no_grad()
@@ -205,4 +207,4 @@ def load(folder: Path) -> GraphPredictor:
         network.load_state_dict(load_file(folder / "network.safetensors"))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ArtifactError(f"{folder / 'network.safetensors'} is not this network ({str(error).splitlines()[0]}); fit again") from error
-    return GraphPredictor(network, c["centre"], c["spread"], c["weights"], [(a, b) for a, b in c["moments"]])
+    return GraphPredictor(network, (c["line"][0], c["line"][1]), c["spread"], c["weights"], [(a, b) for a, b in c["moments"]])

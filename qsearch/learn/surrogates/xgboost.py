@@ -10,7 +10,7 @@ import numpy as np
 
 from ...core.artifacts import Header, read_json, write_json
 from ...core.errors import ArtifactError
-from ..data import AbstractModel, Data
+from ..data import AbstractModel, Data, line_through, margin
 from ..features import Array
 
 if TYPE_CHECKING:
@@ -36,19 +36,15 @@ _BACKGROUND = 100
 class Boosted(AbstractModel):
     """Trees on top of a line through the prior: margin = intercept + slope x prior. `background` [some plans, columns]: what SHAP compares with."""
 
-    def __init__(self, trees: Booster, intercept: float, slope: float, background: Array) -> None:
-        self.trees, self.intercept, self.slope, self.background = trees, intercept, slope, background
-
-    def _margin(self, data: Data) -> Array:
-        prior = 0.0 if data.prior is None else data.values[:, data.prior]
-        return np.asarray(self.intercept + self.slope * prior + np.zeros(len(data)))
+    def __init__(self, trees: Booster, line: tuple[float, float], background: Array) -> None:
+        self.trees, self.line, self.background = trees, line, background
 
     def predict(self, data: Data) -> Array:
         """[plans], the leaves added up in fp64: xgboost's own fp32 sum would miss what SHAP adds up to."""
         import xgboost
 
         leaves = self.trees.predict(xgboost.DMatrix(data.values), pred_leaf=True).astype(int).reshape(len(data), -1)
-        return self._margin(data) + sum(values[leaves[:, i]] for i, values in enumerate(_leaf_values(self.trees)))
+        return margin(data, self.line) + sum(values[leaves[:, i]] for i, values in enumerate(_leaf_values(self.trees)))
 
     def shares(self, data: Data) -> tuple[Array, float]:
         """TreeSHAP, interventional against the plans learnt from, and the line's own part in the prior's column."""
@@ -58,14 +54,14 @@ class Boosted(AbstractModel):
         values = np.asarray(explainer.shap_values(data.values, check_additivity=False), np.float64)
         known = Data(data.columns, self.background, data.prior)
         if data.prior is not None:
-            values[:, data.prior] += self.slope * (data.values[:, data.prior] - self.background[:, data.prior].mean())
+            values[:, data.prior] += self.line[1] * (data.values[:, data.prior] - self.background[:, data.prior].mean())
         return values, float(self.predict(known).mean())
 
     def save(self, folder: Path) -> None:
         """Write `trees.json` (xgboost's own text) and `margin.json`."""
         folder.mkdir(parents=True, exist_ok=True)
         self.trees.save_model(folder / "trees.json")
-        content = {"intercept": self.intercept, "slope": self.slope, "background": self.background.tolist()}
+        content = {"line": self.line, "background": self.background.tolist()}
         write_json(folder / "margin.json", Header(SCHEMA), content)
 
 
@@ -73,13 +69,10 @@ def fit(data: Data, target: Array, seed: int) -> Boosted:
     """Trees on what a line through the prior leaves over."""
     import xgboost
 
-    slope, intercept = 0.0, float(target.mean())
-    if data.prior is not None and np.ptp(data.values[:, data.prior]) > 0:
-        slope, intercept = (float(x) for x in np.polyfit(data.values[:, data.prior], target, 1))
-    model = Boosted(xgboost.Booster(), intercept, slope, data.values[np.random.default_rng(seed).permutation(len(data))[:_BACKGROUND]])
-    given = xgboost.DMatrix(data.values, target, base_margin=model._margin(data))
-    model.trees = xgboost.train({**_SETTINGS, "seed": seed}, given, _ROUNDS)
-    return model
+    line = line_through(data, target)
+    given = xgboost.DMatrix(data.values, target, base_margin=margin(data, line))
+    trees = xgboost.train({**_SETTINGS, "seed": seed}, given, _ROUNDS)
+    return Boosted(trees, line, data.values[np.random.default_rng(seed).permutation(len(data))[:_BACKGROUND]])
 
 
 def load(folder: Path) -> Boosted:
@@ -92,7 +85,7 @@ def load(folder: Path) -> Boosted:
         trees.load_model(folder / "trees.json")
     except xgboost.core.XGBoostError as error:
         raise ArtifactError(f"{folder / 'trees.json'} is not readable as xgboost's trees ({str(error).splitlines()[0]}); fit again") from error
-    return Boosted(trees, float(content["intercept"]), float(content["slope"]), np.array(content["background"]))
+    return Boosted(trees, (content["line"][0], content["line"][1]), np.array(content["background"]))
 
 
 def _leaf_values(trees: Any) -> list[Array]:
