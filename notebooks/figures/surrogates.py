@@ -58,15 +58,7 @@ def ceiling(study: Study, metric: str, seed: int = 0, repeats: int = 200) -> flo
 def without_table(taken: Lesson) -> Lesson:
     """The columns that Qua²SeDiMo's node features amount to: bits and methods by role, block and depth; no prediction."""
     keep = [i for i, name in enumerate(taken.data.columns) if name == "bits" or name.startswith(("lost/", "share/"))]
-    return replace(taken, data=Data(tuple(taken.data.columns[i] for i in keep), taken.data.values[:, keep], None, ()))
-
-
-def with_prior(taken: Lesson, metric: str) -> Lesson:
-    """The table's column for this metric as the prior, where it has one."""
-    wanted = f"{metric}/plan"
-    if wanted not in taken.data.columns:
-        return taken
-    return replace(taken, data=replace(taken.data, prior=taken.data.columns.index(wanted)))
+    return replace(taken, data=Data(tuple(taken.data.columns[i] for i in keep), taken.data.values[:, keep]))
 
 
 def curve(taken: Lesson, kind: str, size: int, repeats: int, seed: int = 0) -> dict[str, float]:
@@ -97,7 +89,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name, study in studies.items():
         for metric in METRICS:
-            taken = with_prior(lesson([study], metric, "ridge"), metric)
+            taken = lesson([study], metric, "ridge")
             fixed = {"model": name, "metric": metric, "plans": len(study.trials)}
             known = {"split-half ceiling": ceiling(study, metric), "average bits alone": alone(taken, "bits")}
             known["probes alone"] = alone(taken, f"{metric}/plan")
@@ -110,7 +102,7 @@ def main() -> None:
                 "xgboost, Qua2SeDiMo's features": without_table(taken),
             }
             if o.gnn:
-                learners["gnn"] = with_prior(lesson([study], metric, "gnn"), metric)
+                learners["gnn"] = lesson([study], metric, "gnn")
             for size in SIZES:
                 if size + 20 > len(study.trials):
                     continue
@@ -124,7 +116,7 @@ def main() -> None:
         both: list[dict[str, Any]] = []
         for metric in METRICS:
             for kind in ("ridge", "xgboost"):
-                taken = with_prior(lesson(list(studies.values()), metric, kind), metric)
+                taken = lesson(list(studies.values()), metric, kind)
                 held = {by: cross_validate(taken, kind, by=by) for by in ("plan", "graph")}
                 for i, name in enumerate(studies):
                     mine = taken.homes == i

@@ -12,18 +12,22 @@ import numpy as np
 from .features import Array
 from .nodes import Nodes
 
+#: how the columns end in which a table predicts the whole plan
+PRIORS = ("/plan", "/sum")
+
 
 @dataclass(frozen=True)
 class Data:
-    """Plans as columns `values` [plans, columns], and, for predictors that want the graph, as `nodes`: a graph for each plan.
-
-    `prior`: index of the column in which a table predicts the whole plan, in dB of noise power; None without a table.
-    """
+    """Plans as columns `values` [plans, columns], and, for predictors that want the graph, as `nodes`: a graph for each plan."""
 
     columns: tuple[str, ...]
     values: Array
-    prior: int | None = None
     nodes: tuple[Nodes, ...] = ()
+
+    @property
+    def priors(self) -> tuple[int, ...]:
+        """The columns in which a table predicts the whole plan, in dB of noise power; none without a table."""
+        return tuple(i for i, name in enumerate(self.columns) if name.endswith(PRIORS))
 
     def __len__(self) -> int:
         return len(self.values)
@@ -31,7 +35,7 @@ class Data:
     def rows(self, which: Sequence[int] | np.ndarray[tuple[int], np.dtype[np.int64]]) -> Data:
         """Some of the plans."""
         picked = [int(i) for i in which]
-        return Data(self.columns, self.values[picked], self.prior, tuple(self.nodes[i] for i in picked) if self.nodes else ())
+        return Data(self.columns, self.values[picked], tuple(self.nodes[i] for i in picked) if self.nodes else ())
 
 
 class AbstractModel(Protocol):
@@ -50,15 +54,25 @@ class AbstractModel(Protocol):
         ...
 
 
-def line_through(data: Data, target: Array) -> tuple[float, float]:
-    """(intercept, slope) of the least-squares line from the prior to the target; a flat one through the mean without a prior."""
-    if data.prior is None or np.ptp(data.values[:, data.prior]) == 0:
-        return float(target.mean()), 0.0
-    slope, intercept = np.polyfit(data.values[:, data.prior], target, 1)
-    return float(intercept), float(slope)
+@dataclass(frozen=True)
+class Line:
+    """What a table's own prediction says of the target: intercept + slope x that column; flat without a table. Learners start from it."""
 
+    intercept: float
+    slope: float = 0.0
+    column: int | None = None
 
-def margin(data: Data, line: tuple[float, float]) -> Array:
-    """What such a line says of each plan [plans]."""
-    prior = np.zeros(len(data)) if data.prior is None else data.values[:, data.prior]
-    return np.asarray(line[0] + line[1] * prior)
+    @staticmethod
+    def through(data: Data, target: Array) -> Line:
+        """Least squares on the prior that correlates best: with few probes the sum is steadier than the sum with interactions."""
+        moving = [i for i in data.priors if np.ptp(data.values[:, i]) > 0]
+        if not moving or np.ptp(target) == 0:
+            return Line(float(target.mean()))
+        best = max(moving, key=lambda i: abs(float(np.corrcoef(data.values[:, i], target)[0, 1])))
+        slope, intercept = np.polyfit(data.values[:, best], target, 1)
+        return Line(float(intercept), float(slope), best)
+
+    def of(self, data: Data) -> Array:
+        """[plans]."""
+        rest = np.zeros(len(data)) if self.column is None else data.values[:, self.column]
+        return np.asarray(self.intercept + self.slope * rest)

@@ -47,7 +47,7 @@ def explain(
 
 
 def explain_surrogate(surrogate: Surrogate, graph: OpGraph, plans: Mapping[str, BitPlan], tables: Sequence[SensitivityTable] = ()) -> Attribution:
-    """What each column of features adds to a surrogate's prediction; of a graph predictor, its scores."""
+    """What each column of features adds to a surrogate's prediction, on the scale on which it learns (`scores.linked`); of a graph predictor, its scores."""
     if not surrogate.has_columns:
         return _scores(surrogate, graph, tables)
     data = surrogate.data(graph, plans, tables)

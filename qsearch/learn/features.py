@@ -3,7 +3,7 @@
 Everything is an amount that is zero where nothing is done: bits taken away, the share of the weights in a format, predicted noise. A role or a block that
 a model lacks, and one that a plan leaves in full precision, look the same, as they should. Where there is a sensitivity table, its predictions come in
 twice: added up over roles, blocks, depth, step classes and formats (in decibels, above a floor), and of the whole plan, with interactions where probes
-left shares; the latter is the prior that learners start from.
+left shares; the latter are priors that learners start from.
 """
 
 from __future__ import annotations
@@ -33,18 +33,15 @@ ROLES = (
 BLOCKS = (*(f"{side}-attention" for side in _ATTENTIONS), "parallel", "feed-forward", "resnet", "projection", "resample", "skip", "embedding", "ends", "rest")
 FAMILIES = ("int", "uint", "float", "block", "codebook")
 DEPTHS, STEPS = 4, 3  # quarters of the blocks in order of execution; thirds of the steps
-#: what is a whole plan's prediction with interactions, per metric: learners start from the first of these that there is
-PRIOR = "{}/plan"
 
 
 @dataclass(frozen=True)
 class Features:
-    """`values` [plans, columns] with the names of both. `prior`: the column of the table's own prediction, "" without a table."""
+    """`values` [plans, columns] with the names of both."""
 
     plans: tuple[str, ...]
     columns: tuple[str, ...]
     values: Array
-    prior: str = ""
 
     def column(self, name: str) -> Array:
         """One column [plans]."""
@@ -99,14 +96,12 @@ def featurize(graph: OpGraph, plans: Mapping[str, BitPlan], tables: Sequence[Sen
     columns |= {f"lost/{name}": lost[:, mask].sum(1) for name, mask in groups.items()}
     family = np.array([[s.family for s in row] for row in chosen])
     columns |= {f"share/{name}": ((family == name) * weights).sum(1) for name in FAMILIES}
-    prior = ""
     for table in tables:
         table.check(graph)
         for metric in table.metrics:
             columns |= _predicted(table, metric, layers, chosen, groups, family)
-            prior = prior or PRIOR.format(metric)
     values = np.stack(list(columns.values()), 1).astype(np.float32).astype(np.float64)  # as trees see them, so that who explains a tree takes its branches
-    return Features(tuple(plans), tuple(columns), values, prior)
+    return Features(tuple(plans), tuple(columns), values)
 
 
 def decibels(power: Array) -> Array:
@@ -159,7 +154,7 @@ def _predicted(
     else:
         names = [{layer.name: s for layer, s in zip(layers, row, strict=True) if s.format != "keep"} for row in chosen]
         whole = np.array([_quadratic(table, metric, bins, plan) for plan in names])
-    return {name: decibels(value) for name, value in found.items()} | {PRIOR.format(metric): decibels(whole)}
+    return {name: decibels(value) for name, value in found.items()} | {f"{metric}/plan": decibels(whole)}
 
 
 def _quadratic(table: SensitivityTable, metric: str, bins: Sequence[int], plan: Mapping[str, Scheme]) -> float:

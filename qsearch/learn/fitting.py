@@ -17,7 +17,7 @@ from ..core.table import SensitivityTable
 from ..core.trials import Trial
 from .data import AbstractModel, Data
 from .features import Array, featurize
-from .scores import LOWER_IS_BETTER, Scores, score
+from .scores import LOWER_IS_BETTER, Scores, linked, score, unlinked
 from .surrogate import Surrogate, assemble
 
 FOLDS = 5
@@ -51,7 +51,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Lesson:
-    """Everything that a learner of this kind needs of one or more studies. `groups`: plans of one number stay together; `homes`: of which graph each plan is."""
+    """Everything that a learner of this kind needs of one or more studies. `target`: as learnt, see `scores.linked`. `groups`: plans of one number stay together; `homes`: of which graph each plan is."""
 
     data: Data
     target: Array
@@ -67,14 +67,14 @@ def lesson(studies: Sequence[Study], metric: str, kind: str) -> Lesson:
     plans = [study.plans() for study in studies]
     found = [featurize(s.graph, p, s.tables) for s, p in zip(studies, plans, strict=True)]
     columns = [c for c in found[0].columns if all(c in f.columns for f in found)]
-    prior = found[0].prior if found[0].prior in columns else ""
-    parts = [assemble(kind, s.graph, p, s.tables, columns, prior, f) for s, p, f in zip(studies, plans, found, strict=True)]
-    data = Data(tuple(columns), np.concatenate([d.values for d in parts]), parts[0].prior, tuple(n for d in parts for n in d.nodes))
+    parts = [assemble(kind, s.graph, p, s.tables, columns, f) for s, p, f in zip(studies, plans, found, strict=True)]
+    data = Data(tuple(columns), np.concatenate([d.values for d in parts]), tuple(n for d in parts for n in d.nodes))
     groups: list[NDArray[np.int64]] = []
     for study in studies:
         groups.append(_alike(study) + (int(groups[-1].max()) + 1 if groups else 0))
     homes = np.concatenate([np.full(len(d), i) for i, d in enumerate(parts)])
-    return Lesson(data, np.concatenate([s.target(metric) for s in studies]), np.concatenate(groups), homes)
+    target = linked(metric, np.concatenate([s.target(metric) for s in studies]))
+    return Lesson(data, target, np.concatenate(groups), homes)
 
 
 def _alike(study: Study) -> NDArray[np.int64]:
@@ -122,22 +122,21 @@ def fit(
 ) -> Surrogate:
     """A surrogate of `metric`, with scores from cross-validation inside, fitted on all plans: of one graph, or of several `studies`.
 
-    `tables`: sensitivity tables of the graph; their predictions are features, the first one's is what xgboost starts from.
+    `tables`: sensitivity tables of the graph; their predictions are features, and the one that goes along best is what learners start from.
 
     Raises `QSearchError` for trials of another graph, a metric that never varies, or fewer plans than folds.
     """
     given = (tables,) if isinstance(tables, SensitivityTable) else tuple(tables)
     known = [*studies, *([Study(graph, trials, given)] if graph is not None else [])]
     taken = lesson(known, metric, kind)
-    _varies(taken.target, metric)
+    _varies(unlinked(metric, taken.target), metric)
     held = cross_validate(taken, kind, folds=folds, seed=seed)
-    scores: Scores = score(held, taken.target, lower_is_better=metric in LOWER_IS_BETTER)
+    scores: Scores = score(unlinked(metric, held), unlinked(metric, taken.target), lower_is_better=metric in LOWER_IS_BETTER)
     model: AbstractModel = plugins.load("surrogates", kind).fit(taken.data, taken.target, seed)
     schemes = sorted({str(s) for study in known for t in study.trials for s in t.layers.values()} - {"keep"})
-    prior = "" if taken.data.prior is None else taken.data.columns[taken.data.prior]
     graphs = {study.graph.id: study.graph.model for study in known}
     settings: dict[str, Any] = {"residuals": taken.target - held, "model": model, "seed": seed}
-    return Surrogate(kind, metric, taken.data.columns, prior, graphs, tuple(schemes), scores, **settings)
+    return Surrogate(kind, metric, taken.data.columns, graphs, tuple(schemes), scores, **settings)
 
 
 def _varies(target: Array, metric: str) -> None:

@@ -22,14 +22,15 @@ from ..core.table import SensitivityTable
 from .data import AbstractModel, Data
 from .features import Array, Features, featurize
 from .nodes import Skeleton, prices_of
-from .scores import LOWER_IS_BETTER, Scores, half_width
+from .scores import LOWER_IS_BETTER, Scores, half_width, unlinked
 
 SCHEMA = "qsearch.surrogate/1"
 
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A fitted predictor of one metric. `kind`: its plug-in; `columns`: the features it reads; `residuals`: held-out errors, for intervals.
+    """A fitted predictor of one metric. `kind`: its plug-in; `columns`: the features it reads; `residuals`: held-out errors, for intervals, on the scale
+    on which it learns (`scores.linked`), which is also that of `model`.
 
     `graphs`: id -> name of the models it learnt from. `schemes`: those that its plans had. `scores`: of the held-out predictions.
     """
@@ -37,7 +38,6 @@ class Surrogate:
     kind: str
     metric: str
     columns: tuple[str, ...]
-    prior: str
     graphs: dict[str, str]
     schemes: tuple[str, ...]
     scores: Scores
@@ -65,7 +65,7 @@ class Surrogate:
             unseen = {str(s) for s in plan.layers.values()} - {*self.schemes, "keep"}
             if unseen:
                 raise QSearchError(f"the surrogate knows the schemes {', '.join(self.schemes)}; plan {name} has {min(unseen)}: measure plans with it first")
-        return assemble(self.kind, graph, plans, tables, self.columns, self.prior)
+        return assemble(self.kind, graph, plans, tables, self.columns)
 
     def predict(
         self, graph: OpGraph, plans: Mapping[str, BitPlan], tables: Sequence[SensitivityTable] = (), *, coverage: float = 0.9
@@ -73,7 +73,8 @@ class Surrogate:
         """plan -> (prediction, lower and upper end of an interval that holds what is measured with probability `coverage`)."""
         found = self.model.predict(self.data(graph, plans, tables))
         wide = half_width(self.residuals, coverage)
-        return {name: (float(y), float(y) - wide, float(y) + wide) for name, y in zip(plans, found, strict=True)}
+        ends = [unlinked(self.metric, x) for x in (found, found - wide, found + wide)]
+        return {name: (float(y), float(low), float(high)) for name, y, low, high in zip(plans, *ends, strict=True)}
 
     def save(self, folder: Path) -> None:
         """Write the folder `folder/METRIC`."""
@@ -84,7 +85,6 @@ class Surrogate:
             "graphs": self.graphs,
             "schemes": list(self.schemes),
             "scores": {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(self.scores).items()},
-            "prior": self.prior,
             "columns": list(self.columns),
             "residuals": self.residuals.tolist(),
         }
@@ -103,7 +103,7 @@ class Surrogate:
             scores = Scores(**{k: float("nan") if v is None else v for k, v in c["scores"].items()})
             model = plugins.load("surrogates", c["kind"]).load(Path(folder))
             columns, residuals = tuple(c["columns"]), np.array(c["residuals"], np.float64)
-            return Surrogate(c["kind"], c["metric"], columns, c["prior"], c["graphs"], tuple(c["schemes"]), scores, residuals, model, header.seed, header)
+            return Surrogate(c["kind"], c["metric"], columns, c["graphs"], tuple(c["schemes"]), scores, residuals, model, header.seed, header)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{path} is not a whole surrogate ({type(error).__name__}: {error}); make it again with `qsearch fit`") from error
 
@@ -114,15 +114,13 @@ def assemble(
     plans: Mapping[str, BitPlan],
     tables: Sequence[SensitivityTable],
     columns: Sequence[str] | None = None,
-    prior: str | None = None,
     features: Features | None = None,
 ) -> Data:
     """Plans of one graph as data for a surrogate of this kind, with the given columns (all, when left out)."""
     found = features or featurize(graph, plans, tables)
     names = tuple(found.columns if columns is None else columns)
-    prior = found.prior if prior is None else prior
     nodes = ()
     if plugins.load("surrogates", kind).needs_graph:
         skeleton, prices = Skeleton(graph), prices_of(tables)
         nodes = tuple(skeleton.with_plan(plan, prices) for plan in plans.values())
-    return Data(names, found.take(names), names.index(prior) if prior else None, nodes)
+    return Data(names, found.take(names), nodes)

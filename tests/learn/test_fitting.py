@@ -15,7 +15,7 @@ from qsearch.core.errors import ArtifactError, QSearchError
 from qsearch.core.plan import BitPlan
 from qsearch.learn.contracts import small_graph, small_plans, small_study
 from qsearch.learn.fitting import Study, by_graph, cross_validate, fit, lesson
-from qsearch.learn.scores import LOWER_IS_BETTER, half_width, score
+from qsearch.learn.scores import LOWER_IS_BETTER, half_width, linked, score, unlinked
 from qsearch.learn.surrogate import Surrogate
 
 
@@ -187,6 +187,26 @@ def test_scores_are_those_of_scipy_and_the_best_ten_count() -> None:
     swapped[[worst, best]] = truth[[best, worst]]
     assert score(swapped, truth).ndcg < 0.95
     assert score(-truth, -truth, lower_is_better=True).ndcg == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("metric", ["sqnr", "alignment", "ssim"])
+def test_what_is_learnt_on_another_scale_comes_back_in_the_same_order(metric: str) -> None:
+    values = np.array([0.1, 0.5, 0.9, 0.99, 1.0])
+
+    found = linked(metric, values)
+
+    np.testing.assert_allclose(unlinked(metric, found), values, atol=1e-12)
+    assert (np.diff(found) > 0).all()
+
+
+def test_predictions_of_a_share_never_exceed_one_by_more_than_the_least_loss() -> None:
+    study = small_study(40)
+    made = fit(study.graph, study.trials, study.tables, metric="ssim", kind="ridge")
+
+    found = made.predict(study.graph, {"keep": BitPlan.uniform(study.graph, "keep"), **study.plans()}, study.tables)
+
+    assert all(low <= y <= high <= 1.001 for y, low, high in found.values())
+    assert min(low for _, low, _ in found.values()) < 0.9
 
 
 def test_which_metrics_are_better_when_lower_agrees_with_the_metrics_themselves() -> None:

@@ -9,6 +9,7 @@ LambdaRank's gradient and then sets it to zero before the step). Where a table h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from ...core.artifacts import Header, read_json, write_json
 from ...core.errors import ArtifactError, QSearchError
-from ..data import AbstractModel, Data, line_through, margin
+from ..data import AbstractModel, Data, Line
 from ..features import Array
 from ..nodes import CHOICE, HOPS, STATIC, Nodes, Skeleton
 
@@ -109,9 +110,9 @@ def loss_of(read: Sequence[Tensor], predicted: Tensor, wanted: Tensor, ranked: T
 
 
 class GraphPredictor(AbstractModel):
-    """A trained network. `line`: intercept and slope through the table's prediction; `spread`: of what it leaves over. `weights`, `moments`: of each level, how well its norms rank the plans learnt from, and their mean and spread."""
+    """A trained network. `line`: through the table's prediction; `spread`: of what it leaves over. `weights`, `moments`: of each level, how well its norms rank the plans learnt from, and their mean and spread."""
 
-    def __init__(self, network: Network, line: tuple[float, float], spread: float, weights: list[float], moments: list[tuple[float, float]]) -> None:
+    def __init__(self, network: Network, line: Line, spread: float, weights: list[float], moments: list[tuple[float, float]]) -> None:
         self.network, self.line, self.spread, self.weights, self.moments = network, line, spread, weights, moments
 
     @torch.no_grad()
@@ -119,7 +120,7 @@ class GraphPredictor(AbstractModel):
         """[plans]."""
         self.network.eval()
         parts = [self.network(Batch(data.nodes[i : i + 64]))[1] for i in range(0, len(data.nodes), 64)]
-        return np.asarray(torch.cat(parts).double().numpy() * self.spread + margin(data, self.line))
+        return np.asarray(torch.cat(parts).double().numpy() * self.spread + self.line.of(data))
 
     def shares(self, data: Data) -> tuple[Array, float]:
         """None: it reads no columns."""
@@ -148,7 +149,7 @@ class GraphPredictor(AbstractModel):
 
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.network.state_dict(), folder / "network.safetensors")
-        content = {"line": self.line, "spread": self.spread, "weights": self.weights, "moments": self.moments}
+        content = {"line": asdict(self.line), "spread": self.spread, "weights": self.weights, "moments": self.moments}
         write_json(folder / "network.json", Header(SCHEMA), content)
 
 
@@ -159,8 +160,8 @@ def fit(data: Data, target: Array, seed: int) -> GraphPredictor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Network()
-        line = line_through(data, target)
-        left = target - margin(data, line)
+        line = Line.through(data, target)
+        left = target - line.of(data)
         spread = float(left.std()) or 1.0
         wanted, ranked = torch.from_numpy(left / spread).float(), torch.from_numpy(target).float()
         steps = EPOCHS * -(-len(target) // BATCH)
@@ -207,4 +208,4 @@ def load(folder: Path) -> GraphPredictor:
         network.load_state_dict(load_file(folder / "network.safetensors"))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ArtifactError(f"{folder / 'network.safetensors'} is not this network ({str(error).splitlines()[0]}); fit again") from error
-    return GraphPredictor(network, (c["line"][0], c["line"][1]), c["spread"], c["weights"], [(a, b) for a, b in c["moments"]])
+    return GraphPredictor(network, Line(**c["line"]), c["spread"], c["weights"], [(a, b) for a, b in c["moments"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from ...core.artifacts import Header, read_json, write_json
 from ...core.errors import ArtifactError
-from ..data import AbstractModel, Data, line_through, margin
+from ..data import AbstractModel, Data, Line
 from ..features import Array
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ _BACKGROUND = 100
 
 
 class Boosted(AbstractModel):
-    """Trees on top of a line through the prior: margin = intercept + slope x prior. `background` [some plans, columns]: what SHAP compares with."""
+    """Trees on top of a line through a prior. `background` [some plans, columns]: what SHAP compares with."""
 
-    def __init__(self, trees: Booster, line: tuple[float, float], background: Array) -> None:
+    def __init__(self, trees: Booster, line: Line, background: Array) -> None:
         self.trees, self.line, self.background = trees, line, background
 
     def predict(self, data: Data) -> Array:
@@ -44,7 +45,7 @@ class Boosted(AbstractModel):
         import xgboost
 
         leaves = self.trees.predict(xgboost.DMatrix(data.values), pred_leaf=True).astype(int).reshape(len(data), -1)
-        return margin(data, self.line) + sum(values[leaves[:, i]] for i, values in enumerate(_leaf_values(self.trees)))
+        return self.line.of(data) + sum(values[leaves[:, i]] for i, values in enumerate(_leaf_values(self.trees)))
 
     def shares(self, data: Data) -> tuple[Array, float]:
         """TreeSHAP, interventional against the plans learnt from, and the line's own part in the prior's column."""
@@ -52,16 +53,16 @@ class Boosted(AbstractModel):
 
         explainer = shap.TreeExplainer(self.trees, self.background, feature_perturbation="interventional")
         values = np.asarray(explainer.shap_values(data.values, check_additivity=False), np.float64)
-        known = Data(data.columns, self.background, data.prior)
-        if data.prior is not None:
-            values[:, data.prior] += self.line[1] * (data.values[:, data.prior] - self.background[:, data.prior].mean())
+        known, prior = Data(data.columns, self.background), self.line.column
+        if prior is not None:
+            values[:, prior] += self.line.slope * (data.values[:, prior] - self.background[:, prior].mean())
         return values, float(self.predict(known).mean())
 
     def save(self, folder: Path) -> None:
         """Write `trees.json` (xgboost's own text) and `margin.json`."""
         folder.mkdir(parents=True, exist_ok=True)
         self.trees.save_model(folder / "trees.json")
-        content = {"line": self.line, "background": self.background.tolist()}
+        content = {"line": asdict(self.line), "background": self.background.tolist()}
         write_json(folder / "margin.json", Header(SCHEMA), content)
 
 
@@ -69,8 +70,8 @@ def fit(data: Data, target: Array, seed: int) -> Boosted:
     """Trees on what a line through the prior leaves over."""
     import xgboost
 
-    line = line_through(data, target)
-    given = xgboost.DMatrix(data.values, target, base_margin=margin(data, line))
+    line = Line.through(data, target)
+    given = xgboost.DMatrix(data.values, target, base_margin=line.of(data))
     trees = xgboost.train({**_SETTINGS, "seed": seed}, given, _ROUNDS)
     return Boosted(trees, line, data.values[np.random.default_rng(seed).permutation(len(data))[:_BACKGROUND]])
 
@@ -85,7 +86,7 @@ def load(folder: Path) -> Boosted:
         trees.load_model(folder / "trees.json")
     except xgboost.core.XGBoostError as error:
         raise ArtifactError(f"{folder / 'trees.json'} is not readable as xgboost's trees ({str(error).splitlines()[0]}); fit again") from error
-    return Boosted(trees, (content["line"][0], content["line"][1]), np.array(content["background"]))
+    return Boosted(trees, Line(**content["line"]), np.array(content["background"]))
 
 
 def _leaf_values(trees: Any) -> list[Array]:
