@@ -1,12 +1,12 @@
 """Do explanations add up, are they faithful, and do Qua²SeDiMo's statements hold on the zoo?
 
     python notebooks/figures/measured_plans.py scenes-dit   # first, and with scenes-unet, and both with --table
-    python notebooks/figures/explanations.py [--folder FOLDER --only additivity faithfulness statements]
+    python notebooks/figures/explanations.py [--folder FOLDER --models scenes-dit scenes-unet --only additivity faithfulness statements]
 
 Additivity: values and base against the predictions of 1,000 drawn plans. Faithfulness: from uniform `--start`, layers are raised to full precision one
 by one in the order of an explanation, and the noise of the denoiser's output is measured after every step; the area under the curve of the share of the noise
 that is gone, against the best order found, weight error and chance. Statements: each with a 95% bootstrap interval, and holds, does not, or can't tell.
-Writes explanations.json; parts that are left out keep what an earlier run found.
+Orders that were measured are kept in FOLDER/MODEL/faithfulness.json. Writes explanations.json; parts that are left out keep what an earlier run found.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from measured_plans import FOLDER, SCHEMES
 from surrogates import study_in
 
 from qsearch import zoo
+from qsearch.core.graph import OpGraph
 from qsearch.core.plan import BitPlan
 from qsearch.core.scheme import KEEP, Scheme
 from qsearch.core.table import SensitivityTable
@@ -63,12 +64,14 @@ def miss(sums: Any) -> dict[str, Any]:
     return {"plans": len(sums), "largest miss / range": float((sums["value"] + sums["base"] - sums["prediction"]).abs().max()) / spread, "range": spread}
 
 
-def faithfulness(name: str, study: Study, start: str, seed: int = 0) -> list[dict[str, Any]]:
+def faithfulness(name: str, folder: Path, start: str, seed: int = 0) -> list[dict[str, Any]]:
     """The area of each order of raising layers, measured after every layer."""
+    kept_in = folder / name / "faithfulness.json"
+    curves: dict[str, list[float]] = json.loads(kept_in.read_text()) if kept_in.is_file() else {}
     pipe = load_pipeline(zoo.folder(name))
-    model, graph = denoiser_of(pipe), study.graph
-    calls = record(pipe, scene_prompts(6, 900), Sampling(6, seed=900), bins=3)
-    step_table = study.tables[1]
+    model, graph = denoiser_of(pipe), OpGraph.load(folder / name / "graph.json")
+    calls = record(pipe, scene_prompts(4, 900), Sampling(6, seed=900), bins=2)
+    step_table = SensitivityTable.load(folder / name / "step.parquet", graph.id)
     plan = BitPlan.uniform(graph, start)
     weights, names = QuantizedWeights(model, graph), [layer.name for layer in graph.quantizable]
     reference = [run(model, call) for call in calls]
@@ -81,22 +84,26 @@ def faithfulness(name: str, study: Study, start: str, seed: int = 0) -> list[dic
     values = explain_quadratic(graph, step_table, {"p": plan}, metrics=["noise"]).totals(plan="p", method="shapley", kind="layer", metric="noise")
     own = {n: step_table.values("noise")[n][start] for n in names}
     weight = profile(model, graph, [start], [], estimator="weight_error")
-    whole = measured(set())
-    swept = {n: whole - measured({n}) for n in names}
+    if "alone" not in curves:
+        curves["alone"] = [measured({n}) for n in names]
+        kept_in.write_text(json.dumps(curves))
+    swept = dict(zip(names, curves["alone"], strict=True))
     orders = {
         "exact Shapley values": sorted(names, key=lambda n: -values[n]),
         "own noise by probes": sorted(names, key=lambda n: -own[n]),
         "greedy on the quadratic model": greedy(step_table, start, names),
-        "noise removed by each alone, measured": sorted(names, key=lambda n: -swept[n]),
+        "noise removed by each alone, measured": sorted(names, key=lambda n: swept[n]),
         "weight error": by_table(weight, "weight_error", start),
         "relative weight error": by_table(weight, "relative_weight_error", start),
     }
     dice = np.random.default_rng(seed)
-    orders |= {f"random {i}": list(dice.permutation(names)) for i in range(5)}
+    orders |= {f"random {i}": list(dice.permutation(names)) for i in range(3)}
     rows: list[dict[str, Any]] = []
     for label, order in orders.items():
-        noise = [whole, *(measured(set(order[: k + 1])) for k in range(len(order)))]
-        gone = 1 - np.array(noise) / whole
+        if label not in curves:
+            curves[label] = [measured(set(order[:k])) for k in range(len(order) + 1)]
+            kept_in.write_text(json.dumps(curves))
+        gone = 1 - np.array(curves[label]) / curves[label][0]
         area = float(np.trapezoid(np.clip(gone, -1, 1), dx=1 / len(order)))
         half = int(np.argmax(gone >= 0.5))
         rows.append({"model": name, "order": label, "area": area, "layers for half": half})
@@ -263,17 +270,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--only", nargs="*", default=["additivity", "faithfulness", "statements"])
+    parser.add_argument("--models", nargs="*", default=zoo.NAMES)
     parser.add_argument("--plans", type=int, default=1000)
     parser.add_argument("--start", default="uint3-c")
     o = parser.parse_args()
     torch.set_num_threads(1)
-    studies = {name: study_in(o.folder / name) for name in zoo.NAMES if (o.folder / name / "trajectory.parquet").is_file()}
+    studies = {} if o.only == ["faithfulness"] else {name: study_in(o.folder / name) for name in o.models}
     out = Path(__file__).with_suffix(".json")
     found: dict[str, Any] = json.loads(out.read_text()).get("parts", {}) if out.is_file() else {}
     if "additivity" in o.only:
         found["additivity"] = additivity(studies, o.plans)
     if "faithfulness" in o.only:
-        found["faithfulness"] = [row for name, study in studies.items() for row in faithfulness(name, study, o.start)]
+        found["faithfulness"] = [row for name in o.models for row in faithfulness(name, o.folder, o.start)]
     if "statements" in o.only:
         found["statements"] = statements(studies)
     for part, rows in found.items():

@@ -10,6 +10,9 @@ from contextlib import closing
 from pathlib import Path
 
 from qsearch.core import attribution, graph, latency, plan, stepplan, table, trials
+from qsearch.learn import surrogate
+from qsearch.learn.contracts import small_study
+from qsearch.learn.fitting import fit
 from tests.conftest import make_graph
 
 FOLDER = Path(__file__).parent
@@ -48,7 +51,8 @@ def paths() -> dict[str, Path]:
         "trials": (trials.STUDY, "db"),
         "attribution": (attribution.SCHEMA, "parquet"),
     }
-    return {noun: FOLDER / f"{noun}-{schema.partition('/')[2]}.{ending}" for noun, (schema, ending) in nouns.items()}
+    found = {noun: FOLDER / f"{noun}-{schema.partition('/')[2]}.{ending}" for noun, (schema, ending) in nouns.items()}
+    return found | {"surrogate": FOLDER / f"surrogate-{surrogate.SCHEMA.partition('/')[2]}.d" / "sqnr" / "surrogate.json"}
 
 
 def main() -> None:
@@ -69,6 +73,9 @@ def main() -> None:
         latency.Latency(tiny.id, "a clock", seconds, 5e-4).save(where["latency"])
     if "attribution" in where:
         attribution.Attribution.from_rows(tiny.id, SHARES).save(where["attribution"], key="golden")
+    if "surrogate" in where:
+        study = small_study(6)
+        fit(study.graph, study.trials, metric="sqnr", kind="ridge", folds=2).save(where["surrogate"].parent.parent)
     if "trials" in where:
         trials.Trials(where["trials"], tiny).add("golden", chosen, METRICS, "setting")
         with closing(sqlite3.connect(where["trials"])) as database:
