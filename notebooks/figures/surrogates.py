@@ -30,8 +30,9 @@ from qsearch.learn.data import Data
 from qsearch.learn.fitting import Lesson, Study, cross_validate, fit, lesson
 from qsearch.learn.scores import score
 
-METRICS = ("sqnr", "alignment", "ssim")
+METRICS = ("sqnr", "alignment")
 SIZES = (16, 64, 256)
+GNN_SIZES = (64,)  # minutes of one core for each of the others
 TABLES = ("trajectory.parquet", "step.parquet")
 
 
@@ -104,10 +105,12 @@ def main() -> None:
             if o.gnn:
                 learners["gnn"] = lesson([study], metric, "gnn")
             for size in SIZES:
-                if size + 20 > len(study.trials):
+                if size + 8 > len(study.trials):
                     continue
                 for label, given in learners.items():
                     kind = label.partition(",")[0]
+                    if kind == "gnn" and size not in GNN_SIZES:
+                        continue
                     repeats = o.gnn if kind == "gnn" else o.repeats
                     rows.append(fixed | {"predictor": label, "learnt from": size, **curve(given, kind, size, repeats)})
                 print(name, metric, size, flush=True)
