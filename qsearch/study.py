@@ -110,7 +110,7 @@ def fit(
     return found
 
 
-def explain(run: Run, *, plan: Path | None = None, baseline: str | None = None, pairs: int = 100) -> Attribution:
+def explain(run: Run, *, plan: Path | None = None, baseline: str | None = None, pairs: int = 100, storage: str | None = None) -> Attribution:
     """Why a plan (the run's own, when left out) is predicted to be as it is, and what features do to all measured plans; in attribution.parquet."""
     from .learn.explaining import explain as verb
     from .learn.surrogate import Surrogate
@@ -121,7 +121,7 @@ def explain(run: Run, *, plan: Path | None = None, baseline: str | None = None, 
     base = None if baseline is None else BitPlan.uniform(graph, baseline)
     own = BitPlan.load(plan or run.path("plan.json"), graph)
     found = verb(graph, {"plan": own}, tables=tables, surrogates=[s for s in surrogates if _knows(run, s, own)], baseline=base, pairs=pairs)
-    measured = dict(list(study_of(run).named().items())[:_SHOWN]) if surrogates else {}
+    measured = dict(list(study_of(run, storage).named().items())[:_SHOWN]) if surrogates else {}
     parts = [verb(graph, measured, tables=tables, surrogates=[s], layers=False) for s in surrogates if s.has_columns]
     found = Attribution.together([found, *parts])
     found.save(run.path("attribution.parquet"), parents={"plan": own.id}, seed=run.config.seed)

@@ -20,8 +20,8 @@ from qsearch.learn.surrogate import Surrogate
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A run with a graph, a table of probes, a plan and thirty measured plans; no model."""
-    made, folder = small_study(30), tmp_path / "run"
+    """A run with a graph, a table of probes, a plan and sixteen measured plans; no model."""
+    made, folder = small_study(16), tmp_path / "run"
     config.save(config.Config(model="scenes-dit", folder=folder), folder / "config.yaml")
     made.graph.save(folder / "graph.json")
     made.tables[0].save(folder / "sensitivity.parquet")
@@ -53,7 +53,7 @@ def test_fit_and_explain_write_what_they_promise(folder: Path, monkeypatch: pyte
     graph = small_graph()
     for metric in ("sqnr", "ssim"):
         surrogate = Surrogate.load(folder / "surrogate" / metric, graph.id)
-        assert surrogate.scores.plans == 30
+        assert surrogate.scores.plans == 16
         assert f"{surrogate.scores.spearman:.4g}" in shown
 
     code, shown, said = call(monkeypatch, capsys, "explain", folder, "--top", 3)
@@ -62,7 +62,7 @@ def test_fit_and_explain_write_what_they_promise(folder: Path, monkeypatch: pyte
     found = Attribution.load(folder / "attribution.parquet", graph.id)
     assert set(found.frame["kind"]) == {"layer", "pair", "feature"}
     assert set(found.frame["metric"]) == {"noise", "sqnr", "ssim"}
-    assert len(set(found.select(kind="feature", metric="sqnr")["plan"])) == 31  # the plan itself and all that were measured
+    assert len(set(found.select(kind="feature", metric="sqnr")["plan"])) == 17  # the plan itself and all that were measured
     loudest = next(iter(found.totals(plan="plan", method="shapley", kind="layer", metric="noise")))
     assert loudest in shown
 
@@ -135,7 +135,7 @@ def test_a_run_without_measured_plans_says_how_to_measure_some(folder: Path, mon
 
 
 def test_two_runs_teach_one_surrogate(folder: Path, tmp_path: Path) -> None:
-    other, second = small_study(30, seed=2, graph=small_graph(blocks=2, width=8, model="second")), tmp_path / "second"
+    other, second = small_study(16, seed=2, graph=small_graph(blocks=2, width=8, model="second")), tmp_path / "second"
     config.save(config.Config(model="scenes-unet", folder=second), second / "config.yaml")
     other.graph.save(second / "graph.json")
     other.tables[0].save(second / "sensitivity.parquet")
@@ -146,8 +146,8 @@ def test_two_runs_teach_one_surrogate(folder: Path, tmp_path: Path) -> None:
     (made,) = study.fit(Run(config.load(folder / "config.yaml")), metrics=["sqnr"], kind="ridge", also=[second])
 
     assert set(made.graphs.values()) == {"world", "second"}
-    assert made.scores.plans == 60
+    assert made.scores.plans == 32
 
 
 def test_schemes_of_the_world_are_those_of_its_plans() -> None:
-    assert {str(s) for t in small_study(40).trials for s in t.layers.values()} == set(SCHEMES)
+    assert {str(s) for t in small_study(20).trials for s in t.layers.values()} == set(SCHEMES)

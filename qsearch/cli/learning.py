@@ -34,12 +34,13 @@ def explain(
     baseline: Annotated[str | None, typer.Option(help="scheme of the uniform plan to compare with; full precision when left out", show_default=False)] = None,
     pairs: Annotated[int, typer.Option(help="strongest pairs of layers")] = 100,
     top: Annotated[int, typer.Option(help="layers shown for each metric")] = 10,
+    storage: Annotated[str | None, typer.Option(help="URL of the trials, where they are not in the run", show_default=False)] = None,
 ) -> None:
     """Say which choices cost what, with values that add up to the prediction: layers, pairs of layers, features, blocks."""
     from .. import study
 
     with changed_run(folder) as job:
-        found = study.explain(job, plan=plan, baseline=baseline, pairs=pairs)
+        found = study.explain(job, plan=plan, baseline=baseline, pairs=pairs, storage=storage)
         for title, rows in study.largest(found, top).items():
             _print(title, rows)
         console().print(f"wrote {job.path('attribution.parquet')}", highlight=False)

@@ -110,7 +110,7 @@ class Trials:
         return [_trial(t) for t in self._stored() if "plan" in t.user_attrs]
 
     def measured(self, setting: str | None = None) -> list[Trial]:
-        """The trials of one setting, each plan once (two workers may have measured it at the same time), in the order of their names.
+        """The trials of one setting, each plan once (two workers may have measured it at the same time; whole before given up), in the order of their names.
 
         Without `setting`, that of the most trials. Raises `QSearchError` where there is none.
         """
@@ -121,7 +121,7 @@ class Trials:
         wanted = setting or max(counts, key=counts.__getitem__)
         if wanted not in counts:
             raise QSearchError(f"{self.where} holds no plan measured in the setting {wanted}; it has {', '.join(sorted(counts))}")
-        plans = {t.plan: t for t in reversed(found) if t.setting == wanted}
+        plans = {t.plan: t for t in sorted(found, key=lambda t: not t.stopped) if t.setting == wanted}
         return sorted(plans.values(), key=lambda t: t.name)
 
     def _stored(self) -> list[optuna.trial.FrozenTrial]:

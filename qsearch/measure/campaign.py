@@ -25,7 +25,7 @@ from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.plan import BitPlan
 from ..core.scheme import KEEP
-from ..core.trials import Trials
+from ..core.trials import Trial, Trials
 from .evaluation import Outcome, evaluate, make
 from .pipelines import Prompts, Sampling, denoiser_of, load_pipeline
 from .simulation import QuantizedWeights
@@ -60,6 +60,10 @@ class Campaign:
         for metric in self.stop:
             if metric not in self.metrics:
                 raise QSearchError(f"a plan is given up by a metric that is measured; {metric} is not among {', '.join(self.metrics)}")
+
+    def has(self, trial: Trial) -> bool:
+        """Whether a stored trial is what this campaign would measure: a plan that was given up is, where plans are given up."""
+        return trial.setting == self.setting and (bool(self.stop) or not trial.stopped)
 
 
 class Bench:
@@ -134,7 +138,7 @@ def measure_plans(
     if workers < 1:
         raise QSearchError(f"plans are measured by one worker or more; given {workers}")
     trials = Trials(campaign.where, campaign.graph)
-    known = {t.plan for t in trials.all() if t.setting == campaign.setting}
+    known = {t.plan for t in trials.all() if campaign.has(t)}
     todo = {name: plan for name, plan in plans.items() if plan.id not in known}
     progress, say = progress or (lambda n: None), say or (lambda line: None)
     progress(len(plans) - len(todo))
@@ -187,7 +191,7 @@ def _work(name: str) -> tuple[int, str]:
 def _one(bench: Bench, name: str, plan: BitPlan) -> tuple[int, str]:
     c = bench.campaign
     trials = Trials(c.where, c.graph)
-    if trials.find(plan, c.setting) is not None:
+    if any(t.plan == plan.id and c.has(t) for t in trials.all()):
         return 0, ""
     try:
         pairs, samples, stopped = bench.measure(plan)

@@ -88,6 +88,8 @@ def test_a_clearly_bad_plan_is_given_up_and_another_measured_in_two_parts_as_in_
     assert said == ["bad was given up after 3 samples"]
     assert early["bad"].samples["sqnr"] == pytest.approx(whole["bad"].samples["sqnr"][:3], rel=1e-4)
     assert early["good"].samples["ssim"] == pytest.approx(whole["good"].samples["ssim"], rel=1e-4)
+    assert measure_plans(campaign, plans, pipe=pipe) == 1  # whoever gives nothing up wants the bad one whole
+    assert [t.stopped for t in Trials(campaign.where, graph).measured("setting")] == [False, False]
 
 
 def test_giving_up_by_a_metric_that_is_not_measured_is_refused(campaign: Campaign) -> None:
