@@ -20,9 +20,19 @@ from .core.errors import InfeasibleBudget, QSearchError
 from .core.scheme import Scheme
 from .decide.problem import Problem
 from .execute.contracts import ExporterContract
+from .learn.contracts import SurrogateContract
 from .measure.contracts import ActivationContract, QuantizerContract, TransformContract, assert_step_law
 
-__all__ = ["ActivationContract", "ExporterContract", "MetricContract", "QuantizerContract", "SolverContract", "TransformContract", "assert_step_law"]
+__all__ = [
+    "ActivationContract",
+    "ExporterContract",
+    "MetricContract",
+    "QuantizerContract",
+    "SolverContract",
+    "SurrogateContract",
+    "TransformContract",
+    "assert_step_law",
+]
 
 
 class SolverContract(Contract):

@@ -9,7 +9,10 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from qsearch.core import graph, latency, plan, stepplan, table, trials
+from qsearch.core import attribution, graph, latency, plan, stepplan, table, trials
+from qsearch.learn import surrogate
+from qsearch.learn.contracts import small_study
+from qsearch.learn.fitting import fit
 from tests.conftest import make_graph
 
 FOLDER = Path(__file__).parent
@@ -28,6 +31,11 @@ ROWS = [
     }
     for step in range(2)
 ]
+SHARES = [
+    {"plan": "plan", "method": "shapley", "kind": "layer", "metric": "noise", "step": step, "name": "out", "choice": "uint8-t", "value": 0.125 * (step + 1)}
+    | {"other": "", "error": 0.01, "data": 2.0, "base": 0.25, "prediction": 0.625}
+    for step in range(2)
+]
 METRICS = {"noise": (0.25, 0.01), "ssim": (0.9, 0.0)}
 SOLVER = plan.Solver("ilp", "optimal", 0.0, 1.5, 1.5, 0.01)
 
@@ -41,8 +49,10 @@ def paths() -> dict[str, Path]:
         "latency": (latency.SCHEMA, "json"),
         "table": (table.SCHEMA, "parquet"),
         "trials": (trials.STUDY, "db"),
+        "attribution": (attribution.SCHEMA, "parquet"),
     }
-    return {noun: FOLDER / f"{noun}-{schema.partition('/')[2]}.{ending}" for noun, (schema, ending) in nouns.items()}
+    found = {noun: FOLDER / f"{noun}-{schema.partition('/')[2]}.{ending}" for noun, (schema, ending) in nouns.items()}
+    return found | {"surrogate": FOLDER / f"surrogate-{surrogate.SCHEMA.partition('/')[2]}.d" / "sqnr" / "surrogate.json"}
 
 
 def main() -> None:
@@ -61,6 +71,11 @@ def main() -> None:
     if "latency" in where:
         seconds = {layer.name: {"keep": 2e-3, LAYERS[layer.name]: 1e-3} for layer in tiny}
         latency.Latency(tiny.id, "a clock", seconds, 5e-4).save(where["latency"])
+    if "attribution" in where:
+        attribution.Attribution.from_rows(tiny.id, SHARES).save(where["attribution"], key="golden")
+    if "surrogate" in where:
+        study = small_study(6)
+        fit(study.graph, study.trials, metric="sqnr", kind="ridge", folds=2).save(where["surrogate"].parent.parent)
     if "trials" in where:
         trials.Trials(where["trials"], tiny).add("golden", chosen, METRICS, "setting")
         with closing(sqlite3.connect(where["trials"])) as database:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from qsearch.core.attribution import Attribution
 from qsearch.core.graph import OpGraph
 from qsearch.core.latency import Latency
 from qsearch.core.plan import BitPlan, Budget
@@ -14,6 +17,9 @@ from qsearch.core.scheme import Scheme
 from qsearch.core.stepplan import StepPlan
 from qsearch.core.table import SensitivityTable
 from qsearch.core.trials import Trials
+from qsearch.learn.contracts import small_graph
+from qsearch.learn.data import Data
+from qsearch.learn.surrogate import Surrogate
 from tests.conftest import make_graph
 from tests.golden import make
 
@@ -75,3 +81,19 @@ def test_every_version_of_a_trials_file_loads(path: Path, tmp_path: Path) -> Non
 
     assert (trial.name, trial.metrics, trial.setting) == ("golden", make.METRICS, "setting")
     assert trial.layers == {name: Scheme.parse(text) for name, text in make.LAYERS.items()}
+
+
+@pytest.mark.parametrize("path", every("attribution"), ids=lambda path: path.name)
+def test_every_version_of_an_attribution_loads(path: Path) -> None:
+    found = Attribution.load(path, make_graph().id)
+
+    assert found.frame.to_dict("records") == make.SHARES
+
+
+@pytest.mark.parametrize("path", every("surrogate"), ids=lambda path: path.name)
+def test_every_version_of_a_surrogate_loads(path: Path) -> None:
+    found = Surrogate.load(path / "sqnr", small_graph().id)
+
+    assert (found.kind, found.metric, found.scores.plans, len(found.residuals)) == ("ridge", "sqnr", 6, 6)
+    average = Data(found.columns, np.array(json.loads((path / "sqnr" / "ridge.json").read_text())["centre"])[None])
+    assert found.model.predict(average) == pytest.approx(14.67121668, rel=1e-6)

@@ -1,0 +1,211 @@
+"""Campaign: many plans are measured once each, by any number of workers, and a killed one leaves nothing half done."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+
+from qsearch.core.errors import QSearchError
+from qsearch.core.graph import OpGraph
+from qsearch.core.plan import BitPlan
+from qsearch.core.trials import Trials
+from qsearch.decide.draws import draw
+from qsearch.graphs.extraction import extract
+from qsearch.measure import campaign as module
+from qsearch.measure.campaign import Campaign, bootstrap_error, measure_plans
+from qsearch.measure.evaluation import evaluate, make
+from qsearch.measure.pipelines import Sampling, example_inputs, record, scene_prompts
+from tests.models import tiny_pipeline
+
+SAMPLING = Sampling(steps=2, seed=3)
+SCHEMES = ("uint2-c", "uint4-c", "uint8-c")
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def graph(pipe: Any) -> OpGraph:
+    (call,) = record(pipe, scene_prompts(1, 0), SAMPLING, 1)
+    return extract(pipe.unet, example_inputs(call, pipe.unet))
+
+
+@pytest.fixture
+def campaign(pipe: Any, graph: OpGraph, tmp_path: Path) -> Campaign:
+    return Campaign(tmp_path / "pipe", graph, scene_prompts(8, 1), SAMPLING, ("sqnr", "ssim"), "setting", tmp_path / "trials.db")
+
+
+def test_every_plan_is_measured_once_as_it_is_measured_alone(pipe: Any, graph: OpGraph, campaign: Campaign) -> None:
+    plans = draw(graph, SCHEMES, 3)
+    steps: list[int] = []
+
+    assert measure_plans(campaign, plans, pipe=pipe, progress=steps.append) == 3
+    assert measure_plans(campaign, draw(graph, SCHEMES, 4), pipe=pipe) == 1  # three were there
+
+    trials = Trials(campaign.where, graph).measured()
+    assert sum(steps) == 3
+    assert [t.name for t in trials] == [f"random-0-00{i}" for i in range(4)]
+    prompts = campaign.prompts
+    reference, made = (make(pipe, graph, p, prompts, SAMPLING) for p in (BitPlan.uniform(graph, "keep"), plans["random-0-001"]))
+    for metric, (value, error) in evaluate(made, reference, ("sqnr", "ssim")).items():
+        assert trials[1].metrics[metric][0] == pytest.approx(value, rel=1e-5)
+        assert trials[1].metrics[metric][1] == pytest.approx(error, rel=0.3)
+        assert np.mean(trials[1].samples[metric]) == pytest.approx(value, rel=1e-5)
+        assert len(trials[1].samples[metric]) == 8
+
+
+def test_the_error_of_a_mean_is_scipy_s_bootstrap() -> None:
+    values = np.random.default_rng(0).lognormal(size=30)
+
+    expected = bootstrap((values,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(1)).standard_error
+
+    assert bootstrap_error(values.tolist()) == pytest.approx(expected, rel=0.08)
+    assert bootstrap_error([1.5]) == 0.0
+
+
+def test_a_clearly_bad_plan_is_given_up_and_another_measured_in_two_parts_as_in_one(pipe: Any, graph: OpGraph, campaign: Campaign) -> None:
+    plans = {"bad": BitPlan.uniform(graph, "int2-t"), "good": BitPlan.uniform(graph, "uint8-c")}
+    said: list[str] = []
+
+    measure_plans(replace(campaign, stop={"sqnr": 20.0}), plans, pipe=pipe, say=said.append)
+    measure_plans(replace(campaign, setting="whole"), plans, pipe=pipe)
+
+    early = {t.name: t for t in Trials(campaign.where, graph).measured("setting")}
+    whole = {t.name: t for t in Trials(campaign.where, graph).measured("whole")}
+    assert (early["bad"].stopped, len(early["bad"].samples["sqnr"]), early["good"].stopped) == (True, 3, False)
+    assert said == ["bad was given up after 3 samples"]
+    assert early["bad"].samples["sqnr"] == pytest.approx(whole["bad"].samples["sqnr"][:3], rel=1e-4)
+    assert early["good"].samples["ssim"] == pytest.approx(whole["good"].samples["ssim"], rel=1e-4)
+    assert measure_plans(campaign, plans, pipe=pipe) == 1  # whoever gives nothing up wants the bad one whole
+    assert [t.stopped for t in Trials(campaign.where, graph).measured("setting")] == [False, False]
+
+
+def test_giving_up_by_a_metric_that_is_not_measured_is_refused(campaign: Campaign) -> None:
+    with pytest.raises(QSearchError, match="alignment is not among sqnr, ssim"):
+        replace(campaign, stop={"alignment": 0.5})
+
+
+def test_a_plan_that_another_worker_measured_meanwhile_is_not_measured_again(
+    pipe: Any, graph: OpGraph, campaign: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = draw(graph, SCHEMES, 2)
+    honest = module.Bench.measure
+
+    def measure(self: module.Bench, plan: BitPlan) -> Any:
+        found = honest(self, plan)
+        other = next(name for name, p in plans.items() if p.id != plan.id)
+        Trials(campaign.where, graph).add(other, plans[other], found[0], "setting")  # somebody else, while we were at it
+        return found
+
+    monkeypatch.setattr(module.Bench, "measure", measure)
+
+    assert measure_plans(campaign, plans, pipe=pipe) == 1
+    assert len(Trials(campaign.where, graph).all()) == 2
+
+
+def test_a_plan_that_cannot_be_measured_is_passed_over_with_a_word(pipe: Any, graph: OpGraph, campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans, said = draw(graph, SCHEMES, 2), list[str]()
+    bad = plans["random-0-000"].id
+    honest = module.Bench.measure
+
+    def measure(self: module.Bench, plan: BitPlan) -> Any:
+        if plan.id == bad:
+            raise QSearchError("latents that are not finite")
+        return honest(self, plan)
+
+    monkeypatch.setattr(module.Bench, "measure", measure)
+
+    assert measure_plans(campaign, plans, pipe=pipe, say=said.append) == 1
+    assert said == ["random-0-000 is passed over: latents that are not finite"]
+    assert [t.name for t in Trials(campaign.where, graph).measured()] == ["random-0-001"]
+
+
+def test_no_worker_is_refused(graph: OpGraph, campaign: Campaign) -> None:
+    with pytest.raises(QSearchError, match="one worker or more; given 0"):
+        measure_plans(campaign, draw(graph, SCHEMES, 2), workers=0)
+
+
+#: measures plans of the pipeline in FOLDER until it is done, or killed; the last argument is the number of workers
+SCRIPT = """
+import sys
+from pathlib import Path
+from qsearch.core.errors import QSearchError
+from qsearch.core.graph import OpGraph
+from qsearch.decide.draws import draw
+from qsearch.measure.campaign import Campaign, measure_plans
+from qsearch.measure.pipelines import Sampling, scene_prompts
+
+if __name__ == "__main__":
+    folder, count, workers = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    graph = OpGraph.load(folder / "graph.json")
+    campaign = Campaign(folder / "pipe", graph, scene_prompts(4, 1), Sampling(steps=2, seed=3), ("sqnr",), "setting", folder / "trials.db")
+    try:
+        measure_plans(campaign, draw(graph, ("uint2-c", "uint4-c"), count), workers=workers, progress=lambda n: print("one", flush=True) if n else None)
+    except QSearchError as error:
+        print(error)
+        sys.exit(2)
+"""
+
+
+def run(folder: Path, count: int, workers: int) -> subprocess.Popen[str]:
+    (folder / "script.py").write_text(SCRIPT)
+    return subprocess.Popen([sys.executable, str(folder / "script.py"), str(folder), str(count), str(workers)], stdout=subprocess.PIPE, text=True)
+
+
+def children(pid: int) -> list[int]:
+    """Worker processes of a pool: children that hold the pipeline, which the resource tracker does not."""
+    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False).stdout.splitlines()
+    return [int(line.split()[0]) for line in listed if "spawn_main" in line]
+
+
+@pytest.mark.slow
+def test_a_worker_killed_mid_evaluation_loses_its_plan_alone_and_the_next_call_goes_on(pipe: Any, graph: OpGraph, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path / "pipe")
+    graph.save(tmp_path / "graph.json")
+    process = run(tmp_path, 200, 2)
+    assert process.stdout is not None
+    for _ in range(3):
+        process.stdout.readline()
+    os.kill(children(process.pid)[0], signal.SIGKILL)
+
+    said = process.communicate(timeout=300)[0]
+
+    assert process.returncode == 2
+    assert "a worker was killed" in said
+    assert "the same command goes on" in said
+    stored = Trials(tmp_path / "trials.db", graph).all()
+    assert len(stored) >= 3
+    assert all(np.isfinite(t.metrics["sqnr"][0]) and len(t.samples["sqnr"]) == 4 for t in stored)
+    again = run(tmp_path, len(stored) + 2, 1)
+    again.communicate(timeout=300)
+    assert again.returncode == 0
+    assert len({t.plan for t in Trials(tmp_path / "trials.db", graph).all()}) >= len(stored) + 1
+
+
+def test_a_process_killed_at_any_moment_leaves_whole_trials(pipe: Any, graph: OpGraph, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path / "pipe")
+    graph.save(tmp_path / "graph.json")
+    process = run(tmp_path, 10_000, 1)
+    assert process.stdout is not None
+    for _ in range(3):
+        process.stdout.readline()
+    time.sleep(0.02)
+    process.kill()
+    said = 3 + len(process.communicate()[0].splitlines())
+
+    stored = Trials(tmp_path / "trials.db", graph).all()
+
+    assert said <= len(stored) <= said + 1
+    assert all(np.isfinite(t.metrics["sqnr"][0]) and len(t.samples["sqnr"]) == 4 for t in stored)
