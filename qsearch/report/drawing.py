@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ _STYLE: dict[Any, Any] = {
     "axes.labelcolor": QUIET,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "figure.facecolor": "none",
+    "figure.facecolor": "white",  # `svg` takes it off again
     "grid.color": FAINT,
     "hatch.color": QUIET,
     "hatch.linewidth": 0.5,
@@ -57,7 +57,7 @@ def _draw_layer_bits(data: LayerBits, width: int) -> Figure:
     from matplotlib.patches import Patch
 
     wide, n = width >= HALF, len(data.stored)
-    figure, ax, text = _layer_figure(data.axis, width, across=190 if wide else 240)
+    figure, ax, text = layer_figure(data.axis, width, across=190 if wide else 240)
     colours = [FAMILY_COLOURS[f] for f in data.families]
     bars = ax.bar(range(n), data.stored, 0.78, color=colours) if wide else ax.barh(range(n), data.stored, 0.78, color=colours)
     ax.bar_label(bars, [str(c) for c in data.codes], padding=1.5, fontsize=min(text, 6.5), color=QUIET)
@@ -84,17 +84,16 @@ def draw_layer_noise(data: LayerNoise, width: int = WIDE) -> Figure:
 
 
 def _draw_layer_noise(data: LayerNoise, width: int) -> Figure:
-    from matplotlib import colormaps
-    from matplotlib.colors import BoundaryNorm
+    from matplotlib.patches import Patch
 
     wide = width >= HALF
     n, columns = data.decibels.shape
-    figure, ax, _ = _layer_figure(data.axis, width, across=22 * columns + 16 if wide else 240)
+    figure, ax, _ = layer_figure(data.axis, width, across=22 * columns + 16 if wide else 240)
     cells = np.ma.masked_invalid(data.decibels.T if wide else data.decibels)
     ax.patch.set(facecolor=FAINT, hatch="/////", edgecolor=QUIET, linewidth=0)
-    norm = BoundaryNorm(list(data.levels), ncolors=256)
+    norm, scale = _scale(data.levels)
     x, y = (n, columns) if wide else (columns, n)
-    mesh = ax.pcolormesh(np.arange(x + 1) - 0.5, np.arange(y + 1) - 0.5, cells, cmap=colormaps["viridis_r"], norm=norm, edgecolors=PAPER, linewidth=0.4)
+    mesh = ax.pcolormesh(np.arange(x + 1) - 0.5, np.arange(y + 1) - 0.5, cells, cmap=scale, norm=norm, edgecolors=PAPER, linewidth=0.4)
     across = ax.yaxis if wide else ax.xaxis
     across.set_ticks(range(columns), data.columns)
     across.set_label_text(data.column_title)
@@ -106,15 +105,38 @@ def _draw_layer_noise(data: LayerNoise, width: int) -> Figure:
     for span in data.axis.spans[1:]:
         (ax.axvline if wide else ax.axhline)(span.start - 0.5, color=PAPER, linewidth=2)
     places = [(i, c) for i, c in enumerate(data.chosen) if c >= 0]
+    handles: list[Any] = []
+    words = []
     if places:
         layers, chosen = zip(*places, strict=True)
-        dots = ax.scatter(*((layers, chosen) if wide else (chosen, layers)), s=9, c="#ffffff", edgecolors="#000000", linewidths=0.7, zorder=3)
-        figure.legend([dots], ["the plan's choice"], loc="outside upper left", fontsize=_TEXT, borderpad=0, handletextpad=0)
+        handles.append(ax.scatter(*((layers, chosen) if wide else (chosen, layers)), s=9, c="#ffffff", edgecolors="#000000", linewidths=0.7, zorder=3))
+        words.append("the plan's choice")
+    if cells.mask.any():
+        handles.append(Patch(facecolor=FAINT, hatch="/////", edgecolor=QUIET, linewidth=0))
+        words.append("at the measurement floor, or not measured")
+    if handles:
+        figure.legend(handles, words, loc="outside upper left", fontsize=_TEXT, borderpad=0, handletextpad=0.4, ncols=2 if wide else 1)
     bar = figure.colorbar(mesh, ax=ax, location="right" if wide else "bottom", pad=0.01, aspect=12 if wide else 30, fraction=0.02 if wide else 0.05)
     bar.set_label("SQNR, dB" if wide else "SQNR, dB (less is worse)")
     bar.set_ticks(list(data.levels[:: 2 if len(data.levels) > 6 else 1]))
     bar.outline.set_visible(False)
     return figure
+
+
+def _scale(levels: Sequence[float]) -> tuple[Any, Any]:
+    """Of a heat map: the steps of its colours, and viridis turned, whose lightness falls all the way, so that it reads in grey as well."""
+    from matplotlib import colormaps
+    from matplotlib.colors import BoundaryNorm
+
+    return BoundaryNorm(list(levels), ncolors=256), colormaps["viridis_r"]
+
+
+def colour_steps(levels: Sequence[float]) -> tuple[Callable[[float], str], list[str]]:
+    """The heat maps' colour of a number, and the colour of each step between two levels."""
+    from matplotlib.colors import to_hex
+
+    norm, scale = _scale(levels)
+    return lambda x: to_hex(scale(norm(x))), [to_hex(scale(norm(x))) for x in levels[:-1]]
 
 
 def draw_size_quality(data: SizeQuality, width: int = HALF) -> Figure:
@@ -190,7 +212,7 @@ def canvas(width: int, height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _layer_figure(axis: LayerAxis, width: int, *, across: float) -> tuple[Figure, Axes, float]:
+def layer_figure(axis: LayerAxis, width: int, *, across: float, title: str = "layers in order of execution") -> tuple[Figure, Axes, float]:
     """Figure and axes with the layers on one axis, blocks named and shaded, and the size of their text in points. `across`: pixels of the other axis."""
     wide, n = width >= HALF, len(axis.names)
     pitch = (width - 110) / n if wide else 13.0
@@ -202,7 +224,7 @@ def _layer_figure(axis: LayerAxis, width: int, *, across: float) -> tuple[Figure
     turned: dict[str, Any] = {"rotation": 90, "rotation_mode": "anchor", "ha": "right", "va": "center"} if wide else {}
     along.set_ticks(range(n) if named else [], axis.labels if named else [], fontsize=text, **turned)
     along.set_tick_params(length=0, pad=3)
-    title = "layers in order of execution" + (f"; {axis.key}" if axis.key else "")
+    title += f"; {axis.key}" if axis.key else ""
     ax.set_xlabel(title) if wide else ax.set_ylabel(title, loc="top")
     ax.set_xlim(-0.5, n - 0.5) if wide else ax.set_ylim(n - 0.5, -0.5)
     for i, span in enumerate(axis.spans):
