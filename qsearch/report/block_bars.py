@@ -20,12 +20,14 @@ from .plots import FAMILIES, LayerAxis, layer_axis, losses
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_LEAST = 1e-15  # of the output's power: below it no arithmetic measures anything, and a logarithm has no zero
+
 
 @dataclass(frozen=True)
 class BlockBars:
     """Noise power of each block over the output's power (1 = as loud as the output), its standard error, and whether it lies at the floor.
 
-    `families`: what the block is coloured by. `floor`: the median over blocks of their layers' floors added up, 0 where there is none.
+    `families`: what the block is coloured by.
     """
 
     axis: LayerAxis
@@ -33,7 +35,6 @@ class BlockBars:
     errors: tuple[float, ...]
     at_floor: tuple[bool, ...]
     families: tuple[str, ...]
-    floor: float
     scheme: str
 
 
@@ -50,7 +51,7 @@ def block_bars(graph: OpGraph, table: SensitivityTable, scheme: Scheme | str, *,
     floors = [math.fsum(x.floor for x in of) for of in held]
     low = tuple(value < 2 * floor for value, floor in zip(noise, floors, strict=True))
     families = tuple(kind if (kind := kind_colour(b.kind)) in FAMILIES else "linear" for b in blocks)
-    return BlockBars(_axis(graph, blocks), noise, errors, low, families, sorted(floors)[len(floors) // 2] if floors else 0.0, str(scheme))
+    return BlockBars(_axis(graph, blocks), noise, errors, low, families, str(scheme))
 
 
 def _axis(graph: OpGraph, blocks: list[Block]) -> LayerAxis:
@@ -77,8 +78,8 @@ def _draw(data: BlockBars, width: int) -> Figure:
 
     wide, n = width >= HALF, len(data.noise)
     figure, ax, _ = layer_figure(data.axis, width, across=180 if wide else 240, title="blocks in order of execution")
-    percent = [100 * x for x in data.noise]
-    errors = [100 * min(e, 0.999 * x) for e, x in zip(data.errors, data.noise, strict=True)], [100 * e for e in data.errors]
+    percent = [100 * max(x, _LEAST) for x in data.noise]
+    errors = [min(100 * e, 0.999 * x) for e, x in zip(data.errors, percent, strict=True)], [100 * e for e in data.errors]
     bars = ax.bar(range(n), percent, 0.78) if wide else ax.barh(range(n), percent, 0.78)
     for bar, name, low in zip(bars, data.families, data.at_floor, strict=True):
         colour = FAMILY_COLOURS[name]
@@ -88,8 +89,11 @@ def _draw(data: BlockBars, width: int) -> Figure:
     else:
         ax.errorbar(percent, range(n), xerr=errors, fmt="none", ecolor=INK, elinewidth=0.9, capsize=1.5)
     (ax.set_yscale if wide else ax.set_xscale)("log")
+    ends = [10.0 ** math.floor(math.log10(0.7 * min(percent))), 10.0 ** math.ceil(math.log10(1.3 * max(percent)))]
+    (ax.set_ylim if wide else ax.set_xlim)(*ends)
     (ax.set_ylabel if wide else ax.set_xlabel)(f"noise at {data.scheme}, % of output power")
     (ax.yaxis if wide else ax.xaxis).set_major_formatter(lambda value, _: power_of_ten(value))
+    (ax.yaxis if wide else ax.xaxis).set_minor_formatter(lambda value, _: "")
     ax.grid(axis="y" if wide else "x", linewidth=0.6)
     ax.set_axisbelow(True)
     handles = [Patch(color=FAMILY_COLOURS[name]) for name in FAMILIES if name in data.families]

@@ -101,6 +101,8 @@ def boxes_into(ax: Axes, data: Boxes) -> None:
     for row, held in enumerate(data.boxes):
         for i, box in enumerate(held):
             y, colour = row + place(i, len(held)), SERIES[i % len(SERIES)]
+            if not box.decibels and not box.bounds:
+                ax.text(0.995, y, f"none in {data.models[i]}", transform=ax.get_yaxis_transform(), ha="right", va="center", color=QUIET, fontsize=6.5)
             if box.summary is not None:
                 keys = ("whislo", "q1", "med", "q3", "whishi")
                 style: dict[str, Any] = {"color": QUIET, "linewidth": 0.9}
