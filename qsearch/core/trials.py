@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,13 +30,19 @@ STUDY = "qsearch.trials/1"
 
 @dataclass(frozen=True)
 class Trial:
-    """One measured plan. `metrics`: name -> (mean, standard error); `setting`: digest of how it was measured."""
+    """One measured plan. `metrics`: name -> (mean, standard error); `setting`: digest of how it was measured.
+
+    `samples`: metric -> its value for each sample, in the order of the captions, where the metric has one; `stopped`: given up before the last sample.
+    """
 
     name: str
     layers: dict[str, Scheme]
     metrics: dict[str, tuple[float, float]]
     setting: str
     average_bits: float
+    plan: str = ""
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    stopped: bool = False
 
 
 class Trials:
@@ -56,7 +63,16 @@ class Trials:
         elif known != graph.id:
             raise ArtifactError(f"{where} holds trials of graph {known}, {graph.model} is graph {graph.id}; give another file")
 
-    def add(self, name: str, plan: BitPlan, metrics: Mapping[str, tuple[float, float]], setting: str) -> None:
+    def add(
+        self,
+        name: str,
+        plan: BitPlan,
+        metrics: Mapping[str, tuple[float, float]],
+        setting: str,
+        *,
+        samples: Mapping[str, Sequence[float]] | None = None,
+        stopped: bool = False,
+    ) -> None:
         """Store one measured plan. Raises `QSearchError` for a plan of another graph or a metric that is not a number."""
         import optuna
 
@@ -76,6 +92,8 @@ class Trials:
                     "average_bits": plan.achieved.average_bits,
                     "layers": {k: str(v) for k, v in plan.layers.items()},
                     "metrics": {k: list(v) for k, v in metrics.items()},
+                    "samples": {k: [round(float(x), 6) for x in v] for k, v in (samples or {}).items()},
+                    "stopped": stopped,
                 },
             )
         )
@@ -90,6 +108,21 @@ class Trials:
     def all(self) -> list[Trial]:
         """Every stored trial, oldest first."""
         return [_trial(t) for t in self._stored() if "plan" in t.user_attrs]
+
+    def measured(self, setting: str | None = None) -> list[Trial]:
+        """The trials of one setting, each plan once (two workers may have measured it at the same time), in the order of their names.
+
+        Without `setting`, that of the most trials. Raises `QSearchError` where there is none.
+        """
+        found = self.all()
+        if not found:
+            raise QSearchError(f"{self.where} holds no measured plan; measure some with `qsearch evaluate RUN --plans 64`")
+        counts = Counter(t.setting for t in found)
+        wanted = setting or max(counts, key=counts.__getitem__)
+        if wanted not in counts:
+            raise QSearchError(f"{self.where} holds no plan measured in the setting {wanted}; it has {', '.join(sorted(counts))}")
+        plans = {t.plan: t for t in reversed(found) if t.setting == wanted}
+        return sorted(plans.values(), key=lambda t: t.name)
 
     def _stored(self) -> list[optuna.trial.FrozenTrial]:
         try:
@@ -145,4 +178,7 @@ def _trial(trial: optuna.trial.FrozenTrial) -> Trial:
         {k: (v[0], v[1]) for k, v in a["metrics"].items()},
         a["setting"],
         a["average_bits"],
+        a["plan"],
+        {k: list(v) for k, v in a.get("samples", {}).items()},
+        a.get("stopped", False),
     )

@@ -51,12 +51,16 @@ def make(
     *,
     weights: QuantizedWeights | None = None,
     progress: Callable[[int], None] | None = None,
+    first: int = 0,
 ) -> Outcome:
-    """Sample the pipeline with its denoiser computing as the plan says; `calls` are recorded denoiser calls to repeat as well."""
+    """Sample the pipeline with its denoiser computing as the plan says; `calls` are recorded denoiser calls to repeat as well.
+
+    `first`: number of the first sample, which its noise depends on: a plan measured in two parts is measured as in one.
+    """
     model = denoiser_of(pipe)
     with simulate(model, plan, graph, weights):
         outputs = tuple(run(model, call) for call in calls)
-        latents = sample(pipe, prompts, sampling, progress)
+        latents = sample(pipe, prompts, sampling, progress, first=first)
     return Outcome(prompts, latents, decode(pipe, latents), outputs)
 
 

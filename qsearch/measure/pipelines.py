@@ -135,11 +135,11 @@ def arguments(pipe: Any, texts: Sequence[str], first: int, sampling: Sampling) -
 
 
 @torch.no_grad()
-def sample(pipe: Any, prompts: Prompts, sampling: Sampling, progress: Any = None) -> Tensor:
-    """Final latents [N, ...] for the prompts, each with its own noise. Raises `QSearchError` when they are not finite."""
+def sample(pipe: Any, prompts: Prompts, sampling: Sampling, progress: Any = None, *, first: int = 0) -> Tensor:
+    """Final latents [N, ...] for the prompts, each with its own noise, that of the samples from number `first` on. Raises `QSearchError` when they are not finite."""
     parts = []
     for i in range(0, len(prompts), sampling.batch):
-        parts.append(_tensor(pipe(**arguments(pipe, prompts.texts[i : i + sampling.batch], i, sampling))).float().cpu())
+        parts.append(_tensor(pipe(**arguments(pipe, prompts.texts[i : i + sampling.batch], first + i, sampling))).float().cpu())
         if progress is not None:
             progress(len(parts[-1]))
     latents = torch.cat(parts)

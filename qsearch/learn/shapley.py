@@ -1,0 +1,123 @@
+"""Exact Shapley values of the probes' quadratic model, in closed form: what each layer's choice adds to the predicted error of a plan.
+
+The model says that a plan's error is v(S) = E[(B + sum of d_i over S)^2] over probes, where layer i moves a probe by d_i when it changes from the
+baseline's choice to the plan's, and B is what the baseline itself does. Such a game has products of at most two players, so each product is shared
+equally between its two: with D the sum of all d_i, the Shapley value of i is E[d_i (2B + D)], and the values add up to v(all) - v(none) = E[(B + D)^2] - E[B^2].
+No sampling of coalitions, no error but that of the probes. (Shapley 1953; pairs: the Shapley interaction index of Grabisch and Roubens 1999, whose
+orders above two are zero here.) Within a trajectory d_i is a sum over sampler steps, and its value splits over them the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..core.attribution import Attribution
+from ..core.errors import QSearchError
+from ..core.graph import OpGraph
+from ..core.plan import BitPlan
+from ..core.scheme import KEEP, Scheme
+from ..core.shares import Array, Cell, Shares, ratio
+from ..core.table import SensitivityTable
+
+METHOD = "shapley"
+
+
+def explain_quadratic(
+    graph: OpGraph,
+    table: SensitivityTable,
+    plans: Mapping[str, BitPlan],
+    *,
+    metrics: Iterable[str] | None = None,
+    baseline: BitPlan | None = None,
+    pairs: int = 0,
+) -> Attribution:
+    """Shapley values of every layer that differs from `baseline` (full precision), per plan, metric of the table and step; noise powers or squared distances.
+
+    `pairs`: so many of the strongest pairs of layers besides, with each layer's own error as the pair of itself with itself and the other pairs in one
+    row, `(rest)`. Raises `QSearchError` for a table without probes' shares, of another graph, or that lacks a choice.
+    """
+    table.check(graph)
+    if table.shares is None:
+        raise QSearchError(
+            f"Shapley values need the shares that probes leave in a table; this one was made by {table.frame['estimator'].iloc[0]}: profile with probe"
+        )
+    rows: list[dict[str, Any]] = []
+    moves = _Moves(table.shares)
+    for name, plan in plans.items():
+        for metric in metrics if metrics is not None else table.metrics:
+            rows += _of_plan(moves, name, plan, baseline, metric, pairs)
+    if not rows:
+        raise QSearchError("every plan keeps what the baseline has; there is nothing to explain")
+    return Attribution.from_rows(graph.id, rows)
+
+
+class _Moves:
+    """What choices add to each probe, by name."""
+
+    def __init__(self, shares: Shares) -> None:
+        self.shares = shares
+        self._places = {choice: i for i, choice in enumerate(shares.choices)}
+
+    def of(self, cell: Cell, site: str, scheme: Scheme) -> Array:
+        """[sampler steps, probes, parts]; nothing where the layer is kept."""
+        values = self.shares.values[cell]
+        if scheme == KEEP:
+            return np.zeros(values.shape[1:])
+        if (site, str(scheme)) not in self._places:
+            raise QSearchError(f"the table has no {scheme} for {site}; profile with this scheme")
+        return values[self._places[site, str(scheme)]].astype(np.float64)
+
+
+def _of_plan(known: _Moves, name: str, plan: BitPlan, baseline: BitPlan | None, metric: str, pairs: int) -> list[dict[str, Any]]:
+    shares = known.shares
+    base_layers = {} if baseline is None else baseline.layers
+    moved = [site for site, scheme in plan.layers.items() if scheme != base_layers.get(site, KEEP)]
+    cells = sorted(cell for cell in shares.values if cell[0] == metric)
+    if not cells:
+        raise QSearchError(f"the table has no shares for {metric!r}; it has {', '.join(sorted({m for m, _ in shares.values}))}")
+    found, prediction, base = [], 0.0, 0.0
+    products = np.zeros((len(moved), len(moved)))
+    for cell in cells:
+        nothing = np.zeros(shares.values[cell].shape[1:])
+        moves = [known.of(cell, s, plan.layers[s]) - known.of(cell, s, base_layers.get(s, KEEP)) for s in moved]
+        begin = sum((known.of(cell, s, c) for s, c in base_layers.items()), nothing).sum(0)
+        power, end = shares.power[cell], begin + sum(moves, nothing).sum(0)
+        base += ratio(begin**2, power)[0] / len(cells)
+        prediction += ratio(end**2, power)[0] / len(cells)
+        for site, move in zip(moved, moves, strict=True):
+            for step, part in enumerate(move):
+                value, error = ratio(part * (begin + end), power)
+                row = {"kind": "layer", "step": step if len(move) > 1 else cell[1], "name": site, "choice": str(plan.layers[site])}
+                found.append(row | {"value": value / len(cells), "error": error / len(cells)})
+        if pairs and moved:
+            products += _products(np.stack(moves).sum(1), begin, power) / len(cells)
+    if pairs and moved:
+        found += _strongest(plan, moved, products, pairs)
+    whole = {"plan": name, "method": METHOD, "metric": metric, "base": base, "prediction": prediction}
+    return [row | whole for row in found]
+
+
+def _products(moves: Array, begin: Array, power: Array) -> Array:
+    """[layers, layers]: off the diagonal E[2 d_i d_j] in its upper half, on it E[d_i (2B + d_i)]; together E[(B + D)^2] - E[B^2]."""
+    seen = ~np.isnan(moves).all((0, 1))
+    flat, scale = moves[:, :, seen], power[seen].sum()
+    count = (~np.isnan(flat)).sum(1, keepdims=True)
+    even = np.nan_to_num(flat / np.sqrt(count)).reshape(len(moves), -1)
+    made = even @ even.T
+    own = np.diag(made) + 2 * even @ np.nan_to_num(begin[:, seen] / np.sqrt(count[0])).ravel()
+    return np.asarray((np.triu(2 * made, 1) + np.diag(own)) / scale)
+
+
+def _strongest(plan: BitPlan, moved: list[str], products: Array, pairs: int) -> list[dict[str, Any]]:
+    rows = [{"kind": "pair", "name": a, "other": a, "choice": str(plan.layers[a]), "value": products[i, i]} for i, a in enumerate(moved)]
+    upper = np.triu_indices(len(moved), 1)
+    order = np.argsort(-np.abs(products[upper]))
+    for k in order[:pairs]:
+        i, j = int(upper[0][k]), int(upper[1][k])
+        rows.append(
+            {"kind": "pair", "name": moved[i], "other": moved[j], "choice": f"{plan.layers[moved[i]]} {plan.layers[moved[j]]}", "value": products[i, j]}
+        )
+    return [*rows, {"kind": "pair", "name": "(rest)", "other": "(rest)", "value": float(products[upper][order[pairs:]].sum())}]

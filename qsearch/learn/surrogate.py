@@ -1,0 +1,123 @@
+"""Surrogate: predicts a measured metric of a plan, says how sure it is, and refuses plans of graphs it has not seen; on disk as `surrogate/METRIC/`.
+
+What is stored: `surrogate.json` (columns, graphs, held-out scores, residuals for intervals) and the model's own file beside it, as text or safetensors.
+A surrogate of several graphs predicts for each of them; `fit(..., by="graph")` says how well one would do on a graph it has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core import plugins
+from ..core.artifacts import Header, read_json, write_json
+from ..core.errors import ArtifactError, QSearchError
+from ..core.graph import OpGraph
+from ..core.plan import BitPlan
+from ..core.table import SensitivityTable
+from .data import AbstractModel, Data
+from .features import Array, Features, featurize
+from .nodes import Skeleton, prices_of
+from .scores import LOWER_IS_BETTER, Scores, half_width
+
+SCHEMA = "qsearch.surrogate/1"
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A fitted predictor of one metric. `kind`: its plug-in; `columns`: the features it reads; `residuals`: held-out errors, for intervals.
+
+    `graphs`: id -> name of the models it learnt from. `schemes`: those that its plans had. `scores`: of the held-out predictions.
+    """
+
+    kind: str
+    metric: str
+    columns: tuple[str, ...]
+    prior: str
+    graphs: dict[str, str]
+    schemes: tuple[str, ...]
+    scores: Scores
+    residuals: Array
+    model: AbstractModel
+    seed: int = 0
+    header: Header | None = field(default=None, compare=False)
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether less of the metric is better."""
+        return self.metric in LOWER_IS_BETTER
+
+    def data(self, graph: OpGraph, plans: Mapping[str, BitPlan], tables: Sequence[SensitivityTable] = ()) -> Data:
+        """The plans as this surrogate reads them. Raises `QSearchError` for another graph, or plans with schemes that it has never seen."""
+        if graph.id not in self.graphs:
+            known = ", ".join(f"{name} ({id_})" for id_, name in self.graphs.items())
+            raise QSearchError(f"the surrogate was fitted on {known}; {graph.model} is graph {graph.id}: fit one with its measured plans")
+        for name, plan in plans.items():
+            unseen = {str(s) for s in plan.layers.values()} - {*self.schemes, "keep"}
+            if unseen:
+                raise QSearchError(f"the surrogate knows the schemes {', '.join(self.schemes)}; plan {name} has {min(unseen)}: measure plans with it first")
+        return assemble(self.kind, graph, plans, tables, self.columns, self.prior)
+
+    def predict(
+        self, graph: OpGraph, plans: Mapping[str, BitPlan], tables: Sequence[SensitivityTable] = (), *, coverage: float = 0.9
+    ) -> dict[str, tuple[float, float, float]]:
+        """plan -> (prediction, lower and upper end of an interval that holds what is measured with probability `coverage`)."""
+        found = self.model.predict(self.data(graph, plans, tables))
+        wide = half_width(self.residuals, coverage)
+        return {name: (float(y), float(y) - wide, float(y) + wide) for name, y in zip(plans, found, strict=True)}
+
+    def save(self, folder: Path) -> None:
+        """Write the folder `folder/METRIC`."""
+        place = Path(folder) / self.metric
+        content: dict[str, Any] = {
+            "kind": self.kind,
+            "metric": self.metric,
+            "graphs": self.graphs,
+            "schemes": list(self.schemes),
+            "scores": {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(self.scores).items()},
+            "prior": self.prior,
+            "columns": list(self.columns),
+            "residuals": self.residuals.tolist(),
+        }
+        self.model.save(place)
+        write_json(place / "surrogate.json", Header(SCHEMA, graph=next(iter(self.graphs)), seed=self.seed), content)
+
+    @staticmethod
+    def load(folder: Path, graph: str | None = None) -> Surrogate:
+        """Read `surrogate/METRIC`, for the graph with that id where one is given."""
+        path = Path(folder) / "surrogate.json"
+        header, c = read_json(path, SCHEMA)
+        try:
+            if graph is not None and graph not in c["graphs"]:
+                known = ", ".join(f"{name} ({id_})" for id_, name in c["graphs"].items())
+                raise ArtifactError(f"{path} was fitted on {known}, the model here is graph {graph}; fit one with its measured plans")
+            scores = Scores(**{k: float("nan") if v is None else v for k, v in c["scores"].items()})
+            model = plugins.load("surrogates", c["kind"]).load(Path(folder))
+            columns, residuals = tuple(c["columns"]), np.array(c["residuals"], np.float64)
+            return Surrogate(c["kind"], c["metric"], columns, c["prior"], c["graphs"], tuple(c["schemes"]), scores, residuals, model, header.seed, header)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArtifactError(f"{path} is not a whole surrogate ({type(error).__name__}: {error}); make it again with `qsearch fit`") from error
+
+
+def assemble(
+    kind: str,
+    graph: OpGraph,
+    plans: Mapping[str, BitPlan],
+    tables: Sequence[SensitivityTable],
+    columns: Sequence[str] | None = None,
+    prior: str | None = None,
+    features: Features | None = None,
+) -> Data:
+    """Plans of one graph as data for a surrogate of this kind, with the given columns (all, when left out)."""
+    found = features or featurize(graph, plans, tables)
+    names = tuple(found.columns if columns is None else columns)
+    prior = found.prior if prior is None else prior
+    nodes = ()
+    if plugins.load("surrogates", kind).needs_graph:
+        skeleton, prices = Skeleton(graph), prices_of(tables)
+        nodes = tuple(skeleton.with_plan(plan, prices) for plan in plans.values())
+    return Data(names, found.take(names), names.index(prior) if prior else None, nodes)
