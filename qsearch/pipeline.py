@@ -10,7 +10,7 @@ import hashlib
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import config as configs
 from .config import Config
@@ -21,6 +21,9 @@ from .core.plan import BitPlan
 from .core.table import SensitivityTable
 from .decide.building import check_budget
 from .job import Progress, Run, Silent
+
+if TYPE_CHECKING:
+    from .core.attribution import Attribution
 
 RESULTS = "qsearch.results/1"
 _PARTIAL = "sensitivity.partial.parquet"
@@ -228,15 +231,30 @@ def run(config: Config | Path | str, progress: Progress | None = None) -> list[d
 
 def report(run: Run, graph: OpGraph, table: SensitivityTable, plan: BitPlan, rows: list[dict[str, Any]]) -> None:
     """contact_sheet.png and report.html."""
+    from .planning import frontier_of, make_frontier
     from .report.page import is_current, write_report
 
-    metric = run.config.allocate.metric
-    key = run.key("report", plan=plan.id, table=_content_key(table), rows=rows, config=run.config.model_dump(mode="json"))
+    section, explained = run.config.allocate, run.path("attribution.parquet")
+    asked = {"rows": rows, "config": run.config.model_dump(mode="json"), "explained": _text(explained) if explained.is_file() else ""}
+    key = run.key("report", plan=plan.id, table=_content_key(table), **asked)
     if is_current(run.folder, key):
         run.progress.say("report: report.html is up to date")
         return
-    write_report(run.folder, graph, table, plan, rows, run.prompts(run.config.evaluate.samples, part=1).texts, metric=metric, key=key)
+    captions = run.prompts(run.config.evaluate.samples, part=1).texts
+    curve = frontier_of(section, graph, table, make_frontier(section, graph, table), rows)
+    reasons = _reasons(graph, table, plan, explained)
+    write_report(run.folder, graph, table, plan, rows, captions, metric=section.metric, frontier=curve, attributions=reasons, key=key)
     run.progress.say(f"report: {run.path('report.html')}")
+
+
+def _reasons(graph: OpGraph, table: SensitivityTable, plan: BitPlan, explained: Path) -> list[Attribution]:
+    """What explains the plan: Shapley values of the probes' model where probes made the table, and what `qsearch explain` wrote."""
+    from .core.attribution import Attribution
+    from .learn.shapley import explain_quadratic
+
+    changed = any(scheme.format != "keep" for scheme in plan.layers.values())
+    found = [explain_quadratic(graph, table, {"plan": plan})] if table.shares is not None and changed else []
+    return [*found, Attribution.load(explained, graph.id)] if explained.is_file() else found
 
 
 def _key_of(path: Path) -> str:

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, QUIET, FAINT, PAPER = "#1c2024", "#5c6570", "#d5d9de", "#fefefe"
+INK, QUIET, FAINT, PAPER, RAISED = "#1c2024", "#5c6570", "#d5d9de", "#fefefe", "#f4f5f7"
 FAMILY_COLOURS = dict(zip(FAMILIES, ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8a8f98"), strict=True))
 WIDE, NARROW, HALF = 1200, 360, 560  # widths in CSS pixels
+_PAGE = {"ink": INK, "quiet": QUIET, "faint": FAINT, "paper": PAPER, "raised": RAISED}  # what a page in a dark scheme has colours of its own for
 _TEXT = 7.5  # points: ten pixels
 _STYLE: dict[Any, Any] = {
     "font.size": _TEXT,
@@ -162,7 +163,7 @@ def _draw_size_quality(data: SizeQuality, width: int) -> Figure:
 
 
 def svg(figure: Figure, *, key: str, label: str) -> str:
-    """The figure as an SVG element for an HTML page: text stays text, ids begin with `key`, colours are the page's `--ink`, `--quiet`, `--faint`, `--paper`.
+    """The figure as an SVG element for an HTML page: text stays text, ids begin with `key`, colours are the page's `--ink`, `--quiet`, `--faint`, `--paper`, `--raised`.
 
     `label` is what it says to those who can't see it. The same figure gives the same text every time.
     """
@@ -180,7 +181,7 @@ def svg(figure: Figure, *, key: str, label: str) -> str:
     text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{key}-", text)
     text = re.sub(r'\b(?:d|x|y|transform)="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", " ".join(m[0].split())), text)  # half the size
     text = re.sub(r'font-family: [^;"<]*', "font-family: inherit", text)
-    for colour, name in ((INK, "ink"), (QUIET, "quiet"), (FAINT, "faint"), (PAPER, "paper")):
+    for name, colour in _PAGE.items():
         text = text.replace(f": {colour}", f": var(--{name})")
     size = r'width="[^"]*" height="[^"]*" '  # the page gives it one; the viewBox keeps the shape
     return re.sub(rf"<svg ([^>]*?){size}", rf'<svg role="img" aria-label="{escape(label)}" \1', text, count=1)
@@ -189,7 +190,7 @@ def svg(figure: Figure, *, key: str, label: str) -> str:
 def save_svg(path: Path, figure: Figure, *, label: str) -> None:
     """The figure as a file of its own, with the light colours of a page filled in."""
     text = svg(figure, key="alone", label=label)
-    for name, colour in (("ink", INK), ("quiet", QUIET), ("faint", FAINT), ("paper", PAPER)):
+    for name, colour in _PAGE.items():
         text = text.replace(f"var(--{name})", colour)
     text = text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) if " xmlns=" not in text else text
     write_text(path, text.replace("font-family: inherit", "font-family: sans-serif"))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..core.graph import OpGraph
 from ..core.scheme import Scheme
 from ..core.table import SensitivityTable
-from .drawing import FAINT, QUIET, colour_steps
+from .drawing import FAINT, PAPER, QUIET, colour_steps
 from .graph_picture import draw
 from .graph_view import Sketch, block_sketch, model_sketch
 from .plots import colour_levels, decibels, losses
@@ -61,13 +61,13 @@ def draw_graph_heat(data: GraphHeat) -> Figure:
     bottom, top = ax.get_ylim()
     place, size = bottom + 4, 26.0
     for i, (low, shade) in enumerate(zip(data.levels, steps, strict=False)):
-        ax.add_patch(Rectangle((i * size, place), size, 11, fc=shade, ec="white", lw=0.6))
+        ax.add_patch(Rectangle((i * size, place), size, 11, fc=shade, ec=PAPER, lw=0.6))
         ax.text(i * size, place + 14, f"{low:g}", fontsize=6.8, color=QUIET, ha="center", va="top")
     end = len(steps) * size
     ax.text(end, place + 14, f"{data.levels[-1]:g}", fontsize=6.8, color=QUIET, ha="center", va="top")
     ax.text(0, place - 3, data.title, fontsize=7.5, color=QUIET, ha="left", va="bottom")
     if any(math.isnan(x) for row in data.cells.values() for x in row):
-        ax.add_patch(Rectangle((end + 24, place), size, 11, fc=FAINT, ec="white", lw=0.6, hatch="/////"))
+        ax.add_patch(Rectangle((end + 24, place), size, 11, fc=FAINT, ec=PAPER, lw=0.6, hatch="/////"))
         ax.text(end + 28 + size, place + 5.5, "at the measurement floor", fontsize=6.8, color=QUIET, ha="left", va="center")
     extra = 36.0
     width, height = figure.get_size_inches()

@@ -16,7 +16,7 @@ import networkx as nx
 
 from ..core.artifacts import write_atomic
 from ..core.errors import QSearchError
-from .drawing import FAINT, FAMILY_COLOURS, INK, QUIET
+from .drawing import FAINT, FAMILY_COLOURS, INK, PAPER, QUIET, RAISED
 from .graph_view import Box, Group, Sketch
 from .layered import layered
 
@@ -184,7 +184,7 @@ def _between(a: Point, b: Point, of_a: Point, of_b: Point, way: str) -> list[Poi
 def _frame(ax: Axes, corner: Point, size: Point, times: int) -> None:
     from matplotlib.patches import FancyBboxPatch
 
-    ax.add_patch(FancyBboxPatch(corner, *size, boxstyle="round,pad=0,rounding_size=8", fc="#f4f5f7", ec=FAINT, lw=1))
+    ax.add_patch(FancyBboxPatch(corner, *size, boxstyle="round,pad=0,rounding_size=8", fc=RAISED, ec=FAINT, lw=1))
     ax.text(corner[0] + size[0] - _INSET, corner[1] + 6, f"×{times}", ha="right", va="top", fontsize=_TEXT + 1.5, color=INK, weight="bold")
 
 
@@ -231,7 +231,7 @@ def _box(ax: Axes, box: Box, place: Point, size: Point, marks: Mapping[str, str]
     outside = box.colour == "outside"
     colour = FAMILY_COLOURS.get(box.colour, QUIET)
     rounding = h / 2 if outside else 4
-    fill = "white" if outside or cells is not None else "#f7f8f9" if not box.colour else _pale(colour)
+    fill = PAPER if outside or cells is not None else "#f7f8f9" if not box.colour else _pale(colour)
     ax.add_patch(
         FancyBboxPatch(
             (x - w / 2, y - h / 2),
@@ -249,7 +249,7 @@ def _box(ax: Axes, box: Box, place: Point, size: Point, marks: Mapping[str, str]
     for i, cell in enumerate(cells or ()):
         wide = (w - 10) / len(cells or ())
         corner = (x - w / 2 + 5 + i * wide, y + h / 2 - _STRIP - (9 if box.marks else 1))
-        ax.add_patch(Rectangle(corner, wide, _STRIP - 3, fc=cell or FAINT, ec="white", lw=0.6, hatch=None if cell else "/////"))
+        ax.add_patch(Rectangle(corner, wide, _STRIP - 3, fc=cell or FAINT, ec=PAPER, lw=0.6, hatch=None if cell else "/////"))
     ax.text(x, middle - (_LINE / 2 if box.detail else 0), box.title, fontsize=_TEXT, color=QUIET if outside else INK, **text)
     if box.detail:
         ax.text(x, middle + _LINE / 2, box.detail, fontsize=_SMALL, color=QUIET, **text)

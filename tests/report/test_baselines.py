@@ -100,8 +100,8 @@ def test_a_number_that_changed_is_seen(tmp_path: Path, monkeypatch: pytest.Monke
     other = table.frame.assign(estimate=table.frame["estimate"].where(table.frame["site"] != "proj_out", 100 * table.frame["estimate"]))
     monkeypatch.setattr(sys.modules[__name__], "dit", lambda: (graph, SensitivityTable(table.graph, other)))
 
-    assert "not close" in (differs("role_boxes", tmp_path) or "")
-    assert "not close" in (differs("block_bars_narrow", tmp_path) or "")
+    assert "did not match" in (differs("role_boxes", tmp_path) or "")
+    assert "did not match" in (differs("block_bars_narrow", tmp_path) or "")
 
 
 def test_every_baseline_is_of_a_plot_and_small() -> None:
