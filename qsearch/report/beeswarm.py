@@ -5,7 +5,6 @@ Colour is the feature's own value among the plans (of a layer, the bits of its c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import QSearchError
 from ..core.scheme import Scheme
-from .drawing import HALF, INK, QUIET, canvas, styled
+from .drawing import HALF, INK, QUIET, canvas, scaled, shortened, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,23 +108,17 @@ def _draw(data: Beeswarm, width: int) -> Figure:
     for row, (values, offsets, levels) in enumerate(zip(data.values, data.offsets, data.levels, strict=True)):
         colours: list[Any] = [QUIET if np.isnan(level) else scale(float(level)) for level in levels]
         ax.scatter(values, row + offsets, s=9, c=colours, edgecolors=INK, linewidths=0.2)
-    ax.set_yticks(range(len(data.rows)), _short(data.rows))
+    ax.set_yticks(range(len(data.rows)), [shortened(name, 34) for name in data.rows])
     if data.rest:
         ax.get_yticklabels()[-1].set_color(QUIET)
     ax.set_ylim(len(data.rows) - 0.5, -0.5)
-    ax.set_xlabel(data.title)
+    scaled(ax, data.title)
     ax.grid(axis="y", linewidth=0.4)
     ax.set_axisbelow(True)
     ax.tick_params(axis="y", length=0)
-    ax.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useMathText=False)
     if not np.isnan(data.levels).all():
         bar = figure.colorbar(ScalarMappable(cmap=scale), ax=ax, pad=0.01, aspect=25, fraction=0.03)
         bar.set_ticks([0, 1], labels=["least", "most"])
         bar.set_label(data.colour, labelpad=0)
         bar.outline.set_visible(False)
     return figure
-
-
-def _short(names: Sequence[str], longest: int = 34) -> list[str]:
-    """Names whose middle gives way when they are too long for a row's label."""
-    return [name if len(name) <= longest else f"{name[: longest // 2 - 1]}…{name[-longest // 2 :]}" for name in names]

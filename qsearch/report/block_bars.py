@@ -13,7 +13,7 @@ from ..core.errors import QSearchError
 from ..core.graph import Block, LayerSpec, OpGraph
 from ..core.scheme import Scheme
 from ..core.table import SensitivityTable
-from .drawing import FAMILY_COLOURS, HALF, INK, QUIET, WIDE, layer_figure, styled
+from .drawing import FAMILY_COLOURS, HALF, INK, QUIET, WIDE, layer_figure, power_of_ten, styled
 from .graph_view import kind_colour
 from .plots import FAMILIES, LayerAxis, layer_axis, losses
 
@@ -62,12 +62,6 @@ def _axis(graph: OpGraph, blocks: list[Block]) -> LayerAxis:
     return LayerAxis(axis.names, tuple(b.kind for b in blocks), axis.spans, axis.key)
 
 
-def power_of_ten(value: float) -> str:
-    """0.01, 1, 100 as they are; what would be longer as 10⁻⁵."""
-    power = round(math.log10(value))
-    return f"{value:g}" if abs(power) <= 2 else "10" + str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-
-
 def draw_block_bars(data: BlockBars, width: int = WIDE) -> Figure:
     """A bar a block with one standard error each way; hollow and hatched where the number is the measurement's own noise."""
     return styled(lambda: _draw(data, width))
@@ -92,7 +86,7 @@ def _draw(data: BlockBars, width: int) -> Figure:
     ends = [10.0 ** math.floor(math.log10(0.7 * min(percent))), 10.0 ** math.ceil(math.log10(1.3 * max(percent)))]
     (ax.set_ylim if wide else ax.set_xlim)(*ends)
     (ax.set_ylabel if wide else ax.set_xlabel)(f"noise at {data.scheme}, % of output power")
-    (ax.yaxis if wide else ax.xaxis).set_major_formatter(lambda value, _: power_of_ten(value))
+    (ax.yaxis if wide else ax.xaxis).set_major_formatter(lambda value, _: power_of_ten(round(math.log10(value))))
     (ax.yaxis if wide else ax.xaxis).set_minor_formatter(lambda value, _: "")
     ax.grid(axis="y" if wide else "x", linewidth=0.6)
     ax.set_axisbelow(True)

@@ -92,7 +92,8 @@ def draw_role_boxes(data: Boxes, width: int = HALF) -> Figure:
 def _draw(data: Boxes, width: int) -> Figure:
     figure, ax = canvas(width, 78 + len(data.roles) * (8 + 16 * len(data.models)))
     boxes_into(ax, data)
-    figure.legend(*legend(data), loc="outside upper left", ncols=min(len(data.models), 2) + 1, borderpad=0, columnspacing=1.2, handletextpad=0.4)
+    if (keys := legend(data))[0]:
+        figure.legend(*keys, loc="outside upper left", ncols=min(len(data.models), 2) + 1, borderpad=0, columnspacing=1.2, handletextpad=0.4)
     return figure
 
 
@@ -130,11 +131,13 @@ def place(i: int, count: int) -> float:
 
 
 def legend(data: Boxes) -> tuple[list[Any], list[str]]:
-    """Handles and words: the models, and the mark of the floor where a layer lies at it."""
+    """Handles and words: the models where there are several, and the mark of the floor where a layer lies at it."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=SERIES[i % len(SERIES)], marker=MARKERS[i % len(MARKERS)], linestyle="none", markersize=5) for i in range(len(data.models))]
     words = list(data.models)
+    if len(words) == 1:
+        handles, words = [], []
     if any(box.bounds for held in data.boxes for box in held):
         handles.append(Line2D([], [], color="none", marker=">", markeredgecolor=QUIET, linestyle="none", markersize=5))
         words.append("at the measurement floor: at least")

@@ -8,6 +8,8 @@ Figures are `matplotlib.figure.Figure`, never pyplot's: no display, no global st
 from __future__ import annotations
 
 import io
+import itertools
+import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -102,7 +104,7 @@ def _draw_layer_noise(data: LayerNoise, width: int) -> Figure:
         ax.set_ylim(columns - 0.5, -0.5)
     else:
         ax.set_xlim(-0.5, columns - 0.5)
-        ax.tick_params(axis="x", labelrotation=30 if max(map(len, data.columns)) > 8 else 0)
+        ax.tick_params(axis="x", labelrotation=30 if max(map(len, data.columns)) * columns > 32 else 0)
     for span in data.axis.spans[1:]:
         (ax.axvline if wide else ax.axhline)(span.start - 0.5, color=PAPER, linewidth=2)
     places = [(i, c) for i, c in enumerate(data.chosen) if c >= 0]
@@ -202,6 +204,54 @@ def styled(draw: Callable[[], Figure]) -> Figure:
 
     with matplotlib.rc_context(_STYLE):
         return draw()
+
+
+def shortened(name: str, longest: int) -> str:
+    """A name whose middle gives way where it is too long: its beginning says where the layer is, its end what it is."""
+    return name if len(name) <= longest else f"{name[: longest // 2 - 1]}…{name[-longest // 2 :]}"
+
+
+def power_of_ten(power: int) -> str:
+    """0.01, 1, 100 as they are; what would be longer as 10⁻⁵."""
+    return f"{10.0**power:g}" if abs(power) <= 2 else "10" + str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def scaled(ax: Axes, label: str) -> None:
+    """Label the horizontal axis, with the power of ten in which its numbers are short where they are very small or large."""
+    power = math.floor(math.log10(max(map(abs, ax.get_xlim()))))
+    small = not -3 <= power < 4
+    if small:
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value / 10.0**power:g}")
+    ax.set_xlabel(f"{label}, in {power_of_ten(power)}" if small else label, loc="right")  # it may be wider than the axis
+
+
+def name_points(ax: Axes, points: Sequence[tuple[str, float, float]], line: Sequence[tuple[float, float]] = (), *, bold: str = "") -> None:
+    """A name beside each point, at the first of eight places that is free of names, of points and of the `line`; the name `bold` is set so.
+
+    Call it when all is drawn: it asks the axes where things lie.
+    """
+    ax.figure.draw_without_rendering()
+    inside = ax.get_window_extent()
+    at = [tuple(ax.transData.transform((x, y))) for _, x, y in points]
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in at]
+    for a, b in itertools.pairwise(ax.transData.transform((x, y)) for x, y in line):
+        taken += [(x - 2, y - 2, x + 2, y + 2) for x, y in (a + (b - a) * i / 8 for i in range(9))]
+    for (name, *place), (x, y) in sorted(zip(points, at, strict=True), key=lambda found: found[0][0] != bold):
+        wide, high, gap = 5.4 * len(name) * (1.1 if name == bold else 1), 10.0, 9.0
+        places = [(gap, -gap), (gap, gap), (-gap - wide, gap), (-gap - wide, -gap), (-wide / 2, -1.9 * gap), (-wide / 2, 1.9 * gap), (gap, 0), (-gap - wide, 0)]
+        boxes = [(x + dx, y + dy - high / 2, x + dx + wide, y + dy + high / 2) for dx, dy in places]
+        within = [inside.x0 <= b[0] and b[2] <= inside.x1 and inside.y0 <= b[1] and b[3] <= inside.y1 for b in boxes]
+        cost = [sum(_overlap(box, other) for other in taken) + 1e4 * (not fits) for box, fits in zip(boxes, within, strict=True)]
+        best = cost.index(min(cost))
+        taken.append(boxes[best])
+        dx, dy = places[best]
+        weight = "bold" if name == bold else "normal"
+        offset = (0.75 * dx, 0.75 * dy)  # points of type, whatever the pixels of a file
+        ax.annotate(name, (place[0], place[1]), offset, textcoords="offset points", va="center", color=INK, weight=weight)
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def canvas(width: int, height: float) -> tuple[Figure, Axes]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.graph import OpGraph
 from ..core.plan import BitPlan
 from ..core.scheme import KEEP
-from .drawing import FAMILY_COLOURS, HALF, INK, QUIET, canvas, styled
+from .drawing import FAMILY_COLOURS, HALF, QUIET, canvas, name_points, styled
 from .plots import FULL_PRECISION, by_size
 
 if TYPE_CHECKING:
@@ -68,19 +68,12 @@ def _draw(data: Frontier, width: int) -> Figure:
     figure, ax = canvas(width, 340)
     ours, theirs = FAMILY_COLOURS["self-attention"], FAMILY_COLOURS["cross-attention"]
     ax.plot(data.bits, data.quality, color=ours, marker="D", markersize=4, linewidth=1.6, label="planned" + (", predicted" if data.measured else ""))
-    right = max((*data.bits, *(bits for _, bits, _ in data.uniform)), default=1.0)
-    for name, bits, quality in data.uniform:
+    for _, bits, quality in data.uniform:
         ax.plot([bits], [quality], color=theirs, marker="s", markersize=5, linestyle="none")
-        left = bits > 0.85 * right  # no room to its right
-        ax.annotate(name, (bits, quality), (-7 if left else 7, -9), textcoords="offset points", color=INK, ha="right" if left else "left")
     ax.plot([], [], color=theirs, marker="s", markersize=5, linestyle="none", label="uniform" + (", predicted" if data.measured else ""))
     for name, bits, quality, error in data.measured:
         colour = ours if name == "plan" else theirs if name.startswith("uniform") else QUIET
         ax.errorbar(bits, quality, yerr=error, fmt="o", color=colour, markerfacecolor="none", markersize=9, markeredgewidth=1.6, capsize=3, elinewidth=1.2)
-        if not name.startswith("uniform"):
-            ours_too = name == "plan"  # the curve rises to the right, so there is room above on the left
-            place, side = ((-8, 8), "right") if ours_too else ((0, -15), "center")
-            ax.annotate(name, (bits, quality), place, textcoords="offset points", ha=side, va="center", weight="bold" if ours_too else "normal")
     if data.measured:
         ax.plot([], [], color=QUIET, marker="o", markerfacecolor="none", markersize=8, markeredgewidth=1.6, linestyle="none", label="measured")
     ax.set_xlabel("stored bits a weight")
@@ -89,4 +82,6 @@ def _draw(data: Frontier, width: int) -> Figure:
     ax.set_axisbelow(True)
     ax.legend(loc="lower right")
     ax.margins(x=0.08, y=0.08)
+    points = [*data.uniform, *((name, bits, quality) for name, bits, quality, _ in data.measured if not name.startswith("uniform"))]
+    name_points(ax, points, list(zip(data.bits, data.quality, strict=True)), bold="plan")
     return figure

@@ -47,7 +47,7 @@ def draw_plots(
     if frontier is not None and (frontier.bits or frontier.measured):
         points = ", ".join(f"{bits:.2f} bits {quality:.1f}" for bits, quality in zip(frontier.bits, frontier.quality, strict=True))
         found["frontier"] = _drawn("frontier", draw_frontier, frontier, f"Curve: stored bits a weight and {frontier.title}: {points}.", drawing.HALF)
-    for name in QUALITIES:
+    for name in QUALITIES[int("frontier" in found) :]:  # the frontier has the output's own measured points
         quality = plots.size_quality(rows, metric=name, title=tables.TITLES[name])
         if quality.plans:
             points = ", ".join(f"{p} {size:,.0f} kB {mean:.1f}" for p, size, mean in zip(quality.plans, quality.kilobytes, quality.means, strict=True))
@@ -89,7 +89,7 @@ def _of_attribution(graph: OpGraph, attribution: Attribution) -> dict[str, Plot]
         if kind == "layer" and "plan" in plans and "contributions" not in found:
             bars = contributions.contributions(graph, attribution, plan="plan", metric=metric, method=method)
             words = "; ".join(f"{name} {value:.2g}" for name, _, value, *_ in bars.rows)
-            found["contributions"] = _drawn("contributions", contributions.draw_contributions, bars, f"Bars: {bars.title}: {words}.", drawing.HALF)
+            found["contributions"] = _drawn("contributions", contributions.draw_contributions, bars, f"Bars: {bars.title} of the plan: {words}.", drawing.HALF)
         elif kind == "feature" and len(plans) > 1 and "beeswarm" not in found:
             swarm = beeswarm.beeswarm(attribution, metric=metric, method=method)
             words = f"Dots: what {len(swarm.rows)} features {swarm.title} of {len(plans)} plans: {'; '.join(swarm.rows)}."

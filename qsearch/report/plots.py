@@ -75,6 +75,15 @@ def layer_axis(layers: Sequence[LayerSpec], *, longest: int = 24) -> LayerAxis:
     return LayerAxis(names, labels, tuple(spans), key)
 
 
+def short_names(layers: Sequence[LayerSpec]) -> tuple[dict[str, str], str]:
+    """Layer -> a short name that no other has, its block abbreviated as on an axis, and the key to the abbreviations."""
+    axis = layer_axis(layers)
+    block = {axis.names[i]: span.label for span in axis.spans for i in range(span.start, span.stop)}
+    named = {name: f"{block[name]} {label}" if block.get(name) else label for name, label in zip(axis.names, axis.labels, strict=True)}
+    short = list(named.values())
+    return {name: words if short.count(words) == 1 else name for name, words in named.items()}, axis.key
+
+
 def _abbreviation(word: str, words: Sequence[str]) -> str:
     for n in range(1, len(word)):
         if not any(other != word and other.startswith(word[:n]) for other in words):

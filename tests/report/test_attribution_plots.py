@@ -131,3 +131,11 @@ def test_bars_are_as_long_as_the_values() -> None:
 
     assert [bar.get_width() for bar in ax.patches] == pytest.approx([value for _, _, value, _, _ in data.rows] + [data.rest[1]])
     assert [label.get_text().split()[-1] for label in ax.get_yticklabels()][:4] == [choice for _, choice, *_ in data.rows]
+
+
+def test_short_names_are_each_one_layers_and_their_key_is_said() -> None:
+    data = contributions.contributions(GRAPH, WHOLE, plan="plan 0", metric="noise", method="shapley", count=100)
+
+    assert len(set(data.labels)) == len(data.labels)
+    assert "1 ff.up" in data.labels
+    assert data.key == "numbers are blocks"
