@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .core.attribution import Attribution as Attribution
     from .core.errors import ArtifactError as ArtifactError
     from .core.errors import InfeasibleBudget as InfeasibleBudget
     from .core.errors import QSearchError as QSearchError
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from .decide.refinement import refine as refine
     from .decide.stepwise import allocate_steps as allocate_steps
     from .graphs.extraction import extract as extract
+    from .learn.explaining import explain as explain
+    from .learn.fitting import Study as Study
+    from .learn.fitting import fit as fit
+    from .learn.surrogate import Surrogate as Surrogate
     from .measure.evaluation import evaluate as evaluate
     from .measure.profiling import profile as profile
     from .measure.simulation import simulate as simulate
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
 
 #: public name -> module that defines it
 _CONTENTS = {
+    "Attribution": "core.attribution",
     "ArtifactError": "core.errors",
     "InfeasibleBudget": "core.errors",
     "QSearchError": "core.errors",
@@ -52,6 +58,10 @@ _CONTENTS = {
     "allocate_steps": "decide.stepwise",
     "refine": "decide.refinement",
     "extract": "graphs.extraction",
+    "Study": "learn.fitting",
+    "Surrogate": "learn.surrogate",
+    "explain": "learn.explaining",
+    "fit": "learn.fitting",
     "evaluate": "measure.evaluation",
     "profile": "measure.profiling",
     "simulate": "measure.simulation",

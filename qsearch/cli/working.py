@@ -85,12 +85,28 @@ def allocate(
 
 
 @app.command()
-def evaluate(folder: Folder, samples: Annotated[int | None, typer.Option(help="captions", show_default=False)] = None) -> None:
-    """Measure the plan beside full precision, a uniform and a random one, with common noise."""
+def evaluate(
+    folder: Folder,
+    samples: Annotated[int | None, typer.Option(help="captions", show_default=False)] = None,
+    plans: Annotated[int | None, typer.Option(help="draw and measure so many plans, to learn from", show_default=False)] = None,
+    draw: Annotated[str, typer.Option(help="random (as Qua2SeDiMo), latin (roles), or frontier (around the best plans)")] = "random",
+    given: Annotated[Path | None, typer.Option(help="measure this plan, or all plans in this folder", show_default=False)] = None,
+    workers: Annotated[int, typer.Option(help="processes at once, for many plans")] = 1,
+    storage: Annotated[str | None, typer.Option(help="URL of the trials, for several machines; the run's trials.db when left out", show_default=False)] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="METRIC=VALUE: give a plan up that is surely worse; may be given again", show_default=False)] = None,
+) -> None:
+    """Measure the plan beside full precision, a uniform and a random one, with common noise; or many plans, to learn from."""
     from .. import pipeline
+    from ..core.graph import OpGraph
     from ..core.plan import BitPlan
 
     with changed_run(folder, evaluate={"samples": samples}) as job:
+        if plans is not None or given is not None:
+            from .. import study
+
+            limits = study.limits_of(stop or [])
+            study.measure(job, OpGraph.load(job.path("graph.json")), plans or 0, draw=draw, given=given, workers=workers, storage=storage, stop=limits)
+            return
         graph, _ = graph_and_table(job)
         print_table(pipeline.evaluate(job, graph, BitPlan.load(job.path("plan.json"), graph)))
 

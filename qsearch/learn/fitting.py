@@ -37,6 +37,10 @@ class Study:
         """The plans by their digests. Raises `QSearchError` for one that lacks a layer."""
         return {trial.plan: BitPlan.make(self.graph, trial.layers) for trial in self.trials}
 
+    def named(self) -> dict[str, BitPlan]:
+        """The plans by their names."""
+        return {trial.name: BitPlan.make(self.graph, trial.layers) for trial in self.trials}
+
     def target(self, metric: str) -> Array:
         """What was measured of each plan [plans]."""
         for trial in self.trials:

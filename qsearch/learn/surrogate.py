@@ -51,6 +51,11 @@ class Surrogate:
         """Whether less of the metric is better."""
         return self.metric in LOWER_IS_BETTER
 
+    @property
+    def has_columns(self) -> bool:
+        """Whether it reads columns of features, and can share a prediction out among them; a graph predictor scores operations instead."""
+        return not plugins.load("surrogates", self.kind).needs_graph
+
     def data(self, graph: OpGraph, plans: Mapping[str, BitPlan], tables: Sequence[SensitivityTable] = ()) -> Data:
         """The plans as this surrogate reads them. Raises `QSearchError` for another graph, or plans with schemes that it has never seen."""
         if graph.id not in self.graphs:
