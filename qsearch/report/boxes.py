@@ -6,12 +6,13 @@ A layer at the measurement floor has no number but a bound: it stands at least s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..core.errors import QSearchError, nearest
 from ..core.graph import OpGraph
 from ..core.scheme import Scheme
 from ..core.table import SensitivityTable
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from ..core.attribution import Attribution
+
 _FEWEST = 5  # layers that make a box
 #: colours of models beside each other: far apart in hue and in lightness
 SERIES = ("#0072b2", "#e69f00", "#4d4d4d", "#cc79a7")
@@ -30,19 +33,19 @@ MARKERS = ("o", "D", "s", "^")
 
 @dataclass(frozen=True)
 class Box:
-    """Layers of one role in one model. `decibels`: of those above the floor, ascending; `bounds`: the least decibels of those at it.
+    """Layers of one role in one model. `values`: decibels (or scores) of those above the floor, ascending; `bounds`: the least decibels of those at it.
 
     `summary`: whisker, quartile, median, quartile, whisker (the last layers within 1.5 times the box's length from it), None for fewer than five.
     """
 
-    decibels: tuple[float, ...]
+    values: tuple[float, ...]
     bounds: tuple[float, ...]
     summary: tuple[float, float, float, float, float] | None
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """`boxes`[role][model], the role with the most sensitive median first. `title`: what the decibels are (of one layer alone), less is more sensitive."""
+    """`boxes`[role][model], the role with the most sensitive median first. `title`: what the values are (of one layer alone)."""
 
     roles: tuple[str, ...]
     models: tuple[str, ...]
@@ -61,22 +64,42 @@ def role_boxes(models: Mapping[str, tuple[OpGraph, SensitivityTable]], scheme: S
                 found.setdefault(family(layer.role) if families else layer.role, {}).setdefault(model, []).append(known[layer.name])
     boxes = {role: tuple(_box(held.get(model, [])) for model in models) for role, held in found.items()}
     ordered = sorted(boxes, key=lambda role: (min(_middle(box) for box in boxes[role]), role))
-    return Boxes(tuple(ordered), tuple(models), tuple(boxes[role] for role in ordered), f"{_name(metric)} at {scheme}, dB")
+    return Boxes(tuple(ordered), tuple(models), tuple(boxes[role] for role in ordered), f"{_name(metric)} at {scheme}, dB (← more sensitive)")
+
+
+def score_boxes(graph: OpGraph, attribution: Attribution, *, metric: str, method: str, schemes: Sequence[str] = ()) -> Boxes:
+    """Boxes of a graph predictor's scores of operations, by role, the schemes that were scored beside each other (the first four when none are given)."""
+    frame = attribution.select(method=method, kind="operation", metric=metric)
+    known = list(dict.fromkeys(frame["choice"]))
+    for scheme in schemes:
+        if scheme not in known:
+            raise QSearchError(f"{method} has no scores at {scheme!r}{nearest(scheme, known)}")
+    asked = tuple(schemes or known[: len(SERIES)])
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, choice, value in frame[["name", "choice", "value"]].itertuples(index=False):
+        if name in graph:
+            found.setdefault(graph.layer(name).role, {}).setdefault(choice, []).append(float(value))
+    boxes = {role: tuple(_summed(sorted(held.get(scheme, [])), ()) for scheme in asked) for role, held in found.items()}
+    ordered = sorted(boxes, key=lambda role: (min(_middle(box) for box in boxes[role]), role))
+    return Boxes(tuple(ordered), asked, tuple(boxes[role] for role in ordered), f"score of {method} for {metric} (← worse)")
 
 
 def _box(held: list[Loss]) -> Box:
     above = sorted(decibels(loss.estimate) for loss in held if not loss.at_floor)
-    bounds = sorted(decibels(2 * loss.floor) for loss in held if loss.at_floor)
+    return _summed(above, tuple(sorted(decibels(2 * loss.floor) for loss in held if loss.at_floor)))
+
+
+def _summed(above: list[float], bounds: tuple[float, ...]) -> Box:
     if len(above) < _FEWEST:
-        return Box(tuple(above), tuple(bounds), None)
+        return Box(tuple(above), bounds, None)
     low, middle, high = (float(q) for q in np.quantile(above, (0.25, 0.5, 0.75)))
     reach = 1.5 * (high - low)
     inside = [x for x in above if low - reach <= x <= high + reach]
-    return Box(tuple(above), tuple(bounds), (inside[0], low, middle, high, inside[-1]))
+    return Box(tuple(above), bounds, (inside[0], low, middle, high, inside[-1]))
 
 
 def _middle(box: Box) -> float:
-    held = (*box.decibels, *box.bounds)
+    held = (*box.values, *box.bounds)
     return float(np.median(held)) if held else np.inf
 
 
@@ -102,7 +125,7 @@ def boxes_into(ax: Axes, data: Boxes) -> None:
     for row, held in enumerate(data.boxes):
         for i, box in enumerate(held):
             y, colour = row + place(i, len(held)), SERIES[i % len(SERIES)]
-            if not box.decibels and not box.bounds:
+            if not box.values and not box.bounds:
                 ax.text(0.995, y, f"none in {data.models[i]}", transform=ax.get_yaxis_transform(), ha="right", va="center", color=QUIET, fontsize=6.5)
             if box.summary is not None:
                 keys = ("whislo", "q1", "med", "q3", "whishi")
@@ -113,13 +136,11 @@ def boxes_into(ax: Axes, data: Boxes) -> None:
                 bold = {"color": INK, "linewidth": 1.8}
                 ax.bxp([stats], positions=[y], widths=wide, orientation="horizontal", patch_artist=True, showfliers=False, manage_ticks=False,
                        boxprops=filled, medianprops=bold, whiskerprops=style, capprops=style)  # fmt: skip
-            ax.plot(
-                box.decibels, [y] * len(box.decibels), MARKERS[i % len(MARKERS)], color=colour, markersize=3.2, markeredgecolor="white", markeredgewidth=0.4
-            )
+            ax.plot(box.values, [y] * len(box.values), MARKERS[i % len(MARKERS)], color=colour, markersize=3.2, markeredgecolor="white", markeredgewidth=0.4)
             ax.plot(box.bounds, [y] * len(box.bounds), ">", color="none", markeredgecolor=colour, markersize=4, markeredgewidth=0.8)
     ax.set_yticks(range(len(data.roles)), data.roles)
     ax.set_ylim(len(data.roles) - 0.5, -0.5)
-    ax.set_xlabel(f"{data.title} (← more sensitive)")
+    ax.set_xlabel(data.title)
     ax.grid(axis="x", linewidth=0.6)
     ax.set_axisbelow(True)
     ax.tick_params(axis="y", length=0)

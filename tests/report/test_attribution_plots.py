@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from qsearch.core.attribution import Attribution
 from qsearch.core.errors import QSearchError
 from qsearch.report import beeswarm, contributions
+from qsearch.report.explained import attribution_tables
 
 from .synthetic import SCHEMES, make_attribution, noise
 from .wired import transformer
@@ -139,3 +142,47 @@ def test_short_names_are_each_one_layers_and_their_key_is_said() -> None:
     assert len(set(data.labels)) == len(data.labels)
     assert "1 ff.up" in data.labels
     assert data.key == "numbers are blocks"
+
+
+def shown(found: Attribution, width: int = 100) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    for part in attribution_tables(found):
+        console.print(part)
+    return console.export_text()
+
+
+def test_the_terminal_shows_the_largest_the_rest_and_the_sum() -> None:
+    text = shown(Attribution(WHOLE.graph, WHOLE.select(plan="plan 0", method="shapley")))
+
+    rows = WHOLE.totals(plan="plan 0", method="shapley", kind="layer", metric="noise")
+    largest = max(rows, key=lambda name: rows[name])
+    assert f"{rows[largest]:+.2e}" in text
+    assert f"the other {len(rows) - 15} together" in text
+    assert f"0 before any + {sum(rows.values()):.4g} = {sum(rows.values()):.4g}, as predicted" in text
+
+
+def test_the_terminal_marks_what_may_be_nothing() -> None:
+    rows = {"plan": "plan", "method": "shapley", "kind": "layer", "metric": "noise", "base": 0.0, "prediction": 3.0}
+    found = Attribution.from_rows("g", [rows | {"name": "sure", "value": 2.0, "error": 0.1}, rows | {"name": "unsure", "value": 1.0, "error": 0.6}])
+
+    lines = shown(found).splitlines()
+
+    assert ["~" in line for line in lines if "sure" in line] == [False, True]
+
+
+def test_the_terminal_shows_means_of_many_plans_and_scores_without_a_sum() -> None:
+    scores = {"plan": "uniform uint4-c", "method": "gnn", "kind": "block", "metric": "sqnr", "base": 0.0, "prediction": math.nan}
+    found = Attribution.together([WHOLE, Attribution.from_rows(WHOLE.graph, [scores | {"name": "mid", "value": -2.5, "choice": "uint4-c"}])])
+
+    text = shown(found)
+
+    assert "mean absolute contribution to the predictions of 30 plans" in text
+    assert "sqnr by gnn, blocks: scores, which add up to nothing" in text
+    assert "2.5" in text
+
+
+def test_the_terminal_loses_no_number_in_sixty_columns() -> None:
+    text = shown(Attribution(WHOLE.graph, WHOLE.select(plan="plan 0", method="shapley")), 60)
+
+    assert max(map(len, text.splitlines())) <= 60
+    assert "…" not in text

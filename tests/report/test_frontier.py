@@ -65,7 +65,7 @@ def test_names_of_points_stand_on_no_other_name_and_inside_the_picture() -> None
     figure.draw_without_rendering()
     [ax] = figure.axes
     boxes = [t.get_window_extent() for t in ax.texts]
-    assert [t.get_text() for t in ax.texts][0] == "plan"
+    assert ax.texts[0].get_text() == "plan"
     assert len(boxes) == 7
     assert [(a, b) for a, b in combinations(boxes, 2) if a.overlaps(b.padded(-2))] == []
     assert all(ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 + 2 for box in boxes)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.patches import PathPatch, Rectangle
 
+from qsearch.core.attribution import Attribution
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.core.plan import BitPlan
@@ -45,8 +46,8 @@ def test_a_box_has_the_quartiles_of_its_layers_and_whiskers_that_leave_out_what_
     data = boxes.role_boxes({"m": (DIT, table_of(DIT, {n: (p, 0.0, 0.0) for n, p in powers.items()}))}, "uint4-c")
 
     [box] = data.boxes[data.roles.index("self-attention-q")]
-    assert box.decibels == pytest.approx((30, 31, 32, 33, 34, 60))
-    low, middle, high = np.quantile(box.decibels, (0.25, 0.5, 0.75))
+    assert box.values == pytest.approx((30, 31, 32, 33, 34, 60))
+    low, middle, high = np.quantile(box.values, (0.25, 0.5, 0.75))
     assert box.summary == pytest.approx((30, low, middle, high, 34))
     assert data.boxes[data.roles.index("output")][0].summary is None  # one layer is a point, no box
 
@@ -61,7 +62,7 @@ def test_a_layer_at_the_floor_is_a_bound_and_not_a_number() -> None:
     data = boxes.role_boxes({"m": (DIT, table_of(DIT, {"proj_out": (3e-5, 0.0, 5e-5)}))}, "uint4-c")
 
     [box] = data.boxes[data.roles.index("output")]
-    assert box.decibels == ()
+    assert box.values == ()
     assert box.bounds == pytest.approx((40.0,))  # 10 log10 of twice the floor
     ax = boxes.draw_role_boxes(data).axes[0]
     assert [line.get_xdata()[0] for line in ax.lines if line.get_marker() == ">" and len(line.get_xdata())] == pytest.approx([40.0])
@@ -191,3 +192,21 @@ def test_measured_plans_stand_beside_what_was_predicted_where_it_is_the_same_qua
     assert measured[1] == ("plan", plan.achieved.average_bits, 21.3, 0.1)
     assert frontier(DIT, values, [], rows, power=False).measured == ()
     assert frontier(DIT, values, [BitPlan.uniform(DIT, "uint4-c")]).title == "predicted SQNR of the output, dB"
+
+
+def test_scores_of_a_graph_predictor_stand_by_role_with_the_schemes_beside_each_other() -> None:
+    whole = {"method": "gnn", "kind": "operation", "metric": "sqnr", "base": 0.0, "prediction": math.nan}
+    rows = [
+        whole | {"plan": f"uniform {s}", "choice": s, "name": layer.name, "value": i + (layer.role == "output") * -50.0}
+        for s in ("uint4-c", "km4-c")
+        for i, layer in enumerate(DIT.quantizable)
+    ]
+    scores = Attribution.from_rows(DIT.id, rows)
+
+    data = boxes.score_boxes(DIT, scores, metric="sqnr", method="gnn")
+
+    assert data.roles[0] == "output"
+    assert data.models == ("uint4-c", "km4-c")
+    assert data.boxes[0][0].values == (len(DIT.quantizable) - 51,)
+    with pytest.raises(QSearchError, match=r"no scores at 'km3-c'; did you mean 'km4-c'\?"):
+        boxes.score_boxes(DIT, scores, metric="sqnr", method="gnn", schemes=["km3-c"])
