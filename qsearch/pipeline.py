@@ -26,6 +26,7 @@ from .job import Progress, Run, Silent
 from .planning import plan_by_hand
 
 if TYPE_CHECKING:
+    from .core.attribution import Attribution
     from .measure.pipelines import Call
     from .measure.simulation import QuantizedWeights
 
@@ -268,14 +269,19 @@ def run(config: Config | Path | str, progress: Progress | None = None) -> list[d
 
 def report(run: Run, graph: OpGraph, table: SensitivityTable, plan: BitPlan, rows: list[dict[str, Any]]) -> None:
     """contact_sheet.png and report.html."""
+    from .planning import frontier_of, make_frontier
     from .report.page import is_current, write_report
 
-    metric = run.config.allocate.metric
-    key = run.key("report", plan=plan.id, table=_content_key(table), rows=rows, config=run.config.model_dump(mode="json"))
+    section, explained = run.config.allocate, run.path("attribution.parquet")
+    asked = {"rows": rows, "config": run.config.model_dump(mode="json"), "explained": _text(explained) if explained.is_file() else ""}
+    key = run.key("report", plan=plan.id, table=_content_key(table), **asked)
     if is_current(run.folder, key):
         run.progress.say("report: report.html is up to date")
         return
-    write_report(run.folder, graph, table, plan, rows, run.prompts(run.config.evaluate.samples, part=1).texts, metric=metric, key=key)
+    captions = run.prompts(run.config.evaluate.samples, part=1).texts
+    curve = frontier_of(section, graph, table, make_frontier(section, graph, table), rows)
+    reasons = _reasons(graph, table, plan, explained)
+    write_report(run.folder, graph, table, plan, rows, captions, metric=section.metric, frontier=curve, attributions=reasons, key=key)
     run.progress.say(f"report: {run.path('report.html')}")
 
 
@@ -307,6 +313,16 @@ def _calibration(run: Run, graph: OpGraph, plan: BitPlan) -> Any:
     c = run.config
     calls = record(run.pipe, run.prompts(c.profile.samples, part=0), run.sampling, c.profile.bins, c.profile.batch)
     return calibrate(denoiser_of(run.pipe), graph, calls, wanted)
+
+
+def _reasons(graph: OpGraph, table: SensitivityTable, plan: BitPlan, explained: Path) -> list[Attribution]:
+    """What explains the plan: Shapley values of the probes' model where probes made the table, and what `qsearch explain` wrote."""
+    from .core.attribution import Attribution
+    from .learn.shapley import explain_quadratic
+
+    changed = any(scheme.format != "keep" for scheme in plan.layers.values())
+    found = [explain_quadratic(graph, table, {"plan": plan})] if table.shares is not None and changed else []
+    return [*found, Attribution.load(explained, graph.id)] if explained.is_file() else found
 
 
 def _key_of(path: Path) -> str:

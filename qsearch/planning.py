@@ -19,6 +19,7 @@ from .decide.constraints import Constraints
 
 if TYPE_CHECKING:
     from .decide.why import Why
+    from .report.frontier import Frontier
 
 #: budgets of `qsearch allocate --frontier`, in stored bits a weight
 FRONTIER = tuple(2.5 + 0.25 * i for i in range(23))
@@ -109,7 +110,7 @@ def make_frontier(section: AllocateSection, graph: OpGraph, table: SensitivityTa
 def save_frontier(folder: Path, section: AllocateSection, graph: OpGraph, table: SensitivityTable, bits: Sequence[float] = FRONTIER) -> list[BitPlan]:
     """`make_frontier`, written as `frontier/plan-BITS.json` and drawn as `frontier.svg` in `folder`; plans of an earlier call are taken away."""
     from .report.drawing import save_svg
-    from .report.frontier import draw_frontier, frontier
+    from .report.frontier import draw_frontier
 
     plans = make_frontier(section, graph, table, bits)
     for old in (folder / "frontier").glob("plan-*.json"):
@@ -117,9 +118,16 @@ def save_frontier(folder: Path, section: AllocateSection, graph: OpGraph, table:
     for plan in plans:
         assert plan.budget is not None
         plan.save(folder / "frontier" / f"plan-{plan.budget.average_bits:.2f}.json")
-    data = frontier(graph, section.objective.values(table), plans, power=not section.decibels and set(section.objective.weights) == {"noise"})
-    save_svg(folder / "frontier.svg", draw_frontier(data), label="stored size against predicted loss, planned and uniform")
+    save_svg(folder / "frontier.svg", draw_frontier(frontier_of(section, graph, table, plans)), label="stored size against predicted loss, planned and uniform")
     return plans
+
+
+def frontier_of(section: AllocateSection, graph: OpGraph, table: SensitivityTable, plans: Sequence[BitPlan], rows: Sequence[Any] = ()) -> Frontier:
+    """The frontier's picture as data, by the section's objective; `rows`: results of a run, to stand beside what is predicted."""
+    from .report.frontier import frontier
+
+    power = not section.decibels and set(section.objective.weights) == {"noise"}
+    return frontier(graph, section.objective.values(table), plans, rows, power=power)
 
 
 def sized(budget: Budget, plan: BitPlan) -> Budget:

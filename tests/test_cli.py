@@ -22,11 +22,11 @@ from qsearch.core.plan import BitPlan
 from qsearch.core.trials import Trials
 from qsearch.pipeline import RESULTS
 from qsearch.report.text import METRICS, cell
-from tests.report.synthetic import PLANS, SCHEMES, make_plan, make_rows, make_table, pixart
+from tests.report.synthetic import PLANS, SCHEMES, make_attribution, make_plan, make_rows, make_table, pixart
 
 BUILT = ("run", "extract", "profile", "allocate", "evaluate", "fit", "explain", "show", "list", "export", "import")
 LATER = ("apply", "bench")
-ARTEFACTS = ("graph.json", "sensitivity.parquet", "plan.json", "results.json", "trials.db")
+ARTEFACTS = ("graph.json", "sensitivity.parquet", "plan.json", "attribution.parquet", "results.json", "trials.db")
 GRAPH = pixart()
 Command = Callable[..., tuple[int, str, str]]
 
@@ -58,6 +58,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     GRAPH.save(folder / "graph.json")
     make_table(GRAPH).save(folder / "sensitivity.parquet")
     plan.save(folder / "plan.json")
+    make_attribution(GRAPH).save(folder / "attribution.parquet")
     write_json(folder / "results.json", Header(RESULTS, graph=GRAPH.id), {"rows": rows})
     trials = Trials(folder / "trials.db", GRAPH)
     plans = (BitPlan.uniform(GRAPH, "keep"), BitPlan.uniform(GRAPH, "uint4-c"), plan, plan)

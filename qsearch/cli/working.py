@@ -126,7 +126,9 @@ def evaluate(
 
 @app.command()
 def show(
-    artefact: Annotated[Path, typer.Argument(help="graph.json, plan.json, sensitivity.parquet, results.json or trials.db", show_default=False)],
+    artefact: Annotated[
+        Path, typer.Argument(help="graph.json, plan.json, sensitivity.parquet, attribution.parquet, results.json or trials.db", show_default=False)
+    ],
     form: Annotated[str, typer.Option("--format", help="table; of a graph also graphml, dot or json")] = "table",
     device: Annotated[str | None, typer.Option(help="of a graph: time at best on one of `qsearch list devices`", show_default=False)] = None,
     svg: Annotated[Path | None, typer.Option(help="of a graph: write a picture, .svg or .png", show_default=False)] = None,

@@ -1,17 +1,20 @@
-"""The size-error frontier as a picture: planned budgets as a line, uniform plans as points beside it. One function computes, one draws."""
+"""The size-error frontier as a picture: planned budgets as a line, uniform plans as points beside it, and plans that were measured.
+
+One function computes, one draws.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core.graph import OpGraph
 from ..core.plan import BitPlan
 from ..core.scheme import KEEP
-from .drawing import FAMILY_COLOURS, HALF, INK, canvas, styled
-from .plots import by_size
+from .drawing import FAMILY_COLOURS, HALF, QUIET, canvas, name_points, styled
+from .plots import FULL_PRECISION, by_size
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,18 +22,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Frontier:
-    """Stored bits a weight and predicted quality of planned and uniform plans; `title`: what the quality is, more is better."""
+    """Stored bits a weight and predicted quality of planned and uniform plans; `title`: what the quality is, more is better.
+
+    `uniform`: (scheme, bits, quality). `measured`: (plan, bits, measured quality, its standard error), where it is the same quantity.
+    """
 
     bits: tuple[float, ...]
     quality: tuple[float, ...]
     uniform: tuple[tuple[str, float, float], ...]
     title: str
+    measured: tuple[tuple[str, float, float, float], ...] = ()
 
 
-def frontier(graph: OpGraph, values: Mapping[str, Mapping[str, float]], plans: Sequence[BitPlan], *, power: bool = True) -> Frontier:
+def frontier(
+    graph: OpGraph, values: Mapping[str, Mapping[str, float]], plans: Sequence[BitPlan], rows: Sequence[Mapping[str, Any]] = (), *, power: bool = True
+) -> Frontier:
     """The curve of `plans` by their own objective, and every scheme that `values` (layer -> scheme -> loss) has for all layers, uniformly.
 
-    `power`: the loss is a noise power and is shown as SQNR in dB; any other is shown with its sign turned.
+    `rows`: results of a run, whose measured `output_sqnr` stands beside what was predicted. `power`: the loss is a noise power and is shown as
+    SQNR in dB; any other is shown with its sign turned, and has no measured twin.
     """
 
     def quality(loss: float) -> float:
@@ -44,26 +54,34 @@ def frontier(graph: OpGraph, values: Mapping[str, Mapping[str, float]], plans: S
             if math.isfinite(loss):
                 uniform.append((scheme, BitPlan.uniform(graph, scheme).achieved.average_bits, loss))
     bits, height = zip(*sorted(shown), strict=True) if shown else ((), ())
-    return Frontier(bits, height, tuple(uniform), "predicted SQNR of the output, dB" if power else "predicted loss, its sign turned")
+    measured = [(str(r["plan"]), float(r["average_bits"]), *map(float, r["metrics"]["output_sqnr"])) for r in rows if power and "output_sqnr" in r["metrics"]]
+    title = "SQNR of the output, dB" if measured else "predicted SQNR of the output, dB" if power else "predicted loss, its sign turned"
+    return Frontier(bits, height, tuple(uniform), title, tuple(m for m in measured if m[0] != FULL_PRECISION))
 
 
 def draw_frontier(data: Frontier, width: int = HALF) -> Figure:
-    """The planned curve, and uniform plans with their names beside it."""
+    """The planned curve, uniform plans with their names beside it, and measured plans as hollow marks with one standard error each way."""
     return styled(lambda: _draw(data, width))
 
 
 def _draw(data: Frontier, width: int) -> Figure:
     figure, ax = canvas(width, 340)
     ours, theirs = FAMILY_COLOURS["self-attention"], FAMILY_COLOURS["cross-attention"]
-    ax.plot(data.bits, data.quality, color=ours, marker="D", markersize=4, linewidth=1.6, label="planned")
-    for name, bits, quality in data.uniform:
-        ax.plot([bits], [quality], color=theirs, marker="s", markersize=6, linestyle="none")
-        ax.annotate(name, (bits, quality), (7, -9), textcoords="offset points", color=INK)
-    ax.plot([], [], color=theirs, marker="s", markersize=6, linestyle="none", label="uniform")
+    ax.plot(data.bits, data.quality, color=ours, marker="D", markersize=4, linewidth=1.6, label="planned" + (", predicted" if data.measured else ""))
+    for _, bits, quality in data.uniform:
+        ax.plot([bits], [quality], color=theirs, marker="s", markersize=5, linestyle="none")
+    ax.plot([], [], color=theirs, marker="s", markersize=5, linestyle="none", label="uniform" + (", predicted" if data.measured else ""))
+    for name, bits, quality, error in data.measured:
+        colour = ours if name == "plan" else theirs if name.startswith("uniform") else QUIET
+        ax.errorbar(bits, quality, yerr=error, fmt="o", color=colour, markerfacecolor="none", markersize=9, markeredgewidth=1.6, capsize=3, elinewidth=1.2)
+    if data.measured:
+        ax.plot([], [], color=QUIET, marker="o", markerfacecolor="none", markersize=8, markeredgewidth=1.6, linestyle="none", label="measured")
     ax.set_xlabel("stored bits a weight")
     ax.set_ylabel(data.title)
     ax.grid(linewidth=0.6)
     ax.set_axisbelow(True)
     ax.legend(loc="lower right")
     ax.margins(x=0.08, y=0.08)
+    points = [*data.uniform, *((name, bits, quality) for name, bits, quality, _ in data.measured if not name.startswith("uniform"))]
+    name_points(ax, points, list(zip(data.bits, data.quality, strict=True)), bold="plan")
     return figure

@@ -1,12 +1,14 @@
 """Draws the sketches of `graph_view.py`: a block's operations from top to bottom, a whole model as rows that fold into a U where skips ask for it.
 
+A box may carry a strip of coloured cells, one for each block that it stands for (`graph_heat.py`).
+
 Everything is placed in pixels and nothing is scaled afterwards, so that text is as large in a picture of ten boxes as in one of a hundred.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ import networkx as nx
 
 from ..core.artifacts import write_atomic
 from ..core.errors import QSearchError
-from .drawing import FAINT, FAMILY_COLOURS, INK, QUIET
+from .drawing import FAINT, FAMILY_COLOURS, INK, PAPER, QUIET, RAISED
 from .graph_view import Box, Group, Sketch
 from .layered import layered
 
@@ -23,18 +25,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     Point = tuple[float, float]
+    #: box -> colours of its cells (None = no number: hatched)
+    Strips = Mapping[str, Sequence[str | None]]
 
 _LETTER, _LINE, _PAD = 6.1, 13.0, 9.0  # pixels: width of a letter, height of a line, around the text
 _MARGIN, _HEAD = 22.0, 34.0
 _ROW, _COLUMN, _GAP, _INSET = 30.0, 110.0, 24.0, 10.0  # between rows, between legs, between boxes of a row, within a frame
 _FOLD, _LONG, _ROUNDS = 3, 18, 5  # skips that make a U; rows that ask for a second column; rounds that put the rows of a U beside each other
+_STRIP = 15.0  # pixels: cells at the lower edge of a box
 _TEXT, _SMALL = 8.0, 6.8  # points
 _MARKS = ("#6a3d9a", "#1f78b4", "#33a02c", "#b15928", "#e31a1c", "#a6761d")
 
 
-def draw(sketch: Sketch) -> Figure:
-    """The figure of a sketch, as large as it needs to be."""
-    return _draw_model(sketch) if sketch.groups else _draw_block(sketch)
+def draw(sketch: Sketch, strips: Strips | None = None) -> Figure:
+    """The figure of a sketch, as large as it needs to be. `strips`: box -> colours of the cells at its lower edge; boxes themselves are then white."""
+    return _draw_model(sketch, strips) if sketch.groups else _draw_block(sketch, strips)
 
 
 def write(figure: Figure, path: Path) -> None:
@@ -49,11 +54,11 @@ def write(figure: Figure, path: Path) -> None:
         write_atomic(path, lambda temporary: figure.savefig(temporary, format=form, **dated))
 
 
-def _draw_block(sketch: Sketch) -> Figure:
+def _draw_block(sketch: Sketch, strips: Strips | None) -> Figure:
     graph = nx.DiGraph()
     graph.add_nodes_from(name for name in sketch.boxes if name not in sketch.conditions)
     graph.add_edges_from(sketch.edges)
-    sizes = {name: _size(box) for name, box in sketch.boxes.items()}
+    sizes = {name: _size(box, strips is not None and name in strips) for name, box in sketch.boxes.items()}
     laid = layered(graph, sizes)
     top = _conditions_height(sketch, sizes)
     shelf, right = _shelf(sketch, sizes, top)
@@ -66,12 +71,12 @@ def _draw_block(sketch: Sketch) -> Figure:
         _curve(ax, bent)
     for name, box in sketch.boxes.items():
         x, y = shelf.get(name) or (laid.places[name][0], laid.places[name][1] + top)
-        _box(ax, box, (x, y), sizes[name], colours)
+        _box(ax, box, (x, y), sizes[name], colours, None if strips is None else strips.get(name, ()))
     return figure
 
 
-def _draw_model(sketch: Sketch) -> Figure:
-    sizes = {name: _size(box) for name, box in sketch.boxes.items()}
+def _draw_model(sketch: Sketch, strips: Strips | None) -> Figure:
+    sizes = {name: _size(box, strips is not None and name in strips) for name, box in sketch.boxes.items()}
     rows = _rows(sketch, sizes)
     row_of = {name: i for i, row in enumerate(rows) for group in row for name in group.boxes}
     skips = [(row_of[a], row_of[b]) for a, b in sketch.edges if a in row_of and b in row_of and row_of[b] - row_of[a] > 1]
@@ -99,7 +104,7 @@ def _draw_model(sketch: Sketch) -> Figure:
         around = near and places[b][0] - places[a][0] > (sizes[a][0] + sizes[b][0]) / 2 + 2 * _GAP + _INSET + 46  # a box stands between
         _curve(ax, _between(places[a], places[b], sizes[a], sizes[b], "under" if around else _way(a, b, row_of, legs)))
     for name, box in sketch.boxes.items():
-        _box(ax, box, places[name], sizes[name], _colours(sketch))
+        _box(ax, box, places[name], sizes[name], _colours(sketch), None if strips is None else strips.get(name, ()))
     return figure
 
 
@@ -179,7 +184,7 @@ def _between(a: Point, b: Point, of_a: Point, of_b: Point, way: str) -> list[Poi
 def _frame(ax: Axes, corner: Point, size: Point, times: int) -> None:
     from matplotlib.patches import FancyBboxPatch
 
-    ax.add_patch(FancyBboxPatch(corner, *size, boxstyle="round,pad=0,rounding_size=8", fc="#f4f5f7", ec=FAINT, lw=1))
+    ax.add_patch(FancyBboxPatch(corner, *size, boxstyle="round,pad=0,rounding_size=8", fc=RAISED, ec=FAINT, lw=1))
     ax.text(corner[0] + size[0] - _INSET, corner[1] + 6, f"×{times}", ha="right", va="top", fontsize=_TEXT + 1.5, color=INK, weight="bold")
 
 
@@ -214,19 +219,19 @@ def _canvas(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     return figure, ax
 
 
-def _size(box: Box) -> tuple[float, float]:
+def _size(box: Box, strip: bool) -> tuple[float, float]:
     letters = max(1.08 * len(box.title), 0.86 * len(box.detail), 1.0)
-    return max(56.0, _LETTER * letters + 2 * _PAD), _LINE * (2 if box.detail else 1) + _PAD + (8 if box.marks else 0)
+    return max(56.0, _LETTER * letters + 2 * _PAD), _LINE * (2 if box.detail else 1) + _PAD + (8 if box.marks else 0) + (_STRIP if strip else 0)
 
 
-def _box(ax: Axes, box: Box, place: Point, size: Point, marks: Mapping[str, str]) -> None:
-    from matplotlib.patches import Circle, FancyBboxPatch
+def _box(ax: Axes, box: Box, place: Point, size: Point, marks: Mapping[str, str], cells: Sequence[str | None] | None) -> None:
+    from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 
     (x, y), (w, h) = place, size
     outside = box.colour == "outside"
     colour = FAMILY_COLOURS.get(box.colour, QUIET)
     rounding = h / 2 if outside else 4
-    fill = "white" if outside else "#f7f8f9" if not box.colour else _pale(colour)
+    fill = PAPER if outside or cells is not None else "#f7f8f9" if not box.colour else _pale(colour)
     ax.add_patch(
         FancyBboxPatch(
             (x - w / 2, y - h / 2),
@@ -240,7 +245,11 @@ def _box(ax: Axes, box: Box, place: Point, size: Point, marks: Mapping[str, str]
         )
     )
     text: dict[str, Any] = {"ha": "center", "va": "center", "parse_math": False, "clip_on": False}
-    middle = y - (4 if box.marks else 0)
+    middle = y - (4 if box.marks else 0) - (_STRIP / 2 if cells else 0)
+    for i, cell in enumerate(cells or ()):
+        wide = (w - 10) / len(cells or ())
+        corner = (x - w / 2 + 5 + i * wide, y + h / 2 - _STRIP - (9 if box.marks else 1))
+        ax.add_patch(Rectangle(corner, wide, _STRIP - 3, fc=cell or FAINT, ec=PAPER, lw=0.6, hatch=None if cell else "/////"))
     ax.text(x, middle - (_LINE / 2 if box.detail else 0), box.title, fontsize=_TEXT, color=QUIET if outside else INK, **text)
     if box.detail:
         ax.text(x, middle + _LINE / 2, box.detail, fontsize=_SMALL, color=QUIET, **text)

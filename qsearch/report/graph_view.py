@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Sketch:
-    """What a picture shows. `groups`: of the whole model, from input to output; empty for a block. `conditions`: boxes drawn as marks on their readers."""
+    """What a picture shows. `groups`: of the whole model, from input to output; empty for a block. `conditions`: boxes drawn as marks on their readers.
+
+    `members`: box -> the blocks of the graph (of the whole model) or layers (of a block) that it stands for, in order of execution.
+    """
 
     title: str
     boxes: dict[str, Box]
     edges: tuple[tuple[str, str], ...]
     groups: tuple[Group, ...] = ()
     conditions: tuple[str, ...] = ()
+    members: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def export(graph: OpGraph, form: str) -> str:
@@ -131,9 +135,10 @@ def block_sketch(graph: OpGraph, block: str) -> Sketch:
             edges += [(name, reader) for reader in readers]
     for op in inside.values():
         layer = graph.layer(op.layer) if op.layer else None
-        title, colour = (op.layer.removeprefix(f"{block}."), _colour(layer.role)) if layer else (op.kind, "")
+        title, colour = (op.layer.removeprefix(f"{block}."), kind_colour(layer.role)) if layer else (op.kind, "")
         boxes[op.name] = Box(title, _detail(op, layer), colour, tuple(marks.get(op.name, ())))
-    return Sketch(f"{graph.model}: {block}", boxes, tuple(dict.fromkeys(edges)), conditions=tuple(conditions))
+    members = {op.name: (op.layer,) for op in inside.values() if op.layer}
+    return Sketch(f"{graph.model}: {block}", boxes, tuple(dict.fromkeys(edges)), conditions=tuple(conditions), members=members)
 
 
 def _members(graph: OpGraph, block: str) -> list[Op]:
@@ -187,9 +192,10 @@ def model_sketch(graph: OpGraph) -> Sketch:
         for name in group.boxes:
             kind = named[name].kind
             own = f"{_own(name, group.boxes)}: " if kinds.count(kind) > 1 else ""  # two of a kind are told apart by their names
-            boxes[name] = Box(kind, own + _size(graph, named[name]), _colour(kind), tuple(dict.fromkeys(marks.get(name, ()))))
+            boxes[name] = Box(kind, own + _size(graph, named[name]), kind_colour(kind), tuple(dict.fromkeys(marks.get(name, ()))))
     title = f"{graph.model}: {len(graph.layers)} layers, {_short(graph.weights)} weights, {_short(graph.total_macs)} multiply-accumulates a call"
-    return Sketch(title, boxes, tuple(dict.fromkeys(edges)), tuple(groups), tuple(titles))
+    members = {name: tuple(b for b, shown in stands_for.items() if shown == name) for name in place} | {b.name: (b.name,) for b in aside}
+    return Sketch(title, boxes, tuple(dict.fromkeys(edges)), tuple(groups), tuple(titles), members)
 
 
 def _given(graph: OpGraph) -> dict[str, list[str]]:
@@ -256,7 +262,7 @@ def _titles(aside: list[Block]) -> dict[str, str]:
     return out
 
 
-def _colour(kind: str) -> str:
+def kind_colour(kind: str) -> str:
     """Family of a role or of a kind of block; the text's side of a joint attention has the colour of cross-attention."""
     if kind.startswith(("joint-attention-add", "cross")):
         return "cross-attention"

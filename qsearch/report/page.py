@@ -11,7 +11,7 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +21,16 @@ from ..core.graph import OpGraph
 from ..core.plan import SCHEMA, BitPlan
 from ..core.table import SensitivityTable
 from . import drawing, plots, tables
+from .page_plots import QUALITIES, Plot, draw_plots
 from .pictures import Sample, contact_sheet, load_plans, resized
 
 if TYPE_CHECKING:
     from markupsafe import Markup
-    from matplotlib.figure import Figure
+
+    from ..core.attribution import Attribution
+    from .frontier import Frontier
 
 LARGEST = 256  # pixels of an embedded picture's longer side
-_QUALITIES = ("output_sqnr", "sqnr")  # metrics that are drawn against size
 
 
 def write_report(
@@ -40,19 +42,23 @@ def write_report(
     captions: Sequence[str],
     *,
     metric: str = "noise",
+    frontier: Frontier | None = None,
+    attributions: Sequence[Attribution] = (),
     key: str = "",
 ) -> None:
     """Write `contact_sheet.png` and `report.html` into a run's `folder`, which holds the pictures of the plans in `rows`.
 
     `rows`: results of the run, as in results.json; `captions`: what was sampled, a caption for each picture; `metric`: what the plan minimised;
-    `key`: digest of all that, kept in the page so that `is_current` can tell whether it must be written again.
+    `frontier`, `attributions`: size against error and what explains the plan, each left out where there is none; `key`: digest of all that, kept
+    in the page so that `is_current` can tell whether it must be written again.
     """
     table.check(graph)
     folder = Path(folder)
+    plots_of = partial(draw_plots, frontier=frontier, attributions=attributions)
     shown = _shown([str(row["plan"]) for row in rows])
     bits = {str(row["plan"]): float(row["average_bits"]) for row in rows}
     samples = contact_sheet(folder / "contact_sheet.png", folder, {name: f"{name}\n{bits[name]:.2f} bits" for name in shown}, captions)
-    write_text(folder / "report.html", _page(folder, graph, table, plan, rows, captions, samples, shown, metric, key))
+    write_text(folder / "report.html", _page(folder, graph, table, plan, rows, captions, samples, shown, metric, plots_of, key))
 
 
 def is_current(folder: Path, key: str) -> bool:
@@ -77,6 +83,7 @@ def _page(
     samples: Sequence[Sample],
     shown: Sequence[str],
     metric: str,
+    plots_of: Callable[..., dict[str, Plot]],
     key: str,
 ) -> str:
     from importlib.resources import files
@@ -90,7 +97,7 @@ def _page(
     schemes = plots.by_size(graph, {s for found in values.values() for s in found})
     middle = _middle(graph, plan, schemes)
     columns, measured = tables.results(rows)
-    drawn = _plots(graph, table, plan, rows, middle, metric)
+    drawn = plots_of(graph, table, plan, rows, middle, metric)
     by_role = tables.bits_by_role(graph, table, plan, middle, metric=metric)
     return page.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")).render(
         model=graph.model,
@@ -102,7 +109,7 @@ def _page(
         rows=measured,
         sheet=_sheet(folder, samples, shown, captions, rows),
         plots=drawn,
-        qualities=[name for name in _QUALITIES if name in drawn],
+        qualities=[name for name in QUALITIES if name in drawn],
         bits_words=_bits_words(plan, by_role),
         roles=by_role,
         middle=middle,
@@ -174,46 +181,6 @@ def _bits_words(plan: BitPlan, by_role: Sequence[tables.RoleBits]) -> str:
     if most.average_bits > least.average_bits:
         words += f" The most went to {most.role} ({most.average_bits:.1f} stored bits a weight), the least to {least.role} ({least.average_bits:.1f})."
     return words
-
-
-@dataclass(frozen=True)
-class _Plot:
-    """One plot as SVG (already safe) for a wide screen and for a telephone."""
-
-    wide: Markup
-    narrow: Markup
-
-
-def _drawn(name: str, draw: Callable[[Any, int], Figure], data: Any, label: str, wide: int = drawing.WIDE) -> _Plot:
-    from markupsafe import Markup
-
-    # Markup: matplotlib escapes what it writes, and `drawing.svg` the label.
-    return _Plot(*(Markup(drawing.svg(draw(data, width), key=f"{name}-{width}", label=label)) for width in (wide, drawing.NARROW)))
-
-
-def _plots(graph: OpGraph, table: SensitivityTable, plan: BitPlan, rows: Sequence[Mapping[str, Any]], middle: str, metric: str) -> dict[str, _Plot]:
-    """The page's plots; those that have nothing to show are left out."""
-    bits = plots.layer_bits(graph, plan)
-    noise = plots.noise_by_scheme(graph, table, plan, metric=metric)
-    steps = plots.noise_by_step(graph, table, middle, metric=metric)
-    numbers = "The table of all layers has the numbers."
-    found = {
-        "bits": _drawn(
-            "bits", drawing.draw_layer_bits, bits, f"Bars: stored bits a weight of {len(bits.stored)} layers, average {bits.average:.2f}. {numbers}"
-        ),
-        "noise": _drawn(
-            "noise", drawing.draw_layer_noise, noise, f"Heat map: SQNR in dB, {len(noise.chosen)} layers by {len(noise.columns)} schemes. {numbers}"
-        ),
-    }
-    if len(steps.columns) > 1:
-        label = f"Heat map: SQNR in dB at {middle}, {len(steps.chosen)} layers by {len(steps.columns)} step bins."
-        found["steps"] = _drawn("steps", drawing.draw_layer_noise, steps, label)
-    for name in _QUALITIES:
-        quality = plots.size_quality(rows, metric=name, title=tables.TITLES[name])
-        if quality.plans:
-            points = ", ".join(f"{p} {size:,.0f} kB {mean:.1f}" for p, size, mean in zip(quality.plans, quality.kilobytes, quality.means, strict=True))
-            found[name] = _drawn(name, drawing.draw_size_quality, quality, f"Points: size and {quality.title}: {points}.", drawing.HALF)
-    return found
 
 
 def _sheet(folder: Path, samples: Sequence[Sample], shown: Sequence[str], captions: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

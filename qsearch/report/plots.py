@@ -75,6 +75,15 @@ def layer_axis(layers: Sequence[LayerSpec], *, longest: int = 24) -> LayerAxis:
     return LayerAxis(names, labels, tuple(spans), key)
 
 
+def short_names(layers: Sequence[LayerSpec]) -> tuple[dict[str, str], str]:
+    """Layer -> a short name that no other has, its block abbreviated as on an axis, and the key to the abbreviations."""
+    axis = layer_axis(layers)
+    block = {axis.names[i]: span.label for span in axis.spans for i in range(span.start, span.stop)}
+    named = {name: f"{block[name]} {label}" if block.get(name) else label for name, label in zip(axis.names, axis.labels, strict=True)}
+    short = list(named.values())
+    return {name: words if short.count(words) == 1 else name for name, words in named.items()}, axis.key
+
+
 def _abbreviation(word: str, words: Sequence[str]) -> str:
     for n in range(1, len(word)):
         if not any(other != word and other.startswith(word[:n]) for other in words):
@@ -123,6 +132,36 @@ def decibels(noise: float) -> float:
     return -10 * math.log10(noise) if noise > 0 else math.nan
 
 
+class Loss(NamedTuple):
+    """What one choice at one layer costs: estimate, standard error, and the floor below twice which the estimate means nothing."""
+
+    estimate: float
+    error: float
+    floor: float
+
+    @property
+    def at_floor(self) -> bool:
+        """Within 3 dB of the floor: the measurement's noise, not the choice's (SensitivityTable.at_floor)."""
+        return self.estimate < 2 * self.floor
+
+
+def losses(table: SensitivityTable, scheme: Scheme | str, *, metric: str = "noise") -> dict[str, Loss]:
+    """site -> its loss at one scheme, averaged over the step bins."""
+    rows = _rows(table, metric)
+    check_scheme(rows, scheme)
+    rows = rows[rows["scheme"] == str(scheme)]
+    squared = rows.assign(error=rows["error"] ** 2).groupby("site", sort=False)
+    means, errors, counts = squared[["estimate", "floor"]].mean(), squared["error"].sum(), squared.size()
+    return {str(s): Loss(float(m.estimate), math.sqrt(errors[s]) / int(counts[s]), float(m.floor)) for s, m in means.iterrows()}
+
+
+def check_scheme(rows: Any, scheme: Scheme | str) -> None:
+    """Raises `QSearchError` with the nearest scheme where the rows of a table have none of that name."""
+    known = sorted(rows["scheme"].unique())
+    if str(scheme) not in known:
+        raise QSearchError(f"the table has no scheme {str(scheme)!r}{nearest(str(scheme), known)}")
+
+
 def by_size(graph: OpGraph, schemes: Iterable[str]) -> tuple[str, ...]:
     """Schemes, those that store the graph in fewer bits first."""
     return tuple(sorted(schemes, key=lambda s: (sum(Scheme.parse(s).stored_bits(x.weight_shape, x.channel_axis, x.parts) for x in graph.quantizable), s)))
@@ -139,9 +178,7 @@ def noise_by_scheme(graph: OpGraph, table: SensitivityTable, plan: BitPlan | Non
 def noise_by_step(graph: OpGraph, table: SensitivityTable, scheme: Scheme | str, *, metric: str = "noise") -> LayerNoise:
     """Noise of every layer at one scheme in every step bin, the noisiest bin first."""
     rows = _rows(table, metric)
-    known = sorted(rows["scheme"].unique())
-    if str(scheme) not in known:
-        raise QSearchError(f"the table has no scheme {str(scheme)!r}{nearest(str(scheme), known)}")
+    check_scheme(rows, scheme)
     steps = sorted(int(s) for s in rows["step"].unique())
     return _layer_noise(graph, rows[rows["scheme"] == str(scheme)], "step", steps, tuple(_bin_name(i, len(steps)) for i in range(len(steps))), "step bin", {})
 
@@ -161,13 +198,13 @@ def _layer_noise(graph: OpGraph, rows: Any, by: str, keys: Sequence[Any], column
     found = {(s, k): decibels(v) for s, k, v, f in means.itertuples(index=False) if v >= 2 * f}
     layers = [layer for layer in graph.layers if layer.quantizable]
     cells = np.array([[found.get((layer.name, key), math.nan) for key in keys] for layer in layers], dtype=np.float64)
-    return LayerNoise(layer_axis(layers), columns, title, cells, _levels(cells), tuple(chosen.get(layer.name, -1) for layer in layers))
+    return LayerNoise(layer_axis(layers), columns, title, cells, colour_levels(cells.ravel()), tuple(chosen.get(layer.name, -1) for layer in layers))
 
 
-def _levels(cells: NDArray[np.float64]) -> tuple[float, ...]:
+def colour_levels(cells: Iterable[float]) -> tuple[float, ...]:
     """Round borders for at most ten colours that hold every finite cell."""
-    finite = cells[np.isfinite(cells)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 10.0)
+    finite = [float(x) for x in cells if math.isfinite(x)]
+    low, high = (min(finite), max(finite)) if finite else (0.0, 10.0)
     step = next((s for s in (1, 2, 5, 10, 20, 50) if math.floor(high / s) - math.floor(low / s) < 10), 100)
     first, last = math.floor(low / step), math.floor(high / step) + 1
     return tuple(float(step * i) for i in range(first, last + 1))

@@ -66,6 +66,7 @@ def show(path: Path, device: str | None = None) -> list[Table | str]:
         "qsearch.stepplan": _stepplan,
         "qsearch.latency": _latency,
         "qsearch.sensitivity": _sensitivity,
+        "qsearch.attribution": _attribution,
         "qsearch.results": _results,
     }
     if kind not in shown:
@@ -188,6 +189,13 @@ def _sensitivity(path: Path) -> list[Table | str]:
         line = f"reliability of the ranking by {metric}: {whole.reliability(metric):.2f}"
         shown += [table, line if whole.reliability(metric) >= _RELIABLE else f"{line}: it is mostly noise, take more probes or samples"]
     return shown
+
+
+def _attribution(path: Path) -> list[Table | str]:
+    from ..core.attribution import Attribution
+    from .explained import attribution_tables
+
+    return attribution_tables(Attribution.load(path))
 
 
 def _results(path: Path) -> list[Table | str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from qsearch.core.attribution import Attribution
 from qsearch.core.graph import LayerSpec, OpGraph
 from qsearch.core.plan import BitPlan, Budget, Solver
 from qsearch.core.table import SensitivityTable
@@ -60,6 +61,29 @@ def make_table(graph: OpGraph, bins: int = 3, floor: float = 1e-9) -> Sensitivit
             for t in range(bins)
         ],
     )
+
+
+def make_attribution(graph: OpGraph, plans: int = 5) -> Attribution:
+    """Two explainers of `plans` plans: features by `shap` (their values: the plan's number), layers by `shapley`, the noise of their choice in two bins."""
+    rows: list[dict[str, Any]] = []
+    features = {f"share of bits in {role}": 1 + i for i, role in enumerate(dict.fromkeys(layer.role for layer in graph.quantizable))}
+    for p in range(plans):
+        phase = 2 * math.pi * p / plans
+        shap = {name: math.sin(phase + size) / size for name, size in features.items()}
+        fixed = {"plan": f"plan {p}", "metric": "noise", "base": 2.0}
+        total = 2.0 + sum(shap.values())
+        rows += [
+            {**fixed, "method": "shap", "kind": "feature", "name": n, "value": v, "data": math.sin(phase + features[n]), "prediction": total}
+            for n, v in shap.items()
+        ]
+        chosen = {layer.name: SCHEMES[(i + p) % 4] for i, layer in enumerate(graph.quantizable)}
+        values = {(name, t): noise(i, s, t) / 2 for i, (name, s) in enumerate(chosen.items()) for t in range(2)}
+        fixed |= {"base": 0.0, "prediction": math.fsum(values.values())}
+        rows += [
+            {**fixed, "method": "shapley", "kind": "layer", "name": n, "choice": chosen[n], "step": t, "value": v, "error": v / 4}
+            for (n, t), v in values.items()
+        ]
+    return Attribution.from_rows(graph.id, rows)
 
 
 def make_plan(graph: OpGraph) -> BitPlan:

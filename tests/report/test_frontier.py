@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from qsearch.core.plan import BitPlan
 from qsearch.core.stepplan import StepPlan
 from qsearch.decide.allocation import allocate_frontier
 from qsearch.report.drawing import save_svg
-from qsearch.report.frontier import draw_frontier, frontier
+from qsearch.report.frontier import Frontier, draw_frontier, frontier
 from qsearch.report.text import show
 
 from .synthetic import SCHEMES, make_table, pixart
@@ -52,6 +53,22 @@ def test_the_picture_names_uniform_plans_and_stands_alone(tmp_path: Path) -> Non
     assert 'xmlns="http://www.w3.org/2000/svg"' in text
     assert all(name in text for name in SCHEMES)
     assert "var(--" not in text
+
+
+def test_names_of_points_stand_on_no_other_name_and_inside_the_picture() -> None:
+    """Six uniform plans within a bit of each other, on a telephone."""
+    close = tuple((f"uint4-g{2**i}", 4.0 + 0.1 * i, 10.0 + 0.4 * i) for i in range(6))
+    data = Frontier(tuple(2.0 + i for i in range(7)), tuple(5.0 + 4 * i for i in range(7)), close, "dB", (("plan", 4.2, 13.5, 0.1),))
+
+    figure = draw_frontier(data, 360)
+
+    figure.draw_without_rendering()
+    [ax] = figure.axes
+    boxes = [t.get_window_extent() for t in ax.texts]
+    assert ax.texts[0].get_text() == "plan"
+    assert len(boxes) == 7
+    assert [(a, b) for a, b in combinations(boxes, 2) if a.overlaps(b.padded(-2))] == []
+    assert all(ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 + 2 for box in boxes)
 
 
 def shown(path: Path) -> str:

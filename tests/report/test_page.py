@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from qsearch.core.attribution import Attribution
 from qsearch.core.errors import ArtifactError, QSearchError
 from qsearch.core.plan import BitPlan
+from qsearch.report.frontier import frontier
 from qsearch.report.page import write_report
-from tests.report.synthetic import CAPTIONS, PLANS, make_plan, make_rows, make_table, pixart, save_run
+from tests.report.synthetic import CAPTIONS, PLANS, make_attribution, make_plan, make_rows, make_table, pixart, save_run
+from tests.report.wired import unet
 
 GRAPH = pixart()
 TABLE, PLAN = make_table(GRAPH), make_plan(GRAPH)
@@ -76,6 +79,21 @@ def page(text: str) -> Page:
 
 
 @pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with a report of a model with blocks, a frontier, and explanations of the plan and of many."""
+    folder = tmp_path_factory.mktemp("full")
+    save_run(folder)
+    graph = unet()
+    table, plan = make_table(graph, floor=1e-5), make_plan(graph)
+    rows = make_rows(graph, plan)
+    curve = frontier(graph, {name: {"keep": 0.0, **row} for name, row in table.values().items()}, [plan], rows)
+    many = make_attribution(graph, 12)
+    ours = Attribution(graph.id, many.select(method="shapley", plan="plan 3").assign(plan="plan"))
+    write_report(folder, graph, table, plan, rows, CAPTIONS, frontier=curve, attributions=[ours, many])
+    return folder
+
+
+@pytest.fixture(scope="module")
 def nasty(tmp_path_factory: pytest.TempPathFactory) -> Page:
     """A page on which every word that comes from data is markup."""
     folder = tmp_path_factory.mktemp("nasty")
@@ -119,7 +137,7 @@ def test_pictures_say_what_they_show(page: Page) -> None:
     assert len(images) == 8 * len(PLANS)
     assert images[0]["alt"] == f"full precision: {CAPTIONS[0]}"
     assert [a for a in page.all("svg") if a.get("role") != "img" or not a.get("aria-label")] == []
-    assert len(page.all("svg")) == 10  # five plots, each for a screen and for a telephone
+    assert len(page.all("svg")) == 12  # six plots, each for a screen and for a telephone
 
 
 def test_tables_have_captions_and_headers_with_a_scope(page: Page) -> None:
@@ -212,8 +230,20 @@ def test_a_run_with_little_in_it_has_a_page_still(tmp_path: Path) -> None:
     write_report(tmp_path, GRAPH, make_table(GRAPH, bins=1), BitPlan.make(GRAPH, PLAN.layers), rows, CAPTIONS)
 
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert len(page.all("svg")) == 4  # bits and noise: no step bins, nothing against size
+    assert len(page.all("svg")) == 6  # bits, noise and roles: no step bins, no blocks, nothing against size
     assert len(page.all("img")) == 8 * 2
+
+
+def test_a_run_with_much_in_it_shows_all_of_it(full: Path) -> None:
+    page = Page((full / "report.html").read_text(encoding="utf-8"))
+
+    labels = [str(a["aria-label"]) for a in page.all("svg")]
+    for start in ("Curve: stored bits", "Bars: noise of", "The graph of", "Boxes: SQNR", "Bars: added to predicted noise of the plan", "Dots: what"):
+        assert [label for label in labels if label.startswith(start)] != [], start
+    assert not any("SQNR of the denoiser's output" in label and label.startswith("Points") for label in labels)  # the frontier has those points
+    assert page.open == []
+    ids = Counter(a["id"] for _, a in page.tags if "id" in a)
+    assert ids.most_common(1)[0][1] == 1
 
 
 def test_a_table_of_another_model_is_refused(run: Path) -> None:
@@ -250,8 +280,10 @@ def browse(tmp_path: Path, document: str, widths: tuple[int, ...]) -> tuple[dict
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs a chromium binary, e.g. `apt-get install chromium`")
-def test_a_browser_shows_it_without_errors_or_overflow_on_a_telephone_and_on_a_screen(tmp_path: Path, text: str) -> None:
-    wanted, said = browse(tmp_path, text, (390, 1400))
+def test_a_browser_shows_it_without_errors_or_overflow_on_a_telephone_and_on_a_screen(tmp_path: Path, full: Path) -> None:
+    opened = (full / "report.html").read_text(encoding="utf-8").replace("<details>", "<details open>")  # what is folded away must fit as well
+
+    wanted, said = browse(tmp_path, opened, (390, 1400))
 
     assert wanted == {390: 390, 1400: 1400}
     assert said == []

@@ -1,0 +1,188 @@
+"""What plots of attributions show: dots that hide none of each other, bars that add up to the prediction."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from qsearch.core.attribution import Attribution
+from qsearch.core.errors import QSearchError
+from qsearch.report import beeswarm, contributions
+from qsearch.report.explained import attribution_tables
+
+from .synthetic import SCHEMES, make_attribution, noise
+from .wired import transformer
+
+GRAPH = transformer(2)
+WHOLE = make_attribution(GRAPH, plans=30)
+
+
+def features(values: dict[str, list[float]], data: dict[str, list[float]] | None = None) -> Attribution:
+    """A method that adds `values` to zero: name -> a value a plan."""
+    count = len(next(iter(values.values())))
+    rows = [
+        {
+            "plan": f"p{p}",
+            "method": "shap",
+            "kind": "feature",
+            "metric": "ssim",
+            "name": name,
+            "value": row[p],
+            "data": (data or {}).get(name, [math.nan] * count)[p],
+            "base": 0.0,
+            "prediction": math.fsum(r[p] for r in values.values()),
+        }
+        for p in range(count)
+        for name, row in values.items()
+    ]
+    return Attribution.from_rows("g", rows)
+
+
+def test_rows_stand_by_their_mean_absolute_value_and_the_rest_is_added_up() -> None:
+    data = beeswarm.beeswarm(features({"a": [1, -1], "b": [3, -4], "c": [0.5, 0.25], "d": [0.25, 0.5]}), metric="ssim", method="shap", count=2)
+
+    assert data.rows == ("b", "a", "the other 2 together")
+    assert data.values.tolist() == [[3, -4], [1, -1], [0.75, 0.75]]
+    assert data.rest
+
+
+def test_what_is_shown_adds_up_to_the_prediction_of_every_plan() -> None:
+    data = beeswarm.beeswarm(WHOLE, metric="noise", method="shap", count=3)
+
+    rows = WHOLE.select(method="shap", metric="noise")
+    predictions = rows.groupby("plan", sort=False)["prediction"].first().to_numpy()
+    np.testing.assert_allclose(data.values.sum(0) + 2.0, predictions, rtol=1e-12)
+
+
+def test_a_level_is_the_rank_of_the_features_own_value_and_equal_values_share_it() -> None:
+    made = features({"a": [1, 2, 3, 4], "b": [1, 1, 1, 1]}, {"a": [7, 5, 5, 100], "b": [2, 2, 2, 2]})
+
+    data = beeswarm.beeswarm(made, metric="ssim", method="shap")
+
+    assert data.levels[0].tolist() == pytest.approx([2 / 3, 1 / 6, 1 / 6, 1.0])
+    assert np.isnan(data.levels[1]).all()  # what never varies has no direction
+
+
+def test_a_layer_is_coloured_by_the_bits_of_its_choice() -> None:
+    data = beeswarm.beeswarm(WHOLE, metric="noise", method="shapley", kind="layer", count=3)
+
+    name = data.rows[0]
+    i = [layer.name for layer in GRAPH.quantizable].index(name)
+    bits = [int(SCHEMES[(i + p) % 4][4]) for p in range(30)]
+    assert np.argsort(data.levels[0][:4]).tolist() == np.argsort(bits[:4]).tolist()
+    assert data.colour == "bits of the choice"
+    assert data.values[0][0] == pytest.approx(sum(noise(i, SCHEMES[i % 4], t) / 2 for t in range(2)))
+
+
+def test_no_dot_hides_another_and_none_leaves_its_row() -> None:
+    data = beeswarm.beeswarm(features({"a": [1.0] * 25 + [0.0], "b": [0.0] * 26}), metric="ssim", method="shap")
+
+    same = data.offsets[0][:25]
+    assert len(set(np.round(same, 9))) == 25
+    assert float(np.abs(data.offsets).max()) <= 0.42
+    assert data.offsets[0][25] == 0.0
+
+
+def test_dots_are_drawn_where_the_values_are() -> None:
+    data = beeswarm.beeswarm(WHOLE, metric="noise", method="shap", count=3)
+
+    ax = beeswarm.draw_beeswarm(data).axes[0]
+
+    for row, dots in enumerate(ax.collections):
+        np.testing.assert_allclose(np.asarray(dots.get_offsets()), np.stack([data.values[row], row + data.offsets[row]], 1))
+
+
+def test_one_plan_is_no_swarm() -> None:
+    with pytest.raises(QSearchError, match="a beeswarm shows many plans; shap explains only p0"):
+        beeswarm.beeswarm(features({"a": [1.0]}), metric="ssim", method="shap")
+
+
+def test_a_method_that_explained_nothing_is_answered_with_the_nearest() -> None:
+    with pytest.raises(QSearchError, match=r"no method 'shaply'.*'shapley'"):
+        beeswarm.beeswarm(WHOLE, metric="noise", method="shaply")
+
+
+def test_bars_and_the_rest_and_the_base_add_up_to_the_prediction() -> None:
+    data = contributions.contributions(GRAPH, WHOLE, plan="plan 3", metric="noise", method="shapley", count=5)
+
+    assert len(data.rows) == 5
+    assert data.rest[0] == len(GRAPH.quantizable) - 5
+    assert sum(value for _, _, value, _, _ in data.rows) + data.rest[1] + data.base == pytest.approx(data.prediction, rel=1e-12)
+    values = [value for _, _, value, _, _ in data.rows]
+    assert values == sorted(values, reverse=True)
+
+
+def test_a_bar_carries_its_choice_its_family_and_the_error_of_both_bins() -> None:
+    data = contributions.contributions(GRAPH, WHOLE, plan="plan 0", metric="noise", method="shapley", count=100)
+
+    found = {name: rest for name, *rest in data.rows}
+    i = [layer.name for layer in GRAPH.quantizable].index("blocks.1.ff.up")
+    scheme = SCHEMES[i % 4]
+    parts = [noise(i, scheme, t) / 2 for t in range(2)]
+    assert found["blocks.1.ff.up"] == [scheme, pytest.approx(sum(parts)), pytest.approx(math.hypot(*(v / 4 for v in parts))), "feed-forward"]
+    assert data.rest == (0, 0.0)
+
+
+def test_bars_are_as_long_as_the_values() -> None:
+    data = contributions.contributions(GRAPH, WHOLE, plan="plan 0", metric="noise", method="shapley", count=4)
+
+    ax = contributions.draw_contributions(data).axes[0]
+
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx([value for _, _, value, _, _ in data.rows] + [data.rest[1]])
+    assert [label.get_text().split()[-1] for label in ax.get_yticklabels()][:4] == [choice for _, choice, *_ in data.rows]
+
+
+def test_short_names_are_each_one_layers_and_their_key_is_said() -> None:
+    data = contributions.contributions(GRAPH, WHOLE, plan="plan 0", metric="noise", method="shapley", count=100)
+
+    assert len(set(data.labels)) == len(data.labels)
+    assert "1 ff.up" in data.labels
+    assert data.key == "numbers are blocks"
+
+
+def shown(found: Attribution, width: int = 100) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    for part in attribution_tables(found):
+        console.print(part)
+    return console.export_text()
+
+
+def test_the_terminal_shows_the_largest_the_rest_and_the_sum() -> None:
+    text = shown(Attribution(WHOLE.graph, WHOLE.select(plan="plan 0", method="shapley")))
+
+    rows = WHOLE.totals(plan="plan 0", method="shapley", kind="layer", metric="noise")
+    largest = max(rows, key=lambda name: rows[name])
+    assert f"{rows[largest]:+.2e}" in text
+    assert f"the other {len(rows) - 15} together" in text
+    assert f"0 before any + {sum(rows.values()):.4g} = {sum(rows.values()):.4g}, as predicted" in text
+
+
+def test_the_terminal_marks_what_may_be_nothing() -> None:
+    rows = {"plan": "plan", "method": "shapley", "kind": "layer", "metric": "noise", "base": 0.0, "prediction": 3.0}
+    found = Attribution.from_rows("g", [rows | {"name": "sure", "value": 2.0, "error": 0.1}, rows | {"name": "unsure", "value": 1.0, "error": 0.6}])
+
+    lines = shown(found).splitlines()
+
+    assert ["~" in line for line in lines if "sure" in line] == [False, True]
+
+
+def test_the_terminal_shows_means_of_many_plans_and_scores_without_a_sum() -> None:
+    scores = {"plan": "uniform uint4-c", "method": "gnn", "kind": "block", "metric": "sqnr", "base": 0.0, "prediction": math.nan}
+    found = Attribution.together([WHOLE, Attribution.from_rows(WHOLE.graph, [scores | {"name": "mid", "value": -2.5, "choice": "uint4-c"}])])
+
+    text = shown(found)
+
+    assert "mean absolute contribution to the predictions of 30 plans" in text
+    assert "sqnr by gnn, blocks: scores, which add up to nothing" in text
+    assert "2.5" in text
+
+
+def test_the_terminal_loses_no_number_in_sixty_columns() -> None:
+    text = shown(Attribution(WHOLE.graph, WHOLE.select(plan="plan 0", method="shapley")), 60)
+
+    assert max(map(len, text.splitlines())) <= 60
+    assert "…" not in text
