@@ -141,11 +141,11 @@ def test_more_bits_of_the_input_mean_less_error(case: Any, grain: str) -> None:
     assert errors[0] > 4 * errors[1] > 16 * errors[2]
 
 
-def test_the_first_token_is_exact_and_the_others_have_a_range_without_it(case: Any) -> None:
+def test_the_first_token_is_as_it_was_and_the_others_have_a_range_without_it(case: Any) -> None:
     _, truth, plain_ = layer_output(case, TEXT, "uint4-c+a8t")
     _, _, found = layer_output(case, TEXT, "uint4-c+a8t~bos")
 
-    torch.testing.assert_close(found[:, 0], truth[:, 0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[:, 0], truth[:, 0], rtol=2**-11, atol=1e-5)  # it is stored in half precision
     assert not torch.allclose(plain_[:, 0], truth[:, 0], rtol=1e-3)
     coarse, fine = (float((y - truth)[:, 1:].square().sum()) for y in layer_outputs(case, TEXT, "keep+a4t", "keep+a4t~bos"))
     assert fine < 0.2 * coarse  # the first token, eight times louder, had set the range
