@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .decide.objectives import Objective as Objective
     from .decide.refinement import refine as refine
     from .decide.stepwise import allocate_steps as allocate_steps
+    from .execute.runtime import apply as apply
     from .graphs.extraction import extract as extract
     from .measure.evaluation import evaluate as evaluate
     from .measure.profiling import profile as profile
@@ -51,6 +52,7 @@ _CONTENTS = {
     "allocate_frontier": "decide.allocation",
     "allocate_steps": "decide.stepwise",
     "refine": "decide.refinement",
+    "apply": "execute.runtime",
     "extract": "graphs.extraction",
     "evaluate": "measure.evaluation",
     "profile": "measure.profiling",

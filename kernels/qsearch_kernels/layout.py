@@ -106,7 +106,8 @@ def by_phase(x: Tensor, bits: int) -> Tensor:
     """[rows, columns] in the order of `unpack_by_phase`, with zeros where it pads."""
     count = phases(bits)
     padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % count))
-    return padded.unflatten(-1, (-1, count)).transpose(-1, -2).flatten(-2)
+    ordered: Tensor = padded.unflatten(-1, (-1, count)).transpose(-1, -2).flatten(-2)
+    return ordered
 
 
 def _mask(width: int) -> int:

@@ -7,7 +7,7 @@ Each takes the tensors and numbers of a `Weight` one by one, since that is what 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -129,3 +129,22 @@ torch.library.register_fake("qsearch_kernels::dequantize", _shape_of_dequantized
 torch.library.register_fake("qsearch_kernels::linear", _shape_of_linear, lib=_LIBRARY)
 torch.library.register_fake("qsearch_kernels::linear_rounded", _shape_of_linear, lib=_LIBRARY)
 torch.library.register_fake("qsearch_kernels::conv2d_rounded", _shape_of_conv2d, lib=_LIBRARY)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """`Weight`'s own fields stand second to ninth in the arguments of both products."""
+    x, *weight = inputs[:9]
+    ctx.save_for_backward(*(w if isinstance(w, Tensor) else None for w in weight))
+    ctx.numbers = [None if isinstance(w, Tensor) else w for w in weight]
+    ctx.arguments, ctx.type = len(inputs), x.dtype
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradient of the input, through the widened weight; of rounding it takes no notice (straight through). Weights and bias have none."""
+    weight = [number if tensor is None else tensor for tensor, number in zip(ctx.saved_tensors, ctx.numbers, strict=True)]
+    made = gradient @ Weight(*weight).dequantize(gradient.dtype)
+    return (made.to(ctx.type), *(None for _ in range(ctx.arguments - 1)))
+
+
+for _name in ("linear", "linear_rounded"):
+    torch.library.register_autograd(f"qsearch_kernels::{_name}", _backward, setup_context=_remember, lib=_LIBRARY)

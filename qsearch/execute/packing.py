@@ -36,7 +36,10 @@ class PackedWeight(nn.Module):
         for name, (shape, dtype) in _buffers(self.scheme, rows, columns).items():
             self.register_buffer(name, torch.empty(shape, dtype=dtype, device=device))
         table = levels(self.scheme, "cpu" if str(device) == "meta" else device) if self.scheme.family in ("float", "block") else None
-        self.register_buffer("levels", table, persistent=False)  # part of the format
+        if table is None:
+            self.levels = None
+        else:
+            self.register_buffer("levels", table, persistent=False)  # part of the format
         self.in_bytes = cpu.in_bytes(self.weight())
 
     @staticmethod
@@ -104,7 +107,7 @@ class PackedWeight(nn.Module):
         return f"{self.scheme}, {self.rows} x {self.columns}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        return super()._apply(same_type(fn), recurse)
+        return super()._apply(same_type(fn), recurse)  # type: ignore[no-any-return, no-untyped-call]  # torch has no types for it
 
 
 def same_type(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
