@@ -81,7 +81,7 @@ def unpack_by_phase(packed: Tensor, bits: int, columns: int, out: Tensor) -> Ten
 
     `packed`: uint8 [rows, row bytes]. `out`: uint8 [rows, padded], padded = `columns` rounded up to a multiple of p = `phases(bits)`: place
     f * padded / p + q holds the code of column q * p + f. Whoever sums over columns need only bring the other operand into that order (`by_phase`), which
-    is the smaller one. What stands in the padding is not said.
+    is the smaller one. The padding holds code 0, as packed rows do.
     """
     each, start, shift = out.shape[-1] // phases(bits), 0, 0
     for width in planes(bits):
