@@ -92,7 +92,7 @@ def parity(options: argparse.Namespace) -> None:
                 worst = max(float((packed.get_submodule(n)(v[0]) - v[1]).abs().max() / v[1].abs().max()) for n, v in seen.items())
             noise = [float((y - full).square().sum() / full.square().sum()) for y in (simulated, run(packed, call))]
             bytes_ = sum(part.stored_bytes for x in packed_layers(packed).values() for part in x.weights)
-            in_bytes = sum(x.in_bytes for x in packed_layers(packed).values())
+            in_bytes = sum("cpu" in x.devices for x in packed_layers(packed).values())
             planned = (
                 sum(plan.layers[n].stored_bits(graph.layer(n).weight_shape, graph.layer(n).channel_axis, graph.layer(n).parts) for n in packed_layers(packed))
                 / 8

@@ -68,8 +68,10 @@ class _Layer(nn.Module):
         self.register_parameter("bias", bias)
         treated = bool(scheme.activation or scheme.transforms)
         self.input = Input(scheme, weight.shape[1 - axis], weight.shape[axis], linear=linear, device=device) if treated else None
-        #: whether inputs are integers and every part can be multiplied as bytes
-        self.in_bytes = self.input is not None and self.input.bits > 0 and all(part.in_bytes for part in self.weights)
+        #: kinds of device that multiply the rounded input as it is; elsewhere the weight is widened
+        self.devices = frozenset[str]()
+        if self.input is not None and self.input.bits:
+            self.devices = frozenset.intersection(*(part.devices for part in self.weights))
 
     @property
     def weights(self) -> list[AnyWeight]:
@@ -109,7 +111,7 @@ class QuantLinear(_Layer):
         if self.input is None:
             return self._sum(x, None, None)
         moved = self.input.moved(x)
-        if self.in_bytes and moved.device.type == "cpu":
+        if moved.device.type in self.devices:
             ends = self.input.ends(moved) if self.input.low is not None or len(self.parts) > 1 else (None, None)
             y = self._sum(moved, *ends)
         else:
@@ -127,7 +129,7 @@ class QuantLinear(_Layer):
     def _product(self, part: AnyWeight, x: Tensor, bias: Tensor | None, low: Tensor | None, high: Tensor | None) -> Tensor:
         if isinstance(part, KeptWeight):
             return F.linear(x.to(part.values.dtype), part.values, bias)
-        if self.input is not None and self.in_bytes and x.device.type == "cpu":
+        if self.input is not None and x.device.type in self.devices:
             return ops.linear_rounded(x, part.weight(), bias, self.input.bits, low, high)
         return ops.linear(x, part.weight(), bias)
 
@@ -140,12 +142,13 @@ class QuantConv2d(_Layer):
         self.in_channels, self.out_channels, self.groups = source.in_channels, source.out_channels, source.groups
         self.kernel_size, self.stride, self.padding, self.dilation = source.kernel_size, source.stride, source.padding, source.dilation
         self.padding_mode, self.edges = source.padding_mode, list(source._reversed_padding_repeated_twice)
-        self.in_bytes &= self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)  # else it is no product of rows
+        plain = self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)  # else it is no product of rows
+        self.devices = self.devices & {"cpu"} if plain else frozenset()
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> [N, out_channels, h, w], in the type of `x`."""
         moved = x if self.input is None else self.input.moved(x)
-        if self.input is not None and self.in_bytes and x.device.type == "cpu":
+        if self.input is not None and x.device.type in self.devices:
             low, high = self.input.ends(moved) if self.input.low is not None or len(self.parts) > 1 else (None, None)
             y: Tensor | None = None
             for part, piece in zip(self.weights, self.cut(moved, 1), strict=True):
@@ -179,7 +182,7 @@ class QuantConvolution(_Layer):
         self.kernel_size, self.stride, self.padding, self.dilation = source.kernel_size, source.stride, source.padding, source.dilation
         self.transposed, self.output_padding = source.transposed, source.output_padding
         self.padding_mode, self.edges = source.padding_mode, [] if source.transposed else list(source._reversed_padding_repeated_twice)
-        self.in_bytes = False
+        self.devices = frozenset()
 
     def forward(self, x: Tensor) -> Tensor:
         """As the convolution that it stands for, in the type of `x`."""

@@ -61,7 +61,8 @@ def load(path: Path, model: nn.Module, graph: OpGraph, device: str = "cpu") -> n
         with safe_open(str(path), framework="pt", device=device) as file:
             content = _content(path, file.metadata() or {}, graph)
             names = sorted(file.keys())
-            found, whole = {}, _Digest({k: v for k, v in content.items() if k != "digest"})
+            found: dict[str, Tensor] = {}
+            whole = _Digest({k: v for k, v in content.items() if k != "digest"})
             for name in names:
                 found[name] = file.get_tensor(name)
                 whole.add(name, found[name])
@@ -127,7 +128,8 @@ def _content(path: Path, metadata: Mapping[str, str], graph: OpGraph) -> dict[st
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Every tensor of a state dict once, and other name -> name of those that are one and the same."""
     first: dict[int, str] = {}
-    tensors, same = {}, {}
+    tensors: dict[str, Tensor] = {}
+    same: dict[str, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) in first:
             same[name] = first[id(tensor)]

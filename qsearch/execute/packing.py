@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from qsearch_kernels import cpu, layout
+from qsearch_kernels import layout, ops
 from qsearch_kernels.weight import Weight
 
 from ..core.scheme import Scheme
@@ -40,7 +40,8 @@ class PackedWeight(nn.Module):
             self.levels = None
         else:
             self.register_buffer("levels", table, persistent=False)  # part of the format
-        self.in_bytes = cpu.in_bytes(self.weight())
+        #: kinds of device with a product for this weight and rounded inputs
+        self.devices = ops.devices(self.weight())
 
     @staticmethod
     def of(quantized: Quantized) -> PackedWeight:
@@ -93,8 +94,6 @@ class PackedWeight(nn.Module):
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight [rows, columns] that the codes stand for."""
-        from qsearch_kernels import ops
-
         return ops.dequantize(self.weight(), dtype)
 
     @property
@@ -139,7 +138,7 @@ def _buffers(scheme: Scheme, rows: int, columns: int) -> dict[str, tuple[tuple[i
 class KeptWeight(nn.Module):
     """A weight in full precision whose layer rounds its input (`keep+a8`): the same interface as a packed one."""
 
-    in_bytes = False
+    devices: frozenset[str] = frozenset()
 
     def __init__(self, values: nn.Parameter, axis: int) -> None:
         super().__init__()

@@ -84,7 +84,7 @@ def packed_layers(model: nn.Module) -> dict[str, QuantLayer]:
 def warn_of_widened(layers: Iterable[tuple[str, QuantLayer]], device: torch.device | str, kernels: Kernels) -> None:
     """Say, or refuse, that layers whose inputs are rounded have no kernel on `device` and widen their weights."""
     kind = torch.device(device).type
-    found = [(name, layer) for name, layer in layers if layer.scheme.activation and not (layer.in_bytes and kind in ("cpu", "meta"))]
+    found = [(name, layer) for name, layer in layers if layer.scheme.activation and kind != "meta" and kind not in layer.devices]
     if not found:
         return
     name = found[0][0]

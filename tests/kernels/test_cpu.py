@@ -145,3 +145,15 @@ def test_dequantizing_is_the_reference_in_every_type(dtype: torch.dtype) -> None
 
         expected = reference.dequantize(layout.unpack(w.codes, bits, 13), w.scale.float(), w.offset, group)
         assert torch.equal(ops.dequantize(w, dtype), expected.to(dtype))
+
+
+@pytest.mark.parametrize(("bits", "group"), [(8, 0), (4, 0), (3, 0), (4, 32)])
+@pytest.mark.parametrize("static", [False, True])
+def test_what_a_gpu_is_given_means_what_the_reference_means(bits: int, group: int, static: bool) -> None:
+    pytest.importorskip("qsearch_kernels.gpu_ops", reason="the kernels for a GPU are not in this tree; on a CPU they are their twins")
+    w, x, bias = make(6, 64, bits, zero=True, group=group), torch.randn(5, 64), torch.randn(6)
+    ends = {"low": torch.tensor([-1.5]), "high": torch.tensor([2.0])} if static else {"low": None, "high": None}
+
+    assert "cuda" in ops.devices(w)
+    agree(ops._gpu_linear_rounded(x, *w, bias, 8, *ends.values()), reference.linear_wnaxi(x, **arguments(w), activation=8, bias=bias, **ends), torch.float32)  # type: ignore[arg-type]
+    agree(ops._gpu_linear(x, *w, bias), reference.linear_wna16(x, **arguments(w), bias=bias), torch.float32)  # type: ignore[arg-type]
