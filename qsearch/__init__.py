@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .decide.refinement import refine as refine
     from .decide.stepwise import allocate_steps as allocate_steps
     from .execute.exports import export as export
+    from .execute.runtime import apply as apply
     from .graphs.extraction import extract as extract
     from .learn.explaining import explain as explain
     from .learn.fitting import Study as Study
@@ -59,6 +60,7 @@ _CONTENTS = {
     "allocate_frontier": "decide.allocation",
     "allocate_steps": "decide.stepwise",
     "refine": "decide.refinement",
+    "apply": "execute.runtime",
     "export": "execute.exports",
     "extract": "graphs.extraction",
     "Study": "learn.fitting",

@@ -24,8 +24,7 @@ from qsearch.pipeline import RESULTS
 from qsearch.report.text import METRICS, cell
 from tests.report.synthetic import PLANS, SCHEMES, make_attribution, make_plan, make_rows, make_table, pixart
 
-BUILT = ("run", "extract", "profile", "allocate", "evaluate", "fit", "explain", "show", "list", "export", "import")
-LATER = ("apply", "bench")
+BUILT = ("run", "extract", "profile", "allocate", "evaluate", "fit", "explain", "apply", "bench", "export", "import", "show", "list")
 ARTEFACTS = ("graph.json", "sensitivity.parquet", "plan.json", "attribution.parquet", "results.json", "trials.db")
 GRAPH = pixart()
 Command = Callable[..., tuple[int, str, str]]
@@ -105,7 +104,7 @@ def test_help_names_every_verb(command: Command) -> None:
 
     assert (code, err) == (0, "")
     named = re.findall(r"^\W*([a-z]+) +\S", out, re.MULTILINE)
-    assert set(named) >= {*BUILT, *LATER}
+    assert set(named) >= set(BUILT)
 
 
 @pytest.mark.parametrize("verb", BUILT)
@@ -114,15 +113,6 @@ def test_every_verb_that_is_built_explains_itself(command: Command, verb: str) -
 
     assert (code, err) == (0, "")
     assert f"qsearch {verb}" in out
-
-
-@pytest.mark.parametrize("verb", LATER)
-@pytest.mark.parametrize("arguments", [(), ("RUN",), ("RUN", "--steps", "3")], ids=str)
-def test_a_verb_that_is_not_built_says_so_and_names_those_that_are(refused: Callable[..., str], verb: str, arguments: tuple[str, ...]) -> None:
-    line = refused(verb, *arguments)
-
-    assert line.startswith(f"qsearch: {verb} is not built yet; built are ")
-    assert set(re.findall(r"[a-z]+", line.partition("built are")[2])) == set(BUILT)
 
 
 def test_list_names_every_plug_in_with_its_caption(command: Command) -> None:

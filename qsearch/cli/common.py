@@ -95,20 +95,6 @@ def graph_and_table(job: Run) -> tuple[Any, Any]:
     return graph, SensitivityTable.load(job.path("sensitivity.parquet"), graph.id)
 
 
-def later(verb: str, help_: str) -> None:
-    """A command that is promised: it says that it is not built, and which ones are."""
-
-    def stub() -> None:
-        raise QSearchError(
-            f"{verb} is not built yet; built are {', '.join(sorted(c.name or c.callback.__name__ for c in app.registered_commands if c.callback and not getattr(c.callback, 'later', False)))}"
-        )
-
-    stub.later = True  # type: ignore[attr-defined]
-    app.command(name=verb, help=f"{help_[0].upper()}{help_[1:]} (not built yet).", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
-        stub
-    )
-
-
 def console() -> Any:
     """Standard output, for tables."""
     from rich.console import Console
