@@ -12,6 +12,8 @@ from ..measure.codes import Codes, element
 from ..measure.quantization import quantize, quantize_parts
 from .exporting import Export
 
+_AT_ONCE = 2**18  # weights
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -28,9 +30,23 @@ class Rows:
 def rows(job: Export, layer: LayerSpec, weight: Tensor) -> Rows:
     """The weight of `layer` in its plan's scheme; integers, floats and block formats (codebooks have no levels in common).
 
-    Groups fill the rows without a rest (`nearest.divides`), so that those of a long skip's parts are those of the whole row.
+    Groups fill the rows without a rest (`nearest.divides`), so that those of a long skip's parts are those of the whole row. Min-max looks at one
+    row at a time and gets a few at once, since quantizing takes many times the memory of what is quantized.
     """
-    return _levels(coded(job, layer, weight), job.plan.layers[layer.name])
+    scheme = job.plan.layers[layer.name]
+    alone = scheme.method in ("", "minmax") and scheme.group >= 0 and scheme.format != "nvfp4" and layer.channel_axis == 0
+    if not alone or weight.numel() <= _AT_ONCE:
+        return _levels(coded(job, layer, weight), scheme)
+    count, done = max(1, _AT_ONCE * weight.shape[0] // weight.numel()), 0
+    whole: Rows | None = None
+    for piece in weight.split(count):
+        made = _levels(coded(job, layer, piece), scheme)
+        whole = whole or Rows(*(part.new_empty((len(weight), *part.shape[1:])) for part in (made.level, made.scale, made.zero)))
+        for place, part in zip((whole.level, whole.scale, whole.zero), (made.level, made.scale, made.zero), strict=True):
+            place[done : done + len(part)] = part
+        done += len(piece)
+    assert whole is not None
+    return whole
 
 
 def coded(job: Export, layer: LayerSpec, weight: Tensor) -> Codes:
