@@ -46,7 +46,7 @@ def test_compressed_tensors_loads_every_layout_and_computes_as_simulated(tmp_pat
     plan = mixed(there.graph, "compressed_tensors", wanted)
     compressed_tensors.write(there.job(plan), tmp_path)
 
-    model = PixArtTransformer2DModel.from_config(str(tmp_path)).eval()
+    model = PixArtTransformer2DModel.from_config(PixArtTransformer2DModel.load_config(tmp_path)).eval()
     config = QuantizationConfig.model_validate(json.loads((tmp_path / "config.json").read_text())["quantization_config"])
     apply_quantization_config(model, config, show_progress=False)
     compressor = ModelCompressor(quantization_config=config)

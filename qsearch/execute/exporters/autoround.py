@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...core.errors import ArtifactError, QSearchError
+from ...core.errors import MISSHAPEN, ArtifactError, QSearchError
 from ...core.graph import LayerSpec, OpGraph
 from ...core.scheme import KEEP, Scheme
 from ..codes import rows
@@ -55,7 +55,7 @@ def scheme_of(said: Any) -> Scheme:
         if said.get("data_type", "int") != "int" or int(said.get("act_bits") or 16) < 16:
             raise QSearchError(f"AutoRound's {said['data_type']} with inputs of {said.get('act_bits')} bits means no scheme here")
         return found
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except MISSHAPEN as error:
         raise QSearchError(f"an entry of extra_config has bits, group_size and sym; given {str(said)[:80]!r} ({type(error).__name__}: {error})") from error
 
 
@@ -117,7 +117,7 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
     try:
         entries = weights.config["quantization_config"]["extra_config"]
         asked = {str(name): scheme_of(said) for name, said in entries.items()}
-    except (KeyError, TypeError, AttributeError) as error:
+    except MISSHAPEN as error:
         raise ArtifactError(f"{folder / 'config.json'} holds no extra_config ({type(error).__name__}: {error}); export again") from error
     for name in asked:
         graph.layer(name)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...core.errors import ArtifactError, QSearchError
+from ...core.errors import MISSHAPEN, ArtifactError, QSearchError
 from ...core.graph import LayerSpec, OpGraph
 from ...core.scheme import KEEP, Scheme
 from ..codes import coded, rows
@@ -86,7 +86,7 @@ def scheme_of(group: Mapping[str, Any]) -> Scheme:
         if {**entry(found), "targets": None} != {**group, "targets": None}:
             raise QSearchError(f"the group says more than {found} does: {str(dict(group))[:200]}")
         return found
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except MISSHAPEN as error:
         raise QSearchError(
             f"a config group has weights with num_bits, type and strategy; given {str(group)[:80]!r} ({type(error).__name__}: {error})"
         ) from error
@@ -183,7 +183,7 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
                 if target in asked:
                     raise QSearchError(f"{folder / 'config.json'} names {target} twice, the second time in {name}")
                 asked[target] = scheme_of(group)
-    except (KeyError, TypeError, AttributeError) as error:
+    except MISSHAPEN as error:
         raise ArtifactError(f"{folder / 'config.json'} holds no config_groups ({type(error).__name__}: {error}); export again") from error
     made = {layer.name: asked.get(layer.name, KEEP) for layer in graph}
     for layer in graph:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from ...core.errors import ArtifactError, QSearchError
+from ...core.errors import MISSHAPEN, ArtifactError, QSearchError
 from ...core.graph import LayerSpec, OpGraph
 from ...core.scheme import KEEP, Scheme
 from ..codes import Rows, pieces
@@ -137,7 +137,7 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
             raise ArtifactError(f"{folder / FILE} defines entities, which no IR does; export again")
         net = _Net(ElementTree.fromstring(text), folder)
-    except (OSError, ElementTree.ParseError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ElementTree.ParseError, *MISSHAPEN) as error:
         raise ArtifactError(f"{folder / FILE} is not readable as an OpenVINO IR ({type(error).__name__}: {error}); export again") from error
     return net.read(graph)
 
