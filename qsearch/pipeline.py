@@ -245,13 +245,13 @@ def export(run: Run, to: str, output: Path | None = None, *, nearest: bool = Fal
     from .execute.exports import export as verb
     from .execute.exports import exporter
 
-    exporter(to)  # a wrong name or a missing package is said before anything is read
+    plugin = exporter(to)  # a wrong name or a missing package is said before anything is read
     graph = OpGraph.load(run.path("graph.json"))
     plan = BitPlan.load(run.path("plan.json"), graph)
     table = SensitivityTable.load(run.path("sensitivity.parquet"), graph.id) if run.path("sensitivity.parquet").is_file() else None
     steps = StepPlan.load(run.path("stepplan.json"), graph) if run.path("stepplan.json").is_file() else None
     rules: dict[str, Any] = {"nearest": nearest, "force": force, "table": table, "steps": steps, "say": run.progress.say}
-    rules |= {"sampler_steps": run.config.sampling.steps, "calibration": _calibration(run, graph, plan)}
+    rules |= {"sampler_steps": run.config.sampling.steps, "calibration": _calibration(run, graph, plan) if plugin.writes_weights else None}
     return verb(plan, graph, run.model_folder, to, output or run.path(f"export-{to}"), **rules)
 
 

@@ -7,6 +7,9 @@ such widths, the lowest bits first (3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, 7 = 4 + 2 +
     3 bits, row of 10 codes:   | 3 bytes: bits 0 and 1 of every code | 2 bytes: bit 2 of every code |
 
 Each plane is padded with zeros to whole bytes, so that rows start on a byte; what that costs over bits x columns is under a byte a plane.
+
+Integers of 8 bits lie as signed bytes instead, a code less 128, since that is what integer units multiply: `pack` makes bytes, `signed` turns
+them over, `unpack` takes either.
 """
 
 from __future__ import annotations
@@ -43,6 +46,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
     """Codes uint8 [..., columns] from uint8 [..., row_bytes(columns, bits)]. Raises `ValueError` where the row's length is another."""
+    if packed.dtype == torch.int8 and bits == 8:
+        packed = unsigned(packed)
     if packed.dtype != torch.uint8 or packed.ndim == 0 or packed.shape[-1] != row_bytes(columns, bits):
         raise ValueError(
             f"{columns} codes of {bits} bits are packed in uint8 [..., {row_bytes(columns, bits)}]; given {packed.dtype} of shape {tuple(packed.shape)}"
@@ -54,6 +59,54 @@ def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
         codes |= _unpack_plane(packed[..., start:stop], width, columns) << shift
         start, shift = stop, shift + width
     return codes
+
+
+def signed(codes: Tensor) -> Tensor:
+    """Bytes uint8 of 8-bit codes as int8, each less 128."""
+    return (codes ^ 128).view(torch.int8)
+
+
+def unsigned(codes: Tensor) -> Tensor:
+    """The inverse of `signed`."""
+    return codes.view(torch.uint8) ^ 128
+
+
+def phases(bits: int) -> int:
+    """How many codes begin at different places of a byte: 8 over the narrowest plane's width."""
+    return 8 // planes(bits)[-1]
+
+
+def unpack_by_phase(packed: Tensor, bits: int, columns: int, out: Tensor) -> Tensor:
+    """Codes of a packed weight in an order that costs no shuffling: first those of phase 0, then those of phase 1, and so on.
+
+    `packed`: uint8 [rows, row bytes]. `out`: uint8 [rows, padded], padded = `columns` rounded up to a multiple of p = `phases(bits)`: place
+    f * padded / p + q holds the code of column q * p + f. Whoever sums over columns need only bring the other operand into that order (`by_phase`), which
+    is the smaller one. What stands in the padding is not said.
+    """
+    each, start, shift = out.shape[-1] // phases(bits), 0, 0
+    for width in planes(bits):
+        per, length = 8 // width, row_bytes(columns, width)
+        stride = phases(bits) // per
+        plane = packed[:, start : start + length]
+        if length < each * stride:
+            plane = torch.nn.functional.pad(plane, (0, each * stride - length))
+        for phase in range(phases(bits)):
+            source, place = plane[:, phase // per :: stride], out[:, phase * each : (phase + 1) * each]
+            if shift:
+                place |= ((source >> (phase % per * width)) & _mask(width)) << shift
+            elif phase % per == per - 1:
+                torch.bitwise_right_shift(source, phase % per * width, out=place)
+            else:
+                torch.bitwise_and(source >> (phase % per * width) if phase % per else source, _mask(width), out=place)
+        start, shift = start + length, shift + width
+    return out
+
+
+def by_phase(x: Tensor, bits: int) -> Tensor:
+    """[rows, columns] in the order of `unpack_by_phase`, with zeros where it pads."""
+    count = phases(bits)
+    padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % count))
+    return padded.unflatten(-1, (-1, count)).transpose(-1, -2).flatten(-2)
 
 
 def _mask(width: int) -> int:

@@ -66,6 +66,10 @@ class QSearchConfig(QuantizationConfigMixin):  # type: ignore[misc]  # diffusers
         """What config.json keeps."""
         return {"quant_method": self.quant_method.value, "layers": self.layers, "splits": self.splits, "axes": self.axes}
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The same: what diffusers prints."""
+        return self.to_dict()
+
 
 def _plain(plan: str | Path | BitPlan, graph: str | Path | OpGraph | None) -> tuple[dict[str, str], dict[str, Sequence[int]], dict[str, int]]:
     if not isinstance(graph, OpGraph):

@@ -26,8 +26,9 @@ class Weights:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        indices = sorted(self.folder.glob("*.safetensors.index.json"))
-        single = sorted(self.folder.glob("*.safetensors"))
+        # Variants (fp16, ema) may lie beside the weights; those without a variant in their name come first.
+        indices = sorted(self.folder.glob("*.safetensors.index.json"), key=lambda path: len(path.name))
+        single = [path for path in (self.folder / f"{STEM}.safetensors",) if path.is_file()] or sorted(self.folder.glob("*.safetensors"))
         if indices:
             self.files = self._indexed(indices[0])
         elif len(single) == 1:

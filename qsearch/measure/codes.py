@@ -64,8 +64,13 @@ def nearest(groups: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme, unit: f
         return Codes(codes.to(torch.uint8), scale, zero)
     form = element(scheme)
     own = 1.0 if scheme.family == "block" else 2.0**form.highest
-    levels = form.values(groups.device) / own
-    return Codes(form.encode(groups / (scale * unit) * own), scale, torch.zeros_like(scale), levels, unit)
+    return Codes(form.encode(groups / (scale * unit) * own), scale, torch.zeros_like(scale), levels(scheme, groups.device), unit)
+
+
+def levels(scheme: Scheme, device: torch.device | str = "cpu") -> Tensor:
+    """fp32 [2^bits]: what each code of a float or block scheme stands for, before its scale."""
+    form = element(scheme)
+    return form.values(device) / (1.0 if scheme.family == "block" else 2.0**form.highest)
 
 
 def spanning(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from ..core.graph import OpGraph
 from ..core.plan import BitPlan
 from ..core.scheme import Scheme
 from .calibration import LayerInputs
-from .quantization import joined, quantize_parts
+from .quantization import Quantized, joined, quantize_parts
 from .treatment import Treatment, named, treat
 
 
@@ -51,12 +51,13 @@ class QuantizedWeights:
             self._treatments[key] = treat(scheme, weight, module, inputs, layer=layer, transforms=named(scheme))
         return self._treatments[key]
 
-    def _make(self, layer: str, scheme: Scheme) -> Tensor:
+    def codes(self, layer: str, scheme: Scheme) -> tuple[Quantized, ...]:
+        """What is stored of the layer's weight: a part for each part of its input, times the scale that the scheme's transforms move into it."""
         weight, spec = weight_of(self.model, layer).data, self.graph.layer(layer)
         inputs, scale = self.calibration.get(layer), None
         if scheme.transforms and (treatment := self.treatment(layer, scheme)) is not None:
-            inputs, scale = treatment.inputs, treatment.scale.view(1, -1, *[1] * (weight.ndim - 2))
-        parts = quantize_parts(
+            inputs, scale = treatment.inputs, _columns(treatment, weight)
+        return quantize_parts(
             weight if scale is None else weight.float() * scale,
             scheme,
             axis=spec.channel_axis,
@@ -64,7 +65,22 @@ class QuantizedWeights:
             layer=layer,
             moments=None if inputs is None else inputs.moments,
         )
-        return joined(parts, weight.dtype) if scale is None else (joined(parts) / scale).to(weight.dtype)
+
+    def forget(self, layer: str) -> None:
+        """Free what is kept of a layer."""
+        for kept in (self._weights, self._treatments):
+            for key in [key for key in kept if key[0] == layer]:
+                del kept[key]
+
+    def _make(self, layer: str, scheme: Scheme) -> Tensor:
+        weight, parts = weight_of(self.model, layer).data, self.codes(layer, scheme)
+        treatment = self.treatment(layer, scheme) if scheme.transforms else None
+        return joined(parts, weight.dtype) if treatment is None else (joined(parts) / _columns(treatment, weight)).to(weight.dtype)
+
+
+def _columns(treatment: Treatment, weight: Tensor) -> Tensor:
+    """The scale of each input channel, in a shape that spreads over the weight."""
+    return treatment.scale.view(1, -1, *[1] * (weight.ndim - 2))
 
 
 def weight_of(model: nn.Module, layer: str) -> nn.Parameter:

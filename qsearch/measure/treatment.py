@@ -92,7 +92,7 @@ class Treatment:
         if not self._unmoved and self.shift.any():
             y = y + F.linear(self.shift.to(full), full - weight)
         if self.first is not None:
-            token = F.linear(self.first.to(full), full, getattr(module, "bias", None))
+            token = F.linear(self.first.to(full), full, getattr(module, "bias", None)).half().to(y)  # as it is stored
             y = torch.cat([token.expand_as(y[:, :1]), y[:, 1:]], 1)
         return y
 

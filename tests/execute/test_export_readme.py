@@ -41,7 +41,8 @@ def runs(folder: Path) -> None:
         BitPlan.make(graph, {layer.name: scheme for layer, scheme in zip(graph, chosen, strict=True)}).save(run / "plan.json")
 
 
-@pytest.mark.parametrize("title", list(recipes()))
+# optimum-quanto compiles a C++ extension when it is first asked to unpack.
+@pytest.mark.parametrize("title", [pytest.param(t, marks=pytest.mark.slow if t == "optimum-quanto" else ()) for t in recipes()])
 def test_a_block_of_the_readme_runs(title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDNQ_USE_TORCH_COMPILE", "0")
     monkeypatch.chdir(tmp_path)

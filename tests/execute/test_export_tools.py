@@ -144,9 +144,10 @@ def test_gguf_packs_as_its_own_package_does_where_the_codes_are_the_same() -> No
         packed = pack(Rows(level, scale, zero), kind).numpy()
 
         unpacked = gguf.quants.dequantize(packed, getattr(gguf.GGMLQuantizationType, kind))
-        np.testing.assert_allclose(unpacked.reshape(6, 4, 32), (scale[..., None] * (level - zero[..., None])).numpy(), rtol=1e-3)
+        np.testing.assert_allclose(unpacked.reshape(6, 4, 32), (scale[..., None] * (level - zero[..., None])).numpy(), atol=4e-3)
 
 
+@pytest.mark.slow  # quanto compiles a C++ extension when it is first asked to unpack
 def test_quanto_loads_its_weights_and_computes_what_simulate_says(folder: Path) -> None:
     target, plan = exported("quanto", "scenes-dit", ["uint4-g128", "int8-c", "e4m3-c", "keep", "uint2-c", "e5m2-c"], folder)
     model, graph, _, call = full("scenes-dit")

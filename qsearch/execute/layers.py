@@ -1,0 +1,211 @@
+"""QuantLinear, QuantConv2d and QuantConvolution: layers that hold a packed weight and compute with it.
+
+With a shift z and a divisor s of each input channel, the layer computes W x + b = (W s) ((x - z) / s) + (W z + b): codes of W s are stored, the bracket at the end
+is the bias, and what a plan rounds is the middle. `dequantize` gives the weight in the layer's own coordinates, as `simulate` shows it.
+Where inputs are integers and the machine multiplies bytes, it does (`qsearch_kernels.cpu`); else inputs are rounded in floating point and
+multiplied with the widened weight, which gives the same numbers and saves memory alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qsearch_kernels import ops
+
+from ..core.scheme import Scheme
+from ..core.scheme import parts as split
+from .inputs import Input
+from .packing import AnyWeight, KeptWeight, PackedWeight
+
+_CONVOLVE: dict[tuple[int, bool], Any] = {
+    (1, False): F.conv1d,
+    (2, False): F.conv2d,
+    (3, False): F.conv3d,
+    (1, True): F.conv_transpose1d,
+    (2, True): F.conv_transpose2d,
+    (3, True): F.conv_transpose3d,
+}
+Convolution = nn.modules.conv._ConvNd
+
+
+def _weights(scheme: Scheme, weight: Tensor, axis: int, splits: Sequence[int], device: torch.device | str) -> nn.ModuleList:
+    """Empty packed weights, one a part; the weight itself where it is kept."""
+    if scheme.format == "keep":
+        return nn.ModuleList([KeptWeight(weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False), axis)])
+    shapes = split(weight.shape, axis, splits)
+    return nn.ModuleList(PackedWeight(scheme, s[axis], math.prod(s) // s[axis], device) for s in shapes)
+
+
+def _whole(parts: nn.ModuleList, shape: Sequence[int], axis: int, splits: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The weight [shape] of rows that `parts` hold, in the coordinates in which it is stored."""
+    pieces = []
+    for part, piece in zip(parts, split(shape, axis, splits if len(parts) > 1 else ()), strict=True):
+        moved = [piece[axis], *(n for i, n in enumerate(piece) if i != axis)]
+        pieces.append(part.dequantize(dtype).view(moved).movedim(0, axis))
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1 - axis)
+
+
+class _Layer(nn.Module):
+    """What the layers share: a scheme, weights by parts, a bias, an input's treatment."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, scheme: Scheme, source: nn.Linear | Convolution, axis: int, splits: Sequence[int], device: torch.device | str) -> None:
+        super().__init__()
+        linear = isinstance(source, nn.Linear)
+        weight = source.weight
+        self.scheme, self.shape, self.axis, self.splits = scheme, tuple(weight.shape), axis, tuple(splits)
+        self.parts = _weights(scheme, weight, axis, splits, device)
+        bias = source.bias
+        if bias is None and "shift" in scheme.transforms:
+            bias = nn.Parameter(weight.new_zeros(weight.shape[axis], device=device), requires_grad=False)
+        self.register_parameter("bias", bias)
+        treated = bool(scheme.activation or scheme.transforms)
+        self.input = Input(scheme, weight.shape[1 - axis], weight.shape[axis], linear=linear, device=device) if treated else None
+
+    @property
+    def in_bytes(self) -> bool:
+        """Whether inputs are integers and every part can be multiplied as bytes."""
+        return self.input is not None and self.input.bits > 0 and all(part.in_bytes for part in self.parts)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first part lies."""
+        return next(iter(self.parts[0].state_dict(keep_vars=True).values())).device
+
+    @property
+    def weight(self) -> Tensor:
+        """`dequantize()`, in the type of the bias: for code that looks at a layer's weight."""
+        return self.dequantize(self.bias.dtype if self.bias is not None else torch.float32)
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight [shape] that the layer stands for, in its own coordinates."""
+        whole = _whole(self.parts, self.shape, self.axis, self.splits, torch.float32)
+        if self.input is not None and self.input.divisor is not None and self.scheme.format != "keep":
+            whole = whole / self.input.divisor.float().view(1, -1, *[1] * (whole.ndim - 2))
+        return whole.to(dtype)
+
+    def extra_repr(self) -> str:
+        """Scheme and shape."""
+        return f"{' x '.join(map(str, self.shape))}, {self.scheme}"
+
+
+class QuantLinear(_Layer):
+    """`nn.Linear` with a packed weight."""
+
+    def __init__(self, scheme: Scheme, source: nn.Linear, splits: Sequence[int] = (), device: torch.device | str = "cpu") -> None:
+        super().__init__(scheme, source, 0, splits, device)
+        self.in_features, self.out_features = source.in_features, source.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in_features] -> [..., out_features], in the type of `x`."""
+        if self.input is None:
+            return self._sum(x, None, None)
+        moved = self.input.moved(x)
+        if self.in_bytes and moved.device.type == "cpu":
+            ends = self.input.ends(moved) if self.input.low is not None or len(self.parts) > 1 else (None, None)
+            y = self._sum(moved, *ends)
+        else:
+            y = self._sum(self.input.rounded(moved), None, None)
+        return self.input.answered(y.to(x.dtype))
+
+    def _sum(self, x: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
+        y: Tensor | None = None
+        for part, piece in zip(self.parts, x.split(list(self.splits), -1) if len(self.parts) > 1 else (x,), strict=True):
+            made = self._product(part, piece, self.bias if y is None else None, low, high)
+            y = made if y is None else y + made
+        assert y is not None
+        return y
+
+    def _product(self, part: AnyWeight, x: Tensor, bias: Tensor | None, low: Tensor | None, high: Tensor | None) -> Tensor:
+        if isinstance(part, KeptWeight):
+            return F.linear(x.to(part.values.dtype), part.values, bias)
+        if self.input is not None and self.in_bytes and x.device.type == "cpu":
+            return ops.linear_rounded(x, part.weight(), bias, self.input.bits, low, high)
+        return ops.linear(x, part.weight(), bias)
+
+
+class QuantConv2d(_Layer):
+    """`nn.Conv2d` with a packed weight."""
+
+    def __init__(self, scheme: Scheme, source: nn.Conv2d, splits: Sequence[int] = (), device: torch.device | str = "cpu") -> None:
+        super().__init__(scheme, source, 0, splits, device)
+        self.in_channels, self.out_channels, self.groups = source.in_channels, source.out_channels, source.groups
+        self.kernel_size, self.stride, self.padding, self.dilation = source.kernel_size, source.stride, source.padding, source.dilation
+        self.padding_mode, self.edges = source.padding_mode, list(source._reversed_padding_repeated_twice)
+
+    @property
+    def in_bytes(self) -> bool:
+        """As for any layer, and the convolution is one that a product of rows is: in one group, padded with zeros."""
+        return super().in_bytes and self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in_channels, H, W] -> [N, out_channels, h, w], in the type of `x`."""
+        moved = x if self.input is None else self.input.moved(x)
+        if self.input is not None and self.in_bytes and x.device.type == "cpu":
+            low, high = self.input.ends(moved) if self.input.low is not None or len(self.parts) > 1 else (None, None)
+            places = {"kernel": self.kernel_size, "stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+            y: Tensor | None = None
+            for part, piece in zip(self.parts, moved.split(list(self.splits), 1) if len(self.parts) > 1 else (moved,), strict=True):
+                made = ops.conv2d_rounded(piece, part.weight(), self.bias if y is None else None, self.input.bits, **places, low=low, high=high)
+                y = made if y is None else y + made
+            assert y is not None
+            return y.to(x.dtype)
+        inside = moved if self.input is None else self.input.rounded(moved)
+        whole = _whole(self.parts, self.shape, 0, self.splits, inside.dtype)
+        bias = None if self.bias is None else self.bias.to(inside.dtype)
+        if self.padding_mode != "zeros":
+            y = F.conv2d(F.pad(inside, self.edges, self.padding_mode), whole, bias, self.stride, 0, self.dilation, self.groups)
+        else:
+            y = F.conv2d(inside, whole, bias, self.stride, self.padding, self.dilation, self.groups)
+        return y.to(x.dtype)
+
+
+class QuantConvolution(_Layer):
+    """A convolution of one or three dimensions, or a transposed one, with a packed weight: computed with the widened weight."""
+
+    def __init__(self, scheme: Scheme, source: Convolution, axis: int, splits: Sequence[int] = (), device: torch.device | str = "cpu") -> None:
+        super().__init__(scheme, source, axis, splits, device)
+        self.in_channels, self.out_channels, self.groups = source.in_channels, source.out_channels, source.groups
+        self.kernel_size, self.stride, self.padding, self.dilation = source.kernel_size, source.stride, source.padding, source.dilation
+        self.transposed, self.output_padding = source.transposed, source.output_padding
+        self.padding_mode, self.edges = source.padding_mode, [] if source.transposed else list(source._reversed_padding_repeated_twice)
+
+    @property
+    def in_bytes(self) -> bool:
+        """Never: there is no product of bytes for these."""
+        return False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the convolution that it stands for, in the type of `x`."""
+        inside = x if self.input is None else self.input.rounded(self.input.moved(x))
+        whole = _whole(self.parts, self.shape, self.axis, self.splits, inside.dtype)
+        bias = None if self.bias is None else self.bias.to(inside.dtype)
+        convolve, padding = _CONVOLVE[len(self.kernel_size), self.transposed], self.padding
+        if self.transposed:
+            return convolve(inside, whole, bias, self.stride, padding, self.output_padding, self.groups, self.dilation).to(x.dtype)  # type: ignore[no-any-return]
+        if self.padding_mode != "zeros":
+            inside, padding = F.pad(inside, self.edges, self.padding_mode), 0
+        return convolve(inside, whole, bias, self.stride, padding, self.dilation, self.groups).to(x.dtype)  # type: ignore[no-any-return]
+
+
+QuantLayer = QuantLinear | QuantConv2d | QuantConvolution
+
+
+def empty_layer(source: nn.Module, scheme: Scheme, axis: int, splits: Sequence[int], device: torch.device | str) -> QuantLayer | None:
+    """The packed layer that takes the place of `source`, still empty; None where there is none for its class."""
+    own = type(source).forward
+    if isinstance(source, nn.Linear):
+        return QuantLinear(scheme, source, splits, device) if own is nn.Linear.forward else None
+    if isinstance(source, nn.Conv2d):
+        return QuantConv2d(scheme, source, splits, device) if own is nn.Conv2d.forward else None
+    known = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    if isinstance(source, known) and any(own is kind.forward for kind in known):
+        return QuantConvolution(scheme, source, axis, splits, device)
+    return None
