@@ -26,7 +26,7 @@ writes_weights = False
 fuses = False
 FILE = "model.encodings"
 _KINDS = ("linear", "conv1d", "conv2d", "conv3d")
-_NEAREST = ("minmax", "search", "hqq")  # methods that round to nearest on the grid they choose
+_NEAREST = ("minmax", "search")  # methods that round to nearest on the grid they choose, with whole zero points
 
 
 def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:

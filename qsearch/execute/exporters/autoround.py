@@ -16,7 +16,7 @@ from ...core.graph import LayerSpec, OpGraph
 from ...core.scheme import KEEP, Scheme
 from ..codes import rows
 from ..exporting import Export
-from ..nearest import divides
+from ..nearest import divides, whole
 from ..nearest import nearest as nearest_of
 from ..weights import Weights, copy_config, key, limit_of, write_shards
 
@@ -35,7 +35,7 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
     if layer.kind != "linear" or layer.parts or any(n % WORD for n in layer.weight_shape):
         return nearest_of(scheme, layer, [])
     sizes = ["c", *(f"g{g}" for g in sorted({16, 32, 64, 128, 256, *([scheme.group] if scheme.group > 0 else [])}) if divides(g, layer))]
-    return nearest_of(scheme, layer, [Scheme.parse(f"{sign}{bits}-{size}") for sign in ("int", "uint") for bits in BITS for size in sizes])
+    return nearest_of(whole(scheme), layer, [Scheme.parse(f"{sign}{bits}-{size}") for sign in ("int", "uint") for bits in BITS for size in sizes])
 
 
 def entry(scheme: Scheme) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ...core.graph import LayerSpec, OpGraph
 from ...core.scheme import KEEP, Scheme
 from ..codes import coded, rows
 from ..exporting import Export
-from ..nearest import divides
+from ..nearest import divides, whole
 from ..nearest import nearest as nearest_of
 from ..weights import Weights, copy_config, key, limit_of, write_shards
 
@@ -42,7 +42,7 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
     sizes = ["c", *(f"g{g}" for g in sorted({*GROUPS, *([scheme.group] if scheme.group > 0 else [])}) if divides(g, layer))]
     names = [f"{sign}{bits}-{size}{inputs}" for sign in ("int", "uint") for bits in range(2, 9) for size in sizes for inputs in ("", "+a8", "+a6", "+a4")]
     names += ["e4m3-c", "e4m3-c+ae4m3", *(form for form, (_, group, *_) in BLOCKS.items() if divides(group, layer))]
-    return nearest_of(scheme, layer, map(Scheme.parse, names))
+    return nearest_of(whole(scheme), layer, map(Scheme.parse, names))
 
 
 def layout(scheme: Scheme) -> str:

@@ -17,7 +17,7 @@ from ...core.graph import LayerSpec, OpGraph
 from ...core.scheme import KEEP, Scheme
 from ..codes import Rows, pieces
 from ..exporting import Export
-from ..nearest import divides
+from ..nearest import divides, whole
 from ..nearest import nearest as nearest_of
 from ..tracing import Positional, traced
 from ..weights import key
@@ -41,7 +41,7 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
         return nearest_of(scheme, layer, [])
     sizes = ["c", *(f"g{g}" for g in sorted({16, 32, 64, 128, 256, *([scheme.group] if scheme.group > 0 else [])}) if divides(g, layer))]
     names = [f"{form}-{size}{inputs}" for form in TYPES if form != "e4m3" for size in sizes for inputs in ("", "+a8t")]
-    return nearest_of(scheme, layer, map(Scheme.parse, ["e4m3-c", *names]))
+    return nearest_of(whole(scheme), layer, map(Scheme.parse, ["e4m3-c", *names]))
 
 
 def write(job: Export, folder: Path) -> list[Path]:
