@@ -8,6 +8,7 @@ Reshape, and the parts of a long skip behind a Concat. Inputs are rounded per te
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,9 @@ def write(job: Export, folder: Path) -> list[Path]:
     import torch
 
     model, inputs = traced(job)
-    program = torch.onnx.export(model, (), kwargs=inputs, dynamo=True, optimize=False, opset_version=OPSET, verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter warns of torch's own deprecations
+        program = torch.onnx.export(model, (), kwargs=inputs, dynamo=True, optimize=False, opset_version=OPSET, verbose=False)
     assert program is not None
     made = program.model_proto
     _Writer(made.graph).write(job, {name: p.detach() for name, p in model.named_parameters()})

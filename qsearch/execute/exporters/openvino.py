@@ -8,6 +8,7 @@ codes are those of the plan's methods. Inputs are rounded by FakeQuantize with s
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -50,7 +51,9 @@ def write(job: Export, folder: Path) -> list[Path]:
 
     model, inputs = traced(job)
     wrapped = Positional(model, inputs).eval()
-    made = ov.convert_model(wrapped, example_input=tuple(wrapped.tensors.values()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's tracer warns of every branch that this call decides
+        made = ov.convert_model(wrapped, example_input=tuple(wrapped.tensors.values()))
     for port, name in zip(made.inputs, wrapped.names, strict=True):
         port.get_tensor().set_names({name})
     constants = {node.get_friendly_name(): node for node in made.get_ops() if node.get_type_name() == "Constant"}
