@@ -18,6 +18,10 @@ class InfeasibleBudget(QSearchError):
     """A budget that no combination of the allowed choices can reach."""
 
 
+#: what walking through plain data raises where it is not of the shape that was expected
+MISSHAPEN = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError)
+
+
 def nearest(given: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest known name, or the list of all when none is close (at most twelve shown)."""
     names = sorted(known)

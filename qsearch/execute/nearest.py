@@ -29,6 +29,11 @@ def nearest(scheme: Scheme, layer: LayerSpec, offers: Iterable[Scheme]) -> Schem
     return chosen
 
 
+def whole(scheme: Scheme) -> Scheme:
+    """The scheme without a method whose zero points are fractions (HQQ), for tools that store them as integers."""
+    return replace(scheme, method="") if scheme.method == "hqq" else scheme
+
+
 def _distance(scheme: Scheme, offer: Scheme, layer: LayerSpec) -> tuple[float, ...]:
     coarser = offer.bits < scheme.bits or offer.activation_bits < scheme.activation_bits
     inputs = abs(offer.activation_bits - scheme.activation_bits)

@@ -21,7 +21,7 @@ from qsearch.decide.allocation import allocate
 from qsearch.execute.importing import import_plan
 from tests.core.test_hostile import mutate_bytes, mutate_tree
 
-MUTATIONS = 250
+MUTATIONS = 120
 
 
 @pytest.fixture
@@ -277,6 +277,7 @@ def test_the_command_writes_a_plan_once_and_says_what_was_not_exact(
     assert call("--force") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.reference
 @pytest.mark.parametrize(("name", "bits"), [("plan_weight_4.00", 4.00), ("plan_weight_5.02", 5.02)])
 def test_mixdqs_published_plans_are_plans_of_the_sdxl_turbo_card(published: Path, sdxl_turbo: OpGraph, name: str, bits: float) -> None:
@@ -288,6 +289,7 @@ def test_mixdqs_published_plans_are_plans_of_the_sdxl_turbo_card(published: Path
     assert all(scheme.format != "keep" for scheme in found.plan.layers.values())
 
 
+@pytest.mark.slow
 @pytest.mark.reference
 def test_mixdqs_published_table_is_beaten_by_one_joint_plan(published: Path, sdxl_turbo: OpGraph) -> None:
     table = import_plan(published / "weight_sqnr_db.yaml", sdxl_turbo).table

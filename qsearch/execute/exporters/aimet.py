@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import ArtifactError, QSearchError
+from ...core.errors import MISSHAPEN, ArtifactError, QSearchError
 from ...core.graph import LayerSpec, OpGraph
 from ...core.scheme import KEEP, Scheme
 from ..codes import rows
@@ -26,7 +26,7 @@ writes_weights = False
 fuses = False
 FILE = "model.encodings"
 _KINDS = ("linear", "conv1d", "conv2d", "conv3d")
-_NEAREST = ("minmax", "search", "hqq")  # methods that round to nearest on the grid they choose
+_NEAREST = ("minmax", "search")  # methods that round to nearest on the grid they choose, with whole zero points
 
 
 def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
@@ -93,7 +93,7 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
                 raise QSearchError(f"{path} rounds the input of {name} otherwise than in 8 bits beside a quantized weight")
             made[name] = Scheme.parse(f"{made[name]}+a8t")
         return made
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, *MISSHAPEN) as error:
         raise ArtifactError(f"{path} holds no encodings of AIMET's ({type(error).__name__}: {error}); export again") from error
 
 

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...core.errors import ArtifactError, QSearchError
+from ...core.errors import MISSHAPEN, ArtifactError, QSearchError
 from ...core.graph import LayerSpec, OpGraph
 from ...core.scheme import KEEP, Scheme
 from ..codes import rows
 from ..exporting import Export
-from ..nearest import divides
+from ..nearest import divides, whole
 from ..nearest import nearest as nearest_of
 from ..weights import Weights, copy_config, key, limit_of, write_shards
 
@@ -35,7 +35,7 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
     if layer.kind != "linear" or layer.parts or any(n % WORD for n in layer.weight_shape):
         return nearest_of(scheme, layer, [])
     sizes = ["c", *(f"g{g}" for g in sorted({16, 32, 64, 128, 256, *([scheme.group] if scheme.group > 0 else [])}) if divides(g, layer))]
-    return nearest_of(scheme, layer, [Scheme.parse(f"{sign}{bits}-{size}") for sign in ("int", "uint") for bits in BITS for size in sizes])
+    return nearest_of(whole(scheme), layer, [Scheme.parse(f"{sign}{bits}-{size}") for sign in ("int", "uint") for bits in BITS for size in sizes])
 
 
 def entry(scheme: Scheme) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def scheme_of(said: Any) -> Scheme:
         if said.get("data_type", "int") != "int" or int(said.get("act_bits") or 16) < 16:
             raise QSearchError(f"AutoRound's {said['data_type']} with inputs of {said.get('act_bits')} bits means no scheme here")
         return found
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except MISSHAPEN as error:
         raise QSearchError(f"an entry of extra_config has bits, group_size and sym; given {str(said)[:80]!r} ({type(error).__name__}: {error})") from error
 
 
@@ -117,7 +117,7 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
     try:
         entries = weights.config["quantization_config"]["extra_config"]
         asked = {str(name): scheme_of(said) for name, said in entries.items()}
-    except (KeyError, TypeError, AttributeError) as error:
+    except MISSHAPEN as error:
         raise ArtifactError(f"{folder / 'config.json'} holds no extra_config ({type(error).__name__}: {error}); export again") from error
     for name in asked:
         graph.layer(name)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...core.errors import ArtifactError, QSearchError
+from ...core.errors import MISSHAPEN, ArtifactError, QSearchError
 from ...core.graph import LayerSpec, OpGraph
 from ...core.scheme import KEEP, Scheme
 from ..codes import coded, rows
@@ -115,7 +115,7 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
             said = json.loads((file.metadata() or {}).get(METADATA, '{"layers": {}}'))["layers"]
         named = dict(said.items())
         forms = {name: str(entry["format"]) for name, entry in named.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, *MISSHAPEN) as error:
         raise ArtifactError(f"{path} has no {METADATA} of ComfyUI's ({type(error).__name__}: {error}); export again") from error
     for name, form in forms.items():
         layer = graph.layer(name)

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...core.errors import ArtifactError, QSearchError
+from ...core.errors import MISSHAPEN, ArtifactError, QSearchError
 from ...core.graph import LayerSpec, OpGraph
 from ...core.scheme import KEEP, Scheme
 from ..codes import coded, rows
 from ..exporting import Export
-from ..nearest import divides
+from ..nearest import divides, whole
 from ..nearest import nearest as nearest_of
 from ..weights import Weights, copy_config, key, limit_of, write_shards
 
@@ -42,7 +42,7 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
     sizes = ["c", *(f"g{g}" for g in sorted({*GROUPS, *([scheme.group] if scheme.group > 0 else [])}) if divides(g, layer))]
     names = [f"{sign}{bits}-{size}{inputs}" for sign in ("int", "uint") for bits in range(2, 9) for size in sizes for inputs in ("", "+a8", "+a6", "+a4")]
     names += ["e4m3-c", "e4m3-c+ae4m3", *(form for form, (_, group, *_) in BLOCKS.items() if divides(group, layer))]
-    return nearest_of(scheme, layer, map(Scheme.parse, names))
+    return nearest_of(whole(scheme), layer, map(Scheme.parse, names))
 
 
 def layout(scheme: Scheme) -> str:
@@ -86,7 +86,7 @@ def scheme_of(group: Mapping[str, Any]) -> Scheme:
         if {**entry(found), "targets": None} != {**group, "targets": None}:
             raise QSearchError(f"the group says more than {found} does: {str(dict(group))[:200]}")
         return found
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except MISSHAPEN as error:
         raise QSearchError(
             f"a config group has weights with num_bits, type and strategy; given {str(group)[:80]!r} ({type(error).__name__}: {error})"
         ) from error
@@ -183,7 +183,7 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
                 if target in asked:
                     raise QSearchError(f"{folder / 'config.json'} names {target} twice, the second time in {name}")
                 asked[target] = scheme_of(group)
-    except (KeyError, TypeError, AttributeError) as error:
+    except MISSHAPEN as error:
         raise ArtifactError(f"{folder / 'config.json'} holds no config_groups ({type(error).__name__}: {error}); export again") from error
     made = {layer.name: asked.get(layer.name, KEEP) for layer in graph}
     for layer in graph:

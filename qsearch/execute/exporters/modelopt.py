@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import ArtifactError, QSearchError
+from ...core.errors import MISSHAPEN, ArtifactError, QSearchError
 from ...core.graph import LayerSpec, OpGraph
 from ...core.scheme import KEEP, Scheme
 from ..exporting import Export
@@ -68,7 +68,7 @@ def scheme_of(said: Any) -> Scheme:
         if sizes or axis not in (0, None):
             raise QSearchError(f"blocks and axes of {str(said)[:80]!r} mean no scheme here")
         return Scheme.parse(f"{form}-{'t' if axis is None else 'c'}")
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except MISSHAPEN as error:
         raise QSearchError(f"a quantizer has num_bits, axis or block_sizes; given {str(said)[:80]!r} ({type(error).__name__}: {error})") from error
 
 
@@ -112,5 +112,5 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
                 raise QSearchError(f"{folder / CONFIG} sets {item['quantizer_name']}, which is no weight quantizer")
             made[name] = scheme_of(item["cfg"])
         return made
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (OSError, yaml.YAMLError, *MISSHAPEN) as error:
         raise ArtifactError(f"{folder / CONFIG} is no configuration of ModelOpt's ({type(error).__name__}: {error}); export again") from error

@@ -8,6 +8,7 @@ Reshape, and the parts of a long skip behind a Concat. Inputs are rounded per te
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from ...core.graph import LayerSpec, OpGraph
 from ...core.scheme import KEEP, Scheme
 from ..codes import Rows, pieces
 from ..exporting import Export
-from ..nearest import divides
+from ..nearest import divides, whole
 from ..nearest import nearest as nearest_of
 from ..tracing import traced
 from ..weights import key
@@ -41,7 +42,7 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
         return nearest_of(scheme, layer, [])
     sizes = ["c", *(f"g{g}" for g in sorted({16, 32, 64, 128, 256, *([scheme.group] if scheme.group > 0 else [])}) if divides(g, layer))]
     names = [f"{form}-{size}{inputs}" for form in TYPES if form != "e4m3" for size in sizes for inputs in ("", "+a8t")]
-    return nearest_of(scheme, layer, map(Scheme.parse, ["e4m3-c", *names]))
+    return nearest_of(whole(scheme), layer, map(Scheme.parse, ["e4m3-c", *names]))
 
 
 def write(job: Export, folder: Path) -> list[Path]:
@@ -50,7 +51,9 @@ def write(job: Export, folder: Path) -> list[Path]:
     import torch
 
     model, inputs = traced(job)
-    program = torch.onnx.export(model, (), kwargs=inputs, dynamo=True, optimize=False, opset_version=OPSET, verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter warns of torch's own deprecations
+        program = torch.onnx.export(model, (), kwargs=inputs, dynamo=True, optimize=False, opset_version=OPSET, verbose=False)
     assert program is not None
     made = program.model_proto
     _Writer(made.graph).write(job, {name: p.detach() for name, p in model.named_parameters()})

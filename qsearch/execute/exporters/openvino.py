@@ -8,16 +8,17 @@ codes are those of the plan's methods. Inputs are rounded by FakeQuantize with s
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from ...core.errors import ArtifactError, QSearchError
+from ...core.errors import MISSHAPEN, ArtifactError, QSearchError
 from ...core.graph import LayerSpec, OpGraph
 from ...core.scheme import KEEP, Scheme
 from ..codes import Rows, pieces
 from ..exporting import Export
-from ..nearest import divides
+from ..nearest import divides, whole
 from ..nearest import nearest as nearest_of
 from ..tracing import Positional, traced
 from ..weights import key
@@ -41,7 +42,7 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
         return nearest_of(scheme, layer, [])
     sizes = ["c", *(f"g{g}" for g in sorted({16, 32, 64, 128, 256, *([scheme.group] if scheme.group > 0 else [])}) if divides(g, layer))]
     names = [f"{form}-{size}{inputs}" for form in TYPES if form != "e4m3" for size in sizes for inputs in ("", "+a8t")]
-    return nearest_of(scheme, layer, map(Scheme.parse, ["e4m3-c", *names]))
+    return nearest_of(whole(scheme), layer, map(Scheme.parse, ["e4m3-c", *names]))
 
 
 def write(job: Export, folder: Path) -> list[Path]:
@@ -50,7 +51,9 @@ def write(job: Export, folder: Path) -> list[Path]:
 
     model, inputs = traced(job)
     wrapped = Positional(model, inputs).eval()
-    made = ov.convert_model(wrapped, example_input=tuple(wrapped.tensors.values()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's tracer warns of every branch that this call decides
+        made = ov.convert_model(wrapped, example_input=tuple(wrapped.tensors.values()))
     for port, name in zip(made.inputs, wrapped.names, strict=True):
         port.get_tensor().set_names({name})
     constants = {node.get_friendly_name(): node for node in made.get_ops() if node.get_type_name() == "Constant"}
@@ -137,7 +140,7 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
             raise ArtifactError(f"{folder / FILE} defines entities, which no IR does; export again")
         net = _Net(ElementTree.fromstring(text), folder)
-    except (OSError, ElementTree.ParseError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ElementTree.ParseError, *MISSHAPEN) as error:
         raise ArtifactError(f"{folder / FILE} is not readable as an OpenVINO IR ({type(error).__name__}: {error}); export again") from error
     return net.read(graph)
 

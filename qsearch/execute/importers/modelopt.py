@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import QSearchError, nearest
+from ...core.errors import MISSHAPEN, QSearchError, nearest
 from ...core.graph import OpGraph
 from ...core.scheme import KEEP, Scheme
 from ..exporters.modelopt import CONFIG, scheme_of
@@ -52,7 +52,7 @@ def read(path: Path, graph: OpGraph) -> Found:
         if "quant_cfg" in said:
             return _quantizers(file, said["quant_cfg"], graph)
         return _checkpoint(file, said["quantization"], graph)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except MISSHAPEN as error:
         raise QSearchError(f"{file} is no configuration of ModelOpt's ({type(error).__name__}: {error})") from error
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import QSearchError, nearest
+from ...core.errors import MISSHAPEN, QSearchError, nearest
 from ...core.graph import LayerSpec, OpGraph
 from ...core.scheme import KEEP, Scheme
 from ..exporters.torchao import scheme_of
@@ -97,6 +97,6 @@ def _scheme(entry: Any, notes: list[str]) -> Scheme:
             return Scheme.parse("e4m3-c+ae4m3")
         if kind == "NVFP4WeightOnlyConfig":
             return Scheme.parse("nvfp4")
-    except (TypeError, ValueError, AttributeError) as error:
+    except MISSHAPEN as error:
         raise QSearchError(f"torchao's {kind} with {str(data)[:80]!r} can't be read ({type(error).__name__}: {error})") from error
     return scheme_of(entry)
