@@ -236,7 +236,7 @@ def evaluate(run: Run, graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:
     from .core.scheme import KEEP
     from .core.trials import Trials
     from .decide.allocation import random_plan
-    from .planning import sized
+    from .planning import sized, with_inputs
     from .report.pictures import picture_path, pictures_of
 
     c = run.config
@@ -244,8 +244,9 @@ def evaluate(run: Run, graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:
     if c.evaluate.uniform is not None:
         plans[f"uniform {c.evaluate.uniform}"] = BitPlan.uniform(graph, c.evaluate.uniform)
     plans["plan"] = plan
-    for i in range(c.evaluate.random):
-        plans[f"random {i}" if c.evaluate.random > 1 else "random"] = random_plan(graph, c.profile.schemes, sized(c.allocate.budget, plan), c.seed * 1000 + i)
+    for i in range(0 if c.allocate.layers else c.evaluate.random):  # a plan by hand fills no budget
+        drawn = random_plan(graph, c.profile.schemes, sized(c.allocate.budget, plan), c.seed * 1000 + i)
+        plans[f"random {i}" if c.evaluate.random > 1 else "random"] = with_inputs(graph, drawn, c.allocate.inputs)
     texts = digest(run.prompts(c.evaluate.samples, part=1).texts)  # of a file, those after the ones for profiling
     asked = {"seed": c.seed, "prompts": texts, "sampling": c.sampling.model_dump(), "bins": c.profile.bins}
     asked |= {"calibrate": c.calibrate.model_dump(), "reconstruct": c.reconstruct.model_dump()}

@@ -122,7 +122,7 @@ def test_a_recipe_runs_from_end_to_end_with_calibration_and_reconstruction(tmp_p
         "calibrate": {"bins": 2, "batch": 2},
         "allocate": {"layers": {"transformer_blocks.0*": "uint3-c+a4t@adaround", "transformer_blocks.1.ff.net.2": "uint4-c+a4t~balance~steps2", "*": "keep"}},
         "reconstruct": {"order": "none"},
-        "evaluate": {"samples": 3, "metrics": ["sqnr"], "uniform": None, "random": 0},
+        "evaluate": {"samples": 3, "metrics": ["sqnr"], "uniform": None},
     }
     plain = pipeline.run(config.parse(content, "the test"))
     content["allocate"]["layers"].pop("transformer_blocks.1.ff.net.2")
@@ -133,4 +133,5 @@ def test_a_recipe_runs_from_end_to_end_with_calibration_and_reconstruction(tmp_p
         return float(next(row["metrics"]["noise"][0] for row in rows if row["plan"] == "plan"))
 
     assert 0 < noise(learnt) < noise(plain)
+    assert [row["plan"] for row in learnt] == ["full precision", "plan"]
     assert Run(config.parse(content, "the test")).path("plan.json").exists()
