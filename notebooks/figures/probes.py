@@ -104,7 +104,7 @@ def measured(model: Any, graph: OpGraph, parts: list[Any], plans: list[dict[str,
         found.append(float(np.mean(values)))
         with kept.open("a") as file:
             file.write(f"{found[-1]!r}\n")
-    return found
+    return found[: len(plans)]
 
 
 def main() -> None:
@@ -157,7 +157,7 @@ def main() -> None:
         odds = dice.dirichlet(np.full(len(options), 0.7))  # plans of very different sizes, not all around the mean
         plans.append({layer.name: options[dice.choice(len(options), p=odds)] for layer in graph.quantizable})
     parts = [c.observed(model, names[:1]) for c in calls] if o.trajectory else observations(model, calls, names[:1], partial(decode_batch, pipe))
-    key = digest([o.model, o.bins, o.samples, o.batch, o.steps, o.plans, o.layers, o.seed, schemes, names[0], o.trajectory])
+    key = digest([o.model, o.bins, o.samples, o.batch, o.steps, o.layers, o.seed, schemes, names[0], o.trajectory])
     truth = measured(model, graph, parts, plans, names[0], o.keep / f"{key}.txt")
     guesses: dict[str, list[float]] = {
         "probes, with interactions": [tables["probe"].predict(p, names[0])[0] for p in plans],
