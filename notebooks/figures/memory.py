@@ -10,7 +10,10 @@ VmHWM of /proc/self/status). Adds a row to memory.json for every card that was m
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -85,6 +88,8 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--schemes", default="uint4-c")
     o = parser.parse_args()
+    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:  # else the C library keeps what was freed, and it counts as the process's own
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"MALLOC_MMAP_THRESHOLD_": "262144"})
     dtype = getattr(torch, o.dtype)
     model, inputs = cards.load(o.card, resolution=o.resolution)
     graph = extract(model, inputs, name=o.card)
@@ -102,6 +107,7 @@ def main() -> None:
     question = Question(model, graph, tuple(Scheme.parse(s) for s in o.schemes.split(",")), (observation,), ("noise",), probes=2)
     contraction = gradients.Contraction(question)
     _ = observation.scale
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
     began, cpu = time.monotonic(), time.process_time()
     with contraction.watching():

@@ -3,7 +3,7 @@
     python notebooks/figures/probes.py scenes-dit [--bins 5 --samples 8 --probes 24 --plans 200 --layers 0]
 
 For each scheme and step bin: Spearman with the sweep over layers, median ratio of magnitudes, and how often the sweep's value lies within one and
-two stated standard errors (of the probes alone: both look at the same samples). Then random mixed plans: Spearman and median ratio between the
+two stated standard errors (of the probes alone: both look at the same samples; of logarithms). Then random mixed plans: Spearman and median ratio between the
 measured error and what each table predicts. Then what fewer probes would have given. Writes probes-MODEL.json (with --trajectory,
 probes-MODEL-trajectory.json) beside this file. `--layers N` takes every n-th layer so that N are left, for a quick look.
 """
@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from figure import publish
 from scipy.stats import spearmanr
 
 from qsearch import zoo
 from qsearch.core.artifacts import digest
-from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
 from qsearch.core.scheme import Scheme
 from qsearch.core.shares import Shares
 from qsearch.core.table import SensitivityTable
@@ -36,6 +35,7 @@ from qsearch.measure.profiling import profile
 from qsearch.measure.simulation import QuantizedWeights, simulate
 from qsearch.measure.trajectory import trajectories
 
+ESTIMATORS = ("probe", "sweep", "fisher", "weight_error")
 SCHEMES = ("uint2-c", "uint3-c", "uint4-c", "uint4-g32", "int4-c", "uint5-c", "uint6-c", "uint8-c")
 
 
@@ -45,6 +45,7 @@ def compared(probe: SensitivityTable, sweep: SensitivityTable) -> list[dict[str,
     assert shares is not None
     place = {choice: i for i, choice in enumerate(shares.choices)}
     both = probe.frame.merge(sweep.frame, on=["site", "scheme", "step", "metric"], suffixes=("", "_sweep"))
+    both = both[both["estimate_sweep"] > 0].copy()  # a channel of one weight is exact, and nothing to compare
     both["own"] = [shares.probe_error((r["metric"], r["step"]), [place[r["site"], r["scheme"]]]) for r in both.to_dict("records")]
     rows = []
     for (metric, scheme, step), cell in both.groupby(["metric", "scheme", "step"]):
@@ -68,14 +69,14 @@ def fewer(probe: SensitivityTable, sweep: SensitivityTable, metric: str, counts:
     """What the first probes alone would have found: error bar and Spearman by their number."""
     shares = probe.shares
     assert shares is not None
-    truth = {(r["site"], r["scheme"], r["step"]): r["estimate"] for r in sweep.frame[sweep.frame["metric"] == metric].to_dict("records")}
+    truth = {(r["site"], r["scheme"], r["step"]): r["estimate"] for r in sweep.frame[sweep.frame["metric"] == metric].to_dict("records") if r["estimate"] > 0}
     rows = []
     for count in counts:
         part = Shares(shares.choices, {c: v[:, :, :count] for c, v in shares.values.items()}, shares.power)
         found, own = [], []
         for (name, step), _ in part.values.items():
             for i, (site, scheme) in enumerate(shares.choices):
-                if name == metric:
+                if name == metric and (site, scheme, step) in truth:
                     value = part.error((name, step), [i])[0]
                     found.append((value, truth[site, scheme, step], scheme, step))
                     own.append(part.probe_error((name, step), [i]) / value)
@@ -85,26 +86,83 @@ def fewer(probe: SensitivityTable, sweep: SensitivityTable, metric: str, counts:
     return rows
 
 
-def measured(model: Any, graph: OpGraph, parts: list[Any], plans: list[dict[str, Scheme]], metric: str, kept: Path) -> list[float]:
-    """The error of each plan, averaged over step bins; those in the file `kept`, a line each, are not measured again."""
-    import torch
+def kept(o: argparse.Namespace, what: str) -> Path:
+    """Where an estimator's table of this question lies (`.seconds` beside it when it is whole), or the measured errors of plans."""
+    asked = [o.model, o.bins, o.samples, o.batch, o.steps, o.layers, o.seed, o.schemes, o.metrics, o.trajectory]
+    return o.keep / f"{digest([*asked, *([] if what == 'plans' else [o.probes]), what])}.{'txt' if what == 'plans' else 'parquet'}"
 
-    weights = QuantizedWeights(model, graph)
+
+def plans_of(o: argparse.Namespace, layers: list[str], count: int) -> list[dict[str, Scheme]]:
+    """Random mixed plans of very different sizes, not all around the mean."""
+    dice = np.random.default_rng(o.seed)
+    options = [Scheme.parse(s) for s in o.schemes if s != "uint2-c"] or [Scheme.parse(s) for s in o.schemes]
+    plans = []
+    for _ in range(count):
+        odds = dice.dirichlet(np.full(len(options), 0.7))
+        plans.append({layer: options[dice.choice(len(options), p=odds)] for layer in layers})
+    return plans
+
+
+def measure(o: argparse.Namespace) -> None:
+    """Every table, and the errors of plans averaged over step bins, in the folder of kept files; what lies there is not measured again."""
+    pipe = load_pipeline(zoo.folder(o.model), o.device)
+    model, sampling, prompts = denoiser_of(pipe), Sampling(o.steps, seed=o.seed), scene_prompts(o.samples, o.seed)
+    o.keep.mkdir(parents=True, exist_ok=True)
+    (call,) = record(pipe, prompts[:1], Sampling(2), bins=1)
+    graph = extract(model, example_inputs(call, model), name=o.model)
+    if o.layers:
+        every = max(1, len(graph.quantizable) // o.layers)
+        some = {layer.name for layer in graph.quantizable[::every]}
+        graph = replace(graph, layers=tuple(replace(x, quantizable=x.name in some) for x in graph.layers))
+    calls: Any = trajectories(pipe, prompts, sampling, o.batch) if o.trajectory else record(pipe, prompts, sampling, o.bins, o.batch)
+    for estimator in ESTIMATORS:
+        path = kept(o, estimator)
+        if path.with_suffix(".seconds").exists() or (estimator in ESTIMATORS[2:] and (o.trajectory or not o.plans)):
+            continue  # baselines are for plans; Fisher's steps would be added as if independent
+        began = time.process_time()
+        settings = {"metrics": o.metrics, "probes": o.probes, "pipe": pipe, "seed": o.seed, "say": print}
+        profile(model, graph, o.schemes, calls, estimator=estimator, partial=path, key=path.stem, **settings).save(path, key=path.stem, seed=o.seed)
+        path.with_suffix(".seconds").write_text(f"{time.process_time() - began:.1f}")
+    first = o.metrics[:1]
+    parts = [c.observed(model, first) for c in calls] if o.trajectory else observations(model, calls, first, partial(decode_batch, pipe))
+    path, weights = kept(o, "plans"), QuantizedWeights(model, graph)
+    done = len(path.read_text().splitlines()) if path.exists() else 0
     bins = sorted({part.bin for part in parts})
     for part in parts:
         _ = part.reference
-    found = [float(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    for plan in plans[len(found) :]:
+    for plan in plans_of(o, [layer.name for layer in graph.quantizable], o.plans)[done:]:
         values = []
         with simulate(model, plan, graph, weights):
             for b in bins:
                 mine = [part for part in parts if part.bin == b]
-                errors = [(part.features()[metric] - part.reference[metric]).double().square().sum(1) for part in mine]
-                values.append(ratio(torch.cat(errors), torch.cat([part.scale[metric] for part in mine]))[0])
-        found.append(float(np.mean(values)))
-        with kept.open("a") as file:
-            file.write(f"{found[-1]!r}\n")
-    return found
+                errors = [(part.features()[first[0]] - part.reference[first[0]]).double().square().sum(1) for part in mine]
+                values.append(ratio(torch.cat(errors), torch.cat([part.scale[first[0]] for part in mine]))[0])
+        with path.open("a") as file:
+            file.write(f"{float(np.mean(values))!r}\n")
+
+
+def predicted(o: argparse.Namespace, tables: dict[str, SensitivityTable], truth: list[float]) -> list[dict[str, Any]]:
+    """How well each table, and each plan's mean bits a code, tell the measured errors of the plans."""
+    first = o.metrics[0]
+    assert tables["probe"].shares is not None
+    plans = plans_of(o, list(dict.fromkeys(site for site, _ in tables["probe"].shares.choices)), len(truth))
+    guesses = {
+        "probes, with interactions": [tables["probe"].predict(p, first)[0] for p in plans],
+        "probes, summed": [tables["probe"].predict(p, first, interactions=False)[0] for p in plans],
+        "- mean bits": [-float(np.mean([s.bits for s in p.values()])) for p in plans],
+    }
+    summed = {"sweep": ("sweep", first), "fisher": ("fisher", first), "weight error": ("weight_error",) * 2}
+    for name, (table, metric) in (summed | {"relative weight error": ("weight_error", "relative_weight_error")}).items():
+        if table in tables:
+            guesses[f"{name}, summed"] = [tables[table].predict(p, metric, interactions=False)[0] for p in plans]
+    return [
+        {
+            "predictor": name,
+            "Spearman": float(spearmanr(values, truth).statistic),
+            "median of predicted / measured": float(np.median(np.divide(values, truth))) if "weight" not in name and "bits" not in name else "-",
+        }
+        for name, values in guesses.items()
+    ]
 
 
 def main() -> None:
@@ -119,75 +177,40 @@ def main() -> None:
     parser.add_argument("--trajectory", action="store_true")
     parser.add_argument("--name", default="", help="added to the name of the JSON")
     parser.add_argument("--keep", type=Path, default=Path("runs/probes"), help="folder of finished and unfinished tables, from which a stopped run goes on")
+    parser.add_argument("--so-far", action="store_true", help="measure nothing, publish what a stopped run has left")
     o = parser.parse_args()
-    names = o.metrics.split(",") if o.metrics else ["sqnr", "alignment"] if o.trajectory else ["noise"]
-    pipe = load_pipeline(zoo.folder(o.model), o.device)
-    model, sampling, prompts = denoiser_of(pipe), Sampling(o.steps, seed=o.seed), scene_prompts(o.samples, o.seed)
-    o.keep.mkdir(parents=True, exist_ok=True)
-    (call,) = record(pipe, prompts[:1], Sampling(2), bins=1)
-    graph = extract(model, example_inputs(call, model), name=o.model)
-    if o.layers:
-        every = max(1, len(graph.quantizable) // o.layers)
-        kept = {layer.name for layer in graph.quantizable[::every]}
-        graph = replace(graph, layers=tuple(replace(x, quantizable=x.name in kept) for x in graph.layers))
-    calls: Any = trajectories(pipe, prompts, sampling, o.batch) if o.trajectory else record(pipe, prompts, sampling, o.bins, o.batch)
-    schemes = o.schemes.split(",")
-
-    tables, seconds = {}, {}
-    for estimator in ("probe", "sweep", "fisher", "weight_error"):
-        if estimator in ("fisher", "weight_error") and (o.trajectory or not o.plans):
-            continue  # baselines for plans; Fisher's steps would be added as if independent
-        began = time.process_time()
-        settings = {"metrics": names, "probes": o.probes, "pipe": pipe, "seed": o.seed, "say": print}
-        key = digest([o.model, o.bins, o.samples, o.batch, o.steps, o.probes, o.layers, o.seed, schemes, names, o.trajectory, estimator])
-        kept = o.keep / f"{key}.parquet"
-        if kept.with_suffix(".seconds").exists():
-            tables[estimator], seconds[estimator] = SensitivityTable.load(kept, graph.id), float(kept.with_suffix(".seconds").read_text())
-            continue
-        tables[estimator] = profile(model, graph, schemes, calls, estimator=estimator, partial=kept, key=key, **settings)
-        tables[estimator].save(kept, key=key, seed=o.seed)
-        seconds[estimator] = round(time.process_time() - began, 1)
-        kept.with_suffix(".seconds").write_text(str(seconds[estimator]))
+    o.schemes = o.schemes.split(",")
+    o.metrics = o.metrics.split(",") if o.metrics else ["sqnr", "alignment"] if o.trajectory else ["noise"]
+    if not o.so_far:
+        measure(o)
+    tables = {e: SensitivityTable.load(kept(o, e)) for e in ESTIMATORS if kept(o, e).exists()}
+    seconds = {e: float(kept(o, e).with_suffix(".seconds").read_text()) for e in tables if kept(o, e).with_suffix(".seconds").exists()}
+    truth = [float(line) for line in kept(o, "plans").read_text().splitlines()[: o.plans]] if kept(o, "plans").exists() else []
     cells = compared(tables["probe"], tables["sweep"])
-
-    dice = np.random.default_rng(o.seed)
-    options = [Scheme.parse(s) for s in schemes if s != "uint2-c"] or [Scheme.parse(s) for s in schemes]
-    plans = []
-    for _ in range(o.plans):
-        odds = dice.dirichlet(np.full(len(options), 0.7))  # plans of very different sizes, not all around the mean
-        plans.append({layer.name: options[dice.choice(len(options), p=odds)] for layer in graph.quantizable})
-    parts = [c.observed(model, names[:1]) for c in calls] if o.trajectory else observations(model, calls, names[:1], partial(decode_batch, pipe))
-    key = digest([o.model, o.bins, o.samples, o.batch, o.steps, o.plans, o.layers, o.seed, schemes, names[0], o.trajectory])
-    truth = measured(model, graph, parts, plans, names[0], o.keep / f"{key}.txt")
-    guesses: dict[str, list[float]] = {
-        "probes, with interactions": [tables["probe"].predict(p, names[0])[0] for p in plans],
-        "probes, summed": [tables["probe"].predict(p, names[0], interactions=False)[0] for p in plans],
-        "sweep, summed": [tables["sweep"].predict(p, names[0], interactions=False)[0] for p in plans],
-        "- average bits": [-BitPlan.make(graph, {x.name: p.get(x.name, "keep") for x in graph}).achieved.average_bits for p in plans],
-    }
-    baselines = {"fisher": ("fisher", names[0]), "weight error": ("weight_error",) * 2, "relative weight error": ("weight_error", "relative_weight_error")}
-    for name, (table, metric) in baselines.items():
-        if table in tables:
-            guesses[f"{name}, summed"] = [tables[table].predict(p, metric, interactions=False)[0] for p in plans]
-    predicted = [
-        {
-            "predictor": name,
-            "Spearman": float(spearmanr(values, truth).statistic),
-            "median of predicted / measured": float(np.median(np.divide(values, truth))) if "weight" not in name and "bits" not in name else "-",
-        }
-        for name, values in guesses.items()
-        if plans
-    ]
     counts = [n for n in (2, 4, 8, 16, 24, 32, 64, 128) if n <= o.probes]
-    curve = fewer(tables["probe"], tables["sweep"], names[0], counts)
-
+    curve = fewer(tables["probe"], tables["sweep"], o.metrics[0], counts)
+    both = tables["probe"].frame.merge(tables["sweep"].frame, on=["site", "scheme", "step", "metric"], suffixes=("", "_sweep"))
+    overall = [
+        {
+            "metric": metric,
+            "layers": int(rows["site"].nunique()),
+            "Spearman, all cells": float(spearmanr(rows["estimate"], rows["estimate_sweep"]).statistic),
+            "worst cell": min(c["Spearman"] for c in cells if c["metric"] == metric),
+            "median ratio": float((rows["estimate"] / rows["estimate_sweep"]).median()),
+            "within 1 error": float(np.mean([c["within 1 error"] for c in cells if c["metric"] == metric])),
+            "within 2": float(np.mean([c["within 2"] for c in cells if c["metric"] == metric])),
+        }
+        for metric, rows in both[both["estimate_sweep"] > 0].groupby("metric")
+    ]
     out = str(Path(__file__).with_name(f"probes-{o.model}{'-trajectory' if o.trajectory else ''}{'-' * bool(o.name)}{o.name}.py"))
-    shown = {"cells": cells, "predicted": predicted, "probes needed": curve, "seconds": seconds, "plans": len(plans), "layers": len(graph.quantizable)}
-    if plans:
+    shown: dict[str, Any] = {"overall": overall, "cells": cells, "probes needed": curve, "CPU seconds": seconds, "plans": len(truth)}
+    if truth:
+        shown["predicted"] = predicted(o, tables, truth)
         shown["measured errors of the plans"] = [min(truth), float(np.median(truth)), max(truth)]
-        publish(out, predicted, title=f"{o.model}: error of {len(plans)} random mixed plans, {names[0]}", seed=o.seed)
+        publish(out, shown["predicted"], title=f"{o.model}: error of {len(truth)} random mixed plans, {o.metrics[0]}", seed=o.seed)
     publish(out, curve, title=f"{o.model}: how many probes", seed=o.seed)
-    publish(out, cells, title=f"{o.model}: probes against the sweep, {len(graph.quantizable)} layers; seconds {seconds}", seed=o.seed, extra=shown)
+    publish(out, cells, title=f"{o.model}: probes against the sweep", seed=o.seed)
+    publish(out, overall, title=f"{o.model}: all; CPU seconds {seconds}", seed=o.seed, extra=shown)
 
 
 if __name__ == "__main__":

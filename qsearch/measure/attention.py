@@ -1,7 +1,7 @@
 """Attention's own tensors on their way through functions of ours: in any model that calls torch's attention, with no code per model.
 
-A torch function mode sees every call of `scaled_dot_product_attention`, hooks say which module is running: what passes by is named
-`MODULE:q` and so on (`core/sites.py`). Only where the softmax itself is wanted is attention computed step by step, with its whole matrix in memory.
+Hooks put a torch function mode around the modules that call `scaled_dot_product_attention` (around them alone, since modes that surround a backward
+are not seen by what it computes again): what passes by is named `MODULE:q` and so on (`core/sites.py`). Only where the softmax itself is wanted is attention computed step by step, with its whole matrix in memory.
 """
 
 from __future__ import annotations
@@ -38,50 +38,43 @@ def passing(model: nn.Module, through: Mapping[str, Through]) -> Iterator[None]:
     for site, function in through.items():
         module, part = cut(site)
         wanted.setdefault(module, {})[part] = function
-    running: list[str] = []
-    ran: set[str] = set()
+    modules = dict(model.named_modules())
+    held = {module: _Held(parts) for module, parts in wanted.items()}
     with ExitStack() as stack:
-        for name, module in model.named_modules():
-            stack.callback(module.register_forward_pre_hook(_enter(running, ran, name)).remove)
-            stack.callback(module.register_forward_hook(_leave(running), always_call=True).remove)
-        mode = stack.enter_context(_Mode(wanted, running))
+        for name, one in held.items():
+            stack.callback(modules[name].register_forward_pre_hook(one.enter).remove)
+            stack.callback(modules[name].register_forward_hook(one.leave, always_call=True).remove)
         yield
-        if missed := (ran & set(wanted)) - mode.seen:
+        if missed := [name for name, one in held.items() if one.ran and not one.seen]:
             raise QSearchError(
-                f"sites are seen where a module calls torch's scaled_dot_product_attention; {min(missed)} computes attention in another way: leave its sites out"
+                f"sites are seen where a module calls torch's scaled_dot_product_attention; {missed[0]} computes attention in another way: leave its sites out"
             )
 
 
-def _enter(running: list[str], ran: set[str], name: str) -> Callable[..., None]:
-    def before(_: nn.Module, args: Any) -> None:
-        running.append(name)
-        ran.add(name)
+class _Held(TorchFunctionMode):
+    """Sends the tensors of a module's attention through functions. `ran`: the module did; `seen`: its attention came by."""
 
-    return before
-
-
-def _leave(running: list[str]) -> Callable[..., None]:
-    def after(_: nn.Module, args: Any, output: Any) -> None:
-        running.pop()
-
-    return after
-
-
-class _Mode(TorchFunctionMode):
-    """Sends attention's tensors through the functions of the module that runs; `seen`: modules whose attention came by."""
-
-    def __init__(self, wanted: dict[str, dict[str, Through]], running: list[str]) -> None:
+    def __init__(self, through: Mapping[str, Through]) -> None:
         super().__init__()
-        self.wanted, self.running = wanted, running
-        self.seen: set[str] = set()
+        self.through = through
+        self.ran = self.seen = False
+
+    def enter(self, _: nn.Module, args: Any) -> None:
+        """When the module begins."""
+        self.ran = True
+        self.__enter__()
+
+    def leave(self, _: nn.Module, args: Any, output: Any) -> None:
+        """When it ends, also by an exception."""
+        self.__exit__(None, None, None)
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         """Everything but attention passes as it is."""
         given = kwargs or {}
-        if func is not F.scaled_dot_product_attention or not self.running or self.running[-1] not in self.wanted:
+        if func is not F.scaled_dot_product_attention:
             return func(*args, **given)
-        self.seen.add(self.running[-1])
-        return _attention(self.wanted[self.running[-1]], **{**dict(zip(_ARGUMENTS, args, strict=False)), **given})
+        self.seen = True
+        return _attention(self.through, **{**dict(zip(_ARGUMENTS, args, strict=False)), **given})
 
 
 def _attention(through: Mapping[str, Through], query: Tensor, key: Tensor, value: Tensor, **settings: Any) -> Tensor:

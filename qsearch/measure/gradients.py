@@ -178,7 +178,7 @@ class Contraction:
         """
         self._sums = torch.zeros(observation.sampler_steps, len(self.choices), device=target.device)
         self._now = observation
-        torch.autograd.backward(target, retain_graph=retain)  # Tensor.backward would be seen by function modes, which are off inside what they see
+        target.backward(retain_graph=retain)
         sums, self._sums, self._now = self._sums, None, None
         found: NDArray[np.float32] = sums.cpu().numpy()
         if not np.isfinite(found).all():

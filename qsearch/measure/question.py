@@ -60,7 +60,7 @@ class Question:
     @cached_property
     def floors(self) -> dict[tuple[str, int], float]:
         """Metric and step bin -> what the bin's parts read, on average, when nothing was changed."""
-        found = {}
+        found: dict[tuple[str, int], float] = {}
         for b, parts in self.bins.items():
             read = [part.floor() for part in parts]
             found |= {(metric, b): sum(r[metric] for r in read) / len(read) for metric in self.metrics}
