@@ -110,7 +110,7 @@ def main() -> None:
             if o.gnn:
                 learners["gnn"] = lesson([study], metric, "gnn")
             for size in SIZES:
-                if size + 8 > len(study.trials):
+                if size + 30 > len(study.trials):
                     continue
                 for label, given in learners.items():
                     kind = label.partition(",")[0]
