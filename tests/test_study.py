@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,17 +19,24 @@ from qsearch.learn.contracts import SCHEMES, small_graph, small_study
 from qsearch.learn.surrogate import Surrogate
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a graph, a table of probes, a plan and sixteen measured plans; no model."""
-    made, folder = small_study(16), tmp_path / "run"
-    config.save(config.Config(model="scenes-dit", folder=folder), folder / "config.yaml")
+    made, folder = small_study(16), tmp_path_factory.mktemp("made")
     made.graph.save(folder / "graph.json")
     made.tables[0].save(folder / "sensitivity.parquet")
     BitPlan.uniform(made.graph, "uint3-c").save(folder / "plan.json")
     trials = Trials(folder / "trials.db", made.graph)
     for trial in made.trials:
         trials.add(trial.name, BitPlan.make(made.graph, trial.layers), {k: v for k, v in trial.metrics.items() if k != "constant"}, "setting")
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy of it, with a config."""
+    folder = Path(shutil.copytree(made, tmp_path / "run"))
+    config.save(config.Config(model="scenes-dit", folder=folder), folder / "config.yaml")
     return folder
 
 

@@ -151,8 +151,8 @@ def verdict(said: str, where: str, what: str, unit: str, found: tuple[float, flo
 
 
 def loudness(study: Study, scheme: str) -> dict[str, float]:
-    """Layer -> log10 of what the choice adds to the error of the final latent, by the probes through the sampler."""
-    return {site: float(np.log10(row[scheme])) for site, row in study.tables[0].values("sqnr").items()}
+    """Layer -> log10 of what the choice adds to the error of the final latent, by the probes through the sampler; without layers whose few weights a codebook holds."""
+    return {site: float(np.log10(row[scheme])) for site, row in study.tables[0].values("sqnr").items() if row[scheme] > 0}
 
 
 def slopes(study: Study, columns: dict[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
@@ -181,7 +181,7 @@ def statements(studies: dict[str, Study]) -> list[dict[str, Any]]:
         rows.append(verdict(said, name, "measured plans: 10% more layers on k-means instead of uniform, same bits", "dB of SQNR", found))
         for bits in (2, 3, 4):
             km, uniform = loudness(study, f"km{bits}-c"), loudness(study, f"uint{bits}-c")
-            found = interval(np.array([sign * 10 * (uniform[n] - km[n]) for n in km]))
+            found = interval(np.array([sign * 10 * (uniform[n] - km[n]) for n in km if n in uniform]))
             rows.append(verdict(said, name, f"probes, layer by layer: {bits} bits", "dB of noise", found))
         loud = loudness(study, "uint3-c")
         order = sorted(loud.values())

@@ -1,17 +1,19 @@
 """How well are plans predicted that nobody measured? Learning curves on the zoo's measured plans, beside baselines and the measurement's own reliability.
 
     python notebooks/figures/measured_plans.py scenes-dit   # first, and with scenes-unet, and both with --table
-    python notebooks/figures/surrogates.py [--folder FOLDER --repeats 10 --gnn 2]
+    python notebooks/figures/surrogates.py [--folder FOLDER --models scenes-dit scenes-unet --repeats 10 --gnn 2]
 
 Of each model's plans, 16, 64 and 256 drawn at random are learnt from and all others predicted, `--repeats` times: Spearman, its mean and its spread over
 draws. Beside them: average bits, the probes' prediction alone (no learning), Qua²SeDiMo's features (method, bits and weights of each layer's kind, without
 the table) in the same learner, and the ceiling: Spearman between two halves of the captions, stepped up to the whole by Spearman and Brown's formula.
-Then one surrogate over both architectures, and each architecture predicted from the other alone. Writes surrogates.json.
+Then one surrogate over both architectures, and each architecture predicted from the other alone. Points of the curves are kept in FOLDER/MODEL/curves.json,
+each with the number of plans that there were. Writes surrogates.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,11 +86,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--models", nargs="*", default=zoo.NAMES)
     parser.add_argument("--gnn", type=int, default=2, help="draws for the graph predictor; 0 leaves it out")
     o = parser.parse_args()
-    studies = {name: study_in(o.folder / name) for name in zoo.NAMES if (o.folder / name / "trials.db").is_file()}
+    studies = {name: study_in(o.folder / name) for name in o.models}
     rows: list[dict[str, Any]] = []
     for name, study in studies.items():
+        kept_in = o.folder / name / "curves.json"
+        kept: dict[str, dict[str, Any]] = json.loads(kept_in.read_text()) if kept_in.is_file() else {}
         for metric in METRICS:
             taken = lesson([study], metric, "ridge")
             fixed = {"model": name, "metric": metric, "plans": len(study.trials)}
@@ -105,17 +110,21 @@ def main() -> None:
             if o.gnn:
                 learners["gnn"] = lesson([study], metric, "gnn")
             for size in SIZES:
-                if size + 8 > len(study.trials):
+                if size + 30 > len(study.trials):
                     continue
                 for label, given in learners.items():
                     kind = label.partition(",")[0]
                     if kind == "gnn" and size not in GNN_SIZES:
                         continue
                     repeats = o.gnn if kind == "gnn" else o.repeats
-                    rows.append(fixed | {"predictor": label, "learnt from": size, **curve(given, kind, size, repeats)})
+                    key = f"{metric}, {label}, {size}, {repeats}"
+                    if key not in kept:
+                        kept[key] = fixed | {"predictor": label, "learnt from": size, **curve(given, kind, size, repeats)}
+                        kept_in.write_text(json.dumps(kept))
+                    rows.append(kept[key])
                 print(name, metric, size, flush=True)
     extra: dict[str, Any] = {"measured": {name: spans(study) for name, study in studies.items()}}
-    if len(studies) > 1:
+    if set(studies) == set(zoo.NAMES):
         both: list[dict[str, Any]] = []
         for metric in METRICS:
             for kind in ("ridge", "xgboost"):
