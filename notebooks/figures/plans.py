@@ -142,6 +142,7 @@ def plans_of(name: str, seed: int, options: argparse.Namespace) -> Iterator[tupl
     model = denoiser_of(pipe).requires_grad_(False)
     pricing = record(pipe, scene_prompts(options.samples, 2 * seed), Sampling(options.steps, options.guidance, seed), options.bins)
     measuring = record(pipe, scene_prompts(options.unseen, 2 * seed + 1), Sampling(options.steps, options.guidance, seed + 500_000), options.bins)
+    parts = record(pipe, scene_prompts(options.samples, 2 * seed), Sampling(options.steps, options.guidance, seed), options.bins, batch=1)
     graph = extract(model, example_inputs(pricing[0], model), name=name)
     schemes = [s + options.activation for s in options.schemes]
     weights, references = QuantizedWeights(model, graph), [run(model, call) for call in measuring]
@@ -159,7 +160,7 @@ def plans_of(name: str, seed: int, options: argparse.Namespace) -> Iterator[tupl
         return min(first[: math.ceil(len(first) / 10)], key=lambda plan: measure_noise(model, graph, plan, pricing, known, weights))
 
     def priced(estimator: str, probes: int = 4) -> SensitivityTable:
-        return with_activation(profile(model, graph, options.schemes, pricing, estimator=estimator, probes=probes, seed=seed), options.activation)
+        return with_activation(profile(model, graph, options.schemes, parts, estimator=estimator, probes=probes, seed=seed), options.activation)
 
     table = profile(model, graph, schemes, pricing, seed=seed)
     probed, fisher, error = priced("probe", options.probes), priced("fisher"), priced("weight_error")
@@ -176,7 +177,7 @@ def plans_of(name: str, seed: int, options: argparse.Namespace) -> Iterator[tupl
         yield bits, "sweep", sweep, measure
         yield bits, "probe", probe, measure
         yield bits, "probe with interactions", allocate(graph, probed, budget, solver="local"), measure
-        yield bits, "probe, refined", refine(model, graph, probe, schemes, pricing, rounds=options.rounds, probes=6, seed=seed).plan, measure
+        yield bits, "probe, refined", refine(model, graph, probe, schemes, parts, rounds=options.rounds, probes=6, seed=seed).plan, measure
         for whose, (prices, objective) in rivals.items():
             yield bits, whose, allocate(graph, prices, budget, objective=objective), measure
         sizes = {s: BitPlan.uniform(graph, s) for s in schemes}
@@ -264,7 +265,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--bins", type=int, default=2)
     parser.add_argument("--probes", type=int, default=24)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--random", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
