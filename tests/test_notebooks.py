@@ -52,7 +52,7 @@ def is_best(names: Names) -> bool:
 PROMISED: dict[str, tuple[int, Callable[[Names], bool]]] = {
     "00_tour": (2, lambda n: is_best(n) and len(n["rows"]) == 4 and n["run"].path("report.html").is_file()),
     "01_graph": (2, lambda n: abs(float(n["shares"][0].seconds) / n["total"]) <= 1 and set(n["layers"]["role"]) == {x.role for x in n["graph"]}),
-    "02_sensitivity": (6, lambda n: n["table"].reliability() > 0.5 and len(n["means"]) == len(n["graph"].quantizable)),
+    "02_sensitivity": (5, lambda n: n["table"].reliability() > 0.5 and len(n["means"]) == len(n["graph"].quantizable)),
     "03_explain_dit_vs_unet": (3, lambda n: abs(n["layers"]["value"].sum() - n["layers"]["prediction"].iloc[0]) < 1e-9 and len(n["plans"]) == 40),
     "04_allocate": (2, lambda n: is_best(n) and all(p.solver.objective >= n["plan"].solver.objective * (1 - 1e-9) for p in n["plans"].values())),
 }
