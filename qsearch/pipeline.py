@@ -7,7 +7,7 @@ wanted key is skipped; a killed run starts again at the stage it was in, and wit
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -325,9 +325,10 @@ def report(run: Run, graph: OpGraph, table: SensitivityTable, plan: BitPlan, row
         run.progress.say("report: report.html is up to date")
         return
     captions = run.prompts(run.config.evaluate.samples, part=1).texts
-    curve = frontier_of(section, graph, table, make_frontier(section, graph, table), rows)
-    reasons = _reasons(graph, table, plan, explained)
-    write_report(run.folder, graph, table, plan, rows, captions, metric=section.metric, frontier=curve, attributions=reasons, key=key)
+    curve = _unless_refused(run, lambda: frontier_of(section, graph, table, make_frontier(section, graph, table), rows))
+    reasons = [_unless_refused(run, lambda: _shapley(graph, table, plan)), _unless_refused(run, lambda: _explained(explained, graph))]
+    given: dict[str, Any] = {"frontier": curve, "attributions": [r for r in reasons if r is not None]}
+    write_report(run.folder, graph, table, plan, rows, captions, metric=section.metric, key=key, **given)
     run.progress.say(f"report: {run.path('report.html')}")
 
 
@@ -361,14 +362,29 @@ def _calibration(run: Run, graph: OpGraph, plan: BitPlan) -> Any:
     return calibrate(denoiser_of(run.pipe), graph, calls, wanted)
 
 
-def _reasons(graph: OpGraph, table: SensitivityTable, plan: BitPlan, explained: Path) -> list[Attribution]:
-    """What explains the plan: Shapley values of the probes' model where probes made the table, and what `qsearch explain` wrote."""
-    from .core.attribution import Attribution
+def _unless_refused(run: Run, make: Callable[[], Any]) -> Any:
+    """What `make` gives, or None and a line that says why: the page of a finished run is not lost for one of its pictures."""
+    try:
+        return make()
+    except QSearchError as error:
+        run.progress.say(f"report: left out of the page: {error}")
+        return None
+
+
+def _shapley(graph: OpGraph, table: SensitivityTable, plan: BitPlan) -> Attribution | None:
+    """What each layer adds to the plan's predicted error; None where no probes made the table, or nothing is quantized."""
     from .learn.shapley import explain_quadratic
 
-    changed = any(scheme.format != "keep" for scheme in plan.layers.values())
-    found = [explain_quadratic(graph, table, {"plan": plan})] if table.shares is not None and changed else []
-    return [*found, Attribution.load(explained, graph.id)] if explained.is_file() else found
+    if table.shares is None or all(scheme.format == "keep" for scheme in plan.layers.values()):
+        return None
+    return explain_quadratic(graph, table, {"plan": plan}, metrics=sorted({metric for metric, _ in table.shares.values}))
+
+
+def _explained(path: Path, graph: OpGraph) -> Attribution | None:
+    """What `qsearch explain` wrote."""
+    from .core.attribution import Attribution
+
+    return Attribution.load(path, graph.id) if path.is_file() else None
 
 
 def _key_of(path: Path) -> str:

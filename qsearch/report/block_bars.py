@@ -45,6 +45,8 @@ def block_bars(graph: OpGraph, table: SensitivityTable, scheme: Scheme | str, *,
         raise QSearchError(f"the graph of {graph.model} holds no blocks, only layers; make it again with `qsearch extract`")
     known = losses(table, scheme, metric=metric)
     blocks = [b for b in sorted(graph.blocks, key=lambda b: b.position) if any(name in known for name in b.layers)]
+    if not blocks:
+        raise QSearchError(f"the table has no layer of a block of {graph.model} at {scheme}; profile more of them")
     held = [[known[name] for name in b.layers if name in known] for b in blocks]
     noise = tuple(math.fsum(x.estimate for x in of) for of in held)
     errors = tuple(math.sqrt(math.fsum(x.error**2 for x in of)) for of in held)
@@ -73,7 +75,8 @@ def _draw(data: BlockBars, width: int) -> Figure:
     wide, n = width >= HALF, len(data.noise)
     figure, ax, _ = layer_figure(data.axis, width, across=180 if wide else 240, title="blocks in order of execution")
     percent = [100 * max(x, _LEAST) for x in data.noise]
-    errors = [min(100 * e, 0.999 * x) for e, x in zip(data.errors, percent, strict=True)], [100 * e for e in data.errors]
+    known = [e if math.isfinite(e) else math.nan for e in data.errors]  # of one sample there is none
+    errors = [min(100 * e, 0.999 * x) for e, x in zip(known, percent, strict=True)], [100 * e for e in known]
     bars = ax.bar(range(n), percent, 0.78) if wide else ax.barh(range(n), percent, 0.78)
     for bar, name, low in zip(bars, data.families, data.at_floor, strict=True):
         colour = FAMILY_COLOURS[name]

@@ -53,7 +53,7 @@ def _shares(graph: OpGraph, table: SensitivityTable, scheme: Scheme | str, metri
     known = losses(table, scheme, metric=metric)
     measured = [layer for layer in graph.quantizable if layer.name in known]
     weights = sum(layer.weights for layer in measured)
-    total = math.fsum(known[layer.name].estimate for layer in measured)
+    total = math.fsum(known[layer.name].estimate for layer in measured) or 1.0  # nothing makes noise: all shares are 0
     variance = math.fsum(known[layer.name].error ** 2 for layer in measured)
     found = {}
     for name in dict.fromkeys(family(layer.role) for layer in measured):
@@ -98,7 +98,8 @@ def _bars(ax: Axes, data: SideBySide, models: int) -> None:
                 continue  # this model has none of the family
             y = row + place(i, models)
             ax.barh(y, 100 * share.noise, 0.62 / models, color=SERIES[i % len(SERIES)])
-            ax.errorbar(100 * share.noise, y, xerr=100 * share.error, fmt="none", ecolor=INK, capsize=2, elinewidth=1)
+            if math.isfinite(share.error):  # of one sample there is none
+                ax.errorbar(100 * share.noise, y, xerr=100 * share.error, fmt="none", ecolor=INK, capsize=2, elinewidth=1)
             ax.plot([100 * share.weights], [y], "|", color=INK, markersize=9, markeredgewidth=1.6)
     ax.set_xlim(0, 100)
     ax.set_xlabel(f"share of the noise of uniform {data.scheme}, %")

@@ -174,7 +174,7 @@ def test_the_terminal_shows_means_of_many_plans_and_scores_without_a_sum() -> No
     scores = {"plan": "uniform uint4-c", "method": "gnn", "kind": "block", "metric": "sqnr", "base": 0.0, "prediction": math.nan}
     found = Attribution.together([WHOLE, Attribution.from_rows(WHOLE.graph, [scores | {"name": "mid", "value": -2.5, "choice": "uint4-c"}])])
 
-    text = shown(found)
+    text = " ".join(shown(found).split())
 
     assert "mean absolute contribution to the predictions of 30 plans" in text
     assert "sqnr by gnn, blocks: scores, which add up to nothing" in text

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from qsearch import pipeline
+from qsearch.config import Config
 from qsearch.core.attribution import Attribution
 from qsearch.core.errors import ArtifactError, QSearchError
 from qsearch.core.plan import BitPlan
+from qsearch.job import Run, Silent
 from qsearch.report.frontier import frontier
 from qsearch.report.page import write_report
 from tests.report.synthetic import CAPTIONS, PLANS, make_attribution, make_plan, make_rows, make_table, pixart, save_run
@@ -244,6 +247,23 @@ def test_a_run_with_much_in_it_shows_all_of_it(full: Path) -> None:
     assert page.open == []
     ids = Counter(a["id"] for _, a in page.tags if "id" in a)
     assert ids.most_common(1)[0][1] == 1
+
+
+def test_an_explanation_of_another_model_is_left_out_and_the_page_is_not_lost(tmp_path: Path) -> None:
+    save_run(tmp_path)
+    make_attribution(pixart(1)).save(tmp_path / "attribution.parquet")
+    said: list[str] = []
+
+    class Listener(Silent):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    pipeline.report(Run(Config(model="scenes-dit", folder=tmp_path), Listener()), GRAPH, TABLE, PLAN, ROWS)
+
+    assert said[0].startswith(f"report: left out of the page: {tmp_path / 'attribution.parquet'} was made for graph")
+    labels = [str(a["aria-label"]) for a in Page((tmp_path / "report.html").read_text(encoding="utf-8")).all("svg")]
+    assert [label for label in labels if label.startswith("Curve: stored bits")] != []
+    assert [label for label in labels if label.startswith("Dots")] == []
 
 
 def test_a_table_of_another_model_is_refused(run: Path) -> None:

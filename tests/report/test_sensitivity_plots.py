@@ -197,7 +197,7 @@ def test_measured_plans_stand_beside_what_was_predicted_where_it_is_the_same_qua
 def test_scores_of_a_graph_predictor_stand_by_role_with_the_schemes_beside_each_other() -> None:
     whole = {"method": "gnn", "kind": "operation", "metric": "sqnr", "base": 0.0, "prediction": math.nan}
     rows = [
-        whole | {"plan": f"uniform {s}", "choice": s, "name": layer.name, "value": i + (layer.role == "output") * -50.0}
+        whole | {"plan": f"uniform {s}", "choice": s, "name": layer.name, "value": i + (layer.role == "output") * -500.0}
         for s in ("uint4-c", "km4-c")
         for i, layer in enumerate(DIT.quantizable)
     ]
@@ -207,6 +207,6 @@ def test_scores_of_a_graph_predictor_stand_by_role_with_the_schemes_beside_each_
 
     assert data.roles[0] == "output"
     assert data.models == ("uint4-c", "km4-c")
-    assert data.boxes[0][0].values == (len(DIT.quantizable) - 51,)
+    assert data.boxes[0][0].values == (len(DIT.quantizable) - 501,)
     with pytest.raises(QSearchError, match=r"no scores at 'km3-c'; did you mean 'km4-c'\?"):
         boxes.score_boxes(DIT, scores, metric="sqnr", method="gnn", schemes=["km3-c"])
