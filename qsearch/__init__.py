@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .measure.evaluation import evaluate as evaluate
     from .measure.profiling import profile as profile
     from .measure.simulation import simulate as simulate
+    from .measure.stepwise import simulate_steps as simulate_steps
     from .pipeline import run as run
 
 #: public name -> module that defines it
@@ -54,6 +55,7 @@ _CONTENTS = {
     "evaluate": "measure.evaluation",
     "profile": "measure.profiling",
     "simulate": "measure.simulation",
+    "simulate_steps": "measure.stepwise",
     "run": "pipeline",
 }
 __all__ = sorted(_CONTENTS)

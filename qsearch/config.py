@@ -71,6 +71,7 @@ class AllocateSection(_Section):
     allowed: dict[str, tuple[str, ...]] = Field({}, description="pattern -> schemes that its layers may have")
     formats: int | None = Field(None, ge=0, description="at most so many formats in the plan, keep not counted")
     seconds: float = Field(60.0, gt=0, description="time limit of the solver")
+    refine: int = Field(0, ge=0, description="rounds of refinement on the model itself; for plans that minimise noise alone")
 
     @property
     def budget(self) -> Budget:
@@ -138,6 +139,7 @@ def _check(config: Config, source: str) -> None:
         "profile.estimator": lambda: plugins.check("estimators", profile.estimator),
         "profile.metrics": lambda: _check_metrics(profile),
         "allocate": lambda: (config.allocate.budget, config.allocate.objective, config.allocate.constraints),
+        "allocate.refine": lambda: _check_refinement(config.allocate),
         "allocate.allowed": lambda: [Scheme.parse(s) for schemes in config.allocate.allowed.values() for s in schemes],
         "allocate.solver": lambda: plugins.check("solvers", config.allocate.solver),
         "evaluate.metrics": lambda: [plugins.check("metrics", m) for m in evaluate.metrics],
@@ -148,6 +150,11 @@ def _check(config: Config, source: str) -> None:
             ask()
         except QSearchError as error:
             raise QSearchError(f"{source}: {place}: {error}") from None
+
+
+def _check_refinement(section: AllocateSection) -> None:
+    if section.refine and (section.decibels or section.at_most or set(section.objective.weights) != {"noise"}):
+        raise QSearchError("refinement measures the noise of the denoiser's output, and minimises it alone; leave weights, at_most and decibels out, or refine")
 
 
 def _check_metrics(profile: ProfileSection) -> None:

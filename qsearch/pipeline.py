@@ -110,7 +110,8 @@ def allocate(run: Run, graph: OpGraph, table: SensitivityTable) -> BitPlan:
     """The best plan within the budget, in plan.json."""
     c = run.config.allocate
     parent = _content_key(table)
-    key = run.key("allocate", table=parent, timed=_text(Path(c.device)) if c.device else "", **c.model_dump())
+    refined = {"refined": [run.fingerprint, run.config.sampling.model_dump(), run.config.profile.model_dump()]} if c.refine else {}
+    key = run.key("allocate", table=parent, timed=_text(Path(c.device)) if c.device else "", **refined, **c.model_dump())
     known: BitPlan | None = run.found("plan.json", key, lambda path: BitPlan.load(path, graph))
     if known is not None:
         run.progress.say("allocate: plan.json is up to date")
@@ -118,11 +119,27 @@ def allocate(run: Run, graph: OpGraph, table: SensitivityTable) -> BitPlan:
     from .planning import make_plan
 
     plan = make_plan(c, graph, table)
+    if c.refine:
+        plan = _refine(run, graph, table, plan)
     plan.save(run.path("plan.json"), key=key, parents={"table": parent}, seed=run.config.seed)
     run.progress.say(
         f"allocate: {plan.achieved.average_bits:.3f} stored bits a weight, {plan.solver.name} says {plan.solver.status} in {plan.solver.seconds:.2f} s"
     )
     return plan
+
+
+def _refine(run: Run, graph: OpGraph, table: SensitivityTable, plan: BitPlan) -> BitPlan:
+    from .decide.refinement import refine
+    from .measure.pipelines import denoiser_of, record
+    from .planning import latency_of
+
+    c = run.config
+    calls = record(run.pipe, run.prompts(c.profile.samples, part=0), run.sampling, c.profile.bins, c.profile.batch)
+    rules: dict[str, Any] = {"constraints": c.allocate.constraints, "latency": latency_of(c.allocate, graph, table)}
+    found = refine(denoiser_of(run.pipe), graph, plan, c.profile.schemes, calls, rounds=c.allocate.refine, seed=c.seed, **rules)
+    kept = sum(r.kept for r in found.rounds)
+    run.progress.say(f"allocate: refined, {kept} of {len(found.rounds)} rounds kept; noise power {found.before:.3g} before, {found.noise:.3g} after")
+    return found.plan
 
 
 def frontier(run: Run, graph: OpGraph, table: SensitivityTable) -> list[BitPlan]:

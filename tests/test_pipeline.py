@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from qsearch.core.graph import OpGraph
 from qsearch.core.plan import BitPlan
 from qsearch.core.table import SensitivityTable
 from qsearch.core.trials import Trials
+from qsearch.job import Run
 from qsearch.measure import evaluation, pipelines
 from qsearch.report import page
 
@@ -199,6 +201,22 @@ def test_another_budget_repeats_only_allocation_and_evaluation(folder: Path) -> 
 
 
 @pytest.mark.usefixtures("without_report")
+def test_a_refined_plan_keeps_the_budget_and_is_measured_no_noisier(folder: Path) -> None:
+    def planned() -> tuple[BitPlan, list[str]]:
+        heard = Heard()
+        job = Run(settings(folder, allocate={"refine": 2}), heard)
+        graph = OpGraph.load(folder / "graph.json")
+        return pipeline.allocate(job, graph, SensitivityTable.load(folder / "sensitivity.parquet", graph.id)), heard.lines
+
+    plan, said = planned()
+
+    assert plan.solver.name == "ilp, refined"
+    assert plan.achieved.average_bits <= BITS
+    before, after = map(float, re.findall(r"noise power ([0-9.e-]+) before, ([0-9.e-]+) after", said[0])[0])
+    assert 0 < after <= before
+    assert planned() == (plan, ["allocate: plan.json is up to date"])
+
+
 def test_other_metrics_repeat_only_the_evaluation(folder: Path) -> None:
     heard = Heard()
 

@@ -73,12 +73,13 @@ def allocate(
     device: Annotated[str | None, typer.Option(help="one of `qsearch list devices`, or a latency.json that was measured", show_default=False)] = None,
     formats: Annotated[int | None, typer.Option(help="at most so many formats in the plan", show_default=False)] = None,
     solver: Annotated[str | None, typer.Option(help="one of `qsearch list solvers`", show_default=False)] = None,
+    refine: Annotated[int | None, typer.Option(help="rounds of refinement on the model itself", show_default=False)] = None,
     frontier: Annotated[bool, typer.Option("--frontier", help="plans from 2.5 to 8 bits instead of one, and a picture of the curve")] = False,
 ) -> None:
     """Find the best plan within a budget; constraints and more limits are set in the run's config.yaml."""
     from .. import pipeline
 
-    asked = {"average_bits": average_bits, "latency": latency, "device": device, "formats": formats, "solver": solver}
+    asked = {"average_bits": average_bits, "latency": latency, "device": device, "formats": formats, "solver": solver, "refine": refine}
     with changed_run(folder, allocate=asked) as job:
         (pipeline.frontier if frontier else pipeline.allocate)(job, *graph_and_table(job))
 

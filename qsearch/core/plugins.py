@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
+import sys
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -50,6 +51,8 @@ def names(kind: str) -> list[str]:
 def load(kind: str, name: str) -> ModuleType:
     """The module of one plug-in. Raises `QSearchError` with the nearest name when there is none."""
     package = _package(kind)
+    if (known := sys.modules.get(f"{package.__name__}.{name}")) is not None:
+        return known  # without looking at the folder: activations are asked for at every layer and call
     if name in _files(package):
         return importlib.import_module(f"{package.__name__}.{name}")
     for entry in metadata.entry_points(group=f"qsearch.{kind}"):

@@ -21,6 +21,7 @@ from ..core.table import SensitivityTable
 from .building import Scores, bills, limits_of, make_problem
 from .constraints import Constraints
 from .frontier import frontier
+from .interactions import scores_of
 from .objectives import Objective, Values
 from .problem import Choice, Problem, Vector
 
@@ -74,15 +75,19 @@ def allocate(
 ) -> BitPlan:
     """Plan for `graph` within `budget`, of least total loss by the table. Arguments as in `state`; `seconds` is the solver's time limit.
 
+    A solver that minimises the total with interactions (`local`) takes them from a table that was made by probes, where `scores` are not given.
     `evaluate`: plan -> its measured loss, for a solver that searches on real evaluations (`tpe`, `nsga2`), begun at the table's best plans.
 
     Raises `InfeasibleBudget` with the best reachable, or with the pair of limits that contradict each other, when no plan fits. The solver's
     claim is not believed: `BitPlan.make` prices the plan.
     """
     rules: dict[str, Any] = {"metric": metric, "objective": objective, "constraints": constraints, "latency": latency, "schemes": schemes}
+    plugin, options = plugins.load("solvers", solver), {}
+    if scores is None and plugin.quadratic and isinstance(table, SensitivityTable) and table.shares is not None and not (objective and objective.decibels):
+        scores = scores_of(table.shares, objective.weights if objective else {metric: 1.0})
     problem = state(graph, table, budget, scores=scores, trust=trust, **rules)
     began = time.monotonic()
-    solve, options = plugins.load("solvers", solver).solve, {}
+    solve = plugin.solve
     if evaluate is not None:
         if "evaluate" not in inspect.signature(solve).parameters:
             raise QSearchError(f"{solver} takes the table's word and evaluates nothing; give tpe or nsga2, or leave evaluate out")

@@ -1,4 +1,4 @@
-"""Interactions: how far the products of probe scores can be trusted, when there are few probes and many choices.
+"""Interactions: scores of choices from a table's probes, and how far their products can be trusted, with few probes and many choices.
 
 With probes s, the error of a plan is E[(sum_l s_l)^2]: a sum of squares, and of products between layers. Of a few dozen probes the products
 of unrelated layers are noise of the size 1/sqrt(probes), and a solver that may choose among thousands of them would find plans whose errors
@@ -8,8 +8,34 @@ Statistical Applications in Genetics and Molecular Biology 4, 32, table 2, targe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
+
+from ..core.shares import Shares
+
+
+def scores_of(shares: Shares, weights: Mapping[str, float]) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """layer -> scheme -> one number a probe, part and step bin, whose mean square is the weighted sum of the metrics' estimates, averaged over bins.
+
+    `weights`: metric -> its weight. Numbers of different bins or metrics belong to different sign vectors, and are not added up before squaring.
+    """
+    cells = [(metric, step) for metric, step in shares.values if weights.get(metric, 0.0) > 0]
+    columns = []
+    for metric, step in cells:
+        summed = shares.values[metric, step].astype(np.float64).sum(1)  # over the steps of one trajectory: [choices, probes, parts]
+        seen = ~np.isnan(summed).any(0)
+        bins = sum(m == metric for m, _ in cells)
+        # A cell's estimate is sum over parts of the probes' mean square, over the parts' power.
+        power = np.broadcast_to(np.nansum(shares.power[metric, step]) * seen.sum(0), seen.shape)[seen]
+        columns.append(summed[:, seen] * np.sqrt(weights[metric] / bins / power))
+    rows = np.concatenate(columns, 1)
+    rows *= np.sqrt(rows.shape[1])
+    found: dict[str, dict[str, NDArray[np.float64]]] = {}
+    for (site, scheme), row in zip(shares.choices, rows, strict=True):
+        found.setdefault(site, {})[scheme] = row
+    return found
 
 
 def trust_of(scores: NDArray[np.float64]) -> float:

@@ -5,8 +5,10 @@ error E = |f(plan) - f|^2 / |f|^2 has an exact gradient there (its linear term),
 
     E(plan + d) ~ E(plan) + <dE/dW, d> + E_v[ <d(v.f)/dW, d>^2 ] / |f|^2
 
-The quadratic problem is solved for at most `radius` changed layers, measured, and kept when the measured error falls; otherwise the radius
-halves. That is a trust-region method (Conn, Gould and Toint 2000), with the number of changed layers as the region's size.
+The quadratic problem is solved for at most `radius` changed layers, and what it proposes is measured. Where the error falls by more than its own
+standard error over the calls (else a plan would be fitted to a few captions), the plan is changed, the radius doubles, and everything is priced anew; otherwise what the proposal cost beyond its prediction is put on the choices in it, and a
+region of half the size is tried: measuring takes a fraction of what pricing takes. That is a trust-region method (Conn, Gould and Toint 2000),
+with the number of changed layers as the region's size.
 """
 
 from __future__ import annotations
@@ -35,11 +37,12 @@ from .problem import Problem
 from .solvers import local
 
 _CHANGED = "changed layers"
+_TRIES = 8  # proposals that are measured for each pricing
 
 
 @dataclass(frozen=True)
 class Round:
-    """One round: layers that were changed, the error that the model predicted and the one that was measured, and whether it was kept."""
+    """One proposal: layers that it changed, the error that the model predicted and the one that was measured, and whether it was kept."""
 
     changed: int
     predicted: float
@@ -49,7 +52,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Refined:
-    """The plan after all rounds, its measured relative noise power, that of the plan before, and what the rounds did."""
+    """The plan after all rounds, its measured relative noise power, that of the plan before, and every proposal on the way."""
 
     plan: BitPlan
     noise: float
@@ -76,7 +79,7 @@ def refine(
 ) -> Refined:
     """`plan` made better within its budget (or `budget`), by choices among `schemes` and `keep`, on recorded `calls`.
 
-    `probes`: sign vectors over the outputs, a backward pass each and a call. `radius`: layers changed at the most in the first round (a
+    `rounds`: times that all changes are priced. `probes`: sign vectors over the outputs, a backward pass each and a call. `radius`: layers changed at the most in the first round (a
     quarter of them by default). `trust`: as in `Problem`, by default what the probes' own noise allows. Never returns a plan that measures
     worse than the one it was given. Activation parts of schemes are priced as the plan has them: only weights are moved.
     """
@@ -89,33 +92,43 @@ def refine(
     references = [run(model, call) for call in calls]
     options = [*dict.fromkeys(Scheme.parse(s) for s in schemes if Scheme.parse(s) != KEEP), KEEP]
     dice = torch.Generator().manual_seed(seed)
-    here, noise = plan, measure_noise(model, graph, plan, calls, references, weights)
-    before, history = noise, []
-    size = radius or max(1, len(graph.quantizable) // 4)
+    here, found = plan, _noises(model, graph, plan, calls, references, weights)
+    before, noise, history = float(found.mean()), float(found.mean()), []
+    widest = size = radius or max(2, len(graph.quantizable) // 4)
     for _ in range(rounds):
         linear, curved = price_changes(model, graph, here, options, calls, references, weights, probes, dice)
-        problem = _region(graph, here, linear, curved, limits, constraints, latency, trust, size)
-        chosen, said = local.solve(problem, seconds=seconds, seed=seed)
-        moved = finish(graph, problem, chosen, said, limits, latency)
-        changed = sum(moved.layers[n] != s for n, s in here.layers.items())
-        if changed == 0 and size == 1:
-            break
-        predicted = noise + problem.total(chosen)
-        measured = noise if changed == 0 else measure_noise(model, graph, moved, calls, references, weights)
-        kept = measured < noise
-        history.append(Round(changed, predicted, measured, kept))
-        if kept:
-            here, noise = moved, measured
-        else:
-            size = max(1, min(size, max(changed, 2)) // 2)
+        for _ in range(_TRIES):
+            problem = _region(graph, here, linear, curved, limits, constraints, latency, trust, size)
+            chosen, said = local.solve(problem, seconds=seconds, seed=seed)
+            moved = finish(graph, problem, chosen, said, limits, latency)
+            changes = [(n, str(s)) for n, s in moved.layers.items() if s != here.layers[n]]
+            if not changes:
+                break
+            predicted = noise + problem.total(chosen)
+            there = _noises(model, graph, moved, calls, references, weights)
+            measured, gain = float(there.mean()), found - there
+            kept = gain.mean() > (gain.std(ddof=1) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0)
+            history.append(Round(len(changes), predicted, measured, bool(kept)))
+            if kept:
+                here, found, noise, size = moved, there, measured, min(2 * size, widest)
+                break
+            for name, scheme in changes:
+                linear[name][scheme] += (measured - predicted) / len(changes)
+            size = min(widest, max(2, len(changes) // 2))  # a budget that is full leaves room for exchanges of two alone
     solver = replace(here.solver, name=f"{plan.solver.name}, refined", status="feasible", gap=None, bound=None, objective=noise)
     return Refined(replace(here, budget=limits, solver=solver), noise, before, tuple(history))
 
 
 def measure_noise(model: nn.Module, graph: OpGraph, plan: BitPlan, calls: Sequence[Call], references: Sequence[Tensor], weights: QuantizedWeights) -> float:
     """Mean over the calls of the relative noise power of the denoiser's output under a plan."""
+    return float(_noises(model, graph, plan, calls, references, weights).mean())
+
+
+def _noises(
+    model: nn.Module, graph: OpGraph, plan: BitPlan, calls: Sequence[Call], references: Sequence[Tensor], weights: QuantizedWeights
+) -> NDArray[np.float64]:
     with simulate(model, plan, graph, weights):
-        return sum(relative_noise(run(model, call), y)[0] for call, y in zip(calls, references, strict=True)) / len(calls)
+        return np.array([relative_noise(run(model, call), y)[0] for call, y in zip(calls, references, strict=True)])
 
 
 def price_changes(
@@ -132,14 +145,11 @@ def price_changes(
     """Of every choice at every layer, from the plan: its linear term, and its scores, one a probe and call, whose mean square is its curvature."""
     names = [layer.name for layer in graph.quantizable]
     mine = {n: [*dict.fromkeys([*options, plan.layers[n]])] for n in names}
-    linear = {n: {str(s): 0.0 for s in mine[n]} for n in names}
-    rows: dict[str, dict[str, list[float]]] = {n: {str(s): [] for s in mine[n]} for n in names}
-    for name in names:  # before any weight is exchanged: what is quantized are the model's own
-        for scheme in mine[name]:
-            if scheme.format != "keep":
-                weights.get(name, scheme.weight_only)
     parameters = {n: weight_of(model, n) for n in names}
-    full = {n: p.data for n, p in parameters.items()}
+    # Before any weight is exchanged: what is quantized are the model's own.
+    steps = {n: torch.stack([(weights.get(n, s) - weights.get(n, plan.layers[n])).flatten() for s in mine[n]]) for n in names}
+    linear = {n: torch.zeros(len(mine[n])) for n in names}
+    rows: dict[str, list[Tensor]] = {n: [] for n in names}
     asked = [p.requires_grad for p in parameters.values()]
     with simulate(model, plan, graph, weights), torch.enable_grad():
         for p in parameters.values():
@@ -148,30 +158,23 @@ def price_changes(
             for call, reference in zip(calls, references, strict=True):
                 output = forward(model, call)
                 power = float(reference.square().sum())
-                # The error's gradient, exact at the plan, and then the probes': all through one graph.
+                # The error's gradient, exact at the plan, and then the probes: all through one graph.
                 seeds = [2 * (output.detach() - reference) / power / len(calls)]
                 seeds += [(torch.randint(0, 2, output.shape, generator=dice) * 2.0 - 1.0).to(output) / math.sqrt(power) for _ in range(probes)]
                 for i, v in enumerate(seeds):
                     gradients = torch.autograd.grad(output, list(parameters.values()), v.to(output), retain_graph=i < probes, allow_unused=True)
                     for name, gradient in zip(names, gradients, strict=True):
-                        for scheme in mine[name]:
-                            moved = 0.0 if gradient is None else _along(gradient, full[name], plan.layers[name], scheme, name, weights)
-                            if i == 0:
-                                linear[name][str(scheme)] += moved
-                            else:
-                                rows[name][str(scheme)].append(moved)
+                        moved = torch.zeros(len(mine[name])) if gradient is None else (steps[name] @ gradient.flatten()).float().cpu()
+                        if i == 0:
+                            linear[name] += moved
+                        else:
+                            rows[name].append(moved)
         finally:
             for p, was in zip(parameters.values(), asked, strict=True):
                 p.requires_grad_(was)
-    return linear, {n: {s: np.array(x) for s, x in found.items()} for n, found in rows.items()}
-
-
-def _along(gradient: Tensor, full: Tensor, now: Scheme, then: Scheme, name: str, weights: QuantizedWeights) -> float:
-    """Inner product of a gradient with the step from one scheme's weight to another's."""
-    if now == then:
-        return 0.0
-    old, new = (full if s.format == "keep" else weights.get(name, s.weight_only) for s in (now, then))
-    return float((gradient * (new - old)).sum())
+    scores = {n: torch.stack(found, 1).double().numpy() for n, found in rows.items()}
+    named = {n: [str(s) for s in offered] for n, offered in mine.items()}
+    return {n: dict(zip(named[n], linear[n].tolist(), strict=True)) for n in names}, {n: dict(zip(named[n], scores[n], strict=True)) for n in names}
 
 
 def _region(

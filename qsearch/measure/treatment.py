@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -72,17 +73,23 @@ class Treatment:
         """The layer's input as it is after rounding, in its own coordinates and type."""
         if not self.scheme.activation:
             return x
+        if self._unmoved:
+            return rounded(x.float(), self.scheme, self.inputs, self.channel).to(x.dtype)
         shape = [1] * x.ndim
         shape[self.channel] = -1
         shift, scale = self.shift.view(shape), self.scale.view(shape)
         return (rounded((x.float() - shift) / scale, self.scheme, self.inputs, self.channel) * scale + shift).to(x.dtype)
+
+    @cached_property
+    def _unmoved(self) -> bool:
+        return not self.shift.any() and bool((self.scale == 1).all())
 
     def after(self, y: Tensor, module: nn.Module, full: Tensor, weight: Tensor) -> Tensor:
         """The layer's output with what the shift leaves to the bias, and with the first token's in full precision.
 
         `full`, `weight`: the layer's weight as it is, and as it is simulated.
         """
-        if self.shift.any():
+        if not self._unmoved and self.shift.any():
             y = y + F.linear(self.shift.to(full), full - weight)
         if self.first is not None:
             token = F.linear(self.first.to(full), full, getattr(module, "bias", None))

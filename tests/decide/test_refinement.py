@@ -9,6 +9,7 @@ import torch
 from qsearch.core.errors import QSearchError
 from qsearch.core.plan import BitPlan, Budget
 from qsearch.core.scheme import Scheme
+from qsearch.decide import refinement
 from qsearch.decide.allocation import random_plan
 from qsearch.decide.refinement import measure_noise, price_changes, refine
 from qsearch.measure.pipelines import run
@@ -94,7 +95,23 @@ def test_no_more_layers_are_changed_than_the_radius_allows(tiny) -> None:
     found = refine(model, graph, plan, SCHEMES, calls, rounds=3, probes=3, radius=2)
 
     assert max(r.changed for r in found.rounds) <= 2
-    assert found.noise == min([found.before, *(r.measured for r in found.rounds)])
+    kept = [found.before, *(r.measured for r in found.rounds if r.kept)]
+    assert kept == sorted(kept, reverse=True)
+    assert found.noise == kept[-1]
+
+
+@pytest.mark.parametrize(("there", "taken"), [([0.5, 1.6, 0.9, 0.9], False), ([0.9, 0.95, 0.9, 0.95], True)], ids=["by luck", "everywhere"])
+def test_a_proposal_is_kept_where_it_gains_more_than_its_standard_error(tiny, monkeypatch, there: list[float], taken: bool) -> None:
+    model, graph, calls = tiny
+    plan = random_plan(graph, SCHEMES, Budget(average_bits=7.0), 1)
+    measured = iter([np.ones(4)])
+    monkeypatch.setattr(refinement, "_noises", lambda *_: next(measured, np.array(there)))
+
+    found = refine(model, graph, plan, SCHEMES, calls, rounds=1, probes=2)
+
+    assert found.rounds
+    assert any(r.kept for r in found.rounds) == taken
+    assert (found.plan.layers != plan.layers) == taken
 
 
 def test_a_plan_without_a_budget_is_refused(tiny) -> None:
