@@ -116,7 +116,8 @@ class QuantLinear(_Layer):
             y = self._sum(moved, *ends)
         else:
             y = self._sum(self.input("rounded", moved), None, None)
-        return self.input("answered", y.to(x.dtype))
+        answered: Tensor = self.input("answered", y.to(x.dtype))
+        return answered
 
     def _sum(self, x: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
         y: Tensor | None = None
