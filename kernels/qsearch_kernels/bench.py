@@ -32,7 +32,7 @@ def race(
 
     `clock`: `time.process_time` counts the seconds of the cores that worked, for a machine that others use at the same time.
     """
-    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+    wait: Callable[[], object] = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for call in contenders.values():
         call()

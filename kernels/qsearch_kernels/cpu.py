@@ -6,7 +6,7 @@ numbers of 16 bits (for half precision) or 24 (for fp32), and those are two or t
 are spread to bytes a few rows at a time, in the order in which they come out of their bytes (`layout.unpack_by_phase`), while they lie in the cache.
 
 With x = s (a - z) and w = t (b - u), a and b bytes: y = s t (sum a b - z sum b - u sum (a - z)). The first two sums are exact in 32 bits; the sum of b is
-the product with a row of ones. A row that holds something not finite becomes NaN.
+kept beside the codes. A row that holds something not finite becomes NaN.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import layout
 from .reference import grid
@@ -25,6 +26,7 @@ FEW = 16  # rows up to which reading the weights is what takes time, so that fp3
 _LONGEST = 2**17  # columns whose products of bytes add up in 32 bits
 _BYTES = 2**20  # of weights, spread at a time
 _ROWS = 512  # of activations at a time
+_TOTALS = WeakTensorKeyDictionary()  # codes -> (version of the tensor, sums of its rows): four bytes a row, and not a pass over the weights each call
 
 
 def whole_levels(levels: Tensor) -> tuple[Tensor, float] | None:
@@ -174,20 +176,21 @@ def _product(digits: list[Tensor], scale: Tensor, zero: Tensor | None, sums: lis
         found = whole_levels(weight.levels)
         assert found is not None
         base, factor = 0.0, found[1]
-    step = max(64, _BYTES // max(1, digits[0].shape[1]))
+    whole = weight.codes.dtype == torch.int8 and count <= FEW  # nothing to spread, and little to keep in the cache
+    step = len(weight.codes) if whole else max(64, _BYTES // max(1, digits[0].shape[1]))
+    totals = None if zero is None else _totals(weight, spread)
     for begin in range(0, len(weight.codes), step):
         part = weight.part(begin, begin + step)
         places = slice(begin, begin + len(part.codes))
         matrix = spread(part.codes).t()
         u = (part.zero.float().flatten() if part.zero is not None else torch.full((1,), part.offset)) - base if _uneven(weight) else None
         row_scale = part.scale.float().flatten() * factor
-        ones = None if zero is None else torch._int_mm(_ones_like(digits[0]), matrix).float()
         for first in range(0, count, _ROWS):
             some = slice(first, first + _ROWS)
             y = _integers([d[some] for d in digits], [s[some] for s in sums], matrix, u)
-            if zero is not None and ones is not None:
+            if zero is not None and totals is not None:
                 z = zero if len(zero) == 1 else zero[some]
-                y.addmm_(z.expand(len(y), 1), ones, alpha=-1)
+                y.addcmul_(z, totals[places][None], value=-1)
                 if u is not None:
                     y.addcmul_(z * columns, u.expand(y.shape[1])[None])
             y.mul_(row_scale)
@@ -211,8 +214,18 @@ def _integers(digits: list[Tensor], sums: list[Tensor], matrix: Tensor, zero: Te
     return y
 
 
-def _ones_like(digit: Tensor) -> Tensor:
-    return torch.ones(1, digit.shape[1], dtype=torch.int8)
+def _totals(weight: Weight, spread: Callable[[Tensor], Tensor]) -> Tensor:
+    """fp32 [rows]: the sum of each row's bytes, worked out once for as long as the codes stay the same tensor with the same content."""
+    version = 0 if weight.codes.is_inference() else weight.codes._version
+    found = _TOTALS.get(weight.codes)
+    if found is None or found[0] != version:
+        sums = []
+        for codes in weight.codes.split(max(64, _BYTES // max(1, weight.columns))):
+            matrix = spread(codes).t()
+            sums.append(torch._int_mm(torch.ones(1, len(matrix), dtype=torch.int8), matrix)[0])
+        found = _TOTALS[weight.codes] = (version, torch.cat(sums).float())
+    totals: Tensor = found[1]
+    return totals
 
 
 def _spreader(weight: Weight) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:

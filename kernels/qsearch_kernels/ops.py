@@ -112,7 +112,7 @@ def _gpu_linear(x: Tensor, *arguments: object) -> Tensor:
 def _gpu_linear_rounded(x: Tensor, *arguments: Any) -> Tensor:
     *weight, bias, activation, low, high = arguments
     codes, scale, zero = weight[:3]
-    versions = tuple(None if t is None else (id(t), t._version) for t in (codes, scale, zero))
+    versions = tuple(None if t is None else (id(t), 0 if t.is_inference() else t._version) for t in (codes, scale, zero))
     if _PREPARED.get(codes, (None, None))[0] != versions:
         _PREPARED[codes] = versions, importlib.import_module(f"{__package__}.prepared").prepare(*weight)
     prepared, ends = _PREPARED[codes][1], {}
@@ -131,11 +131,19 @@ def _shape_of_dequantized(*arguments: object) -> Tensor:
     return made.codes.new_empty(made.codes.shape[0], made.columns, dtype=dtype)
 
 
+def _together(x: Tensor, codes: Tensor) -> None:
+    """Shapes alone would be an answer full of nothing where a weight was left behind on the meta device."""
+    if x.device != codes.device:
+        raise ValueError(f"inputs and weights must lie on one device; given inputs on {x.device} and codes on {codes.device}")
+
+
 def _shape_of_linear(x: Tensor, codes: Tensor, *rest: object) -> Tensor:
+    _together(x, codes)
     return x.new_empty(*x.shape[:-1], codes.shape[0])
 
 
 def _shape_of_conv2d(x: Tensor, codes: Tensor, *rest: object) -> Tensor:
+    _together(x, codes)
     kernel, stride, padding, dilation = rest[-6:-2]
     places = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)  # type: ignore[call-overload]
     size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in places]

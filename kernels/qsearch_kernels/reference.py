@@ -137,4 +137,4 @@ def _levels(codes: Tensor, levels: Tensor, group: int) -> Tensor:
 
 def _spread(values: Tensor, group: int, columns: int) -> Tensor:
     """[rows, groups] -> a value for each column, or as it is where one value serves the whole row."""
-    return values.repeat_interleave(group, dim=1)[:, :columns] if group > 0 else values
+    return values[:, :, None].expand(-1, -1, group).flatten(1)[:, :columns] if group > 0 else values

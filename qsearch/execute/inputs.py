@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ..core.scheme import Scheme
 from ..measure.treatment import Treatment, rounded_between
 from .packing import same_type
+
+Step = Literal["moved", "ends", "rounded", "answered"]
 
 
 class Input(nn.Module):
@@ -57,26 +59,34 @@ class Input(nn.Module):
             assert value is not None
             setattr(self, name, value.to(buffer.dtype).clone())
 
-    def moved(self, x: Tensor) -> Tensor:
+    def forward(self, step: Step, x: Tensor) -> Any:
+        """One step of the treatment, as a call: hooks that fetch what was offloaded hang on it."""
+        if step == "moved":
+            return self._moved(x)
+        if step == "ends":
+            return self._ends(x)
+        return self._rounded(x) if step == "rounded" else self._answered(x)
+
+    def _moved(self, x: Tensor) -> Tensor:
         """(x - shift) / divisor, in fp32 where there is either."""
         if self.shift is not None:
             x = x.float() - self._spread(self.shift.float(), x)
         return x if self.divisor is None else x.float() / self._spread(self.divisor.float(), x)
 
-    def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Lower and upper end of the grid for moved `x`: stored, or of each token (of each picture, for a convolution)."""
         if self.low is not None and self.high is not None:
             return self._spread(self.low, x), self._spread(self.high, x)
         axes = (-1,) if self.linear else tuple(range(1, x.ndim))
         return x.amin(axes, keepdim=True).float(), x.amax(axes, keepdim=True).float()
 
-    def rounded(self, x: Tensor) -> Tensor:
+    def _rounded(self, x: Tensor) -> Tensor:
         """Moved `x` on its grid, in floating point: what a machine computes that has no arithmetic for it. A kept weight takes it multiplied back."""
         if self.scheme.activation:
-            x = rounded_between(x.float(), *self.ends(x), self.scheme.activation).to(x.dtype)
+            x = rounded_between(x.float(), *self._ends(x), self.scheme.activation).to(x.dtype)
         return x if self.divisor is None or self.scheme.format != "keep" else x * self._spread(self.divisor.float(), x)
 
-    def answered(self, y: Tensor) -> Tensor:
+    def _answered(self, y: Tensor) -> Tensor:
         """The output with the first token's put in its place."""
         return y if self.first is None else torch.cat([self.first.to(y.dtype).expand_as(y[:, :1]), y[:, 1:]], 1)
 

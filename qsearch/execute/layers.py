@@ -110,13 +110,14 @@ class QuantLinear(_Layer):
         """[..., in_features] -> [..., out_features], in the type of `x`."""
         if self.input is None:
             return self._sum(x, None, None)
-        moved = self.input.moved(x)
+        moved = self.input("moved", x)
         if moved.device.type in self.devices:
-            ends = self.input.ends(moved) if self.input.low is not None or len(self.parts) > 1 else (None, None)
+            ends = self.input("ends", moved) if self.input.low is not None or len(self.parts) > 1 else (None, None)
             y = self._sum(moved, *ends)
         else:
-            y = self._sum(self.input.rounded(moved), None, None)
-        return self.input.answered(y.to(x.dtype))
+            y = self._sum(self.input("rounded", moved), None, None)
+        answered: Tensor = self.input("answered", y.to(x.dtype))
+        return answered
 
     def _sum(self, x: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
         y: Tensor | None = None
@@ -128,10 +129,11 @@ class QuantLinear(_Layer):
 
     def _product(self, part: AnyWeight, x: Tensor, bias: Tensor | None, low: Tensor | None, high: Tensor | None) -> Tensor:
         if isinstance(part, KeptWeight):
-            return F.linear(x.to(part.values.dtype), part.values, bias)
+            values = part()
+            return F.linear(x.to(values.dtype), values, bias)
         if self.input is not None and x.device.type in self.devices:
-            return ops.linear_rounded(x, part.weight(), bias, self.input.bits, low, high)
-        return ops.linear(x, part.weight(), bias)
+            return ops.linear_rounded(x, part(), bias, self.input.bits, low, high)
+        return ops.linear(x, part(), bias)
 
 
 class QuantConv2d(_Layer):
@@ -147,9 +149,9 @@ class QuantConv2d(_Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> [N, out_channels, h, w], in the type of `x`."""
-        moved = x if self.input is None else self.input.moved(x)
+        moved = x if self.input is None else self.input("moved", x)
         if self.input is not None and x.device.type in self.devices:
-            low, high = self.input.ends(moved) if self.input.low is not None or len(self.parts) > 1 else (None, None)
+            low, high = self.input("ends", moved) if self.input.low is not None or len(self.parts) > 1 else (None, None)
             y: Tensor | None = None
             for part, piece in zip(self.weights, self.cut(moved, 1), strict=True):
                 assert isinstance(part, PackedWeight)
@@ -157,7 +159,7 @@ class QuantConv2d(_Layer):
                 y = made if y is None else y + made
             assert y is not None
             return y.to(x.dtype)
-        inside = moved if self.input is None else self.input.rounded(moved)
+        inside = moved if self.input is None else self.input("rounded", moved)
         whole = _whole(self.weights, self.shape, 0, self.splits, inside.dtype)
         bias = None if self.bias is None else self.bias.to(inside.dtype)
         if self.padding_mode != "zeros":
@@ -169,7 +171,7 @@ class QuantConv2d(_Layer):
     def _product(self, part: PackedWeight, x: Tensor, bias: Tensor | None, bits: int, low: Tensor | None, high: Tensor | None) -> Tensor:
         assert not isinstance(self.padding, str)
         return ops.conv2d_rounded(
-            x, part.weight(), bias, bits, kernel=self.kernel_size, stride=self.stride, padding=self.padding, dilation=self.dilation, low=low, high=high
+            x, part(), bias, bits, kernel=self.kernel_size, stride=self.stride, padding=self.padding, dilation=self.dilation, low=low, high=high
         )
 
 
@@ -186,7 +188,7 @@ class QuantConvolution(_Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """As the convolution that it stands for, in the type of `x`."""
-        inside = x if self.input is None else self.input.rounded(self.input.moved(x))
+        inside = x if self.input is None else self.input("rounded", self.input("moved", x))
         whole = _whole(self.weights, self.shape, self.axis, self.splits, inside.dtype)
         bias = None if self.bias is None else self.bias.to(inside.dtype)
         convolve = _CONVOLVE[len(self.kernel_size), self.transposed]

@@ -92,9 +92,13 @@ class PackedWeight(nn.Module):
             offset = 2.0 ** (scheme.bits - 1) if scheme.family == "int" else 0.0
         return Weight(self.codes, scale, zero, offset, table, scheme.bits, self.columns, scheme.group)
 
+    def forward(self) -> Weight:
+        """`weight()`, as a call: hooks that fetch what was offloaded hang on it."""
+        return self.weight()
+
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight [rows, columns] that the codes stand for."""
-        return ops.dequantize(self.weight(), dtype)
+        return ops.dequantize(self(), dtype)
 
     @property
     def stored_bytes(self) -> int:
@@ -144,9 +148,14 @@ class KeptWeight(nn.Module):
         super().__init__()
         self.values, self.axis = values, axis
 
+    def forward(self) -> Tensor:
+        """The weight, as a call: hooks that fetch what was offloaded hang on it."""
+        return self.values
+
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight as rows [rows, columns]."""
-        return self.values.movedim(self.axis, 0).flatten(1).to(dtype)
+        values: Tensor = self()
+        return values.movedim(self.axis, 0).flatten(1).to(dtype)
 
     @property
     def stored_bytes(self) -> int:

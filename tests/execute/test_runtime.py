@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from qsearch.core.scheme import Scheme
 from qsearch.execute.runtime import QuantConv2d, QuantLinear, WidenedWarning, apply, packed_layers
 from qsearch.graphs.extraction import extract
 from qsearch.measure.calibration import LayerInputs, calibrate
-from qsearch.measure.pipelines import Sampling, denoiser_of, example_inputs, load_pipeline, record, run, scene_prompts
+from qsearch.measure.pipelines import Call, Sampling, denoiser_of, example_inputs, load_pipeline, record, run, scene_prompts
 from qsearch.measure.simulation import QuantizedWeights, simulate
 from tests.models import PlainDenoiser, plain, plain_calls, plain_inputs
 
@@ -187,10 +188,6 @@ class Skip(nn.Module):
 
 @pytest.mark.parametrize("scheme", ["uint4-c", "int8-c+a8", "uint3-g4+a8t", "km2-c", "int4-c+a8~balance"])
 def test_a_layer_behind_a_skip_has_scales_for_each_part_of_its_input(scheme: str) -> None:
-    from dataclasses import replace
-
-    from qsearch.measure.pipelines import Call
-
     model, call = Skip().eval(), Call((torch.randn(2, 3, 6, 6),), {}, 0)
     found = extract(model, {"sample": call.args[0]})
     graph = OpGraph(found.model, tuple(replace(x, splits=(4, 6), sees="image") if x.name == "join" else x for x in found), found.ops, found.edges, found.blocks)
@@ -281,15 +278,15 @@ def test_a_state_dict_comes_back(case: Case, source: Case, scheme: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["uint4-c", "int8-c+a8", "uint3-g4+a8t", "mxfp4", "int8-c+ae4m3"])
-def test_a_graph_without_breaks_is_traced_and_computes_the_same(case: Case, scheme: str) -> None:
-    model, graph, calibration = case
-    pack(model, BitPlan.uniform(graph, scheme), graph, calibration)
-    inputs = plain_inputs()
+def test_a_graph_without_breaks_is_traced_and_computes_the_same(scheme: str) -> None:
+    model, x = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(2), nn.Linear(16, 5)).eval(), torch.randn(3, 2, 6, 6)
+    graph = extract(model, {"input": x})
+    pack(model, BitPlan.uniform(graph, scheme), graph, calibrate(model, graph, [Call((x,), {}, 0)]))
 
     with torch.no_grad():
-        made = torch.compile(model, backend="eager", fullgraph=True)(**inputs)
+        made = torch.compile(model, backend="eager", fullgraph=True)(x)
 
-        torch.testing.assert_close(made, model(**inputs), rtol=0, atol=1e-6)
+        torch.testing.assert_close(made, model(x), rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow

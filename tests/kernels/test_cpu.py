@@ -157,3 +157,23 @@ def test_what_a_gpu_is_given_means_what_the_reference_means(bits: int, group: in
     assert "cuda" in ops.devices(w)
     agree(ops._gpu_linear_rounded(x, *w, bias, 8, *ends.values()), reference.linear_wnaxi(x, **arguments(w), activation=8, bias=bias, **ends), torch.float32)  # type: ignore[arg-type]
     agree(ops._gpu_linear(x, *w, bias), reference.linear_wna16(x, **arguments(w), bias=bias), torch.float32)  # type: ignore[arg-type]
+
+
+def test_sums_of_rows_are_worked_out_anew_when_the_codes_are_written_over() -> None:
+    w, other, x = make(6, 21, 4), make(6, 21, 4), torch.randn(5, 21)
+    before = ops.linear_rounded(x, w, None, 8)
+
+    w.codes.copy_(other.codes)
+
+    after = ops.linear_rounded(x, w, None, 8)
+    assert not torch.equal(before, after)
+    agree(after, reference.linear_wnaxi(x, **arguments(w), activation=8), torch.float32)  # type: ignore[arg-type]
+
+
+def test_a_weight_that_was_left_on_the_meta_device_is_refused() -> None:
+    w = make(6, 21, 4)
+    away = w._replace(codes=w.codes.to("meta"))
+
+    for call in (lambda: ops.linear(torch.randn(5, 21), away), lambda: ops.linear_rounded(torch.randn(5, 21), away, None, 8)):
+        with pytest.raises(ValueError, match="inputs on cpu and codes on meta"):
+            call()
