@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .decide.refinement import refine as refine
     from .decide.stepwise import allocate_steps as allocate_steps
     from .execute.exports import export as export
+    from .execute.runtime import apply as apply
     from .graphs.extraction import extract as extract
     from .measure.evaluation import evaluate as evaluate
     from .measure.profiling import profile as profile
@@ -52,6 +53,7 @@ _CONTENTS = {
     "allocate_frontier": "decide.allocation",
     "allocate_steps": "decide.stepwise",
     "refine": "decide.refinement",
+    "apply": "execute.runtime",
     "export": "execute.exports",
     "extract": "graphs.extraction",
     "evaluate": "measure.evaluation",

@@ -17,6 +17,7 @@ from .config import Config
 from .core.artifacts import Header, digest, read_json, write_json
 from .core.errors import ArtifactError, QSearchError
 from .core.graph import OpGraph
+from .core.latency import Latency
 from .core.plan import BitPlan
 from .core.table import SensitivityTable
 from .decide.building import check_budget
@@ -150,6 +151,50 @@ def frontier(run: Run, graph: OpGraph, table: SensitivityTable) -> list[BitPlan]
     first, last = plans[0].achieved.average_bits, plans[-1].achieved.average_bits
     run.progress.say(f"allocate: {len(plans)} plans from {first:.2f} to {last:.2f} stored bits a weight in {run.path('frontier')}, drawn in frontier.svg")
     return plans
+
+
+def apply(run: Run, graph: OpGraph, plan: BitPlan, *, required: bool = False) -> Path:
+    """The plan's packed model, in model.safetensors."""
+    from .execute.packed_file import save
+    from .execute.runtime import apply as verb
+    from .execute.runtime import packed_layers, stored_bytes
+    from .measure.calibration import calibrate
+    from .measure.pipelines import denoiser_of, record
+    from .measure.treatment import needs_inputs
+
+    c, model = run.config, denoiser_of(run.pipe)
+    wanting = [name for name, scheme in plan.layers.items() if needs_inputs(scheme)]
+    calls = record(run.pipe, run.prompts(c.profile.samples, part=0), run.sampling, c.profile.bins, c.profile.batch) if wanting else []
+    before = sum(2 * parameter.numel() for parameter in model.parameters())
+    verb(model, plan, graph, calibrate(model, graph, calls, wanting) if wanting else None, kernels="required" if required else "preferred")
+    path = run.path("model.safetensors")
+    save(model, path, graph, plan)
+    after = stored_bytes(model) - sum(t.nbytes - 2 * t.numel() for t in model.parameters())
+    run.progress.say(
+        f"apply: {len(packed_layers(model))} packed layers, the model takes {after:,} bytes, {before / after:.2f} times less than in 16 bits; {path}"
+    )
+    return path
+
+
+def bench(target: str, schemes: list[str], *, device: str = "cpu", seconds: float = 0.3, resolution: int | None = None) -> tuple[Latency, list[dict[str, Any]]]:
+    """The measured latency table of a run folder's model, or of a card, and a row for each shape of layer."""
+    from .execute.timing import time_layers
+    from .graphs.extraction import extract as verb
+    from .graphs.families import cards
+    from .measure.pipelines import denoiser_of, example_inputs, record
+
+    folder = Path(target)
+    name = configs.load(folder / "config.yaml").model if (folder / "config.yaml").is_file() else target
+    if cards.has(name):
+        model, inputs = cards.load(name, resolution=resolution)
+        graph = OpGraph.load(folder / "graph.json") if name != target else verb(model, inputs, name=name)
+    else:
+        run = Run(configs.load(folder / "config.yaml") if name != target else Config(model=name, folder=folder))
+        [call] = record(run.pipe, run.prompts(1, part=0), replace(run.sampling, steps=2, batch=1), bins=1)
+        model = denoiser_of(run.pipe)
+        inputs = example_inputs(call, model)
+        graph = OpGraph.load(folder / "graph.json") if name != target else verb(model, inputs, name=name)
+    return time_layers(model, graph, inputs, schemes, device=device, seconds=seconds)
 
 
 def evaluate(run: Run, graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:

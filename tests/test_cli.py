@@ -24,8 +24,8 @@ from qsearch.pipeline import RESULTS
 from qsearch.report.text import METRICS, cell
 from tests.report.synthetic import PLANS, SCHEMES, make_plan, make_rows, make_table, pixart
 
-BUILT = ("run", "extract", "profile", "allocate", "evaluate", "show", "list", "export", "import")
-LATER = ("fit", "explain", "apply", "bench")
+BUILT = ("run", "extract", "profile", "allocate", "evaluate", "apply", "bench", "show", "list", "export", "import")
+LATER = ("fit", "explain")
 ARTEFACTS = ("graph.json", "sensitivity.parquet", "plan.json", "results.json", "trials.db")
 GRAPH = pixart()
 Command = Callable[..., tuple[int, str, str]]

@@ -117,7 +117,7 @@ def _has_bf16() -> bool:
 def _codes(rows: Tensor, activation: int, low: Tensor | None, high: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Codes int8 [M, K] (less 128), scale and zero [M or 1, 1], and the sum [M] of each row's codes, of rows rounded as `reference.grid` says."""
     low, high = (None if end is None else end.reshape(-1, 1) for end in (low, high))
-    codes, total = torch.empty(rows.shape, dtype=torch.int8), torch.empty(len(rows))
+    codes, total, poison = torch.empty(rows.shape, dtype=torch.int8), torch.empty(len(rows)), torch.empty(len(rows))
     scales, zeros = [], []
     for begin in range(0, len(rows), _ROWS):
         part = rows[begin : begin + _ROWS].float()
@@ -127,13 +127,14 @@ def _codes(rows: Tensor, activation: int, low: Tensor | None, high: Tensor | Non
         place.add_(zero).round_().clamp_(0, 2**activation - 1).sub_(128)
         codes[begin : begin + _ROWS].copy_(place)
         torch.sum(place, -1, out=total[begin : begin + _ROWS])
+        torch.sum(part, -1, out=poison[begin : begin + _ROWS])
         scales.append(scale)
         zeros.append(zero.sub_(128))
     if not scales:
         return codes, rows.new_ones(1, 1, dtype=torch.float32), rows.new_zeros(1, 1, dtype=torch.float32), total
     together = len(scales[0]) == 1 and low is not None
     scale, zero = (scales[0], zeros[0]) if together else (torch.cat(scales), torch.cat(zeros))
-    return codes, scale + total[:, None] * 0, zero, total
+    return codes, scale + poison[:, None] * 0, zero, total
 
 
 def _digits(rows: Tensor, count: int) -> tuple[list[Tensor], Tensor, None, list[Tensor]]:
@@ -218,6 +219,8 @@ def _spreader(weight: Weight) -> tuple[Callable[[Tensor], Tensor], Callable[[Ten
     """How packed rows become int8 [n, K'], and how activations [M, K] come into the same order."""
     bits = weight.bits
     table = None if weight.levels is None else whole_levels(weight.levels)
+    if weight.codes.dtype == torch.int8 and weight.columns == 1:  # torch 2.13's _int_mm reads beyond a matrix of one column
+        return (lambda codes: F.pad(codes, (0, 1))), (lambda x: F.pad(x, (0, 1)))
     if weight.codes.dtype == torch.int8:
         return (lambda codes: codes), (lambda x: x)
     padded = -(-weight.columns // layout.phases(bits)) * layout.phases(bits)

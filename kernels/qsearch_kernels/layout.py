@@ -81,7 +81,7 @@ def unpack_by_phase(packed: Tensor, bits: int, columns: int, out: Tensor) -> Ten
 
     `packed`: uint8 [rows, row bytes]. `out`: uint8 [rows, padded], padded = `columns` rounded up to a multiple of p = `phases(bits)`: place
     f * padded / p + q holds the code of column q * p + f. Whoever sums over columns need only bring the other operand into that order (`by_phase`), which
-    is the smaller one. What stands in the padding is not said.
+    is the smaller one. The padding holds code 0, as packed rows do.
     """
     each, start, shift = out.shape[-1] // phases(bits), 0, 0
     for width in planes(bits):
@@ -106,7 +106,8 @@ def by_phase(x: Tensor, bits: int) -> Tensor:
     """[rows, columns] in the order of `unpack_by_phase`, with zeros where it pads."""
     count = phases(bits)
     padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % count))
-    return padded.unflatten(-1, (-1, count)).transpose(-1, -2).flatten(-2)
+    ordered: Tensor = padded.unflatten(-1, (-1, count)).transpose(-1, -2).flatten(-2)
+    return ordered
 
 
 def _mask(width: int) -> int:

@@ -1,23 +1,26 @@
 """The operations as torch knows them: `torch.ops.qsearch_kernels.*`, for a CPU and for CUDA, with shapes for a compiler that computes nothing.
 
 Each takes the tensors and numbers of a `Weight` one by one, since that is what a torch operator can take; `linear`, `linear_rounded`, `conv2d_rounded` and
-`dequantize` take a `Weight`. `path` says beforehand what a device makes of a weight: whether it computes in bytes or widens.
+`dequantize` take a `Weight`. `devices` says beforehand where there is a product for a weight whose inputs are rounded.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import cpu
+from .reference import grid
 from .weight import Weight
 
-Path = Literal["bytes", "widened"]
 _WEIGHT = "Tensor codes, Tensor scale, Tensor? zero, float offset, Tensor? levels, int bits, int columns, int group"
-_LIBRARY = torch.library.Library("qsearch_kernels", "DEF")
+_LIBRARY = torch.library.Library("qsearch_kernels", "FRAGMENT")
 _LIBRARY.define(f"dequantize({_WEIGHT}, ScalarType dtype) -> Tensor")
 _LIBRARY.define(f"linear(Tensor x, {_WEIGHT}, Tensor? bias) -> Tensor")
 _LIBRARY.define(f"linear_rounded(Tensor x, {_WEIGHT}, Tensor? bias, int activation, Tensor? low, Tensor? high) -> Tensor")
@@ -25,17 +28,17 @@ _LIBRARY.define(
     f"conv2d_rounded(Tensor x, {_WEIGHT}, Tensor? bias, int activation, int[] kernel, int[] stride, int[] padding, int[] dilation, Tensor? low, Tensor? high)"
     " -> Tensor"
 )
+_PREPARED = WeakTensorKeyDictionary()  # codes -> what `prepared.prepare` worked out, and the versions of the tensors that it was worked out from
 
 
-def path(weight: Weight, device: torch.device | str, *, rounded: bool, convolution: bool = False) -> Path:
-    """How a product with this weight is computed on a device: `bytes`, or `widened` to floating point, which costs a pass over the weight each call.
-
-    `rounded`: whether activations are rounded to integers of at most 8 bits; `convolution`: whether it is one with a kernel of two dimensions.
-    """
-    kind = torch.device(device).type
-    if not rounded and convolution:
-        return "widened"
-    return "bytes" if kind in ("cpu", "meta") and cpu.in_bytes(weight) else "widened"
+def devices(weight: Weight, *, convolution: bool = False) -> frozenset[str]:
+    """Kinds of device with a product of rounded inputs (integers of at most 8 bits) and this weight; elsewhere it has to be widened."""
+    found = {"cpu"} if cpu.in_bytes(weight) else set()
+    grouped = weight.group >= 32 and weight.group & (weight.group - 1) == 0
+    whole = weight.levels is None or cpu.whole_levels(weight.levels) is not None
+    if not convolution and whole and (weight.group <= 0 or grouped) and (importlib.util.find_spec(f"{__package__}.gpu_ops") is not None):
+        found.add("cuda")
+    return frozenset(found)
 
 
 def dequantize(weight: Weight, dtype: torch.dtype) -> Tensor:
@@ -96,9 +99,29 @@ def _cpu_conv2d_rounded(x: Tensor, *arguments: object) -> Tensor:
     return cpu.conv2d_rounded(x, Weight(*weight), bias, activation, kernel, stride, padding, dilation, low, high)  # type: ignore[arg-type]
 
 
-def _widened_linear(x: Tensor, *arguments: object) -> Tensor:
-    *weight, bias = arguments
-    return torch.nn.functional.linear(x, Weight(*weight).dequantize(x.dtype), bias)  # type: ignore[arg-type]
+def _gpu() -> Any:
+    """The module that holds the operations of a GPU; on a CPU they are their own twins."""
+    return importlib.import_module(f"{__package__}.gpu_ops")
+
+
+def _gpu_linear(x: Tensor, *arguments: object) -> Tensor:
+    made: Tensor = _gpu().linear(x, *arguments)
+    return made
+
+
+def _gpu_linear_rounded(x: Tensor, *arguments: Any) -> Tensor:
+    *weight, bias, activation, low, high = arguments
+    codes, scale, zero = weight[:3]
+    versions = tuple(None if t is None else (id(t), t._version) for t in (codes, scale, zero))
+    if _PREPARED.get(codes, (None, None))[0] != versions:
+        _PREPARED[codes] = versions, importlib.import_module(f"{__package__}.prepared").prepare(*weight)
+    prepared, ends = _PREPARED[codes][1], {}
+    if low is not None:
+        grid_scale, grid_zero = grid(x, activation, low.reshape(-1), high.reshape(-1))
+        ends = {"scale": grid_scale, "zero": grid_zero - 2 ** (activation - 1)}
+    rows = _gpu().quantize_rows(x, form=str(activation), group=prepared.group, **ends)
+    made: Tensor = _gpu().linear_rounded(rows, prepared, bias, dtype=x.dtype)
+    return made
 
 
 def _shape_of_dequantized(*arguments: object) -> Tensor:
@@ -122,10 +145,30 @@ def _shape_of_conv2d(x: Tensor, codes: Tensor, *rest: object) -> Tensor:
 for _device in ("CPU", "CUDA"):
     _LIBRARY.impl("dequantize", _dequantize, _device)
 _LIBRARY.impl("linear", _cpu_linear, "CPU")
-_LIBRARY.impl("linear", _widened_linear, "CUDA")
+_LIBRARY.impl("linear", _gpu_linear, "CUDA")
+_LIBRARY.impl("linear_rounded", _gpu_linear_rounded, "CUDA")
 _LIBRARY.impl("linear_rounded", _cpu_linear_rounded, "CPU")
 _LIBRARY.impl("conv2d_rounded", _cpu_conv2d_rounded, "CPU")
 torch.library.register_fake("qsearch_kernels::dequantize", _shape_of_dequantized, lib=_LIBRARY)
 torch.library.register_fake("qsearch_kernels::linear", _shape_of_linear, lib=_LIBRARY)
 torch.library.register_fake("qsearch_kernels::linear_rounded", _shape_of_linear, lib=_LIBRARY)
 torch.library.register_fake("qsearch_kernels::conv2d_rounded", _shape_of_conv2d, lib=_LIBRARY)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """`Weight`'s own fields stand second to ninth in the arguments of both products."""
+    x, *weight = inputs[:9]
+    ctx.save_for_backward(*(w if isinstance(w, Tensor) else None for w in weight))
+    ctx.numbers = [None if isinstance(w, Tensor) else w for w in weight]
+    ctx.arguments, ctx.type = len(inputs), x.dtype
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradient of the input, through the widened weight; of rounding it takes no notice (straight through). Weights and bias have none."""
+    weight = [number if tensor is None else tensor for tensor, number in zip(ctx.saved_tensors, ctx.numbers, strict=True)]
+    made = gradient @ Weight(*weight).dequantize(gradient.dtype)
+    return (made.to(ctx.type), *(None for _ in range(ctx.arguments - 1)))
+
+
+for _name in ("linear", "linear_rounded"):
+    torch.library.register_autograd(f"qsearch_kernels::{_name}", _backward, setup_context=_remember, lib=_LIBRARY)

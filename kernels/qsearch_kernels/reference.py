@@ -130,7 +130,7 @@ def _levels(codes: Tensor, levels: Tensor, group: int) -> Tensor:
         return levels[codes.int()]
     if group <= 0:
         return levels[:, 0].expand(len(codes), -1).gather(1, codes.long())
-    rows, columns = codes.shape
+    columns = codes.shape[1]
     place = torch.arange(columns, device=codes.device) // group * levels.shape[-1] + codes.long()
     return levels.flatten(1).gather(1, place)
 

@@ -150,15 +150,12 @@ def main() -> None:
     if sys.argv[1:2] == ["peak"]:
         print(json.dumps(peak(sys.argv[2], Path(sys.argv[3]))))
         return None
+    asked = sys.argv[1:] or ["parity", "memory"]
+    new = {"rows": parity() if "parity" in asked else [], "memory": memory() if "memory" in asked else []}
     path = Path(__file__).with_suffix(".json")
     known = json.loads(path.read_text()) if path.exists() else {}
-    asked = sys.argv[1:] or ["parity", "memory"]
-    made = {"rows": known.get("rows", []), "memory": known.get("memory", [])}
-    if "parity" in asked:
-        made["rows"] = parity()
-    if "memory" in asked:
-        made["memory"] = memory()
-        print(json.dumps(made["memory"], indent=2))
+    made = {part: new[part] or known.get(part, []) for part in new}
+    print(json.dumps(made["memory"], indent=2))
     publish(__file__, made["rows"] or made["memory"], title="tools beside simulate", seed=0, extra={"memory": made["memory"]})
     return None
 

@@ -2,7 +2,57 @@
 
 from __future__ import annotations
 
-from .common import later
+from pathlib import Path
+from typing import Annotated
 
-later("apply", "write the quantized model")
-later("bench", "time the kernels on this machine")
+import typer
+
+from ..core.errors import QSearchError
+from .common import Folder, app, changed_run, console
+
+
+@app.command()
+def apply(
+    folder: Folder,
+    required: Annotated[bool, typer.Option("--required", help="refuse layers whose low-bit arithmetic this machine has no kernel for")] = False,
+) -> None:
+    """Write the plan's packed model, model.safetensors: smaller in memory, not only on disk."""
+    from .. import pipeline
+    from ..core.graph import OpGraph
+    from ..core.plan import BitPlan
+
+    with changed_run(folder) as job:
+        graph = OpGraph.load(job.path("graph.json"))
+        pipeline.apply(job, graph, BitPlan.load(job.path("plan.json"), graph), required=required)
+
+
+@app.command()
+def bench(
+    target: Annotated[
+        str | None, typer.Argument(metavar="[RUN|CARD]", help="whose layers to time; the kernels alone when left out", show_default=False)
+    ] = None,
+    schemes: Annotated[str, typer.Option(help="choices to time, e.g. uint4-c,int8-c+a8")] = "keep,uint4-c,int8-c+a8",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="latency.json for `allocate --device`; in a run folder when left out", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="torch device")] = "cpu",
+    seconds: Annotated[float, typer.Option(help="for each thing that is timed")] = 0.3,
+    resolution: Annotated[int | None, typer.Option(help="of a card: pixels of the shorter side", show_default=False)] = None,
+) -> None:
+    """Time the kernels on this machine, or every layer of a model, as a latency table for `allocate`."""
+    from .. import pipeline
+    from ..execute import timing
+    from ..report.text import plain
+
+    if target is None:
+        if output is not None:
+            raise QSearchError(f"a latency table is of a model's layers; give a run folder or a card with --output {output}")
+        console().print(plain(timing.kernels(device, seconds), "qsearch bench"))
+        return
+    latency, rows = pipeline.bench(target, schemes.split(","), device=device, seconds=seconds, resolution=resolution)
+    path = output or Path(target) / "latency.json"
+    if output is None and not Path(target).is_dir():
+        raise QSearchError(f"the latency table of a card needs a place; give --output, e.g. --output {target}-latency.json")
+    latency.save(path)
+    console().print(plain(rows, f"qsearch bench {target}"))
+    typer.echo(f"wrote {path}")

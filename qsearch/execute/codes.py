@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -11,6 +12,8 @@ from ..core.scheme import Scheme
 from ..measure.codes import Codes, element
 from ..measure.quantization import quantize, quantize_parts
 from .exporting import Export
+
+_AT_ONCE = 2**18  # weights
 
 
 @dataclass(frozen=True)
@@ -28,16 +31,43 @@ class Rows:
 def rows(job: Export, layer: LayerSpec, weight: Tensor) -> Rows:
     """The weight of `layer` in its plan's scheme; integers, floats and block formats (codebooks have no levels in common).
 
-    Groups fill the rows without a rest (`nearest.divides`), so that those of a long skip's parts are those of the whole row.
+    Groups fill the rows without a rest (`nearest.divides`), so that those of a long skip's parts are those of the whole row. Min-max looks at one
+    row at a time and gets a few at once, since quantizing takes many times the memory of what is quantized.
     """
-    return _levels(coded(job, layer, weight), job.plan.layers[layer.name])
+    scheme = job.plan.layers[layer.name]
+    held = job.calibration.get(layer.name)
+    rules: dict[str, Any] = {"axis": layer.channel_axis, "layer": layer.name, "moments": None if held is None else held.moments}
+    alone = scheme.method in ("", "minmax") and scheme.group >= 0 and scheme.format != "nvfp4" and layer.channel_axis == 0
+    if not alone or weight.numel() <= _AT_ONCE:
+        return _levels(quantize(weight, scheme, **rules).code, scheme)
+    count, done = max(1, _AT_ONCE * weight.shape[0] // weight.numel()), 0
+    whole: Rows | None = None
+    for piece in weight.split(count):
+        made = _levels(quantize(piece, scheme, **rules).code, scheme)
+        whole = whole or Rows(*(part.new_empty((len(weight), *part.shape[1:])) for part in (made.level, made.scale, made.zero)))
+        for place, part in zip((whole.level, whole.scale, whole.zero), (made.level, made.scale, made.zero), strict=True):
+            place[done : done + len(part)] = part
+        done += len(piece)
+    assert whole is not None
+    return whole
 
 
 def coded(job: Export, layer: LayerSpec, weight: Tensor) -> Codes:
     """The same before its parts are put together: block scales and the tensor's own apart, as nvfp4 stores them."""
     held = job.calibration.get(layer.name)
+    moments = None if held is None else held.moments
+    return quantize(weight, job.plan.layers[layer.name], axis=layer.channel_axis, layer=layer.name, moments=moments).code
+
+
+def pieces(job: Export, layer: LayerSpec, weight: Tensor) -> list[Rows]:
+    """`rows` for each part of a long skip's weight, whose channels have scales of their own; of other layers, and of groups that fit every part, the one."""
     scheme = job.plan.layers[layer.name]
-    return quantize(weight, scheme, axis=layer.channel_axis, layer=layer.name, moments=None if held is None else held.moments).code
+    if scheme.group or not layer.parts:
+        return [rows(job, layer, weight)]
+    held = job.calibration.get(layer.name)
+    moments = None if held is None else held.moments
+    made = quantize_parts(weight, scheme, axis=layer.channel_axis, splits=layer.parts, layer=layer.name, moments=moments)
+    return [_levels(part.code, scheme) for part in made]
 
 
 def _levels(code: Codes, scheme: Scheme) -> Rows:
@@ -50,14 +80,3 @@ def _levels(code: Codes, scheme: Scheme) -> Rows:
     form = element(scheme)
     own = 1.0 if scheme.family == "block" else 2.0**form.highest
     return Rows(form.values(code.codes.device)[code.codes.int()], scale / own, zero)
-
-
-def pieces(job: Export, layer: LayerSpec, weight: Tensor) -> list[Rows]:
-    """`rows` for each part of a long skip's weight, whose channels have scales of their own; of other layers, and of groups that fit every part, the one."""
-    scheme = job.plan.layers[layer.name]
-    if scheme.group or not layer.parts:
-        return [rows(job, layer, weight)]
-    held = job.calibration.get(layer.name)
-    moments = None if held is None else held.moments
-    made = quantize_parts(weight, scheme, axis=layer.channel_axis, splits=layer.parts, layer=layer.name, moments=moments)
-    return [_levels(part.code, scheme) for part in made]

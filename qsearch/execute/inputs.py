@@ -88,4 +88,4 @@ class Input(nn.Module):
         return values if self.linear else values.view(1, -1, *[1] * (x.ndim - 2))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        return super()._apply(same_type(fn), recurse)
+        return super()._apply(same_type(fn), recurse)  # type: ignore[no-any-return, no-untyped-call]  # torch has no types for it

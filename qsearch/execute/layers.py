@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,7 @@ def _weights(scheme: Scheme, weight: Tensor, axis: int, splits: Sequence[int], d
     return nn.ModuleList(PackedWeight(scheme, s[axis], math.prod(s) // s[axis], device) for s in shapes)
 
 
-def _whole(parts: nn.ModuleList, shape: Sequence[int], axis: int, splits: Sequence[int], dtype: torch.dtype) -> Tensor:
+def _whole(parts: Sequence[AnyWeight], shape: Sequence[int], axis: int, splits: Sequence[int], dtype: torch.dtype) -> Tensor:
     """The weight [shape] of rows that `parts` hold, in the coordinates in which it is stored."""
     pieces = []
     for part, piece in zip(parts, split(shape, axis, splits if len(parts) > 1 else ()), strict=True):
@@ -62,22 +62,25 @@ class _Layer(nn.Module):
         weight = source.weight
         self.scheme, self.shape, self.axis, self.splits = scheme, tuple(weight.shape), axis, tuple(splits)
         self.parts = _weights(scheme, weight, axis, splits, device)
-        bias = source.bias
+        bias = cast(nn.Parameter | None, source.bias)
         if bias is None and "shift" in scheme.transforms:
             bias = nn.Parameter(weight.new_zeros(weight.shape[axis], device=device), requires_grad=False)
         self.register_parameter("bias", bias)
         treated = bool(scheme.activation or scheme.transforms)
         self.input = Input(scheme, weight.shape[1 - axis], weight.shape[axis], linear=linear, device=device) if treated else None
+        #: kinds of device that multiply the rounded input as it is; elsewhere the weight is widened
+        self.devices = frozenset[str]()
+        if self.input is not None and self.input.bits:
+            self.devices = frozenset.intersection(*(part.devices for part in self.weights))
 
     @property
-    def in_bytes(self) -> bool:
-        """Whether inputs are integers and every part can be multiplied as bytes."""
-        return self.input is not None and self.input.bits > 0 and all(part.in_bytes for part in self.parts)
+    def weights(self) -> list[AnyWeight]:
+        """The parts, one for each part of the input."""
+        return [cast(AnyWeight, part) for part in self.parts]
 
-    @property
-    def device(self) -> torch.device:
-        """Where the first part lies."""
-        return next(iter(self.parts[0].state_dict(keep_vars=True).values())).device
+    def cut(self, x: Tensor, axis: int) -> Sequence[Tensor]:
+        """The input as one piece a part."""
+        return x.split(list(self.splits), axis) if len(self.parts) > 1 else (x,)
 
     @property
     def weight(self) -> Tensor:
@@ -86,7 +89,7 @@ class _Layer(nn.Module):
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight [shape] that the layer stands for, in its own coordinates."""
-        whole = _whole(self.parts, self.shape, self.axis, self.splits, torch.float32)
+        whole = _whole(self.weights, self.shape, self.axis, self.splits, torch.float32)
         if self.input is not None and self.input.divisor is not None and self.scheme.format != "keep":
             whole = whole / self.input.divisor.float().view(1, -1, *[1] * (whole.ndim - 2))
         return whole.to(dtype)
@@ -108,7 +111,7 @@ class QuantLinear(_Layer):
         if self.input is None:
             return self._sum(x, None, None)
         moved = self.input.moved(x)
-        if self.in_bytes and moved.device.type == "cpu":
+        if moved.device.type in self.devices:
             ends = self.input.ends(moved) if self.input.low is not None or len(self.parts) > 1 else (None, None)
             y = self._sum(moved, *ends)
         else:
@@ -117,7 +120,7 @@ class QuantLinear(_Layer):
 
     def _sum(self, x: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
         y: Tensor | None = None
-        for part, piece in zip(self.parts, x.split(list(self.splits), -1) if len(self.parts) > 1 else (x,), strict=True):
+        for part, piece in zip(self.weights, self.cut(x, -1), strict=True):
             made = self._product(part, piece, self.bias if y is None else None, low, high)
             y = made if y is None else y + made
         assert y is not None
@@ -126,7 +129,7 @@ class QuantLinear(_Layer):
     def _product(self, part: AnyWeight, x: Tensor, bias: Tensor | None, low: Tensor | None, high: Tensor | None) -> Tensor:
         if isinstance(part, KeptWeight):
             return F.linear(x.to(part.values.dtype), part.values, bias)
-        if self.input is not None and self.in_bytes and x.device.type == "cpu":
+        if self.input is not None and x.device.type in self.devices:
             return ops.linear_rounded(x, part.weight(), bias, self.input.bits, low, high)
         return ops.linear(x, part.weight(), bias)
 
@@ -139,32 +142,35 @@ class QuantConv2d(_Layer):
         self.in_channels, self.out_channels, self.groups = source.in_channels, source.out_channels, source.groups
         self.kernel_size, self.stride, self.padding, self.dilation = source.kernel_size, source.stride, source.padding, source.dilation
         self.padding_mode, self.edges = source.padding_mode, list(source._reversed_padding_repeated_twice)
-
-    @property
-    def in_bytes(self) -> bool:
-        """As for any layer, and the convolution is one that a product of rows is: in one group, padded with zeros."""
-        return super().in_bytes and self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)
+        plain = self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)  # else it is no product of rows
+        self.devices = self.devices & {"cpu"} if plain else frozenset()
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> [N, out_channels, h, w], in the type of `x`."""
         moved = x if self.input is None else self.input.moved(x)
-        if self.input is not None and self.in_bytes and x.device.type == "cpu":
+        if self.input is not None and x.device.type in self.devices:
             low, high = self.input.ends(moved) if self.input.low is not None or len(self.parts) > 1 else (None, None)
-            places = {"kernel": self.kernel_size, "stride": self.stride, "padding": self.padding, "dilation": self.dilation}
             y: Tensor | None = None
-            for part, piece in zip(self.parts, moved.split(list(self.splits), 1) if len(self.parts) > 1 else (moved,), strict=True):
-                made = ops.conv2d_rounded(piece, part.weight(), self.bias if y is None else None, self.input.bits, **places, low=low, high=high)
+            for part, piece in zip(self.weights, self.cut(moved, 1), strict=True):
+                assert isinstance(part, PackedWeight)
+                made = self._product(part, piece, self.bias if y is None else None, self.input.bits, low, high)
                 y = made if y is None else y + made
             assert y is not None
             return y.to(x.dtype)
         inside = moved if self.input is None else self.input.rounded(moved)
-        whole = _whole(self.parts, self.shape, 0, self.splits, inside.dtype)
+        whole = _whole(self.weights, self.shape, 0, self.splits, inside.dtype)
         bias = None if self.bias is None else self.bias.to(inside.dtype)
         if self.padding_mode != "zeros":
             y = F.conv2d(F.pad(inside, self.edges, self.padding_mode), whole, bias, self.stride, 0, self.dilation, self.groups)
         else:
             y = F.conv2d(inside, whole, bias, self.stride, self.padding, self.dilation, self.groups)
         return y.to(x.dtype)
+
+    def _product(self, part: PackedWeight, x: Tensor, bias: Tensor | None, bits: int, low: Tensor | None, high: Tensor | None) -> Tensor:
+        assert not isinstance(self.padding, str)
+        return ops.conv2d_rounded(
+            x, part.weight(), bias, bits, kernel=self.kernel_size, stride=self.stride, padding=self.padding, dilation=self.dilation, low=low, high=high
+        )
 
 
 class QuantConvolution(_Layer):
@@ -176,18 +182,15 @@ class QuantConvolution(_Layer):
         self.kernel_size, self.stride, self.padding, self.dilation = source.kernel_size, source.stride, source.padding, source.dilation
         self.transposed, self.output_padding = source.transposed, source.output_padding
         self.padding_mode, self.edges = source.padding_mode, [] if source.transposed else list(source._reversed_padding_repeated_twice)
-
-    @property
-    def in_bytes(self) -> bool:
-        """Never: there is no product of bytes for these."""
-        return False
+        self.devices = frozenset()
 
     def forward(self, x: Tensor) -> Tensor:
         """As the convolution that it stands for, in the type of `x`."""
         inside = x if self.input is None else self.input.rounded(self.input.moved(x))
-        whole = _whole(self.parts, self.shape, self.axis, self.splits, inside.dtype)
+        whole = _whole(self.weights, self.shape, self.axis, self.splits, inside.dtype)
         bias = None if self.bias is None else self.bias.to(inside.dtype)
-        convolve, padding = _CONVOLVE[len(self.kernel_size), self.transposed], self.padding
+        convolve = _CONVOLVE[len(self.kernel_size), self.transposed]
+        padding: Any = self.padding
         if self.transposed:
             return convolve(inside, whole, bias, self.stride, padding, self.output_padding, self.groups, self.dilation).to(x.dtype)  # type: ignore[no-any-return]
         if self.padding_mode != "zeros":

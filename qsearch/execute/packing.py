@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from qsearch_kernels import cpu, layout
+from qsearch_kernels import layout, ops
 from qsearch_kernels.weight import Weight
 
 from ..core.scheme import Scheme
@@ -36,8 +36,12 @@ class PackedWeight(nn.Module):
         for name, (shape, dtype) in _buffers(self.scheme, rows, columns).items():
             self.register_buffer(name, torch.empty(shape, dtype=dtype, device=device))
         table = levels(self.scheme, "cpu" if str(device) == "meta" else device) if self.scheme.family in ("float", "block") else None
-        self.register_buffer("levels", table, persistent=False)  # part of the format
-        self.in_bytes = cpu.in_bytes(self.weight())
+        if table is None:
+            self.levels = None
+        else:
+            self.register_buffer("levels", table, persistent=False)  # part of the format
+        #: kinds of device with a product for this weight and rounded inputs
+        self.devices = ops.devices(self.weight())
 
     @staticmethod
     def of(quantized: Quantized) -> PackedWeight:
@@ -90,8 +94,6 @@ class PackedWeight(nn.Module):
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight [rows, columns] that the codes stand for."""
-        from qsearch_kernels import ops
-
         return ops.dequantize(self.weight(), dtype)
 
     @property
@@ -104,7 +106,7 @@ class PackedWeight(nn.Module):
         return f"{self.scheme}, {self.rows} x {self.columns}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        return super()._apply(same_type(fn), recurse)
+        return super()._apply(same_type(fn), recurse)  # type: ignore[no-any-return, no-untyped-call]  # torch has no types for it
 
 
 def same_type(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -136,7 +138,7 @@ def _buffers(scheme: Scheme, rows: int, columns: int) -> dict[str, tuple[tuple[i
 class KeptWeight(nn.Module):
     """A weight in full precision whose layer rounds its input (`keep+a8`): the same interface as a packed one."""
 
-    in_bytes = False
+    devices: frozenset[str] = frozenset()
 
     def __init__(self, values: nn.Parameter, axis: int) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -84,10 +84,10 @@ def packed_layers(model: nn.Module) -> dict[str, QuantLayer]:
 def warn_of_widened(layers: Iterable[tuple[str, QuantLayer]], device: torch.device | str, kernels: Kernels) -> None:
     """Say, or refuse, that layers whose inputs are rounded have no kernel on `device` and widen their weights."""
     kind = torch.device(device).type
-    found = [(name, layer) for name, layer in layers if layer.scheme.activation and not (layer.in_bytes and kind in ("cpu", "meta"))]
+    found = [(name, layer) for name, layer in layers if layer.scheme.activation and kind != "meta" and kind not in layer.devices]
     if not found:
         return
-    name, layer = found[0]
+    name = found[0][0]
     text = ", ".join(f"{scheme} ({count})" for scheme, count in Counter(str(x.scheme) for _, x in found).most_common(4))
     rule = f"products of low-bit inputs need whole numbers of 8 bits and one scale a row of weights; {kind} has no kernel for {text}, first at {name}"
     if kernels == "required":
@@ -147,7 +147,7 @@ def _fill(layer: QuantLayer, source: nn.Module, weights: QuantizedWeights, name:
 def _share(model: nn.Module, alias: str, layer: QuantLayer, graph: OpGraph) -> None:
     """Another module with the same weight gets the same packed parts, and keeps its own bias and its own untouched input."""
     source = model.get_submodule(alias)
-    spec = [x for x in graph if alias in x.aliases][0]
+    spec = next(x for x in graph if alias in x.aliases)
     other = _empty(source, alias, layer.scheme.weight_only, spec.channel_axis, layer.splits, "meta")
     if layer.input is not None and layer.input.divisor is not None:
         raise QSearchError(
@@ -164,8 +164,3 @@ def _replace(model: nn.Module, source: nn.Module, layer: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if child is source:
                 setattr(parent, name, layer)
-
-
-def moved_parts(model: nn.Module) -> dict[str, Any]:
-    """Name -> stored bytes of each packed layer: what a plan's bytes are compared with."""
-    return {name: sum(part.stored_bytes for part in layer.parts) for name, layer in packed_layers(model).items()}

@@ -154,8 +154,8 @@ def _bytes(group: Mapping[str, Tensor]) -> int:
 
 
 def limit_of(weights: Weights) -> int:
-    """The largest file of a component: what a shard may take, since whoever wrote the model had room for it."""
-    return max(path.stat().st_size for path in set(weights.files.values()))
+    """What a shard may take: a third of the largest file of a component. Writing one takes its room twice, and the rest is for the layer at work."""
+    return max(path.stat().st_size for path in set(weights.files.values())) // 3
 
 
 def copy_config(weights: Weights, folder: Path, **more: Any) -> Path:

@@ -67,6 +67,14 @@ class FloatFormat:
         sign = ((clipped < 0) & (code > 0)).to(torch.int32) << (self.bits - 1)
         return torch.add(code, sign).to(torch.uint8)
 
+    def round(self, numbers: Tensor) -> Tensor:
+        """fp32 numbers at the nearest value of the format, clipped to the largest: what `encode` names by a code."""
+        clipped = numbers.clamp(-self.top, self.top)
+        size, lowest = clipped.abs(), 1 - self.bias
+        binade = torch.where(size > 0, torch.frexp(size).exponent - 1, lowest).clamp(min=lowest)
+        steps = torch.ldexp(size, self.mantissa - binade).round()
+        return torch.copysign(torch.ldexp(steps, binade - self.mantissa), clipped)
+
     def values(self, device: torch.device | str = "cpu") -> Tensor:
         """fp32 [2^bits]: the number that each code stands for; NaN for reserved codes."""
         return _values(self).to(device)

@@ -22,7 +22,7 @@ from ..core.errors import QSearchError
 from ..zoo.scenes import Caption, describe, draw_scenes
 from .clean import Sampled, coefficients, guidance_weights
 
-_DENOISERS = ("transformer", "unet", "prior")
+DENOISERS = ("transformer", "unet", "prior")
 #: what is asked of a call where the pipeline's signature has it: cleaning needs packages that change the prompt, binning a resolution table
 _PLAIN = {"clean_caption": False, "use_resolution_binning": False}
 
@@ -101,11 +101,11 @@ def load_pipeline(folder: Path, device: str = "cpu") -> Any:
 
 def denoiser_of(pipe: Any) -> nn.Module:
     """The module of the pipeline that denoises (its transformer or U-Net)."""
-    for name in _DENOISERS:
+    for name in DENOISERS:
         module = getattr(pipe, name, None)
         if isinstance(module, nn.Module):
             return module
-    raise QSearchError(f"{type(pipe).__name__} has none of the components {', '.join(_DENOISERS)}; give the denoiser as a module")
+    raise QSearchError(f"{type(pipe).__name__} has none of the components {', '.join(DENOISERS)}; give the denoiser as a module")
 
 
 def scene_prompts(count: int, seed: int) -> Prompts:

@@ -20,7 +20,7 @@ from ..core import plugins
 from ..core.errors import QSearchError
 from ..core.scheme import Scheme
 from .calibration import LayerInputs
-from .codes import nearest, spanning
+from .codes import element, nearest, spanning
 from .quantization import method_of
 
 
@@ -109,6 +109,9 @@ def rounded_between(x: Tensor, low: Tensor, high: Tensor, form: str) -> Tensor:
     """fp32 `x` on the grid of `form` (one of `scheme.ACTIVATIONS`) from `low` to `high`, which spread over it."""
     scheme = Scheme(f"uint{form}" if form.isdigit() else form)
     scale, zero = spanning(low, high, scheme)
+    if scheme.family == "float":  # the same numbers as by `nearest`, without a table of them
+        number = element(scheme)
+        return scale * (number.round(x / scale * 2.0**number.highest) / 2.0**number.highest)
     return nearest(x, scale, zero, scheme).values()
 
 

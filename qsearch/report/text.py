@@ -39,6 +39,16 @@ def results(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def plain(rows: list[dict[str, Any]], title: str) -> Table:
+    """Rows of plain data, the keys of the first as columns; numbers with four digits."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name, value in rows[0].items():
+        table.add_column(name, justify="left" if isinstance(value, str) else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{row[name]:.4g}" if isinstance(row.get(name), float) else str(row.get(name, "")) for name in rows[0]))
+    return table
+
+
 def cell(row: dict[str, Any], metric: str) -> str:
     """`mean ± error` of one metric of one plan; `exact` for what full precision is compared with itself, `-` where it was not measured."""
     if metric in ("sqnr", "output_sqnr") and row["plan"] == "full precision":

@@ -92,7 +92,7 @@ def test_a_pipeline_takes_it_for_one_of_its_components(tmp_path: Path) -> None:
     _, graph, source, _ = full("scenes-dit")
     config = PipelineQuantizationConfig(quant_mapping={"transformer": QSearchConfig(saved(tmp_path, graph, SCHEMES))})
 
-    pipe = DiffusionPipeline.from_pretrained(source, quantization_config=config, torch_dtype=torch.float32)
+    pipe = DiffusionPipeline.from_pretrained(source, quantization_config=config)
 
     assert noise(output(pipe.transformer, "scenes-dit"), simulated("scenes-dit", graph, SCHEMES)) < EXACT
 

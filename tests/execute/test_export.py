@@ -245,3 +245,21 @@ def test_a_plan_is_the_tools_own_where_allocation_is_told_the_target(tool: types
     lacking = SensitivityTable.from_rows(GRAPH.id, [r for r in rows if r["scheme"] == "uint4-c"])
     with pytest.raises(QSearchError, match=r"plain has none of the schemes in the table \(uint4-c\)"):
         make_plan(AllocateSection(average_bits=9.0, target="plain"), GRAPH, lacking)
+
+
+@pytest.mark.parametrize("text", ["uint4-g32", "int8-c", "e4m3-c", "mxfp8", "nvfp4", "int4-t", "uint5-g32@hqq"])
+def test_codes_are_the_same_whether_rows_come_together_or_a_few_at_once(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from qsearch.execute import codes
+    from qsearch.measure.quantization import quantize
+
+    layer = next(x for x in GRAPH if x.name == LINEAR[-2])
+    job = Export(BitPlan.make(GRAPH, {x.name: text if x is layer else "keep" for x in GRAPH}), GRAPH, SOURCE)
+    weight = torch.randn(layer.weight_shape, generator=torch.Generator().manual_seed(0))
+
+    monkeypatch.setattr(codes, "_AT_ONCE", 3000)
+    made = codes.rows(job, layer, weight)
+
+    values = (made.scale[..., None] * (made.level - made.zero[..., None])).reshape(weight.shape)
+    assert torch.equal(values, quantize(weight, Scheme.parse(text), layer=layer.name).dequantize())

@@ -53,7 +53,7 @@ def write(job: Export, folder: Path) -> list[Path]:
     formats = {layer.name: TYPES[scheme.format] for layer in job.graph if (scheme := job.plan.layers[layer.name]) != KEEP}
     path = folder / FILE
     path.write_text(json.dumps({name: {"weights": kind, "activations": "none"} for name, kind in formats.items()}, indent=4), encoding="utf-8")
-    return [copy_config(weights, folder), path, *write_shards(folder, _groups(job, weights), limit_of(weights) // 2)]
+    return [copy_config(weights, folder), path, *write_shards(folder, _groups(job, weights), limit_of(weights))]
 
 
 def _groups(job: Export, weights: Weights) -> Iterator[dict[str, Tensor]]:

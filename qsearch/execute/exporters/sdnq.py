@@ -59,7 +59,7 @@ def write(job: Export, folder: Path) -> list[Path]:
     kept = sorted(name for name in weights.files if name.endswith(".weight") and name not in layers)
     config = SDNQConfig(quant_conv=True, add_skip_keys=False, modules_quant_config=chosen, modules_to_not_convert=kept).to_dict()
     config |= {"quant_method": "sdnq", "modules_to_not_convert": kept}
-    files = write_shards(folder, _groups(job, weights, layers), limit_of(weights) // 2)
+    files = write_shards(folder, _groups(job, weights, layers), limit_of(weights))
     return [copy_config(weights, folder, quantization_config=config), *files]
 
 

@@ -52,8 +52,7 @@ def write(job: Export, folder: Path) -> list[Path]:
         said.clear()
         return out
 
-    # What a shard holds while it is being written takes the room of two: half of the source's leaves the peak at one.
-    files = write_shards(folder, _groups(job, weights, said), limit_of(weights) // 2, metadata)
+    files = write_shards(folder, _groups(job, weights, said), limit_of(weights), metadata)
     from torchao.core.config import config_to_dict
     from torchao.quantization import FqnToConfig
 

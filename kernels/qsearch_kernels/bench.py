@@ -1,0 +1,137 @@
+"""Stopwatch: contenders timed in turn, round after round, so that a machine that slows down slows them all.
+
+    python -m qsearch_kernels.bench [--seconds 1] [--compiled]
+
+prints the products of a CPU (or of CUDA) at the shapes of diffusion transformers and U-Nets: rows x inputs x outputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from . import layout, ops
+from .weight import Weight
+
+#: (rows, inputs, outputs): a modulation for one picture, attention and feed-forward of 256 tokens, a U-Net's attention of 4096
+SHAPES = ((1, 1152, 6912), (256, 1152, 1152), (256, 1152, 4608), (4096, 640, 640))
+_LEAST = 5  # rounds, however long they take
+
+
+def race(
+    contenders: Mapping[str, Callable[[], object]], seconds: float, device: str = "cpu", clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Name -> seconds of each call; one call of every contender a round, for at least `seconds` each in the mean and five rounds, after one that is not counted.
+
+    `clock`: `time.process_time` counts the seconds of the cores that worked, for a machine that others use at the same time.
+    """
+    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    for call in contenders.values():
+        call()
+    began = time.perf_counter()
+    while len(next(iter(taken.values()))) < _LEAST or time.perf_counter() - began < seconds * len(contenders):
+        for name, call in contenders.items():
+            wait()
+            start = clock()
+            call()
+            wait()
+            taken[name].append(clock() - start)
+    return taken
+
+
+def random_weight(rows: int, columns: int, bits: int, *, group: int = 0, device: str = "cpu") -> Weight:
+    """A weight of random codes with zeros in the middle, for timing."""
+    packed = layout.pack(torch.randint(0, 2**bits, (rows, columns)), bits)
+    groups = -(-columns // group) if group else 1
+    scale = torch.rand(rows, groups).add(0.5).div(2**bits).half()
+    return Weight((layout.signed(packed) if bits == 8 else packed).to(device), scale.to(device), None, 2.0 ** (bits - 1), None, bits, columns, group)
+
+
+def contenders(m: int, k: int, n: int, device: str = "cpu", *, compiled: bool = False) -> dict[str, Callable[[], object]]:
+    """Products of `m` rows with an [n, k] weight: full precision, ours and, where it is installed, torchao's, each with its own copy of the weight."""
+    x, weight = torch.randn(m, k, device=device), torch.randn(n, k, device=device) / k**0.5
+    short, narrow = x.bfloat16(), weight.bfloat16()
+    byte, nibble, grouped = (random_weight(n, k, bits, group=group, device=device) for bits, group in ((8, 0), (4, 0), (4, 64)))
+    made: dict[str, Callable[[], object]] = {
+        "fp32": lambda: F.linear(x, weight),
+        "bf16": lambda: F.linear(short, narrow),
+        "W8A8": lambda: ops.linear_rounded(x, byte, None, 8),
+        "W8A8, bf16 in": lambda: ops.linear_rounded(short, byte, None, 8),
+        "W4A8": lambda: ops.linear_rounded(x, nibble, None, 8),
+        "W8, fp32 in": lambda: ops.linear(x, byte),
+        "W8, bf16 in": lambda: ops.linear(short, byte),
+        "W4, fp32 in": lambda: ops.linear(x, nibble),
+        "W4, bf16 in": lambda: ops.linear(short, nibble),
+        "W4 g64, fp32 in": lambda: ops.linear(x, grouped),
+    }
+    if torch.device(device).type != "cpu":
+        made = {name: call for name, call in made.items() if "A8" not in name}
+    if compiled:
+        dense = torch.compile(F.linear)
+        made |= {"fp32 compiled": lambda: dense(x, weight), "bf16 compiled": lambda: dense(short, narrow)}
+    return made | _torchao(m, k, n, device, compiled)
+
+
+def _torchao(m: int, k: int, n: int, device: str, compiled: bool) -> dict[str, Callable[[], object]]:
+    """torchao's dynamic int8 and its weight-only int8, eager and compiled."""
+    if importlib.util.find_spec("torchao") is None:
+        return {}
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
+
+    made: dict[str, Callable[[], object]] = {}
+    for kind, config in (("W8A8", Int8DynamicActivationInt8WeightConfig), ("W8", Int8WeightOnlyConfig)):
+        for dtype in (torch.float32, torch.bfloat16):
+            layer = torch.nn.Sequential(torch.nn.Linear(k, n, bias=False, device=device, dtype=dtype))
+            quantize_(layer, config())
+            runs: Callable[[Any], object] = torch.compile(layer) if compiled else layer
+            x = torch.randn(m, k, device=device, dtype=dtype)
+            name = f"torchao {kind}, {'fp32' if dtype == torch.float32 else 'bf16'} in{', compiled' if compiled else ''}"
+            made[name] = lambda runs=runs, x=x: _no_grad(runs, x)  # type: ignore[misc]
+    return made
+
+
+@torch.no_grad()
+def _no_grad(call: Callable[[Any], object], x: torch.Tensor) -> object:
+    return call(x)
+
+
+def table(
+    shapes: Sequence[tuple[int, int, int]] = SHAPES,
+    device: str = "cpu",
+    seconds: float = 1.0,
+    *,
+    compiled: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[dict[str, Any]]:
+    """A row a shape and contender: median, fastest and slowest in ms, and how many times as fast as fp32 and bf16 by the medians."""
+    rows = []
+    for m, k, n in shapes:
+        taken = race(contenders(m, k, n, device, compiled=compiled), seconds, device, clock)
+        middle = {name: statistics.median(times) for name, times in taken.items()}
+        for name, times in taken.items():
+            row = {"rows x in x out": f"{m} x {k} x {n}", "product": name, "ms": middle[name] * 1e3, "fastest": min(times) * 1e3, "slowest": max(times) * 1e3}
+            rows.append(row | {"x fp32": middle["fp32"] / middle[name], "x bf16": middle["bf16"] / middle[name], "runs": len(times)})
+    return rows
+
+
+def main() -> None:
+    """Time the products and print them."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--compiled", action="store_true", help="torch.compile beside eager")
+    options = parser.parse_args()
+    for row in table(device=options.device, seconds=options.seconds, compiled=options.compiled):
+        print("  ".join(f"{v:9.3f}" if isinstance(v, float) else f"{v!s:24}" for v in row.values()))
+
+
+if __name__ == "__main__":
+    main()
