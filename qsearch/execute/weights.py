@@ -140,7 +140,8 @@ def write_shards(
         flush()
     if len(parts) == 1:
         return [parts[0][0].rename(folder / f"{STEM}.safetensors")]
-    made, placed = [], {}
+    made: list[Path] = []
+    placed: dict[str, str] = {}
     for i, (path, names, _) in enumerate(parts, 1):
         made.append(path.rename(folder / f"{STEM}-{i:05d}-of-{len(parts):05d}.safetensors"))
         placed |= dict.fromkeys(names, made[-1].name)

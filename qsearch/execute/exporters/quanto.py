@@ -75,11 +75,8 @@ def _tensors(job: Export, layer: LayerSpec, weight: Tensor) -> dict[str, Tensor]
     if scheme.bits == 8:
         data = made.level.reshape(weight.shape).to(qtypes[TYPES[scheme.format]].dtype)
         return {f"{name}._data": data, f"{name}._scale": scale.reshape(-1, *[1] * (weight.ndim - 1)), **ones}
-    code = made.level.to(torch.uint8)
-    if scheme.group:
-        code, shape = code.reshape(-1, scheme.group), (-1, 1)  # quanto's groups are rows of their own
-    else:
-        code, shape = code.reshape(weight.shape), (-1, *[1] * (weight.ndim - 1))
+    code = made.level.to(torch.uint8).reshape((-1, scheme.group) if scheme.group else weight.shape)
+    shape = (-1, *[1] * (code.ndim - 1))  # quanto's groups are rows of their own
     shift = (made.scale * made.zero).to(weight.dtype)
     return {f"{name}._data._data": pack_weights(code, scheme.bits), f"{name}._scale": scale.reshape(shape), f"{name}._shift": shift.reshape(shape), **ones}
 
