@@ -56,6 +56,17 @@ def coded(job: Export, layer: LayerSpec, weight: Tensor) -> Codes:
     return quantize(weight, scheme, axis=layer.channel_axis, layer=layer.name, moments=None if held is None else held.moments).code
 
 
+def pieces(job: Export, layer: LayerSpec, weight: Tensor) -> list[Rows]:
+    """`rows` for each part of a long skip's weight, whose channels have scales of their own; of other layers, and of groups that fit every part, the one."""
+    scheme = job.plan.layers[layer.name]
+    if scheme.group or not layer.parts:
+        return [rows(job, layer, weight)]
+    held = job.calibration.get(layer.name)
+    moments = None if held is None else held.moments
+    made = quantize_parts(weight, scheme, axis=layer.channel_axis, splits=layer.parts, layer=layer.name, moments=moments)
+    return [_levels(part.code, scheme) for part in made]
+
+
 def _levels(code: Codes, scheme: Scheme) -> Rows:
     scale, zero = code.scale[..., 0] * code.unit, code.zero[..., 0]
     if scheme.family == "uint":
@@ -66,14 +77,3 @@ def _levels(code: Codes, scheme: Scheme) -> Rows:
     form = element(scheme)
     own = 1.0 if scheme.family == "block" else 2.0**form.highest
     return Rows(form.values(code.codes.device)[code.codes.int()], scale / own, zero)
-
-
-def pieces(job: Export, layer: LayerSpec, weight: Tensor) -> list[Rows]:
-    """`rows` for each part of a long skip's weight, whose channels have scales of their own; of other layers, and of groups that fit every part, the one."""
-    scheme = job.plan.layers[layer.name]
-    if scheme.group or not layer.parts:
-        return [rows(job, layer, weight)]
-    held = job.calibration.get(layer.name)
-    moments = None if held is None else held.moments
-    made = quantize_parts(weight, scheme, axis=layer.channel_axis, splits=layer.parts, layer=layer.name, moments=moments)
-    return [_levels(part.code, scheme) for part in made]
