@@ -1,6 +1,6 @@
 """Every weight format at every granularity, at the bits that it really stores; and the speed of quantizing all of PixArt-α.
 
-    python notebooks/figures/formats.py [--rows 512] [--data gauss student scenes-dit scenes-unet] [--schemes int4-g64 e2m1-g64 …]
+    python notebooks/figures/formats.py [--rows 512] [--data gauss student scenes-dit scenes-unet] [--schemes int4-g64 e2m1-g64 …] [--plain]
     python notebooks/figures/formats.py --speed [--bits 4] [--layers 4] [--channels 64] [--threads 2]
 
 The first measures dB of signal over noise of the weights: Gaussian and Student-t (5 degrees of freedom) rows of 1152 columns, and all layers of the
@@ -101,7 +101,8 @@ def measured(data: str, options: argparse.Namespace) -> dict[str, tuple[float, f
     path = options.folder / f"formats-{data}-{options.rows}.json"
     found = {k: tuple(v) for k, v in json.loads(path.read_text(encoding="utf-8")).items()} if path.exists() else {}
     layers = weights(data, options.rows)
-    for text in dict.fromkeys([*options.schemes, *(s for s in schemes() if s.startswith("uint") and "@" not in s)]):
+    wanted = [s for s in options.schemes if not (options.plain and "@" in s)]
+    for text in dict.fromkeys([*wanted, *(s for s in schemes() if s.startswith("uint") and "@" not in s)]):
         if text not in found:
             found[text] = noise(layers, Scheme.parse(text))
             path.write_text(json.dumps(found), encoding="utf-8")
@@ -116,8 +117,7 @@ def compare(options: argparse.Namespace) -> None:
     for data in options.data:
         found = measured(data, options)
         line = [(bits, level) for text, (bits, level, _) in found.items() if text.startswith("uint") and "@" not in text]
-        for text in options.schemes:
-            bits, level, error = found[text]
+        for text, (bits, level, error) in found.items():
             rows.append({"weights": data, "scheme": text, "bits": bits, "dB": level, "± dB": error, "over uint": level - baseline(line, bits)})
     rows.sort(key=lambda row: (row["weights"], row["bits"]))
     publish(__file__, rows, title="formats: dB of weights over their rounding noise, at stored bits", seed=0)
@@ -194,6 +194,7 @@ def main() -> None:
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--data", nargs="+", default=["gauss", "student", "scenes-dit", "scenes-unet"])
     parser.add_argument("--schemes", nargs="+", default=schemes())
+    parser.add_argument("--plain", action="store_true", help="min-max and k-means alone")
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--folder", type=Path, default=Path("runs/formats"), help="keeps what is measured, for a call that goes on")
     parser.add_argument("--bits", type=int, default=4)
