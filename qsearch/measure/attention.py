@@ -62,11 +62,11 @@ class _Held(TorchFunctionMode):
     def enter(self, _: nn.Module, args: Any) -> None:
         """When the module begins."""
         self.ran = True
-        self.__enter__()
+        self.__enter__()  # type: ignore[no-untyped-call]  # torch does not say
 
     def leave(self, _: nn.Module, args: Any, output: Any) -> None:
         """When it ends, also by an exception."""
-        self.__exit__(None, None, None)
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # torch does not say
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         """Everything but attention passes as it is."""
