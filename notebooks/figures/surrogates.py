@@ -108,9 +108,10 @@ def main() -> None:
                 "xgboost, Qua2SeDiMo's features": without_table(taken),
             }
             if o.gnn:
-                learners["gnn"] = lesson([study], metric, "gnn")
+                known_all = all(f"{metric}, gnn, {size}, {o.gnn}" in kept for size in GNN_SIZES)
+                learners["gnn"] = taken if known_all else lesson([study], metric, "gnn")
             for size in SIZES:
-                if size + 30 > len(study.trials):
+                if size + 24 > len(study.trials):
                     continue
                 for label, given in learners.items():
                     kind = label.partition(",")[0]
