@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qsearch import cli, config, study
+from qsearch import cli, config, pipeline, study
 from qsearch.core.attribution import Attribution
 from qsearch.core.errors import QSearchError
 from qsearch.core.plan import BitPlan
@@ -17,6 +17,7 @@ from qsearch.core.trials import Trials
 from qsearch.job import Run
 from qsearch.learn.contracts import SCHEMES, small_graph, small_study
 from qsearch.learn.surrogate import Surrogate
+from tests.models import tiny_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +160,21 @@ def test_two_runs_teach_one_surrogate(folder: Path, tmp_path: Path) -> None:
 
 def test_schemes_of_the_world_are_those_of_its_plans() -> None:
     assert {str(s) for t in small_study(20).trials for s in t.layers.values()} == set(SCHEMES)
+
+
+def test_many_plans_are_measured_from_the_shell_and_not_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_pipeline().save_pretrained(tmp_path / "pipe")
+    (tmp_path / "prompts.txt").write_text("\n".join(f"a small red ring number {i}" for i in range(8)))
+    sections = {"sampling": {"steps": 2, "batch": 4}, "profile": {"samples": 2}, "evaluate": {"samples": 4, "metrics": ["sqnr", "ssim"]}}
+    content = {"model": str(tmp_path / "pipe"), "prompts": str(tmp_path / "prompts.txt"), "folder": str(tmp_path / "run"), **sections}
+    config.save(config.parse(content, "a test"), tmp_path / "run" / "config.yaml")
+    graph = pipeline.extract(Run(config.load(tmp_path / "run" / "config.yaml")))
+
+    first, again = (call(monkeypatch, capsys, "evaluate", tmp_path / "run", "--plans", count, "--draw", "random") for count in (2, 3))
+
+    assert (first[0], again[0]) == (0, 0), first[2] + again[2]
+    assert "2 plans measured" in first[2].replace("\n", " ")
+    assert "1 plans measured" in again[2].replace("\n", " ")
+    found = Trials(tmp_path / "run" / "trials.db", graph).measured()
+    assert [trial.name for trial in found] == ["random-0-000", "random-0-001", "random-0-002"]
+    assert all(len(trial.samples["ssim"]) == 4 for trial in found)

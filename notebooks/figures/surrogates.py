@@ -1,7 +1,7 @@
 """How well are plans predicted that nobody measured? Learning curves on the zoo's measured plans, beside baselines and the measurement's own reliability.
 
     python notebooks/figures/measured_plans.py scenes-dit   # first, and with scenes-unet, and both with --table
-    python notebooks/figures/surrogates.py [--folder FOLDER --models scenes-dit scenes-unet --repeats 10 --gnn 2]
+    python notebooks/figures/surrogates.py [--folder FOLDER --models scenes-dit scenes-unet --sizes 16 64 256 --repeats 10 --gnn 2]
 
 Of each model's plans, 16, 64 and 256 drawn at random are learnt from and all others predicted, `--repeats` times: Spearman, its mean and its spread over
 draws. Beside them: average bits, the probes' prediction alone (no learning), Qua²SeDiMo's features (method, bits and weights of each layer's kind, without
@@ -86,6 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--sizes", nargs="*", type=int, default=SIZES)
     parser.add_argument("--models", nargs="*", default=zoo.NAMES)
     parser.add_argument("--gnn", type=int, default=2, help="draws for the graph predictor; 0 leaves it out")
     o = parser.parse_args()
@@ -108,9 +109,10 @@ def main() -> None:
                 "xgboost, Qua2SeDiMo's features": without_table(taken),
             }
             if o.gnn:
-                learners["gnn"] = lesson([study], metric, "gnn")
-            for size in SIZES:
-                if size + 30 > len(study.trials):
+                known_all = all(f"{metric}, gnn, {size}, {o.gnn}" in kept for size in GNN_SIZES)
+                learners["gnn"] = taken if known_all else lesson([study], metric, "gnn")
+            for size in o.sizes:
+                if size + 24 > len(study.trials):
                     continue
                 for label, given in learners.items():
                     kind = label.partition(",")[0]
@@ -127,8 +129,8 @@ def main() -> None:
     if set(studies) == set(zoo.NAMES):
         both: list[dict[str, Any]] = []
         for metric in METRICS:
+            taken = lesson(list(studies.values()), metric, "ridge")
             for kind in ("ridge", "xgboost"):
-                taken = lesson(list(studies.values()), metric, kind)
                 held = {by: cross_validate(taken, kind, by=by) for by in ("plan", "graph")}
                 for i, name in enumerate(studies):
                     mine = taken.homes == i

@@ -84,7 +84,7 @@ class Attribution:
             spread = float(part[["base", "prediction"]].max().max() - part[["base", "prediction"]].min().min())
             off = (part["value"] + part["base"] - part["prediction"]).abs()
             if not (off <= TOLERANCE * spread).all():
-                worst = part.loc[off.idxmax()] if off.notna().any() else part.iloc[0]
+                worst = part.iloc[int(off.fillna(math.inf).to_numpy().argmax())]
                 raise QSearchError(
                     f"values and base must add up to the prediction; those of {method} for {metric} of plan {worst['plan']} make "
                     f"{worst['value'] + worst['base']:.9g}, predicted is {worst['prediction']:.9g}"
@@ -92,8 +92,7 @@ class Attribution:
 
     def sums(self) -> pd.DataFrame:
         """A row a plan, method, kind and metric: the sum of its values, its base and its prediction."""
-        found = self.frame.groupby(_WHOLE, as_index=False, sort=False).agg({"value": "sum", "base": "first", "prediction": "first"})
-        return found  # noqa: RET504 (pandas' own types)
+        return self.frame.groupby(_WHOLE, as_index=False, sort=False).agg({"value": "sum", "base": "first", "prediction": "first"})
 
     def select(self, *, plan: str | None = None, method: str | None = None, kind: str | None = None, metric: str | None = None) -> pd.DataFrame:
         """The rows with the given plan, method, kind and metric. Raises `QSearchError` with the nearest name where there is none."""

@@ -68,7 +68,7 @@ class _Moves:
             return np.zeros(values.shape[1:])
         if (site, str(scheme)) not in self._places:
             raise QSearchError(f"the table has no {scheme} for {site}; profile with this scheme")
-        return values[self._places[site, str(scheme)]].astype(np.float64)
+        return np.asarray(values[self._places[site, str(scheme)]], np.float64)
 
 
 def _of_plan(known: _Moves, name: str, plan: BitPlan, baseline: BitPlan | None, metric: str, pairs: int) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ _SETTINGS = {
     "tree_method": "hist",
 }
 _BACKGROUND = 100
+_AT_ONCE = 50  # plans that SHAP explains in one call: of long ones it draws a bar on the screen
 
 
 class Boosted(AbstractModel):
@@ -52,7 +53,8 @@ class Boosted(AbstractModel):
         import shap
 
         explainer = shap.TreeExplainer(self.trees, self.background, feature_perturbation="interventional")
-        values = np.asarray(explainer.shap_values(data.values, check_additivity=False), np.float64)
+        parts = [explainer.shap_values(data.values[i : i + _AT_ONCE], check_additivity=False) for i in range(0, len(data), _AT_ONCE)]
+        values = np.concatenate(parts).astype(np.float64)
         known, prior = Data(data.columns, self.background), self.line.column
         if prior is not None:
             values[:, prior] += self.line.slope * (data.values[:, prior] - self.background[:, prior].mean())
