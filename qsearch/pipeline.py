@@ -7,11 +7,11 @@ wanted key is skipped; a killed run starts again at the stage it was in, and wit
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import config as configs
 from .config import Config
@@ -27,7 +27,6 @@ from .job import Progress, Run, Silent
 from .planning import plan_by_hand
 
 if TYPE_CHECKING:
-    from .core.attribution import Attribution
     from .measure.pipelines import Call
     from .measure.simulation import QuantizedWeights
 
@@ -315,7 +314,7 @@ def run(config: Config | Path | str, progress: Progress | None = None) -> list[d
 
 def report(run: Run, graph: OpGraph, table: SensitivityTable, plan: BitPlan, rows: list[dict[str, Any]]) -> None:
     """contact_sheet.png and report.html."""
-    from .planning import frontier_of, make_frontier
+    from .planning import pictured
     from .report.page import is_current, write_report
 
     section, explained = run.config.allocate, run.path("attribution.parquet")
@@ -325,10 +324,8 @@ def report(run: Run, graph: OpGraph, table: SensitivityTable, plan: BitPlan, row
         run.progress.say("report: report.html is up to date")
         return
     captions = run.prompts(run.config.evaluate.samples, part=1).texts
-    curve = _unless_refused(run, lambda: frontier_of(section, graph, table, make_frontier(section, graph, table), rows))
-    reasons = [_unless_refused(run, lambda: _shapley(graph, table, plan)), _unless_refused(run, lambda: _explained(explained, graph))]
-    given: dict[str, Any] = {"frontier": curve, "attributions": [r for r in reasons if r is not None]}
-    write_report(run.folder, graph, table, plan, rows, captions, metric=section.metric, key=key, **given)
+    pictures = pictured(section, graph, table, plan, rows, explained, run.progress.say)
+    write_report(run.folder, graph, table, plan, rows, captions, metric=section.metric, key=key, **pictures)
     run.progress.say(f"report: {run.path('report.html')}")
 
 
@@ -360,31 +357,6 @@ def _calibration(run: Run, graph: OpGraph, plan: BitPlan) -> Any:
     c = run.config
     calls = record(run.pipe, run.prompts(c.profile.samples, part=0), run.sampling, c.profile.bins, c.profile.batch)
     return calibrate(denoiser_of(run.pipe), graph, calls, wanted)
-
-
-def _unless_refused(run: Run, make: Callable[[], Any]) -> Any:
-    """What `make` gives, or None and a line that says why: the page of a finished run is not lost for one of its pictures."""
-    try:
-        return make()
-    except QSearchError as error:
-        run.progress.say(f"report: left out of the page: {error}")
-        return None
-
-
-def _shapley(graph: OpGraph, table: SensitivityTable, plan: BitPlan) -> Attribution | None:
-    """What each layer adds to the plan's predicted error; None where no probes made the table, or nothing is quantized."""
-    from .learn.shapley import explain_quadratic
-
-    if table.shares is None or all(scheme.format == "keep" for scheme in plan.layers.values()):
-        return None
-    return explain_quadratic(graph, table, {"plan": plan}, metrics=sorted({metric for metric, _ in table.shares.values}))
-
-
-def _explained(path: Path, graph: OpGraph) -> Attribution | None:
-    """What `qsearch explain` wrote."""
-    from .core.attribution import Attribution
-
-    return Attribution.load(path, graph.id) if path.is_file() else None
 
 
 def _key_of(path: Path) -> str:

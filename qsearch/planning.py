@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from .core.table import SensitivityTable
 from .decide.constraints import Constraints
 
 if TYPE_CHECKING:
+    from .core.attribution import Attribution
     from .decide.why import Why
     from .report.frontier import Frontier
 
@@ -128,6 +129,41 @@ def frontier_of(section: AllocateSection, graph: OpGraph, table: SensitivityTabl
 
     power = not section.decibels and set(section.objective.weights) == {"noise"}
     return frontier(graph, section.objective.values(table), plans, rows, power=power)
+
+
+def pictured(
+    section: AllocateSection, graph: OpGraph, table: SensitivityTable, plan: BitPlan, rows: Sequence[Any], explained: Path, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """What a page shows of a plan besides its own numbers, as keywords of `write_report`: the frontier, and what explains the plan.
+
+    `explained`: where `qsearch explain` writes. What is refused is left out and said: the page of a finished run is not lost for one of its pictures.
+    """
+
+    def attempt(make: Callable[[], Any]) -> Any:
+        try:
+            return make()
+        except QSearchError as error:
+            say(f"report: left out of the page: {error}")
+            return None
+
+    curve = attempt(lambda: frontier_of(section, graph, table, make_frontier(section, graph, table), rows))
+    reasons = [attempt(lambda: _shapley(graph, table, plan)), attempt(lambda: _explained(explained, graph))]
+    return {"frontier": curve, "attributions": [r for r in reasons if r is not None]}
+
+
+def _shapley(graph: OpGraph, table: SensitivityTable, plan: BitPlan) -> Attribution | None:
+    """What each layer adds to the plan's predicted error; None where no probes made the table, or nothing is quantized."""
+    from .learn.shapley import explain_quadratic
+
+    if table.shares is None or all(scheme.format == "keep" for scheme in plan.layers.values()):
+        return None
+    return explain_quadratic(graph, table, {"plan": plan}, metrics=sorted({metric for metric, _ in table.shares.values}))
+
+
+def _explained(path: Path, graph: OpGraph) -> Attribution | None:
+    from .core.attribution import Attribution
+
+    return Attribution.load(path, graph.id) if path.is_file() else None
 
 
 def sized(budget: Budget, plan: BitPlan) -> Budget:

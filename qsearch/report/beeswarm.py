@@ -43,7 +43,7 @@ class Beeswarm:
 
 def beeswarm(attribution: Attribution, *, metric: str, method: str, kind: str = "feature", count: int = 12) -> Beeswarm:
     """The `count` names that move the predictions of all plans most, and the rest in one row. Raises `QSearchError` for fewer than two plans."""
-    frame = attribution.select(method=method, kind=kind, metric=metric)
+    frame: Any = attribution.select(method=method, kind=kind, metric=metric)
     plans = list(dict.fromkeys(frame["plan"]))
     if len(plans) < 2:
         raise QSearchError(f"a beeswarm shows many plans; {method} explains only {plans[0]}, whose contributions are bars")

@@ -69,7 +69,7 @@ def role_boxes(models: Mapping[str, tuple[OpGraph, SensitivityTable]], scheme: S
 
 def score_boxes(graph: OpGraph, attribution: Attribution, *, metric: str, method: str, schemes: Sequence[str] = ()) -> Boxes:
     """Boxes of a graph predictor's scores of operations, by role, the schemes that were scored beside each other (the first four when none are given)."""
-    frame = attribution.select(method=method, kind="operation", metric=metric)
+    frame: Any = attribution.select(method=method, kind="operation", metric=metric)
     known = list(dict.fromkeys(frame["choice"]))
     for scheme in schemes:
         if scheme not in known:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from textwrap import wrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core.graph import OpGraph
 from .drawing import FAINT, FAMILY_COLOURS, HALF, INK, QUIET, canvas, scaled, styled
@@ -35,7 +35,7 @@ class Contributions:
 
 def contributions(graph: OpGraph, attribution: Attribution, *, plan: str, metric: str, method: str, count: int = 15) -> Contributions:
     """The `count` layers that add most, step bins added up."""
-    frame = attribution.select(plan=plan, method=method, kind="layer", metric=metric)
+    frame: Any = attribution.select(plan=plan, method=method, kind="layer", metric=metric)
     sums = frame.groupby("name", sort=False).agg({"value": "sum", "error": lambda e: math.sqrt(float((e**2).sum(skipna=False))), "choice": "first"})
     sums = sums.sort_values("value", ascending=False, kind="stable")
     shown, hidden = sums.iloc[:count], sums.iloc[count:]

@@ -230,7 +230,9 @@ def name_points(ax: Axes, points: Sequence[tuple[str, float, float]], line: Sequ
 
     Call it when all is drawn: it asks the axes where things lie.
     """
-    ax.figure.draw_without_rendering()
+    figure = ax.get_figure(root=True)
+    assert figure is not None  # axes without one were never drawn
+    figure.draw_without_rendering()
     inside = ax.get_window_extent()
     at = [tuple(ax.transData.transform((x, y))) for _, x, y in points]
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in at]

@@ -16,7 +16,8 @@ MOST = 15  # rows of a table
 def attribution_tables(found: Attribution) -> list[Table | str]:
     """Of one plan (its own, else the only one) what each name contributes; of many the mean absolute contribution; of scores the largest."""
     shown: list[Table | str] = []
-    for (method, kind, metric), rows in found.frame.groupby(["method", "kind", "metric"], sort=False):
+    frame: Any = found.frame
+    for (method, kind, metric), rows in frame.groupby(["method", "kind", "metric"], sort=False):
         plans = list(rows["plan"].unique())
         of = f"{metric} by {method}, {kind}s"
         if rows["prediction"].isna().all():

@@ -54,7 +54,8 @@ def frontier(
             if math.isfinite(loss):
                 uniform.append((scheme, BitPlan.uniform(graph, scheme).achieved.average_bits, loss))
     bits, height = zip(*sorted(shown), strict=True) if shown else ((), ())
-    measured = [(str(r["plan"]), float(r["average_bits"]), *map(float, r["metrics"]["output_sqnr"])) for r in rows if power and "output_sqnr" in r["metrics"]]
+    held = [(str(r["plan"]), float(r["average_bits"]), r["metrics"]["output_sqnr"]) for r in rows if power and "output_sqnr" in r["metrics"]]
+    measured = [(name, bits, float(mean), float(error)) for name, bits, (mean, error) in held]
     title = "SQNR of the output, dB" if measured else "predicted SQNR of the output, dB" if power else "predicted loss, its sign turned"
     return Frontier(bits, height, tuple(uniform), title, tuple(m for m in measured if m[0] != FULL_PRECISION))
 

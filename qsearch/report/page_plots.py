@@ -83,7 +83,7 @@ def _of_layers(graph: OpGraph, table: SensitivityTable, plan: BitPlan, scheme: s
 def _of_attribution(graph: OpGraph, attribution: Attribution) -> dict[str, Plot]:
     """Bars for what explains the plan by its layers, a swarm for what explains many plans by features."""
     found: dict[str, Plot] = {}
-    kinds = attribution.frame[["method", "kind", "metric"]].drop_duplicates()
+    kinds: Any = attribution.frame[["method", "kind", "metric"]].drop_duplicates()
     for method, kind, metric in kinds.itertuples(index=False):
         plans = list(attribution.select(method=method, kind=kind, metric=metric)["plan"].unique())
         if kind == "layer" and "plan" in plans and "contributions" not in found:
