@@ -85,7 +85,8 @@ def parity(options: argparse.Namespace) -> None:
         full = run(model, call)
         for scheme in options.schemes:
             plan = BitPlan.uniform(graph, scheme)
-            packed = apply(copy.deepcopy(model), plan, graph, calibration)
+            mine = copy.deepcopy(model)
+            packed = apply(mine, plan, graph, QuantizedWeights(mine, graph, calibration))
             with simulate(model, plan, graph, QuantizedWeights(model, graph, calibration)), watched(model, packed_layers(packed)) as seen:
                 simulated = run(model, call)
             with torch.no_grad():
@@ -167,7 +168,8 @@ def pipelines(options: argparse.Namespace) -> None:
         pipes["bf16"] = load_pipeline(zoo.folder(name)).to(torch.bfloat16)
         for scheme in ("int8-c+a8", "uint4-c+a8", "uint4-c"):
             pipes[scheme] = load_pipeline(zoo.folder(name))
-            apply(denoiser_of(pipes[scheme]), BitPlan.uniform(graph, Scheme.parse(scheme)), graph, calibration)
+            mine = denoiser_of(pipes[scheme])
+            apply(mine, BitPlan.uniform(graph, Scheme.parse(scheme)), graph, QuantizedWeights(mine, graph, calibration))
         taken = bench.race(
             {kind: partial(sample, pipe, scene_prompts(4, seed=1), Sampling(steps=2, batch=4)) for kind, pipe in pipes.items()},
             options.seconds,

@@ -19,8 +19,8 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="take the place of an existing folder")] = False,
 ) -> None:
     """Write the plan as the file that another tool loads."""
-    from .. import pipeline
+    from .. import delivery
 
     with changed_run(folder) as job:
-        for path in pipeline.export(job, to, output, nearest=nearest, force=force):
+        for path in delivery.export(job, to, output, nearest=nearest, force=force):
             typer.echo(path)

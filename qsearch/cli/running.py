@@ -17,13 +17,13 @@ def apply(
     required: Annotated[bool, typer.Option("--required", help="refuse layers whose low-bit arithmetic this machine has no kernel for")] = False,
 ) -> None:
     """Write the plan's packed model, model.safetensors: smaller in memory, not only on disk."""
-    from .. import pipeline
+    from .. import delivery
     from ..core.graph import OpGraph
     from ..core.plan import BitPlan
 
     with changed_run(folder) as job:
         graph = OpGraph.load(job.path("graph.json"))
-        pipeline.apply(job, graph, BitPlan.load(job.path("plan.json"), graph), required=required)
+        delivery.apply(job, graph, BitPlan.load(job.path("plan.json"), graph), required=required)
 
 
 @app.command()
@@ -40,7 +40,7 @@ def bench(
     resolution: Annotated[int | None, typer.Option(help="of a card: pixels of the shorter side", show_default=False)] = None,
 ) -> None:
     """Time the kernels on this machine, or every layer of a model, as a latency table for `allocate`."""
-    from .. import pipeline
+    from .. import delivery
     from ..execute import timing
     from ..report.text import plain
 
@@ -49,7 +49,7 @@ def bench(
             raise QSearchError(f"a latency table is of a model's layers; give a run folder or a card with --output {output}")
         console().print(plain(timing.kernels(device, seconds), "qsearch bench"))
         return
-    latency, rows = pipeline.bench(target, schemes.split(","), device=device, seconds=seconds, resolution=resolution)
+    latency, rows = delivery.bench(target, schemes.split(","), device=device, seconds=seconds, resolution=resolution)
     path = output or Path(target) / "latency.json"
     if output is None and not Path(target).is_dir():
         raise QSearchError(f"the latency table of a card needs a place; give --output, e.g. --output {target}-latency.json")

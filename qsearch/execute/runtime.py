@@ -20,7 +20,7 @@ from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.plan import BitPlan
 from ..core.scheme import Scheme
-from ..measure.calibration import LayerInputs
+from ..core.sites import parted
 from ..measure.simulation import QuantizedWeights, weight_of
 from .layers import Convolution, QuantConv2d, QuantConvolution, QuantLayer, QuantLinear, empty_layer
 from .packing import PackedWeight, stored_bytes
@@ -38,20 +38,26 @@ def apply(
     model: nn.Module,
     plan: BitPlan | Mapping[str, Scheme],
     graph: OpGraph,
-    calibration: Mapping[str, LayerInputs] | None = None,
+    weights: QuantizedWeights | None = None,
     *,
     kernels: Kernels = "preferred",
 ) -> nn.Module:
     """Replace the layers of `model`, in place, by packed ones; returns it. Layers that the plan keeps, or does not name, stay as they are.
 
-    `calibration`: what goes into the layers, for schemes that ask (see `measure.calibration.calibrate`). Raises `QSearchError` for a plan of another graph, for
-    layers that the model lacks or whose class has no packed form, and, with `kernels="required"`, where a layer would have to widen its weight.
+    `weights`: of this model, with the calibration that some schemes ask for, or with what reconstruction learnt (as for `simulate`). Raises
+    `QSearchError` for a plan of another graph, for what has no packed form (layers of other classes, ranges of steps, attention's own tensors), and,
+    with `kernels="required"`, where a layer would have to widen its weight.
     On an error the model may hold some packed layers already: a weight is freed as soon as it is packed, so that memory never holds both.
     """
     if isinstance(plan, BitPlan) and plan.graph != graph.id:
         raise QSearchError(f"the plan was made for graph {plan.graph}, {graph.model} is graph {graph.id}; make a plan for this model")
-    schemes = _packed(plan.layers if isinstance(plan, BitPlan) else plan, graph)
-    weights = QuantizedWeights(model, graph, calibration)
+    if weights is not None and weights.model is not model:
+        raise QSearchError("codes are made of the weights of the model that is packed; the weights given are of another model, make them of this one")
+    layers, sites = parted(graph, {**plan.layers, **plan.sites} if isinstance(plan, BitPlan) else plan)
+    if rounded := sorted(site for site, scheme in sites.items() if scheme.activation):
+        raise QSearchError(f"packed layers round their own inputs, not attention's tensors; keep {rounded[0]}, or stay with `simulate`")
+    schemes = _packed(layers)
+    weights = weights or QuantizedWeights(model, graph)
     splits = {name: graph.layer(name).parts for name in schemes}
     _check_kernels(_templates(model, graph, schemes, splits), kernels)
     for name, scheme in schemes.items():
@@ -96,9 +102,10 @@ def warn_of_widened(layers: Iterable[tuple[str, QuantLayer]], device: torch.devi
     warnings.warn(f"{rule}; {cost}. The numbers and the memory are the plan's.", WidenedWarning, stacklevel=3)
 
 
-def _packed(layers: Mapping[str, Scheme], graph: OpGraph) -> dict[str, Scheme]:
-    for name in layers:
-        graph.layer(name)
+def _packed(layers: Mapping[str, Scheme]) -> dict[str, Scheme]:
+    for name, scheme in layers.items():
+        if scheme.ranges > 1:
+            raise QSearchError(f"a packed layer holds one weight for all steps; {scheme} at {name} has {scheme.ranges}, stay with `simulate`")
     return {name: scheme for name, scheme in layers.items() if scheme.format != "keep" or scheme.activation}
 
 

@@ -76,7 +76,7 @@ def pack(model: nn.Module, plan: Any, graph: OpGraph, calibration: Calibration |
     """`apply`, where a widened layer is expected."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", WidenedWarning)
-        return apply(model, plan, graph, calibration)
+        return apply(model, plan, graph, QuantizedWeights(model, graph, calibration))
 
 
 def compare_layers(model: nn.Module, packed: nn.Module, plan: dict[str, Scheme], graph: OpGraph, calibration: Calibration, call: Any) -> None:
@@ -240,7 +240,7 @@ def test_the_bytes_are_those_of_the_plan(case: Case, scheme: str) -> None:
 
 def test_casting_a_model_casts_what_computes_and_leaves_what_is_stored(case: Case) -> None:
     model, graph, calibration = case
-    apply(model, BitPlan.uniform(graph, "uint4-c+a8"), graph, calibration)
+    apply(model, BitPlan.uniform(graph, "uint4-c+a8"), graph, QuantizedWeights(model, graph, calibration))
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
 
     model.to(torch.bfloat16)
@@ -257,7 +257,7 @@ def test_casting_a_model_casts_what_computes_and_leaves_what_is_stored(case: Cas
 
 def test_a_copy_computes_the_same_bits_and_shares_nothing(case: Case) -> None:
     model, graph, calibration = case
-    apply(model, BitPlan.uniform(graph, "uint4-c+a8"), graph, calibration)
+    apply(model, BitPlan.uniform(graph, "uint4-c+a8"), graph, QuantizedWeights(model, graph, calibration))
 
     twin = copy.deepcopy(model)
 
@@ -292,7 +292,7 @@ def test_a_graph_without_breaks_is_traced_and_computes_the_same(scheme: str) -> 
 @pytest.mark.slow
 def test_inductor_compiles_a_packed_model(case: Case) -> None:
     model, graph, calibration = case
-    apply(model, BitPlan.uniform(graph, "uint4-c"), graph, calibration)
+    apply(model, BitPlan.uniform(graph, "uint4-c"), graph, QuantizedWeights(model, graph, calibration))
 
     with torch.no_grad():
         made = torch.compile(model, fullgraph=True)(**plain_inputs())
@@ -304,7 +304,7 @@ def test_offloaded_layers_come_when_they_are_called(case: Case) -> None:
     from accelerate import cpu_offload
 
     model, graph, calibration = case
-    apply(model, BitPlan.uniform(graph, "uint4-c+a8"), graph, calibration)
+    apply(model, BitPlan.uniform(graph, "uint4-c+a8"), graph, QuantizedWeights(model, graph, calibration))
     expected = run(model, plain_calls(1)[0])
 
     cpu_offload(model, execution_device=torch.device("cpu"), offload_buffers=True)
@@ -394,7 +394,7 @@ def test_a_class_with_a_forward_of_its_own_is_refused_by_name(case: Case) -> Non
 
 def test_an_empty_batch_and_strides_and_half_precision_go_through(case: Case) -> None:
     model, graph, calibration = case
-    apply(model, BitPlan.uniform(graph, "uint4-c+a8"), graph, calibration)
+    apply(model, BitPlan.uniform(graph, "uint4-c+a8"), graph, QuantizedWeights(model, graph, calibration))
     layer, conv = packed_layers(model)["blocks.0.ff.0"], packed_layers(model)["conv_in"]
     x = torch.randn(5, 8)
 

@@ -22,6 +22,7 @@ from qsearch.execute.runtime import apply, packed_layers, stored_bytes
 from qsearch.graphs.extraction import extract
 from qsearch.measure.calibration import calibrate
 from qsearch.measure.pipelines import run
+from qsearch.measure.simulation import QuantizedWeights
 from tests.models import PlainDenoiser, plain, plain_calls, plain_inputs
 
 SCHEMES = ("uint4-c", "int8-c+a8t~balance", "km2-c", "nvfp4", "uint3-g4", "keep", "e2m1-c+a8", "mxfp8")
@@ -33,7 +34,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module, OpG
     model, graph = plain()
     calibration = calibrate(model, graph, plain_calls())
     plan = BitPlan.make(graph, {layer.name: SCHEMES[i % len(SCHEMES)] for i, layer in enumerate(graph)})
-    apply(model, plan, graph, calibration)
+    apply(model, plan, graph, QuantizedWeights(model, graph, calibration))
     path = tmp_path_factory.mktemp("packed") / "model.safetensors"
     packed_file.save(model, path, graph, plan)
     return path, model, graph
