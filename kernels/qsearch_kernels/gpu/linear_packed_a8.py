@@ -16,7 +16,7 @@ from ..layout import row_bytes
 from .launching import Launch, processors
 from .linear_a8 import epilogue_arguments
 from .parts import codes_at, finish, levels_at, place
-from .tiles import UNPACKING_TILES, Tile, choose
+from .tiles import CORRECTING_TILES, UNPACKING_TILES, Tile, choose
 
 
 @triton.jit
@@ -92,7 +92,8 @@ def linear_packed_a8(
     out = torch.empty(*codes.shape[:-1], N, device=codes.device, dtype=dtype)
     if not out.numel():
         return (), out
-    tile = tile or choose(f"linear_packed_a8 {bits} {group}", rows, N, columns, processors(codes), UNPACKING_TILES)
+    tiles = CORRECTING_TILES if group and w_zero is not None else UNPACKING_TILES
+    tile = tile or choose(f"linear_packed_a8 {bits} {group}", rows, N, columns, processors(codes), tiles)
     arguments = {
         "a": codes.reshape(rows, columns).contiguous(), "packed": packed.contiguous(), "table": None if table is None else table.contiguous(), "out": out,
         **epilogue_arguments(rows, N, groups, a_scale, a_zero, sums, w_scale, w_zero, w_total, bias, gate, residual),

@@ -23,7 +23,7 @@ from .linear_packed_a8 import linear_packed_a8
 from .linear_wna16 import linear_wna16
 from .norm_quantize import norm_quantize
 from .quantize import quantize_rows
-from .tiles import FP8_TILES, TILES, UNPACKING_TILES, Tile
+from .tiles import CORRECTING_TILES, FP8_TILES, TILES, UNPACKING_TILES, Tile
 
 TOKENS, WIDTH = 2048, 1152
 
@@ -143,7 +143,7 @@ _MAKERS: dict[str, Callable[[str, str], Specimen]] = {
     **{f"linear_packed_a8 4 bits {_title(t)}": partial(_packed, tile=t, bits=4) for t in UNPACKING_TILES},
     **{f"linear_packed_a8 {bits} bits": partial(_packed, tile=UNPACKING_TILES[0], bits=bits) for bits in (2, 3, 5)},
     "linear_packed_a8 4 bits, groups of 64": partial(_packed, tile=UNPACKING_TILES[0], bits=4, group=64),
-    "linear_packed_a8 4 bits, groups of 64, zeros": partial(_packed, tile=UNPACKING_TILES[0], bits=4, group=64, zeros=True),
+    "linear_packed_a8 4 bits, groups of 64, zeros": partial(_packed, tile=CORRECTING_TILES[0], bits=4, group=64, zeros=True),
     "linear_packed_a8 codebooks of 16": partial(_packed, tile=UNPACKING_TILES[0], bits=4, table=True),
     "linear_packed_a8 codebooks of 8": partial(_packed, tile=UNPACKING_TILES[0], bits=3, table=True),
     **{f"conv2d_a8 3 x 3 {_title(t)}": partial(_conv, tile=t) for t in UNPACKING_TILES},

@@ -39,6 +39,8 @@ UNPACKING_TILES = (
     Tile(128, 64, 128, 4, 3, 0.75),
     Tile(64, 64, 128, 4, 3, 0.55),
 )
+#: For groups with zeros as well: two sets of sums and their corrections spill registers in anything larger.
+CORRECTING_TILES = UNPACKING_TILES[2:]
 _MEASURED: dict[tuple[str, int, int, int], Tile] = {}
 
 
