@@ -118,9 +118,16 @@ def test_a_recipe_runs_from_end_to_end_with_calibration_and_reconstruction(tmp_p
         "model": "scenes-dit",
         "folder": str(tmp_path / "run"),
         "sampling": {"steps": 3, "batch": 8},
-        "profile": {"schemes": ["uint3-c@gptq"], "estimator": "probe", "probes": 2, "bins": 1, "samples": 2},
+        "profile": {"schemes": ["uint3-c"], "estimator": "probe", "probes": 2, "bins": 1, "samples": 2},
         "calibrate": {"bins": 2, "batch": 2},
-        "allocate": {"layers": {"transformer_blocks.0*": "uint3-c+a4t@adaround", "transformer_blocks.1.ff.net.2": "uint4-c+a4t~balance~steps2", "*": "keep"}},
+        "allocate": {
+            "layers": {
+                "transformer_blocks.0*": "uint3-c+a4t@adaround",
+                "transformer_blocks.1.ff.net.2": "uint4-c+a4t~balance~steps2",
+                "transformer_blocks.2.attn1.to_q": "uint4-c@gptq",
+                "*": "keep",
+            }
+        },
         "reconstruct": {"order": "none"},
         "evaluate": {"samples": 3, "metrics": ["sqnr"], "uniform": None},
     }
