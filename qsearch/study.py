@@ -148,12 +148,14 @@ def rows_of(surrogates: Sequence[Surrogate]) -> list[dict[str, Any]]:
 
 def largest(found: Attribution, top: int) -> dict[str, list[dict[str, Any]]]:
     """Title -> the `top` names with the largest share in the prediction of the run's plan, for each method and metric that shares it out."""
-    shown = {}
+    shown: dict[str, list[dict[str, Any]]] = {}
     rows = found.frame[(found.frame["plan"] == "plan") & found.frame["kind"].isin(["layer", "feature"])]
     for (method, kind, metric), part in rows.groupby(["method", "kind", "metric"], sort=True):
         totals = part.groupby("name").agg({"value": "sum", "choice": "first"})
         order = totals["value"].abs().sort_values(ascending=False).index[:top]
         base, whole = float(part["base"].iloc[0]), float(part["prediction"].iloc[0])
-        listed = [{kind: str(name), "choice": str(totals.loc[name, "choice"]), "value": float(totals.loc[name, "value"])} for name in order]
+        listed: list[dict[str, Any]] = [
+            {str(kind): str(name), "choice": str(totals.loc[name, "choice"]), "value": float(totals.loc[name, "value"])} for name in order
+        ]
         shown[f"{metric} by {method}: {base:.4g} without, {whole:.4g} with this plan"] = listed
     return shown

@@ -67,7 +67,12 @@ def tune(m: int, n: int, k: int, dtype: torch.dtype = torch.int8) -> dict[Tile, 
 
     def measure(tile: Tile) -> float:
         launches, _ = linear_a8(a, rows, None, None, w, columns, tile=tile)
-        return statistics.median(_measure(lambda: [launch.run() for launch in launches]))
+
+        def run() -> None:
+            for launch in launches:
+                launch.run()
+
+        return statistics.median(_measure(run))
 
     return settle(f"linear_a8 {dtype}", m, n, k, measure, TILES if dtype == torch.int8 else FP8_TILES)
 

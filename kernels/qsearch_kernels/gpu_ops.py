@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import CustomOpDef, custom_op
+from torch.library import custom_op
 
 from . import reference_a8
 from .prepared import Prepared
@@ -36,7 +36,7 @@ def _kernel(module: str, name: str) -> Callable[..., Any]:
     return call
 
 
-def _operation(name: str, twin: Callable[..., Any], fake: Callable[..., Any], module: str, schema: str | None = None) -> CustomOpDef:
+def _operation(name: str, twin: Callable[..., Any], fake: Callable[..., Any], module: str, schema: str | None = None) -> Any:
     made = custom_op(f"qsearch_kernels::gpu_{name}", twin, mutates_args=(), device_types="cpu", schema=schema)
     made.register_kernel("cuda")(_kernel(module, name))
     made.register_fake(fake)
@@ -61,7 +61,8 @@ def _norm_quantize_fake(x: Tensor, form: str = "8", *rest: Any) -> Any:
 
 
 def _conv2d_a8_fake(codes: Tensor, a_scale: Tensor, a_zero: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    stride, padding, dilation, _, _, dtype = (*rest[2:], *(1, 0, 1, None, None, torch.bfloat16)[len(rest) - 2 :])
+    given: tuple[Any, ...] = (*rest[2:], *(1, 0, 1, None, None, torch.bfloat16)[len(rest) - 2 :])
+    stride, padding, dilation, _, _, dtype = given
     size = [(n + 2 * padding - dilation * (taps - 1) - 1) // stride + 1 for n, taps in zip(codes.shape[1:3], weight.shape[1:3], strict=True)]
     return codes.new_empty(codes.shape[0], *size, weight.shape[0], dtype=dtype)
 
@@ -106,10 +107,11 @@ def linear_rounded(rows: reference_a8.Rows | tuple[Tensor, Tensor, Tensor, Tenso
         dense = dequantize(weight.codes, None, None, 0.0 if weight.table is not None else 2.0 ** (bits - 1), weight.table, bits, columns, 0, torch.int8)
     if weight.group == 0 and dense is not None:
         zero = None if weight.zero is None else weight.zero[:, 0]
-        return linear_a8(codes, a_scale, a_zero, sums, dense, weight.scale[:, 0], zero, weight.total, *given, dtype)
-    return linear_packed_a8(
-        codes, a_scale, a_zero, sums, weight.codes, weight.scale, weight.zero, weight.total, weight.table, bits, weight.group, *given, dtype
-    )
+        found: Tensor = linear_a8(codes, a_scale, a_zero, sums, dense, weight.scale[:, 0], zero, weight.total, *given, dtype)
+        return found
+    packed = (weight.codes, weight.scale, weight.zero, weight.total, weight.table, bits, weight.group)
+    product: Tensor = linear_packed_a8(codes, a_scale, a_zero, sums, *packed, *given, dtype)
+    return product
 
 
 def linear(
@@ -117,5 +119,6 @@ def linear(
 ) -> Tensor:
     """`reference_levels.linear_levels` for activations as they are: up to 16 rows with packed weights, more by a dense product with the weight unpacked once."""
     if takes(x.shape[:-1].numel(), group, levels):
-        return linear_wna16(x, codes, scale, zero, offset, levels, bits, columns, group, bias)
+        product: Tensor = linear_wna16(x, codes, scale, zero, offset, levels, bits, columns, group, bias)
+        return product
     return torch.nn.functional.linear(x, dequantize(codes, scale, zero, offset, levels, bits, columns, group, x.dtype), bias)

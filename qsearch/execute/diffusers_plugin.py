@@ -79,7 +79,7 @@ def _plain(plan: str | Path | BitPlan, graph: str | Path | OpGraph | None) -> tu
     made = plan if isinstance(plan, BitPlan) else BitPlan.load(Path(plan), graph)
     if made.graph != graph.id:
         raise QSearchError(f"the plan was made for graph {made.graph}, {graph.model} is graph {graph.id}; make a plan for this model")
-    splits = {layer.name: list(layer.parts) for layer in graph if layer.parts}
+    splits: dict[str, Sequence[int]] = {layer.name: list(layer.parts) for layer in graph if layer.parts}
     return {name: str(s) for name, s in made.layers.items()}, splits, {layer.name: layer.channel_axis for layer in graph if layer.channel_axis}
 
 

@@ -21,7 +21,7 @@ from ..core.plan import BitPlan
 from ..core.table import SensitivityTable
 from .data import AbstractModel, Data
 from .features import Array, Features, featurize
-from .nodes import Skeleton, prices_of
+from .nodes import Nodes, Skeleton, prices_of
 from .scores import LOWER_IS_BETTER, Scores, half_width, unlinked
 
 SCHEMA = "qsearch.surrogate/1"
@@ -100,7 +100,8 @@ class Surrogate:
             if graph is not None and graph not in c["graphs"]:
                 known = ", ".join(f"{name} ({id_})" for id_, name in c["graphs"].items())
                 raise ArtifactError(f"{path} was fitted on {known}, the model here is graph {graph}; fit one with its measured plans")
-            scores = Scores(**{k: float("nan") if v is None else v for k, v in c["scores"].items()})
+            held: dict[str, Any] = {k: float("nan") if v is None else v for k, v in c["scores"].items()}
+            scores = Scores(**held)
             model = plugins.load("surrogates", c["kind"]).load(Path(folder))
             columns, residuals = tuple(c["columns"]), np.array(c["residuals"], np.float64)
             return Surrogate(c["kind"], c["metric"], columns, c["graphs"], tuple(c["schemes"]), scores, residuals, model, header.seed, header)
@@ -119,7 +120,7 @@ def assemble(
     """Plans of one graph as data for a surrogate of this kind, with the given columns (all, when left out)."""
     found = features or featurize(graph, plans, tables)
     names = tuple(found.columns if columns is None else columns)
-    nodes = ()
+    nodes: tuple[Nodes, ...] = ()
     if plugins.load("surrogates", kind).needs_graph:
         skeleton, prices = Skeleton(graph), prices_of(tables)
         nodes = tuple(skeleton.with_plan(plan, prices) for plan in plans.values())

@@ -130,7 +130,7 @@ def boxes_into(ax: Axes, data: Boxes) -> None:
             if box.summary is not None:
                 keys = ("whislo", "q1", "med", "q3", "whishi")
                 style: dict[str, Any] = {"color": QUIET, "linewidth": 0.9}
-                stats = dict(zip(keys, box.summary, strict=True)) | {"fliers": []}
+                stats: dict[str, Any] = dict(zip(keys, box.summary, strict=True)) | {"fliers": []}
                 wide = 0.62 / len(held)
                 filled = {"facecolor": _pale(colour), "edgecolor": QUIET, "linewidth": 0.9}
                 bold = {"color": INK, "linewidth": 1.8}

@@ -137,7 +137,7 @@ def block_sketch(graph: OpGraph, block: str) -> Sketch:
         layer = graph.layer(op.layer) if op.layer else None
         title, colour = (op.layer.removeprefix(f"{block}."), kind_colour(layer.role)) if layer else (op.kind, "")
         boxes[op.name] = Box(title, _detail(op, layer), colour, tuple(marks.get(op.name, ())))
-    members = {op.name: (op.layer,) for op in inside.values() if op.layer}
+    members: dict[str, tuple[str, ...]] = {op.name: (op.layer,) for op in inside.values() if op.layer}
     return Sketch(f"{graph.model}: {block}", boxes, tuple(dict.fromkeys(edges)), conditions=tuple(conditions), members=members)
 
 

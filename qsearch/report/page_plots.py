@@ -101,7 +101,8 @@ def _drawn(name: str, draw: Callable[[Any, int], Figure], data: Any, label: str,
     from markupsafe import Markup
 
     # Markup: matplotlib escapes what it writes, and `drawing.svg` the label.
-    return Plot(*(Markup(drawing.svg(draw(data, width), key=f"{name}-{width}", label=label)) for width in (wide, drawing.NARROW)))
+    sheets = [Markup(drawing.svg(draw(data, width), key=f"{name}-{width}", label=label)) for width in (wide, drawing.NARROW)]
+    return Plot(sheets[0], sheets[1])
 
 
 def _unscaled(name: str, figure: Figure, label: str) -> Plot:

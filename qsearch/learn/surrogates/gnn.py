@@ -84,7 +84,8 @@ def spearman_loss(x: Tensor, target: Tensor) -> Tensor:
     """1 - correlation of the soft ranks of x [n] with the ranks of the target [n]."""
     a, b = soft_ranks(x), target.argsort().argsort().to(x.dtype)
     a, b = a - a.mean(), b - b.mean()
-    return 1 - (a * b).sum() / (a.norm() * b.norm() + 1e-9)
+    loss: Tensor = 1 - (a * b).sum() / (a.norm() * b.norm() + 1e-9)
+    return loss
 
 
 def lambda_rank_loss(x: Tensor, target: Tensor) -> Tensor:
@@ -170,7 +171,8 @@ def fit(data: Data, target: Array, seed: int) -> GraphPredictor:
         for _ in range(EPOCHS):
             order = torch.randperm(len(target))
             for part in order.split(BATCH):
-                loss = loss_of(*network(Batch([data.nodes[int(i)] for i in part])), wanted[part], ranked[part])
+                read, made = network(Batch([data.nodes[int(i)] for i in part]))
+                loss = loss_of(read, made, wanted[part], ranked[part])
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(network.parameters(), 5.0)

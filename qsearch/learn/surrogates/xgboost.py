@@ -46,7 +46,8 @@ class Boosted(AbstractModel):
         import xgboost
 
         leaves = self.trees.predict(xgboost.DMatrix(data.values), pred_leaf=True).astype(int).reshape(len(data), -1)
-        return self.line.of(data) + sum(values[leaves[:, i]] for i, values in enumerate(_leaf_values(self.trees)))
+        found: Array = self.line.of(data) + sum(values[leaves[:, i]] for i, values in enumerate(_leaf_values(self.trees)))
+        return found
 
     def shares(self, data: Data) -> tuple[Array, float]:
         """TreeSHAP, interventional against the plans learnt from, and the line's own part in the prior's column."""
