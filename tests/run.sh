@@ -24,4 +24,5 @@ stage lint ruff check --quiet
 stage format ruff format --check --quiet
 stage types mypy --no-error-summary
 stage imports lint-imports --no-logo
-stage tests python -m pytest -q
+# A worker a core, each with one thread: most tests are too small for two.
+OMP_NUM_THREADS=1 stage tests python -m pytest -q -n auto --dist loadfile
