@@ -54,8 +54,8 @@ PROMISED: dict[str, tuple[int, Callable[[Names], bool]]] = {
     "01_graph": (2, lambda n: abs(float(n["shares"][0].seconds) / n["total"]) <= 1 and set(n["layers"]["role"]) == {x.role for x in n["graph"]}),
     "02_sensitivity": (5, lambda n: n["table"].reliability() > 0.5 and len(n["means"]) == len(n["graph"].quantizable)),
     "03_explain_dit_vs_unet": (3, lambda n: abs(n["layers"]["value"].sum() - n["layers"]["prediction"].iloc[0]) < 1e-9 and len(n["plans"]) == 40),
-    "05_run_and_export": (1, lambda n: float(n["difference"]) < 1e-4 and len(n["rounded"]) > 3 and is_best(n)),
     "04_allocate": (2, lambda n: is_best(n) and all(p.solver.objective >= n["plan"].solver.objective * (1 - 1e-9) for p in n["plans"].values())),
+    "05_run_and_export": (1, lambda n: float(n["difference"]) < 1e-4 and len(n["rounded"]) > 3 and is_best(n)),
 }
 
 

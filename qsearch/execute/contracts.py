@@ -13,11 +13,14 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
+import torch
+
 from ..core.contract import Contract
 from ..core.errors import QSearchError
 from ..core.graph import LayerSpec, OpGraph
 from ..core.plan import BitPlan
 from ..core.scheme import KEEP, Scheme
+from ..measure.calibration import LayerInputs
 from .exporting import Export, formats
 from .exports import difference
 from .weights import Weights, component
@@ -79,7 +82,9 @@ class ExporterContract(Contract):
         source = self.source or small()
         graph = graph_of(source)
         given = {x.name: self.module.nearest(Scheme.parse(schemes[i % len(schemes)]), x) for i, x in enumerate(graph)}
-        return Export(BitPlan.make(graph, given), graph, source, component(source))
+        ends = {x.name: torch.linspace(-1, 2, x.weight_shape[1 - x.channel_axis]) for x in graph}
+        seen = {name: LayerInputs(-x.abs() - 1, x.abs() + 1, x, x, x[None]) for name, x in ends.items()}
+        return Export(BitPlan.make(graph, given), graph, source, component(source), seen)
 
     @contextmanager
     def written(self, job: Export) -> Iterator[Path]:

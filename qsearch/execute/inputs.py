@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.scheme import Scheme
+from ..measure.activations import tensor
 from ..measure.treatment import Treatment, rounded_between
 from .packing import same_type
 
@@ -18,8 +19,8 @@ Step = Literal["moved", "ends", "rounded", "answered"]
 class Input(nn.Module):
     """The input's side of `scheme`, for `channels` input channels and `outputs` output channels. Empty until a treatment or a state dict fills it.
 
-    Buffers, each only where the scheme has it: `shift`, `divisor` [channels]; `low`, `high`, the ends of a static grid, [1] or [channels]; `first`: the output
-    [outputs] of the token that is computed beforehand.
+    Buffers, each only where the scheme has it: `shift`, `divisor` [channels]; `low`, `high`, the ends of a static grid, [1] or [channels] (also of an input
+    in `parts`, which have a range each); `first`: the output [outputs] of the token that is computed beforehand.
     """
 
     shift: Tensor | None
@@ -28,15 +29,16 @@ class Input(nn.Module):
     high: Tensor | None
     first: Tensor | None
 
-    def __init__(self, scheme: Scheme, channels: int, outputs: int, *, linear: bool, device: torch.device | str = "cpu") -> None:
+    def __init__(self, scheme: Scheme, channels: int, outputs: int, *, linear: bool, parts: bool = False, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.scheme, self.linear = scheme, linear
+        several = scheme.grain == "channel" or (scheme.grain == "tensor" and parts)
         #: bits of an integer grid that is the same for all channels, 0 where activations are no such integers
-        self.bits = int(scheme.activation) if scheme.activation.isdigit() and scheme.grain != "channel" else 0
+        self.bits = int(scheme.activation) if scheme.activation.isdigit() and not several else 0
         words = [transform.rstrip("0123456789") for transform in scheme.transforms if transform != "bos"]
         scales = [word for word in words if word != "shift"]
         static = bool(scheme.activation) and scheme.grain != "token"
-        ends = channels if scheme.grain == "channel" else 1
+        ends = channels if several else 1
         for name, size, there in (
             ("shift", channels, "shift" in words),
             ("divisor", channels, bool(scales)),
@@ -52,8 +54,9 @@ class Input(nn.Module):
         """Take over what calibration found; `token`: the output of the first token."""
         found = {"shift": treatment.shift, "divisor": treatment.scale, "first": token}
         if treatment.inputs is not None:
-            low, high = treatment.inputs.low, treatment.inputs.high
-            found |= {"low": low, "high": high} if self.scheme.grain == "channel" else {"low": low.min()[None], "high": high.max()[None]}
+            inputs = treatment.inputs
+            low, high = (inputs.low, inputs.high) if self.scheme.grain == "channel" else tensor.ranges(inputs.low, 0, inputs)
+            found |= {"low": low.reshape(-1), "high": high.reshape(-1)}
         for name, buffer in list(self.named_buffers()):
             value = found[name]
             assert value is not None

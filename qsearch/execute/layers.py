@@ -67,7 +67,7 @@ class _Layer(nn.Module):
             bias = nn.Parameter(weight.new_zeros(weight.shape[axis], device=device), requires_grad=False)
         self.register_parameter("bias", bias)
         treated = bool(scheme.activation or scheme.transforms)
-        self.input = Input(scheme, weight.shape[1 - axis], weight.shape[axis], linear=linear, device=device) if treated else None
+        self.input = Input(scheme, weight.shape[1 - axis], weight.shape[axis], linear=linear, parts=bool(splits), device=device) if treated else None
         #: kinds of device that multiply the rounded input as it is; elsewhere the weight is widened
         self.devices = frozenset[str]()
         if self.input is not None and self.input.bits:
