@@ -75,4 +75,4 @@ pd.DataFrame({row["plan"]: {"stored bits": f"{row['average_bits']:.2f}"} | {k: f
 
 # %%
 pipeline.report(run, graph, table, plan, rows)
-Image.open(run.path("contact_sheet.png"))
+Image.open(run.path("contact_sheet.png")).convert("RGB")

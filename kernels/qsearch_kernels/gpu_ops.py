@@ -117,7 +117,11 @@ def linear_rounded(rows: reference_a8.Rows | tuple[Tensor, Tensor, Tensor, Tenso
 def linear(
     x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, offset: float, levels: Tensor | None, bits: int, columns: int, group: int, bias: Tensor | None
 ) -> Tensor:
-    """`reference_levels.linear_levels` for activations as they are: up to 16 rows with packed weights, more by a dense product with the weight unpacked once."""
+    """`reference_levels.linear_levels` for activations as they are: up to 16 rows with packed weights, more by a dense product with the weight unpacked once.
+
+    A weight as `Weight` holds it: `offset` is the zero of all where `zero` is None, and means nothing beside one.
+    """
+    offset = offset if zero is None else 0.0
     if takes(x.shape[:-1].numel(), group, levels):
         product: Tensor = linear_wna16(x, codes, scale, zero, offset, levels, bits, columns, group, bias)
         return product

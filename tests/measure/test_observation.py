@@ -216,7 +216,7 @@ def test_pictures_that_the_judge_does_not_know_are_refused(graph: OpGraph, promp
 
     small = tiny_pipeline()
     calls = record(small, prompts[:1], SAMPLING, 1)
-    with pytest.raises(QSearchError, match="the judge reads the zoo's scenes of 3x64x64; these pictures are 3x16x16"):
+    with pytest.raises(QSearchError, match="alignment of pictures that are not the zoo's 3x64x64 scenes goes by CLIP"):
         profile(denoiser_of(small), graph, ["uint8-c"], calls, estimator="probe", metrics=["alignment"], pipe=small)
 
 
