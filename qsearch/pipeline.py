@@ -124,7 +124,7 @@ def calibration_calls(run: Run, schemes: Iterable[Scheme]) -> list[Call]:
     if run.config.reconstruct.order == "none" and not any(needs_inputs(s) for s in schemes):
         return []
     sampling = replace(run.sampling, seed=run.sampling.seed + 250_000)
-    return record(run.pipe, run.prompts(c.samples or run.config.profile.samples, part=0), sampling, c.bins, c.batch)
+    return record(run.pipe, run.prompts(c.samples or run.config.profile.samples, part=0), sampling, min(c.bins, sampling.steps), c.batch)
 
 
 def plan_weights(run: Run, graph: OpGraph, plan: BitPlan, calls: Sequence[Call], *, learn: bool) -> QuantizedWeights:

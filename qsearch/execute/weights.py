@@ -18,6 +18,7 @@ from ..core.graph import LayerSpec, OpGraph
 if TYPE_CHECKING:
     from torch import Tensor
 
+_SMALL = 2**26  # bytes
 STEM = "diffusion_pytorch_model"
 
 
@@ -155,8 +156,11 @@ def _bytes(group: Mapping[str, Tensor]) -> int:
 
 
 def limit_of(weights: Weights) -> int:
-    """What a shard may take: a third of the largest file of a component. Writing one takes its room twice, and the rest is for the layer at work."""
-    return max(path.stat().st_size for path in set(weights.files.values())) // 3
+    """What a shard may take: a third of the largest file of a component. Writing one takes its room twice, and the rest is for the layer at work.
+
+    Small models stay in one file, which some tools' own loaders want.
+    """
+    return max(_SMALL, max(path.stat().st_size for path in set(weights.files.values())) // 3)
 
 
 def copy_config(weights: Weights, folder: Path, **more: Any) -> Path:

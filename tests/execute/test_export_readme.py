@@ -48,7 +48,7 @@ def runs(folder: Path) -> None:
 
 
 # optimum-quanto compiles a C++ extension when it is first asked to unpack.
-@pytest.mark.parametrize("title", [pytest.param(t, marks=pytest.mark.slow if t == "optimum-quanto" else ()) for t in recipes()])
+@pytest.mark.parametrize("title", [pytest.param(t, marks=pytest.mark.slow if t in (*SLOW, "optimum-quanto") else ()) for t in recipes()])
 def test_a_block_of_the_readme_runs(title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDNQ_USE_TORCH_COMPILE", "0")
     monkeypatch.chdir(tmp_path)
@@ -62,6 +62,8 @@ def test_a_block_of_the_readme_runs(title: str, tmp_path: Path, monkeypatch: pyt
             cli.main()
         assert not stop.value.code
 
+    if title == "AutoRound":  # diffusers itself says that it is missing, as another kind of error
+        pytest.importorskip("auto_round")
     names: dict[str, Any] = {}
     try:
         exec(compile(code, "README.md", "exec"), names)

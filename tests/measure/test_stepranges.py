@@ -102,7 +102,7 @@ def test_ranges_without_calibration_say_where_it_comes_from(case: tuple[PlainDen
 
 
 def test_profiling_prices_schemes_with_ranges(case: tuple[PlainDenoiser, OpGraph]) -> None:
-    values = profile(*case, ["uint8-c+a4t", "uint8-c+a4t~steps2"], calls()).values("noise")
+    values = profile(*case, ["uint8-c+a4t", "uint8-c+a4t~steps2"], calls(), estimator="sweep").values("noise")
 
     assert sum(row["uint8-c+a4t~steps2"] for row in values.values()) < sum(row["uint8-c+a4t"] for row in values.values())
 

@@ -84,7 +84,7 @@ def _tensors(job: Export, layer: LayerSpec, weight: Tensor) -> dict[str, Tensor]
 def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
     """The map of formats, and that the files hold tensors of them."""
     try:
-        said = {name: entry["weights"] for name, entry in json.loads((folder / FILE).read_text(encoding="utf-8")).items()}
+        said = {name: str(entry["weights"]) for name, entry in json.loads((folder / FILE).read_text(encoding="utf-8")).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{folder / FILE} is not a map of formats ({type(error).__name__}: {error}); export again") from error
     weights = Weights(folder)
