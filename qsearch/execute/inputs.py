@@ -32,13 +32,14 @@ class Input(nn.Module):
     def __init__(self, scheme: Scheme, channels: int, outputs: int, *, linear: bool, parts: bool = False, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.scheme, self.linear = scheme, linear
-        several = scheme.grain == "channel" or (scheme.grain == "tensor" and parts)
-        #: bits of an integer grid that is the same for all channels, 0 where activations are no such integers
-        self.bits = int(scheme.activation) if scheme.activation.isdigit() and not several else 0
+        #: whether each part of the input has a range of its own
+        self.apart = scheme.grain == "tensor" and parts
+        #: bits of an integer grid that is the same for all channels (of a part), 0 where activations are no such integers
+        self.bits = int(scheme.activation) if scheme.activation.isdigit() and scheme.grain != "channel" else 0
         words = [transform.rstrip("0123456789") for transform in scheme.transforms if transform != "bos"]
         scales = [word for word in words if word != "shift"]
         static = bool(scheme.activation) and scheme.grain != "token"
-        ends = channels if several else 1
+        ends = channels if scheme.grain == "channel" or self.apart else 1
         for name, size, there in (
             ("shift", channels, "shift" in words),
             ("divisor", channels, bool(scales)),

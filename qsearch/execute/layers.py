@@ -78,6 +78,12 @@ class _Layer(nn.Module):
         """The parts, one for each part of the input."""
         return [cast(AnyWeight, part) for part in self.parts]
 
+    def ends_of(self, end: Tensor | None, axis: int) -> list[Tensor | None]:
+        """One end of the grid for each part: the part's own, or the one that all have."""
+        if end is None or self.input is None or not self.input.apart or len(self.parts) == 1:
+            return [end] * len(self.parts)
+        return [piece.narrow(axis, 0, 1) for piece in end.split(list(self.splits), axis)]
+
     def cut(self, x: Tensor, axis: int) -> Sequence[Tensor]:
         """The input as one piece a part."""
         return x.split(list(self.splits), axis) if len(self.parts) > 1 else (x,)
@@ -121,8 +127,8 @@ class QuantLinear(_Layer):
 
     def _sum(self, x: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
         y: Tensor | None = None
-        for part, piece in zip(self.weights, self.cut(x, -1), strict=True):
-            made = self._product(part, piece, self.bias if y is None else None, low, high)
+        for part, piece, bottom, top in zip(self.weights, self.cut(x, -1), self.ends_of(low, -1), self.ends_of(high, -1), strict=True):
+            made = self._product(part, piece, self.bias if y is None else None, bottom, top)
             y = made if y is None else y + made
         assert y is not None
         return y
@@ -153,9 +159,9 @@ class QuantConv2d(_Layer):
         if self.input is not None and x.device.type in self.devices:
             low, high = self.input("ends", moved) if self.input.low is not None or len(self.parts) > 1 else (None, None)
             y: Tensor | None = None
-            for part, piece in zip(self.weights, self.cut(moved, 1), strict=True):
+            for part, piece, bottom, top in zip(self.weights, self.cut(moved, 1), self.ends_of(low, 1), self.ends_of(high, 1), strict=True):
                 assert isinstance(part, PackedWeight)
-                made = self._product(part, piece, self.bias if y is None else None, self.input.bits, low, high)
+                made = self._product(part, piece, self.bias if y is None else None, self.input.bits, bottom, top)
                 y = made if y is None else y + made
             assert y is not None
             return y.to(x.dtype)
