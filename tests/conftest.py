@@ -6,12 +6,17 @@ import itertools
 import os
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from qsearch import cli
 from qsearch.core.graph import Block, LayerSpec, Op, OpGraph
 
+#: `qsearch ARGUMENTS`: exit code, standard output, standard error
+Command = Callable[..., tuple[int, str, str]]
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need a network, nor wait for one
 
 
@@ -62,3 +67,20 @@ def published() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the published measurements are not here: {folder}; set QSEARCH_REFERENCE")
     return folder
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """`qsearch ARGUMENTS` in this process: exit code, standard output, standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["qsearch", *map(str, arguments)])
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        return (code, *capsys.readouterr())
+
+    return call

@@ -15,36 +15,19 @@ from typing import Any
 import pytest
 import yaml
 
-from qsearch import cli, config
+from qsearch import config
 from qsearch.core import plugins
 from qsearch.core.artifacts import Header, write_json
 from qsearch.core.plan import BitPlan
 from qsearch.core.trials import Trials
 from qsearch.pipeline import RESULTS
 from qsearch.report.text import METRICS, cell
+from tests.conftest import Command
 from tests.report.synthetic import PLANS, SCHEMES, make_attribution, make_plan, make_rows, make_table, pixart
 
 BUILT = ("run", "extract", "profile", "allocate", "evaluate", "fit", "explain", "apply", "bench", "export", "import", "show", "list")
 ARTEFACTS = ("graph.json", "sensitivity.parquet", "plan.json", "attribution.parquet", "results.json", "trials.db")
 GRAPH = pixart()
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """`qsearch ARGUMENTS` in this process: exit code, standard output, standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["qsearch", *map(str, arguments)])
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return (code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-from qsearch import cli, config, pipeline, study
+from qsearch import config, pipeline, study
 from qsearch.core.attribution import Attribution
 from qsearch.core.errors import QSearchError
 from qsearch.core.plan import BitPlan
@@ -17,6 +16,7 @@ from qsearch.core.trials import Trials
 from qsearch.job import Run
 from qsearch.learn.contracts import SCHEMES, small_graph, small_study
 from qsearch.learn.surrogate import Surrogate
+from tests.conftest import Command
 from tests.models import tiny_pipeline
 
 
@@ -41,21 +41,10 @@ def folder(made: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[object, str, str]:
-    monkeypatch.setattr(sys, "argv", ["qsearch", *map(str, arguments)])
-    capsys.readouterr()
-    code: object = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code or 0
-    return (code, *capsys.readouterr())
-
-
-def test_fit_and_explain_write_what_they_promise(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fit_and_explain_write_what_they_promise(folder: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     monkeypatch.setenv("COLUMNS", "200")
 
-    code, shown, said = call(monkeypatch, capsys, "fit", folder, "--surrogate", "ridge")
+    code, shown, said = command("fit", folder, "--surrogate", "ridge")
 
     assert code == 0, said
     assert "sqnr" in shown
@@ -65,7 +54,7 @@ def test_fit_and_explain_write_what_they_promise(folder: Path, monkeypatch: pyte
         assert surrogate.scores.plans == 16
         assert f"{surrogate.scores.spearman:.4g}" in shown
 
-    code, shown, said = call(monkeypatch, capsys, "explain", folder, "--top", 3)
+    code, shown, said = command("explain", folder, "--top", 3)
 
     assert code == 0, said
     found = Attribution.load(folder / "attribution.parquet", graph.id)
@@ -85,10 +74,8 @@ def test_a_uniform_baseline_changes_what_a_plan_is_compared_with(folder: Path) -
     assert found.frame["base"].iloc[0] == pytest.approx(base)
 
 
-def test_a_surrogate_that_never_saw_a_scheme_of_the_plan_is_left_out_with_a_word(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call(monkeypatch, capsys, "fit", folder, "--surrogate", "ridge", "--metrics", "sqnr")[0] == 0
+def test_a_surrogate_that_never_saw_a_scheme_of_the_plan_is_left_out_with_a_word(folder: Path, command: Command) -> None:
+    assert command("fit", folder, "--surrogate", "ridge", "--metrics", "sqnr")[0] == 0
     path = folder / "surrogate" / "sqnr" / "surrogate.json"
     content = json.loads(path.read_text())
     content["schemes"].remove("uint3-c")
@@ -96,7 +83,7 @@ def test_a_surrogate_that_never_saw_a_scheme_of_the_plan_is_left_out_with_a_word
 
     with pytest.raises(QSearchError, match="the surrogate knows the schemes"):
         Surrogate.load(path.parent).predict(small_graph(), {"p": BitPlan.uniform(small_graph(), "uint3-c")}, small_study(1).tables)
-    code, _, said = call(monkeypatch, capsys, "explain", folder)
+    code, _, said = command("explain", folder)
 
     assert code == 2  # measured plans have it too
     assert "never seen uint3-c and is left out" in said
@@ -114,29 +101,27 @@ def test_a_surrogate_that_never_saw_a_scheme_of_the_plan_is_left_out_with_a_word
         (("explain", "RUN", "--plan", "nothing.json"), "nothing.json does not exist"),
     ],
 )
-def test_a_mistake_is_one_line(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
-) -> None:
-    code, shown, said = call(monkeypatch, capsys, *(folder if a == "RUN" else a for a in arguments))
+def test_a_mistake_is_one_line(folder: Path, command: Command, arguments: tuple[str, ...], message: str) -> None:
+    code, shown, said = command(*(folder if a == "RUN" else a for a in arguments))
 
     assert (code, shown) == (2, "")
     assert message in said.replace("\n", " ")
 
 
-def test_trials_of_another_graph_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_trials_of_another_graph_are_refused(folder: Path, command: Command) -> None:
     small_graph(width=8).save(folder / "graph.json")
     (folder / "sensitivity.parquet").unlink()
 
-    code, _, said = call(monkeypatch, capsys, "fit", folder)
+    code, _, said = command("fit", folder)
 
     assert code == 2
     assert "holds trials of graph" in said
 
 
-def test_a_run_without_measured_plans_says_how_to_measure_some(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_measured_plans_says_how_to_measure_some(folder: Path, command: Command) -> None:
     (folder / "trials.db").unlink()
 
-    code, _, said = call(monkeypatch, capsys, "fit", folder)
+    code, _, said = command("fit", folder)
 
     assert code == 2
     assert "--plans 64" in said
@@ -162,7 +147,7 @@ def test_schemes_of_the_world_are_those_of_its_plans() -> None:
     assert {str(s) for t in small_study(20).trials for s in t.layers.values()} == set(SCHEMES)
 
 
-def test_many_plans_are_measured_from_the_shell_and_not_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_plans_are_measured_from_the_shell_and_not_again(tmp_path: Path, command: Command) -> None:
     tiny_pipeline().save_pretrained(tmp_path / "pipe")
     (tmp_path / "prompts.txt").write_text("\n".join(f"a small red ring number {i}" for i in range(8)))
     sections = {"sampling": {"steps": 2, "batch": 4}, "profile": {"samples": 2}, "evaluate": {"samples": 4, "metrics": ["sqnr", "ssim"]}}
@@ -170,7 +155,7 @@ def test_many_plans_are_measured_from_the_shell_and_not_again(tmp_path: Path, mo
     config.save(config.parse(content, "a test"), tmp_path / "run" / "config.yaml")
     graph = pipeline.extract(Run(config.load(tmp_path / "run" / "config.yaml")))
 
-    first, again = (call(monkeypatch, capsys, "evaluate", tmp_path / "run", "--plans", count, "--draw", "random") for count in (2, 3))
+    first, again = (command("evaluate", tmp_path / "run", "--plans", count, "--draw", "random") for count in (2, 3))
 
     assert (first[0], again[0]) == (0, 0), first[2] + again[2]
     assert "2 plans measured" in first[2].replace("\n", " ")

@@ -53,6 +53,19 @@ def _size(scheme: Scheme, layer: LayerSpec) -> float:
     return layer.weights / max(1, scheme.groups(layer.weight_shape, layer.channel_axis, layer.parts))
 
 
+def nearest_node(scheme: Scheme, layer: LayerSpec) -> Scheme:
+    """The nearest that a graph of standard nodes says (ONNX, OpenVINO): integers of 4 and 8 bits and e4m3, a channel or, of integers, in groups.
+
+    Inputs in 8 bits per tensor where weights are integers; that of a long skip has a range for each part, and a node has one.
+    """
+    if layer.kind not in ("linear", "conv1d", "conv2d", "conv3d") or layer.channel_axis != 0:
+        return nearest(scheme, layer, [])
+    sizes = ["c", *(f"g{g}" for g in sorted({16, 32, 64, 128, 256, *([scheme.group] if scheme.group > 0 else [])}) if divides(g, layer))]
+    inputs = ("",) if layer.parts else ("", "+a8t")
+    names = [f"{form}-{size}{read}" for form in ("int4", "uint4", "int8", "uint8") for size in sizes for read in inputs]
+    return nearest(whole(scheme), layer, map(Scheme.parse, ["e4m3-c", *names]))
+
+
 def width(layer: LayerSpec) -> int:
     """Weights of one output channel."""
     return layer.weights // max(1, layer.weight_shape[layer.channel_axis])

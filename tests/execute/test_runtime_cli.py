@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from qsearch import cli, config
+from qsearch import config
 from qsearch.core.graph import OpGraph
 from qsearch.core.latency import Latency
 from qsearch.core.plan import BitPlan
@@ -17,25 +14,8 @@ from qsearch.execute import packed_file
 from qsearch.execute.runtime import packed_layers
 from qsearch.execute.timing import time_layers
 from qsearch.measure.pipelines import denoiser_of, load_pipeline
+from tests.conftest import Command
 from tests.models import plain, plain_inputs, tiny_pipeline
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """`qsearch ARGUMENTS` in this process: exit code, standard output, standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["qsearch", *map(str, arguments)])
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return (code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,7 @@ from ...core.graph import LayerSpec, OpGraph
 from ...core.scheme import KEEP, Scheme
 from ..codes import Rows, pieces
 from ..exporting import Export
-from ..nearest import divides, whole
-from ..nearest import nearest as nearest_of
+from ..nearest import nearest_node
 from ..tracing import traced
 from ..weights import key
 
@@ -32,20 +31,12 @@ OPSET = 21
 FILE = "model.onnx"
 #: format -> ONNX's name of its type
 TYPES = {"int4": "INT4", "uint4": "UINT4", "int8": "INT8", "uint8": "UINT8", "e4m3": "FLOAT8E4M3FN"}
-_KINDS = ("linear", "conv1d", "conv2d", "conv3d")
 _LARGEST = 2**30  # bytes in one protobuf message; it can hold twice that
 
 
 def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
-    """Integers of 4 and 8 bits and e4m3, a channel or, of integers, in groups; inputs in 8 bits per tensor where weights are integers.
-
-    The input of a long skip has a range for each part, and a node has one.
-    """
-    if layer.kind not in _KINDS or layer.channel_axis != 0:
-        return nearest_of(scheme, layer, [])
-    sizes = ["c", *(f"g{g}" for g in sorted({16, 32, 64, 128, 256, *([scheme.group] if scheme.group > 0 else [])}) if divides(g, layer))]
-    names = [f"{form}-{size}{inputs}" for form in TYPES if form != "e4m3" for size in sizes for inputs in ("", *(() if layer.parts else ("+a8t",)))]
-    return nearest_of(whole(scheme), layer, map(Scheme.parse, ["e4m3-c", *names]))
+    """What standard nodes can say."""
+    return nearest_node(scheme, layer)
 
 
 def write(job: Export, folder: Path) -> list[Path]:
