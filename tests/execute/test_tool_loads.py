@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from dataclasses import replace
@@ -14,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from qsearch.core.scheme import KEEP, Scheme
-from qsearch.execute.exporters import autoround, comfyui, compressed_tensors, modelopt, onnx, openvino
+from qsearch.execute.exporters import aimet, autoround, comfyui, compressed_tensors, modelopt, onnx, openvino
 from qsearch.measure.calibration import calibrate
 from qsearch.measure.pipelines import example_inputs, run
 from qsearch.measure.simulation import simulate
@@ -193,3 +194,51 @@ def test_comfyuis_own_kernels_read_every_weight_as_simulated(tmp_path: Path) -> 
                 "keep": lambda w, _s, _n: w.float(),
             }[scheme.format](weight, scale, name)
             torch.testing.assert_close(made, there.model.get_submodule(name).weight.data, rtol=0, atol=0)
+
+
+class Side(nn.Module):
+    """Layers of a denoiser under their own names, side by side: AIMET's tracer does not follow a whole U-Net."""
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.names = names
+        for name in names:
+            place: nn.Module = self
+            *path, last = name.split(".")
+            for word in path:
+                if word not in dict(place.named_children()):
+                    place.add_module(word, nn.Module())
+                place = place.get_submodule(word)
+            place.add_module(last, copy.deepcopy(model.get_submodule(name)))
+
+    def forward(self, rows: Tensor, picture: Tensor) -> Tensor:
+        made = []
+        for name in self.names:
+            layer: Any = self.get_submodule(name)
+            x = rows[:, : layer.in_features] if isinstance(layer, nn.Linear) else picture[:, : layer.in_channels]
+            made.append(layer(x).sum())
+        return torch.stack(made).sum()
+
+
+@pytest.mark.slow
+def test_aimet_reads_the_encodings_and_rounds_as_simulated(tmp_path: Path) -> None:
+    tool("aimet_torch aimet-torch")
+    from aimet_torch import QuantizationSimModel
+
+    there = known("scenes-unet")
+    plan = mixed(there.graph, "aimet", ["int8-c", "uint4-c", "int4-c", "keep", "uint8-c", "int3-c"])
+    [path] = aimet.write(there.job(plan), tmp_path)
+    names = [n for n, s in plan.layers.items() if s != KEEP and isinstance(there.model.get_submodule(n), nn.Linear | nn.Conv2d)]
+    wide = max(there.model.get_submodule(n).weight.shape[1] for n in names)
+
+    sim = QuantizationSimModel(Side(there.model, names), (torch.randn(2, wide), torch.randn(1, wide, 8, 8)))
+    sim.load_encodings(json.loads(path.read_text()), strict=False)
+
+    assert len({plan.layers[n] for n in names}) == 5
+    with simulate(there.model, plan, there.graph), torch.no_grad():
+        for name in names:
+            layer = sim.model.get_submodule(name)
+            quantizer = layer.param_quantizers["weight"]
+            assert (quantizer.bitwidth, quantizer.symmetric) == (plan.layers[name].bits, plan.layers[name].family == "int"), name
+            own, made, expected = layer.weight, quantizer(layer.weight).dequantize(), there.model.get_submodule(name).weight
+            assert float((made - expected).square().sum() / (expected - own).square().sum()) < 0.02, name  # ties may fall to either side
