@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -42,7 +43,7 @@ def mutate_tree(text: str, rng: random.Random) -> bytes:
             other, place = rng.choice(places(whole))
             container[key] = json.loads(json.dumps(other[place]))
         else:
-            container[key] = rng.choice(ODD)
+            container[key] = copy.deepcopy(rng.choice(ODD))  # a later round may change it
     return json.dumps(whole).encode()
 
 
