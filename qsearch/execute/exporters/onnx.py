@@ -50,11 +50,27 @@ def write(job: Export, folder: Path) -> list[Path]:
         program = torch.onnx.export(model, (), kwargs=inputs, dynamo=True, optimize=False, opset_version=OPSET, verbose=False)
     assert program is not None
     made = program.model_proto
+    _idle_squeezes(made.graph)
     _Writer(made.graph).write(job, {name: p.detach() for name, p in model.named_parameters()})
     large = sum(len(t.raw_data) for t in made.graph.initializer) > _LARGEST
     onnx.save_model(made, folder / FILE, save_as_external_data=large, location=f"{FILE}.data")
     onnx.checker.check_model(folder / FILE)
     return sorted(folder.iterdir())
+
+
+def _idle_squeezes(graph: Any) -> None:
+    """Squeezing an axis longer than one does nothing in torch (PixArt does it), and is an error in ONNX: such nodes hand on what they get."""
+    from onnx import numpy_helper
+
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*graph.value_info, *graph.input]}
+    held = {t.name: t for t in graph.initializer}
+    held |= {node.output[0]: a.t for node in graph.node if node.op_type == "Constant" for a in node.attribute if a.name == "value"}
+    for node in graph.node:
+        if node.op_type == "Squeeze" and len(node.input) == 2 and node.input[1] in held and node.input[0] in shapes:
+            axes = numpy_helper.to_array(held[node.input[1]]).ravel().tolist()
+            if all(shapes[node.input[0]][axis] > 1 for axis in axes):
+                node.op_type = "Identity"
+                del node.input[1:]
 
 
 class _Writer:
