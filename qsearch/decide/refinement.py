@@ -6,9 +6,10 @@ error E = |f(plan) - f|^2 / |f|^2 has an exact gradient there (its linear term),
     E(plan + d) ~ E(plan) + <dE/dW, d> + E_v[ <d(v.f)/dW, d>^2 ] / |f|^2
 
 The quadratic problem is solved for at most `radius` changed layers, and what it proposes is measured. Where the error falls by more than its own
-standard error over the calls (else a plan would be fitted to a few captions), the plan is changed, the radius doubles, and everything is priced anew; otherwise what the proposal cost beyond its prediction is put on the choices in it, and a
-region of half the size is tried: measuring takes a fraction of what pricing takes. That is a trust-region method (Conn, Gould and Toint 2000),
-with the number of changed layers as the region's size.
+standard error over the calls (else a plan would be fitted to a few captions), the plan is changed, the radius doubles, and everything is
+priced anew; otherwise what the proposal cost beyond its prediction is put on the choices in it, and a region of half the size is tried:
+measuring takes a fraction of what pricing takes. That is a trust-region method (Conn, Gould and Toint 2000), with the number of changed
+layers as the region's size.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def refine(
     weights = calibrated_weights(model, graph, {layer.name: [*options, plan.layers[layer.name]] for layer in graph.quantizable}, calls)
     dice = torch.Generator().manual_seed(seed)
     here, found = plan, _noises(model, graph, plan, calls, references, weights)
-    before, noise, history = float(found.mean()), float(found.mean()), []
+    before = noise = float(found.mean())
+    history = []
     widest = size = radius or max(2, len(graph.quantizable) // 4)
     for _ in range(rounds):
         linear, curved = price_changes(model, graph, here, options, calls, references, weights, probes, dice)

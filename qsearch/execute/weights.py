@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +113,13 @@ def component(source: Path) -> str:
         if (Path(source) / name / "config.json").is_file():
             return name
     raise QSearchError(f"{source} must be a folder of a diffusers pipeline, with a transformer or a unet in it")
+
+
+def replaced(weights: Weights, change: Mapping[str, Callable[[Tensor], dict[str, Tensor]]]) -> Iterator[dict[str, Tensor]]:
+    """A component's tensors one after the other: those named in `change` as it makes them, the others as they are."""
+    for name in weights.files:
+        held = weights.tensor(name)
+        yield change[name](held) if name in change else {name: held}
 
 
 def write_shards(

@@ -89,7 +89,7 @@ class Treatment:
 
         `full`, `weight`: the layer's weight as it is, and as it is simulated.
         """
-        if not self._unmoved and self.shift.any():
+        if self.shift.any():
             y = y + F.linear(self.shift.to(full), full - weight)
         if self.first is not None:
             token = F.linear(self.first.to(full), full, getattr(module, "bias", None)).half().to(y)  # as it is stored

@@ -8,6 +8,7 @@ another's. Values are stored as the tool's own compressors do (`pack-quantized`,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from ..codes import coded, rows
 from ..exporting import Export
 from ..nearest import divides, whole
 from ..nearest import nearest as nearest_of
-from ..weights import Weights, copy_config, key, limit_of, write_shards
+from ..weights import Weights, copy_config, key, limit_of, replaced, write_shards
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,10 +123,7 @@ def _plain(job: Export, layer: LayerSpec) -> Scheme:
 
 
 def _tensors(job: Export, weights: Weights) -> Iterator[dict[str, Tensor]]:
-    layers = {key(layer): layer for layer in job.graph if _plain(job, layer) != KEEP}
-    for name in weights.files:
-        held = weights.tensor(name)
-        yield packed(job, layers[name], held) if name in layers else {name: held}
+    return replaced(weights, {key(layer): partial(packed, job, layer) for layer in job.graph if _plain(job, layer) != KEEP})
 
 
 def packed(job: Export, layer: LayerSpec, weight: Tensor) -> dict[str, Tensor]:
