@@ -5,7 +5,8 @@
 
 `measured`: for each model, budget and seed (of captions and noise, for pricing and for measuring alike) the denoiser's output SQNR on calls
 that no plan was made from, of: our plan by the one-at-a-time sweep, by probes, by probes with interactions, by probes and then `refine`; and
-uniform, sum of decibels (MixDQ), weight error, fisher, the best of so many random plans (chosen on the calls that ours is made from).
+uniform, sum of decibels (MixDQ), weight error, fisher, the best of so many random plans (chosen on the calls that ours is made from). All of them
+choose among the same schemes, with the same weights; `--schemes` and `--name` measure another set beside them.
 Writes plans.json and plans-MODEL.png beside this file.
 """
 
@@ -36,7 +37,8 @@ from qsearch.decide.solvers import ilp, local
 
 HERE = Path(__file__).parent
 BITS = (2, 4, 8)
-SCHEMES = ("uint2-c", "uint3-c", "uint4-c", "uint8-c", "km2-c", "km3-c", "km4-c", "e2m1-g64", "e2m3-g64")
+SCHEMES = ("uint2-c@gptq", "uint3-c@gptq", "uint4-c@gptq", "uint8-c", "km2-c", "km3-c", "km4-c", "e2m1-g64@gptq", "e2m3-g64@gptq")
+PLAIN = ("uint4-c", "e2m1-g64")  # of 4 bits, to the nearest code: measured as uniform plans besides
 BUDGETS = (2.75, 3.0, 3.5, 4.0, 5.0, 6.0)
 
 
@@ -122,10 +124,15 @@ def timing(seed: int) -> list[dict[str, Any]]:
 # -------------------------------------------------------------------------------------------------------------- measured
 
 
+def rounded(scheme: str, activation: str) -> str:
+    """The scheme with its layer's input rounded."""
+    return str(Scheme.parse(scheme).with_input(Scheme.parse(f"keep{activation}")))
+
+
 def with_activation(table: SensitivityTable, activation: str) -> SensitivityTable:
     """Prices of weights alone, as those of schemes that all round the layer's input in the same way besides."""
-    rows = table.frame.assign(scheme=table.frame["scheme"] + activation).to_dict("records")
-    shares = table.shares and replace(table.shares, choices=tuple((site, scheme + activation) for site, scheme in table.shares.choices))
+    rows = table.frame.assign(scheme=[rounded(s, activation) for s in table.frame["scheme"]]).to_dict("records")
+    shares = table.shares and replace(table.shares, choices=tuple((site, rounded(scheme, activation)) for site, scheme in table.shares.choices))
     return SensitivityTable.from_rows(table.graph, rows, shares)
 
 
@@ -136,7 +143,7 @@ def plans_of(name: str, seed: int, options: argparse.Namespace) -> Iterator[tupl
     from qsearch.graphs.extraction import extract
     from qsearch.measure.pipelines import Sampling, denoiser_of, example_inputs, load_pipeline, record, run, scene_prompts
     from qsearch.measure.profiling import profile
-    from qsearch.measure.simulation import QuantizedWeights
+    from qsearch.measure.simulation import calibrated_weights
 
     pipe = load_pipeline(zoo.folder(name))
     model = denoiser_of(pipe).requires_grad_(False)
@@ -144,9 +151,9 @@ def plans_of(name: str, seed: int, options: argparse.Namespace) -> Iterator[tupl
     measuring = record(pipe, scene_prompts(options.unseen, 2 * seed + 1), Sampling(options.steps, options.guidance, seed + 500_000), options.bins)
     parts = record(pipe, scene_prompts(options.samples, 2 * seed), Sampling(options.steps, options.guidance, seed), options.bins, batch=1)
     graph = extract(model, example_inputs(pricing[0], model), name=name)
-    schemes = [s + options.activation for s in options.schemes]
-    weights, references = QuantizedWeights(model, graph), [run(model, call) for call in measuring]
-
+    schemes = [rounded(s, options.activation) for s in options.schemes]
+    weights = calibrated_weights(model, graph, {layer.name: [Scheme.parse(s) for s in schemes] for layer in graph.quantizable}, pricing)
+    references = [run(model, call) for call in measuring]
     known = [run(model, call) for call in pricing]
     glance = record(pipe, scene_prompts(2, 2 * seed), Sampling(options.steps, options.guidance, seed), 1)
     glanced = [run(model, call) for call in glance]
@@ -160,9 +167,10 @@ def plans_of(name: str, seed: int, options: argparse.Namespace) -> Iterator[tupl
         return min(first[: math.ceil(len(first) / 10)], key=lambda plan: measure_noise(model, graph, plan, pricing, known, weights))
 
     def priced(estimator: str, probes: int = 4) -> SensitivityTable:
-        return with_activation(profile(model, graph, options.schemes, parts, estimator=estimator, probes=probes, seed=seed), options.activation)
+        table = profile(model, graph, options.schemes, parts, estimator=estimator, probes=probes, weights=weights, seed=seed)
+        return with_activation(table, options.activation)
 
-    table = profile(model, graph, schemes, pricing, estimator="sweep", seed=seed)
+    table = profile(model, graph, schemes, pricing, estimator="sweep", weights=weights, seed=seed)
     probed, fisher, error = priced("probe", options.probes), priced("fisher"), priced("weight_error")
     rivals = {
         "sum of dB (MixDQ)": (table, Objective(decibels=True)),
@@ -177,7 +185,7 @@ def plans_of(name: str, seed: int, options: argparse.Namespace) -> Iterator[tupl
         yield bits, "sweep", sweep, measure
         yield bits, "probe", probe, measure
         yield bits, "probe with interactions", allocate(graph, probed, budget, solver="local"), measure
-        yield bits, "probe, refined", refine(model, graph, probe, schemes, parts, rounds=options.rounds, probes=6, seed=seed).plan, measure
+        yield bits, "probe, refined", refine(model, graph, probe, schemes, parts, weights=weights, rounds=options.rounds, probes=6, seed=seed).plan, measure
         for whose, (prices, objective) in rivals.items():
             yield bits, whose, allocate(graph, prices, budget, objective=objective), measure
         sizes = {s: BitPlan.uniform(graph, s) for s in schemes}
@@ -188,15 +196,15 @@ def plans_of(name: str, seed: int, options: argparse.Namespace) -> Iterator[tupl
         dice = [random_plan(graph, schemes, budget, 1000 * seed + i) for i in range(options.random)]
         if dice:
             yield bits, f"best of {options.random} random", best_of(dice), measure
-    for scheme in (s for s in schemes if Scheme.parse(s).bits == 4):
+    for scheme in dict.fromkeys([*(rounded(s, options.activation) for s in PLAIN), *(s for s in schemes if Scheme.parse(s).bits == 4)]):
         plan = BitPlan.uniform(graph, scheme)
         yield plan.achieved.average_bits, f"uniform {scheme}", plan, measure
 
 
 def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Mean over the seeds and its standard error of every plan's SQNR; half-finished work is kept in plans.partial.json."""
-    partial = HERE / "plans.partial.json"
-    asked = json.loads(json.dumps({k: v for k, v in vars(options).items() if k not in ("parts", "reference", "models", "seeds")}))
+    """Mean over the seeds and its standard error of every plan's SQNR; half-finished work is kept in plansNAME.partial.json."""
+    partial = HERE / f"plans{options.name}.partial.json"
+    asked = json.loads(json.dumps({k: v for k, v in vars(options).items() if k not in ("parts", "reference", "models", "seeds", "name")}))
     known = json.loads(partial.read_text(encoding="utf-8")) if partial.exists() else {}
     found: dict[str, Any] = known.get("found", {}) if known.get("asked") == asked else {}
     for seed in range(options.seeds):
@@ -217,7 +225,7 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
             error = float(decibels.std(ddof=1) / math.sqrt(len(seen))) if len(seen) > 1 else math.inf
             stored = sum(s for s, _ in seen) / len(seen)
             rows.append({"model": name, "budget": bits, "plan": whose, "stored bits": stored, "SQNR, dB": float(decibels.mean()), "±": error})
-        draw(name, [row for row in rows if row["model"] == name], options.budgets)
+        draw(name + options.name, [row for row in rows if row["model"] == name], options.budgets)
     return rows
 
 
@@ -254,6 +262,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", choices=("reference", "frontier", "measured"))
     beside = Path(__file__).parents[2].parent / "shared" / "reference"
     parser.add_argument("--reference", type=Path, default=Path(os.environ.get("QSEARCH_REFERENCE", beside)))
+    parser.add_argument("--name", default="", help="added to the names of what `measured` writes")
     parser.add_argument("--models", nargs="*", default=["scenes-dit", "scenes-unet"])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--budgets", type=float, nargs="*", default=list(BUDGETS))
@@ -269,6 +278,7 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    options.name = "-" * bool(options.name) + options.name
     done: dict[str, list[dict[str, Any]]] = {}
     if "reference" in options.parts:
         done["MixDQ's published plans"] = reference(options.reference)
@@ -279,7 +289,7 @@ def main() -> None:
     earlier = HERE / "plans.json"
     kept = json.loads(earlier.read_text(encoding="utf-8")).get("parts", {}) if earlier.exists() else {}
     for title, rows in done.items():
-        kept[title.split(",")[0] if title.startswith("measured") else title] = rows
+        kept[title.split(",")[0] + options.name if title.startswith("measured") else title] = rows
         publish(__file__, rows, title=title, seed=options.seed, extra={"parts": kept})
 
 

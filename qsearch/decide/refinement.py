@@ -71,6 +71,7 @@ def refine(
     budget: Budget | None = None,
     constraints: Constraints | None = None,
     latency: Latency | None = None,
+    weights: QuantizedWeights | None = None,
     rounds: int = 6,
     probes: int = 6,
     radius: int | None = None,
@@ -80,7 +81,8 @@ def refine(
 ) -> Refined:
     """`plan` made better within its budget (or `budget`), by choices among `schemes` and `keep`, on recorded `calls`.
 
-    `rounds`: times that all changes are priced. `probes`: sign vectors over the outputs, a backward pass each and a call. `radius`: layers changed at the most in the first round (a
+    `weights`: what `calibrated_weights` made for these schemes; by default they are calibrated on `calls`. `rounds`: times that all changes are
+    priced. `probes`: sign vectors over the outputs, a backward pass each and a call. `radius`: layers changed at the most in the first round (a
     quarter of them by default). `trust`: as in `Problem`, by default what the probes' own noise allows. Never returns a plan that measures
     worse than the one it was given. Activation parts of schemes are priced as the plan has them: only weights are moved.
     """
@@ -91,7 +93,8 @@ def refine(
         raise QSearchError("refining needs at least one recorded call and one probe")
     references = [run(model, call) for call in calls]
     options = [*dict.fromkeys(Scheme.parse(s) for s in schemes if Scheme.parse(s) != KEEP), KEEP]
-    weights = calibrated_weights(model, graph, {layer.name: [*options, plan.layers[layer.name]] for layer in graph.quantizable}, calls)
+    if weights is None:
+        weights = calibrated_weights(model, graph, {layer.name: [*options, plan.layers[layer.name]] for layer in graph.quantizable}, calls)
     dice = torch.Generator().manual_seed(seed)
     here, found = plan, _noises(model, graph, plan, calls, references, weights)
     before = noise = float(found.mean())

@@ -24,7 +24,7 @@ from ..core.table import SensitivityTable, scorers
 from .observation import NOISE, observations
 from .pipelines import Call, Prompts, Sampling, decode_batch, denoiser_of, frozen, latent_channels, record
 from .question import AbstractEstimator, Answer, Question
-from .simulation import calibrated_weights
+from .simulation import QuantizedWeights, calibrated_weights
 from .trajectory import Trajectory, patched, trajectories
 
 _TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -50,6 +50,7 @@ def profile(
     budget_seconds: float | None = None,
     checkpointing: bool = False,
     calibration: Sequence[Call] = (),
+    weights: QuantizedWeights | None = None,
     sites: Sequence[str] = (),
     score: Mapping[str, str] | None = None,
     autocast: str = "",
@@ -60,7 +61,8 @@ def profile(
     recorded; those that look at pictures need `pipe`, whose VAE decodes them. `probes`: random vectors, for the estimators that use them.
     `partial`: file for unfinished work; what it holds with the same `key` is not measured again. `progress(done, total)` is called as it goes,
     `say` with a line on passes and memory before. `calibration`: recorded calls by which methods, static ranges and transforms choose; left out,
-    they choose by `calls`, and what they gain is seen with a kind eye. `sites`: patterns of attention's sites (`core/sites.py`), which get those of
+    they choose by `calls`, and what they gain is seen with a kind eye. `weights`: in its place, what `calibrated_weights` made, which keeps every
+    weight that is quantized here: for several calls with slow methods on a model that is not large. `sites`: patterns of attention's sites (`core/sites.py`), which get those of
     the schemes that round inputs alone. `score`: pattern of layers -> the metric that scores them, in one more column, `scored`. `autocast`: type
     that the denoiser computes in where torch thinks it safe (bfloat16, float16). `checkpointing`: backwards compute each block again instead of
     keeping its activations. After `budget_seconds` the work stops with what there is, where every choice has a value by then.
@@ -77,9 +79,9 @@ def profile(
         model, [c for c in calls if isinstance(c, Call)], metrics, decoder, 0 if pipe is None else latent_channels(pipe)
     )
     chosen_by = calibration or [c for c in calls if isinstance(c, Call)]
-    calibrated = calibrated_weights(model, graph, {layer.name: choices for layer in graph.quantizable}, chosen_by)
+    calibrated = weights or calibrated_weights(model, graph, {layer.name: choices for layer in graph.quantizable}, chosen_by)
     found_sites = sites_of(graph, sites) if sites else ()
-    question = Question(model, graph, choices, tuple(seen), tuple(metrics), probes, seed, calibrated, found_sites)
+    question = Question(model, graph, choices, tuple(seen), tuple(metrics), probes, seed, calibrated, found_sites, shared=weights is not None)
     if sites and not any(allowed(s) for s in choices):
         raise QSearchError(f"sites of attention are rounded and store nothing: give a scheme such as keep+a8 beside {', '.join(map(str, choices))}")
     scoring = scorers(graph, score, [*question.choices], metrics) if score else {}

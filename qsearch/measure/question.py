@@ -21,7 +21,7 @@ from .simulation import QuantizedWeights
 class Question:
     """The error of each scheme at each quantizable layer (and, of those that may be there, at each of `sites`), by each metric, over the observations.
 
-    `calibrated`: holds the calibration that some of the schemes need.
+    `calibrated`: holds the calibration that some of the schemes need; with `shared` it also keeps the weights that were made, for whoever asks next.
     """
 
     model: nn.Module
@@ -33,6 +33,7 @@ class Question:
     seed: int = 0
     calibrated: QuantizedWeights | None = None
     sites: tuple[str, ...] = ()
+    shared: bool = False
 
     @cached_property
     def choices(self) -> dict[str, tuple[Scheme, ...]]:
@@ -46,7 +47,9 @@ class Question:
         return sum(len(schemes) for schemes in self.choices.values())
 
     def weights(self) -> QuantizedWeights:
-        """A new cache of quantized weights; one a layer keeps memory low, since layers are visited one after the other."""
+        """A new cache of quantized weights (one a layer keeps memory low, since layers are visited one after the other), or the shared one."""
+        if self.shared and self.calibrated is not None:
+            return self.calibrated
         return QuantizedWeights(self.model, self.graph) if self.calibrated is None else self.calibrated.fresh()
 
     @cached_property
