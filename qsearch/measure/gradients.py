@@ -2,6 +2,7 @@
 
 So a backward never holds more than one gradient beside the activations, and what is left of it is one number a choice.
 The moves of weights (quantized weight - weight) are made once and kept where they take little memory: making them anew costs about what a forward does.
+There the gradients of a few probes wait for each other, too: one product of matrices reads the moves once for all of them, so that more choices cost next to nothing.
 Inputs, and the tensors of attention, are rounded when their gradient comes, from what the backward keeps of them anyway.
 """
 
@@ -27,6 +28,8 @@ from .simulation import weight_of
 
 #: moves of weights that take no more bytes than this are kept; others are made again at every backward
 KEPT = 4 * 2**30
+#: gradients of a weight that wait for each other, where moves are kept
+_GATHERED = 8
 #: what transforms do besides moving a weight and an input, and a gradient of those can't see
 _UNSEEN = {"shift": "a bias for what the shift takes away", "bos": "a first token that meets the full weight"}
 
@@ -75,8 +78,9 @@ class Contraction:
         self._moves: dict[str, Tensor] = {}
         self._weights = question.weights()
         self._anchor = torch.zeros((), requires_grad=True)
+        self._waiting: dict[str, list[tuple[int, int, Tensor]]] = {}  # layer -> (probe, sampler step, gradient)
         self._sums: Tensor | None = None
-        self._now: AbstractObservation | None = None
+        self._now: tuple[int, AbstractObservation] | None = None
 
     @property
     def memory(self) -> str:
@@ -87,14 +91,19 @@ class Contraction:
 
     @property
     def bytes(self) -> int:
-        """Memory that the moves of weights take: all of them, or one where they are made again each time."""
-        sizes = {layer: weight_of(self.model, layer).numel() * weight_of(self.model, layer).element_size() for layer in self._stored}
-        return sum(size * len(self._stored[layer]) for layer, size in sizes.items()) if self.keeps else max(sizes.values(), default=0)
+        """Memory that the moves of weights and the gradients that wait for them take: all of them, or one move where they are made again each time."""
+        return self._whole if self.keeps else max((weight_of(self.model, n).numel() * weight_of(self.model, n).element_size() for n in self._stored), default=0)
 
     @cached_property
     def keeps(self) -> bool:
         """Whether moves of weights are kept."""
-        return sum(len(made) * weight_of(self.model, n).numel() * weight_of(self.model, n).element_size() for n, made in self._stored.items()) <= KEPT
+        return self._whole <= KEPT
+
+    @cached_property
+    def _whole(self) -> int:
+        waiting = min(_GATHERED, self.question.probes)
+        sizes = {n: weight_of(self.model, n).numel() * weight_of(self.model, n).element_size() for n in self._stored}
+        return sum((len(made) + waiting) * sizes[n] for n, made in self._stored.items())
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -147,42 +156,58 @@ class Contraction:
 
         return through
 
-    def _add(self, ways: Sequence[list[int]], shares: Sequence[Tensor]) -> None:
+    def _add(self, ways: Sequence[list[int]], shares: Tensor, probe: int, step: int) -> None:
         """Give each choice the share of the way that it goes: `ways` lists the choices of each of `shares`."""
         assert self._sums is not None
-        assert self._now is not None
         at = [i for way in ways for i in way]
-        self._sums[self._now.now, at] += torch.stack([share for way, share in zip(ways, shares, strict=True) for _ in way]).float()
+        self._sums[probe, step, at] += shares.float()[[k for k, way in enumerate(ways) for _ in way]]
 
     def _meet_weight(self, name: str, weight: Tensor) -> None:
-        assert weight.grad is not None
-        gradient, stored = weight.grad.flatten(), self._stored[name]
+        assert weight.grad is not None and self._now is not None
+        gradient, place = weight.grad.flatten(), (self._now[0], self._now[1].now)
         weight.grad = None
         gradient = gradient.square() if self.squared else gradient
-        with torch.autocast(gradient.device.type, enabled=False):
-            found = list(self._moves[name] @ gradient) if self.keeps else [move @ gradient for move in self._made(name)]
-        self._add(list(stored.values()), found)
+        if self.keeps:
+            waiting = self._waiting.setdefault(name, [])
+            waiting.append((*place, gradient))
+            if len(waiting) == _GATHERED:
+                self._contract(name)
+        else:
+            with torch.autocast(gradient.device.type, enabled=False):
+                self._add(list(self._stored[name].values()), torch.stack([move @ gradient for move in self._made(name)]), *place)
+
+    def _contract(self, name: str) -> None:
+        """What waits for the moves of a layer meets them."""
+        waiting, ways = self._waiting.pop(name), list(self._stored[name].values())
+        with torch.autocast(waiting[0][2].device.type, enabled=False):
+            found = self._moves[name] @ torch.stack([gradient for _, _, gradient in waiting]).T
+        for shares, (probe, step, _) in zip(found.T, waiting, strict=True):
+            self._add(ways, shares, probe, step)
 
     def _meet_input(self, ways: Sequence[tuple[Callable[[Tensor], Tensor], list[int]]], x: Tensor, gradient: Tensor) -> None:
+        assert self._now is not None
         found = []
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             for changed, _ in ways:
                 product = gradient.float() * (changed(x) - x).float()
                 found.append((product.square() if self.squared else product).sum())
-        self._add([at for _, at in ways], found)
+        self._add([at for _, at in ways], torch.stack(found), self._now[0], self._now[1].now)
 
-    def of(self, target: Tensor, observation: AbstractObservation, *, retain: bool) -> NDArray[np.float32]:
-        """Contract the gradients of the scalar `target`: [sampler steps, choices].
+    def of(self, features: Tensor, seeds: Sequence[int], observation: AbstractObservation, *, retain: bool) -> NDArray[np.float32]:
+        """Contract the gradients of `features` along a sign vector from each seed: [seeds, sampler steps, choices]. `retain` the graph for more of them.
 
         A layer that the call does not run has no gradient and gets zeros. Raises `QSearchError` for the first layer whose gradient is not finite.
         """
-        self._sums = torch.zeros(observation.sampler_steps, len(self.choices), device=target.device)
-        self._now = observation
-        target.backward(retain_graph=retain)
+        self._sums = torch.zeros(len(seeds), observation.sampler_steps, len(self.choices), device=features.device)
+        for k, seed in enumerate(seeds):
+            self._now = k, observation
+            (features * signs(features.shape, seed, features.device)).sum().backward(retain_graph=retain or k < len(seeds) - 1)
+        for name in list(self._waiting):
+            self._contract(name)
         sums, self._sums, self._now = self._sums, None, None
         found: NDArray[np.float32] = sums.cpu().numpy()
         if not np.isfinite(found).all():
-            layer, scheme = self.choices[int(np.argwhere(~np.isfinite(found))[0][1])]
+            layer, scheme = self.choices[int(np.argwhere(~np.isfinite(found))[0][2])]
             raise QSearchError(
                 f"the gradient of {layer} is not finite in step bin {observation.bin} (met at {scheme}); profile with another metric, or in fp32"
             )

@@ -16,7 +16,7 @@ import numpy as np
 from ...core.artifacts import digest
 from ...core.shares import ratio
 from ...core.table import SensitivityTable
-from ..gradients import Contraction, signs
+from ..gradients import Contraction
 from ..question import Answer, Question
 
 needs_calls = True
@@ -52,11 +52,8 @@ def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[A
                 scale, features = observation.scale, observation.features()
                 for metric, made in features.items():
                     power[metric][i] = float(scale[metric].sum())
-                    for k in range(question.probes):
-                        seed = int(digest([question.seed, metric, step, i, k]), 16) % 2**63
-                        target = (made * signs(made.shape, seed, made.device)).sum()
-                        last = metric == question.metrics[-1] and k == question.probes - 1
-                        found[metric][:, k, i] = contraction.of(target, observation, retain=not last).sum(0)
+                    seeds = [int(digest([question.seed, metric, step, i, k]), 16) % 2**63 for k in range(question.probes)]
+                    found[metric][:, :, i] = contraction.of(made, seeds, observation, retain=metric != question.metrics[-1]).sum(1).T
                 if i < len(parts) - 1:
                     count += 1
                     yield Answer(count, len(question.observations), table)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...core.artifacts import digest
 from ...core.shares import Array, Cell, Shares
 from ...core.table import SensitivityTable
-from ..gradients import Contraction, signs
+from ..gradients import Contraction
 from ..question import Answer, Question
 
 needs_calls = True
@@ -59,14 +59,10 @@ def _round(question: Question, contraction: Contraction, shares: Shares, b: int,
     observation = question.bins[b][part]
     scale = {metric: float(s.sum()) for metric, s in observation.scale.items()}
     features = observation.features()
-    last = (question.metrics[-1], probes[-1])
     for metric in question.metrics:
-        made = features[metric]
-        for k in probes:
-            seed = int(digest([question.seed, metric, b, part, k]), 16) % 2**63
-            target = (made * signs(made.shape, seed, made.device)).sum()
-            found = contraction.of(target, observation, retain=(metric, k) != last)
-            shares.values[metric, b][:, :, k, part] = found.T
+        seeds = [int(digest([question.seed, metric, b, part, k]), 16) % 2**63 for k in probes]
+        found = contraction.of(features[metric], seeds, observation, retain=metric != question.metrics[-1])
+        shares.values[metric, b][:, :, list(probes), part] = found.transpose(2, 1, 0)
         shares.power[metric, b][part] = scale[metric]
 
 
