@@ -30,6 +30,7 @@ from qsearch.measure import gradients
 from qsearch.measure.memory import kept_bytes, weight_bytes
 from qsearch.measure.observation import StepObservation
 from qsearch.measure.pipelines import Call
+from qsearch.measure.quantization import quantize
 from qsearch.measure.question import Question
 
 GIB = 2**30
@@ -57,6 +58,14 @@ def arguments(inputs: Any, dtype: torch.dtype) -> Any:
     if isinstance(inputs, torch.Tensor):
         return torch.randn(inputs.shape, dtype=dtype) if inputs.is_floating_point() else torch.ones(inputs.shape, dtype=inputs.dtype)
     return inputs
+
+
+def warm_up(dtype: torch.dtype) -> None:
+    """Load the libraries' code, which is the process's own as well, by what is done later, in small."""
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.GroupNorm(2, 8), nn.SiLU(), nn.Flatten(2), nn.LayerNorm(36), nn.Linear(36, 36), nn.GELU()).to(dtype)
+    made = model(torch.randn(2, 8, 8, 8, dtype=dtype))
+    nn.functional.scaled_dot_product_attention(made, made, made).sum().backward()
+    quantize(torch.randn(64, 64), Scheme.parse("uint4-c"))
 
 
 class Segments:
@@ -94,6 +103,7 @@ def main() -> None:
     model, inputs = cards.load(o.card, resolution=o.resolution)
     graph = extract(model, inputs, name=o.card)
     switch: Any = model
+    warm_up(dtype)
     before = resident()
     filled(model, dtype)
     call = Call((), arguments(inputs, dtype), 0)
@@ -112,7 +122,7 @@ def main() -> None:
     began, cpu = time.monotonic(), time.process_time()
     with contraction.watching():
         made = observation.features()["noise"]
-        shares = contraction.of((made * gradients.signs(made.shape, 0, made.device)).sum(), observation, retain=False)
+        shares = contraction.of(made, [0], observation, retain=False)
     seconds, spent = time.monotonic() - began, time.process_time() - cpu
     peak, weights = resident("VmHWM") - before, weight_bytes(model)
     row = {
@@ -120,7 +130,7 @@ def main() -> None:
         "type": o.dtype,
         "pixels": o.resolution,
         "layers": len(graph.quantizable),
-        "moved": int((shares != 0).any(0).sum()),
+        "moved": int((shares != 0).any((0, 1)).sum()),
         "weights, GiB": weights / GIB,
         "largest block, GiB": segments.largest / GIB,
         "between blocks, GiB": between / GIB,

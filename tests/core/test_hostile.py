@@ -40,7 +40,7 @@ def mutate_tree(text: str, rng: random.Random) -> bytes:
         elif action == "rename" and isinstance(container, dict):
             container[rng.choice(("", "x", "graph", "schema", "layers"))] = container.pop(key)
         elif action == "swap":
-            other, place = rng.choice(places(whole))
+            other, place = rng.choice(places(whole) or [(container, key)])
             container[key] = json.loads(json.dumps(other[place]))
         else:
             container[key] = copy.deepcopy(rng.choice(ODD))  # a later round may change it
