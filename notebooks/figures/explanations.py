@@ -81,7 +81,10 @@ def faithfulness(name: str, folder: Path, start: str, seed: int = 0) -> list[dic
         with simulate(model, layers, graph, weights):
             return sum(relative_noise(run(model, c), r)[0] for c, r in zip(calls, reference, strict=True)) / len(calls)
 
-    values = explain_quadratic(graph, step_table, {"p": plan}, metrics=["noise"]).totals(plan="p", method="shapley", kind="layer", metric="noise")
+    values, full = (
+        explain_quadratic(graph, step_table, {"p": plan}, metrics=["noise"], trust=trust).totals(plan="p", method="shapley", kind="layer", metric="noise")
+        for trust in (None, 1.0)
+    )
     own = {n: step_table.values("noise")[n][start] for n in names}
     weight = profile(model, graph, [start], [], estimator="weight_error")
     if "alone" not in curves:
@@ -90,6 +93,7 @@ def faithfulness(name: str, folder: Path, start: str, seed: int = 0) -> list[dic
     swept = dict(zip(names, curves["alone"], strict=True))
     orders = {
         "exact Shapley values": sorted(names, key=lambda n: -values[n]),
+        "Shapley values, products in full": sorted(names, key=lambda n: -full[n]),
         "own noise by probes": sorted(names, key=lambda n: -own[n]),
         "greedy on the quadratic model": greedy(step_table, start, names),
         "noise removed by each alone, measured": sorted(names, key=lambda n: swept[n]),

@@ -14,6 +14,7 @@ import numpy as np
 from ..core import plugins
 from ..core.errors import InfeasibleBudget, QSearchError
 from ..core.graph import OpGraph
+from ..core.interactions import scores_of
 from ..core.latency import Latency
 from ..core.plan import BitPlan, Budget, Solver
 from ..core.scheme import KEEP, Scheme
@@ -21,7 +22,6 @@ from ..core.table import SensitivityTable
 from .building import Scores, bills, limits_of, make_problem
 from .constraints import Constraints
 from .frontier import frontier
-from .interactions import scores_of
 from .objectives import Objective, Values
 from .problem import Choice, Problem, Vector
 

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from ..core.errors import InfeasibleBudget, QSearchError, nearest
 from ..core.graph import LayerSpec, OpGraph
+from ..core.interactions import trust_of
 from ..core.latency import Latency
 from ..core.plan import Budget, parts, select
 from ..core.scheme import KEEP, Scheme
 from .constraints import Constraints
-from .interactions import trust_of
 from .objectives import Values
 from .problem import Problem
 

@@ -3,7 +3,8 @@
 The model says that a plan's error is v(S) = E[(B + sum of d_i over S)^2] over probes, where layer i moves a probe by d_i when it changes from the
 baseline's choice to the plan's, and B is what the baseline itself does. Such a game has products of at most two players, so each product is shared
 equally between its two: with D the sum of all d_i, the Shapley value of i is E[d_i (2B + D)], and the values add up to v(all) - v(none) = E[(B + D)^2] - E[B^2].
-No sampling of coalitions, no error but that of the probes. (Shapley 1953; pairs: the Shapley interaction index of Grabisch and Roubens 1999, whose
+No sampling of coalitions, no error but that of the probes. Products of different layers, which a few dozen probes leave noisy, count as far as they can
+be trusted (`trust`, t): v(S) = (1 - t) sum of E[s_l^2] + t E[(sum of s_l)^2] over the layers' choices l in S, whose values are mixed in the same way. (Shapley 1953; pairs: the Shapley interaction index of Grabisch and Roubens 1999, whose
 orders above two are zero here.) Within a trajectory d_i is a sum over sampler steps, and its value splits over them the same way.
 """
 
@@ -17,6 +18,7 @@ import numpy as np
 from ..core.attribution import Attribution
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
+from ..core.interactions import scores_of, trust_of
 from ..core.plan import BitPlan
 from ..core.scheme import KEEP, Scheme
 from ..core.shares import Array, Cell, Shares, ratio
@@ -33,11 +35,13 @@ def explain_quadratic(
     metrics: Iterable[str] | None = None,
     baseline: BitPlan | None = None,
     pairs: int = 0,
+    trust: float | None = None,
 ) -> Attribution:
     """Shapley values of every layer that differs from `baseline` (full precision), per plan, metric of the table and step; noise powers or squared distances.
 
     `pairs`: so many of the strongest pairs of layers besides, with each layer's own error as the pair of itself with itself and the other pairs in one
-    row, `(rest)`. Raises `QSearchError` for a table without probes' shares, of another graph, or that lacks a choice.
+    row, `(rest)`. `trust`: how much products between layers count, from 0 to 1; by default what the probes' own noise allows
+    (`core.interactions.trust_of`). Raises `QSearchError` for a table without probes' shares, of another graph, or that lacks a choice.
     """
     table.check(graph)
     if table.shares is None:
@@ -46,9 +50,10 @@ def explain_quadratic(
         )
     rows: list[dict[str, Any]] = []
     moves = _Moves(table.shares)
-    for name, plan in plans.items():
-        for metric in metrics if metrics is not None else table.metrics:
-            rows += _of_plan(moves, name, plan, baseline, metric, pairs)
+    for metric in metrics if metrics is not None else table.metrics:
+        share = moves.trust(metric) if trust is None else trust
+        for name, plan in plans.items():
+            rows += _of_plan(moves, name, plan, baseline, metric, pairs, share)
     if not rows:
         raise QSearchError("every plan keeps what the baseline has; there is nothing to explain")
     return Attribution.from_rows(graph.id, rows)
@@ -61,6 +66,16 @@ class _Moves:
         self.shares = shares
         self._places = {choice: i for i, choice in enumerate(shares.choices)}
 
+    def trust(self, metric: str) -> float:
+        """How much of the products between layers is more than the probes' noise."""
+        found = scores_of(self.shares, {metric: 1.0})
+        widest = max(len(row) for row in found.values())
+        count = len(next(iter(next(iter(found.values())).values())))
+        scores = np.zeros((count, len(found), widest))
+        for i, row in enumerate(found.values()):
+            scores[:, i, : len(row)] = np.stack(list(row.values()), 1)
+        return trust_of(scores)
+
     def of(self, cell: Cell, site: str, scheme: Scheme) -> Array:
         """[sampler steps, probes, parts]; nothing where the layer is kept."""
         values = self.shares.values[cell]
@@ -71,7 +86,7 @@ class _Moves:
         return np.asarray(values[self._places[site, str(scheme)]], np.float64)
 
 
-def _of_plan(known: _Moves, name: str, plan: BitPlan, baseline: BitPlan | None, metric: str, pairs: int) -> list[dict[str, Any]]:
+def _of_plan(known: _Moves, name: str, plan: BitPlan, baseline: BitPlan | None, metric: str, pairs: int, trust: float) -> list[dict[str, Any]]:
     shares = known.shares
     base_layers = {} if baseline is None else baseline.layers
     moved = [site for site, scheme in plan.layers.items() if scheme != base_layers.get(site, KEEP)]
@@ -81,23 +96,31 @@ def _of_plan(known: _Moves, name: str, plan: BitPlan, baseline: BitPlan | None, 
     found, prediction, base = [], 0.0, 0.0
     products = np.zeros((len(moved), len(moved)))
     for cell in cells:
-        nothing = np.zeros(shares.values[cell].shape[1:])
-        moves = [known.of(cell, s, plan.layers[s]) - known.of(cell, s, base_layers.get(s, KEEP)) for s in moved]
-        begin = sum((known.of(cell, s, c) for s, c in base_layers.items()), nothing).sum(0)
-        power, end = shares.power[cell], begin + sum(moves, nothing).sum(0)
-        base += ratio(begin**2, power)[0] / len(cells)
-        prediction += ratio(end**2, power)[0] / len(cells)
-        for site, move in zip(moved, moves, strict=True):
+        power, nothing = shares.power[cell], np.zeros(shares.values[cell].shape[1:])
+        here, there = ([known.of(cell, s, layers.get(s, KEEP)) for s in plan.layers] for layers in (base_layers, plan.layers))
+        begin, end = sum(here, nothing).sum(0), sum(there, nothing).sum(0)
+        base += _shrunk(begin, here, power, trust) / len(cells)
+        prediction += _shrunk(end, there, power, trust) / len(cells)
+        both = [pair for site, pair in zip(plan.layers, zip(here, there, strict=True), strict=True) if site in moved]
+        moves = [after - before for before, after in both]
+        own = [after * after.sum(0) - before * before.sum(0) for before, after in both]
+        for site, move, alone in zip(moved, moves, own, strict=True):
             for step, part in enumerate(move):
-                value, error = ratio(part * (begin + end), power)
+                value, error = ratio(trust * part * (begin + end) + (1 - trust) * alone[step], power)
                 row = {"kind": "layer", "step": step if len(move) > 1 else cell[1], "name": site, "choice": str(plan.layers[site])}
                 found.append(row | {"value": value / len(cells), "error": error / len(cells)})
         if pairs and moved:
-            products += _products(np.stack(moves).sum(1), begin, power) / len(cells)
+            products += trust * _products(np.stack(moves).sum(1), begin, power) / len(cells)
+            products += (1 - trust) * np.diag([ratio(alone.sum(0), power)[0] for alone in own]) / len(cells)
     if pairs and moved:
         found += _strongest(plan, moved, products, pairs)
     whole = {"plan": name, "method": METHOD, "metric": metric, "base": base, "prediction": prediction}
     return [row | whole for row in found]
+
+
+def _shrunk(total: Array, scores: list[Array], power: Array, trust: float) -> float:
+    """The error of choices whose scores add up to `total` [probes, parts], with so much of their products."""
+    return trust * ratio(total**2, power)[0] + (1 - trust) * sum(ratio(s.sum(0) ** 2, power)[0] for s in scores)
 
 
 def _products(moves: Array, begin: Array, power: Array) -> Array:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from qsearch.core.graph import LayerSpec, OpGraph
+from qsearch.core.interactions import scores_of
 from qsearch.core.plan import Budget
 from qsearch.core.shares import Shares
 from qsearch.core.table import SensitivityTable
 from qsearch.decide.allocation import allocate
-from qsearch.decide.interactions import scores_of
 from qsearch.decide.objectives import Objective
 
 SITES, SCHEMES = ("a", "b", "c"), ("uint4-c", "uint8-c")

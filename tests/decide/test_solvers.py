@@ -12,6 +12,7 @@ import pytest
 
 from qsearch.core.errors import InfeasibleBudget, QSearchError
 from qsearch.core.graph import OpGraph
+from qsearch.core.interactions import trust_of
 from qsearch.core.plan import BitPlan, Budget
 from qsearch.core.scheme import Scheme
 from qsearch.core.stepplan import StepPlan
@@ -19,7 +20,6 @@ from qsearch.core.table import SensitivityTable
 from qsearch.decide.allocation import allocate, allocate_frontier, state
 from qsearch.decide.building import make_problem
 from qsearch.decide.descent import Descent, convex_bound
-from qsearch.decide.interactions import trust_of
 from qsearch.decide.problem import Problem
 from qsearch.decide.program import Found
 from qsearch.decide.relaxation import Hull, relax

@@ -13,6 +13,7 @@ import pytest
 
 from qsearch.core.attribution import TOLERANCE, Attribution
 from qsearch.core.errors import QSearchError
+from qsearch.core.interactions import scores_of, trust_of
 from qsearch.core.plan import BitPlan
 from qsearch.core.table import SensitivityTable
 from qsearch.learn.contracts import small_graph, small_plans, small_study, small_table
@@ -25,12 +26,13 @@ GRAPH = small_graph(blocks=1)  # six layers: 64 coalitions
 PLAN = BitPlan.make(GRAPH, dict(zip([x.name for x in GRAPH], ("uint2-c", "km2-c", "uint3-c", "uint4-c", "keep", "uint2-c"), strict=True)))
 
 
-def brute(table: SensitivityTable, plan: BitPlan, base: BitPlan) -> dict[str, float]:
+def brute(table: SensitivityTable, plan: BitPlan, base: BitPlan, trust: float) -> dict[str, float]:
     """Shapley values by their definition: what a layer adds, averaged over all orders in which layers can change."""
     names = [layer.name for layer in GRAPH]
 
     def worth(changed: frozenset[str]) -> float:
-        return table.predict({n: (plan if n in changed else base).layers[n] for n in names})[0]
+        chosen = {n: (plan if n in changed else base).layers[n] for n in names}
+        return trust * table.predict(chosen)[0] + (1 - trust) * table.predict(chosen, interactions=False)[0]
 
     known = {frozenset(s): worth(frozenset(s)) for k in range(len(names) + 1) for s in itertools.combinations(names, k)}
     out = {}
@@ -44,23 +46,36 @@ def brute(table: SensitivityTable, plan: BitPlan, base: BitPlan) -> dict[str, fl
     return out
 
 
+@pytest.mark.parametrize("trust", [1.0, 0.3, 0.0])
 @pytest.mark.parametrize("baseline", ["keep", "uint4-c"])
-def test_the_closed_form_equals_shapley_values_by_definition(baseline: str) -> None:
+def test_the_closed_form_equals_shapley_values_by_definition(baseline: str, trust: float) -> None:
     table, base = small_table(GRAPH), BitPlan.uniform(GRAPH, baseline)
 
-    found = explain_quadratic(GRAPH, table, {"p": PLAN}, baseline=base)
+    found = explain_quadratic(GRAPH, table, {"p": PLAN}, baseline=base, trust=trust)
 
     totals = found.totals(plan="p", method="shapley", kind="layer", metric="noise")
-    expected = {k: v for k, v in brute(table, PLAN, base).items() if PLAN.layers[k] != base.layers[k]}
+    expected = {k: v for k, v in brute(table, PLAN, base, trust).items() if PLAN.layers[k] != base.layers[k]}
     assert totals == pytest.approx(expected, rel=1e-9)
-    assert found.frame["base"].iloc[0] == pytest.approx(table.predict(base)[0])
-    assert found.frame["prediction"].iloc[0] == pytest.approx(table.predict(PLAN)[0])
+    for column, plan in (("base", base), ("prediction", PLAN)):
+        summed, whole = (table.predict(plan, interactions=i)[0] for i in (False, True))
+        assert found.frame[column].iloc[0] == pytest.approx(trust * whole + (1 - trust) * summed)
+
+
+def test_products_count_as_far_as_the_probes_can_be_trusted() -> None:
+    table = small_table(GRAPH)
+    scores = scores_of(table.shares, {"noise": 1.0})  # type: ignore[arg-type]  # probes made it
+    trust = trust_of(np.stack([np.stack(list(row.values()), 1) for row in scores.values()], 1))
+
+    found, said = (explain_quadratic(GRAPH, table, {"p": PLAN}, trust=t) for t in (None, trust))
+
+    assert 0 <= trust < 1
+    assert found.frame["prediction"].iloc[0] == pytest.approx(said.frame["prediction"].iloc[0])
 
 
 def test_values_split_over_step_bins() -> None:
     table = small_table(GRAPH)
 
-    frame = explain_quadratic(GRAPH, table, {"p": PLAN}).frame
+    frame = explain_quadratic(GRAPH, table, {"p": PLAN}, trust=1.0).frame
 
     for step in (0, 1):
         assert frame.loc[frame["step"] == step, "value"].sum() == pytest.approx(table.predict(PLAN, steps=[step])[0] / 2)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.shares import Shares
+from .shares import Shares
 
 
 def scores_of(shares: Shares, weights: Mapping[str, float]) -> dict[str, dict[str, NDArray[np.float64]]]:
