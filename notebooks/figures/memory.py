@@ -81,7 +81,7 @@ class Segments:
         def pack(x: torch.Tensor) -> torch.Tensor:
             if x.untyped_storage().data_ptr() not in self.own:
                 kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-            return x
+            return x.detach()
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             made = block(*args, **kwargs)

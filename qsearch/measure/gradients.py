@@ -130,7 +130,9 @@ class Contraction:
         weight, made = weight_of(self.model, layer).data, self.question.weights()
         for scheme in self._stored[layer]:
             move = (made.get(layer, scheme) - weight).flatten()
-            yield move.square() if self.squared else move
+            if not self.question.shared:
+                made.forget(layer)
+            yield move.square_() if self.squared else move
 
     def _watched(self, layer: str, read: dict[Scheme, list[int]]) -> Any:
         module = self.model.get_submodule(layer)

@@ -41,7 +41,7 @@ def kept_bytes(model: nn.Module, call: Call) -> int:
         storage = x.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return x
+        return x.detach()  # an output that its own node kept would never be freed
 
     with wanting(model, set(model.parameters())), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         output = forward(model, call)  # what is kept stays alive, and its address its own, as long as this does

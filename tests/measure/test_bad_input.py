@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import resource
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
@@ -18,7 +20,7 @@ from qsearch.measure import profiling
 from qsearch.measure.gradients import Contraction
 from qsearch.measure.memory import kept_bytes, weight_bytes
 from qsearch.measure.observation import observations
-from qsearch.measure.pipelines import Prompts, Sampling, example_inputs, record
+from qsearch.measure.pipelines import Call, Prompts, Sampling, example_inputs, record
 from qsearch.measure.profiling import profile, profile_pipeline
 from qsearch.measure.question import Question
 from qsearch.measure.trajectory import trajectories
@@ -169,3 +171,13 @@ def test_a_hub_id_goes_to_diffusers_and_offline_gives_one_line(monkeypatch: pyte
     monkeypatch.setattr(DiffusionPipeline, "download", offline)
     with pytest.raises(QSearchError, match=r"^'someone/sd-tiny' is no folder here, and as an id of the hub it can't be fetched: no network$"):
         hub.folder("someone/sd-tiny")
+
+
+def test_counting_memory_leaves_none_behind() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid())  # a sigmoid keeps what it gives out
+    alive: list[weakref.ref[torch.Tensor]] = []
+    model[1].register_forward_hook(lambda module, args, output: alive.append(weakref.ref(output)))
+
+    assert kept_bytes(model, Call((torch.ones(2, 4),), {}, 0)) > 0
+
+    assert [made() for made in alive] == [None]
