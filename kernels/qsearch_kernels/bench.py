@@ -103,6 +103,25 @@ def _no_grad(call: Callable[[Any], object], x: torch.Tensor) -> object:
     return call(x)
 
 
+def ceilings(device: str = "cpu", seconds: float = 1.0, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
+    """What this machine reaches at best, measured: operations a second of large products in `int8` and in `float` (fp32 or bf16, what is faster), `bytes` read a second."""
+    size = 1024 if device == "cpu" else 8192
+    x = torch.randn(size, size, device=device)
+    short, byte = x.bfloat16(), torch.randint(-127, 128, (size, size), dtype=torch.int8, device=device)
+    long = torch.ones(2**26 if device == "cpu" else 2**30, device=device)
+    other = byte.t().contiguous().t()
+    calls: dict[str, Callable[[], object]] = {"fp32": lambda: x @ x, "bf16": lambda: short @ short, "int8": lambda: torch._int_mm(byte, other), "sum": long.sum}
+    best = {name: min(times) for name, times in race(calls, seconds, device, clock).items()}
+    return {"int8": 2 * size**3 / best["int8"], "float": 2 * size**3 / min(best["fp32"], best["bf16"]), "bytes": 4 * long.numel() / best["sum"]}
+
+
+def floor(name: str, m: int, k: int, n: int, rates: Mapping[str, float]) -> float:
+    """Seconds that no product of this name goes below (the roofline): the slower of its operations and of the bytes of weight, input and output."""
+    bits = 32 if name.startswith("fp32") else 16 if name.startswith("bf16") else 4 if "W4" in name else 8
+    short = 2 if "bf16" in name else 4
+    return max(2 * m * k * n / rates["int8" if "A8" in name else "float"], (n * k * bits / 8 + short * m * (k + n)) / rates["bytes"])
+
+
 def table(
     shapes: Sequence[tuple[int, int, int]] = SHAPES,
     device: str = "cpu",
@@ -111,14 +130,15 @@ def table(
     compiled: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[dict[str, Any]]:
-    """A row a shape and contender: median, fastest and slowest in ms, and how many times as fast as fp32 and bf16 by the medians."""
-    rows = []
+    """A row a shape and contender: median, fastest and slowest in ms, how many times as fast as fp32 and bf16 by the medians, and the share of the roofline."""
+    rows, rates = [], ceilings(device, seconds, clock)
     for m, k, n in shapes:
         taken = race(contenders(m, k, n, device, compiled=compiled), seconds, device, clock)
         middle = {name: statistics.median(times) for name, times in taken.items()}
         for name, times in taken.items():
             row = {"rows x in x out": f"{m} x {k} x {n}", "product": name, "ms": middle[name] * 1e3, "fastest": min(times) * 1e3, "slowest": max(times) * 1e3}
-            rows.append(row | {"x fp32": middle["fp32"] / middle[name], "x bf16": middle["bf16"] / middle[name], "runs": len(times)})
+            row |= {"x fp32": middle["fp32"] / middle[name], "x bf16": middle["bf16"] / middle[name]}
+            rows.append(row | {"of roofline": floor(name, m, k, n, rates) / middle[name], "runs": len(times)})
     return rows
 
 

@@ -124,6 +124,24 @@ def test_a_row_that_is_not_finite_does_not_become_a_number(bad: float) -> None:
         assert torch.isfinite(y[[0, 1, 3]]).all()
 
 
+@pytest.mark.parametrize("activation", [8, 6, 4])
+@pytest.mark.parametrize("row", [torch.randn(1, 12), torch.zeros(1, 12), torch.rand(1, 12) + 3, torch.randn(1, 12) * 1e30, torch.randn(1, 12) * 1e-20])
+def test_one_row_alone_is_what_it_is_among_others(activation: int, row: Tensor) -> None:
+    w, bias = make(5, 12, 8), torch.randn(5)
+
+    alone, both = (ops.linear_rounded(x, w, bias, activation) for x in (row, row.repeat(2, 1)))
+
+    torch.testing.assert_close(alone, both[:1], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_one_row_that_is_not_finite_does_not_become_a_number(bad: float) -> None:
+    x = torch.randn(1, 12)
+    x[0, 3] = bad
+
+    assert not torch.isfinite(ops.linear_rounded(x, make(5, 12, 8), None, 8)).any()
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_the_operators_keep_torchs_rules(bits: int) -> None:
     w, x = make(6, 16, bits, zero=True), torch.randn(3, 16)
