@@ -13,12 +13,14 @@ Writes plans.json and plans-MODEL.png beside this file.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -129,15 +131,8 @@ def rounded(scheme: str, activation: str) -> str:
     return str(Scheme.parse(scheme).with_input(Scheme.parse(f"keep{activation}")))
 
 
-def with_activation(table: SensitivityTable, activation: str) -> SensitivityTable:
-    """Prices of weights alone, as those of schemes that all round the layer's input in the same way besides."""
-    rows = table.frame.assign(scheme=[rounded(s, activation) for s in table.frame["scheme"]]).to_dict("records")
-    shares = table.shares and replace(table.shares, choices=tuple((site, rounded(scheme, activation)) for site, scheme in table.shares.choices))
-    return SensitivityTable.from_rows(table.graph, rows, shares)
-
-
-def plans_of(name: str, seed: int, options: argparse.Namespace) -> Iterator[tuple[float, str, BitPlan, Any]]:
-    """(budget, whose, plan, how to measure it) for one model and seed."""
+def plans_of(name: str, seed: int, options: argparse.Namespace, done: Collection[tuple[float, str]]) -> Iterator[tuple[float, str, BitPlan, Any]]:
+    """(budget, whose, plan, how to measure it) for one model and seed, those that are `done` left out."""
     from qsearch import zoo
     from qsearch.decide.refinement import measure_noise, refine
     from qsearch.graphs.extraction import extract
@@ -161,65 +156,71 @@ def plans_of(name: str, seed: int, options: argparse.Namespace) -> Iterator[tupl
     def measure(plan: BitPlan) -> float:
         return -10 * math.log10(measure_noise(model, graph, plan, measuring, references, weights))
 
-    def best_of(dice: list[BitPlan]) -> BitPlan:
+    def best_uniform(bits: float) -> BitPlan:
+        return max((p for s in schemes if (p := BitPlan.uniform(graph, s)).achieved.average_bits <= bits), key=measure)
+
+    def best_random(bits: float) -> BitPlan:
         """By the calls that our plans are made from: all at a glance (two captions, one step), then the best tenth on all of them."""
+        dice = [random_plan(graph, schemes, Budget(average_bits=bits), 1000 * seed + i) for i in range(options.random)]
         first = sorted(dice, key=lambda plan: measure_noise(model, graph, plan, glance, glanced, weights))
         return min(first[: math.ceil(len(first) / 10)], key=lambda plan: measure_noise(model, graph, plan, pricing, known, weights))
 
-    def priced(estimator: str, probes: int = 4) -> SensitivityTable:
-        table = profile(model, graph, options.schemes, parts, estimator=estimator, probes=probes, weights=weights, seed=seed)
-        return with_activation(table, options.activation)
+    @cache
+    def priced(estimator: str) -> SensitivityTable:
+        """Of weight and input together; `keep` leaves both alone, and is a choice everywhere."""
+        calls, probes = (pricing if estimator == "sweep" else parts), (options.probes if estimator == "probe" else 4)
+        return profile(model, graph, schemes, calls, estimator=estimator, probes=probes, weights=weights, seed=seed)
 
-    table = profile(model, graph, schemes, pricing, estimator="sweep", weights=weights, seed=seed)
-    probed, fisher, error = priced("probe", options.probes), priced("fisher"), priced("weight_error")
-    rivals = {
-        "sum of dB (MixDQ)": (table, Objective(decibels=True)),
-        "fisher": (fisher, Objective()),
-        "weight error": (error, Objective({"weight_error": 1.0})),
-        "weight error, normalised": (error, Objective({"relative_weight_error": 1.0})),
+    def planned(estimator: str, bits: float, **settings: Any) -> BitPlan:
+        return allocate(graph, priced(estimator), Budget(average_bits=bits), **settings)
+
+    def refined(bits: float) -> BitPlan:
+        return refine(model, graph, planned("probe", bits), schemes, parts, weights=weights, rounds=options.rounds, probes=6, seed=seed).plan
+
+    kinds: dict[str, Callable[[float], BitPlan]] = {
+        "sweep": lambda bits: planned("sweep", bits),
+        "probe": lambda bits: planned("probe", bits),
+        "probe with interactions": lambda bits: planned("probe", bits, solver="local"),
+        "probe, refined": refined,
+        "sum of dB (MixDQ)": lambda bits: planned("sweep", bits, objective=Objective(decibels=True)),
+        "fisher": lambda bits: planned("fisher", bits),
+        "weight error": lambda bits: planned("weight_error", bits, objective=Objective({"weight_error": 1.0})),
+        "weight error, normalised": lambda bits: planned("weight_error", bits, objective=Objective({"relative_weight_error": 1.0})),
+        "uniform": best_uniform,
+        f"best of {options.random} random": best_random,
     }
-    for bits in options.budgets:
-        budget = Budget(average_bits=bits)
-        sweep = allocate(graph, table, budget)
-        probe = allocate(graph, probed, budget)
-        yield bits, "sweep", sweep, measure
-        yield bits, "probe", probe, measure
-        yield bits, "probe with interactions", allocate(graph, probed, budget, solver="local"), measure
-        yield bits, "probe, refined", refine(model, graph, probe, schemes, parts, weights=weights, rounds=options.rounds, probes=6, seed=seed).plan, measure
-        for whose, (prices, objective) in rivals.items():
-            yield bits, whose, allocate(graph, prices, budget, objective=objective), measure
-        sizes = {s: BitPlan.uniform(graph, s) for s in schemes}
-        fitting = [p for p in sizes.values() if p.achieved.average_bits <= bits]
-        if fitting:
-            best = max(fitting, key=measure)
-            yield bits, f"uniform {next(str(v) for v in best.layers.values() if v.format != 'keep')}", best, measure
-        dice = [random_plan(graph, schemes, budget, 1000 * seed + i) for i in range(options.random)]
-        if dice:
-            yield bits, f"best of {options.random} random", best_of(dice), measure
+    for bits, (whose, made) in itertools.product(options.budgets, kinds.items()):
+        if (bits, whose) not in done:
+            yield bits, whose, made(bits), measure
     for scheme in dict.fromkeys([*(rounded(s, options.activation) for s in PLAIN), *(s for s in schemes if Scheme.parse(s).bits == 4)]):
         plan = BitPlan.uniform(graph, scheme)
-        yield plan.achieved.average_bits, f"uniform {scheme}", plan, measure
+        if (plan.achieved.average_bits, f"uniform {scheme}") not in done:
+            yield plan.achieved.average_bits, f"uniform {scheme}", plan, measure
 
 
 def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Mean over the seeds and its standard error of every plan's SQNR; half-finished work is kept in plansNAME.partial.json."""
+    """Mean over the seeds and its standard error of every plan's SQNR; what is measured is kept in plansNAME.partial.json."""
     partial = HERE / f"plans{options.name}.partial.json"
     asked = json.loads(json.dumps({k: v for k, v in vars(options).items() if k not in ("parts", "reference", "models", "seeds", "name")}))
     known = json.loads(partial.read_text(encoding="utf-8")) if partial.exists() else {}
     found: dict[str, Any] = known.get("found", {}) if known.get("asked") == asked else {}
-    for seed in range(options.seeds):
-        for name in options.models:
-            if (key := f"{name} {seed}") in found:
-                continue
-            found[key] = [[bits, whose, plan.achieved.average_bits, measure(plan)] for bits, whose, plan, measure in plans_of(name, seed, options)]
-            partial.write_text(json.dumps({"asked": asked, "found": found}), encoding="utf-8")
-            print(f"{key}: {len(found[key])} plans", flush=True)
+    whole: list[str] = known.get("whole", []) if found else []
+    for seed, name in itertools.product(range(options.seeds), options.models):
+        if (key := f"{name} {seed}") in whole:
+            continue
+        mine = found.setdefault(key, [])
+        for bits, whose, plan, measure in plans_of(name, seed, options, {(bits, whose) for bits, whose, *_ in mine}):
+            mine.append([bits, whose, plan.achieved.average_bits, measure(plan)])
+            partial.write_text(json.dumps({"asked": asked, "found": found, "whole": whole}), encoding="utf-8")
+        whole.append(key)
+        partial.write_text(json.dumps({"asked": asked, "found": found, "whole": whole}), encoding="utf-8")
+        print(f"{key}: {len(mine)} plans", flush=True)
     rows = []
     for name in options.models:
         cells: dict[tuple[float, str], list[tuple[float, float]]] = {}
         for seed in range(options.seeds):
             for bits, whose, stored, decibels in found[f"{name} {seed}"]:
-                cells.setdefault((bits, "uniform" if whose.startswith("uniform") and bits in options.budgets else whose), []).append((stored, decibels))
+                cells.setdefault((bits, whose), []).append((stored, decibels))
         for (bits, whose), seen in sorted(cells.items()):
             decibels = np.array([d for _, d in seen])
             error = float(decibels.std(ddof=1) / math.sqrt(len(seen))) if len(seen) > 1 else math.inf
@@ -274,7 +275,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--bins", type=int, default=2)
     parser.add_argument("--probes", type=int, default=24)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--random", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
