@@ -156,8 +156,8 @@ def plans_of(name: str, seed: int, options: argparse.Namespace, done: Collection
     def measure(plan: BitPlan) -> float:
         return -10 * math.log10(measure_noise(model, graph, plan, measuring, references, weights))
 
-    def best_uniform(bits: float) -> BitPlan:
-        return max((p for s in schemes if (p := BitPlan.uniform(graph, s)).achieved.average_bits <= bits), key=measure)
+    def best_uniform(bits: float) -> BitPlan | None:
+        return max((p for s in schemes if (p := BitPlan.uniform(graph, s)).achieved.average_bits <= bits), key=measure, default=None)
 
     def best_random(bits: float) -> BitPlan:
         """By the calls that our plans are made from: all at a glance (two captions, one step), then the best tenth on all of them."""
@@ -177,7 +177,7 @@ def plans_of(name: str, seed: int, options: argparse.Namespace, done: Collection
     def refined(bits: float) -> BitPlan:
         return refine(model, graph, planned("probe", bits), schemes, parts, weights=weights, rounds=options.rounds, probes=6, seed=seed).plan
 
-    kinds: dict[str, Callable[[float], BitPlan]] = {
+    kinds: dict[str, Callable[[float], BitPlan | None]] = {
         "sweep": lambda bits: planned("sweep", bits),
         "probe": lambda bits: planned("probe", bits),
         "probe with interactions": lambda bits: planned("probe", bits, solver="local"),
@@ -190,8 +190,8 @@ def plans_of(name: str, seed: int, options: argparse.Namespace, done: Collection
         f"best of {options.random} random": best_random,
     }
     for bits, (whose, made) in itertools.product(options.budgets, kinds.items()):
-        if (bits, whose) not in done:
-            yield bits, whose, made(bits), measure
+        if (bits, whose) not in done and (plan := made(bits)) is not None:
+            yield bits, whose, plan, measure
     for scheme in dict.fromkeys([*(rounded(s, options.activation) for s in PLAIN), *(s for s in schemes if Scheme.parse(s).bits == 4)]):
         plan = BitPlan.uniform(graph, scheme)
         if (plan.achieved.average_bits, f"uniform {scheme}") not in done:
