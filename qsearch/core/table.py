@@ -83,7 +83,8 @@ class SensitivityTable:
 
     def _rows(self, metric: str) -> pd.DataFrame:
         if metric not in self.metrics:
-            raise QSearchError(f"the table has no metric {metric!r}{nearest(metric, self.metrics)}")
+            made = self.frame["estimator"].iloc[0]
+            raise QSearchError(f"the table, made by {made}, has no metric {metric!r}{nearest(metric, self.metrics)}; profile with it, or ask for one of those")
         return self.frame[self.frame["metric"] == metric]
 
     def predict(
