@@ -60,10 +60,12 @@ def explain_quadratic(
 
 
 class _Moves:
-    """What choices add to each probe, by name."""
+    """What choices add to each probe, by name; parts that a profile which ran out of time never came to are left out."""
 
     def __init__(self, shares: Shares) -> None:
-        self.shares = shares
+        seen = {cell: ~np.isnan(values).all((0, 1, 2)) for cell, values in shares.values.items()}
+        some = [cell for cell in seen if seen[cell].any()]
+        self.shares = Shares(shares.choices, {c: shares.values[c][..., seen[c]] for c in some}, {c: shares.power[c][seen[c]] for c in some})
         self._places = {choice: i for i, choice in enumerate(shares.choices)}
 
     def trust(self, metric: str) -> float:

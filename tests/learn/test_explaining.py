@@ -15,6 +15,7 @@ from qsearch.core.attribution import TOLERANCE, Attribution
 from qsearch.core.errors import QSearchError
 from qsearch.core.interactions import scores_of, trust_of
 from qsearch.core.plan import BitPlan
+from qsearch.core.shares import Shares
 from qsearch.core.table import SensitivityTable
 from qsearch.learn.contracts import small_graph, small_plans, small_study, small_table
 from qsearch.learn.explaining import explain
@@ -79,6 +80,25 @@ def test_values_split_over_step_bins() -> None:
 
     for step in (0, 1):
         assert frame.loc[frame["step"] == step, "value"].sum() == pytest.approx(table.predict(PLAN, steps=[step])[0] / 2)
+
+
+def test_parts_that_were_never_measured_explain_nothing() -> None:
+    table = small_table(GRAPH)
+    shares = table.shares
+    assert shares is not None
+    first, second = shares.values
+    short = {first: shares.values[first].copy(), second: np.full_like(shares.values[second], np.nan)}
+    short[first][..., -1] = np.nan
+    power = {first: shares.power[first].copy(), second: np.full_like(shares.power[second], np.nan)}
+    power[first][-1] = np.nan
+    cut = Shares(shares.choices, {first: shares.values[first][..., :-1]}, {first: shares.power[first][:-1]})
+
+    values, expected = (
+        explain_quadratic(GRAPH, replace(table, shares=s), {"p": PLAN}, pairs=3).totals(plan="p", method="shapley", kind="layer", metric="noise")
+        for s in (Shares(shares.choices, short, power), cut)
+    )
+
+    assert values == pytest.approx(expected)
 
 
 def test_pairs_add_up_to_the_same_and_halves_of_them_make_the_values() -> None:
