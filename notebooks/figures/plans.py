@@ -3,8 +3,8 @@
     python notebooks/figures/plans.py reference frontier                        # a minute
     python notebooks/figures/plans.py measured [--models scenes-dit] [--seeds 5] [--random 200] [--samples 4] [--unseen 8]
 
-`measured`: for each model, budget and seed (of captions and noise, for pricing and for measuring alike) the denoiser's output SQNR on calls
-that no plan was made from, of: our plan by the one-at-a-time sweep, by probes, by probes with interactions, by probes and then `refine`; and
+`measured` (two to three hours of one core): for each model, budget and seed (of captions and noise, for pricing and for measuring alike) the denoiser's output
+SQNR on calls that no plan was made from, of: our plan by the one-at-a-time sweep, by probes, by probes with interactions, by probes and then `refine`; and
 uniform, sum of decibels (MixDQ), weight error, fisher, the best of so many random plans (chosen on the calls that ours is made from). All of them
 choose among the same schemes, with the same weights; `--schemes` and `--name` measure another set beside them.
 Writes plans.json and plans-MODEL.png beside this file.
@@ -234,7 +234,7 @@ def draw(name: str, rows: list[dict[str, Any]], budgets: tuple[float, ...]) -> N
     """Size against measured SQNR, a line a kind of plan, with error bars."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = Figure(figsize=(10, 6), layout="constrained")
     ax = figure.add_subplot()
     kinds = sorted({row["plan"] for row in rows})
     for kind in kinds:
@@ -253,7 +253,7 @@ def draw(name: str, rows: list[dict[str, Any]], budgets: tuple[float, ...]) -> N
         )
     ax.set(xlabel="stored bits a weight", ylabel="SQNR of the denoiser's output on unseen calls, dB", title=name)
     ax.grid(alpha=0.3)
-    ax.legend(fontsize=8)
+    figure.legend(loc="outside right center", fontsize=8)
     figure.savefig(HERE / f"plans-{name}.png", dpi=130)
 
 
