@@ -11,6 +11,7 @@ import pytest
 from qsearch import config, pipeline, study
 from qsearch.core.attribution import Attribution
 from qsearch.core.errors import QSearchError
+from qsearch.core.interactions import trust_in
 from qsearch.core.plan import BitPlan
 from qsearch.core.trials import Trials
 from qsearch.job import Run
@@ -71,8 +72,10 @@ def test_a_uniform_baseline_changes_what_a_plan_is_compared_with(folder: Path) -
     found = study.explain(job, baseline="int8-c")
 
     base, table = BitPlan.uniform(small_graph(), "int8-c"), small_study(1).tables[0]
-    low, high = sorted(table.predict(base, interactions=products)[0] for products in (False, True))  # products count in part
-    assert 0 < low <= found.frame["base"].iloc[0] <= high
+    assert table.shares is not None
+    summed, whole = (table.predict(base, interactions=products)[0] for products in (False, True))
+    trust = trust_in(table.shares, "noise")
+    assert found.frame["base"].iloc[0] == pytest.approx(trust * whole + (1 - trust) * summed)
 
 
 def test_a_surrogate_that_never_saw_a_scheme_of_the_plan_is_left_out_with_a_word(folder: Path, command: Command) -> None:

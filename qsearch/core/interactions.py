@@ -56,6 +56,16 @@ def trust_of(scores: NDArray[np.float64]) -> float:
     return float(np.clip(1 - variances / squares, 0, 1)) if squares > 0 else 0.0
 
 
+def trust_in(shares: Shares, metric: str) -> float:
+    """`trust_of` all choices of a table's metric."""
+    found = scores_of(shares, {metric: 1.0})
+    rows = [np.stack(list(row.values()), 1) for row in found.values()]  # a site each: [probes, choices]
+    scores = np.zeros((len(rows[0]), len(rows), max(row.shape[1] for row in rows)))
+    for i, row in enumerate(rows):
+        scores[:, i, : row.shape[1]] = row
+    return trust_of(scores)
+
+
 def _gram(rows: NDArray[np.float64]) -> float:
     """Sum over all pairs of columns of the square of their inner product: that of the rows' Gram matrix, which is smaller."""
     return float(((rows @ rows.T) ** 2).sum())

@@ -18,7 +18,7 @@ import numpy as np
 from ..core.attribution import Attribution
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
-from ..core.interactions import scores_of, trust_of
+from ..core.interactions import trust_in
 from ..core.plan import BitPlan
 from ..core.scheme import KEEP, Scheme
 from ..core.shares import Array, Cell, Shares, ratio
@@ -51,9 +51,10 @@ def explain_quadratic(
     rows: list[dict[str, Any]] = []
     moves = _Moves(table.shares)
     for metric in metrics if metrics is not None else table.metrics:
-        share = moves.trust(metric) if trust is None else trust
+        cells = moves.cells(metric)
+        share = trust_in(moves.shares, metric) if trust is None else trust
         for name, plan in plans.items():
-            rows += _of_plan(moves, name, plan, baseline, metric, pairs, share)
+            rows += [row | {"metric": metric} for row in _of_plan(moves, cells, name, plan, baseline, pairs, share)]
     if not rows:
         raise QSearchError("every plan keeps what the baseline has; there is nothing to explain")
     return Attribution.from_rows(graph.id, rows)
@@ -68,15 +69,12 @@ class _Moves:
         self.shares = Shares(shares.choices, {c: shares.values[c][..., seen[c]] for c in some}, {c: shares.power[c][seen[c]] for c in some})
         self._places = {choice: i for i, choice in enumerate(shares.choices)}
 
-    def trust(self, metric: str) -> float:
-        """How much of the products between layers is more than the probes' noise."""
-        found = scores_of(self.shares, {metric: 1.0})
-        widest = max(len(row) for row in found.values())
-        count = len(next(iter(next(iter(found.values())).values())))
-        scores = np.zeros((count, len(found), widest))
-        for i, row in enumerate(found.values()):
-            scores[:, i, : len(row)] = np.stack(list(row.values()), 1)
-        return trust_of(scores)
+    def cells(self, metric: str) -> list[Cell]:
+        """The metric's cells. Raises `QSearchError` where there are none."""
+        found = sorted(cell for cell in self.shares.values if cell[0] == metric)
+        if not found:
+            raise QSearchError(f"the table has no shares for {metric!r}; it has {', '.join(sorted({m for m, _ in self.shares.values}))}")
+        return found
 
     def of(self, cell: Cell, site: str, scheme: Scheme) -> Array:
         """[sampler steps, probes, parts]; nothing where the layer is kept."""
@@ -88,13 +86,10 @@ class _Moves:
         return np.asarray(values[self._places[site, str(scheme)]], np.float64)
 
 
-def _of_plan(known: _Moves, name: str, plan: BitPlan, baseline: BitPlan | None, metric: str, pairs: int, trust: float) -> list[dict[str, Any]]:
+def _of_plan(known: _Moves, cells: list[Cell], name: str, plan: BitPlan, baseline: BitPlan | None, pairs: int, trust: float) -> list[dict[str, Any]]:
     shares = known.shares
     base_layers = {} if baseline is None else baseline.layers
     moved = [site for site, scheme in plan.layers.items() if scheme != base_layers.get(site, KEEP)]
-    cells = sorted(cell for cell in shares.values if cell[0] == metric)
-    if not cells:
-        raise QSearchError(f"the table has no shares for {metric!r}; it has {', '.join(sorted({m for m, _ in shares.values}))}")
     found, prediction, base = [], 0.0, 0.0
     products = np.zeros((len(moved), len(moved)))
     for cell in cells:
@@ -116,7 +111,7 @@ def _of_plan(known: _Moves, name: str, plan: BitPlan, baseline: BitPlan | None, 
             products += (1 - trust) * np.diag([ratio(alone.sum(0), power)[0] for alone in own]) / len(cells)
     if pairs and moved:
         found += _strongest(plan, moved, products, pairs)
-    whole = {"plan": name, "method": METHOD, "metric": metric, "base": base, "prediction": prediction}
+    whole = {"plan": name, "method": METHOD, "base": base, "prediction": prediction}
     return [row | whole for row in found]
 
 

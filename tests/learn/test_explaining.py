@@ -73,6 +73,11 @@ def test_products_count_as_far_as_the_probes_can_be_trusted() -> None:
     assert found.frame["prediction"].iloc[0] == pytest.approx(said.frame["prediction"].iloc[0])
 
 
+def test_a_metric_without_shares_is_told() -> None:
+    with pytest.raises(QSearchError, match="the table has no shares for 'scored'; it has noise"):
+        explain_quadratic(GRAPH, small_table(GRAPH), {"p": PLAN}, metrics=["scored"])
+
+
 def test_values_split_over_step_bins() -> None:
     table = small_table(GRAPH)
 
