@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,37 @@ def apply(run: Run, graph: OpGraph, plan: BitPlan, *, required: bool = False) ->
 def bench(target: str, schemes: list[str], *, device: str = "cpu", seconds: float = 0.3, resolution: int | None = None) -> tuple[Latency, list[dict[str, Any]]]:
     """The measured latency table of a run folder's model, or of a card, and a row for each shape of layer."""
     from .execute.timing import time_layers
+
+    model, graph, inputs = _subject(target, resolution)
+    return time_layers(model, graph, inputs, schemes, device=device, seconds=seconds)
+
+
+def race(
+    target: str,
+    schemes: list[str],
+    *,
+    device: str = "cpu",
+    seconds: float = 1.0,
+    resolution: int | None = None,
+    batch: int = 1,
+    compiled: bool = True,
+    mode: str = "default",
+    against: list[str] | None = None,
+    say: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """Whole calls of a denoiser: full precision, uniform plans of `schemes`, the run's own plan and other tools, a row each (see `race_denoisers`)."""
+    from .execute.denoisers import race_denoisers, uniform
+
+    model, graph, inputs = _subject(target, resolution, batch)
+    plans = uniform(graph, schemes)
+    if (own := Path(target) / "plan.json").is_file():
+        plans["plan.json"] = BitPlan.load(own, graph).layers
+    rules: dict[str, Any] = {"compiled": compiled, "mode": mode, "against": against, "say": say}
+    return race_denoisers(model, graph, inputs, plans, device=device, seconds=seconds, **rules)
+
+
+def _subject(target: str, resolution: int | None, batch: int = 1) -> tuple[Any, OpGraph, dict[str, Any]]:
+    """(denoiser, its graph, arguments of one call) of a run folder, a card or a pipeline; of a card all on the meta device."""
     from .graphs.extraction import extract as verb
     from .graphs.families import cards
     from .measure.pipelines import denoiser_of, example_inputs, record
@@ -46,15 +78,14 @@ def bench(target: str, schemes: list[str], *, device: str = "cpu", seconds: floa
     folder = Path(target)
     name = configs.load(folder / "config.yaml").model if (folder / "config.yaml").is_file() else target
     if cards.has(name):
-        model, inputs = cards.load(name, resolution=resolution)
-        graph = OpGraph.load(folder / "graph.json") if name != target else verb(model, inputs, name=name)
+        model, inputs = cards.load(name, resolution=resolution, batch=batch)
     else:
         run = Run(configs.load(folder / "config.yaml") if name != target else Config(model=name, folder=folder))
-        [call] = record(run.pipe, run.prompts(1, part=0), replace(run.sampling, steps=2, batch=1), bins=1)
+        [call] = record(run.pipe, run.prompts(batch, part=0), replace(run.sampling, steps=2, batch=batch), bins=1)
         model = denoiser_of(run.pipe)
         inputs = example_inputs(call, model)
-        graph = OpGraph.load(folder / "graph.json") if name != target else verb(model, inputs, name=name)
-    return time_layers(model, graph, inputs, schemes, device=device, seconds=seconds)
+    graph = OpGraph.load(folder / "graph.json") if name != target else verb(model, inputs, name=name)
+    return model, graph, inputs
 
 
 def export(run: Run, to: str, output: Path | None = None, *, nearest: bool = False, force: bool = False) -> list[Path]:

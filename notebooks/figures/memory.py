@@ -24,6 +24,7 @@ from torch import nn
 from torch.utils import checkpoint
 
 from qsearch.core.scheme import Scheme
+from qsearch.execute.denoisers import filled, numbers
 from qsearch.graphs.extraction import extract
 from qsearch.graphs.families import cards
 from qsearch.measure import gradients
@@ -40,24 +41,6 @@ def resident(name: str = "VmRSS") -> int:
     """Bytes that the kernel counts as this process's own."""
     (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
     return int(line.split()[1]) * 1024
-
-
-def filled(model: nn.Module, dtype: torch.dtype) -> None:
-    """Random weights in place of shapes, small enough that no block overflows."""
-    model.to(dtype).to_empty(device="cpu")
-    with torch.no_grad():
-        for parameter in [*model.parameters(), *model.buffers()]:
-            if parameter.is_floating_point():
-                parameter.normal_(std=0.02)
-
-
-def arguments(inputs: Any, dtype: torch.dtype) -> Any:
-    """The card's inputs with numbers in them."""
-    if isinstance(inputs, dict):
-        return {k: arguments(v, dtype) for k, v in inputs.items()}
-    if isinstance(inputs, torch.Tensor):
-        return torch.randn(inputs.shape, dtype=dtype) if inputs.is_floating_point() else torch.ones(inputs.shape, dtype=inputs.dtype)
-    return inputs
 
 
 def warm_up(dtype: torch.dtype) -> None:
@@ -102,11 +85,11 @@ def main() -> None:
     dtype = getattr(torch, o.dtype)
     model, inputs = cards.load(o.card, resolution=o.resolution)
     graph = extract(model, inputs, name=o.card)
-    switch: Any = model
     warm_up(dtype)
     before = resident()
-    filled(model, dtype)
-    call = Call((), arguments(inputs, dtype), 0)
+    model = filled(model, dtype)
+    call = Call((), numbers(inputs, dtype), 0)
+    switch: Any = model
     segments = Segments(model)
     switch.enable_gradient_checkpointing(segments)
     kept_bytes(model, call)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,16 +38,31 @@ def bench(
     device: Annotated[str, typer.Option(help="torch device")] = "cpu",
     seconds: Annotated[float, typer.Option(help="for each thing that is timed")] = 0.3,
     resolution: Annotated[int | None, typer.Option(help="of a card: pixels of the shorter side", show_default=False)] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="race whole calls of the denoiser, full precision and other tools beside")] = False,
+    batch: Annotated[int, typer.Option(help="with --whole: pictures at once")] = 1,
+    against: Annotated[
+        str | None, typer.Option(help="with --whole: peers, e.g. fp32,torchao-w8a8; all that are installed when left out", show_default=False)
+    ] = None,
+    mode: Annotated[str, typer.Option(help="with --whole: of torch.compile: default, reduce-overhead (CUDA graphs), max-autotune, or none")] = "default",
 ) -> None:
-    """Time the kernels on this machine, or every layer of a model, as a latency table for `allocate`."""
+    """Time the kernels on this machine, or every layer of a model, as a latency table for `allocate`; or whole denoisers, with other tools beside."""
     from .. import delivery
     from ..execute import timing
     from ..report.text import plain
 
     if target is None:
-        if output is not None:
-            raise QSearchError(f"a latency table is of a model's layers; give a run folder or a card with --output {output}")
+        if output is not None or whole:
+            what = f"a latency table is of a model's layers; give a run folder or a card with --output {output}" if output else "a whole denoiser has a name"
+            raise QSearchError(what if output else f"{what}; give a run folder or a card with --whole, e.g. `qsearch bench pixart-alpha --whole`")
         console().print(plain(timing.kernels(device, seconds), "qsearch bench"))
+        return
+    if whole:
+        if output is not None:
+            raise QSearchError(f"a latency table is of layers, one by one, and --whole times all at once; leave out --whole or --output {output}")
+        peers = None if against is None else [name for name in against.split(",") if name]
+        rules: dict[str, Any] = {"compiled": mode != "none", "mode": mode, "against": peers, "say": typer.echo}
+        rows = delivery.race(target, schemes.split(","), device=device, seconds=seconds, resolution=resolution, batch=batch, **rules)
+        console().print(plain(rows, f"qsearch bench {target} --whole"))
         return
     latency, rows = delivery.bench(target, schemes.split(","), device=device, seconds=seconds, resolution=resolution)
     path = output or Path(target) / "latency.json"

@@ -67,7 +67,7 @@ def apply(
         _fill(layer, source, weights, name, scheme)
         for alias in graph.layer(name).aliases:
             _share(model, alias, layer, graph)
-        _replace(model, source, layer)
+        replace_layer(model, source, layer)
         weights.forget(name)
     return model
 
@@ -78,7 +78,7 @@ def place_empty(
     """`apply` without weights: packed layers on `device` (meta: shapes alone), to be filled by a state dict. `axes`: output channels, 0 where not named."""
     for name, scheme in schemes.items():
         source = model.get_submodule(name)
-        _replace(model, source, _empty(source, name, scheme, axes.get(name, 0), splits.get(name, ()), device))
+        replace_layer(model, source, _empty(source, name, scheme, axes.get(name, 0), splits.get(name, ()), device))
     return model
 
 
@@ -161,10 +161,10 @@ def _share(model: nn.Module, alias: str, layer: QuantLayer, graph: OpGraph) -> N
             f"{spec.name} and {alias} share one weight, and {layer.scheme} moves a scale into it that {alias} knows nothing of; use no transform"
         )
     other.parts = layer.parts
-    _replace(model, source, other)
+    replace_layer(model, source, other)
 
 
-def _replace(model: nn.Module, source: nn.Module, layer: nn.Module) -> None:
+def replace_layer(model: nn.Module, source: nn.Module, layer: nn.Module) -> None:
     """Put `layer` wherever `source` stands."""
     layer.train(source.training)
     for parent in list(model.modules()):

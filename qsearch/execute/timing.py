@@ -28,7 +28,7 @@ from .packing import PackedWeight
 
 def kernels(device: str, seconds: float) -> list[dict[str, Any]]:
     """The products of `qsearch_kernels.bench` at its shapes."""
-    _check(device)
+    check(device)
     return bench.table(device=device, seconds=seconds)
 
 
@@ -40,7 +40,7 @@ def time_layers(
 
     `inputs`: arguments of one call; with a model on the meta device they are shapes alone, and the table's `rest` is 0. `device`: of the stopwatch.
     """
-    _check(device)
+    check(device)
     asked = list(dict.fromkeys([KEEP, *(Scheme.parse(s) for s in schemes)]))
     calls = _shapes(model, graph, inputs)
     seconds_of: dict[str, dict[str, float]] = {layer.name: {} for layer in graph}
@@ -73,7 +73,8 @@ def time_layers(
     return Latency(graph.id, title, seconds_of, rest), list(rows.values())
 
 
-def _check(device: str) -> None:
+def check(device: str) -> None:
+    """Raise `QSearchError` for a device that is not on this machine."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
