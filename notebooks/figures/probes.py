@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from figure import publish
+from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from qsearch import zoo
@@ -89,7 +90,7 @@ def fewer(probe: SensitivityTable, sweep: SensitivityTable, metric: str, counts:
 def kept(o: argparse.Namespace, what: str) -> Path:
     """Where an estimator's table of this question lies (`.seconds` beside it when it is whole), or the measured errors of plans."""
     asked = [o.model, o.bins, o.samples, o.batch, o.steps, o.layers, o.seed, o.schemes, o.metrics, o.trajectory]
-    return o.keep / f"{digest([*asked, *([] if what == 'plans' else [o.probes]), what])}.{'txt' if what == 'plans' else 'parquet'}"
+    return o.keep / f"{digest([*asked, *([] if what == 'plans by bin' else [o.probes]), what])}.{'txt' if what == 'plans by bin' else 'parquet'}"
 
 
 def plans_of(o: argparse.Namespace, layers: list[str], count: int) -> list[dict[str, Scheme]]:
@@ -104,7 +105,7 @@ def plans_of(o: argparse.Namespace, layers: list[str], count: int) -> list[dict[
 
 
 def measure(o: argparse.Namespace) -> None:
-    """Every table, and the errors of plans averaged over step bins, in the folder of kept files; what lies there is not measured again."""
+    """Every table, and the errors of plans in each step bin, in the folder of kept files; what lies there is not measured again."""
     pipe = load_pipeline(zoo.folder(o.model), o.device)
     model, sampling, prompts = denoiser_of(pipe), Sampling(o.steps, seed=o.seed), scene_prompts(o.samples, o.seed)
     o.keep.mkdir(parents=True, exist_ok=True)
@@ -125,7 +126,7 @@ def measure(o: argparse.Namespace) -> None:
         path.with_suffix(".seconds").write_text(f"{time.process_time() - began:.1f}")
     first = o.metrics[:1]
     parts = [c.observed(model, first) for c in calls] if o.trajectory else observations(model, calls, first, partial(decode_batch, pipe))
-    path, weights = kept(o, "plans"), QuantizedWeights(model, graph)
+    path, weights = kept(o, "plans by bin"), QuantizedWeights(model, graph)
     done = len(path.read_text().splitlines()) if path.exists() else 0
     bins = sorted({part.bin for part in parts})
     for part in parts:
@@ -138,28 +139,34 @@ def measure(o: argparse.Namespace) -> None:
                 errors = [(part.features()[first[0]] - part.reference[first[0]]).double().square().sum(1) for part in mine]
                 values.append(ratio(torch.cat(errors), torch.cat([part.scale[first[0]] for part in mine]))[0])
         with path.open("a") as file:
-            file.write(f"{float(np.mean(values))!r}\n")
+            file.write(" ".join(repr(float(v)) for v in values) + "\n")
 
 
-def predicted(o: argparse.Namespace, tables: dict[str, SensitivityTable], truth: list[float]) -> list[dict[str, Any]]:
-    """How well each table, and each plan's mean bits a code, tell the measured errors of the plans."""
+def predicted(o: argparse.Namespace, tables: dict[str, SensitivityTable], truth: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """How well each table, and each plan's mean bits a code, tell the measured errors [plans, bins]: of the mean over bins, and in the worst bin."""
     first = o.metrics[0]
     assert tables["probe"].shares is not None
     plans = plans_of(o, list(dict.fromkeys(site for site, _ in tables["probe"].shares.choices)), len(truth))
-    guesses = {
-        "probes, with interactions": [tables["probe"].predict(p, first)[0] for p in plans],
-        "probes, summed": [tables["probe"].predict(p, first, interactions=False)[0] for p in plans],
-        "- mean bits": [-float(np.mean([s.bits for s in p.values()])) for p in plans],
+    bins = sorted(set(tables["probe"].frame["step"]))
+    asked: dict[str, tuple[str, str, bool]] = {
+        "probes, with interactions": ("probe", first, True),
+        "probes, summed": ("probe", first, False),
+        "sweep, summed": ("sweep", first, False),
+        "fisher, summed": ("fisher", first, False),
+        "weight error, summed": ("weight_error", "weight_error", False),
+        "relative weight error, summed": ("weight_error", "relative_weight_error", False),
     }
-    summed = {"sweep": ("sweep", first), "fisher": ("fisher", first), "weight error": ("weight_error",) * 2}
-    for name, (table, metric) in (summed | {"relative weight error": ("weight_error", "relative_weight_error")}).items():
+    guesses = {"- mean bits": np.array([[-float(np.mean([s.bits for s in p.values()]))] * len(bins) for p in plans])}
+    for name, (table, metric, interactions) in asked.items():
         if table in tables:
-            guesses[f"{name}, summed"] = [tables[table].predict(p, metric, interactions=False)[0] for p in plans]
+            every = [[b] if b in set(tables[table].frame["step"]) else None for b in bins]  # what the weights alone tell is the same in every bin
+            guesses[name] = np.array([[tables[table].predict(p, metric, b, interactions=interactions)[0] for b in every] for p in plans])
     return [
         {
             "predictor": name,
-            "Spearman": float(spearmanr(values, truth).statistic),
-            "median of predicted / measured": float(np.median(np.divide(values, truth))) if "weight" not in name and "bits" not in name else "-",
+            "Spearman": float(spearmanr(values.mean(1), truth.mean(1)).statistic),
+            "worst bin": min(float(spearmanr(values[:, i], truth[:, i]).statistic) for i in range(len(bins))),
+            "median of predicted / measured": float(np.median(values / truth)) if "weight" not in name and "bits" not in name else "-",
         }
         for name, values in guesses.items()
     ]
@@ -185,7 +192,8 @@ def main() -> None:
         measure(o)
     tables = {e: SensitivityTable.load(kept(o, e)) for e in ESTIMATORS if kept(o, e).exists()}
     seconds = {e: float(kept(o, e).with_suffix(".seconds").read_text()) for e in tables if kept(o, e).with_suffix(".seconds").exists()}
-    truth = [float(line) for line in kept(o, "plans").read_text().splitlines()[: o.plans]] if kept(o, "plans").exists() else []
+    lines = kept(o, "plans by bin").read_text().splitlines()[: o.plans] if kept(o, "plans by bin").exists() else []
+    truth = np.array([[float(v) for v in line.split()] for line in lines])
     cells = compared(tables["probe"], tables["sweep"])
     counts = [n for n in (2, 4, 8, 16, 24, 32, 64, 128) if n <= o.probes]
     curve = fewer(tables["probe"], tables["sweep"], o.metrics[0], counts)
@@ -204,9 +212,9 @@ def main() -> None:
     ]
     out = str(Path(__file__).with_name(f"probes-{o.model}{'-trajectory' if o.trajectory else ''}{'-' * bool(o.name)}{o.name}.py"))
     shown: dict[str, Any] = {"overall": overall, "cells": cells, "probes needed": curve, "CPU seconds": seconds, "plans": len(truth)}
-    if truth:
+    if len(truth):
         shown["predicted"] = predicted(o, tables, truth)
-        shown["measured errors of the plans"] = [min(truth), float(np.median(truth)), max(truth)]
+        shown["measured errors of the plans"] = [float(v) for v in np.quantile(truth.mean(1), [0, 0.5, 1])]
         publish(out, shown["predicted"], title=f"{o.model}: error of {len(truth)} random mixed plans, {o.metrics[0]}", seed=o.seed)
     publish(out, curve, title=f"{o.model}: how many probes", seed=o.seed)
     publish(out, cells, title=f"{o.model}: probes against the sweep", seed=o.seed)
