@@ -32,13 +32,22 @@ _PREPARED = WeakTensorKeyDictionary()  # codes -> what `prepared.prepare` worked
 
 
 def devices(weight: Weight, *, convolution: bool = False) -> frozenset[str]:
-    """Kinds of device with a product of rounded inputs (integers of at most 8 bits) and this weight; elsewhere it has to be widened."""
+    """Kinds of device with a product of rounded inputs (integers of at most 8 bits) and this weight; elsewhere it has to be widened.
+
+    `convolution`: of two dimensions and one group; on CUDA it takes weights without zeros, and one stride, padding and dilation for both axes.
+    """
     found = {"cpu"} if cpu.in_bytes(weight) else set()
     grouped = weight.group >= 32 and weight.group & (weight.group - 1) == 0
     whole = weight.levels is None or cpu.whole_levels(weight.levels) is not None
-    if not convolution and whole and (weight.group <= 0 or grouped) and (importlib.util.find_spec(f"{__package__}.gpu_ops") is not None):
+    fits = cpu.in_bytes(weight) and _symmetric(weight) if convolution else whole and (weight.group <= 0 or grouped)
+    if fits and (importlib.util.find_spec(f"{__package__}.gpu_ops") is not None):
         found.add("cuda")
     return frozenset(found)
+
+
+def _symmetric(weight: Weight) -> bool:
+    """Whether a weight's signed codes, or its levels, need no zero."""
+    return weight.zero is None and weight.offset == (2.0 ** (weight.bits - 1) if weight.levels is None else 0.0)
 
 
 def dequantize(weight: Weight, dtype: torch.dtype) -> Tensor:
@@ -111,17 +120,36 @@ def _gpu_linear(x: Tensor, *arguments: object) -> Tensor:
 
 def _gpu_linear_rounded(x: Tensor, *arguments: Any) -> Tensor:
     *weight, bias, activation, low, high = arguments
-    codes, scale, zero = weight[:3]
-    versions = tuple(None if t is None else (id(t), 0 if t.is_inference() else t._version) for t in (codes, scale, zero))
-    if _PREPARED.get(codes, (None, None))[0] != versions:
-        _PREPARED[codes] = versions, importlib.import_module(f"{__package__}.prepared").prepare(*weight)
-    prepared, ends = _PREPARED[codes][1], {}
+    prepared, ends = _prepared(weight), {}
     if low is not None:
         grid_scale, grid_zero = grid(x, activation, low.reshape(-1), high.reshape(-1))
         ends = {"scale": grid_scale, "zero": grid_zero - 2 ** (activation - 1)}
     rows = _gpu().quantize_rows(x, form=str(activation), group=prepared.group, **ends)
     made: Tensor = _gpu().linear_rounded(rows, prepared, bias, dtype=x.dtype)
     return made
+
+
+def _gpu_conv2d_rounded(x: Tensor, *arguments: Any) -> Tensor:
+    *weight, bias, activation, kernel, stride, padding, dilation, low, high = arguments
+    made: Tensor = _gpu().conv2d_rounded(x, _prepared(weight), bias, activation, kernel, stride, padding, dilation, low, high)
+    return made
+
+
+def _prepared(weight: list[Any]) -> Any:
+    """`prepared.prepare(*weight)`, worked out once for as long as its tensors stay the same with the same content.
+
+    Working it out reads numbers back from the GPU, which a graph that is being captured can't: the call before, which every capture wants anyway, has done so.
+    """
+    codes = weight[0]
+    versions = tuple((id(value), 0 if value.is_inference() else value._version) if isinstance(value, Tensor) else value for value in weight)
+    found = _PREPARED.get(codes)
+    if found is None or found[0] != versions:
+        if codes.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "a weight is prepared in its first call, outside of a CUDA graph; this one is new to a graph being captured: call the model once before"
+            )
+        found = _PREPARED[codes] = versions, importlib.import_module(f"{__package__}.prepared").prepare(*weight)
+    return found[1]
 
 
 def _shape_of_dequantized(*arguments: object) -> Tensor:
@@ -157,6 +185,7 @@ _LIBRARY.impl("linear", _gpu_linear, "CUDA")
 _LIBRARY.impl("linear_rounded", _gpu_linear_rounded, "CUDA")
 _LIBRARY.impl("linear_rounded", _cpu_linear_rounded, "CPU")
 _LIBRARY.impl("conv2d_rounded", _cpu_conv2d_rounded, "CPU")
+_LIBRARY.impl("conv2d_rounded", _gpu_conv2d_rounded, "CUDA")
 torch.library.register_fake("qsearch_kernels::dequantize", _shape_of_dequantized, lib=_LIBRARY)
 torch.library.register_fake("qsearch_kernels::linear", _shape_of_linear, lib=_LIBRARY)
 torch.library.register_fake("qsearch_kernels::linear_rounded", _shape_of_linear, lib=_LIBRARY)

@@ -49,13 +49,13 @@ def form_of(form: str) -> tuple[int, float]:
 def grid_of(rows: Tensor, form: str) -> tuple[Tensor, Tensor]:
     """(scale, zero) fp32 [rows] of fp32 rows [rows, columns]: from smallest to largest entry, zero among them; floats symmetric about zero."""
     bits, top = form_of(form)
-    poison = (rows * 0).sum(-1)  # NaN where an entry is not finite
-    if not bits:
-        scale = _stored(rows.abs().amax(-1) / top)
-        return scale + poison, torch.zeros_like(scale)
     low, high, last = rows.amin(-1).clamp(max=0), rows.amax(-1).clamp(min=0), 2**bits - 1
+    finite = (low + high).isfinite()  # of opposite signs, so that their sum overflows only where one did; multiplied by 0 a compiler would take it for 0
+    if not bits:
+        scale = _stored(torch.maximum(high, -low) / top)
+        return scale.where(finite, torch.nan), torch.zeros_like(scale)
     scale = _stored((high - low) / last)
-    return scale + poison, (-low / scale).round().clamp(0, last) - 2 ** (bits - 1)
+    return scale.where(finite, torch.nan), (-low / scale).round().clamp(0, last) - 2 ** (bits - 1)
 
 
 def quantize_rows(

@@ -151,7 +151,9 @@ class QuantConv2d(_Layer):
         self.kernel_size, self.stride, self.padding, self.dilation = source.kernel_size, source.stride, source.padding, source.dilation
         self.padding_mode, self.edges = source.padding_mode, list(source._reversed_padding_repeated_twice)
         plain = self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)  # else it is no product of rows
-        self.devices = self.devices & {"cpu"} if plain else frozenset()
+        even = all(len(set(places)) == 1 for places in (self.stride, self.padding, self.dilation))
+        found = frozenset.intersection(self.devices, *(part.convolving for part in self.weights)) if plain else frozenset()
+        self.devices = found if even else found - {"cuda"}  # its kernel has one of each for both axes
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> [N, out_channels, h, w], in the type of `x`."""

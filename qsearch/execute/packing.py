@@ -40,8 +40,9 @@ class PackedWeight(nn.Module):
             self.levels = None
         else:
             self.register_buffer("levels", table, persistent=False)  # part of the format
-        #: kinds of device with a product for this weight and rounded inputs
+        #: kinds of device with a product for this weight and rounded inputs, in a linear layer and in a convolution
         self.devices = ops.devices(self.weight())
+        self.convolving = ops.devices(self.weight(), convolution=True)
 
     @staticmethod
     def of(quantized: Quantized) -> PackedWeight:
@@ -143,6 +144,7 @@ class KeptWeight(nn.Module):
     """A weight in full precision whose layer rounds its input (`keep+a8`): the same interface as a packed one."""
 
     devices: frozenset[str] = frozenset()
+    convolving: frozenset[str] = frozenset()
 
     def __init__(self, values: nn.Parameter, axis: int) -> None:
         super().__init__()
