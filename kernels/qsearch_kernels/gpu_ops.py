@@ -146,13 +146,16 @@ def conv2d_rounded(
         return x.new_empty(batch, *size, len(weight.codes)).permute(0, 3, 1, 2)
     places = x.permute(0, 2, 3, 1).contiguous()
     first, last = (end.float() for end in torch.aminmax(places.view(batch, -1), dim=1))
+    finite = (first.clamp(max=0) + last.clamp(min=0)).isfinite()
+    first, last = (end.where(finite, 0) for end in (first, last))
     scale, zero = grid(x, activation, first if low is None else low.reshape(-1), last if high is None else high.reshape(-1))
-    scale, finite = scale.expand(batch).contiguous(), (first.clamp(max=0) + last.clamp(min=0)).isfinite()
+    scale = scale.expand(batch).contiguous()
     zero = (zero - 2 ** (activation - 1)).expand(batch).contiguous()
     codes = quantize_rows(places, form=str(activation), scale=scale, zero=zero)[0]
     dense = weight.codes if weight.codes.dtype == torch.int8 else _dense(weight, channels * kernel[0] * kernel[1])
     taps = dense.view(-1, channels, *kernel).permute(0, 2, 3, 1).contiguous()
-    made: Tensor = conv2d_a8(codes, scale.where(finite, torch.nan), zero, taps, weight.scale[:, 0], weight.total, stride[0], padding[0], dilation[0], bias, None, x.dtype)
+    after = (stride[0], padding[0], dilation[0], bias, None, x.dtype)
+    made: Tensor = conv2d_a8(codes, scale.where(finite, torch.nan), zero, taps, weight.scale[:, 0], weight.total, *after)
     return made.permute(0, 3, 1, 2)
 
 
