@@ -35,7 +35,7 @@ _LIBRARY.define(
 )
 _LIBRARY.define("rounded_rows(Tensor x, int activation, int group, Tensor? low, Tensor? high) -> (Tensor, Tensor, Tensor, Tensor)")
 _LIBRARY.define(f"linear_rows(Tensor rows, Tensor row_scale, Tensor row_zero, Tensor? row_sums, {_WEIGHT}, Tensor? bias, ScalarType dtype) -> Tensor")
-_PREPARED = WeakTensorKeyDictionary()  # codes -> what `prepared.prepare` worked out, and the versions of the tensors that it was worked out from
+_PREPARED = WeakTensorKeyDictionary()  # codes -> the state of a weight's tensors, its tensors but the codes, and what `prepared.prepare` worked out from them
 
 
 def devices(weight: Weight, *, convolution: bool = False) -> frozenset[str]:
@@ -133,8 +133,9 @@ def _gpu() -> Any:
     return importlib.import_module(f"{__package__}.gpu_ops")
 
 
-def _gpu_linear(x: Tensor, *arguments: object) -> Tensor:
-    made: Tensor = _gpu().linear(x, *arguments)
+def _gpu_linear(x: Tensor, codes: Tensor, scale: Tensor, *arguments: object) -> Tensor:
+    read = scale if scale.dtype in (torch.float16, torch.float32) else scale.float()  # kernels don't read exponents
+    made: Tensor = _gpu().linear(x, codes, read, *arguments)
     return made
 
 
@@ -171,20 +172,26 @@ def _gpu_conv2d_rounded(x: Tensor, *arguments: Any) -> Tensor:
 
 
 def _prepared(weight: list[Any]) -> Any:
-    """`prepared.prepare(*weight)`, worked out once for as long as its tensors stay the same with the same content.
+    """`prepared.prepare(*weight)`, worked out once for as long as its tensors stay in their places with the same content.
 
+    Places and not objects, since a view (of bytes as exponents) is a new object each time; the tensors are kept beside, so that no other comes to lie there.
     Working it out reads numbers back from the GPU, which a graph that is being captured can't: the call before, which every capture wants anyway, has done so.
     """
     codes = weight[0]
-    versions = tuple((id(value), 0 if value.is_inference() else value._version) if isinstance(value, Tensor) else value for value in weight)
+    state = [_state(value) if isinstance(value, Tensor) else value for value in weight]
     found = _PREPARED.get(codes)
-    if found is None or found[0] != versions:
+    if found is None or found[0] != state:
         if codes.is_cuda and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
-                "a weight is prepared in its first call, outside of a CUDA graph; this one is new to a graph being captured: call the model once before"
+                "a weight is prepared in its first call, outside of a CUDA graph; one is new to the graph being captured: call the model once before"
             )
-        found = _PREPARED[codes] = versions, importlib.import_module(f"{__package__}.prepared").prepare(*weight)
-    return found[1]
+        made = importlib.import_module(f"{__package__}.prepared").prepare(*weight)
+        found = _PREPARED[codes] = state, weight[1:], made._replace(codes=None)  # a value that held its key would keep both for good
+    return found[2]._replace(codes=codes)
+
+
+def _state(x: Tensor) -> tuple[object, ...]:
+    return x.data_ptr(), 0 if x.is_inference() else x._version, x.dtype, x.shape, x.stride()
 
 
 def _shape_of_dequantized(*arguments: object) -> Tensor:

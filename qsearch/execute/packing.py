@@ -79,14 +79,14 @@ class PackedWeight(nn.Module):
         return torch.float8_e4m3fn if self.scheme.format == "nvfp4" else torch.float8_e8m0fnu
 
     def weight(self) -> Weight:
-        """What the kernels take; the buffers themselves but for block scales, which are widened."""
+        """What the kernels take: the buffers themselves, but for nvfp4's scales, which are widened."""
         scheme = self.scheme
         zero, table, offset = None, self.levels, 0.0
         if scheme.family == "codebook":
             scale, table = torch.ones((), device=self.codes.device).expand(self.codebook.shape[:2]), self.codebook
         elif scheme.family == "block":
-            scale = self.scale.view(self._scale_type).float()
-            scale = scale * self.unit if scheme.format == "nvfp4" else scale
+            scale = self.scale.view(self._scale_type)
+            scale = scale.float() * self.unit if scheme.format == "nvfp4" else scale
         else:
             scale = self.scale
             zero = self.zero if scheme.family == "uint" else None
