@@ -6,7 +6,7 @@ very tensor that was rounded last gets those. Nothing is looked up by content, a
 "The very tensor" is the object, at the same version: torch counts what is written to a tensor in place. It doesn't count what a kernel writes past it, as the
 replay of a CUDA graph does. So a reader that comes back gets fresh rows: in a loop the first layer rounds again, and the others read what it rounded.
 There is no sharing where a count is missing (inference mode), while a CUDA graph is being captured (its rows hold nothing until it is replayed, and another
-graph may be replayed without it), and where something watches each operation (tracing), but for `traced`, which is made for that.
+graph may be replayed without it), and where a tensor is no plain one or something watches each operation (tracing), but for `traced`, which is made for that.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ Ends = tuple[Tensor | None, ...]
 
 def shared(x: Tensor, how: tuple[int, ...], ends: Ends, reader: int, make: Callable[[], Any]) -> Any:
     """`make()`, or what it gave a moment ago to another `reader` of the same `x`, rounded in the same way `how` between the same `ends` of a grid."""
-    if torch._C._len_torch_dispatch_stack() or any(t is not None and t.is_inference() for t in (x, *ends)):
+    plain = type(x) in (Tensor, torch.nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    if not plain or torch._C._len_torch_dispatch_stack() or any(t is not None and t.is_inference() for t in (x, *ends)):
         return make()
     moment = None
     if x.is_cuda:

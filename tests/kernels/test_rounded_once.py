@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.utils import run_and_get_code
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qsearch_kernels import gpu_ops, ops, reference, rounded_once
 from qsearch_kernels.weight import Weight
@@ -115,6 +116,27 @@ def test_nothing_is_shared_where_no_one_counts_what_is_written(roundings: list[T
             x.add_(1)
 
     assert len(roundings) == 3
+
+
+class Watching(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class Own(Tensor):
+    pass
+
+
+def test_nothing_is_shared_where_operations_are_watched_or_the_tensor_is_no_plain_one(roundings: list[Tensor]) -> None:
+    x, (q, k, _) = torch.randn(5, 64), qkv()
+    with Watching():
+        for w in (q, k):
+            agree(ops.linear_rounded(x, w, None, 8), expected(x, w), torch.float32)
+    own = x.as_subclass(Own)
+    for w in (q, k):
+        ops.linear_rounded(own, w, None, 8)
+
+    assert len(roundings) == 4
 
 
 def test_the_rows_go_when_the_tensor_goes(roundings: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,6 +267,26 @@ def test_a_graph_rounds_for_each_grid_and_form(roundings: list[Tensor]) -> None:
     for one, right in zip(made, several(x, low, high), strict=True):
         assert torch.equal(one, right)
     assert rounded_in(graph_of(several, x, low, high)) == 2
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_one_graph_serves_every_number_of_rows(roundings: list[Tensor], static: bool) -> None:
+    weights, graphs = [make(6, 64, 8), make(9, 64, 4, zero=True, group=32)], []
+    ends = {"low": torch.tensor([-1.5]), "high": torch.tensor([2.0])} if static else {}
+
+    def keep(module: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(module)
+        return module.forward
+
+    compiled = torch.compile(lambda x: [ops.linear_rounded(x, w, None, 8, **ends) for w in weights], backend=aot_autograd(fw_compiler=keep), fullgraph=True)
+
+    with torch.no_grad():
+        for rows in (5, 7, 12):
+            x = torch.randn(2, rows, 64)
+            torch._dynamo.mark_dynamic(x, 1)
+            for made, w in zip(compiled(x), weights, strict=True):
+                assert torch.equal(made, ops.linear_rounded(x, w, None, 8, **ends))
+    assert len(graphs) == 1
 
 
 @INDUCTOR
