@@ -146,8 +146,8 @@ def ceilings(device: str = "cpu", seconds: float = 1.0, clock: Callable[[], floa
 
 def floor(name: str, m: int, k: int, n: int, rates: Mapping[str, float]) -> float:
     """Seconds that no product of this name goes below (the roofline): the slower of its operations and of the bytes of weight, input and output."""
-    bits = 32 if name.startswith("fp32") else 16 if name.startswith("bf16") else 4 if "W4" in name else 8
-    bits += 0.25 if "g64" in name else 0  # a scale of 16 bits for 64 weights
+    bits = 32 if name.startswith("fp32") else 16 if name.startswith("bf16") else 4 if "W4" in name else 8.0
+    bits += 16 / 64 if "g64" in name else 0  # a scale of 16 bits for 64 weights
     short = 2 if "bf16" in name else 4
     return max(2 * m * k * n / rates["int8" if "A8" in name else "float"], (n * k * bits / 8 + short * m * (k + n)) / rates["bytes"])
 

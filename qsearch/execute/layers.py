@@ -2,8 +2,8 @@
 
 With a shift z and a divisor s of each input channel, the layer computes W x + b = (W s) ((x - z) / s) + (W z + b): codes of W s are stored, the bracket at the end
 is the bias, and what a plan rounds is the middle. `dequantize` gives the weight in the layer's own coordinates, as `simulate` shows it.
-Where inputs are integers and the machine multiplies bytes, it does (`qsearch_kernels.cpu`); else inputs are rounded in floating point and
-multiplied with the widened weight, which gives the same numbers and saves memory alone.
+Where inputs are integers and the machine multiplies bytes, it does (`qsearch_kernels.cpu`, `qsearch_kernels.gpu_ops`); else inputs are rounded in floating point
+and multiplied with the widened weight, which gives the same numbers and saves memory alone.
 """
 
 from __future__ import annotations

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qsearch.core.errors import QSearchError
 from qsearch.core.scheme import Scheme
 from qsearch.execute import timing
-from qsearch.execute.layers import QuantLinear
-from qsearch.execute.runtime import apply, packed_layers
+from qsearch.execute.layers import QuantConv2d, QuantLinear
+from qsearch.execute.runtime import apply, packed_layers, warn_of_widened
 from qsearch.graphs.extraction import extract
 from qsearch.measure.calibration import calibrate
 from qsearch.measure.pipelines import Call
@@ -99,6 +100,17 @@ def test_every_layer_of_the_test_that_rounds_its_input_has_a_product_on_a_gpu() 
     layers = packed_layers(packed("cpu"))
 
     assert {name for name, layer in layers.items() if "cuda" in layer.devices} == set(ROUNDED)
+
+
+@pytest.mark.parametrize(("options", "scheme"), [({}, "uint8-c+a8"), ({"stride": (1, 2)}, "int8-c+a8")])
+def test_a_convolution_that_a_gpu_would_widen_is_said_with_what_it_takes(options: dict[str, Any], scheme: str) -> None:
+    layers = [("conv", QuantConv2d(Scheme.parse(scheme), nn.Conv2d(4, 6, 3, **options), device="meta"))]
+
+    warn_of_widened(layers, "cpu", "required")
+    with pytest.raises(
+        QSearchError, match=r"on cuda: symmetric ones, and one stride, padding and dilation for both axes\); cuda has no kernel for u?int8-c\+a8"
+    ):
+        warn_of_widened(layers, "cuda", "required")
 
 
 @torch.no_grad()
