@@ -34,7 +34,10 @@ _LIBRARY.define(
     " -> Tensor"
 )
 _LIBRARY.define("rounded_rows(Tensor x, int activation, int group, Tensor? low, Tensor? high) -> (Tensor, Tensor, Tensor, Tensor)")
-_LIBRARY.define(f"linear_rows(Tensor rows, Tensor row_scale, Tensor row_zero, Tensor? row_sums, {_WEIGHT}, Tensor? bias, ScalarType dtype) -> Tensor")
+_LIBRARY.define(
+    f"linear_rows(Tensor rows, Tensor row_scale, Tensor row_zero, Tensor? row_sums, {_WEIGHT}, Tensor? bias, ScalarType dtype) -> Tensor",
+    tags=(torch.Tag.flexible_layout,),  # else inductor writes the rows anew for each layer that reads them, to be sure of their strides
+)
 _PREPARED = WeakTensorKeyDictionary()  # codes -> the state of a weight's tensors, its tensors but the codes, and what `prepared.prepare` worked out from them
 
 
