@@ -56,28 +56,40 @@ def random_weight(rows: int, columns: int, bits: int, *, group: int = 0, device:
 
 
 def contenders(m: int, k: int, n: int, device: str = "cpu", *, compiled: bool = False) -> dict[str, Callable[[], object]]:
-    """Products of `m` rows with an [n, k] weight: full precision, ours and, where it is installed, torchao's, each with its own copy of the weight."""
+    """Products of `m` rows with an [n, k] weight: full precision, ours and, where they are installed, torchao's and gemlite's, each with its own copy of the weight.
+
+    On CUDA ours take the rounding of their input with them, each time: no contender is given a tensor that another has rounded already.
+    """
     x, weight = torch.randn(m, k, device=device), torch.randn(n, k, device=device) / k**0.5
     short, narrow = x.bfloat16(), weight.bfloat16()
     byte, nibble, grouped = (random_weight(n, k, bits, group=group, device=device) for bits, group in ((8, 0), (4, 0), (4, 64)))
     made: dict[str, Callable[[], object]] = {
         "fp32": lambda: F.linear(x, weight),
         "bf16": lambda: F.linear(short, narrow),
-        "W8A8": lambda: ops.linear_rounded(x, byte, None, 8),
-        "W8A8, bf16 in": lambda: ops.linear_rounded(short, byte, None, 8),
-        "W4A8": lambda: ops.linear_rounded(x, nibble, None, 8),
+        "W8A8": _rounding(x, byte),
+        "W8A8, bf16 in": _rounding(short, byte),
+        "W4A8": _rounding(x, nibble),
         "W8, fp32 in": lambda: ops.linear(x, byte),
         "W8, bf16 in": lambda: ops.linear(short, byte),
         "W4, fp32 in": lambda: ops.linear(x, nibble),
         "W4, bf16 in": lambda: ops.linear(short, nibble),
         "W4 g64, fp32 in": lambda: ops.linear(x, grouped),
     }
-    if torch.device(device).type != "cpu":
-        made = {name: call for name, call in made.items() if "A8" not in name}
+    if torch.device(device).type == "cuda":  # a CPU has no product of bytes for groups
+        made |= {
+            "W4A8, bf16 in": _rounding(short, nibble),
+            "W4A8 g64, bf16 in": _rounding(short, grouped),
+            "W4 g64, bf16 in": lambda: ops.linear(short, grouped),
+        }
     if compiled:
         dense = torch.compile(F.linear)
         made |= {"fp32 compiled": lambda: dense(x, weight), "bf16 compiled": lambda: dense(short, narrow)}
-    return made | _torchao(m, k, n, device, compiled)
+    return made | _torchao(m, k, n, device, compiled) | _gemlite(m, k, n, device)
+
+
+def _rounding(x: torch.Tensor, weight: Weight) -> Callable[[], object]:
+    own = x.clone()
+    return lambda: ops.linear_rounded(own, weight, None, 8)
 
 
 def _torchao(m: int, k: int, n: int, device: str, compiled: bool) -> dict[str, Callable[[], object]]:
@@ -95,6 +107,23 @@ def _torchao(m: int, k: int, n: int, device: str, compiled: bool) -> dict[str, C
             x = torch.randn(m, k, device=device, dtype=dtype)
             name = f"torchao {kind}, {'fp32' if dtype == torch.float32 else 'bf16'} in{', compiled' if compiled else ''}"
             made[name] = lambda runs=runs, x=x: _no_grad(runs, x)  # type: ignore[misc]
+    return made
+
+
+def _gemlite(m: int, k: int, n: int, device: str) -> dict[str, Callable[[], object]]:
+    """gemlite's dynamic int8 and its weight-only int4, as its helpers make them. Written against the source of gemlite 0.6.0.post2; it asks for a GPU when it is imported."""
+    if torch.device(device).type != "cuda" or importlib.util.find_spec("gemlite") is None:
+        return {}
+    from gemlite.helper import A16W4_HQQ_INT, A8W8_int8_dynamic
+
+    x, weight = torch.randn(m, k, device=device).bfloat16(), (torch.randn(n, k, device=device) / k**0.5).bfloat16()
+    made: dict[str, Callable[[], object]] = {}
+    layers = {"W8A8": A8W8_int8_dynamic(device=device, dtype=torch.bfloat16).from_weights(weight)}
+    if k % 64 == 0:
+        codes, scale = torch.randint(0, 16, (n, k), dtype=torch.uint8, device=device), torch.rand(n, k // 64, device=device).add(0.5).div(16).bfloat16()
+        layers["W4 g64"] = A16W4_HQQ_INT(device=device, dtype=torch.bfloat16).from_weights(codes, scale, torch.full_like(scale, 8))
+    for name, layer in layers.items():
+        made[f"gemlite {name}, bf16 in"] = lambda layer=layer: _no_grad(layer, x)  # type: ignore[misc]
     return made
 
 
@@ -117,7 +146,8 @@ def ceilings(device: str = "cpu", seconds: float = 1.0, clock: Callable[[], floa
 
 def floor(name: str, m: int, k: int, n: int, rates: Mapping[str, float]) -> float:
     """Seconds that no product of this name goes below (the roofline): the slower of its operations and of the bytes of weight, input and output."""
-    bits = 32 if name.startswith("fp32") else 16 if name.startswith("bf16") else 4 if "W4" in name else 8
+    bits = 32 if name.startswith("fp32") else 16 if name.startswith("bf16") else 4 if "W4" in name else 8.0
+    bits += 16 / 64 if "g64" in name else 0  # a scale of 16 bits for 64 weights
     short = 2 if "bf16" in name else 4
     return max(2 * m * k * n / rates["int8" if "A8" in name else "float"], (n * k * bits / 8 + short * m * (k + n)) / rates["bytes"])
 

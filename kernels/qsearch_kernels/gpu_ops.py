@@ -1,13 +1,13 @@
 """Operations that `torch.compile` and CUDA graphs see whole: on a GPU the Triton kernels, on a CPU their twins, and shapes alone for tracing.
 
 Each is `torch.ops.qsearch_kernels.gpu_NAME` and is called here by NAME, with the arguments of its twin in `reference_a8.py`. What no kernel does is refused
-by name; nothing is computed in full precision without being asked for. `linear_rounded` puts them together as a layer needs them.
+by name; nothing is computed in full precision without being asked for. `linear_rounded`, `conv2d_rounded` and `linear` put them together as a layer needs them.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.library import custom_op
 
 from . import reference_a8
 from .prepared import Prepared
+from .reference import grid
 from .reference_levels import dequantize_levels, linear_levels, takes
 
 #: Rows of activations from which whole rows of weights are unpacked once, for a dense product: 1.5 bytes a weight at 4.3 TB/s against
@@ -101,10 +102,10 @@ def linear_rounded(rows: reference_a8.Rows | tuple[Tensor, Tensor, Tensor, Tenso
     codes, a_scale, zeros, sums = rows
     a_zero = zeros if codes.dtype == torch.int8 else None
     given = (*after, *(None,) * (3 - len(after)))
-    bits, columns = weight.bits, codes.shape[-1]
+    bits = weight.bits
     dense = None if weight.codes.dtype == torch.uint8 else weight.codes
     if weight.group == 0 and dense is None and codes.shape[:-1].numel() >= UNPACK_ROWS:
-        dense = dequantize(weight.codes, None, None, 0.0 if weight.table is not None else 2.0 ** (bits - 1), weight.table, bits, columns, 0, torch.int8)
+        dense = _dense(weight, codes.shape[-1])
     if weight.group == 0 and dense is not None:
         zero = None if weight.zero is None else weight.zero[:, 0]
         found: Tensor = linear_a8(codes, a_scale, a_zero, sums, dense, weight.scale[:, 0], zero, weight.total, *given, dtype)
@@ -112,6 +113,57 @@ def linear_rounded(rows: reference_a8.Rows | tuple[Tensor, Tensor, Tensor, Tenso
     packed = (weight.codes, weight.scale, weight.zero, weight.total, weight.table, bits, weight.group)
     product: Tensor = linear_packed_a8(codes, a_scale, a_zero, sums, *packed, *given, dtype)
     return product
+
+
+def conv2d_rounded(
+    x: Tensor,
+    weight: Prepared,
+    bias: Tensor | None,
+    activation: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    low: Tensor | None = None,
+    high: Tensor | None = None,
+) -> Tensor:
+    """`reference.conv2d_wnaxi` [batch, N, h, w], channels last in memory: each picture on a grid of its own, or on the one between `low` and `high`.
+
+    Codes of fewer bits are unpacked, and all of them brought from [N, C, R, S] into the kernel's order [N, R, S, C], once a call: two bytes moved a weight
+    (none for taps of 1 x 1), where the product multiplies it with every place of every picture. A copy that is kept would double the memory of 8 bits and
+    undo that of fewer. Raises `ValueError` for what the kernel doesn't do. A picture that holds something not finite becomes NaN, on a static grid too.
+    """
+    refused = [f"{name} {tuple(given)}" for name, given in (("stride", stride), ("padding", padding), ("dilation", dilation)) if len(set(given)) != 1]
+    refused += [f"groups of {weight.group}"] if weight.group else ["zeros"] if weight.zero is not None else []
+    if refused:
+        raise ValueError(
+            "int8 convolutions take one stride, padding and dilation for both axes and weights with one scale a row and no zeros; "
+            f"given {', '.join(refused)}: dequantize this weight instead"
+        )
+    batch, channels = x.shape[:2]
+    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in zip(x.shape[2:], padding, dilation, kernel, stride, strict=True)]
+    if not x.numel():
+        return x.new_empty(batch, *size, len(weight.codes)).permute(0, 3, 1, 2)
+    places = x.permute(0, 2, 3, 1).contiguous()
+    first, last = (end.float() for end in torch.aminmax(places.view(batch, -1), dim=1))
+    finite = (first.clamp(max=0) + last.clamp(min=0)).isfinite()
+    first, last = (end.where(finite, 0) for end in (first, last))
+    scale, zero = grid(x, activation, first if low is None else low.reshape(-1), last if high is None else high.reshape(-1))
+    scale = scale.expand(batch).contiguous()
+    zero = (zero - 2 ** (activation - 1)).expand(batch).contiguous()
+    codes = quantize_rows(places, form=str(activation), scale=scale, zero=zero)[0]
+    dense = weight.codes if weight.codes.dtype == torch.int8 else _dense(weight, channels * kernel[0] * kernel[1])
+    taps = dense.view(-1, channels, *kernel).permute(0, 2, 3, 1).contiguous()
+    after = (stride[0], padding[0], dilation[0], bias, None, x.dtype)
+    made: Tensor = conv2d_a8(codes, scale.where(finite, torch.nan), zero, taps, weight.scale[:, 0], weight.total, *after)
+    return made.permute(0, 3, 1, 2)
+
+
+def _dense(weight: Prepared, columns: int) -> Tensor:
+    """The signed codes int8 [N, columns] of a weight of fewer bits: its levels, as whole numbers."""
+    middle = 0.0 if weight.table is not None else 2.0 ** (weight.bits - 1)
+    found: Tensor = dequantize(weight.codes, None, None, middle, weight.table, weight.bits, columns, 0, torch.int8)
+    return found
 
 
 def linear(

@@ -2,13 +2,16 @@
 
 Each takes the tensors and numbers of a `Weight` one by one, since that is what a torch operator can take; `linear`, `linear_rounded`, `conv2d_rounded` and
 `dequantize` take a `Weight`. `devices` says beforehand where there is a product for a weight whose inputs are rounded.
+
+On CUDA a linear layer's rounding and its product are two steps, so that layers that are given one tensor round it once (`rounded_once.py`) and a compiler writes
+the rounding into the loop that makes the tensor. Where a gradient is wanted they are one, which passes it straight through.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +20,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import cpu
 from .reference import grid
+from .reference_a8 import quantize_rows
+from .rounded_once import shared, traced
 from .weight import Weight
 
 _WEIGHT = "Tensor codes, Tensor scale, Tensor? zero, float offset, Tensor? levels, int bits, int columns, int group"
@@ -28,17 +33,31 @@ _LIBRARY.define(
     f"conv2d_rounded(Tensor x, {_WEIGHT}, Tensor? bias, int activation, int[] kernel, int[] stride, int[] padding, int[] dilation, Tensor? low, Tensor? high)"
     " -> Tensor"
 )
-_PREPARED = WeakTensorKeyDictionary()  # codes -> what `prepared.prepare` worked out, and the versions of the tensors that it was worked out from
+_LIBRARY.define("rounded_rows(Tensor x, int activation, int group, Tensor? low, Tensor? high) -> (Tensor, Tensor, Tensor, Tensor)")
+_LIBRARY.define(
+    f"linear_rows(Tensor rows, Tensor row_scale, Tensor row_zero, Tensor? row_sums, {_WEIGHT}, Tensor? bias, ScalarType dtype) -> Tensor",
+    tags=(torch.Tag.flexible_layout,),  # else inductor writes the rows anew for each layer that reads them, to be sure of their strides
+)
+_PREPARED = WeakTensorKeyDictionary()  # codes -> the state of a weight's tensors, its tensors but the codes, and what `prepared.prepare` worked out from them
 
 
 def devices(weight: Weight, *, convolution: bool = False) -> frozenset[str]:
-    """Kinds of device with a product of rounded inputs (integers of at most 8 bits) and this weight; elsewhere it has to be widened."""
+    """Kinds of device with a product of rounded inputs (integers of at most 8 bits) and this weight; elsewhere it has to be widened.
+
+    `convolution`: of two dimensions and one group; on CUDA it takes weights without zeros, and one stride, padding and dilation for both axes.
+    """
     found = {"cpu"} if cpu.in_bytes(weight) else set()
     grouped = weight.group >= 32 and weight.group & (weight.group - 1) == 0
     whole = weight.levels is None or cpu.whole_levels(weight.levels) is not None
-    if not convolution and whole and (weight.group <= 0 or grouped) and (importlib.util.find_spec(f"{__package__}.gpu_ops") is not None):
+    fits = cpu.in_bytes(weight) and _symmetric(weight) if convolution else whole and (weight.group <= 0 or grouped)
+    if fits and (importlib.util.find_spec(f"{__package__}.gpu_ops") is not None):
         found.add("cuda")
     return frozenset(found)
+
+
+def _symmetric(weight: Weight) -> bool:
+    """Whether a weight's signed codes, or its levels, need no zero."""
+    return weight.zero is None and weight.offset == (2.0 ** (weight.bits - 1) if weight.levels is None else 0.0)
 
 
 def dequantize(weight: Weight, dtype: torch.dtype) -> Tensor:
@@ -55,8 +74,21 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
 
 def linear_rounded(x: Tensor, weight: Weight, bias: Tensor | None, activation: int, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
     """`reference.linear_wnaxi`: activations rounded to `activation` bits."""
+    if _in_two_steps(x):
+        group = weight.group if 0 < weight.group < weight.columns else 0
+        codes, row_scale, row_zero, sums = (
+            torch.ops.qsearch_kernels.rounded_rows(x, activation, group, low, high)
+            if torch.compiler.is_compiling()
+            else shared(x, (activation, group), (low, high), id(weight.codes), lambda: _rows(_gpu().quantize_rows, x, activation, group, low, high))
+        )
+        made: Tensor = torch.ops.qsearch_kernels.linear_rows(codes, row_scale, row_zero, None if _symmetric(weight) else sums, *weight, bias, x.dtype)
+        return made
     out: Tensor = torch.ops.qsearch_kernels.linear_rounded(x, *weight, bias, activation, low, high)
     return out
+
+
+def _in_two_steps(x: Tensor) -> bool:
+    return x.is_cuda and not (x.requires_grad and torch.is_grad_enabled())
 
 
 def conv2d_rounded(
@@ -104,24 +136,65 @@ def _gpu() -> Any:
     return importlib.import_module(f"{__package__}.gpu_ops")
 
 
-def _gpu_linear(x: Tensor, *arguments: object) -> Tensor:
-    made: Tensor = _gpu().linear(x, *arguments)
+def _gpu_linear(x: Tensor, codes: Tensor, scale: Tensor, *arguments: object) -> Tensor:
+    read = scale if scale.dtype in (torch.float16, torch.float32) else scale.float()  # kernels don't read exponents
+    made: Tensor = _gpu().linear(x, codes, read, *arguments)
     return made
 
 
 def _gpu_linear_rounded(x: Tensor, *arguments: Any) -> Tensor:
     *weight, bias, activation, low, high = arguments
-    codes, scale, zero = weight[:3]
-    versions = tuple(None if t is None else (id(t), 0 if t.is_inference() else t._version) for t in (codes, scale, zero))
-    if _PREPARED.get(codes, (None, None))[0] != versions:
-        _PREPARED[codes] = versions, importlib.import_module(f"{__package__}.prepared").prepare(*weight)
-    prepared, ends = _PREPARED[codes][1], {}
-    if low is not None:
-        grid_scale, grid_zero = grid(x, activation, low.reshape(-1), high.reshape(-1))
-        ends = {"scale": grid_scale, "zero": grid_zero - 2 ** (activation - 1)}
-    rows = _gpu().quantize_rows(x, form=str(activation), group=prepared.group, **ends)
-    made: Tensor = _gpu().linear_rounded(rows, prepared, bias, dtype=x.dtype)
+    prepared = _prepared(weight)
+    made: Tensor = _gpu().linear_rounded(_rows(_gpu().quantize_rows, x, activation, prepared.group, low, high), prepared, bias, dtype=x.dtype)
     return made
+
+
+def _rows(quantize: Callable[..., Any], x: Tensor, activation: int, group: int, low: Tensor | None, high: Tensor | None) -> Any:
+    """Rounded rows as `quantize` makes them: `reference_a8.quantize_rows` in torch's own operations, or its kernel."""
+    if low is None or high is None:
+        return quantize(x, form=str(activation), group=group)
+    scale, zero = grid(x, activation, low.reshape(-1), high.reshape(-1))
+    return quantize(x, form=str(activation), scale=scale, zero=zero - 2 ** (activation - 1), group=group)
+
+
+def _rounded_rows(x: Tensor, activation: int, group: int, low: Tensor | None, high: Tensor | None) -> Any:
+    """Torch's own operations, which a compiler takes apart and fuses with those before them."""
+    return traced(x, (activation, group), (low, high), lambda: tuple(_rows(quantize_rows, x, activation, group, low, high)))
+
+
+def _linear_rows(*arguments: Any) -> Tensor:
+    *weight, bias, dtype = arguments[4:]
+    made: Tensor = _gpu().linear_rounded(arguments[:4], _prepared(weight), bias, dtype=dtype)
+    return made
+
+
+def _gpu_conv2d_rounded(x: Tensor, *arguments: Any) -> Tensor:
+    *weight, bias, activation, kernel, stride, padding, dilation, low, high = arguments
+    made: Tensor = _gpu().conv2d_rounded(x, _prepared(weight), bias, activation, kernel, stride, padding, dilation, low, high)
+    return made
+
+
+def _prepared(weight: list[Any]) -> Any:
+    """`prepared.prepare(*weight)`, worked out once for as long as its tensors stay in their places with the same content.
+
+    Places and not objects, since a view (of bytes as exponents) is a new object each time; the tensors are kept beside, so that no other comes to lie there.
+    Working it out reads numbers back from the GPU, which a graph that is being captured can't: the call before, which every capture wants anyway, has done so.
+    """
+    codes = weight[0]
+    state = [_state(value) if isinstance(value, Tensor) else value for value in weight]
+    found = _PREPARED.get(codes)
+    if found is None or found[0] != state:
+        if codes.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "a weight is prepared in its first call, outside of a CUDA graph; one is new to the graph being captured: call the model once before"
+            )
+        made = importlib.import_module(f"{__package__}.prepared").prepare(*weight)
+        found = _PREPARED[codes] = state, weight[1:], made._replace(codes=None)  # a value that held its key would keep both for good
+    return found[2]._replace(codes=codes)
+
+
+def _state(x: Tensor) -> tuple[object, ...]:
+    return x.data_ptr(), 0 if x.is_inference() else x._version, x.dtype, x.shape, x.stride()
 
 
 def _shape_of_dequantized(*arguments: object) -> Tensor:
@@ -142,6 +215,11 @@ def _shape_of_linear(x: Tensor, codes: Tensor, *rest: object) -> Tensor:
     return x.new_empty(*x.shape[:-1], codes.shape[0])
 
 
+def _shape_of_rows(codes: Tensor, scale: Tensor, zero: Tensor, sums: Tensor | None, weight: Tensor, *rest: Any) -> Tensor:
+    _together(codes, weight)
+    return codes.new_empty(*codes.shape[:-1], weight.shape[0], dtype=rest[-1])
+
+
 def _shape_of_conv2d(x: Tensor, codes: Tensor, *rest: object) -> Tensor:
     _together(x, codes)
     kernel, stride, padding, dilation = rest[-6:-2]
@@ -152,13 +230,17 @@ def _shape_of_conv2d(x: Tensor, codes: Tensor, *rest: object) -> Tensor:
 
 for _device in ("CPU", "CUDA"):
     _LIBRARY.impl("dequantize", _dequantize, _device)
+    _LIBRARY.impl("linear_rows", _linear_rows, _device)
+_LIBRARY.impl("rounded_rows", _rounded_rows, "CompositeImplicitAutograd")
 _LIBRARY.impl("linear", _cpu_linear, "CPU")
 _LIBRARY.impl("linear", _gpu_linear, "CUDA")
 _LIBRARY.impl("linear_rounded", _gpu_linear_rounded, "CUDA")
 _LIBRARY.impl("linear_rounded", _cpu_linear_rounded, "CPU")
 _LIBRARY.impl("conv2d_rounded", _cpu_conv2d_rounded, "CPU")
+_LIBRARY.impl("conv2d_rounded", _gpu_conv2d_rounded, "CUDA")
 torch.library.register_fake("qsearch_kernels::dequantize", _shape_of_dequantized, lib=_LIBRARY)
 torch.library.register_fake("qsearch_kernels::linear", _shape_of_linear, lib=_LIBRARY)
+torch.library.register_fake("qsearch_kernels::linear_rows", _shape_of_rows, lib=_LIBRARY)
 torch.library.register_fake("qsearch_kernels::linear_rounded", _shape_of_linear, lib=_LIBRARY)
 torch.library.register_fake("qsearch_kernels::conv2d_rounded", _shape_of_conv2d, lib=_LIBRARY)
 

@@ -11,6 +11,7 @@ in which the integer sum is exact. A row that holds something not finite gets th
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -49,13 +50,13 @@ def form_of(form: str) -> tuple[int, float]:
 def grid_of(rows: Tensor, form: str) -> tuple[Tensor, Tensor]:
     """(scale, zero) fp32 [rows] of fp32 rows [rows, columns]: from smallest to largest entry, zero among them; floats symmetric about zero."""
     bits, top = form_of(form)
-    poison = (rows * 0).sum(-1)  # NaN where an entry is not finite
-    if not bits:
-        scale = _stored(rows.abs().amax(-1) / top)
-        return scale + poison, torch.zeros_like(scale)
     low, high, last = rows.amin(-1).clamp(max=0), rows.amax(-1).clamp(min=0), 2**bits - 1
+    finite = (low + high).isfinite()  # of opposite signs, so that their sum overflows only where one did; multiplied by 0 a compiler would take it for 0
+    if not bits:
+        scale = _stored(torch.maximum(high, -low) / top)
+        return scale.where(finite, torch.nan), torch.zeros_like(scale)
     scale = _stored((high - low) / last)
-    return scale + poison, (-low / scale).round().clamp(0, last) - 2 ** (bits - 1)
+    return scale.where(finite, torch.nan), (-low / scale).round().clamp(0, last) - 2 ** (bits - 1)
 
 
 def quantize_rows(
@@ -197,7 +198,7 @@ def _rounded(rows: Tensor, shape: torch.Size, form: str, scale: Tensor | None, z
     """`Rows` of fp32 [rows, columns]; `shape`: of the rows, as the caller has them."""
     bits, top = form_of(form)
     scale, zero = (scale.clone(), torch.zeros_like(scale) if zero is None else zero.clone()) if scale is not None else grid_of(rows, form)
-    s, z = _each_row(scale[:, None], len(rows)), _each_row(zero[:, None], len(rows))
+    s, z = _each_row(scale[:, None], rows.shape[0]), _each_row(zero[:, None], rows.shape[0])
     half = 2 ** (bits - 1) if bits else 0
     codes = (
         (rows / s + z + half).round().clamp(0, 2 * half - 1).sub(half).nan_to_num(0).to(torch.int8)
@@ -205,8 +206,10 @@ def _rounded(rows: Tensor, shape: torch.Size, form: str, scale: Tensor | None, z
         else (rows / s).clamp(-top, top).to(torch.float8_e4m3fn)
     )
     wide = group or max(1, rows.shape[-1])
-    whole = F.pad(codes, (0, -rows.shape[-1] % wide)).int() if bits else torch.zeros(len(rows), max(1, -(-rows.shape[-1] // wide)) * wide, dtype=torch.int32)
-    sums = whole.unflatten(-1, (-1, wide)).sum(-1, dtype=torch.int32) if whole.shape[-1] else whole.new_zeros(len(rows), 1)
+    whole = (
+        F.pad(codes, (0, -rows.shape[-1] % wide)).int() if bits else torch.zeros(rows.shape[0], max(1, -(-rows.shape[-1] // wide)) * wide, dtype=torch.int32)
+    )
+    sums = whole.unflatten(-1, (-1, wide)).sum(-1, dtype=torch.int32) if whole.shape[-1] else whole.new_zeros(rows.shape[0], 1)
     return Rows(codes.view(*shape, rows.shape[-1]), scale, zero, sums.to(codes.device))
 
 
@@ -230,17 +233,17 @@ def _finished(
 
 
 def _each_row(values: Tensor, rows: int) -> Tensor:
-    """[runs, ...] -> [rows, ...]: each for as many rows as come to it."""
+    """[runs, ...] -> [rows, ...]: each for as many rows as come to it. Shapes and no `len`, which a compiler takes for a number that never changes."""
     if rows == 0:
         return values[:0]
-    if len(values) == 0 or rows % len(values):
-        raise ValueError(f"rows are shared out in equal runs; given {rows} rows and {len(values)} runs")
-    return values.repeat_interleave(rows // len(values), 0)
+    if values.shape[0] == 0 or rows % values.shape[0]:
+        raise ValueError(f"rows are shared out in equal runs; given {rows} rows and {values.shape[0]} runs")
+    return values.repeat_interleave(rows // values.shape[0], 0)
 
 
 def _flat(x: Tensor) -> Tensor:
     """fp32 [rows, columns], of an empty batch too."""
-    return x.reshape(x.shape[:-1].numel(), x.shape[-1]).float()
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).float()  # `Size.numel` would be a fixed number to a compiler
 
 
 def _activated(x: Tensor, kind: str) -> Tensor:

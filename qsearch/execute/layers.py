@@ -2,8 +2,8 @@
 
 With a shift z and a divisor s of each input channel, the layer computes W x + b = (W s) ((x - z) / s) + (W z + b): codes of W s are stored, the bracket at the end
 is the bias, and what a plan rounds is the middle. `dequantize` gives the weight in the layer's own coordinates, as `simulate` shows it.
-Where inputs are integers and the machine multiplies bytes, it does (`qsearch_kernels.cpu`); else inputs are rounded in floating point and
-multiplied with the widened weight, which gives the same numbers and saves memory alone.
+Where inputs are integers and the machine multiplies bytes, it does (`qsearch_kernels.cpu`, `qsearch_kernels.gpu_ops`); else inputs are rounded in floating point
+and multiplied with the widened weight, which gives the same numbers and saves memory alone.
 """
 
 from __future__ import annotations
@@ -151,7 +151,9 @@ class QuantConv2d(_Layer):
         self.kernel_size, self.stride, self.padding, self.dilation = source.kernel_size, source.stride, source.padding, source.dilation
         self.padding_mode, self.edges = source.padding_mode, list(source._reversed_padding_repeated_twice)
         plain = self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)  # else it is no product of rows
-        self.devices = self.devices & {"cpu"} if plain else frozenset()
+        even = all(len(set(places)) == 1 for places in (self.stride, self.padding, self.dilation))
+        found = frozenset.intersection(self.devices, *(part.convolving for part in self.weights)) if plain else frozenset()
+        self.devices = found if even else found - {"cuda"}  # its kernel has one of each for both axes
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> [N, out_channels, h, w], in the type of `x`."""

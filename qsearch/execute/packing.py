@@ -40,8 +40,9 @@ class PackedWeight(nn.Module):
             self.levels = None
         else:
             self.register_buffer("levels", table, persistent=False)  # part of the format
-        #: kinds of device with a product for this weight and rounded inputs
+        #: kinds of device with a product for this weight and rounded inputs, in a linear layer and in a convolution
         self.devices = ops.devices(self.weight())
+        self.convolving = ops.devices(self.weight(), convolution=True)
 
     @staticmethod
     def of(quantized: Quantized) -> PackedWeight:
@@ -78,14 +79,14 @@ class PackedWeight(nn.Module):
         return torch.float8_e4m3fn if self.scheme.format == "nvfp4" else torch.float8_e8m0fnu
 
     def weight(self) -> Weight:
-        """What the kernels take; the buffers themselves but for block scales, which are widened."""
+        """What the kernels take: the buffers themselves, but for nvfp4's scales, which are widened."""
         scheme = self.scheme
         zero, table, offset = None, self.levels, 0.0
         if scheme.family == "codebook":
             scale, table = torch.ones((), device=self.codes.device).expand(self.codebook.shape[:2]), self.codebook
         elif scheme.family == "block":
-            scale = self.scale.view(self._scale_type).float()
-            scale = scale * self.unit if scheme.format == "nvfp4" else scale
+            scale = self.scale.view(self._scale_type)
+            scale = scale.float() * self.unit if scheme.format == "nvfp4" else scale
         else:
             scale = self.scale
             zero = self.zero if scheme.family == "uint" else None
@@ -143,6 +144,7 @@ class KeptWeight(nn.Module):
     """A weight in full precision whose layer rounds its input (`keep+a8`): the same interface as a packed one."""
 
     devices: frozenset[str] = frozenset()
+    convolving: frozenset[str] = frozenset()
 
     def __init__(self, values: nn.Parameter, axis: int) -> None:
         super().__init__()

@@ -95,7 +95,10 @@ def warn_of_widened(layers: Iterable[tuple[str, QuantLayer]], device: torch.devi
         return
     name = found[0][0]
     text = ", ".join(f"{scheme} ({count})" for scheme, count in Counter(str(x.scheme) for _, x in found).most_common(4))
-    rule = f"products of low-bit inputs need whole numbers of 8 bits and one scale a row of weights; {kind} has no kernel for {text}, first at {name}"
+    rule = "products of low-bit inputs need whole numbers of 8 bits and one scale a row of weights"
+    if kind == "cuda" and any(isinstance(layer, QuantConv2d) for _, layer in found):
+        rule += " (a convolution on cuda: symmetric ones, and one stride, padding and dilation for both axes)"
+    rule += f"; {kind} has no kernel for {text}, first at {name}"
     if kernels == "required":
         raise QSearchError(f'{rule}: use int or uint formats with -c and +a8, or kernels="preferred"')
     cost = "each call widens the weight and multiplies in floating point: no faster than full precision, up to twice its time at few rows"

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent.parent / "kernels" / "qsearch_kernels"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ALLOWED = {"torch", "triton", *sys.stdlib_module_names}
-OPTIONAL = {"torchao"}  # what bench.py compares with, where it is there
+OPTIONAL = {"gemlite", "torchao"}  # what bench.py compares with, where it is there
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
