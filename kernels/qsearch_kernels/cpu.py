@@ -4,49 +4,26 @@ A core that multiplies bytes (AVX512-VNNI, AMX) does 4 to 8 times as many a cycl
 that the plan rounds are multiplied as they are, and those that it leaves alone are cut into digits first: a row is a scale times whole
 numbers of 16 bits (for half precision) or 24 (for fp32), and those are two or three bytes, each a product of its own. Weights of fewer bits
 are spread to bytes a few rows at a time, in the order in which they come out of their bytes (`layout.unpack_by_phase`), while they lie in the cache.
-
-With x = s (a - z) and w = t (b - u), a and b bytes: y = s t (sum a b - z sum b - u sum (a - z)). The first two sums are exact in 32 bits; the sum of b is
-kept beside the codes. A row that holds something not finite becomes NaN.
+A row that holds something not finite becomes NaN.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import layout
-from .reference import grid
+from .cpu_rounded import Bytes, factor_of, in_bytes, product, row_sums, rows_of, spreader, uneven, zero_of
+from .rounded_once import shared
 from .weight import Weight
 
 FEW = 16  # rows up to which reading the weights is what takes time, so that fp32 activations too are worth their digits
-_LONGEST = 2**17  # columns whose products of bytes add up in 32 bits
 _BYTES = 2**20  # of weights, spread at a time
 _ROWS = 512  # of activations at a time
-_TOTALS = WeakTensorKeyDictionary()  # codes -> (version of the tensor, sums of its rows): four bytes a row, and not a pass over the weights each call
-
-
-def whole_levels(levels: Tensor) -> tuple[Tensor, float] | None:
-    """A table of levels as int8 and the power of two that makes it so (e2m1 times 2: 0 to 12); None where there is none."""
-    if levels.ndim != 1 or not bool(torch.isfinite(levels).all()):
-        return None
-    for power in range(8):
-        scaled = levels.float() * 2**power
-        if torch.equal(scaled, scaled.round()):
-            return (scaled.to(torch.int8), 2.0**-power) if float(scaled.abs().max()) <= 127 else None
-    return None
-
-
-def in_bytes(weight: Weight) -> bool:
-    """Whether a weight can be multiplied as bytes: one scale a row, and codes or levels that are whole numbers of 8 bits."""
-    if weight.group > 0 or weight.columns > _LONGEST:
-        return False
-    return whole_levels(weight.levels) is not None if weight.levels is not None else weight.bits < 8 or weight.codes.dtype == torch.int8
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
@@ -65,10 +42,11 @@ def linear_rounded(x: Tensor, weight: Weight, bias: Tensor | None, activation: i
     """`reference.linear_wnaxi`. Raises `ValueError` for a weight that can't be multiplied as bytes."""
     _check(weight)
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
-    if len(rows) == 1 and low is None and high is None and weight.codes.dtype == torch.int8 and not _uneven(weight) and weight.columns > 1:
+    if len(rows) == 1 and low is None and high is None and weight.codes.dtype == torch.int8 and not uneven(weight) and weight.columns > 1:
         return _one_row(rows, weight, bias, activation).view(*x.shape[:-1], -1)
-    codes, scale, zero, total = _codes(rows, activation, low, high)
-    y = _product([codes], scale, zero, [total], weight, bias, x.dtype)
+    how = (activation, int(uneven(weight)))
+    rounded = shared(x, how, (low, high), id(weight.codes), lambda: rows_of(rows, activation, low, high, sums=uneven(weight)))
+    y = product(rounded, weight, bias, x.dtype)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -82,9 +60,9 @@ def _one_row(x: Tensor, weight: Weight, bias: Tensor | None, activation: int) ->
     # `reference.grid`, whose ten operations on single numbers take as long as a megabyte of weights
     scale = _rounded("e", min(max(_rounded("f", _rounded("f", high - low) / top), 2.0**-24), 65504.0))
     zero = min(max(round(_rounded("f", -low / scale)), 0), top)
-    codes = row.div(scale).add_(zero).round_().clamp_(0, top).sub_(128).to(torch.int8)
+    codes = row.div(scale).add_(zero).round_().clamp_(0, top).to(torch.uint8)
     y = torch._int_mm(codes, weight.codes.t()).float()
-    y.sub_(_totals(weight, lambda whole: whole), alpha=zero - 128).mul_(weight.scale.float().flatten()).mul_(scale)
+    y.sub_(row_sums(weight), alpha=zero).mul_(weight.scale.float().flatten()).mul_(scale)
     return (y if bias is None else y.add_(bias)).to(x.dtype)
 
 
@@ -112,11 +90,11 @@ def conv2d_rounded(
     size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in zip((height, width), padding, dilation, kernel, stride, strict=True)]
     if not x.numel():
         return x.new_empty(batch, len(weight.codes), *size)
-    codes, scale, zero, _ = _codes(x.reshape(batch, -1), activation, low, high)
-    pictures = codes.view(x.shape)
+    rounded = rows_of(x.reshape(batch, -1), activation, low, high, sums=False)
+    pictures = rounded.codes.view(x.shape)
     if any(padding):  # zeros of the picture are the zero's code
         padded = pictures.new_empty(batch, channels, height + 2 * padding[0], width + 2 * padding[1])
-        padded.copy_(zero.view(-1, 1, 1, 1).expand_as(padded))
+        padded.copy_(rounded.zero.to(torch.uint8).view(-1, 1, 1, 1).expand_as(padded))
         padded[:, :, padding[0] : padding[0] + height, padding[1] : padding[1] + width] = pictures
         pictures = padded
     b, c, h, w = pictures.stride()
@@ -125,10 +103,9 @@ def conv2d_rounded(
         (b, h * stride[0], w * stride[1], c, h * dilation[0], w * dilation[1]),
     )
     rows = windows.reshape(batch * size[0] * size[1], weight.columns)
-    each = size[0] * size[1]
-    scale, zero = scale.expand(batch, 1).repeat_interleave(each, 0), zero.expand(batch, 1).repeat_interleave(each, 0)
-    total = rows.sum(-1, dtype=torch.int32).float() if _uneven(weight) else zero[:, 0]
-    y = _product([rows], scale, zero, [total], weight, bias, x.dtype)
+    scale, zero = (each.repeat_interleave(size[0] * size[1], 0) for each in (rounded.scale, rounded.zero))
+    sums = rows.sum(-1, keepdim=True, dtype=torch.int32).float() if uneven(weight) else None
+    y = product(Bytes(rows, scale, zero, sums), weight, bias, x.dtype)
     return y.view(batch, *size, -1).permute(0, 3, 1, 2)
 
 
@@ -142,30 +119,7 @@ def _has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def _codes(rows: Tensor, activation: int, low: Tensor | None, high: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Codes int8 [M, K] (less 128), scale and zero [M or 1, 1], and the sum [M] of each row's codes, of rows rounded as `reference.grid` says."""
-    low, high = (None if end is None else end.reshape(-1, 1) for end in (low, high))
-    codes, total, poison = torch.empty(rows.shape, dtype=torch.int8), torch.empty(len(rows)), torch.empty(len(rows))
-    scales, zeros = [], []
-    for begin in range(0, len(rows), _ROWS):
-        part = rows[begin : begin + _ROWS].float()
-        ends = [end if end is None or len(end) == 1 else end[begin : begin + _ROWS] for end in (low, high)]
-        scale, zero = grid(part, activation, *ends)
-        place = torch.div(part, scale)
-        place.add_(zero).round_().clamp_(0, 2**activation - 1).sub_(128)
-        codes[begin : begin + _ROWS].copy_(place)
-        torch.sum(place, -1, out=total[begin : begin + _ROWS])
-        torch.sum(part, -1, out=poison[begin : begin + _ROWS])
-        scales.append(scale)
-        zeros.append(zero.sub_(128))
-    if not scales:
-        return codes, rows.new_ones(1, 1, dtype=torch.float32), rows.new_zeros(1, 1, dtype=torch.float32), total
-    together = len(scales[0]) == 1 and low is not None
-    scale, zero = (scales[0], zeros[0]) if together else (torch.cat(scales), torch.cat(zeros))
-    return codes, scale + poison[:, None] * 0, zero, total
-
-
-def _digits(rows: Tensor, count: int) -> tuple[list[Tensor], Tensor, None, list[Tensor]]:
+def _digits(rows: Tensor, count: int) -> tuple[list[Tensor], Tensor, list[Tensor]]:
     """fp32 rows as `count` bytes each, the highest first: scale * (256 * (256 * d0 + d1) + d2); and the sums of each digit's rows."""
     top = 127.0 * sum(256**i for i in range(count))
     scale = (rows.abs().amax(-1, keepdim=True) if rows.shape[-1] else rows.new_zeros(len(rows), 1)).clamp(min=1e-30) / top
@@ -178,53 +132,35 @@ def _digits(rows: Tensor, count: int) -> tuple[list[Tensor], Tensor, None, list[
         sums.append(digit.sum(-1))
         if place:
             left.sub_(digit, alpha=unit)
-    return digits, scale + torch.stack(sums).sum(0)[:, None] * 0, None, sums
+    return digits, scale + torch.stack(sums).sum(0)[:, None] * 0, sums
 
 
-def _uneven(weight: Weight) -> bool:
-    """Whether the weights' zero is anything but the byte 0."""
-    return weight.zero is not None or (weight.levels is None and weight.offset != (128 if weight.codes.dtype == torch.int8 else 0))
-
-
-def _product(digits: list[Tensor], scale: Tensor, zero: Tensor | None, sums: list[Tensor], weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def _product(digits: list[Tensor], scale: Tensor, sums: list[Tensor], weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """[M, N]: the sum over `digits` [M, K] of 256**place times their product with the weights, scaled.
 
-    `scale`: fp32 [M or 1, 1]; `zero`: of the first digit (there is one alone, then), likewise, or None for 0; `sums`: [M] of each digit's rows.
+    `scale`: fp32 [M, 1]; `sums`: [M] of each digit's rows.
     """
     count, columns = digits[0].shape
     out = torch.empty(count, len(weight.codes), dtype=dtype)
     if not out.numel() or not columns:
         return out.zero_() if bias is None else out.copy_(bias.expand_as(out))
-    spread, order = _spreader(weight)
-    digits = [order(d) for d in digits]
-    base, factor = (128.0 if weight.codes.dtype == torch.int8 else 0.0), 1.0
-    if weight.levels is not None:
-        found = whole_levels(weight.levels)
-        assert found is not None
-        base, factor = 0.0, found[1]
+    spread, order = spreader(weight)
+    digits, factor = [order(d) for d in digits], factor_of(weight)
     whole = weight.codes.dtype == torch.int8 and count <= FEW  # nothing to spread, and little to keep in the cache
     step = len(weight.codes) if whole else max(64, _BYTES // max(1, digits[0].shape[1]))
-    totals = None if zero is None else _totals(weight, spread)
     for begin in range(0, len(weight.codes), step):
         part = weight.part(begin, begin + step)
         places = slice(begin, begin + len(part.codes))
         matrix = spread(part.codes).t()
-        u = (part.zero.float().flatten() if part.zero is not None else torch.full((1,), part.offset)) - base if _uneven(weight) else None
+        u = zero_of(part) if uneven(part) else None
         row_scale = part.scale.float().flatten() * factor
         for first in range(0, count, _ROWS):
             some = slice(first, first + _ROWS)
-            y = _integers([d[some] for d in digits], [s[some] for s in sums], matrix, u)
-            if zero is not None and totals is not None:
-                z = zero if len(zero) == 1 else zero[some]
-                y.addcmul_(z, totals[places][None], value=-1)
-                if u is not None:
-                    y.addcmul_(z * columns, u.expand(y.shape[1])[None])
-            y.mul_(row_scale)
-            rows = scale if len(scale) == 1 else scale[some]
+            y = _integers([d[some] for d in digits], [s[some] for s in sums], matrix, u).mul_(row_scale)
             if bias is None:
-                torch.mul(y, rows, out=out[some, places])
+                torch.mul(y, scale[some], out=out[some, places])
             else:
-                torch.addcmul(bias[places].float(), y, rows, out=out[some, places])
+                torch.addcmul(bias[places].float(), y, scale[some], out=out[some, places])
     return out
 
 
@@ -238,35 +174,3 @@ def _integers(digits: list[Tensor], sums: list[Tensor], matrix: Tensor, zero: Te
         y = product if y is None else y.mul_(256).add_(product)
     assert y is not None
     return y
-
-
-def _totals(weight: Weight, spread: Callable[[Tensor], Tensor]) -> Tensor:
-    """fp32 [rows]: the sum of each row's bytes, worked out once for as long as the codes stay the same tensor with the same content."""
-    version = 0 if weight.codes.is_inference() else weight.codes._version
-    found = _TOTALS.get(weight.codes)
-    if found is None or found[0] != version:
-        sums = []
-        for codes in weight.codes.split(max(64, _BYTES // max(1, weight.columns))):
-            matrix = spread(codes).t()
-            sums.append(torch._int_mm(torch.ones(1, len(matrix), dtype=torch.int8), matrix)[0])
-        found = _TOTALS[weight.codes] = (version, torch.cat(sums).float())
-    totals: Tensor = found[1]
-    return totals
-
-
-def _spreader(weight: Weight) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """How packed rows become int8 [n, K'], and how activations [M, K] come into the same order."""
-    bits = weight.bits
-    table = None if weight.levels is None else whole_levels(weight.levels)
-    if weight.codes.dtype == torch.int8 and weight.columns == 1:  # torch 2.13's _int_mm reads beyond a matrix of one column
-        return (lambda codes: F.pad(codes, (0, 1))), (lambda x: F.pad(x, (0, 1)))
-    if weight.codes.dtype == torch.int8:
-        return (lambda codes: codes), (lambda x: x)
-    padded = -(-weight.columns // layout.phases(bits)) * layout.phases(bits)
-
-    def spread(codes: Tensor) -> Tensor:
-        out = torch.empty(len(codes), padded, dtype=torch.uint8)
-        layout.unpack_by_phase(codes, bits, weight.columns, out)
-        return out.view(torch.int8) if table is None else table[0][out.int()]
-
-    return spread, lambda x: layout.by_phase(x, bits)

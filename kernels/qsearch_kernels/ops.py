@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import cpu
+from . import cpu, cpu_rounded
 from .reference import grid
 from .reference_a8 import quantize_rows
 from .rounded_once import shared, traced
@@ -38,6 +38,8 @@ _LIBRARY.define(
     f"linear_rows(Tensor rows, Tensor row_scale, Tensor row_zero, Tensor? row_sums, {_WEIGHT}, Tensor? bias, ScalarType dtype) -> Tensor",
     tags=(torch.Tag.flexible_layout,),  # else inductor writes the rows anew for each layer that reads them, to be sure of their strides
 )
+_LIBRARY.define("rounded_bytes(Tensor x, int activation, Tensor? low, Tensor? high) -> (Tensor, Tensor, Tensor, Tensor)")
+_LIBRARY.define(f"weight_sums({_WEIGHT}) -> Tensor")
 _PREPARED = WeakTensorKeyDictionary()  # codes -> the state of a weight's tensors, its tensors but the codes, and what `prepared.prepare` worked out from them
 
 
@@ -83,12 +85,21 @@ def linear_rounded(x: Tensor, weight: Weight, bias: Tensor | None, activation: i
         )
         made: Tensor = torch.ops.qsearch_kernels.linear_rows(codes, row_scale, row_zero, None if _symmetric(weight) else sums, *weight, bias, x.dtype)
         return made
+    if _taken_apart(x, weight):
+        rounded = cpu_rounded.Bytes(*torch.ops.qsearch_kernels.rounded_bytes(x, activation, low, high))
+        return cpu_rounded.traced_product(rounded, torch.ops.qsearch_kernels.weight_sums(*weight), weight, bias, x.dtype).view(*x.shape[:-1], -1)
     out: Tensor = torch.ops.qsearch_kernels.linear_rounded(x, *weight, bias, activation, low, high)
     return out
 
 
 def _in_two_steps(x: Tensor) -> bool:
     return x.is_cuda and not (x.requires_grad and torch.is_grad_enabled())
+
+
+def _taken_apart(x: Tensor, weight: Weight) -> bool:
+    """Whether a compiler gets a product on a CPU as operations of torch's own, so that it fuses all that stands around the product of bytes."""
+    plain = weight.codes.dtype == torch.int8 and weight.group <= 0 and weight.columns > 1 and 0 not in x.shape
+    return plain and torch.compiler.is_compiling() and x.device.type == "cpu" and not (x.requires_grad and torch.is_grad_enabled())
 
 
 def conv2d_rounded(
@@ -197,6 +208,14 @@ def _state(x: Tensor) -> tuple[object, ...]:
     return x.data_ptr(), 0 if x.is_inference() else x._version, x.dtype, x.shape, x.stride()
 
 
+def _rounded_bytes(x: Tensor, activation: int, low: Tensor | None, high: Tensor | None) -> Any:
+    return traced(x, (activation,), (low, high), lambda: tuple(cpu_rounded.traced_rows(x, activation, low, high)))
+
+
+def _weight_sums(*weight: Any) -> Tensor:
+    return cpu_rounded.row_sums(Weight(*weight)).clone()
+
+
 def _shape_of_dequantized(*arguments: object) -> Tensor:
     *weight, dtype = arguments
     made = Weight(*weight)  # type: ignore[arg-type]
@@ -231,6 +250,8 @@ def _shape_of_conv2d(x: Tensor, codes: Tensor, *rest: object) -> Tensor:
 for _device in ("CPU", "CUDA"):
     _LIBRARY.impl("dequantize", _dequantize, _device)
     _LIBRARY.impl("linear_rows", _linear_rows, _device)
+_LIBRARY.impl("weight_sums", _weight_sums, "CPU")
+_LIBRARY.impl("rounded_bytes", _rounded_bytes, "CompositeImplicitAutograd")
 _LIBRARY.impl("rounded_rows", _rounded_rows, "CompositeImplicitAutograd")
 _LIBRARY.impl("linear", _cpu_linear, "CPU")
 _LIBRARY.impl("linear", _gpu_linear, "CUDA")
@@ -241,6 +262,7 @@ _LIBRARY.impl("conv2d_rounded", _gpu_conv2d_rounded, "CUDA")
 torch.library.register_fake("qsearch_kernels::dequantize", _shape_of_dequantized, lib=_LIBRARY)
 torch.library.register_fake("qsearch_kernels::linear", _shape_of_linear, lib=_LIBRARY)
 torch.library.register_fake("qsearch_kernels::linear_rows", _shape_of_rows, lib=_LIBRARY)
+torch.library.register_fake("qsearch_kernels::weight_sums", lambda codes, *_: codes.new_empty(codes.shape[0], dtype=torch.float32), lib=_LIBRARY)
 torch.library.register_fake("qsearch_kernels::linear_rounded", _shape_of_linear, lib=_LIBRARY)
 torch.library.register_fake("qsearch_kernels::conv2d_rounded", _shape_of_conv2d, lib=_LIBRARY)
 

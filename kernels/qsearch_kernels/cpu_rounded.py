@@ -1,0 +1,193 @@
+"""Products of rounded activations on a CPU: a row becomes bytes, bytes are multiplied as bytes, and scale, zeros and bias come after in few passes.
+
+With x = s (a - z) and w = t (b - u), a and b bytes: y = s t (sum a b - z sum b + (K z - sum a) u) + bias. The first sum is exact in 32 bits; what is added to it is a product of
+rank 1 or 2, in a single pass. torch's own operations go over memory once each, and around a product of bytes that is most of the time: so there are as few of them as
+the numbers allow. A row that holds something not finite becomes NaN.
+`traced_rows` and `traced_product` are the same in operations that a compiler takes apart, and fuses with what comes before and after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from . import layout
+from .reference import grid
+from .weight import Weight
+
+_LONGEST = 2**17  # columns whose products of bytes add up in 32 bits
+_SPREAD = 2**23  # bytes of weights, spread at a time
+_NUMBERS = 2**22  # of a product's results, or of its rows, at a time: what is computed between them stays in the last cache
+_TOTALS = WeakTensorKeyDictionary()  # codes -> (version of the tensor, sums of its rows): four bytes a row, and not a pass over the weights each call
+
+
+class Bytes(NamedTuple):
+    """Rounded rows. `codes`: uint8 [M, K], which torch multiplies up to three times as fast as int8 where rows are few; `scale`, `zero`: fp32 [M, 1]; `sums`: [M, 1] of codes, or None."""
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+    sums: Tensor | None
+
+
+def whole_levels(levels: Tensor) -> tuple[Tensor, float] | None:
+    """A table of levels as int8 and the power of two that makes it so (e2m1 times 2: 0 to 12); None where there is none."""
+    if levels.ndim != 1 or not bool(torch.isfinite(levels).all()):
+        return None
+    for power in range(8):
+        scaled = levels.float() * 2**power
+        if torch.equal(scaled, scaled.round()):
+            return (scaled.to(torch.int8), 2.0**-power) if float(scaled.abs().max()) <= 127 else None
+    return None
+
+
+def in_bytes(weight: Weight) -> bool:
+    """Whether a weight can be multiplied as bytes: one scale a row, and codes or levels that are whole numbers of 8 bits."""
+    if weight.group > 0 or weight.columns > _LONGEST:
+        return False
+    return whole_levels(weight.levels) is not None if weight.levels is not None else weight.bits < 8 or weight.codes.dtype == torch.int8
+
+
+def uneven(weight: Weight) -> bool:
+    """Whether the weights' zero is anything but the byte 0, so that the sums of rows are needed."""
+    return weight.zero is not None or (weight.levels is None and weight.offset != _base(weight))
+
+
+def factor_of(weight: Weight) -> float:
+    """What one step of whole levels stands for."""
+    if weight.levels is None:
+        return 1.0
+    found = whole_levels(weight.levels)
+    assert found is not None, "asked for bytes of levels that are not whole"
+    return found[1]
+
+
+def zero_of(weight: Weight) -> Tensor:
+    """u, fp32 [1 or N]: the byte that stands for the weight 0."""
+    return (torch.full((1,), weight.offset) if weight.zero is None else weight.zero.float().flatten()) - _base(weight)
+
+
+def rows_of(rows: Tensor, activation: int, low: Tensor | None, high: Tensor | None, *, sums: bool) -> Bytes:
+    """`rows` [M, K] rounded as `reference.grid` says; `sums`: whether they are wanted."""
+    count, columns = rows.shape
+    codes = torch.empty(count, columns, dtype=torch.int8)
+    scales, zeros, totals = [], [], []
+    low, high = (None if end is None else end.reshape(-1, 1) for end in (low, high))
+    step = max(1, _NUMBERS // max(1, columns))
+    own = rows.dtype != torch.float32
+    for begin in range(0, count, step):
+        part = rows[begin : begin + step].float()
+        ends = [end if end is None or len(end) == 1 else end[begin : begin + step] for end in (low, high)]
+        # not `aminmax`, which takes ten times as long along an axis; what is not finite shows in the ends, or in the sum where they are given
+        least, most = (part.amin(-1, keepdim=True), part.amax(-1, keepdim=True)) if low is None or high is None else (None, None)
+        scale, zero = grid(part, activation, ends[0] if least is None else least, ends[1] if most is None else most)
+        poison = part.sum(-1, keepdim=True) * 0 if least is None or most is None else least * 0 + most * 0
+        place = part.div_(scale) if own else torch.div(part, scale)
+        place.add_(zero).round_().clamp_(0, 2**activation - 1).sub_(128)
+        codes[begin : begin + step].copy_(place)
+        scales.append(scale + poison)
+        zeros.append(zero.expand(len(part), 1))
+        if sums:
+            totals.append(place.sum(-1, keepdim=True).add_(128 * columns))
+    if not scales:
+        return Bytes(codes.view(torch.uint8), torch.ones(0, 1), torch.zeros(0, 1), None)
+    codes.bitwise_xor_(-128)  # torch turns fp32 into int8 eight times as fast as into uint8
+    return Bytes(codes.view(torch.uint8), torch.cat(scales), torch.cat(zeros), torch.cat(totals) if sums else None)
+
+
+def product(rounded: Bytes, weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """[M, N] in `dtype`: rounded rows times weights, plus `bias`."""
+    count, columns = rounded.codes.shape
+    out = torch.empty(count, len(weight.codes), dtype=dtype)
+    if not out.numel() or not columns:
+        return out.zero_() if bias is None else out.copy_(bias.expand_as(out))
+    spread, order = spreader(weight)
+    codes, factor = order(rounded.codes), factor_of(weight)
+    totals = row_sums(weight)
+    left = _left(rounded)
+    step = len(weight.codes) if weight.codes.dtype == torch.int8 else max(64, _SPREAD // max(1, codes.shape[1]))
+    for begin in range(0, len(weight.codes), step):
+        part, places = weight.part(begin, begin + step), slice(begin, begin + step)
+        matrix, scale = spread(part.codes).t(), part.scale.float().flatten() * factor
+        right = _right(part, totals[places])
+        rows = max(256, _NUMBERS // matrix.shape[1])
+        for first in range(0, count, rows):
+            some = slice(first, first + rows)
+            y = torch._int_mm(codes[some], matrix).float().addmm_(left[some, : len(right)], right).mul_(scale)
+            out[some, places] = y.mul_(rounded.scale[some]) if bias is None else torch.addcmul(bias[places].float(), y, rounded.scale[some])
+    return out
+
+
+def traced_rows(x: Tensor, activation: int, low: Tensor | None, high: Tensor | None) -> Bytes:
+    """`rows_of` any `x` [..., K] in torch's own operations alone, each written once for a compiler; sums always, which it drops where nobody reads them."""
+    rows = x.reshape(-1, x.shape[-1]).float()
+    least, most = rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)
+    ends = (least if low is None else low.reshape(-1, 1), most if high is None else high.reshape(-1, 1))
+    scale, zero = grid(rows, activation, *ends)
+    finite = (least.abs() + most.abs()).isfinite()  # not `least * 0`, which a compiler folds to 0
+    place = (rows / scale + zero).round().clamp(0, 2**activation - 1)
+    scale = torch.where(finite, scale, torch.nan)
+    return Bytes(place.to(torch.uint8), scale, zero, place.sum(-1, keepdim=True))
+
+
+def traced_product(rounded: Bytes, totals: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """`product` in torch's own operations alone, for weights that lie as bytes; `totals`: `row_sums`."""
+    y, left, right = torch._int_mm(rounded.codes, weight.codes.t()).float(), _left(rounded), _right(weight, totals)
+    for i in range(len(right)):
+        y = y + left[:, i : i + 1] * right[i]
+    y = y * weight.scale.float().flatten() * rounded.scale
+    return (y if bias is None else y + bias.float()).to(dtype)
+
+
+def row_sums(weight: Weight) -> Tensor:
+    """fp32 [N]: the sum of each row's bytes, worked out once for as long as the codes stay the same tensor with the same content."""
+    version = 0 if weight.codes.is_inference() else weight.codes._version
+    found = _TOTALS.get(weight.codes)
+    if found is None or found[0] != version:
+        sums, (spread, _) = [], spreader(weight)
+        for codes in weight.codes.split(max(64, _SPREAD // max(1, weight.columns))):
+            matrix = spread(codes).t()
+            sums.append(torch._int_mm(torch.ones(1, len(matrix), dtype=torch.int8), matrix)[0])
+        found = _TOTALS[weight.codes] = (version, torch.cat(sums).float())
+    totals: Tensor = found[1]
+    return totals
+
+
+def spreader(weight: Weight) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """How packed rows become int8 [n, K'], and how activations [M, K] come into the same order."""
+    bits = weight.bits
+    table = None if weight.levels is None else whole_levels(weight.levels)
+    if weight.codes.dtype == torch.int8 and weight.columns == 1:  # torch 2.13's _int_mm reads beyond a matrix of one column
+        return (lambda codes: F.pad(codes, (0, 1))), (lambda x: F.pad(x, (0, 1)))
+    if weight.codes.dtype == torch.int8:
+        return (lambda codes: codes), (lambda x: x)
+    padded = -(-weight.columns // layout.phases(bits)) * layout.phases(bits)
+
+    def spread(codes: Tensor) -> Tensor:
+        out = torch.empty(len(codes), padded, dtype=torch.uint8)
+        layout.unpack_by_phase(codes, bits, weight.columns, out)
+        return out.view(torch.int8) if table is None else table[0][out.int()]
+
+    return spread, lambda x: layout.by_phase(x, bits)
+
+
+def _base(weight: Weight) -> float:
+    """What a byte is less than the code that it stands for."""
+    return 128.0 if weight.levels is None and weight.codes.dtype == torch.int8 else 0.0
+
+
+def _left(rounded: Bytes) -> Tensor:
+    """fp32 [M, 1 or 2]: -z and, where sums are there, K z - sum a."""
+    if rounded.sums is None:
+        return -rounded.zero
+    return torch.cat([-rounded.zero, rounded.codes.shape[1] * rounded.zero - rounded.sums], 1)
+
+
+def _right(weight: Weight, totals: Tensor) -> Tensor:
+    """fp32 [1 or 2, N], to be multiplied with `_left`: sum b and, where the weights' zero is not the byte 0, u."""
+    return torch.stack([totals, zero_of(weight).expand_as(totals)]) if uneven(weight) else totals[None]
