@@ -290,9 +290,10 @@ def test_one_graph_serves_every_number_of_rows(roundings: list[Tensor], static: 
 
 
 @INDUCTOR
-def test_inductor_writes_norm_modulation_and_one_rounding_into_one_kernel(roundings: list[Tensor]) -> None:
-    given, weights = inputs(), qkv()
-    with torch.no_grad():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inductor_writes_norm_modulation_and_one_rounding_into_one_kernel(roundings: list[Tensor], dtype: torch.dtype) -> None:
+    given, weights = [x.to(dtype) for x in inputs()], qkv()
+    with torch.no_grad(), torch._inductor.config.patch(force_disable_caches=True):  # what they hold doesn't depend on an operator's tags
         made, [code] = run_and_get_code(torch.compile(block, fullgraph=True), *given, weights)
 
     assert len(re.findall(r"^ +cpp_fused\w+\(", code, re.M)) == 1
@@ -300,8 +301,8 @@ def test_inductor_writes_norm_modulation_and_one_rounding_into_one_kernel(roundi
     assert signature.count("'int8_t*'") == 1
     assert len(re.findall(r"torch\.ops\.qsearch_kernels\.linear_rows\.default\(", code)) == 3
     for one, right in zip(made, block(*given, weights), strict=True):
-        # sums of the norm in another order may put a code on the other side of a half: one step of 255
-        torch.testing.assert_close(one, right, rtol=0, atol=float(right.abs().max()) / 64)
+        # sums of the norm in another order, and what eagerly is bf16 in between, may put a code on the other side of a half: one step of 255
+        torch.testing.assert_close(one, right, rtol=0, atol=float(right.abs().max()) / 32)
 
 
 def test_the_operator_keeps_torchs_rules() -> None:
