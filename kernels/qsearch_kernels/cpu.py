@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import layout
+from . import few, layout, widened
 from .reference import grid
 from .weight import Weight
 
@@ -53,12 +53,21 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     """`reference.linear_wna16`: digits where they pay, else the widened weight and a dense product."""
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     short = x.dtype in (torch.bfloat16, torch.float16)
-    if not in_bytes(weight) or (not short and len(rows) > FEW) or x.dtype == torch.float64:
+    little = 0 < len(rows) <= FEW and x.dtype != torch.float64
+    if little and few.takes(weight):
+        y = _with_bias(few.product(rows.float(), weight, 2 if short else 3), bias, x.dtype)
+    elif little and not (in_bytes(weight) and weight.codes.dtype == torch.int8) and widened.takes(weight):
+        y = _with_bias(widened.product(rows.float(), weight), bias, x.dtype)
+    elif not in_bytes(weight) or (not short and len(rows) > FEW) or x.dtype == torch.float64:
         wide = x.dtype if not short or _has_bf16() else torch.float32
         y = F.linear(rows.to(wide), weight.dequantize(wide), None if bias is None else bias.to(wide)).to(x.dtype)
     else:
         y = _product(*_digits(rows.float(), 2 if short else 3), weight, bias, x.dtype)
     return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def _with_bias(y: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return (y if bias is None else y.add_(bias)).to(dtype)
 
 
 def linear_rounded(x: Tensor, weight: Weight, bias: Tensor | None, activation: int, low: Tensor | None, high: Tensor | None) -> Tensor:
