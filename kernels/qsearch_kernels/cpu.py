@@ -2,7 +2,8 @@
 
 A core that multiplies bytes (AVX512-VNNI, AMX) does 4 to 8 times as many a cycle as in fp32, and a byte is a quarter of what it reads. So activations
 that the plan rounds are multiplied as they are, and those that it leaves alone are cut into digits first: a row is a scale times whole
-numbers of 16 bits (for half precision) or 24 (for fp32), and those are two or three bytes, each a product of its own. Weights of fewer bits
+numbers of 16 bits (for half precision) or 24 (for fp32), and those are two or three bytes, each a product of its own. A few rows with weights of fewer bits, groups
+or tables have ways of their own (`few`, `widened`). For more rows and for rounded ones weights of fewer bits
 are spread to bytes a few rows at a time, in the order in which they come out of their bytes (`layout.unpack_by_phase`), while they lie in the cache.
 
 With x = s (a - z) and w = t (b - u), a and b bytes: y = s t (sum a b - z sum b - u sum (a - z)). The first two sums are exact in 32 bits; the sum of b is
@@ -50,7 +51,7 @@ def in_bytes(weight: Weight) -> bool:
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
-    """`reference.linear_wna16`: digits where they pay, else the widened weight and a dense product."""
+    """`reference.linear_wna16`: digits where they pay, else the weight widened, piece by piece for a few rows, and a dense product."""
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     short = x.dtype in (torch.bfloat16, torch.float16)
     little = 0 < len(rows) <= FEW and x.dtype != torch.float64

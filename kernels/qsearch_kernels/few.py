@@ -9,7 +9,7 @@ be done to the weight is done to the rows instead, and the weight is only spread
   with AVX512-VNNI). Of several rows the digits are unsigned, 128 more than they are, and one more row, of ones, gives the sum of the weights, 128 times which
   is what that has added. Of one row alone the digits are columns, and the codes are what is unsigned: such a product reads the weight once and copies nothing.
 
-All sums of bytes are exact in 32 bits and put together in 64. A row that holds something not finite becomes NaN.
+All sums of bytes are exact in 32 bits and put together in 64. A row that holds something not finite becomes nothing but such.
 """
 
 from __future__ import annotations
