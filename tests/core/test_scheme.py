@@ -122,7 +122,12 @@ def test_each_part_of_a_concatenated_input_is_charged_its_own_scales(text: str, 
 
 @pytest.mark.parametrize(
     ("text", "shape", "bits"),
-    [("int4-g4", (6, 10), 4 * 6 * 12 + 6 * 3 * 16), ("mxfp4", (6, 33), 4 * 6 * 64 + 12 * 8), ("km2-g4", (6, 10), 2 * 60 + 18 * 4 * 16), ("int4-g5", (6, 10), 4 * 60 + 192)],
+    [
+        ("int4-g4", (6, 10), 4 * 6 * 12 + 6 * 3 * 16),
+        ("mxfp4", (6, 33), 4 * 6 * 64 + 12 * 8),
+        ("km2-g4", (6, 10), 2 * 60 + 18 * 4 * 16),
+        ("int4-g5", (6, 10), 4 * 60 + 192),
+    ],
 )
 def test_files_of_before_say_what_filled_groups_would_take(text: str, shape: tuple[int, ...], bits: int) -> None:
     assert Scheme.parse(text).stored_bits(shape, filled=True) == bits
