@@ -58,7 +58,7 @@ def product(rows: Tensor, weight: Weight, count: int) -> Tensor:
 
 def _ones(count: int, digit: int) -> int:
     """The number whose `count` digits are all this one."""
-    return digit * sum(256**place for place in range(count))
+    return digit * sum(1 << 8 * place for place in range(count))
 
 
 def _digits(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
