@@ -2,7 +2,8 @@
 
 A core that multiplies bytes (AVX512-VNNI, AMX) does 4 to 8 times as many a cycle as in fp32, and a byte is a quarter of what it reads. So activations
 that the plan rounds are multiplied as they are, and those that it leaves alone are cut into digits first: a row is a scale times whole
-numbers of 16 bits (for half precision) or 24 (for fp32), and those are two or three bytes, each a product of its own. Weights of fewer bits
+numbers of 16 bits (for half precision) or 24 (for fp32), and those are two or three bytes, each a product of its own. A few rows with weights of fewer bits, groups
+or tables have ways of their own (`few`, `widened`). For more rows and for rounded ones weights of fewer bits
 are spread to bytes a few rows at a time, in the order in which they come out of their bytes (`layout.unpack_by_phase`), while they lie in the cache.
 A row that holds something not finite becomes NaN.
 """
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import few, widened
 from .cpu_rounded import Bytes, factor_of, in_bytes, product, row_sums, rows_of, spreader, uneven, zero_of
 from .rounded_once import shared
 from .weight import Weight
@@ -27,15 +29,24 @@ _ROWS = 512  # of activations at a time
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
-    """`reference.linear_wna16`: digits where they pay, else the widened weight and a dense product."""
+    """`reference.linear_wna16`: digits where they pay, else the weight widened, piece by piece for a few rows, and a dense product."""
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     short = x.dtype in (torch.bfloat16, torch.float16)
-    if not in_bytes(weight) or (not short and len(rows) > FEW) or x.dtype == torch.float64:
+    little = 0 < len(rows) <= FEW and x.dtype != torch.float64
+    if little and few.takes(weight):
+        y = _with_bias(few.product(rows.float(), weight, 2 if short else 3), bias, x.dtype)
+    elif little and not (in_bytes(weight) and weight.codes.dtype == torch.int8) and widened.takes(weight):
+        y = _with_bias(widened.product(rows.float(), weight), bias, x.dtype)
+    elif not in_bytes(weight) or (not short and len(rows) > FEW) or x.dtype == torch.float64:
         wide = x.dtype if not short or _has_bf16() else torch.float32
         y = F.linear(rows.to(wide), weight.dequantize(wide), None if bias is None else bias.to(wide)).to(x.dtype)
     else:
         y = _product(*_digits(rows.float(), 2 if short else 3), weight, bias, x.dtype)
     return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def _with_bias(y: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return (y if bias is None else y.add_(bias)).to(dtype)
 
 
 def linear_rounded(x: Tensor, weight: Weight, bias: Tensor | None, activation: int, low: Tensor | None, high: Tensor | None) -> Tensor:
@@ -60,9 +71,10 @@ def _one_row(x: Tensor, weight: Weight, bias: Tensor | None, activation: int) ->
     # `reference.grid`, whose ten operations on single numbers take as long as a megabyte of weights
     scale = _rounded("e", min(max(_rounded("f", _rounded("f", high - low) / top), 2.0**-24), 65504.0))
     zero = min(max(round(_rounded("f", -low / scale)), 0), top)
-    codes = row.div(scale).add_(zero).round_().clamp_(0, top).to(torch.uint8)
+    less, form = (0, torch.uint8) if few.exact() else (128, torch.int8)
+    codes = row.div(scale).add_(zero).round_().clamp_(0, top).sub_(less).to(form)
     y = torch._int_mm(codes, weight.codes.t()).float()
-    y.sub_(row_sums(weight), alpha=zero).mul_(weight.scale.float().flatten()).mul_(scale)
+    y.sub_(row_sums(weight), alpha=zero - less).mul_(weight.scale.float().flatten()).mul_(scale)
     return (y if bias is None else y.add_(bias)).to(x.dtype)
 
 
@@ -94,7 +106,7 @@ def conv2d_rounded(
     pictures = rounded.codes.view(x.shape)
     if any(padding):  # zeros of the picture are the zero's code
         padded = pictures.new_empty(batch, channels, height + 2 * padding[0], width + 2 * padding[1])
-        padded.copy_(rounded.zero.to(torch.uint8).view(-1, 1, 1, 1).expand_as(padded))
+        padded.copy_(rounded.zero.to(pictures.dtype).view(-1, 1, 1, 1).expand_as(padded))
         padded[:, :, padding[0] : padding[0] + height, padding[1] : padding[1] + width] = pictures
         pictures = padded
     b, c, h, w = pictures.stride()

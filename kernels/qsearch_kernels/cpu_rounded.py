@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import layout
+from . import few, layout
 from .reference import grid
 from .weight import Weight
 
@@ -27,7 +27,10 @@ _TOTALS = WeakTensorKeyDictionary()  # codes -> (version of the tensor, sums of 
 
 
 class Bytes(NamedTuple):
-    """Rounded rows. `codes`: uint8 [M, K], which torch multiplies up to three times as fast as int8 where rows are few; `scale`, `zero`: fp32 [M, 1]; `sums`: [M, 1] of codes, or None."""
+    """Rounded rows. `codes`: uint8 [M, K], or int8, 128 less; `scale`, `zero`: fp32 [M, 1]; `sums`: fp32 [M, 1], of each row's codes, or None.
+
+    Unsigned bytes are multiplied up to three times as fast as signed ones where rows are few, on cores that do it exactly (`few.exact`).
+    """
 
     codes: Tensor
     scale: Tensor
@@ -91,13 +94,17 @@ def rows_of(rows: Tensor, activation: int, low: Tensor | None, high: Tensor | No
         place.add_(zero).round_().clamp_(0, 2**activation - 1).sub_(128)
         codes[begin : begin + step].copy_(place)
         scales.append(scale + poison)
-        zeros.append(zero.expand(len(part), 1))
+        zeros.append(zero.sub_(128).expand(len(part), 1))
         if sums:
-            totals.append(place.sum(-1, keepdim=True).add_(128 * columns))
+            totals.append(place.sum(-1, keepdim=True))
     if not scales:
-        return Bytes(codes.view(torch.uint8), torch.ones(0, 1), torch.zeros(0, 1), None)
+        return Bytes(codes, torch.ones(0, 1), torch.zeros(0, 1), None)
+    made = Bytes(codes, torch.cat(scales), torch.cat(zeros), torch.cat(totals) if sums else None)
+    if not few.exact():
+        return made
     codes.bitwise_xor_(-128)  # torch turns fp32 into int8 eight times as fast as into uint8
-    return Bytes(codes.view(torch.uint8), torch.cat(scales), torch.cat(zeros), torch.cat(totals) if sums else None)
+    more = None if made.sums is None else made.sums.add_(128 * columns)
+    return Bytes(codes.view(torch.uint8), made.scale, made.zero.add_(128), more)
 
 
 def product(rounded: Bytes, weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -130,9 +137,8 @@ def traced_rows(x: Tensor, activation: int, low: Tensor | None, high: Tensor | N
     ends = (least if low is None else low.reshape(-1, 1), most if high is None else high.reshape(-1, 1))
     scale, zero = grid(rows, activation, *ends)
     finite = (least.abs() + most.abs()).isfinite()  # not `least * 0`, which a compiler folds to 0
-    place = (rows / scale + zero).round().clamp(0, 2**activation - 1)
-    scale = torch.where(finite, scale, torch.nan)
-    return Bytes(place.to(torch.uint8), scale, zero, place.sum(-1, keepdim=True))
+    place = (rows / scale + zero).round().clamp(0, 2**activation - 1) - 128
+    return Bytes(place.to(torch.int8), torch.where(finite, scale, torch.nan), (zero - 128).expand_as(finite), place.sum(-1, keepdim=True))
 
 
 def traced_product(rounded: Bytes, totals: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -90,14 +90,18 @@ def unpack_by_phase(packed: Tensor, bits: int, columns: int, out: Tensor) -> Ten
         plane = packed[:, start : start + length]
         if length < each * stride:
             plane = torch.nn.functional.pad(plane, (0, each * stride - length))
+        plane = plane.unflatten(-1, (each, stride)).movedim(-1, 0)
+        if stride > 1:
+            plane = plane.contiguous()  # so that every phase reads neighbours
+        mask = packed.new_tensor(_mask(width))  # a plain number is taken for 64 bits, and costs half as much again
         for phase in range(phases(bits)):
-            source, place = plane[:, phase // per :: stride], out[:, phase * each : (phase + 1) * each]
+            source, place = plane[phase // per], out[:, phase * each : (phase + 1) * each]
             if shift:
-                place |= ((source >> (phase % per * width)) & _mask(width)) << shift
+                place |= ((source >> (phase % per * width)) & mask) << shift
             elif phase % per == per - 1:
                 torch.bitwise_right_shift(source, phase % per * width, out=place)
             else:
-                torch.bitwise_and(source >> (phase % per * width) if phase % per else source, _mask(width), out=place)
+                torch.bitwise_and(source >> (phase % per * width) if phase % per else source, mask, out=place)
         start, shift = start + length, shift + width
     return out
 

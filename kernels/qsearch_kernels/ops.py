@@ -25,6 +25,7 @@ from .rounded_once import shared, traced
 from .weight import Weight
 
 _WEIGHT = "Tensor codes, Tensor scale, Tensor? zero, float offset, Tensor? levels, int bits, int columns, int group"
+_MEANING = 1  # of `rounded_rows` and `rounded_bytes`: compilers keep on disk what they made of them under their names and arguments, so that other operations need another number
 _LIBRARY = torch.library.Library("qsearch_kernels", "FRAGMENT")
 _LIBRARY.define(f"dequantize({_WEIGHT}, ScalarType dtype) -> Tensor")
 _LIBRARY.define(f"linear(Tensor x, {_WEIGHT}, Tensor? bias) -> Tensor")
@@ -33,12 +34,12 @@ _LIBRARY.define(
     f"conv2d_rounded(Tensor x, {_WEIGHT}, Tensor? bias, int activation, int[] kernel, int[] stride, int[] padding, int[] dilation, Tensor? low, Tensor? high)"
     " -> Tensor"
 )
-_LIBRARY.define("rounded_rows(Tensor x, int activation, int group, Tensor? low, Tensor? high) -> (Tensor, Tensor, Tensor, Tensor)")
+_LIBRARY.define(f"rounded_rows(Tensor x, int activation, int group, Tensor? low, Tensor? high, int meaning={_MEANING}) -> (Tensor, Tensor, Tensor, Tensor)")
 _LIBRARY.define(
     f"linear_rows(Tensor rows, Tensor row_scale, Tensor row_zero, Tensor? row_sums, {_WEIGHT}, Tensor? bias, ScalarType dtype) -> Tensor",
     tags=(torch.Tag.flexible_layout,),  # else inductor writes the rows anew for each layer that reads them, to be sure of their strides
 )
-_LIBRARY.define("rounded_bytes(Tensor x, int activation, Tensor? low, Tensor? high) -> (Tensor, Tensor, Tensor, Tensor)")
+_LIBRARY.define(f"rounded_bytes(Tensor x, int activation, Tensor? low, Tensor? high, int meaning={_MEANING}) -> (Tensor, Tensor, Tensor, Tensor)")
 _LIBRARY.define(f"weight_sums({_WEIGHT}) -> Tensor")
 _PREPARED = WeakTensorKeyDictionary()  # codes -> the state of a weight's tensors, its tensors but the codes, and what `prepared.prepare` worked out from them
 
@@ -79,14 +80,14 @@ def linear_rounded(x: Tensor, weight: Weight, bias: Tensor | None, activation: i
     if _in_two_steps(x):
         group = weight.group if 0 < weight.group < weight.columns else 0
         codes, row_scale, row_zero, sums = (
-            torch.ops.qsearch_kernels.rounded_rows(x, activation, group, low, high)
+            torch.ops.qsearch_kernels.rounded_rows(x, activation, group, low, high, _MEANING)
             if torch.compiler.is_compiling()
             else shared(x, (activation, group), (low, high), id(weight.codes), lambda: _rows(_gpu().quantize_rows, x, activation, group, low, high))
         )
         made: Tensor = torch.ops.qsearch_kernels.linear_rows(codes, row_scale, row_zero, None if _symmetric(weight) else sums, *weight, bias, x.dtype)
         return made
     if _taken_apart(x, weight):
-        rounded = cpu_rounded.Bytes(*torch.ops.qsearch_kernels.rounded_bytes(x, activation, low, high))
+        rounded = cpu_rounded.Bytes(*torch.ops.qsearch_kernels.rounded_bytes(x, activation, low, high, _MEANING))
         return cpu_rounded.traced_product(rounded, torch.ops.qsearch_kernels.weight_sums(*weight), weight, bias, x.dtype).view(*x.shape[:-1], -1)
     out: Tensor = torch.ops.qsearch_kernels.linear_rounded(x, *weight, bias, activation, low, high)
     return out
@@ -97,8 +98,8 @@ def _in_two_steps(x: Tensor) -> bool:
 
 
 def _taken_apart(x: Tensor, weight: Weight) -> bool:
-    """Whether a compiler gets a product on a CPU as operations of torch's own, so that it fuses all that stands around the product of bytes."""
-    plain = weight.codes.dtype == torch.int8 and weight.group <= 0 and weight.columns > 1 and 0 not in x.shape
+    """Whether a compiler gets a product on a CPU as operations of torch's own, so that it fuses all that stands around the product of bytes: not for a few rows."""
+    plain = weight.codes.dtype == torch.int8 and weight.group <= 0 and weight.columns > 1 and x.numel() > cpu.FEW * weight.columns
     return plain and torch.compiler.is_compiling() and x.device.type == "cpu" and not (x.requires_grad and torch.is_grad_enabled())
 
 
@@ -168,7 +169,7 @@ def _rows(quantize: Callable[..., Any], x: Tensor, activation: int, group: int, 
     return quantize(x, form=str(activation), scale=scale, zero=zero - 2 ** (activation - 1), group=group)
 
 
-def _rounded_rows(x: Tensor, activation: int, group: int, low: Tensor | None, high: Tensor | None) -> Any:
+def _rounded_rows(x: Tensor, activation: int, group: int, low: Tensor | None, high: Tensor | None, meaning: int = _MEANING) -> Any:
     """Torch's own operations, which a compiler takes apart and fuses with those before them."""
     return traced(x, (activation, group), (low, high), lambda: tuple(_rows(quantize_rows, x, activation, group, low, high)))
 
@@ -208,7 +209,7 @@ def _state(x: Tensor) -> tuple[object, ...]:
     return x.data_ptr(), 0 if x.is_inference() else x._version, x.dtype, x.shape, x.stride()
 
 
-def _rounded_bytes(x: Tensor, activation: int, low: Tensor | None, high: Tensor | None) -> Any:
+def _rounded_bytes(x: Tensor, activation: int, low: Tensor | None, high: Tensor | None, meaning: int = _MEANING) -> Any:
     return traced(x, (activation,), (low, high), lambda: tuple(cpu_rounded.traced_rows(x, activation, low, high)))
 
 

@@ -66,8 +66,19 @@ def grid(x: Tensor, activation: int, low: Tensor | None = None, high: Tensor | N
     top = 2**activation - 1
     low = (x.amin(axes, keepdim=True) if low is None else low).clamp(max=0)
     high = (x.amax(axes, keepdim=True) if high is None else high).clamp(min=0)
-    scale = ((high - low) / top).clamp(min=2.0**-24, max=65504.0).half().float()
+    scale = as_fp16(((high - low) / top).clamp(min=2.0**-24, max=65504.0))
     return scale, (-low / scale).round().clamp(0, top)
+
+
+def as_fp16(x: Tensor) -> Tensor:
+    """fp32 numbers above zero as fp16 stores them. While a graph is being written down it is done to their bits, since compilers take `half().float()` for nothing."""
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    if get_proxy_mode() is None:
+        return x.half().float()
+    bits = x.view(torch.int32)
+    nearest = ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)  # ties to even, as all of torch
+    return torch.where(x < 2.0**-14, (x * 2.0**24).round() * 2.0**-24, nearest)  # below are fp16's subnormals
 
 
 def rounded(x: Tensor, activation: int, low: Tensor | None = None, high: Tensor | None = None, *, axes: tuple[int, ...] = (-1,)) -> Tensor:

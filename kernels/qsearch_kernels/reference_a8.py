@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .layout import unpack
+from .reference import as_fp16
 from .reference_levels import unsigned
 
 _SMALLEST, _LARGEST = 2.0**-24, 65504.0  # of fp16
@@ -266,4 +267,4 @@ def _prepared(rows: Tensor, shift: Tensor | None, divisor: Tensor | None) -> Ten
 
 def _stored(scale: Tensor) -> Tensor:
     """A scale as fp16 stores it, above zero."""
-    return scale.clamp(min=_SMALLEST, max=_LARGEST).half().float()
+    return as_fp16(scale.clamp(min=_SMALLEST, max=_LARGEST))

@@ -208,7 +208,7 @@ class BitPlan:
             achieved = cost(graph, plan.layers, latency=latency, groups=budget.groups if budget else ())
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{path} is not a whole plan ({type(error).__name__}: {error}); make it again with `qsearch allocate`") from error
-        if stored.bits != achieved.bits:
+        if stored.bits not in (achieved.bits, _filled(graph, plan.layers)):
             raise ArtifactError(f"{path} says {stored.bits} stored bits, its layers take {achieved.bits}; it was changed by hand, make it again")
         if latency is None and stored.latency is not None:
             if not isinstance(stored.latency, float | int) or not stored.latency >= 0:
@@ -216,6 +216,11 @@ class BitPlan:
             achieved = replace(achieved, latency=float(stored.latency))
         _keep(budget, achieved)
         return BitPlan(plan.graph, plan.layers, achieved, budget, plan.solver, header, plan.sites)
+
+
+def _filled(graph: OpGraph, layers: Mapping[str, Scheme]) -> int:
+    """Stored bits as a plan's file of before says them (`Scheme.stored_bits`)."""
+    return sum(layers[x.name].stored_bits(x.weight_shape, x.channel_axis, x.parts, filled=True) for x in graph)
 
 
 def _keep(budget: Budget | None, achieved: Cost) -> None:

@@ -133,27 +133,31 @@ class Scheme:
             return 1
         return channels * (-(-row // self.group) if self.group else 1)
 
-    def stored_bits(self, shape: Sequence[int], axis: int = 0, splits: Sequence[int] = ()) -> int:
-        """Bits that a weight of `shape` takes: codes, scales, zero points, codebooks, the padding of incomplete groups, and what transforms keep.
+    def stored_bits(self, shape: Sequence[int], axis: int = 0, splits: Sequence[int] = (), *, filled: bool = False) -> int:
+        """Bits that a weight of `shape` takes: codes, scales, zero points, codebooks, and what transforms keep.
 
-        `splits`: channels of each part of a concatenated input; every part has its own groups.
+        An incomplete last group has a scale like any other, and no codes but its own. Not counted: that each plane of a packed row is filled up to a byte
+        (`qsearch_kernels.layout`), less than 8 bits a plane and row. `splits`: channels of each part of a concatenated input; every part has its own groups.
+        `filled`: with incomplete groups of all but codebooks filled up with codes, as plans were priced at first and as their files still say.
         """
         kept = sum(_SIDE_BITS * (shape[axis] if TRANSFORMS[_name(t)] == "output" else shape[1 - axis]) for t in self.transforms)
         copies = self.ranges if self.format != "keep" and any(_name(t) in _SCALING for t in self.transforms) else 1
-        return self.ranges * kept + copies * sum(self._stored(part, axis) for part in parts(shape, axis, splits))
+        return self.ranges * kept + copies * sum(self._stored(part, axis, filled) for part in parts(shape, axis, splits))
 
-    def _stored(self, shape: Sequence[int], axis: int) -> int:
+    def _stored(self, shape: Sequence[int], axis: int, filled: bool) -> int:
         weights = math.prod(shape)
         if self.format == "keep":
             return FULL_BITS * weights
         groups = self._groups(shape, axis)
+        codes = self.bits * weights
         if self.family == "codebook":
-            return self.bits * weights + groups * (_SIDE_BITS << self.bits)
-        padded = groups * self.group if self.group > 0 else weights
+            return codes + groups * (_SIDE_BITS << self.bits)
+        if filled and self.group > 0:
+            codes = self.bits * groups * self.group
         if self.format in _BLOCKS:
             _, _, scale, tensor = _BLOCKS[self.format]
-            return self.bits * padded + groups * scale + tensor
-        return self.bits * padded + groups * _SIDE_BITS * (2 if self.family == "uint" else 1)
+            return codes + groups * scale + tensor
+        return codes + groups * _SIDE_BITS * (2 if self.family == "uint" else 1)
 
 
 def input_part(text: str) -> Scheme:

@@ -15,7 +15,7 @@ from qsearch.core.scheme import Scheme
 
 MIXED = {"embed": "keep", "blocks.0.to_q": "int2-c", "blocks.0.ff": "int4-g16+a8", "out": "uint8-t"}
 #: stored bits of MIXED on the tiny graph: codes, then scales and zero points
-MIXED_BITS = 16 * 240 + (2 * 576 + 24 * 16) + (4 * 40 * 32 + 80 * 16) + (8 * 180 + 32)
+MIXED_BITS = 16 * 240 + (2 * 576 + 24 * 16) + (4 * 40 * 24 + 80 * 16) + (8 * 180 + 32)
 
 
 def test_costs_are_what_a_pencil_gives(graph: OpGraph) -> None:
@@ -119,6 +119,19 @@ def test_a_plan_whose_layers_were_changed_by_hand_is_refused_with_both_sizes(gra
 
     with pytest.raises(ArtifactError, match=f"says {MIXED_BITS} stored bits, its layers take {MIXED_BITS + 24 * 24}; it was changed by hand"):
         BitPlan.load(changed(tmp_path / "plan.json", "layers", {**MIXED, "blocks.0.to_q": "int3-c"}), graph)
+
+
+def test_a_file_that_counts_incomplete_groups_as_filled_up_loads_and_is_counted_anew(graph: OpGraph, tmp_path: Path) -> None:
+    plan = BitPlan.make(graph, MIXED)
+    plan.save(tmp_path / "plan.json")
+    achieved = json.loads((tmp_path / "plan.json").read_text())["achieved"]
+    filled = MIXED_BITS + 4 * 40 * 8  # rows of 24 in groups of 16
+
+    loaded = BitPlan.load(changed(tmp_path / "plan.json", "achieved", {**achieved, "bits": filled}), graph)
+
+    assert loaded == plan
+    with pytest.raises(ArtifactError, match=f"says {filled + 8} stored bits, its layers take {MIXED_BITS}; it was changed by hand"):
+        BitPlan.load(changed(tmp_path / "plan.json", "achieved", {**achieved, "bits": filled + 8}), graph)
 
 
 def test_a_plan_whose_budget_was_changed_by_hand_is_refused(graph: OpGraph, tmp_path: Path) -> None:

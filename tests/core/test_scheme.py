@@ -84,15 +84,15 @@ def test_weight_only_drops_the_activation_and_nothing_else() -> None:
         ("int4-c", (6, 10), 0, 4 * 60 + 6 * 16),
         ("uint4-c", (6, 10), 0, 4 * 60 + 6 * 32),
         ("int4-t", (6, 10), 0, 4 * 60 + 16),
-        ("int4-g4", (6, 10), 0, 4 * 6 * 12 + 6 * 3 * 16),  # 10 = 4 + 4 + 2: the last group counts whole
-        ("int4-g64", (6, 10), 0, 4 * 6 * 64 + 6 * 16),
+        ("int4-g4", (6, 10), 0, 4 * 60 + 6 * 3 * 16),  # 10 = 4 + 4 + 2: the last group has a scale, and no codes but its own
+        ("int4-g64", (6, 10), 0, 4 * 60 + 6 * 16),
         ("int2-c", (6, 5, 3, 3), 0, 2 * 270 + 6 * 16),
         ("int2-c", (6, 5, 3, 3), 1, 2 * 270 + 5 * 16),  # a transposed convolution has its output channels on axis 1
         ("km2-c", (6, 10), 0, 2 * 60 + 6 * 4 * 16),
         ("km2-t", (6, 10), 0, 2 * 60 + 4 * 16),
-        ("km2-g4", (6, 10), 0, 2 * 60 + 18 * 4 * 16),  # indices need no padding
+        ("km2-g4", (6, 10), 0, 2 * 60 + 18 * 4 * 16),
         ("mxfp4", (6, 32), 0, 4 * 192 + 6 * 8),
-        ("mxfp4", (6, 33), 0, 4 * 6 * 64 + 12 * 8),
+        ("mxfp4", (6, 33), 0, 4 * 198 + 12 * 8),
         ("nvfp4", (6, 32), 0, 4 * 192 + 12 * 8 + 32),
         ("int4-c+a8~balance30", (6, 10), 0, 4 * 60 + 6 * 16 + 10 * 16),  # a number for each input channel
         ("int4-c+a8t~shift~migrate", (6, 10), 0, 4 * 60 + 6 * 16 + 2 * 10 * 16),
@@ -102,7 +102,7 @@ def test_weight_only_drops_the_activation_and_nothing_else() -> None:
         ("keep+a8t~balance~steps2", (6, 10), 0, 16 * 60 + 2 * 10 * 16),
     ],
 )
-def test_stored_bits_count_codes_scales_zeros_codebooks_and_padding(text: str, shape: tuple[int, ...], axis: int, bits: int) -> None:
+def test_stored_bits_count_codes_scales_zeros_and_codebooks(text: str, shape: tuple[int, ...], axis: int, bits: int) -> None:
     assert Scheme.parse(text).stored_bits(shape, axis) == bits
 
 
@@ -112,12 +112,25 @@ def test_stored_bits_count_codes_scales_zeros_codebooks_and_padding(text: str, s
         ("uint4-c", (6, 10), 0, (4, 6), 4 * 60 + 2 * 6 * 32),
         ("int4-c", (10, 6, 3, 3), 1, (4, 6), 4 * 540 + 2 * 6 * 16),
         ("km2-t", (6, 10), 0, (4, 6), 2 * 60 + 2 * 4 * 16),
-        ("int4-g4", (6, 10), 0, (5, 5), 4 * 6 * 16 + 6 * 4 * 16),  # groups do not reach over the seam: 4 + 1 filled up, twice
+        ("int4-g4", (6, 10), 0, (5, 5), 4 * 60 + 6 * 4 * 16),  # groups do not reach over the seam: 4 + 1, twice
         ("keep", (6, 10), 0, (4, 6), 16 * 60),
     ],
 )
 def test_each_part_of_a_concatenated_input_is_charged_its_own_scales(text: str, shape: tuple[int, ...], axis: int, splits: tuple[int, ...], bits: int) -> None:
     assert Scheme.parse(text).stored_bits(shape, axis, splits) == bits
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "bits"),
+    [
+        ("int4-g4", (6, 10), 4 * 6 * 12 + 6 * 3 * 16),
+        ("mxfp4", (6, 33), 4 * 6 * 64 + 12 * 8),
+        ("km2-g4", (6, 10), 2 * 60 + 18 * 4 * 16),
+        ("int4-g5", (6, 10), 4 * 60 + 192),
+    ],
+)
+def test_files_of_before_say_what_filled_groups_would_take(text: str, shape: tuple[int, ...], bits: int) -> None:
+    assert Scheme.parse(text).stored_bits(shape, filled=True) == bits
 
 
 def test_activations_and_methods_change_no_stored_bits() -> None:

@@ -21,7 +21,7 @@ from qsearch.execute.exporters import aimet, autoround, comfyui, compressed_tens
 from qsearch.execute.exporting import Export, formats
 from qsearch.measure.quantization import quantize
 from tests.core.test_hostile import mutate_bytes, mutate_tree
-from tests.execute.tool_files import SHAPES, WANTED, job, small_graph, small_source, small_weights
+from tests.execute.tool_files import SHAPES, WANTED, job
 
 MUTATIONS = 60
 #: exporter -> the file that says the plan
@@ -38,24 +38,6 @@ def needs(name: str) -> None:
     for package in plugins.load("exporters", name).needs:
         if importlib.util.find_spec(package.replace("-", "_")) is None:
             pytest.skip(f"not installed: pip install {package}")
-
-
-@pytest.fixture
-def graph() -> OpGraph:
-    """`small_graph()`."""
-    return small_graph()
-
-
-@pytest.fixture
-def weights() -> dict[str, torch.Tensor]:
-    """`small_weights()`."""
-    return small_weights()
-
-
-@pytest.fixture
-def source(tmp_path: Path, weights: dict[str, torch.Tensor]) -> Path:
-    """Their pipeline on disk."""
-    return small_source(tmp_path, weights)
 
 
 @pytest.mark.parametrize("first", range(0, len(WANTED), 3))

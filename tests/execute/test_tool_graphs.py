@@ -17,27 +17,9 @@ from qsearch.execute.exporters import onnx, openvino
 from qsearch.execute.exporting import Export, formats
 from qsearch.measure.quantization import quantize
 from tests.core.test_hostile import mutate_bytes
-from tests.execute.tool_files import SHAPES, job, small_graph, small_source, small_weights
+from tests.execute.tool_files import SHAPES, job
 
 MUTATIONS = 60
-
-
-@pytest.fixture
-def graph() -> OpGraph:
-    """`small_graph()`."""
-    return small_graph()
-
-
-@pytest.fixture
-def weights() -> dict[str, torch.Tensor]:
-    """`small_weights()`."""
-    return small_weights()
-
-
-@pytest.fixture
-def source(tmp_path: Path, weights: dict[str, torch.Tensor]) -> Path:
-    """Their pipeline on disk."""
-    return small_source(tmp_path, weights)
 
 
 @pytest.mark.parametrize("exporter", [onnx, openvino])

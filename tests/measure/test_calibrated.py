@@ -161,14 +161,14 @@ def test_schemes_that_nobody_can_carry_out_are_refused_before_anything_changes(c
     assert [n for n, m in case[0].named_modules() if m._forward_hooks or m._forward_pre_hooks] == []
 
 
-def test_a_group_that_does_not_divide_the_row_is_padded_and_paid_for(case: Case) -> None:
+def test_a_group_that_does_not_divide_the_row_costs_its_scale_and_no_codes_but_its_own(case: Case) -> None:
     model, graph = case
     layer = graph.layer("conv_in")  # rows of 18
     scheme = Scheme.parse("int4-g8")
 
     with simulate(model, {"conv_in": scheme}, graph) as inside:
         assert inside.get_submodule("conv_in").weight.shape == layer.weight_shape
-    assert scheme.stored_bits(layer.weight_shape) == 8 * (4 * 24 + 3 * 16)
+    assert scheme.stored_bits(layer.weight_shape) == 8 * (4 * 18 + 3 * 16)
 
 
 def test_the_parts_of_a_concatenated_input_have_ranges_of_their_own(case: Case) -> None:

@@ -1,0 +1,146 @@
+"""Rounded products on a CPU: with signed and unsigned bytes, rounded once for all readers, and taken apart for a compiler."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._inductor.utils import run_and_get_code
+
+from qsearch_kernels import cpu, cpu_rounded, few, ops, reference
+from qsearch_kernels.weight import Weight
+
+from .test_cpu import agree, arguments, make
+from .test_rounded_once import INDUCTOR, graph_of, rounded_in
+
+STATIC = {"low": torch.tensor([-1.5]), "high": torch.tensor([2.0])}
+
+
+def expected(x: Tensor, w: Weight, bias: Tensor | None = None, **ends: Tensor) -> Tensor:
+    return reference.linear_wnaxi(x.float(), **arguments(w), activation=8, bias=bias, **ends)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("bits", "zero"), [*itertools.product((2, 4, 5, 8), (False, True))])
+def test_a_core_that_adds_unsigned_bytes_in_16_bits_is_given_signed_ones(bits: int, zero: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few, "exact", lambda: False)
+    types = []
+    multiply = torch._int_mm
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b, **named: types.append(a.dtype) or multiply(a, b, **named))
+    for m, k, n in ((1, 33, 6), (5, 13, 7), (40, 64, 9)):
+        w, x, bias = make(n, k, bits, zero=zero), torch.randn(m, k), torch.randn(n)
+
+        agree(cpu.linear_rounded(x, w, bias, 8, None, None), expected(x, w, bias), torch.float32)
+        agree(cpu.linear_rounded(x, w, bias, 8, **STATIC), expected(x, w, bias, **STATIC), torch.float32)
+    picture, kernel = torch.randn(2, 4, 5, 5) + 1, make(6, 36, bits, zero=zero)
+    places = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+    made = ops.conv2d_rounded(picture, kernel, None, 8, **places)
+    agree(made, reference.conv2d_wnaxi(picture, **arguments(kernel), activation=8, **places), torch.float32)  # type: ignore[arg-type]
+
+    assert set(types) == {torch.int8}
+
+
+@pytest.mark.skipif(not few.exact(), reason="this core adds unsigned bytes in 16 bits")
+def test_where_unsigned_bytes_are_exact_the_rows_are_unsigned() -> None:
+    x = torch.randn(5, 13)
+
+    rounded = cpu_rounded.rows_of(x, 8, None, None, sums=True)
+
+    assert rounded.codes.dtype == torch.uint8
+    assert rounded.sums is not None
+    assert torch.equal(rounded.sums[:, 0], rounded.codes.float().sum(-1))
+    assert torch.equal(rounded.scale * (rounded.codes - rounded.zero), reference.rounded(x, 8))
+
+
+def test_many_rows_are_rounded_and_multiplied_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    w, packed, x = make(70, 24, 8, zero=True), make(600, 24, 3), torch.randn(700, 24)
+    whole = [cpu.linear_rounded(x, each, None, 8, None, None) for each in (w, packed)]
+    monkeypatch.setattr(cpu_rounded, "_NUMBERS", 24 * 13)
+    monkeypatch.setattr(cpu_rounded, "_SPREAD", 24 * 70)
+
+    for each, right in zip((w, packed), whole, strict=True):
+        torch.testing.assert_close(cpu.linear_rounded(x.clone(), each, None, 8, None, None), right, rtol=1e-6, atol=1e-5)
+
+
+def test_three_layers_on_a_cpu_that_are_given_one_tensor_round_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounded: list[Tensor] = []
+    rows_of = cpu.rows_of
+    monkeypatch.setattr(cpu, "rows_of", lambda rows, *given, **named: rounded.append(rows.clone()) or rows_of(rows, *given, **named))
+    q, k, v = (make(n, 64, 8) for n in (6, 7, 5))
+    uneven = make(6, 64, 4, zero=True)
+    x = torch.randn(2, 20, 64)
+
+    for w in (q, k, v):
+        agree(ops.linear_rounded(x, w, None, 8), expected(x, w), torch.float32)
+    assert len(rounded) == 1
+    x.mul_(2)
+    agree(ops.linear_rounded(x, q, None, 8), expected(x, q), torch.float32)
+    agree(ops.linear_rounded(x, uneven, None, 8), expected(x, uneven), torch.float32)  # wants the sums of rows too
+    agree(ops.linear_rounded(x, k, None, 8, **STATIC), expected(x, k, **STATIC), torch.float32)
+    assert len(rounded) == 4
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_that_is_taken_apart_computes_what_the_whole_one_does(dtype: torch.dtype, zero: bool, static: bool) -> None:
+    w, x, bias = make(6, 21, 8, zero=zero), torch.randn(4, 15, 21).to(dtype), torch.randn(6)
+    ends = STATIC if static else {}
+
+    with torch.no_grad():
+        made = torch.compile(lambda x: ops.linear_rounded(x, w, bias, 8, **ends), backend="aot_eager", fullgraph=True)(x)
+
+    agree(made, expected(x, w, bias, **ends), dtype)
+
+
+@INDUCTOR
+def test_what_inductor_writes_keeps_every_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    w, x, bias = make(6, 21, 8, zero=True), torch.randn(4, 15, 21), torch.randn(6)
+    layer: Any = lambda x: ops.linear_rounded(x, w, bias, 8)  # noqa: E731
+
+    with torch.no_grad():
+        made, [code] = run_and_get_code(torch.compile(layer, fullgraph=True), x)
+
+    assert "_int_mm" in code
+    assert "linear_rounded" not in code
+    agree(made, expected(x, w, bias), torch.float32)
+
+
+@INDUCTOR
+def test_a_compiled_row_on_a_cpu_that_is_not_finite_does_not_become_a_number() -> None:
+    w, x = make(6, 64, 8), torch.randn(40, 64)
+    x[1, 3], x[2, 63], x[3, 0] = torch.nan, torch.inf, -torch.inf
+
+    with torch.no_grad():
+        made = torch.compile(lambda x: ops.linear_rounded(x + 0.5, w, None, 8, **STATIC), fullgraph=True)(x)
+
+    assert made[1:4].isnan().all()
+    assert made[[0, *range(4, 40)]].isfinite().all()
+
+
+def test_a_graph_on_a_cpu_rounds_once_what_three_layers_read_and_leaves_few_rows_to_their_own_product() -> None:
+    weights = [make(n, 64, 8) for n in (6, 7, 5)]
+
+    def block(x: Tensor) -> list[Tensor]:
+        h = F.layer_norm(x, x.shape[-1:]) * 2
+        return [ops.linear_rounded(h, w, None, 8) for w in weights]
+
+    assert rounded_in(graph_of(block, torch.randn(2, 48, 64))) == 1
+    torch._dynamo.reset()
+    targets = [node.target for node in graph_of(block, torch.randn(2, 3, 64)).nodes]
+    assert targets.count(torch.ops.qsearch_kernels.linear_rounded.default) == 3
+
+
+def test_where_a_gradient_is_wanted_a_compiler_gets_the_whole_product() -> None:
+    w, x = make(6, 64, 8), torch.randn(40, 64, requires_grad=True)
+
+    made = torch.compile(lambda x: ops.linear_rounded(x * 2, w, None, 8), backend="aot_eager", fullgraph=True)(x)
+    made.sum().backward()
+
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, 2 * torch.ones(40, 6) @ w.dequantize(torch.float32))
