@@ -141,12 +141,12 @@ def traced_rows(x: Tensor, activation: int, low: Tensor | None, high: Tensor | N
     return Bytes(place.to(torch.int8), torch.where(finite, scale, torch.nan), (zero - 128).expand_as(finite), place.sum(-1, keepdim=True))
 
 
-def traced_product(rounded: Bytes, totals: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """`product` in torch's own operations alone, for weights that lie as bytes; `totals`: `row_sums`."""
-    y, left, right = torch._int_mm(rounded.codes, weight.codes.t()).float(), _left(rounded), _right(weight, totals)
-    for i in range(len(right)):
-        y = y + left[:, i : i + 1] * right[i]
-    y = y * weight.scale.float().flatten() * rounded.scale
+def traced_product(rounded: Bytes, weight: Weight, each: tuple[Tensor, Tensor, Tensor], bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """`product` in torch's own operations alone, for weights that lie as bytes; `each`: fp32 [N] of `row_sums`, zeros and scales."""
+    (totals, zero, scale), left = each, _left(rounded)
+    y = torch._int_mm(rounded.codes, weight.codes.t()).float() + left[:, :1] * totals
+    y = y + left[:, 1:] * zero if uneven(weight) else y
+    y = y * scale * rounded.scale
     return (y if bias is None else y + bias.float()).to(dtype)
 
 

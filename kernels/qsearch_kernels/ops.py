@@ -40,7 +40,7 @@ _LIBRARY.define(
     tags=(torch.Tag.flexible_layout,),  # else inductor writes the rows anew for each layer that reads them, to be sure of their strides
 )
 _LIBRARY.define(f"rounded_bytes(Tensor x, int activation, Tensor? low, Tensor? high, int meaning={_MEANING}) -> (Tensor, Tensor, Tensor, Tensor)")
-_LIBRARY.define(f"weight_sums({_WEIGHT}) -> Tensor")
+_LIBRARY.define(f"weight_rows({_WEIGHT}) -> (Tensor, Tensor, Tensor)")
 _PREPARED = WeakTensorKeyDictionary()  # codes -> the state of a weight's tensors, its tensors but the codes, and what `prepared.prepare` worked out from them
 
 
@@ -49,10 +49,10 @@ def devices(weight: Weight, *, convolution: bool = False) -> frozenset[str]:
 
     `convolution`: of two dimensions and one group; on CUDA it takes weights without zeros, and one stride, padding and dilation for both axes.
     """
-    found = {"cpu"} if cpu.in_bytes(weight) else set()
+    found = {"cpu"} if cpu_rounded.in_bytes(weight) else set()
     grouped = weight.group >= 32 and weight.group & (weight.group - 1) == 0
-    whole = weight.levels is None or cpu.whole_levels(weight.levels) is not None
-    fits = cpu.in_bytes(weight) and _symmetric(weight) if convolution else whole and (weight.group <= 0 or grouped)
+    whole = weight.levels is None or cpu_rounded.whole_levels(weight.levels) is not None
+    fits = cpu_rounded.in_bytes(weight) and _symmetric(weight) if convolution else whole and (weight.group <= 0 or grouped)
     if fits and (importlib.util.find_spec(f"{__package__}.gpu_ops") is not None):
         found.add("cuda")
     return frozenset(found)
@@ -88,7 +88,7 @@ def linear_rounded(x: Tensor, weight: Weight, bias: Tensor | None, activation: i
         return made
     if _taken_apart(x, weight):
         rounded = cpu_rounded.Bytes(*torch.ops.qsearch_kernels.rounded_bytes(x, activation, low, high, _MEANING))
-        return cpu_rounded.traced_product(rounded, torch.ops.qsearch_kernels.weight_sums(*weight), weight, bias, x.dtype).view(*x.shape[:-1], -1)
+        return cpu_rounded.traced_product(rounded, weight, torch.ops.qsearch_kernels.weight_rows(*weight), bias, x.dtype).view(*x.shape[:-1], -1)
     out: Tensor = torch.ops.qsearch_kernels.linear_rounded(x, *weight, bias, activation, low, high)
     return out
 
@@ -213,8 +213,11 @@ def _rounded_bytes(x: Tensor, activation: int, low: Tensor | None, high: Tensor 
     return traced(x, (activation,), (low, high), lambda: tuple(cpu_rounded.traced_rows(x, activation, low, high)))
 
 
-def _weight_sums(*weight: Any) -> Tensor:
-    return cpu_rounded.row_sums(Weight(*weight)).clone()
+def _weight_rows(*weight: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row of a weight: sum of bytes, zero and scale, all fp32, since inductor gives up on loops in which fp16 meets bf16."""
+    made = Weight(*weight)
+    sums = cpu_rounded.row_sums(made).clone()
+    return sums, cpu_rounded.zero_of(made).expand_as(sums).clone(), made.scale.float().flatten().expand_as(sums).clone()
 
 
 def _shape_of_dequantized(*arguments: object) -> Tensor:
@@ -251,7 +254,7 @@ def _shape_of_conv2d(x: Tensor, codes: Tensor, *rest: object) -> Tensor:
 for _device in ("CPU", "CUDA"):
     _LIBRARY.impl("dequantize", _dequantize, _device)
     _LIBRARY.impl("linear_rows", _linear_rows, _device)
-_LIBRARY.impl("weight_sums", _weight_sums, "CPU")
+_LIBRARY.impl("weight_rows", _weight_rows, "CPU")
 _LIBRARY.impl("rounded_bytes", _rounded_bytes, "CompositeImplicitAutograd")
 _LIBRARY.impl("rounded_rows", _rounded_rows, "CompositeImplicitAutograd")
 _LIBRARY.impl("linear", _cpu_linear, "CPU")
@@ -263,7 +266,9 @@ _LIBRARY.impl("conv2d_rounded", _gpu_conv2d_rounded, "CUDA")
 torch.library.register_fake("qsearch_kernels::dequantize", _shape_of_dequantized, lib=_LIBRARY)
 torch.library.register_fake("qsearch_kernels::linear", _shape_of_linear, lib=_LIBRARY)
 torch.library.register_fake("qsearch_kernels::linear_rows", _shape_of_rows, lib=_LIBRARY)
-torch.library.register_fake("qsearch_kernels::weight_sums", lambda codes, *_: codes.new_empty(codes.shape[0], dtype=torch.float32), lib=_LIBRARY)
+torch.library.register_fake(
+    "qsearch_kernels::weight_rows", lambda codes, *_: tuple(codes.new_empty(codes.shape[0], dtype=torch.float32) for _ in range(3)), lib=_LIBRARY
+)
 torch.library.register_fake("qsearch_kernels::linear_rounded", _shape_of_linear, lib=_LIBRARY)
 torch.library.register_fake("qsearch_kernels::conv2d_rounded", _shape_of_conv2d, lib=_LIBRARY)
 

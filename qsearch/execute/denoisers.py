@@ -63,6 +63,8 @@ def race_denoisers(
     for name, layers in plans.items():
         made[name], chosen[name] = packed(base, graph, layers), layers
     calls: dict[str, Callable[[], object]] = {name: partial(_call, module, given) for name, module in made.items()}
+    for call in calls.values():
+        call()  # what layers work out in their first call must not be part of a CUDA graph
     for name in peers:
         module = copy.deepcopy(base)
         try:

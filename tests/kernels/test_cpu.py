@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qsearch_kernels import cpu, layout, ops, reference
+from qsearch_kernels import cpu, cpu_rounded, layout, ops, reference
 from qsearch_kernels.weight import Weight
 
 SHAPES = [(1, 13, 5), (3, 1, 8), (3, 64, 7), (40, 33, 70), (600, 24, 9)]  # rows, inputs, outputs
@@ -78,7 +78,7 @@ def test_small_floats_whose_levels_are_whole_are_multiplied_as_bytes() -> None:
     halves = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6]) / 4
     w, x = make(6, 21, 4, levels=torch.cat([halves, -halves])), torch.randn(5, 21)
 
-    assert cpu.in_bytes(w)
+    assert cpu_rounded.in_bytes(w)
     agree(cpu.linear_rounded(x, w, None, 8, None, None), reference.linear_wnaxi(x, **arguments(w), activation=8), torch.float32)  # type: ignore[arg-type]
 
 
