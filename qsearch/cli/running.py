@@ -62,7 +62,7 @@ def bench(
         peers = None if against is None else [name for name in against.split(",") if name]
         rules: dict[str, Any] = {"compiled": mode != "none", "mode": mode, "against": peers, "say": typer.echo}
         rows = delivery.race(target, schemes.split(","), device=device, seconds=seconds, resolution=resolution, batch=batch, **rules)
-        console().print(plain(rows, f"qsearch bench {target} --whole"))
+        console().print(plain([_short(row) for row in rows], f"qsearch bench {target} --whole"))
         return
     latency, rows = delivery.bench(target, schemes.split(","), device=device, seconds=seconds, resolution=resolution)
     path = output or Path(target) / "latency.json"
@@ -71,3 +71,10 @@ def bench(
     latency.save(path)
     console().print(plain(rows, f"qsearch bench {target}"))
     typer.echo(f"wrote {path}")
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    """A race's row for a narrow terminal: the range of its times in one column."""
+    left = {key: value for key, value in row.items() if key not in ("denoiser", "weights, MiB", "ms", "fastest", "slowest", "runs")}
+    times = f"{row['ms']:.4g} ({row['fastest']:.4g} to {row['slowest']:.4g})"
+    return {"denoiser": row["denoiser"], "MiB": f"{row['weights, MiB']:.4g}", "ms (range)": times, **left}
