@@ -143,9 +143,10 @@ def traced_rows(x: Tensor, activation: int, low: Tensor | None, high: Tensor | N
 
 def traced_product(rounded: Bytes, weight: Weight, each: tuple[Tensor, Tensor, Tensor], bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """`product` in torch's own operations alone, for weights that lie as bytes; `each`: fp32 [N] of `row_sums`, zeros and scales."""
-    (totals, zero, scale), left = each, _left(rounded)
-    y = torch._int_mm(rounded.codes, weight.codes.t()).float() + left[:, :1] * totals
-    y = y + left[:, 1:] * zero if uneven(weight) else y
+    totals, zero, scale = each
+    y = torch._int_mm(rounded.codes, weight.codes.t()).float() - rounded.zero * totals
+    if uneven(weight) and rounded.sums is not None:
+        y = y + (weight.columns * rounded.zero - rounded.sums) * zero
     y = y * scale * rounded.scale
     return (y if bias is None else y + bias.float()).to(dtype)
 

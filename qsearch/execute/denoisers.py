@@ -49,7 +49,7 @@ def race_denoisers(
     """A row a contender: MiB of weights, median ms of one call, fastest and slowest, how many times as fast as bf16 eager and compiled, share of the roofline.
 
     `model`: with weights, or on the meta device, which random ones fill. `inputs`: arguments of one call. `plans`: name -> layer -> scheme. `compiled`: each
-    contender through `torch.compile` too, in its `mode` ("reduce-overhead" is CUDA graphs). `against`: names in `peers.PEERS`, and "fp32"; None = all that are
+    contender through `torch.compile` too, in its `mode` ("reduce-overhead" is CUDA graphs; on a CPU blocks that repeat are compiled once). `against`: names in `peers.PEERS`, and "fp32"; None = all that are
     installed. A peer that fails is left out, and `say` says why; ours may not fail. Raises `QSearchError` for peers and devices that are not here.
     """
     check(device)
@@ -80,7 +80,7 @@ def race_denoisers(
         made[name], calls[name], chosen[name] = module, call, {}
     with _many_compiled():
         for name in [n for n in made if compiled]:
-            whole = torch.compile(made[name], mode=None if mode == "default" else mode)
+            whole = _compiled(made[name], graph, None if mode == "default" else mode, kind)
             call = partial(_call, whole, numbers(given, torch.float32, device) if name == "fp32" else given)
             say(f"bench: compiling {name}")
             try:
@@ -206,6 +206,19 @@ def _available() -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
+def _compiled(module: nn.Module, graph: OpGraph, mode: str | None, kind: str) -> Callable[..., object]:
+    """The module through `torch.compile`: on a CPU, where a whole one of 28 blocks takes many minutes, each repeated block by itself, which is compiled once for all."""
+    blocks = sorted({layer.block for layer in graph if layer.block})
+    outer = [name for name in blocks if not any(name.startswith(f"{other}.") for other in blocks)]
+    if kind != "cpu" or not outer:
+        return torch.compile(module, mode=mode)
+    tensors = [*module.parameters(), *module.buffers()]
+    twin = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})  # other modules, the same weights
+    for name in outer:
+        twin.get_submodule(name).compile(mode=mode)
+    return twin
 
 
 @contextmanager
