@@ -49,20 +49,21 @@ def race_denoisers(
     """A row a contender: MiB of weights, median ms of one call, fastest and slowest, how many times as fast as bf16 eager and compiled, share of the roofline.
 
     `model`: with weights, or on the meta device, which random ones fill. `inputs`: arguments of one call. `plans`: name -> layer -> scheme. `compiled`: each
-    contender through `torch.compile` too, in its `mode` ("reduce-overhead" is CUDA graphs; on a CPU blocks that repeat are compiled once). `against`: names in `peers.PEERS`, and "fp32"; None = all that are
-    installed. A peer that fails is left out, and `say` says why; ours may not fail. Raises `QSearchError` for peers and devices that are not here.
+    contender through `torch.compile` too, in its `mode` ("reduce-overhead" is CUDA graphs; on a CPU blocks that repeat are compiled once). `against`:
+    names in `peers.PEERS`, and "fp32"; None = all that are installed. A peer that fails is left out, and `say` says why; ours may not fail. Raises
+    `QSearchError` for peers and devices that are not here, and where there is no room for all.
     """
     check(device)
     kind = torch.device(device).type
     peers = _peers(kind, against)
+    _room(2 * sum(p.numel() for p in model.parameters()), len(plans) + len(peers), device)
     base = filled(model, torch.bfloat16, device)
     given = numbers(inputs, torch.bfloat16, device)
     made: dict[str, nn.Module] = {"bf16": base}
     chosen: dict[str, Mapping[str, Scheme]] = {"bf16": {}}
-    _room(base, len(plans) + len(peers), device)
     for name, layers in plans.items():
         made[name], chosen[name] = packed(base, graph, layers), layers
-    calls: dict[str, Callable[[], object]] = {name: partial(_call, module, given) for name, module in made.items()}
+    calls: dict[str, Callable[[], object]] = {name: _calling(module, given) for name, module in made.items()}
     for call in calls.values():
         call()  # what layers work out in their first call must not be part of a CUDA graph
     for name in peers:
@@ -72,7 +73,7 @@ def race_denoisers(
                 module.float()
             else:
                 PEERS[name].quantize(module)
-            call = partial(_call, module, numbers(given, torch.float32, device) if name == "fp32" else given)
+            call = _calling(module, numbers(given, torch.float32, device) if name == "fp32" else given)
             call()
         except Exception as error:
             say(f"bench: {name} is left out ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]})")
@@ -81,7 +82,7 @@ def race_denoisers(
     with _many_compiled():
         for name in [n for n in made if compiled]:
             whole = _compiled(made[name], graph, None if mode == "default" else mode, kind)
-            call = partial(_call, whole, numbers(given, torch.float32, device) if name == "fp32" else given)
+            call = _calling(whole, numbers(given, torch.float32, device) if name == "fp32" else given)
             say(f"bench: compiling {name}")
             try:
                 call()
@@ -189,10 +190,10 @@ def _peers(kind: str, against: Iterable[str] | None) -> list[str]:
     return asked
 
 
-def _room(base: nn.Module, others: int, device: str) -> None:
-    """Refuse a race whose contenders don't fit beside each other: each is copied in 16 bits before it is packed, and fp32 is twice that."""
+def _room(base: int, others: int, device: str) -> None:
+    """Refuse a race whose contenders don't fit beside each other; `base`: bytes in 16 bits. Each is copied before it is packed, and fp32 is twice that."""
     free = torch.cuda.mem_get_info(device)[0] if torch.device(device).type == "cuda" else _available()
-    need = int(_bytes(base) * (1 + 0.6 * others + 2))
+    need = int(base * (1 + 0.6 * others + 2))
     if free is not None and need > free:
         raise QSearchError(
             f"all contenders stand in memory together: about {need / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; "
@@ -231,6 +232,11 @@ def _many_compiled() -> Iterator[None]:
 
 def _call(module: Callable[..., object], given: Mapping[str, Any]) -> object:
     return module(**given)
+
+
+def _calling(module: Callable[..., object], given: Mapping[str, Any]) -> Callable[[], object]:
+    """A call with tensors of its own: what one contender has rounded must not serve the next."""
+    return partial(_call, module, copy.deepcopy(given))
 
 
 def _tensor(output: Any) -> Tensor:
