@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import few, widened
-from .cpu_rounded import Bytes, factor_of, in_bytes, product, row_sums, rows_of, spreader, uneven, zero_of
+from . import few, layout, widened
+from .cpu_rounded import Bytes, factor_of, in_bytes, product, row_sums, rows_of, spreader, uneven, whole_levels, zero_of
 from .rounded_once import shared
 from .weight import Weight
 
@@ -96,29 +96,46 @@ def conv2d_rounded(
     low: Tensor | None,
     high: Tensor | None,
 ) -> Tensor:
-    """`reference.conv2d_wnaxi`: windows of bytes laid out as rows, one product. Raises `ValueError` for a weight that can't be multiplied as bytes."""
+    """`reference.conv2d_wnaxi`: windows of bytes laid out as rows, one product. Raises `ValueError` for a weight that can't be multiplied as bytes.
+
+    Windows are copied channels last, a run of channels at a time: byte by byte that took up to twice as long as the product.
+    """
     _check(weight)
     batch, channels, height, width = x.shape
     size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in zip((height, width), padding, dilation, kernel, stride, strict=True)]
     if not x.numel():
         return x.new_empty(batch, len(weight.codes), *size)
-    rounded = rows_of(x.reshape(batch, -1), activation, low, high, sums=False)
-    pictures = rounded.codes.view(x.shape)
+    last = x.permute(0, 2, 3, 1)
+    given = x if x.is_contiguous() else last  # a picture has one grid, in whatever order its numbers come
+    rounded = rows_of(given.reshape(batch, -1), activation, low, high, sums=False)
+    codes = rounded.codes.view(given.shape)
+    pictures = codes.new_empty(batch, height + 2 * padding[0], width + 2 * padding[1], channels)
     if any(padding):  # zeros of the picture are the zero's code
-        padded = pictures.new_empty(batch, channels, height + 2 * padding[0], width + 2 * padding[1])
-        padded.copy_(rounded.zero.to(pictures.dtype).view(-1, 1, 1, 1).expand_as(padded))
-        padded[:, :, padding[0] : padding[0] + height, padding[1] : padding[1] + width] = pictures
-        pictures = padded
-    b, c, h, w = pictures.stride()
+        pictures.copy_(rounded.zero.to(codes.dtype).view(-1, 1, 1, 1).expand_as(pictures))
+    pictures[:, padding[0] : padding[0] + height, padding[1] : padding[1] + width] = codes.permute(0, 2, 3, 1) if given is x else codes
+    b, h, w, c = pictures.stride()
     windows = pictures.as_strided(
-        (batch, *size, channels, *kernel),
-        (b, h * stride[0], w * stride[1], c, h * dilation[0], w * dilation[1]),
+        (batch, *size, *kernel, channels),
+        (b, h * stride[0], w * stride[1], h * dilation[0], w * dilation[1], c),
     )
     rows = windows.reshape(batch * size[0] * size[1], weight.columns)
     scale, zero = (each.repeat_interleave(size[0] * size[1], 0) for each in (rounded.scale, rounded.zero))
-    sums = rows.sum(-1, keepdim=True, dtype=torch.int32).float() if uneven(weight) else None
-    y = product(Bytes(rows, scale, zero, sums), weight, bias, x.dtype)
+    moved = _taps_first(weight, channels)
+    sums = rows.sum(-1, keepdim=True, dtype=torch.int32).float() if uneven(moved) else None
+    y = product(Bytes(rows, scale, zero, sums), moved, bias, x.dtype, row_sums(weight))
     return y.view(batch, *size, -1).permute(0, 3, 1, 2)
+
+
+def _taps_first(weight: Weight, channels: int) -> Weight:
+    """A convolution's weight as bytes whose columns are ordered by taps, then channels: a copy that takes a hundredth of the product's time."""
+    codes, offset, zero, factor = weight.codes, weight.offset, weight.zero, factor_of(weight)
+    if codes.dtype != torch.int8:
+        numbers = layout.unpack(codes, weight.bits, weight.columns)
+        table = None if weight.levels is None else whole_levels(weight.levels)
+        codes = numbers.view(torch.int8) if table is None else table[0][numbers.int()]
+        offset, zero = offset + 128, None if zero is None else zero.float() / factor + 128  # a byte is 128 less than a code of 8 bits
+    moved = codes.view(len(codes), channels, -1).transpose(1, 2).reshape(len(codes), -1)
+    return Weight(moved, weight.scale.float() * factor, zero, offset, None, 8, weight.columns, weight.group)
 
 
 def _check(weight: Weight) -> None:

@@ -107,15 +107,15 @@ def rows_of(rows: Tensor, activation: int, low: Tensor | None, high: Tensor | No
     return Bytes(codes.view(torch.uint8), made.scale, made.zero.add_(128), more)
 
 
-def product(rounded: Bytes, weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """[M, N] in `dtype`: rounded rows times weights, plus `bias`."""
+def product(rounded: Bytes, weight: Weight, bias: Tensor | None, dtype: torch.dtype, totals: Tensor | None = None) -> Tensor:
+    """[M, N] in `dtype`: rounded rows times weights, plus `bias`. `totals`: `row_sums` of the weight, where they are known."""
     count, columns = rounded.codes.shape
     out = torch.empty(count, len(weight.codes), dtype=dtype)
     if not out.numel() or not columns:
         return out.zero_() if bias is None else out.copy_(bias.expand_as(out))
     spread, order = spreader(weight)
     codes, factor = order(rounded.codes), factor_of(weight)
-    totals = row_sums(weight)
+    totals = row_sums(weight) if totals is None else totals
     left = _left(rounded)
     step = len(weight.codes) if weight.codes.dtype == torch.int8 else max(64, _SPREAD // max(1, codes.shape[1]))
     for begin in range(0, len(weight.codes), step):

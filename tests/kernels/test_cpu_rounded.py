@@ -56,6 +56,30 @@ def test_where_unsigned_bytes_are_exact_the_rows_are_unsigned() -> None:
     assert torch.equal(rounded.scale * (rounded.codes - rounded.zero), reference.rounded(x, 8))
 
 
+@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 2)])
+@pytest.mark.parametrize("kind", ["8", "8 zero", "3 zero", "5", "e2m1", "tensor"])
+def test_a_convolution_takes_weights_of_every_kind_and_pictures_in_every_order(kind: str, kernel: tuple[int, int], channels: int) -> None:
+    halves = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6]) / 4
+    columns = channels * kernel[0] * kernel[1]
+    w = (
+        make(4, columns, 4, levels=torch.cat([halves, -halves]))
+        if kind == "e2m1"
+        else make(4, columns, 4 if kind == "tensor" else int(kind[0]), zero="zero" in kind)
+    )
+    w = w._replace(scale=w.scale[:1], group=-1) if kind == "tensor" else w
+    x, bias = torch.randn(2, channels, 7, 6) + 1, torch.randn(4)
+    places = {"kernel": kernel, "stride": (2, 1), "padding": (1, 0), "dilation": (1, 2)}
+    right = reference.conv2d_wnaxi(x, **arguments(w), activation=8, bias=bias, **places)  # type: ignore[arg-type]
+    ends = {"low": torch.tensor([-1.5]), "high": torch.tensor([2.0])}
+
+    for given in (x, x.contiguous(memory_format=torch.channels_last), x.flip(3).flip(3), x.repeat(1, 1, 1, 2)[..., :6]):
+        agree(ops.conv2d_rounded(given, w, bias, 8, **places), right, torch.float32)
+    agree(
+        ops.conv2d_rounded(x, w, bias, 8, **places, **ends), reference.conv2d_wnaxi(x, **arguments(w), activation=8, bias=bias, **places, **ends), torch.float32
+    )  # type: ignore[arg-type]
+
+
 def test_many_rows_are_rounded_and_multiplied_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     w, packed, x = make(70, 24, 8, zero=True), make(600, 24, 3), torch.randn(700, 24)
     whole = [cpu.linear_rounded(x, each, None, 8, None, None) for each in (w, packed)]
