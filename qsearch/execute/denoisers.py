@@ -56,7 +56,7 @@ def race_denoisers(
     check(device)
     kind = torch.device(device).type
     peers = _peers(kind, against)
-    _room(2 * sum(p.numel() for p in model.parameters()), len(plans) + len(peers), device)
+    _room(2 * sum(p.numel() for p in model.parameters()), [*plans, *peers], device)
     base = filled(model, torch.bfloat16, device)
     given = numbers(inputs, torch.bfloat16, device)
     made: dict[str, nn.Module] = {"bf16": base}
@@ -190,10 +190,10 @@ def _peers(kind: str, against: Iterable[str] | None) -> list[str]:
     return asked
 
 
-def _room(base: int, others: int, device: str) -> None:
-    """Refuse a race whose contenders don't fit beside each other; `base`: bytes in 16 bits. Each is copied before it is packed, and fp32 is twice that."""
+def _room(base: int, others: list[str], device: str) -> None:
+    """Refuse a race whose contenders don't fit beside each other; `base`: bytes in 16 bits. Each is copied in those before it is packed; fp32 is twice as much."""
     free = torch.cuda.mem_get_info(device)[0] if torch.device(device).type == "cuda" else _available()
-    need = int(base * (1 + 0.6 * others + 2))
+    need = int(base * (2 + sum(2.0 if name == "fp32" else 0.6 for name in others)))
     if free is not None and need > free:
         raise QSearchError(
             f"all contenders stand in memory together: about {need / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; "
