@@ -38,7 +38,9 @@ def main() -> None:
         made = delivery.race(card, o.schemes, against=o.against, **rules)
         here = {"card": card, "pixels": o.resolution or "native", "batch": o.batch, "device": device}
         kept = [r for r in json.loads(path.read_text())["rows"] if {k: r[k] for k in here} != here] if path.exists() else []
-        publish(__file__, [*kept, *({**here, **row} for row in made)], title="whole denoisers, one call", seed=0)
+        rows = [*kept, *({**here, **row} for row in made)]
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        publish(__file__, [{key: row.get(key, "") for key in columns} for row in rows], title="whole denoisers, one call", seed=0)
 
 
 if __name__ == "__main__":
