@@ -20,7 +20,6 @@ from . import few, layout
 from .reference import grid
 from .weight import Weight
 
-_LONGEST = 2**17  # columns whose products of bytes add up in 32 bits
 _SPREAD = 2**23  # bytes of weights, spread at a time
 _NUMBERS = 2**22  # of a product's results, or of its rows, at a time: what is computed between them stays in the last cache
 _TOTALS = WeakTensorKeyDictionary()  # codes -> (version of the tensor, sums of its rows): four bytes a row, and not a pass over the weights each call
@@ -51,7 +50,7 @@ def whole_levels(levels: Tensor) -> tuple[Tensor, float] | None:
 
 def in_bytes(weight: Weight) -> bool:
     """Whether a weight can be multiplied as bytes: one scale a row, and codes or levels that are whole numbers of 8 bits."""
-    if weight.group > 0 or weight.columns > _LONGEST:
+    if weight.group > 0 or weight.columns > few.LONGEST:
         return False
     return whole_levels(weight.levels) is not None if weight.levels is not None else weight.bits < 8 or weight.codes.dtype == torch.int8
 

@@ -24,7 +24,7 @@ from . import layout
 from .weight import Weight
 
 _BYTES = 2**21  # of weights, spread at a time
-_LONGEST = 2**16  # columns whose products of 255 and -128 add up in 32 bits
+LONGEST = 2**16  # columns whose products of 255 and -128 add up in 32 bits
 
 
 @lru_cache(maxsize=1)
@@ -39,7 +39,7 @@ def exact() -> bool:
 
 def takes(weight: Weight) -> bool:
     """Whether `product` is for this weight, on this machine."""
-    return weight.bits < 8 and weight.levels is None and weight.group <= 0 and 0 < weight.columns <= _LONGEST and exact()
+    return weight.bits < 8 and weight.levels is None and weight.group <= 0 and 0 < weight.columns <= LONGEST and exact()
 
 
 def product(rows: Tensor, weight: Weight, count: int) -> Tensor:

@@ -80,6 +80,17 @@ def test_a_convolution_takes_weights_of_every_kind_and_pictures_in_every_order(k
     )  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("wide", [few.LONGEST, few.LONGEST + 1])
+def test_sums_of_the_longest_rows_fit_32_bits_and_longer_ones_are_not_taken(wide: int) -> None:
+    codes = torch.full((16, wide), -128, dtype=torch.int8)  # times 255, where bytes are unsigned
+    w = Weight(codes, torch.ones(16, 1).half(), None, 128.0, None, 8, wide, 0)
+
+    assert cpu_rounded.in_bytes(w) == (wide == few.LONGEST)
+    if wide == few.LONGEST:
+        made = cpu.linear_rounded(torch.ones(17, wide), w, None, 8, None, None)
+        torch.testing.assert_close(made, torch.full((17, 16), -128.0 * wide), rtol=1e-3, atol=0)
+
+
 def test_many_rows_are_rounded_and_multiplied_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     w, packed, x = make(70, 24, 8, zero=True), make(600, 24, 3), torch.randn(700, 24)
     whole = [cpu.linear_rounded(x, each, None, 8, None, None) for each in (w, packed)]

@@ -71,13 +71,13 @@ def test_pieces_of_a_weight_fit_together(bits: int, columns: int, monkeypatch: p
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_longest_row_of_the_largest_bytes_adds_up(count: int) -> None:
-    w = make(2, few._LONGEST, 7, zero=True)
+    w = make(2, few.LONGEST, 7, zero=True)
     w = w._replace(codes=torch.full_like(w.codes, 255), zero=torch.zeros_like(w.zero))  # every bit of every plane: 127
-    x = torch.full((count, few._LONGEST), 3.0)
+    x = torch.full((count, few.LONGEST), 3.0)
 
     assert few.takes(w)
     agree(cpu.linear(x, w, None), reference.linear_wna16(x.double(), **arguments(w)), torch.float32)  # type: ignore[arg-type]
-    assert not few.takes(make(2, few._LONGEST + 1, 7))
+    assert not few.takes(make(2, few.LONGEST + 1, 7))
 
 
 @pytest.mark.parametrize("group", [0, 8])
