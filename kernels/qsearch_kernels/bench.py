@@ -85,17 +85,13 @@ def contenders(m: int, k: int, n: int, device: str = "cpu", *, compiled: bool = 
         dense = torch.compile(F.linear)
         made |= {"fp32 compiled": lambda: dense(x, weight), "bf16 compiled": lambda: dense(short, narrow)}
         rounded = torch.compile(ops.linear_rounded)
-        made |= {f"W8A8, {kind} in, compiled": _compiled(rounded, given.clone(), byte) for kind, given in (("fp32", x), ("bf16", short))}
+        made |= {f"W8A8, {kind} in, compiled": _rounding(given, byte, rounded) for kind, given in (("fp32", x), ("bf16", short))}
     return made | _torchao(m, k, n, device, compiled) | _gemlite(m, k, n, device)
 
 
-def _compiled(call: Callable[..., object], x: torch.Tensor, weight: Weight) -> Callable[[], object]:
-    return lambda: call(x, weight, None, 8)
-
-
-def _rounding(x: torch.Tensor, weight: Weight) -> Callable[[], object]:
+def _rounding(x: torch.Tensor, weight: Weight, call: Callable[..., object] = ops.linear_rounded) -> Callable[[], object]:
     own = x.clone()
-    return lambda: ops.linear_rounded(own, weight, None, 8)
+    return lambda: call(own, weight, None, 8)
 
 
 def _torchao(m: int, k: int, n: int, device: str, compiled: bool) -> dict[str, Callable[[], object]]:

@@ -4,7 +4,7 @@ A core that multiplies bytes (AVX512-VNNI, AMX) does 4 to 8 times as many a cycl
 that the plan rounds are multiplied as they are, and those that it leaves alone are cut into digits first: a row is a scale times whole
 numbers of 16 bits (for half precision) or 24 (for fp32), and those are two or three bytes, each a product of its own. A few rows with weights of fewer bits, groups
 or tables have ways of their own (`few`, `widened`). For more rows and for rounded ones weights of fewer bits
-are spread to bytes a few rows at a time, in the order in which they come out of their bytes (`layout.unpack_by_phase`), while they lie in the cache.
+are spread to bytes in pieces, in the order in which they come out of their bytes (`layout.unpack_by_phase`).
 A row that holds something not finite becomes NaN.
 """
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import few, layout, widened
 from .cpu_rounded import Bytes, factor_of, in_bytes, product, row_sums, rows_of, spreader, uneven, whole_levels, zero_of
+from .reference import convolved
 from .rounded_once import shared
 from .weight import Weight
 
@@ -55,8 +56,8 @@ def linear_rounded(x: Tensor, weight: Weight, bias: Tensor | None, activation: i
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     if len(rows) == 1 and low is None and high is None and weight.codes.dtype == torch.int8 and not uneven(weight) and weight.columns > 1:
         return _one_row(rows, weight, bias, activation).view(*x.shape[:-1], -1)
-    how = (activation, int(uneven(weight)))
-    rounded = shared(x, how, (low, high), id(weight.codes), lambda: rows_of(rows, activation, low, high, sums=uneven(weight)))
+    sums = uneven(weight)
+    rounded = shared(x, (activation, int(sums)), (low, high), id(weight.codes), lambda: rows_of(rows, activation, low, high, sums=sums))
     y = product(rounded, weight, bias, x.dtype)
     return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -102,7 +103,7 @@ def conv2d_rounded(
     """
     _check(weight)
     batch, channels, height, width = x.shape
-    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in zip((height, width), padding, dilation, kernel, stride, strict=True)]
+    size = convolved((height, width), kernel, stride, padding, dilation)
     if not x.numel():
         return x.new_empty(batch, len(weight.codes), *size)
     last = x.permute(0, 2, 3, 1)

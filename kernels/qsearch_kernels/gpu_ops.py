@@ -16,7 +16,7 @@ from torch.library import custom_op
 
 from . import reference_a8
 from .prepared import Prepared
-from .reference import grid
+from .reference import convolved, grid
 from .reference_levels import dequantize_levels, linear_levels, takes
 
 #: Rows of activations from which whole rows of weights are unpacked once, for a dense product: 1.5 bytes a weight at 4.3 TB/s against
@@ -141,7 +141,7 @@ def conv2d_rounded(
             f"given {', '.join(refused)}: dequantize this weight instead"
         )
     batch, channels = x.shape[:2]
-    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in zip(x.shape[2:], padding, dilation, kernel, stride, strict=True)]
+    size = convolved(x.shape[2:], kernel, stride, padding, dilation)
     if not x.numel():
         return x.new_empty(batch, *size, len(weight.codes)).permute(0, 3, 1, 2)
     places = x.permute(0, 2, 3, 1).contiguous()

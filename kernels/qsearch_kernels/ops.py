@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import cpu, cpu_rounded
-from .reference import grid
+from .reference import convolved, grid
 from .reference_a8 import quantize_rows
 from .rounded_once import shared, traced
 from .weight import Weight
@@ -246,8 +246,7 @@ def _shape_of_rows(codes: Tensor, scale: Tensor, zero: Tensor, sums: Tensor | No
 def _shape_of_conv2d(x: Tensor, codes: Tensor, *rest: object) -> Tensor:
     _together(x, codes)
     kernel, stride, padding, dilation = rest[-6:-2]
-    places = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)  # type: ignore[call-overload]
-    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in places]
+    size = convolved(x.shape[2:], kernel, stride, padding, dilation)  # type: ignore[arg-type]
     return x.new_empty(x.shape[0], *size, codes.shape[0]).permute(0, 3, 1, 2)
 
 

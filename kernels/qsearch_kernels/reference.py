@@ -10,6 +10,8 @@ differently, and is compared with a tolerance.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -56,6 +58,11 @@ def linear_wna16(
     exact = torch.promote_types(x.dtype, torch.float32)
     weight = dequantize(unpack(packed, bits, columns), scale.to(exact), zero, group, levels)
     return torch.nn.functional.linear(x.to(exact), weight, None if bias is None else bias.to(exact)).to(x.dtype)
+
+
+def convolved(places: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    """The size along each axis of what a convolution makes of `places`."""
+    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(places, kernel, stride, padding, dilation, strict=True)]
 
 
 def grid(x: Tensor, activation: int, low: Tensor | None = None, high: Tensor | None = None, *, axes: tuple[int, ...] = (-1,)) -> tuple[Tensor, Tensor]:

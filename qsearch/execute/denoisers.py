@@ -59,6 +59,10 @@ def race_denoisers(
     _room(2 * sum(p.numel() for p in model.parameters()), [*plans, *peers], device)
     base = filled(model, torch.bfloat16, device)
     given = numbers(inputs, torch.bfloat16, device)
+
+    def given_to(name: str) -> Any:
+        return numbers(given, torch.float32, device) if name == "fp32" else given
+
     made: dict[str, nn.Module] = {"bf16": base}
     chosen: dict[str, Mapping[str, Scheme]] = {"bf16": {}}
     for name, layers in plans.items():
@@ -73,23 +77,23 @@ def race_denoisers(
                 module.float()
             else:
                 PEERS[name].quantize(module)
-            call = _calling(module, numbers(given, torch.float32, device) if name == "fp32" else given)
+            call = _calling(module, given_to(name))
             call()
         except Exception as error:
-            say(f"bench: {name} is left out ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]})")
+            say(f"bench: {name} is left out ({_first_line(error)})")
             continue
         made[name], calls[name], chosen[name] = module, call, {}
     with _many_compiled():
         for name in [n for n in made if compiled]:
             whole = _compiled(made[name], graph, None if mode == "default" else mode, kind)
-            call = _calling(whole, numbers(given, torch.float32, device) if name == "fp32" else given)
+            call = _calling(whole, given_to(name))
             say(f"bench: compiling {name}")
             try:
                 call()
             except Exception as error:
                 if name not in peers:
                     raise
-                say(f"bench: {name} does not compile ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]})")
+                say(f"bench: {name} does not compile ({_first_line(error)})")
                 continue
             calls[f"{name}, compiled"] = call
         return _rows(calls, made, chosen, graph, device, seconds)
@@ -228,6 +232,10 @@ def _many_compiled() -> Iterator[None]:
     with torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=1024):
         yield
     torch._dynamo.reset()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
 
 
 def _call(module: Callable[..., object], given: Mapping[str, Any]) -> object:

@@ -14,9 +14,8 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Peer:
-    """`needs`: the package; `quantize`: in place; `devices`: kinds of device that it runs on; `title`: what it computes."""
+    """`needs`: the package; `quantize`: in place; `devices`: kinds of device that it runs on."""
 
-    title: str
     needs: str
     quantize: Callable[[nn.Module], None]
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
@@ -54,11 +53,11 @@ def _gemlite_w8a8(model: nn.Module) -> None:
 
 
 PEERS = {
-    "torchao-w8a8": Peer("torchao, dynamic int8", "torchao", _torchao_w8a8),
-    "torchao-w8": Peer("torchao, int8 weights alone", "torchao", _torchao_w8),
-    "torchao-fp8": Peer("torchao, fp8 by rows", "torchao", _torchao_fp8, frozenset({"cuda"})),
-    "sdnq-w8a8": Peer("SDNQ, dynamic int8", "sdnq", _sdnq_w8a8),
-    "gemlite-w8a8": Peer("gemlite, dynamic int8", "gemlite", _gemlite_w8a8, frozenset({"cuda"})),
+    "torchao-w8a8": Peer("torchao", _torchao_w8a8),
+    "torchao-w8": Peer("torchao", _torchao_w8),
+    "torchao-fp8": Peer("torchao", _torchao_fp8, frozenset({"cuda"})),
+    "sdnq-w8a8": Peer("sdnq", _sdnq_w8a8),
+    "gemlite-w8a8": Peer("gemlite", _gemlite_w8a8, frozenset({"cuda"})),
 }
 
 

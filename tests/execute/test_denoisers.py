@@ -65,7 +65,7 @@ def test_a_peer_that_fails_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch
     def broken(model: nn.Module) -> None:
         raise ImportError("no such kernel\nand much more")
 
-    monkeypatch.setitem(peers.PEERS, "torchao-w8", peers.Peer("broken", "torch", broken))
+    monkeypatch.setitem(peers.PEERS, "torchao-w8", peers.Peer("torch", broken))
     model, graph = plain()
     said: list[str] = []
 
