@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .decide.constraints import Constraints as Constraints
     from .decide.objectives import Objective as Objective
     from .decide.refinement import refine as refine
+    from .decide.request import AllocationRequest as AllocationRequest
     from .decide.stepwise import allocate_steps as allocate_steps
     from .execute.exports import export as export
     from .execute.runtime import apply as apply
@@ -33,11 +34,12 @@ if TYPE_CHECKING:
     from .learn.fitting import fit as fit
     from .learn.surrogate import Surrogate as Surrogate
     from .measure.evaluation import evaluate as evaluate
+    from .measure.options import ProfileOptions as ProfileOptions
     from .measure.profiling import profile as profile
     from .measure.reconstruction import reconstruct as reconstruct
     from .measure.simulation import simulate as simulate
     from .measure.stepwise import simulate_steps as simulate_steps
-    from .pipeline import run as run
+    from .stages.run import run as run
 
 #: public name -> module that defines it
 _CONTENTS = {
@@ -56,6 +58,7 @@ _CONTENTS = {
     "Trials": "core.trials",
     "Constraints": "decide.constraints",
     "Objective": "decide.objectives",
+    "AllocationRequest": "decide.request",
     "allocate": "decide.allocation",
     "allocate_frontier": "decide.allocation",
     "allocate_steps": "decide.stepwise",
@@ -68,11 +71,12 @@ _CONTENTS = {
     "explain": "learn.explaining",
     "fit": "learn.fitting",
     "evaluate": "measure.evaluation",
+    "ProfileOptions": "measure.options",
     "profile": "measure.profiling",
     "reconstruct": "measure.reconstruction",
     "simulate": "measure.simulation",
     "simulate_steps": "measure.stepwise",
-    "run": "pipeline",
+    "run": "stages.run",
 }
 __all__ = sorted(_CONTENTS)
 

@@ -81,9 +81,9 @@ def main() -> None:
             table = profile_pipeline(
                 pipe,
                 graph,
-                SCHEMES,
                 prompts,
                 sampling,
+                schemes=SCHEMES,
                 bins=o.bins,
                 batch=4,
                 mode=mode,

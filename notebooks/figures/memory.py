@@ -24,7 +24,6 @@ from torch import nn
 from torch.utils import checkpoint
 
 from qsearch.core.scheme import Scheme
-from qsearch.execute.denoisers import filled, numbers
 from qsearch.graphs.extraction import extract
 from qsearch.graphs.families import cards
 from qsearch.measure import gradients
@@ -33,6 +32,7 @@ from qsearch.measure.observation import StepObservation
 from qsearch.measure.pipelines import Call
 from qsearch.measure.quantization import quantize
 from qsearch.measure.question import Question
+from qsearch.race.denoisers import filled, numbers
 
 GIB = 2**30
 

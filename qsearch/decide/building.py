@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from ..core.scheme import KEEP, Scheme
 from .constraints import Constraints
 from .objectives import Values
 from .problem import Problem
+from .request import AllocationRequest, requested
 
 Bill = Callable[[LayerSpec, Scheme], float]
 Scores = Mapping[str, Mapping[str, NDArray[np.float64]]]
@@ -30,21 +32,33 @@ def make_problem(
     graph: OpGraph,
     values: Values,
     budget: Budget,
+    request: AllocationRequest | None = None,
     *,
-    constraints: Constraints | None = None,
-    latency: Latency | None = None,
     at_most: Mapping[str, tuple[Values, float]] | None = None,
-    schemes: Sequence[Scheme | str] | None = None,
-    scores: Scores | None = None,
-    trust: float | None = None,
+    **named: Any,
 ) -> Problem:
-    """Problem over the quantizable layers with the schemes in `values` (layer -> scheme -> loss), or with those of them in `schemes` and `keep`.
+    """Problem over the quantizable layers with the schemes in `values`.
 
-    `at_most`: metric -> (its losses, the largest sum allowed). `scores`: layer -> scheme -> one number a probe, the model of interactions;
-    `trust`: how much of it counts, by default what its own noise allows (`interactions.trust_of`). Raises `QSearchError` for a layer without
-    values, `InfeasibleBudget`, with the best reachable, for a limit below the cheapest choices.
+    Args:
+        graph: the model's graph.
+        values: layer -> scheme -> loss.
+        budget: what a plan must keep.
+        request: constraints and latency table; `schemes`, choices of those in `values` besides
+            `keep`; `scores`, the model of interactions, and how much of it counts, by default what
+            its own noise allows (`interactions.trust_of`).
+        at_most: metric -> (its losses, the largest sum allowed).
+        named: fields of the request by their names.
+
+    Returns:
+        The problem.
+
+    Raises:
+        QSearchError: for a layer without values.
+        InfeasibleBudget: with the best reachable, for a limit below the cheapest choices.
     """
-    constraints = constraints or Constraints()
+    asked = requested(request, named)
+    constraints, latency = asked.constraints or Constraints(), asked.latency
+    scores, trust, schemes = asked.scores, asked.trust, asked.schemes
     choices = constraints.choices(graph, _offered(graph, values, schemes))
     groups = constraints.groups(graph, choices)
     sites = tuple(names[0] for names in groups)

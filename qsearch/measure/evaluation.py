@@ -73,14 +73,36 @@ def make(
     return Outcome(prompts, latents, decode(pipe, latents), outputs, latent_channels(pipe))
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """A metric of one plan: its mean, standard error, and the samples' values where it has them."""
+
+    mean: float
+    error: float
+    samples: tuple[float, ...] = ()
+
+
+def measurements(
+    outcome: Outcome, reference: Outcome, metrics: Sequence[str]
+) -> dict[str, Measurement]:
+    """Each metric of a plan's outcome against that of full precision.
+
+    The standard error of a metric with a value a sample is the samples' deviation over the root of
+    their number; of one over all samples a jackknife's, over `FOLDS` parts.
+    """
+    return {name: _measured(plugins.load("metrics", name), outcome, reference) for name in metrics}
+
+
 def evaluate(
     outcome: Outcome, reference: Outcome, metrics: Sequence[str]
 ) -> dict[str, tuple[float, float]]:
     """metric -> (mean, standard error) of a plan's outcome against that of full precision.
 
-    Besides `metrics`: `noise`, the relative error of the denoiser's output on the recorded calls, and `output_sqnr`, the same in dB.
+    Besides `metrics`: `noise`, the relative error of the denoiser's output on the recorded calls,
+    and `output_sqnr`, the same in dB.
     """
-    found = {name: _measured(plugins.load("metrics", name), outcome, reference) for name in metrics}
+    measured = measurements(outcome, reference, metrics)
+    found = {name: (m.mean, m.error) for name, m in measured.items()}
     if outcome.outputs:
         pairs = [
             relative_noise(a, b) for a, b in zip(outcome.outputs, reference.outputs, strict=True)
@@ -93,11 +115,12 @@ def evaluate(
     return found
 
 
-def _measured(metric: Any, outcome: Outcome, reference: Outcome) -> tuple[float, float]:
+def _measured(metric: Any, outcome: Outcome, reference: Outcome) -> Measurement:
     value = metric.measure(outcome, reference)
     if isinstance(value, Tensor):
         n = len(value)
-        return float(value.mean()), float(value.std() / math.sqrt(n)) if n > 1 else 0.0
+        error = float(value.std() / math.sqrt(n)) if n > 1 else 0.0
+        return Measurement(float(value.mean()), error, tuple(value.tolist()))
     n = len(outcome.prompts)
     folds = min(FOLDS, n)
     fold = torch.arange(n) % folds
@@ -106,4 +129,5 @@ def _measured(metric: Any, outcome: Outcome, reference: Outcome) -> tuple[float,
         for i in range(folds)
     ]
     mean = sum(left) / folds
-    return float(value), math.sqrt((folds - 1) / folds * sum((v - mean) ** 2 for v in left))
+    error = math.sqrt((folds - 1) / folds * sum((v - mean) ** 2 for v in left))
+    return Measurement(float(value), error)

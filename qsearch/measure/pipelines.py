@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..core.errors import QSearchError
 from ..zoo.scenes import Caption, describe, draw_scenes
 from .clean import Sampled, coefficients, guidance_weights
+from .sampling import Sampling as Sampling  # noqa: PLC0414 (it is used with all of these)
 
 DENOISERS = ("transformer", "unet", "prior")
 #: what is asked of a call where the pipeline's signature has it: cleaning needs packages that change the prompt, binning a resolution table
@@ -39,18 +40,6 @@ class Prompts:
 
     def __getitem__(self, part: slice) -> Prompts:
         return Prompts(self.texts[part], self.captions[part])
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How pictures are made: solver steps, guidance scale, seed of the first sample's noise, samples a batch; the pipeline's own size when left out."""
-
-    steps: int = 20
-    guidance: float = 4.0
-    seed: int = 0
-    batch: int = 32
-    resolution: int | None = None
-    frames: int | None = None
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from qsearch import pipeline
-from qsearch.config import Config
 from qsearch.core.attribution import Attribution
 from qsearch.core.errors import ArtifactError, QSearchError
 from qsearch.core.plan import BitPlan
-from qsearch.job import Run, Silent
+from qsearch.core.progress import Silent
+from qsearch.report.findings import Findings
 from qsearch.report.frontier import frontier
 from qsearch.report.page import write_report
+from qsearch.stages.config import Config
+from qsearch.stages.folder import Run
+from qsearch.stages.report import report
 from tests.report.synthetic import (
     CAPTIONS,
     PLANS,
@@ -83,7 +85,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_run(folder)
     PLAN.save(folder / "plan.json", key="k", seed=17)
     (folder / "config.yaml").write_text("model: scenes-dit\n")
-    write_report(folder, GRAPH, TABLE, PLAN, ROWS, CAPTIONS)
+    write_report(folder, Findings(GRAPH, TABLE, PLAN, ROWS, CAPTIONS))
     return folder
 
 
@@ -110,9 +112,8 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     many = make_attribution(graph, 12)
     ours = Attribution(graph.id, many.select(method="shapley", plan="plan 3").assign(plan="plan"))
-    write_report(
-        folder, graph, table, plan, rows, CAPTIONS, frontier=curve, attributions=[ours, many]
-    )
+    found = Findings(graph, table, plan, rows, CAPTIONS, frontier=curve, attributions=[ours, many])
+    write_report(folder, found)
     return folder
 
 
@@ -125,9 +126,8 @@ def nasty(tmp_path_factory: pytest.TempPathFactory) -> Page:
     plan = make_plan(graph)
     (folder / "config.yaml").write_text(f"model: {NASTY}\n")
     rows = [dict(r, metrics=r["metrics"] | {NASTY: [1.0, 0.1]}) for r in make_rows(graph, plan)]
-    write_report(
-        folder, graph, make_table(graph), plan, rows, [f"{c} {NASTY}\"'" for c in CAPTIONS]
-    )
+    captions = [f"{c} {NASTY}\"'" for c in CAPTIONS]
+    write_report(folder, Findings(graph, make_table(graph), plan, rows, captions))
     return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
@@ -261,7 +261,7 @@ def test_a_plan_on_disk_that_is_another_says_nothing_of_this_one(tmp_path: Path)
     save_run(tmp_path)
     BitPlan.uniform(GRAPH, "uint8-c").save(tmp_path / "plan.json")
 
-    write_report(tmp_path, GRAPH, TABLE, PLAN, ROWS, CAPTIONS)
+    write_report(tmp_path, Findings(GRAPH, TABLE, PLAN, ROWS, CAPTIONS))
 
     assert (
         "not recorded: the plan has no file in this run" in (tmp_path / "report.html").read_text()
@@ -288,7 +288,7 @@ def test_the_contact_sheet_lies_beside_the_page(run: Path) -> None:
 
 
 def test_written_twice_it_is_the_same(run: Path, text: str) -> None:
-    write_report(run, GRAPH, TABLE, PLAN, ROWS, CAPTIONS)
+    write_report(run, Findings(GRAPH, TABLE, PLAN, ROWS, CAPTIONS))
 
     assert (run / "report.html").read_text(encoding="utf-8") == text
 
@@ -301,9 +301,8 @@ def test_a_run_with_little_in_it_has_a_page_still(tmp_path: Path) -> None:
         if r["plan"] in ("full precision", "plan")
     ]
 
-    write_report(
-        tmp_path, GRAPH, make_table(GRAPH, bins=1), BitPlan.make(GRAPH, PLAN.layers), rows, CAPTIONS
-    )
+    plan = BitPlan.make(GRAPH, PLAN.layers)
+    write_report(tmp_path, Findings(GRAPH, make_table(GRAPH, bins=1), plan, rows, CAPTIONS))
 
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert (
@@ -344,9 +343,7 @@ def test_an_explanation_of_another_model_is_left_out_and_the_page_is_not_lost(
         def say(self, line: str) -> None:
             said.append(line)
 
-    pipeline.report(
-        Run(Config(model="scenes-dit", folder=tmp_path), Listener()), GRAPH, TABLE, PLAN, ROWS
-    )
+    report(Run(Config(model="scenes-dit", folder=tmp_path), Listener()), GRAPH, TABLE, PLAN, ROWS)
 
     assert said[0].startswith(
         f"report: left out of the page: {tmp_path / 'attribution.parquet'} was made for graph"
@@ -361,14 +358,14 @@ def test_an_explanation_of_another_model_is_left_out_and_the_page_is_not_lost(
 
 def test_a_table_of_another_model_is_refused(run: Path) -> None:
     with pytest.raises(QSearchError, match="the table was made for graph"):
-        write_report(run, GRAPH, make_table(pixart(1)), PLAN, ROWS, CAPTIONS)
+        write_report(run, Findings(GRAPH, make_table(pixart(1)), PLAN, ROWS, CAPTIONS))
 
 
 def test_a_run_without_pictures_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(
         ArtifactError, match=r"full-precision\.png does not exist; make it with `qsearch evaluate`"
     ):
-        write_report(tmp_path, GRAPH, TABLE, PLAN, ROWS, CAPTIONS)
+        write_report(tmp_path, Findings(GRAPH, TABLE, PLAN, ROWS, CAPTIONS))
     assert list(tmp_path.iterdir()) == []
 
 
