@@ -11,6 +11,7 @@ import typer
 
 from ..core.artifacts import write_atomic
 from ..core.errors import QSearchError
+from ..core.redaction import redacted
 
 if TYPE_CHECKING:
     from ..stages.folder import Run
@@ -39,8 +40,8 @@ class Terminal:
         self.console = Console(stderr=True)
 
     def say(self, line: str) -> None:
-        """A line on standard error."""
-        self.console.print(line, markup=False, highlight=False)
+        """A line on standard error, without the passwords of URLs."""
+        self.console.print(redacted(line), markup=False, highlight=False)
 
     @contextmanager
     def track(self, title: str, total: int) -> Iterator[Callable[[int], None]]:

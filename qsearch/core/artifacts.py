@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ArtifactError, QSearchError
+from .redaction import published
 
 _RECORDED = (
     "qsearch-diffusion",
@@ -53,6 +54,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def command_line() -> str:
+    """What was typed, without passwords and without where things lie on this machine."""
+    return published(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+
+
 @dataclass(frozen=True)
 class Header:
     """What every artefact says of itself.
@@ -66,7 +72,7 @@ class Header:
     parents: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     key: str = ""
-    command: str = field(default_factory=lambda: " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    command: str = field(default_factory=command_line)
     versions: dict[str, str] = field(default_factory=versions)
 
 
