@@ -25,7 +25,7 @@ from ..core.graph import OpGraph
 from ..core.plan import BitPlan
 from ..core.scheme import KEEP, Scheme
 from ..core.trials import Trial, Trials
-from .evaluation import Outcome, make, measurements
+from .evaluation import Outcome, directions, make, measurements
 from .pipelines import denoiser_of, load_pipeline
 from .setting import EvaluationSetting
 from .simulation import QuantizedWeights, calibrated_weights
@@ -239,7 +239,15 @@ def _one(bench: Bench, name: str, plan: BitPlan) -> _Done:
         return _Done()
     try:
         pairs, samples, stopped = bench.measure(plan)
-        trials.add(name, plan, pairs, c.setting.key, samples=samples, stopped=stopped)
+        trials.add(
+            name,
+            plan,
+            pairs,
+            c.setting.key,
+            samples=samples,
+            stopped=stopped,
+            higher_is_better=directions(c.setting.metrics),
+        )
     except QSearchError as error:
         return _Done(line=f"{name} is passed over: {error}", failed=str(error))
     return _Done(1, f"{name} was given up after {bench.first} samples" if stopped else "")

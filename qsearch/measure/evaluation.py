@@ -8,7 +8,7 @@ over `FOLDS` parts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +91,15 @@ def measurements(
     their number; of one over all samples a jackknife's, over `FOLDS` parts.
     """
     return {name: _measured(plugins.load("metrics", name), outcome, reference) for name in metrics}
+
+
+def directions(metrics: Iterable[str]) -> dict[str, bool]:
+    """metric -> whether more of it is better; of plug-ins, and of what `evaluate` adds to them."""
+    own = {"noise": False, "output_sqnr": True}
+    return {
+        name: own[name] if name in own else plugins.load("metrics", name).higher_is_better
+        for name in metrics
+    }
 
 
 def evaluate(

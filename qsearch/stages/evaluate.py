@@ -153,8 +153,8 @@ def _measure(
     setting: EvaluationSetting,
     trials: Trials,
 ) -> None:
+    from ..measure.evaluation import directions, make
     from ..measure.evaluation import evaluate as verb
-    from ..measure.evaluation import make
     from ..measure.pipelines import record
     from ..report.pictures import picture_path, save_pictures
     from .calibrate import calibration_calls, plan_weights
@@ -185,7 +185,13 @@ def _measure(
                     progress=advance,
                 )
             if trials.find(plan, setting.key) is None:
-                trials.add(name, plan, verb(outcome, reference, setting.metrics), setting.key)
+                trials.add(
+                    name,
+                    plan,
+                    verb(outcome, reference, setting.metrics),
+                    setting.key,
+                    higher_is_better=directions([*setting.metrics, "noise"]),
+                )
             save_pictures(
                 picture_path(run.folder, name), outcome.pictures, of=f"{plan.id} {setting.key}"
             )
