@@ -6,7 +6,7 @@ Many plans for surrogates to learn from are measured by `stages/campaign.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -71,6 +71,22 @@ def setting_of(run: Run, verb: str, **more: Any) -> EvaluationSetting:
     return EvaluationSetting(prompts, sampling, c.evaluate.metrics, key, calibration_of(run))
 
 
+def evaluation_setting(run: Run, plans: Iterable[BitPlan]) -> EvaluationSetting:
+    """The setting in which `evaluate` measures these plans."""
+    from .calibrate import calibration_question
+
+    c = run.config
+    learnt = c.reconstruct.order != "none"
+    schemes = {s for plan in plans for s in plan.layers.values()}
+    return setting_of(
+        run,
+        "evaluate",
+        bins=c.profile.bins,
+        reconstruct=c.reconstruct.model_dump() if learnt else {},
+        **calibration_question(run, schemes, always=learnt),
+    )
+
+
 def evaluate(run: Run, graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:
     """Measure the plan and those beside it, as far as they were not measured before.
 
@@ -84,19 +100,10 @@ def evaluate(run: Run, graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:
     """
     from ..core.trials import Trials
     from ..report.pictures import picture_path, pictures_of
-    from .calibrate import calibration_question
 
     c = run.config
     plans = _plans(run, graph, plan)
-    learnt = c.reconstruct.order != "none"
-    schemes = {s for p in plans.values() for s in p.layers.values()}
-    setting = setting_of(
-        run,
-        "evaluate",
-        bins=c.profile.bins,
-        reconstruct=c.reconstruct.model_dump() if learnt else {},
-        **calibration_question(run, schemes, always=learnt),
-    )
+    setting = evaluation_setting(run, plans.values())
     trials = Trials(run.path("trials.db"), graph)
     found = {name: trials.find(p, setting.key) for name, p in plans.items()}
     missing = [
