@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.stages.config import load
 from qsearch.zoo import NAMES
 
@@ -46,7 +46,7 @@ def play(script: Path) -> tuple[Names, list[Any]]:
 
 def is_best(names: Names) -> bool:
     return (
-        isinstance(names["plan"], BitPlan)
+        isinstance(names["plan"], Plan)
         and names["plan"].solver.status == "optimal"
         and names["plan"].achieved.average_bits <= 4.0
     )

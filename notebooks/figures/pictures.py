@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.table import SensitivityTable
 from qsearch.report import drawing, plots
 from qsearch.report.frontier import draw_frontier
@@ -87,9 +87,7 @@ def main() -> None:
     )
     keep(
         "plan",
-        drawing.draw_layer_bits(
-            plots.layer_bits(graph, BitPlan.load(run.path("plan.json"), graph))
-        ),
+        drawing.draw_layer_bits(plots.layer_bits(graph, Plan.load(run.path("plan.json"), graph))),
     )
 
 

@@ -24,12 +24,12 @@ def apply(
     ] = False,
 ) -> None:
     """Write the plan's packed model, model.safetensors: smaller in memory, not only on disk."""
-    from ..core.plan import BitPlan
+    from ..core.plan import Plan
     from ..stages.apply import apply as stage
 
     with changed_run(folder) as job:
         graph = job.graph()
-        stage(job, graph, BitPlan.load(job.path("plan.json"), graph), required=required)
+        stage(job, graph, Plan.load(job.path("plan.json"), graph), required=required)
 
 
 @app.command()

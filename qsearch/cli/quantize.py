@@ -172,6 +172,12 @@ def allocate(
             show_default=False,
         ),
     ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="ranges of sampler steps between which the plan may differ", show_default=False
+        ),
+    ] = None,
     frontier: Annotated[
         bool,
         typer.Option(
@@ -191,6 +197,7 @@ def allocate(
         "solver": solver,
         "refine": refine,
         "target": target,
+        "steps": steps,
     }
     with changed_run(folder, allocate=asked) as job:
         graph = job.graph()
@@ -232,7 +239,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure the plan beside full precision, a uniform and a random one, with common noise; or many plans, to learn from."""
-    from ..core.plan import BitPlan
+    from ..core.plan import Plan
     from ..stages.campaign import CampaignSettings, limits_of, measure
     from ..stages.evaluate import evaluate as stage
 
@@ -244,4 +251,4 @@ def evaluate(
             content = {**many, "storage": storage, "stop": limits}
             measure(job, graph, checked(CampaignSettings, content, "qsearch evaluate"))
             return
-        print_table(stage(job, graph, BitPlan.load(job.path("plan.json"), graph)))
+        print_table(stage(job, graph, Plan.load(job.path("plan.json"), graph)))

@@ -17,19 +17,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .artifacts import versions
+from .artifacts import graph_name, versions
+from .cost import Choices
 from .errors import ArtifactError, QSearchError
 from .graph import OpGraph
-from .plan import BitPlan
+from .plan import ONE_RANGE, Plan, plan_id, said
 from .redaction import redacted
 from .scheme import Scheme
+from .steps import StepRanges
 
 if TYPE_CHECKING:
     import optuna
 
 #: metrics that are values of a study, each with whether more of it is better
 Aims = tuple[tuple[str, bool], ...]
-#: name of the study; with metrics behind it (`sqnr+ frechet-`: more or less is better) its values are theirs
+#: name of the study; with metrics behind it (`sqnr+ noise-`: more or less is better) its values are
+#: theirs
 STUDY = "qsearch.trials/1"
 
 
@@ -41,13 +44,23 @@ class Trial:
     """
 
     name: str
-    layers: dict[str, Scheme]
+    choices: dict[str, Choices]
     metrics: dict[str, tuple[float, float]]
     setting: str
     average_bits: float
     plan: str = ""
     samples: dict[str, list[float]] = field(default_factory=dict)
     stopped: bool = False
+    steps: StepRanges = ONE_RANGE
+
+    def made(self, graph: OpGraph) -> Plan:
+        """The plan that was measured, priced on `graph`."""
+        return Plan.make(graph, self.choices, steps=self.steps)
+
+    @property
+    def schemes(self) -> set[Scheme]:
+        """Every scheme that some site has in some range of steps."""
+        return {scheme for held in self.choices.values() for scheme in held}
 
 
 class Trials:
@@ -73,7 +86,7 @@ class Trials:
         if known is None:
             self._study.set_user_attr("graph", graph.id)
             self._study.set_user_attr("versions", versions())
-        elif known != graph.id:
+        elif graph_name(known) != graph.id:
             raise ArtifactError(
                 f"{self.shown} holds trials of graph {known}, {graph.model} is graph {graph.id}; give another file"
             )
@@ -81,7 +94,7 @@ class Trials:
     def add(
         self,
         name: str,
-        plan: BitPlan,
+        plan: Plan,
         metrics: Mapping[str, tuple[float, float]],
         setting: str,
         *,
@@ -124,7 +137,8 @@ class Trials:
                     "plan": plan.id,
                     "setting": setting,
                     "average_bits": plan.achieved.average_bits,
-                    "layers": {k: str(v) for k, v in plan.layers.items()},
+                    "choices": said(plan.choices),
+                    "steps": plan.steps.content(),
                     "metrics": {k: list(v) for k, v in metrics.items()},
                     "samples": {
                         k: [round(float(x), 6) for x in v] for k, v in (samples or {}).items()
@@ -134,19 +148,21 @@ class Trials:
             )
         )
 
-    def find(self, plan: BitPlan, setting: str) -> Trial | None:
+    def find(self, plan: Plan, setting: str) -> Trial | None:
         """The trial of this plan measured in this setting, or None."""
+        wanted = plan.id
         for trial in reversed(self._stored()):
-            if (
-                trial.user_attrs.get("plan") == plan.id
-                and trial.user_attrs.get("setting") == setting
-            ):
-                return _trial(trial)
+            a = trial.user_attrs
+            if "plan" not in a or a.get("setting") != setting:
+                continue
+            earlier = "choices" not in a  # a plan's id was another one then
+            if a["plan"] == wanted or (earlier and _trial(trial, self.graph).plan == wanted):
+                return _trial(trial, self.graph)
         return None
 
     def all(self) -> list[Trial]:
         """Every stored trial, oldest first."""
-        return [_trial(t) for t in self._stored() if "plan" in t.user_attrs]
+        return [_trial(t, self.graph) for t in self._stored() if "plan" in t.user_attrs]
 
     def measured(self, setting: str | None = None) -> list[Trial]:
         """The trials of one setting, each plan once (two workers may have measured it at the same time; whole before given up), in the order of their names.
@@ -176,7 +192,8 @@ class Trials:
         if aims not in self._studies:
             name = " ".join([STUDY, *(f"{metric}{'+' if up else '-'}" for metric, up in aims)])
             self._studies[aims] = _open(self._url, name, aims)[0]
-        return self._studies[aims]
+        found: optuna.Study = self._studies[aims]
+        return found
 
     def _stored(self) -> list[optuna.trial.FrozenTrial]:
         import optuna
@@ -185,9 +202,8 @@ class Trials:
             found = self._study.get_trials(deepcopy=False)
             for name in optuna.get_all_study_names(self._storage):
                 if name.startswith(f"{STUDY} "):
-                    found += optuna.load_study(study_name=name, storage=self._storage).get_trials(
-                        deepcopy=False
-                    )
+                    study = optuna.load_study(study_name=name, storage=self._storage)
+                    found += study.get_trials(deepcopy=False)
             return sorted(found, key=_finished)
         except Exception as error:  # as when it is opened
             raise ArtifactError(
@@ -250,19 +266,22 @@ def _look(path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    said = (str(error).strip() or "no reason given").splitlines()[0]
-    return redacted(f"{type(error).__name__}: {said}")
+    words = (str(error).strip() or "no reason given").splitlines()[0]
+    return redacted(f"{type(error).__name__}: {words}")
 
 
-def _trial(trial: optuna.trial.FrozenTrial) -> Trial:
+def _trial(trial: optuna.trial.FrozenTrial, graph: OpGraph) -> Trial:
     a = trial.user_attrs
+    given = a["choices"] if "choices" in a else a["layers"]  # the latter before there were ranges
+    steps = StepRanges.parse(a.get("steps"))
     return Trial(
         a["name"],
-        {k: Scheme.parse(v) for k, v in a["layers"].items()},
+        {k: tuple(map(Scheme.parse, [v] if isinstance(v, str) else v)) for k, v in given.items()},
         {k: (v[0], v[1]) for k, v in a["metrics"].items()},
         a["setting"],
         a["average_bits"],
-        a["plan"],
+        a["plan"] if "choices" in a else plan_id(graph.id, given, steps),
         {k: list(v) for k, v in a.get("samples", {}).items()},
         a.get("stopped", False),
+        steps,
     )

@@ -1,4 +1,4 @@
-"""allocate(graph, table, budget) -> BitPlan: the best plan a solver finds, priced again and refused if it breaks its budget."""
+"""allocate(graph, table, budget) -> Plan: the best plan a solver finds, priced again and refused if it breaks its budget."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from typing import Any
 import numpy as np
 
 from ..core import plugins
+from ..core.cost import Budget
 from ..core.errors import InfeasibleBudget, QSearchError
 from ..core.graph import OpGraph
 from ..core.interactions import scores_of
 from ..core.latency import Latency
-from ..core.plan import BitPlan, Budget, Solver
+from ..core.plan import ONE_RANGE, Plan, Solver
 from ..core.scheme import KEEP, Scheme
 from ..core.table import SensitivityTable
-from .building import bills, limits_of, make_problem
+from .building import costs_of, limits_of, make_problem
 from .frontier import frontier
 from .objectives import Values
 from .problem import Choice, Problem, Vector
+from .ranges import ranges_of
 from .request import AllocationRequest, requested
 
 
@@ -49,11 +51,13 @@ def state(
     Raises:
         QSearchError: for an objective of several metrics without a table.
     """
-    asked = requested(request, named)
+    asked, ranges = requested(request, named), None
     if isinstance(table, SensitivityTable):
         table.check(graph)
         values: Values = asked.minimised.values(table)
         at_most = asked.minimised.limits(table)
+        if asked.steps is not None:
+            ranges = ranges_of(table, asked.minimised, asked.steps, asked.share)
     elif asked.objective is None:
         values, at_most = table, {}
     else:
@@ -61,7 +65,12 @@ def state(
             "an objective of several metrics needs a sensitivity table; losses by layer and scheme "
             "are one metric already"
         )
-    return make_problem(graph, values, budget, asked, at_most=at_most)
+    if asked.ranged and ranges is None:
+        raise QSearchError(
+            "a plan over ranges of steps needs a sensitivity table, whose step bins say what each "
+            "range loses"
+        )
+    return make_problem(graph, values, budget, asked, at_most=at_most, ranges=ranges)
 
 
 def allocate(
@@ -70,13 +79,13 @@ def allocate(
     budget: Budget,
     request: AllocationRequest | None = None,
     **named: Any,
-) -> BitPlan:
+) -> Plan:
     """Plan for `graph` within `budget`, of least total loss by the table.
 
     A solver that minimises the total with interactions (`local`) takes them from a table that was
     made by probes, where `scores` are not given. `evaluate` is for a solver that searches on real
     evaluations (`tpe`, `nsga2`), begun at the table's best plans. The solver's claim is not
-    believed: `BitPlan.make` prices the plan.
+    believed: `Plan.make` prices the plan.
 
     Args:
         graph: the model's graph.
@@ -100,9 +109,11 @@ def allocate(
         and isinstance(table, SensitivityTable)
         and table.shares is not None
         and not asked.minimised.decibels
+        and not asked.ranged
     ):
-        scores = scores_of(table.shares, asked.minimised.weights)
-        asked = replace(asked, scores=scores)
+        weights = asked.minimised.weights
+        if all(table.shares.has(name) for name in weights):
+            asked = replace(asked, scores=scores_of(table.shares, weights))
     problem = state(graph, table, budget, asked)
     began = time.monotonic()
     solve, evaluate, latency = plugin.solve, asked.evaluate, asked.latency
@@ -130,19 +141,16 @@ def finish(
     latency: Latency | None = None,
     *,
     measured: bool = False,
-) -> BitPlan:
+) -> Plan:
     """A solver's assignment as a plan, priced by `core/plan.py`; its objective is added up again, but where it was `measured`."""
-    layers = {
-        name: choice
-        for name, choice in problem.layers(chosen).items()
-        if isinstance(choice, Scheme)
-    }
-    fixed = {layer.name: KEEP for layer in graph if not layer.quantizable}
-    return BitPlan.make(
+    layers: dict[str, Choice] = dict(problem.layers(chosen))
+    layers |= {layer.name: KEEP for layer in graph if not layer.quantizable}
+    return Plan.make(
         graph,
-        layers | fixed,
+        layers,
         budget,
         said if measured else replace(said, objective=problem.total(chosen)),
+        steps=problem.steps,
         latency=latency,
     )
 
@@ -154,7 +162,7 @@ def allocate_frontier(
     budget: Budget | None = None,
     request: AllocationRequest | None = None,
     **named: Any,
-) -> list[BitPlan]:
+) -> list[Plan]:
     """A plan for each of `average_bits` that can be reached, the other limits of `budget` kept.
 
     Args:
@@ -200,7 +208,7 @@ def random_plan(
     seed: int,
     *,
     latency: Latency | None = None,
-) -> BitPlan:
+) -> Plan:
     """A random plan that fills the budget: random schemes, then random layers made cheaper or dearer until nothing more fits.
 
     What a search without information would give at this size; the baseline beside the uniform plan. Raises `InfeasibleBudget` where the
@@ -210,7 +218,7 @@ def random_plan(
     options = [Scheme.parse(s) for s in schemes]
     layers = graph.quantizable
     kept = {layer.name: KEEP for layer in graph if not layer.quantizable}
-    priced = bills(graph, budget, latency)
+    priced = costs_of(graph, budget, ONE_RANGE, latency)
     limits = np.array(
         [
             limit - sum(priced[name](graph.layer(x), KEEP) for x in kept)
@@ -220,7 +228,7 @@ def random_plan(
     if latency is not None and "latency" in priced:
         limits[list(priced).index("latency")] -= latency.rest
     prices = {
-        layer.name: np.array([[bill(layer, s) for bill in priced.values()] for s in options])
+        layer.name: np.array([[price(layer, s) for price in priced.values()] for s in options])
         for layer in layers
     }
     ladder = {
@@ -253,4 +261,4 @@ def random_plan(
             spent += step(name, 1)
             rung[name] += 1
     chosen = {n: options[ladder[n][r]] for n, r in rung.items()}
-    return BitPlan.make(graph, chosen | kept, budget, Solver("random", "unsolved"), latency=latency)
+    return Plan.make(graph, chosen | kept, budget, Solver("random", "unsolved"), latency=latency)

@@ -22,13 +22,13 @@ import torch
 from ..core import plugins
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
-from ..core.scheme import KEEP, Scheme
+from ..core.plan import Plan
+from ..core.scheme import KEEP
 from ..core.trials import Trial, Trials
 from .evaluation import Outcome, directions, make, measurements
-from .pipelines import denoiser_of, load_pipeline
+from .pipelines import Call, denoiser_of, load_pipeline
 from .setting import EvaluationSetting
-from .simulation import QuantizedWeights, calibrated_weights
+from .simulation import QuantizedWeights, weights_for
 from .treatment import needs_inputs
 
 Pairs = dict[str, tuple[float, float]]
@@ -74,21 +74,26 @@ class Bench:
     What the schemes of all plans choose by is recorded and calibrated once, before the first plan.
     """
 
-    def __init__(self, campaign: Campaign, pipe: Any, plans: Mapping[str, BitPlan]) -> None:
+    def __init__(self, campaign: Campaign, pipe: Any, plans: Mapping[str, Plan]) -> None:
         self.campaign, self.pipe = campaign, pipe
         self.total = len(campaign.setting.prompts)
         self.first = max(3, int(self.total * _LOOK)) if campaign.stop else self.total
         graph = campaign.graph
-        wanted: dict[str, dict[Scheme, None]] = {layer.name: {} for layer in graph}
-        for plan in plans.values():
-            for name, scheme in plan.layers.items():
-                wanted[name][scheme] = None
-        self.weights = _calibrated(campaign, pipe, wanted)
-        kept = [(name, s) for name, row in wanted.items() for s in row if s.format != "keep"]
+        self.calls = _chosen_by(campaign, pipe, plans.values())
+        common = [plan for plan in plans.values() if len(plan.steps) == 1]
+        self.weights = weights_for(denoiser_of(pipe), graph, common, self.calls)
+        kept = {(n, s) for plan in common for n, (s, *_) in plan.weights.items() if s != KEEP}
         self.keeps = sum(4 * graph.layer(name).weights for name, _ in kept) <= _KEPT
-        self.reference = self._made(BitPlan.uniform(graph, KEEP), 0, self.total)
+        self.reference = self._made(Plan.uniform(graph, KEEP), 0, self.total)
 
-    def _made(self, plan: BitPlan, start: int, end: int) -> Outcome:
+    def _weights(self, plan: Plan) -> QuantizedWeights:
+        """What a plan is carried out with; one over ranges of steps is calibrated by itself."""
+        if len(plan.steps) > 1:
+            model, graph = denoiser_of(self.pipe), self.campaign.graph
+            return weights_for(model, graph, [plan], self.calls)
+        return self.weights if self.keeps else self.weights.fresh()
+
+    def _made(self, plan: Plan, start: int, end: int) -> Outcome:
         c = self.campaign
         return make(
             self.pipe,
@@ -96,11 +101,11 @@ class Bench:
             plan,
             c.setting.prompts[start:end],
             c.setting.sampling,
-            weights=self.weights if self.keeps else self.weights.fresh(),
+            weights=self._weights(plan),
             first=start,
         )
 
-    def measure(self, plan: BitPlan) -> tuple[Pairs, Samples, bool]:
+    def measure(self, plan: Plan) -> tuple[Pairs, Samples, bool]:
         """(metric -> mean and standard error, metric -> value of each sample, whether the plan was given up)."""
         c, total = self.campaign.setting, self.total
         made = self._made(plan, 0, self.first)
@@ -126,14 +131,11 @@ class Bench:
         return False
 
 
-def _calibrated(
-    campaign: Campaign, pipe: Any, wanted: Mapping[str, Iterable[Scheme]]
-) -> QuantizedWeights:
-    """Weights for all schemes; the calls that some choose by are recorded where any does."""
+def _chosen_by(campaign: Campaign, pipe: Any, plans: Iterable[Plan]) -> list[Call]:
+    """The calls that schemes choose by, recorded where some scheme of the plans does."""
     calibration = campaign.setting.calibration
-    asked = any(needs_inputs(s) for schemes in wanted.values() for s in schemes)
-    calls = calibration.record(pipe) if asked and calibration is not None else []
-    return calibrated_weights(denoiser_of(pipe), campaign.graph, wanted, calls)
+    asked = any(needs_inputs(s) for plan in plans for s in plan.schemes)
+    return calibration.record(pipe) if asked and calibration is not None else []
 
 
 def _part(outcome: Outcome, count: int) -> Outcome:
@@ -148,7 +150,7 @@ def _measured(made: Outcome, reference: Outcome, metrics: tuple[str, ...]) -> tu
 
 def measure_plans(
     campaign: Campaign,
-    plans: Mapping[str, BitPlan],
+    plans: Mapping[str, Plan],
     *,
     workers: int = 1,
     progress: Callable[[int], None] | None = None,
@@ -200,7 +202,7 @@ class _Done:
 
 
 def _results(
-    campaign: Campaign, plans: dict[str, BitPlan], workers: int, pipe: Any
+    campaign: Campaign, plans: dict[str, Plan], workers: int, pipe: Any
 ) -> Iterator[_Done]:
     """What came of each plan, as they are finished."""
     if not plans:
@@ -217,10 +219,10 @@ def _results(
             yield future.result()
 
 
-_own: tuple[Bench, dict[str, BitPlan]] | None = None  # of a worker process
+_own: tuple[Bench, dict[str, Plan]] | None = None  # of a worker process
 
 
-def _begin(campaign: Campaign, plans: dict[str, BitPlan], workers: int) -> None:
+def _begin(campaign: Campaign, plans: dict[str, Plan], workers: int) -> None:
     global _own  # noqa: PLW0603 (a worker process has one bench, and a pool hands it nothing but the next name)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     _own = Bench(campaign, load_pipeline(campaign.folder, campaign.device), plans), plans
@@ -232,7 +234,7 @@ def _work(name: str) -> _Done:
     return _one(bench, name, plans[name])
 
 
-def _one(bench: Bench, name: str, plan: BitPlan) -> _Done:
+def _one(bench: Bench, name: str, plan: Plan) -> _Done:
     c = bench.campaign
     trials = Trials(c.where, c.graph)
     if any(t.plan == plan.id and c.has(t) for t in trials.all()):

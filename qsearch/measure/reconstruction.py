@@ -21,7 +21,7 @@ from torch.func import functional_call
 
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.scheme import Scheme
 from ..core.settings import changed
 from .blockwise import Layer
@@ -52,7 +52,7 @@ class Reconstruction:
 def reconstruct(
     model: nn.Module,
     graph: OpGraph,
-    plan: BitPlan | Mapping[str, Scheme],
+    plan: Plan | Mapping[str, Scheme],
     calls: Sequence[Call],
     options: ReconstructOptions | None = None,
     *,
@@ -82,7 +82,7 @@ def reconstruct(
         QSearchError: where the plan has nothing to learn, and for schemes with ranges of steps.
     """
     asked = changed(options or ReconstructOptions(order="separate"), ReconstructOptions, named)
-    layers = plan.layers if isinstance(plan, BitPlan) else dict(plan)
+    layers = plan.layers if isinstance(plan, Plan) else dict(plan)
     chosen = {
         spec.name: layers[spec.name]
         for spec in graph

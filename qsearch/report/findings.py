@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.table import SensitivityTable
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Findings:
 
     graph: OpGraph
     table: SensitivityTable
-    plan: BitPlan
+    plan: Plan
     rows: Sequence[Mapping[str, Any]]
     captions: Sequence[str]
     metric: str = "noise"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from ..core.artifacts import Header, read_json
+from ..core.cost import Budget
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
-from ..core.plan import SCHEMA, BitPlan, Budget
+from ..core.plan import SCHEMA, Plan
 from ..core.settings import Settings
+from ..core.steps import StepRanges
 from ..core.table import SensitivityTable
 from ..decide.constraints import Constraints
 from ..decide.objectives import Objective
@@ -87,6 +89,12 @@ class AllocateSettings(Settings):
         {},
         description="pattern -> what is added to the schemes of its layers, e.g. '+a8t~bos'; the first that matches counts",
     )
+    steps: int = Field(
+        1,
+        ge=1,
+        description="equal ranges of the sampler's steps between which the plan may differ",
+    )
+    share: Literal["weights", "none"] = Field("weights", description="what the ranges have in common")
     refine: int = Field(
         0,
         ge=0,
@@ -133,9 +141,13 @@ class AllocateSettings(Settings):
                 "refinement moves weights within the budget; a plan by hand has none, and what "
                 f"`inputs` adds is stored besides it: leave {given} out, or refine"
             )
+        if self.steps > 1:
+            raise QSearchError(
+                "refinement changes one weight for all steps; leave steps out, or refine"
+            )
 
 
-def allocate(run: Run, graph: OpGraph, table: SensitivityTable, *, keep: bool = False) -> BitPlan:
+def allocate(run: Run, graph: OpGraph, table: SensitivityTable, *, keep: bool = False) -> Plan:
     """The best plan within the run's budget, in plan.json.
 
     Args:
@@ -150,7 +162,7 @@ def allocate(run: Run, graph: OpGraph, table: SensitivityTable, *, keep: bool = 
     """
     settings, path = run.config.allocate, run.path("plan.json")
     key = allocation_key(run, table)
-    known: BitPlan | None = run.found("plan.json", key, lambda p: BitPlan.load(p, graph))
+    known: Plan | None = run.found("plan.json", key, lambda p: Plan.load(p, graph))
     if known is not None and made_here(known):
         run.progress.say("allocate: plan.json is up to date")
         return known
@@ -196,7 +208,7 @@ def allocation_key(run: Run, table: SensitivityTable) -> str:
     )
 
 
-def made_here(plan: BitPlan) -> bool:
+def made_here(plan: Plan) -> bool:
     """Whether a plan's file was written by `allocate`, and says what it said then."""
     header = plan.header
     if header is None or header.key == "":
@@ -204,10 +216,10 @@ def made_here(plan: BitPlan) -> bool:
     return header.parents.get("choices", plan.id) == plan.id  # files of before don't say
 
 
-def _by_hand(path: Path, graph: OpGraph) -> BitPlan | None:
+def _by_hand(path: Path, graph: OpGraph) -> Plan | None:
     """The plan in a file that is whole and was not made by `allocate`."""
     try:
-        plan = BitPlan.load(path, graph)
+        plan = Plan.load(path, graph)
     except QSearchError:
         return None
     return None if made_here(plan) else plan
@@ -219,7 +231,7 @@ def _put_aside(run: Run, graph: OpGraph) -> None:
     if not path.is_file():
         return
     try:
-        if made_here(BitPlan.load(path, graph)):
+        if made_here(Plan.load(path, graph)):
             return
     except QSearchError:
         header = _header(path)
@@ -239,7 +251,7 @@ def _header(path: Path) -> Header | None:
         return None
 
 
-def make_plan(settings: AllocateSettings, graph: OpGraph, table: SensitivityTable) -> BitPlan:
+def make_plan(settings: AllocateSettings, graph: OpGraph, table: SensitivityTable) -> Plan:
     """The best plan by the settings, or the one that they spell out.
 
     What `inputs` adds is stored besides the budget.
@@ -263,10 +275,12 @@ def request_of(
         latency=latency_of(settings, graph, table),
         solver=settings.solver,
         seconds=settings.seconds,
+        steps=StepRanges.equal(settings.steps) if settings.steps > 1 else None,
+        share=settings.share,
     )
 
 
-def _refine(run: Run, graph: OpGraph, table: SensitivityTable, plan: BitPlan) -> BitPlan:
+def _refine(run: Run, graph: OpGraph, table: SensitivityTable, plan: Plan) -> Plan:
     """Refined on the calls of profiling, with the codes that `evaluate` and `apply` would use."""
     from ..core.scheme import KEEP, Scheme
     from ..decide.refinement import refine
@@ -278,7 +292,7 @@ def _refine(run: Run, graph: OpGraph, table: SensitivityTable, plan: BitPlan) ->
     model, offered = denoiser_of(run.pipe), [Scheme.parse(s) for s in c.profile.schemes]
     prompts = run.prompts(c.profile.samples, part=0)
     calls = record(run.pipe, prompts, run.sampling, c.profile.bins, c.profile.batch)
-    wanted = {x.name: [*offered, KEEP, plan.layers[x.name]] for x in graph.quantizable}
+    wanted = {x.name: [*offered, KEEP, plan.single[x.name]] for x in graph.quantizable}
     choosing = calibration_calls(run, {s for schemes in wanted.values() for s in schemes})
     found = refine(
         model,

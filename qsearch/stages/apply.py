@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from .calibrate import calibration_calls, plan_weights
 
 if TYPE_CHECKING:
     from .folder import Run
 
 
-def apply(run: Run, graph: OpGraph, plan: BitPlan, *, required: bool = False) -> Path:
+def apply(run: Run, graph: OpGraph, plan: Plan, *, required: bool = False) -> Path:
     """Pack the run's denoiser as the plan says.
 
     Args:
@@ -32,7 +32,7 @@ def apply(run: Run, graph: OpGraph, plan: BitPlan, *, required: bool = False) ->
 
     model = denoiser_of(run.pipe)
     before = sum(2 * parameter.numel() for parameter in model.parameters())
-    calls = calibration_calls(run, plan.layers.values())
+    calls = calibration_calls(run, plan.schemes)
     weights = plan_weights(run, graph, plan, calls, learn=True)
     verb(model, plan, graph, weights, kernels="required" if required else "preferred")
     path = run.path("model.safetensors")

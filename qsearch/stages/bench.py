@@ -12,7 +12,7 @@ from pydantic import Field
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.latency import Latency
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.settings import Settings
 from .config import NAME, Config, load
 from .folder import Run
@@ -97,7 +97,7 @@ def race(
     model, graph, inputs = _subject(target, settings.resolution, settings.batch)
     plans = uniform(graph, settings.schemes)
     if (own := Path(target) / "plan.json").is_file():
-        plans["plan.json"] = BitPlan.load(own, graph).layers
+        plans["plan.json"] = Plan.load(own, graph).layers
     options = RaceOptions(
         device=settings.device,
         seconds=settings.seconds,

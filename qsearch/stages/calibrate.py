@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def calibration_calls(run: Run, schemes: Iterable[Scheme]) -> list[Call]:
 
 
 def plan_weights(
-    run: Run, graph: OpGraph, plan: BitPlan, calls: Sequence[Call], *, learn: bool
+    run: Run, graph: OpGraph, plan: Plan, calls: Sequence[Call], *, learn: bool
 ) -> QuantizedWeights:
     """What `simulate` needs for a plan.
 
@@ -55,12 +55,12 @@ def plan_weights(
     """
     from ..measure.pipelines import denoiser_of
     from ..measure.reconstruction import reconstruct
-    from ..measure.simulation import calibrated_weights
+    from ..measure.simulation import weights_for
 
     model, options = denoiser_of(run.pipe), run.config.reconstruct
     if learn and options.order != "none":
         return reconstruct(model, graph, plan, calls, options, seed=run.config.seed).weights
-    return calibrated_weights(model, graph, {layer: [s] for layer, s in plan.layers.items()}, calls)
+    return weights_for(model, graph, [plan], calls)
 
 
 def calibration_question(

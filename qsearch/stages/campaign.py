@@ -14,7 +14,7 @@ from pydantic import Field
 
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.redaction import redacted
 from ..core.settings import Settings
 from .evaluate import setting_of
@@ -78,14 +78,14 @@ def measure(run: Run, graph: OpGraph, settings: CampaignSettings) -> int:
     return done
 
 
-def plans_in(path: Path, graph: OpGraph) -> Mapping[str, BitPlan]:
+def plans_in(path: Path, graph: OpGraph) -> Mapping[str, Plan]:
     """The plan of a file, or those of all `*.json` in a folder, by their names."""
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
         raise QSearchError(
             f"{path} holds no plans; give a plan.json, or a folder of them such as RUN/frontier"
         )
-    return {file.stem: BitPlan.load(file, graph) for file in files}
+    return {file.stem: Plan.load(file, graph) for file in files}
 
 
 def limits_of(asked: Sequence[str]) -> dict[str, float]:

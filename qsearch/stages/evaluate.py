@@ -13,7 +13,7 @@ from pydantic import Field
 
 from ..core.artifacts import Header, digest, write_json
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.scheme import KEEP
 from ..core.settings import Settings
 from .keys import file_key, sampled
@@ -71,13 +71,13 @@ def setting_of(run: Run, verb: str, **more: Any) -> EvaluationSetting:
     return EvaluationSetting(prompts, sampling, c.evaluate.metrics, key, calibration_of(run))
 
 
-def evaluation_setting(run: Run, plans: Iterable[BitPlan]) -> EvaluationSetting:
+def evaluation_setting(run: Run, plans: Iterable[Plan]) -> EvaluationSetting:
     """The setting in which `evaluate` measures these plans."""
     from .calibrate import calibration_question
 
     c = run.config
     learnt = c.reconstruct.order != "none"
-    schemes = {s for plan in plans for s in plan.layers.values()}
+    schemes = {s for plan in plans for s in plan.schemes}
     return setting_of(
         run,
         "evaluate",
@@ -87,7 +87,7 @@ def evaluation_setting(run: Run, plans: Iterable[BitPlan]) -> EvaluationSetting:
     )
 
 
-def evaluate(run: Run, graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:
+def evaluate(run: Run, graph: OpGraph, plan: Plan) -> list[dict[str, Any]]:
     """Measure the plan and those beside it, as far as they were not measured before.
 
     Args:
@@ -125,15 +125,15 @@ def evaluate(run: Run, graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:
     return rows
 
 
-def _plans(run: Run, graph: OpGraph, plan: BitPlan) -> dict[str, BitPlan]:
+def _plans(run: Run, graph: OpGraph, plan: Plan) -> dict[str, Plan]:
     """Name -> plan, in the order of the table."""
     from ..decide.allocation import random_plan
     from .plans import sized, with_inputs
 
     c = run.config
-    plans = {FULL_PRECISION: BitPlan.uniform(graph, KEEP)}
+    plans = {FULL_PRECISION: Plan.uniform(graph, KEEP)}
     if c.evaluate.uniform is not None:
-        plans[f"uniform {c.evaluate.uniform}"] = BitPlan.uniform(graph, c.evaluate.uniform)
+        plans[f"uniform {c.evaluate.uniform}"] = Plan.uniform(graph, c.evaluate.uniform)
     plans[OWN] = plan
     many = c.evaluate.random > 1
     for i in range(0 if c.allocate.layers else c.evaluate.random):  # by hand fills no budget
@@ -143,7 +143,7 @@ def _plans(run: Run, graph: OpGraph, plan: BitPlan) -> dict[str, BitPlan]:
     return plans
 
 
-def _row(name: str, plan: BitPlan, trial: Trial) -> dict[str, Any]:
+def _row(name: str, plan: Plan, trial: Trial) -> dict[str, Any]:
     return {
         "plan": name,
         "average_bits": plan.achieved.average_bits,
@@ -155,7 +155,7 @@ def _row(name: str, plan: BitPlan, trial: Trial) -> dict[str, Any]:
 def _measure(
     run: Run,
     graph: OpGraph,
-    plans: Mapping[str, BitPlan],
+    plans: Mapping[str, Plan],
     missing: Sequence[str],
     setting: EvaluationSetting,
     trials: Trials,
@@ -172,7 +172,7 @@ def _measure(
     first = prompts[: min(_CALLS, len(prompts))]
     calls = record(run.pipe, first, sampling, run.config.profile.bins)
     todo = [n for n in missing if n != FULL_PRECISION]
-    choosing = calibration_calls(run, {s for name in todo for s in plans[name].layers.values()})
+    choosing = calibration_calls(run, {s for name in todo for s in plans[name].schemes})
     with run.progress.track("evaluate", len(prompts) * (1 + len(todo))) as advance:
         reference = make(
             run.pipe, graph, plans[FULL_PRECISION], prompts, sampling, calls, progress=advance

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from ..core.attribution import Attribution
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.settings import Settings
 from ..learn.options import PAIRS
 from .fit import study_of
@@ -59,8 +59,8 @@ def explain(
     asked = settings or run.config.explain
     graph = run.graph()
     tables = run.tables(graph)
-    base = None if asked.baseline is None else BitPlan.uniform(graph, asked.baseline)
-    own = BitPlan.load(plan or run.path("plan.json"), graph)
+    base = None if asked.baseline is None else Plan.uniform(graph, asked.baseline)
+    own = Plan.load(plan or run.path("plan.json"), graph)
     surrogates = [
         s
         for path in sorted(run.path("surrogate").glob("*/surrogate.json"))
@@ -85,7 +85,7 @@ def explain(
     return found
 
 
-def _measured(run: Run, storage: str | None, own: BitPlan) -> Mapping[str, BitPlan]:
+def _measured(run: Run, storage: str | None, own: Plan) -> Mapping[str, Plan]:
     """Measured plans by names that are not the own plan's, which is explained already."""
     named = study_of(run, storage).named()
     others = {
@@ -96,8 +96,8 @@ def _measured(run: Run, storage: str | None, own: BitPlan) -> Mapping[str, BitPl
     return dict(list(others.items())[:_SHOWN])
 
 
-def _knows(run: Run, surrogate: Surrogate, plan: BitPlan) -> bool:
-    unseen = sorted({str(s) for s in plan.layers.values()} - {*surrogate.schemes, "keep"})
+def _knows(run: Run, surrogate: Surrogate, plan: Plan) -> bool:
+    unseen = sorted({str(s) for s in plan.schemes} - {*surrogate.schemes, "keep"})
     if unseen:
         run.progress.say(
             f"explain: the surrogate of {surrogate.metric} has never seen {unseen[0]} and is left "

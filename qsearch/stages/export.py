@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.settings import Settings
 from .calibrate import calibration_calls, plan_weights
 
@@ -41,19 +41,17 @@ def export(run: Run, settings: ExportSettings) -> list[Path]:
         QSearchError: for a wrong name or a missing package, before anything is read; and as
             `qsearch.export`.
     """
-    from ..core.stepplan import StepPlan
     from ..execute.exports import ExportOptions, exporter
     from ..execute.exports import export as verb
 
     plugin = exporter(settings.to)
     graph = run.graph()
-    plan = BitPlan.load(run.path("plan.json"), graph)
-    tables, steps = run.tables(graph), run.path("stepplan.json")
+    plan = Plan.load(run.path("plan.json"), graph)
+    tables = run.tables(graph)
     options = ExportOptions(
         nearest=settings.nearest,
         force=settings.force,
         table=tables[0] if tables else None,
-        steps=StepPlan.load(steps, graph) if steps.is_file() else None,
         sampler_steps=run.config.sampling.steps,
         say=run.progress.say,
         calibration=_calibration(run, plan) if plugin.writes_weights else None,
@@ -62,8 +60,8 @@ def export(run: Run, settings: ExportSettings) -> list[Path]:
     return verb(plan, graph, run.model_folder, settings.to, folder, options)
 
 
-def _calibration(run: Run, plan: BitPlan) -> Mapping[str, LayerInputs] | None:
-    calls = calibration_calls(run, plan.layers.values())
+def _calibration(run: Run, plan: Plan) -> Mapping[str, LayerInputs] | None:
+    calls = calibration_calls(run, plan.schemes)
     if not calls:
         return None
     if run.config.reconstruct.order != "none":

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.table import SensitivityTable
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def make_frontier(
     graph: OpGraph,
     table: SensitivityTable,
     bits: Sequence[float] = FRONTIER,
-) -> list[BitPlan]:
+) -> list[Plan]:
     """A plan for each of `bits` that can be reached, the settings' other limits kept.
 
     `ilp`, their default, is answered by the relaxation in one pass.
@@ -41,7 +41,7 @@ def make_frontier(
 
 def frontier(
     run: Run, graph: OpGraph, table: SensitivityTable, bits: Sequence[float] = FRONTIER
-) -> list[BitPlan]:
+) -> list[Plan]:
     """`make_frontier`, written as `frontier/plan-BITS.json` and drawn in frontier.svg.
 
     Plans of an earlier call are taken away.
@@ -73,7 +73,7 @@ def frontier_of(
     settings: AllocateSettings,
     graph: OpGraph,
     table: SensitivityTable,
-    plans: Sequence[BitPlan],
+    plans: Sequence[Plan],
     rows: Sequence[Any] = (),
 ) -> Frontier:
     """The frontier's picture as data, by the section's objective; `rows`: results of a run, to stand beside what is predicted."""

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core import plugins
+from ..core.cost import Budget, select
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.latency import Latency
-from ..core.plan import BitPlan, Budget, Solver, select
+from ..core.plan import Plan, Solver
 from ..core.scheme import KEEP, Scheme, input_part
 from ..core.table import SensitivityTable
 from ..decide.constraints import Constraints
@@ -61,7 +62,7 @@ def constraints_of(
     return replace(rules, fused=rules.fused or exporter.fuses, allowed={**rules.allowed, **able})
 
 
-def plan_by_hand(graph: OpGraph, layers: Mapping[str, str]) -> BitPlan:
+def plan_by_hand(graph: OpGraph, layers: Mapping[str, str]) -> Plan:
     """The plan in which each layer has the scheme of the first pattern of `layers` that matches it. Raises `QSearchError` for a layer without one."""
     chosen = _matched(graph, layers)
     for layer in graph.quantizable:
@@ -69,23 +70,25 @@ def plan_by_hand(graph: OpGraph, layers: Mapping[str, str]) -> BitPlan:
             raise QSearchError(
                 f"a plan by hand gives every layer a scheme; {layer.name} ({layer.role}) has none: end with '*': keep, or what it should be"
             )
-    return BitPlan.make(
+    return Plan.make(
         graph,
         {x.name: chosen[x.name] if x.quantizable else KEEP for x in graph},
         solver=Solver("by hand", "unsolved"),
     )
 
 
-def with_inputs(graph: OpGraph, plan: BitPlan, inputs: Mapping[str, str]) -> BitPlan:
+def with_inputs(graph: OpGraph, plan: Plan, inputs: Mapping[str, str]) -> Plan:
     """`plan` with the inputs of its layers treated as the first pattern of `inputs` that matches says; layers that it keeps are left alone."""
     if not inputs:
         return plan
     added = {name: input_part(text) for name, text in _matched(graph, inputs).items()}
-    layers = {
-        name: s if s == KEEP or name not in added else s.with_input(added[name])
-        for name, s in plan.layers.items()
+    choices = {
+        name: tuple(
+            s if s == KEEP or name not in added else s.with_input(added[name]) for s in held
+        )
+        for name, held in plan.choices.items()
     }
-    return BitPlan.make(graph, layers, solver=plan.solver)
+    return Plan.make(graph, choices, solver=plan.solver, steps=plan.steps)
 
 
 def _matched(graph: OpGraph, patterns: Mapping[str, str]) -> dict[str, str]:
@@ -97,7 +100,7 @@ def _matched(graph: OpGraph, patterns: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def sized(budget: Budget, plan: BitPlan) -> Budget:
+def sized(budget: Budget, plan: Plan) -> Budget:
     """A budget without latency, for which a random plan would need a table; of a budget in latency alone, the plan's own size."""
     rest = {name: limit for name, limit in budget.content().items() if name != "latency"}
     return Budget(**rest) if rest else Budget(average_bits=plan.achieved.average_bits)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.table import SensitivityTable
 from .keys import file_digest, table_key
 
@@ -21,7 +21,7 @@ def report(
     run: Run,
     graph: OpGraph,
     table: SensitivityTable,
-    plan: BitPlan,
+    plan: Plan,
     rows: Sequence[Mapping[str, Any]],
 ) -> Path:
     """Write the page, where what it shows has changed.
@@ -90,11 +90,11 @@ def report(
     return path
 
 
-def _shapley(graph: OpGraph, table: SensitivityTable, plan: BitPlan) -> Attribution | None:
+def _shapley(graph: OpGraph, table: SensitivityTable, plan: Plan) -> Attribution | None:
     """What each layer adds to the plan's predicted error; None where no probes made the table, or nothing is quantized."""
     from ..learn.shapley import explain_quadratic
 
-    if table.shares is None or all(scheme.format == "keep" for scheme in plan.layers.values()):
+    if table.shares is None or all(scheme.format == "keep" for scheme in plan.schemes):
         return None
     return explain_quadratic(
         graph, table, {"plan": plan}, metrics=sorted({metric for metric, _ in table.shares.values})

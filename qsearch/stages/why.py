@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.table import SensitivityTable
 
 if TYPE_CHECKING:
@@ -27,6 +27,6 @@ def ask_why(path: Path, layer: str) -> Why:
     table = SensitivityTable.load(folder / "sensitivity.parquet", graph.id)
     settings = load(folder / NAME).allocate
     asked = request_of(settings, graph, table)
-    plan = BitPlan.load(path, graph, latency=asked.latency)
+    plan = Plan.load(path, graph, latency=asked.latency)
     graph.layer(layer)
     return why(state(graph, table, plan.budget or settings.budget, asked), plan, layer)

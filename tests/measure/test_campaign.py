@@ -17,7 +17,7 @@ import pytest
 
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.trials import Trials
 from qsearch.decide.draws import draw
 from qsearch.graphs.extraction import extract
@@ -69,7 +69,7 @@ def test_every_plan_is_measured_once_as_it_is_measured_alone(
     prompts = campaign.setting.prompts
     reference, made = (
         make(pipe, graph, p, prompts, SAMPLING)
-        for p in (BitPlan.uniform(graph, "keep"), plans["random-0-001"])
+        for p in (Plan.uniform(graph, "keep"), plans["random-0-001"])
     )
     for metric, (value, error) in evaluate(made, reference, ("sqnr", "ssim")).items():
         assert trials[1].metrics[metric][0] == pytest.approx(value, rel=1e-5)
@@ -81,7 +81,7 @@ def test_every_plan_is_measured_once_as_it_is_measured_alone(
 def test_plans_that_ask_for_calibration_are_measured_with_the_codes_that_it_gives(
     pipe: Any, graph: OpGraph, campaign: Campaign
 ) -> None:
-    plans = {s: BitPlan.uniform(graph, s) for s in ("uint3-c@gptq", "uint4-c+a8t~balance")}
+    plans = {s: Plan.uniform(graph, s) for s in ("uint3-c@gptq", "uint4-c+a8t~balance")}
     said: list[str] = []
 
     assert measure_plans(campaign, plans, pipe=pipe, say=said.append) == 2
@@ -90,7 +90,7 @@ def test_plans_that_ask_for_calibration_are_measured_with_the_codes_that_it_give
     setting = campaign.setting
     assert setting.calibration is not None
     calls = setting.calibration.record(pipe)
-    whole = make(pipe, graph, BitPlan.uniform(graph, "keep"), setting.prompts, SAMPLING)
+    whole = make(pipe, graph, Plan.uniform(graph, "keep"), setting.prompts, SAMPLING)
     for trial in Trials(campaign.where, graph).measured():
         wanted = {name: [scheme] for name, scheme in trial.layers.items()}
         weights = calibrated_weights(pipe.unet, graph, wanted, calls)
@@ -120,7 +120,7 @@ def test_where_no_plan_can_be_measured_the_reason_is_an_error(
     pipe: Any, graph: OpGraph, campaign: Campaign
 ) -> None:
     blind = replace(campaign, setting=replace(campaign.setting, calibration=None))
-    plans = {s: BitPlan.uniform(graph, s) for s in ("uint3-c@gptq", "uint4-c@gptq")}
+    plans = {s: Plan.uniform(graph, s) for s in ("uint3-c@gptq", "uint4-c@gptq")}
 
     with pytest.raises(QSearchError, match="calibrat"):
         measure_plans(blind, plans, pipe=pipe)
@@ -129,7 +129,7 @@ def test_where_no_plan_can_be_measured_the_reason_is_an_error(
 def test_a_clearly_bad_plan_is_given_up_and_another_measured_in_two_parts_as_in_one(
     pipe: Any, graph: OpGraph, campaign: Campaign
 ) -> None:
-    plans = {"bad": BitPlan.uniform(graph, "int2-t"), "good": BitPlan.uniform(graph, "uint8-c")}
+    plans = {"bad": Plan.uniform(graph, "int2-t"), "good": Plan.uniform(graph, "uint8-c")}
     said: list[str] = []
 
     measure_plans(replace(campaign, stop={"sqnr": 20.0}), plans, pipe=pipe, say=said.append)
@@ -163,7 +163,7 @@ def test_a_plan_that_another_worker_measured_meanwhile_is_not_measured_again(
     plans = draw(graph, SCHEMES, 2)
     honest = module.Bench.measure
 
-    def measure(self: module.Bench, plan: BitPlan) -> Any:
+    def measure(self: module.Bench, plan: Plan) -> Any:
         found = honest(self, plan)
         other = next(name for name, p in plans.items() if p.id != plan.id)
         Trials(campaign.where, graph).add(
@@ -184,7 +184,7 @@ def test_a_plan_that_cannot_be_measured_is_passed_over_with_a_word(
     bad = plans["random-0-000"].id
     honest = module.Bench.measure
 
-    def measure(self: module.Bench, plan: BitPlan) -> Any:
+    def measure(self: module.Bench, plan: Plan) -> Any:
         if plan.id == bad:
             raise QSearchError("latents that are not finite")
         return honest(self, plan)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from qsearch.core.cost import Budget
 from qsearch.core.errors import QSearchError
-from qsearch.core.plan import Budget
 from qsearch.stages import config
 from qsearch.stages.allocate import AllocateSettings
 from qsearch.stages.config import Config, load, parse, save, with_changes

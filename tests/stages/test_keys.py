@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.table import SensitivityTable
 from qsearch.stages.allocate import allocation_key
 from qsearch.stages.config import Config, parse
@@ -20,8 +20,8 @@ from tests.report.synthetic import make_table, pixart
 
 GRAPH = pixart(1)
 TABLE = make_table(GRAPH)
-PLAIN = BitPlan.uniform(GRAPH, "uint4-c")
-CALIBRATED = BitPlan.uniform(GRAPH, "uint4-c@gptq")
+PLAIN = Plan.uniform(GRAPH, "uint4-c")
+CALIBRATED = Plan.uniform(GRAPH, "uint4-c@gptq")
 
 #: setting -> another value, and the stages whose answer it changes
 CHANGES: dict[str, tuple[Any, set[str]]] = {
@@ -75,6 +75,8 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "allocate.seconds": (5.0, {"allocate"}),
     "allocate.layers": ({"*": "uint4-c"}, {"allocate"}),
     "allocate.inputs": ({"*": "+a8"}, {"allocate"}),
+    "allocate.steps": (3, {"allocate"}),
+    "allocate.share": ("none", {"allocate"}),
     "allocate.refine": (1, {"allocate"}),
     "evaluate.samples": (8, {"evaluate"}),
     "evaluate.metrics": (["sqnr"], {"evaluate"}),
@@ -103,7 +105,7 @@ def keys(
     *,
     graph: OpGraph = GRAPH,
     table: SensitivityTable = TABLE,
-    plan: BitPlan = PLAIN,
+    plan: Plan = PLAIN,
 ) -> dict[str, str]:
     content: dict[str, Any] = {"model": str(model), "folder": str(model.parent / "run")}
     for key, value in (changes or {}).items():
