@@ -234,7 +234,8 @@ def _open(url: str, name: str, aims: Aims) -> tuple[optuna.Study, str | optuna.s
                 storage = optuna.storages.RDBStorage(
                     url, engine_kwargs={"connect_args": {"timeout": 60}, "poolclass": NullPool}
                 )
-            directions = ["maximize" if up else "minimize" for _, up in aims] or ["minimize"]
+            way = optuna.study.StudyDirection
+            directions = [way.MAXIMIZE if up else way.MINIMIZE for _, up in aims] or [way.MINIMIZE]
             study = optuna.create_study(
                 study_name=name, storage=storage, load_if_exists=True, directions=directions
             )

@@ -94,7 +94,9 @@ class AllocateSettings(Settings):
         ge=1,
         description="equal ranges of the sampler's steps between which the plan may differ",
     )
-    share: Literal["weights", "none"] = Field("weights", description="what the ranges have in common")
+    share: Literal["weights", "none"] = Field(
+        "weights", description="what the ranges have in common"
+    )
     refine: int = Field(
         0,
         ge=0,
