@@ -249,3 +249,16 @@ def test_counting_memory_leaves_none_behind() -> None:
     assert kept_bytes(model, Call((torch.ones(2, 4),), {}, 0)) > 0
 
     assert [made() for made in alive] == [None]
+
+
+def test_an_estimator_that_prices_weights_alone_says_so_where_sites_are_asked_for(
+    case: Case,
+) -> None:
+    with pytest.raises(QSearchError, match=r"weight_error prices \d+ of the \d+ choices .* sites"):
+        profile(
+            *case,
+            ["uint4-c", "keep+a8"],
+            plain_calls(1),
+            estimator="weight_error",
+            sites=["*:softmax"],
+        )

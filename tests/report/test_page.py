@@ -7,12 +7,14 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from qsearch.core.attribution import Attribution
+from qsearch.core.cost import Budget
 from qsearch.core.errors import ArtifactError, QSearchError
 from qsearch.core.plan import Plan
 from qsearch.core.progress import Silent
@@ -448,3 +450,40 @@ def test_the_browser_would_notice_an_error_and_an_overflow(tmp_path: Path) -> No
     assert wanted[390] > 390
     assert len(said) == 2
     assert "broken" in said[0]
+
+
+def test_every_limit_of_a_budget_has_its_words_those_of_groups_too(tmp_path: Path) -> None:
+    save_run(tmp_path)
+    budget = Budget(
+        average_bits=16.0,
+        bytes=10**9,
+        bit_operations=1e18,
+        activation_bytes=10**9,
+        latency=0.25,
+        groups={"transformer_blocks.*": {"bytes": 10**8}},
+    )
+    plan = replace(PLAN, budget=budget)
+
+    write_report(tmp_path, Findings(GRAPH, TABLE, plan, ROWS, CAPTIONS))
+
+    text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    for words in (
+        "at most 16 stored bits a weight",
+        "at most 1,000,000,000 bytes of weights",
+        "at most 1e+18 bit operations a call",
+        "at most 1,000,000,000 bytes of layers' inputs a call",
+        "at most 0.25 seconds a call",
+        "at most 100,000,000 bytes of weights in transformer_blocks.*",
+    ):
+        assert words in text, words
+
+
+def test_a_page_holds_neither_passwords_nor_places_of_the_machine(tmp_path: Path) -> None:
+    save_run(tmp_path)
+    (tmp_path / "config.yaml").write_text("model: /home/ada/models/pipe\nprompts: /srv/ada/p.txt\n")
+
+    write_report(tmp_path, Findings(GRAPH, TABLE, PLAN, ROWS, CAPTIONS))
+
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "ada" not in text
+    assert "…/pipe" in text
