@@ -23,8 +23,8 @@ from figure import publish
 from qsearch import config as configs
 from qsearch import pipeline, zoo
 from qsearch.core.artifacts import digest
-from qsearch.core.graph import OpGraph
 from qsearch.core.cost import Budget
+from qsearch.core.graph import OpGraph
 from qsearch.core.plan import Plan
 from qsearch.core.scheme import KEEP, Scheme
 from qsearch.decide.allocation import random_plan
