@@ -24,6 +24,7 @@ from qsearch.report.side_by_side import draw_side_by_side, side_by_side
 from qsearch.stages.config import parse
 from qsearch.stages.folder import Run
 from qsearch.stages.frontier import frontier_of, make_frontier
+from qsearch.stages.run import run as whole_job
 
 WHERE = Path(__file__).parent.parent / "pictures"
 SETTINGS = {
@@ -64,7 +65,7 @@ def main() -> None:
                 "pictures.py",
             )
         )
-        rows = run(run.config)
+        rows = whole_job(run.config)
         graph = OpGraph.load(run.path("graph.json"))
         models[name] = (graph, SensitivityTable.load(run.path("sensitivity.parquet"), graph.id))
     section, (graph, table) = run.config.allocate, models["scenes-dit"]
