@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.plan import Plan
-from .drawing import HALF, PAPER, WIDE, layer_figure, styled
+from .style import HALF, PAPER, WIDE, layer_figure, styled
 from .plots import LayerAxis, layer_axis
 
 if TYPE_CHECKING:
