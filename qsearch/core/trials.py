@@ -15,8 +15,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
 
-from .artifacts import versions
+from .artifacts import redacted, versions
 from .errors import ArtifactError, QSearchError
 from .graph import OpGraph
 from .plan import BitPlan
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import optuna
 
 STUDY = "qsearch.trials/1"
+_SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,9 @@ class Trials:
 
     def __init__(self, where: Path | str, graph: OpGraph) -> None:
         self.graph = graph
-        self.where = where
-        url = (
-            where
-            if isinstance(where, str) and "://" in where
-            else f"sqlite:///{Path(where).resolve()}"
-        )
+        url = where if isinstance(where, str) and "://" in where else sqlite_url(Path(where))
+        #: for people: without the user and the password of a URL
+        self.where = where = redacted(where) if isinstance(where, str) and "://" in where else where
         try:
             self._study = _open(url)
         except Exception as error:  # SQLAlchemy, SQLite and Optuna each have their own; all mean that this is no study of ours
@@ -154,6 +153,21 @@ class Trials:
             ) from error
 
 
+def sqlite_url(path: Path) -> str:
+    """SQLAlchemy's URL of a SQLite file; names with characters that mean something in a URL are quoted, as SQLite unquotes them."""
+    whole = str(path.resolve())
+    if not set(whole) & set("?#%{}"):
+        return f"{_SQLITE}{whole}"
+    return f"{_SQLITE}file:{quote(whole)}?uri=true"
+
+
+def _sqlite_path(url: str) -> Path:
+    name = url.removeprefix(_SQLITE)
+    if name.startswith("file:"):
+        return Path(unquote(name.removeprefix("file:").partition("?")[0]))
+    return Path(name)
+
+
 def _open(url: str) -> optuna.Study:
     """The study at `url`, made where there is none.
 
@@ -167,8 +181,8 @@ def _open(url: str) -> optuna.Study:
     storage: str | optuna.storages.RDBStorage = url
     for pause in (0.1, 0.4, 1.6, None):
         try:
-            if url.startswith("sqlite:///"):
-                _look(Path(url.removeprefix("sqlite:///")))
+            if url.startswith(_SQLITE):
+                _look(_sqlite_path(url))
                 # A minute's patience with another writer, and no connection held open between calls.
                 storage = optuna.storages.RDBStorage(
                     url, engine_kwargs={"connect_args": {"timeout": 60}, "poolclass": NullPool}

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..core.errors import QSearchError
-from ..core.graph import OpGraph
+from ..core.graph import Block, LayerSpec, Op, OpGraph
 
 
 class Denoisers(nn.Module):
@@ -88,7 +88,10 @@ def merged(graphs: Mapping[str, OpGraph]) -> OpGraph:
     def named(part: str, name: str) -> str:
         return f"{part}.{name}" if name else ""
 
-    layers, ops, edges, blocks = [], [], [], []
+    layers: list[LayerSpec] = []
+    ops: list[Op] = []
+    edges: list[tuple[str, str]] = []
+    blocks: list[Block] = []
     for part, graph in graphs.items():
         layers += [
             replace(

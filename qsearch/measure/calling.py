@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
@@ -72,7 +72,7 @@ def arguments(
             torch.Generator().manual_seed(sampling.seed * 1_000_003 + first + i)
             for i in range(count)
         ],
-        "output_type": _output_type(type(pipe)),
+        "output_type": _output_type(type(pipe).__call__),
         **_PLAIN,
     }
     sizes = {
@@ -123,9 +123,8 @@ def _classes(pipe: Any) -> int:
 
 
 @cache
-def _output_type(kind: type) -> str:
-    """What a call of this class hands over with the least done to it: latents where its code knows the word, else tensors or arrays."""
-    own = kind.__call__
+def _output_type(own: Callable[..., Any]) -> str:
+    """What a pipeline's call hands over with the least done to it: latents where its code knows the word, else tensors or arrays."""
     try:
         code = inspect.getsource(inspect.unwrap(own))
     except (OSError, TypeError):

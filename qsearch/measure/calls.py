@@ -227,7 +227,8 @@ def unsteady(model: nn.Module, again: Callable[[], object]) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    for (name, given, made), (_, given_again, made_again) in zip(*runs, strict=False):
+    first, second = runs
+    for (name, given, made), (_, given_again, made_again) in zip(first, second, strict=False):
         if _same(given, given_again) and not _same(made, made_again):
             return name
     return "none of its modules: the model's own functions"

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from ..core.errors import QSearchError
 from ..core.steps import StepClock, arguments_of, overridden
 from ..graphs.components import Denoisers
-from .calling import Prompts, Sampling, sample
+from .calling import Sampling, sample
 from .calls import Call, Copier, example_inputs, output_of
 from .clean import Sampled, checked, own_prediction, step_weights
 from .components import denoisers_of, model_of, schedulers_of, ticking
+from .prompts import Prompts
 
 
 @dataclass
@@ -117,7 +118,8 @@ def record(
         pipe: a diffusers pipeline in full precision.
         prompts: what is sampled.
         sampling: how.
-        bins: ranges of equal length. A component that runs in the middle of none gets its own middle step besides.
+        bins: ranges of equal length. A component that runs in the middle of none gets its own middle step besides; of more
+            bins than steps, where a step has several calls, every step is one.
         batch: samples at a time; each bin has calls for each part of the samples then. All at once when left out.
 
     Returns:
@@ -158,10 +160,10 @@ def _numbered(part: list[Call]) -> list[Call]:
 def middles(calls: Sequence[Call], bins: int) -> list[int]:
     """The middle step of each of `bins` equal parts of the steps that were heard, and of each component that has none of them."""
     heard = sorted({call.step for call in calls})
-    if not 1 <= bins <= len(heard):
+    if not 1 <= bins <= len(calls):
         raise QSearchError(
-            f"bins are ranges of sampler steps, between 1 and their number; given {bins} bins for "
-            f"{len(heard)} steps"
+            f"step bins must lie between 1 and the number of denoiser calls; given {bins} bins for "
+            f"{len(calls)} calls in {len(heard)} sampler steps"
         )
     found = {heard[int((b + 0.5) * len(heard) / bins)] for b in range(bins)}
     for name in dict.fromkeys(call.component for call in calls):

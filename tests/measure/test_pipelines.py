@@ -105,7 +105,7 @@ def test_bins_that_the_sampler_does_not_have_are_refused(
 ) -> None:
     with pytest.raises(
         QSearchError,
-        match=f"between 1 and their number; given {bins} bins for 6 steps",
+        match=f"between 1 and the number of denoiser calls; given {bins} bins for 6 calls",
     ):
         record(pipe, prompts, SAMPLING, bins)
 
