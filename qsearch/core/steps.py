@@ -212,7 +212,10 @@ class StepClock:
         self._go(scheduler, _index(scheduler))
 
     def _scaled(self, scheduler: Any, given: Mapping[str, Any]) -> None:
-        if _index(scheduler) or _counts(scheduler):
+        if _counts(scheduler):
+            self._go(scheduler, _index(scheduler))
+            return
+        if _index(scheduler):
             return
         found = _places(scheduler, given.get("timestep"))
         if found and self.step not in [i // _order(scheduler) for i in found]:
@@ -275,7 +278,10 @@ def overridden(thing: Any, around: Mapping[str, Callable[..., Any]]) -> Callable
 def arguments_of(own: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call by the names that `own` gives them."""
     try:
-        return dict(inspect.signature(own).bind(*args, **kwargs).arguments)
+        found = dict(inspect.signature(own).bind(*args, **kwargs).arguments)
+        rest = found.pop("args", ())
+        # `scale_model_input(sample, *args)` of a scheduler that scales nothing
+        return {**found, **found.pop("kwargs", {}), **({"timestep": rest[0]} if rest else {})}
     except (TypeError, ValueError):  # the call itself says what is wrong with it
         return dict(kwargs)
 
