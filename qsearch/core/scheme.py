@@ -131,6 +131,16 @@ class Scheme:
         )
 
     @property
+    def scales_weight(self) -> bool:
+        """Whether a transform changes what is stored of the weight."""
+        return self.format != "keep" and any(_name(t) in _SCALING for t in self.transforms)
+
+    @property
+    def fitted_by_range(self) -> bool:
+        """Whether calibration chooses something besides the weight: transforms, and static scales of inputs."""
+        return bool(self.transforms) or (bool(self.activation) and self.grain != "token")
+
+    @property
     def weight_only(self) -> Scheme:
         """The same scheme without its activation part: neither the format of the input nor its transforms."""
         return Scheme(self.format, self.group, method=self.method)

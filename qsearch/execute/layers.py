@@ -356,22 +356,15 @@ class QuantConvolution(_Layer):
         bias = None if self.bias is None else self.bias.to(inside.dtype)
         convolve = _CONVOLVE[len(self.kernel_size), self.transposed]
         padding: Any = self.padding
+        y: Tensor
         if self.transposed:
-            return convolve(
-                inside,
-                whole,
-                bias,
-                self.stride,
-                padding,
-                self.output_padding,
-                self.groups,
-                self.dilation,
-            ).to(x.dtype)  # type: ignore[no-any-return]
+            more = (self.output_padding, self.groups, self.dilation)
+            y = convolve(inside, whole, bias, self.stride, padding, *more)
+            return y.to(x.dtype)
         if self.padding_mode != "zeros":
             inside, padding = F.pad(inside, self.edges, self.padding_mode), 0
-        return convolve(inside, whole, bias, self.stride, padding, self.dilation, self.groups).to(
-            x.dtype
-        )  # type: ignore[no-any-return]
+        y = convolve(inside, whole, bias, self.stride, padding, self.dilation, self.groups)
+        return y.to(x.dtype)
 
 
 QuantLayer = QuantLinear | QuantConv2d | QuantConvolution

@@ -99,6 +99,7 @@ def merged(graphs: Mapping[str, OpGraph]) -> OpGraph:
                 name=named(part, layer.name),
                 block=named(part, layer.block),
                 aliases=tuple(named(part, alias) for alias in layer.aliases),
+                shared=tuple(named(part, alias) for alias in layer.shared),
             )
             for layer in graph.layers
         ]

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..core import plugins
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from .noise import relative_noise
 from .pipelines import (
     Call,
@@ -74,7 +74,7 @@ class Outcome:
 def make(
     pipe: Any,
     graph: OpGraph,
-    plan: BitPlan,
+    plan: Plan,
     prompts: Prompts,
     sampling: Sampling,
     calls: Sequence[Call] = (),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.table import SensitivityTable
 from . import beeswarm, block_bars, boxes, contributions, drawing, graph_heat, plots, tables
 from .frontier import Frontier, draw_frontier
@@ -34,7 +34,7 @@ class Plot:
 def draw_plots(
     graph: OpGraph,
     table: SensitivityTable,
-    plan: BitPlan,
+    plan: Plan,
     rows: Sequence[Mapping[str, Any]],
     scheme: str,
     metric: str,
@@ -80,7 +80,7 @@ def draw_plots(
 
 
 def _of_layers(
-    graph: OpGraph, table: SensitivityTable, plan: BitPlan, scheme: str, metric: str
+    graph: OpGraph, table: SensitivityTable, plan: Plan, scheme: str, metric: str
 ) -> dict[str, Plot]:
     bits = plots.layer_bits(graph, plan)
     noise = plots.noise_by_scheme(graph, table, plan, metric=metric)
