@@ -132,4 +132,5 @@ def merged(graphs: Mapping[str, OpGraph]) -> OpGraph:
         edges=tuple(edges),
         blocks=tuple(blocks),
         source=sources.pop() if len(sources) == 1 else "hooks",
+        components=tuple(graphs),
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qsearch.core.errors import QSearchError
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
 from qsearch.core.steps import clock_of
 from qsearch.graphs.components import Denoisers
@@ -221,7 +221,7 @@ def test_a_plan_of_both_denoisers_changes_both() -> None:
     full = [run(model, c) for c in calls]
     before = sample(pipe, PROMPTS, Sampling(steps=4))
 
-    with simulate(model, BitPlan.uniform(graph, "int3-c"), graph):
+    with simulate(model, Plan.uniform(graph, "int3-c"), graph):
         rounded = [relative_noise(run(model, c), f)[0] for c, f in zip(calls, full, strict=True)]
         assert not torch.equal(sample(pipe, PROMPTS, Sampling(steps=4)), before)
 
@@ -339,7 +339,7 @@ def test_a_compiled_denoiser_is_heard_as_an_eager_one(where: str, ran: bool) -> 
     model: Any = nn.Sequential(nn.Linear(5, 9), block).eval()
     call = Call((torch.randn(4, 5),), {}, 0)
     graph = extract(model, {"input": call.args[0]})
-    plan = BitPlan.uniform(graph, "int8-c+a4")
+    plan = Plan.uniform(graph, "int8-c+a4")
     with simulate(model, plan, graph):
         wanted = run(model, call)
     if where == "whole":
