@@ -15,6 +15,7 @@ from ..evaluation import Outcome
 
 higher_is_better = True
 needs_video = False
+needs_pictures = True
 #: pictures of the zoo's world
 SCENES = (3, 64, 64)
 

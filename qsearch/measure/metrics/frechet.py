@@ -16,6 +16,8 @@ from ..evaluation import Outcome
 
 higher_is_better = False
 needs_video = False
+needs_pictures = True
+needs_scenes = True
 #: scenes that the pictures are compared with, and the seed that draws them
 REAL, REAL_SEED = 2048, 777
 

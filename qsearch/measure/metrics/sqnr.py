@@ -10,6 +10,7 @@ from ..evaluation import Outcome
 
 higher_is_better = True
 needs_video = False
+needs_pictures = False
 #: samples that are identical would have an infinite ratio; this is the ratio at fp32's own precision
 CEILING = 140.0
 

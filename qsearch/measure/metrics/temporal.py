@@ -11,6 +11,7 @@ from ..evaluation import Outcome
 
 higher_is_better = True
 needs_video = True
+needs_pictures = False
 #: as of the metric sqnr
 CEILING = 140.0
 
