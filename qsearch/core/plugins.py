@@ -19,9 +19,9 @@ from .errors import QSearchError, nearest
 
 #: kind -> the package whose files are its plug-ins
 KINDS = {
-    "quantizers": "qsearch.measure.quantizers",
-    "activations": "qsearch.measure.activations",
-    "transforms": "qsearch.measure.transforms",
+    "quantizers": "qsearch.choices.quantizers",
+    "activations": "qsearch.choices.activations",
+    "transforms": "qsearch.choices.transforms",
     "metrics": "qsearch.measure.metrics",
     "estimators": "qsearch.measure.estimators",
     "surrogates": "qsearch.learn.surrogates",
@@ -42,11 +42,11 @@ def _files(package: ModuleType) -> list[str]:
     return [m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")]
 
 
-def names(kind: str) -> list[str]:
-    """Sorted names of the plug-ins of a kind, without importing any of them."""
+def names(kind: str, *, outside: bool = True) -> list[str]:
+    """Sorted names of the plug-ins of a kind, without importing any of them; `outside`: entry points as well as files."""
     inside = _files(_package(kind))
-    outside = [e.name for e in metadata.entry_points(group=f"qsearch.{kind}")]
-    return sorted({*inside, *outside})
+    others = [e.name for e in metadata.entry_points(group=f"qsearch.{kind}")] if outside else []
+    return sorted({*inside, *others})
 
 
 def load(kind: str, name: str) -> ModuleType:
@@ -58,13 +58,24 @@ def load(kind: str, name: str) -> ModuleType:
         return importlib.import_module(f"{package.__name__}.{name}")
     for entry in metadata.entry_points(group=f"qsearch.{kind}"):
         if entry.name == name:
-            module = entry.load()
-            if not isinstance(module, ModuleType):
-                raise QSearchError(
-                    f"the entry point {name!r} of qsearch.{kind} must name a module, it names {type(module).__name__}"
-                )
-            return module
+            return _entered(kind, entry)
     raise AssertionError(f"{check(kind, name)} is known, and would have been found above")
+
+
+def _entered(kind: str, entry: metadata.EntryPoint) -> ModuleType:
+    """The module of an entry point. Whatever goes wrong in somebody else's file is said in one line with its name."""
+    try:
+        module = entry.load()
+    except Exception as error:
+        raise QSearchError(
+            f"the plug-in {entry.name!r} among the {kind}, installed as {entry.value}, can't be imported: "
+            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}; repair or uninstall it"
+        ) from error
+    if not isinstance(module, ModuleType):
+        raise QSearchError(
+            f"the entry point {entry.name!r} of qsearch.{kind} must name a module, it names {type(module).__name__}"
+        )
+    return module
 
 
 def check(kind: str, name: str) -> str:

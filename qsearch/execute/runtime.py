@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
@@ -143,16 +142,13 @@ def warn_of_widened(
         )
     cost = "each call widens the weight and multiplies in floating point: no faster than full precision, up to twice its time at few rows"
     warnings.warn(
-        f"{rule}; {cost}. The numbers and the memory are the plan's.", WidenedWarning, stacklevel=3
+        f"{rule}; {cost}. The numbers and the memory are the plan's.",
+        WidenedWarning,
+        stacklevel=3,
     )
 
 
 def _packed(layers: Mapping[str, Scheme]) -> dict[str, Scheme]:
-    for name, scheme in layers.items():
-        if scheme.ranges > 1:
-            raise QSearchError(
-                f"a packed layer holds one weight for all steps; {scheme} at {name} has {scheme.ranges}, stay with `simulate`"
-            )
     return {
         name: scheme
         for name, scheme in layers.items()
@@ -213,22 +209,17 @@ def _empty(
 def _fill(
     layer: QuantLayer, source: nn.Module, weights: QuantizedWeights, name: str, scheme: Scheme
 ) -> None:
-    """Codes, scales, the shift's bias and the first token's output, from what `simulate` would show."""
+    """Codes, scales, and what the input's transforms store, from what `simulate` would show."""
     assert isinstance(source, nn.Linear | Convolution)
     weight, bias = source.weight.data, source.bias
-    treatment = weights.treatment(name, scheme)
     if scheme.format != "keep":
         for i, quantized in enumerate(weights.codes(name, scheme)):
             layer.parts[i] = PackedWeight.of(quantized)
-    if treatment is None or layer.input is None:
-        return
-    token: Tensor | None = None
-    if treatment.first is not None:
-        token = F.linear(treatment.first.to(weight), weight, bias)
-    layer.input.fill(treatment, token)
-    if layer.input.shift is not None:
-        moved = F.linear(treatment.shift.to(weight), weight, bias)
-        layer.bias = nn.Parameter(moved, requires_grad=False)
+    quantizer = weights.treatment(name, scheme)
+    if quantizer is not None and layer.input is not None:
+        made = layer.input.fill(quantizer, weight, bias)
+        if made is not bias and made is not None:
+            layer.bias = nn.Parameter(made, requires_grad=False)
 
 
 def _share(model: nn.Module, alias: str, layer: QuantLayer, graph: OpGraph) -> None:
@@ -236,7 +227,7 @@ def _share(model: nn.Module, alias: str, layer: QuantLayer, graph: OpGraph) -> N
     source = model.get_submodule(alias)
     spec = next(x for x in graph if alias in x.aliases)
     other = _empty(source, alias, layer.scheme.weight_only, spec.channel_axis, layer.splits, "meta")
-    if layer.input is not None and layer.input.divisor is not None:
+    if layer.scheme.scales_weight:
         raise QSearchError(
             f"{spec.name} and {alias} share one weight, and {layer.scheme} moves a scale into it that {alias} knows nothing of; use no transform"
         )

@@ -9,22 +9,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..choices.fake_quantization import site_rounding
+from ..choices.input_quantizer import (
+    InputQuantizer,
+    fit_input_quantizer,
+    hook_input,
+    needs_inputs,
+    needs_moments,
+)
+from ..choices.quantization import Quantized, joined, method_of, quantize_parts
+from ..choices.statistics import LayerInputs
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.plan import BitPlan
 from ..core.scheme import Scheme
 from ..core.sites import parted
-from .attention import passing, rounding
-from .calibration import LayerInputs, calibrate, has_rows
+from .attention import passing
+from .calibration import calibrate, has_rows
 from .pipelines import Call
-from .quantization import Quantized, joined, method_of, quantize_parts
-from .stepranges import StepRanges, cut, time_of
-from .treatment import Treatment, named, needs_inputs, treat
+from .stepranges import StepRanges
 
 
 class QuantizedWeights:
@@ -48,7 +55,7 @@ class QuantizedWeights:
             ranges or {},
         )
         self._weights: dict[tuple[str, str, int], Tensor] = {}
-        self._treatments: dict[tuple[str, str, int], Treatment | None] = {}
+        self._treatments: dict[tuple[str, str, int], InputQuantizer | None] = {}
         self._learnt: dict[tuple[str, str], tuple[Quantized, ...]] = {}
 
     def fresh(self) -> QuantizedWeights:
@@ -64,15 +71,13 @@ class QuantizedWeights:
             self._weights[key] = self._make(layer, scheme, part)
         return self._weights[key]
 
-    def treatment(self, layer: str, scheme: Scheme, part: int = 0) -> Treatment | None:
+    def treatment(self, layer: str, scheme: Scheme, part: int = 0) -> InputQuantizer | None:
         """What `scheme` does to the input of `layer` (in range `part` of its steps); None where it does nothing."""
         key = (layer, str(scheme), part)
         if key not in self._treatments:
             weight = weight_of(self.model, layer).data
             module, inputs = self.model.get_submodule(layer), self._inputs(layer, scheme, part)
-            self._treatments[key] = treat(
-                scheme, weight, module, inputs, layer=layer, transforms=named(scheme)
-            )
+            self._treatments[key] = fit_input_quantizer(scheme, weight, module, inputs, layer=layer)
         return self._treatments[key]
 
     def codes(self, layer: str, scheme: Scheme, part: int = 0) -> tuple[Quantized, ...]:
@@ -80,16 +85,16 @@ class QuantizedWeights:
         if (layer, str(scheme)) in self._learnt:
             return self._learnt[layer, str(scheme)]
         weight, spec = weight_of(self.model, layer).data, self.graph.layer(layer)
-        inputs, scale = self._inputs(layer, scheme, part), None
+        inputs = self._inputs(layer, scheme, part)
         if scheme.transforms and (treatment := self.treatment(layer, scheme, part)) is not None:
-            inputs, scale = treatment.inputs, _columns(treatment, weight)
+            inputs, weight = treatment.inputs, treatment.weight(weight.float())
         module = self.model.get_submodule(layer)
         if method_of(scheme).needs_inputs and not has_rows(module):
             raise QSearchError(
                 f"@{scheme.method} is for linear layers and 2d convolutions in one group, padded with zeros; {layer} is {type(module).__name__}"
             )
         return quantize_parts(
-            weight if scale is None else weight.float() * scale,
+            weight,
             scheme,
             axis=spec.channel_axis,
             splits=spec.parts,
@@ -108,7 +113,7 @@ class QuantizedWeights:
         layer: str,
         scheme: Scheme,
         parts: tuple[Quantized, ...] | None,
-        treatment: Treatment | None,
+        treatment: InputQuantizer | None,
     ) -> None:
         """Keep what somebody else found for `layer` at `scheme`: codes, in place of what its method would make, and what happens to its input."""
         if parts is not None:
@@ -117,14 +122,7 @@ class QuantizedWeights:
         self._weights.pop((layer, self._key(scheme), 0), None)
 
     def _inputs(self, layer: str, scheme: Scheme, part: int) -> LayerInputs | None:
-        if scheme.ranges == 1:
-            found = self.calibration.get(layer)
-        elif scheme.ranges in self.ranges:
-            found = self.ranges[scheme.ranges].parts[part].get(layer)
-        else:
-            raise QSearchError(
-                f"{scheme} at {layer} goes by {scheme.ranges} ranges of steps; give what `calibrated_weights` makes of recorded calls"
-            )
+        found = self.calibration.get(layer)
         if found is None and (self.calibration or self.ranges) and needs_inputs(scheme):
             raise QSearchError(
                 f"{scheme} needs to know the inputs of {layer}, which the calls for calibration do not run; give it a scheme without them"
@@ -137,18 +135,13 @@ class QuantizedWeights:
         return (
             joined(parts, weight.dtype)
             if treatment is None
-            else (joined(parts) / _columns(treatment, weight)).to(weight.dtype)
+            else treatment.restore_weight(joined(parts)).to(weight.dtype)
         )
 
     def _key(self, scheme: Scheme) -> str:
         """What weights are kept under: what happens to the input matters where it changes the weight, or was learnt together with it."""
         together = scheme.transforms or any(learnt == str(scheme) for _, learnt in self._learnt)
         return str(scheme if together else scheme.weight_only)
-
-
-def _columns(treatment: Treatment, weight: Tensor) -> Tensor:
-    """The scale of each input channel, in a shape that spreads over the weight."""
-    return treatment.scale.view(1, -1, *[1] * (weight.ndim - 2))
 
 
 def calibrated_weights(
@@ -159,33 +152,10 @@ def calibrated_weights(
     Raises `QSearchError` where a scheme asks for calibration and no call is given.
     """
     asking = {layer: [s for s in schemes if needs_inputs(s)] for layer, schemes in wanted.items()}
-    counts = sorted({s.ranges for schemes in asking.values() for s in schemes})
-
-    def made(calls: Sequence[Call], count: int) -> dict[str, LayerInputs]:
-        mine = {
-            layer: [s for s in schemes if s.ranges == count] for layer, schemes in asking.items()
-        }
-        moments = any(
-            s.format != "keep" and method_of(s).needs_inputs
-            for schemes in mine.values()
-            for s in schemes
-        )
-        return calibrate(
-            model,
-            graph,
-            calls,
-            [layer for layer, schemes in mine.items() if schemes],
-            moments=moments,
-        )
-
-    ranges = {}
-    for count in (n for n in counts if n > 1):
-        parts = cut(model, calls, count)
-        times = tuple(
-            tuple(sorted({time_of(model, c.args, c.kwargs) for c in part})) for part in parts
-        )
-        ranges[count] = StepRanges(times, tuple(made(part, count) for part in parts))
-    return QuantizedWeights(model, graph, made(calls, 1) if 1 in counts else None, ranges)
+    layers = [layer for layer, schemes in asking.items() if schemes]
+    moments = any(needs_moments(s) for schemes in asking.values() for s in schemes)
+    made = calibrate(model, graph, calls, layers, moments=moments) if layers else None
+    return QuantizedWeights(model, graph, made)
 
 
 def weight_of(model: nn.Module, layer: str) -> nn.Parameter:
@@ -219,7 +189,7 @@ class _Place:
     weight: nn.Parameter
     full: Tensor
     values: list[Tensor]
-    treatments: list[Treatment | None]
+    treatments: list[InputQuantizer | None]
     now: int = 0
 
     def go(self, part: int) -> None:
@@ -231,46 +201,17 @@ class _Place:
     def treated(self) -> Iterator[None]:
         """The module rounds its input, and adds what that leaves to its output, inside the block."""
 
-        def before(
-            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def now() -> tuple[InputQuantizer, Tensor, Tensor]:
             treatment = self.treatments[self.now]
             assert treatment is not None
-            if args:
-                return (treatment.before(args[0]), *args[1:]), kwargs
-            name = next(iter(kwargs))
-            return (), {**kwargs, name: treatment.before(kwargs[name])}
+            return treatment, self.full, self.values[self.now]
 
-        def after(module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
-            treatment = self.treatments[self.now]
-            assert treatment is not None
-            return treatment.after(y, module, self.full, self.values[self.now])
-
-        handles = [
-            self.module.register_forward_pre_hook(before, with_kwargs=True),
-            self.module.register_forward_hook(after),
-        ]
+        handles = hook_input(self.module, now)
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
-
-
-@contextmanager
-def _following(model: nn.Module, places: Sequence[_Place], ranges: StepRanges) -> Iterator[None]:
-    """Every call of `model` uses the values of its own range of steps inside the block."""
-
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        part = ranges.place(time_of(model, args, kwargs))
-        for place in places:
-            place.go(part)
-
-    handle = model.register_forward_pre_hook(before, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -297,26 +238,28 @@ def simulate(
         places: dict[int, list[_Place]] = {}
         for layer, scheme in layers.items():
             if scheme.format != "keep" or scheme.activation:
-                parts = range(scheme.ranges)
+                parts = range(1)
                 values, treatments = (
                     [weights.get(layer, scheme, i) for i in parts],
                     [weights.treatment(layer, scheme, i) for i in parts],
                 )
                 weight = weight_of(model, layer)
-                places.setdefault(scheme.ranges, []).append(
+                places.setdefault(1, []).append(
                     _Place(model.get_submodule(layer), weight, weight.data, values, treatments)
                 )
-        for count, held in places.items():
+        for held in places.values():
             for place in held:
                 if place.treatments[0] is not None:
                     stack.enter_context(place.treated())
                 stack.enter_context(exchanged(place.weight, place.values[0]))
-            if count > 1:
-                stack.enter_context(_following(model, held, weights.ranges[count]))
         stack.enter_context(
             passing(
                 model,
-                {site: rounding(scheme) for site, scheme in sites.items() if scheme.activation},
+                {
+                    site: site_rounding(scheme)
+                    for site, scheme in sites.items()
+                    if scheme.activation
+                },
             )
         )
         yield model

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..choices.statistics import LayerInputs
 from ..core.errors import QSearchError
-from .calibration import LayerInputs
 from .pipelines import Call
 
 _ARGUMENT = "timestep"  # of every denoiser in diffusers
