@@ -19,7 +19,7 @@ from figure import publish
 
 from qsearch import zoo
 from qsearch.choices.codes import qparams_from_range, quantize_to_grid
-from qsearch.choices.input_quantizer import named, treat
+from qsearch.choices.input_quantizer import fit_input_quantizer
 from qsearch.choices.statistics import LayerInputs
 from qsearch.core.scheme import Scheme
 from qsearch.graphs.extraction import extract
@@ -98,18 +98,15 @@ def main() -> None:
                     model.get_submodule(name),
                     Scheme.parse(text if text != "symmetric" else "keep"),
                 )
-                treatment = treat(
-                    scheme,
-                    module.weight.data,
-                    module,
-                    calibration[name],
-                    layer=name,
-                    transforms=named(scheme),
+                quantizer = fit_input_quantizer(
+                    scheme, module.weight.data, module, calibration[name], layer=name
                 )
                 for step, inputs in enumerate(heard):
                     x, weight = inputs[name], module.weight.data
                     made = (
-                        treatment.before(x) if treatment else symmetric(x, calibration[name], bits)
+                        quantizer.fake_quantize(x)
+                        if quantizer
+                        else symmetric(x, calibration[name], bits)
                     )
                     truth = F.linear(x, weight)
                     power[step] += (

@@ -229,8 +229,8 @@ def hook_input(
         quantizer, full, weight = now()
         if quantizer is None:
             return y
-        x, made = held.pop() if held else (None, None)
-        return quantizer.output(y, Product(full, weight, bias_of(module), x, made))
+        x, rounded = held.pop() if held else (None, None)
+        return quantizer.output(y, Product(full, weight, bias_of(module), x, rounded))
 
     return [
         module.register_forward_pre_hook(before, with_kwargs=True),

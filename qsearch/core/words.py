@@ -134,9 +134,12 @@ def number_of(text: str) -> int:
 def canonical_word(text: str, rule: str, given: str) -> str:
     """A transform in the one spelling that it has. Raises `QSearchError` for an unknown one, and for a number that it does not take."""
     name, number = split_word(text)
-    known = plugins.names("transforms")
-    if name not in known:
-        raise QSearchError(f"{rule}; given {given!r} with transform {text!r}{nearest(name, known)}")
+    if name not in plugins.names("transforms", outside=False):
+        known = plugins.names("transforms")
+        if name not in known:
+            raise QSearchError(
+                f"{rule}; given {given!r} with transform {text!r}{nearest(name, known)}"
+            )
     declared = transform_word(name).number
     if declared is None:
         if number is not None:
@@ -173,8 +176,8 @@ def grain_of(word: str) -> str | None:
 
     Ours are looked at first, so that what somebody else installed is imported only for a word that is none of ours.
     """
-    inside = plugins.names("activations", outside=False)
-    for name in [*inside, *(n for n in plugins.names("activations") if n not in inside)]:
-        if grain_word(name).word == word:
-            return name
+    for outside in (False, True):
+        for name in plugins.names("activations", outside=outside):
+            if grain_word(name).word == word:
+                return name
     return None

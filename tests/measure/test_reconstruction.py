@@ -254,11 +254,6 @@ def test_layers_outside_repeated_blocks_and_parts_of_a_long_skip_are_learnt_too(
     [
         ("uint4-c@hqq", {}, "no layer of the plan has any of them"),
         (
-            "uint4-c+a8t~balance~steps2@adaround",
-            {},
-            "reconstruction learns one weight for all steps; conv_in has",
-        ),
-        (
             "uint4-c@adaround",
             {"order": "jointly"},
             "reconstruction is one of separate, joint; given 'jointly'; did you mean 'joint'",
