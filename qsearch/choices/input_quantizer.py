@@ -213,7 +213,7 @@ def hook_input(
     def before(
         _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        quantizer, _, _ = now()
+        quantizer = now()[0]
         if quantizer is None:
             return args, kwargs
 

@@ -11,11 +11,16 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from .errors import QSearchError, nearest
+
+if TYPE_CHECKING:
+    import ast
 
 #: kind -> the package whose files are its plug-ins
 KINDS = {
@@ -91,11 +96,47 @@ def caption(kind: str, name: str) -> str:
     """First line of a plug-in's docstring, read without running the plug-in where it is a file of ours."""
     import ast
 
-    spec = importlib.util.find_spec(f"{_package(kind).__name__}.{name}")
-    if spec is None or spec.origin is None:
-        docstring = load(kind, name).__doc__ or ""
-    else:
-        docstring = (
-            ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
-        )
+    tree = _source(kind, name)
+    docstring = (load(kind, name).__doc__ if tree is None else ast.get_docstring(tree)) or ""
     return next(iter(docstring.strip().splitlines()), "")
+
+
+def constants(kind: str, name: str, wanted: Iterable[str]) -> dict[str, Any]:
+    """Module constants of a plug-in by name, those of `wanted` that it has.
+
+    They are read from its source, without running it; a plug-in whose source can't be found, or that computes one of them,
+    is imported.
+    """
+    import ast
+
+    tree, asked, found = _source(kind, name), set(wanted), {}
+    computed = tree is None
+    for node in tree.body if tree is not None else []:
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
+        for target in targets:
+            if isinstance(target, ast.Name) and target.id in asked:
+                try:
+                    found[target.id] = ast.literal_eval(node.value)  # type: ignore[attr-defined]
+                except (ValueError, TypeError, SyntaxError):
+                    computed = True
+    if computed:
+        return {key: value for key, value in vars(load(kind, name)).items() if key in asked}
+    return found
+
+
+def _source(kind: str, name: str) -> ast.Module | None:
+    """The syntax tree of a plug-in's file, ours or an entry point's; None where there is no such file."""
+    import ast
+
+    place = f"{_package(kind).__name__}.{name}"
+    if name not in _files(_package(kind)):
+        entries = metadata.entry_points(group=f"qsearch.{kind}")
+        place = next((e.module for e in entries if e.name == name and not e.attr), "")
+    if not place or (
+        place in sys.modules and getattr(sys.modules[place], "__spec__", None) is None
+    ):
+        return None
+    spec = importlib.util.find_spec(place)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))

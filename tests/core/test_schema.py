@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from qsearch.core import plan as plans
+from qsearch.core import plugins
 from qsearch.core.graph import OpGraph
 from qsearch.core.plan import BitPlan, Budget, Solver
-from qsearch.core import plugins
 from qsearch.core.scheme import ACTIVATIONS, FORMATS, Scheme
 from tests.golden import make
 

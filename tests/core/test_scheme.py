@@ -291,7 +291,9 @@ def test_a_scheme_is_parsed_without_importing_torch() -> None:
         "s.stored_bits((8, 8)), s.scales_weight, s.fitted_by_range, str(s)\n"
         "print('torch' in sys.modules)"
     )
-    made = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    made = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    )
 
     assert made.stdout.strip() == "False"
 
