@@ -70,7 +70,7 @@ draw_layer_noise(noise_by_scheme(graph, table))
 
 # %% [markdown]
 # ## Layer by step
-# Early, noisy steps and late, clean ones stand different things: a plan may change between them (`qsearch.allocate_steps`).
+# Early, noisy steps and late, clean ones stand different things: a plan may change between them (`qsearch.allocate(..., steps=...)`).
 
 # %%
 draw_layer_noise(noise_by_step(graph, table, "uint4-c"))

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .core import plugins
 from .core.artifacts import write_text
+from .core.cost import Budget
 from .core.errors import QSearchError, nearest
-from .core.plan import Budget
 from .core.scheme import Scheme, input_part
 from .decide.constraints import Constraints
 from .decide.objectives import Objective

@@ -11,13 +11,13 @@ from . import config as configs
 from .config import Config
 from .core.graph import OpGraph
 from .core.latency import Latency
-from .core.plan import BitPlan
+from .core.plan import Plan
 from .core.table import SensitivityTable
 from .job import Run
 from .pipeline import calibration_calls, plan_weights
 
 
-def apply(run: Run, graph: OpGraph, plan: BitPlan, *, required: bool = False) -> Path:
+def apply(run: Run, graph: OpGraph, plan: Plan, *, required: bool = False) -> Path:
     """The plan's packed model, in model.safetensors."""
     from .execute.packed_file import save
     from .execute.runtime import apply as verb
@@ -73,7 +73,7 @@ def race(
     model, graph, inputs = _subject(target, resolution, batch)
     plans = uniform(graph, schemes)
     if (own := Path(target) / "plan.json").is_file():
-        plans["plan.json"] = BitPlan.load(own, graph).layers
+        plans["plan.json"] = Plan.load(own, graph).layers
     rules: dict[str, Any] = {"compiled": compiled, "mode": mode, "against": against, "say": say}
     return race_denoisers(model, graph, inputs, plans, device=device, seconds=seconds, **rules)
 
@@ -116,28 +116,21 @@ def export(
     run: Run, to: str, output: Path | None = None, *, nearest: bool = False, force: bool = False
 ) -> list[Path]:
     """The run's plan as the file of the tool `to`, in `output` or export-NAME of the run; roundings are priced by its table, where there is one."""
-    from .core.stepplan import StepPlan
     from .execute.exports import export as verb
     from .execute.exports import exporter
 
     plugin = exporter(to)  # a wrong name or a missing package is said before anything is read
     graph = OpGraph.load(run.path("graph.json"))
-    plan = BitPlan.load(run.path("plan.json"), graph)
+    plan = Plan.load(run.path("plan.json"), graph)
     table = (
         SensitivityTable.load(run.path("sensitivity.parquet"), graph.id)
         if run.path("sensitivity.parquet").is_file()
-        else None
-    )
-    steps = (
-        StepPlan.load(run.path("stepplan.json"), graph)
-        if run.path("stepplan.json").is_file()
         else None
     )
     rules: dict[str, Any] = {
         "nearest": nearest,
         "force": force,
         "table": table,
-        "steps": steps,
         "say": run.progress.say,
     }
     rules["sampler_steps"] = run.config.sampling.steps

@@ -18,7 +18,7 @@ from .config import Config
 from .core.artifacts import Header, digest, read_json, write_json
 from .core.errors import ArtifactError, QSearchError
 from .core.graph import OpGraph
-from .core.plan import BitPlan
+from .core.plan import Plan
 from .core.scheme import Scheme
 from .core.table import SensitivityTable
 from .decide.building import check_budget
@@ -168,7 +168,7 @@ def calibration_calls(run: Run, schemes: Iterable[Scheme]) -> list[Call]:
 
 
 def plan_weights(
-    run: Run, graph: OpGraph, plan: BitPlan, calls: Sequence[Call], *, learn: bool
+    run: Run, graph: OpGraph, plan: Plan, calls: Sequence[Call], *, learn: bool
 ) -> QuantizedWeights:
     """What `simulate` needs for a plan: calibrated on `calls`, and with `learn` reconstructed as the config says."""
     from .measure.pipelines import denoiser_of
@@ -190,7 +190,7 @@ def plan_weights(
     return calibrated_weights(model, graph, {layer: [s] for layer, s in plan.layers.items()}, calls)
 
 
-def allocate(run: Run, graph: OpGraph, table: SensitivityTable) -> BitPlan:
+def allocate(run: Run, graph: OpGraph, table: SensitivityTable) -> Plan:
     """The best plan within the budget, in plan.json."""
     c = run.config.allocate
     parent = _content_key(table)
@@ -212,7 +212,7 @@ def allocate(run: Run, graph: OpGraph, table: SensitivityTable) -> BitPlan:
         **refined,
         **c.model_dump(),
     )
-    known: BitPlan | None = run.found("plan.json", key, lambda path: BitPlan.load(path, graph))
+    known: Plan | None = run.found("plan.json", key, lambda path: Plan.load(path, graph))
     if known is not None:
         run.progress.say("allocate: plan.json is up to date")
         return known
@@ -228,7 +228,7 @@ def allocate(run: Run, graph: OpGraph, table: SensitivityTable) -> BitPlan:
     return plan
 
 
-def _refine(run: Run, graph: OpGraph, table: SensitivityTable, plan: BitPlan) -> BitPlan:
+def _refine(run: Run, graph: OpGraph, table: SensitivityTable, plan: Plan) -> Plan:
     from .decide.refinement import refine
     from .measure.pipelines import denoiser_of, record
     from .planning import constraints_of, latency_of
@@ -262,7 +262,7 @@ def _refine(run: Run, graph: OpGraph, table: SensitivityTable, plan: BitPlan) ->
     return found.plan
 
 
-def frontier(run: Run, graph: OpGraph, table: SensitivityTable) -> list[BitPlan]:
+def frontier(run: Run, graph: OpGraph, table: SensitivityTable) -> list[Plan]:
     """A plan for every quarter of a bit from 2.5 to 8, in frontier/ and drawn in frontier.svg."""
     from .planning import save_frontier
 
@@ -274,7 +274,7 @@ def frontier(run: Run, graph: OpGraph, table: SensitivityTable) -> list[BitPlan]
     return plans
 
 
-def evaluate(run: Run, graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:
+def evaluate(run: Run, graph: OpGraph, plan: Plan) -> list[dict[str, Any]]:
     """Full precision, uniform, the plan and random plans of its size, measured with common noise: trials.db and results.json."""
     from .core.scheme import KEEP
     from .core.trials import Trials
@@ -283,9 +283,9 @@ def evaluate(run: Run, graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:
     from .report.pictures import picture_path, pictures_of
 
     c = run.config
-    plans = {"full precision": BitPlan.uniform(graph, KEEP)}
+    plans = {"full precision": Plan.uniform(graph, KEEP)}
     if c.evaluate.uniform is not None:
-        plans[f"uniform {c.evaluate.uniform}"] = BitPlan.uniform(graph, c.evaluate.uniform)
+        plans[f"uniform {c.evaluate.uniform}"] = Plan.uniform(graph, c.evaluate.uniform)
     plans["plan"] = plan
     for i in range(0 if c.allocate.layers else c.evaluate.random):  # a plan by hand fills no budget
         drawn = random_plan(
@@ -350,7 +350,7 @@ def evaluate(run: Run, graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:
 def _measure(
     run: Run,
     graph: OpGraph,
-    plans: dict[str, BitPlan],
+    plans: dict[str, Plan],
     missing: list[str],
     setting: str,
     trials: Any,
@@ -417,7 +417,7 @@ def run(config: Config | Path | str, progress: Progress | None = None) -> list[d
 
 
 def report(
-    run: Run, graph: OpGraph, table: SensitivityTable, plan: BitPlan, rows: list[dict[str, Any]]
+    run: Run, graph: OpGraph, table: SensitivityTable, plan: Plan, rows: list[dict[str, Any]]
 ) -> None:
     """contact_sheet.png and report.html."""
     from .planning import pictured

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from .config import AllocateSection
 from .core import plugins
+from .core.cost import Budget, select
 from .core.errors import QSearchError
 from .core.graph import OpGraph
 from .core.latency import Latency
-from .core.plan import BitPlan, Budget, Solver, select
+from .core.plan import Plan, Solver
 from .core.scheme import KEEP, Scheme, input_part
 from .core.table import SensitivityTable
 from .decide.constraints import Constraints
@@ -73,7 +74,7 @@ def _settings(section: AllocateSection, graph: OpGraph, table: SensitivityTable)
     }
 
 
-def make_plan(section: AllocateSection, graph: OpGraph, table: SensitivityTable) -> BitPlan:
+def make_plan(section: AllocateSection, graph: OpGraph, table: SensitivityTable) -> Plan:
     """The best plan by the section's settings, or the one that it spells out; what `inputs` adds is stored besides the budget."""
     from .decide.allocation import allocate
 
@@ -91,7 +92,7 @@ def make_plan(section: AllocateSection, graph: OpGraph, table: SensitivityTable)
     return with_inputs(graph, plan, section.inputs)
 
 
-def plan_by_hand(graph: OpGraph, layers: Mapping[str, str]) -> BitPlan:
+def plan_by_hand(graph: OpGraph, layers: Mapping[str, str]) -> Plan:
     """The plan in which each layer has the scheme of the first pattern of `layers` that matches it. Raises `QSearchError` for a layer without one."""
     chosen = _matched(graph, layers)
     for layer in graph.quantizable:
@@ -99,14 +100,14 @@ def plan_by_hand(graph: OpGraph, layers: Mapping[str, str]) -> BitPlan:
             raise QSearchError(
                 f"a plan by hand gives every layer a scheme; {layer.name} ({layer.role}) has none: end with '*': keep, or what it should be"
             )
-    return BitPlan.make(
+    return Plan.make(
         graph,
         {x.name: chosen[x.name] if x.quantizable else KEEP for x in graph},
         solver=Solver("by hand", "unsolved"),
     )
 
 
-def with_inputs(graph: OpGraph, plan: BitPlan, inputs: Mapping[str, str]) -> BitPlan:
+def with_inputs(graph: OpGraph, plan: Plan, inputs: Mapping[str, str]) -> Plan:
     """`plan` with the inputs of its layers treated as the first pattern of `inputs` that matches says; layers that it keeps are left alone."""
     if not inputs:
         return plan
@@ -115,7 +116,7 @@ def with_inputs(graph: OpGraph, plan: BitPlan, inputs: Mapping[str, str]) -> Bit
         name: s if s == KEEP or name not in added else s.with_input(added[name])
         for name, s in plan.layers.items()
     }
-    return BitPlan.make(graph, layers, solver=plan.solver)
+    return Plan.make(graph, layers, solver=plan.solver)
 
 
 def _matched(graph: OpGraph, patterns: Mapping[str, str]) -> dict[str, str]:
@@ -132,7 +133,7 @@ def make_frontier(
     graph: OpGraph,
     table: SensitivityTable,
     bits: Sequence[float] = FRONTIER,
-) -> list[BitPlan]:
+) -> list[Plan]:
     """A plan for each of `bits` that can be reached, the section's other limits kept. `ilp`, its default, is answered by the relaxation in one pass."""
     from .decide.allocation import allocate_frontier
 
@@ -155,7 +156,7 @@ def save_frontier(
     graph: OpGraph,
     table: SensitivityTable,
     bits: Sequence[float] = FRONTIER,
-) -> list[BitPlan]:
+) -> list[Plan]:
     """`make_frontier`, written as `frontier/plan-BITS.json` and drawn as `frontier.svg` in `folder`; plans of an earlier call are taken away."""
     from .report.drawing import save_svg
     from .report.frontier import draw_frontier
@@ -178,7 +179,7 @@ def frontier_of(
     section: AllocateSection,
     graph: OpGraph,
     table: SensitivityTable,
-    plans: Sequence[BitPlan],
+    plans: Sequence[Plan],
     rows: Sequence[Any] = (),
 ) -> Frontier:
     """The frontier's picture as data, by the section's objective; `rows`: results of a run, to stand beside what is predicted."""
@@ -192,7 +193,7 @@ def pictured(
     section: AllocateSection,
     graph: OpGraph,
     table: SensitivityTable,
-    plan: BitPlan,
+    plan: Plan,
     rows: Sequence[Any],
     explained: Path,
     say: Callable[[str], None],
@@ -219,7 +220,7 @@ def pictured(
     return {"frontier": curve, "attributions": [r for r in reasons if r is not None]}
 
 
-def _shapley(graph: OpGraph, table: SensitivityTable, plan: BitPlan) -> Attribution | None:
+def _shapley(graph: OpGraph, table: SensitivityTable, plan: Plan) -> Attribution | None:
     """What each layer adds to the plan's predicted error; None where no probes made the table, or nothing is quantized."""
     from .learn.shapley import explain_quadratic
 
@@ -236,7 +237,7 @@ def _explained(path: Path, graph: OpGraph) -> Attribution | None:
     return Attribution.load(path, graph.id) if path.is_file() else None
 
 
-def sized(budget: Budget, plan: BitPlan) -> Budget:
+def sized(budget: Budget, plan: Plan) -> Budget:
     """A budget without latency, for which a random plan would need a table; of a budget in latency alone, the plan's own size."""
     rest = {name: limit for name, limit in budget.content().items() if name != "latency"}
     return Budget(**rest) if rest else Budget(average_bits=plan.achieved.average_bits)
@@ -255,7 +256,7 @@ def ask_why(path: Path, layer: str) -> Why:
     table = SensitivityTable.load(folder / "sensitivity.parquet", graph.id)
     section = configs.load(folder / "config.yaml").allocate
     latency = latency_of(section, graph, table)
-    plan = BitPlan.load(path, graph, latency=latency)
+    plan = Plan.load(path, graph, latency=latency)
     graph.layer(layer)
     problem = state(
         graph,

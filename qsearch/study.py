@@ -12,7 +12,7 @@ from .core.artifacts import digest
 from .core.attribution import Attribution
 from .core.errors import QSearchError
 from .core.graph import OpGraph
-from .core.plan import BitPlan
+from .core.plan import Plan
 from .core.table import SensitivityTable
 from .core.trials import Trials
 from .job import Run
@@ -31,14 +31,14 @@ def table_of(run: Run, graph: OpGraph) -> tuple[SensitivityTable, ...]:
     return (SensitivityTable.load(path, graph.id),) if path.is_file() else ()
 
 
-def plans_in(path: Path, graph: OpGraph) -> dict[str, BitPlan]:
+def plans_in(path: Path, graph: OpGraph) -> dict[str, Plan]:
     """The plan of a file, or those of all `*.json` in a folder, by their names."""
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
         raise QSearchError(
             f"{path} holds no plans; give a plan.json, or a folder of them such as RUN/frontier"
         )
-    return {file.stem: BitPlan.load(file, graph) for file in files}
+    return {file.stem: Plan.load(file, graph) for file in files}
 
 
 def measure(
@@ -178,8 +178,8 @@ def explain(
         Surrogate.load(path.parent, graph.id)
         for path in sorted(run.path("surrogate").glob("*/surrogate.json"))
     ]
-    base = None if baseline is None else BitPlan.uniform(graph, baseline)
-    own = BitPlan.load(plan or run.path("plan.json"), graph)
+    base = None if baseline is None else Plan.uniform(graph, baseline)
+    own = Plan.load(plan or run.path("plan.json"), graph)
     found = verb(
         graph,
         {"plan": own},
@@ -199,7 +199,7 @@ def explain(
     return found
 
 
-def _knows(run: Run, surrogate: Surrogate, plan: BitPlan) -> bool:
+def _knows(run: Run, surrogate: Surrogate, plan: Plan) -> bool:
     unseen = sorted({str(s) for s in plan.layers.values()} - {*surrogate.schemes, "keep"})
     if unseen:
         run.progress.say(

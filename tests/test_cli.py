@@ -18,7 +18,7 @@ import yaml
 from qsearch import config
 from qsearch.core import plugins
 from qsearch.core.artifacts import Header, write_json
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.trials import Trials
 from qsearch.pipeline import RESULTS
 from qsearch.report.text import cell
@@ -72,7 +72,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_attribution(GRAPH).save(folder / "attribution.parquet")
     write_json(folder / "results.json", Header(RESULTS, graph=GRAPH.id), {"rows": rows})
     trials = Trials(folder / "trials.db", GRAPH)
-    plans = (BitPlan.uniform(GRAPH, "keep"), BitPlan.uniform(GRAPH, "uint4-c"), plan, plan)
+    plans = (Plan.uniform(GRAPH, "keep"), Plan.uniform(GRAPH, "uint4-c"), plan, plan)
     for name, chosen, row in zip(PLANS, plans, rows, strict=True):
         trials.add(name, chosen, {k: (v[0], v[1]) for k, v in row["metrics"].items()}, "setting")
     return folder
@@ -366,7 +366,7 @@ def test_a_budget_below_what_any_choice_can_reach_is_refused(
     line = refused("allocate", folder, "--average-bits", bits)
 
     if float(bits) > 0:
-        least = math.ceil(1e4 * BitPlan.uniform(GRAPH, "uint2-c").achieved.average_bits) / 1e4
+        least = math.ceil(1e4 * Plan.uniform(GRAPH, "uint2-c").achieved.average_bits) / 1e4
         assert (
             line
             == f"qsearch: no plan reaches average_bits {bits.removesuffix('.0')}; the least with these choices is {least:.4f}"
@@ -601,7 +601,7 @@ def test_a_frontier_is_plans_by_size_and_a_picture(command: Command, folder: Pat
 
     assert code == 0, said
     paths = sorted((folder / "frontier").glob("plan-*.json"))
-    plans = [BitPlan.load(p, GRAPH) for p in paths]
+    plans = [Plan.load(p, GRAPH) for p in paths]
     assert f"{len(plans)} plans" in said
     assert len(plans) > 15
     assert [p.name for p in paths] == [

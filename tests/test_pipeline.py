@@ -22,7 +22,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from qsearch import config, pipeline
 from qsearch.core.errors import InfeasibleBudget, QSearchError
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.table import SensitivityTable
 from qsearch.core.trials import Trials
 from qsearch.job import Run
@@ -160,7 +160,7 @@ def test_the_files_belong_together_and_keep_the_budget(
     folder, _, _ = finished
 
     graph = OpGraph.load(folder / "graph.json")
-    plan = BitPlan.load(folder / "plan.json", graph)
+    plan = Plan.load(folder / "plan.json", graph)
     assert plan.solver.status == "optimal"
     assert plan.achieved.average_bits <= BITS
     assert {site for site, _ in table(folder)} == {layer.name for layer in graph.quantizable}
@@ -249,7 +249,7 @@ def test_another_budget_repeats_only_allocation_and_evaluation(folder: Path) -> 
 
 @pytest.mark.usefixtures("without_report")
 def test_a_refined_plan_keeps_the_budget_and_is_measured_no_noisier(folder: Path) -> None:
-    def planned() -> tuple[BitPlan, list[str]]:
+    def planned() -> tuple[Plan, list[str]]:
         heard = Heard()
         job = Run(settings(folder, allocate={"refine": 2}), heard)
         graph = OpGraph.load(folder / "graph.json")

@@ -10,7 +10,7 @@ import pytest
 from qsearch import config, pipeline, zoo
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import KEEP, Scheme
 from qsearch.job import Run
 from qsearch.planning import make_plan, plan_by_hand, with_inputs
@@ -87,7 +87,7 @@ def test_patterns_of_recipes_with_a_budget_match_layers(
     recipe = config.load(path)
     graph = graphs[recipe.model]
 
-    plan = with_inputs(graph, BitPlan.uniform(graph, "uint4-c"), recipe.allocate.inputs)
+    plan = with_inputs(graph, Plan.uniform(graph, "uint4-c"), recipe.allocate.inputs)
 
     recipe.allocate.constraints.choices(
         graph,
@@ -134,7 +134,7 @@ def test_a_pattern_that_matches_no_layer_is_an_error(section: str) -> None:
 
 def test_input_parts_are_added_to_whatever_was_planned_and_kept_layers_stay_kept() -> None:
     graph = make_graph()
-    plan = BitPlan.make(
+    plan = Plan.make(
         graph,
         {"embed": "keep", "blocks.0.to_q": "int4-g8@hqq", "blocks.0.ff": "keep", "out": "km3-c"},
     )

@@ -12,7 +12,7 @@ from qsearch import config, pipeline, study
 from qsearch.core.attribution import Attribution
 from qsearch.core.errors import QSearchError
 from qsearch.core.interactions import trust_in
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.trials import Trials
 from qsearch.job import Run
 from qsearch.learn.contracts import SCHEMES, small_graph, small_study
@@ -27,12 +27,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made, folder = small_study(16), tmp_path_factory.mktemp("made")
     made.graph.save(folder / "graph.json")
     made.tables[0].save(folder / "sensitivity.parquet")
-    BitPlan.uniform(made.graph, "uint3-c").save(folder / "plan.json")
+    Plan.uniform(made.graph, "uint3-c").save(folder / "plan.json")
     trials = Trials(folder / "trials.db", made.graph)
     for trial in made.trials:
         trials.add(
             trial.name,
-            BitPlan.make(made.graph, trial.layers),
+            trial.made(made.graph),
             {k: v for k, v in trial.metrics.items() if k != "constant"},
             "setting",
         )
@@ -80,7 +80,7 @@ def test_a_uniform_baseline_changes_what_a_plan_is_compared_with(folder: Path) -
 
     found = study.explain(job, baseline="int8-c")
 
-    base, table = BitPlan.uniform(small_graph(), "int8-c"), small_study(1).tables[0]
+    base, table = Plan.uniform(small_graph(), "int8-c"), small_study(1).tables[0]
     assert table.shares is not None
     summed, whole = (table.predict(base, interactions=products)[0] for products in (False, True))
     trust = trust_in(table.shares, "noise")
@@ -98,7 +98,7 @@ def test_a_surrogate_that_never_saw_a_scheme_of_the_plan_is_left_out_with_a_word
 
     with pytest.raises(QSearchError, match="the surrogate knows the schemes"):
         Surrogate.load(path.parent).predict(
-            small_graph(), {"p": BitPlan.uniform(small_graph(), "uint3-c")}, small_study(1).tables
+            small_graph(), {"p": Plan.uniform(small_graph(), "uint3-c")}, small_study(1).tables
         )
     code, _, said = command("explain", folder)
 
@@ -165,7 +165,7 @@ def test_two_runs_teach_one_surrogate(folder: Path, tmp_path: Path) -> None:
     other.tables[0].save(second / "sensitivity.parquet")
     trials = Trials(second / "trials.db", other.graph)
     for trial in other.trials:
-        trials.add(trial.name, BitPlan.make(other.graph, trial.layers), trial.metrics, "setting")
+        trials.add(trial.name, trial.made(other.graph), trial.metrics, "setting")
 
     (made,) = study.fit(
         Run(config.load(folder / "config.yaml")), metrics=["sqnr"], kind="ridge", also=[second]

@@ -15,7 +15,7 @@ from PIL import Image
 from qsearch import pipeline
 from qsearch.config import parse
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.table import SensitivityTable
 from qsearch.job import Run
 from qsearch.planning import frontier_of, make_frontier
@@ -88,9 +88,7 @@ def main() -> None:
     )
     keep(
         "plan",
-        drawing.draw_layer_bits(
-            plots.layer_bits(graph, BitPlan.load(run.path("plan.json"), graph))
-        ),
+        drawing.draw_layer_bits(plots.layer_bits(graph, Plan.load(run.path("plan.json"), graph))),
     )
 
 

@@ -25,11 +25,11 @@ def apply(
     """Write the plan's packed model, model.safetensors: smaller in memory, not only on disk."""
     from .. import delivery
     from ..core.graph import OpGraph
-    from ..core.plan import BitPlan
+    from ..core.plan import Plan
 
     with changed_run(folder) as job:
         graph = OpGraph.load(job.path("graph.json"))
-        delivery.apply(job, graph, BitPlan.load(job.path("plan.json"), graph), required=required)
+        delivery.apply(job, graph, Plan.load(job.path("plan.json"), graph), required=required)
 
 
 @app.command()

@@ -246,7 +246,7 @@ def evaluate(
     """Measure the plan beside full precision, a uniform and a random one, with common noise; or many plans, to learn from."""
     from .. import pipeline
     from ..core.graph import OpGraph
-    from ..core.plan import BitPlan
+    from ..core.plan import Plan
 
     with changed_run(folder, evaluate={"samples": samples}) as job:
         if plans is not None or given is not None:
@@ -265,7 +265,7 @@ def evaluate(
             )
             return
         graph, _ = graph_and_table(job)
-        print_table(pipeline.evaluate(job, graph, BitPlan.load(job.path("plan.json"), graph)))
+        print_table(pipeline.evaluate(job, graph, Plan.load(job.path("plan.json"), graph)))
 
 
 @app.command()

@@ -14,13 +14,15 @@ import platform
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from .errors import ArtifactError, QSearchError
 
+#: id that a graph had by an earlier rule -> its id of today; filled when a graph's id is asked for
+_RENAMED: dict[str, str] = {}
 _RECORDED = (
     "qsearch-diffusion",
     "torch",
@@ -42,6 +44,16 @@ def canonical(content: Any) -> str:
 def digest(content: Any) -> str:
     """Sixteen hex digits of the SHA-256 of `canonical(content)`."""
     return hashlib.sha256(canonical(content).encode()).hexdigest()[:16]
+
+
+def rename_graph(earlier: str, now: str) -> None:
+    """Files that name the graph `earlier` belong to the graph `now` from here on."""
+    _RENAMED[earlier] = now
+
+
+def graph_name(graph: str) -> str:
+    """Today's id of a graph that a file names, which may be by an earlier rule."""
+    return _RENAMED.get(graph, graph)
 
 
 def versions() -> dict[str, str]:
@@ -94,14 +106,20 @@ def write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _check(path: Path, given: Mapping[str, Any], schema: str, graph: str | None) -> Header:
+def _check(
+    path: Path,
+    given: Mapping[str, Any],
+    schema: str,
+    graph: str | None,
+    earlier: tuple[str, ...] = (),
+) -> Header:
     kind, version = schema.split("/")
     found = str(given.get("schema", "nothing"))
-    if found.partition("/")[0] != kind:
+    if found not in earlier and found.partition("/")[0] != kind:
         raise ArtifactError(
             f"{path} must be a {schema} file, its header says {found!r}; give the file that holds the {kind.split('.')[-1]}"
         )
-    if found != schema:
+    if found != schema and found not in earlier:
         raise ArtifactError(
             f"{path} has schema {found!r}, this qsearch reads version {version}; make it again with this version"
         )
@@ -110,7 +128,8 @@ def _check(path: Path, given: Mapping[str, Any], schema: str, graph: str | None)
         header = Header(**known)
     except TypeError as error:
         raise ArtifactError(f"{path}: its header is broken ({error})") from error
-    if graph is not None and header.graph != graph:
+    header = replace(header, graph=graph_name(header.graph))
+    if graph is not None and header.graph != graph_name(graph):
         raise ArtifactError(
             f"{path} was made for graph {header.graph or 'unknown'}, the model here is graph {graph}; make it again for this model"
         )
@@ -137,8 +156,20 @@ def write_json(
     write_text(path, "{\n" + ",\n".join(parts) + "\n}\n")
 
 
-def read_json(path: Path, schema: str, graph: str | None = None) -> tuple[Header, dict[str, Any]]:
-    """Header and content of a JSON artefact. Raises `ArtifactError` for a missing, truncated, foreign or other graph's file."""
+def read_json(
+    path: Path, schema: str, graph: str | None = None, *, earlier: tuple[str, ...] = ()
+) -> tuple[Header, dict[str, Any]]:
+    """Header and content of a JSON artefact.
+
+    Args:
+        path: the file.
+        schema: the schema that it must have, e.g. "qsearch.plan/2".
+        graph: id of the graph that it must be for; any when left out.
+        earlier: older schemas whose content the caller converts.
+
+    Raises:
+        ArtifactError: the file is missing, truncated, of another schema, or for another graph.
+    """
     path = Path(path)
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
@@ -152,7 +183,7 @@ def read_json(path: Path, schema: str, graph: str | None = None) -> tuple[Header
         ) from error
     if not isinstance(whole, dict) or not isinstance(whole.get("header"), dict):
         raise ArtifactError(f"{path} must be a {schema} file, it has no qsearch header")
-    return _check(path, whole.pop("header"), schema, graph), whole
+    return _check(path, whole.pop("header"), schema, graph, earlier), whole
 
 
 def write_parquet(path: Path, header: Header, frame: Any) -> None:

@@ -119,6 +119,7 @@ class StepClock:
     def __init__(self) -> None:
         self.step, self.total = 0, 0
         self._followed: list[Any] = []
+        self._told = 0  # contexts that say which step it is
 
     def __repr__(self) -> str:
         return f"StepClock(step {self.step} of {self.total})"
@@ -133,9 +134,11 @@ class StepClock:
         """Inside, it is step `step` of `total`: for a recorded call."""
         before = self.step, self.total
         self.step, self.total = step, total
+        self._told += 1
         try:
             yield
         finally:
+            self._told -= 1
             self.step, self.total = before
 
     def range_of(self, ranges: StepRanges) -> int:
@@ -160,11 +163,23 @@ class StepClock:
         """Inside, the clock goes by a diffusers scheduler."""
         before = self.step, self.total
         detach = self.follow(scheduler)
+        self._told += 1
         try:
             yield
         finally:
+            self._told -= 1
             detach()
             self.step, self.total = before
+
+    def range_in_call(self, model: Any, ranges: StepRanges) -> int:
+        """The range of the call of `model` that is being made: by who tells the clock, else by the pipeline that calls.
+
+        Raises:
+            QSearchError: nobody tells, and no diffusers pipeline is among the callers.
+        """
+        if len(ranges) > 1 and not self._told:
+            follow_caller(model, self)
+        return self.range_of(ranges)
 
     def follow(self, scheduler: Any) -> Callable[[], None]:
         """Go by `scheduler` from now on, which may be in the middle of a sampling; returns what ends that.

@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .artifacts import versions
+from .artifacts import graph_name, versions
+from .cost import Choices
 from .errors import ArtifactError, QSearchError
 from .graph import OpGraph
-from .plan import BitPlan
+from .plan import ONE_RANGE, Plan, plan_id, said
 from .scheme import Scheme
+from .steps import StepRanges
 
 if TYPE_CHECKING:
     import optuna
@@ -36,13 +38,23 @@ class Trial:
     """
 
     name: str
-    layers: dict[str, Scheme]
+    choices: dict[str, Choices]
     metrics: dict[str, tuple[float, float]]
     setting: str
     average_bits: float
     plan: str = ""
     samples: dict[str, list[float]] = field(default_factory=dict)
     stopped: bool = False
+    steps: StepRanges = ONE_RANGE
+
+    def made(self, graph: OpGraph) -> Plan:
+        """The plan that was measured, priced on `graph`."""
+        return Plan.make(graph, self.choices, steps=self.steps)
+
+    @property
+    def schemes(self) -> set[Scheme]:
+        """Every scheme that some site has in some range of steps."""
+        return {scheme for held in self.choices.values() for scheme in held}
 
 
 class Trials:
@@ -66,7 +78,7 @@ class Trials:
         if known is None:
             self._study.set_user_attr("graph", graph.id)
             self._study.set_user_attr("versions", versions())
-        elif known != graph.id:
+        elif graph_name(known) != graph.id:
             raise ArtifactError(
                 f"{where} holds trials of graph {known}, {graph.model} is graph {graph.id}; give another file"
             )
@@ -74,7 +86,7 @@ class Trials:
     def add(
         self,
         name: str,
-        plan: BitPlan,
+        plan: Plan,
         metrics: Mapping[str, tuple[float, float]],
         setting: str,
         *,
@@ -100,7 +112,8 @@ class Trials:
                     "plan": plan.id,
                     "setting": setting,
                     "average_bits": plan.achieved.average_bits,
-                    "layers": {k: str(v) for k, v in plan.layers.items()},
+                    "choices": said(plan.choices),
+                    "steps": plan.steps.content(),
                     "metrics": {k: list(v) for k, v in metrics.items()},
                     "samples": {
                         k: [round(float(x), 6) for x in v] for k, v in (samples or {}).items()
@@ -110,19 +123,21 @@ class Trials:
             )
         )
 
-    def find(self, plan: BitPlan, setting: str) -> Trial | None:
+    def find(self, plan: Plan, setting: str) -> Trial | None:
         """The trial of this plan measured in this setting, or None."""
+        wanted = plan.id
         for trial in reversed(self._stored()):
-            if (
-                trial.user_attrs.get("plan") == plan.id
-                and trial.user_attrs.get("setting") == setting
-            ):
-                return _trial(trial)
+            a = trial.user_attrs
+            if "plan" not in a or a.get("setting") != setting:
+                continue
+            earlier = "choices" not in a  # a plan's id was another one then
+            if a["plan"] == wanted or (earlier and _trial(trial, self.graph).plan == wanted):
+                return _trial(trial, self.graph)
         return None
 
     def all(self) -> list[Trial]:
         """Every stored trial, oldest first."""
-        return [_trial(t) for t in self._stored() if "plan" in t.user_attrs]
+        return [_trial(t, self.graph) for t in self._stored() if "plan" in t.user_attrs]
 
     def measured(self, setting: str | None = None) -> list[Trial]:
         """The trials of one setting, each plan once (two workers may have measured it at the same time; whole before given up), in the order of their names.
@@ -200,15 +215,18 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
 
 
-def _trial(trial: optuna.trial.FrozenTrial) -> Trial:
+def _trial(trial: optuna.trial.FrozenTrial, graph: OpGraph) -> Trial:
     a = trial.user_attrs
+    given = a["choices"] if "choices" in a else a["layers"]  # the latter before there were ranges
+    steps = StepRanges.parse(a.get("steps"))
     return Trial(
         a["name"],
-        {k: Scheme.parse(v) for k, v in a["layers"].items()},
+        {k: tuple(map(Scheme.parse, [v] if isinstance(v, str) else v)) for k, v in given.items()},
         {k: (v[0], v[1]) for k, v in a["metrics"].items()},
         a["setting"],
         a["average_bits"],
-        a["plan"],
+        a["plan"] if "choices" in a else plan_id(graph.id, given, steps),
         {k: list(v) for k, v in a.get("samples", {}).items()},
         a.get("stopped", False),
+        steps,
     )

@@ -23,10 +23,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..core.cost import Budget
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.latency import Latency
-from ..core.plan import BitPlan, Budget
+from ..core.plan import Plan
 from ..core.scheme import KEEP, Scheme
 from ..measure.noise import relative_noise
 from ..measure.pipelines import Call, forward, run
@@ -55,7 +56,7 @@ class Round:
 class Refined:
     """The plan after all rounds, its measured relative noise power, that of the plan before, and every proposal on the way."""
 
-    plan: BitPlan
+    plan: Plan
     noise: float
     before: float
     rounds: tuple[Round, ...]
@@ -64,7 +65,7 @@ class Refined:
 def refine(
     model: nn.Module,
     graph: OpGraph,
-    plan: BitPlan,
+    plan: Plan,
     schemes: Sequence[Scheme | str],
     calls: Sequence[Call],
     *,
@@ -91,13 +92,17 @@ def refine(
         raise QSearchError("a plan is refined within a budget; it has none, give one")
     if not calls or probes < 1:
         raise QSearchError("refining needs at least one recorded call and one probe")
+    if len(plan.steps) > 1:
+        raise QSearchError(
+            f"refinement changes one weight for all steps; this plan has {len(plan.steps)} ranges of them: allocate without refine"
+        )
     references = [run(model, call) for call in calls]
     options = [*dict.fromkeys(Scheme.parse(s) for s in schemes if Scheme.parse(s) != KEEP), KEEP]
     if weights is None:
         weights = calibrated_weights(
             model,
             graph,
-            {layer.name: [*options, plan.layers[layer.name]] for layer in graph.quantizable},
+            {layer.name: [*options, plan.single[layer.name]] for layer in graph.quantizable},
             calls,
         )
     dice = torch.Generator().manual_seed(seed)
@@ -114,8 +119,9 @@ def refine(
                 graph, here, linear, curved, limits, constraints, latency, trust, size
             )
             chosen, said = local.solve(problem, seconds=seconds, seed=seed)
-            moved = finish(graph, problem, chosen, said, limits, latency)
-            changes = [(n, str(s)) for n, s in moved.layers.items() if s != here.layers[n]]
+            found_plan = finish(graph, problem, chosen, said, limits, latency)
+            moved = replace(found_plan.replaced(graph, here.sites, latency=latency), budget=limits)
+            changes = [(n, str(s)) for n, s in moved.single.items() if s != here.single[n]]
             if not changes:
                 break
             predicted = noise + problem.total(chosen)
@@ -145,7 +151,7 @@ def refine(
 def measure_noise(
     model: nn.Module,
     graph: OpGraph,
-    plan: BitPlan,
+    plan: Plan,
     calls: Sequence[Call],
     references: Sequence[Tensor],
     weights: QuantizedWeights,
@@ -157,7 +163,7 @@ def measure_noise(
 def _noises(
     model: nn.Module,
     graph: OpGraph,
-    plan: BitPlan,
+    plan: Plan,
     calls: Sequence[Call],
     references: Sequence[Tensor],
     weights: QuantizedWeights,
@@ -174,7 +180,7 @@ def _noises(
 def price_changes(
     model: nn.Module,
     graph: OpGraph,
-    plan: BitPlan,
+    plan: Plan,
     options: Sequence[Scheme],
     calls: Sequence[Call],
     references: Sequence[Tensor],
@@ -183,14 +189,12 @@ def price_changes(
     dice: torch.Generator,
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, NDArray[np.float64]]]]:
     """Of every choice at every layer, from the plan: its linear term, and its scores, one a probe and call, whose mean square is its curvature."""
-    names = [layer.name for layer in graph.quantizable]
-    mine = {n: [*dict.fromkeys([*options, plan.layers[n]])] for n in names}
+    names, now = [layer.name for layer in graph.quantizable], plan.single
+    mine = {n: [*dict.fromkeys([*options, now[n]])] for n in names}
     parameters = {n: weight_of(model, n) for n in names}
     # Before any weight is exchanged: what is quantized are the model's own.
     steps = {
-        n: torch.stack(
-            [(weights.get(n, s) - weights.get(n, plan.layers[n])).flatten() for s in mine[n]]
-        )
+        n: torch.stack([(weights.get(n, s) - weights.get(n, now[n])).flatten() for s in mine[n]])
         for n in names
     }
     linear = {n: torch.zeros(len(mine[n])) for n in names}
@@ -240,7 +244,7 @@ def price_changes(
 
 def _region(
     graph: OpGraph,
-    plan: BitPlan,
+    plan: Plan,
     linear: Mapping[str, Mapping[str, float]],
     scores: Mapping[str, Mapping[str, NDArray[np.float64]]],
     budget: Budget,
@@ -253,7 +257,8 @@ def _region(
     values = {
         n: {s: row[s] + float((scores[n][s] ** 2).mean()) for s in row} for n, row in linear.items()
     }
-    changed = {n: {s: float(s != str(plan.layers[n])) for s in row} for n, row in linear.items()}
+    now = plan.single
+    changed = {n: {s: float(s != str(now[n])) for s in row} for n, row in linear.items()}
     return make_problem(
         graph,
         values,

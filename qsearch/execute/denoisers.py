@@ -22,7 +22,7 @@ from qsearch_kernels import bench
 
 from ..core.errors import QSearchError, nearest
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.scheme import KEEP, Scheme
 from ..graphs.costs import Device, timings
 from .peers import PEERS, here
@@ -197,7 +197,7 @@ def numbers(inputs: Any, dtype: torch.dtype, device: str = "cpu") -> Any:
 def uniform(graph: OpGraph, schemes: Iterable[Scheme | str]) -> dict[str, Mapping[str, Scheme]]:
     """A plan for each scheme: all layers that can be quantized."""
     return {
-        str(scheme): BitPlan.uniform(graph, scheme).layers
+        str(scheme): Plan.uniform(graph, scheme).layers
         for scheme in schemes
         if Scheme.parse(scheme) != KEEP
     }

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..core.graph import LayerSpec, OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.scheme import Scheme
-from ..core.stepplan import StepPlan
 
 if TYPE_CHECKING:
     from ..choices.statistics import LayerInputs
@@ -25,16 +24,16 @@ if TYPE_CHECKING:
 class Export:
     """A plan on its way out. `source`: the diffusers folder of the pipeline that it was made for; `component`: the denoiser's folder in it.
 
-    `calibration`: what goes into the layers, for methods that go by it. `steps`: the same plan by bins of sampler steps, where there is one;
+    `calibration`: what goes into the layers, for methods that go by it. `steps`: the plan over ranges of sampler steps, of which `plan` is the one in the middle, for tools that switch between them;
     `sampler_steps`: how many steps these are.
     """
 
-    plan: BitPlan
+    plan: Plan
     graph: OpGraph
     source: Path
     component: str = "transformer"
     calibration: Mapping[str, LayerInputs] = field(default_factory=dict)
-    steps: StepPlan | None = None
+    steps: Plan | None = None
     sampler_steps: int = 20
 
 
@@ -47,6 +46,8 @@ class AbstractExporter(Protocol):
     writes_weights: bool
     #: whether the tool's checkpoints hold queries, keys and values as one weight, so that these share a scheme
     fuses: bool
+    #: whether the files can say that sampler steps differ
+    has_steps: bool
 
     def nearest(self, scheme: Scheme, layer: LayerSpec) -> Scheme:
         """The scheme that the tool carries out for this layer: `scheme` itself where it has it, else the nearest it has (`keep` at last)."""

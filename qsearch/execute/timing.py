@@ -90,7 +90,7 @@ def time_layers(
         )
         rest = max(0.0, whole - sum(row[str(KEEP)] for row in seconds_of.values()))
     title = f"{torch.cuda.get_device_name() if torch.device(device).type == 'cuda' else _processor()}, {torch.get_num_threads()} threads, measured"
-    return Latency(graph.id, title, seconds_of, rest), list(rows.values())
+    return Latency(graph.id, title, seconds_of, rest, graph.sizes), list(rows.values())
 
 
 def check(device: str) -> None:

@@ -13,7 +13,9 @@ from ..core import plugins
 from ..core.errors import QSearchError, nearest
 from ..core.graph import OpGraph
 from ..core.metrics import metric_words
-from ..core.plan import BitPlan
+from ..core.plan import Plan
+from ..core.scheme import KEEP
+from ..core.sites import is_site
 from ..core.table import SensitivityTable
 from ..core.trials import Trial
 from .data import AbstractModel, Data
@@ -34,13 +36,17 @@ class Study:
     trials: Sequence[Trial]
     tables: Sequence[SensitivityTable] = ()
 
-    def plans(self) -> dict[str, BitPlan]:
+    def plans(self) -> dict[str, Plan]:
         """The plans by their digests. Raises `QSearchError` for one that lacks a layer."""
-        return {trial.plan: BitPlan.make(self.graph, trial.layers) for trial in self.trials}
+        return {trial.plan: trial.made(self.graph) for trial in self.trials}
 
-    def named(self) -> dict[str, BitPlan]:
-        """The plans by their names."""
-        return {trial.name: BitPlan.make(self.graph, trial.layers) for trial in self.trials}
+    def named(self) -> dict[str, Plan]:
+        """The plans by their names; of several with one name, the later ones also by their digests."""
+        found: dict[str, Plan] = {}
+        for trial in self.trials:
+            name = f"{trial.name} {trial.plan}" if trial.name in found else trial.name
+            found[name] = trial.made(self.graph)
+        return found
 
     def target(self, metric: str) -> Array:
         """What was measured of each plan [plans]."""
@@ -91,10 +97,17 @@ def _alike(study: Study) -> NDArray[np.int64]:
     """A number for each plan, the same for plans that are nearly the same (as drawn around one frontier's plan)."""
     from scipy.sparse.csgraph import connected_components
 
-    names = [layer.name for layer in study.graph.quantizable]
-    choices = np.array([[str(t.layers[n]) for n in names] for t in study.trials])
+    names = dict.fromkeys(layer.name for layer in study.graph.quantizable)
+    names |= dict.fromkeys(name for t in study.trials for name in t.choices if is_site(name))
+    choices = np.array([[_words(t, n) for n in names] for t in study.trials])
     same = np.array([(choices == row).mean(1) > _ALIKE for row in choices])
     return np.asarray(connected_components(same, directed=False)[1], np.int64)
+
+
+def _words(trial: Trial, site: str) -> str:
+    """What a measured plan says of a site, as one string."""
+    held = trial.choices.get(site, (KEEP,))
+    return " | ".join(str(s) for s in held) + (f" {trial.steps}" if len(held) > 1 else "")
 
 
 def cross_validate(
@@ -161,7 +174,7 @@ def fit(
     )
     model: AbstractModel = plugins.load("surrogates", kind).fit(taken.data, taken.target, seed)
     schemes = sorted(
-        {str(s) for study in known for t in study.trials for s in t.layers.values()} - {"keep"}
+        {str(s) for study in known for t in study.trials for s in t.schemes} - {"keep"}
     )
     graphs = {study.graph.id: study.graph.model for study in known}
     settings: dict[str, Any] = {"residuals": taken.target - held, "model": model, "seed": seed}

@@ -24,7 +24,7 @@ from ..core import plugins
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.metrics import metric_words
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.scheme import KEEP
 from ..core.trials import Trial, Trials
 from .evaluation import Outcome, evaluate, make
@@ -72,7 +72,7 @@ class Campaign:
 class Bench:
     """A pipeline and what it makes in full precision: one plan after another is measured against it."""
 
-    def __init__(self, campaign: Campaign, pipe: Any, plans: Mapping[str, BitPlan]) -> None:
+    def __init__(self, campaign: Campaign, pipe: Any, plans: Mapping[str, Plan]) -> None:
         self.campaign, self.pipe = campaign, pipe
         self.first = (
             max(3, int(len(campaign.prompts) * _LOOK)) if campaign.stop else len(campaign.prompts)
@@ -86,9 +86,9 @@ class Bench:
         }
         small = sum(4 * graph.layer(layer).weights for layer, _ in kept) <= _KEPT
         self.weights = QuantizedWeights(denoiser_of(pipe), graph) if small else None
-        self.reference = self._made(BitPlan.uniform(graph, KEEP), 0, len(campaign.prompts))
+        self.reference = self._made(Plan.uniform(graph, KEEP), 0, len(campaign.prompts))
 
-    def _made(self, plan: BitPlan, start: int, end: int) -> Outcome:
+    def _made(self, plan: Plan, start: int, end: int) -> Outcome:
         c = self.campaign
         return make(
             self.pipe,
@@ -100,7 +100,7 @@ class Bench:
             first=start,
         )
 
-    def measure(self, plan: BitPlan) -> tuple[Pairs, Samples, bool]:
+    def measure(self, plan: Plan) -> tuple[Pairs, Samples, bool]:
         """(metric -> mean and standard error, metric -> value of each sample, whether the plan was given up)."""
         c, total = self.campaign, len(self.campaign.prompts)
         made = self._made(plan, 0, self.first)
@@ -150,7 +150,7 @@ def bootstrap_error(values: list[float]) -> float:
 
 def measure_plans(
     campaign: Campaign,
-    plans: Mapping[str, BitPlan],
+    plans: Mapping[str, Plan],
     *,
     workers: int = 1,
     progress: Callable[[int], None] | None = None,
@@ -186,7 +186,7 @@ def measure_plans(
     return done
 
 
-def _results(campaign: Campaign, plans: dict[str, BitPlan], workers: int, pipe: Any) -> Any:
+def _results(campaign: Campaign, plans: dict[str, Plan], workers: int, pipe: Any) -> Any:
     """(1 or 0, a line for people) for each plan, as they are finished."""
     if not plans:
         return
@@ -202,10 +202,10 @@ def _results(campaign: Campaign, plans: dict[str, BitPlan], workers: int, pipe: 
             yield future.result()
 
 
-_own: tuple[Bench, dict[str, BitPlan]] | None = None  # of a worker process
+_own: tuple[Bench, dict[str, Plan]] | None = None  # of a worker process
 
 
-def _begin(campaign: Campaign, plans: dict[str, BitPlan], workers: int) -> None:
+def _begin(campaign: Campaign, plans: dict[str, Plan], workers: int) -> None:
     global _own  # noqa: PLW0603 (a worker process has one bench, and a pool hands it nothing but the next name)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     _own = Bench(campaign, load_pipeline(campaign.folder, campaign.device), plans), plans
@@ -217,7 +217,7 @@ def _work(name: str) -> tuple[int, str]:
     return _one(bench, name, plans[name])
 
 
-def _one(bench: Bench, name: str, plan: BitPlan) -> tuple[int, str]:
+def _one(bench: Bench, name: str, plan: Plan) -> tuple[int, str]:
     c = bench.campaign
     trials = Trials(c.where, c.graph)
     if any(t.plan == plan.id and c.has(t) for t in trials.all()):

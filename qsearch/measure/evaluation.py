@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..core import plugins
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from .noise import relative_noise
 from .pipelines import Call, Prompts, Sampling, decode, denoiser_of, latent_channels, run, sample
 from .simulation import QuantizedWeights, simulate
@@ -53,7 +53,7 @@ class Outcome:
 def make(
     pipe: Any,
     graph: OpGraph,
-    plan: BitPlan,
+    plan: Plan,
     prompts: Prompts,
     sampling: Sampling,
     calls: Sequence[Call] = (),

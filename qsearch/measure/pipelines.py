@@ -64,6 +64,8 @@ class Call:
     kwargs: dict[str, Any]
     step: int
     sampled: Sampled | None = None
+    steps: int = 0
+    component: str = ""
 
 
 @contextmanager

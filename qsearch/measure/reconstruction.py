@@ -23,7 +23,7 @@ from ..choices.learnt_rounding import Gates
 from ..choices.quantization import learnt_method
 from ..core.errors import QSearchError, nearest
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.scheme import Scheme
 from .blockwise import Layer
 from .pipelines import Call, run
@@ -55,7 +55,7 @@ class Reconstruction:
 def reconstruct(
     model: nn.Module,
     graph: OpGraph,
-    plan: BitPlan | Mapping[str, Scheme],
+    plan: Plan | Mapping[str, Scheme],
     calls: Sequence[Call],
     *,
     order: str = "separate",
@@ -69,7 +69,7 @@ def reconstruct(
     Each step looks at one of the calls, so give several of few samples. `steps` are those of a block, shared by the phases of `separate`.
     Raises `QSearchError` where the plan has nothing to learn. The model is left as it was.
     """
-    layers = plan.layers if isinstance(plan, BitPlan) else dict(plan)
+    layers = plan.layers if isinstance(plan, Plan) else dict(plan)
     chosen = {
         spec.name: layers[spec.name]
         for spec in graph

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.artifacts import Header, read_json, write_text
 from ..core.errors import ArtifactError
 from ..core.graph import OpGraph
-from ..core.plan import SCHEMA, BitPlan
+from ..core.plan import SCHEMA, Plan, said
 from ..core.table import SensitivityTable
 from . import drawing, plots, tables
 from .page_plots import Plot, draw_plots, qualities
@@ -37,7 +37,7 @@ def write_report(
     folder: Path,
     graph: OpGraph,
     table: SensitivityTable,
-    plan: BitPlan,
+    plan: Plan,
     rows: Sequence[Mapping[str, Any]],
     captions: Sequence[str],
     *,
@@ -89,7 +89,7 @@ def _page(
     folder: Path,
     graph: OpGraph,
     table: SensitivityTable,
-    plan: BitPlan,
+    plan: Plan,
     rows: Sequence[Mapping[str, Any]],
     captions: Sequence[str],
     samples: Sequence[Sample],
@@ -139,10 +139,10 @@ def _page(
     )
 
 
-def _middle(graph: OpGraph, plan: BitPlan, schemes: Sequence[str]) -> str:
+def _middle(graph: OpGraph, plan: Plan, schemes: Sequence[str]) -> str:
     """The scheme whose uniform plan is nearest in size to the plan: where its choices differ most."""
     return min(
-        schemes, key=lambda s: abs(BitPlan.uniform(graph, s).achieved.bits - plan.achieved.bits)
+        schemes, key=lambda s: abs(Plan.uniform(graph, s).achieved.bits - plan.achieved.bits)
     )
 
 
@@ -165,7 +165,7 @@ def _breakable(name: str) -> Markup:
     return Markup(".<wbr>").join(escape(part) for part in name.split("."))
 
 
-def _summary(graph: OpGraph, plan: BitPlan, rows: Sequence[Mapping[str, Any]]) -> str:
+def _summary(graph: OpGraph, plan: Plan, rows: Sequence[Mapping[str, Any]]) -> str:
     """The outcome in two sentences; the second where the denoiser's output was measured for the plan and for others."""
     first = f"The plan stores {graph.weights:,} weights in {plan.achieved.bytes / 1000:,.0f} kB, {plan.compression:.1f} times smaller than at 16 bits."
     found = {
@@ -182,7 +182,7 @@ def _summary(graph: OpGraph, plan: BitPlan, rows: Sequence[Mapping[str, Any]]) -
 
 
 def _asked(
-    graph: OpGraph, plan: BitPlan, schemes: Sequence[str], captions: Sequence[str]
+    graph: OpGraph, plan: Plan, schemes: Sequence[str], captions: Sequence[str]
 ) -> list[tuple[str, str]]:
     units = {
         "average_bits": "stored bits a weight",
@@ -209,12 +209,20 @@ def _asked(
     ]
 
 
-def _bits_words(plan: BitPlan, by_role: Sequence[tables.RoleBits]) -> str:
+def _bits_words(plan: Plan, by_role: Sequence[tables.RoleBits]) -> str:
     counts: dict[int, int] = {}
-    for scheme in plan.layers.values():
-        counts[scheme.bits] = counts.get(scheme.bits, 0) + 1
+    for choices in plan.weights.values():
+        counts[choices[0].bits] = counts.get(choices[0].bits, 0) + 1
     kinds = ", ".join(f"{count} at {bits} bits" for bits, count in sorted(counts.items()))
-    words = f"Of {len(plan.layers)} layers, {kinds}."
+    words = f"Of {len(plan.weights)} layers, {kinds}."
+    if plan.sites:
+        words += f" Of {len(plan.sites)} tensors of attention something is rounded."
+    if len(plan.steps) > 1:
+        several = sum(len(held) > 1 for held in plan.choices.values())
+        words += (
+            f" The sampler's steps are cut into {len(plan.steps)} ranges, and {several} sites differ between them"
+            " (bits are those of the first range)."
+        )
     most, least = by_role[0], by_role[-1]
     if most.average_bits > least.average_bits:
         words += f" The most went to {most.role} ({most.average_bits:.1f} stored bits a weight), the least to {least.role} ({least.average_bits:.1f})."
@@ -259,7 +267,7 @@ def _sheet(
 
 
 def _layers(
-    graph: OpGraph, plan: BitPlan, values: Mapping[str, Mapping[str, float]], schemes: Sequence[str]
+    graph: OpGraph, plan: Plan, values: Mapping[str, Mapping[str, float]], schemes: Sequence[str]
 ) -> list[dict[str, Any]]:
     data = plots.layer_bits(graph, plan)
     return [
@@ -267,7 +275,7 @@ def _layers(
             "name": layer.name,
             "role": layer.role,
             "shape": " × ".join(map(str, layer.weight_shape)),
-            "scheme": str(plan.layers[layer.name]),
+            "scheme": plan.text(layer.name),
             "stored": stored,
             "decibels": {
                 s: plots.decibels(values.get(layer.name, {}).get(s, 0.0)) for s in schemes
@@ -277,19 +285,19 @@ def _layers(
     ]
 
 
-def _header(folder: Path, graph: OpGraph, plan: BitPlan) -> Header | None:
+def _header(folder: Path, graph: OpGraph, plan: Plan) -> Header | None:
     """The plan's header; a plan that was just made has none, its file in the run has."""
     if plan.header is not None:
         return plan.header
     with suppress(ArtifactError):
         header, content = read_json(folder / "plan.json", SCHEMA, graph.id)
-        if content.get("layers") == {k: str(v) for k, v in plan.layers.items()}:
+        if content.get("sites") == said(plan.choices):
             return header
     return None
 
 
 def _provenance(
-    graph: OpGraph, table: SensitivityTable, plan: BitPlan, header: Header | None
+    graph: OpGraph, table: SensitivityTable, plan: Plan, header: Header | None
 ) -> list[tuple[str, str]]:
     s = plan.solver
     solved = [f"{s.name}: {s.status}"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.graph import OpGraph
 from ..core.metrics import metric_words
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.table import SensitivityTable
 from . import beeswarm, block_bars, boxes, contributions, drawing, graph_heat, plots
 from .frontier import Frontier, draw_frontier
@@ -35,7 +35,7 @@ class Plot:
 def draw_plots(
     graph: OpGraph,
     table: SensitivityTable,
-    plan: BitPlan,
+    plan: Plan,
     rows: Sequence[Mapping[str, Any]],
     scheme: str,
     metric: str,
@@ -88,7 +88,7 @@ def qualities(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _of_layers(
-    graph: OpGraph, table: SensitivityTable, plan: BitPlan, scheme: str, metric: str
+    graph: OpGraph, table: SensitivityTable, plan: Plan, scheme: str, metric: str
 ) -> dict[str, Plot]:
     bits = plots.layer_bits(graph, plan)
     noise = plots.noise_by_scheme(graph, table, plan, metric=metric)

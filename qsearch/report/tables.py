@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from ..core.cost import stored_bits
 from ..core.graph import LayerSpec, OpGraph
 from ..core.metrics import metric_words
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.scheme import KEEP, Scheme
 from ..core.table import SensitivityTable
 from .plots import FULL_PRECISION, by_size, decibels
@@ -99,7 +100,7 @@ class RoleBits:
 
 
 def bits_by_role(
-    graph: OpGraph, table: SensitivityTable, plan: BitPlan, scheme: str, *, metric: str = "noise"
+    graph: OpGraph, table: SensitivityTable, plan: Plan, scheme: str, *, metric: str = "noise"
 ) -> tuple[RoleBits, ...]:
     """What each role got, the role with the most stored bits a weight first."""
     values = table.values(metric)
@@ -109,15 +110,16 @@ def bits_by_role(
     found = []
     for role, layers in held.items():
         weights = sum(layer.weights for layer in layers)
-        chosen = [plan.layers[layer.name] for layer in layers]
+        chosen = [plan.text(layer.name) for layer in layers]
+        single = by_size(graph, {text for text in chosen if " | " not in text})
         counts = [
-            (str(s), chosen.count(Scheme.parse(s)))
-            for s in by_size(graph, {str(s) for s in chosen})
+            (text, chosen.count(text))
+            for text in (*single, *sorted({t for t in chosen if " | " in t}))
         ]
         noises = [
             values[layer.name][scheme] for layer in layers if scheme in values.get(layer.name, {})
         ]
-        bits = sum(_bits(layer, s) for layer, s in zip(layers, chosen, strict=True))
+        bits = sum(stored_bits(layer, plan.choices[layer.name]) for layer in layers)
         found.append(
             RoleBits(
                 role,
@@ -156,19 +158,18 @@ class Reason:
     cheaper: Cheaper | None
 
 
-def predicted_noise(table: SensitivityTable, plan: BitPlan, *, metric: str = "noise") -> float:
-    """Noise of the whole plan by the table: the sum over its layers, as noise powers add up. NaN where a layer's scheme was not measured."""
-    values = table.values(metric)
-    return sum(
-        0.0 if scheme == KEEP else values.get(name, {}).get(str(scheme), math.nan)
-        for name, scheme in plan.layers.items()
-    )
+def predicted_noise(table: SensitivityTable, plan: Plan, *, metric: str = "noise") -> float:
+    """Noise of the whole plan by the table: the sum over its sites, as noise powers add up. NaN where a site's scheme was not measured."""
+    try:
+        return table.predict(plan, metric, interactions=False)[0]
+    except QSearchError:
+        return math.nan
 
 
 def reasons(
     graph: OpGraph,
     table: SensitivityTable,
-    plan: BitPlan,
+    plan: Plan,
     *,
     count: int = 10,
     metric: str = "noise",
@@ -184,9 +185,11 @@ def reasons(
             layer.name,
             layer.role,
             layer.weights / graph.weights,
-            str(plan.layers[layer.name]),
+            plan.text(layer.name),
             {s: decibels(values[layer.name].get(s, 0.0)) for s in schemes},
-            _next_cheaper(layer, values[layer.name], plan.layers[layer.name], total),
+            None
+            if len(plan.choices[layer.name]) > 1
+            else _next_cheaper(layer, values[layer.name], plan.choices[layer.name][0], total),
         )
         for layer in measured[:count]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.table import Table
 from ..core.artifacts import peek, read_json
 from ..core.errors import ArtifactError, QSearchError
 from ..core.metrics import metric_words
+from ..core.plan import read_plan
 
 _MOST_COLUMNS = 5
 _RELIABLE = 0.5  # below it, most of the differences between layers would not be found again
@@ -92,7 +94,7 @@ def show(path: Path, device: str | None = None) -> list[Table | str]:
         return _graph(path, device)
     shown = {
         "qsearch.plan": _plan,
-        "qsearch.stepplan": _stepplan,
+        "qsearch.stepplan": _plan,
         "qsearch.latency": _latency,
         "qsearch.sensitivity": _sensitivity,
         "qsearch.attribution": _attribution,
@@ -205,12 +207,17 @@ def _roofline(graph: Any, name: str) -> Table:
 
 
 def _plan(path: Path) -> list[Table | str]:
-    _, content = read_json(path, "qsearch.plan/1")
-    table = Table(title=_achieved(content), title_justify="left")
-    table.add_column("layer", overflow="fold")
-    table.add_column("scheme", overflow="fold")
-    for name, scheme in content["layers"].items():
-        table.add_row(name, scheme)
+    content, steps, choices = read_plan(path)
+    copies = "; every copy counted" if len(steps) > 1 else ""
+    table = Table(title=_achieved(content) + copies, title_justify="left")
+    table.add_column("site", overflow="fold")
+    ends = [0.0, *steps.bounds, 1.0]
+    names = [f"steps {a:.0%} to {b:.0%}" for a, b in itertools.pairwise(ends)]
+    for name in names if len(steps) > 1 else ["scheme"]:
+        table.add_column(name, overflow="fold")
+    for site, held in choices.items():
+        texts = [held] if isinstance(held, str) else held
+        table.add_row(site, *(texts if len(texts) == len(steps) else texts * len(steps)))
     return [table]
 
 
@@ -225,17 +232,6 @@ def _achieved(content: dict[str, Any]) -> str:
     )
     line += f"; {solver['name']}: {solver['status']}"
     return line + (f", at most {solver['gap']:.2%} above the best" if solver["gap"] else "")
-
-
-def _stepplan(path: Path) -> list[Table | str]:
-    _, content = read_json(path, "qsearch.stepplan/1")
-    table = Table(title=f"{_achieved(content)}; every copy counted", title_justify="left")
-    table.add_column("layer", overflow="fold")
-    for i in range(len(next(iter(content["layers"].values())))):
-        table.add_column(f"bin {i + 1}", overflow="fold")
-    for name, schemes in content["layers"].items():
-        table.add_row(name, *schemes)
-    return [table]
 
 
 def _latency(path: Path) -> list[Table | str]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
 from qsearch.graphs.extraction import extract
 from qsearch.graphs.families import cards
@@ -36,7 +36,7 @@ def test_a_uniform_plan_of_pixart_alpha_takes_the_bits_that_qua2sedimo_publishes
     pixart: OpGraph, scheme: str, published: float
 ) -> None:
     assert pixart.weights == 610_228_224
-    assert round(BitPlan.uniform(pixart, scheme).achieved.average_bits, 3) == published
+    assert round(Plan.uniform(pixart, scheme).achieved.average_bits, 3) == published
 
 
 def test_long_skips_are_charged_and_given_two_sets_of_scales() -> None:
@@ -56,7 +56,7 @@ def test_long_skips_are_charged_and_given_two_sets_of_scales() -> None:
         (inside - weight)[:, : parts[0]].square().sum() / weight[:, : parts[0]].square().sum()
     )
     assert quiet < 0.03  # one range for both would round all of the first part to zero
-    plan = BitPlan.uniform(graph, "uint4-c").achieved.bits
+    plan = Plan.uniform(graph, "uint4-c").achieved.bits
     one_range = sum(
         Scheme.parse("uint4-c" if n.quantizable else "keep").stored_bits(
             n.weight_shape, n.channel_axis

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from qsearch.core.cost import Budget
 from qsearch.core.errors import QSearchError
-from qsearch.core.plan import BitPlan, Budget
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
 from qsearch.decide import refinement
 from qsearch.decide.allocation import random_plan
@@ -27,7 +28,7 @@ def tiny():
 
 def test_the_linear_term_is_the_slope_of_the_measured_error(tiny) -> None:
     model, graph, calls = tiny
-    plan = BitPlan.uniform(graph, "uint3-c")
+    plan = Plan.uniform(graph, "uint3-c")
     weights, references = QuantizedWeights(model, graph), [run(model, c) for c in calls]
     options = [Scheme.parse(s) for s in SCHEMES]
 
@@ -58,7 +59,7 @@ def test_the_linear_term_is_the_slope_of_the_measured_error(tiny) -> None:
 
 def test_the_mean_square_of_many_scores_is_the_error_of_that_change_alone(tiny) -> None:
     model, graph, calls = tiny
-    plan = BitPlan.uniform(graph, "keep")
+    plan = Plan.uniform(graph, "keep")
     weights, references = QuantizedWeights(model, graph), [run(model, calls[0])]
     options = [Scheme.parse("uint8-c")]
 
@@ -80,7 +81,7 @@ def test_the_mean_square_of_many_scores_is_the_error_of_that_change_alone(tiny) 
             measure_noise(
                 model,
                 graph,
-                BitPlan.make(graph, {**plan.layers, name: "uint8-c"}),
+                Plan.make(graph, {**plan.layers, name: "uint8-c"}),
                 calls[:1],
                 references,
                 weights,
@@ -168,7 +169,7 @@ def test_a_plan_without_a_budget_is_refused(tiny) -> None:
     model, graph, calls = tiny
 
     with pytest.raises(QSearchError, match="refined within a budget; it has none, give one"):
-        refine(model, graph, BitPlan.uniform(graph, "uint4-c"), SCHEMES, calls)
+        refine(model, graph, Plan.uniform(graph, "uint4-c"), SCHEMES, calls)
 
 
 def test_scores_are_one_number_a_probe_and_call(tiny) -> None:
@@ -178,7 +179,7 @@ def test_scores_are_one_number_a_probe_and_call(tiny) -> None:
     _, scores = price_changes(
         model,
         graph,
-        BitPlan.uniform(graph, "uint4-c"),
+        Plan.uniform(graph, "uint4-c"),
         [Scheme.parse("uint8-c")],
         calls,
         references,

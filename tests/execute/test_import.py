@@ -13,9 +13,10 @@ import yaml
 
 from qsearch import cli
 from qsearch.core import plugins
+from qsearch.core.cost import Budget
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import LayerSpec, OpGraph
-from qsearch.core.plan import BitPlan, Budget
+from qsearch.core.plan import Plan
 from qsearch.core.table import SensitivityTable
 from qsearch.decide.allocation import allocate
 from qsearch.execute.importing import import_plan
@@ -43,7 +44,7 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
-def schemes(plan: BitPlan | None) -> dict[str, str]:
+def schemes(plan: Plan | None) -> dict[str, str]:
     assert plan is not None
     return {name: str(scheme) for name, scheme in plan.layers.items() if str(scheme) != "keep"}
 
@@ -392,7 +393,7 @@ def test_the_command_writes_a_plan_once_and_says_what_was_not_exact(
     out, err = capsys.readouterr()
     assert "mixdq" in out
     assert "are kept" in err
-    assert schemes(BitPlan.load(tmp_path / "plan.json", graph)) == {
+    assert schemes(Plan.load(tmp_path / "plan.json", graph)) == {
         "blocks.0.to_q": "uint2-c",
         "blocks.0.ff": "uint8-c",
     }

@@ -9,7 +9,7 @@ import pytest
 from qsearch import config
 from qsearch.core.graph import OpGraph
 from qsearch.core.latency import Latency
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.execute import packed_file
 from qsearch.execute.runtime import packed_layers
 from qsearch.execute.timing import time_layers
@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_apply_writes_a_file_that_loads_into_a_skeleton(command: Command, folder: Path) -> None:
     graph = OpGraph.load(folder / "graph.json")
-    plan = BitPlan.uniform(graph, "uint4-c+a8t~balance")
+    plan = Plan.uniform(graph, "uint4-c+a8t~balance")
     plan.save(folder / "plan.json")
 
     code, _, said = command("apply", folder)
@@ -67,7 +67,7 @@ def test_apply_refuses_by_name_what_has_no_kernel_where_kernels_are_required(
     command: Command, folder: Path
 ) -> None:
     (folder / "model.safetensors").unlink(missing_ok=True)
-    BitPlan.uniform(OpGraph.load(folder / "graph.json"), "uint4-g4+a8").save(folder / "plan.json")
+    Plan.uniform(OpGraph.load(folder / "graph.json"), "uint4-g4+a8").save(folder / "plan.json")
 
     code, _, said = command("apply", folder, "--required")
 
@@ -91,7 +91,7 @@ def test_bench_times_every_layer_with_every_scheme_for_allocate(
         for layer in run_layers
         for scheme in ("keep", "uint4-c", "int8-c+a8")
     )
-    assert table.total(BitPlan.uniform(graph, "int8-c+a8").layers) > 0
+    assert table.total(Plan.uniform(graph, "int8-c+a8").layers) > 0
 
 
 def test_bench_of_a_card_needs_a_place_and_a_device_must_be_here(command: Command) -> None:

@@ -17,7 +17,7 @@ from scipy.stats import bootstrap
 
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.trials import Trials
 from qsearch.decide.draws import draw
 from qsearch.graphs.extraction import extract
@@ -70,7 +70,7 @@ def test_every_plan_is_measured_once_as_it_is_measured_alone(
     prompts = campaign.prompts
     reference, made = (
         make(pipe, graph, p, prompts, SAMPLING)
-        for p in (BitPlan.uniform(graph, "keep"), plans["random-0-001"])
+        for p in (Plan.uniform(graph, "keep"), plans["random-0-001"])
     )
     for metric, (value, error) in evaluate(made, reference, ("sqnr", "ssim")).items():
         assert trials[1].metrics[metric][0] == pytest.approx(value, rel=1e-5)
@@ -93,7 +93,7 @@ def test_the_error_of_a_mean_is_scipy_s_bootstrap() -> None:
 def test_a_clearly_bad_plan_is_given_up_and_another_measured_in_two_parts_as_in_one(
     pipe: Any, graph: OpGraph, campaign: Campaign
 ) -> None:
-    plans = {"bad": BitPlan.uniform(graph, "int2-t"), "good": BitPlan.uniform(graph, "uint8-c")}
+    plans = {"bad": Plan.uniform(graph, "int2-t"), "good": Plan.uniform(graph, "uint8-c")}
     said: list[str] = []
 
     measure_plans(replace(campaign, stop={"sqnr": 20.0}), plans, pipe=pipe, say=said.append)
@@ -126,7 +126,7 @@ def test_a_plan_that_another_worker_measured_meanwhile_is_not_measured_again(
     plans = draw(graph, SCHEMES, 2)
     honest = module.Bench.measure
 
-    def measure(self: module.Bench, plan: BitPlan) -> Any:
+    def measure(self: module.Bench, plan: Plan) -> Any:
         found = honest(self, plan)
         other = next(name for name, p in plans.items() if p.id != plan.id)
         Trials(campaign.where, graph).add(
@@ -147,7 +147,7 @@ def test_a_plan_that_cannot_be_measured_is_passed_over_with_a_word(
     bad = plans["random-0-000"].id
     honest = module.Bench.measure
 
-    def measure(self: module.Bench, plan: BitPlan) -> Any:
+    def measure(self: module.Bench, plan: Plan) -> Any:
         if plan.id == bad:
             raise QSearchError("latents that are not finite")
         return honest(self, plan)

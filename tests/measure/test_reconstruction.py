@@ -119,11 +119,11 @@ def test_what_is_learnt_can_be_stored(case: Case) -> None:
     assert not torch.equal(
         part.code.codes[:, 0],
         quantize(
-            model.blocks[0].ff[0].weight.data * treatment.scale, scheme_without_method(scheme)
+            treatment.weight(model.blocks[0].ff[0].weight.data), scheme_without_method(scheme)
         ).code.codes[:, 0],
     )
     torch.testing.assert_close(
-        made.weights.get("blocks.0.ff.0", scheme), part.dequantize() / treatment.scale
+        made.weights.get("blocks.0.ff.0", scheme), treatment.restore_weight(part.dequantize())
     )
 
 

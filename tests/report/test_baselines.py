@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.table import SensitivityTable
 from qsearch.report import (
     beeswarm,
@@ -57,7 +57,7 @@ def both() -> dict[str, tuple[OpGraph, SensitivityTable]]:
 def planned() -> frontier.Frontier:
     graph, table = dit()
     values = {name: {"keep": 0.0, **row} for name, row in table.values().items()}
-    plans = [BitPlan.make(graph, synthetic.make_plan(graph).layers)]
+    plans = [Plan.make(graph, synthetic.make_plan(graph).layers)]
     rows = synthetic.make_rows(graph, plans[0])
     curve = frontier.frontier(graph, values, [], rows)
     bits = tuple(2.5 + 0.5 * i for i in range(10))

@@ -16,7 +16,7 @@ from qsearch import pipeline
 from qsearch.config import Config
 from qsearch.core.attribution import Attribution
 from qsearch.core.errors import ArtifactError, QSearchError
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.job import Run, Silent
 from qsearch.report.frontier import frontier
 from qsearch.report.page import write_report
@@ -242,7 +242,7 @@ def test_every_layer_is_listed_with_its_scheme(page: Page) -> None:
 
 
 def test_where_it_comes_from_is_said(page: Page, run: Path) -> None:
-    header = BitPlan.load(run / "plan.json", GRAPH).header
+    header = Plan.load(run / "plan.json", GRAPH).header
     assert header is not None
 
     for words in (
@@ -259,7 +259,7 @@ def test_where_it_comes_from_is_said(page: Page, run: Path) -> None:
 
 def test_a_plan_on_disk_that_is_another_says_nothing_of_this_one(tmp_path: Path) -> None:
     save_run(tmp_path)
-    BitPlan.uniform(GRAPH, "uint8-c").save(tmp_path / "plan.json")
+    Plan.uniform(GRAPH, "uint8-c").save(tmp_path / "plan.json")
 
     write_report(tmp_path, GRAPH, TABLE, PLAN, ROWS, CAPTIONS)
 
@@ -302,7 +302,7 @@ def test_a_run_with_little_in_it_has_a_page_still(tmp_path: Path) -> None:
     ]
 
     write_report(
-        tmp_path, GRAPH, make_table(GRAPH, bins=1), BitPlan.make(GRAPH, PLAN.layers), rows, CAPTIONS
+        tmp_path, GRAPH, make_table(GRAPH, bins=1), Plan.make(GRAPH, PLAN.layers), rows, CAPTIONS
     )
 
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))

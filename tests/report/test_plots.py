@@ -13,9 +13,10 @@ import pytest
 from matplotlib.collections import LineCollection, QuadMesh
 from matplotlib.figure import Figure
 
+from qsearch.core.cost import Budget
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import LayerSpec, OpGraph
-from qsearch.core.plan import BitPlan, Budget
+from qsearch.core.plan import Plan
 from qsearch.report import drawing, plots
 from tests.report.synthetic import SCHEMES, make_plan, make_rows, make_table, noise, pixart
 
@@ -34,7 +35,7 @@ def layers(*blocks: str) -> list[LayerSpec]:
 
 
 def test_bits_count_scales_and_zero_points() -> None:
-    data = plots.layer_bits(GRAPH, BitPlan.uniform(GRAPH, "uint4-c"))
+    data = plots.layer_bits(GRAPH, Plan.uniform(GRAPH, "uint4-c"))
 
     by_name = dict(zip(data.axis.names, zip(data.stored, data.codes, strict=True), strict=True))
     assert by_name["transformer_blocks.0.attn1.to_q"] == (4 + 32 * 16 / 256, 4)
@@ -48,9 +49,7 @@ def test_bits_know_the_average_and_the_limit() -> None:
     weights = [layer.weights for layer in GRAPH]
     assert data.average == pytest.approx(np.average(data.stored, weights=weights), rel=1e-12)
     assert data.limit == 12.0
-    assert (
-        plots.layer_bits(GRAPH, BitPlan.make(GRAPH, PLAN.layers, Budget(bytes=10**6))).limit is None
-    )
+    assert plots.layer_bits(GRAPH, Plan.make(GRAPH, PLAN.layers, Budget(bytes=10**6))).limit is None
 
 
 def test_layers_stand_in_order_of_execution_under_the_name_they_have_in_their_block() -> None:
@@ -257,9 +256,7 @@ def test_every_axis_says_what_it_shows(width: int) -> None:
 @pytest.mark.parametrize("blocks", [8, 12], ids=["86 layers", "126 layers"])
 def test_names_of_many_layers_do_not_run_into_each_other(width: int, blocks: int) -> None:
     graph = pixart(blocks)
-    figure = drawing.draw_layer_bits(
-        plots.layer_bits(graph, BitPlan.uniform(graph, "uint4-c")), width
-    )
+    figure = drawing.draw_layer_bits(plots.layer_bits(graph, Plan.uniform(graph, "uint4-c")), width)
 
     figure.draw_without_rendering()
 
@@ -323,7 +320,7 @@ def test_a_name_with_markup_or_mathematics_is_text() -> None:
     )
 
     text = drawing.svg(
-        drawing.draw_layer_bits(plots.layer_bits(graph, BitPlan.uniform(graph, "uint4-c"))),
+        drawing.draw_layer_bits(plots.layer_bits(graph, Plan.uniform(graph, "uint4-c"))),
         key="k",
         label='<script>"',
     )

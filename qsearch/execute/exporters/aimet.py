@@ -24,6 +24,7 @@ from ..weights import Weights, key
 needs: tuple[str, ...] = ()
 writes_weights = False
 fuses = False
+has_steps = False
 FILE = "model.encodings"
 _KINDS = ("linear", "conv1d", "conv2d", "conv3d")
 _NEAREST = (

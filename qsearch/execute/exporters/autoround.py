@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 needs: tuple[str, ...] = ()
 writes_weights = True
 fuses = False
+has_steps = False
 BITS = (2, 4, 8)
 WORD = 32
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 needs: tuple[str, ...] = ()
 writes_weights = True
 fuses = True
+has_steps = False
 METADATA = "_quantization_metadata"
 #: scheme -> ComfyUI's name of its layout, and what its marker says besides
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {

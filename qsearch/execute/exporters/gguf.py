@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 needs = ("gguf",)
 writes_weights = True
 fuses = False
+has_steps = False
 BLOCK = 32
 #: type -> scheme
 TYPES = {

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 needs = ("onnx", "onnxscript")
 writes_weights = True
 fuses = False
+has_steps = False
 OPSET = 21
 FILE = "model.onnx"
 #: format -> ONNX's name of its type

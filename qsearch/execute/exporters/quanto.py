@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 needs = ("optimum-quanto",)
 writes_weights = True
 fuses = False
+has_steps = False
 FILE = "quanto_qmap.json"
 TYPES = {
     "int8": "qint8",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 needs = ("sdnq",)
 writes_weights = True
 fuses = False
+has_steps = False
 GROUPS = (16, 32, 64, 128, 256)
 _FLOATS = {
     "e4m3": "float8_e4m3fn",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 needs = ("torchao",)
 writes_weights = True
 fuses = False
+has_steps = False
 GROUPS = (32, 64, 128, 256)
 
 
