@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from ..core.cost import stored_bits
+from ..core.errors import QSearchError
 from ..core.graph import LayerSpec, OpGraph
 from ..core.metrics import metric_words
 from ..core.plan import Plan
