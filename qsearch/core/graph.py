@@ -36,7 +36,7 @@ class LayerSpec:
     `inputs`, `outputs`: activation elements likewise. `block`: the repeated module that holds it, "" at the top.
     `quantizable`: False for layers that every plan keeps (embeddings, layers that this call does not run).
     `sees`: one of `SEES`, "" where nobody looked. `splits`: channels of each part where the input is a concatenation (a long skip).
-    `aliases`: other names of the same weight. `parameter`: the attribute of the module that holds it.
+    `aliases`: other names of the same weight; `shared`: those of them that name the very same module. `parameter`: the attribute of the module that holds it.
     """
 
     name: str
@@ -55,6 +55,7 @@ class LayerSpec:
     splits: tuple[int, ...] = ()
     aliases: tuple[str, ...] = ()
     parameter: str = "weight"
+    shared: tuple[str, ...] = ()
 
     @property
     def weights(self) -> int:
@@ -203,10 +204,7 @@ class OpGraph:
 
     def _content(self) -> dict[str, Any]:
         return {
-            "layers": {
-                layer.name: {k: v for k, v in asdict(layer).items() if k != "name"}
-                for layer in self.layers
-            },
+            "layers": {layer.name: _fields(layer) for layer in self.layers},
             "order": [layer.name for layer in self.layers],
             "ops": [asdict(op) for op in self.ops],
             "edges": [list(edge) for edge in self.edges],
@@ -256,6 +254,14 @@ class OpGraph:
                 f"says {header.graph} and {said}; make it again"
             )
         return graph
+
+
+def _fields(layer: LayerSpec) -> dict[str, Any]:
+    """What a file says of a layer; a field that came later is left out where it says nothing."""
+    fields = {name: value for name, value in asdict(layer).items() if name != "name"}
+    if not layer.shared:
+        del fields["shared"]
+    return fields
 
 
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:

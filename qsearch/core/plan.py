@@ -7,11 +7,13 @@ for, once each; what happens to inputs and attentions costs nothing to store.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from . import cost as costs
 from .artifacts import Header, digest, read_json, write_json
 from .cost import Budget, Choices, Cost, check_budget, cost, stored_bits
 from .errors import ArtifactError, QSearchError
@@ -339,3 +341,15 @@ def _converted(path: Path, content: Mapping[str, Any]) -> tuple[StepRanges, dict
             wide = StepRanges.equal(len(held))
             choices[name] = [held[sum(b <= a for b in wide.bounds)] for a in (0.0, *steps.bounds)]
     return steps, choices
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("BitPlan", "StepPlan"):
+        warnings.warn(f"{name} is Plan since 0.2.0", DeprecationWarning, stacklevel=2)
+        return Plan
+    if name in ("Budget", "Cost", "cost", "select"):
+        warnings.warn(
+            f"{name} is in qsearch.core.cost since 0.2.0", DeprecationWarning, stacklevel=2
+        )
+        return getattr(costs, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -110,8 +110,12 @@ def _plain(plan: str | Path | Plan, graph: str | Path | OpGraph | None) -> _Plai
         raise QSearchError(
             f"packed layers round their own inputs, not attention's tensors; the plan says {made.text(site)} at {site}: keep it"
         )
+    choices = dict(made.choices)
+    for layer in graph:
+        for alias in (name for name in layer.aliases if name not in layer.shared):
+            choices[alias] = tuple(scheme.weight_only for scheme in choices[layer.name])
     return (
-        said(made.choices),
+        said(choices),
         made.steps.content(),
         splits,
         {layer.name: layer.channel_axis for layer in graph if layer.channel_axis},

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..core.graph import LayerSpec, OpGraph
 from ..core.plan import Plan
 from ..core.scheme import Scheme
+from .weights import Weights, key
 
 if TYPE_CHECKING:
     from ..choices.statistics import LayerInputs
@@ -35,6 +36,12 @@ class Export:
     calibration: Mapping[str, LayerInputs] = field(default_factory=dict)
     steps: Plan | None = None
     sampler_steps: int = 20
+    same: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> Weights:
+        """The tensors of the component, under every name that a layer has."""
+        return Weights(self.source / self.component, self.same)
 
 
 class AbstractExporter(Protocol):
@@ -63,6 +70,29 @@ class AbstractExporter(Protocol):
         Raises `QSearchError` that names the first layer which the graph lacks, or what is wrong with the files.
         """
         ...
+
+
+def every_name(plan: Plan, graph: OpGraph) -> tuple[Plan, OpGraph, dict[str, str]]:
+    """The plan and the graph with a layer for each name that a weight has, since tools go by names; and tensor -> its other name.
+
+    A module with two names gets its scheme under both; another module with the same weight gets the weight's part of it alone, as
+    in `simulate`.
+    """
+    layers: list[LayerSpec] = []
+    choices, same = dict(plan.single), dict[str, str]()
+    for layer in graph:
+        layers.append(replace(layer, aliases=(), shared=()))
+        for alias in layer.aliases:
+            layers.append(replace(layers[-1], name=alias))
+            scheme, first = choices[layer.name], layers[-1]
+            choices[alias] = scheme if alias in layer.shared else scheme.weight_only
+            same[key(first)] = key(layer)
+            if alias in layer.shared and layer.bias:
+                same[f"{alias}.bias"] = f"{layer.name}.bias"
+    if not same:
+        return plan, graph, same
+    whole = replace(graph, layers=tuple(layers), header=None)
+    return Plan.make(whole, choices, solver=plan.solver), whole, same
 
 
 def formats(layers: Mapping[str, Scheme]) -> dict[str, Scheme]:

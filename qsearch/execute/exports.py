@@ -22,8 +22,8 @@ from ..core.plan import Plan
 from ..core.scheme import Scheme
 from ..core.sites import check
 from ..core.table import SensitivityTable
-from .exporting import AbstractExporter, Export, formats
-from .weights import Weights, component
+from .exporting import AbstractExporter, Export, every_name, formats
+from .weights import component
 
 if TYPE_CHECKING:
     from ..choices.statistics import LayerInputs
@@ -110,7 +110,14 @@ def export(
     steps = plan if len(plan.steps) > 1 else None
     plan = _one_range(plan, graph, plugin, to)
     job = Export(plan, graph, source, component(source), calibration or {}, steps, sampler_steps)
-    Weights(source / job.component).check(graph)
+    plan, graph, same = every_name(plan, graph)
+    held = dict(job.calibration)
+    for alias, first in same.items():  # names of tensors, and so of their layers
+        known = job.calibration.get(first.rpartition(".")[0])
+        if known is not None:
+            held[alias.rpartition(".")[0]] = known
+    job = replace(job, plan=plan, graph=graph, same=same, calibration=held)
+    job.weights.check(graph)
     rounded = roundings(plan, graph, to, table)
     if rounded and not nearest:
         words = "; ".join(map(str, rounded[:_SHOWN])) + (

@@ -334,13 +334,14 @@ class QuantConvolution(_Layer):
         bias = None if self.bias is None else self.bias.to(inside.dtype)
         convolve = _CONVOLVE[len(self.kernel_size), self.transposed]
         padding: Any = self.padding
+        y: Tensor
         if self.transposed:
             more: tuple[Any, ...] = (self.output_padding, self.groups, self.dilation)
         else:
             more = (self.dilation, self.groups)
             if self.padding_mode != "zeros":
                 inside, padding = F.pad(inside, self.edges, self.padding_mode), 0
-        y: Tensor = convolve(inside, whole, bias, self.stride, padding, *more)
+        y = convolve(inside, whole, bias, self.stride, padding, *more)
         return given.output(y.to(x.dtype))
 
 

@@ -43,15 +43,16 @@ class RangedLayer(nn.Module):
         return tuple(layer.scheme for layer in self.layers)
 
     def share(self) -> None:
-        """Let layers that share a weight hold that of its owner, outside of their own state dicts."""
-        for i, layer in enumerate(self.layers):
-            owner = self.layers[self.owners[i]]
-            if owner is not layer:
+        """Let layers that share a weight or a bias hold that of its owner, outside of their own state dicts."""
+        layers = self.layers
+        plain = [layer for layer in layers if "shift" not in layer.scheme.transforms]
+        for i, layer in enumerate(layers):
+            if self.owners[i] != i:
                 layer._modules.pop("parts", None)
-                layer.__dict__["parts"] = owner.parts
-                if "shift" not in layer.scheme.transforms:
-                    layer._parameters.pop("bias", None)
-                    layer.__dict__["bias"] = owner.bias
+                layer.__dict__["parts"] = layers[self.owners[i]].parts
+        for layer in plain[1:]:  # a shift changes the bias
+            layer._parameters.pop("bias", None)
+            layer.__dict__["bias"] = plain[0].bias
 
     def go(self, place: int) -> None:
         """Compute as range number `place` does from now on."""

@@ -17,7 +17,7 @@ from torch import nn
 
 from ..core.cost import Choices
 from ..core.errors import QSearchError
-from ..core.graph import OpGraph
+from ..core.graph import LayerSpec, OpGraph
 from ..core.plan import ONE_RANGE, Plan, checked
 from ..core.scheme import KEEP, Scheme
 from ..core.sites import is_site
@@ -88,7 +88,7 @@ def apply(
             _fill(one, source, weights, name, fit, own=own)
         if isinstance(layer, RangedLayer):
             layer.share()
-        for alias in graph.layer(name).aliases:
+        for alias in _others(graph.layer(name)):
             _share(model, alias, layer, graph)
         replace_layer(model, source, layer)
         weights.forget(name)
@@ -251,10 +251,15 @@ def _share(model: nn.Module, alias: str, layer: QuantLayer | RangedLayer, graph:
     replace_layer(model, source, other)
 
 
+def _others(layer: LayerSpec) -> list[str]:
+    """The names of other modules with the same weight."""
+    return [alias for alias in layer.aliases if alias not in layer.shared]
+
+
 def replace_layer(model: nn.Module, source: nn.Module, layer: nn.Module) -> None:
     """Put `layer` wherever `source` stands."""
     layer.train(source.training)
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):  # every name of a module that has two
             if child is source:
                 setattr(parent, name, layer)

@@ -65,6 +65,7 @@ class _Builder:
     """Steps, roles and blocks as the nouns of `core.graph`."""
 
     def __init__(self, model: nn.Module, read: Trace, wiring: Wiring) -> None:
+        self.model = model
         self.modules, self.read, self.wiring = named_modules(model), read, wiring
         self.lists = _repeated(self.modules)
         self.roles = roles.assign(wiring)
@@ -136,6 +137,7 @@ class _Builder:
         assert first.weight is not None
         name, (module, attribute) = self.names[parameter], _owner(parameter)
         kind = first.kind
+        aliases = tuple(_owner(alias)[0] for alias in self.read.aliases.get(parameter, ()))
         reach = frozenset().union(*(self.wiring.given_sees(step) for step in steps))
         return LayerSpec(
             name=name,
@@ -152,9 +154,14 @@ class _Builder:
             quantizable=kind != "embedding" and attribute == "weight",
             sees=reachability.word(reach),
             splits=_splits(first) if "image" in reach else (),
-            aliases=tuple(_owner(alias)[0] for alias in self.read.aliases.get(parameter, ())),
+            aliases=aliases,
+            shared=tuple(a for a in aliases if self.same(a, module)),
             parameter=attribute,
         )
+
+    def same(self, alias: str, module: str) -> bool:
+        """Whether two names are those of one module."""
+        return self.model.get_submodule(alias) is self.modules[module]
 
     def _unused(self) -> list[LayerSpec]:
         """Layers that this call did not run: in the file, but without a role to play."""

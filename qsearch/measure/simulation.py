@@ -286,6 +286,7 @@ class _Place:
     values: list[Tensor]
     treatments: list[InputQuantizer | None]
     now: int = 0
+    heard: bool = False
 
     def go(self, place: int) -> None:
         """Put the values of one range in place."""
@@ -296,10 +297,11 @@ class _Place:
     def treated(self) -> Iterator[None]:
         """The module rounds its input, and adds what that leaves to its output, inside the block."""
 
-        handles = hook_input(
-            self.module,
-            lambda: (self.treatments[self.now], self.full, self.values[self.now]),
-        )
+        def now() -> tuple[InputQuantizer | None, Tensor, Tensor]:
+            self.heard = True
+            return self.treatments[self.now], self.full, self.values[self.now]
+
+        handles = hook_input(self.module, now)
         try:
             yield
         finally:
@@ -310,6 +312,45 @@ class _Place:
 def roots(model: nn.Module, graph: OpGraph) -> list[nn.Module]:
     """The modules that a pipeline calls: the components of the graph, or the model itself."""
     return [model.get_submodule(name) for name in graph.components] or [model]
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Inside, compiled models and blocks run as they are written: hooks that came after their compilation would not be heard."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
+def _listening(model: nn.Module, graph: OpGraph, places: Mapping[str, _Place]) -> Iterator[None]:
+    """Refuse, at the end of the block, where the model ran and a layer whose input is rounded was not heard.
+
+    A layer that the graph says is called must be: else the plan would not be carried out, and nobody would notice.
+    """
+    calls = 0
+
+    def after(root: nn.Module, args: Any, output: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    handles = [root.register_forward_hook(after) for root in roots(model, graph)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    waiting = [
+        name
+        for name, place in places.items()
+        if any(t is not None for t in place.treatments) and not place.heard
+    ]
+    if calls >= len(handles) and waiting and len(graph.components) < 2:
+        called = [name for name in waiting if graph.layer(name).macs]
+        if called:
+            raise QSearchError(
+                f"the plan rounds the input of {called[0]}, and the model ran without calling it through its module: is its "
+                "weight read by another function, or was the graph made for another call?"
+            )
 
 
 @contextmanager
@@ -370,7 +411,7 @@ def simulate(
     weights = weights or QuantizedWeights(model, graph)
     steps = plan.steps if isinstance(plan, Plan) else ONE_RANGE
     held = plan.choices if isinstance(plan, Plan) else checked(graph, plan, steps)
-    places = []
+    places: dict[str, _Place] = {}
     with torch.no_grad():
         for layer, choices in held.items():
             if is_site(layer) or all(s.format == "keep" and not s.activation for s in choices):
@@ -380,7 +421,7 @@ def simulate(
             treatments = [weights.treatment(layer, fit.scheme, fit.read) for fit in fitted]
             weight = weight_of(model, layer)
             module = model.get_submodule(layer)
-            places.append(_Place(module, weight, weight.data, values, treatments))
+            places[layer] = _Place(module, weight, weight.data, values, treatments)
     clock = clock_of(roots(model, graph)[0])
     sites = {
         site: _by_range(clock, steps, choices)
@@ -388,11 +429,13 @@ def simulate(
         if is_site(site) and any(s.activation for s in choices)
     }
     with ExitStack() as stack:
-        for place in places:
+        stack.enter_context(eager())
+        stack.enter_context(_listening(model, graph, places))
+        for place in places.values():
             if any(treatment is not None for treatment in place.treatments):
                 stack.enter_context(place.treated())
             stack.enter_context(exchanged(place.weight, place.values[0]))
         if len(steps) > 1:
-            stack.enter_context(_following(model, graph, steps, places))
+            stack.enter_context(_following(model, graph, steps, list(places.values())))
         stack.enter_context(passing(model, sites))
         yield model

@@ -284,3 +284,55 @@ def test_a_packed_denoiser_finds_the_steps_of_the_pipeline_that_calls_it(
 
     assert seen == [0, 0, 0, 1, 1]
     assert (found.float() - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself
+def test_a_compiled_denoiser_follows_the_steps_and_compiles_each_range_once() -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    model, graph = plain()
+    plan = at_one(graph, ["int8-c+a8", "uint4-c"])
+    with simulate(model, plan, graph):
+        wanted = [made(model, call) for call in calls()]
+    apply(model, plan, graph)
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter)
+
+    def ran(call: Call) -> Tensor:
+        with torch.no_grad(), clock_of(model).at(call.step, call.steps):
+            found: Tensor = compiled(**call.kwargs)
+            return found
+
+    for call, y in zip(calls(), wanted, strict=True):
+        torch.testing.assert_close(ran(call), y, rtol=0, atol=2e-5)
+    once = counter.frame_count
+    for i in (3, 0, 1, 2, 0, 3):
+        torch.testing.assert_close(ran(calls()[i]), wanted[i], rtol=0, atol=2e-5)
+    assert counter.frame_count == once
+
+
+def test_diffusers_own_loading_packs_a_plan_over_ranges(
+    pipeline: tuple[Any, OpGraph], tmp_path: Any
+) -> None:
+    from diffusers import UNet2DConditionModel
+
+    from qsearch.diffusers import QSearchConfig
+
+    pipe, graph = pipeline
+    model = denoiser_of(pipe)
+    plan = everywhere(graph, "uint4-c", "uint4-c+a8", "keep", bounds=StepRanges((0.4, 0.8)))
+    with simulate(model, plan, graph):
+        wanted = sample(pipe, PROMPTS, SAMPLING)
+    pipe.save_pretrained(tmp_path / "pipe")
+    own = UNet2DConditionModel.from_pretrained(
+        tmp_path / "pipe" / "unet", quantization_config=QSearchConfig(plan, graph)
+    )
+    own.save_pretrained(tmp_path / "packed")
+    again = UNet2DConditionModel.from_pretrained(tmp_path / "packed")
+
+    for packed in (own, again):
+        with torch.no_grad():
+            pipe.unet = packed
+            found = sample(pipe, PROMPTS, SAMPLING)
+        assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    pipe.unet = model

@@ -19,7 +19,7 @@ from ...core.scheme import KEEP, Scheme
 from ..codes import rows
 from ..exporting import Export
 from ..nearest import nearest as nearest_of
-from ..weights import Weights, key
+from ..weights import key
 
 needs: tuple[str, ...] = ()
 writes_weights = False
@@ -49,7 +49,7 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
 
 def write(job: Export, folder: Path) -> list[Path]:
     """model.encodings."""
-    weights = Weights(job.source / job.component)
+    weights = job.weights
     held: dict[str, Any] = {"version": "0.6.1", "activation_encodings": {}, "param_encodings": {}}
     for layer in job.graph:
         scheme = job.plan.layers[layer.name]

@@ -53,7 +53,7 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
 
 def write(job: Export, folder: Path) -> list[Path]:
     """One safetensors file, as ComfyUI reads them."""
-    weights = Weights(job.source / job.component)
+    weights = job.weights
     layers = {
         name: {"format": FORMATS[text][0], **FORMATS[text][1]}
         for name, text in _chosen(job).items()

@@ -147,7 +147,7 @@ def write(job: Export, folder: Path) -> list[Path]:
     """config.json with `quantization_config`, and safetensors in the tool's layouts."""
     from importlib import metadata
 
-    weights = Weights(job.source / job.component)
+    weights = job.weights
     found: dict[str, list[str]] = {}
     for layer in job.graph:
         found.setdefault(str(_plain(job, layer)), []).append(layer.name)

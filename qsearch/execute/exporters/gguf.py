@@ -54,7 +54,7 @@ def write(job: Export, folder: Path) -> list[Path]:
     import gguf
     import numpy as np
 
-    weights = Weights(job.source / job.component)
+    weights = job.weights
     layers = {key(layer): layer for layer in job.graph}
     types = {name: _type(job, layers.get(name), weights, name) for name in weights.files}
     writer = gguf.GGUFWriter(folder / FILE, str(weights.config.get("_class_name", "diffusion")))

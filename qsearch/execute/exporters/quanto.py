@@ -56,7 +56,7 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
 
 def write(job: Export, folder: Path) -> list[Path]:
     """config.json, quanto_qmap.json, and safetensors in quanto's layout."""
-    weights = Weights(job.source / job.component)
+    weights = job.weights
     formats = {
         layer.name: TYPES[scheme.format]
         for layer in job.graph

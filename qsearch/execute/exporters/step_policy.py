@@ -16,7 +16,7 @@ from ...core.plan import Plan
 from ...core.scheme import KEEP, Scheme
 from ..exporting import Export, formats
 from ..nearest import nearest as nearest_of
-from ..weights import Weights, copy_config
+from ..weights import copy_config
 
 needs: tuple[str, ...] = ()
 writes_weights = False
@@ -52,7 +52,7 @@ def write(job: Export, folder: Path) -> list[Path]:
         "ignore": kept,
         "runtime": {"diffusion_step_policy": policy},
     }
-    return [copy_config(Weights(job.source / job.component), folder, quantization_config=config)]
+    return [copy_config(job.weights, folder, quantization_config=config)]
 
 
 def _ends(steps: Plan, job: Export) -> tuple[int, int]:
