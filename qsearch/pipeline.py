@@ -151,8 +151,8 @@ def profile(run: Run, graph: OpGraph) -> SensitivityTable:
 
 def calibration_calls(run: Run, schemes: Iterable[Scheme]) -> list[Call]:
     """Recorded calls for schemes that choose by them, with other noise than profiling and evaluation; none where none does."""
+    from .choices.input_quantizer import needs_inputs
     from .measure.pipelines import record
-    from .measure.treatment import needs_inputs
 
     c = run.config.calibrate
     if run.config.reconstruct.order == "none" and not any(needs_inputs(s) for s in schemes):

@@ -23,6 +23,7 @@ from figure import publish
 from torch import nn
 from torch.utils import checkpoint
 
+from qsearch.choices.quantization import quantize
 from qsearch.core.scheme import Scheme
 from qsearch.execute.denoisers import filled, numbers
 from qsearch.graphs.extraction import extract
@@ -31,7 +32,6 @@ from qsearch.measure import gradients
 from qsearch.measure.memory import kept_bytes, weight_bytes
 from qsearch.measure.observation import StepObservation
 from qsearch.measure.pipelines import Call
-from qsearch.measure.quantization import quantize
 from qsearch.measure.question import Question
 
 GIB = 2**30

@@ -23,6 +23,7 @@ import torch
 from ..core import plugins
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
+from ..core.metrics import metric_words
 from ..core.plan import Plan
 from ..core.scheme import KEEP
 from ..core.trials import Trial, Trials
@@ -119,7 +120,7 @@ class Bench:
     def _hopeless(self, found: Pairs) -> bool:
         for metric, limit in self.campaign.stop.items():
             mean, error = found[metric]
-            sign = 1 if plugins.load("metrics", metric).higher_is_better else -1
+            sign = -1 if metric_words(metric).lower_is_better else 1
             if sign * (mean - limit) < -_SURE * error:
                 return True
         return False

@@ -21,7 +21,7 @@ from ..core.graph import OpGraph
 from ..core.plan import SCHEMA, Plan, said
 from ..core.table import SensitivityTable
 from . import drawing, plots, tables
-from .page_plots import QUALITIES, Plot, draw_plots
+from .page_plots import Plot, draw_plots, qualities
 from .pictures import Sample, contact_sheet, load_plans, resized
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _page(
         rows=measured,
         sheet=_sheet(folder, samples, shown, captions, rows),
         plots=drawn,
-        qualities=[name for name in QUALITIES if name in drawn],
+        qualities=[name for name in qualities(rows) if name in drawn],
         bits_words=_bits_words(plan, by_role),
         roles=by_role,
         middle=middle,

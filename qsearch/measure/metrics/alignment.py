@@ -14,6 +14,9 @@ from ..clip import load_clip
 from ..evaluation import Outcome
 
 higher_is_better = True
+title = "alignment with the caption"
+label = "alignment"
+link = "loss_db"
 needs_video = False
 needs_pictures = True
 #: pictures of the zoo's world

@@ -15,6 +15,9 @@ from ..clean import Clean
 from ..evaluation import Outcome
 
 higher_is_better = False
+title = "Fréchet distance"
+label = "Fréchet"
+digits = 4
 needs_video = False
 needs_pictures = True
 needs_scenes = True
