@@ -15,18 +15,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .choices.contracts import (
+    ActivationContract,
+    QuantizerContract,
+    TransformContract,
+    assert_step_law,
+)
 from .core.contract import Contract
 from .core.errors import InfeasibleBudget, QSearchError
 from .core.scheme import Scheme
 from .decide.problem import Problem
 from .execute.contracts import ExporterContract
 from .learn.contracts import SurrogateContract
-from .measure.contracts import (
-    ActivationContract,
-    QuantizerContract,
-    TransformContract,
-    assert_step_law,
-)
 
 __all__ = [
     "ActivationContract",

@@ -23,6 +23,7 @@ from figure import publish
 from torch import nn
 from torch.utils import checkpoint
 
+from qsearch.choices.quantization import quantize
 from qsearch.core.scheme import Scheme
 from qsearch.graphs.extraction import extract
 from qsearch.graphs.families import cards
@@ -30,7 +31,6 @@ from qsearch.measure import gradients
 from qsearch.measure.memory import kept_bytes, weight_bytes
 from qsearch.measure.observation import StepObservation
 from qsearch.measure.pipelines import Call
-from qsearch.measure.quantization import quantize
 from qsearch.measure.question import Question
 from qsearch.race.denoisers import filled, numbers
 

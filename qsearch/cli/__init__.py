@@ -17,7 +17,7 @@ __all__ = ["app", "deploy", "inspect", "learn", "main", "quantize"]
 
 def main() -> None:
     """Entry point: a mistake in the input is one line on standard error and exit code 2."""
-    from ..core.redaction import redacted
+    from ..core.artifacts import redacted
 
     try:
         app()

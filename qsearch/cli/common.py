@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.artifacts import write_atomic
+from ..core.artifacts import redacted, write_atomic
 from ..core.errors import QSearchError
-from ..core.redaction import redacted
 
 if TYPE_CHECKING:
     from ..stages.folder import Run

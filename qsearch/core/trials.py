@@ -6,6 +6,7 @@ added whole when its measurement is finished, so a killed evaluation leaves none
 
 from __future__ import annotations
 
+import functools
 import math
 import sqlite3
 import time
@@ -17,12 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .artifacts import graph_name, versions
+from .artifacts import graph_name, redacted, versions
 from .cost import Choices
 from .errors import ArtifactError, QSearchError
 from .graph import OpGraph
 from .plan import ONE_RANGE, Plan, plan_id, said
-from .redaction import redacted
 from .scheme import Scheme
 from .steps import StepRanges
 
@@ -34,6 +34,7 @@ Aims = tuple[tuple[str, bool], ...]
 #: name of the study; with metrics behind it (`sqnr+ noise-`: more or less is better) its values are
 #: theirs
 STUDY = "qsearch.trials/1"
+_SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True)
@@ -68,19 +69,15 @@ class Trials:
 
     def __init__(self, where: Path | str, graph: OpGraph) -> None:
         self.graph = graph
-        self.where = where
-        url = (
-            where
-            if isinstance(where, str) and "://" in where
-            else f"sqlite:///{Path(where).resolve()}"
-        )
-        self.shown = redacted(str(where))
+        url = where if isinstance(where, str) and "://" in where else Path(where).resolve()
         self._url, self._studies = url, dict[Aims, Any]()
+        #: for people: without the user and the password of a URL
+        self.where = where = redacted(where) if isinstance(where, str) and "://" in where else where
         try:
             self._study, self._storage = _open(url, STUDY, ())
         except Exception as error:  # SQLAlchemy, SQLite and Optuna each have their own; all mean that this is no study of ours
             raise ArtifactError(
-                f"{self.shown} can't be opened as an Optuna study ({_reason(error)})"
+                f"{self.where} can't be opened as an Optuna study ({_reason(error)})"
             ) from error
         known = self._study.user_attrs.get("graph")
         if known is None:
@@ -88,7 +85,7 @@ class Trials:
             self._study.set_user_attr("versions", versions())
         elif graph_name(known) != graph.id:
             raise ArtifactError(
-                f"{self.shown} holds trials of graph {known}, {graph.model} is graph {graph.id}; give another file"
+                f"{self.where} holds trials of graph {known}, {graph.model} is graph {graph.id}; give another file"
             )
 
     def add(
@@ -172,13 +169,13 @@ class Trials:
         found = self.all()
         if not found:
             raise QSearchError(
-                f"{self.shown} holds no measured plan; measure some with `qsearch evaluate RUN --plans 64`"
+                f"{self.where} holds no measured plan; measure some with `qsearch evaluate RUN --plans 64`"
             )
         counts = Counter(t.setting for t in found)
         wanted = setting or max(counts, key=counts.__getitem__)
         if wanted not in counts:
             raise QSearchError(
-                f"{self.shown} holds no plan measured in the setting {wanted}; it has {', '.join(sorted(counts))}"
+                f"{self.where} holds no plan measured in the setting {wanted}; it has {', '.join(sorted(counts))}"
             )
         plans = {
             t.plan: t for t in sorted(found, key=lambda t: not t.stopped) if t.setting == wanted
@@ -207,7 +204,7 @@ class Trials:
             return sorted(found, key=_finished)
         except Exception as error:  # as when it is opened
             raise ArtifactError(
-                f"{self.shown} can't be read as an Optuna study ({_reason(error)}); make it again with `qsearch evaluate`"
+                f"{self.where} can't be read as an Optuna study ({_reason(error)}); make it again with `qsearch evaluate`"
             ) from error
 
 
@@ -215,8 +212,10 @@ def _finished(trial: optuna.trial.FrozenTrial) -> float:
     return trial.datetime_complete.timestamp() if trial.datetime_complete else 0.0
 
 
-def _open(url: str, name: str, aims: Aims) -> tuple[optuna.Study, str | optuna.storages.RDBStorage]:
-    """The study of that name at `url`, made where there is none, and its storage.
+def _open(
+    url: str | Path, name: str, aims: Aims
+) -> tuple[optuna.Study, str | optuna.storages.RDBStorage]:
+    """The study of that name at a URL, or in a SQLite file, made where there is none; its storage.
 
     Optuna makes its tables without a lock, so of two processes that begin at the same moment one may fail: it tries again.
     It would make them in anybody's SQLite file, too, so we look first.
@@ -225,14 +224,20 @@ def _open(url: str, name: str, aims: Aims) -> tuple[optuna.Study, str | optuna.s
     from sqlalchemy import NullPool, exc
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage: str | optuna.storages.RDBStorage = url
+    storage: str | optuna.storages.RDBStorage = str(url)
     for pause in (0.1, 0.4, 1.6, None):
         try:
-            if url.startswith("sqlite:///"):
-                _look(Path(url.removeprefix("sqlite:///")))
-                # A minute's patience with another writer, and no connection held open between calls.
+            if isinstance(url, str) and url.startswith(_SQLITE) and "?" not in url:
+                url = Path(url.removeprefix(_SQLITE))
+            if isinstance(url, Path):
+                _look(url)
+                # A minute's patience with another writer, and no connection held open between calls. The file is named
+                # to SQLite itself: in a URL, `?` and `#` in a folder's name would mean something else.
+                connect = functools.partial(
+                    sqlite3.connect, url, timeout=60, check_same_thread=False
+                )
                 storage = optuna.storages.RDBStorage(
-                    url, engine_kwargs={"connect_args": {"timeout": 60}, "poolclass": NullPool}
+                    _SQLITE, engine_kwargs={"creator": connect, "poolclass": NullPool}
                 )
             way = optuna.study.StudyDirection
             directions = [way.MAXIMIZE if up else way.MINIMIZE for _, up in aims] or [way.MINIMIZE]

@@ -26,7 +26,7 @@ from .exporting import AbstractExporter, Export, every_name, formats
 from .weights import component
 
 if TYPE_CHECKING:
-    from ..measure.calibration import LayerInputs
+    from ..choices.statistics import LayerInputs
 
 _SHOWN = 5  # layers named in an error; all of them are said where they are rounded
 

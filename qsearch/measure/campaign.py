@@ -19,17 +19,17 @@ from typing import Any
 
 import torch
 
-from ..core import plugins
+from ..choices.input_quantizer import needs_inputs
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
+from ..core.metrics import metric_words
 from ..core.plan import Plan
 from ..core.scheme import KEEP
 from ..core.trials import Trial, Trials
 from .evaluation import Outcome, directions, make, measurements
-from .pipelines import Call, denoiser_of, load_pipeline
+from .pipelines import Call, check_metrics, load_pipeline, model_of
 from .setting import EvaluationSetting
 from .simulation import QuantizedWeights, weights_for
-from .treatment import needs_inputs
 
 Pairs = dict[str, tuple[float, float]]
 Samples = dict[str, list[float]]
@@ -78,10 +78,13 @@ class Bench:
         self.campaign, self.pipe = campaign, pipe
         self.total = len(campaign.setting.prompts)
         self.first = max(3, int(self.total * _LOOK)) if campaign.stop else self.total
+        check_metrics(
+            pipe, campaign.setting.metrics, campaign.setting.sampling, campaign.setting.prompts
+        )
         graph = campaign.graph
         self.calls = _chosen_by(campaign, pipe, plans.values())
         common = [plan for plan in plans.values() if len(plan.steps) == 1]
-        self.weights = weights_for(denoiser_of(pipe), graph, common, self.calls)
+        self.weights = weights_for(model_of(pipe), graph, common, self.calls)
         kept = {(n, s) for plan in common for n, (s, *_) in plan.weights.items() if s != KEEP}
         self.keeps = sum(4 * graph.layer(name).weights for name, _ in kept) <= _KEPT
         self.reference = self._made(Plan.uniform(graph, KEEP), 0, self.total)
@@ -89,7 +92,7 @@ class Bench:
     def _weights(self, plan: Plan) -> QuantizedWeights:
         """What a plan is carried out with; one over ranges of steps is calibrated by itself."""
         if len(plan.steps) > 1:
-            model, graph = denoiser_of(self.pipe), self.campaign.graph
+            model, graph = model_of(self.pipe), self.campaign.graph
             return weights_for(model, graph, [plan], self.calls)
         return self.weights if self.keeps else self.weights.fresh()
 
@@ -125,7 +128,7 @@ class Bench:
     def _hopeless(self, found: Pairs) -> bool:
         for metric, limit in self.campaign.stop.items():
             mean, error = found[metric]
-            sign = 1 if plugins.load("metrics", metric).higher_is_better else -1
+            sign = -1 if metric_words(metric).lower_is_better else 1
             if sign * (mean - limit) < -_SURE * error:
                 return True
         return False

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import partial as bound
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,18 @@ from ..core.scheme import Scheme
 from ..core.settings import changed
 from ..core.sites import allowed, sites_of
 from ..core.table import SensitivityTable, scorers
+from .calls import measuring
 from .observation import observations
 from .options import ProfileOptions
 from .pipelines import (
     Call,
     Prompts,
     Sampling,
-    decode_batch,
-    denoiser_of,
+    check_metrics,
+    decoder_of,
     frozen,
     latent_channels,
+    model_of,
     record,
 )
 from .question import AbstractEstimator, Answer, Question
@@ -48,7 +49,8 @@ _SAVE_SHARE = 0.05  # of the time goes into saving unfinished work, however larg
 class ProfileWork:
     """What profiling is given besides options.
 
-    `pipe`: the pipeline, whose VAE decodes pictures for the metrics that look at them.
+    `pipe`: the pipeline, which decodes pictures for the metrics that look at them; `sampling`: how
+    it made the calls, whose sizes it decodes by.
     `calibration`: recorded calls by which methods, static ranges and transforms choose; left out,
     they choose by the calls that are priced, and what they gain looks better than it is.
     `weights`: in its place, what `calibrated_weights` made, which keeps every weight that is
@@ -58,6 +60,7 @@ class ProfileWork:
     """
 
     pipe: Any = None
+    sampling: Sampling | None = None
     calibration: Sequence[Call] = ()
     weights: QuantizedWeights | None = None
     partial: Path | None = None
@@ -111,6 +114,7 @@ def profile(
     scoring = scorers(graph, asked.score, [*question.choices], asked.metrics) if asked.score else {}
     watched = [c for c in calls if isinstance(c, Trajectory)]
     with (
+        measuring(model),
         frozen(watched[0].pipe if watched else given.pipe),
         _checkpointing(model, asked.checkpointing),
         _autocast(model, asked.autocast),
@@ -153,7 +157,8 @@ def profile_pipeline(
         QSearchError: as `profile`, and where one sample does not fit the memory.
     """
     asked, given = _split(options, work, named)
-    model, batch = denoiser_of(pipe), asked.batch
+    model, batch = model_of(pipe), asked.batch
+    check_metrics(pipe, asked.metrics, sampling, prompts)
     while True:
         try:
             calls: Any = (
@@ -161,7 +166,8 @@ def profile_pipeline(
                 if asked.mode == "trajectory"
                 else record(pipe, prompts, sampling, asked.bins, batch)
             )
-            return profile(model, graph, asked.schemes, calls, asked, replace(given, pipe=pipe))
+            made = replace(given, pipe=pipe, sampling=sampling)
+            return profile(model, graph, asked.schemes, calls, asked, made)
         except torch.OutOfMemoryError as error:
             if batch == 1:
                 raise QSearchError(
@@ -190,7 +196,7 @@ def _question(
     asked: ProfileOptions,
     given: ProfileWork,
 ) -> Question:
-    decoder = None if given.pipe is None else bound(decode_batch, given.pipe)
+    decoder = None if given.pipe is None else decoder_of(given.pipe, given.sampling)
     plain = [c for c in calls if isinstance(c, Call)]
     channels = 0 if given.pipe is None else latent_channels(given.pipe)
     watched = [t.observed(model, asked.metrics) for t in calls if isinstance(t, Trajectory)]

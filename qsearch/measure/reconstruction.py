@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..choices.learnt_rounding import Gates
+from ..choices.quantization import learnt_method
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.plan import Plan
@@ -27,7 +29,6 @@ from ..core.settings import changed
 from .blockwise import Layer
 from .options import ReconstructOptions
 from .pipelines import Call, run
-from .rounding import Gates
 from .simulation import QuantizedWeights, calibrated_weights, simulate
 
 
@@ -62,7 +63,7 @@ def reconstruct(
 ) -> Reconstruction:
     """Learn the rounding of every layer of `plan`, and its static input ranges, on recorded `calls`.
 
-    Layers whose method is `adaround` or `adaround_scaled` learn. Each step looks at one of the
+    Layers whose method learns blocks do. Each step looks at one of the
     calls, so give several of few samples. The model is left as it was.
 
     Args:
@@ -79,7 +80,7 @@ def reconstruct(
         Weights for `simulate` with what was learnt, and each block's error before and after.
 
     Raises:
-        QSearchError: where the plan has nothing to learn, and for schemes with ranges of steps.
+        QSearchError: where the plan has nothing to learn.
     """
     asked = changed(options or ReconstructOptions(order="separate"), ReconstructOptions, named)
     layers = plan.layers if isinstance(plan, Plan) else dict(plan)
@@ -94,13 +95,9 @@ def reconstruct(
             "reconstruction takes an order (separate or joint) and at least one recorded call; "
             f"given {asked.order!r} and {len(calls)} calls"
         )
-    if many := next((f"{name} has {s}" for name, s in chosen.items() if s.ranges > 1), ""):
-        raise QSearchError(
-            f"reconstruction learns one weight for all steps; {many}: take ~steps out"
-        )
     if not any(Layer.learns(s) for s in chosen.values()):
         raise QSearchError(
-            "reconstruction learns what @adaround and @adaround_scaled round, and static scales of inputs; no layer of the plan has any of them"
+            "reconstruction learns what methods such as @adaround and @adaround_scaled round, and static scales of inputs; no layer of the plan has any of them"
         )
     weights = calibrated_weights(
         model, graph, {name: [_plain(s)] for name, s in chosen.items()}, calls
@@ -127,7 +124,7 @@ def reconstruct(
 
 def _plain(scheme: Scheme) -> Scheme:
     """The scheme as far as its calibration goes when its rounding is learnt here."""
-    return replace(scheme, method="") if Layer.gated(scheme) else scheme
+    return replace(scheme, method="") if learnt_method(scheme) is not None else scheme
 
 
 def _units(graph: OpGraph, chosen: Mapping[str, Scheme]) -> dict[str, list[str]]:
@@ -218,45 +215,47 @@ class _Block:
     def learn(self, asked: ReconstructOptions, dice: torch.Generator) -> Rebuilt:
         """Learn gates and factors of all layers; take them back where the block's output is not nearer for it."""
         gates = [g for layer in self.layers.values() for g in layer.gates]
-        stretches = [layer.stretch for layer in self.layers.values() if layer.stretch is not None]
+        range_scales = [
+            layer.range_scale for layer in self.layers.values() if layer.range_scale is not None
+        ]
         both: list[tuple[list[Gates], list[Tensor]]] = (
-            [(gates, stretches)] if asked.order == "joint" else [(gates, []), ([], stretches)]
+            [(gates, range_scales)] if asked.order == "joint" else [(gates, []), ([], range_scales)]
         )
-        phases = [(opened, stretched) for opened, stretched in both if opened or stretched]
+        phases = [(opened, scaled) for opened, scaled in both if opened or scaled]
         share = asked.model_copy(update={"steps": asked.steps // max(1, len(phases))})
         losses: list[float] = []
         power = sum(float(t.square().sum()) for t in self.targets)
         with self._rounding():
             before = self._error("whole") / power
-            for opened, stretched in phases:
+            for opened, scaled in phases:
                 if before > 0:
-                    losses += self._phase(opened, stretched, asked.order == "joint", share, dice)
+                    losses += self._phase(opened, scaled, asked.order == "joint", share, dice)
                 for layer in self.layers.values():
-                    layer.settle()
+                    layer.harden()
             after = self._error("whole") / power
             if not after < before:
                 for layer in self.layers.values():
-                    layer.forget()
+                    layer.reset()
         return Rebuilt(self.name, before, min(after, before), tuple(losses))
 
     def _phase(
         self,
         gates: list[Gates],
-        stretches: list[Tensor],
+        range_scales: list[Tensor],
         joint: bool,
         asked: ReconstructOptions,
         dice: torch.Generator,
     ) -> list[float]:
-        mode = "soft" if joint or stretches else "off"
+        mode = "soft" if joint or range_scales else "off"
         unit = self._error(mode) / len(self.given) / max(1, sum(g.variable.numel() for g in gates))
         if not unit > 0:
             return []
         groups = [
             {"params": [g.variable for g in gates], "lr": asked.rate},
-            {"params": stretches, "lr": asked.input_rate},
+            {"params": range_scales, "lr": asked.input_rate},
         ]
         optimizer = torch.optim.Adam([group for group in groups if group["params"]])
-        variables = [*(g.variable for g in gates), *stretches]
+        variables = [*(g.variable for g in gates), *range_scales]
         losses = []
         with torch.enable_grad():
             for i in range(asked.steps):
@@ -264,10 +263,10 @@ class _Block:
                 penalty = torch.zeros(())
                 values = {}
                 for name, layer in self.layers.items():
-                    values[name], undecided = layer.value(
+                    values[name], regularizer = layer.value(
                         soft=bool(gates), progress=i / asked.steps
                     )
-                    penalty = penalty + undecided
+                    penalty = penalty + regularizer
                 error = (self._run(k, values, mode) - self.targets[k]).square().sum()
                 optimizer.zero_grad()
                 (error / unit + penalty).backward(inputs=variables)

@@ -5,8 +5,9 @@ Plain data without torch: it is a section of the config and an argument of whate
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field
 
@@ -26,4 +27,14 @@ class Sampling:
     resolution: Annotated[
         int | None, Field(ge=8, description="pixels of a side; the pipeline's own when left out")
     ] = None
-    frames: Annotated[int | None, Field(ge=1, description="of a video")] = None
+    frames: Annotated[
+        int | None, Field(ge=1, description="of a video; the pipeline's own when left out")
+    ] = None
+    call: Annotated[
+        Mapping[str, Any],
+        Field(
+            description="more keywords of the pipeline's call; texts that name files are read "
+            "(pictures, videos, tensors, sounds), a list of files or {each: [values]} has one a "
+            "sample, in turn"
+        ),
+    ] = field(default_factory=dict, hash=False)

@@ -15,6 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..choices.fake_quantization import site_rounding, straight_through
+from ..choices.input_quantizer import (
+    InputQuantizer,
+    fit_input_quantizer,
+    hook_input,
+    needs_inputs,
+    needs_moments,
+)
+from ..choices.quantization import Quantized, joined, method_of, quantize_parts
+from ..choices.statistics import LayerInputs
 from ..core.cost import Choices
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
@@ -22,11 +32,9 @@ from ..core.plan import ONE_RANGE, Plan, checked
 from ..core.scheme import Scheme
 from ..core.sites import is_site
 from ..core.steps import StepClock, StepRanges, clock_of
-from .attention import passing, rounding
-from .calibration import LayerInputs, calibrate, has_rows
+from .attention import passing
+from .calibration import calibrate, has_rows
 from .pipelines import Call
-from .quantization import Quantized, joined, method_of, quantize_parts
-from .treatment import Treatment, named, needs_inputs, treat
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ class QuantizedWeights:
         self.model, self.graph = model, graph
         self.calibration, self.ranges = calibration or {}, tuple(ranges)
         self._weights: dict[tuple[str, str, int | None], Tensor] = {}
-        self._treatments: dict[tuple[str, str, int | None], Treatment | None] = {}
+        self._treatments: dict[tuple[str, str, int | None], InputQuantizer | None] = {}
         self._learnt: dict[tuple[str, str], tuple[Quantized, ...]] = {}
 
     def fresh(self) -> QuantizedWeights:
@@ -95,7 +103,9 @@ class QuantizedWeights:
             self._weights[key] = self._make(layer, scheme, place)
         return self._weights[key]
 
-    def treatment(self, layer: str, scheme: Scheme, place: int | None = None) -> Treatment | None:
+    def treatment(
+        self, layer: str, scheme: Scheme, place: int | None = None
+    ) -> InputQuantizer | None:
         """What `scheme` does to the input of `layer`, fitted on range `place` of the steps; None where it does nothing."""
         key = (layer, str(scheme), place)
         if key not in self._treatments:
@@ -104,9 +114,7 @@ class QuantizedWeights:
                 self.model.get_submodule(layer),
                 self._inputs(layer, scheme, place),
             )
-            self._treatments[key] = treat(
-                scheme, weight, module, inputs, layer=layer, transforms=named(scheme)
-            )
+            self._treatments[key] = fit_input_quantizer(scheme, weight, module, inputs, layer=layer)
         return self._treatments[key]
 
     def codes(self, layer: str, scheme: Scheme, place: int | None = None) -> tuple[Quantized, ...]:
@@ -114,16 +122,16 @@ class QuantizedWeights:
         if (layer, str(scheme)) in self._learnt:
             return self._learnt[layer, str(scheme)]
         weight, spec = weight_of(self.model, layer).data, self.graph.layer(layer)
-        inputs, scale = self._inputs(layer, scheme, place), None
+        inputs = self._inputs(layer, scheme, place)
         if scheme.transforms and (treatment := self.treatment(layer, scheme, place)) is not None:
-            inputs, scale = treatment.inputs, _columns(treatment, weight)
+            inputs, weight = treatment.inputs, treatment.weight(weight.float())
         module = self.model.get_submodule(layer)
         if method_of(scheme).needs_inputs and not has_rows(module):
             raise QSearchError(
                 f"@{scheme.method} is for linear layers and 2d convolutions in one group, padded with zeros; {layer} is {type(module).__name__}"
             )
         return quantize_parts(
-            weight if scale is None else weight.float() * scale,
+            weight,
             scheme,
             axis=spec.channel_axis,
             splits=spec.parts,
@@ -142,7 +150,7 @@ class QuantizedWeights:
         layer: str,
         scheme: Scheme,
         parts: tuple[Quantized, ...] | None,
-        treatment: Treatment | None,
+        treatment: InputQuantizer | None,
     ) -> None:
         """Keep what somebody else found for `layer` at `scheme`: codes, in place of what its method would make, and what happens to its input."""
         if parts is not None:
@@ -168,18 +176,13 @@ class QuantizedWeights:
         return (
             joined(parts, weight.dtype)
             if treatment is None
-            else (joined(parts) / _columns(treatment, weight)).to(weight.dtype)
+            else treatment.restore_weight(joined(parts)).to(weight.dtype)
         )
 
     def _key(self, scheme: Scheme) -> str:
         """What weights are kept under: what happens to the input matters where it changes the weight, or was learnt together with it."""
         together = scheme.transforms or any(learnt == str(scheme) for _, learnt in self._learnt)
         return str(scheme if together else scheme.weight_only)
-
-
-def _columns(treatment: Treatment, weight: Tensor) -> Tensor:
-    """The scale of each input channel, in a shape that spreads over the weight."""
-    return treatment.scale.view(1, -1, *[1] * (weight.ndim - 2))
 
 
 def calibrated_weights(
@@ -246,9 +249,7 @@ def _recorded(
     layers = [layer for layer, held in asking.items() if held]
     if not layers:
         return None
-    moments = any(
-        s.format != "keep" and method_of(s).needs_inputs for held in asking.values() for s in held
-    )
+    moments = any(needs_moments(s) for held in asking.values() for s in held)
     return calibrate(model, graph, calls, layers, moments=moments)
 
 
@@ -283,7 +284,7 @@ class _Place:
     weight: nn.Parameter
     full: Tensor
     values: list[Tensor]
-    treatments: list[Treatment | None]
+    treatments: list[InputQuantizer | None]
     now: int = 0
     heard: bool = False
 
@@ -296,43 +297,16 @@ class _Place:
     def treated(self) -> Iterator[None]:
         """The module rounds its input, and adds what that leaves to its output, inside the block."""
 
-        def before(
-            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            self.heard, treatment = True, self.treatments[self.now]
-            if treatment is None:
-                return args, kwargs
-            if args:
-                return (straight_through(args[0], treatment.before), *args[1:]), kwargs
-            name = next(iter(kwargs))
-            return (), {**kwargs, name: straight_through(kwargs[name], treatment.before)}
+        def now() -> tuple[InputQuantizer | None, Tensor, Tensor]:
+            self.heard = True
+            return self.treatments[self.now], self.full, self.values[self.now]
 
-        def after(module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
-            treatment = self.treatments[self.now]
-            return (
-                y
-                if treatment is None
-                else treatment.after(y, module, self.full, self.values[self.now])
-            )
-
-        handles = [
-            self.module.register_forward_pre_hook(before, with_kwargs=True),
-            self.module.register_forward_hook(after),
-        ]
+        handles = hook_input(self.module, now)
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
-
-
-def straight_through(x: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
-    """`rounded(x)`, whose gradient is that of `x` (Bengio et al., arXiv 1308.3432): rounding itself has none."""
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        return rounded(x)
-    with torch.no_grad():
-        moved = rounded(x) - x
-    return x + moved
 
 
 def roots(model: nn.Module, graph: OpGraph) -> list[nn.Module]:
@@ -400,7 +374,7 @@ def _following(
 
 def _by_range(clock: StepClock, steps: StepRanges, choices: Choices) -> Callable[[Tensor], Tensor]:
     """What the choices of one tensor of an attention do, in each call those of its own range of steps."""
-    through = [rounding(scheme) if scheme.activation else None for scheme in choices]
+    through = [site_rounding(scheme) if scheme.activation else None for scheme in choices]
 
     def changed(x: Tensor) -> Tensor:
         own = through[clock.range_of(steps) if len(through) > 1 else 0]

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from qsearch_kernels import bench
 
+from ..choices.quantization import quantize_parts
 from ..core.errors import QSearchError
 from ..core.graph import LayerSpec, OpGraph
 from ..core.latency import Latency
 from ..core.scheme import KEEP, Scheme
 from ..execute.layers import Convolution, QuantLayer, empty_layer
 from ..execute.packing import PackedWeight
-from ..measure.quantization import quantize_parts
 
 
 def kernels(device: str, seconds: float) -> list[dict[str, Any]]:
@@ -177,7 +177,6 @@ def random_layer(source: nn.Module, scheme: Scheme, spec: LayerSpec) -> QuantLay
         ):
             made.parts[i] = PackedWeight.of(quantized)
     if made.input is not None:
-        likely = {"shift": 0.0, "divisor": 1.0, "low": -3.0, "high": 3.0, "first": 0.0}
-        for name, buffer in made.input.named_buffers():
-            buffer.fill_(likely[name])
+        for name, held in made.input.layout.items():
+            made.input.get_buffer(name).fill_(held.typical)
     return made

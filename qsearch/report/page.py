@@ -14,15 +14,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.artifacts import Header, read_json, write_text
+from ..core.artifacts import Header, read_json, redacted, write_text
 from ..core.errors import ArtifactError
 from ..core.graph import OpGraph
 from ..core.plan import SCHEMA, Plan, said
-from ..core.redaction import published
 from ..core.table import SensitivityTable
 from . import plots, tables
 from .findings import Findings
-from .page_plots import QUALITIES, draw_plots
+from .page_plots import draw_plots, qualities
 from .pictures import Sample, contact_sheet, load_plans, resized
 from .style import FAMILY_COLOURS
 
@@ -101,7 +100,7 @@ def _page(folder: Path, found: Findings, samples: Sequence[Sample], key: str) ->
         rows=measured,
         sheet=_sheet(folder, found, samples),
         plots=drawn,
-        qualities=[name for name in QUALITIES if name in drawn],
+        qualities=[name for name in qualities(rows) if name in drawn],
         bits_words=_bits_words(plan, by_role),
         roles=by_role,
         middle=middle,
@@ -301,12 +300,14 @@ def _provenance(
     return [
         *found,
         ("seed", str(header.seed)),
-        ("command", published(header.command)),
+        ("command", redacted(header.command)),
         ("versions", versions),
     ]
 
 
 def _config(folder: Path) -> str:
     with suppress(OSError, UnicodeDecodeError):
-        return published((folder / "config.yaml").read_text(encoding="utf-8"))
+        return "\n".join(
+            map(redacted, (folder / "config.yaml").read_text(encoding="utf-8").splitlines())
+        )
     return ""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..core.graph import OpGraph
+from ..core.metrics import metric_words
 from ..core.plan import Plan
 from ..core.table import SensitivityTable
-from . import beeswarm, block_bars, boxes, contributions, drawing, graph_heat, plots, tables
+from . import beeswarm, block_bars, boxes, contributions, drawing, graph_heat, plots
 from .findings import Findings
 from .frontier import draw_frontier
 from .style import HALF, NARROW, WIDE
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from ..core.attribution import Attribution
 
-QUALITIES = ("output_sqnr", "sqnr")  # metrics that are drawn against size
+_OUTPUT = "output_sqnr"
 _NUMBERS = "The table of all layers has the numbers."
 
 
@@ -51,10 +52,10 @@ def draw_plots(shown: Findings, scheme: str) -> dict[str, Plot]:
             f"Curve: stored bits a weight and {frontier.title}: {points}.",
             HALF,
         )
-    for name in QUALITIES[
-        int("frontier" in found) :
-    ]:  # the frontier has the output's own measured points
-        quality = plots.size_quality(rows, metric=name, title=tables.TITLES[name])
+    for name in qualities(rows):
+        if name == _OUTPUT and "frontier" in found:  # which has the output's own measured points
+            continue
+        quality = plots.size_quality(rows, metric=name, title=metric_words(name).long)
         if quality.plans:
             points = ", ".join(
                 f"{p} {size:,.0f} kB {mean:.1f}"
@@ -72,6 +73,13 @@ def draw_plots(shown: Findings, scheme: str) -> dict[str, Plot]:
     for attribution in attributions:
         found |= _of_attribution(graph, attribution)
     return found
+
+
+def qualities(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The measured metrics that are drawn against a plan's size, the output's first."""
+    measured = dict.fromkeys(str(m) for row in rows for m in row["metrics"])
+    drawn = [name for name in measured if metric_words(name).against_size]
+    return sorted(drawn, key=lambda name: name != _OUTPUT)
 
 
 def _of_layers(

@@ -286,12 +286,12 @@ def _refine(run: Run, graph: OpGraph, table: SensitivityTable, plan: Plan) -> Pl
     """Refined on the calls of profiling, with the codes that `evaluate` and `apply` would use."""
     from ..core.scheme import KEEP, Scheme
     from ..decide.refinement import refine
-    from ..measure.pipelines import denoiser_of, record
+    from ..measure.pipelines import model_of, record
     from ..measure.simulation import calibrated_weights
     from .calibrate import calibration_calls
 
     c = run.config
-    model, offered = denoiser_of(run.pipe), [Scheme.parse(s) for s in c.profile.schemes]
+    model, offered = model_of(run.pipe), [Scheme.parse(s) for s in c.profile.schemes]
     prompts = run.prompts(c.profile.samples, part=0)
     calls = record(run.pipe, prompts, run.sampling, c.profile.bins, c.profile.batch)
     wanted = {x.name: [*offered, KEEP, plan.single[x.name]] for x in graph.quantizable}

@@ -28,9 +28,9 @@ def apply(run: Run, graph: OpGraph, plan: Plan, *, required: bool = False) -> Pa
     from ..execute.packed_file import save
     from ..execute.runtime import apply as verb
     from ..execute.runtime import packed_layers, stored_bytes
-    from ..measure.pipelines import denoiser_of
+    from ..measure.pipelines import model_of
 
-    model = denoiser_of(run.pipe)
+    model = model_of(run.pipe)
     before = sum(2 * parameter.numel() for parameter in model.parameters())
     calls = calibration_calls(run, plan.schemes)
     weights = plan_weights(run, graph, plan, calls, learn=True)

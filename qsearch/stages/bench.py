@@ -115,7 +115,7 @@ def _subject(
     """(denoiser, its graph, arguments of one call); of a card all on the meta device."""
     from ..graphs.extraction import extract as verb
     from ..graphs.families import cards
-    from ..measure.pipelines import denoiser_of, example_inputs, record
+    from ..measure.pipelines import example_inputs, model_of, record
 
     folder = Path(target)
     kept = (folder / NAME).is_file()
@@ -127,7 +127,7 @@ def _subject(
         run = Run(config)
         once = replace(run.sampling, steps=2, batch=batch)
         [call] = record(run.pipe, run.prompts(batch, part=0), once, bins=1)
-        model = denoiser_of(run.pipe)
+        model = model_of(run.pipe)
         inputs = example_inputs(call, model)
     graph = OpGraph.load(folder / "graph.json") if kept else verb(model, inputs, name=name)
     return model, graph, inputs

@@ -31,7 +31,7 @@ def calibration_of(run: Run) -> Calibration:
 
 def calibration_calls(run: Run, schemes: Iterable[Scheme]) -> list[Call]:
     """Recorded calls for schemes that choose by them, or that are learnt; none where none does."""
-    from ..measure.treatment import needs_inputs
+    from ..choices.input_quantizer import needs_inputs
 
     if run.config.reconstruct.order == "none" and not any(needs_inputs(s) for s in schemes):
         return []
@@ -53,11 +53,11 @@ def plan_weights(
     Returns:
         Weights that carry out the plan's schemes.
     """
-    from ..measure.pipelines import denoiser_of
+    from ..measure.pipelines import model_of
     from ..measure.reconstruction import reconstruct
     from ..measure.simulation import weights_for
 
-    model, options = denoiser_of(run.pipe), run.config.reconstruct
+    model, options = model_of(run.pipe), run.config.reconstruct
     if learn and options.order != "none":
         return reconstruct(model, graph, plan, calls, options, seed=run.config.seed).weights
     return weights_for(model, graph, [plan], calls)
@@ -70,7 +70,7 @@ def calibration_question(
 
     `always`: where calls are recorded whatever the schemes are.
     """
-    from ..measure.treatment import needs_inputs
+    from ..choices.input_quantizer import needs_inputs
 
     c = run.config
     if not always and not any(needs_inputs(s) for s in schemes):

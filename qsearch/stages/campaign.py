@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from ..core.artifacts import redacted
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.plan import Plan
-from ..core.redaction import redacted
 from ..core.settings import Settings
 from .evaluate import setting_of
 

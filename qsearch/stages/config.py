@@ -54,17 +54,6 @@ class Config(Settings):
         """How many prompts of the file profiling and calibration take; evaluation has the next."""
         return max(self.profile.samples, self.calibrate.samples or 0)
 
-    def prompt_lines(self) -> list[str]:
-        """The lines of the prompts file. Raises `QSearchError` for a file that is no text."""
-        assert self.prompts is not None, "asked of a config without a prompts file"
-        try:
-            text = self.prompts.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise QSearchError(
-                f"prompts must be a text file, one a line; {self.prompts} can't be read ({error})"
-            ) from error
-        return [line.strip() for line in text.splitlines() if line.strip()]
-
 
 def parse(content: Any, source: str, place: Path | None = None) -> Config:
     """Config from plain data.

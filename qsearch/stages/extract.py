@@ -48,12 +48,12 @@ def extract(run: Run) -> OpGraph:
         run.progress.say("extract: graph.json is up to date")
         return known
     from ..graphs.extraction import extract as verb
-    from ..measure.pipelines import denoiser_of, example_inputs, record
+    from ..measure.pipelines import example_inputs, model_of, record
 
     # Two steps: PixArt treats one step as a distilled model.
     once = replace(run.sampling, steps=2, batch=1)
     [call] = record(run.pipe, run.prompts(1, part=0), once, bins=1)
-    model = denoiser_of(run.pipe)
+    model = model_of(run.pipe)
     graph = verb(model, example_inputs(call, model), name=run.model_name)
     graph.save(run.path("graph.json"), key=key)
     run.progress.say(_extracted(graph))

@@ -124,18 +124,18 @@ class Run:
         They are those of the file, or captions of scenes that no training saw. Raises
         `QSearchError` where the file holds too few.
         """
-        from ..measure.pipelines import Prompts, scene_prompts
+        from ..measure.pipelines import read_prompts, scene_prompts
 
         if self.config.prompts is None:
             return scene_prompts(count, self.config.seed * 2 + part)
-        lines = self.config.prompt_lines()
+        held = read_prompts(self.config.prompts)
         start = self.config.first_prompts if part else 0
-        if len(lines) < start + count:
+        if len(held) < start + count:
             raise QSearchError(
-                f"{self.config.prompts} holds {len(lines)} prompts; profiling and evaluation need "
+                f"{self.config.prompts} holds {len(held)} prompts; profiling and evaluation need "
                 f"{start + count}"
             )
-        return Prompts(tuple(lines[start : start + count]))
+        return held[start : start + count]
 
     def key(self, verb: str, **question: Any) -> str:
         """Digest of the question that a stage answers; another version of qsearch asks again."""

@@ -354,8 +354,8 @@ def test_codes_are_the_same_whether_rows_come_together_or_a_few_at_once(
 ) -> None:
     import torch
 
+    from qsearch.choices.quantization import quantize
     from qsearch.execute import codes
-    from qsearch.measure.quantization import quantize
 
     layer = next(x for x in GRAPH if x.name == LINEAR[-2])
     job = Export(

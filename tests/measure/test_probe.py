@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from qsearch.choices.quantization import quantize
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.core.scheme import Scheme
@@ -22,7 +23,6 @@ from qsearch.measure import gradients, profiling
 from qsearch.measure.noise import relative_noise
 from qsearch.measure.pipelines import Call, run
 from qsearch.measure.profiling import profile
-from qsearch.measure.quantization import quantize
 from qsearch.measure.simulation import simulate
 from tests.models import PlainDenoiser, plain, plain_calls
 

@@ -65,7 +65,6 @@ def test_a_run_s_config_holds_wherever_one_stands_and_after_it_was_moved(
     assert found.folder == tmp_path / "moved"
     assert Path(found.model) == tmp_path / "pipe"
     assert found.prompts == tmp_path / "prompts.txt"
-    assert found.prompt_lines() == ["a red ring"]
 
 
 def test_names_that_are_no_folders_stay_as_they_are(tmp_path: Path) -> None:

@@ -15,7 +15,11 @@ from ..evaluation import Outcome
 from ..pipelines import Prompts
 
 higher_is_better = True
+title = "alignment with the caption"
+label = "alignment"
+link = "loss_db"
 needs_video = False
+needs_pictures = True
 #: pictures of the zoo's world
 SCENES = (3, 64, 64)
 _NO_CAPTIONS = "alignment needs captions of the zoo's scenes; these prompts are free text, leave the metric out"

@@ -16,9 +16,14 @@ from ..evaluation import Outcome
 from ..pipelines import Prompts
 
 higher_is_better = False
+title = "Fréchet distance"
+label = "Fréchet"
+digits = 4
 needs_video = False
 #: pictures of the zoo's world, which the judge reads
 SCENES = (3, 64, 64)
+needs_pictures = True
+needs_scenes = True
 #: scenes that the pictures are compared with, and the seed that draws them
 REAL, REAL_SEED = 2048, 777
 
