@@ -13,7 +13,7 @@ from ..core.settings import Settings
 from .calibrate import calibration_calls, plan_weights
 
 if TYPE_CHECKING:
-    from ..measure.calibration import LayerInputs
+    from ..choices.statistics import LayerInputs
     from .folder import Run
 
 
