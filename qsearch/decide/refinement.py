@@ -37,8 +37,11 @@ from .allocation import finish
 from .building import make_problem
 from .constraints import Constraints
 from .problem import Problem
+from .request import AllocationRequest
 from .solvers import local
 
+#: layer -> scheme -> linear term, and -> one score a probe and call
+Priced = tuple[Mapping[str, Mapping[str, float]], Mapping[str, Mapping[str, NDArray[np.float64]]]]
 _CHANGED = "changed layers"
 _TRIES = 8  # proposals that are measured for each pricing
 
@@ -117,8 +120,10 @@ def refine(
     """
     asked = replace(options or RefineOptions(), **named)
     weights, probes, radius, seconds = asked.weights, asked.probes, asked.radius, asked.seconds
-    constraints, latency, trust = asked.constraints, asked.latency, asked.trust
-    rounds, seed = asked.rounds, asked.seed
+    rules = AllocationRequest(
+        constraints=asked.constraints, latency=asked.latency, trust=asked.trust
+    )
+    rounds, seed, latency = asked.rounds, asked.seed, asked.latency
     limits = asked.budget or plan.budget
     if limits is None:
         raise QSearchError("a plan is refined within a budget; it has none, give one")
@@ -147,9 +152,7 @@ def refine(
             model, graph, here, offered, calls, references, weights, probes, dice
         )
         for _ in range(_TRIES):
-            problem = _region(
-                graph, here, linear, curved, limits, constraints, latency, trust, size
-            )
+            problem = _region(graph, here, (linear, curved), limits, rules, size)
             chosen, said = local.solve(problem, seconds=seconds, seed=seed)
             found_plan = finish(graph, problem, chosen, said, limits, latency)
             moved = replace(found_plan.replaced(graph, here.sites, latency=latency), budget=limits)
@@ -277,15 +280,13 @@ def price_changes(
 def _region(
     graph: OpGraph,
     plan: Plan,
-    linear: Mapping[str, Mapping[str, float]],
-    scores: Mapping[str, Mapping[str, NDArray[np.float64]]],
+    priced: Priced,
     budget: Budget,
-    constraints: Constraints | None,
-    latency: Latency | None,
-    trust: float | None,
+    request: AllocationRequest,
     radius: int,
 ) -> Problem:
     """The quadratic problem around a plan: change at most `radius` layers, each priced by its linear term and its curvature."""
+    linear, scores = priced
     values = {
         n: {s: row[s] + float((scores[n][s] ** 2).mean()) for s in row} for n, row in linear.items()
     }
@@ -295,9 +296,6 @@ def _region(
         graph,
         values,
         budget,
-        constraints=constraints,
-        latency=latency,
-        scores=scores,
-        trust=trust,
+        replace(request, scores=scores),
         at_most={_CHANGED: (changed, float(radius))},
     )

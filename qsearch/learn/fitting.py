@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,8 +176,17 @@ def fit(
         {str(s) for study in known for t in study.trials for s in t.schemes} - {"keep"}
     )
     graphs = {study.graph.id: study.graph.model for study in known}
-    settings: dict[str, Any] = {"residuals": taken.target - held, "model": model, "seed": seed}
-    return Surrogate(kind, metric, taken.data.columns, graphs, tuple(schemes), scores, **settings)
+    return Surrogate(
+        kind,
+        metric,
+        taken.data.columns,
+        graphs,
+        tuple(schemes),
+        scores,
+        residuals=taken.target - held,
+        model=model,
+        seed=seed,
+    )
 
 
 def _varies(target: Array, metric: str) -> None:
