@@ -17,10 +17,10 @@ __all__ = ["app", "deploy", "inspect", "learn", "main", "quantize"]
 
 def main() -> None:
     """Entry point: a mistake in the input is one line on standard error and exit code 2."""
-    from ..core.artifacts import redacted
+    from ..core.artifacts import without_secrets
 
     try:
         app()
     except QSearchError as error:
-        typer.echo(f"qsearch: {redacted(str(error))}", err=True)
+        typer.echo(f"qsearch: {without_secrets(str(error))}", err=True)
         sys.exit(2)

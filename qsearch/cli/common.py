@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.artifacts import redacted, write_atomic
+from ..core.artifacts import without_secrets, write_atomic
 from ..core.errors import QSearchError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Terminal:
 
     def say(self, line: str) -> None:
         """A line on standard error, without the passwords of URLs."""
-        self.console.print(redacted(line), markup=False, highlight=False)
+        self.console.print(without_secrets(line), markup=False, highlight=False)
 
     @contextmanager
     def track(self, title: str, total: int) -> Iterator[Callable[[int], None]]:

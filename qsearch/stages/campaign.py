@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from ..core.artifacts import redacted
+from ..core.artifacts import without_secrets
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.plan import Plan
@@ -73,7 +73,7 @@ def measure(run: Run, graph: OpGraph, settings: CampaignSettings) -> int:
         )
     run.progress.say(
         f"evaluate: {done} plans measured, {len(plans) - done} of {len(plans)} were there or "
-        f"passed over; all in {redacted(str(where))}"
+        f"passed over; all in {without_secrets(str(where))}"
     )
     return done
 
