@@ -27,7 +27,7 @@ from qsearch.measure.evaluation import evaluate, make
 from qsearch.measure.options import CalibrateOptions
 from qsearch.measure.pipelines import Sampling, example_inputs, record, scene_prompts
 from qsearch.measure.setting import Calibration, EvaluationSetting
-from qsearch.measure.simulation import calibrated_weights
+from qsearch.measure.simulation import weights_for
 from tests.models import tiny_pipeline
 
 SAMPLING = Sampling(steps=2, seed=3)
@@ -92,9 +92,8 @@ def test_plans_that_ask_for_calibration_are_measured_with_the_codes_that_it_give
     calls = setting.calibration.record(pipe)
     whole = make(pipe, graph, Plan.uniform(graph, "keep"), setting.prompts, SAMPLING)
     for trial in Trials(campaign.where, graph).measured():
-        wanted = {name: [scheme] for name, scheme in trial.layers.items()}
-        weights = calibrated_weights(pipe.unet, graph, wanted, calls)
         plan = plans[trial.name]
+        weights = weights_for(pipe.unet, graph, [plan], calls)
         made = make(pipe, graph, plan, setting.prompts, SAMPLING, weights=weights)
         expected = evaluate(made, whole, setting.metrics)
         for metric, pair in expected.items():
