@@ -115,26 +115,17 @@ class Run:
 
     def prompts(self, count: int, *, part: int) -> Prompts:
         """`count` prompts of part 0 (profiling, calibration) or 1 (evaluation): of the file, or captions of scenes no training saw."""
-        from .measure.pipelines import Prompts, scene_prompts
+        from .measure.pipelines import read_prompts, scene_prompts
 
         if self.config.prompts is None:
             return scene_prompts(count, self.config.seed * 2 + part)
-        try:
-            lines = [
-                line.strip()
-                for line in self.config.prompts.read_text(encoding="utf-8").splitlines()
-                if line.strip()
-            ]
-        except (OSError, UnicodeDecodeError) as error:
-            raise QSearchError(
-                f"prompts must be a text file, one a line; {self.config.prompts} can't be read ({error})"
-            ) from error
+        held = read_prompts(self.config.prompts)
         start = max(self.config.profile.samples, self.config.calibrate.samples or 0) if part else 0
-        if len(lines) < start + count:
+        if len(held) < start + count:
             raise QSearchError(
-                f"{self.config.prompts} holds {len(lines)} prompts; profiling and evaluation need {start + count}"
+                f"{self.config.prompts} holds {len(held)} prompts; profiling and evaluation need {start + count}"
             )
-        return Prompts(tuple(lines[start : start + count]))
+        return held[start : start + count]
 
     def key(self, verb: str, **question: Any) -> str:
         """Digest of the question that a stage answers, and of who answers it: another version asks again."""

@@ -11,9 +11,10 @@ import hashlib
 import json
 import os
 import platform
+import re
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -78,8 +79,71 @@ class Header:
     parents: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     key: str = ""
-    command: str = field(default_factory=lambda: " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    command: str = field(default_factory=lambda: command_line(sys.argv))
     versions: dict[str, str] = field(default_factory=versions)
+
+
+_USER = re.compile(r"(?<=://)[^/@\s]*@")
+_SECRET = re.compile(r"(?i)((?:password|passwd|token|secret|api_?key)[\w-]*=)[^&\s]+")
+
+
+def redacted(text: str) -> str:
+    """A text for files that people publish and lines that they paste: no users or passwords of URLs, no folder above the last.
+
+    Paths below the working folder are written relative to it, those of the home folder from `~`, others by their name alone.
+    """
+    text = _SECRET.sub(r"\1***", _USER.sub("***@", text))
+    return " ".join(_without_folders(word) for word in text.split(" "))
+
+
+def _without_folders(word: str) -> str:
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    scheme, mark, rest = value.partition(":///")
+    before, path = (f"{scheme}:///", f"/{rest.lstrip('/')}") if mark else ("", value)
+    if mark and not rest.startswith("/"):
+        return word
+    if not Path(path).is_absolute():
+        return word
+    for folder, sign in ((Path.cwd(), ""), (Path.home(), "~")):
+        if folder != Path(folder.anchor) and Path(path).is_relative_to(folder):
+            return f"{option}{equals}{before}{Path(sign) / Path(path).relative_to(folder)}"
+    return f"{option}{equals}{before}…/{Path(path).name}"
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """The command of a process for a file's header, `redacted`."""
+    return " ".join([Path(argv[0]).name if argv else "", *map(redacted, argv[1:])])
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what a full disk or a forbidden folder raises, in any library's words, into one line about `path`.
+
+    Raises:
+        QSearchError: writing failed.
+    """
+    try:
+        yield
+    except QSearchError:
+        raise
+    except Exception as error:
+        reason = _refused(error)
+        if reason is None:
+            raise
+        raise QSearchError(
+            f"cannot write {path}: {reason}; give a folder with room and write permission"
+        ) from error
+
+
+def _refused(error: BaseException | None) -> str | None:
+    """What the operating system said, if it was that that failed: safetensors' own error is no OSError."""
+    if error is None:
+        return None
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if "(os error " in str(error):  # of libraries in Rust
+        return str(error).rpartition(": ")[2].partition(" (os error")[0]
+    return _refused(error.__cause__ or error.__context__)
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -87,15 +151,12 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise QSearchError(
-            f"cannot write {path}: {error.strerror or error}; give a folder with room and write permission"
-        ) from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ added whole when its measurement is finished, so a killed evaluation leaves none
 
 from __future__ import annotations
 
+import functools
 import math
 import sqlite3
 import time
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .artifacts import graph_name, versions
+from .artifacts import graph_name, redacted, versions
 from .cost import Choices
 from .errors import ArtifactError, QSearchError
 from .graph import OpGraph
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import optuna
 
 STUDY = "qsearch.trials/1"
+_SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,9 @@ class Trials:
 
     def __init__(self, where: Path | str, graph: OpGraph) -> None:
         self.graph = graph
-        self.where = where
-        url = (
-            where
-            if isinstance(where, str) and "://" in where
-            else f"sqlite:///{Path(where).resolve()}"
-        )
+        url = where if isinstance(where, str) and "://" in where else Path(where).resolve()
+        #: for people: without the user and the password of a URL
+        self.where = where = redacted(where) if isinstance(where, str) and "://" in where else where
         try:
             self._study = _open(url)
         except Exception as error:  # SQLAlchemy, SQLite and Optuna each have their own; all mean that this is no study of ours
@@ -169,8 +168,8 @@ class Trials:
             ) from error
 
 
-def _open(url: str) -> optuna.Study:
-    """The study at `url`, made where there is none.
+def _open(url: str | Path) -> optuna.Study:
+    """The study at a URL, or in a SQLite file, made where there is none.
 
     Optuna makes its tables without a lock, so of two processes that begin at the same moment one may fail: it tries again.
     It would make them in anybody's SQLite file, too, so we look first.
@@ -179,14 +178,20 @@ def _open(url: str) -> optuna.Study:
     from sqlalchemy import NullPool, exc
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage: str | optuna.storages.RDBStorage = url
+    storage: str | optuna.storages.RDBStorage = str(url)
     for pause in (0.1, 0.4, 1.6, None):
         try:
-            if url.startswith("sqlite:///"):
-                _look(Path(url.removeprefix("sqlite:///")))
-                # A minute's patience with another writer, and no connection held open between calls.
+            if isinstance(url, str) and url.startswith(_SQLITE) and "?" not in url:
+                url = Path(url.removeprefix(_SQLITE))
+            if isinstance(url, Path):
+                _look(url)
+                # A minute's patience with another writer, and no connection held open between calls. The file is named
+                # to SQLite itself: in a URL, `?` and `#` in a folder's name would mean something else.
+                connect = functools.partial(
+                    sqlite3.connect, url, timeout=60, check_same_thread=False
+                )
                 storage = optuna.storages.RDBStorage(
-                    url, engine_kwargs={"connect_args": {"timeout": 60}, "poolclass": NullPool}
+                    _SQLITE, engine_kwargs={"creator": connect, "poolclass": NullPool}
                 )
             return optuna.create_study(study_name=STUDY, storage=storage, load_if_exists=True)
         except (exc.IntegrityError, exc.OperationalError, optuna.exceptions.StorageInternalError):

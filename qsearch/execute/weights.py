@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.artifacts import writing
 from ..core.errors import ArtifactError, QSearchError, nearest
 from ..core.graph import LayerSpec, OpGraph
 
@@ -174,7 +175,8 @@ def write_shards(
 
     def flush() -> None:
         path = folder / f"{len(parts)}.part"
-        save_file(held, path, {"format": "pt", **(metadata(list(held)) if metadata else {})})
+        with writing(path):
+            save_file(held, path, {"format": "pt", **(metadata(list(held)) if metadata else {})})
         parts.append((path, list(held), _bytes(held)))
         held.clear()
 

@@ -28,7 +28,7 @@ from ..core.plan import Plan
 from ..core.scheme import KEEP
 from ..core.trials import Trial, Trials
 from .evaluation import Outcome, evaluate, make
-from .pipelines import Prompts, Sampling, denoiser_of, load_pipeline
+from .pipelines import Prompts, Sampling, load_pipeline, model_of
 from .simulation import QuantizedWeights
 
 Pairs = dict[str, tuple[float, float]]
@@ -85,7 +85,7 @@ class Bench:
             if s.format != "keep"
         }
         small = sum(4 * graph.layer(layer).weights for layer, _ in kept) <= _KEPT
-        self.weights = QuantizedWeights(denoiser_of(pipe), graph) if small else None
+        self.weights = QuantizedWeights(model_of(pipe), graph) if small else None
         self.reference = self._made(Plan.uniform(graph, KEEP), 0, len(campaign.prompts))
 
     def _made(self, plan: Plan, start: int, end: int) -> Outcome:

@@ -16,10 +16,21 @@ import torch
 from torch import Tensor
 
 from ..core import plugins
+from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.plan import Plan
 from .noise import relative_noise
-from .pipelines import Call, Prompts, Sampling, decode, denoiser_of, latent_channels, run, sample
+from .pipelines import (
+    Call,
+    Prompts,
+    Sampling,
+    decode,
+    latent_channels,
+    model_of,
+    needs,
+    run,
+    sample,
+)
 from .simulation import QuantizedWeights, simulate
 
 FOLDS = 8
@@ -27,7 +38,15 @@ FOLDS = 8
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one plan makes: final latents (of `channels`) and pictures [N, 3, H, W] in [-1, 1] for the prompts, the denoiser's outputs on the recorded calls."""
+    """What one plan makes.
+
+    Attributes:
+        prompts: what was sampled.
+        latents: final latents [N, ...].
+        pictures: [N, 3, H, W], or frames [N, T, 3, H, W], in [-1, 1]; [N, 0] where the pipeline makes none.
+        outputs: the denoiser's outputs on the recorded calls.
+        channels: of the latents; 0 where not known.
+    """
 
     prompts: Prompts
     latents: Tensor
@@ -38,11 +57,13 @@ class Outcome:
     def without(self, part: Tensor) -> Outcome:
         """The same outcome without the samples in `part` (a bool mask [N])."""
         kept = torch.nonzero(~part).flatten()
-        captions = (
-            tuple(self.prompts.captions[i] for i in kept.tolist()) if self.prompts.captions else ()
-        )
+        p, chosen = self.prompts, kept.tolist()
         return Outcome(
-            Prompts(tuple(self.prompts.texts[i] for i in kept.tolist()), captions),
+            Prompts(
+                tuple(p.texts[i] for i in chosen),
+                tuple(p.captions[i] for i in chosen) if p.captions else (),
+                tuple(p.values[i] for i in chosen) if p.values else (),
+            ),
             self.latents[kept],
             self.pictures[kept],
             self.outputs,
@@ -66,11 +87,25 @@ def make(
 
     `first`: number of the first sample, which its noise depends on: a plan measured in two parts is measured as in one.
     """
-    model = denoiser_of(pipe)
+    model = model_of(pipe)
     with simulate(model, plan, graph, weights):
         outputs = tuple(run(model, call) for call in calls)
         latents = sample(pipe, prompts, sampling, progress, first=first)
-    return Outcome(prompts, latents, decode(pipe, latents), outputs, latent_channels(pipe))
+    return Outcome(
+        prompts,
+        latents,
+        pictures_of(pipe, latents, sampling, prompts),
+        outputs,
+        latent_channels(pipe),
+    )
+
+
+def pictures_of(pipe: Any, latents: Tensor, sampling: Sampling, prompts: Prompts) -> Tensor:
+    """Pictures of final latents by the pipeline itself; [N, 0] where it makes none."""
+    try:
+        return decode(pipe, latents, sampling=sampling, prompts=prompts)
+    except QSearchError:  # `check_metrics` says so before, where a metric looks at pictures
+        return torch.empty(len(latents), 0)
 
 
 def evaluate(
@@ -80,7 +115,14 @@ def evaluate(
 
     Besides `metrics`: `noise`, the relative error of the denoiser's output on the recorded calls, and `output_sqnr`, the same in dB.
     """
-    found = {name: _measured(plugins.load("metrics", name), outcome, reference) for name in metrics}
+    plain = {name: plugins.load("metrics", name) for name in metrics}
+    unseen = [name for name, metric in plain.items() if needs(metric, "pictures")]
+    if unseen and outcome.pictures.ndim < 4:
+        raise QSearchError(
+            f"{', '.join(unseen)} look at pictures, and the pipeline makes none of its latents; "
+            "use metrics without pictures, such as sqnr"
+        )
+    found = {name: _measured(metric, outcome, reference) for name, metric in plain.items()}
     if outcome.outputs:
         pairs = [
             relative_noise(a, b) for a, b in zip(outcome.outputs, reference.outputs, strict=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial as bound
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,17 @@ from ..core.graph import OpGraph
 from ..core.scheme import Scheme
 from ..core.sites import allowed, sites_of
 from ..core.table import SensitivityTable, scorers
+from .calls import measuring
 from .observation import NOISE, observations
 from .pipelines import (
     Call,
     Prompts,
     Sampling,
-    decode_batch,
-    denoiser_of,
+    check_metrics,
+    decoder_of,
     frozen,
     latent_channels,
+    model_of,
     record,
 )
 from .question import AbstractEstimator, Answer, Question
@@ -63,6 +64,7 @@ def profile(
     sites: Sequence[str] = (),
     score: Mapping[str, str] | None = None,
     autocast: str = "",
+    sampling: Sampling | None = None,
 ) -> SensitivityTable:
     """Sensitivity of each quantizable layer to each scheme, by each metric, at each recorded call or along whole trajectories.
 
@@ -74,7 +76,7 @@ def profile(
     weight that is quantized here: for several calls with slow methods on a model that is not large. `sites`: patterns of attention's sites (`core/sites.py`), which get those of
     the schemes that round inputs alone. `score`: pattern of layers -> the metric that scores them, in one more column, `scored`. `autocast`: type
     that the denoiser computes in where torch thinks it safe (bfloat16, float16). `checkpointing`: backwards compute each block again instead of
-    keeping its activations. After `budget_seconds` the work stops with what there is, where every choice has a value by then.
+    keeping its activations. `sampling`: how `pipe` made the calls, whose sizes it decodes by. After `budget_seconds` the work stops with what there is, where every choice has a value by then.
     """
     choices = tuple(Scheme.parse(s) for s in schemes)
     plugin: AbstractEstimator = plugins.load("estimators", estimator)
@@ -82,7 +84,7 @@ def profile(
         raise QSearchError("profiling needs at least one scheme and one recorded call")
     if probes < 2:
         raise QSearchError(f"an error bar needs two probes; given {probes}")
-    decoder = None if pipe is None else bound(decode_batch, pipe)
+    decoder = None if pipe is None else decoder_of(pipe, sampling)
     watched = [c for c in calls if isinstance(c, Trajectory)]
     seen = [t.observed(model, metrics) for t in watched] or observations(
         model,
@@ -114,6 +116,7 @@ def profile(
         )
     scoring = scorers(graph, score, [*question.choices], metrics) if score else {}
     with (
+        measuring(model),
         frozen(watched[0].pipe if watched else pipe),
         _checkpointing(model, checkpointing),
         _autocast(model, autocast),
@@ -153,7 +156,8 @@ def profile_pipeline(
 
     `batch` samples run at once; where they don't fit the device's memory, half of them, and so on. `settings` are those of `profile`.
     """
-    model, whole = denoiser_of(pipe), mode == "trajectory"
+    model, whole = model_of(pipe), mode == "trajectory"
+    check_metrics(pipe, settings.get("metrics", ()), sampling, prompts)
     while True:
         try:
             calls: Any = (
@@ -161,7 +165,9 @@ def profile_pipeline(
                 if whole
                 else record(pipe, prompts, sampling, bins, batch)
             )
-            return profile(model, graph, schemes, calls, pipe=pipe, say=say, **settings)
+            return profile(
+                model, graph, schemes, calls, pipe=pipe, say=say, sampling=sampling, **settings
+            )
         except torch.OutOfMemoryError as error:
             if batch == 1:
                 raise QSearchError(

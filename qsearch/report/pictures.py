@@ -29,8 +29,16 @@ def picture_path(folder: Path, plan: str) -> Path:
 
 
 def save_pictures(path: Path, pictures: Tensor, *, of: str = "") -> None:
-    """Write pictures [N, 3, H, W] in [-1, 1] as one grid of `COLUMNS` columns; N, the size and what they are `of` can be read back."""
+    """Write pictures [N, 3, H, W] in [-1, 1] as one grid of `COLUMNS` columns; N, the size and what they are `of` can be read back.
+
+    Of videos [N, T, 3, H, W] the middle frame; nothing where a pipeline makes no pictures, [N, 0].
+    """
     from PIL import Image, PngImagePlugin
+
+    if pictures.ndim < 4:
+        return
+    if pictures.ndim == 5:
+        pictures = pictures[:, pictures.shape[1] // 2]
 
     tiles = ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     n, h, w, _ = tiles.shape

@@ -18,6 +18,7 @@ title = "alignment with the caption"
 label = "alignment"
 link = "loss_db"
 needs_video = False
+needs_pictures = True
 #: pictures of the zoo's world
 SCENES = (3, 64, 64)
 

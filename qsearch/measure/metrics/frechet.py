@@ -19,6 +19,8 @@ title = "Fréchet distance"
 label = "Fréchet"
 digits = 4
 needs_video = False
+needs_pictures = True
+needs_scenes = True
 #: scenes that the pictures are compared with, and the seed that draws them
 REAL, REAL_SEED = 2048, 777
 

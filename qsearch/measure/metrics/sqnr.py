@@ -15,6 +15,7 @@ unit = "dB"
 digits = 1
 against_size = True
 needs_video = False
+needs_pictures = False
 #: samples that are identical would have an infinite ratio; this is the ratio at fp32's own precision
 CEILING = 140.0
 

@@ -13,6 +13,7 @@ title = "SSIM of the pictures"
 label = "SSIM"
 link = "loss_db"
 needs_video = False
+needs_pictures = True
 #: pixels of a window's side for `features`; a plain window in place of SSIM's Gaussian one of about that width
 WINDOW = 8
 _C1, _C2 = 0.01**2, 0.03**2  # SSIM's own constants, for pictures in [0, 1]

@@ -15,6 +15,7 @@ label = "frame differences"
 unit = "dB"
 digits = 1
 needs_video = True
+needs_pictures = False
 #: as of the metric sqnr
 CEILING = 140.0
 
