@@ -18,7 +18,8 @@ from qsearch.core.graph import OpGraph
 from qsearch.core.scheme import Scheme
 from qsearch.measure.calibration import calibrate
 from qsearch.measure.pipelines import Call
-from qsearch.measure.simulation import QuantizedWeights, simulate
+from qsearch.measure.quantized_weights import QuantizedWeights
+from qsearch.measure.simulation import simulate
 from tests.models import CONTEXT, PlainDenoiser, plain, plain_calls, plain_inputs
 
 TEXT, IMAGE, CONV = "blocks.0.attn1.to_k", "blocks.0.ff.2", "conv_in"
