@@ -250,9 +250,9 @@ def test_a_permutation_changes_nothing_where_a_row_shares_its_scales(
 def test_they_go_from_a_profile_through_a_plan_and_trials_to_a_surrogate_and_a_report(
     pipe: Any, graph: OpGraph, tmp_path: Path
 ) -> None:
-    prompts, calls = scene_prompts(6, 1), record(pipe, scene_prompts(4, 0), SAMPLING, 2)
+    prompts, calls = scene_prompts(4, 1), record(pipe, scene_prompts(2, 0), SAMPLING, 1)
 
-    table = profile(pipe.unet, graph, SCHEMES, calls, metrics=("noise", "gap"), pipe=pipe, probes=6)
+    table = profile(pipe.unet, graph, SCHEMES, calls, metrics=("noise", "gap"), pipe=pipe, probes=4)
     plan = allocate(graph, table, Budget(average_bits=5.5), metric="gap", schemes=SCHEMES)
     chosen = {str(s) for s in plan.layers.values()}
     assert chosen & set(SCHEMES) == chosen - {"keep"} != set()
@@ -269,7 +269,7 @@ def test_they_go_from_a_profile_through_a_plan_and_trials_to_a_surrogate_and_a_r
 
     setting = EvaluationSetting(prompts, SAMPLING, ("sqnr", "gap"), "setting")
     campaign = Campaign(tmp_path, graph, setting, tmp_path / "trials.db")
-    measure_plans(campaign, draw(graph, SCHEMES, 16), pipe=pipe)
+    measure_plans(campaign, draw(graph, SCHEMES, 10), pipe=pipe)
     trials = Trials(campaign.where, graph).measured()
     surrogate = fit(graph, trials, table, metric="gap", kind="ridge")
     assert surrogate.lower_is_better

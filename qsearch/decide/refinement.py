@@ -32,7 +32,8 @@ from ..core.plan import Plan
 from ..core.scheme import KEEP, Scheme
 from ..measure.noise import relative_noise
 from ..measure.pipelines import Call, forward, run
-from ..measure.simulation import QuantizedWeights, calibrated_weights, simulate, weight_of
+from ..measure.quantized_weights import QuantizedWeights, calibrated_weights, weight_of
+from ..measure.simulation import simulate
 from .allocation import finish
 from .building import make_problem
 from .constraints import Constraints

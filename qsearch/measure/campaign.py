@@ -28,8 +28,8 @@ from ..core.scheme import KEEP
 from ..core.trials import Trial, Trials
 from .evaluation import Outcome, directions, make, measurements
 from .pipelines import Call, check_metrics, load_pipeline, model_of
+from .quantized_weights import QuantizedWeights, weights_for
 from .setting import EvaluationSetting
-from .simulation import QuantizedWeights, weights_for
 
 Pairs = dict[str, tuple[float, float]]
 Samples = dict[str, list[float]]

@@ -31,7 +31,8 @@ from .pipelines import (
     run,
     sample,
 )
-from .simulation import QuantizedWeights, simulate
+from .quantized_weights import QuantizedWeights
+from .simulation import simulate
 
 FOLDS = 8
 

@@ -36,8 +36,8 @@ from .pipelines import (
     model_of,
     record,
 )
+from .quantized_weights import QuantizedWeights, calibrated_weights
 from .question import AbstractEstimator, Answer, Question
-from .simulation import QuantizedWeights, calibrated_weights
 from .trajectory import Trajectory, patched, trajectories
 
 _TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -14,7 +14,7 @@ from ..core.scheme import Scheme
 from ..core.sites import allowed
 from ..core.table import SensitivityTable
 from .observation import AbstractObservation
-from .simulation import QuantizedWeights
+from .quantized_weights import QuantizedWeights
 
 
 @dataclass(frozen=True)

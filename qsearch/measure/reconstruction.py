@@ -29,7 +29,8 @@ from ..core.settings import changed
 from .blockwise import Layer
 from .options import ReconstructOptions
 from .pipelines import Call, run
-from .simulation import QuantizedWeights, calibrated_weights, simulate
+from .quantized_weights import QuantizedWeights, calibrated_weights
+from .simulation import simulate
 
 
 @dataclass(frozen=True)

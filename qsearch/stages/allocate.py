@@ -287,7 +287,7 @@ def _refine(run: Run, graph: OpGraph, table: SensitivityTable, plan: Plan) -> Pl
     from ..core.scheme import KEEP, Scheme
     from ..decide.refinement import refine
     from ..measure.pipelines import model_of, record
-    from ..measure.simulation import calibrated_weights
+    from ..measure.quantized_weights import calibrated_weights
     from .calibrate import calibration_calls
 
     c = run.config

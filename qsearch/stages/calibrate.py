@@ -15,8 +15,8 @@ from ..core.scheme import Scheme
 
 if TYPE_CHECKING:
     from ..measure.pipelines import Call
+    from ..measure.quantized_weights import QuantizedWeights
     from ..measure.setting import Calibration
-    from ..measure.simulation import QuantizedWeights
     from .folder import Run
 
 
@@ -54,8 +54,8 @@ def plan_weights(
         Weights that carry out the plan's schemes.
     """
     from ..measure.pipelines import model_of
+    from ..measure.quantized_weights import weights_for
     from ..measure.reconstruction import reconstruct
-    from ..measure.simulation import weights_for
 
     model, options = model_of(run.pipe), run.config.reconstruct
     if learn and options.order != "none":

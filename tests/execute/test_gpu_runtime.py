@@ -19,7 +19,7 @@ from qsearch.execute.runtime import apply, packed_layers, warn_of_widened
 from qsearch.graphs.extraction import extract
 from qsearch.measure.calibration import calibrate
 from qsearch.measure.pipelines import Call
-from qsearch.measure.simulation import QuantizedWeights
+from qsearch.measure.quantized_weights import QuantizedWeights
 from qsearch.race import timing
 from qsearch_kernels import gpu_ops, ops, prepared, rounded_once
 from tests.models import plain

@@ -26,8 +26,8 @@ from qsearch.measure.campaign import Campaign, measure_plans
 from qsearch.measure.evaluation import evaluate, make
 from qsearch.measure.options import CalibrateOptions
 from qsearch.measure.pipelines import Sampling, example_inputs, record, scene_prompts
+from qsearch.measure.quantized_weights import weights_for
 from qsearch.measure.setting import Calibration, EvaluationSetting
-from qsearch.measure.simulation import weights_for
 from tests.models import tiny_pipeline
 
 SAMPLING = Sampling(steps=2, seed=3)

@@ -15,8 +15,9 @@ from qsearch.choices.quantization import quantize
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.core.scheme import Scheme
+from qsearch.measure.quantized_weights import QuantizedWeights
 from qsearch.measure.reconstruction import Reconstruction, reconstruct
-from qsearch.measure.simulation import QuantizedWeights, simulate
+from qsearch.measure.simulation import simulate
 from tests.models import PlainDenoiser, plain, plain_calls, tiny_unet, unet_inputs
 
 Case = tuple[PlainDenoiser, OpGraph]
