@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import qsearch.config
+import qsearch.stages.config
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted([*ROOT.glob("qsearch/**/*.py"), *ROOT.glob("kernels/**/*.py")])
@@ -102,7 +102,7 @@ def test_there_are_configurations() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_configuration_loads(path: Path) -> None:
-    assert qsearch.config.load(path).model
+    assert qsearch.stages.config.load(path).model
 
 
 def test_no_file_names_the_host_of_a_package_registry() -> None:

@@ -31,7 +31,9 @@ from qsearch.measure.campaign import Campaign, measure_plans
 from qsearch.measure.evaluation import evaluate, make
 from qsearch.measure.pipelines import Sampling, example_inputs, record, scene_prompts
 from qsearch.measure.profiling import profile
+from qsearch.measure.setting import EvaluationSetting
 from qsearch.measure.simulation import simulate
+from qsearch.report.findings import Findings
 from qsearch.report.page import write_report
 from qsearch.report.pictures import picture_path, save_pictures
 from qsearch.testing import (
@@ -265,9 +267,8 @@ def test_they_go_from_a_profile_through_a_plan_and_trials_to_a_surrogate_and_a_r
     }
     assert values["plan"]["gap"][0] < values["coarse"]["gap"][0]
 
-    campaign = Campaign(
-        tmp_path, graph, prompts, SAMPLING, ("sqnr", "gap"), "setting", tmp_path / "trials.db"
-    )
+    setting = EvaluationSetting(prompts, SAMPLING, ("sqnr", "gap"), "setting")
+    campaign = Campaign(tmp_path, graph, setting, tmp_path / "trials.db")
     measure_plans(campaign, draw(graph, SCHEMES, 10), pipe=pipe)
     trials = Trials(campaign.where, graph).measured()
     surrogate = fit(graph, trials, table, metric="gap", kind="ridge")
@@ -295,7 +296,8 @@ def test_they_go_from_a_profile_through_a_plan_and_trials_to_a_surrogate_and_a_r
                 "metrics": {m: list(v) for m, v in values[name].items()},
             }
         )
-    write_report(tmp_path, graph, table, plan, rows, prompts.texts, metric="gap")
+    found = Findings(graph, table, plan, rows, prompts.texts, metric="gap")
+    write_report(tmp_path, found)
     page = (tmp_path / "report.html").read_text()
     assert "distance of the latents, sigma" in page
 

@@ -20,10 +20,10 @@ from ..core.table import SensitivityTable
 from ..core.trials import Trial
 from .data import AbstractModel, Data
 from .features import Array, featurize
+from .options import FOLDS, KIND
 from .scores import Scores, linked, score, unlinked
 from .surrogate import Surrogate, assemble
 
-FOLDS = 5
 #: plans that share more than this part of their choices are kept on the same side of a split
 _ALIKE = 0.8
 
@@ -151,7 +151,7 @@ def fit(
     tables: Sequence[SensitivityTable] | SensitivityTable = (),
     *,
     metric: str = "sqnr",
-    kind: str = "xgboost",
+    kind: str = KIND,
     folds: int = FOLDS,
     seed: int = 0,
     studies: Sequence[Study] = (),

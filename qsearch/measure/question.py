@@ -29,7 +29,7 @@ class Question:
     schemes: tuple[Scheme, ...]
     observations: tuple[AbstractObservation, ...]
     metrics: tuple[str, ...]
-    probes: int = 24
+    probes: int
     seed: int = 0
     calibrated: QuantizedWeights | None = None
     sites: tuple[str, ...] = ()

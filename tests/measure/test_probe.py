@@ -306,7 +306,9 @@ def test_metrics_of_pictures_need_a_pipeline(case: Case) -> None:
 
 
 def test_one_probe_has_no_error_bar(case: Case) -> None:
-    with pytest.raises(QSearchError, match="an error bar needs two probes; given 1"):
+    with pytest.raises(
+        QSearchError, match="probes: input should be greater than or equal to 2; given 1"
+    ):
         profile(*case, SCHEMES, plain_calls(), estimator="probe", probes=1)
 
 
