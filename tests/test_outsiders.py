@@ -263,7 +263,7 @@ def test_they_go_from_a_profile_through_a_plan_and_trials_to_a_surrogate_and_a_r
     )
     values = {
         name: evaluate(made, reference, ("sqnr", "gap"))
-        for name, made in (("plan", ours), ("coarse", coarse))
+        for name, made in (("full precision", reference), ("plan", ours), ("coarse", coarse))
     }
     assert values["plan"]["gap"][0] < values["coarse"]["gap"][0]
 
@@ -284,10 +284,9 @@ def test_they_go_from_a_profile_through_a_plan_and_trials_to_a_surrogate_and_a_r
     assert made.ndcg > 0.5
 
     rows = []
-    for name, found, held in (
-        ("plan", ours, plan),
-        ("coarse", coarse, Plan.uniform(graph, SCHEMES[0])),
-    ):
+    whole, two = Plan.uniform(graph, "keep"), Plan.uniform(graph, SCHEMES[0])
+    shown = (("full precision", reference, whole), ("plan", ours, plan), ("coarse", coarse, two))
+    for name, found, held in shown:
         save_pictures(picture_path(tmp_path, name), found.pictures)
         rows.append(
             {

@@ -142,11 +142,11 @@ def test_input_parts_are_added_to_whatever_was_planned_and_kept_layers_stay_kept
         {"embed": "keep", "blocks.0.to_q": "int4-g8@hqq", "blocks.0.ff": "keep", "out": "km3-c"},
     )
 
-    made = with_inputs(graph, plan, {"*_q": "+a8t~shift~migrate~steps2", "*": ""})
+    made = with_inputs(graph, plan, {"*_q": "+a8t~shift~migrate", "*": ""})
 
     assert {n: str(s) for n, s in made.layers.items()} == {
         "embed": "keep",
-        "blocks.0.to_q": "int4-g8+a8t~shift~migrate~steps2@hqq",
+        "blocks.0.to_q": "int4-g8+a8t~shift~migrate@hqq",
         "blocks.0.ff": "keep",
         "out": "km3-c",
     }
@@ -182,7 +182,7 @@ def test_a_recipe_runs_from_end_to_end_with_calibration_and_reconstruction(
         "allocate": {
             "layers": {
                 "transformer_blocks.0*": "uint3-c+a4t@adaround",
-                "transformer_blocks.1.ff.net.2": "uint4-c+a4t~balance~steps2",
+                "transformer_blocks.1.ff.net.2": "uint4-c+a4t~balance",
                 "transformer_blocks.2.attn1.to_q": "uint4-c@gptq",
                 "*": "keep",
             }

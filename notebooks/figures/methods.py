@@ -77,12 +77,8 @@ def variants(graph: OpGraph, run: Run, plan: Plan) -> Iterator[tuple[str, Plan, 
     """(what it is, plan, whether it is reconstructed) for the recipe, its parts, and the naive one."""
     learnt = run.config.reconstruct.order != "none"
     yield "recipe", plan, learnt
-    if any(s.ranges > 1 for s in plan.layers.values()):
-        yield (
-            "one range",
-            Plan.make(graph, {n: replace(s, ranges=1) for n, s in plan.layers.items()}),
-            False,
-        )
+    if len(plan.steps) > 1:
+        yield "one range", Plan.make(graph, plan.at(0)), False
     if learnt:
         yield (
             "nearest",
