@@ -7,7 +7,6 @@ for, once each; what happens to inputs and attentions costs nothing to store.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +19,7 @@ from .cost import Budget, Choices, Cost, check_budget, cost, stored_bits
 from .errors import ArtifactError, QSearchError
 from .graph import OpGraph
 from .latency import Latency
-from .scheme import FULL_BITS, KEEP, Scheme
+from .scheme import FULL_BITS, KEEP, Scheme, split_steps
 from .sites import check_site, is_site
 from .steps import StepRanges
 
@@ -28,7 +27,6 @@ SCHEMA = "qsearch.plan/2"
 _EARLIER = ("qsearch.plan/1", "qsearch.stepplan/1")
 #: what a file of schema 1 may hold besides its header
 _KNOWN = {"budget", "achieved", "solver", "layers", "sites"}
-_STEPS = re.compile(r"~steps([2-9])")
 
 
 @dataclass(frozen=True)
@@ -328,9 +326,7 @@ def _converted(path: Path, content: Mapping[str, Any]) -> tuple[StepRanges, dict
             f"{path} is a plan of version 1 with the unknown key {unknown[0]!r}; make it again with `qsearch allocate`"
         )
     given = {**content["layers"], **content.get("sites", {})}
-    counts = {
-        int(n) for text in given.values() if isinstance(text, str) for n in _STEPS.findall(text)
-    }
+    counts = {split_steps(text)[1] for text in given.values() if isinstance(text, str)} - {1}
     counts |= {len(held) for held in given.values() if not isinstance(held, str)}
     bounds = sorted({i / n for n in counts for i in range(1, n)})
     steps = (
@@ -339,8 +335,8 @@ def _converted(path: Path, content: Mapping[str, Any]) -> tuple[StepRanges, dict
     choices: dict[str, Any] = {}
     for name, held in given.items():
         if isinstance(held, str):
-            plain = _STEPS.sub("", held)
-            choices[name] = held if plain == held else [plain] * len(steps)
+            plain, count = split_steps(held)
+            choices[name] = held if count == 1 else [plain] * len(steps)
         else:
             wide = StepRanges.equal(len(held))
             choices[name] = [held[sum(b <= a for b in wide.bounds)] for a in (0.0, *steps.bounds)]

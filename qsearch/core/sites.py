@@ -55,7 +55,7 @@ def check(graph: OpGraph, name: str) -> None:
 
 def allowed(scheme: Scheme) -> bool:
     """Whether a site may have the scheme: nothing is stored there, ranges are each row's own, and there is no weight that a transform could go into."""
-    return scheme.format == "keep" and not scheme.transforms and scheme.grain == "token"
+    return scheme.format == "keep" and not scheme.transforms and not scheme.static_input
 
 
 def check_site(graph: OpGraph, name: str, scheme: Scheme) -> None:

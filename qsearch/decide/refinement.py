@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,8 @@ from ..core.plan import Plan
 from ..core.scheme import KEEP, Scheme
 from ..measure.noise import relative_noise
 from ..measure.pipelines import Call, forward, run
-from ..measure.simulation import QuantizedWeights, calibrated_weights, simulate, weight_of
+from ..measure.quantized_weights import QuantizedWeights, calibrated_weights, weight_of
+from ..measure.simulation import simulate
 from .allocation import finish
 from .building import make_problem
 from .constraints import Constraints
@@ -62,32 +64,63 @@ class Refined:
     rounds: tuple[Round, ...]
 
 
+@dataclass(frozen=True)
+class RefineOptions:
+    """How a plan is refined.
+
+    `budget`: the plan's own when left out. `weights`: what `calibrated_weights` made for the
+    schemes, those of evaluation and of the packed model; by default they are calibrated on the
+    calls themselves. `rounds`: times that all changes are priced. `probes`: sign vectors over the
+    outputs, a backward pass each and a call. `radius`: layers changed at the most in the first
+    round (a quarter of them by default). `trust`: as in `Problem`, by default what the probes' own
+    noise allows. `seconds`: guard on the time of one proposal.
+    """
+
+    budget: Budget | None = None
+    constraints: Constraints | None = None
+    latency: Latency | None = None
+    weights: QuantizedWeights | None = None
+    rounds: int = 6
+    probes: int = 6
+    radius: int | None = None
+    trust: float | None = None
+    seconds: float = 20.0
+    seed: int = 0
+
+
 def refine(
     model: nn.Module,
     graph: OpGraph,
     plan: Plan,
     schemes: Sequence[Scheme | str],
     calls: Sequence[Call],
-    *,
-    budget: Budget | None = None,
-    constraints: Constraints | None = None,
-    latency: Latency | None = None,
-    weights: QuantizedWeights | None = None,
-    rounds: int = 6,
-    probes: int = 6,
-    radius: int | None = None,
-    trust: float | None = None,
-    seconds: float = 20.0,
-    seed: int = 0,
+    options: RefineOptions | None = None,
+    **named: Any,
 ) -> Refined:
-    """`plan` made better within its budget (or `budget`), by choices among `schemes` and `keep`, on recorded `calls`.
+    """`plan` made better within its budget, by choices among `schemes` and `keep`.
 
-    `weights`: what `calibrated_weights` made for these schemes; by default they are calibrated on `calls`. `rounds`: times that all changes are
-    priced. `probes`: sign vectors over the outputs, a backward pass each and a call. `radius`: layers changed at the most in the first round (a
-    quarter of them by default). `trust`: as in `Problem`, by default what the probes' own noise allows. Never returns a plan that measures
-    worse than the one it was given. Activation parts of schemes are priced as the plan has them: only weights are moved.
+    Activation parts of schemes are priced as the plan has them: only weights are moved.
+
+    Args:
+        model: the denoiser.
+        graph: its graph.
+        plan: where to start.
+        schemes: choices.
+        calls: recorded calls, on which it is priced and measured.
+        options: budget, constraints, weights, rounds and the like.
+        named: fields of the options by their names, e.g. `rounds=2`.
+
+    Returns:
+        The plan, never one that measures worse than the one it was given, and all proposals.
+
+    Raises:
+        QSearchError: without a budget, calls or probes.
     """
-    limits = budget or plan.budget
+    asked = replace(options or RefineOptions(), **named)
+    weights, probes, radius, seconds = asked.weights, asked.probes, asked.radius, asked.seconds
+    constraints, latency, trust = asked.constraints, asked.latency, asked.trust
+    rounds, seed = asked.rounds, asked.seed
+    limits = asked.budget or plan.budget
     if limits is None:
         raise QSearchError("a plan is refined within a budget; it has none, give one")
     if not calls or probes < 1:
@@ -97,12 +130,12 @@ def refine(
             f"refinement changes one weight for all steps; this plan has {len(plan.steps)} ranges of them: allocate without refine"
         )
     references = [run(model, call) for call in calls]
-    options = [*dict.fromkeys(Scheme.parse(s) for s in schemes if Scheme.parse(s) != KEEP), KEEP]
+    offered = [*dict.fromkeys(Scheme.parse(s) for s in schemes if Scheme.parse(s) != KEEP), KEEP]
     if weights is None:
         weights = calibrated_weights(
             model,
             graph,
-            {layer.name: [*options, plan.single[layer.name]] for layer in graph.quantizable},
+            {layer.name: [*offered, plan.single[layer.name]] for layer in graph.quantizable},
             calls,
         )
     dice = torch.Generator().manual_seed(seed)
@@ -112,7 +145,7 @@ def refine(
     widest = size = radius or max(2, len(graph.quantizable) // 4)
     for _ in range(rounds):
         linear, curved = price_changes(
-            model, graph, here, options, calls, references, weights, probes, dice
+            model, graph, here, offered, calls, references, weights, probes, dice
         )
         for _ in range(_TRIES):
             problem = _region(

@@ -15,12 +15,12 @@ from typing import ClassVar
 
 import torch
 
+from ..choices.statistics import LayerInputs
 from ..core.contract import Contract
 from ..core.errors import QSearchError
 from ..core.graph import LayerSpec, OpGraph
 from ..core.plan import Plan
 from ..core.scheme import KEEP, Scheme
-from ..measure.calibration import LayerInputs
 from .exporting import Export, formats
 from .exports import difference
 from .weights import Weights, component

@@ -221,7 +221,7 @@ class QSearchQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # as above
     def _pack(self, model: nn.Module, name: str, stored: Tensor, cast: Tensor) -> None:
         from torch import nn
 
-        from ..measure.quantization import quantize_parts
+        from ..choices.quantization import quantize_parts
         from .packing import PackedWeight
         from .ranged import RangedLayer
         from .runtime import place_empty
@@ -260,10 +260,9 @@ class QSearchQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # as above
 
 def _refuse_data(name: str, scheme: Scheme) -> None:
     """Refuse a scheme that wants to see inputs: there are none while a model is loaded."""
-    from ..measure.quantization import method_of
+    from ..choices.input_quantizer import needs_inputs
 
-    static = bool(scheme.activation) and scheme.grain != "token"
-    if scheme.transforms or static or (scheme.format != "keep" and method_of(scheme).needs_inputs):
+    if needs_inputs(scheme) or scheme.transforms:
         raise QSearchError(
             f"{name} has {scheme}, which looks at the layer's inputs, and there are none while a model is loaded; apply the plan with `qsearch apply`"
         )

@@ -18,7 +18,7 @@ from ..core.scheme import Scheme
 from .weights import Weights, key
 
 if TYPE_CHECKING:
-    from ..measure.calibration import LayerInputs
+    from ..choices.statistics import LayerInputs
 
 
 @dataclass(frozen=True)

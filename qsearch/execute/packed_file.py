@@ -172,9 +172,12 @@ def _content(path: Path, metadata: Mapping[str, str], graph: OpGraph) -> dict[st
         raise ArtifactError(
             f"{path} must be a {SCHEMA} file, its header says {schema!r}; make it again with this version"
         )
-    if graph_name(made_for) != graph.id:
+    known = (
+        graph.id
+    )  # first: it is what tells `graph_name` by which name earlier files call the graph
+    if graph_name(made_for) != known:
         raise ArtifactError(
-            f"{path} was made for graph {made_for}, the model here is graph {graph.id}; make it again for this model"
+            f"{path} was made for graph {made_for}, the model here is graph {known}; make it again for this model"
         )
     return dict(content)
 

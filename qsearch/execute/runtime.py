@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ..core.cost import Choices
 from ..core.errors import QSearchError
@@ -22,7 +21,8 @@ from ..core.graph import LayerSpec, OpGraph
 from ..core.plan import ONE_RANGE, Plan, checked
 from ..core.scheme import KEEP, Scheme
 from ..core.sites import is_site
-from ..measure.simulation import Fit, QuantizedWeights, fits, roots, weight_of
+from ..measure.quantized_weights import Fit, QuantizedWeights, fits, weight_of
+from ..measure.simulation import roots
 from .layers import Convolution, QuantConv2d, QuantConvolution, QuantLayer, QuantLinear, empty_layer
 from .packing import PackedWeight, stored_bytes
 from .ranged import RangedLayer, follow_steps
@@ -148,7 +148,9 @@ def warn_of_widened(
         )
     cost = "each call widens the weight and multiplies in floating point: no faster than full precision, up to twice its time at few rows"
     warnings.warn(
-        f"{rule}; {cost}. The numbers and the memory are the plan's.", WidenedWarning, stacklevel=3
+        f"{rule}; {cost}. The numbers and the memory are the plan's.",
+        WidenedWarning,
+        stacklevel=3,
     )
 
 
@@ -220,22 +222,17 @@ def _fill(
     *,
     own: bool,
 ) -> None:
-    """Codes (of a layer with a weight of its own), scales, the shift's bias and the first token's output, from what `simulate` would show."""
+    """Codes (of a layer with a weight of its own), scales, and what the input's transforms store, from what `simulate` would show."""
     assert isinstance(source, nn.Linear | Convolution)
     weight, bias, scheme = source.weight.data, source.bias, fit.scheme
-    treatment = weights.treatment(name, scheme, fit.read)
     if scheme.format != "keep" and own:
         for i, quantized in enumerate(weights.codes(name, scheme, fit.stored)):
             layer.parts[i] = PackedWeight.of(quantized)
-    if treatment is None or layer.input is None:
-        return
-    token: Tensor | None = None
-    if treatment.first is not None:
-        token = F.linear(treatment.first.to(weight), weight, bias)
-    layer.input.fill(treatment, token)
-    if layer.input.shift is not None:
-        moved = F.linear(treatment.shift.to(weight), weight, bias)
-        layer.bias = nn.Parameter(moved, requires_grad=False)
+    quantizer = weights.treatment(name, scheme, fit.read)
+    if quantizer is not None and layer.input is not None:
+        made = layer.input.fill(quantizer, weight, bias)
+        if made is not bias and made is not None:
+            layer.bias = nn.Parameter(made, requires_grad=False)
 
 
 def _share(model: nn.Module, alias: str, layer: QuantLayer | RangedLayer, graph: OpGraph) -> None:
@@ -247,7 +244,7 @@ def _share(model: nn.Module, alias: str, layer: QuantLayer | RangedLayer, graph:
             f"{spec.name} and {alias} share one weight, and the plan changes it between ranges of steps; give it one choice"
         )
     other = _empty(source, alias, layer.scheme.weight_only, spec.channel_axis, layer.splits, "meta")
-    if layer.input is not None and layer.input.divisor is not None:
+    if layer.scheme.scales_weight:
         raise QSearchError(
             f"{spec.name} and {alias} share one weight, and {layer.scheme} moves a scale into it that {alias} knows nothing of; use no transform"
         )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..core import plugins
 from ..core.errors import QSearchError, nearest
 from ..core.graph import OpGraph
+from ..core.metrics import metric_words
 from ..core.plan import Plan
 from ..core.scheme import KEEP
 from ..core.sites import is_site
@@ -19,10 +20,10 @@ from ..core.table import SensitivityTable
 from ..core.trials import Trial
 from .data import AbstractModel, Data
 from .features import Array, featurize
-from .scores import LOWER_IS_BETTER, Scores, linked, score, unlinked
+from .options import FOLDS, KIND
+from .scores import Scores, linked, score, unlinked
 from .surrogate import Surrogate, assemble
 
-FOLDS = 5
 #: plans that share more than this part of their choices are kept on the same side of a split
 _ALIKE = 0.8
 
@@ -150,7 +151,7 @@ def fit(
     tables: Sequence[SensitivityTable] | SensitivityTable = (),
     *,
     metric: str = "sqnr",
-    kind: str = "xgboost",
+    kind: str = KIND,
     folds: int = FOLDS,
     seed: int = 0,
     studies: Sequence[Study] = (),
@@ -169,7 +170,7 @@ def fit(
     scores: Scores = score(
         unlinked(metric, held),
         unlinked(metric, taken.target),
-        lower_is_better=metric in LOWER_IS_BETTER,
+        lower_is_better=metric_words(metric).lower_is_better,
     )
     model: AbstractModel = plugins.load("surrogates", kind).fit(taken.data, taken.target, seed)
     schemes = sorted(
@@ -197,7 +198,7 @@ def by_graph(
     """name of a study -> scores of its plans predicted from the other studies alone."""
     taken = lesson(list(studies.values()), metric, kind)
     held = cross_validate(taken, kind, seed=seed, by="graph")
-    lower = metric in LOWER_IS_BETTER
+    lower = metric_words(metric).lower_is_better
     return {
         name: score(held[taken.homes == i], taken.target[taken.homes == i], lower_is_better=lower)
         for i, name in enumerate(studies)

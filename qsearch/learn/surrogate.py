@@ -17,12 +17,13 @@ from ..core import plugins
 from ..core.artifacts import Header, graph_name, read_json, write_json
 from ..core.errors import ArtifactError, QSearchError
 from ..core.graph import OpGraph
+from ..core.metrics import metric_words
 from ..core.plan import Plan
 from ..core.table import SensitivityTable
 from .data import AbstractModel, Data
 from .features import Array, Features, featurize
 from .nodes import Nodes, Skeleton, prices_of
-from .scores import LOWER_IS_BETTER, Scores, half_width, unlinked
+from .scores import Scores, half_width, unlinked
 
 SCHEMA = "qsearch.surrogate/1"
 
@@ -49,7 +50,7 @@ class Surrogate:
     @property
     def lower_is_better(self) -> bool:
         """Whether less of the metric is better."""
-        return self.metric in LOWER_IS_BETTER
+        return metric_words(self.metric).lower_is_better
 
     @property
     def has_columns(self) -> bool:

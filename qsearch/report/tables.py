@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from ..core import plugins
 from ..core.cost import stored_bits
 from ..core.errors import QSearchError
 from ..core.graph import LayerSpec, OpGraph
+from ..core.metrics import metric_words
 from ..core.plan import Plan
 from ..core.scheme import KEEP, Scheme
 from ..core.table import SensitivityTable
 from .plots import FULL_PRECISION, by_size, decibels
-from .text import METRICS, cell
-
-#: metric -> its title in words, with the unit
-TITLES = {
-    "output_sqnr": "SQNR of the denoiser's output, dB",
-    "sqnr": "SQNR of the final latent, dB",
-    "ssim": "SSIM of the pictures",
-    "frechet": "Fréchet distance",
-    "alignment": "alignment with the caption",
-    "noise": "noise of the denoiser's output",
-}
+from .text import cell
 
 
 @dataclass(frozen=True)
@@ -52,8 +41,9 @@ class ResultRow:
 def results(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[Column, ...], tuple[ResultRow, ...]]:
     """Every metric of every measured plan. The best is sought among all but full precision, which is what they are compared with."""
     metrics = dict.fromkeys(str(m) for row in rows for m in row["metrics"])
-    names = [m for m in TITLES if m in metrics] + [m for m in metrics if m not in TITLES]
-    columns = tuple(Column(m, TITLES.get(m, m), higher_is_better(m)) for m in names)
+    names = sorted(metrics, key=lambda m: (m == "noise", m != "output_sqnr"))  # the output first
+    words = {name: metric_words(name) for name in names}
+    columns = tuple(Column(m, words[m].long, words[m].higher_is_better) for m in names)
     best = {c.metric: _best(rows, c) for c in columns}
     return columns, tuple(
         ResultRow(
@@ -70,17 +60,6 @@ def results(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[Column, ...], tupl
         )
         for row in rows
     )
-
-
-def higher_is_better(metric: str) -> bool | None:
-    """What the metric's plug-in says; None for one that is not installed here."""
-    if metric == "noise":
-        return False
-    if metric in METRICS:
-        return METRICS[metric][2]
-    with suppress(QSearchError, ImportError, AttributeError):
-        return bool(plugins.load("metrics", metric).higher_is_better)
-    return None
 
 
 def _mean(row: Mapping[str, Any], metric: str) -> float | None:

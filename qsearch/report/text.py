@@ -11,31 +11,23 @@ from rich.table import Table
 
 from ..core.artifacts import peek, read_json
 from ..core.errors import ArtifactError, QSearchError
+from ..core.metrics import metric_words
 from ..core.plan import read_plan
 
 _MOST_COLUMNS = 5
 _RELIABLE = 0.5  # below it, most of the differences between layers would not be found again
-#: metric -> (column title, digits, whether more is better)
-METRICS = {
-    "output_sqnr": ("output SQNR, dB", 1, True),
-    "sqnr": ("latent SQNR, dB", 1, True),
-    "ssim": ("SSIM", 3, True),
-    "frechet": ("Fréchet", 4, False),
-    "alignment": ("alignment", 3, True),
-}
 
 
 def results(rows: list[dict[str, Any]]) -> Table:
     """The measured plans side by side, mean ± standard error of every metric: a column a plan, or a row a plan where there are many."""
-    names = [m for m in METRICS if any(m in r["metrics"] for r in rows)]
-    names += sorted({m for r in rows for m in r["metrics"]} - set(names) - {"noise"})
+    measured = dict.fromkeys(str(m) for row in rows for m in row["metrics"])
+    names = sorted(measured, key=lambda name: name != "output_sqnr")  # the output first
+    words = [metric_words(name) for name in names if name != "noise"]
+    names = [name for name in names if name != "noise"]
     titles = [
         "plan",
         "stored bits",
-        *(
-            f"{title} {'↑' if up else '↓'}"
-            for title, _, up in (METRICS.get(n, (n, 3, True)) for n in names)
-        ),
+        *(f"{word.short} {word.arrow}".strip() for word in words),
     ]
     lines = [
         titles,
@@ -82,7 +74,7 @@ def cell(row: dict[str, Any], metric: str) -> str:
         return "exact"
     if metric not in row["metrics"]:
         return "-"
-    digits = METRICS.get(metric, ("", 3, True))[1]
+    digits = metric_words(metric).digits
     mean, error = row["metrics"][metric]
     return f"{mean:.{digits}f} ± {error:.{digits}f}"  # a narrow column breaks at the spaces, not inside a number
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from qsearch.core import plan as plans
+from qsearch.core import plugins
 from qsearch.core.cost import Budget
 from qsearch.core.graph import OpGraph
 from qsearch.core.plan import Plan, Solver
-from qsearch.core.scheme import ACTIVATIONS, FORMATS, TRANSFORMS, Scheme
+from qsearch.core.scheme import ACTIVATIONS, FORMATS, Scheme
 from qsearch.core.steps import StepRanges
 from tests.golden import make
 
@@ -94,7 +95,7 @@ def test_the_schema_s_pattern_knows_every_scheme_that_the_parser_knows() -> None
         for end in (
             "",
             *(f"+a{a}{grain}" for a in ACTIVATIONS for grain in ("", "t", "c")),
-            *(f"+a8~{t}" for t in TRANSFORMS),
+            *(f"+a8~{t}" for t in plugins.names("transforms")),
         ):
             text = str(Scheme.parse(form + end)) if form != "keep" or end else "keep"
             assert pattern.search(text), text

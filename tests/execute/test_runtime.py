@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from qsearch import zoo
+from qsearch.choices.statistics import LayerInputs
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
 from qsearch.execute.runtime import QuantConv2d, QuantLinear, WidenedWarning, apply, packed_layers
 from qsearch.graphs.extraction import extract
-from qsearch.measure.calibration import LayerInputs, calibrate
+from qsearch.measure.calibration import calibrate
 from qsearch.measure.pipelines import (
     Call,
     Sampling,
@@ -29,7 +30,8 @@ from qsearch.measure.pipelines import (
     run,
     scene_prompts,
 )
-from qsearch.measure.simulation import QuantizedWeights, simulate
+from qsearch.measure.quantized_weights import QuantizedWeights
+from qsearch.measure.simulation import simulate
 from tests.models import PlainDenoiser, plain, plain_calls, plain_inputs
 
 LAYER = 1e-5  # of a layer's largest output: float32 sums in another order

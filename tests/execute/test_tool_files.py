@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from qsearch.choices.quantization import quantize
 from qsearch.core import plugins
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
@@ -19,7 +20,6 @@ from qsearch.core.plan import Plan
 from qsearch.core.scheme import KEEP, Scheme
 from qsearch.execute.exporters import aimet, autoround, comfyui, compressed_tensors, modelopt
 from qsearch.execute.exporting import Export, formats
-from qsearch.measure.quantization import quantize
 from tests.core.test_hostile import mutate_bytes, mutate_tree
 from tests.execute.tool_files import SHAPES, WANTED, job
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from qsearch.choices.quantization import quantize
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.core.plan import Plan
 from qsearch.core.scheme import KEEP
 from qsearch.execute.exporters import onnx, openvino
 from qsearch.execute.exporting import Export, formats
-from qsearch.measure.quantization import quantize
 from tests.core.test_hostile import mutate_bytes
 from tests.execute.tool_files import SHAPES, job
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from qsearch.choices.statistics import LayerInputs
 from qsearch.core import plugins
 from qsearch.core.graph import LayerSpec, OpGraph
 from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
 from qsearch.execute.exporting import Export
-from qsearch.measure.calibration import LayerInputs
 
 SHAPES = {
     "blocks.0.to_q": (64, 64),

@@ -11,13 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from qsearch import zoo
+from qsearch.choices.statistics import LayerInputs
 from qsearch.core import plugins
 from qsearch.core.graph import OpGraph
 from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
 from qsearch.execute.exporting import Export
 from qsearch.graphs.extraction import extract
-from qsearch.measure.calibration import LayerInputs
 from qsearch.measure.pipelines import (
     Call,
     Sampling,
@@ -28,7 +28,8 @@ from qsearch.measure.pipelines import (
     run,
     scene_prompts,
 )
-from qsearch.measure.simulation import QuantizedWeights, simulate
+from qsearch.measure.quantized_weights import QuantizedWeights
+from qsearch.measure.simulation import simulate
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from qsearch.core.errors import ArtifactError, QSearchError
 from qsearch.core.plan import Plan
 from qsearch.learn.contracts import small_graph, small_plans, small_study
 from qsearch.learn.fitting import Study, by_graph, cross_validate, fit, lesson
-from qsearch.learn.scores import LOWER_IS_BETTER, half_width, linked, score, unlinked
+from qsearch.learn.scores import half_width, linked, score, unlinked
 from qsearch.learn.surrogate import Surrogate
 
 
@@ -242,14 +242,3 @@ def test_predictions_of_a_share_never_exceed_one_by_more_than_the_least_loss() -
 
     assert all(low <= y <= high <= 1.001 for y, low, high in found.values())
     assert min(low for _, low, _ in found.values()) < 0.9
-
-
-def test_which_metrics_are_better_when_lower_agrees_with_the_metrics_themselves() -> None:
-    lower = {
-        name
-        for name in plugins.names("metrics")
-        if not plugins.load("metrics", name).higher_is_better
-    }
-
-    assert lower <= set(LOWER_IS_BETTER)
-    assert set(LOWER_IS_BETTER) - lower <= {"noise"}

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qsearch.choices.quantization import quantize, quantize_parts
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.core.plan import Plan
 from qsearch.core.scheme import KEEP, Scheme
 from qsearch.graphs.extraction import extract
-from qsearch.measure.quantization import quantize, quantize_parts
-from qsearch.measure.simulation import QuantizedWeights, simulate
+from qsearch.measure.quantized_weights import QuantizedWeights
+from qsearch.measure.simulation import simulate
 from tests.models import PlainDenoiser, plain, plain_inputs
 
 Case = tuple[PlainDenoiser, OpGraph]

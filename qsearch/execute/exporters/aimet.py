@@ -81,14 +81,14 @@ def _entry(bits: int, symmetric: bool, scale: float, low: float, top: float) -> 
 
 
 def _input(job: Export, layer: LayerSpec) -> dict[str, Any]:
-    from ...measure.codes import spanning
+    from ...choices.codes import qparams_from_range
 
     seen = job.calibration.get(layer.name)
     if seen is None:
         raise QSearchError(
             f"{job.plan.layers[layer.name]} needs the range of what goes into {layer.name}; export with calibration"
         )
-    scale, zero = spanning(seen.low.min(), seen.high.max(), Scheme("uint8"))
+    scale, zero = qparams_from_range(seen.low.min(), seen.high.max(), Scheme("uint8"))
     return _entry(8, False, float(scale), -float(zero), 255 - float(zero))
 
 

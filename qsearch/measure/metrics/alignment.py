@@ -11,14 +11,29 @@ from torch import Tensor
 from ...core.errors import QSearchError
 from ...zoo import judge
 from ..clean import Clean
-from ..clip import load_clip
+from ..clip import clip_folder, load_clip
 from ..evaluation import Outcome
+from ..pipelines import Prompts
 
 higher_is_better = True
+title = "alignment with the caption"
+label = "alignment"
+link = "loss_db"
 needs_video = False
 needs_pictures = True
 #: pictures of the zoo's world
 SCENES = (3, 64, 64)
+_NO_CAPTIONS = "alignment needs captions of the zoo's scenes; these prompts are free text, leave the metric out"
+
+
+def check(shape: tuple[int, ...] | None, prompts: Prompts) -> None:
+    """Refuse free text for the zoo's scenes, and other pictures where no CLIP is named."""
+    if shape is None:
+        return
+    if tuple(shape) == SCENES and not prompts.captions:
+        raise QSearchError(_NO_CAPTIONS)
+    if tuple(shape) != SCENES:
+        clip_folder()
 
 
 def measure(outcome: Outcome, reference: Outcome) -> Tensor:
@@ -32,9 +47,7 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
             seen = _directions(clip, outcome.pictures)
             return (seen * clip.texts(outcome.prompts.texts)).sum(-1).clamp(min=0)
     if not outcome.prompts.captions:
-        raise QSearchError(
-            "alignment needs captions of the zoo's scenes; these prompts are free text, leave the metric out"
-        )
+        raise QSearchError(_NO_CAPTIONS)
     return judge.alignment(judge.load_judge(), outcome.pictures, outcome.prompts.captions)
 
 

@@ -9,6 +9,9 @@ from ..clean import Clean
 from ..evaluation import Outcome
 
 higher_is_better = True
+title = "SSIM of the pictures"
+label = "SSIM"
+link = "loss_db"
 needs_video = False
 needs_pictures = True
 #: pixels of a window's side for `features`; a plain window in place of SSIM's Gaussian one of about that width
