@@ -170,8 +170,8 @@ def test_the_number_of_passes_grows_with_neither_layers_nor_choices() -> None:
         handle.remove()
 
     assert (
-        counts[1] == counts[3] == 2 * (1 + 2 + 3)
-    )  # a bin: the reference, two rounds of 8 probes, three samples for the floor
+        counts[1] == counts[3] == 2 * (2 + 2 + 3)
+    )  # a bin: the reference twice, two rounds of 8 probes, three samples for the floor
 
 
 class Killed(Exception):
