@@ -19,7 +19,14 @@ from ..decide.constraints import Constraints
 from ..decide.objectives import Objective
 from ..decide.request import AllocationRequest
 from .keys import file_digest, sampled, table_key
-from .plans import constraints_of, latency_of, plan_by_hand, with_inputs
+from .plans import (
+    constraints_of,
+    fitted_apart,
+    latency_of,
+    plan_by_hand,
+    with_inputs,
+    with_sites,
+)
 
 if TYPE_CHECKING:
     from .folder import Run
@@ -81,9 +88,15 @@ class AllocateSettings(Settings):
         description="one of `qsearch list exporters`: choices and fused layers are what that tool can carry out",
     )
     seconds: float = Field(AllocationRequest.seconds, gt=0, description="time limit of the solver")
-    layers: dict[str, str] = Field(
+    layers: dict[str, str | tuple[str, ...]] = Field(
         {},
-        description="a plan by hand instead of a budget: pattern -> scheme, the first pattern that matches a layer counts",
+        description="a plan by hand instead of a budget: pattern -> scheme, or one for each range of steps; the first "
+        "pattern that matches a layer counts",
+    )
+    sites: dict[str, str | tuple[str, ...]] = Field(
+        {},
+        description="pattern of tensors of attention (MODULE:q, k, v, softmax, output) -> what rounds them, e.g. keep+a8, or "
+        "one for each range of steps",
     )
     inputs: dict[str, str] = Field(
         {},
@@ -95,7 +108,9 @@ class AllocateSettings(Settings):
         description="equal ranges of the sampler's steps between which the plan may differ",
     )
     share: Literal["weights", "none"] = Field(
-        "weights", description="what the ranges have in common"
+        "weights",
+        description="what the ranges have in common: one stored weight, or nothing (what calibration chooses is then "
+        "fitted for each range)",
     )
     refine: int = Field(
         0,
@@ -117,6 +132,11 @@ class AllocateSettings(Settings):
         if not given and not any(self.groups.values()):
             given = {"average_bits": DEFAULT_BITS}
         return Budget(**given, groups=self.groups)  # type: ignore[arg-type]
+
+    @property
+    def ranges(self) -> StepRanges:
+        """The ranges of the sampler's steps."""
+        return StepRanges.equal(self.steps)
 
     @property
     def objective(self) -> Objective:
@@ -163,7 +183,7 @@ def allocate(run: Run, graph: OpGraph, table: SensitivityTable, *, keep: bool = 
         written in its place.
     """
     settings, path = run.config.allocate, run.path("plan.json")
-    key = allocation_key(run, table)
+    key = allocation_key(run, graph, table)
     known: Plan | None = run.found("plan.json", key, lambda p: Plan.load(p, graph))
     if known is not None and made_here(known):
         run.progress.say("allocate: plan.json is up to date")
@@ -187,8 +207,8 @@ def allocate(run: Run, graph: OpGraph, table: SensitivityTable, *, keep: bool = 
     return plan
 
 
-def allocation_key(run: Run, table: SensitivityTable) -> str:
-    """Digest of what a plan depends on: the table, the section, and the model where it refines."""
+def allocation_key(run: Run, graph: OpGraph, table: SensitivityTable) -> str:
+    """Digest of what a plan depends on: the table, the sizes of a call, the section, and the model where it refines."""
     c = run.config
     asked = c.allocate.model_dump()
     asked["budget"] = c.allocate.budget.content()
@@ -205,6 +225,7 @@ def allocation_key(run: Run, table: SensitivityTable) -> str:
     return run.key(
         "allocate",
         table=table_key(table),
+        sizes=graph.sizes,
         timed=file_digest(Path(timed)) if timed else "",
         allocate=asked,
     )
@@ -261,10 +282,12 @@ def make_plan(settings: AllocateSettings, graph: OpGraph, table: SensitivityTabl
     from ..decide.allocation import allocate as verb
 
     if settings.layers:
-        plan = plan_by_hand(graph, settings.layers)
+        plan = plan_by_hand(graph, settings.layers, settings.ranges)
     else:
         plan = verb(graph, table, settings.budget, request_of(settings, graph, table))
-    return with_inputs(graph, plan, settings.inputs)
+    plan = with_inputs(graph, plan, settings.inputs)
+    plan = with_sites(graph, plan, settings.sites, settings.ranges)
+    return fitted_apart(graph, plan, settings.ranges) if settings.share == "none" else plan
 
 
 def request_of(
@@ -277,7 +300,7 @@ def request_of(
         latency=latency_of(settings, graph, table),
         solver=settings.solver,
         seconds=settings.seconds,
-        steps=StepRanges.equal(settings.steps) if settings.steps > 1 else None,
+        steps=settings.ranges,
         share=settings.share,
     )
 

@@ -105,7 +105,8 @@ def _check(config: Config, source: str) -> None:
             Scheme.parse(s) for schemes in allocate.allowed.values() for s in schemes
         ],
         "allocate.target": lambda: allocate.target and plugins.check("exporters", allocate.target),
-        "allocate.layers": lambda: [Scheme.parse(s) for s in allocate.layers.values()],
+        "allocate.sites": lambda: _parsed(allocate.sites),
+        "allocate.layers": lambda: _parsed(allocate.layers),
         "allocate.inputs": lambda: [input_part(s) for s in allocate.inputs.values()],
         "allocate.solver": lambda: plugins.check("solvers", allocate.solver),
         "evaluate.metrics": lambda: [plugins.check("metrics", m) for m in evaluate.metrics],
@@ -117,6 +118,12 @@ def _check(config: Config, source: str) -> None:
             ask()
         except QSearchError as error:
             raise QSearchError(f"{source}: {place}: {error}") from None
+
+
+def _parsed(spelt: Mapping[str, str | tuple[str, ...]]) -> list[Scheme]:
+    """Every scheme in a section that may hold one for each range of steps."""
+    texts = [[text] if isinstance(text, str) else list(text) for text in spelt.values()]
+    return [Scheme.parse(text) for held in texts for text in held]
 
 
 def _check_metrics(profile: ProfileOptions) -> None:

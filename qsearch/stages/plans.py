@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core import plugins
 from ..core.cost import Budget, select
@@ -14,6 +14,8 @@ from ..core.graph import OpGraph
 from ..core.latency import Latency
 from ..core.plan import Plan, Solver
 from ..core.scheme import KEEP, Scheme, input_part
+from ..core.sites import sites_of
+from ..core.steps import StepRanges
 from ..core.table import SensitivityTable
 from ..decide.constraints import Constraints
 
@@ -62,8 +64,23 @@ def constraints_of(
     return replace(rules, fused=rules.fused or exporter.fuses, allowed={**rules.allowed, **able})
 
 
-def plan_by_hand(graph: OpGraph, layers: Mapping[str, str]) -> Plan:
-    """The plan in which each layer has the scheme of the first pattern of `layers` that matches it. Raises `QSearchError` for a layer without one."""
+#: a scheme, or one for each range of steps, as a config spells it
+Spelt = str | tuple[str, ...]
+
+
+def plan_by_hand(
+    graph: OpGraph, layers: Mapping[str, Spelt], steps: StepRanges | None = None
+) -> Plan:
+    """The plan in which each layer has what the first pattern of `layers` that matches it says.
+
+    Args:
+        graph: the model's graph.
+        layers: pattern -> a scheme, or one for each range of steps.
+        steps: the ranges.
+
+    Raises:
+        QSearchError: a layer that no pattern matches, a list of another length than there are ranges.
+    """
     chosen = _matched(graph, layers)
     for layer in graph.quantizable:
         if layer.name not in chosen:
@@ -74,6 +91,7 @@ def plan_by_hand(graph: OpGraph, layers: Mapping[str, str]) -> Plan:
         graph,
         {x.name: chosen[x.name] if x.quantizable else KEEP for x in graph},
         solver=Solver("by hand", "unsolved"),
+        steps=steps,
     )
 
 
@@ -91,9 +109,39 @@ def with_inputs(graph: OpGraph, plan: Plan, inputs: Mapping[str, str]) -> Plan:
     return Plan.make(graph, choices, solver=plan.solver, steps=plan.steps)
 
 
-def _matched(graph: OpGraph, patterns: Mapping[str, str]) -> dict[str, str]:
-    """Layer -> the text of the first pattern that matches it."""
-    found: dict[str, str] = {}
+def with_sites(
+    graph: OpGraph, plan: Plan, sites: Mapping[str, Spelt], steps: StepRanges | None = None
+) -> Plan:
+    """`plan` with tensors of attention rounded as the first pattern of `sites` that matches says, in every range or in each.
+
+    Raises:
+        QSearchError: a pattern that matches no tensor of attention, or a scheme that none can have.
+    """
+    if not sites:
+        return plan
+    found: dict[str, Spelt] = {}
+    for pattern, text in sites.items():
+        for site in sites_of(graph, (pattern,)):
+            found.setdefault(site, text)
+    ranges = plan.steps if len(plan.steps) > 1 else steps
+    choices: dict[str, Any] = {**plan.choices, **found}
+    return Plan.make(graph, choices, solver=plan.solver, steps=ranges)
+
+
+def fitted_apart(graph: OpGraph, plan: Plan, steps: StepRanges) -> Plan:
+    """`plan` with everything that calibration chooses fitted for each range of steps: a copy of a scaled weight for each."""
+    if len(steps) == 1:
+        return plan
+    choices = {
+        name: held * len(steps) if len(held) == 1 and held[0].fitted_by_range else held
+        for name, held in plan.choices.items()
+    }
+    return Plan.make(graph, choices, solver=plan.solver, steps=steps)
+
+
+def _matched(graph: OpGraph, patterns: Mapping[str, Spelt]) -> dict[str, Any]:
+    """Layer -> what the first pattern that matches it says."""
+    found: dict[str, Any] = {}
     for pattern, text in patterns.items():
         for layer in select(graph, pattern):
             found.setdefault(layer.name, text)

@@ -40,7 +40,7 @@ def run(config: Config | Path | str, progress: Progress | None = None) -> list[d
     graph = extract(job)
     settings = job.config.allocate
     if settings.layers:
-        plan_by_hand(graph, settings.layers)
+        plan_by_hand(graph, settings.layers, settings.ranges)
     else:  # before minutes of work, not after
         schemes = job.config.profile.schemes
         check_budget(graph, settings.budget, schemes, constraints=settings.constraints)
