@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -85,11 +87,12 @@ def test_twice_turned_is_as_before(axis: int) -> None:
     torch.testing.assert_close(rotated(rotated(x, 16, axis), 16, axis), x, rtol=0, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::qsearch.execute.runtime.WidenedWarning")
 @pytest.mark.parametrize(
     "scheme", ["int4-c+a4~rotate", "int4-g16+a8t~rotate16", "int3-c~rotate@gptq"]
 )
 def test_packed_layers_compute_what_simulate_computes(
-    case: tuple[nn.Module, OpGraph], scheme: str, tmp_path: object
+    case: tuple[nn.Module, OpGraph], scheme: str, tmp_path: Path
 ) -> None:
     model, graph = case
     plan = Plan.uniform(graph, scheme)
@@ -102,9 +105,9 @@ def test_packed_layers_compute_what_simulate_computes(
 
     torch.testing.assert_close(run(model, CALLS[0]), simulated, rtol=1e-4, atol=1e-5)
     assert isinstance(tmp_path, type(tmp_path))
-    save(model, tmp_path / "model.safetensors", graph, plan)  # type: ignore[operator]
+    save(model, tmp_path / "model.safetensors", graph, plan)
     torch.manual_seed(1)
-    again = load(tmp_path / "model.safetensors", Layers().eval(), graph)  # type: ignore[operator]
+    again = load(tmp_path / "model.safetensors", Layers().eval(), graph)
     torch.testing.assert_close(run(again, CALLS[0]), simulated, rtol=1e-4, atol=1e-5)
 
 
