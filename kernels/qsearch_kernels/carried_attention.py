@@ -19,6 +19,7 @@ State is kept per batch row, head and token, and dropped when a sampling begins 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -299,10 +300,17 @@ class SparseAttention:
 
     choice: AttentionChoice | Callable[[int], AttentionChoice]
     state: SparseAttentionState = field(default_factory=SparseAttentionState)
+    _said: set[str] = field(default_factory=set, repr=False)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, step: int) -> Tensor:
-        """`attend` with this choice and state."""
+        """`attend` with this choice and state; warns once of a layout that keeps every key."""
         choice = self.choice if isinstance(self.choice, AttentionChoice) else self.choice(step)
+        if choice.kind != "dense" and str(choice) not in self._said:
+            self._said.add(str(choice))
+            tokens = self.state.arrangement.of(q.shape[2])
+            if isinstance(layout_of(choice.kind, choice.parts, tokens), Dense):
+                message = f"{choice} is dense: it keeps every key of {tokens.visual} tokens"
+                warnings.warn(message, stacklevel=2)
         return attend(q, k, v, choice, self.state, step, scale=scale)
 
     def reset(self) -> None:

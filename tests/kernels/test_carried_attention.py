@@ -1,4 +1,4 @@
-"""Statistics carried from step to step: each method against its formula, resets, refusals, words."""
+"""Statistics carried from step to step: methods against formulas, resets, refusals, words."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ WORDS = [
     "block8~rho~fit",
 ]  # fmt: skip
 METHODS = [
-    "window8", "block8", "window8~rho~every4", "window8~residual~every4", "window8~rettention~every4",
+    "window8", "block8", "window8~rho~every4", "window8~residual~every4",
+    "window8~rettention~every4",
     "window8~rettention~every4~drift0.04", "window8~rho~every4~fit", "block8~rettention~every3",
     "dense~cached~every4", "spatial8~rettention~every4", "temporal8~residual",
 ]  # fmt: skip
@@ -237,3 +238,16 @@ def test_a_default_is_not_written() -> None:
 def test_words_that_do_not_go_together_are_refused(words: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         AttentionChoice.parse(words)
+
+
+def test_a_window_wider_than_the_tokens_is_dense_and_says_so_once() -> None:
+    one = SparseAttention(AttentionChoice.parse("window1~rettention"))
+    call = sampling(1)[0]
+
+    with pytest.warns(UserWarning, match="window1~rettention is dense: it keeps every key of 161"):
+        first = one.attend(*call, scale=None, step=0)
+    second = one.attend(*call, scale=None, step=1)
+
+    dense = reference(*call, layout_of("dense", 1, Tokens(161))).output
+    for made in (first, second):
+        torch.testing.assert_close(made, dense, atol=SUMS, rtol=0)

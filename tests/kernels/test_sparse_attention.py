@@ -1,4 +1,4 @@
-"""Sparse attention against a dense masked softmax: layouts, row statistics, products that are left out."""
+"""Sparse attention against a dense masked softmax: layouts, row statistics, products left out."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ARRANGED = [
 def drawn(
     tokens: int, batch: int = 1, heads: int = 3, size: int = 24, dtype: torch.dtype = torch.float32
 ) -> list[Tensor]:
-    """q, k, v as models hand them over: heads side by side in memory; keys with a mean of their own."""
+    """q, k, v as models give them: heads side by side in memory; keys have a mean of their own."""
     dice = torch.Generator().manual_seed(tokens)
     made = [torch.randn(batch, tokens, heads, size, generator=dice) for _ in range(3)]
     made[1] += torch.randn(size, generator=dice)
