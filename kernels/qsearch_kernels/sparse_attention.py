@@ -5,7 +5,8 @@ with the span of keys that it needs: a band's tiles are overlapping views of the
 of keys are gathered. All tiles are one call of torch's flash attention, which returns the
 log-sum-exp of each row besides; a tile of 32 queries and a span of 160 keys does 1.24 times the
 needed work of a band of 129. Batched products and a softmax, a head at a time, took 1.1 to 1.5
-times as long; masked attention over all keys takes nine times as long.
+times as long; masked attention over all keys takes nine times as long. On a GPU it is one Triton
+kernel (`gpu/sparse_attention.py`).
 
 The log-sum-exp is what makes Re-ttention's rho free: rho = exp(lse of the window - lse of all), and
 what lets two parts of a row's keys be computed apart and merged.
@@ -13,6 +14,7 @@ what lets two parts of a row's keys be computed apart and merged.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import dataclass
 
@@ -62,6 +64,10 @@ def attention(
     """
     check(q, k, v, layout)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if _on_gpu(q, k, v):
+        from .gpu.sparse_attention import attend
+
+        return attend(q, k, v, layout, scale, int8_qk)
     chosen = layout.chosen(q, k) if isinstance(layout, Blocks) else None
     if not int8_qk:
         return _attention(q, k, v, layout, chosen, scale)
@@ -178,6 +184,12 @@ def _statistics_of(x: Tensor) -> torch.dtype:
 def _free(*tensors: Tensor) -> bool:
     """Whether no gradient is wanted, so that results may be written over."""
     return not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+
+
+def _on_gpu(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether the Triton kernel takes it: no gradient, no fp64, one head size."""
+    fits = q.is_cuda and q.dtype != torch.float64 and q.shape[-1] == v.shape[-1]
+    return fits and _free(q, k, v) and importlib.util.find_spec("triton") is not None
 
 
 def _tiles(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Attended:
