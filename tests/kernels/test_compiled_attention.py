@@ -1,4 +1,4 @@
-"""The attention kernel as machine code for Hopper: tensor cores, loads that run ahead, no spills."""
+"""The attention kernel as machine code for Hopper: tensor cores, loads ahead of time, no spills."""
 
 from __future__ import annotations
 
