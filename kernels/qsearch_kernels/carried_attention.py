@@ -161,14 +161,14 @@ def attend(
         dense = compute(q, k, v, Dense(tokens), **settings)
         made = _Carried(step, q.shape[:3])
         if choice.method == "cached":
-            made.output = dense.output.detach()
+            made.output = dense.output.detach().clone()  # a model may write over what it gets
         else:
             sparse = compute(q, k, v, layout, **settings)
             made.rho, made.residual = _measured(choice.method, dense, sparse)
         state.keep(made)
         return dense.output
     if carried.output is not None:
-        return carried.output
+        return carried.output.clone()
     made_now = compute(q, k, v, layout, **settings).output
     if carried.rho is not None:
         rho = drifted(carried.rho, choice, state.drift, step - carried.step, tokens)

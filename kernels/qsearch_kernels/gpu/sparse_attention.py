@@ -233,7 +233,7 @@ def sparse_attention(
     if not output.numel():
         return (), Attended(output, lse)
     own = tile is None or isinstance(layout, Blocks)
-    tokens, (bm, bn) = layout.tokens, tile_of(layout) if own or tile is None else tile
+    tokens, (bm, bn) = layout.tokens, tile_of(layout, _hopper(q)) if own or tile is None else tile
     first, rest = parts_of(size, 32 if int8_qk else 16)
     values_rest = 0 if first >= size else parts_of(size)[1]
     strides: dict[str, Any] = {}
@@ -265,12 +265,27 @@ def sparse_attention(
     )
 
 
-def tile_of(layout: Layout) -> tuple[int, int]:
-    """Queries and keys of a tile: a list's blocks, 64 queries for a narrow band, else 128."""
+def tile_of(layout: Layout, hopper: bool = True) -> tuple[int, int]:
+    """Queries and keys of a tile: a list's blocks, 64 queries for a narrow band, else 128.
+
+    Args:
+        layout: which pairs are kept.
+        hopper: whether a warp group multiplies from shared memory (compute capability 9.0);
+            elsewhere operands and scores of 64 keys spill registers.
+
+    Returns:
+        Both numbers.
+    """
     if isinstance(layout, Blocks):
         return layout.size, layout.size
-    narrow = isinstance(layout, Band) and layout.reach * layout.unit < 256
-    return (64, 64) if narrow else (128, 64)
+    if isinstance(layout, Band) and layout.reach * layout.unit < 256:
+        return (64, 64) if hopper else (64, 32)
+    return 128, 64
+
+
+def _hopper(x: Tensor) -> bool:
+    """Whether a tensor's GPU is one; so is what a launch is compiled for where there is none."""
+    return not x.is_cuda or torch.cuda.get_device_capability(x.device)[0] == 9
 
 
 def attend(
