@@ -12,7 +12,7 @@ the last dense step measured (Re-ttention, arXiv 2505.22918, equations 8 to 10):
 DiTFastAttn's residual sharing (arXiv 2406.08552); `~cached` returns the last dense output and
 computes nothing. A dense step costs the sparse attention besides. rho drifts as sampling goes on:
 its drift is 0, a number a step (Re-ttention's released code adds 0.04 after each sparse step), or a
-table that was measured (`fit_drift`).
+table that was measured (`attention_calibration.fit_drift`).
 
 State is kept per batch row, head and token, and dropped when a sampling begins again.
 """
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from .attention_choice import AttentionChoice
-from .attention_layout import Dense, Layout, Tokens, layout_of
+from .attention_layout import Dense, Tokens, layout_of
 from .sparse_attention import Attended, attention, reference
 
 Attention = Callable[..., Attended]
@@ -211,34 +211,6 @@ def drifted(
     visual += table[stale - 1].to(rho)[:, None]
     visual.clamp_(0.0, 1.0)
     return out
-
-
-def row_density(q: Tensor, k: Tensor, layout: Layout, scale: float | None = None) -> Tensor:
-    """rho [batch, heads, T]: the share of each row's softmax that a layout keeps."""
-    lse = [attention(q, k, k, one, scale=scale).lse for one in (layout, Dense(layout.tokens))]
-    return (lse[0] - lse[1]).exp().clamp(max=1.0)
-
-
-def fit_drift(densities: Sequence[Tensor], every: int, tokens: Tokens) -> Tensor:
-    """How rho moves after a dense step, for `~fit`: the mean over batch, visual tokens and starts.
-
-    Args:
-        densities: `row_density` of consecutive steps, each [batch, heads, T].
-        every: steps from one dense step to the next.
-        tokens: the arrangement of the sequence.
-
-    Returns:
-        [every - 1, heads]: row n - 1 is rho n steps behind a dense step, less rho at it.
-
-    Raises:
-        ValueError: for fewer steps than lie between two dense ones.
-    """
-    if len(densities) < every:
-        raise ValueError(
-            f"drifts over {every - 1} steps need {every} steps; given {len(densities)}"
-        )
-    means = torch.stack([x[:, :, tokens.visual_slice].float().mean((0, 2)) for x in densities])
-    return torch.stack([(means[n:] - means[:-n]).mean(0) for n in range(1, every)])
 
 
 def attend_reference(

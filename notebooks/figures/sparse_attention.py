@@ -43,6 +43,7 @@ from qsearch.measure.pipelines import (
     scene_prompts,
 )
 from qsearch.measure.sparse import sparse_attention
+from qsearch_kernels.attention_calibration import fit_drift, row_density
 from qsearch_kernels.attention_choice import AttentionChoice
 from qsearch_kernels.attention_cost import mean_flops, state_bytes
 from qsearch_kernels.attention_layout import Dense, Layout, Tokens, layout_of
@@ -50,8 +51,6 @@ from qsearch_kernels.carried_attention import (
     SparseAttention,
     SparseAttentionState,
     attend,
-    fit_drift,
-    row_density,
 )
 from qsearch_kernels.sparse_attention import attention
 

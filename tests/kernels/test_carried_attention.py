@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from qsearch_kernels.attention_calibration import fit_drift, perturbation, row_density
 from qsearch_kernels.attention_choice import AttentionChoice
 from qsearch_kernels.attention_cost import state_bytes
 from qsearch_kernels.attention_layout import Tokens, layout_of
@@ -15,8 +16,6 @@ from qsearch_kernels.carried_attention import (
     SparseAttentionState,
     attend,
     attend_reference,
-    fit_drift,
-    row_density,
 )
 from qsearch_kernels.sparse_attention import attention, reference
 
@@ -251,3 +250,17 @@ def test_a_window_wider_than_the_tokens_is_dense_and_says_so_once() -> None:
     dense = reference(*call, layout_of("dense", 1, Tokens(161))).output
     for made in (first, second):
         torch.testing.assert_close(made, dense, atol=SUMS, rtol=0)
+
+
+@pytest.mark.parametrize("words", METHODS)
+def test_a_perturbation_is_what_a_sampling_with_the_choice_is_off_by(words: str) -> None:
+    choice, arrangement = AttentionChoice.parse(words), Arrangement(text=5, frames=13)
+    calls = sampling()
+    drift = torch.tensor([[0.01, 0.3, -2.0]] * 3) if choice.drift is None else None
+    made = attend_reference(calls, choice, arrangement, drift)
+    dense = attend_reference(calls, AttentionChoice(), arrangement)
+
+    for step in (3, 4, 5):
+        stale = step % choice.every
+        found = perturbation(calls[step], calls[step - stale], choice, stale, arrangement, drift)
+        torch.testing.assert_close(found, made[step] - dense[step], atol=SUMS, rtol=0)

@@ -278,9 +278,10 @@ def tile_of(layout: Layout, hopper: bool = True) -> tuple[int, int]:
     """
     if isinstance(layout, Blocks):
         return layout.size, layout.size
-    if isinstance(layout, Band) and layout.reach * layout.unit < 256:
-        return (64, 64) if hopper else (64, 32)
-    return 128, 64
+    if not hopper:
+        return 64, 32
+    narrow = isinstance(layout, Band) and layout.reach * layout.unit < 256
+    return (64, 64) if narrow else (128, 64)
 
 
 def _hopper(x: Tensor) -> bool:
