@@ -1,4 +1,4 @@
-"""What calibration measures of a sparse attention: the softmax that it keeps, its drift, its error."""
+"""What calibration measures of a sparse attention: the kept share of the softmax, drift, error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .attention_choice import AttentionChoice
 from .attention_layout import Dense, Layout, Tokens
-from .carried_attention import Arrangement, SparseAttentionState, attend
+from .carried_attention import IMAGE_ONLY, Arrangement, SparseAttentionState, attend
 from .sparse_attention import attention
 
 
@@ -46,7 +46,7 @@ def perturbation(
     before: tuple[Tensor, Tensor, Tensor],
     choice: AttentionChoice,
     stale: int,
-    arrangement: Arrangement = Arrangement(),
+    arrangement: Arrangement = IMAGE_ONLY,
     drift: Tensor | None = None,
     *,
     scale: float | None = None,

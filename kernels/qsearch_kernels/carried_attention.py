@@ -46,6 +46,9 @@ class Arrangement:
         return Tokens(total, self.text, self.frames, self.text_first)
 
 
+IMAGE_ONLY = Arrangement()
+
+
 @dataclass
 class _Carried:
     """What a dense step measured: rho [batch, heads, T], residual or output [..., head size]."""
@@ -70,7 +73,7 @@ class SparseAttentionState:
             [every - 1, heads]. Needed by `~fit` alone.
     """
 
-    arrangement: Arrangement = Arrangement()
+    arrangement: Arrangement = IMAGE_ONLY
     drift: Tensor | None = None
     _carried: list[_Carried] = field(default_factory=list, repr=False)
     _choice: AttentionChoice | None = None
@@ -216,7 +219,7 @@ def drifted(
 def attend_reference(
     trajectory: Sequence[tuple[Tensor, Tensor, Tensor]],
     choice: AttentionChoice,
-    arrangement: Arrangement = Arrangement(),
+    arrangement: Arrangement = IMAGE_ONLY,
     drift: Tensor | None = None,
 ) -> list[Tensor]:
     """The slow twin of `attend` over a sampling: equations 8 to 10, written out in fp64.
