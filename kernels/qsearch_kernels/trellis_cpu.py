@@ -15,8 +15,8 @@ from torch import Tensor
 
 from . import cpu, trellis
 from .cpu_rounded import product, rows_of, row_sums
+from .jit import compiled
 from .rounded_once import shared
-from .trellis_encode import compiled
 from .weight import Weight
 
 _BYTES = 2**20  # of levels, decoded at a time
@@ -30,7 +30,7 @@ def _table(states: int) -> np.ndarray:
 
 def decode_into(packed: Tensor, bits: int, states: int, out: Tensor) -> Tensor:
     """`trellis.decode` of whole row tiles into `out` int8 [rows, columns], which is given back."""
-    fast = compiled()
+    fast = compiled("trellis_numba")
     if fast is None:
         return out.copy_(trellis.decode(packed, bits, states, *out.shape))
     trellis.check(bits, states)

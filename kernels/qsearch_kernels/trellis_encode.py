@@ -16,16 +16,14 @@ mod 2**states at t, as `trellis.py` lays the bits out.
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
 from concurrent.futures import ThreadPoolExecutor
-from types import ModuleType
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import trellis
+from .jit import compiled
 
 FINE = 8  # steps of a level to which tiles are rounded
 SEAM = 40
@@ -40,7 +38,7 @@ def encode(tiled: Tensor, bits: int, states: int) -> Tensor:
     By numba where it is installed, `torch.get_num_threads()` threads; else by the slow twin.
     Raises `ValueError` for what is not finite, and for widths that there is no trellis for.
     """
-    fast = compiled()
+    fast = compiled("trellis_numba")
     if fast is None or tiled.device.type != "cpu":
         return encode_slow(tiled, bits, states)
     rounded = _rounded(tiled, bits, states)
@@ -112,11 +110,3 @@ def _walk(x: Tensor, values: Tensor, bits: int, states: int, start: Tensor | Non
         path.append(state)
         at = state >> bits
     return torch.stack(path[::-1], 1)
-
-
-@functools.cache
-def compiled() -> ModuleType | None:
-    """The functions that numba compiles, `trellis_numba`; None where numba is not installed."""
-    if importlib.util.find_spec("numba") is None:
-        return None
-    return importlib.import_module(".trellis_numba", __package__)

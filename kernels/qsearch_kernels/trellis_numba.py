@@ -4,47 +4,34 @@ Imported only where numba is there. Numbers stay in 32 bits by explicit casts (n
 them to 64), and loops run over contiguous slices, so that LLVM makes vector instructions of them:
 2**12 states take a microsecond or two a weight on a core with AVX-512. Costs of one tile lie in the
 first cache. The twins are `trellis_encode.encode_slow` and `trellis.decode`.
-
-numba keeps what it compiled beside this file or, where that folder can't be written to, in the
-user's cache; where neither can be, it compiles anew in each process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from numba import njit
 
+from .jit import jit
 from .trellis import COLUMNS, LENGTH, ROWS
 
 _int = np.int32
 _FORBIDDEN = 2**29
 
 
-def _jit(function: Callable[..., Any]) -> Any:
-    try:
-        return njit(cache=True, nogil=True, boundscheck=False)(function)
-    except RuntimeError:  # no folder that a cache could be kept in
-        return njit(nogil=True, boundscheck=False)(function)
-
-
-@_jit
+@jit
 def _repeat_4(given, out):
     for g in range(len(given)):
         for b in range(4):
             out[4 * g + b] = given[g]
 
 
-@_jit
+@jit
 def _repeat_8(given, out):
     for g in range(len(given)):
         for b in range(8):
             out[8 * g + b] = given[g]
 
 
-@_jit
+@jit
 def _advance(cost, wide, x, values, bits, best):
     """One weight: `cost` of each overlap before it -> after it, and by which symbol into `best`."""
     low = len(cost)
@@ -71,7 +58,7 @@ def _advance(cost, wide, x, values, bits, best):
         cost[g] = _int(cost[g] & ~mask)
 
 
-@_jit
+@jit
 def _path(x, values, bits, start, cost, wide, best, out):
     """The cheapest states of one tile; `start`: the overlap it begins and ends in, -1 = any."""
     low = len(cost)
@@ -89,7 +76,7 @@ def _path(x, values, bits, start, cost, wide, best, out):
         at = state >> bits
 
 
-@_jit
+@jit
 def encode(tiles, values, bits, states, seam, out):
     """States int32 [n, 256] -> `out`, of tiles int32 [n, 256]; `values` int32 [2**states]."""
     low = 1 << (states - bits)
@@ -108,7 +95,7 @@ def encode(tiles, values, bits, states, seam, out):
             out[i, t] = found[LENGTH - 1 - t]
 
 
-@_jit
+@jit
 def decode(packed, bits, table, out):
     """Levels of whole row tiles, uint8 [down, across, 32 * bits] -> `out` int8 [rows, columns].
 
