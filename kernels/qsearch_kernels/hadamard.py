@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .cpu_rounded import Bytes, rows_of
 from .jit import compiled
+from .reference_a8 import Rows, _activated, quantize_rows
 
 GROUPS = (256, 64, 16)
 _NUMBERS = 2**18  # rotated at a time before they are rounded: they stay in the cache
@@ -31,7 +32,7 @@ _NUMBERS = 2**18  # rotated at a time before they are rounded: they stay in the 
 @functools.cache
 def matrix(group: int) -> Tensor:
     """fp32 [group, group]: the rotation. Raises `ValueError` where `group` is no power of 4."""
-    _check(group)
+    check(group)
     four = torch.full((4, 4), 0.5)
     for i in range(4):
         four[i, 3 - i] = -0.5
@@ -57,7 +58,7 @@ def group_of(channels: int, largest: int = 256) -> int:
 
 def rotate_slow(x: Tensor, group: int) -> Tensor:
     """`x` [..., channels] times the matrix, group by group, in float64 and back: the slow twin."""
-    _check(group, x.shape[-1])
+    check(group, x.shape[-1])
     turned = x.double().unflatten(-1, (-1, group)) @ matrix(group).double().to(x.device)
     return turned.flatten(-2).to(x.dtype)
 
@@ -68,7 +69,7 @@ def rotate(x: Tensor, group: int) -> Tensor:
     Differentiable (in plain torch operations) where gradients are asked for. Raises `ValueError`
     where `group` does not divide the channels.
     """
-    _check(group, x.shape[-1])
+    check(group, x.shape[-1])
     fast = None if x.requires_grad or x.device.type != "cpu" else compiled("hadamard_numba")
     if fast is None or x.dtype == torch.float64 or not x.numel():
         return _rotate_torch(x, group)
@@ -84,6 +85,23 @@ def rotate(x: Tensor, group: int) -> Tensor:
             fast.rotate(part.numpy(), group, turned.numpy())
             out[begin : begin + step] = turned
     return out.view(x.shape)
+
+
+def rotate_quantize_rows(
+    x: Tensor,
+    rotated: int,
+    form: str = "8",
+    activation: str = "",
+    divisor: Tensor | None = None,
+    scale: Tensor | None = None,
+    zero: Tensor | None = None,
+    group: int = 0,
+) -> Rows:
+    """`reference_a8.quantize_rows` of activation(x) / divisor, each `rotated` neighbours rotated."""
+    given = _activated(x, activation)
+    moved = given if divisor is None else given / divisor.float()
+    turned = rotate_slow(moved, rotated).view(*x.shape[:-1], -1)
+    return quantize_rows(turned, form, scale=scale, zero=zero, group=group)
 
 
 def _rotate_torch(x: Tensor, group: int) -> Tensor:
@@ -115,7 +133,8 @@ def rotated_rows(
     return Bytes(codes, scale, zero, totals)
 
 
-def _check(group: int, channels: int = 0) -> None:
+def check(group: int, channels: int = 0) -> None:
+    """Raises `ValueError` for a group that no rotation has, or that does not divide `channels`."""
     if group not in (1, 4, *GROUPS) or channels % group:
         raise ValueError(
             f"a rotation takes groups of 16, 64 or 256 channels that divide the layer's; "
