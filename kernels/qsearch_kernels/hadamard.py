@@ -5,14 +5,14 @@ The matrix is a Kronecker power of the 4 x 4 one with a single -1 in each row,
     H4 = 1/2 [[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]],
 
 orthogonal and symmetric, so that it is its own inverse. Every row has the same sum (it is regular),
-where Sylvester's has one row of ones, which makes an outlier of the channels' mean: rotated inputs of
-diffusion transformers had larger outliers than before with that one (pytorch/ao issue 4695), and
+where Sylvester's has one row of ones, which makes an outlier of the channels' mean: rotated inputs
+of diffusion transformers had larger outliers than before with that one (pytorch/ao issue 4695), and
 none with this (ConvRot, arXiv 2512.03673). A layer computes W x = (W H)(H x): the weight is rotated
 once, its input in each call.
 
-H4 is the reversal of I less half of all ones, up to sign: H4 x = reversed(sum(x) / 2 - x). So a group
-of 4**n channels takes n passes of two operations an entry, and is written backwards at the end.
-"""
+H4 is the reversal of I less half of all ones, up to sign: H4 x = reversed(sum(x) / 2 - x). So a
+group of 4**n channels takes n passes of two operations an entry, and is written backwards at the
+end."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def matrix(group: int) -> Tensor:
 
 
 def group_of(channels: int, largest: int = 256) -> int:
-    """The largest of the groups of 16, 64 and 256 channels, up to `largest`, that divides `channels`.
+    """The largest of the groups of 16, 64 and 256 channels, up to `largest`, that divides
+    `channels`.
 
     Raises `ValueError` where none does.
     """
@@ -60,7 +61,8 @@ def rotate_slow(x: Tensor, group: int) -> Tensor:
     """`x` [..., channels] times the matrix, group by group, in float64 and back: the slow twin."""
     check(group, x.shape[-1])
     turned = x.double().unflatten(-1, (-1, group)) @ matrix(group).double().to(x.device)
-    return turned.flatten(-2).to(x.dtype)
+    found: Tensor = turned.flatten(-2).to(x.dtype)
+    return found
 
 
 def rotate(x: Tensor, group: int) -> Tensor:
@@ -97,7 +99,7 @@ def rotate_quantize_rows(
     zero: Tensor | None = None,
     group: int = 0,
 ) -> Rows:
-    """`reference_a8.quantize_rows` of activation(x) / divisor, each `rotated` neighbours rotated."""
+    """`reference_a8.quantize_rows` of activation(x) / divisor, every `rotated` columns rotated."""
     given = _activated(x, activation)
     moved = given if divisor is None else given / divisor.float()
     turned = rotate_slow(moved, rotated).view(*x.shape[:-1], -1)
@@ -112,7 +114,8 @@ def _rotate_torch(x: Tensor, group: int) -> Tensor:
         digit = wide.unflatten(-1, (-1, 4, step))
         wide = (digit.sum(-2, keepdim=True) * 0.5 - digit).flatten(-3)
         step *= 4
-    return wide.unflatten(-1, (-1, group)).flip(-1).flatten(-2).to(x.dtype)
+    found: Tensor = wide.unflatten(-1, (-1, group)).flip(-1).flatten(-2).to(x.dtype)
+    return found
 
 
 def rotated_rows(

@@ -1,4 +1,5 @@
-"""numba, where it is installed: the decorator of compiled functions, and the modules that hold them.
+"""numba, where it is installed: the decorator of compiled functions, and the modules that hold
+them.
 
 numba comes with shap, and no kernel needs it: a module NAME_numba has a slow twin in plain torch.
 What is compiled is kept beside the source or, where that folder can't be written to, in the user's

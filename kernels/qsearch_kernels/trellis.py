@@ -1,9 +1,10 @@
 """Trellis-coded weights: layout, computed levels and decoding, in plain torch.
 
-A trellis code spends `bits` bits a weight like a scalar code, and comes closer to the rate-distortion
-limit because a weight's value depends on more bits than its own: a window of `states` bits (8 to 14)
-slides over the bits of a tile, `bits` further for each weight, and the window is the state (the
-bit-shift trellis of QTIP, arXiv 2406.11235, section 3.1). A state's level is computed, not looked up:
+A trellis code spends `bits` bits a weight like a scalar code, and comes closer to the
+rate-distortion limit because a weight's value depends on more bits than its own: a window of
+`states` bits (8 to 14) slides over the bits of a tile, `bits` further for each weight, and the
+window is the state (the bit-shift trellis of QTIP, arXiv 2406.11235, section 3.1). A state's level
+is computed, not looked up:
 
     hash  = MULTIPLIER * state + ADDEND                          mod 2**32
     level = (sum of the four bytes of the hash) // 4 - 127       a whole number of 8 bits
@@ -13,9 +14,10 @@ costs nothing that can be measured at 4 bits, and makes every level an int8: a d
 `scale * level` with one scale a row, which every int8 product here multiplies as it is.
 
 A tile is 32 rows x 8 columns, 256 weights in the order row by row. Weight t of a tile owns the bits
-[bits * t, bits * (t + 1)) of its stream, little-endian, and its state is the window of `states` bits
-that begins there; at the end the window goes on at the beginning (tail-biting), so that a tile takes
-exactly 256 * bits bits. Windows do not depend on each other: decoding is parallel in any order.
+[bits * t, bits * (t + 1)) of its stream, little-endian, and its state is the window of `states`
+bits that begins there; at the end the window goes on at the beginning (tail-biting), so that a tile
+takes exactly 256 * bits bits. Windows do not depend on each other: decoding is parallel in any
+order.
 
     packed uint8 [row tiles, column tiles, 32 * bits]     incomplete tiles are stored whole
 """
@@ -44,8 +46,8 @@ def check(bits: int, states: int) -> None:
     """Raises `ValueError` for a width or a number of states that there is no trellis for."""
     if bits not in BITS or states not in STATES:
         raise ValueError(
-            f"a trellis code has {', '.join(map(str, BITS))} bits a weight and 2**8, 2**10, 2**12 or "
-            f"2**14 states; given {bits} bits and 2**{states} states"
+            f"a trellis code has 2, 3 or 4 bits a weight and 2**8, 2**10, 2**12 or 2**14 states; "
+            f"given {bits} bits and 2**{states} states"
         )
 
 
@@ -73,7 +75,8 @@ def to_tiles(weight: Tensor) -> Tensor:
     missing = (0, across * COLUMNS - weight.shape[1], 0, down * ROWS - weight.shape[0])
     whole = F.pad(weight, missing) if any(missing) else weight
     cut = whole.reshape(down, ROWS, across, COLUMNS).transpose(1, 2)
-    return cut.reshape(down, across, LENGTH)
+    tiled: Tensor = cut.reshape(down, across, LENGTH)
+    return tiled
 
 
 def from_tiles(tiled: Tensor, rows: int, columns: int) -> Tensor:
@@ -118,8 +121,8 @@ def decode(packed: Tensor, bits: int, states: int, rows: int, columns: int) -> T
     """Levels int8 [rows, columns] of a weight's tiles [row tiles, column tiles, 32 * bits]."""
     if tuple(packed.shape[:2]) != tiles(rows, columns):
         raise ValueError(
-            f"a weight of {rows} x {columns} has {tiles(rows, columns)} tiles of {ROWS} x {COLUMNS}; "
-            f"given {tuple(packed.shape[:2])}"
+            f"a weight of {rows} x {columns} has {tiles(rows, columns)} tiles of {ROWS} x "
+            f"{COLUMNS}; given {tuple(packed.shape[:2])}"
         )
     return from_tiles(level_of(unpack(packed, bits, states)), rows, columns)
 

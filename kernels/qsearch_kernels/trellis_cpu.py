@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import cpu, trellis
-from .cpu_rounded import product, rows_of, row_sums
+from .cpu_rounded import product, row_sums, rows_of
 from .jit import compiled
 from .rounded_once import shared
 from .weight import Weight
@@ -84,7 +84,11 @@ def linear_rounded(
     rows, columns = scale.numel(), x.shape[-1]
     flat = x.reshape(x.shape[:-1].numel(), columns)
     rounded = shared(
-        x, (activation, 0), (low, high), id(packed), lambda: rows_of(flat, activation, low, high, sums=False)
+        x,
+        (activation, 0),
+        (low, high),
+        id(packed),
+        lambda: rows_of(flat, activation, low, high, sums=False),
     )
     out = torch.empty(len(flat), rows, dtype=x.dtype)
     for part in _pieces(rows, columns):

@@ -1,4 +1,5 @@
-"""Encoding with a trellis: the path of least squared error through each tile, by Viterbi's algorithm.
+"""Encoding with a trellis: the path of least squared error through each tile, by Viterbi's
+algorithm.
 
 Everything is done in whole numbers, so that numba, the slow twin in plain torch and the Triton
 kernel give the same codes: tiles are rounded to eighths of a level (a hundredth of a decibel at 4
@@ -16,6 +17,7 @@ mod 2**states at t, as `trellis.py` lays the bits out.
 from __future__ import annotations
 
 import functools
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -33,11 +35,14 @@ _FORBIDDEN = 2**29  # the cost of a state that no path may begin in
 
 
 def encode(tiled: Tensor, bits: int, states: int) -> Tensor:
-    """Packed tiles uint8 [..., 32 * bits] of `tiled` [..., 256], in levels (a weight over its scale).
+    """Packed tiles uint8 [..., 32 * bits] of `tiled` [..., 256], in levels (a weight over its
+    scale).
 
-    By numba where it is installed, `torch.get_num_threads()` threads; else by the slow twin.
-    Raises `ValueError` for what is not finite, and for widths that there is no trellis for.
-    """
+    By Triton on a GPU; on a CPU by numba where it is installed, in `torch.get_num_threads()`
+    threads; else by the slow twin. Raises `ValueError` for what is not finite, and for widths that
+    there is no trellis for."""
+    if tiled.device.type == "cuda":
+        return _encode_gpu(tiled, bits, states)
     fast = compiled("trellis_numba")
     if fast is None or tiled.device.type != "cpu":
         return encode_slow(tiled, bits, states)
@@ -47,7 +52,7 @@ def encode(tiled: Tensor, bits: int, states: int) -> Tensor:
     values = _values(states).numpy()
     parts = max(1, min(torch.get_num_threads(), len(given) // 8))
     edges = np.linspace(0, len(given), parts + 1).astype(int)
-    pieces = [(given[a:b], found[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    pieces = [(given[a:b], found[a:b]) for a, b in itertools.pairwise(edges)]
     if parts == 1:
         fast.encode(given, values, bits, states, SEAM, found)
     else:
@@ -56,6 +61,16 @@ def encode(tiled: Tensor, bits: int, states: int) -> Tensor:
             for job in jobs:
                 job.result()
     return trellis.pack(torch.from_numpy(found), bits).view(*tiled.shape[:-1], -1)
+
+
+def _encode_gpu(tiled: Tensor, bits: int, states: int) -> Tensor:
+    from .gpu.trellis_encode import encode as launches_of
+
+    rounded = _rounded(tiled, bits, states).flatten(0, -2)
+    launches, found = launches_of(rounded, _values(states).to(tiled.device), bits, states, SEAM)
+    for launch in launches:
+        launch.run()
+    return trellis.pack(found, bits).view(*tiled.shape[:-1], -1)
 
 
 def encode_slow(tiled: Tensor, bits: int, states: int) -> Tensor:
@@ -86,7 +101,8 @@ def _values(states: int) -> Tensor:
 
 
 def _walk(x: Tensor, values: Tensor, bits: int, states: int, start: Tensor | None) -> Tensor:
-    """The cheapest states int64 [tiles, T] for `x` int32 [tiles, T], beginning and ending in `start`.
+    """The cheapest states int64 [tiles, T] for `x` int32 [tiles, T], beginning and ending in
+    `start`.
 
     `start` [tiles]: the high bits that a state shares with the one before it; None = any.
     """

@@ -47,7 +47,11 @@ def _advance(cost, wide, x, values, bits, best):
         d = _int(x - values[g])
         cost[g] = _int(wide[g] + _int(_int(d * d) << shift))
     for j in range(1, 1 << bits):
-        level, before, came = values[j * low : (j + 1) * low], wide[j * low : (j + 1) * low], _int(j)
+        level, before, came = (
+            values[j * low : (j + 1) * low],
+            wide[j * low : (j + 1) * low],
+            _int(j),
+        )
         for g in range(low):
             d = _int(x - level[g])
             total = _int(_int(before[g] + came) + _int(_int(d * d) << shift))

@@ -2,12 +2,12 @@
 
     python notebooks/figures/codes_layers.py [--zoo scenes-dit] [--states 10] [--only W A]
 
-All linear layers of at least 32 outputs are quantized in one way, others are kept. Half of the recorded
-sampler steps calibrate, the other half measure: dB of the denoiser's output over what changed, its
-standard error over calls. `W`: weights alone, feedback by second moments everywhere, one scale a row;
-`A`: weights and inputs of 4 bits in groups of 32. Stored bits are those in memory. Weights are exchanged
-by hand and inputs rounded in hooks: what a plan will do, without one. Writes codes_layers.json.
-"""
+All linear layers of at least 32 outputs are quantized in one way, others are kept. Half of the
+recorded sampler steps calibrate, the other half measure: dB of the denoiser's output over what
+changed, its standard error over calls. `W`: weights alone, feedback by second moments everywhere,
+one scale a row; `A`: weights and inputs of 4 bits in groups of 32. Stored bits are those in memory.
+Weights are exchanged by hand and inputs rounded in hooks: what a plan will do, without one. Writes
+codes_layers.json."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Layer:
 
 @dataclass
 class Made:
-    """What stands in a layer's place: `before(x)` is multiplied with `weight`, `x` with `beside`."""
+    """What stands in a layer's place: `before(x)` meets `weight`, and `x` itself `beside`."""
 
     weight: Tensor
     bits: float
@@ -167,9 +167,7 @@ def sqnr(model: nn.Module, calls: list[Call], truth: list[Tensor]) -> tuple[floa
     off = [float((run(model, c) - t).square().sum()) for c, t in zip(calls, truth, strict=True)]
     own = [float(t.square().sum()) for t in truth]
     whole = 10 * math.log10(sum(own) / sum(off))
-    left = [
-        10 * math.log10((sum(own) - a) / (sum(off) - b)) for a, b in zip(own, off, strict=True)
-    ]
+    left = [10 * math.log10((sum(own) - a) / (sum(off) - b)) for a, b in zip(own, off, strict=True)]
     mean = sum(left) / len(left)
     spread = sum((v - mean) ** 2 for v in left) * (len(left) - 1) / len(left)
     return whole, math.sqrt(spread)

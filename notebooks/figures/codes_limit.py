@@ -1,15 +1,15 @@
-"""How near each weight format comes to the rate-distortion limit, at the bits that it really stores.
+"""How near each weight format comes to the rate-distortion limit, at the bits that it really
+stores.
 
-    python notebooks/figures/codes_limit.py [--data gauss student scenes-dit scenes-unet] [--rows 512]
-    python notebooks/figures/codes_limit.py --draw
+    python notebooks/figures/codes_limit.py [--data gauss student scenes-dit scenes-unet] [--rows
+    512] python notebooks/figures/codes_limit.py --draw
 
-dB of signal over noise of the weights, no data from calibration: Gaussian and Student-t (5 degrees of
-freedom) rows of 1152 columns, and all layers of the zoo's denoisers together, their noise added up.
-`limit` is 6.02 dB a bit, which no quantizer of independent Gaussian numbers passes; `below`: how far a
-format lies under it. `~rotate`: each layer's input channels rotated in the largest group that divides
-them. A layer with fewer rows or columns than a tile takes int8-c instead of a trellis. Standard errors
-are over eight parts of the data. Writes codes_limit.json and codes_limit.png.
-"""
+dB of signal over noise of the weights, no data from calibration: Gaussian and Student-t (5 degrees
+of freedom) rows of 1152 columns, and all layers of the zoo's denoisers together, their noise added
+up. `limit` is 6.02 dB a bit, which no quantizer of independent Gaussian numbers passes; `below`:
+how far a format lies under it. `~rotate`: each layer's input channels rotated in the largest group
+that divides them. A layer with fewer rows or columns than a tile takes int8-c instead of a trellis.
+Standard errors are over eight parts of the data. Writes codes_limit.json and codes_limit.png."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,10 @@ from qsearch_kernels.hadamard import group_of, rotate
 
 Quantizer = Callable[[Tensor], tuple[Tensor, float]]
 SCALAR = (
-    *(f"{kind}{bits}{grain}" for kind in ("int", "uint") for bits in (2, 3, 4, 5, 6) for grain in ("-c", "-g64", "-g32")),
+    *(
+        f"{kind}{bits}{grain}"
+        for kind in ("int", "uint") for bits in (2, 3, 4, 5, 6) for grain in ("-c", "-g64", "-g32")
+    ),
     "e2m1-c", "e2m1-g32", "e2m1-g16", "km2-c", "km3-c", "km4-c", "mxfp4", "mxfp6", "nvfp4",
 )  # fmt: skip
 
@@ -43,13 +47,13 @@ SCALAR = (
 def formats() -> Iterator[tuple[str, str, Quantizer]]:
     """(name, family, what makes values and stored bits of a weight [rows, columns])."""
     for name in SCALAR:
-        yield name, _family(name), lambda w, s=Scheme.parse(name): _scheme(w, s)
+        yield name, _family(name), partial(_scheme, scheme=Scheme.parse(name))
     for name in ("nvfp4", "mxfp4"):
-        yield f"{name}, 4 over 6", "blocks", lambda w, s=Scheme.parse(name): _chosen(w, s)
+        yield f"{name}, 4 over 6", "blocks", partial(_chosen, scheme=Scheme.parse(name))
     yield "cb4", "blocks", _cb4
     for states in trellis.STATES:
         for bits in trellis.BITS:
-            yield f"tcq{bits} 2^{states}", "trellis", lambda w, b=bits, s=states: _trellis(w, b, s)
+            yield f"tcq{bits} 2^{states}", "trellis", partial(_trellis, bits=bits, states=states)
 
 
 def _family(name: str) -> str:
@@ -94,9 +98,7 @@ def rotated(weight: Tensor) -> Tensor:
 
 def measured(data: str, rows: int, turned: bool) -> Iterator[dict[str, Any]]:
     """One row a format."""
-    layers = [
-        rotated(w) if turned else w.flatten(1).float() for _, w, _ in weights(data, rows)
-    ]
+    layers = [rotated(w) if turned else w.flatten(1).float() for _, w, _ in weights(data, rows)]
     count = sum(w.numel() for w in layers)
     few = count > 10**6  # a trellis of 2**14 states takes a minute for a million weights
     for name, family, make in formats():
@@ -134,7 +136,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axes = pyplot.subplots(
         down, across, figsize=(5.2 * across, 4.4 * down), squeeze=False, layout="constrained"
     )
-    looks = {"integers": ("o", "tab:blue"), "blocks": ("s", "tab:green"), "codebooks": ("^", "tab:purple"), "trellis": ("D", "tab:red")}  # fmt: skip
+    looks = {
+        "integers": ("o", "tab:blue"), "blocks": ("s", "tab:green"),
+        "codebooks": ("^", "tab:purple"), "trellis": ("D", "tab:red"),
+    }  # fmt: skip
     for axis, panel in zip(axes.flat, panels, strict=False):
         ends = [1.9, 5.2]
         axis.plot(ends, [6.0206 * b for b in ends], color="black", label="6.02 dB a bit")

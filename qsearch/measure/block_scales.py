@@ -1,16 +1,17 @@
-"""Block scales by choice: NVFP4 and MXFP4 with the scale that errs less, and 16 levels on int8's grid.
+"""Block scales by choice: NVFP4 and MXFP4 with the scale that errs less, and 16 levels on int8's
+grid.
 
-`chosen`: e2m1 has no value between 4 and 6. A block whose largest weight stands on 6 has steps of 2 at
-its top; on 4, steps of 1, and all steps half as wide again. Each block takes the one with the smaller
-squared error ("four over six", arXiv 2512.02010). The tensor scale leaves room for the larger one: the
-largest block's scale is 256 on 6 and 384 on 4, both e4m3 values. MXFP4's scales are powers of two, so
-that a block's largest weight stands wherever it falls: one of three neighbouring powers is taken.
+`chosen`: e2m1 has no value between 4 and 6. A block whose largest weight stands on 6 has steps of 2
+at its top; on 4, steps of 1, and all steps half as wide again. Each block takes the one with the
+smaller squared error ("four over six", arXiv 2512.02010). The tensor scale leaves room for the
+larger one: the largest block's scale is 256 on 6 and 384 on 4, both e4m3 values. MXFP4's scales are
+powers of two, so that a block's largest weight stands wherever it falls: one of three neighbouring
+powers is taken.
 
-`codebook_on_int8`, cb4: a weight is row scale * round(level[code] * block scale), where the 16 levels
-are fixed whole numbers up to 127 and block scales e4m3 numbers up to 1 for 16 weights. What is rounded
-is an int8, with one scale a row: cb4 is stored like NVFP4 and multiplied like int8 (as comfy-kitchen's
-asym_w4a8_int8, issue 90 there).
-"""
+`codebook_on_int8`, cb4: a weight is row scale * round(level[code] * block scale), where the 16
+levels are fixed whole numbers up to 127 and block scales e4m3 numbers up to 1 for 16 weights. What
+is rounded is an int8, with one scale a row: cb4 is stored like NVFP4 and multiplied like int8 (as
+comfy-kitchen's asym_w4a8_int8, issue 90 there)."""
 
 from __future__ import annotations
 

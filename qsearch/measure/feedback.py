@@ -1,14 +1,15 @@
 """Block-LDL feedback: quantize some columns at a time, and let those to come make up for the error.
 
-With H = mean(x x^T) the second moments of a layer's inputs, U the upper Cholesky factor of H^-1 (damped)
-and B a block of columns, the error E of the block is answered by the columns F after it with
+With H = mean(x x^T) the second moments of a layer's inputs, U the upper Cholesky factor of H^-1
+(damped) and B a block of columns, the error E of the block is answered by the columns F after it
+with
 
     W_F <- W_F - E  U_BB^-1  U_BF
 
 the least squared output error that they can reach (GPTQ, arXiv 2210.17323, eq. 3, for blocks; the
-block-LDL rounding of QuIP#, arXiv 2402.04396, section 4.1, is the same update). A code whose unit spans
-several columns, as a tile of a trellis code does, needs blocks; one of single columns gets GPTQ.
-"""
+block-LDL rounding of QuIP#, arXiv 2402.04396, section 4.1, is the same update). A code whose unit
+spans several columns, as a tile of a trellis code does, needs blocks; one of single columns gets
+GPTQ."""
 
 from __future__ import annotations
 
@@ -44,14 +45,19 @@ def upper_factor(moments: Tensor, layer: str = "the layer") -> Tensor:
     lower, failed = torch.linalg.cholesky_ex(damped)
     if int(failed):
         raise QSearchError(
-            f"second moments are a mean of x x^T and have no negative eigenvalues; those of {layer} do"
+            f"second moments, a mean of x x^T, have no negative eigenvalues; those of {layer} do"
         )
     inverse = torch.cholesky_inverse(lower)
-    return torch.linalg.cholesky(inverse, upper=True).float()
+    factor: Tensor = torch.linalg.cholesky(inverse, upper=True).float()
+    return factor
 
 
 def with_feedback(
-    weight: Tensor, block: int, moments: Tensor, quantize: Callable[[Tensor, int], Tensor], layer: str
+    weight: Tensor,
+    block: int,
+    moments: Tensor,
+    quantize: Callable[[Tensor, int], Tensor],
+    layer: str,
 ) -> Tensor:
     """fp32 [rows, columns]: what `quantize(columns, first column)` made of each block of `weight`.
 

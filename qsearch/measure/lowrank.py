@@ -1,12 +1,12 @@
 """A low-rank branch beside a quantized weight: W = L + Q, where L keeps what Q would lose most by.
 
-y = Q x + up (down x). The branch takes the input as it is, not rounded, and its factors are fp16. L is
-the best of its rank for the layer's inputs: with H = mean(x x^T) = C C^T, the truncated SVD of (W - Q) C
-times C^-1; without moments that of W - Q. SVDQuant (arXiv 2411.05007, section 4.2) alternates
-L = SVD(W - Q), Q = quantize(W - L) until the error rises, and so does `refined`.
+y = Q x + up (down x). The branch takes the input as it is, not rounded, and its factors are fp16. L
+is the best of its rank for the layer's inputs: with H = mean(x x^T) = C C^T, the truncated SVD of
+(W - Q) C times C^-1; without moments that of W - Q. SVDQuant (arXiv 2411.05007, section 4.2)
+alternates L = SVD(W - Q), Q = quantize(W - L) until the error rises, and so does `refined`.
 
-Q, K and V read one tensor and may share `down`: their weights stacked along the rows are one weight.
-"""
+Q, K and V read one tensor and may share `down`: their weights stacked along the rows are one
+weight."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ class Factored:
         return float(output_error(off, self.moments).sum())
 
 
-def branch(weight: Tensor, rank: int, moments: Tensor | None = None, layer: str = "the weight") -> LowRank:
+def branch(
+    weight: Tensor, rank: int, moments: Tensor | None = None, layer: str = "the weight"
+) -> LowRank:
     """The low-rank part of a weight [rows, columns] that leaves the least (output) error.
 
     Args:
@@ -143,5 +145,7 @@ def refined(
             break
         best, least = (low, rest), error
     if best is None:
-        raise QSearchError(f"what is quantized beside a low-rank branch must be finite; {layer} is not")
+        raise QSearchError(
+            f"what is quantized beside a low-rank branch must be finite; {layer} is not"
+        )
     return best

@@ -1,13 +1,14 @@
 """Trellis-coded weights: 2, 3 or 4 bits a weight, one scale a row, near the rate-distortion limit.
 
-The bits of a tile of 32 rows x 8 columns are one path through a trellis of 2^8 to 2^14 states (QTIP,
-arXiv 2406.11235); layout, levels and Viterbi's algorithm are `qsearch_kernels.trellis`. Tiles are narrow
-so that feedback by second moments reaches most columns: within a tile of 8 nothing is made up for.
+The bits of a tile of 32 rows x 8 columns are one path through a trellis of 2^8 to 2^14 states
+(QTIP, arXiv 2406.11235); layout, levels and Viterbi's algorithm are `qsearch_kernels.trellis`.
+Tiles are narrow so that feedback by second moments reaches most columns: within a tile of 8 nothing
+is made up for.
 
-A row's scale makes it a little narrower than the levels, whose spread is Gaussian; rows with heavier
-tails get a wider one, where clipping would cost more than coarser steps. After encoding, each scale is
-fitted once more to the codes by least squares (of the output, where moments are given).
-"""
+A row's scale makes it a little narrower than the levels, whose spread is Gaussian; rows with
+heavier tails get a wider one, where clipping would cost more than coarser steps. After encoding,
+each scale is fitted once more to the codes by least squares (of the output, where moments are
+given)."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ _ERROR = {2: 85.0, 3: 22.0, 4: 5.2}
 
 @dataclass(frozen=True)
 class TrellisCodes:
-    """`packed`: uint8 [row tiles, column tiles, 32 * bits]. `scale`: fp32 [rows, 1], values of fp16.
+    """`packed`: uint8 [row tiles, column tiles, 32 * bits]. `scale`: fp32 [rows, 1], values of
+    fp16.
 
     `bits` a weight, `states`: log2 of their number, `columns` of a row.
     """
@@ -71,10 +73,9 @@ def trellis_codes(
     """Codes of a weight [rows, columns].
 
     Args:
-        weight: any float type, the channels of the output first.
-        bits: 2, 3 or 4 a weight.
-        states: log2 of the number of states: 8, 10, 12 or 14.
-        moments: [columns, columns], the mean of x x^T over the layer's inputs: errors are fed back to
+        weight: any float type, the channels of the output first. bits: 2, 3 or 4 a weight. states:
+        log2 of the number of states: 8, 10, 12 or 14. moments: [columns, columns], the mean of x
+        x^T over the layer's inputs: errors are fed back to
             later tiles by them. None: each weight is coded for itself, which needs no data.
         layer: its name in errors.
 
@@ -88,8 +89,9 @@ def trellis_codes(
         )
     if weight.ndim != 2 or weight.shape[0] < trellis.ROWS or weight.shape[1] < trellis.COLUMNS:
         raise QSearchError(
-            f"a trellis code fills tiles of {trellis.ROWS} rows x {trellis.COLUMNS} columns; {layer} "
-            f"is {' x '.join(map(str, weight.shape))}: choose a scalar format for it, such as int8-c"
+            f"a trellis code fills tiles of {trellis.ROWS} rows x {trellis.COLUMNS} columns; "
+            f"{layer} is {' x '.join(map(str, weight.shape))}: choose a scalar format for it, "
+            "such as int8-c"
         )
     rows = weight.detach().float()
     if not bool(torch.isfinite(rows).all()):
@@ -117,7 +119,7 @@ def trellis_codes(
 
 
 def _scales(rows: Tensor, bits: int) -> Tensor:
-    """fp32 [rows, 1]: of a few widths the one that costs each row least, by clipping and by steps."""
+    """fp32 [rows, 1]: of a few widths the one that costs a row least, by clipping and by steps."""
     spread = rows.square().mean(1, keepdim=True).sqrt().clamp(min=1e-12)
     least = spread * trellis.NARROWER[bits] / trellis.DEVIATION
     best, cost = least, torch.full_like(least, torch.inf)
@@ -131,7 +133,7 @@ def _scales(rows: Tensor, bits: int) -> Tensor:
 
 
 def _fitted(rows: Tensor, values: Tensor, moments: Tensor | None) -> Tensor:
-    """[rows, 1]: the factor of each row of values that leaves the least (output) error; 1 for zeros."""
+    """[rows, 1]: the factor of each row of values that leaves least (output) error; 1 for zeros."""
     seen = values if moments is None else values @ moments.to(values)
     up, down = (rows * seen).sum(1, keepdim=True), (values * seen).sum(1, keepdim=True)
     factor = up / down

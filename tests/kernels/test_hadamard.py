@@ -1,4 +1,4 @@
-"""Regular Hadamard rotation: exactly orthogonal, its fast transform the matrix's, rounding after it."""
+"""Regular Hadamard rotation: exactly orthogonal, the fast transform, rounding after it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def test_the_fast_transform_is_the_matrix(
 def test_rotating_twice_changes_nothing_and_strides_and_empty_batches_are_taken() -> None:
     x = torch.randn(128, 6).t()
 
-    torch.testing.assert_close(hadamard.rotate(hadamard.rotate(x, 64), 64), x, atol=ROUNDING, rtol=0)
+    torch.testing.assert_close(
+        hadamard.rotate(hadamard.rotate(x, 64), 64), x, atol=ROUNDING, rtol=0
+    )
     assert hadamard.rotate(x[:0], 64).shape == (0, 128)
 
 
@@ -76,7 +78,9 @@ def test_one_outlier_is_spread_over_its_group() -> None:
 
 
 @pytest.mark.parametrize("static", [False, True])
-def test_rotated_rows_are_rounded_as_rows_are(static: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rotated_rows_are_rounded_as_rows_are(
+    static: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hadamard, "_NUMBERS", 200)  # several pieces
     x = torch.randn(11, 128)
     ends = (torch.tensor(-4.0), torch.tensor(5.0)) if static else (None, None)
@@ -85,7 +89,7 @@ def test_rotated_rows_are_rounded_as_rows_are(static: bool, monkeypatch: pytest.
 
     expected = rows_of(hadamard.rotate(x, 64), 8, *ends, sums=True)
     for ours, theirs in zip(made, expected, strict=True):
-        assert ours is not None and theirs is not None  # noqa: PT018
+        assert ours is not None and theirs is not None
         assert torch.equal(ours, theirs)
 
 

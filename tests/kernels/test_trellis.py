@@ -1,4 +1,4 @@
-"""Trellis codes: layout, levels, both encoders, decoding, products on a CPU, and how near the limit."""
+"""Trellis codes: layout, levels, encoders, decoding, products on a CPU, and how near the limit."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def decibel(signal: torch.Tensor, made: torch.Tensor) -> float:
 
 def some(rows: int, columns: int, bits: int) -> torch.Tensor:
     shape = (*trellis.tiles(rows, columns), 32 * bits)
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
 
 
 def test_no_state_has_a_level_that_int8_does_not_hold_and_levels_are_nearly_gaussian() -> None:
@@ -54,7 +56,9 @@ def test_no_state_has_a_level_that_int8_does_not_hold_and_levels_are_nearly_gaus
 
 
 @pytest.mark.parametrize(("bits", "states"), WIDTHS)
-def test_any_bytes_are_a_path_and_packing_its_states_gives_them_back(bits: int, states: int) -> None:
+def test_any_bytes_are_a_path_and_packing_its_states_gives_them_back(
+    bits: int, states: int
+) -> None:
     packed = some(40, 20, bits)
 
     path = trellis.unpack(packed, bits, states)
@@ -65,7 +69,9 @@ def test_any_bytes_are_a_path_and_packing_its_states_gives_them_back(bits: int, 
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(32, 8), (33, 9), (1, 1), (70, 30)])
-def test_tiles_are_a_weight_laid_out_again_and_bytes_count_them_whole(rows: int, columns: int) -> None:
+def test_tiles_are_a_weight_laid_out_again_and_bytes_count_them_whole(
+    rows: int, columns: int
+) -> None:
     weight = torch.randn(rows, columns)
 
     tiled = trellis.to_tiles(weight)
@@ -213,7 +219,12 @@ def test_nothing_is_written_beside_a_package_that_is_read_only(tmp_path: Path) -
     )
     blocked = copy / "__pycache__"
     blocked.write_text("a file where numba would make its folder", encoding="utf-8")
-    env = {**os.environ, "PYTHONPATH": str(copy.parent), "HOME": str(tmp_path), "NUMBA_CACHE_DIR": ""}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(copy.parent),
+        "HOME": str(tmp_path),
+        "NUMBA_CACHE_DIR": "",
+    }
     env |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
 
     done = subprocess.run(

@@ -10,7 +10,9 @@ from qsearch_kernels.gpu.rotate import rotate, rotate_quantize_rows
 from tests.kernels.grid import DEVICES, DTYPES, assert_near, run
 from tests.kernels.test_triton_rows import assert_same_rows
 
-SHAPES = [((3, 48), 16), ((2, 3, 64), 64), ((1, 320), 64), ((2, 768), 256), ((5, 16), 16), ((2, 1152), 64)]  # fmt: skip
+SHAPES = [
+    ((3, 48), 16), ((2, 3, 64), 64), ((1, 320), 64), ((2, 768), 256), ((5, 16), 16), ((2, 1152), 64),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("device", DEVICES)

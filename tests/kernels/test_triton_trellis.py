@@ -1,11 +1,12 @@
-"""Triton kernels of trellis codes and rotations against their twins: the interpreter here, a GPU where there is one."""
+"""Triton kernels of trellis codes against their twins: the interpreter here, or a GPU."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from qsearch_kernels import reference_a8, trellis, trellis_products
+from qsearch_kernels import reference_a8, trellis, trellis_encode, trellis_products
+from qsearch_kernels.gpu import trellis_encode as gpu_encode
 from qsearch_kernels.gpu.linear_trellis import decode, linear_trellis, linear_trellis_a8
 from tests.kernels.grid import DEVICES, DTYPES, TINY, assert_near, run
 
@@ -32,7 +33,9 @@ def test_levels_come_out_as_the_twin_says(
 
     launches, wide = decode(packed, scale, bits, states, rows, columns, torch.float16)
     run(*launches)
-    assert_near(wide, trellis.dequantize(packed, scale[:, None], bits, states, columns, torch.float16))
+    assert_near(
+        wide, trellis.dequantize(packed, scale[:, None], bits, states, columns, torch.float16)
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -87,3 +90,22 @@ def test_an_empty_batch_launches_nothing_and_wrong_tiles_are_refused(device: str
         linear_trellis(x, packed, scale, 2, 9)
     with pytest.raises(ValueError, match="rounded rows are int8"):
         linear_trellis_a8(x, scale[:3], None, packed, scale, None, 2, 12)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("bits", trellis.BITS)
+def test_viterbi_finds_the_very_codes_that_plain_torch_finds(
+    device: str, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_encode, "processors", lambda x: 1)
+    monkeypatch.setattr(gpu_encode, "_RESIDENT", 2)  # a program takes several tiles
+    tiled = torch.randn(3, 256, generator=torch.Generator().manual_seed(0)) * trellis.DEVIATION
+    rounded = trellis_encode._rounded(tiled, bits, 8).to(device)
+    levels = trellis_encode._values(8).to(device)
+
+    launches, states = gpu_encode.encode(rounded, levels, bits, 8, trellis_encode.SEAM)
+    run(*launches)
+
+    made = trellis.pack(states.cpu(), bits)
+    assert torch.equal(made, trellis_encode.encode_slow(tiled, bits, 8))
+    assert gpu_encode.encode(rounded[:0], levels, bits, 8, 8)[0] == ()

@@ -52,7 +52,9 @@ def test_with_moments_it_leaves_less_output_error_than_without() -> None:
 
 
 @pytest.mark.parametrize("given", [None, moments()], ids=["all inputs alike", "moments"])
-def test_alternating_beats_one_round_and_one_round_beats_no_branch(given: torch.Tensor | None) -> None:
+def test_alternating_beats_one_round_and_one_round_beats_no_branch(
+    given: torch.Tensor | None,
+) -> None:
     w = weight()
 
     def error(off: torch.Tensor) -> float:
@@ -84,7 +86,9 @@ def test_q_k_and_v_share_one_projection_down() -> None:
     parts = low.split((48, 32, 16))
 
     assert all(part.down is low.down for part in parts)
-    assert torch.equal(torch.cat([part.values() for part in parts]), torch.cat([p.up for p in parts]) @ low.down)
+    assert torch.equal(
+        torch.cat([part.values() for part in parts]), torch.cat([p.up for p in parts]) @ low.down
+    )
     assert rest.shape == stacked.shape
 
 

@@ -1,4 +1,4 @@
-"""Trellis codes of a weight, and feedback by blocks: error bounds, bits in memory, refusals in words."""
+"""Trellis codes of a weight, feedback by blocks: error bounds, bits in memory, refusals."""
 
 from __future__ import annotations
 

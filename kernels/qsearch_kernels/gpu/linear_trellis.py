@@ -8,6 +8,8 @@ rows; with many rows `decode` writes int8 levels once, for `linear_a8`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import triton
 import triton.language as tl
@@ -44,7 +46,9 @@ def _linear_trellis(
         at = k0 + tl.arange(0, BK)
         mask = row_mask[:, None] & (at < K)[None, :]
         x = tl.load(a + rows[:, None].to(tl.int64) * K + at[None, :], mask=mask, other=0.0)
-        y = trellis_levels(words, columns, column_mask, across, k0, BITS, STATES, MULTIPLIER, ADDEND, BN, BK)  # fmt: skip
+        y = trellis_levels(
+            words, columns, column_mask, across, k0, BITS, STATES, MULTIPLIER, ADDEND, BN, BK
+        )
         if INTEGER:
             acc = tl.dot(x, y.T, acc, out_dtype=tl.int32)
         elif EXACT:
@@ -52,7 +56,10 @@ def _linear_trellis(
         else:
             acc = tl.dot(x, y.to(x.dtype).T, acc)
     if INTEGER:
-        finish(acc, out, rows, column_tile * BN, M, N, a_scale, a_zero, None, w_scale, None, w_total, bias, gate, residual, per_scale, per_gate, BM, BN)  # fmt: skip
+        finish(
+            acc, out, rows, column_tile * BN, M, N, a_scale, a_zero, None, w_scale, None, w_total,
+            bias, gate, residual, per_scale, per_gate, BM, BN,
+        )  # fmt: skip
     else:
         scale = tl.load(w_scale + columns, mask=column_mask, other=0.0)
         result = acc * scale[None, :]
@@ -71,7 +78,9 @@ def _decode(
     rows = tl.program_id(0) * BN + tl.arange(0, BN)
     k0 = tl.program_id(1) * BK
     row_mask = rows < N
-    level = trellis_levels(words, rows, row_mask, across, k0, BITS, STATES, MULTIPLIER, ADDEND, BN, BK)  # fmt: skip
+    level = trellis_levels(
+        words, rows, row_mask, across, k0, BITS, STATES, MULTIPLIER, ADDEND, BN, BK
+    )
     at = k0 + tl.arange(0, BK)
     where = rows[:, None].to(tl.int64) * K + at[None, :]
     mask = row_mask[:, None] & (at < K)[None, :]
@@ -134,8 +143,9 @@ def linear_trellis(
     if not out.numel():
         return (), out
     given = {
-        "a": a, "a_scale": None, "a_zero": None, "w_scale": w_scale.float().contiguous(), "w_total": None,
-        "bias": bias, "gate": None, "residual": None, "per_scale": 1, "per_gate": 1, "INTEGER": False,
+        "a": a, "a_scale": None, "a_zero": None, "w_scale": w_scale.float().contiguous(),
+        "w_total": None, "bias": bias, "gate": None, "residual": None, "per_scale": 1,
+        "per_gate": 1, "INTEGER": False,
     }  # fmt: skip
     return (_product(words, out, given, len(a), N, x.shape[-1], bits, states, tile),), out
 
@@ -167,7 +177,7 @@ def decode(
 def _product(
     words: Tensor,
     out: Tensor,
-    given: dict[str, object],
+    given: Mapping[str, object],
     rows: int,
     N: int,
     columns: int,
@@ -175,9 +185,7 @@ def _product(
     states: int,
     tile: Tile | None,
 ) -> Launch:
-    tile = tile or choose(
-        f"linear_trellis {bits}", rows, N, columns, processors(out), TILES
-    )
+    tile = tile or choose(f"linear_trellis {bits}", rows, N, columns, processors(out), TILES)
     integer = bool(given["INTEGER"])
     arguments = {
         **given, "words": words, "out": out, "M": rows, "N": N, "K": columns,

@@ -1,10 +1,9 @@
 """Regular Hadamard rotation of rows, alone or with rounding in the same pass: see `hadamard.py`.
 
 One program a row, which lies whole in registers, as in `quantize.py`. For each base-4 digit of a
-channel's index in its group, y = sum over the digit / 2 - x; that is the rotation read backwards, and a
-group is read backwards by an exclusive or of the index. An activation function may come before, and the
-division by smoothing's scales: inputs are smoothed, then rotated, then rounded.
-"""
+channel's index in its group, y = sum over the digit / 2 - x; that is the rotation read backwards,
+and a group is read backwards by an exclusive or of the index. An activation function may come
+before, and the division by smoothing's scales: inputs are smoothed, then rotated, then rounded."""
 
 from __future__ import annotations
 
@@ -106,7 +105,9 @@ def rotate_quantize_rows(
     Raises `ValueError` for what it can't do.
     """
     rows, columns = _checked(x, rotated, activation)
-    out = empty_rows(x.shape[:-1], columns, form, group, None if scale is None else len(scale), x.device)
+    out = empty_rows(
+        x.shape[:-1], columns, form, group, None if scale is None else len(scale), x.device
+    )
     if not len(rows):
         return (), out
     bits, top = form_of(form)
@@ -114,7 +115,8 @@ def rotate_quantize_rows(
     if scale is not None:
         own = torch.zeros_like(scale) if zero is None else zero.contiguous()
     arguments = {
-        "x": rows, "codes": out.codes, "scale_out": out.scale, "zero_out": out.zero, "sums": out.sums,
+        "x": rows, "codes": out.codes, "scale_out": out.scale, "zero_out": out.zero,
+        "sums": out.sums,
         "divisor": divisor, "scale": None if scale is None else scale.contiguous(), "zero": own,
         "x_stride": rows.stride(0), "K": columns, "per_scale": len(rows) // len(out.scale),
         "KIND": activation, "BITS": bits, "TOP": top, "GROUP": group, "ROTATED": rotated,

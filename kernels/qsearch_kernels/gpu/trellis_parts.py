@@ -1,8 +1,7 @@
 """States of a trellis code and their levels, from packed tiles: what several kernels share.
 
-The layout is that of `trellis.py`: a tile of 32 rows x 8 columns is a stream of 8 * BITS words, read
-in a circle; four neighbours of a row lie in one window of 32 bits.
-"""
+The layout is that of `trellis.py`: a tile of 32 rows x 8 columns is a stream of 8 * BITS words,
+read in a circle; four neighbours of a row lie in one window of 32 bits."""
 
 from __future__ import annotations
 
