@@ -13,13 +13,14 @@ The sum of four nearly uniform bytes is nearly Gaussian (section 3.1.1 there, "1
 costs nothing that can be measured at 4 bits, and makes every level an int8: a decoded weight is
 `scale * level` with one scale a row, which every int8 product here multiplies as it is.
 
-A tile is 32 rows x 8 columns, 256 weights in the order row by row. Weight t of a tile owns the bits
-[bits * t, bits * (t + 1)) of its stream, little-endian, and its state is the window of `states`
-bits that begins there; at the end the window goes on at the beginning (tail-biting), so that a tile
-takes exactly 256 * bits bits. Windows do not depend on each other: decoding is parallel in any
-order.
+A tile is 4 columns wide, so that feedback by second moments reaches all but three of them, and about
+64 rows high, a multiple of 8 that leaves few rows over (`height`). Weights go row by row. Weight t of
+a tile of n owns the bits [bits * t, bits * (t + 1)) of its stream, little-endian, and its state is the
+window of `states` bits that begins there; at the end the window goes on at the beginning
+(tail-biting), so that a tile takes exactly n * bits bits. Windows do not depend on each other:
+decoding is parallel in any order, and the four weights of a row lie in one window of 32 bits.
 
-    packed uint8 [row tiles, column tiles, 32 * bits]     incomplete tiles are stored whole
+    packed uint8 [row tiles, column tiles, height * bits / 2]     incomplete tiles are stored whole
 """
 
 from __future__ import annotations
@@ -28,8 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ROWS, COLUMNS = 32, 8
-LENGTH = ROWS * COLUMNS
+COLUMNS = 4
 BITS = (2, 3, 4)
 STATES = (8, 10, 12, 14)
 #: of a thousand random odd multipliers: highest SQNR on Gaussian numbers over BITS and STATES; both
@@ -51,15 +51,20 @@ def check(bits: int, states: int) -> None:
         )
 
 
+def height(rows: int) -> int:
+    """Rows of a tile in a weight of so many rows: a multiple of 8, about 64."""
+    down = max(1, round(rows / 64))
+    return -(-max(1, rows) // (8 * down)) * 8
+
+
 def tiles(rows: int, columns: int) -> tuple[int, int]:
     """(row tiles, column tiles) of a weight; incomplete ones count whole."""
-    return -(-rows // ROWS), -(-columns // COLUMNS)
+    return -(-rows // height(rows)), -(-columns // COLUMNS)
 
 
-def stored_bytes(rows: int, columns: int, bits: int) -> int:
-    """Bytes of the packed codes of a weight [rows, columns], its scales apart."""
-    down, across = tiles(rows, columns)
-    return down * across * LENGTH * bits // 8
+def packed_shape(rows: int, columns: int, bits: int) -> tuple[int, int, int]:
+    """Shape of the packed tiles, uint8, of a weight [rows, columns]: its bytes, scales apart."""
+    return (*tiles(rows, columns), height(rows) * bits // 2)
 
 
 def level_of(state: Tensor) -> Tensor:
@@ -70,26 +75,28 @@ def level_of(state: Tensor) -> Tensor:
 
 
 def to_tiles(weight: Tensor) -> Tensor:
-    """[rows, columns] as [row tiles, column tiles, 256]; incomplete tiles are filled with zeros."""
-    down, across = tiles(*weight.shape)
-    missing = (0, across * COLUMNS - weight.shape[1], 0, down * ROWS - weight.shape[0])
+    """[rows, columns] as [row tiles, column tiles, height * 4]; incomplete ones end in zeros."""
+    rows, columns = weight.shape
+    (down, across), high = tiles(rows, columns), height(rows)
+    missing = (0, across * COLUMNS - columns, 0, down * high - rows)
     whole = F.pad(weight, missing) if any(missing) else weight
-    cut = whole.reshape(down, ROWS, across, COLUMNS).transpose(1, 2)
-    tiled: Tensor = cut.reshape(down, across, LENGTH)
+    cut = whole.reshape(down, high, across, COLUMNS).transpose(1, 2)
+    tiled: Tensor = cut.reshape(down, across, high * COLUMNS)
     return tiled
 
 
 def from_tiles(tiled: Tensor, rows: int, columns: int) -> Tensor:
-    """Inverse of `to_tiles`: [rows, columns] of [row tiles, column tiles, 256]."""
+    """Inverse of `to_tiles`: [rows, columns] of [row tiles, column tiles, height * 4]."""
     down, across = tiled.shape[:2]
-    whole = tiled.reshape(down, across, ROWS, COLUMNS).transpose(1, 2)
-    return whole.reshape(down * ROWS, across * COLUMNS)[:rows, :columns]
+    whole = tiled.reshape(down, across, -1, COLUMNS).transpose(1, 2)
+    return whole.reshape(-1, across * COLUMNS)[:rows, :columns]
 
 
 def pack(states: Tensor, bits: int) -> Tensor:
-    """States [..., 256] of a tail-biting path as uint8 [..., 32 * bits]: of each its lowest `bits`.
+    """States [..., n] of a tail-biting path as uint8 [..., n * bits / 8]: of each its lowest `bits`.
 
-    The other bits of a state are those of the weights after it, which `unpack` finds there.
+    n is a multiple of 8. The other bits of a state are those of the weights after it, which `unpack`
+    finds there.
     """
     symbols = states.long() & (2**bits - 1)
     eight = symbols.unflatten(-1, (-1, 8))  # 8 symbols are `bits` bytes
@@ -99,31 +106,33 @@ def pack(states: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, states: int) -> Tensor:
-    """States int32 [..., 256] of packed tiles uint8 [..., 32 * bits].
-
-    Raises `ValueError` where the tiles are of another width.
-    """
+    """States int32 [..., n] of packed tiles uint8 [..., n * bits / 8]."""
     check(bits, states)
-    if packed.dtype != torch.uint8 or packed.shape[-1] != LENGTH * bits // 8:
-        raise ValueError(
-            f"a tile of {bits} bits a weight is uint8 [..., {LENGTH * bits // 8}]; "
-            f"given {packed.dtype} of shape {tuple(packed.shape)}"
-        )
-    begin = bits * torch.arange(LENGTH, device=packed.device)
-    window = torch.zeros(*packed.shape[:-1], LENGTH, dtype=torch.int32, device=packed.device)
+    size = packed.shape[-1]
+    begin = bits * torch.arange(size * 8 // bits, device=packed.device)
+    window = torch.zeros(*packed.shape[:-1], len(begin), dtype=torch.int32, device=packed.device)
     for place in range(3):  # 14 bits from anywhere in a byte lie in three bytes
-        byte = packed[..., (begin // 8 + place) % packed.shape[-1]]
-        window += byte.int() << 8 * place
+        window += packed[..., (begin // 8 + place) % size].int() << 8 * place
     return (window >> (begin % 8).int()) & (2**states - 1)
 
 
-def decode(packed: Tensor, bits: int, states: int, rows: int, columns: int) -> Tensor:
-    """Levels int8 [rows, columns] of a weight's tiles [row tiles, column tiles, 32 * bits]."""
-    if tuple(packed.shape[:2]) != tiles(rows, columns):
+def check_packed(packed: Tensor, bits: int, states: int, rows: int, columns: int) -> None:
+    """Raises `ValueError` where tiles are not those of a weight [rows, columns]."""
+    check(bits, states)
+    shape = packed_shape(rows, columns, bits)
+    if packed.dtype != torch.uint8 or tuple(packed.shape) != shape:
         raise ValueError(
-            f"a weight of {rows} x {columns} has {tiles(rows, columns)} tiles of {ROWS} x "
-            f"{COLUMNS}; given {tuple(packed.shape[:2])}"
+            f"a weight of {rows} x {columns} at {bits} bits is uint8 {shape}; "
+            f"given {packed.dtype} of shape {tuple(packed.shape)}"
         )
+
+
+def decode(packed: Tensor, bits: int, states: int, rows: int, columns: int) -> Tensor:
+    """Levels int8 [rows, columns] of a weight's packed tiles.
+
+    Raises `ValueError` where they are not those of such a weight.
+    """
+    check_packed(packed, bits, states, rows, columns)
     return from_tiles(level_of(unpack(packed, bits, states)), rows, columns)
 
 

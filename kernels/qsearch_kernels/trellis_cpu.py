@@ -29,26 +29,28 @@ def _table(states: int) -> np.ndarray:
 
 
 def decode_into(packed: Tensor, bits: int, states: int, out: Tensor) -> Tensor:
-    """`trellis.decode` of whole row tiles into `out` int8 [rows, columns], which is given back."""
-    fast = compiled("trellis_numba")
+    """Levels of some row tiles of a weight into `out` int8 [rows, columns], which is given back."""
+    fast, high = compiled("trellis_numba"), packed.shape[2] * 2 // bits
     if fast is None:
-        return out.copy_(trellis.decode(packed, bits, states, *out.shape))
+        level = trellis.level_of(trellis.unpack(packed, bits, states))
+        return out.copy_(trellis.from_tiles(level, *out.shape))
     trellis.check(bits, states)
-    fast.decode(packed.numpy(), bits, _table(states), out.numpy())
+    fast.decode(packed.numpy(), bits, _table(states), high, out.numpy())
     return out
 
 
 def _pieces(rows: int, columns: int) -> list[tuple[int, int]]:
     """(first row, row after the last) of pieces of whole tiles that stay in the cache."""
-    step = max(1, _BYTES // max(1, columns) // trellis.ROWS) * trellis.ROWS
+    high = trellis.height(rows)
+    step = max(1, _BYTES // max(1, columns) // high) * high
     return [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
 
 
 def _decoded(
     packed: Tensor, scale: Tensor, bits: int, states: int, part: tuple[int, int], scratch: Tensor
 ) -> Weight:
-    begin, end = part
-    tile = slice(begin // trellis.ROWS, -(-end // trellis.ROWS))
+    (begin, end), high = part, trellis.height(scale.numel())
+    tile = slice(begin // high, -(-end // high))
     levels = decode_into(packed[tile], bits, states, scratch[: end - begin])
     own = scale.reshape(-1, 1)[begin:end]
     return Weight(levels, own, None, 128.0, None, 8, scratch.shape[1], 0)

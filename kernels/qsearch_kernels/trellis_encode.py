@@ -35,7 +35,7 @@ _FORBIDDEN = 2**29  # the cost of a state that no path may begin in
 
 
 def encode(tiled: Tensor, bits: int, states: int) -> Tensor:
-    """Packed tiles uint8 [..., 32 * bits] of `tiled` [..., 256], in levels (a weight over its
+    """Packed tiles uint8 [..., n * bits / 8] of `tiled` [..., n], in levels (a weight over its
     scale).
 
     By Triton on a GPU; on a CPU by numba where it is installed, in `torch.get_num_threads()`
@@ -49,15 +49,15 @@ def encode(tiled: Tensor, bits: int, states: int) -> Tensor:
     rounded = _rounded(tiled, bits, states)
     given = rounded.flatten(0, -2).numpy()
     found = np.empty(given.shape, np.int32)
-    values = _values(states).numpy()
+    values, side = _values(states).numpy(), seam_of(given.shape[1])
     parts = max(1, min(torch.get_num_threads(), len(given) // 8))
     edges = np.linspace(0, len(given), parts + 1).astype(int)
     pieces = [(given[a:b], found[a:b]) for a, b in itertools.pairwise(edges)]
     if parts == 1:
-        fast.encode(given, values, bits, states, SEAM, found)
+        fast.encode(given, values, bits, states, side, found)
     else:
         with ThreadPoolExecutor(parts) as pool:
-            jobs = [pool.submit(fast.encode, a, values, bits, states, SEAM, b) for a, b in pieces]
+            jobs = [pool.submit(fast.encode, a, values, bits, states, side, b) for a, b in pieces]
             for job in jobs:
                 job.result()
     return trellis.pack(torch.from_numpy(found), bits).view(*tiled.shape[:-1], -1)
@@ -67,7 +67,9 @@ def _encode_gpu(tiled: Tensor, bits: int, states: int) -> Tensor:
     from .gpu.trellis_encode import encode as launches_of
 
     rounded = _rounded(tiled, bits, states).flatten(0, -2)
-    launches, found = launches_of(rounded, _values(states).to(tiled.device), bits, states, SEAM)
+    launches, found = launches_of(
+        rounded, _values(states).to(tiled.device), bits, states, seam_of(rounded.shape[1])
+    )
     for launch in launches:
         launch.run()
     return trellis.pack(found, bits).view(*tiled.shape[:-1], -1)
@@ -77,17 +79,23 @@ def encode_slow(tiled: Tensor, bits: int, states: int) -> Tensor:
     """The same in plain torch, all tiles at once, on any device."""
     rounded = _rounded(tiled, bits, states).flatten(0, -2).flip(-1)
     values = _values(states).to(rounded.device)
-    seam = torch.cat([rounded[:, -SEAM:], rounded[:, :SEAM]], 1)
-    overlap = _walk(seam, values, bits, states, None)[:, SEAM] >> bits
+    side = seam_of(rounded.shape[1])
+    seam = torch.cat([rounded[:, -side:], rounded[:, :side]], 1)
+    overlap = _walk(seam, values, bits, states, None)[:, side] >> bits
     path = _walk(rounded, values, bits, states, overlap).flip(-1)
     return trellis.pack(path, bits).view(*tiled.shape[:-1], -1)
+
+
+def seam_of(length: int) -> int:
+    """Weights to each side of the seam that the first pass runs over, of tiles of `length`."""
+    return min(SEAM, length // 2)
 
 
 def _rounded(tiled: Tensor, bits: int, states: int) -> Tensor:
     """int32: the tiles in steps of 1 / FINE level."""
     trellis.check(bits, states)
-    if tiled.shape[-1] != trellis.LENGTH:
-        raise ValueError(f"a tile has {trellis.LENGTH} weights; given {tuple(tiled.shape)}")
+    if not tiled.shape[-1] or tiled.shape[-1] % 8:
+        raise ValueError(f"a tile has a multiple of 8 weights; given {tuple(tiled.shape)}")
     if not bool(torch.isfinite(tiled).all()):
         raise ValueError("a trellis code needs finite weights and scales; given some that are not")
     clipped = tiled.detach().float().clamp(-_LARGEST, _LARGEST)

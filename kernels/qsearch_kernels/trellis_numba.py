@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from .jit import jit
-from .trellis import COLUMNS, LENGTH, ROWS
+from .trellis import COLUMNS
 
 _int = np.int32
 _FORBIDDEN = 2**29
@@ -82,26 +82,27 @@ def _path(x, values, bits, start, cost, wide, best, out):
 
 @jit
 def encode(tiles, values, bits, states, seam, out):
-    """States int32 [n, 256] -> `out`, of tiles int32 [n, 256]; `values` int32 [2**states]."""
+    """States -> `out` int32 [n, length], of `tiles` int32 [n, length]; `values` [2**states]."""
+    length = tiles.shape[1]
     low = 1 << (states - bits)
     cost, wide = np.empty(low, _int), np.empty(1 << states, _int)
-    best = np.empty((LENGTH, low), np.uint8)
-    turned, found = np.empty(LENGTH, _int), np.empty(LENGTH, _int)
+    best = np.empty((length, low), np.uint8)
+    turned, found = np.empty(length, _int), np.empty(length, _int)
     ends, passed = np.empty(2 * seam, _int), np.empty(2 * seam, _int)
     for i in range(len(tiles)):
-        for t in range(LENGTH):
-            turned[t] = tiles[i, LENGTH - 1 - t]
-        ends[:seam] = turned[LENGTH - seam :]
+        for t in range(length):
+            turned[t] = tiles[i, length - 1 - t]
+        ends[:seam] = turned[length - seam :]
         ends[seam:] = turned[:seam]
         _path(ends, values, bits, -1, cost, wide, best, passed)
         _path(turned, values, bits, passed[seam] >> bits, cost, wide, best, found)
-        for t in range(LENGTH):
-            out[i, t] = found[LENGTH - 1 - t]
+        for t in range(length):
+            out[i, t] = found[length - 1 - t]
 
 
 @jit
-def decode(packed, bits, table, out):
-    """Levels of whole row tiles, uint8 [down, across, 32 * bits] -> `out` int8 [rows, columns].
+def decode(packed, bits, table, high, out):
+    """Levels of row tiles, uint8 [down, across, high * bits / 2] -> `out` int8 [rows, columns].
 
     `table` int8 [2**states]: the level of each state, which lies in the first cache.
     """
@@ -110,7 +111,7 @@ def decode(packed, bits, table, out):
     mask, shift = np.uint64(len(table) - 1), np.uint64(bits)
     stream = np.zeros(size + 8, np.uint8)
     for i in range(down):
-        high = min(ROWS, rows - i * ROWS)
+        last = min(high, rows - i * high)
         for j in range(across):
             tile = packed[i, j]
             for b in range(size):
@@ -118,11 +119,14 @@ def decode(packed, bits, table, out):
             for b in range(8):
                 stream[size + b] = tile[b]
             wide = min(COLUMNS, columns - j * COLUMNS)
-            for r in range(high):
-                window = np.uint64(0)  # of a row's 8 weights: their 8 * bits, and a state's rest
+            for r in range(last):
+                begin = 4 * bits * r
+                byte = begin >> 3
+                window = np.uint64(0)  # of a row's 4 weights: their bits, and a state's rest
                 for b in range(8):
-                    window |= np.uint64(stream[bits * r + b]) << np.uint64(8 * b)
-                line = out[i * ROWS + r, j * COLUMNS : j * COLUMNS + wide]
+                    window |= np.uint64(stream[byte + b]) << np.uint64(8 * b)
+                window >>= np.uint64(begin & 7)
+                line = out[i * high + r, j * COLUMNS : j * COLUMNS + wide]
                 if wide == COLUMNS:
                     for c in range(COLUMNS):
                         line[c] = table[window & mask]

@@ -22,7 +22,7 @@ def linear_trellis(
 ) -> Tensor:
     """`x @ weight.T + bias` [..., N] in the type of `x` [..., K], rounded once.
 
-    `packed`: uint8 [row tiles, column tiles, 32 * bits]; `w_scale`: [N].
+    `packed`: uint8 `trellis.packed_shape`; `w_scale`: [N].
     """
     scale = w_scale.reshape(-1, 1)
     weight = trellis.dequantize(packed, scale, bits, states, x.shape[-1], torch.float64)

@@ -30,7 +30,7 @@ from torch import Tensor
 from qsearch.core.scheme import Scheme
 from qsearch.measure.block_scales import cb4_stored_bits, chosen, codebook_on_int8
 from qsearch.measure.quantization import quantize, to_groups
-from qsearch.measure.trellis import trellis_codes
+from qsearch.measure.trellis import LEAST_ROWS, trellis_codes
 from qsearch_kernels import trellis
 from qsearch_kernels.hadamard import group_of, rotate
 
@@ -80,7 +80,7 @@ def _cb4(weight: Tensor) -> tuple[Tensor, float]:
 
 
 def _trellis(weight: Tensor, bits: int, states: int) -> tuple[Tensor, float]:
-    if weight.shape[0] < trellis.ROWS or weight.shape[1] < trellis.COLUMNS:
+    if weight.shape[0] < LEAST_ROWS or weight.shape[1] < trellis.COLUMNS:
         return _scheme(weight, Scheme.parse("int8-c"))
     codes = trellis_codes(weight, bits, states)
     return codes.values(), codes.stored_bits

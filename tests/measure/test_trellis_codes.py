@@ -51,7 +51,7 @@ def test_more_states_and_more_bits_leave_less() -> None:
     assert by_bits[0] > 2 * by_bits[1] > 4 * by_bits[2]
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(32, 8), (33, 9), (70, 30)])
+@pytest.mark.parametrize(("rows", "columns"), [(32, 8), (33, 9), (70, 30), (16, 4)])
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_bits_in_memory_are_counted_before_and_after_and_ragged_weights_come_back_whole(
     rows: int, columns: int, bits: int
@@ -61,8 +61,9 @@ def test_bits_in_memory_are_counted_before_and_after_and_ragged_weights_come_bac
     codes = trellis_codes(w, bits, STATES)
 
     assert codes.values().shape == w.shape
-    tiles = -(-rows // 32) * -(-columns // 8)
-    assert codes.stored_bits == stored_bits(rows, columns, bits) == 256 * bits * tiles + 16 * rows
+    high = -(-rows // 8) * 8  # all in one tile
+    expected = high * -(-columns // 4) * 4 * bits + 16 * rows
+    assert codes.stored_bits == stored_bits(rows, columns, bits) == expected
     assert codes.packed.numel() * 8 + codes.scale.half().numel() * 16 == codes.stored_bits
     assert torch.equal(codes.scale.half().float(), codes.scale)
 
@@ -129,10 +130,10 @@ def test_feedback_by_single_columns_is_gptq() -> None:
 
 
 def test_what_cannot_be_coded_is_said_with_the_layer_s_name() -> None:
-    with pytest.raises(QSearchError, match=r"blocks\.0\.q is 16 x 160: choose a scalar format"):
-        trellis_codes(weight(16, 160), 2, STATES, layer="blocks.0.q")
-    with pytest.raises(QSearchError, match="tiles of 32 rows x 8 columns"):
-        trellis_codes(weight(64, 7), 2, STATES)
+    with pytest.raises(QSearchError, match=r"blocks\.0\.q is 15 x 160: choose a scalar format"):
+        trellis_codes(weight(15, 160), 2, STATES, layer="blocks.0.q")
+    with pytest.raises(QSearchError, match="at least 16 rows of 4 columns"):
+        trellis_codes(weight(64, 3), 2, STATES)
     with pytest.raises(QSearchError, match=r"given 5 bits and 2\^8 states"):
         trellis_codes(weight(), 5, STATES)
     bad = weight()

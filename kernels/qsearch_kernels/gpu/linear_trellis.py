@@ -30,7 +30,8 @@ TILES = (Tile(128, 64, 128, 8, 3, 0.75), UNPACKING_TILES[2])
 @triton.jit
 def _linear_trellis(
     a, words, out, a_scale, a_zero, w_scale, w_total, bias, gate, residual, M, N, K, across,
-    per_scale, per_gate, BITS: tl.constexpr, STATES: tl.constexpr, MULTIPLIER: tl.constexpr,
+    per_scale, per_gate, BITS: tl.constexpr, STATES: tl.constexpr, HIGH: tl.constexpr,
+    MULTIPLIER: tl.constexpr,
     ADDEND: tl.constexpr, INTEGER: tl.constexpr, EXACT: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
@@ -47,7 +48,7 @@ def _linear_trellis(
         mask = row_mask[:, None] & (at < K)[None, :]
         x = tl.load(a + rows[:, None].to(tl.int64) * K + at[None, :], mask=mask, other=0.0)
         y = trellis_levels(
-            words, columns, column_mask, across, k0, BITS, STATES, MULTIPLIER, ADDEND, BN, BK
+            words, columns, column_mask, across, k0, BITS, STATES, HIGH, MULTIPLIER, ADDEND, BN, BK
         )
         if INTEGER:
             acc = tl.dot(x, y.T, acc, out_dtype=tl.int32)
@@ -72,14 +73,14 @@ def _linear_trellis(
 
 @triton.jit
 def _decode(
-    words, scale, out, N, K, across, BITS: tl.constexpr, STATES: tl.constexpr,
+    words, scale, out, N, K, across, BITS: tl.constexpr, STATES: tl.constexpr, HIGH: tl.constexpr,
     MULTIPLIER: tl.constexpr, ADDEND: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BN + tl.arange(0, BN)
     k0 = tl.program_id(1) * BK
     row_mask = rows < N
     level = trellis_levels(
-        words, rows, row_mask, across, k0, BITS, STATES, MULTIPLIER, ADDEND, BN, BK
+        words, rows, row_mask, across, k0, BITS, STATES, HIGH, MULTIPLIER, ADDEND, BN, BK
     )
     at = k0 + tl.arange(0, BK)
     where = rows[:, None].to(tl.int64) * K + at[None, :]
@@ -169,6 +170,7 @@ def decode(
     arguments = {
         "words": words, "scale": None if scale is None else scale.float().contiguous(), "out": out,
         "N": rows, "K": columns, "across": packed.shape[1], "BITS": bits, "STATES": states,
+        "HIGH": trellis.height(rows),
         "MULTIPLIER": trellis.MULTIPLIER, "ADDEND": trellis.ADDEND, "BN": _ROWS, "BK": _COLUMNS,
     }  # fmt: skip
     return (Launch(_decode, (-(-rows // _ROWS), -(-columns // _COLUMNS)), arguments, 4, 1),), out
@@ -189,7 +191,7 @@ def _product(
     integer = bool(given["INTEGER"])
     arguments = {
         **given, "words": words, "out": out, "M": rows, "N": N, "K": columns,
-        "across": words.shape[1], "BITS": bits, "STATES": states,
+        "across": words.shape[1], "BITS": bits, "STATES": states, "HIGH": trellis.height(N),
         "MULTIPLIER": trellis.MULTIPLIER, "ADDEND": trellis.ADDEND,
         "EXACT": not integer and (out.dtype == torch.float32 or interpreting()),
         "BM": tile.m, "BN": tile.n, "BK": tile.k if integer else min(tile.k, 64), "BAND": 8,
@@ -199,15 +201,9 @@ def _product(
 
 
 def _words(packed: Tensor, rows: int, columns: int, bits: int, states: int) -> Tensor:
-    """Packed tiles as int32 words [row tiles, column tiles, 8 * bits]."""
-    trellis.check(bits, states)
-    shape = (*trellis.tiles(rows, columns), 32 * bits)
-    if packed.dtype != torch.uint8 or tuple(packed.shape) != shape:
-        raise ValueError(
-            f"a weight of {rows} x {columns} at {bits} bits is uint8 {shape}; "
-            f"given {packed.dtype} of shape {tuple(packed.shape)}"
-        )
-    whole = packed.contiguous()
-    if whole.device.type == "meta":
-        return torch.empty(*shape[:2], 8 * bits, dtype=torch.int32, device="meta")
-    return whole.view(torch.int32)
+    """Packed tiles as int32 words [row tiles, column tiles, height * bits / 8]."""
+    trellis.check_packed(packed, bits, states, rows, columns)
+    if packed.device.type == "meta":
+        shape = (*packed.shape[:2], packed.shape[2] // 4)
+        return torch.empty(shape, dtype=torch.int32, device="meta")
+    return packed.contiguous().view(torch.int32)

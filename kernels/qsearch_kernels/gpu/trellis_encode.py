@@ -22,7 +22,9 @@ _RESIDENT = 4  # programs a multiprocessor
 
 
 @triton.jit
-def _step(cost, x, values, came, best, BITS: tl.constexpr, LOW: tl.constexpr, SYMBOLS: tl.constexpr):
+def _step(
+    cost, x, values, came, best, BITS: tl.constexpr, LOW: tl.constexpr, SYMBOLS: tl.constexpr
+):
     wide = tl.reshape(tl.broadcast_to(cost[:, None], (LOW, SYMBOLS)), (SYMBOLS, LOW))
     off = x - values
     least = tl.min(wide + came + ((off * off) << BITS), axis=0)
@@ -69,10 +71,10 @@ def _encode(
 def encode(
     tiles: Tensor, levels: Tensor, bits: int, states: int, seam: int
 ) -> tuple[tuple[Launch, ...], Tensor]:
-    """The launches and the states int32 [n, 256] that they fill: what numba's `encode` finds.
+    """The launches and the states int32 [n, length] that they fill: what numba's `encode` finds.
 
     Args:
-        tiles: int32 [n, 256], in steps of which `levels` int32 [2**states] are.
+        tiles: int32 [n, length], in steps of which `levels` int32 [2**states] are.
         levels: the level of each state.
         bits: bits a weight.
         states: log2 of the number of states.
@@ -82,20 +84,20 @@ def encode(
         ValueError: for shapes that don't fit.
     """
     trellis.check(bits, states)
-    if tiles.dtype != torch.int32 or tiles.shape[1:] != (trellis.LENGTH,):
+    if tiles.dtype != torch.int32 or tiles.ndim != 2 or tiles.shape[1] < 2 * seam:
         raise ValueError(
-            f"tiles are int32 [n, {trellis.LENGTH}]; given {tiles.dtype} {tuple(tiles.shape)}"
+            f"tiles are int32 [n, at least {2 * seam}]; given {tiles.dtype} {tuple(tiles.shape)}"
         )
     out = torch.empty_like(tiles)
     if not len(tiles):
         return (), out
     programs = min(len(tiles), _RESIDENT * processors(tiles))
     scratch = torch.empty(
-        programs, trellis.LENGTH, 2 ** (states - bits), dtype=torch.uint8, device=tiles.device
+        programs, tiles.shape[1], 2 ** (states - bits), dtype=torch.uint8, device=tiles.device
     )
     arguments = {
         "tiles": tiles.contiguous(), "levels": levels.contiguous(), "best": scratch, "out": out,
-        "n": len(tiles), "BITS": bits, "STATES": states, "SEAM": seam, "LENGTH": trellis.LENGTH,
+        "n": len(tiles), "BITS": bits, "STATES": states, "SEAM": seam, "LENGTH": tiles.shape[1],
         "FORBIDDEN": _FORBIDDEN, "PROGRAMS": programs,
     }  # fmt: skip
     warps = min(16, max(1, 2**states // 1024))

@@ -1,7 +1,8 @@
 """States of a trellis code and their levels, from packed tiles: what several kernels share.
 
-The layout is that of `trellis.py`: a tile of 32 rows x 8 columns is a stream of 8 * BITS words,
-read in a circle; four neighbours of a row lie in one window of 32 bits."""
+The layout is that of `trellis.py`: a tile of HIGH rows x 4 columns is a stream of
+HIGH * BITS / 8 words, read in a circle; the four weights of a row lie in one window of 32 bits.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +22,19 @@ def level_of(state, MULTIPLIER: tl.constexpr, ADDEND: tl.constexpr):
 @triton.jit
 def trellis_levels(
     words, rows, row_mask, across, k0, BITS: tl.constexpr, STATES: tl.constexpr,
-    MULTIPLIER: tl.constexpr, ADDEND: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    HIGH: tl.constexpr, MULTIPLIER: tl.constexpr, ADDEND: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr,
 ):  # fmt: skip
-    """int8 [BN, BK]: levels of `rows` from column k0 on, a multiple of 8.
+    """int8 [BN, BK]: levels of `rows` from column k0 on, a multiple of 4.
 
-    `words`: int32 [row tiles, across, 8 * BITS]. Beyond the last column tile: some level.
+    `words`: int32 [row tiles, across, HIGH * BITS / 8]. Beyond the last column tile: some level.
     """
-    WORDS: tl.constexpr = 8 * BITS
+    WORDS: tl.constexpr = HIGH * BITS // 8
     four = k0 // 4 + tl.arange(0, BK // 4)
-    tile = (rows // 32)[:, None].to(tl.int64) * across + (four // 2)[None, :]
-    bit = ((rows % 32) * 2)[:, None] * (4 * BITS) + (four % 2)[None, :] * (4 * BITS)
+    tile = (rows // HIGH)[:, None].to(tl.int64) * across + four[None, :]
+    bit = (rows % HIGH)[:, None] * (4 * BITS)
     word, shift = bit >> 5, (bit & 31).to(tl.uint32)
-    mask = row_mask[:, None] & (four // 2 < across)[None, :]
+    mask = row_mask[:, None] & (four < across)[None, :]
     low = tl.load(words + tile * WORDS + word, mask=mask, other=0).to(tl.uint32, bitcast=True)
     high = tl.load(words + tile * WORDS + (word + 1) % WORDS, mask=mask, other=0)
     high = high.to(tl.uint32, bitcast=True)
