@@ -20,7 +20,7 @@ def example(rows: int, columns: int, bits: int, device: str) -> tuple[torch.Tens
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("bits", trellis.BITS)
-@pytest.mark.parametrize("states", trellis.STATES)
+@pytest.mark.parametrize("states", [8, 14])
 @pytest.mark.parametrize(("rows", "columns"), [(37, 50), (160, 136), (3, 5)])
 def test_levels_come_out_as_the_twin_says(
     device: str, bits: int, states: int, rows: int, columns: int
