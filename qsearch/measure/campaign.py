@@ -23,11 +23,12 @@ import torch
 from ..core import plugins
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.metrics import metric_words
+from ..core.plan import Plan
 from ..core.scheme import KEEP
 from ..core.trials import Trial, Trials
 from .evaluation import Outcome, evaluate, make
-from .pipelines import Prompts, Sampling, denoiser_of, load_pipeline
+from .pipelines import Prompts, Sampling, load_pipeline, model_of
 from .simulation import QuantizedWeights
 
 Pairs = dict[str, tuple[float, float]]
@@ -59,7 +60,9 @@ class Campaign:
     def __post_init__(self) -> None:
         for metric in self.stop:
             if metric not in self.metrics:
-                raise QSearchError(f"a plan is given up by a metric that is measured; {metric} is not among {', '.join(self.metrics)}")
+                raise QSearchError(
+                    f"a plan is given up by a metric that is measured; {metric} is not among {', '.join(self.metrics)}"
+                )
 
     def has(self, trial: Trial) -> bool:
         """Whether a stored trial is what this campaign would measure: a plan that was given up is, where plans are given up."""
@@ -69,20 +72,35 @@ class Campaign:
 class Bench:
     """A pipeline and what it makes in full precision: one plan after another is measured against it."""
 
-    def __init__(self, campaign: Campaign, pipe: Any, plans: Mapping[str, BitPlan]) -> None:
+    def __init__(self, campaign: Campaign, pipe: Any, plans: Mapping[str, Plan]) -> None:
         self.campaign, self.pipe = campaign, pipe
-        self.first = max(3, int(len(campaign.prompts) * _LOOK)) if campaign.stop else len(campaign.prompts)
+        self.first = (
+            max(3, int(len(campaign.prompts) * _LOOK)) if campaign.stop else len(campaign.prompts)
+        )
         graph = campaign.graph
-        kept = {(layer, s) for plan in plans.values() for layer, s in plan.layers.items() if s.format != "keep"}
+        kept = {
+            (layer, s)
+            for plan in plans.values()
+            for layer, s in plan.layers.items()
+            if s.format != "keep"
+        }
         small = sum(4 * graph.layer(layer).weights for layer, _ in kept) <= _KEPT
-        self.weights = QuantizedWeights(denoiser_of(pipe), graph) if small else None
-        self.reference = self._made(BitPlan.uniform(graph, KEEP), 0, len(campaign.prompts))
+        self.weights = QuantizedWeights(model_of(pipe), graph) if small else None
+        self.reference = self._made(Plan.uniform(graph, KEEP), 0, len(campaign.prompts))
 
-    def _made(self, plan: BitPlan, start: int, end: int) -> Outcome:
+    def _made(self, plan: Plan, start: int, end: int) -> Outcome:
         c = self.campaign
-        return make(self.pipe, c.graph, plan, c.prompts[start:end], c.sampling, weights=self.weights, first=start)
+        return make(
+            self.pipe,
+            c.graph,
+            plan,
+            c.prompts[start:end],
+            c.sampling,
+            weights=self.weights,
+            first=start,
+        )
 
-    def measure(self, plan: BitPlan) -> tuple[Pairs, Samples, bool]:
+    def measure(self, plan: Plan) -> tuple[Pairs, Samples, bool]:
         """(metric -> mean and standard error, metric -> value of each sample, whether the plan was given up)."""
         c, total = self.campaign, len(self.campaign.prompts)
         made = self._made(plan, 0, self.first)
@@ -91,13 +109,18 @@ class Bench:
         if self.first == total or self._hopeless(found[0]):
             return *found, self.first < total
         rest = self._made(plan, self.first, total)
-        whole = Outcome(c.prompts, torch.cat([made.latents, rest.latents]), torch.cat([made.pictures, rest.pictures]), ())
+        whole = Outcome(
+            c.prompts,
+            torch.cat([made.latents, rest.latents]),
+            torch.cat([made.pictures, rest.pictures]),
+            (),
+        )
         return *_measured(whole, self.reference, c.metrics), False
 
     def _hopeless(self, found: Pairs) -> bool:
         for metric, limit in self.campaign.stop.items():
             mean, error = found[metric]
-            sign = 1 if plugins.load("metrics", metric).higher_is_better else -1
+            sign = -1 if metric_words(metric).lower_is_better else 1
             if sign * (mean - limit) < -_SURE * error:
                 return True
         return False
@@ -109,9 +132,13 @@ def _part(outcome: Outcome, count: int) -> Outcome:
 
 def _measured(made: Outcome, reference: Outcome, metrics: tuple[str, ...]) -> tuple[Pairs, Samples]:
     values = {name: plugins.load("metrics", name).measure(made, reference) for name in metrics}
-    samples = {name: [float(x) for x in v] for name, v in values.items() if isinstance(v, torch.Tensor)}
+    samples = {
+        name: [float(x) for x in v] for name, v in values.items() if isinstance(v, torch.Tensor)
+    }
     pairs = {name: (float(np.mean(v)), bootstrap_error(v)) for name, v in samples.items()}
-    rest = tuple(name for name in metrics if name not in samples)  # over all samples at once: their errors are a jackknife's
+    rest = tuple(
+        name for name in metrics if name not in samples
+    )  # over all samples at once: their errors are a jackknife's
     return pairs | (evaluate(made, reference, rest) if rest else {}), samples
 
 
@@ -123,7 +150,7 @@ def bootstrap_error(values: list[float]) -> float:
 
 def measure_plans(
     campaign: Campaign,
-    plans: Mapping[str, BitPlan],
+    plans: Mapping[str, Plan],
     *,
     workers: int = 1,
     progress: Callable[[int], None] | None = None,
@@ -159,7 +186,7 @@ def measure_plans(
     return done
 
 
-def _results(campaign: Campaign, plans: dict[str, BitPlan], workers: int, pipe: Any) -> Any:
+def _results(campaign: Campaign, plans: dict[str, Plan], workers: int, pipe: Any) -> Any:
     """(1 or 0, a line for people) for each plan, as they are finished."""
     if not plans:
         return
@@ -168,15 +195,17 @@ def _results(campaign: Campaign, plans: dict[str, BitPlan], workers: int, pipe: 
         for name, plan in plans.items():
             yield _one(bench, name, plan)
         return
-    with ProcessPoolExecutor(min(workers, len(plans)), get_context("spawn"), _begin, (campaign, plans, workers)) as pool:
+    with ProcessPoolExecutor(
+        min(workers, len(plans)), get_context("spawn"), _begin, (campaign, plans, workers)
+    ) as pool:
         for future in as_completed([pool.submit(_work, name) for name in plans]):
             yield future.result()
 
 
-_own: tuple[Bench, dict[str, BitPlan]] | None = None  # of a worker process
+_own: tuple[Bench, dict[str, Plan]] | None = None  # of a worker process
 
 
-def _begin(campaign: Campaign, plans: dict[str, BitPlan], workers: int) -> None:
+def _begin(campaign: Campaign, plans: dict[str, Plan], workers: int) -> None:
     global _own  # noqa: PLW0603 (a worker process has one bench, and a pool hands it nothing but the next name)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     _own = Bench(campaign, load_pipeline(campaign.folder, campaign.device), plans), plans
@@ -188,7 +217,7 @@ def _work(name: str) -> tuple[int, str]:
     return _one(bench, name, plans[name])
 
 
-def _one(bench: Bench, name: str, plan: BitPlan) -> tuple[int, str]:
+def _one(bench: Bench, name: str, plan: Plan) -> tuple[int, str]:
     c = bench.campaign
     trials = Trials(c.where, c.graph)
     if any(t.plan == plan.id and c.has(t) for t in trials.all()):

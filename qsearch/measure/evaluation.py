@@ -16,10 +16,21 @@ import torch
 from torch import Tensor
 
 from ..core import plugins
+from ..core.errors import QSearchError
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from .noise import relative_noise
-from .pipelines import Call, Prompts, Sampling, decode, denoiser_of, latent_channels, run, sample
+from .pipelines import (
+    Call,
+    Prompts,
+    Sampling,
+    decode,
+    latent_channels,
+    model_of,
+    needs,
+    run,
+    sample,
+)
 from .simulation import QuantizedWeights, simulate
 
 FOLDS = 8
@@ -27,7 +38,15 @@ FOLDS = 8
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one plan makes: final latents (of `channels`) and pictures [N, 3, H, W] in [-1, 1] for the prompts, the denoiser's outputs on the recorded calls."""
+    """What one plan makes.
+
+    Attributes:
+        prompts: what was sampled.
+        latents: final latents [N, ...].
+        pictures: [N, 3, H, W], or frames [N, T, 3, H, W], in [-1, 1]; [N, 0] where the pipeline makes none.
+        outputs: the denoiser's outputs on the recorded calls.
+        channels: of the latents; 0 where not known.
+    """
 
     prompts: Prompts
     latents: Tensor
@@ -38,16 +57,24 @@ class Outcome:
     def without(self, part: Tensor) -> Outcome:
         """The same outcome without the samples in `part` (a bool mask [N])."""
         kept = torch.nonzero(~part).flatten()
-        captions = tuple(self.prompts.captions[i] for i in kept.tolist()) if self.prompts.captions else ()
+        p, chosen = self.prompts, kept.tolist()
         return Outcome(
-            Prompts(tuple(self.prompts.texts[i] for i in kept.tolist()), captions), self.latents[kept], self.pictures[kept], self.outputs, self.channels
+            Prompts(
+                tuple(p.texts[i] for i in chosen),
+                tuple(p.captions[i] for i in chosen) if p.captions else (),
+                tuple(p.values[i] for i in chosen) if p.values else (),
+            ),
+            self.latents[kept],
+            self.pictures[kept],
+            self.outputs,
+            self.channels,
         )
 
 
 def make(
     pipe: Any,
     graph: OpGraph,
-    plan: BitPlan,
+    plan: Plan,
     prompts: Prompts,
     sampling: Sampling,
     calls: Sequence[Call] = (),
@@ -60,21 +87,46 @@ def make(
 
     `first`: number of the first sample, which its noise depends on: a plan measured in two parts is measured as in one.
     """
-    model = denoiser_of(pipe)
+    model = model_of(pipe)
     with simulate(model, plan, graph, weights):
         outputs = tuple(run(model, call) for call in calls)
         latents = sample(pipe, prompts, sampling, progress, first=first)
-    return Outcome(prompts, latents, decode(pipe, latents), outputs, latent_channels(pipe))
+    return Outcome(
+        prompts,
+        latents,
+        pictures_of(pipe, latents, sampling, prompts),
+        outputs,
+        latent_channels(pipe),
+    )
 
 
-def evaluate(outcome: Outcome, reference: Outcome, metrics: Sequence[str]) -> dict[str, tuple[float, float]]:
+def pictures_of(pipe: Any, latents: Tensor, sampling: Sampling, prompts: Prompts) -> Tensor:
+    """Pictures of final latents by the pipeline itself; [N, 0] where it makes none."""
+    try:
+        return decode(pipe, latents, sampling=sampling, prompts=prompts)
+    except QSearchError:  # `check_metrics` says so before, where a metric looks at pictures
+        return torch.empty(len(latents), 0)
+
+
+def evaluate(
+    outcome: Outcome, reference: Outcome, metrics: Sequence[str]
+) -> dict[str, tuple[float, float]]:
     """metric -> (mean, standard error) of a plan's outcome against that of full precision.
 
     Besides `metrics`: `noise`, the relative error of the denoiser's output on the recorded calls, and `output_sqnr`, the same in dB.
     """
-    found = {name: _measured(plugins.load("metrics", name), outcome, reference) for name in metrics}
+    plain = {name: plugins.load("metrics", name) for name in metrics}
+    unseen = [name for name, metric in plain.items() if needs(metric, "pictures")]
+    if unseen and outcome.pictures.ndim < 4:
+        raise QSearchError(
+            f"{', '.join(unseen)} look at pictures, and the pipeline makes none of its latents; "
+            "use metrics without pictures, such as sqnr"
+        )
+    found = {name: _measured(metric, outcome, reference) for name, metric in plain.items()}
     if outcome.outputs:
-        pairs = [relative_noise(a, b) for a, b in zip(outcome.outputs, reference.outputs, strict=True)]
+        pairs = [
+            relative_noise(a, b) for a, b in zip(outcome.outputs, reference.outputs, strict=True)
+        ]
         value = sum(v for v, _ in pairs) / len(pairs)
         error = math.sqrt(sum(e * e for _, e in pairs)) / len(pairs)
         found["noise"] = (value, error)
@@ -91,6 +143,9 @@ def _measured(metric: Any, outcome: Outcome, reference: Outcome) -> tuple[float,
     n = len(outcome.prompts)
     folds = min(FOLDS, n)
     fold = torch.arange(n) % folds
-    left = [metric.measure(outcome.without(fold == i), reference.without(fold == i)) for i in range(folds)]
+    left = [
+        metric.measure(outcome.without(fold == i), reference.without(fold == i))
+        for i in range(folds)
+    ]
     mean = sum(left) / folds
     return float(value), math.sqrt((folds - 1) / folds * sum((v - mean) ** 2 for v in left))
