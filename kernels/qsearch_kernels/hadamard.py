@@ -132,7 +132,8 @@ def rotated_rows(
     if not made:
         return rows_of(x, activation, low, high, sums=sums)
     totals = torch.cat([m.sums for m in made if m.sums is not None]) if sums else None
-    codes, scale, zero = (torch.cat([m[i] for m in made]) for i in range(3))
+    codes = torch.cat([m.codes for m in made])
+    scale, zero = torch.cat([m.scale for m in made]), torch.cat([m.zero for m in made])
     return Bytes(codes, scale, zero, totals)
 
 

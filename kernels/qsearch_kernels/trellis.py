@@ -89,7 +89,8 @@ def from_tiles(tiled: Tensor, rows: int, columns: int) -> Tensor:
     """Inverse of `to_tiles`: [rows, columns] of [row tiles, column tiles, height * 4]."""
     down, across = tiled.shape[:2]
     whole = tiled.reshape(down, across, -1, COLUMNS).transpose(1, 2)
-    return whole.reshape(-1, across * COLUMNS)[:rows, :columns]
+    found: Tensor = whole.reshape(-1, across * COLUMNS)[:rows, :columns]
+    return found
 
 
 def pack(states: Tensor, bits: int) -> Tensor:
@@ -102,7 +103,8 @@ def pack(states: Tensor, bits: int) -> Tensor:
     eight = symbols.unflatten(-1, (-1, 8))  # 8 symbols are `bits` bytes
     word = (eight << (bits * torch.arange(8, device=states.device))).sum(-1)
     places = 8 * torch.arange(bits, device=states.device)
-    return ((word[..., None] >> places) & 255).to(torch.uint8).flatten(-2)
+    packed: Tensor = ((word[..., None] >> places) & 255).to(torch.uint8).flatten(-2)
+    return packed
 
 
 def unpack(packed: Tensor, bits: int, states: int) -> Tensor:

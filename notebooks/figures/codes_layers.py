@@ -23,11 +23,15 @@ from figure import publish
 from torch import Tensor, nn
 
 from qsearch import zoo
+from qsearch.choices.lowrank import refined
+from qsearch.choices.quantization import to_groups
+from qsearch.choices.smoothing import smoothed, smoothing_scale
+from qsearch.choices.statistics import LayerInputs
+from qsearch.choices.trellis import trellis_codes
 from qsearch.core import plugins
 from qsearch.core.scheme import Scheme
 from qsearch.graphs.extraction import extract
-from qsearch.measure.calibration import LayerInputs, calibrate
-from qsearch.measure.lowrank import refined
+from qsearch.measure.calibration import calibrate
 from qsearch.measure.pipelines import (
     Call,
     Sampling,
@@ -38,9 +42,6 @@ from qsearch.measure.pipelines import (
     run,
     scene_prompts,
 )
-from qsearch.measure.quantization import to_groups
-from qsearch.measure.smoothing import smoothed, smoothing_scale
-from qsearch.measure.trellis import trellis_codes
 from qsearch_kernels.hadamard import group_of, rotate
 
 

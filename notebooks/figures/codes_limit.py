@@ -27,10 +27,10 @@ from figure import publish
 from formats import FOLDS, decibel, weights
 from torch import Tensor
 
+from qsearch.choices.block_scales import cb4_stored_bits, chosen, codebook_on_int8
+from qsearch.choices.quantization import quantize, to_groups
+from qsearch.choices.trellis import LEAST_ROWS, trellis_codes
 from qsearch.core.scheme import Scheme
-from qsearch.measure.block_scales import cb4_stored_bits, chosen, codebook_on_int8
-from qsearch.measure.quantization import quantize, to_groups
-from qsearch.measure.trellis import LEAST_ROWS, trellis_codes
 from qsearch_kernels import trellis
 from qsearch_kernels.hadamard import group_of, rotate
 

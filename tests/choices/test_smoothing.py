@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from qsearch.choices.quantization import quantize
+from qsearch.choices.smoothing import pairs, smoothed, smoothing_scale
 from qsearch.core.errors import QSearchError
 from qsearch.core.scheme import Scheme
-from qsearch.measure.quantization import quantize
-from qsearch.measure.smoothing import pairs, smoothed, smoothing_scale
 
 
 def layer() -> tuple[torch.Tensor, torch.Tensor]:

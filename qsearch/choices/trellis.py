@@ -24,7 +24,7 @@ from qsearch_kernels import trellis
 from qsearch_kernels.trellis_encode import encode
 
 from ..core.errors import QSearchError
-from .codes import stored
+from .codes import round_to_fp16
 from .feedback import with_feedback
 
 #: 2**STATES states where nothing else is asked for: 0.1 dB below 2**14, at a quarter of the time
@@ -119,7 +119,7 @@ def trellis_codes(
         values = with_feedback(rows, trellis.COLUMNS, moments, coded, layer)
     fitted = _fitted(rows, values, moments)
     return TrellisCodes(
-        torch.cat(found, 1), stored((scale * fitted).abs()), bits, states, rows.shape[1]
+        torch.cat(found, 1), round_to_fp16((scale * fitted).abs()), bits, states, rows.shape[1]
     )
 
 

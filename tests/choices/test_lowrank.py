@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from qsearch.choices.lowrank import LowRank, branch, refined
+from qsearch.choices.moments import output_error
+from qsearch.choices.quantization import quantize
 from qsearch.core.errors import QSearchError
 from qsearch.core.scheme import Scheme
-from qsearch.measure.lowrank import LowRank, branch, refined
-from qsearch.measure.moments import output_error
-from qsearch.measure.quantization import quantize
 
 HALF = 2e-3  # what rounding factors to fp16 may add, of the weight
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from qsearch.choices.codes import qparams_from_range, quantize_to_grid
+from qsearch.choices.feedback import upper_factor, with_feedback
+from qsearch.choices.moments import output_error
+from qsearch.choices.quantizers import gptq
+from qsearch.choices.trellis import stored_bits, trellis_codes
 from qsearch.core.errors import QSearchError
 from qsearch.core.scheme import Scheme
-from qsearch.measure.codes import nearest, spanning
-from qsearch.measure.feedback import upper_factor, with_feedback
-from qsearch.measure.moments import output_error
-from qsearch.measure.quantizers import gptq
-from qsearch.measure.trellis import stored_bits, trellis_codes
 
 STATES = 8  # quick, and the laws are the same
 SAME = 1e-4
@@ -118,10 +118,12 @@ def test_twice_the_same_weight_is_twice_the_same_code() -> None:
 
 def test_feedback_by_single_columns_is_gptq() -> None:
     w, square, scheme = weight(), moments(), Scheme.parse("int4-c")
-    scale, zero = spanning(w.amin(1, keepdim=True), w.amax(1, keepdim=True), scheme)
+    scale, zero = qparams_from_range(w.amin(1, keepdim=True), w.amax(1, keepdim=True), scheme)
 
     def rounded(column: torch.Tensor, begin: int) -> torch.Tensor:
-        return nearest(column[:, None], scale[:, None], zero[:, None], scheme).values()[:, 0]
+        return quantize_to_grid(column[:, None], scale[:, None], zero[:, None], scheme).values()[
+            :, 0
+        ]
 
     made = with_feedback(w, 1, square, rounded, "layer")
 

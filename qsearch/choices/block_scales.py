@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..core.errors import QSearchError
 from ..core.scheme import Scheme
-from .codes import Codes, element, nearest, stored
+from .codes import Codes, element, quantize_to_grid, round_to_fp16
 from .floats import FloatFormat
 
 _FP8 = FloatFormat.named("e4m3")
@@ -60,7 +60,7 @@ def codebook_on_int8(groups: Tensor, table: Tensor | None = None) -> Codes:
     """
     level = torch.tensor(CB4_LEVELS, dtype=torch.float32) if table is None else table
     level = level.to(groups.device)
-    row = stored(groups.abs().amax((1, 2), keepdim=True) / 127)
+    row = round_to_fp16(groups.abs().amax((1, 2), keepdim=True) / 127)
     whole = groups / row
     full = whole.abs().amax(-1, keepdim=True) / 127
     best, error = None, torch.full_like(full, torch.inf)
@@ -128,7 +128,7 @@ def _least(groups: Tensor, tried: list[Tensor], scheme: Scheme, unit: float) -> 
     """With the scale of each block, of those `tried`, that leaves the least squared error."""
     best, error = None, None
     for scale in tried:
-        made = nearest(groups, scale, torch.zeros_like(scale), scheme, unit)
+        made = quantize_to_grid(groups, scale, torch.zeros_like(scale), scheme, unit)
         off = (made.values() - groups).square().sum(-1, keepdim=True)
         if best is None or error is None:
             best, error = made, off
