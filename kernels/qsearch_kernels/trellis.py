@@ -115,7 +115,8 @@ def unpack(packed: Tensor, bits: int, states: int) -> Tensor:
     window = torch.zeros(*packed.shape[:-1], len(begin), dtype=torch.int32, device=packed.device)
     for place in range(3):  # 14 bits from anywhere in a byte lie in three bytes
         window += packed[..., (begin // 8 + place) % size].int() << 8 * place
-    return (window >> (begin % 8).int()) & (2**states - 1)
+    found: Tensor = (window >> (begin % 8).int()) & (2**states - 1)
+    return found
 
 
 def check_packed(packed: Tensor, bits: int, states: int, rows: int, columns: int) -> None:
