@@ -21,6 +21,7 @@ from torch import Tensor
 from ..core.errors import QSearchError
 
 DAMPING = 0.01  # of the mean of H's diagonal
+_RUN = 128  # columns after which all the later ones are answered for in one product
 
 
 def upper_factor(moments: Tensor, layer: str = "the layer") -> Tensor:
@@ -78,12 +79,19 @@ def with_feedback(
         )
     left, out = weight.clone(), torch.empty_like(weight)
     upper = upper_factor(moments, layer).to(weight.device)
-    for begin in range(0, weight.shape[1], block):
-        end = min(begin + block, weight.shape[1])
-        out[:, begin:end] = quantize(left[:, begin:end], begin)
-        if end < weight.shape[1]:
+    columns = weight.shape[1]
+    run = max(1, _RUN // block) * block
+    for first in range(0, columns, run):
+        last = min(first + run, columns)
+        errors = torch.empty_like(left[:, first:last])  # of each block, times U_BB^-1
+        for begin in range(first, last, block):
+            end = min(begin + block, last)
+            out[:, begin:end] = quantize(left[:, begin:end], begin)
             error = left[:, begin:end] - out[:, begin:end]
-            own, after = upper[begin:end, begin:end], upper[begin:end, end:]
-            answer = torch.linalg.solve_triangular(own, after, upper=True)
-            left[:, end:].addmm_(error, answer, alpha=-1)
+            own = torch.linalg.solve_triangular(
+                upper[begin:end, begin:end], error, upper=True, left=False
+            )
+            errors[:, begin - first : end - first] = own
+            left[:, end:last].addmm_(own, upper[begin:end, end:last], alpha=-1)
+        left[:, last:].addmm_(errors, upper[first:last, last:], alpha=-1)
     return out
