@@ -12,7 +12,8 @@ once, its input in each call.
 
 H4 is the reversal of I less half of all ones, up to sign: H4 x = reversed(sum(x) / 2 - x). So a
 group of 4**n channels takes n passes of two operations an entry, and is written backwards at the
-end."""
+end.
+"""
 
 from __future__ import annotations
 

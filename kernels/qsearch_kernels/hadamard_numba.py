@@ -3,7 +3,8 @@
 A pass works on all groups of a row in one loop, which LLVM makes vector instructions of: it mixes
 four neighbours and writes them a quarter of the row apart. So each pass brings the next digit of
 the index (in base 4) to the end, and after the last one the row is [group, number of groups],
-backwards."""
+backwards.
+"""
 
 from __future__ import annotations
 

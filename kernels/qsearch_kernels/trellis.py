@@ -13,12 +13,13 @@ The sum of four nearly uniform bytes is nearly Gaussian (section 3.1.1 there, "1
 costs nothing that can be measured at 4 bits, and makes every level an int8: a decoded weight is
 `scale * level` with one scale a row, which every int8 product here multiplies as it is.
 
-A tile is 4 columns wide, so that feedback by second moments reaches all but three of them, and about
-64 rows high, a multiple of 8 that leaves few rows over (`height`). Weights go row by row. Weight t of
-a tile of n owns the bits [bits * t, bits * (t + 1)) of its stream, little-endian, and its state is the
-window of `states` bits that begins there; at the end the window goes on at the beginning
-(tail-biting), so that a tile takes exactly n * bits bits. Windows do not depend on each other:
-decoding is parallel in any order, and the four weights of a row lie in one window of 32 bits.
+A tile is 4 columns wide, so that feedback by second moments reaches all but three of them, and
+about 64 rows high, a multiple of 8 that leaves few rows over (`height`). Weights go row by row.
+Weight t of a tile of n owns the bits [bits * t, bits * (t + 1)) of its stream, little-endian, and
+its state is the window of `states` bits that begins there; at the end the window goes on at the
+beginning (tail-biting), so that a tile takes exactly n * bits bits. Windows do not depend on each
+other: decoding is parallel in any order, and the four weights of a row lie in one window of 32
+bits.
 
     packed uint8 [row tiles, column tiles, height * bits / 2]     incomplete tiles are stored whole
 """
@@ -94,10 +95,11 @@ def from_tiles(tiled: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def pack(states: Tensor, bits: int) -> Tensor:
-    """States [..., n] of a tail-biting path as uint8 [..., n * bits / 8]: of each its lowest `bits`.
+    """States [..., n] of a tail-biting path as uint8 [..., n * bits / 8]: of each its lowest
+    `bits`.
 
-    n is a multiple of 8. The other bits of a state are those of the weights after it, which `unpack`
-    finds there.
+    n is a multiple of 8. The other bits of a state are those of the weights after it, which
+    `unpack` finds there.
     """
     symbols = states.long() & (2**bits - 1)
     eight = symbols.unflatten(-1, (-1, 8))  # 8 symbols are `bits` bytes

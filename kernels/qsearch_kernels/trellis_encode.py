@@ -40,7 +40,8 @@ def encode(tiled: Tensor, bits: int, states: int) -> Tensor:
 
     By Triton on a GPU; on a CPU by numba where it is installed, in `torch.get_num_threads()`
     threads; else by the slow twin. Raises `ValueError` for what is not finite, and for widths that
-    there is no trellis for."""
+    there is no trellis for.
+    """
     if tiled.device.type == "cuda":
         return _encode_gpu(tiled, bits, states)
     fast = compiled("trellis_numba")

@@ -1,9 +1,9 @@
 """Trellis codes and rotations as torch operations, for a CPU and for CUDA.
 
-`torch.ops.qsearch_kernels.*`, each with a fake, so that a compiler knows shapes without computing. On
-CUDA few rows of activations are multiplied with packed weights, decoded between load and tensor core;
-from `DECODE_ROWS` on the weight is decoded once a call, for a dense product. Products pass no gradient
-on: a layer that is trained through works with the dequantized weight. A rotation does.
+`torch.ops.qsearch_kernels.*`, each with a fake, so that a compiler knows shapes without computing.
+On CUDA few rows of activations are multiplied with packed weights, decoded between load and tensor
+core; from `DECODE_ROWS` on the weight is decoded once a call, for a dense product. Products pass no
+gradient on: a layer that is trained through works with the dequantized weight. A rotation does.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ recorded sampler steps calibrate, the other half measure: dB of the denoiser's o
 changed, its standard error over calls. `W`: weights alone, feedback by second moments everywhere,
 one scale a row; `A`: weights and inputs of 4 bits in groups of 32. Stored bits are those in memory.
 Weights are exchanged by hand and inputs rounded in hooks: what a plan will do, without one. Writes
-codes_layers.json."""
+codes_layers.json.
+"""
 
 from __future__ import annotations
 

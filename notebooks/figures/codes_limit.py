@@ -9,7 +9,8 @@ of freedom) rows of 1152 columns, and all layers of the zoo's denoisers together
 up. `limit` is 6.02 dB a bit, which no quantizer of independent Gaussian numbers passes; `below`:
 how far a format lies under it. `~rotate`: each layer's input channels rotated in the largest group
 that divides them. A layer with fewer rows or columns than a tile takes int8-c instead of a trellis.
-Standard errors are over eight parts of the data. Writes codes_limit.json and codes_limit.png."""
+Standard errors are over eight parts of the data. Writes codes_limit.json and codes_limit.png.
+"""
 
 from __future__ import annotations
 

@@ -2,11 +2,11 @@
 
     python notebooks/figures/codes_speed.py [--repeats 7] [--tiles 120]
 
-CPU seconds of this process on one thread, the least of some repeats. `encode`: microseconds a weight
-of Viterbi's algorithm, both passes, Gaussian tiles of 256. `decode`: nanoseconds a weight of 1152 x
-4608 into int8. `rotate`: the rotation of bf16 rows (milliseconds), that of a rotation with rounding
-over rounding alone, and both over the int8 product that follows, at shapes of PixArt-alpha (512
-pixels, batch 2) and SDXL (1024 pixels, batch 2). Writes codes_speed.json.
+CPU seconds of this process on one thread, the least of some repeats. `encode`: microseconds a
+weight of Viterbi's algorithm, both passes, Gaussian tiles of 256. `decode`: nanoseconds a weight of
+1152 x 4608 into int8. `rotate`: the rotation of bf16 rows (milliseconds), that of a rotation with
+rounding over rounding alone, and both over the int8 product that follows, at shapes of PixArt-alpha
+(512 pixels, batch 2) and SDXL (1024 pixels, batch 2). Writes codes_speed.json.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ powers is taken.
 `codebook_on_int8`, cb4: a weight is row scale * round(level[code] * block scale), where the 16
 levels are fixed whole numbers up to 127 and block scales e4m3 numbers up to 1 for 16 weights. What
 is rounded is an int8, with one scale a row: cb4 is stored like NVFP4 and multiplied like int8 (as
-comfy-kitchen's asym_w4a8_int8, issue 90 there)."""
+comfy-kitchen's asym_w4a8_int8, issue 90 there).
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ with
 the least squared output error that they can reach (GPTQ, arXiv 2210.17323, eq. 3, for blocks; the
 block-LDL rounding of QuIP#, arXiv 2402.04396, section 4.1, is the same update). A code whose unit
 spans several columns, as a tile of a trellis code does, needs blocks; one of single columns gets
-GPTQ."""
+GPTQ.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ is the best of its rank for the layer's inputs: with H = mean(x x^T) = C C^T, th
 alternates L = SVD(W - Q), Q = quantize(W - L) until the error rises, and so does `refined`.
 
 Q, K and V read one tensor and may share `down`: their weights stacked along the rows are one
-weight."""
+weight.
+"""
 
 from __future__ import annotations
 

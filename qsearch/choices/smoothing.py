@@ -3,7 +3,8 @@
 Each input channel is divided by s_c = span(x_c)^alpha / span(w_c)^beta, its weights are multiplied
 by it; span is the largest magnitude. SVDQuant tries 39 pairs (deepcompressor, calib/smooth.py):
 none, alpha = i/20 with beta = 0, and alpha = i/20 with beta = 1 - alpha (SmoothQuant's), and keeps
-the one whose quantized layer is nearest to the layer on recorded inputs."""
+the one whose quantized layer is nearest to the layer on recorded inputs.
+"""
 
 from __future__ import annotations
 

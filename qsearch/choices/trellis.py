@@ -95,8 +95,8 @@ def trellis_codes(
     if weight.ndim != 2 or weight.shape[0] < LEAST_ROWS or weight.shape[1] < trellis.COLUMNS:
         raise QSearchError(
             f"a trellis code needs at least {LEAST_ROWS} rows of {trellis.COLUMNS} columns for its "
-            f"path; {layer} is {' x '.join(map(str, weight.shape))}: choose a scalar format for it, "
-            "such as int8-c"
+            f"path; {layer} is {' x '.join(map(str, weight.shape))}: choose a scalar format for "
+            "it, such as int8-c"
         )
     rows = weight.detach().float()
     if not bool(torch.isfinite(rows).all()):

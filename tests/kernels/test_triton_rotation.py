@@ -11,7 +11,8 @@ from tests.kernels.grid import DEVICES, DTYPES, assert_near, run
 from tests.kernels.test_triton_rows import assert_same_rows
 
 SHAPES = [
-    ((3, 48), 16), ((2, 3, 64), 64), ((1, 320), 64), ((2, 768), 256), ((5, 16), 16), ((2, 1152), 64),
+    ((3, 48), 16), ((2, 3, 64), 64), ((1, 320), 64), ((2, 768), 256), ((5, 16), 16),
+    ((2, 1152), 64),
 ]  # fmt: skip
 
 

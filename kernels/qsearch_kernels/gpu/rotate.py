@@ -3,7 +3,8 @@
 One program a row, which lies whole in registers, as in `quantize.py`. For each base-4 digit of a
 channel's index in its group, y = sum over the digit / 2 - x; that is the rotation read backwards,
 and a group is read backwards by an exclusive or of the index. An activation function may come
-before, and the division by smoothing's scales: inputs are smoothed, then rotated, then rounded."""
+before, and the division by smoothing's scales: inputs are smoothed, then rotated, then rounded.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Viterbi's algorithm for trellis codes: one program a tile, costs of all states in registers.
 
-A step spreads the cost of each overlap to the states that begin with it, adds the squared error, and
-takes the least over the predecessors, whose number stands in the lowest bits: `trellis_encode.py`, whose
-codes these are, bit for bit. What came from where goes to scratch memory, 2**(STATES - BITS) bytes a
-weight, and is read back from the end. A program takes tile after tile, so that the scratch is one
-program's and not one tile's.
+A step spreads the cost of each overlap to the states that begin with it, adds the squared error,
+and takes the least over the predecessors, whose number stands in the lowest bits:
+`trellis_encode.py`, whose codes these are, bit for bit. What came from where goes to scratch
+memory, 2**(STATES - BITS) bytes a weight, and is read back from the end. A program takes tile after
+tile, so that the scratch is one program's and not one tile's.
 """
 
 from __future__ import annotations
