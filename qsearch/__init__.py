@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .decide.constraints import Constraints as Constraints
     from .decide.objectives import Objective as Objective
     from .decide.refinement import refine as refine
+    from .decide.request import AllocationRequest as AllocationRequest
     from .execute.exports import export as export
     from .execute.runtime import apply as apply
     from .graphs.extraction import extract as extract
@@ -33,10 +34,11 @@ if TYPE_CHECKING:
     from .learn.fitting import fit as fit
     from .learn.surrogate import Surrogate as Surrogate
     from .measure.evaluation import evaluate as evaluate
+    from .measure.options import ProfileOptions as ProfileOptions
     from .measure.profiling import profile as profile
     from .measure.reconstruction import reconstruct as reconstruct
     from .measure.simulation import simulate as simulate
-    from .pipeline import run as run
+    from .stages.run import run as run
 
 #: public name -> module that defines it
 _CONTENTS = {
@@ -55,6 +57,7 @@ _CONTENTS = {
     "Trials": "core.trials",
     "Constraints": "decide.constraints",
     "Objective": "decide.objectives",
+    "AllocationRequest": "decide.request",
     "allocate": "decide.allocation",
     "allocate_frontier": "decide.allocation",
     "refine": "decide.refinement",
@@ -66,10 +69,11 @@ _CONTENTS = {
     "explain": "learn.explaining",
     "fit": "learn.fitting",
     "evaluate": "measure.evaluation",
+    "ProfileOptions": "measure.options",
     "profile": "measure.profiling",
     "reconstruct": "measure.reconstruction",
     "simulate": "measure.simulation",
-    "run": "pipeline",
+    "run": "stages.run",
 }
 __all__ = sorted(_CONTENTS)
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from qsearch.config import load
 from qsearch.core.plan import Plan
+from qsearch.stages.config import load
 from qsearch.zoo import NAMES
 
 FOLDER = Path(__file__).parent.parent / "notebooks"

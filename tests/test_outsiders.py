@@ -31,7 +31,9 @@ from qsearch.measure.campaign import Campaign, measure_plans
 from qsearch.measure.evaluation import evaluate, make
 from qsearch.measure.pipelines import Sampling, example_inputs, record, scene_prompts
 from qsearch.measure.profiling import profile
+from qsearch.measure.setting import EvaluationSetting
 from qsearch.measure.simulation import simulate
+from qsearch.report.findings import Findings
 from qsearch.report.page import write_report
 from qsearch.report.pictures import picture_path, save_pictures
 from qsearch.testing import (
@@ -248,9 +250,9 @@ def test_a_permutation_changes_nothing_where_a_row_shares_its_scales(
 def test_they_go_from_a_profile_through_a_plan_and_trials_to_a_surrogate_and_a_report(
     pipe: Any, graph: OpGraph, tmp_path: Path
 ) -> None:
-    prompts, calls = scene_prompts(6, 1), record(pipe, scene_prompts(4, 0), SAMPLING, 2)
+    prompts, calls = scene_prompts(4, 1), record(pipe, scene_prompts(2, 0), SAMPLING, 1)
 
-    table = profile(pipe.unet, graph, SCHEMES, calls, metrics=("noise", "gap"), pipe=pipe, probes=6)
+    table = profile(pipe.unet, graph, SCHEMES, calls, metrics=("noise", "gap"), pipe=pipe, probes=4)
     plan = allocate(graph, table, Budget(average_bits=5.5), metric="gap", schemes=SCHEMES)
     chosen = {str(s) for s in plan.layers.values()}
     assert chosen & set(SCHEMES) == chosen - {"keep"} != set()
@@ -261,14 +263,13 @@ def test_they_go_from_a_profile_through_a_plan_and_trials_to_a_surrogate_and_a_r
     )
     values = {
         name: evaluate(made, reference, ("sqnr", "gap"))
-        for name, made in (("plan", ours), ("coarse", coarse))
+        for name, made in (("full precision", reference), ("plan", ours), ("coarse", coarse))
     }
     assert values["plan"]["gap"][0] < values["coarse"]["gap"][0]
 
-    campaign = Campaign(
-        tmp_path, graph, prompts, SAMPLING, ("sqnr", "gap"), "setting", tmp_path / "trials.db"
-    )
-    measure_plans(campaign, draw(graph, SCHEMES, 16), pipe=pipe)
+    setting = EvaluationSetting(prompts, SAMPLING, ("sqnr", "gap"), "setting")
+    campaign = Campaign(tmp_path, graph, setting, tmp_path / "trials.db")
+    measure_plans(campaign, draw(graph, SCHEMES, 10), pipe=pipe)
     trials = Trials(campaign.where, graph).measured()
     surrogate = fit(graph, trials, table, metric="gap", kind="ridge")
     assert surrogate.lower_is_better
@@ -283,10 +284,9 @@ def test_they_go_from_a_profile_through_a_plan_and_trials_to_a_surrogate_and_a_r
     assert made.ndcg > 0.5
 
     rows = []
-    for name, found, held in (
-        ("plan", ours, plan),
-        ("coarse", coarse, Plan.uniform(graph, SCHEMES[0])),
-    ):
+    whole, two = Plan.uniform(graph, "keep"), Plan.uniform(graph, SCHEMES[0])
+    shown = (("full precision", reference, whole), ("plan", ours, plan), ("coarse", coarse, two))
+    for name, found, held in shown:
         save_pictures(picture_path(tmp_path, name), found.pictures)
         rows.append(
             {
@@ -296,7 +296,8 @@ def test_they_go_from_a_profile_through_a_plan_and_trials_to_a_surrogate_and_a_r
                 "metrics": {m: list(v) for m, v in values[name].items()},
             }
         )
-    write_report(tmp_path, graph, table, plan, rows, prompts.texts, metric="gap")
+    found = Findings(graph, table, plan, rows, prompts.texts, metric="gap")
+    write_report(tmp_path, found)
     page = (tmp_path / "report.html").read_text()
     assert "distance of the latents, sigma" in page
 

@@ -15,6 +15,7 @@ from qsearch.choices.quantizers import minmax
 from qsearch.choices.transform import Product
 from qsearch.choices.transforms import balance
 from qsearch.core import plugins
+from qsearch.core.errors import QSearchError
 from qsearch.core.plan import Solver
 from qsearch.core.scheme import Scheme
 from qsearch.decide.problem import Choice, Problem
@@ -219,7 +220,7 @@ def test_a_wrong_transform_is_rejected(found: ChannelAffine, test: str) -> None:
     plugin = broken(**{**vars(balance), "fit": lambda site: found})
     contract = type("Contract", (TransformContract,), {"plugin": plugin})()
 
-    with pytest.raises((AssertionError, RuntimeError)):
+    with pytest.raises((AssertionError, RuntimeError, QSearchError)):
         getattr(contract, test)()
 
 

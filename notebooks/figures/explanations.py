@@ -43,7 +43,8 @@ from qsearch.measure.pipelines import (
     scene_prompts,
 )
 from qsearch.measure.profiling import profile
-from qsearch.measure.simulation import QuantizedWeights, simulate
+from qsearch.measure.quantized_weights import QuantizedWeights
+from qsearch.measure.simulation import simulate
 
 TRANSFORMER = ("self-attention", "cross-attention", "feed-forward")
 

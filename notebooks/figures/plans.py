@@ -246,7 +246,7 @@ def plans_of(
         scene_prompts,
     )
     from qsearch.measure.profiling import profile
-    from qsearch.measure.simulation import calibrated_weights
+    from qsearch.measure.quantized_weights import calibrated_weights
 
     pipe = load_pipeline(zoo.folder(name))
     model = denoiser_of(pipe).requires_grad_(False)

@@ -35,7 +35,7 @@ from qsearch.measure.pipelines import (
     scene_prompts,
 )
 from qsearch.measure.profiling import profile
-from qsearch.measure.simulation import weights_for
+from qsearch.measure.quantized_weights import weights_for
 
 WEIGHT = "uint4-c{}@gptq"
 CHOICES = tuple(WEIGHT.format(f"+a{bits}") for bits in (4, 6, 8))

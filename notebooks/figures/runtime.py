@@ -43,7 +43,8 @@ from qsearch.measure.pipelines import (
     sample,
     scene_prompts,
 )
-from qsearch.measure.simulation import QuantizedWeights, simulate
+from qsearch.measure.quantized_weights import QuantizedWeights
+from qsearch.measure.simulation import simulate
 
 SCHEMES = (
     "uint4-c",

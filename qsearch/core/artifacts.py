@@ -87,13 +87,17 @@ _USER = re.compile(r"(?<=://)[^/@\s]*@")
 _SECRET = re.compile(r"(?i)((?:password|passwd|token|secret|api_?key)[\w-]*=)[^&\s]+")
 
 
+def without_secrets(text: str) -> str:
+    """A text for one's own terminal: no users or passwords of URLs."""
+    return _SECRET.sub(r"\1***", _USER.sub("***@", text))
+
+
 def redacted(text: str) -> str:
     """A text for files that people publish and lines that they paste: no users or passwords of URLs, no folder above the last.
 
     Paths below the working folder are written relative to it, those of the home folder from `~`, others by their name alone.
     """
-    text = _SECRET.sub(r"\1***", _USER.sub("***@", text))
-    return " ".join(_without_folders(word) for word in text.split(" "))
+    return " ".join(_without_folders(word) for word in without_secrets(text).split(" "))
 
 
 def _without_folders(word: str) -> str:

@@ -6,8 +6,10 @@ or draws a table of them needs neither torch nor the metric's own dependencies.
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -93,8 +95,12 @@ def metric_words(name: str) -> MetricWords:
     Raises:
         QSearchError: the plug-in declares something that can't be.
     """
-    if name in _OUTPUT:
-        return _OUTPUT[name]
+    return _OUTPUT[name] if name in _OUTPUT else _declared(name, tuple(sys.path))
+
+
+@lru_cache(maxsize=256)
+def _declared(name: str, path: tuple[str, ...]) -> MetricWords:
+    """The same for a plug-in, remembered as long as `path`, where outsiders' are found, is the same."""
     declared: dict[str, Any] = {}
     if name in plugins.names("metrics", outside=False) or name in plugins.names("metrics"):
         with suppress(ImportError):

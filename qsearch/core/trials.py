@@ -10,12 +10,13 @@ import functools
 import math
 import sqlite3
 import time
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .artifacts import graph_name, redacted, versions
 from .cost import Choices
@@ -28,6 +29,10 @@ from .steps import StepRanges
 if TYPE_CHECKING:
     import optuna
 
+#: metrics that are values of a study, each with whether more of it is better
+Aims = tuple[tuple[str, bool], ...]
+#: name of the study; with metrics behind it (`sqnr+ noise-`: more or less is better) its values are
+#: theirs
 STUDY = "qsearch.trials/1"
 _SQLITE = "sqlite:///"
 
@@ -65,13 +70,14 @@ class Trials:
     def __init__(self, where: Path | str, graph: OpGraph) -> None:
         self.graph = graph
         url = where if isinstance(where, str) and "://" in where else Path(where).resolve()
+        self._url, self._studies = url, dict[Aims, Any]()
         #: for people: without the user and the password of a URL
         self.where = where = redacted(where) if isinstance(where, str) and "://" in where else where
         try:
-            self._study = _open(url)
+            self._study, self._storage = _open(url, STUDY, ())
         except Exception as error:  # SQLAlchemy, SQLite and Optuna each have their own; all mean that this is no study of ours
             raise ArtifactError(
-                f"{where} can't be opened as an Optuna study ({_reason(error)})"
+                f"{self.where} can't be opened as an Optuna study ({_reason(error)})"
             ) from error
         known = self._study.user_attrs.get("graph")
         if known is None:
@@ -79,7 +85,7 @@ class Trials:
             self._study.set_user_attr("versions", versions())
         elif graph_name(known) != graph.id:
             raise ArtifactError(
-                f"{where} holds trials of graph {known}, {graph.model} is graph {graph.id}; give another file"
+                f"{self.where} holds trials of graph {known}, {graph.model} is graph {graph.id}; give another file"
             )
 
     def add(
@@ -91,8 +97,23 @@ class Trials:
         *,
         samples: Mapping[str, Sequence[float]] | None = None,
         stopped: bool = False,
+        higher_is_better: Mapping[str, bool] | None = None,
     ) -> None:
-        """Store one measured plan. Raises `QSearchError` for a plan of another graph or a metric that is not a number."""
+        """Store one measured plan.
+
+        Args:
+            name: of the plan.
+            plan: the plan.
+            metrics: name -> (mean, standard error).
+            setting: digest of how it was measured.
+            samples: metric -> its value for each sample.
+            stopped: given up before the last sample.
+            higher_is_better: metric -> its direction; these metrics are the trial's values, for
+                samplers and dashboards.
+
+        Raises:
+            QSearchError: for a plan of another graph or a metric that is not a number.
+        """
         import optuna
 
         if plan.graph != self.graph.id:
@@ -102,10 +123,12 @@ class Trials:
         for metric, pair in metrics.items():
             if any(math.isnan(x) for x in pair):
                 raise QSearchError(f"{metric} of plan {name} is not a number; it is not stored")
-        self._study.add_trial(
+        aims = tuple(sorted((m, up) for m, up in (higher_is_better or {}).items() if m in metrics))
+        values = [metrics[m][0] for m, _ in aims] or [metrics.get("noise", (0.0, 0.0))[0]]
+        self._study_of(aims).add_trial(
             optuna.trial.create_trial(
                 state=optuna.trial.TrialState.COMPLETE,
-                value=metrics["noise"][0] if "noise" in metrics else 0.0,
+                values=values,
                 user_attrs={
                     "name": name,
                     "plan": plan.id,
@@ -159,17 +182,40 @@ class Trials:
         }
         return sorted(plans.values(), key=lambda t: t.name)
 
+    def _study_of(self, aims: Aims) -> optuna.Study:
+        """The study whose values are these metrics, made where there is none."""
+        if not aims:
+            return self._study
+        if aims not in self._studies:
+            name = " ".join([STUDY, *(f"{metric}{'+' if up else '-'}" for metric, up in aims)])
+            self._studies[aims] = _open(self._url, name, aims)[0]
+        found: optuna.Study = self._studies[aims]
+        return found
+
     def _stored(self) -> list[optuna.trial.FrozenTrial]:
+        import optuna
+
         try:
-            return self._study.get_trials(deepcopy=False)
+            found = self._study.get_trials(deepcopy=False)
+            for name in optuna.get_all_study_names(self._storage):
+                if name.startswith(f"{STUDY} "):
+                    study = optuna.load_study(study_name=name, storage=self._storage)
+                    found += study.get_trials(deepcopy=False)
+            return sorted(found, key=_finished)
         except Exception as error:  # as when it is opened
             raise ArtifactError(
                 f"{self.where} can't be read as an Optuna study ({_reason(error)}); make it again with `qsearch evaluate`"
             ) from error
 
 
-def _open(url: str | Path) -> optuna.Study:
-    """The study at a URL, or in a SQLite file, made where there is none.
+def _finished(trial: optuna.trial.FrozenTrial) -> float:
+    return trial.datetime_complete.timestamp() if trial.datetime_complete else 0.0
+
+
+def _open(
+    url: str | Path, name: str, aims: Aims
+) -> tuple[optuna.Study, str | optuna.storages.RDBStorage]:
+    """The study of that name at a URL, or in a SQLite file, made where there is none; its storage.
 
     Optuna makes its tables without a lock, so of two processes that begin at the same moment one may fail: it tries again.
     It would make them in anybody's SQLite file, too, so we look first.
@@ -193,7 +239,16 @@ def _open(url: str | Path) -> optuna.Study:
                 storage = optuna.storages.RDBStorage(
                     _SQLITE, engine_kwargs={"creator": connect, "poolclass": NullPool}
                 )
-            return optuna.create_study(study_name=STUDY, storage=storage, load_if_exists=True)
+            way = optuna.study.StudyDirection
+            directions = [way.MAXIMIZE if up else way.MINIMIZE for _, up in aims] or [way.MINIMIZE]
+            study = optuna.create_study(
+                study_name=name, storage=storage, load_if_exists=True, directions=directions
+            )
+            if aims:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                    study.set_metric_names([metric for metric, _ in aims])
+            return study, storage
         except (exc.IntegrityError, exc.OperationalError, optuna.exceptions.StorageInternalError):
             if pause is None:
                 raise
@@ -217,7 +272,8 @@ def _look(path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+    words = (str(error).strip() or "no reason given").splitlines()[0]
+    return redacted(f"{type(error).__name__}: {words}")
 
 
 def _trial(trial: optuna.trial.FrozenTrial, graph: OpGraph) -> Trial:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from .constraints import Constraints
 from .objectives import Values
 from .problem import Choice, Matrix, Problem, schemes_of
 from .ranges import Ranges
+from .request import AllocationRequest, requested
 
 CostOf = Callable[[LayerSpec, Choice], float]
 Scores = Mapping[str, Mapping[str, NDArray[np.float64]]]
@@ -34,14 +36,11 @@ def make_problem(
     graph: OpGraph,
     values: Values,
     budget: Budget,
+    request: AllocationRequest | None = None,
     *,
-    constraints: Constraints | None = None,
-    latency: Latency | None = None,
     at_most: Mapping[str, tuple[Values, float]] | None = None,
-    schemes: Sequence[Scheme | str] | None = None,
-    scores: Scores | None = None,
-    trust: float | None = None,
     ranges: Ranges | None = None,
+    **named: Any,
 ) -> Problem:
     """Problem over the quantizable layers.
 
@@ -49,19 +48,24 @@ def make_problem(
         graph: the model's graph.
         values: layer -> scheme -> loss, over all steps.
         budget: limits.
-        constraints: what must hold besides.
-        latency: times, where the budget limits them.
+        request: constraints and latency table; `schemes`, choices of those in `values` besides
+            `keep`; `scores`, the model of interactions (one range of steps), and how much of it
+            counts, by default what its own noise allows (`interactions.trust_of`).
         at_most: metric -> (its losses, the largest sum allowed).
-        schemes: only these of the schemes in `values`, and `keep`.
-        scores: layer -> scheme -> one number a probe, the model of interactions (one range of steps).
-        trust: how much of it counts, by default what its own noise allows (`interactions.trust_of`).
         ranges: how choices may differ between ranges of steps, with the losses of each.
+        named: fields of the request by their names.
+
+    Returns:
+        The problem.
 
     Raises:
         QSearchError: a layer without values, rules that contradict each other.
         InfeasibleBudget: a limit is below the cheapest choices; with the best that can be reached.
     """
-    constraints, ranges = constraints or Constraints(), ranges or Ranges()
+    asked = requested(request, named)
+    constraints, latency = asked.constraints or Constraints(), asked.latency
+    scores, trust, schemes = asked.scores, asked.trust, asked.schemes
+    ranges = ranges or Ranges()
     wide = len(ranges.steps) > 1
     if wide and (constraints.formats is not None or at_most or scores is not None):
         raise QSearchError(

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,13 +32,17 @@ from ..core.plan import Plan
 from ..core.scheme import KEEP, Scheme
 from ..measure.noise import relative_noise
 from ..measure.pipelines import Call, forward, run
-from ..measure.simulation import QuantizedWeights, calibrated_weights, simulate, weight_of
+from ..measure.quantized_weights import QuantizedWeights, calibrated_weights, weight_of
+from ..measure.simulation import simulate
 from .allocation import finish
 from .building import make_problem
 from .constraints import Constraints
 from .problem import Problem
+from .request import AllocationRequest
 from .solvers import local
 
+#: layer -> scheme -> linear term, and -> one score a probe and call
+Priced = tuple[Mapping[str, Mapping[str, float]], Mapping[str, Mapping[str, NDArray[np.float64]]]]
 _CHANGED = "changed layers"
 _TRIES = 8  # proposals that are measured for each pricing
 
@@ -62,32 +67,65 @@ class Refined:
     rounds: tuple[Round, ...]
 
 
+@dataclass(frozen=True)
+class RefineOptions:
+    """How a plan is refined.
+
+    `budget`: the plan's own when left out. `weights`: what `calibrated_weights` made for the
+    schemes, those of evaluation and of the packed model; by default they are calibrated on the
+    calls themselves. `rounds`: times that all changes are priced. `probes`: sign vectors over the
+    outputs, a backward pass each and a call. `radius`: layers changed at the most in the first
+    round (a quarter of them by default). `trust`: as in `Problem`, by default what the probes' own
+    noise allows. `seconds`: guard on the time of one proposal.
+    """
+
+    budget: Budget | None = None
+    constraints: Constraints | None = None
+    latency: Latency | None = None
+    weights: QuantizedWeights | None = None
+    rounds: int = 6
+    probes: int = 6
+    radius: int | None = None
+    trust: float | None = None
+    seconds: float = 20.0
+    seed: int = 0
+
+
 def refine(
     model: nn.Module,
     graph: OpGraph,
     plan: Plan,
     schemes: Sequence[Scheme | str],
     calls: Sequence[Call],
-    *,
-    budget: Budget | None = None,
-    constraints: Constraints | None = None,
-    latency: Latency | None = None,
-    weights: QuantizedWeights | None = None,
-    rounds: int = 6,
-    probes: int = 6,
-    radius: int | None = None,
-    trust: float | None = None,
-    seconds: float = 20.0,
-    seed: int = 0,
+    options: RefineOptions | None = None,
+    **named: Any,
 ) -> Refined:
-    """`plan` made better within its budget (or `budget`), by choices among `schemes` and `keep`, on recorded `calls`.
+    """`plan` made better within its budget, by choices among `schemes` and `keep`.
 
-    `weights`: what `calibrated_weights` made for these schemes; by default they are calibrated on `calls`. `rounds`: times that all changes are
-    priced. `probes`: sign vectors over the outputs, a backward pass each and a call. `radius`: layers changed at the most in the first round (a
-    quarter of them by default). `trust`: as in `Problem`, by default what the probes' own noise allows. Never returns a plan that measures
-    worse than the one it was given. Activation parts of schemes are priced as the plan has them: only weights are moved.
+    Activation parts of schemes are priced as the plan has them: only weights are moved.
+
+    Args:
+        model: the denoiser.
+        graph: its graph.
+        plan: where to start.
+        schemes: choices.
+        calls: recorded calls, on which it is priced and measured.
+        options: budget, constraints, weights, rounds and the like.
+        named: fields of the options by their names, e.g. `rounds=2`.
+
+    Returns:
+        The plan, never one that measures worse than the one it was given, and all proposals.
+
+    Raises:
+        QSearchError: without a budget, calls or probes.
     """
-    limits = budget or plan.budget
+    asked = replace(options or RefineOptions(), **named)
+    weights, probes, radius, seconds = asked.weights, asked.probes, asked.radius, asked.seconds
+    rules = AllocationRequest(
+        constraints=asked.constraints, latency=asked.latency, trust=asked.trust
+    )
+    rounds, seed, latency = asked.rounds, asked.seed, asked.latency
+    limits = asked.budget or plan.budget
     if limits is None:
         raise QSearchError("a plan is refined within a budget; it has none, give one")
     if not calls or probes < 1:
@@ -97,12 +135,12 @@ def refine(
             f"refinement changes one weight for all steps; this plan has {len(plan.steps)} ranges of them: allocate without refine"
         )
     references = [run(model, call) for call in calls]
-    options = [*dict.fromkeys(Scheme.parse(s) for s in schemes if Scheme.parse(s) != KEEP), KEEP]
+    offered = [*dict.fromkeys(Scheme.parse(s) for s in schemes if Scheme.parse(s) != KEEP), KEEP]
     if weights is None:
         weights = calibrated_weights(
             model,
             graph,
-            {layer.name: [*options, plan.single[layer.name]] for layer in graph.quantizable},
+            {layer.name: [*offered, plan.single[layer.name]] for layer in graph.quantizable},
             calls,
         )
     dice = torch.Generator().manual_seed(seed)
@@ -112,12 +150,10 @@ def refine(
     widest = size = radius or max(2, len(graph.quantizable) // 4)
     for _ in range(rounds):
         linear, curved = price_changes(
-            model, graph, here, options, calls, references, weights, probes, dice
+            model, graph, here, offered, calls, references, weights, probes, dice
         )
         for _ in range(_TRIES):
-            problem = _region(
-                graph, here, linear, curved, limits, constraints, latency, trust, size
-            )
+            problem = _region(graph, here, (linear, curved), limits, rules, size)
             chosen, said = local.solve(problem, seconds=seconds, seed=seed)
             found_plan = finish(graph, problem, chosen, said, limits, latency)
             moved = replace(found_plan.replaced(graph, here.sites, latency=latency), budget=limits)
@@ -245,15 +281,13 @@ def price_changes(
 def _region(
     graph: OpGraph,
     plan: Plan,
-    linear: Mapping[str, Mapping[str, float]],
-    scores: Mapping[str, Mapping[str, NDArray[np.float64]]],
+    priced: Priced,
     budget: Budget,
-    constraints: Constraints | None,
-    latency: Latency | None,
-    trust: float | None,
+    request: AllocationRequest,
     radius: int,
 ) -> Problem:
     """The quadratic problem around a plan: change at most `radius` layers, each priced by its linear term and its curvature."""
+    linear, scores = priced
     values = {
         n: {s: row[s] + float((scores[n][s] ** 2).mean()) for s in row} for n, row in linear.items()
     }
@@ -263,9 +297,6 @@ def _region(
         graph,
         values,
         budget,
-        constraints=constraints,
-        latency=latency,
-        scores=scores,
-        trust=trust,
+        replace(request, scores=scores),
         at_most={_CHANGED: (changed, float(radius))},
     )

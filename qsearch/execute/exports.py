@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core import plugins
 from ..core.errors import QSearchError
@@ -84,27 +84,54 @@ def _cost(known: Mapping[str, float], asked: Scheme, given: Scheme) -> float | N
     )
 
 
+@dataclass(frozen=True)
+class ExportOptions:
+    """What may be done for an export, and what it may look at.
+
+    `nearest`: round what the tool lacks; else it is an error. `force`: take the place of an
+    existing folder. `table`: prices the rounding. `calibration`: for methods that look at inputs
+    (`measure.calibration`). `sampler_steps`: how many there are, for tools that count them. `say`:
+    told what is rounded.
+    """
+
+    nearest: bool = False
+    force: bool = False
+    table: SensitivityTable | None = None
+    calibration: Mapping[str, LayerInputs] | None = None
+    sampler_steps: int = 20
+    say: Callable[[str], None] = lambda line: None
+
+
 def export(
     plan: Plan,
     graph: OpGraph,
     source: Path | str,
     to: str,
     folder: Path | str,
-    *,
-    nearest: bool = False,
-    force: bool = False,
-    table: SensitivityTable | None = None,
-    calibration: Mapping[str, LayerInputs] | None = None,
-    sampler_steps: int = 20,
-    say: Callable[[str], None] = lambda line: None,
+    options: ExportOptions | None = None,
+    **named: Any,
 ) -> list[Path]:
-    """Write `plan` as what the tool `to` (one of `qsearch list exporters`) loads, into `folder`. Returns the files.
+    """Write `plan` as what the tool `to` loads, into `folder`.
 
-    `source`: diffusers folder of the pipeline that the plan is for. `nearest`: round what the tool lacks; else it is an error. `force`: take the
-    place of an existing folder. `table`: prices the rounding. `calibration`: for methods that look at inputs (`measure.calibration`).
-    `sampler_steps`: how many there are, for tools that count them. Raises `QSearchError` for a missing
-    package, a plan whose layers the graph or the weights lack, an existing folder, and files that read back as something else.
+    Args:
+        plan: the plan.
+        graph: the model's graph.
+        source: diffusers folder of the pipeline that the plan is for.
+        to: one of `qsearch list exporters`.
+        folder: to be made.
+        options: rounding, calibration and the like.
+        named: fields of the options by their names, e.g. `nearest=True`.
+
+    Returns:
+        The files.
+
+    Raises:
+        QSearchError: for a missing package, a plan whose layers the graph or the weights lack, an
+            existing folder, and files that read back as something else.
     """
+    asked = replace(options or ExportOptions(), **named)
+    nearest, force, table, say = asked.nearest, asked.force, asked.table, asked.say
+    calibration, sampler_steps = asked.calibration, asked.sampler_steps
     plugin, source, folder = exporter(to), Path(source), Path(folder)
     _check(plan, graph)
     steps = plan if len(plan.steps) > 1 else None

@@ -21,7 +21,8 @@ from ..core.graph import LayerSpec, OpGraph
 from ..core.plan import ONE_RANGE, Plan, checked
 from ..core.scheme import KEEP, Scheme
 from ..core.sites import is_site
-from ..measure.simulation import Fit, QuantizedWeights, fits, roots, weight_of
+from ..measure.quantized_weights import Fit, QuantizedWeights, fits, weight_of
+from ..measure.simulation import roots
 from .layers import Convolution, QuantConv2d, QuantConvolution, QuantLayer, QuantLinear, empty_layer
 from .packing import PackedWeight, stored_bytes
 from .ranged import RangedLayer, follow_steps

@@ -14,10 +14,9 @@ from ..core.graph import OpGraph
 from ..core.plan import Plan
 from ..core.table import SensitivityTable
 from .nodes import Skeleton, prices_of
+from .options import PAIRS
 from .shapley import explain_quadratic
 from .surrogate import Surrogate
-
-PAIRS = 100
 
 
 def explain(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +19,10 @@ from ..core.table import SensitivityTable
 from ..core.trials import Trial
 from .data import AbstractModel, Data
 from .features import Array, featurize
+from .options import FOLDS, KIND
 from .scores import Scores, linked, score, unlinked
 from .surrogate import Surrogate, assemble
 
-FOLDS = 5
 #: plans that share more than this part of their choices are kept on the same side of a split
 _ALIKE = 0.8
 
@@ -151,7 +150,7 @@ def fit(
     tables: Sequence[SensitivityTable] | SensitivityTable = (),
     *,
     metric: str = "sqnr",
-    kind: str = "xgboost",
+    kind: str = KIND,
     folds: int = FOLDS,
     seed: int = 0,
     studies: Sequence[Study] = (),
@@ -177,8 +176,17 @@ def fit(
         {str(s) for study in known for t in study.trials for s in t.schemes} - {"keep"}
     )
     graphs = {study.graph.id: study.graph.model for study in known}
-    settings: dict[str, Any] = {"residuals": taken.target - held, "model": model, "seed": seed}
-    return Surrogate(kind, metric, taken.data.columns, graphs, tuple(schemes), scores, **settings)
+    return Surrogate(
+        kind,
+        metric,
+        taken.data.columns,
+        graphs,
+        tuple(schemes),
+        scores,
+        residuals=taken.target - held,
+        model=model,
+        seed=seed,
+    )
 
 
 def _varies(target: Array, metric: str) -> None:

@@ -17,7 +17,7 @@ from ..choices.quantization import Quantized, from_groups, learnt_method, to_gro
 from ..choices.transform import Product
 from ..core.graph import OpGraph
 from ..core.scheme import Scheme
-from .simulation import QuantizedWeights, weight_of
+from .quantized_weights import QuantizedWeights, weight_of
 
 _NARROWEST = 0.05  # of the calibrated range: a factor below it has gone astray
 

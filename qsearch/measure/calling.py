@@ -10,7 +10,6 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -21,36 +20,13 @@ from ..core.errors import QSearchError, nearest
 from .calls import measuring
 from .components import components, ticking
 from .prompts import Prompts, is_file_name, joined, read_value
+from .sampling import Sampling
 
 #: what is asked of a call where its signature has it: cleaning needs packages that change the prompt, binning a resolution table
 _PLAIN = {"clean_caption": False, "use_resolution_binning": False}
 #: keywords that belong to us or to no measurement
 _OURS = ("prompt", "generator", "num_inference_steps", "output_type", "return_dict", "self")
 _LATENT = re.compile(r"""["']latent["']""")
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How pictures are made.
-
-    Attributes:
-        steps: sampler steps.
-        guidance: scale of guidance.
-        seed: of the first sample's noise.
-        batch: samples a batch.
-        resolution: height and width in pixels; the pipeline's own when left out.
-        frames: of a video; the pipeline's own when left out.
-        call: more keywords of the pipeline's call. Texts that name files are read (pictures, videos, tensors, sounds); a list of
-            files, or `{each: [values]}`, has one a sample, in turn; a tensor from a file has a row a sample, or one for all.
-    """
-
-    steps: int = 20
-    guidance: float = 4.0
-    seed: int = 0
-    batch: int = 32
-    resolution: int | None = None
-    frames: int | None = None
-    call: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 def arguments(

@@ -20,9 +20,10 @@ from torch.utils import _pytree
 from ..core import plugins
 from ..core.errors import QSearchError
 from ..core.steps import overridden
-from .calling import Sampling, arguments, call
+from .calling import arguments, call
 from .components import denoisers_of, schedulers_of
 from .prompts import Prompts
+from .sampling import Sampling
 
 #: names under which pipelines keep what decodes latents
 _DECODERS = ("vae", "movq", "vqgan", "vqvae")

@@ -8,7 +8,7 @@ over `FOLDS` parts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,8 @@ from .pipelines import (
     run,
     sample,
 )
-from .simulation import QuantizedWeights, simulate
+from .quantized_weights import QuantizedWeights
+from .simulation import simulate
 
 FOLDS = 8
 
@@ -108,21 +109,51 @@ def pictures_of(pipe: Any, latents: Tensor, sampling: Sampling, prompts: Prompts
         return torch.empty(len(latents), 0)
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """A metric of one plan: its mean, standard error, and the samples' values where it has them."""
+
+    mean: float
+    error: float
+    samples: tuple[float, ...] = ()
+
+
+def measurements(
+    outcome: Outcome, reference: Outcome, metrics: Sequence[str]
+) -> dict[str, Measurement]:
+    """Each metric of a plan's outcome against that of full precision.
+
+    The standard error of a metric with a value a sample is the samples' deviation over the root of
+    their number; of one over all samples a jackknife's, over `FOLDS` parts.
+    """
+    return {name: _measured(plugins.load("metrics", name), outcome, reference) for name in metrics}
+
+
+def directions(metrics: Iterable[str]) -> dict[str, bool]:
+    """metric -> whether more of it is better; of plug-ins, and of what `evaluate` adds to them."""
+    own = {"noise": False, "output_sqnr": True}
+    return {
+        name: own[name] if name in own else plugins.load("metrics", name).higher_is_better
+        for name in metrics
+    }
+
+
 def evaluate(
     outcome: Outcome, reference: Outcome, metrics: Sequence[str]
 ) -> dict[str, tuple[float, float]]:
     """metric -> (mean, standard error) of a plan's outcome against that of full precision.
 
-    Besides `metrics`: `noise`, the relative error of the denoiser's output on the recorded calls, and `output_sqnr`, the same in dB.
+    Besides `metrics`: `noise`, the relative error of the denoiser's output on the recorded calls,
+    and `output_sqnr`, the same in dB.
     """
-    plain = {name: plugins.load("metrics", name) for name in metrics}
-    unseen = [name for name, metric in plain.items() if needs(metric, "pictures")]
+    unseen = [name for name in metrics if needs(plugins.load("metrics", name), "pictures")]
     if unseen and outcome.pictures.ndim < 4:
         raise QSearchError(
             f"{', '.join(unseen)} look at pictures, and the pipeline makes none of its latents; "
             "use metrics without pictures, such as sqnr"
         )
-    found = {name: _measured(metric, outcome, reference) for name, metric in plain.items()}
+    measured = measurements(outcome, reference, metrics)
+    found = {name: (m.mean, m.error) for name, m in measured.items()}
     if outcome.outputs:
         pairs = [
             relative_noise(a, b) for a, b in zip(outcome.outputs, reference.outputs, strict=True)
@@ -135,11 +166,12 @@ def evaluate(
     return found
 
 
-def _measured(metric: Any, outcome: Outcome, reference: Outcome) -> tuple[float, float]:
+def _measured(metric: Any, outcome: Outcome, reference: Outcome) -> Measurement:
     value = metric.measure(outcome, reference)
     if isinstance(value, Tensor):
         n = len(value)
-        return float(value.mean()), float(value.std() / math.sqrt(n)) if n > 1 else 0.0
+        error = float(value.std() / math.sqrt(n)) if n > 1 else 0.0
+        return Measurement(float(value.mean()), error, tuple(value.tolist()))
     n = len(outcome.prompts)
     folds = min(FOLDS, n)
     fold = torch.arange(n) % folds
@@ -148,4 +180,5 @@ def _measured(metric: Any, outcome: Outcome, reference: Outcome) -> tuple[float,
         for i in range(folds)
     ]
     mean = sum(left) / folds
-    return float(value), math.sqrt((folds - 1) / folds * sum((v - mean) ** 2 for v in left))
+    error = math.sqrt((folds - 1) / folds * sum((v - mean) ** 2 for v in left))
+    return Measurement(float(value), error)

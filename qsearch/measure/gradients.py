@@ -25,8 +25,8 @@ from ..core.scheme import Scheme
 from .attention import passing
 from .memory import kept_bytes, wanting, weight_bytes
 from .observation import AbstractObservation
+from .quantized_weights import weight_of
 from .question import Question
-from .simulation import weight_of
 
 #: moves of weights that take no more bytes than this are kept; others are made again at every backward
 KEPT = 4 * 2**30

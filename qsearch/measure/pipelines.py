@@ -6,7 +6,7 @@ everything else takes; each comes from the file of its part.
 
 from __future__ import annotations
 
-from .calling import Sampling, arguments, sample
+from .calling import arguments, sample
 from .calls import Call, example_inputs, forward, run
 from .components import DENOISERS, denoiser_of, denoisers_of, frozen, model_of, ticking
 from .decoding import (
@@ -21,6 +21,7 @@ from .decoding import (
 from .loading import load_pipeline
 from .prompts import Prompts, read_prompts, scene_prompts
 from .recording import record
+from .sampling import Sampling
 
 __all__ = [
     "DENOISERS",

@@ -21,17 +21,16 @@ from torch.func import functional_call
 
 from ..choices.learnt_rounding import Gates
 from ..choices.quantization import learnt_method
-from ..core.errors import QSearchError, nearest
+from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.plan import Plan
 from ..core.scheme import Scheme
+from ..core.settings import changed
 from .blockwise import Layer
+from .options import ReconstructOptions
 from .pipelines import Call, run
-from .simulation import QuantizedWeights, calibrated_weights, simulate
-
-ORDERS = ("separate", "joint")
-STEPS = 200  # of Adam for each block, both phases together
-RATES = (3e-2, 5e-3)  # of gates, and of the factors on the ranges of inputs
+from .quantized_weights import QuantizedWeights, calibrated_weights
+from .simulation import simulate
 
 
 @dataclass(frozen=True)
@@ -57,18 +56,34 @@ def reconstruct(
     graph: OpGraph,
     plan: Plan | Mapping[str, Scheme],
     calls: Sequence[Call],
+    options: ReconstructOptions | None = None,
     *,
-    order: str = "separate",
-    steps: int = STEPS,
-    rates: tuple[float, float] = RATES,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
+    **named: Any,
 ) -> Reconstruction:
-    """Learn the rounding of every layer of `plan` whose method learns blocks, and its static input ranges, on recorded `calls`.
+    """Learn the rounding of every layer of `plan`, and its static input ranges, on recorded `calls`.
 
-    Each step looks at one of the calls, so give several of few samples. `steps` are those of a block, shared by the phases of `separate`.
-    Raises `QSearchError` where the plan has nothing to learn. The model is left as it was.
+    Layers whose method learns blocks do. Each step looks at one of the
+    calls, so give several of few samples. The model is left as it was.
+
+    Args:
+        model: the denoiser.
+        graph: its graph.
+        plan: a plan, or layer -> scheme.
+        calls: recorded calls.
+        options: order, steps of a block and learning rates; `separate` when left out.
+        seed: of the calls' order.
+        progress: called with 1 after each block.
+        named: fields of `options` by their names, e.g. `order="joint", steps=60`.
+
+    Returns:
+        Weights for `simulate` with what was learnt, and each block's error before and after.
+
+    Raises:
+        QSearchError: where the plan has nothing to learn.
     """
+    asked = changed(options or ReconstructOptions(order="separate"), ReconstructOptions, named)
     layers = plan.layers if isinstance(plan, Plan) else dict(plan)
     chosen = {
         spec.name: layers[spec.name]
@@ -76,13 +91,10 @@ def reconstruct(
         if spec.name in layers
         and (layers[spec.name].format != "keep" or layers[spec.name].activation)
     }
-    if order not in ORDERS:
+    if asked.order == "none" or not calls:
         raise QSearchError(
-            f"reconstruction is one of {', '.join(ORDERS)}; given {order!r}{nearest(order, ORDERS)}"
-        )
-    if not calls or steps < 1:
-        raise QSearchError(
-            f"reconstruction needs at least one recorded call and one step; given {len(calls)} and {steps}"
+            "reconstruction takes an order (separate or joint) and at least one recorded call; "
+            f"given {asked.order!r} and {len(calls)} calls"
         )
     if not any(Layer.learns(s) for s in chosen.values()):
         raise QSearchError(
@@ -102,7 +114,7 @@ def reconstruct(
         )
         block = _Block(unit, module, held, given, targets.pop(unit))
         if any(Layer.learns(chosen[name]) for name in names) and given:
-            blocks.append(block.learn(order, steps, rates, dice))
+            blocks.append(block.learn(asked, dice))
         for name, layer in held.items():
             layer.store(weights, name)
         done |= {name: chosen[name] for name in names}
@@ -201,27 +213,24 @@ class _Block:
     given: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]
     targets: Sequence[Tensor]
 
-    def learn(
-        self, order: str, steps: int, rates: tuple[float, float], dice: torch.Generator
-    ) -> Rebuilt:
+    def learn(self, asked: ReconstructOptions, dice: torch.Generator) -> Rebuilt:
         """Learn gates and factors of all layers; take them back where the block's output is not nearer for it."""
         gates = [g for layer in self.layers.values() for g in layer.gates]
         range_scales = [
             layer.range_scale for layer in self.layers.values() if layer.range_scale is not None
         ]
         both: list[tuple[list[Gates], list[Tensor]]] = (
-            [(gates, range_scales)] if order == "joint" else [(gates, []), ([], range_scales)]
+            [(gates, range_scales)] if asked.order == "joint" else [(gates, []), ([], range_scales)]
         )
         phases = [(opened, scaled) for opened, scaled in both if opened or scaled]
+        share = asked.model_copy(update={"steps": asked.steps // max(1, len(phases))})
         losses: list[float] = []
         power = sum(float(t.square().sum()) for t in self.targets)
         with self._rounding():
             before = self._error("whole") / power
             for opened, scaled in phases:
                 if before > 0:
-                    losses += self._phase(
-                        opened, scaled, order == "joint", steps // len(phases), rates, dice
-                    )
+                    losses += self._phase(opened, scaled, asked.order == "joint", share, dice)
                 for layer in self.layers.values():
                     layer.harden()
             after = self._error("whole") / power
@@ -235,8 +244,7 @@ class _Block:
         gates: list[Gates],
         range_scales: list[Tensor],
         joint: bool,
-        steps: int,
-        rates: tuple[float, float],
+        asked: ReconstructOptions,
         dice: torch.Generator,
     ) -> list[float]:
         mode = "soft" if joint or range_scales else "off"
@@ -244,19 +252,21 @@ class _Block:
         if not unit > 0:
             return []
         groups = [
-            {"params": [g.variable for g in gates], "lr": rates[0]},
-            {"params": range_scales, "lr": rates[1]},
+            {"params": [g.variable for g in gates], "lr": asked.rate},
+            {"params": range_scales, "lr": asked.input_rate},
         ]
         optimizer = torch.optim.Adam([group for group in groups if group["params"]])
         variables = [*(g.variable for g in gates), *range_scales]
         losses = []
         with torch.enable_grad():
-            for i in range(steps):
+            for i in range(asked.steps):
                 k = int(torch.randint(len(self.given), (), generator=dice))
                 penalty = torch.zeros(())
                 values = {}
                 for name, layer in self.layers.items():
-                    values[name], regularizer = layer.value(soft=bool(gates), progress=i / steps)
+                    values[name], regularizer = layer.value(
+                        soft=bool(gates), progress=i / asked.steps
+                    )
                     penalty = penalty + regularizer
                 error = (self._run(k, values, mode) - self.targets[k]).square().sum()
                 optimizer.zero_grad()

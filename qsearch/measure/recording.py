@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from ..core.errors import QSearchError
 from ..core.steps import StepClock, arguments_of, overridden
 from ..graphs.components import Denoisers
-from .calling import Sampling, sample
+from .calling import sample
 from .calls import Call, Copier, example_inputs, output_of
 from .clean import Sampled, checked, own_prediction, step_weights
 from .components import denoisers_of, model_of, schedulers_of, ticking
 from .prompts import Prompts
+from .sampling import Sampling
 
 
 @dataclass

@@ -23,13 +23,14 @@ from ..core.errors import QSearchError
 from ..core.steps import StepClock, clock_of
 from ..graphs.components import parts_of
 from . import calling
-from .calling import Sampling, StopError, arguments
+from .calling import StopError, arguments
 from .calls import Call, Copier, measuring, repeated
 from .clean import Clean
 from .components import model_of
 from .decoding import decode_batch, latent_channels
 from .observation import AbstractObservation, compared, first_bad, measured
 from .prompts import Prompts
+from .sampling import Sampling
 
 
 @dataclass(frozen=True)

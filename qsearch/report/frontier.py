@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ..core.graph import OpGraph
 from ..core.plan import Plan
 from ..core.scheme import KEEP
-from .drawing import FAMILY_COLOURS, HALF, QUIET, canvas, name_points, styled
 from .plots import FULL_PRECISION, by_size
+from .style import FAMILY_COLOURS, HALF, QUIET, canvas, name_points, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,19 @@ if TYPE_CHECKING:
 
 COLUMNS = 12
 Picture = NDArray[np.uint8]
+
+
+@contextmanager
+def _of_any_size() -> Iterator[None]:
+    """Inside, PIL opens a grid however large it is: it is ours, and not a stranger's archive."""
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def picture_path(folder: Path, plan: str) -> Path:
@@ -60,7 +74,7 @@ def pictures_of(path: Path) -> str | None:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with _of_any_size(), Image.open(path) as image:
             image.load()  # a PNG's text may stand behind its pixels
             return str(image.info["of"]) if "pictures" in image.info else None
     except (OSError, KeyError, SyntaxError):
@@ -72,7 +86,7 @@ def load_pictures(path: Path) -> Picture:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with _of_any_size(), Image.open(path) as image:
             n, h, w = (int(v) for v in image.text["pictures"].split())  # type: ignore[attr-defined]
             grid = np.asarray(image.convert("RGB"))
     except FileNotFoundError:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.plan import Plan
-from .drawing import HALF, PAPER, WIDE, layer_figure, styled
 from .plots import LayerAxis, layer_axis
+from .style import HALF, PAPER, WIDE, layer_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,8 @@ from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
 from qsearch.graphs.extraction import extract
 from qsearch.graphs.families import cards
-from qsearch.measure.simulation import QuantizedWeights, simulate
+from qsearch.measure.quantized_weights import QuantizedWeights
+from qsearch.measure.simulation import simulate
 from tests.models import tiny_unet, unet_inputs
 
 

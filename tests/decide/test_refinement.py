@@ -15,7 +15,8 @@ from qsearch.decide import refinement
 from qsearch.decide.allocation import random_plan
 from qsearch.decide.refinement import measure_noise, price_changes, refine
 from qsearch.measure.pipelines import run
-from qsearch.measure.simulation import QuantizedWeights, exchanged, simulate, weight_of
+from qsearch.measure.quantized_weights import QuantizedWeights, weight_of
+from qsearch.measure.simulation import exchanged, simulate
 from tests.models import plain, plain_calls
 
 SCHEMES = ("uint2-c", "uint3-c", "uint4-c", "uint8-c")

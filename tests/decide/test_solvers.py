@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
 from qsearch.core.steps import StepRanges
 from qsearch.core.table import SensitivityTable
+from qsearch.decide import descent
 from qsearch.decide.allocation import allocate, allocate_frontier, state
 from qsearch.decide.building import make_problem
 from qsearch.decide.descent import Descent, convex_bound
@@ -476,3 +478,28 @@ def test_a_step_wise_plan_above_its_budget_is_refused(graph: OpGraph) -> None:
         )
     with pytest.raises(InfeasibleBudget, match="no plan reaches average_bits 2"):
         allocate(graph, stepped(graph, 3), Budget(average_bits=2.0), steps=StepRanges.equal(2))
+
+
+def test_local_search_finds_the_same_plan_on_a_slow_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A clock that every look at it moves on: by the clock the search would end after some dozen moves."""
+    clock = itertools.count(0.0, 0.02)
+    slow = SimpleNamespace(monotonic=lambda: next(clock))
+    for module in (descent, local):
+        monkeypatch.setattr(module, "time", slow)
+    dice, count = np.random.default_rng(0), 60
+    problem = Problem(
+        sites=tuple(f"l{i}" for i in range(count)),
+        choices=(tuple(map(Scheme.parse, ("uint2-c", "uint3-c", "uint4-c", "uint8-c"))),) * count,
+        values=tuple(dice.random(4) for _ in range(count)),
+        costs={"bytes": (np.array([2.0, 3.0, 4.0, 8.0]),) * count},
+        limits={"bytes": 3.7 * count},
+        scores=dice.standard_normal((12, count, 4)),
+        trust=1.0,
+        members={f"l{i}": (f"l{i}",) for i in range(count)},
+    )
+
+    found = [local.solve(problem, seconds=s, seed=1)[0] for s in (1.0, 1000.0)]
+
+    assert found[0] == found[1]

@@ -314,8 +314,7 @@ def test_importing_the_verb_loads_no_tool() -> None:
 def test_a_plan_is_the_tools_own_where_allocation_is_told_the_target(
     tool: types.ModuleType,
 ) -> None:
-    from qsearch.config import AllocateSection
-    from qsearch.planning import make_plan
+    from qsearch.stages.allocate import AllocateSettings, make_plan
 
     row = {
         "step": 0,
@@ -334,8 +333,8 @@ def test_a_plan_is_the_tools_own_where_allocation_is_told_the_target(
     table = SensitivityTable.from_rows(GRAPH.id, rows)
     tool.__dict__["fuses"] = True
 
-    free = make_plan(AllocateSection(average_bits=9.0), GRAPH, table)
-    bound = make_plan(AllocateSection(average_bits=9.0, target="plain"), GRAPH, table)
+    free = make_plan(AllocateSettings(average_bits=9.0), GRAPH, table)
+    bound = make_plan(AllocateSettings(average_bits=9.0, target="plain"), GRAPH, table)
 
     assert roundings(free, GRAPH, "plain") != []
     assert roundings(bound, GRAPH, "plain") == []
@@ -344,7 +343,7 @@ def test_a_plan_is_the_tools_own_where_allocation_is_told_the_target(
     with pytest.raises(
         QSearchError, match=r"plain has none of the schemes in the table \(uint4-c\)"
     ):
-        make_plan(AllocateSection(average_bits=9.0, target="plain"), GRAPH, lacking)
+        make_plan(AllocateSettings(average_bits=9.0, target="plain"), GRAPH, lacking)
 
 
 @pytest.mark.parametrize(

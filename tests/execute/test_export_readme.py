@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from torch import nn
 
-from qsearch import Plan, cli, config, zoo
+from qsearch import Plan, cli, zoo
 from qsearch.core.graph import OpGraph
 from qsearch.execute.contracts import graph_of
+from qsearch.stages import config
 from tests.execute.exporting import needs
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")

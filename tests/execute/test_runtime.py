@@ -30,7 +30,8 @@ from qsearch.measure.pipelines import (
     run,
     scene_prompts,
 )
-from qsearch.measure.simulation import QuantizedWeights, simulate
+from qsearch.measure.quantized_weights import QuantizedWeights
+from qsearch.measure.simulation import simulate
 from tests.models import PlainDenoiser, plain, plain_calls, plain_inputs
 
 LAYER = 1e-5  # of a layer's largest output: float32 sums in another order

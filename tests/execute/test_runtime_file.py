@@ -22,7 +22,7 @@ from qsearch.execute.runtime import apply, packed_layers, stored_bytes
 from qsearch.graphs.extraction import extract
 from qsearch.measure.calibration import calibrate
 from qsearch.measure.pipelines import run
-from qsearch.measure.simulation import QuantizedWeights
+from qsearch.measure.quantized_weights import QuantizedWeights
 from tests.models import PlainDenoiser, plain, plain_calls, plain_inputs
 
 SCHEMES = (

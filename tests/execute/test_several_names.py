@@ -21,7 +21,8 @@ from qsearch.execute.runtime import apply
 from qsearch.execute.weights import Weights
 from qsearch.graphs.extraction import extract
 from qsearch.measure.pipelines import Call
-from qsearch.measure.simulation import calibrated_weights, simulate
+from qsearch.measure.quantized_weights import calibrated_weights
+from qsearch.measure.simulation import simulate
 
 
 class Shared(nn.Module):

@@ -28,7 +28,8 @@ from qsearch.measure.pipelines import (
     run,
     scene_prompts,
 )
-from qsearch.measure.simulation import QuantizedWeights, simulate
+from qsearch.measure.quantized_weights import QuantizedWeights
+from qsearch.measure.simulation import simulate
 
 
 @dataclass(frozen=True)

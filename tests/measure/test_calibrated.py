@@ -16,7 +16,8 @@ from qsearch.graphs.extraction import extract
 from qsearch.measure import simulation
 from qsearch.measure.pipelines import Call
 from qsearch.measure.profiling import profile
-from qsearch.measure.simulation import QuantizedWeights, calibrated_weights, simulate
+from qsearch.measure.quantized_weights import QuantizedWeights, calibrated_weights
+from qsearch.measure.simulation import simulate
 from tests.models import PlainDenoiser, plain, plain_calls
 
 Case = tuple[PlainDenoiser, OpGraph]

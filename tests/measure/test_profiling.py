@@ -157,7 +157,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CHOICES, BINS, SAMPLES = 13 * 2, 2, 3
-OVERHEAD = BINS + BINS * SAMPLES  # references, and single samples for the floor
+OVERHEAD = 2 * BINS + BINS * SAMPLES  # references twice, and single samples for the floor
 
 
 @pytest.mark.usefixtures("eager")

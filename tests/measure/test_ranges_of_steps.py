@@ -28,7 +28,8 @@ from qsearch.measure.pipelines import (
     record,
     sample,
 )
-from qsearch.measure.simulation import QuantizedWeights, simulate, weight_of, weights_for
+from qsearch.measure.quantized_weights import QuantizedWeights, weight_of, weights_for
+from qsearch.measure.simulation import simulate
 from tests import tiny_pipelines
 from tests.models import PlainDenoiser, plain, plain_inputs
 

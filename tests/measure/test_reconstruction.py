@@ -15,8 +15,9 @@ from qsearch.choices.quantization import quantize
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.core.scheme import Scheme
+from qsearch.measure.quantized_weights import QuantizedWeights
 from qsearch.measure.reconstruction import Reconstruction, reconstruct
-from qsearch.measure.simulation import QuantizedWeights, simulate
+from qsearch.measure.simulation import simulate
 from tests.models import PlainDenoiser, plain, plain_calls, tiny_unet, unet_inputs
 
 Case = tuple[PlainDenoiser, OpGraph]
@@ -256,16 +257,21 @@ def test_layers_outside_repeated_blocks_and_parts_of_a_long_skip_are_learnt_too(
         (
             "uint4-c@adaround",
             {"order": "jointly"},
-            "reconstruction is one of separate, joint; given 'jointly'; did you mean 'joint'",
+            "order: input should be 'none', 'separate' or 'joint'; given 'jointly'",
         ),
-        ("uint4-c@adaround", {"steps": 0}, "at least one recorded call and one step"),
+        (
+            "uint4-c@adaround",
+            {"steps": 0},
+            "steps: input should be greater than or equal to 1; given 0",
+        ),
+        ("uint4-c@adaround", {"order": "none"}, "takes an order .separate or joint."),
     ],
 )
 def test_what_can_t_be_reconstructed_is_said(
     case: Case, scheme: str, settings: dict[str, object], message: str
 ) -> None:
     with pytest.raises(QSearchError, match=message):
-        reconstruct(*case, uniform(case[1], scheme), plain_calls(1), **settings)  # type: ignore[arg-type]
+        reconstruct(*case, uniform(case[1], scheme), plain_calls(1), **settings)
 
 
 def test_the_block_error_that_is_told_is_what_the_block_does(case: Case) -> None:

@@ -12,7 +12,8 @@ from qsearch.core.graph import OpGraph
 from qsearch.core.plan import Plan
 from qsearch.core.scheme import KEEP, Scheme
 from qsearch.graphs.extraction import extract
-from qsearch.measure.simulation import QuantizedWeights, simulate
+from qsearch.measure.quantized_weights import QuantizedWeights
+from qsearch.measure.simulation import simulate
 from tests.models import PlainDenoiser, plain, plain_inputs
 
 Case = tuple[PlainDenoiser, OpGraph]

@@ -29,6 +29,7 @@ from qsearch.report import (
     graph_heat,
     plots,
     side_by_side,
+    style,
 )
 from tests.report import synthetic, wired
 
@@ -172,7 +173,7 @@ def test_two_models_beside_each_other_can_be_told_apart_in_grey() -> None:
 
 def test_the_colours_of_heat_maps_fall_in_lightness_all_the_way() -> None:
     levels = tuple(float(10 * i) for i in range(11))
-    _, steps = drawing.colour_steps(levels)
+    _, steps = style.colour_steps(levels)
 
     found = [lightness(colour) for colour in steps]
     assert len(found) == 10

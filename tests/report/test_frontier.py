@@ -14,8 +14,8 @@ from qsearch.core.latency import Latency
 from qsearch.core.plan import Plan
 from qsearch.core.steps import StepRanges
 from qsearch.decide.allocation import allocate_frontier
-from qsearch.report.drawing import save_svg
 from qsearch.report.frontier import Frontier, draw_frontier, frontier
+from qsearch.report.svg import save_svg
 from qsearch.report.text import show
 
 from .synthetic import SCHEMES, make_table, pixart
