@@ -54,7 +54,7 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     ):
         y = _with_bias(widened.product(rows.float(), weight), bias, x.dtype)
     elif not in_bytes(weight) or (not short and len(rows) > FEW) or x.dtype == torch.float64:
-        wide = x.dtype if not short or _has_bf16() else torch.float32
+        wide = x.dtype if not short or has_bf16() else torch.float32
         y = F.linear(
             rows.to(wide), weight.dequantize(wide), None if bias is None else bias.to(wide)
         ).to(x.dtype)
@@ -196,7 +196,7 @@ def _check(weight: Weight) -> None:
         )
 
 
-def _has_bf16() -> bool:
+def has_bf16() -> bool:
     """Whether bf16 is multiplied by the machine itself; where it isn't, it takes several times as long as fp32."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 

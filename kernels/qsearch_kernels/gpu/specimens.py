@@ -14,16 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import trellis
 from ..layout import row_bytes
 from .conv2d_a8 import conv2d_a8
 from .dequantize import dequantize
 from .launching import Launch
 from .linear_a8 import linear_a8
 from .linear_packed_a8 import linear_packed_a8
+from .linear_trellis import TILES as TRELLIS_TILES
+from .linear_trellis import decode, linear_trellis, linear_trellis_a8
 from .linear_wna16 import linear_wna16
 from .norm_quantize import norm_quantize
 from .quantize import quantize_rows
+from .rotate import rotate, rotate_quantize_rows
 from .tiles import CORRECTING_TILES, FP8_TILES, TILES, UNPACKING_TILES, Tile
+from .trellis_encode import encode
 
 TOKENS, WIDTH = 2048, 1152
 
@@ -177,6 +182,43 @@ def _few_rows(name: str, device: str, bits: int, group: int, table: bool = False
     return Specimen(name, launches, "bf16", 4.0 * 6 * WIDTH**2, packed.numel() + 2 * scale.numel())
 
 
+def _trellis(name: str, device: str, tile: Tile, bits: int, rounded: bool) -> Specimen:
+    new = partial(_numbers, device)
+    packed = new(*trellis.packed_shape(WIDTH, WIDTH, bits), dtype=torch.uint8)
+    rows, columns = new(TOKENS), new(WIDTH)
+    if rounded:
+        launches, _ = linear_trellis_a8(
+            new(TOKENS, WIDTH, dtype=torch.int8), rows, rows, packed, columns, columns, bits, 12,
+            columns, new(2, WIDTH), new(TOKENS, WIDTH, dtype=torch.bfloat16), torch.bfloat16, tile,
+        )  # fmt: skip
+    else:
+        x = new(TOKENS, WIDTH, dtype=torch.bfloat16)
+        launches, _ = linear_trellis(x, packed, columns, bits, 12, columns, tile)
+    moved = TOKENS * WIDTH * (5 if rounded else 4) + packed.numel()
+    unit = "int8" if rounded else "bf16"
+    return Specimen(name, launches, unit, 2.0 * TOKENS * WIDTH**2, moved)
+
+
+def _decoded(name: str, device: str, bits: int) -> Specimen:
+    shape = trellis.packed_shape(4 * WIDTH, WIDTH, bits)
+    packed = _numbers(device, *shape, dtype=torch.uint8)
+    launches, out = decode(packed, None, bits, 12, 4 * WIDTH, WIDTH)
+    return Specimen(name, launches, "bf16", 0.0, packed.numel() + out.numel())
+
+
+def _viterbi(name: str, device: str, bits: int, states: int) -> Specimen:
+    tiles = _numbers(device, 16384, trellis.COLUMNS * trellis.height(WIDTH)).to(torch.int32)
+    levels = _numbers(device, 2**states).to(torch.int32)
+    launches, _ = encode(tiles, levels, bits, states, 40)
+    return Specimen(name, launches, "bf16", 0.0, 8 * tiles.numel())
+
+
+def _rotated(name: str, device: str, columns: int, group: int, form: str = "") -> Specimen:
+    x = _numbers(device, TOKENS, columns, dtype=torch.bfloat16)
+    launches, _ = rotate_quantize_rows(x, group, form) if form else rotate(x, group)
+    return Specimen(name, launches, "bf16", 0.0, TOKENS * columns * (3 if form else 4))
+
+
 def _title(tile: Tile) -> str:
     return f"{tile.m} x {tile.n}"
 
@@ -224,4 +266,19 @@ _MAKERS: dict[str, Callable[[str, str], Specimen]] = {
     "linear_wna16 4 bits, groups of 64": partial(_few_rows, bits=4, group=64),
     "linear_wna16 3 bits": partial(_few_rows, bits=3, group=0),
     "linear_wna16 codebook of 16": partial(_few_rows, bits=4, group=0, table=True),
+    **{
+        f"linear_trellis {kind} {bits} bits {_title(t)}": partial(
+            _trellis, tile=t, bits=bits, rounded=kind == "a8"
+        )
+        for kind in ("a8", "bf16")
+        for bits in trellis.BITS
+        for t in TRELLIS_TILES
+    },
+    **{f"decode_trellis {bits} bits": partial(_decoded, bits=bits) for bits in trellis.BITS},
+    "viterbi 2 bits, 2^12 states": partial(_viterbi, bits=2, states=12),
+    "viterbi 3 bits, 2^14 states": partial(_viterbi, bits=3, states=14),
+    "viterbi 4 bits, 2^12 states": partial(_viterbi, bits=4, states=12),
+    "rotate 1152 by 64": partial(_rotated, columns=1152, group=64),
+    "rotate_quantize 1152 by 64": partial(_rotated, columns=1152, group=64, form="8"),
+    "rotate_quantize 5120 by 256": partial(_rotated, columns=5120, group=256, form="8"),
 }
