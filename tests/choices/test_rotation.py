@@ -1,4 +1,4 @@
-"""`~rotate`: the matrix, groups that divide the channels or a refusal, and layers that round better for it."""
+"""`~rotate`: groups that divide the channels or a refusal, and layers that round better for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qsearch.choices.hadamard import group_of, hadamard, rotated
+from qsearch.choices.hadamard import group_of, rotated
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.core.plan import Plan
@@ -56,16 +56,6 @@ def case() -> tuple[nn.Module, OpGraph]:
     torch.manual_seed(1)
     model = Layers().eval()
     return model, extract(model, CALLS[0].kwargs)
-
-
-@pytest.mark.parametrize("group", [16, 64, 256])
-def test_the_matrix_is_its_own_inverse_and_every_row_has_one_sum(group: int) -> None:
-    matrix = hadamard(group)
-
-    torch.testing.assert_close(matrix @ matrix, torch.eye(group), rtol=0, atol=1e-6)
-    assert torch.equal(matrix, matrix.T)
-    assert matrix.abs().unique().tolist() == [group**-0.5]
-    torch.testing.assert_close(matrix.sum(0), torch.ones(group), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("channels", "group"), [(1152, 64), (640, 64), (1280, 256), (48, 16)])
