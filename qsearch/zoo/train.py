@@ -48,7 +48,10 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
     """Minimise `loss(generator)` over the parameters of `module`; returns the averaged module."""
     run.folder.mkdir(parents=True, exist_ok=True)
     checkpoint, log = run.folder / "checkpoint.pt", run.folder / "loss.csv"
-    module.to(run.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    if any(p.ndim == 5 for p in module.parameters()):  # channels_last is a layout of four dimensions
+        module.to(run.device).train()
+    else:
+        module.to(run.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     average = copy.deepcopy(module).requires_grad_(False).eval()
     matrices = [p for p in module.parameters() if p.requires_grad and p.ndim >= 2]
     vectors = [p for p in module.parameters() if p.requires_grad and p.ndim < 2]
@@ -132,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
         steps=0 if options.export_only else options.steps or recipe.steps,
         rate=options.rate or recipe.rate,
         seed=options.seed,
-        autocast=device.type == "cuda",
+        autocast=recipe.bf16 or device.type == "cuda",
         save_seconds=options.save_seconds,
     )
     if not options.export_only:

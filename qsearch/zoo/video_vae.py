@@ -1,0 +1,126 @@
+"""The video VAE: AutoencoderKLWan in a small configuration, its training, and the latents of the training clips.
+
+64x64 pixels become 16x16 latents; in time the first frame has a latent of its own and every later two frames share one
+(15 frames: 8 latents). The clips are split into patches of 2x2 pixels first, as in Wan 2.2's VAE.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .moving_scenes import FRAMES, Clips, covered, draw_clips, render
+from .painters import Export, Loss, keep_records
+
+CHANNELS = 8
+LATENT_FRAMES = 8
+#: AutoencoderKLWan encodes the first frame and then groups of four; frames beyond `FRAMES` never reach the first latents
+ENCODED_FRAMES = 17
+OBJECT_WEIGHT = 5.0
+CACHED_CLIPS = 6144
+_SHARD = 512
+
+
+def new_video_vae() -> Any:
+    """AutoencoderKLWan: clips [N, 3, 15, 64, 64] to latents [N, 8, 8, 16, 16]."""
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(
+        base_dim=24,
+        z_dim=CHANNELS,
+        dim_mult=[1, 2],
+        num_res_blocks=1,
+        temperal_downsample=[True],
+        latents_mean=[0.0] * CHANNELS,
+        latents_std=[1.0] * CHANNELS,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_temporal=2,
+        scale_factor_spatial=4,
+    )
+
+
+def make_video_vae(runs: Path, device: torch.device, batch: int) -> tuple[nn.Module, Loss, Export]:
+    """Module, loss and export of the VAE's training: `batch` clips of 5 frames, or half as many of 9."""
+    vae = new_video_vae()
+
+    def loss(generator: torch.Generator) -> Tensor:
+        long = bool(torch.rand(1, generator=generator) < 0.4)
+        clips = draw_clips(max(1, batch // 2) if long else batch, generator)
+        count = 9 if long else 5
+        start = torch.randint(ENCODED_FRAMES - count + 1, (len(clips), 1), generator=generator)
+        index = start + torch.arange(count)
+        x = render(clips, index).to(device)
+        weight = 1 + (OBJECT_WEIGHT - 1) * (covered(clips, index, 1) >= 0).float()[:, None].to(device)
+        weight = weight / weight.mean()
+        posterior = vae.encode(x).latent_dist
+        y = vae.decode(posterior.sample()).sample.float()
+        wrong = (weight * ((y - x).abs() + (y - x).square())).mean()
+        edges = F.l1_loss(y.diff(dim=-1), x.diff(dim=-1)) + F.l1_loss(y.diff(dim=-2), x.diff(dim=-2))
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        divergence = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+        total: Tensor = wrong + edges + 3e-4 * divergence
+        return total
+
+    def export(average: nn.Module, out: Path, folder: Path) -> None:
+        average.eval()
+        clips = draw_clips(64, torch.Generator().manual_seed(9))
+        index = torch.arange(ENCODED_FRAMES).expand(len(clips), -1)
+        x = render(clips, index).to(device)
+        with torch.no_grad():
+            latents = average.encode(x).latent_dist.mean[:, :, :LATENT_FRAMES]  # type: ignore[operator]
+            back = average.decode(latents).sample  # type: ignore[operator]
+        mean, std = latents.mean((0, 2, 3, 4)).tolist(), latents.std((0, 2, 3, 4)).tolist()
+        rounded = {"latents_mean": [round(m, 4) for m in mean], "latents_std": [round(s, 4) for s in std]}
+        average.register_to_config(**rounded)  # type: ignore[operator]
+        average.save_pretrained(folder / "vae")  # type: ignore[operator]
+        error = (x[:, :, :FRAMES] - back).abs()
+        there = (covered(clips, index[:, :FRAMES], 1) >= 0)[:, None].expand_as(error).to(device)
+        scores = {"L1": float(error.mean()), "L1 on objects": float(error[there].mean()), "clips": len(clips)}
+        (folder / "vae" / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+        print(f"video-vae: {scores} on [-1, 1], {rounded}", flush=True)
+
+    return vae, loss, export
+
+
+def encode(vae: Any, clips: Clips) -> Tensor:
+    """Latents [N, 8, 8, 16, 16] of rendered clips, of mean 0 and deviation 1 a channel."""
+    with torch.no_grad():
+        mean = vae.encode(render(clips, ENCODED_FRAMES).to(vae.device, vae.dtype)).latent_dist.mean[:, :, :LATENT_FRAMES]
+    shift, scale = (
+        torch.tensor(v, device=mean.device).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return ((mean.float() - shift) / scale).cpu()
+
+
+def cached_clips(runs: Path, count: int = CACHED_CLIPS, device: torch.device | None = None) -> tuple[Tensor, Clips]:
+    """Latents [count, 8, 8, 16, 16] of training clips (fp16) and the clips; encoded once, in shards, beside the VAE.
+
+    Any process may make the shards: each is written whole, and one that exists is not made again.
+    """
+    from diffusers import AutoencoderKLWan
+
+    clips = draw_clips(count, torch.Generator().manual_seed(20), held_out=False)
+    folder = runs / "video-vae" / f"latents-{count}"
+    folder.mkdir(parents=True, exist_ok=True)
+    vae, shards = None, []
+    for start in range(0, count, _SHARD):
+        path = folder / f"{start:06d}.pt"
+        if not path.exists():
+            if vae is None:
+                vae = AutoencoderKLWan.from_pretrained(runs / "video-vae" / "vae").to(device or "cpu").eval()
+            parts = [encode(vae, clips[i : min(i + 16, count)]) for i in range(start, min(start + _SHARD, count), 16)]
+            torch.save(torch.cat(parts)[:_SHARD].half(), path.with_suffix(".tmp"))
+            path.with_suffix(".tmp").replace(path)
+            print(f"encoded {min(start + _SHARD, count)} of {count} clips", flush=True)
+        shards.append(torch.load(path, weights_only=True))
+    return torch.cat(shards), clips
+
+
+__all__ = ["CHANNELS", "LATENT_FRAMES", "cached_clips", "encode", "keep_records", "make_video_vae", "new_video_vae"]
