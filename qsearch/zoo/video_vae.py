@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +25,17 @@ LATENT_FRAMES = 8
 ENCODED_FRAMES = 17
 OBJECT_WEIGHT = 5.0
 CACHED_CLIPS = 6144
-_SHARD = 512
+SHARD = 512
 
 
 def new_video_vae() -> Any:
     """AutoencoderKLWan: clips [N, 3, 15, 64, 64] to latents [N, 8, 8, 16, 16]."""
     from diffusers import AutoencoderKLWan
 
-    return AutoencoderKLWan(
-        base_dim=24,
+    vae = AutoencoderKLWan(
+        base_dim=16,
         z_dim=CHANNELS,
-        dim_mult=[1, 2],
+        dim_mult=[1, 3],
         num_res_blocks=1,
         temperal_downsample=[True],
         latents_mean=[0.0] * CHANNELS,
@@ -44,6 +46,10 @@ def new_video_vae() -> Any:
         scale_factor_temporal=2,
         scale_factor_spatial=4,
     )
+    with torch.no_grad():  # a posterior as wide as the prior, as it comes, hides the clip from the decoder for hundreds of steps
+        vae.quant_conv.weight[CHANNELS:] *= 0.1
+        vae.quant_conv.bias[CHANNELS:] = -5.0
+    return vae
 
 
 def make_video_vae(runs: Path, device: torch.device, batch: int) -> tuple[nn.Module, Loss, Export]:
@@ -102,25 +108,27 @@ def encode(vae: Any, clips: Clips) -> Tensor:
 def cached_clips(runs: Path, count: int = CACHED_CLIPS, device: torch.device | None = None) -> tuple[Tensor, Clips]:
     """Latents [count, 8, 8, 16, 16] of training clips (fp16) and the clips; encoded once, in shards, beside the VAE.
 
-    Any process may make the shards: each is written whole, and one that exists is not made again.
+    A shard depends on the VAE and its own seed alone: any process may make it, and fewer clips are the first of more.
     """
     from diffusers import AutoencoderKLWan
 
-    clips = draw_clips(count, torch.Generator().manual_seed(20), held_out=False)
-    folder = runs / "video-vae" / f"latents-{count}"
+    folder = runs / "video-vae" / "latents"
     folder.mkdir(parents=True, exist_ok=True)
-    vae, shards = None, []
-    for start in range(0, count, _SHARD):
-        path = folder / f"{start:06d}.pt"
+    vae, latents, drawn = None, [], []
+    for shard in range(math.ceil(count / SHARD)):
+        clips = draw_clips(SHARD, torch.Generator().manual_seed(2000 + shard), held_out=False)
+        path = folder / f"{shard:04d}.pt"
         if not path.exists():
             if vae is None:
                 vae = AutoencoderKLWan.from_pretrained(runs / "video-vae" / "vae").to(device or "cpu").eval()
-            parts = [encode(vae, clips[i : min(i + 16, count)]) for i in range(start, min(start + _SHARD, count), 16)]
-            torch.save(torch.cat(parts)[:_SHARD].half(), path.with_suffix(".tmp"))
+            parts = [encode(vae, clips[i : i + 16]) for i in range(0, SHARD, 16)]
+            torch.save(torch.cat(parts).half(), path.with_suffix(".tmp"))
             path.with_suffix(".tmp").replace(path)
-            print(f"encoded {min(start + _SHARD, count)} of {count} clips", flush=True)
-        shards.append(torch.load(path, weights_only=True))
-    return torch.cat(shards), clips
+            print(f"encoded {(shard + 1) * SHARD} clips", flush=True)
+        latents.append(torch.load(path, weights_only=True))
+        drawn.append(clips)
+    whole = Clips(**{f.name: torch.cat([getattr(c, f.name) for c in drawn]) for f in fields(Clips)})
+    return torch.cat(latents)[:count], whole[:count]
 
 
 __all__ = ["CHANNELS", "LATENT_FRAMES", "cached_clips", "encode", "keep_records", "make_video_vae", "new_video_vae"]
