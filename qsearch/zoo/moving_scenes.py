@@ -143,10 +143,11 @@ def tracks(clips: Clips, frames: int = FRAMES) -> Tensor:
     hidden = half + (0.2 + 0.5 * clips.jitter[..., 0]) * r
     begin = torch.where(clips.event == 1, half - sign * hidden, begin)
     begin = torch.where(clips.event == 2, half + sign * hidden - travel, begin)
-    # Behind: it starts beside the one in front, which stands about the middle.
+    # Behind: it starts beside the one in front, which stands about the middle, and further off where it will pass by.
     behind = (clips.layout == 3)[:, None]
     front = half + 2 * u[:, 1, 0]
-    passing = torch.stack([front - sign[:, 0] * 0.9 * r.sum(1), front], 1)
+    beside = torch.maximum(0.9 * r.sum(1), travel[:, 0].abs() / 2)
+    passing = torch.stack([front - sign[:, 0] * beside, front], 1)
     along = torch.where(behind, passing, begin)[:, None] + step[:, None] * torch.arange(frames)[:, None]
 
     lane = torch.tensor([[half, half], [18.0, 46.0], [18.0, 46.0], [half, half]])[clips.layout]

@@ -136,7 +136,9 @@ class PlainAttention:
     ) -> Tensor:
         """Attend to the text where it is given, to all tokens otherwise: [N, S, width]."""
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(source)), attn.to_v(source)
+        exact = attn.norm_q.weight.dtype
+        query, key = attn.norm_q(attn.to_q(hidden_states).to(exact)), attn.norm_k(attn.to_k(source).to(exact))
+        value = attn.to_v(source)
 
         def split(x: Tensor, turn: bool) -> Tensor:
             x = x.unflatten(2, (attn.heads, -1))
