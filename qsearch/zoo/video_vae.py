@@ -46,10 +46,69 @@ def new_video_vae() -> Any:
         scale_factor_temporal=2,
         scale_factor_spatial=4,
     )
-    with torch.no_grad():  # a posterior as wide as the prior, as it comes, hides the clip from the decoder for hundreds of steps
-        vae.quant_conv.weight[CHANNELS:] *= 0.1
-        vae.quant_conv.bias[CHANNELS:] = -5.0
+    with torch.no_grad():
+        _begin_with_averages(vae)
     return vae
+
+
+def _begin_with_averages(vae: Any) -> None:
+    """Set weights so that training begins from block colours: without, the first hundreds of steps learn them.
+
+    Residual branches begin at zero. What remains passes on the mean colour of 4x4 pixels, its gradients, and how the colour
+    differs between the two frames of a latent. Where a norm and a SiLU stand in between, a channel goes through as a pair of
+    both signs, since silu(x) - silu(-x) = x, beside constant channels that hold the norm. Random weights stay, at a tenth.
+    """
+    encoder, decoder = vae.encoder, vae.decoder
+    for name, parameter in vae.named_parameters():
+        if name.endswith(("conv2.weight", "conv2.bias", "proj.weight", "proj.bias")):
+            parameter.zero_()
+        elif not any(part in name for part in ("conv1", "to_qkv", "gamma")):
+            parameter *= 0.1
+    centre, last = (2, 1, 1), (2, 0, 0)  # of a causal kernel, the taps on the frame itself
+    for i in range(12):
+        encoder.conv_in.weight[(i, i, *centre)] += 1
+    down = encoder.down_blocks[1]
+    for colour in range(3):
+        for r, s, pw, ph in torch.cartesian_prod(*[torch.arange(2)] * 4).tolist():
+            source = (4 * colour + 2 * pw + ph, r, s)
+            for row, sign in ((colour, 1), (3 + colour, 2 * s - 1), (6 + colour, 2 * r - 1), (9 + colour, 1)):
+                down.resample[1].weight[(row, *source)] += sign / 16
+    for i in range(12):
+        down.time_conv.weight[i, i, 1] += 0.5 if i < 9 else -0.5
+        down.time_conv.weight[i, i, 2] += 0.5
+    shortcut = encoder.down_blocks[2].conv_shortcut
+    for i in range(16):
+        shortcut.weight[i, i] += 1
+        shortcut.weight[16 + i, i] -= 1
+    shortcut.bias[32:] = 2.0
+    norm = math.sqrt(48 / (16 * 2.0**2))
+    gains = [(c, c, 1.5) for c in range(3)] + [(5 + c, 9 + c, 4.0) for c in range(3)]
+    gains += [(3, 3 + c, 2.0) for c in range(3)] + [(4, 6 + c, 2.0) for c in range(3)]
+    for latent, channel, gain in gains:
+        encoder.conv_out.weight[(latent, channel, *centre)] += gain / norm
+        encoder.conv_out.weight[(latent, 16 + channel, *centre)] -= gain / norm
+    for i in range(CHANNELS):
+        vae.quant_conv.weight[i, i] += 1
+        vae.post_quant_conv.weight[i, i] += 1
+        decoder.conv_in.weight[(i, i, *centre)] += 1
+    vae.quant_conv.bias[CHANNELS:] = -5.0  # a posterior as wide as the prior would hide the clip from the decoder
+    up = decoder.up_blocks[0].upsamplers[0]
+    for half, sign in ((0, -1), (48, 1)):
+        for i in range(48):
+            up.time_conv.weight[(half + i, i, *last)] += 1
+        for c in range(3):
+            up.time_conv.weight[(half + c, 5 + c, *last)] += sign * 1.5 / 4
+    for i in range(8):
+        up.resample[1].weight[i, i, 1, 1] += 1
+    shortcut = decoder.up_blocks[1].resnets[0].conv_shortcut
+    shortcut.bias[12:] = 3.0
+    norm = math.sqrt(16 / (4 * 3.0**2))
+    for c in range(3):
+        shortcut.weight[c, c] += 1 / 1.5
+        shortcut.weight[3 + c, c] -= 1 / 1.5
+        for i in range(4):
+            decoder.conv_out.weight[(4 * c + i, c, *centre)] += 1 / norm
+            decoder.conv_out.weight[(4 * c + i, 3 + c, *centre)] -= 1 / norm
 
 
 def make_video_vae(runs: Path, device: torch.device, batch: int) -> tuple[nn.Module, Loss, Export]:
