@@ -1,9 +1,10 @@
-"""The zoo's video pipeline at full precision: alignment, motion and Fréchet distance on held-out captions.
+"""The zoo's video pipeline at full precision: alignment, motion, Fréchet distance.
 
     python notebooks/figures/zoo_video.py [--samples 256] [--steps 20] [--guidance 4.0]
 
-Beside the ceiling that judge and VAE set. Writes zoo_video.json, two sheets of film strips (zoo-scenes-video.png, the first
-captions; zoo-scenes-video-worst.png, the least aligned) beside this file, and scores.json into the pipeline's folder.
+Beside the ceiling that judge and VAE set. Writes zoo_video.json, two sheets of film strips
+(zoo-scenes-video.png, the first captions; zoo-scenes-video-worst.png, the least aligned) beside
+this file, and scores.json into the pipeline's folder.
 """
 
 from __future__ import annotations
@@ -36,12 +37,16 @@ def with_error(values: Sequence[float]) -> tuple[float, float]:
     return mean, spread / math.sqrt(len(values))
 
 
-def bootstrap(hits: list[dict[str, list[bool]]], names: Sequence[str], rounds: int = 500) -> tuple[float, float]:
-    """Mean over the attributes `names` of the share of hits, and its standard error over resampled captions."""
+def bootstrap(
+    hits: list[dict[str, list[bool]]], names: Sequence[str], rounds: int = 500
+) -> tuple[float, float]:
+    """Mean share of hits over the attributes `names`, and its standard error by bootstrap."""
     found = torch.tensor([[sum(h.get(n, [])) for n in names] for h in hits], dtype=torch.float)
     asked = torch.tensor([[len(h.get(n, [])) for n in names] for h in hits], dtype=torch.float)
     mean = float((found.sum(0) / asked.sum(0)).mean())
-    index = torch.randint(len(hits), (rounds, len(hits)), generator=torch.Generator().manual_seed(0))
+    index = torch.randint(
+        len(hits), (rounds, len(hits)), generator=torch.Generator().manual_seed(0)
+    )
     again = (found[index].sum(1) / asked[index].sum(1).clamp(min=1)).mean(1)
     return mean, float(again.std())
 
@@ -74,7 +79,7 @@ def scores(
 
 
 def strips(path: Path, clips: Tensor, captions: Sequence[Caption], marks: Sequence[float]) -> None:
-    """Film strips of every second frame, one and a half times their size, each under its caption and alignment."""
+    """Film strips of every second frame, each under its alignment and caption."""
     side, top = RESOLUTION * 3 // 2, 14
     sheet = Image.new("RGB", (len(SHOWN) * (side + 2), len(clips) * (side + top)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -92,8 +97,15 @@ def paint(pipe: Any, texts: list[str], options: argparse.Namespace) -> Tensor:
     parts = []
     for i in range(0, len(texts), options.batch):
         some = texts[i : i + options.batch]
-        noise = [torch.Generator().manual_seed(options.seed * 100_003 + i + j) for j in range(len(some))]
-        call = {"num_frames": FRAMES, "height": RESOLUTION, "width": RESOLUTION, "max_sequence_length": options.words}
+        noise = [
+            torch.Generator().manual_seed(options.seed * 100_003 + i + j) for j in range(len(some))
+        ]
+        call = {
+            "num_frames": FRAMES,
+            "height": RESOLUTION,
+            "width": RESOLUTION,
+            "max_sequence_length": options.words,
+        }
         made = pipe(
             some,
             num_inference_steps=options.steps,
@@ -115,9 +127,16 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--words", type=int, default=28, help="length that prompts are padded to (default: %(default)s)")
+    parser.add_argument(
+        "--words",
+        type=int,
+        default=28,
+        help="length that prompts are padded to (default: %(default)s)",
+    )
     parser.add_argument("--folder", type=Path, default=zoo.folder("scenes-video"))
-    parser.add_argument("--judge", type=Path, help="folder of the judge's weights (default: the package's)")
+    parser.add_argument(
+        "--judge", type=Path, help="folder of the judge's weights (default: the package's)"
+    )
     parser.add_argument("--dry", type=Path, help="write everything into this folder instead")
     options = parser.parse_args()
     from diffusers import DiffusionPipeline
@@ -131,11 +150,23 @@ def main() -> None:
     pipe = DiffusionPipeline.from_pretrained(options.folder, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
 
-    rows = [{"clips": "rendered (ceiling of the judge)", **scores(network, drawn, captions, others)[0]}]
+    rows = [
+        {"clips": "rendered (ceiling of the judge)", **scores(network, drawn, captions, others)[0]}
+    ]
     with torch.no_grad():
-        padded = torch.cat([drawn, drawn[:, :, -1:].expand(-1, -1, 2, -1, -1)], 2)  # 17 = 1 + 4 + 4 + 4 + 4 frames
-        back = [pipe.vae.decode(pipe.vae.encode(x).latent_dist.mean[:, :, :8]).sample for x in padded.split(16)]
-    rows.append({"clips": "rendered, through the VAE", **scores(network, torch.cat(back), captions, others)[0]})
+        padded = torch.cat(
+            [drawn, drawn[:, :, -1:].expand(-1, -1, 2, -1, -1)], 2
+        )  # 17 = 1 + 4 + 4 + 4 + 4 frames
+        back = [
+            pipe.vae.decode(pipe.vae.encode(x).latent_dist.mean[:, :, :8]).sample
+            for x in padded.split(16)
+        ]
+    rows.append(
+        {
+            "clips": "rendered, through the VAE",
+            **scores(network, torch.cat(back), captions, others)[0],
+        }
+    )
     made = paint(pipe, [c.text for c in captions], options)
     row, each = scores(network, made, captions, others)
     rows.append({"clips": "scenes-video", **row})
@@ -144,11 +175,17 @@ def main() -> None:
     here.mkdir(parents=True, exist_ok=True)
     worst = each.argsort()[:12].tolist()
     strips(here / "zoo-scenes-video.png", made[:12], captions[:12], each[:12].tolist())
-    strips(here / "zoo-scenes-video-worst.png", made[worst], [captions[i] for i in worst], each[worst].tolist())
+    strips(
+        here / "zoo-scenes-video-worst.png",
+        made[worst],
+        [captions[i] for i in worst],
+        each[worst].tolist(),
+    )
     measured = {k: getattr(options, k) for k in ("samples", "steps", "guidance", "seed")} | rows[-1]
     target = (options.dry or options.folder) / "scores.json"
     target.write_text(json.dumps(measured, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    title = f"{options.samples} captions of held-out clips, {options.steps} steps, guidance {options.guidance}"
+    sampling = f"{options.steps} steps, guidance {options.guidance}"
+    title = f"{options.samples} captions of held-out clips, {sampling}"
     script = str(here / "zoo_video.py")
     publish(script, rows, title=title, seed=options.seed)
 

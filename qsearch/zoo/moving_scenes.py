@@ -1,11 +1,13 @@
-"""A world of captioned video clips, rendered from a seed: one or two objects that move, enter, leave or pass behind.
+"""A world of captioned video clips: one or two objects that move, enter, leave or pass behind.
 
-A clip has one or two of the objects of `scenes` (colour, shape, size) on a shaded background. Each object stands still or
-moves left, right, up or down, slowly or fast; a moving object may enter the picture or leave it, or pass behind another
-that stands still. Two objects have lanes of their own (one above the other, or beside it) or share one lane.
+A clip has one or two of the objects of `scenes` (colour, shape, size) on a shaded background. Each
+object stands still or moves left, right, up or down, slowly or fast; a moving object may enter the
+picture or leave it, or pass behind another that stands still. Two objects have lanes of their own
+(one above the other, or beside it) or share one lane.
 
-The order of the objects in a `Clips` is canonical (above before below, left before right, behind before in front), so that
-"a above b" and "b below a" are the same clip and the judge's labels are unambiguous.
+The order of the objects in a `Clips` is canonical (above before below, left before right, behind
+before in front), so that "a above b" and "b below a" are the same clip and the judge's labels are
+unambiguous.
 """
 
 from __future__ import annotations
@@ -39,11 +41,11 @@ OF_MOTION = ("motion", "speed", "event")
 
 @dataclass(frozen=True)
 class Clips:
-    """A batch of N clips as integer attributes, and the continuous nuisance that the renderer needs.
+    """A batch of N clips as integer attributes, and the nuisance that the renderer needs.
 
-    `layout`, `background`: [N]; `colour`, `shape`, `size`, `motion`, `speed`, `event`: [N, 2], -1 where there is no second
-    object, `speed` also -1 where an object stands still; `jitter`: [N, 2, 5] in [0, 1) (along the lane, across it, radius,
-    angle, speed); `light`: [N, 2] in [0, 1).
+    `layout`, `background`: [N]; `colour`, `shape`, `size`, `motion`, `speed`, `event`: [N, 2], -1
+    where there is no second object, `speed` also -1 where an object stands still; `jitter`: [N, 2,
+    5] in [0, 1) (along the lane, across it, radius, angle, speed); `light`: [N, 2] in [0, 1).
     """
 
     layout: Tensor
@@ -64,9 +66,13 @@ class Clips:
         return Clips(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
     def held_out(self) -> Tensor:
-        """Bool [N]: clips that no training may see (one in `HELD_OUT_EVERY`, by a sum over the attributes)."""
+        """Bool [N]: clips that no training may see (one in `HELD_OUT_EVERY`)."""
         still = self.colour * 7 + self.shape * 5 + self.size
-        key = (still + self.motion * 3 + self.speed * 2 + self.event).sum(1) + self.layout * 5 + self.background * 3
+        key = (
+            (still + self.motion * 3 + self.speed * 2 + self.event).sum(1)
+            + self.layout * 5
+            + self.background * 3
+        )
         return key % HELD_OUT_EVERY == 0
 
 
@@ -76,7 +82,8 @@ def draw_clips(count: int, generator: torch.Generator, *, held_out: bool | None 
     Args:
         count: how many.
         generator: source of all randomness.
-        held_out: only clips of the test split (True), of the training split (False), or both (None).
+        held_out: only clips of the test split (True), of the training split (False), or both
+            (None).
     """
     if held_out is not None:
         pool = draw_clips(count * (2 * HELD_OUT_EVERY if held_out else 2) + 64, generator)
@@ -91,7 +98,8 @@ def draw_clips(count: int, generator: torch.Generator, *, held_out: bool | None 
     weights = torch.tensor([3.0, 2.5, 2.5, 2.0])
     layout = torch.multinomial(weights, count, replacement=True, generator=generator)[:, None]
     absent = (layout == 0) & torch.tensor([False, True])
-    # Objects one above the other move left and right, objects side by side up and down, any other either way.
+    # Objects one above the other move left and right, objects side by side up and down, any other
+    # either way.
     vertical = torch.where(layout == 1, 0, torch.where(layout == 2, 1, integers(2, 1)))
     motion = 1 + 2 * vertical + integers(2, 2)
     behind = layout == 3
@@ -116,7 +124,7 @@ def draw_clips(count: int, generator: torch.Generator, *, held_out: bool | None 
     )
 
 
-# --------------------------------------------------------------------------------------------------------------- clips
+# -------------------------------------------------------------------------------------------- clips
 
 
 def radii(clips: Clips) -> Tensor:
@@ -126,7 +134,7 @@ def radii(clips: Clips) -> Tensor:
 
 
 def tracks(clips: Clips, frames: int = FRAMES) -> Tensor:
-    """Centres of the objects in pixels (x, y) over time: [N, frames, 2, 2]; far outside where there is no object.
+    """Centres of the objects in pixels (x, y): [N, frames, 2, 2]; far outside for no object.
 
     The frames of a longer clip begin with those of a shorter one.
     """
@@ -136,19 +144,23 @@ def tracks(clips: Clips, frames: int = FRAMES) -> Tensor:
     pace = torch.where(clips.speed == 1, 3.0 + 0.25 * u[..., 4], 1.2 + 0.15 * u[..., 4])
     step = torch.where(clips.motion > 0, sign * pace, 0.0)
     travel = step * last
-    # Inside: the whole way fits into the picture where it can, its middle is free within what remains.
+    # Inside: the whole way fits into the picture where it can, its middle is free within what
+    # remains.
     free = (half - r - travel.abs() / 2 - 1).clamp(min=0.5)
     begin = half + u[..., 0] * free - travel / 2
     # Entering: mostly hidden at first. Leaving: mostly hidden at last.
     hidden = half + (0.2 + 0.5 * clips.jitter[..., 0]) * r
     begin = torch.where(clips.event == 1, half - sign * hidden, begin)
     begin = torch.where(clips.event == 2, half + sign * hidden - travel, begin)
-    # Behind: it starts beside the one in front, which stands about the middle, and further off where it will pass by.
+    # Behind: it starts beside the one in front, which stands about the middle, and further off
+    # where it will pass by.
     behind = (clips.layout == 3)[:, None]
     front = half + 2 * u[:, 1, 0]
     beside = torch.maximum(0.9 * r.sum(1), travel[:, 0].abs() / 2)
     passing = torch.stack([front - sign[:, 0] * beside, front], 1)
-    along = torch.where(behind, passing, begin)[:, None] + step[:, None] * torch.arange(frames)[:, None]
+    along = (
+        torch.where(behind, passing, begin)[:, None] + step[:, None] * torch.arange(frames)[:, None]
+    )
 
     lane = torch.tensor([[half, half], [18.0, 46.0], [18.0, 46.0], [half, half]])[clips.layout]
     slack = torch.tensor([10.0, 1.5, 1.5, 1.5])[clips.layout][:, None]
@@ -160,9 +172,10 @@ def tracks(clips: Clips, frames: int = FRAMES) -> Tensor:
 
 
 def covered(clips: Clips, index: Tensor, cell: int) -> Tensor:
-    """Which object each cell of each frame shows, -1 for none: [N, K, 64 / cell, 64 / cell], row by row.
+    """Which object each cell of a frame shows, -1 for none: [N, K, 64 / cell, 64 / cell].
 
-    An object covers the cells whose centres lie within its radius and two pixels; the second object is in front.
+    An object covers the cells whose centres lie within its radius and two pixels; the second object
+    is in front.
 
     Args:
         clips: the clips.
@@ -170,7 +183,9 @@ def covered(clips: Clips, index: Tensor, cell: int) -> Tensor:
         cell: side of a cell in pixels.
     """
     axis = (torch.arange(RESOLUTION // cell) + 0.5) * cell
-    place = tracks(clips, int(index.max()) + 1).gather(1, index[..., None, None].expand(-1, -1, 2, 2))
+    place = tracks(clips, int(index.max()) + 1).gather(
+        1, index[..., None, None].expand(-1, -1, 2, 2)
+    )
     dx, dy = place[..., 0, None, None] - axis, place[..., 1, None, None] - axis[:, None]
     inside = (dx.square() + dy.square()).sqrt() < radii(clips)[:, None, :, None, None] + 2
     return torch.where(inside[:, :, 1], 1, torch.where(inside[:, :, 0], 0, -1))
@@ -187,26 +202,34 @@ def _distance_table() -> Tensor:
 
 
 def render(clips: Clips, frames: int | Tensor = FRAMES) -> Tensor:
-    """Clips [N, 3, frames, 64, 64] in [-1, 1]; edges are anti-aliased over one pixel, objects and background are shaded.
+    """Clips [N, 3, frames, 64, 64] in [-1, 1]: anti-aliased edges, shaded colours.
 
     Args:
         clips: what to draw.
-        frames: how many frames from the first on, or [N, K], the indices of the frames wanted of each clip.
+        frames: how many frames from the first on, or [N, K], the indices of the frames wanted of
+            each clip.
     """
     if isinstance(frames, int):
         index = torch.arange(frames).expand(len(clips), -1)
     else:
         index = frames
-    n, count, res = *index.shape, RESOLUTION
+    count, res = index.shape[1], RESOLUTION
     axis = torch.arange(res, dtype=torch.float32) + 0.5
     yy, xx = torch.meshgrid(axis, axis, indexing="ij")
     turn = clips.light[:, 0] * 2 * torch.pi
     cos, sin = turn.cos()[:, None, None], turn.sin()[:, None, None]
-    shade = 1 + (0.12 + 0.2 * clips.light[:, 1])[:, None, None] * (cos * (xx - 32) + sin * (yy - 32)) / 45
+    shade = (
+        1
+        + (0.12 + 0.2 * clips.light[:, 1])[:, None, None] * (cos * (xx - 32) + sin * (yy - 32)) / 45
+    )
     base = torch.tensor(list(BACKGROUNDS.values()))[clips.background]
-    picture = (base[:, :, None, None] * shade[:, None]).clamp(0, 1)[:, None].expand(-1, count, -1, -1, -1)
+    picture = (
+        (base[:, :, None, None] * shade[:, None]).clamp(0, 1)[:, None].expand(-1, count, -1, -1, -1)
+    )
 
-    place = tracks(clips, int(index.max()) + 1).gather(1, index[..., None, None].expand(-1, -1, 2, 2))
+    place = tracks(clips, int(index.max()) + 1).gather(
+        1, index[..., None, None].expand(-1, -1, 2, 2)
+    )
     r, tilt = radii(clips), (2 * clips.jitter[..., 3] - 1) * 0.18
     palette, table = torch.tensor(list(COLOURS.values())), _distance_table()
     for k in range(2):
@@ -214,10 +237,14 @@ def render(clips: Clips, frames: int | Tensor = FRAMES) -> Tensor:
         dy = yy - place[:, :, k, 1, None, None]
         c, s = (f(tilt[:, k])[:, None, None, None] for f in (torch.cos, torch.sin))
         size = r[:, k, None, None, None]
-        grid = torch.stack([c * dx + s * dy, c * dy - s * dx], -1) / (size[..., None] * _TABLE_REACH)
+        grid = torch.stack([c * dx + s * dy, c * dy - s * dx], -1) / (
+            size[..., None] * _TABLE_REACH
+        )
         shape = table[clips.shape[:, k].clamp(min=0)]
         # All frames of a clip share its shape's table: one tall grid a clip.
-        distance = F.grid_sample(shape, grid.flatten(1, 2), padding_mode="border", align_corners=True)
+        distance = F.grid_sample(
+            shape, grid.flatten(1, 2), padding_mode="border", align_corners=True
+        )
         distance = distance[:, 0].unflatten(1, (count, res)) * size
         alpha = (0.5 - distance).clamp(0, 1) * (clips.shape[:, k] >= 0).float()[:, None, None, None]
         glow = 1 - 0.18 * (dx * cos[:, None] + dy * sin[:, None]) / size
@@ -226,14 +253,19 @@ def render(clips: Clips, frames: int | Tensor = FRAMES) -> Tensor:
     return (picture * 2 - 1).transpose(1, 2).contiguous()
 
 
-# ------------------------------------------------------------------------------------------------------------ captions
+# ----------------------------------------------------------------------------------------- captions
 
 _RELATIONS = {
     "above": (("above", "over"), ("below", "under")),
     "beside": (("left of", "to the left of"), ("right of", "to the right of")),
     "behind": (("behind",), ("in front of",)),
 }
-_FROM = {"left": "from the right", "right": "from the left", "up": "from below", "down": "from above"}
+_FROM = {
+    "left": "from the right",
+    "right": "from the left",
+    "up": "from below",
+    "down": "from above",
+}
 _TO = {"left": "to the left", "right": "to the right", "up": "upwards", "down": "downwards"}
 _PACE = {"slow": "slowly", "fast": "fast"}
 
@@ -247,20 +279,26 @@ def _moves(motion: str, speed: str, event: str, turn: bool) -> str:
 
 
 def describe(clips: Clips, generator: torch.Generator) -> list[Caption]:
-    """One caption a clip: colour, shape, motion, speed and relation always; size and background three times in four.
+    """One caption a clip, with size and background three times in four and all else always.
 
-    Sentences vary: either object of a relation may come first ("a above b", "b below a"), the order of direction and speed,
-    the place of "still" and of the background, synonyms.
+    Sentences vary: either object of a relation may come first ("a above b", "b below a"), the order
+    of direction and speed, the place of "still" and of the background, synonyms.
     """
     dice = torch.rand(len(clips), 16, generator=generator).tolist()
-    columns = {f.name: getattr(clips, f.name).tolist() for f in fields(clips) if f.name not in ("jitter", "light")}
+    columns = {
+        f.name: getattr(clips, f.name).tolist()
+        for f in fields(clips)
+        if f.name not in ("jitter", "light")
+    }
     colours, backgrounds = tuple(COLOURS), tuple(BACKGROUNDS)
     captions = []
     for i, d in enumerate(dice):
         layout = LAYOUTS[columns["layout"][i]]
         named: list[tuple[str, int, int]] = [("layout", -1, columns["layout"][i])]
 
-        def thing(k: int, i: int = i, d: list[float] = d, named: list[tuple[str, int, int]] = named) -> str:
+        def thing(
+            k: int, i: int = i, d: list[float] = d, named: list[tuple[str, int, int]] = named
+        ) -> str:
             value = {w: columns[w][i][k] for w in OBJECT_ATTRIBUTES}
             told = ["colour", "shape", "motion"]
             words = [colours[value["colour"]], SHAPES[value["shape"]]]
@@ -271,7 +309,12 @@ def describe(clips: Clips, generator: torch.Generator) -> list[Caption]:
                 words = ["still", *words] if d[4 * k + 1] < 0.6 else [*words, "standing still"]
             else:
                 told += ["speed", "event"]
-                how = _moves(MOTIONS[value["motion"]], SPEEDS[value["speed"]], EVENTS[value["event"]], d[4 * k + 1] < 0.5)
+                how = _moves(
+                    MOTIONS[value["motion"]],
+                    SPEEDS[value["speed"]],
+                    EVENTS[value["event"]],
+                    d[4 * k + 1] < 0.5,
+                )
                 words.append(how)
             named.extend((w, k, value[w]) for w in told)
             return "a " + " ".join(words)
@@ -295,5 +338,9 @@ def vocabulary() -> tuple[str, ...]:
     """Every word a caption can hold, sorted: the word-level tokenizer is made from it."""
     words = {*COLOURS, *SHAPES, *SIZES, *BACKGROUNDS, *MOTIONS, *_PACE.values(), *EVENTS[1:]}
     words |= {"a", "on", ",", "moving", "standing"}
-    phrases = [*_FROM.values(), *_TO.values(), *(p for pair in _RELATIONS.values() for ps in pair for p in ps)]
+    phrases = [
+        *_FROM.values(),
+        *_TO.values(),
+        *(p for pair in _RELATIONS.values() for ps in pair for p in ps),
+    ]
     return tuple(sorted(words.union(*(p.split() for p in phrases))))

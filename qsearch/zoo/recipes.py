@@ -141,6 +141,10 @@ RECIPES = {
     "video-vae": Recipe(make_video_vae, steps=1200, batch=4, rate=2e-3, bf16=True),
     "video-judge": Recipe(make_video_judge, steps=1500, batch=16, rate=1e-3, bf16=True),
     "scenes-video-text": Recipe(make_video_reader, steps=1000, batch=96, rate=1e-3, bf16=True),
-    "scenes-video-frames": Recipe(partial(make_video_painter, False), steps=3000, batch=32, rate=1.5e-3, bf16=True),
-    "scenes-video": Recipe(partial(make_video_painter, True), steps=30000, batch=8, rate=1e-3, bf16=True),
+    "scenes-video-frames": Recipe(
+        partial(make_video_painter, False), steps=3000, batch=32, rate=1.5e-3, bf16=True
+    ),
+    "scenes-video": Recipe(
+        partial(make_video_painter, True), steps=30000, batch=8, rate=1e-3, bf16=True
+    ),
 }

@@ -48,7 +48,9 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
     """Minimise `loss(generator)` over the parameters of `module`; returns the averaged module."""
     run.folder.mkdir(parents=True, exist_ok=True)
     checkpoint, log = run.folder / "checkpoint.pt", run.folder / "loss.csv"
-    if any(p.ndim == 5 for p in module.parameters()):  # channels_last is a layout of four dimensions
+    if any(
+        p.ndim == 5 for p in module.parameters()
+    ):  # channels_last is a layout of four dimensions
         module.to(run.device).train()
     else:
         module.to(run.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]

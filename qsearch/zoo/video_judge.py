@@ -1,7 +1,8 @@
-"""The video judge: a small network that reads every frame's attributes and the motion of every object back from a clip.
+"""The video judge: a small network that reads attributes and motion back from a clip.
 
-It answers for the clip (layout, background, each object's colour, shape, size, motion, speed, and whether it enters or
-leaves) and for each frame (what is to be seen in it). Its penultimate features of the clip feed the Fréchet distance.
+It answers for the clip (layout, background, each object's colour, shape, size, motion, speed, and
+whether it enters or leaves) and for each frame (what is to be seen in it). Its penultimate features
+of the clip feed the Fréchet distance.
 """
 
 from __future__ import annotations
@@ -16,7 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .moving_scenes import FRAMES, LAYOUTS, OBJECT_ATTRIBUTES, OF_MOTION, Clips, covered, draw_clips, radii, render
+from .moving_scenes import (
+    FRAMES,
+    LAYOUTS,
+    OBJECT_ATTRIBUTES,
+    OF_MOTION,
+    Clips,
+    covered,
+    draw_clips,
+    radii,
+    render,
+)
 from .painters import Export, Loss, keep_records
 from .scenes import BACKGROUNDS, Caption
 
@@ -25,7 +36,8 @@ _SCENE_HEADS = {"layout": len(LAYOUTS), "background": len(BACKGROUNDS)}
 #: one class more than the world has: no second object, or no speed
 _OBJECT_HEADS = {name: count + 1 for name, count in OBJECT_ATTRIBUTES.items()}
 _FRAME_HEADS = {name: count for name, count in _OBJECT_HEADS.items() if name not in OF_MOTION}
-#: an object of which less is to be seen counts as absent from a frame, one of which more is to be seen as present
+#: an object of which less is to be seen counts as absent from a frame, one of which more is to be
+#: seen as present
 ABSENT_BELOW, PRESENT_ABOVE = 0.08, 0.35
 IGNORED = -100
 
@@ -33,8 +45,9 @@ IGNORED = -100
 class VideoJudge(nn.Module):
     """Clips [N, 3, 15, 64, 64] in [-1, 1] -> logits a head.
 
-    Scene heads [N, classes], object heads [N, 2, classes], and for every frame heads `frame-...`: the background
-    [N, 15, classes], and colour, shape and size of what is to be seen [N, 15, 2, classes].
+    Scene heads [N, classes], object heads [N, 2, classes], and for every frame heads `frame-...`:
+    the background [N, 15, classes], and colour, shape and size of what is to be seen [N, 15, 2,
+    classes].
     """
 
     num_features = FEATURES
@@ -42,13 +55,28 @@ class VideoJudge(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for before, after, kernel, stride in ((3, 24, 5, 2), (24, 48, 3, 2), (48, 64, 3, 1), (64, 64, 3, 2), (64, 96, 3, 2)):
-            layers += [nn.Conv2d(before, after, kernel, stride, kernel // 2), nn.GroupNorm(8, after), nn.SiLU()]
+        for before, after, kernel, stride in (
+            (3, 24, 5, 2),
+            (24, 48, 3, 2),
+            (48, 64, 3, 1),
+            (64, 64, 3, 2),
+            (64, 96, 3, 2),
+        ):
+            layers += [
+                nn.Conv2d(before, after, kernel, stride, kernel // 2),
+                nn.GroupNorm(8, after),
+                nn.SiLU(),
+            ]
         self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(96 * 16, FEATURES), nn.SiLU())
         self.time = nn.Sequential(
-            nn.Conv1d(FEATURES, FEATURES, 5, padding=2), nn.SiLU(), nn.Conv1d(FEATURES, 64, 5, padding=2), nn.SiLU()
+            nn.Conv1d(FEATURES, FEATURES, 5, padding=2),
+            nn.SiLU(),
+            nn.Conv1d(FEATURES, 64, 5, padding=2),
+            nn.SiLU(),
         )
-        self.features = nn.Sequential(nn.Linear(64 * FRAMES, 2 * FEATURES), nn.SiLU(), nn.Linear(2 * FEATURES, FEATURES))
+        self.features = nn.Sequential(
+            nn.Linear(64 * FRAMES, 2 * FEATURES), nn.SiLU(), nn.Linear(2 * FEATURES, FEATURES)
+        )
         self.expand = nn.Sequential(nn.SiLU(), nn.Linear(FEATURES, 2 * FEATURES), nn.SiLU())
         heads = _SCENE_HEADS | {k: 2 * v for k, v in _OBJECT_HEADS.items()}
         self.heads = nn.ModuleDict({k: nn.Linear(2 * FEATURES, v) for k, v in heads.items()})
@@ -58,7 +86,9 @@ class VideoJudge(nn.Module):
 
     def embed_frames(self, clips: Tensor) -> Tensor:
         """Features of every frame [N, 15, 128]."""
-        features: Tensor = self.trunk(clips.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(clips), -1))
+        features: Tensor = self.trunk(clips.transpose(1, 2).flatten(0, 1)).unflatten(
+            0, (len(clips), -1)
+        )
         return features
 
     def embed(self, clips: Tensor) -> Tensor:
@@ -77,7 +107,9 @@ class VideoJudge(nn.Module):
         out |= {k: self.heads[k](hidden).unflatten(1, (2, -1)) for k in _OBJECT_HEADS}
         each = self.frame(torch.cat([frames, hidden[:, None].expand(-1, frames.shape[1], -1)], -1))
         out["frame-background"] = self.frame_heads["background"](each)
-        return out | {f"frame-{k}": self.frame_heads[k](each).unflatten(2, (2, -1)) for k in _FRAME_HEADS}
+        return out | {
+            f"frame-{k}": self.frame_heads[k](each).unflatten(2, (2, -1)) for k in _FRAME_HEADS
+        }
 
 
 def visible_share(clips: Clips) -> Tensor:
@@ -89,7 +121,7 @@ def visible_share(clips: Clips) -> Tensor:
 
 
 def clip_labels(clips: Clips) -> dict[str, Tensor]:
-    """The truth in the shape of the judge's predictions: class indices, what is absent the last class.
+    """The truth in the shape of the judge's predictions; what is absent has the last class.
 
     In frames that show only a sliver of an object, its labels are `IGNORED`.
     """
@@ -105,22 +137,31 @@ def clip_labels(clips: Clips) -> dict[str, Tensor]:
     return out
 
 
-def make_video_judge(runs: Path, device: torch.device, batch: int) -> tuple[nn.Module, Loss, Export]:
+def make_video_judge(
+    runs: Path, device: torch.device, batch: int
+) -> tuple[nn.Module, Loss, Export]:
     """Module, loss and export of the video judge's training."""
     judge = VideoJudge()
 
     def loss(generator: torch.Generator) -> Tensor:
         clips = draw_clips(batch, generator)
         x = render(clips)
-        # A decoder blurs and a sampler leaves noise: the judge must read attributes, not the renderer's exact pixels.
+        # A decoder blurs and a sampler leaves noise: the judge must read attributes, not the
+        # renderer's exact pixels.
         blurred = F.avg_pool3d(F.pad(x, (1, 1, 1, 1, 0, 0), mode="replicate"), (1, 3, 3), 1)
         mix = torch.rand(batch, 1, 1, 1, 1, generator=generator).clamp(max=0.7)
-        noise = torch.randn(x.shape, generator=generator) * 0.12 * torch.rand(batch, 1, 1, 1, 1, generator=generator)
+        noise = (
+            torch.randn(x.shape, generator=generator)
+            * 0.12
+            * torch.rand(batch, 1, 1, 1, 1, generator=generator)
+        )
         logits = judge((x + mix * (blurred - x) + noise).to(device))
         truth = clip_labels(clips)
         return torch.stack(
             [
-                F.cross_entropy(logits[k].float().flatten(0, -2), v.flatten().to(device), ignore_index=IGNORED)
+                F.cross_entropy(
+                    logits[k].float().flatten(0, -2), v.flatten().to(device), ignore_index=IGNORED
+                )
                 for k, v in truth.items()
             ]
         ).sum()
@@ -134,12 +175,16 @@ def make_video_judge(runs: Path, device: torch.device, batch: int) -> tuple[nn.M
         save_file(half, target / "judge.safetensors")
         keep_records(folder, target)
         clips = draw_clips(1024, torch.Generator().manual_seed(10), held_out=True)
-        parts = [predict(average.eval(), render(clips[i : i + 64])) for i in range(0, len(clips), 64)]
+        parts = [
+            predict(average.eval(), render(clips[i : i + 64])) for i in range(0, len(clips), 64)
+        ]
         scores = {}
         for k, truth in clip_labels(clips).items():
             told = truth != IGNORED
             scores[k] = float((torch.cat([p[k] for p in parts]) == truth)[told].float().mean())
-        (target / "scores.json").write_text(json.dumps({"accuracy": scores, "clips": len(clips)}, indent=2) + "\n")
+        (target / "scores.json").write_text(
+            json.dumps({"accuracy": scores, "clips": len(clips)}, indent=2) + "\n"
+        )
         print(scores, flush=True)
 
     return judge, loss, export
@@ -149,14 +194,20 @@ def make_video_judge(runs: Path, device: torch.device, batch: int) -> tuple[nn.M
 def predict(judge: Any, clips: Tensor, batch: int = 64) -> dict[str, Tensor]:
     """Predicted class of every head, on the CPU, for clips [N, 3, 15, 64, 64] in [-1, 1]."""
     device = next(judge.parameters()).device
-    parts = [{k: v.argmax(-1).cpu() for k, v in judge(c.to(device).float()).items()} for c in clips.split(batch)]
+    parts = [
+        {k: v.argmax(-1).cpu() for k, v in judge(c.to(device).float()).items()}
+        for c in clips.split(batch)
+    ]
     return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 
 
-def clip_hits(judge: VideoJudge, clips: Tensor, captions: Sequence[Caption]) -> list[dict[str, list[bool]]]:
-    """For each clip, by attribute: whether the judge finds what the caption says, one answer an object named.
+def clip_hits(
+    judge: VideoJudge, clips: Tensor, captions: Sequence[Caption]
+) -> list[dict[str, list[bool]]]:
+    """For each clip, by attribute: whether the judge finds what the caption says of each object.
 
-    Objects are matched by their canonical place, so an object on the wrong side costs its attributes as well as the layout.
+    Objects are matched by their canonical place, so an object on the wrong side costs its
+    attributes as well as the layout.
     """
     seen = {k: v.tolist() for k, v in predict(judge, clips).items()}
     out = []
@@ -169,9 +220,10 @@ def clip_hits(judge: VideoJudge, clips: Tensor, captions: Sequence[Caption]) -> 
 
 
 def frame_alignment(judge: VideoJudge, clips: Tensor, captions: Sequence[Caption]) -> Tensor:
-    """For each frame, the share of the named colours, shapes, sizes and background found in it: [N, 15] in [0, 1].
+    """For each frame, the share of the named attributes that are found in it: [N, 15].
 
-    An object that the judge does not see in a frame costs nothing there: it may not have entered yet, or be hidden.
+    An object that the judge does not see in a frame costs nothing there: it may not have entered
+    yet, or be hidden.
     """
     seen = predict(judge, clips)
     scores = torch.ones(len(clips), FRAMES)

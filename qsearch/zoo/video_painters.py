@@ -1,7 +1,8 @@
-"""The video denoiser's side of the recipes: a UMT5 encoder that reads captions first, then flow matching on clips.
+"""The video denoiser's training: a UMT5 encoder reads captions first, then flow matching on clips.
 
-The denoiser (WanTransformer3DModel) is trained on single latent frames first, then on whole clips from those weights: of
-the 512 tokens of a clip every frame has 64, and what a frame looks like is learnt at an eighth of the price.
+The denoiser (WanTransformer3DModel) is trained on single latent frames first, then on whole clips
+from those weights: of the 512 tokens of a clip every frame has 64, and what a frame looks like is
+learnt at an eighth of the price.
 """
 
 from __future__ import annotations
@@ -14,22 +15,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .moving_scenes import LAYOUTS, OBJECT_ATTRIBUTES, Clips, covered, describe, draw_clips, vocabulary
+from .moving_scenes import (
+    LAYOUTS,
+    OBJECT_ATTRIBUTES,
+    Clips,
+    covered,
+    describe,
+    draw_clips,
+    vocabulary,
+)
 from .painters import MAX_WORDS, TEXT_WIDTH, Export, Loss, Painter, keep_records, new_tokenizer
 from .scenes import BACKGROUNDS, SHAPES, Caption
 from .video_vae import CACHED_CLIPS, CHANNELS, LATENT_FRAMES, cached_clips
 
 WIDTH = 160
-#: WanPipeline's own default length of a prompt; what is beyond the words is zeros, and attended to like words
+#: WanPipeline's own default length of a prompt; what is beyond the words is zeros, and attended to
+#: like words
 LONGEST_PROMPT = 512
 SEEN_WEIGHT = 0.15
 OBJECT_WEIGHT = 5.0
-#: what a place of a latent frame shows, each with one class more for "no object here"; the background everywhere
-_SEEN = {k: v + 1 for k, v in OBJECT_ATTRIBUTES.items() if k != "event"} | {"background": len(BACKGROUNDS)}
+#: what a place of a latent frame shows, each with one class more for "no object here"; the
+#: background everywhere
+_SEEN = {k: v + 1 for k, v in OBJECT_ATTRIBUTES.items() if k != "event"} | {
+    "background": len(BACKGROUNDS)
+}
 
 
 def new_video_text_encoder() -> Any:
-    """A small UMT5 encoder: three layers of width 128, each with its own bias of relative positions."""
+    """A small UMT5 encoder: three layers of width 128, a relative position bias in each."""
     from transformers import UMT5Config, UMT5EncoderModel
 
     return UMT5EncoderModel(
@@ -73,12 +86,14 @@ def new_video_denoiser() -> Any:
     with torch.no_grad():
         for block in denoiser.blocks:
             nn.init.zeros_(block.attn2.to_out[0].weight)
-            block.scale_shift_table[:, 2::3] = 0.3  # the gates: near zero, as they come, branches learn slowly
+            block.scale_shift_table[:, 2::3] = (
+                0.3  # the gates: near zero, as they come, branches learn slowly
+            )
     return denoiser
 
 
 class VideoPainter(Painter):
-    """Text encoder, video denoiser and the head of `Painter`, which here also says how what a place shows moves."""
+    """Text encoder, video denoiser, and `Painter`'s head, which here also says how things move."""
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
@@ -89,11 +104,11 @@ class VideoPainter(Painter):
     def paint_clips(
         self, noisy: Tensor, sigma: Tensor, words: Tensor, mask: Tensor, lengths: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The velocity [N, 8, F, 16, 16] at noise levels `sigma` [N], and the head's logits [N, F * 64, classes].
+        """The velocity [N, 8, F, 16, 16], and the head's logits [N, F * 64, classes].
 
-        The pipeline pads a prompt with zeros to any length, and the zeros are attended to: all alike, they count as one
-        token that weighs as many. So `words` [N, T] end with at least one pad, and `lengths` [N] says how long the
-        prompt would be, pads included.
+        The pipeline pads a prompt with zeros to any length, and the zeros are attended to: all
+        alike, they count as one token that weighs as many. So `words` [N, T] end with at least one
+        pad, and `lengths` [N] says how long the prompt would be, pads included.
         """
         with torch.no_grad():
             text = self.text_encoder(words, attention_mask=mask)[0] * mask[..., None]
@@ -104,17 +119,21 @@ class VideoPainter(Painter):
             block.attn2.processor.bias = bias
         features: list[Tensor] = []
         middle = self.denoiser.get_submodule(self.middle)
-        handle = middle.register_forward_hook(lambda _module, _inputs, output: features.append(output))
+        handle = middle.register_forward_hook(
+            lambda _module, _inputs, output: features.append(output)
+        )
         velocity = self.denoiser(noisy, sigma * 1000, text, return_dict=False)[0]
         handle.remove()
-        return velocity, dict(zip(_SEEN, self.head(features[0]).split(list(_SEEN.values()), -1), strict=True))
+        return velocity, dict(
+            zip(_SEEN, self.head(features[0]).split(list(_SEEN.values()), -1), strict=True)
+        )
 
 
 def train_attention(denoiser: Any) -> None:
-    """Give every attention a processor for training: plain products in the autocast's type, and a bias on the text's tokens.
+    """Give every attention a processor for training: plain products, a bias on the text's tokens.
 
-    On a CPU the fused attention's backward pass in bfloat16 takes twice as long as three plain products. The bias, set in
-    `paint_clips`, is why the pipeline's own processor does not do.
+    On a CPU the fused attention's backward pass in bfloat16 takes twice as long as three plain
+    products. The bias, set in `paint_clips`, is why the pipeline's own processor does not do.
     """
     for block in denoiser.blocks:
         block.attn1.set_processor(PlainAttention())
@@ -122,7 +141,7 @@ def train_attention(denoiser: Any) -> None:
 
 
 class PlainAttention:
-    """Attention of WanTransformer3DModel, written out; `bias` [N, 1, T] is added to the scores of the T keys."""
+    """WanTransformer3DModel's attention, written out; `bias` [N, 1, T] is added to the scores."""
 
     bias: Tensor | None = None
 
@@ -137,43 +156,61 @@ class PlainAttention:
         """Attend to the text where it is given, to all tokens otherwise: [N, S, width]."""
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         exact = attn.norm_q.weight.dtype
-        query, key = attn.norm_q(attn.to_q(hidden_states).to(exact)), attn.norm_k(attn.to_k(source).to(exact))
+        query, key = (
+            attn.norm_q(attn.to_q(hidden_states).to(exact)),
+            attn.norm_k(attn.to_k(source).to(exact)),
+        )
         value = attn.to_v(source)
 
         def split(x: Tensor, turn: bool) -> Tensor:
             x = x.unflatten(2, (attn.heads, -1))
             if turn and rotary_emb is not None:
-                (real, imaginary), cos, sin = x.unflatten(-1, (-1, 2)).unbind(-1), *(r[..., 0::2] for r in rotary_emb)
-                x = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], -1).flatten(-2)
+                (real, imaginary), cos, sin = (
+                    x.unflatten(-1, (-1, 2)).unbind(-1),
+                    *(r[..., 0::2] for r in rotary_emb),
+                )
+                x = torch.stack(
+                    [real * cos - imaginary * sin, real * sin + imaginary * cos], -1
+                ).flatten(-2)
             return x.to(value.dtype).transpose(1, 2).flatten(0, 1)
 
         q, k, v = split(query, True), split(key, True), split(value, False)
         scores = torch.bmm(q * q.shape[-1] ** -0.5, k.mT)
         if self.bias is not None:
             scores = scores + self.bias.repeat_interleave(attn.heads, 0).to(scores.dtype)
-        mixed = torch.bmm(scores.softmax(-1).to(v.dtype), v).unflatten(0, (-1, attn.heads)).transpose(1, 2).flatten(2)
+        mixed = (
+            torch.bmm(scores.softmax(-1).to(v.dtype), v)
+            .unflatten(0, (-1, attn.heads))
+            .transpose(1, 2)
+            .flatten(2)
+        )
         out: Tensor = attn.to_out[0](mixed)
         return out
 
 
 class VideoReader(nn.Module):
-    """Heads that read the clip back from the text encoder's features: its training before the denoiser's.
+    """Heads that read the clip back from the text encoder's features: its own training.
 
-    The word for an object's shape must know the object's order and place, colour, size, motion, speed and event; the mean
-    of all words the layout and the background.
+    The word for an object's shape must know the object's order and place, colour, size, motion,
+    speed and event; the mean of all words the layout and the background.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         super().__init__()
         self.shapes = torch.tensor(tokenizer.convert_tokens_to_ids(list(SHAPES)))
         self.scene = nn.ModuleDict(
-            {"layout": nn.Linear(TEXT_WIDTH, len(LAYOUTS)), "background": nn.Linear(TEXT_WIDTH, len(BACKGROUNDS) + 1)}
+            {
+                "layout": nn.Linear(TEXT_WIDTH, len(LAYOUTS)),
+                "background": nn.Linear(TEXT_WIDTH, len(BACKGROUNDS) + 1),
+            }
         )
-        sizes = {"order": 2, "place": 2 * len(LAYOUTS)} | {k: v + 1 for k, v in OBJECT_ATTRIBUTES.items()}
+        sizes = {"order": 2, "place": 2 * len(LAYOUTS)} | {
+            k: v + 1 for k, v in OBJECT_ATTRIBUTES.items()
+        }
         self.object = nn.ModuleDict({k: nn.Linear(TEXT_WIDTH, v) for k, v in sizes.items()})
 
     def loss(self, text: Tensor, words: Tensor, mask: Tensor, captions: list[Caption]) -> Tensor:
-        """Cross-entropy summed over heads, of features [N, T, 128]; what a caption does not name is the last class."""
+        """Cross-entropy summed over heads, of features [N, T, 128]; the last class: not named."""
         named = [{(w, k): v for w, k, v in c.named} for c in captions]
         mean = (text * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         each = [(i, k) for i, c in enumerate(captions) for w, k, _ in c.named if w == "shape"]
@@ -184,21 +221,29 @@ class VideoReader(nn.Module):
         parts = [(self.scene["layout"](mean), layout), (self.scene["background"](mean), background)]
         for head, layer in self.object.items():
             other = OBJECT_ATTRIBUTES.get(head, 0)
-            parts.append((layer(found), truth.get(head) or [named[i].get((head, k), other) for i, k in each]))
-        return torch.stack([F.cross_entropy(x, torch.tensor(v, device=text.device)) for x, v in parts]).sum()
+            parts.append(
+                (layer(found), truth.get(head) or [named[i].get((head, k), other) for i, k in each])
+            )
+        return torch.stack(
+            [F.cross_entropy(x, torch.tensor(v, device=text.device)) for x, v in parts]
+        ).sum()
 
 
-def make_video_reader(runs: Path, device: torch.device, batch: int) -> tuple[nn.Module, Loss, Export]:
+def make_video_reader(
+    runs: Path, device: torch.device, batch: int
+) -> tuple[nn.Module, Loss, Export]:
     """Module, loss and export of the video text encoder's own training."""
     tokenizer = new_tokenizer(False, vocabulary())
-    pair = nn.ModuleDict({"encoder": new_video_text_encoder(), "reader": VideoReader(tokenizer)})
+    reader = VideoReader(tokenizer)
+    pair = nn.ModuleDict({"encoder": new_video_text_encoder(), "reader": reader})
 
     def loss(generator: torch.Generator) -> Tensor:
         captions = describe(draw_clips(batch, generator, held_out=False), generator)
-        tokens = tokenizer([c.text for c in captions], padding="longest", return_tensors="pt").to(device)
+        tokens = tokenizer([c.text for c in captions], padding="longest", return_tensors="pt").to(
+            device
+        )
         text = pair["encoder"](tokens.input_ids, attention_mask=tokens.attention_mask)[0]
-        wrong: Tensor = pair["reader"].loss(text, tokens.input_ids, tokens.attention_mask, captions)  # type: ignore[operator]
-        return wrong
+        return reader.loss(text, tokens.input_ids, tokens.attention_mask, captions)
 
     def export(average: nn.Module, out: Path, folder: Path) -> None:
         torch.save(average.get_submodule("encoder").state_dict(), folder / "text_encoder.pt")
@@ -207,7 +252,7 @@ def make_video_reader(runs: Path, device: torch.device, batch: int) -> tuple[nn.
 
 
 def visible_motion(clips: Clips, index: Tensor) -> dict[str, Tensor]:
-    """What each of the 64 places (8x8 pixels) of the frames `index` [N, K] shows: class indices [N, K * 64] by attribute."""
+    """What each 8x8 pixels of the frames `index` [N, K] show: classes [N, K * 64] by attribute."""
     cells = covered(clips, index, 8).flatten(1)
     out = {"background": clips.background[:, None].expand(-1, cells.shape[1])}
     for k, classes in _SEEN.items():
@@ -218,7 +263,7 @@ def visible_motion(clips: Clips, index: Tensor) -> dict[str, Tensor]:
 
 
 def object_weights(clips: Clips, latent_frames: Tensor) -> Tensor:
-    """Loss weights [N, 1, K, 16, 16] of mean 1 for latent frames [N, K]: where an object is, five times the background's."""
+    """Loss weights [N, 1, K, 16, 16] of mean 1: five times as much where an object is."""
     late, early = 2 * latent_frames, (2 * latent_frames - 1).clamp(min=0)
     there = (covered(clips, late, 4) >= 0) | (covered(clips, early, 4) >= 0)
     weights = (1 + (OBJECT_WEIGHT - 1) * there.float())[:, None]
@@ -229,19 +274,26 @@ def new_video_scheduler() -> Any:
     """UniPC on the flow-matching noise levels, as Wan's own pipelines come with."""
     from diffusers import UniPCMultistepScheduler
 
-    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0)
+    return UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0
+    )
 
 
-def make_video_painter(whole: bool, runs: Path, device: torch.device, batch: int) -> tuple[nn.Module, Loss, Export]:
-    """Module, loss and export of the denoiser's training, on single latent frames or (`whole`) on clips.
+def make_video_painter(
+    whole: bool, runs: Path, device: torch.device, batch: int
+) -> tuple[nn.Module, Loss, Export]:
+    """Module, loss and export of the denoiser, on single latent frames or (`whole`) on clips.
 
-    Needs the trained VAE and text encoder in `runs`; clips also start from what single frames taught, where that is there.
+    Needs the trained VAE and text encoder in `runs`; clips also start from what single frames
+    taught, where that is there.
     """
     painter = VideoPainter()
     train_attention(painter.denoiser)
     tokenizer = new_tokenizer(False, vocabulary())
     latents, clips = cached_clips(runs, CACHED_CLIPS if whole else CACHED_CLIPS // 3, device=device)
-    painter.text_encoder.load_state_dict(torch.load(runs / "scenes-video-text" / "text_encoder.pt", weights_only=True))
+    painter.text_encoder.load_state_dict(
+        torch.load(runs / "scenes-video-text" / "text_encoder.pt", weights_only=True)
+    )
     frames = runs / "scenes-video-frames" / "painter.pt"
     if whole and frames.exists():
         painter.load_state_dict(torch.load(frames, weights_only=True))
@@ -253,9 +305,14 @@ def make_video_painter(whole: bool, runs: Path, device: torch.device, batch: int
         drop = (torch.rand(batch, generator=generator) < 0.1).tolist()
         texts = ["" if d else c.text for c, d in zip(captions, drop, strict=True)]
         longest = max(len(t) for t in tokenizer(texts).input_ids)
-        tokens = tokenizer(texts, padding="max_length", max_length=longest + 1, return_tensors="pt").to(device)
-        lengths = (longest + 1) * (LONGEST_PROMPT / (longest + 1)) ** torch.rand(batch, generator=generator)
-        # Half of the batch is nearly noise alone: there the words decide what goes where, and reading them is learnt last.
+        tokens = tokenizer(
+            texts, padding="max_length", max_length=longest + 1, return_tensors="pt"
+        ).to(device)
+        lengths = (longest + 1) * (LONGEST_PROMPT / (longest + 1)) ** torch.rand(
+            batch, generator=generator
+        )
+        # Half of the batch is nearly noise alone: there the words decide what goes where, and
+        # reading them is learnt last.
         sigma = torch.sigmoid(torch.randn(batch, generator=generator) * 1.1 + 0.3)
         sigma[::2] = 0.7 + 0.3 * torch.rand(len(sigma[::2]), generator=generator)
         sigma = sigma.to(device)
@@ -268,14 +325,19 @@ def make_video_painter(whole: bool, runs: Path, device: torch.device, batch: int
         noise = torch.randn(clean.shape, generator=generator).to(device)
         mix = sigma.view(-1, 1, 1, 1, 1)
         velocity, logits = painter.paint_clips(
-            (1 - mix) * clean + mix * noise, sigma, tokens.input_ids, tokens.attention_mask, lengths.to(device)
+            (1 - mix) * clean + mix * noise,
+            sigma,
+            tokens.input_ids,
+            tokens.attention_mask,
+            lengths.to(device),
         )
         weight = object_weights(some, which).to(device)
         error: Tensor = weight * (velocity.float() - (noise - clean)).square()
         place = F.max_pool3d(weight, (1, 2, 2)).flatten(1)
         truth = visible_motion(some, 2 * which)
         wrong = [
-            (place * F.cross_entropy(logits[k].float().mT, v.to(device), reduction="none")).mean() for k, v in truth.items()
+            (place * F.cross_entropy(logits[k].float().mT, v.to(device), reduction="none")).mean()
+            for k, v in truth.items()
         ]
         return error.mean() + SEEN_WEIGHT * torch.stack(wrong).sum()
 
@@ -288,13 +350,14 @@ def make_video_painter(whole: bool, runs: Path, device: torch.device, batch: int
 
 
 def write_video_pipeline(average: Any, runs: Path, target: Path, folder: Path) -> None:
-    """Save a WanPipeline of the averaged painter, the VAE and the text encoder, with the records of their trainings."""
+    """Save a WanPipeline of the averaged painter, VAE and text encoder, and their records."""
     from diffusers import AutoencoderKLWan, WanPipeline
 
     average = average.cpu()
     denoiser = new_video_denoiser()  # with the ordinary processors
     denoiser.load_state_dict(average.denoiser.state_dict())
-    # The text encoder stays in fp32: transformers loads it in the file's type, the denoiser in fp32, and they must agree.
+    # The text encoder stays in fp32: transformers loads it in the file's type, the denoiser in
+    # fp32, and they must agree.
     pipe = WanPipeline(
         tokenizer=new_tokenizer(False, vocabulary()),
         text_encoder=average.text_encoder.float(),
@@ -313,9 +376,18 @@ def write_video_pipeline(average: Any, runs: Path, target: Path, folder: Path) -
     # A training that may go on is exported on its way: the record says how far it had come.
     record = json.loads((target / "recipe.json").read_text(encoding="utf-8"))
     last = (folder / "loss.csv").read_text(encoding="utf-8").splitlines()[-1]
-    record |= {"step": int(last.split(",")[0]), "begun from": "single frames: transformer/recipe.json"}
+    record |= {
+        "step": int(last.split(",")[0]),
+        "begun from": "single frames: transformer/recipe.json",
+    }
     (target / "recipe.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(f"wrote {target}", flush=True)
 
 
-__all__ = ["MAX_WORDS", "VideoPainter", "make_video_painter", "make_video_reader", "write_video_pipeline"]
+__all__ = [
+    "MAX_WORDS",
+    "VideoPainter",
+    "make_video_painter",
+    "make_video_reader",
+    "write_video_pipeline",
+]

@@ -1,7 +1,8 @@
-"""The video VAE: AutoencoderKLWan in a small configuration, its training, and the latents of the training clips.
+"""The video VAE: a small AutoencoderKLWan, its training, and the latents of the training clips.
 
-64x64 pixels become 16x16 latents; in time the first frame has a latent of its own and every later two frames share one
-(15 frames: 8 latents). The clips are split into patches of 2x2 pixels first, as in Wan 2.2's VAE.
+64x64 pixels become 16x16 latents; in time the first frame has a latent of its own and every later
+two frames share one (15 frames: 8 latents). The clips are split into patches of 2x2 pixels first,
+as in Wan 2.2's VAE.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from .painters import Export, Loss, keep_records
 
 CHANNELS = 8
 LATENT_FRAMES = 8
-#: AutoencoderKLWan encodes the first frame and then groups of four; frames beyond `FRAMES` never reach the first latents
+#: AutoencoderKLWan encodes the first frame and then groups of four; frames beyond `FRAMES` never
+#: reach the first latents
 ENCODED_FRAMES = 17
 OBJECT_WEIGHT = 5.0
 CACHED_CLIPS = 6144
@@ -52,11 +54,12 @@ def new_video_vae() -> Any:
 
 
 def _begin_with_averages(vae: Any) -> None:
-    """Set weights so that training begins from block colours: without, the first hundreds of steps learn them.
+    """Set weights so that training begins from block colours: they take long to learn.
 
-    Residual branches begin at zero. What remains passes on the mean colour of 4x4 pixels, its gradients, and how the colour
-    differs between the two frames of a latent. Where a norm and a SiLU stand in between, a channel goes through as a pair of
-    both signs, since silu(x) - silu(-x) = x, beside constant channels that hold the norm. Random weights stay, at a tenth.
+    Residual branches begin at zero. What remains passes on the mean colour of 4x4 pixels, its
+    gradients, and how the colour differs between the two frames of a latent. Where a norm and a
+    SiLU stand in between, a channel goes through as a pair of both signs, since silu(x) - silu(-x)
+    = x, beside constant channels that hold the norm. Random weights stay, at a tenth.
     """
     encoder, decoder = vae.encoder, vae.decoder
     for name, parameter in vae.named_parameters():
@@ -71,7 +74,12 @@ def _begin_with_averages(vae: Any) -> None:
     for colour in range(3):
         for r, s, pw, ph in torch.cartesian_prod(*[torch.arange(2)] * 4).tolist():
             source = (4 * colour + 2 * pw + ph, r, s)
-            for row, sign in ((colour, 1), (3 + colour, 2 * s - 1), (6 + colour, 2 * r - 1), (9 + colour, 1)):
+            for row, sign in (
+                (colour, 1),
+                (3 + colour, 2 * s - 1),
+                (6 + colour, 2 * r - 1),
+                (9 + colour, 1),
+            ):
                 down.resample[1].weight[(row, *source)] += sign / 16
     for i in range(12):
         down.time_conv.weight[i, i, 1] += 0.5 if i < 9 else -0.5
@@ -91,7 +99,9 @@ def _begin_with_averages(vae: Any) -> None:
         vae.quant_conv.weight[i, i] += 1
         vae.post_quant_conv.weight[i, i] += 1
         decoder.conv_in.weight[(i, i, *centre)] += 1
-    vae.quant_conv.bias[CHANNELS:] = -5.0  # a posterior as wide as the prior would hide the clip from the decoder
+    vae.quant_conv.bias[
+        CHANNELS:
+    ] = -5.0  # a posterior as wide as the prior would hide the clip from the decoder
     up = decoder.up_blocks[0].upsamplers[0]
     for half, sign in ((0, -1), (48, 1)):
         for i in range(48):
@@ -112,7 +122,7 @@ def _begin_with_averages(vae: Any) -> None:
 
 
 def make_video_vae(runs: Path, device: torch.device, batch: int) -> tuple[nn.Module, Loss, Export]:
-    """Module, loss and export of the VAE's training: `batch` clips of 5 frames, or half as many of 9."""
+    """Module, loss and export of the VAE; a step has `batch` clips of 5 frames, or half of 9."""
     vae = new_video_vae()
 
     def loss(generator: torch.Generator) -> Tensor:
@@ -122,12 +132,16 @@ def make_video_vae(runs: Path, device: torch.device, batch: int) -> tuple[nn.Mod
         start = torch.randint(ENCODED_FRAMES - count + 1, (len(clips), 1), generator=generator)
         index = start + torch.arange(count)
         x = render(clips, index).to(device)
-        weight = 1 + (OBJECT_WEIGHT - 1) * (covered(clips, index, 1) >= 0).float()[:, None].to(device)
+        weight = 1 + (OBJECT_WEIGHT - 1) * (covered(clips, index, 1) >= 0).float()[:, None].to(
+            device
+        )
         weight = weight / weight.mean()
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample()).sample.float()
         wrong = (weight * ((y - x).abs() + (y - x).square())).mean()
-        edges = F.l1_loss(y.diff(dim=-1), x.diff(dim=-1)) + F.l1_loss(y.diff(dim=-2), x.diff(dim=-2))
+        edges = F.l1_loss(y.diff(dim=-1), x.diff(dim=-1)) + F.l1_loss(
+            y.diff(dim=-2), x.diff(dim=-2)
+        )
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         divergence = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
         total: Tensor = wrong + edges + 3e-4 * divergence
@@ -139,16 +153,26 @@ def make_video_vae(runs: Path, device: torch.device, batch: int) -> tuple[nn.Mod
         index = torch.arange(ENCODED_FRAMES).expand(len(clips), -1)
         x = render(clips, index).to(device)
         with torch.no_grad():
-            latents = average.encode(x).latent_dist.mean[:, :, :LATENT_FRAMES]  # type: ignore[operator]
+            posterior = average.encode(x).latent_dist  # type: ignore[operator]
+            latents = posterior.mean[:, :, :LATENT_FRAMES]
             back = average.decode(latents).sample  # type: ignore[operator]
         mean, std = latents.mean((0, 2, 3, 4)).tolist(), latents.std((0, 2, 3, 4)).tolist()
-        rounded = {"latents_mean": [round(m, 4) for m in mean], "latents_std": [round(s, 4) for s in std]}
+        rounded = {
+            "latents_mean": [round(m, 4) for m in mean],
+            "latents_std": [round(s, 4) for s in std],
+        }
         average.register_to_config(**rounded)  # type: ignore[operator]
         average.save_pretrained(folder / "vae")  # type: ignore[operator]
         error = (x[:, :, :FRAMES] - back).abs()
         there = (covered(clips, index[:, :FRAMES], 1) >= 0)[:, None].expand_as(error).to(device)
-        scores = {"L1": float(error.mean()), "L1 on objects": float(error[there].mean()), "clips": len(clips)}
-        (folder / "vae" / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+        scores = {
+            "L1": float(error.mean()),
+            "L1 on objects": float(error[there].mean()),
+            "clips": len(clips),
+        }
+        (folder / "vae" / "scores.json").write_text(
+            json.dumps(scores, indent=2) + "\n", encoding="utf-8"
+        )
         print(f"video-vae: {scores} on [-1, 1], {rounded}", flush=True)
 
     return vae, loss, export
@@ -157,17 +181,23 @@ def make_video_vae(runs: Path, device: torch.device, batch: int) -> tuple[nn.Mod
 def encode(vae: Any, clips: Clips) -> Tensor:
     """Latents [N, 8, 8, 16, 16] of rendered clips, of mean 0 and deviation 1 a channel."""
     with torch.no_grad():
-        mean = vae.encode(render(clips, ENCODED_FRAMES).to(vae.device, vae.dtype)).latent_dist.mean[:, :, :LATENT_FRAMES]
+        mean = vae.encode(render(clips, ENCODED_FRAMES).to(vae.device, vae.dtype)).latent_dist.mean[
+            :, :, :LATENT_FRAMES
+        ]
     shift, scale = (
-        torch.tensor(v, device=mean.device).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std)
+        torch.tensor(v, device=mean.device).view(1, -1, 1, 1, 1)
+        for v in (vae.config.latents_mean, vae.config.latents_std)
     )
     return ((mean.float() - shift) / scale).cpu()
 
 
-def cached_clips(runs: Path, count: int = CACHED_CLIPS, device: torch.device | None = None) -> tuple[Tensor, Clips]:
-    """Latents [count, 8, 8, 16, 16] of training clips (fp16) and the clips; encoded once, in shards, beside the VAE.
+def cached_clips(
+    runs: Path, count: int = CACHED_CLIPS, device: torch.device | None = None
+) -> tuple[Tensor, Clips]:
+    """Latents [count, 8, 8, 16, 16] (fp16) of training clips and the clips, encoded once.
 
-    A shard depends on the VAE and its own seed alone: any process may make it, and fewer clips are the first of more.
+    A shard depends on the VAE and its own seed alone: any process may make it, and fewer clips are
+    the first of more.
     """
     from diffusers import AutoencoderKLWan
 
@@ -179,7 +209,11 @@ def cached_clips(runs: Path, count: int = CACHED_CLIPS, device: torch.device | N
         path = folder / f"{shard:04d}.pt"
         if not path.exists():
             if vae is None:
-                vae = AutoencoderKLWan.from_pretrained(runs / "video-vae" / "vae").to(device or "cpu").eval()
+                vae = (
+                    AutoencoderKLWan.from_pretrained(runs / "video-vae" / "vae")
+                    .to(device or "cpu")
+                    .eval()
+                )
             parts = [encode(vae, clips[i : i + 16]) for i in range(0, SHARD, 16)]
             torch.save(torch.cat(parts).half(), path.with_suffix(".tmp"))
             path.with_suffix(".tmp").replace(path)
@@ -190,4 +224,12 @@ def cached_clips(runs: Path, count: int = CACHED_CLIPS, device: torch.device | N
     return torch.cat(latents)[:count], whole[:count]
 
 
-__all__ = ["CHANNELS", "LATENT_FRAMES", "cached_clips", "encode", "keep_records", "make_video_vae", "new_video_vae"]
+__all__ = [
+    "CHANNELS",
+    "LATENT_FRAMES",
+    "cached_clips",
+    "encode",
+    "keep_records",
+    "make_video_vae",
+    "new_video_vae",
+]

@@ -1,4 +1,4 @@
-"""What the video denoiser's training is told about clips and sentences, and what WanPipeline later does alike."""
+"""What the video denoiser's training is told about clips, and what WanPipeline does alike."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from qsearch.zoo import painters, train, video_painters, video_vae
-from qsearch.zoo.moving_scenes import FRAMES, SPEEDS, Clips, describe, draw_clips, render, tracks, vocabulary
+from qsearch.zoo.moving_scenes import (
+    FRAMES,
+    SPEEDS,
+    Clips,
+    describe,
+    draw_clips,
+    render,
+    tracks,
+    vocabulary,
+)
 
 #: largest difference of velocities of size one that sums in another order explain (fp32)
 ROUNDING = 1e-4
@@ -31,7 +40,9 @@ def painter() -> video_painters.VideoPainter:
     return made
 
 
-def test_a_clip_has_512_tokens_in_eight_blocks_of_full_attention(painter: video_painters.VideoPainter) -> None:
+def test_a_clip_has_512_tokens_in_eight_blocks_of_full_attention(
+    painter: video_painters.VideoPainter,
+) -> None:
     config = painter.denoiser.config
     patches = video_vae.LATENT_FRAMES * (16 // config.patch_size[1]) * (16 // config.patch_size[2])
 
@@ -40,13 +51,21 @@ def test_a_clip_has_512_tokens_in_eight_blocks_of_full_attention(painter: video_
 
 
 @pytest.mark.parametrize("length", [14, 60, 512])
-def test_one_weighted_pad_in_training_is_as_many_zeros_in_the_pipeline(painter: video_painters.VideoPainter, length: int) -> None:
+def test_one_weighted_pad_in_training_is_as_many_zeros_in_the_pipeline(
+    painter: video_painters.VideoPainter, length: int
+) -> None:
     tokenizer = painters.new_tokenizer(False, vocabulary())
     tokens = tokenizer(
-        ["a red ring moving left , fast", "a still blue star"], padding="max_length", max_length=12, return_tensors="pt"
+        ["a red ring moving left , fast", "a still blue star"],
+        padding="max_length",
+        max_length=12,
+        return_tensors="pt",
     )
     words, mask = tokens.input_ids, tokens.attention_mask
-    noisy, sigma = torch.randn(2, 8, 2, 16, 16, generator=torch.Generator().manual_seed(1)), torch.tensor([0.5, 0.9])
+    noisy, sigma = (
+        torch.randn(2, 8, 2, 16, 16, generator=torch.Generator().manual_seed(1)),
+        torch.tensor([0.5, 0.9]),
+    )
     ours, _ = painter.paint_clips(noisy, sigma, words, mask, torch.full((2,), float(length)))
 
     plain = video_painters.new_video_denoiser()
@@ -62,7 +81,9 @@ def test_one_weighted_pad_in_training_is_as_many_zeros_in_the_pipeline(painter: 
 
 def test_each_place_shows_the_object_whose_centre_lies_in_it_and_how_it_moves(clips: Clips) -> None:
     index = torch.arange(0, FRAMES, 2).expand(len(clips), -1)
-    seen = {k: v.unflatten(1, (8, 8, 8)) for k, v in video_painters.visible_motion(clips, index).items()}
+    seen = {
+        k: v.unflatten(1, (8, 8, 8)) for k, v in video_painters.visible_motion(clips, index).items()
+    }
     place = tracks(clips)[:, ::2]
     checked = 0
     for i in range(len(clips)):
@@ -72,7 +93,9 @@ def test_each_place_shows_the_object_whose_centre_lies_in_it_and_how_it_moves(cl
             if 0 <= x < 8 and 0 <= y < 8:
                 checked += 1
                 for attribute in ("shape", "colour", "size", "motion"):
-                    assert int(seen[attribute][i, frame, y, x]) == int(getattr(clips, attribute)[i, k])
+                    assert int(seen[attribute][i, frame, y, x]) == int(
+                        getattr(clips, attribute)[i, k]
+                    )
                 speed = int(clips.speed[i, k])
                 assert int(seen["speed"][i, frame, y, x]) == (speed if speed >= 0 else len(SPEEDS))
     assert checked > 300
@@ -88,7 +111,9 @@ def test_the_loss_weighs_objects_five_times_as_much_as_the_background(clips: Cli
     assert float(levels[1] / levels[0]) == pytest.approx(5, rel=1e-4)
 
 
-def test_the_vae_gives_eight_latents_of_a_clip_that_later_frames_do_not_change(clips: Clips) -> None:
+def test_the_vae_gives_eight_latents_of_a_clip_that_later_frames_do_not_change(
+    clips: Clips,
+) -> None:
     torch.manual_seed(0)
     vae = video_vae.new_video_vae().eval()
     latents = video_vae.encode(vae, clips[:2])
@@ -100,7 +125,9 @@ def test_the_vae_gives_eight_latents_of_a_clip_that_later_frames_do_not_change(c
 
     assert latents.shape == (2, video_vae.CHANNELS, 8, 16, 16)
     assert back.shape == (2, 3, FRAMES, 64, 64)
-    torch.testing.assert_close(latents, again, rtol=0, atol=ROUNDING)  # mean 0 and deviation 1 in an untrained config
+    torch.testing.assert_close(
+        latents, again, rtol=0, atol=ROUNDING
+    )  # mean 0 and deviation 1 in an untrained config
 
 
 def test_the_reader_s_loss_sees_each_object_at_its_shape_s_word() -> None:
@@ -115,7 +142,9 @@ def test_the_reader_s_loss_sees_each_object_at_its_shape_s_word() -> None:
     assert text.grad is not None
     touched = text.grad.norm(dim=-1)
     objects = torch.isin(tokens.input_ids, reader.shapes)
-    assert [int(n) for n in objects.sum(1)] == [sum(w == "shape" for w, _, _ in c.named) for c in captions]
+    assert [int(n) for n in objects.sum(1)] == [
+        sum(w == "shape" for w, _, _ in c.named) for c in captions
+    ]
     # All words bear the clip's heads, the objects' words also their own.
     assert float(touched[objects].min()) > 3 * float(touched[~objects].max())
 
@@ -129,10 +158,14 @@ def test_a_denoiser_s_training_leaves_the_text_encoder_alone(tmp_path: Path) -> 
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         noisy = torch.randn(2, 8, 1, 16, 16, generator=generator)
-        velocity, logits = painter.paint_clips(noisy, torch.full((2,), 0.7), words, mask, torch.full((2,), 20.0))
+        velocity, logits = painter.paint_clips(
+            noisy, torch.full((2,), 0.7), words, mask, torch.full((2,), 20.0)
+        )
         return velocity.square().mean() + sum(x.square().mean() for x in logits.values())
 
-    train.fit(painter, loss, train.Run(tmp_path, torch.device("cpu"), steps=2, rate=1e-3, autocast=True))
+    train.fit(
+        painter, loss, train.Run(tmp_path, torch.device("cpu"), steps=2, rate=1e-3, autocast=True)
+    )
 
     moved = {k for k, v in painter.state_dict().items() if not torch.equal(v, before[k])}
     assert not any(k.startswith("text_encoder") for k in moved)
