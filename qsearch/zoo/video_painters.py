@@ -26,12 +26,14 @@ from .moving_scenes import (
 )
 from .painters import MAX_WORDS, TEXT_WIDTH, Export, Loss, Painter, keep_records, new_tokenizer
 from .scenes import BACKGROUNDS, SHAPES, Caption
-from .video_vae import CACHED_CLIPS, CHANNELS, LATENT_FRAMES, cached_clips
+from .video_vae import CHANNELS, LATENT_FRAMES, cached_clips
 
 WIDTH = 160
 #: WanPipeline's own default length of a prompt; what is beyond the words is zeros, and attended to
 #: like words
 LONGEST_PROMPT = 512
+#: training clips whose latents are kept; single frames are drawn from fewer of them, eight each
+CLIPS, CLIPS_FOR_FRAMES = 4096, 1024
 SEEN_WEIGHT = 0.15
 OBJECT_WEIGHT = 5.0
 #: what a place of a latent frame shows, each with one class more for "no object here"; the
@@ -290,7 +292,7 @@ def make_video_painter(
     painter = VideoPainter()
     train_attention(painter.denoiser)
     tokenizer = new_tokenizer(False, vocabulary())
-    latents, clips = cached_clips(runs, CACHED_CLIPS if whole else CACHED_CLIPS // 3, device=device)
+    latents, clips = cached_clips(runs, CLIPS if whole else CLIPS_FOR_FRAMES, device=device)
     painter.text_encoder.load_state_dict(
         torch.load(runs / "scenes-video-text" / "text_encoder.pt", weights_only=True)
     )

@@ -26,7 +26,6 @@ LATENT_FRAMES = 8
 #: reach the first latents
 ENCODED_FRAMES = 17
 OBJECT_WEIGHT = 5.0
-CACHED_CLIPS = 6144
 SHARD = 512
 
 
@@ -192,7 +191,7 @@ def encode(vae: Any, clips: Clips) -> Tensor:
 
 
 def cached_clips(
-    runs: Path, count: int = CACHED_CLIPS, device: torch.device | None = None
+    runs: Path, count: int, device: torch.device | None = None
 ) -> tuple[Tensor, Clips]:
     """Latents [count, 8, 8, 16, 16] (fp16) of training clips and the clips, encoded once.
 
