@@ -69,7 +69,9 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
         start, spent = state["step"], state["seconds"]
-        if log.exists():  # what was logged after the checkpoint is trained, and logged, again
+        if (
+            log.exists() and start < run.steps
+        ):  # what was logged after the checkpoint is trained, and logged, again
             head, *rows = log.read_text(encoding="utf-8").splitlines(keepends=True)
             log.write_text(
                 "".join([head, *(row for row in rows if int(row.split(",")[0]) <= start)]),

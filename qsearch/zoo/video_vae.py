@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .moving_scenes import FRAMES, Clips, covered, draw_clips, render
-from .painters import Export, Loss, keep_records
+from .painters import Export, Loss
 
 CHANNELS = 8
 LATENT_FRAMES = 8
@@ -221,14 +221,3 @@ def cached_clips(
         drawn.append(clips)
     whole = Clips(**{f.name: torch.cat([getattr(c, f.name) for c in drawn]) for f in fields(Clips)})
     return torch.cat(latents)[:count], whole[:count]
-
-
-__all__ = [
-    "CHANNELS",
-    "LATENT_FRAMES",
-    "cached_clips",
-    "encode",
-    "keep_records",
-    "make_video_vae",
-    "new_video_vae",
-]

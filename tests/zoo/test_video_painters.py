@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qsearch.zoo import painters, train, video_painters, video_vae
+from qsearch.zoo import painters, train, video_painters, video_reader, video_vae
 from qsearch.zoo.moving_scenes import (
     FRAMES,
     SPEEDS,
@@ -135,7 +135,7 @@ def test_the_reader_s_loss_sees_each_object_at_its_shape_s_word() -> None:
     captions = describe(draw_clips(16, generator), generator)
     tokenizer = painters.new_tokenizer(False, vocabulary())
     tokens = tokenizer([c.text for c in captions], padding="longest", return_tensors="pt")
-    reader = video_painters.VideoReader(tokenizer)
+    reader = video_reader.VideoReader(tokenizer)
     text = torch.randn(*tokens.input_ids.shape, 128, requires_grad=True)
 
     reader.loss(text, tokens.input_ids, tokens.attention_mask, captions).backward()
