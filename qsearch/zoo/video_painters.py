@@ -67,7 +67,8 @@ class VideoPainter(Painter):
     def __init__(self) -> None:
         nn.Module.__init__(self)
         self.text_encoder = new_video_text_encoder().requires_grad_(False)
-        self.denoiser, self.middle = new_video_denoiser(), "blocks.4"
+        self.denoiser: Any = new_video_denoiser()
+        self.middle = "blocks.4"
         self.head = nn.Linear(WIDTH, sum(_SEEN.values()))
 
     def paint_clips(

@@ -187,7 +187,8 @@ def encode(vae: Any, clips: Clips) -> Tensor:
         torch.tensor(v, device=mean.device).view(1, -1, 1, 1, 1)
         for v in (vae.config.latents_mean, vae.config.latents_std)
     )
-    return ((mean.float() - shift) / scale).cpu()
+    normal: Tensor = (mean.float() - shift) / scale
+    return normal.cpu()
 
 
 def cached_clips(
