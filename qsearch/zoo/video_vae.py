@@ -7,6 +7,7 @@ as in Wan 2.2's VAE.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import fields
@@ -201,7 +202,9 @@ def cached_clips(
     """
     from diffusers import AutoencoderKLWan
 
-    folder = runs / "video-vae" / "latents"
+    weights = runs / "video-vae" / "vae" / "diffusion_pytorch_model.safetensors"
+    key = hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
+    folder = runs / "video-vae" / f"latents-{key}"
     folder.mkdir(parents=True, exist_ok=True)
     vae, latents, drawn = None, [], []
     for shard in range(math.ceil(count / SHARD)):
