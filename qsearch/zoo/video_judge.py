@@ -42,12 +42,23 @@ ABSENT_BELOW, PRESENT_ABOVE = 0.08, 0.35
 IGNORED = -100
 
 
+#: parts of the 128 features: of the clip, and of each object's looks and motion
+_OF_CLIP, _OF_LOOKS, _OF_TRACK = 32, 32, 16
+_WIDTH = 64
+#: side of the cells, in pixels, for each of which the judge says which object it shows
+CELL = 8
+
+
 class VideoJudge(nn.Module):
     """Clips [N, 3, 15, 64, 64] in [-1, 1] -> logits a head.
 
+    First it says of every 8x8 pixels of every frame whether they show no object, the first or the
+    second (`places`, [N, 15, 8, 8, 3]). What it saw there, pooled, gives the object's looks, in the
+    frame and in the clip; where it saw it, frame by frame, how the object moves.
+
     Scene heads [N, classes], object heads [N, 2, classes], and for every frame heads `frame-...`:
-    the background [N, 15, classes], and colour, shape and size of what is to be seen [N, 15, 2,
-    classes].
+    the background [N, 15, classes], and colour, shape and size of what is to be seen
+    [N, 15, 2, classes].
     """
 
     num_features = FEATURES
@@ -59,57 +70,87 @@ class VideoJudge(nn.Module):
             (3, 24, 5, 2),
             (24, 48, 3, 2),
             (48, 64, 3, 1),
-            (64, 64, 3, 2),
-            (64, 96, 3, 2),
+            (64, _WIDTH, 3, 2),
+            (_WIDTH, _WIDTH, 3, 1),
         ):
-            layers += [
-                nn.Conv2d(before, after, kernel, stride, kernel // 2),
-                nn.GroupNorm(8, after),
-                nn.SiLU(),
-            ]
-        self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(96 * 16, FEATURES), nn.SiLU())
-        self.time = nn.Sequential(
-            nn.Conv1d(FEATURES, FEATURES, 5, padding=2),
-            nn.SiLU(),
-            nn.Conv1d(FEATURES, 64, 5, padding=2),
-            nn.SiLU(),
+            layers.append(nn.Conv2d(before, after, kernel, stride, kernel // 2))
+            layers += [nn.GroupNorm(8, after), nn.SiLU()]
+        self.trunk = nn.Sequential(*layers)  # [N * 15, 64, 8, 8]
+        self.time = nn.Conv1d(_WIDTH, _WIDTH, 5, padding=2)
+        self.context = nn.Sequential(
+            nn.Linear(2 * _WIDTH, 128), nn.SiLU(), nn.Linear(128, _OF_CLIP)
         )
-        self.features = nn.Sequential(
-            nn.Linear(64 * FRAMES, 2 * FEATURES), nn.SiLU(), nn.Linear(2 * FEATURES, FEATURES)
+        self.cells = nn.Sequential(
+            nn.Linear(2 * _WIDTH + _OF_CLIP + 2, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU()
         )
-        self.expand = nn.Sequential(nn.SiLU(), nn.Linear(FEATURES, 2 * FEATURES), nn.SiLU())
-        heads = _SCENE_HEADS | {k: 2 * v for k, v in _OBJECT_HEADS.items()}
-        self.heads = nn.ModuleDict({k: nn.Linear(2 * FEATURES, v) for k, v in heads.items()})
-        self.frame = nn.Sequential(nn.Linear(3 * FEATURES, 2 * FEATURES), nn.SiLU())
-        frames = {"background": len(BACKGROUNDS)} | {k: 2 * v for k, v in _FRAME_HEADS.items()}
-        self.frame_heads = nn.ModuleDict({k: nn.Linear(2 * FEATURES, v) for k, v in frames.items()})
+        self.places = nn.Linear(128, 3)
+        self.looks = nn.Sequential(
+            nn.Linear(128 + _OF_CLIP + 1, 64), nn.SiLU(), nn.Linear(64, _OF_LOOKS)
+        )
+        self.track = nn.Sequential(
+            nn.Linear(3 * FRAMES + _OF_CLIP, 64), nn.SiLU(), nn.Linear(64, _OF_TRACK)
+        )
+        self.frame = nn.Sequential(nn.Linear(128 + 1, 64), nn.SiLU())
+        heads = {k: nn.Linear(_OF_CLIP, v) for k, v in _SCENE_HEADS.items()}
+        for k, v in _OBJECT_HEADS.items():
+            size = (_OF_TRACK if k in OF_MOTION else _OF_LOOKS) + _OF_CLIP
+            heads[k] = nn.Sequential(nn.SiLU(), nn.Linear(size, 64), nn.SiLU(), nn.Linear(64, v))
+        self.heads = nn.ModuleDict(heads)
+        self.frame_heads = nn.ModuleDict({k: nn.Linear(64, v) for k, v in _FRAME_HEADS.items()})
+        self.frame_background = nn.Linear(_WIDTH, len(BACKGROUNDS))
 
-    def embed_frames(self, clips: Tensor) -> Tensor:
-        """Features of every frame [N, 15, 128]."""
-        features: Tensor = self.trunk(clips.transpose(1, 2).flatten(0, 1)).unflatten(
-            0, (len(clips), -1)
+    def _see(self, clips: Tensor) -> dict[str, Tensor]:
+        """What all heads read: parts of the features, places and pooled cells of every frame."""
+        seen = self.trunk(clips.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(clips), -1))
+        n, count, _, rows, columns = seen.shape
+        # Each cell also knows what it shows in the frames before and after.
+        moved = self.time(seen.permute(0, 3, 4, 2, 1).reshape(-1, seen.shape[2], count))
+        moved = moved.reshape(n, rows, columns, -1, count).permute(0, 4, 1, 2, 3)
+        seen = seen.permute(0, 1, 3, 4, 2)
+        whole = torch.cat([seen.mean((1, 2, 3)), seen.amax((1, 2, 3))], -1)
+        context = self.context(whole)
+        y, x = torch.meshgrid(
+            *(torch.linspace(-1, 1, k, device=seen.device) for k in (rows, columns)), indexing="ij"
         )
-        return features
+        where = torch.stack([x, y], -1).expand(n, count, -1, -1, -1)
+        wide = context[:, None, None, None].expand(-1, count, rows, columns, -1)
+        cells = self.cells(torch.cat([seen, moved, wide, where], -1))
+        places = self.places(cells).float()
+        share = places.softmax(-1)[..., 1:].flatten(2, 3)  # [N, 15, 64, 2]
+        mass = share.sum(2)  # [N, 15, 2]
+        pooled = torch.einsum("ntck,ntcd->ntkd", share, cells.float().flatten(2, 3))
+        at = torch.einsum("ntck,ntcd->ntkd", share, where.flatten(2, 3)) / (mass + 0.1)[..., None]
+        size = mass.sum(1)  # [N, 2]
+        clip = torch.cat([pooled.sum(1) / (size + 0.1)[..., None], size[..., None] / 60], -1)
+        tracks = torch.cat([at, mass[..., None] / 4], -1).transpose(1, 2).flatten(2)  # [N, 2, 45]
+        beside = context[:, None].expand(-1, 2, -1).to(clip.dtype)
+        return {
+            "context": context,
+            "looks": self.looks(torch.cat([clip, beside], -1)),
+            "track": self.track(torch.cat([tracks, beside], -1)),
+            "places": places,
+            "frames": torch.cat([pooled / (mass + 0.1)[..., None], mass[..., None] / 4], -1),
+            "background": seen.mean((2, 3)),
+        }
 
     def embed(self, clips: Tensor) -> Tensor:
-        """Penultimate features of the clip [N, 128]: the space of the Fréchet distance."""
-        return self._of_clip(self.embed_frames(clips))
-
-    def _of_clip(self, frames: Tensor) -> Tensor:
-        features: Tensor = self.features(self.time(frames.mT).flatten(1))
-        return features
+        """Features of the clip [N, 128]: the space of the Fréchet distance."""
+        seen = self._see(clips)
+        return torch.cat([seen["context"], seen["looks"].flatten(1), seen["track"].flatten(1)], -1)
 
     def forward(self, clips: Tensor) -> dict[str, Tensor]:
-        """Logits of every head."""
-        frames = self.embed_frames(clips)
-        hidden = self.expand(self._of_clip(frames))
-        out = {k: self.heads[k](hidden) for k in _SCENE_HEADS}
-        out |= {k: self.heads[k](hidden).unflatten(1, (2, -1)) for k in _OBJECT_HEADS}
-        each = self.frame(torch.cat([frames, hidden[:, None].expand(-1, frames.shape[1], -1)], -1))
-        out["frame-background"] = self.frame_heads["background"](each)
-        return out | {
-            f"frame-{k}": self.frame_heads[k](each).unflatten(2, (2, -1)) for k in _FRAME_HEADS
-        }
+        """Logits of every head, and of `places`."""
+        seen = self._see(clips)
+        context = seen["context"]
+        out = {k: self.heads[k](context) for k in _SCENE_HEADS}
+        beside = context[:, None].expand(-1, 2, -1)
+        for k in _OBJECT_HEADS:
+            part = seen["track" if k in OF_MOTION else "looks"]
+            out[k] = self.heads[k](torch.cat([part, beside.to(part.dtype)], -1))
+        each = self.frame(seen["frames"])
+        out["frame-background"] = self.frame_background(seen["background"])
+        out |= {f"frame-{k}": self.frame_heads[k](each) for k in _FRAME_HEADS}
+        return out | {"places": seen["places"]}
 
 
 def visible_share(clips: Clips) -> Tensor:
@@ -134,7 +175,8 @@ def clip_labels(clips: Clips) -> dict[str, Tensor]:
         if head in _FRAME_HEADS:
             seen = torch.where(share > PRESENT_ABOVE, out[head][:, None], IGNORED)
             out[f"frame-{head}"] = torch.where(share < ABSENT_BELOW, classes - 1, seen)
-    return out
+    index = torch.arange(FRAMES).expand(len(clips), -1)
+    return out | {"places": covered(clips, index, CELL) + 1}
 
 
 def make_video_judge(
@@ -157,14 +199,13 @@ def make_video_judge(
         )
         logits = judge((x + mix * (blurred - x) + noise).to(device))
         truth = clip_labels(clips)
-        return torch.stack(
-            [
-                F.cross_entropy(
-                    logits[k].float().flatten(0, -2), v.flatten().to(device), ignore_index=IGNORED
-                )
-                for k, v in truth.items()
-            ]
-        ).sum()
+        wrong = []
+        for k, v in truth.items():
+            flat, target = logits[k].float().flatten(0, -2), v.flatten().to(device)
+            # Nine cells in ten show no object.
+            weight = torch.tensor([1.0, 5.0, 5.0], device=device) if k == "places" else None
+            wrong.append(F.cross_entropy(flat, target, weight, ignore_index=IGNORED))
+        return torch.stack(wrong).sum()
 
     def export(average: nn.Module, out: Path, folder: Path) -> None:
         from safetensors.torch import save_file
