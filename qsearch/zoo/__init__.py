@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 NAMES = ("scenes-dit", "scenes-unet")
+#: pipelines that make clips instead of pictures
+VIDEO_NAMES = ("scenes-video",)
 
 
 def folder(name: str) -> Path:

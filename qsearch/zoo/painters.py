@@ -124,12 +124,12 @@ def warm_start(painter: Painter, folder: Path) -> None:
         raise ValueError(f"{folder} is another architecture: missing {missing}, unknown {unknown}")
 
 
-def new_tokenizer(causal: bool) -> Any:
+def new_tokenizer(causal: bool, vocabulary: tuple[str, ...] = vocabulary()) -> Any:
     """Word-level tokenizer over the captions' vocabulary; the causal encoder's sentences also begin with a token."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = [PAD, END, BEGIN, UNKNOWN, *vocabulary()]
+    words = [PAD, END, BEGIN, UNKNOWN, *vocabulary]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     single = f"{BEGIN} $A {END}" if causal else f"$A {END}"

@@ -48,7 +48,12 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
     """Minimise `loss(generator)` over the parameters of `module`; returns the averaged module."""
     run.folder.mkdir(parents=True, exist_ok=True)
     checkpoint, log = run.folder / "checkpoint.pt", run.folder / "loss.csv"
-    module.to(run.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    if any(
+        p.ndim == 5 for p in module.parameters()
+    ):  # channels_last is a layout of four dimensions
+        module.to(run.device).train()
+    else:
+        module.to(run.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     average = copy.deepcopy(module).requires_grad_(False).eval()
     matrices = [p for p in module.parameters() if p.requires_grad and p.ndim >= 2]
     vectors = [p for p in module.parameters() if p.requires_grad and p.ndim < 2]
@@ -64,7 +69,9 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
         start, spent = state["step"], state["seconds"]
-        if log.exists():  # what was logged after the checkpoint is trained, and logged, again
+        if (
+            log.exists() and start < run.steps
+        ):  # what was logged after the checkpoint is trained, and logged, again
             head, *rows = log.read_text(encoding="utf-8").splitlines(keepends=True)
             log.write_text(
                 "".join([head, *(row for row in rows if int(row.split(",")[0]) <= start)]),
@@ -171,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
         steps=0 if options.export_only else options.steps or recipe.steps,
         rate=options.rate or recipe.rate,
         seed=options.seed,
-        autocast=device.type == "cuda",
+        autocast=recipe.bf16 or device.type == "cuda",
         save_seconds=options.save_seconds,
     )
     if not options.export_only:
