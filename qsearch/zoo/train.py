@@ -115,6 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where the finished weights go (default: the package)")
     parser.add_argument("--warm", type=Path, help="saved pipeline whose weights a denoiser's training starts from")
     parser.add_argument("--save-seconds", type=float, default=Run.save_seconds, help="time between checkpoints (default: %(default)s)")
+    parser.add_argument("--bf16", action="store_true", help="mixed precision on the CPU, as on a GPU always (twice as fast where the CPU has AVX512-BF16)")
     parser.add_argument("--export-only", action="store_true", help="write the weights of the last checkpoint and stop")
     options = parser.parse_args(argv)
 
@@ -123,16 +124,19 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(options.seed)
     module, loss, export = recipe.make(options.runs, device, options.batch or recipe.batch)
     if options.warm is not None:
-        if not isinstance(module, painters.Painter):
+        if options.name in recipes.ECAR:
+            recipes.warm_ecar(module, options.warm)
+        elif isinstance(module, painters.Painter):
+            painters.warm_start(module, options.warm)
+        else:
             parser.error(f"--warm starts a denoiser, {options.name} is none")
-        painters.warm_start(module, options.warm)
     run = Run(
         folder=options.runs / options.name,
         device=device,
         steps=0 if options.export_only else options.steps or recipe.steps,
         rate=options.rate or recipe.rate,
         seed=options.seed,
-        autocast=device.type == "cuda",
+        autocast=options.bf16 or device.type == "cuda",
         save_seconds=options.save_seconds,
     )
     if not options.export_only:
@@ -143,6 +147,7 @@ def main(argv: list[str] | None = None) -> None:
             "batch": options.batch or recipe.batch,
             "parameters": sum(p.numel() for p in module.parameters()),
             "device": str(device),
+            "bf16": run.autocast,
             "warm": str(options.warm or ""),
             "versions": versions(),
         }
