@@ -228,6 +228,7 @@ def test_the_attention_of_training_is_that_of_sampling(
         wanted = transformer(flat(inputs.latents), inputs.text, inputs.mask)
         for block in transformer.transformer_blocks:
             block.attn1.set_processor(FullPrecisionAttention())
+            block.attn2.set_processor(FullPrecisionAttention())
         found = transformer(flat(inputs.latents), inputs.text, inputs.mask)
 
     torch.testing.assert_close(found, wanted, atol=ROUNDING, rtol=0)
@@ -286,7 +287,39 @@ def test_a_few_steps_of_training_lower_the_loss(
     assert dead == []
 
 
-def test_a_warm_start_takes_the_outer_blocks_of_scenes_dit() -> None:
+@pytest.mark.parametrize("name", DESIGNS)
+def test_a_warm_start_reads_captions_as_the_first_blocks_of_scenes_dit_do(name: str) -> None:
+    from diffusers import PixArtTransformer2DModel
+
+    painter = MultistagePainter(DESIGNS[name]).eval()
+    folder = zoo.folder("scenes-dit")
+    warm_start(painter, folder)
+    theirs = PixArtTransformer2DModel.from_pretrained(folder / "transformer").float().eval()
+    g = torch.Generator().manual_seed(1)
+    text, found = torch.randn(2, 9, 128, generator=g), []
+    fine = painter.transformer.pos_embed[:, -64:]
+    torch.testing.assert_close(fine, theirs.pos_embed.pos_embed, atol=ROUNDING, rtol=0)
+
+    # A first stage of all 64 tokens is what scenes-dit sees of latents that its patches make 0.
+    torch.nn.init.zeros_(theirs.pos_embed.proj.bias)
+    block = theirs.transformer_blocks[len(painter.transformer.transformer_blocks) - 1]
+    block.register_forward_hook(lambda *a: found.append(a[-1]))
+    with torch.no_grad():
+        theirs(
+            torch.zeros(2, 4, 16, 16),
+            encoder_hidden_states=text,
+            timestep=torch.tensor([1000.0, 1000.0]),
+            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+        )
+        states, caption = fine.expand(2, -1, -1), painter.transformer.caption_projection(text)
+        for own in painter.transformer.transformer_blocks:
+            still = torch.zeros(2, 960)
+            states = own(states, encoder_hidden_states=caption, timestep=still)
+
+    torch.testing.assert_close(states, found[0], atol=1e-3, rtol=1e-4)
+
+
+def test_a_warm_start_takes_the_outer_blocks_for_the_flow() -> None:
     from safetensors.torch import load_file
 
     painter = MultistagePainter(DESIGNS["ecar-single"])

@@ -84,7 +84,9 @@ class MultistagePainter(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(width, n * classes) for n in places)
         for network in (self.transformer, self.flow):
             for block in network.transformer_blocks:
-                block.attn1.set_processor(FullPrecisionAttention())
+                for attention in (block.attn1, block.attn2):
+                    if attention is not None:
+                        attention.set_processor(FullPrecisionAttention())
 
     def seen(self, stage: int, tokens: Tensor) -> dict[str, Tensor]:
         """A stage's map [N, tokens, width] to logits [N, 64, classes], places row by row."""
@@ -96,32 +98,36 @@ class MultistagePainter(nn.Module):
 
 
 def warm_start(painter: MultistagePainter, saved: Path) -> None:
-    """Start the flow network from a saved pipeline of scenes-dit, as far as the two agree.
+    """Start both networks from the denoiser of a saved scenes-dit, as far as they agree.
 
-    Patches, timestep embedding, output layer, and of the blocks the outer ones, whose self-
-    attentions and feed-forwards are kept; what cross-attention did is left to the token maps.
+    The transformer gets the first blocks, whole, as they are at timestep 1000, where the words
+    decide what goes where. The flow network gets patches, timestep embedding, output layer and the
+    outer blocks without their cross-attention, in whose place the token maps come.
+
+    Raises:
+        ValueError: When the saved denoiser is of another width.
     """
-    from safetensors.torch import load_file
+    from diffusers import PixArtTransformer2DModel
 
-    weights = load_file(saved / "transformer" / "diffusion_pytorch_model.safetensors")
-    flow, blocks = painter.flow, {k.split(".")[1] for k in weights if k.startswith("transformer_bl")}
-    count, of = len(flow.transformer_blocks), len(blocks)
-    kept = {i if i < (count + 1) // 2 else of - count + i: i for i in range(count)}
-    found: dict[str, Tensor] = {}
-    for name, value in weights.items():
-        head, _, rest = name.partition(".")
-        if head == "transformer_blocks":
-            old, _, rest = rest.partition(".")
-            if int(old) not in kept:
-                continue
-            name = f"{head}.{kept[int(old)]}.{rest}"
-        found[name.replace("pos_embed.proj.", "proj_in.")] = value.float()
-    own = flow.state_dict()
-    found = {k: v for k, v in found.items() if k in own and own[k].shape == v.shape}
-    missing = set(own) - set(found)
-    if missing != {"pos_embed", "map_projection.weight", "map_projection.bias"}:
-        raise ValueError(f"{saved} is another architecture: missing {sorted(missing)}")
-    flow.load_state_dict(own | found)
+    theirs = PixArtTransformer2DModel.from_pretrained(saved / "transformer").float()
+    if theirs.config.caption_channels != painter.transformer.config.caption_channels:
+        raise ValueError(f"{saved} reads text states of {theirs.config.caption_channels} channels")
+    with torch.no_grad():
+        last = theirs.adaln_single(torch.tensor([1000.0]), batch_size=1, hidden_dtype=torch.float)
+    reader, flow, of = painter.transformer, painter.flow, len(theirs.transformer_blocks)
+    reader.caption_projection.load_state_dict(theirs.caption_projection.state_dict())
+    for own, old in zip(reader.transformer_blocks, theirs.transformer_blocks, strict=False):
+        own.load_state_dict(old.state_dict())
+        own.scale_shift_table.data += last[0].view(6, -1)
+    count = len(flow.transformer_blocks)
+    for i, own in enumerate(flow.transformer_blocks):
+        old = theirs.transformer_blocks[i if i < (count + 1) // 2 else of - count + i]
+        state = old.state_dict()
+        own.load_state_dict({k: v for k, v in state.items() if not k.startswith("attn2.")})
+    flow.proj_in.load_state_dict(theirs.pos_embed.proj.state_dict())
+    flow.adaln_single.load_state_dict(theirs.adaln_single.state_dict())
+    flow.proj_out.load_state_dict(theirs.proj_out.state_dict())
+    flow.scale_shift_table.data.copy_(theirs.scale_shift_table.data)
 
 
 class FullPrecisionAttention:
@@ -138,8 +144,12 @@ class FullPrecisionAttention:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """Self-attention of [N, T, width]; `attention_mask` [N, T, T] is added to the scores."""
-        heads = (attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states))
+        """Attention of [N, T, width] to itself or to [N, R, width].
+
+        `attention_mask` [N, T or 1, R] is added to the scores.
+        """
+        read = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        heads = (attn.to_q(hidden_states), attn.to_k(read), attn.to_v(read))
         q, k, v = (x.float().unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in heads)
         bias = None if attention_mask is None else attention_mask.float()[:, None]
         with torch.autocast(hidden_states.device.type, enabled=False):

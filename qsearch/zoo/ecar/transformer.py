@@ -5,11 +5,15 @@ from __future__ import annotations
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.embeddings import PixArtAlphaTextProjection
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from ...core.errors import QSearchError
 from .stages import Stages
+
+#: added to the scores of what attention must not see; finite in fp16
+_HIDDEN = -1e4
 
 
 def grids(stages: Stages, patch: int) -> tuple[int, ...]:
@@ -48,8 +52,9 @@ class EcarTransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Emits the token map of a stage in one forward, from the caption and the stages before.
 
     A stage's tokens are queries at learnt positions; from the second stage on, each also reads
-    one pixel of the latents that the stage before ended with. Tokens see the caption, all tokens
-    of their own stage and of coarser ones.
+    one pixel of the latents that the stage before ended with. Self-attention sees all tokens of
+    the own stage and of coarser ones, cross-attention the caption: blocks of PixArt-alpha
+    (arXiv:2310.00426) without a timestep, so that those of a trained denoiser may start them.
 
     Args:
         stages: Number of stages.
@@ -83,7 +88,7 @@ class EcarTransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
             raise QSearchError(f"several stages need patches of 2 x 2; given {patch_size}")
         self.grids = grids(Stages(stages, sample_size), patch_size)
         width = num_attention_heads * attention_head_dim
-        self.caption_projection = nn.Linear(caption_channels, width)
+        self.caption_projection = PixArtAlphaTextProjection(caption_channels, width)
         self.proj_in = nn.Linear(in_channels, width) if stages > 1 else None
         self.pos_embed = nn.Parameter(positions(self.grids, width))
         self.transformer_blocks = nn.ModuleList(
@@ -91,9 +96,12 @@ class EcarTransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 width,
                 num_attention_heads,
                 attention_head_dim,
+                cross_attention_dim=width,
                 activation_fn="gelu-approximate",
                 attention_bias=True,
-                norm_elementwise_affine=True,
+                norm_type="ada_norm_single",
+                norm_elementwise_affine=False,
+                norm_eps=1e-6,
             )
             for _ in range(num_layers)
         )
@@ -139,24 +147,32 @@ class EcarTransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if self.proj_in is not None and hidden_states is not None:
             first, rest = queries.split([sizes[0], before], 1)
             queries = torch.cat([first, rest + self.proj_in(hidden_states)], 1)
-        states = torch.cat([self.caption_projection(text), queries], 1)
-        bias = block_causal(sizes, text, mask)
+        states, count = queries, len(text)
+        caption = self.caption_projection(text)
+        causal = block_causal(sizes, text).expand(count, -1, -1)
+        padding = None
+        if mask is not None:
+            padding = (1 - mask[:, None].to(text.dtype)) * _HIDDEN
+        still = states.new_zeros(count, 6 * states.shape[-1])
         for block in self.transformer_blocks:
-            states = block(states, attention_mask=bias)
-        return self.norm_out(states[:, text.shape[1] :]).split(sizes, 1)  # type: ignore[no-any-return]
+            states = block(
+                states,
+                attention_mask=causal,
+                encoder_hidden_states=caption,
+                encoder_attention_mask=padding,
+                timestep=still,
+            )
+        return self.norm_out(states).split(sizes, 1)  # type: ignore[no-any-return]
 
 
-def block_causal(sizes: list[int], text: Tensor, mask: Tensor | None) -> Tensor:
-    """Additive attention mask [N, L, L] over the caption [N, T, ...] and stages of `sizes` tokens.
+def block_causal(sizes: list[int], like: Tensor) -> Tensor:
+    """Additive attention mask [1, L, L] of stages of `sizes` tokens, coarse to fine.
 
-    Words see the words; a stage's tokens see the words, their own stage and coarser ones.
+    A stage's tokens see their own stage and coarser ones. `like` says device and type.
     """
-    device, words = text.device, text.shape[1]
-    parts = [torch.zeros(words, device=device)]
-    parts += [torch.full((size,), k + 1.0, device=device) for k, size in enumerate(sizes)]
-    rank = torch.cat(parts)
-    seen = (rank[:, None] >= rank[None, :])[None].expand(len(text), -1, -1)
-    if mask is not None:
-        known = torch.cat([mask.bool(), mask.new_ones(len(mask), sum(sizes)).bool()], 1)
-        seen = seen & known[:, None]
-    return torch.zeros(seen.shape, device=device, dtype=text.dtype).masked_fill(~seen, -1e4)
+    counts = torch.tensor(sizes, device=like.device)
+    rank = torch.arange(len(sizes), device=like.device).repeat_interleave(counts)
+    hidden = (rank[:, None] < rank[None, :])[None]
+    return torch.zeros(hidden.shape, device=like.device, dtype=like.dtype).masked_fill(
+        hidden, _HIDDEN
+    )
