@@ -50,7 +50,11 @@ class EcarPipeline(DiffusionPipeline):  # type: ignore[misc]
         super().__init__()
         sizes = {
             name: (part.config.stages, part.config.sample_size)
-            for name, part in (("transformer", transformer), ("flow", flow), ("scheduler", scheduler))
+            for name, part in (
+                ("transformer", transformer),
+                ("flow", flow),
+                ("scheduler", scheduler),
+            )
         }
         if len(set(sizes.values())) > 1:
             said = ", ".join(f"{k}: {n} stages, side {side}" for k, (n, side) in sizes.items())

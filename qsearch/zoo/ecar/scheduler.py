@@ -41,7 +41,7 @@ class MultistageFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc
     order = 1
     init_noise_sigma = 1.0
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         stages: int = 3,

@@ -127,7 +127,7 @@ def jump(latents: Tensor, stages: Stages, stage: int, white: Tensor, renoise: st
     if stages.kind == FULL:
         return white
     alpha, beta = stages.renoise(stage)
-    larger = alpha * up(latents)
+    larger: Tensor = alpha * up(latents)
     if renoise == "none":
         return larger
     return larger + beta * (correlated(white, stages.gamma) if renoise == "corrected" else white)

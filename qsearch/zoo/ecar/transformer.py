@@ -71,7 +71,7 @@ class EcarTransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         QSearchError: For latents that the stages or the patches do not divide.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         stages: int = 3,
