@@ -30,7 +30,11 @@ from qsearch.job import Run
 
 MODEL = "scenes-dit"  # the one knob: a name of the zoo, or a local diffusers folder of yours
 
-run = Run(load(Path("small.yaml")).model_copy(update={"model": MODEL, "folder": Path("runs") / Path(MODEL).name}))
+run = Run(
+    load(Path("small.yaml")).model_copy(
+        update={"model": MODEL, "folder": Path("runs") / Path(MODEL).name}
+    )
+)
 
 # %% [markdown]
 # ## Read the model
@@ -38,7 +42,13 @@ run = Run(load(Path("small.yaml")).model_copy(update={"model": MODEL, "folder": 
 
 # %%
 graph = pipeline.extract(run)
-pd.Series({"layers": len(graph.layers), "weights": graph.weights, "multiply-accumulates a call": graph.total_macs})
+pd.Series(
+    {
+        "layers": len(graph.layers),
+        "weights": graph.weights,
+        "multiply-accumulates a call": graph.total_macs,
+    }
+)
 
 # %% [markdown]
 # ## Price every choice at every layer
@@ -67,7 +77,13 @@ draw_layer_bits(layer_bits(graph, plan))
 
 # %%
 rows = pipeline.evaluate(run, graph, plan)
-pd.DataFrame({row["plan"]: {"stored bits": f"{row['average_bits']:.2f}"} | {k: f"{m:.3g} ± {e:.1g}" for k, (m, e) in row["metrics"].items()} for row in rows})
+pd.DataFrame(
+    {
+        row["plan"]: {"stored bits": f"{row['average_bits']:.2f}"}
+        | {k: f"{m:.3g} ± {e:.1g}" for k, (m, e) in row["metrics"].items()}
+        for row in rows
+    }
+)
 
 # %% [markdown]
 # ## Look

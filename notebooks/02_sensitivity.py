@@ -29,7 +29,11 @@ from qsearch.job import Run
 
 MODEL = "scenes-dit"  # the one knob: a name of the zoo, or a local diffusers folder of yours
 
-run = Run(load(Path("small.yaml")).model_copy(update={"model": MODEL, "folder": Path("runs") / Path(MODEL).name}))
+run = Run(
+    load(Path("small.yaml")).model_copy(
+        update={"model": MODEL, "folder": Path("runs") / Path(MODEL).name}
+    )
+)
 graph = pipeline.extract(run)
 table = pipeline.profile(run, graph)
 
@@ -39,7 +43,11 @@ table = pipeline.profile(run, graph)
 # says nothing of the choice. Below 0.5 the ranking is mostly noise: take more probes or samples.
 
 # %%
-{"reliability": round(table.reliability(), 3), "rows": len(table.frame), "rows at the floor": len(table.at_floor())}
+{
+    "reliability": round(table.reliability(), 3),
+    "rows": len(table.frame),
+    "rows at the floor": len(table.at_floor()),
+}
 
 # %% [markdown]
 # ## By role
@@ -89,5 +97,9 @@ draw_graph_heat(graph_heat(graph, table, "uint4-c"))
 # Mean over the step bins, with one standard error. `qsearch show runs/…/sensitivity.parquet` prints all of them.
 
 # %%
-means = table.frame[table.frame["scheme"] == "uint4-c"].groupby("site")[["estimate", "error", "floor"]].mean()
+means = (
+    table.frame[table.frame["scheme"] == "uint4-c"]
+    .groupby("site")[["estimate", "error", "floor"]]
+    .mean()
+)
 means.sort_values("estimate", ascending=False).head(10)

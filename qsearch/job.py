@@ -18,7 +18,10 @@ from .core.errors import QSearchError, nearest
 if TYPE_CHECKING:
     from .measure.pipelines import Prompts, Sampling
 
-_RECORDS = ("scores.json", "recipe.json")  # lie beside a model's weights and say nothing that is computed with
+_RECORDS = (
+    "scores.json",
+    "recipe.json",
+)  # lie beside a model's weights and say nothing that is computed with
 
 
 class Progress(Protocol):
@@ -50,7 +53,9 @@ class Run:
 
     def __post_init__(self) -> None:
         if self.config.folder is None:
-            raise QSearchError("a run needs a folder; give `folder` in the config, or load the config from a file")
+            raise QSearchError(
+                "a run needs a folder; give `folder` in the config, or load the config from a file"
+            )
         self.folder = Path(self.config.folder)
 
     @cached_property
@@ -60,7 +65,9 @@ class Run:
             found = plugins.load("families", family).folder(self.config.model)
             if found is not None:
                 if not (found / "model_index.json").is_file():
-                    raise QSearchError(f"{self.config.model} has no weights in {found}; train them with `python -m qsearch.zoo.train {self.config.model}`")
+                    raise QSearchError(
+                        f"{self.config.model} has no weights in {found}; train them with `python -m qsearch.zoo.train {self.config.model}`"
+                    )
                 return Path(found)
         from .graphs.families import cards
         from .zoo import NAMES
@@ -78,11 +85,17 @@ class Run:
     def fingerprint(self) -> str:
         """Digest of the saved pipeline: names, sizes and contents of its files (contents up to 64 MiB each)."""
         sha = hashlib.sha256()
-        loaded = (p for p in self.model_folder.rglob("*") if p.suffix in (".json", ".safetensors", ".bin", ".txt") and p.name not in _RECORDS)
+        loaded = (
+            p
+            for p in self.model_folder.rglob("*")
+            if p.suffix in (".json", ".safetensors", ".bin", ".txt") and p.name not in _RECORDS
+        )
         for path in sorted(loaded):
             size = path.stat().st_size
             sha.update(f"{path.relative_to(self.model_folder)} {size} ".encode())
-            sha.update(path.read_bytes() if size <= 2**26 else str(path.stat().st_mtime_ns).encode())
+            sha.update(
+                path.read_bytes() if size <= 2**26 else str(path.stat().st_mtime_ns).encode()
+            )
         return sha.hexdigest()[:16]
 
     @cached_property
@@ -107,17 +120,27 @@ class Run:
         if self.config.prompts is None:
             return scene_prompts(count, self.config.seed * 2 + part)
         try:
-            lines = [line.strip() for line in self.config.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = [
+                line.strip()
+                for line in self.config.prompts.read_text(encoding="utf-8").splitlines()
+                if line.strip()
+            ]
         except (OSError, UnicodeDecodeError) as error:
-            raise QSearchError(f"prompts must be a text file, one a line; {self.config.prompts} can't be read ({error})") from error
+            raise QSearchError(
+                f"prompts must be a text file, one a line; {self.config.prompts} can't be read ({error})"
+            ) from error
         start = max(self.config.profile.samples, self.config.calibrate.samples or 0) if part else 0
         if len(lines) < start + count:
-            raise QSearchError(f"{self.config.prompts} holds {len(lines)} prompts; profiling and evaluation need {start + count}")
+            raise QSearchError(
+                f"{self.config.prompts} holds {len(lines)} prompts; profiling and evaluation need {start + count}"
+            )
         return Prompts(tuple(lines[start : start + count]))
 
     def key(self, verb: str, **question: Any) -> str:
         """Digest of the question that a stage answers, and of who answers it: another version asks again."""
-        return digest({"verb": verb, "qsearch": versions().get("qsearch-diffusion", ""), **question})
+        return digest(
+            {"verb": verb, "qsearch": versions().get("qsearch-diffusion", ""), **question}
+        )
 
     def path(self, name: str) -> Path:
         """A file of the run."""

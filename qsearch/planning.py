@@ -30,7 +30,9 @@ def latency_of(section: AllocateSection, graph: OpGraph, table: SensitivityTable
     """The latency table that the section names: a measured file, or a device's roofline over the table's schemes; None where no time is limited."""
     if section.device is None:
         if section.latency is not None:
-            raise QSearchError("a budget in latency needs allocate.device: one of `qsearch list devices`, or a latency.json that was measured")
+            raise QSearchError(
+                "a budget in latency needs allocate.device: one of `qsearch list devices`, or a latency.json that was measured"
+            )
         return None
     if section.device.endswith(".json"):
         return Latency.load(Path(section.device), graph.id)
@@ -40,7 +42,9 @@ def latency_of(section: AllocateSection, graph: OpGraph, table: SensitivityTable
     return roofline(graph, device(section.device), sorted(table.frame["scheme"].unique()))
 
 
-def constraints_of(section: AllocateSection, graph: OpGraph, table: SensitivityTable) -> Constraints:
+def constraints_of(
+    section: AllocateSection, graph: OpGraph, table: SensitivityTable
+) -> Constraints:
     """The section's constraints and, where it names a target, that tool's: its formats at each layer, and the layers that it stores as one."""
     rules = section.constraints
     if section.target is None:
@@ -50,15 +54,23 @@ def constraints_of(section: AllocateSection, graph: OpGraph, table: SensitivityT
     known = table.values(section.metric)
     for layer in graph.quantizable:
         offered = [str(KEEP), *known.get(layer.name, {})]
-        able[layer.name] = [s for s in offered if exporter.nearest(Scheme.parse(s), layer) == Scheme.parse(s)]
+        able[layer.name] = [
+            s for s in offered if exporter.nearest(Scheme.parse(s), layer) == Scheme.parse(s)
+        ]
     if all(schemes == [str(KEEP)] for schemes in able.values()):
         measured = sorted({s for row in known.values() for s in row})
-        raise QSearchError(f"{section.target} has none of the schemes in the table ({', '.join(measured[:8])}) at any layer; profile some that it has")
+        raise QSearchError(
+            f"{section.target} has none of the schemes in the table ({', '.join(measured[:8])}) at any layer; profile some that it has"
+        )
     return replace(rules, fused=rules.fused or exporter.fuses, allowed={**rules.allowed, **able})
 
 
 def _settings(section: AllocateSection, graph: OpGraph, table: SensitivityTable) -> dict[str, Any]:
-    return {"objective": section.objective, "constraints": constraints_of(section, graph, table), "latency": latency_of(section, graph, table)}
+    return {
+        "objective": section.objective,
+        "constraints": constraints_of(section, graph, table),
+        "latency": latency_of(section, graph, table),
+    }
 
 
 def make_plan(section: AllocateSection, graph: OpGraph, table: SensitivityTable) -> BitPlan:
@@ -68,7 +80,14 @@ def make_plan(section: AllocateSection, graph: OpGraph, table: SensitivityTable)
     if section.layers:
         plan = plan_by_hand(graph, section.layers)
     else:
-        plan = allocate(graph, table, section.budget, solver=section.solver, seconds=section.seconds, **_settings(section, graph, table))
+        plan = allocate(
+            graph,
+            table,
+            section.budget,
+            solver=section.solver,
+            seconds=section.seconds,
+            **_settings(section, graph, table),
+        )
     return with_inputs(graph, plan, section.inputs)
 
 
@@ -77,8 +96,14 @@ def plan_by_hand(graph: OpGraph, layers: Mapping[str, str]) -> BitPlan:
     chosen = _matched(graph, layers)
     for layer in graph.quantizable:
         if layer.name not in chosen:
-            raise QSearchError(f"a plan by hand gives every layer a scheme; {layer.name} ({layer.role}) has none: end with '*': keep, or what it should be")
-    return BitPlan.make(graph, {x.name: chosen[x.name] if x.quantizable else KEEP for x in graph}, solver=Solver("by hand", "unsolved"))
+            raise QSearchError(
+                f"a plan by hand gives every layer a scheme; {layer.name} ({layer.role}) has none: end with '*': keep, or what it should be"
+            )
+    return BitPlan.make(
+        graph,
+        {x.name: chosen[x.name] if x.quantizable else KEEP for x in graph},
+        solver=Solver("by hand", "unsolved"),
+    )
 
 
 def with_inputs(graph: OpGraph, plan: BitPlan, inputs: Mapping[str, str]) -> BitPlan:
@@ -86,7 +111,10 @@ def with_inputs(graph: OpGraph, plan: BitPlan, inputs: Mapping[str, str]) -> Bit
     if not inputs:
         return plan
     added = {name: input_part(text) for name, text in _matched(graph, inputs).items()}
-    layers = {name: s if s == KEEP or name not in added else s.with_input(added[name]) for name, s in plan.layers.items()}
+    layers = {
+        name: s if s == KEEP or name not in added else s.with_input(added[name])
+        for name, s in plan.layers.items()
+    }
     return BitPlan.make(graph, layers, solver=plan.solver)
 
 
@@ -99,16 +127,35 @@ def _matched(graph: OpGraph, patterns: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def make_frontier(section: AllocateSection, graph: OpGraph, table: SensitivityTable, bits: Sequence[float] = FRONTIER) -> list[BitPlan]:
+def make_frontier(
+    section: AllocateSection,
+    graph: OpGraph,
+    table: SensitivityTable,
+    bits: Sequence[float] = FRONTIER,
+) -> list[BitPlan]:
     """A plan for each of `bits` that can be reached, the section's other limits kept. `ilp`, its default, is answered by the relaxation in one pass."""
     from .decide.allocation import allocate_frontier
 
     budget = replace(section.budget, average_bits=max(bits))
     solver = "lagrangian" if section.solver == "ilp" else section.solver
-    return allocate_frontier(graph, table, bits, budget=budget, solver=solver, seconds=section.seconds, **_settings(section, graph, table))
+    return allocate_frontier(
+        graph,
+        table,
+        bits,
+        budget=budget,
+        solver=solver,
+        seconds=section.seconds,
+        **_settings(section, graph, table),
+    )
 
 
-def save_frontier(folder: Path, section: AllocateSection, graph: OpGraph, table: SensitivityTable, bits: Sequence[float] = FRONTIER) -> list[BitPlan]:
+def save_frontier(
+    folder: Path,
+    section: AllocateSection,
+    graph: OpGraph,
+    table: SensitivityTable,
+    bits: Sequence[float] = FRONTIER,
+) -> list[BitPlan]:
     """`make_frontier`, written as `frontier/plan-BITS.json` and drawn as `frontier.svg` in `folder`; plans of an earlier call are taken away."""
     from .report.drawing import save_svg
     from .report.frontier import draw_frontier
@@ -119,11 +166,21 @@ def save_frontier(folder: Path, section: AllocateSection, graph: OpGraph, table:
     for plan in plans:
         assert plan.budget is not None
         plan.save(folder / "frontier" / f"plan-{plan.budget.average_bits:.2f}.json")
-    save_svg(folder / "frontier.svg", draw_frontier(frontier_of(section, graph, table, plans)), label="stored size against predicted loss, planned and uniform")
+    save_svg(
+        folder / "frontier.svg",
+        draw_frontier(frontier_of(section, graph, table, plans)),
+        label="stored size against predicted loss, planned and uniform",
+    )
     return plans
 
 
-def frontier_of(section: AllocateSection, graph: OpGraph, table: SensitivityTable, plans: Sequence[BitPlan], rows: Sequence[Any] = ()) -> Frontier:
+def frontier_of(
+    section: AllocateSection,
+    graph: OpGraph,
+    table: SensitivityTable,
+    plans: Sequence[BitPlan],
+    rows: Sequence[Any] = (),
+) -> Frontier:
     """The frontier's picture as data, by the section's objective; `rows`: results of a run, to stand beside what is predicted."""
     from .report.frontier import frontier
 
@@ -132,7 +189,13 @@ def frontier_of(section: AllocateSection, graph: OpGraph, table: SensitivityTabl
 
 
 def pictured(
-    section: AllocateSection, graph: OpGraph, table: SensitivityTable, plan: BitPlan, rows: Sequence[Any], explained: Path, say: Callable[[str], None]
+    section: AllocateSection,
+    graph: OpGraph,
+    table: SensitivityTable,
+    plan: BitPlan,
+    rows: Sequence[Any],
+    explained: Path,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """What a page shows of a plan besides its own numbers, as keywords of `write_report`: the frontier, and what explains the plan.
 
@@ -146,8 +209,13 @@ def pictured(
             say(f"report: left out of the page: {error}")
             return None
 
-    curve = attempt(lambda: frontier_of(section, graph, table, make_frontier(section, graph, table), rows))
-    reasons = [attempt(lambda: _shapley(graph, table, plan)), attempt(lambda: _explained(explained, graph))]
+    curve = attempt(
+        lambda: frontier_of(section, graph, table, make_frontier(section, graph, table), rows)
+    )
+    reasons = [
+        attempt(lambda: _shapley(graph, table, plan)),
+        attempt(lambda: _explained(explained, graph)),
+    ]
     return {"frontier": curve, "attributions": [r for r in reasons if r is not None]}
 
 
@@ -157,7 +225,9 @@ def _shapley(graph: OpGraph, table: SensitivityTable, plan: BitPlan) -> Attribut
 
     if table.shares is None or all(scheme.format == "keep" for scheme in plan.layers.values()):
         return None
-    return explain_quadratic(graph, table, {"plan": plan}, metrics=sorted({metric for metric, _ in table.shares.values}))
+    return explain_quadratic(
+        graph, table, {"plan": plan}, metrics=sorted({metric for metric, _ in table.shares.values})
+    )
 
 
 def _explained(path: Path, graph: OpGraph) -> Attribution | None:
@@ -178,7 +248,9 @@ def ask_why(path: Path, layer: str) -> Why:
     from .decide.allocation import state
     from .decide.why import why
 
-    folder = next((f for f in (path.parent, path.parent.parent) if (f / "graph.json").is_file()), path.parent)
+    folder = next(
+        (f for f in (path.parent, path.parent.parent) if (f / "graph.json").is_file()), path.parent
+    )
     graph = OpGraph.load(folder / "graph.json")
     table = SensitivityTable.load(folder / "sensitivity.parquet", graph.id)
     section = configs.load(folder / "config.yaml").allocate
@@ -186,6 +258,11 @@ def ask_why(path: Path, layer: str) -> Why:
     plan = BitPlan.load(path, graph, latency=latency)
     graph.layer(layer)
     problem = state(
-        graph, table, plan.budget or section.budget, objective=section.objective, constraints=constraints_of(section, graph, table), latency=latency
+        graph,
+        table,
+        plan.budget or section.budget,
+        objective=section.objective,
+        constraints=constraints_of(section, graph, table),
+        latency=latency,
     )
     return why(problem, plan, layer)

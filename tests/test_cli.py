@@ -23,10 +23,39 @@ from qsearch.core.trials import Trials
 from qsearch.pipeline import RESULTS
 from qsearch.report.text import METRICS, cell
 from tests.conftest import Command
-from tests.report.synthetic import PLANS, SCHEMES, make_attribution, make_plan, make_rows, make_table, pixart
+from tests.report.synthetic import (
+    PLANS,
+    SCHEMES,
+    make_attribution,
+    make_plan,
+    make_rows,
+    make_table,
+    pixart,
+)
 
-BUILT = ("run", "extract", "profile", "allocate", "evaluate", "fit", "explain", "apply", "bench", "export", "import", "show", "list")
-ARTEFACTS = ("graph.json", "sensitivity.parquet", "plan.json", "attribution.parquet", "results.json", "trials.db")
+BUILT = (
+    "run",
+    "extract",
+    "profile",
+    "allocate",
+    "evaluate",
+    "fit",
+    "explain",
+    "apply",
+    "bench",
+    "export",
+    "import",
+    "show",
+    "list",
+)
+ARTEFACTS = (
+    "graph.json",
+    "sensitivity.parquet",
+    "plan.json",
+    "attribution.parquet",
+    "results.json",
+    "trials.db",
+)
 GRAPH = pixart()
 
 
@@ -59,11 +88,15 @@ def folder(made: Path, tmp_path: Path) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below, hidden and temporary ones too."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 @pytest.fixture
-def refused(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def refused(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
     """Run a command that must fail; returns its one line, and checks that nothing was written."""
     monkeypatch.chdir(tmp_path)
 
@@ -103,22 +136,30 @@ def test_list_names_every_plug_in_with_its_caption(command: Command) -> None:
 
     assert code == 0
     listed = [line.split()[:2] for line in out.splitlines()]
-    assert [pair for pair in listed if pair[0] in plugins.KINDS] == [[kind, name] for kind in sorted(plugins.KINDS) for name in plugins.names(kind)]
-    assert {("models", "scenes-dit"), ("models", "pixart-alpha"), ("devices", "h200")} <= {(a, b) for a, b in listed}
+    assert [pair for pair in listed if pair[0] in plugins.KINDS] == [
+        [kind, name] for kind in sorted(plugins.KINDS) for name in plugins.names(kind)
+    ]
+    assert {("models", "scenes-dit"), ("models", "pixart-alpha"), ("devices", "h200")} <= {
+        (a, b) for a, b in listed
+    }
     assert [line for line in out.splitlines() if len(line.split()) < 4] == []
 
 
 def test_list_of_one_kind_names_only_that(command: Command) -> None:
     _, out, _ = command("list", "metrics")
 
-    assert [line.split()[:2] for line in out.splitlines()] == [["metrics", name] for name in plugins.names("metrics")]
+    assert [line.split()[:2] for line in out.splitlines()] == [
+        ["metrics", name] for name in plugins.names("metrics")
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------------ show
 
 
 @pytest.fixture
-def narrow(command: Command, made: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
+def narrow(
+    command: Command, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], list[str]]:
     """`qsearch show FILE` in a terminal of 60 columns, as lines."""
     monkeypatch.setenv("COLUMNS", "60")
 
@@ -164,15 +205,23 @@ def test_a_table_is_shown_with_every_layer_and_scheme(narrow: Callable[[str], li
 
     assert column(lines, 0) == "".join(layer.name for layer in GRAPH.quantizable)
     for i, scheme in enumerate(SCHEMES):
-        assert column(lines, 1 + i) == "".join(f"{values[layer.name][scheme]:.2e}" for layer in GRAPH.quantizable)
+        assert column(lines, 1 + i) == "".join(
+            f"{values[layer.name][scheme]:.2e}" for layer in GRAPH.quantizable
+        )
 
 
 @pytest.mark.parametrize("name", ["results.json", "trials.db"])
-def test_results_are_shown_with_every_number_whole(narrow: Callable[[str], list[str]], name: str) -> None:
+def test_results_are_shown_with_every_number_whole(
+    narrow: Callable[[str], list[str]], name: str
+) -> None:
     words = " ".join(narrow(name)).split()
 
-    expected = [cell(row, metric) for row in make_rows(GRAPH, make_plan(GRAPH)) for metric in METRICS]
-    assert {word for text in (*expected, *PLANS) for word in text.split()} - set(words) == set()  # text breaks between its words only
+    expected = [
+        cell(row, metric) for row in make_rows(GRAPH, make_plan(GRAPH)) for metric in METRICS
+    ]
+    assert {word for text in (*expected, *PLANS) for word in text.split()} - set(
+        words
+    ) == set()  # text breaks between its words only
     for word in ("0.950", "±", "31.5000"):
         assert words.count(word) >= sum(text.split().count(word) for text in expected) > 0
 
@@ -189,21 +238,60 @@ def written(path: Path, content: Any) -> Path:
     ("content", "message"),
     [
         ({"model": "scenes-dit", "profil": {}}, "unknown key 'profil'; did you mean 'profile'?"),
-        ({"model": "scenes-dit", "profile": {"bin": 3}}, "unknown key 'profile.bin'; did you mean 'bins'?"),
-        ({"model": "scenes-dit", "profile": {"bins": "three"}}, "profile.bins: input should be a valid integer"),
-        ({"model": "scenes-dit", "evaluate": {"samples": 0}}, "evaluate.samples: input should be greater than or equal to"),
-        ({"model": "scenes-dit", "profile": {"schemes": ["uint4-x"]}}, "profile.schemes: a scheme is FORMAT"),
+        (
+            {"model": "scenes-dit", "profile": {"bin": 3}},
+            "unknown key 'profile.bin'; did you mean 'bins'?",
+        ),
+        (
+            {"model": "scenes-dit", "profile": {"bins": "three"}},
+            "profile.bins: input should be a valid integer",
+        ),
+        (
+            {"model": "scenes-dit", "evaluate": {"samples": 0}},
+            "evaluate.samples: input should be greater than or equal to",
+        ),
+        (
+            {"model": "scenes-dit", "profile": {"schemes": ["uint4-x"]}},
+            "profile.schemes: a scheme is FORMAT",
+        ),
         ({"model": "scenes-dit", "profile": {"schemes": ["unit4-c"]}}, "did you mean 'uint4'?"),
-        ({"model": "scenes-dit", "profile": {"estimator": "sweeep"}}, "no plug-in 'sweeep' among the estimators; did you mean 'sweep'?"),
-        ({"model": "scenes-dit", "evaluate": {"metrics": ["ssmi"]}}, "no plug-in 'ssmi' among the metrics; did you mean 'ssim'?"),
-        ({"model": "scenes-dit", "evaluate": {"uniform": "int99"}}, "evaluate.uniform: a scheme is FORMAT"),
-        ({"model": "scenes-dit", "allocate": {"solver": "ipl"}}, "no plug-in 'ipl' among the solvers; did you mean 'ilp'?"),
-        ({"model": "scenes-dit", "allocate": {"average_bits": None}}, "at least one limit: average_bits, bytes or bit_operations"),
-        ({"model": "scenes-dit", "allocate": {"average_bits": -1}}, "a budget must be above zero; average_bits is -1"),
+        (
+            {"model": "scenes-dit", "profile": {"estimator": "sweeep"}},
+            "no plug-in 'sweeep' among the estimators; did you mean 'sweep'?",
+        ),
+        (
+            {"model": "scenes-dit", "evaluate": {"metrics": ["ssmi"]}},
+            "no plug-in 'ssmi' among the metrics; did you mean 'ssim'?",
+        ),
+        (
+            {"model": "scenes-dit", "evaluate": {"uniform": "int99"}},
+            "evaluate.uniform: a scheme is FORMAT",
+        ),
+        (
+            {"model": "scenes-dit", "allocate": {"solver": "ipl"}},
+            "no plug-in 'ipl' among the solvers; did you mean 'ilp'?",
+        ),
+        (
+            {"model": "scenes-dit", "allocate": {"average_bits": None}},
+            "at least one limit: average_bits, bytes or bit_operations",
+        ),
+        (
+            {"model": "scenes-dit", "allocate": {"average_bits": -1}},
+            "a budget must be above zero; average_bits is -1",
+        ),
         ({"profile": {"bins": 3}}, "model: field required"),
-        ({"model": "scenes-dit", "profile": {"metrics": ["noyse"]}}, "profile.metrics: there is no plug-in 'noyse' among the metrics"),
-        ({"model": "scenes-dit", "profile": {"mode": "trajectory"}}, "profile.metrics: noise is that of one call of the denoiser"),
-        ({"model": "scenes-dit", "profile": {"mode": "steps"}}, "profile.mode: input should be 'step' or 'trajectory'"),
+        (
+            {"model": "scenes-dit", "profile": {"metrics": ["noyse"]}},
+            "profile.metrics: there is no plug-in 'noyse' among the metrics",
+        ),
+        (
+            {"model": "scenes-dit", "profile": {"mode": "trajectory"}},
+            "profile.metrics: noise is that of one call of the denoiser",
+        ),
+        (
+            {"model": "scenes-dit", "profile": {"mode": "steps"}},
+            "profile.mode: input should be 'step' or 'trajectory'",
+        ),
         ({"model": "scenes-dit", 3: 4}, "3: keys should be strings"),
         (["model"], "must hold a mapping of sections, it holds list"),
         ("model: [scenes-dit\nseed: 0\n", "is not readable as YAML"),
@@ -212,7 +300,9 @@ def written(path: Path, content: Any) -> Path:
     ],
     ids=str,
 )
-def test_a_mistake_in_a_config_is_one_line_with_its_place(refused: Callable[..., str], tmp_path: Path, content: Any, message: str) -> None:
+def test_a_mistake_in_a_config_is_one_line_with_its_place(
+    refused: Callable[..., str], tmp_path: Path, content: Any, message: str
+) -> None:
     line = refused("run", written(tmp_path / "mine.yaml", content))
 
     assert line.startswith("qsearch: ")
@@ -220,8 +310,14 @@ def test_a_mistake_in_a_config_is_one_line_with_its_place(refused: Callable[...,
     assert message in line
 
 
-@pytest.mark.parametrize("make", [lambda path: written(path / "configs.yaml", {"model": "m"}), lambda path: None], ids=["neighbours", "alone"])
-def test_a_config_that_does_not_exist_is_answered_with_those_that_do(refused: Callable[..., str], tmp_path: Path, make: Callable[[Path], object]) -> None:
+@pytest.mark.parametrize(
+    "make",
+    [lambda path: written(path / "configs.yaml", {"model": "m"}), lambda path: None],
+    ids=["neighbours", "alone"],
+)
+def test_a_config_that_does_not_exist_is_answered_with_those_that_do(
+    refused: Callable[..., str], tmp_path: Path, make: Callable[[Path], object]
+) -> None:
     make(tmp_path)
 
     line = refused("run", tmp_path / "confgis.yaml")
@@ -231,8 +327,14 @@ def test_a_config_that_does_not_exist_is_answered_with_those_that_do(refused: Ca
 
 
 @pytest.mark.parametrize("start", ["run", "extract"])
-def test_an_unknown_model_is_answered_with_the_nearest_name(refused: Callable[..., str], tmp_path: Path, start: str) -> None:
-    arguments = ("run", written(tmp_path / "mine.yaml", {"model": "scenes-dti"})) if start == "run" else ("extract", "scenes-dti", "-o", "out")
+def test_an_unknown_model_is_answered_with_the_nearest_name(
+    refused: Callable[..., str], tmp_path: Path, start: str
+) -> None:
+    arguments = (
+        ("run", written(tmp_path / "mine.yaml", {"model": "scenes-dti"}))
+        if start == "run"
+        else ("extract", "scenes-dti", "-o", "out")
+    )
 
     assert (
         refused(*arguments)
@@ -240,43 +342,65 @@ def test_an_unknown_model_is_answered_with_the_nearest_name(refused: Callable[..
     )
 
 
-def test_a_folder_without_a_pipeline_is_no_model(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_a_folder_without_a_pipeline_is_no_model(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
 
-    assert "a model is a name of the zoo, a card, a local diffusers folder or a hub id; given 'empty'" in refused("extract", "empty", "-o", "out")
+    assert (
+        "a model is a name of the zoo, a card, a local diffusers folder or a hub id; given 'empty'"
+        in refused("extract", "empty", "-o", "out")
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ budgets and artefacts
 
 
 @pytest.mark.parametrize("bits", ["1.0", "2", "0", "-3"])
-def test_a_budget_below_what_any_choice_can_reach_is_refused(refused: Callable[..., str], folder: Path, bits: str) -> None:
+def test_a_budget_below_what_any_choice_can_reach_is_refused(
+    refused: Callable[..., str], folder: Path, bits: str
+) -> None:
     line = refused("allocate", folder, "--average-bits", bits)
 
     if float(bits) > 0:
         least = math.ceil(1e4 * BitPlan.uniform(GRAPH, "uint2-c").achieved.average_bits) / 1e4
-        assert line == f"qsearch: no plan reaches average_bits {bits.removesuffix('.0')}; the least with these choices is {least:.4f}"
+        assert (
+            line
+            == f"qsearch: no plan reaches average_bits {bits.removesuffix('.0')}; the least with these choices is {least:.4f}"
+        )
     else:
         assert "a budget must be above zero; average_bits is" in line
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
 @pytest.mark.parametrize(
-    ("name", "verb"), [("graph.json", "allocate"), ("sensitivity.parquet", "allocate"), ("graph.json", "evaluate"), ("plan.json", "evaluate")]
+    ("name", "verb"),
+    [
+        ("graph.json", "allocate"),
+        ("sensitivity.parquet", "allocate"),
+        ("graph.json", "evaluate"),
+        ("plan.json", "evaluate"),
+    ],
 )
-def test_a_truncated_artefact_is_refused_by_the_verb_that_needs_it(refused: Callable[..., str], folder: Path, name: str, verb: str, share: float) -> None:
+def test_a_truncated_artefact_is_refused_by_the_verb_that_needs_it(
+    refused: Callable[..., str], folder: Path, name: str, verb: str, share: float
+) -> None:
     path = folder / name
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
 
     line = refused(verb, folder)
 
-    assert line.startswith(f"qsearch: {path} is not readable as {'JSON' if name.endswith('json') else 'Parquet'}, perhaps truncated (")
+    assert line.startswith(
+        f"qsearch: {path} is not readable as {'JSON' if name.endswith('json') else 'Parquet'}, perhaps truncated ("
+    )
     assert line.endswith("); make it again")
 
 
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.999])
 @pytest.mark.parametrize("name", ARTEFACTS)
-def test_a_truncated_artefact_is_not_shown(command: Command, folder: Path, name: str, share: float) -> None:
+def test_a_truncated_artefact_is_not_shown(
+    command: Command, folder: Path, name: str, share: float
+) -> None:
     path = folder / name
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
 
@@ -292,7 +416,10 @@ def test_a_truncated_artefact_is_not_shown(command: Command, folder: Path, name:
         ("foreign.json", '{"a": 1}'),
         ("foreign.json", "[1, 2]"),
         ("foreign.json", '{"header": {"schema": "qsearch.plan/1"}}'),
-        ("foreign.json", '{"header": {"schema": "qsearch.results/1", "graph": ""}, "rows": [{"plan": 3}]}'),
+        (
+            "foreign.json",
+            '{"header": {"schema": "qsearch.results/1", "graph": ""}, "rows": [{"plan": 3}]}',
+        ),
         ("foreign.json", '{"header": {"schema": "qsearch.poem/1"}}'),
         ("foreign.json", '{"header": {"schema": "qsearch.plan/99"}}'),
         ("foreign.png", "\x89PNG"),
@@ -304,18 +431,27 @@ def test_a_truncated_artefact_is_not_shown(command: Command, folder: Path, name:
     ],
     ids=str,
 )
-def test_a_foreign_or_missing_file_is_not_shown(refused: Callable[..., str], folder: Path, name: str, content: str | None) -> None:
+def test_a_foreign_or_missing_file_is_not_shown(
+    refused: Callable[..., str], folder: Path, name: str, content: str | None
+) -> None:
     if content is not None:
         (folder / name).write_text(content, encoding="latin-1")
 
     assert name in refused("show", folder / name)
 
 
-def test_a_folder_is_not_shown_but_its_files_are_named(refused: Callable[..., str], folder: Path) -> None:
-    assert "config.yaml, graph.json, plan.json, results.json, sensitivity.parquet, trials.db" in refused("show", folder)
+def test_a_folder_is_not_shown_but_its_files_are_named(
+    refused: Callable[..., str], folder: Path
+) -> None:
+    assert (
+        "config.yaml, graph.json, plan.json, results.json, sensitivity.parquet, trials.db"
+        in refused("show", folder)
+    )
 
 
-def test_one_artefact_in_the_place_of_another_is_refused_with_both_kinds(refused: Callable[..., str], folder: Path) -> None:
+def test_one_artefact_in_the_place_of_another_is_refused_with_both_kinds(
+    refused: Callable[..., str], folder: Path
+) -> None:
     shutil.copy(folder / "plan.json", folder / "graph.json")
 
     assert refused("allocate", folder) == (
@@ -323,25 +459,47 @@ def test_one_artefact_in_the_place_of_another_is_refused_with_both_kinds(refused
     )
 
 
-@pytest.mark.parametrize(("name", "verb"), [("sensitivity.parquet", "allocate"), ("plan.json", "evaluate")])
-def test_an_artefact_of_another_model_is_refused_with_both_graphs(refused: Callable[..., str], folder: Path, name: str, verb: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "verb"), [("sensitivity.parquet", "allocate"), ("plan.json", "evaluate")]
+)
+def test_an_artefact_of_another_model_is_refused_with_both_graphs(
+    refused: Callable[..., str], folder: Path, name: str, verb: str
+) -> None:
     other = pixart(extra="mid_block.time_proj")
-    make_table(other).save(folder / "sensitivity.parquet") if name == "sensitivity.parquet" else make_plan(other).save(folder / "plan.json")
+    make_table(other).save(
+        folder / "sensitivity.parquet"
+    ) if name == "sensitivity.parquet" else make_plan(other).save(folder / "plan.json")
 
-    assert refused(verb, folder) == f"qsearch: {folder / name} was made for graph {other.id}, the model here is graph {GRAPH.id}; make it again for this model"
+    assert (
+        refused(verb, folder)
+        == f"qsearch: {folder / name} was made for graph {other.id}, the model here is graph {GRAPH.id}; make it again for this model"
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "verb"), [("graph.json", "allocate"), ("sensitivity.parquet", "allocate"), ("plan.json", "evaluate"), ("config.yaml", "allocate")]
+    ("name", "verb"),
+    [
+        ("graph.json", "allocate"),
+        ("sensitivity.parquet", "allocate"),
+        ("plan.json", "evaluate"),
+        ("config.yaml", "allocate"),
+    ],
 )
-def test_a_verb_without_the_one_before_it_says_what_is_missing(refused: Callable[..., str], folder: Path, name: str, verb: str) -> None:
+def test_a_verb_without_the_one_before_it_says_what_is_missing(
+    refused: Callable[..., str], folder: Path, name: str, verb: str
+) -> None:
     (folder / name).unlink()
 
     assert refused(verb, folder).startswith(f"qsearch: {folder / name} does not exist")
 
 
-def test_an_unknown_kind_of_plug_in_is_answered_with_the_nearest(refused: Callable[..., str]) -> None:
-    assert refused("list", "solver") == "qsearch: there is nothing to list by the name of 'solver'; did you mean 'solvers'?"
+def test_an_unknown_kind_of_plug_in_is_answered_with_the_nearest(
+    refused: Callable[..., str],
+) -> None:
+    assert (
+        refused("list", "solver")
+        == "qsearch: there is nothing to list by the name of 'solver'; did you mean 'solvers'?"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------- writing
@@ -351,13 +509,22 @@ def test_an_unknown_kind_of_plug_in_is_answered_with_the_nearest(refused: Callab
 def pipeline_folder(tmp_path: Path) -> Path:
     """What passes for a saved pipeline until it is loaded."""
     (tmp_path / "model").mkdir()
-    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.36.0", "unet": ["diffusers", "UNet2DConditionModel"]}
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.36.0",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+    }
     (tmp_path / "model" / "model_index.json").write_text(json.dumps(index))
     return tmp_path / "model"
 
 
-def test_a_run_folder_that_can_t_be_written_is_refused(refused: Callable[..., str], pipeline_folder: Path, blocked_folder: Path, tmp_path: Path) -> None:
-    mine = written(tmp_path / "mine.yaml", {"model": str(pipeline_folder), "folder": str(blocked_folder / "run")})
+def test_a_run_folder_that_can_t_be_written_is_refused(
+    refused: Callable[..., str], pipeline_folder: Path, blocked_folder: Path, tmp_path: Path
+) -> None:
+    mine = written(
+        tmp_path / "mine.yaml",
+        {"model": str(pipeline_folder), "folder": str(blocked_folder / "run")},
+    )
 
     for arguments in (("extract", pipeline_folder, "-o", blocked_folder / "run"), ("run", mine)):
         line = refused(*arguments)
@@ -365,7 +532,9 @@ def test_a_run_folder_that_can_t_be_written_is_refused(refused: Callable[..., st
         assert line.endswith("; give a folder with room and write permission")
 
 
-def test_a_plan_that_can_t_be_written_leaves_the_old_one(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_that_can_t_be_written_leaves_the_old_one(
+    command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = (folder / "plan.json").read_bytes()
 
     def full(self: Path, *args: Any, **kwargs: Any) -> int:
@@ -380,18 +549,24 @@ def test_a_plan_that_can_t_be_written_leaves_the_old_one(command: Command, folde
     assert [p.name for p in folder.iterdir() if p.name.endswith(".tmp")] == []
 
 
-def test_a_pipeline_that_is_not_whole_is_refused(command: Command, pipeline_folder: Path, tmp_path: Path) -> None:
+def test_a_pipeline_that_is_not_whole_is_refused(
+    command: Command, pipeline_folder: Path, tmp_path: Path
+) -> None:
     code, out, err = command("extract", pipeline_folder, "-o", tmp_path / "out")
 
     assert (code, out) == (2, "")
-    assert err.splitlines()[-1].startswith(f"qsearch: {pipeline_folder} must hold a whole diffusers pipeline; loading it failed: ")
+    assert err.splitlines()[-1].startswith(
+        f"qsearch: {pipeline_folder} must hold a whole diffusers pipeline; loading it failed: "
+    )
     assert not (tmp_path / "out" / "graph.json").exists()
 
 
 # ------------------------------------------------------------------------------------------------------------- what goes well
 
 
-def test_allocate_needs_no_model_and_keeps_what_was_asked_in_the_config(command: Command, folder: Path) -> None:
+def test_allocate_needs_no_model_and_keeps_what_was_asked_in_the_config(
+    command: Command, folder: Path
+) -> None:
     code, _, err = command("allocate", folder, "--average-bits", "5.5")
 
     assert (code, len(err.splitlines())) == (0, 1)
@@ -404,11 +579,17 @@ def test_allocate_needs_no_model_and_keeps_what_was_asked_in_the_config(command:
 def test_a_process_of_its_own_gives_the_line_and_the_code(tmp_path: Path) -> None:
     mine = written(tmp_path / "mine.yaml", {"model": "scenes-dti"})
 
-    done = subprocess.run([sys.executable, "-m", "qsearch.cli", "run", str(mine)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "qsearch.cli", "run", str(mine)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
     assert (done.returncode, done.stdout) == (2, "")
     assert (
-        done.stderr == "qsearch: a model is a name of the zoo, a card, a local diffusers folder or a hub id; given 'scenes-dti'; did you mean 'scenes-dit'?\n"
+        done.stderr
+        == "qsearch: a model is a name of the zoo, a card, a local diffusers folder or a hub id; given 'scenes-dti'; did you mean 'scenes-dit'?\n"
     )
 
 
@@ -420,7 +601,9 @@ def test_a_frontier_is_plans_by_size_and_a_picture(command: Command, folder: Pat
     plans = [BitPlan.load(p, GRAPH) for p in paths]
     assert f"{len(plans)} plans" in said
     assert len(plans) > 15
-    assert [p.name for p in paths] == [f"plan-{p.budget.average_bits:.2f}.json" for p in plans if p.budget]
+    assert [p.name for p in paths] == [
+        f"plan-{p.budget.average_bits:.2f}.json" for p in plans if p.budget
+    ]
     losses = [p.solver.objective or 0.0 for p in plans]
     assert losses == sorted(losses, reverse=True)
     picture = (folder / "frontier.svg").read_text()
@@ -429,7 +612,9 @@ def test_a_frontier_is_plans_by_size_and_a_picture(command: Command, folder: Pat
     assert "var(--" not in picture
 
 
-def test_the_reasons_for_a_layer_name_every_choice_and_the_next_best(command: Command, folder: Path) -> None:
+def test_the_reasons_for_a_layer_name_every_choice_and_the_next_best(
+    command: Command, folder: Path
+) -> None:
     assert command("allocate", folder, "--average-bits", "6.0")[0] == 0
     layer = "transformer_blocks.0.ff.net.2"
 
@@ -443,7 +628,9 @@ def test_the_reasons_for_a_layer_name_every_choice_and_the_next_best(command: Co
     assert "takes" in shown
 
 
-def test_the_reasons_for_a_layer_that_is_none_name_the_nearest(refused: Callable[..., str], folder: Path) -> None:
+def test_the_reasons_for_a_layer_that_is_none_name_the_nearest(
+    refused: Callable[..., str], folder: Path
+) -> None:
     assert "did you mean 'proj_out'" in refused("show", folder / "plan.json", "--why", "proj_outt")
 
 

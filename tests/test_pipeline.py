@@ -29,7 +29,16 @@ from qsearch.job import Run
 from qsearch.measure import evaluation, pipelines
 from qsearch.report import page
 
-FILES = {"config.yaml", "graph.json", "sensitivity.parquet", "plan.json", "trials.db", "results.json", "contact_sheet.png", "report.html"}
+FILES = {
+    "config.yaml",
+    "graph.json",
+    "sensitivity.parquet",
+    "plan.json",
+    "trials.db",
+    "results.json",
+    "contact_sheet.png",
+    "report.html",
+}
 PLANS = ["full precision", "uniform uint4-c", "plan", "random"]
 STEPS, SAMPLES, BITS = 3, 4, 5.0
 #: relative difference of sensitivities between two processes: another number of threads adds floats up in another order
@@ -42,11 +51,22 @@ def settings(folder: Path, **changes: Any) -> config.Config:
         "model": "scenes-dit",
         "folder": str(folder),
         "sampling": {"steps": STEPS, "batch": 8},
-        "profile": {"schemes": ["uint2-c", "uint8-c"], "bins": 1, "samples": 2, "estimator": "sweep"},
+        "profile": {
+            "schemes": ["uint2-c", "uint8-c"],
+            "bins": 1,
+            "samples": 2,
+            "estimator": "sweep",
+        },
         "allocate": {"average_bits": BITS},
         "evaluate": {"samples": SAMPLES, "metrics": ["sqnr", "ssim", "alignment"]},
     }
-    return config.parse({k: {**content.get(k, {}), **v} if isinstance(v, dict) else v for k, v in {**content, **changes}.items()}, "the test")
+    return config.parse(
+        {
+            k: {**content.get(k, {}), **v} if isinstance(v, dict) else v
+            for k, v in {**content, **changes}.items()
+        },
+        "the test",
+    )
 
 
 class Heard:
@@ -68,14 +88,20 @@ class Heard:
     @property
     def skipped(self) -> set[str]:
         """Stages that had nothing to do."""
-        return {line.partition(":")[0] for line in self.lines if "up to date" in line or "measured before" in line}
+        return {
+            line.partition(":")[0]
+            for line in self.lines
+            if "up to date" in line or "measured before" in line
+        }
 
 
 @contextmanager
 def forwards() -> Iterator[list[str]]:
     """Class names of all modules that are called inside the block."""
     seen: list[str] = []
-    handle = register_module_forward_pre_hook(lambda module, args: seen.append(type(module).__name__))
+    handle = register_module_forward_pre_hook(
+        lambda module, args: seen.append(type(module).__name__)
+    )
     try:
         yield seen
     finally:
@@ -108,21 +134,29 @@ def layers(folder: Path) -> dict[str, str]:
 
 def table(folder: Path) -> dict[tuple[str, str], float]:
     frame = SensitivityTable.load(folder / "sensitivity.parquet").frame
-    return dict(zip(zip(frame["site"], frame["scheme"], strict=True), frame["estimate"], strict=True))
+    return dict(
+        zip(zip(frame["site"], frame["scheme"], strict=True), frame["estimate"], strict=True)
+    )
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
-def test_a_run_writes_every_file_and_leaves_no_other(finished: tuple[Path, list[dict[str, Any]], Heard]) -> None:
+def test_a_run_writes_every_file_and_leaves_no_other(
+    finished: tuple[Path, list[dict[str, Any]], Heard],
+) -> None:
     folder, _, _ = finished
 
     pictures = {f"pictures/{name.replace(' ', '-')}.png" for name in PLANS}
     assert set(bytes_of(folder)) == FILES | pictures
 
 
-def test_the_files_belong_together_and_keep_the_budget(finished: tuple[Path, list[dict[str, Any]], Heard]) -> None:
+def test_the_files_belong_together_and_keep_the_budget(
+    finished: tuple[Path, list[dict[str, Any]], Heard],
+) -> None:
     folder, _, _ = finished
 
     graph = OpGraph.load(folder / "graph.json")
@@ -133,7 +167,9 @@ def test_the_files_belong_together_and_keep_the_budget(finished: tuple[Path, lis
     assert len(Trials(folder / "trials.db", graph).all()) == len(PLANS)
 
 
-def test_the_rows_compare_four_plans_with_errors(finished: tuple[Path, list[dict[str, Any]], Heard]) -> None:
+def test_the_rows_compare_four_plans_with_errors(
+    finished: tuple[Path, list[dict[str, Any]], Heard],
+) -> None:
     folder, rows, _ = finished
 
     assert [row["plan"] for row in rows] == PLANS
@@ -147,15 +183,24 @@ def test_the_rows_compare_four_plans_with_errors(finished: tuple[Path, list[dict
     assert min(row["metrics"]["noise"][0] for row in rows[1:]) > 0
 
 
-def test_every_stage_says_what_it_did_and_every_bar_reaches_its_end(finished: tuple[Path, list[dict[str, Any]], Heard]) -> None:
+def test_every_stage_says_what_it_did_and_every_bar_reaches_its_end(
+    finished: tuple[Path, list[dict[str, Any]], Heard],
+) -> None:
     _, _, heard = finished
 
-    assert list(dict.fromkeys(line.partition(":")[0] for line in heard.lines)) == ["extract", "profile", "allocate", "report"]
+    assert list(dict.fromkeys(line.partition(":")[0] for line in heard.lines)) == [
+        "extract",
+        "profile",
+        "allocate",
+        "report",
+    ]
     assert {title: sum(steps) for title, steps in heard.loops.items()} == heard.totals
     assert heard.totals["evaluate"] == len(PLANS) * SAMPLES
 
 
-def test_the_config_in_the_folder_repeats_the_run(finished: tuple[Path, list[dict[str, Any]], Heard]) -> None:
+def test_the_config_in_the_folder_repeats_the_run(
+    finished: tuple[Path, list[dict[str, Any]], Heard],
+) -> None:
     assert config.load(finished[0] / "config.yaml") == settings(finished[0])
 
 
@@ -192,7 +237,9 @@ def test_another_budget_repeats_only_allocation_and_evaluation(folder: Path) -> 
 
     assert heard.skipped == {"extract", "profile"}
     after = bytes_of(folder)
-    assert {"graph.json", "sensitivity.parquet"} & {name for name in after if after[name] != before[name]} == set()
+    assert {"graph.json", "sensitivity.parquet"} & {
+        name for name in after if after[name] != before[name]
+    } == set()
     assert layers(folder) != json.loads(before["plan.json"])["layers"]
     assert [row["average_bits"] <= 3.5 for row in rows] == [False, False, True, True]
     # Full precision is the reference; of the others only the new ones: three steps and one recorded call each, and the recording.
@@ -206,13 +253,17 @@ def test_a_refined_plan_keeps_the_budget_and_is_measured_no_noisier(folder: Path
         heard = Heard()
         job = Run(settings(folder, allocate={"refine": 2}), heard)
         graph = OpGraph.load(folder / "graph.json")
-        return pipeline.allocate(job, graph, SensitivityTable.load(folder / "sensitivity.parquet", graph.id)), heard.lines
+        return pipeline.allocate(
+            job, graph, SensitivityTable.load(folder / "sensitivity.parquet", graph.id)
+        ), heard.lines
 
     plan, said = planned()
 
     assert plan.solver.name == "ilp, refined"
     assert plan.achieved.average_bits <= BITS
-    before, after = map(float, re.findall(r"noise power ([0-9.e-]+) before, ([0-9.e-]+) after", said[0])[0])
+    before, after = map(
+        float, re.findall(r"noise power ([0-9.e-]+) before, ([0-9.e-]+) after", said[0])[0]
+    )
     assert 0 < after <= before
     assert planned() == (plan, ["allocate: plan.json is up to date"])
 
@@ -246,12 +297,22 @@ def spoil(path: Path, how: str) -> None:
     else:
         whole = json.loads(path.read_text())
         first = next(iter(whole["layers"]))
-        whole["layers"][first] = "uint2-t" if path.name == "plan.json" else whole["layers"][first] | {"macs": 1}
+        whole["layers"][first] = (
+            "uint2-t" if path.name == "plan.json" else whole["layers"][first] | {"macs": 1}
+        )
         path.write_text(json.dumps(whole))
 
 
 @pytest.mark.usefixtures("without_report")
-@pytest.mark.parametrize(("name", "how"), [("graph.json", "truncated"), ("graph.json", "changed"), ("plan.json", "truncated"), ("plan.json", "changed")])
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("graph.json", "truncated"),
+        ("graph.json", "changed"),
+        ("plan.json", "truncated"),
+        ("plan.json", "changed"),
+    ],
+)
 def test_a_spoilt_file_is_made_again_and_nothing_else(folder: Path, name: str, how: str) -> None:
     before = layers(folder)
     spoil(folder / name, how)
@@ -260,7 +321,9 @@ def test_a_spoilt_file_is_made_again_and_nothing_else(folder: Path, name: str, h
     pipeline.run(settings(folder), heard)
 
     stage = {"graph.json": "extract", "plan.json": "allocate"}[name]
-    assert heard.skipped - {"report"} == {"extract", "profile", "allocate", "evaluate"} - {stage}  # the report names its folder, which is a copy here
+    assert heard.skipped - {"report"} == {"extract", "profile", "allocate", "evaluate"} - {
+        stage
+    }  # the report names its folder, which is a copy here
     assert layers(folder) == before
 
 
@@ -268,7 +331,13 @@ def test_a_budget_out_of_reach_is_said_before_anything_is_measured(folder: Path)
     (folder / "sensitivity.parquet").unlink()
     heard = Heard()
 
-    with pytest.raises(InfeasibleBudget, match="no plan reaches average_bits 1; the least with these choices is"), forwards() as called:
+    with (
+        pytest.raises(
+            InfeasibleBudget,
+            match="no plan reaches average_bits 1; the least with these choices is",
+        ),
+        forwards() as called,
+    ):
         pipeline.run(settings(folder, allocate={"average_bits": 1.0}), heard)
 
     assert called == []
@@ -283,7 +352,9 @@ class Killed(Exception):
 
 
 @pytest.mark.usefixtures("without_report")
-def test_an_evaluation_that_dies_measures_only_what_is_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_that_dies_measures_only_what_is_missing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = json.loads((folder / "results.json").read_text())["rows"]
     (folder / "trials.db").unlink()
     made: list[str] = []
@@ -303,10 +374,14 @@ def test_an_evaluation_that_dies_measures_only_what_is_missing(folder: Path, mon
 
     again = pipeline.run(settings(folder), heard)
 
-    assert heard.totals == {"evaluate": 3 * SAMPLES}  # the reference, the plan, the random one; uniform was measured
+    assert heard.totals == {
+        "evaluate": 3 * SAMPLES
+    }  # the reference, the plan, the random one; uniform was measured
     assert [row["plan"] for row in again] == PLANS
     for ours, theirs in zip(again, rows, strict=True):
-        assert {k: v[0] for k, v in ours["metrics"].items()} == pytest.approx({k: v[0] for k, v in theirs["metrics"].items()}, rel=1e-4, abs=1e-9)
+        assert {k: v[0] for k, v in ours["metrics"].items()} == pytest.approx(
+            {k: v[0] for k, v in theirs["metrics"].items()}, rel=1e-4, abs=1e-9
+        )
 
 
 #: dies as soon as it has measured its 21st choice
@@ -332,10 +407,17 @@ pipeline.run(config.load(sys.argv[1]), Mortal())
 """
 
 
-def test_a_run_killed_in_the_sweep_goes_on_there_and_ends_with_the_same_plan(finished: tuple[Path, list[dict[str, Any]], Heard], tmp_path: Path) -> None:
+def test_a_run_killed_in_the_sweep_goes_on_there_and_ends_with_the_same_plan(
+    finished: tuple[Path, list[dict[str, Any]], Heard], tmp_path: Path
+) -> None:
     killed = tmp_path / "killed"
     config.save(settings(killed), tmp_path / "mine.yaml")
-    died = subprocess.run([sys.executable, "-c", IN_THE_SWEEP, str(tmp_path / "mine.yaml")], capture_output=True, text=True, check=False)
+    died = subprocess.run(
+        [sys.executable, "-c", IN_THE_SWEEP, str(tmp_path / "mine.yaml")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert died.returncode == -signal.SIGKILL, died.stderr
     assert (killed / "sensitivity.partial.parquet").exists()
     assert not (killed / "plan.json").exists()
@@ -352,7 +434,10 @@ def test_a_run_killed_in_the_sweep_goes_on_there_and_ends_with_the_same_plan(fin
 def kill_when(command: list[str], there: Callable[[], bool], seconds: float = 300.0) -> int:
     """Start a process, kill it as soon as `there()`; its return code."""
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
     deadline = time.monotonic() + seconds
     while process.poll() is None and not there():
@@ -363,7 +448,9 @@ def kill_when(command: list[str], there: Callable[[], bool], seconds: float = 30
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_stage_ends_with_the_same_plan(finished: tuple[Path, list[dict[str, Any]], Heard], tmp_path: Path) -> None:
+def test_a_run_killed_at_any_stage_ends_with_the_same_plan(
+    finished: tuple[Path, list[dict[str, Any]], Heard], tmp_path: Path
+) -> None:
     killed = tmp_path / "killed"
     config.save(settings(killed), tmp_path / "mine.yaml")
     command = [sys.executable, "-m", "qsearch.cli", "run", str(tmp_path / "mine.yaml")]
@@ -385,24 +472,35 @@ def test_a_run_killed_at_any_stage_ends_with_the_same_plan(finished: tuple[Path,
 
 def test_prompts_of_one_s_own_are_read_from_a_file(folder: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("".join(f"a red ring left of a blue square number {i}\n\n" for i in range(6)))
+    prompts.write_text(
+        "".join(f"a red ring left of a blue square number {i}\n\n" for i in range(6))
+    )
     mine = settings(folder, prompts=str(prompts), evaluate={"metrics": ["sqnr"]})
     job = pipeline.Run(mine)
 
-    assert job.prompts(2, part=0).texts == ("a red ring left of a blue square number 0", "a red ring left of a blue square number 1")
+    assert job.prompts(2, part=0).texts == (
+        "a red ring left of a blue square number 0",
+        "a red ring left of a blue square number 1",
+    )
     assert job.prompts(4, part=1).texts[0] == "a red ring left of a blue square number 2"
     with pytest.raises(QSearchError, match="holds 6 prompts; profiling and evaluation need 7"):
         job.prompts(5, part=1)
 
 
-def test_another_model_s_folder_has_another_fingerprint_but_its_records_do_not_count(tmp_path: Path) -> None:
+def test_another_model_s_folder_has_another_fingerprint_but_its_records_do_not_count(
+    tmp_path: Path,
+) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+        (tmp_path / name / "model_index.json").write_text(
+            '{"_class_name": "StableDiffusionPipeline"}'
+        )
         (tmp_path / name / "weights.safetensors").write_bytes(b"the same")
 
     def fingerprint(name: str) -> str:
-        return pipeline.Run(config.Config(model=str(tmp_path / name), folder=tmp_path / "run")).fingerprint
+        return pipeline.Run(
+            config.Config(model=str(tmp_path / name), folder=tmp_path / "run")
+        ).fingerprint
 
     assert fingerprint("a") == fingerprint("b")
     (tmp_path / "b" / "scores.json").write_text("{}")

@@ -30,7 +30,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     BitPlan.uniform(made.graph, "uint3-c").save(folder / "plan.json")
     trials = Trials(folder / "trials.db", made.graph)
     for trial in made.trials:
-        trials.add(trial.name, BitPlan.make(made.graph, trial.layers), {k: v for k, v in trial.metrics.items() if k != "constant"}, "setting")
+        trials.add(
+            trial.name,
+            BitPlan.make(made.graph, trial.layers),
+            {k: v for k, v in trial.metrics.items() if k != "constant"},
+            "setting",
+        )
     return folder
 
 
@@ -42,7 +47,9 @@ def folder(made: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_fit_and_explain_write_what_they_promise(folder: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+def test_fit_and_explain_write_what_they_promise(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
     monkeypatch.setenv("COLUMNS", "200")
 
     code, shown, said = command("fit", folder, "--surrogate", "ridge")
@@ -61,7 +68,9 @@ def test_fit_and_explain_write_what_they_promise(folder: Path, monkeypatch: pyte
     found = Attribution.load(folder / "attribution.parquet", graph.id)
     assert set(found.frame["kind"]) == {"layer", "pair", "feature"}
     assert set(found.frame["metric"]) == {"noise", "sqnr", "ssim"}
-    assert len(set(found.select(kind="feature", metric="sqnr")["plan"])) == 17  # the plan itself and all that were measured
+    assert (
+        len(set(found.select(kind="feature", metric="sqnr")["plan"])) == 17
+    )  # the plan itself and all that were measured
     loudest = next(iter(found.totals(plan="plan", method="shapley", kind="layer", metric="noise")))
     assert loudest in shown
 
@@ -78,7 +87,9 @@ def test_a_uniform_baseline_changes_what_a_plan_is_compared_with(folder: Path) -
     assert found.frame["base"].iloc[0] == pytest.approx(trust * whole + (1 - trust) * summed)
 
 
-def test_a_surrogate_that_never_saw_a_scheme_of_the_plan_is_left_out_with_a_word(folder: Path, command: Command) -> None:
+def test_a_surrogate_that_never_saw_a_scheme_of_the_plan_is_left_out_with_a_word(
+    folder: Path, command: Command
+) -> None:
     assert command("fit", folder, "--surrogate", "ridge", "--metrics", "sqnr")[0] == 0
     path = folder / "surrogate" / "sqnr" / "surrogate.json"
     content = json.loads(path.read_text())
@@ -86,7 +97,9 @@ def test_a_surrogate_that_never_saw_a_scheme_of_the_plan_is_left_out_with_a_word
     path.write_text(json.dumps(content))
 
     with pytest.raises(QSearchError, match="the surrogate knows the schemes"):
-        Surrogate.load(path.parent).predict(small_graph(), {"p": BitPlan.uniform(small_graph(), "uint3-c")}, small_study(1).tables)
+        Surrogate.load(path.parent).predict(
+            small_graph(), {"p": BitPlan.uniform(small_graph(), "uint3-c")}, small_study(1).tables
+        )
     code, _, said = command("explain", folder)
 
     assert code == 2  # measured plans have it too
@@ -96,16 +109,24 @@ def test_a_surrogate_that_never_saw_a_scheme_of_the_plan_is_left_out_with_a_word
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("fit", "RUN", "--metrics", "sqn"), "sqn was not measured of plan plan 000; did you mean 'sqnr'?"),
+        (
+            ("fit", "RUN", "--metrics", "sqn"),
+            "sqn was not measured of plan plan 000; did you mean 'sqnr'?",
+        ),
         (("fit", "RUN", "--surrogate", "xgbost"), "did you mean 'xgboost'?"),
         (("fit", "RUN", "--folds", "40"), "40 folds need 40 plans that differ; given "),
         (("evaluate", "RUN", "--plans", "4", "--draw", "rndom"), "did you mean 'random'?"),
-        (("evaluate", "RUN", "--plans", "4", "--stop", "sqnr"), "given up by METRIC=VALUE, e.g. sqnr=3; given 'sqnr'"),
+        (
+            ("evaluate", "RUN", "--plans", "4", "--stop", "sqnr"),
+            "given up by METRIC=VALUE, e.g. sqnr=3; given 'sqnr'",
+        ),
         (("evaluate", "RUN", "--given", "nothing.json"), "nothing.json does not exist"),
         (("explain", "RUN", "--plan", "nothing.json"), "nothing.json does not exist"),
     ],
 )
-def test_a_mistake_is_one_line(folder: Path, command: Command, arguments: tuple[str, ...], message: str) -> None:
+def test_a_mistake_is_one_line(
+    folder: Path, command: Command, arguments: tuple[str, ...], message: str
+) -> None:
     code, shown, said = command(*(folder if a == "RUN" else a for a in arguments))
 
     assert (code, shown) == (2, "")
@@ -122,7 +143,9 @@ def test_trials_of_another_graph_are_refused(folder: Path, command: Command) -> 
     assert "holds trials of graph" in said
 
 
-def test_a_run_without_measured_plans_says_how_to_measure_some(folder: Path, command: Command) -> None:
+def test_a_run_without_measured_plans_says_how_to_measure_some(
+    folder: Path, command: Command
+) -> None:
     (folder / "trials.db").unlink()
 
     code, _, said = command("fit", folder)
@@ -133,7 +156,10 @@ def test_a_run_without_measured_plans_says_how_to_measure_some(folder: Path, com
 
 
 def test_two_runs_teach_one_surrogate(folder: Path, tmp_path: Path) -> None:
-    other, second = small_study(16, seed=2, graph=small_graph(blocks=2, width=8, model="second")), tmp_path / "second"
+    other, second = (
+        small_study(16, seed=2, graph=small_graph(blocks=2, width=8, model="second")),
+        tmp_path / "second",
+    )
     config.save(config.Config(model="scenes-unet", folder=second), second / "config.yaml")
     other.graph.save(second / "graph.json")
     other.tables[0].save(second / "sensitivity.parquet")
@@ -141,7 +167,9 @@ def test_two_runs_teach_one_surrogate(folder: Path, tmp_path: Path) -> None:
     for trial in other.trials:
         trials.add(trial.name, BitPlan.make(other.graph, trial.layers), trial.metrics, "setting")
 
-    (made,) = study.fit(Run(config.load(folder / "config.yaml")), metrics=["sqnr"], kind="ridge", also=[second])
+    (made,) = study.fit(
+        Run(config.load(folder / "config.yaml")), metrics=["sqnr"], kind="ridge", also=[second]
+    )
 
     assert set(made.graphs.values()) == {"world", "second"}
     assert made.scores.plans == 32
@@ -151,15 +179,31 @@ def test_schemes_of_the_world_are_those_of_its_plans() -> None:
     assert {str(s) for t in small_study(20).trials for s in t.layers.values()} == set(SCHEMES)
 
 
-def test_many_plans_are_measured_from_the_shell_and_not_again(tmp_path: Path, command: Command) -> None:
+def test_many_plans_are_measured_from_the_shell_and_not_again(
+    tmp_path: Path, command: Command
+) -> None:
     tiny_pipeline().save_pretrained(tmp_path / "pipe")
-    (tmp_path / "prompts.txt").write_text("\n".join(f"a small red ring number {i}" for i in range(8)))
-    sections = {"sampling": {"steps": 2, "batch": 4}, "profile": {"samples": 2}, "evaluate": {"samples": 4, "metrics": ["sqnr", "ssim"]}}
-    content = {"model": str(tmp_path / "pipe"), "prompts": str(tmp_path / "prompts.txt"), "folder": str(tmp_path / "run"), **sections}
+    (tmp_path / "prompts.txt").write_text(
+        "\n".join(f"a small red ring number {i}" for i in range(8))
+    )
+    sections = {
+        "sampling": {"steps": 2, "batch": 4},
+        "profile": {"samples": 2},
+        "evaluate": {"samples": 4, "metrics": ["sqnr", "ssim"]},
+    }
+    content = {
+        "model": str(tmp_path / "pipe"),
+        "prompts": str(tmp_path / "prompts.txt"),
+        "folder": str(tmp_path / "run"),
+        **sections,
+    }
     config.save(config.parse(content, "a test"), tmp_path / "run" / "config.yaml")
     graph = pipeline.extract(Run(config.load(tmp_path / "run" / "config.yaml")))
 
-    first, again = (command("evaluate", tmp_path / "run", "--plans", count, "--draw", "random") for count in (2, 3))
+    first, again = (
+        command("evaluate", tmp_path / "run", "--plans", count, "--draw", "random")
+        for count in (2, 3)
+    )
 
     assert (first[0], again[0]) == (0, 0), first[2] + again[2]
     assert "2 plans measured" in first[2].replace("\n", " ")

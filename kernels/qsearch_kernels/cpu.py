@@ -19,7 +19,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import few, layout, widened
-from .cpu_rounded import Bytes, factor_of, in_bytes, product, row_sums, rows_of, spreader, uneven, whole_levels, zero_of
+from .cpu_rounded import (
+    Bytes,
+    factor_of,
+    in_bytes,
+    product,
+    row_sums,
+    rows_of,
+    spreader,
+    uneven,
+    whole_levels,
+    zero_of,
+)
 from .reference import convolved
 from .rounded_once import shared
 from .weight import Weight
@@ -36,11 +47,17 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     little = 0 < len(rows) <= FEW and x.dtype != torch.float64
     if little and few.takes(weight):
         y = _with_bias(few.product(rows.float(), weight, 2 if short else 3), bias, x.dtype)
-    elif little and not (in_bytes(weight) and weight.codes.dtype == torch.int8) and widened.takes(weight):
+    elif (
+        little
+        and not (in_bytes(weight) and weight.codes.dtype == torch.int8)
+        and widened.takes(weight)
+    ):
         y = _with_bias(widened.product(rows.float(), weight), bias, x.dtype)
     elif not in_bytes(weight) or (not short and len(rows) > FEW) or x.dtype == torch.float64:
         wide = x.dtype if not short or _has_bf16() else torch.float32
-        y = F.linear(rows.to(wide), weight.dequantize(wide), None if bias is None else bias.to(wide)).to(x.dtype)
+        y = F.linear(
+            rows.to(wide), weight.dequantize(wide), None if bias is None else bias.to(wide)
+        ).to(x.dtype)
     else:
         y = _product(*_digits(rows.float(), 2 if short else 3), weight, bias, x.dtype)
     return y.view(*x.shape[:-1], y.shape[-1])
@@ -50,14 +67,34 @@ def _with_bias(y: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     return (y if bias is None else y.add_(bias)).to(dtype)
 
 
-def linear_rounded(x: Tensor, weight: Weight, bias: Tensor | None, activation: int, low: Tensor | None, high: Tensor | None) -> Tensor:
+def linear_rounded(
+    x: Tensor,
+    weight: Weight,
+    bias: Tensor | None,
+    activation: int,
+    low: Tensor | None,
+    high: Tensor | None,
+) -> Tensor:
     """`reference.linear_wnaxi`. Raises `ValueError` for a weight that can't be multiplied as bytes."""
     _check(weight)
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
-    if len(rows) == 1 and low is None and high is None and weight.codes.dtype == torch.int8 and not uneven(weight) and weight.columns > 1:
+    if (
+        len(rows) == 1
+        and low is None
+        and high is None
+        and weight.codes.dtype == torch.int8
+        and not uneven(weight)
+        and weight.columns > 1
+    ):
         return _one_row(rows, weight, bias, activation).view(*x.shape[:-1], -1)
     sums = uneven(weight)
-    rounded = shared(x, (activation, int(sums)), (low, high), id(weight.codes), lambda: rows_of(rows, activation, low, high, sums=sums))
+    rounded = shared(
+        x,
+        (activation, int(sums)),
+        (low, high),
+        id(weight.codes),
+        lambda: rows_of(rows, activation, low, high, sums=sums),
+    )
     y = product(rounded, weight, bias, x.dtype)
     return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -70,7 +107,9 @@ def _one_row(x: Tensor, weight: Weight, bias: Tensor | None, activation: int) ->
     if not math.isfinite(high - low):
         return x.new_full((1, len(weight.codes)), math.nan)
     # `reference.grid`, whose ten operations on single numbers take as long as a megabyte of weights
-    scale = _rounded("e", min(max(_rounded("f", _rounded("f", high - low) / top), 2.0**-24), 65504.0))
+    scale = _rounded(
+        "e", min(max(_rounded("f", _rounded("f", high - low) / top), 2.0**-24), 65504.0)
+    )
     zero = min(max(round(_rounded("f", -low / scale)), 0), top)
     less, form = (0, torch.uint8) if few.exact() else (128, torch.int8)
     codes = row.div(scale).add_(zero).round_().clamp_(0, top).sub_(less).to(form)
@@ -107,20 +146,26 @@ def conv2d_rounded(
     if not x.numel():
         return x.new_empty(batch, len(weight.codes), *size)
     last = x.permute(0, 2, 3, 1)
-    given = x if x.is_contiguous() else last  # a picture has one grid, in whatever order its numbers come
+    given = (
+        x if x.is_contiguous() else last
+    )  # a picture has one grid, in whatever order its numbers come
     rounded = rows_of(given.reshape(batch, -1), activation, low, high, sums=False)
     codes = rounded.codes.view(given.shape)
     pictures = codes.new_empty(batch, height + 2 * padding[0], width + 2 * padding[1], channels)
     if any(padding):  # zeros of the picture are the zero's code
         pictures.copy_(rounded.zero.to(codes.dtype).view(-1, 1, 1, 1).expand_as(pictures))
-    pictures[:, padding[0] : padding[0] + height, padding[1] : padding[1] + width] = codes.permute(0, 2, 3, 1) if given is x else codes
+    pictures[:, padding[0] : padding[0] + height, padding[1] : padding[1] + width] = (
+        codes.permute(0, 2, 3, 1) if given is x else codes
+    )
     b, h, w, c = pictures.stride()
     windows = pictures.as_strided(
         (batch, *size, *kernel, channels),
         (b, h * stride[0], w * stride[1], h * dilation[0], w * dilation[1], c),
     )
     rows = windows.reshape(batch * size[0] * size[1], weight.columns)
-    scale, zero = (each.repeat_interleave(size[0] * size[1], 0) for each in (rounded.scale, rounded.zero))
+    scale, zero = (
+        each.repeat_interleave(size[0] * size[1], 0) for each in (rounded.scale, rounded.zero)
+    )
     moved = _taps_first(weight, channels)
     sums = rows.sum(-1, keepdim=True, dtype=torch.int32).float() if uneven(moved) else None
     y = product(Bytes(rows, scale, zero, sums), moved, bias, x.dtype, row_sums(weight))
@@ -134,14 +179,21 @@ def _taps_first(weight: Weight, channels: int) -> Weight:
         numbers = layout.unpack(codes, weight.bits, weight.columns)
         table = None if weight.levels is None else whole_levels(weight.levels)
         codes = numbers.view(torch.int8) if table is None else table[0][numbers.int()]
-        offset, zero = offset + 128, None if zero is None else zero.float() / factor + 128  # a byte is 128 less than a code of 8 bits
+        offset, zero = (
+            offset + 128,
+            None if zero is None else zero.float() / factor + 128,
+        )  # a byte is 128 less than a code of 8 bits
     moved = codes.view(len(codes), channels, -1).transpose(1, 2).reshape(len(codes), -1)
-    return Weight(moved, weight.scale.float() * factor, zero, offset, None, 8, weight.columns, weight.group)
+    return Weight(
+        moved, weight.scale.float() * factor, zero, offset, None, 8, weight.columns, weight.group
+    )
 
 
 def _check(weight: Weight) -> None:
     if not in_bytes(weight):
-        raise ValueError(f"products of bytes need one scale a row and whole levels of 8 bits; given {weight.bits} bits in groups of {weight.group}")
+        raise ValueError(
+            f"products of bytes need one scale a row and whole levels of 8 bits; given {weight.bits} bits in groups of {weight.group}"
+        )
 
 
 def _has_bf16() -> bool:
@@ -152,11 +204,15 @@ def _has_bf16() -> bool:
 def _digits(rows: Tensor, count: int) -> tuple[list[Tensor], Tensor, list[Tensor]]:
     """fp32 rows as `count` bytes each, the highest first: scale * (256 * (256 * d0 + d1) + d2); and the sums of each digit's rows."""
     top = 127.0 * sum(256**i for i in range(count))
-    scale = (rows.abs().amax(-1, keepdim=True) if rows.shape[-1] else rows.new_zeros(len(rows), 1)).clamp(min=1e-30) / top
+    scale = (
+        rows.abs().amax(-1, keepdim=True) if rows.shape[-1] else rows.new_zeros(len(rows), 1)
+    ).clamp(min=1e-30) / top
     left, digits, sums = (rows / scale).round_().clamp_(-top, top), [], []
     for place in range(count - 1, -1, -1):
         unit = 256**place
-        half = 128 * sum(256**i for i in range(place))  # what the lower digits can make up for, downwards
+        half = 128 * sum(
+            256**i for i in range(place)
+        )  # what the lower digits can make up for, downwards
         digit = ((left + half) / unit).floor_() if place else left
         digits.append(digit.to(torch.int8))
         sums.append(digit.sum(-1))
@@ -165,7 +221,14 @@ def _digits(rows: Tensor, count: int) -> tuple[list[Tensor], Tensor, list[Tensor
     return digits, scale + torch.stack(sums).sum(0)[:, None] * 0, sums
 
 
-def _product(digits: list[Tensor], scale: Tensor, sums: list[Tensor], weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def _product(
+    digits: list[Tensor],
+    scale: Tensor,
+    sums: list[Tensor],
+    weight: Weight,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
     """[M, N]: the sum over `digits` [M, K] of 256**place times their product with the weights, scaled.
 
     `scale`: fp32 [M, 1]; `sums`: [M] of each digit's rows.
@@ -176,7 +239,9 @@ def _product(digits: list[Tensor], scale: Tensor, sums: list[Tensor], weight: We
         return out.zero_() if bias is None else out.copy_(bias.expand_as(out))
     spread, order = spreader(weight)
     digits, factor = [order(d) for d in digits], factor_of(weight)
-    whole = weight.codes.dtype == torch.int8 and count <= FEW  # nothing to spread, and little to keep in the cache
+    whole = (
+        weight.codes.dtype == torch.int8 and count <= FEW
+    )  # nothing to spread, and little to keep in the cache
     step = len(weight.codes) if whole else max(64, _BYTES // max(1, digits[0].shape[1]))
     for begin in range(0, len(weight.codes), step):
         part = weight.part(begin, begin + step)
@@ -186,7 +251,9 @@ def _product(digits: list[Tensor], scale: Tensor, sums: list[Tensor], weight: We
         row_scale = part.scale.float().flatten() * factor
         for first in range(0, count, _ROWS):
             some = slice(first, first + _ROWS)
-            y = _integers([d[some] for d in digits], [s[some] for s in sums], matrix, u).mul_(row_scale)
+            y = _integers([d[some] for d in digits], [s[some] for s in sums], matrix, u).mul_(
+                row_scale
+            )
             if bias is None:
                 torch.mul(y, scale[some], out=out[some, places])
             else:
@@ -194,7 +261,9 @@ def _product(digits: list[Tensor], scale: Tensor, sums: list[Tensor], weight: We
     return out
 
 
-def _integers(digits: list[Tensor], sums: list[Tensor], matrix: Tensor, zero: Tensor | None) -> Tensor:
+def _integers(
+    digits: list[Tensor], sums: list[Tensor], matrix: Tensor, zero: Tensor | None
+) -> Tensor:
     """fp32 [m, n]: products with `matrix` less `zero` times the sums, digit by digit; each is exact before it is rounded to fp32."""
     y: Tensor | None = None
     for digit, total in zip(digits, sums, strict=True):

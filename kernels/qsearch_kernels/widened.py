@@ -15,12 +15,16 @@ from torch import Tensor
 from . import layout
 from .weight import Weight
 
-_WEIGHTS = 2**20  # widened at a time: smaller pieces would fit a smaller cache, but a call on each takes as long as they do
+_WEIGHTS = (
+    2**20
+)  # widened at a time: smaller pieces would fit a smaller cache, but a call on each takes as long as they do
 
 
 def takes(weight: Weight) -> bool:
     """Whether `product` is for this weight: a group begins with a byte."""
-    return weight.columns > 0 and (weight.group <= 0 or weight.group % layout.phases(weight.bits) == 0)
+    return weight.columns > 0 and (
+        weight.group <= 0 or weight.group % layout.phases(weight.bits) == 0
+    )
 
 
 def product(rows: Tensor, weight: Weight) -> Tensor:
@@ -41,17 +45,30 @@ def product(rows: Tensor, weight: Weight) -> Tensor:
 
 def _widen(weight: Weight, bytes_: Tensor, out: Tensor) -> None:
     """Writes levels less zeros, and times scales if these belong to groups, to `out` [n, phases, columns a phase]; `bytes_` is scratch of the same size."""
-    codes = weight.codes if weight.bits == 8 else layout.unpack_by_phase(weight.codes, weight.bits, weight.columns, bytes_)
+    codes = (
+        weight.codes
+        if weight.bits == 8
+        else layout.unpack_by_phase(weight.codes, weight.bits, weight.columns, bytes_)
+    )
     base = 128 if codes.dtype == torch.int8 else 0
     if weight.levels is not None:
         places = codes.int().view(out.shape)
         if weight.levels.ndim == 3:
-            tables = torch.arange(0, weight.levels.numel(), weight.levels.shape[2], dtype=torch.int32).view(weight.levels.shape[:2])
+            tables = torch.arange(
+                0, weight.levels.numel(), weight.levels.shape[2], dtype=torch.int32
+            ).view(weight.levels.shape[:2])
             for place, table in _by_group(places, tables, weight.group):
                 place.add_(table)
         torch.index_select(weight.levels.float().flatten(), 0, places.flatten(), out=out.view(-1))
-    elif weight.zero is None and weight.offset == weight.offset // 1 and codes.dtype == torch.uint8 and weight.bits < 8:
-        out.copy_(bytes_.sub_(bytes_.new_tensor(int(weight.offset))).view(torch.int8).view(out.shape))  # whole and below 128: as bytes
+    elif (
+        weight.zero is None
+        and weight.offset == weight.offset // 1
+        and codes.dtype == torch.uint8
+        and weight.bits < 8
+    ):
+        out.copy_(
+            bytes_.sub_(bytes_.new_tensor(int(weight.offset))).view(torch.int8).view(out.shape)
+        )  # whole and below 128: as bytes
         base, weight = 0, weight._replace(offset=0.0)
     else:
         out.copy_(codes.view(out.shape))

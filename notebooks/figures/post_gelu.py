@@ -22,10 +22,26 @@ from qsearch.core.scheme import Scheme
 from qsearch.graphs.extraction import extract
 from qsearch.measure.calibration import LayerInputs, calibrate
 from qsearch.measure.codes import nearest, spanning
-from qsearch.measure.pipelines import Sampling, denoiser_of, example_inputs, load_pipeline, record, run, scene_prompts
+from qsearch.measure.pipelines import (
+    Sampling,
+    denoiser_of,
+    example_inputs,
+    load_pipeline,
+    record,
+    run,
+    scene_prompts,
+)
 from qsearch.measure.treatment import named, treat
 
-SCHEMES = ("keep+a{}t", "keep+a{}t~shift", "keep+a{}t~migrate", "keep+a{}t~shift~migrate", "keep+a{}t~balance", "keep+a{}c", "keep+a{}")
+SCHEMES = (
+    "keep+a{}t",
+    "keep+a{}t~shift",
+    "keep+a{}t~migrate",
+    "keep+a{}t~shift~migrate",
+    "keep+a{}t~balance",
+    "keep+a{}c",
+    "keep+a{}",
+)
 
 
 def inputs_of(model: Any, names: list[str], calls: list[Any]) -> list[dict[str, torch.Tensor]]:
@@ -33,7 +49,9 @@ def inputs_of(model: Any, names: list[str], calls: list[Any]) -> list[dict[str, 
     heard: list[dict[str, torch.Tensor]] = []
 
     def listen(name: str) -> Any:
-        return model.get_submodule(name).register_forward_pre_hook(lambda _, args: heard[-1].update({name: args[0].detach().float()}))
+        return model.get_submodule(name).register_forward_pre_hook(
+            lambda _, args: heard[-1].update({name: args[0].detach().float()})
+        )
 
     handles = [listen(name) for name in names]
     for call in calls:
@@ -60,7 +78,12 @@ def main() -> None:
     options = parser.parse_args()
     pipe = load_pipeline(zoo.folder(options.zoo))
     model = denoiser_of(pipe)
-    calls = record(pipe, scene_prompts(options.samples, 1), Sampling(steps=12, seed=1, batch=options.samples), 6)
+    calls = record(
+        pipe,
+        scene_prompts(options.samples, 1),
+        Sampling(steps=12, seed=1, batch=options.samples),
+        6,
+    )
     graph = extract(model, example_inputs(calls[0], model), name=options.zoo)
     found = [n.name for n in graph.quantizable if n.role == "feed-forward-out"]
     names = found[:: max(1, len(found) // options.layers)][: options.layers]
@@ -70,17 +93,55 @@ def main() -> None:
         for text in ("symmetric", *(s.format(bits) for s in SCHEMES)):
             power = torch.zeros(len(heard), 2, dtype=torch.double)
             for name in names:
-                module, scheme = model.get_submodule(name), Scheme.parse(text if text != "symmetric" else "keep")
-                treatment = treat(scheme, module.weight.data, module, calibration[name], layer=name, transforms=named(scheme))
+                module, scheme = (
+                    model.get_submodule(name),
+                    Scheme.parse(text if text != "symmetric" else "keep"),
+                )
+                treatment = treat(
+                    scheme,
+                    module.weight.data,
+                    module,
+                    calibration[name],
+                    layer=name,
+                    transforms=named(scheme),
+                )
                 for step, inputs in enumerate(heard):
                     x, weight = inputs[name], module.weight.data
-                    made = treatment.before(x) if treatment else symmetric(x, calibration[name], bits)
+                    made = (
+                        treatment.before(x) if treatment else symmetric(x, calibration[name], bits)
+                    )
                     truth = F.linear(x, weight)
-                    power[step] += torch.stack([truth.double().square().sum(), (F.linear(made, weight) - truth).double().square().sum()]) / truth.square().sum()
-            level = [10 * math.log10(float(p[0] / p[1])) for p in (power[0], power[len(power) // 2], power[-1], power.sum(0))]
-            rows.append({"bits": bits, "input": text, "first dB": level[0], "middle dB": level[1], "last dB": level[2], "all dB": level[3]})
+                    power[step] += (
+                        torch.stack(
+                            [
+                                truth.double().square().sum(),
+                                (F.linear(made, weight) - truth).double().square().sum(),
+                            ]
+                        )
+                        / truth.square().sum()
+                    )
+            level = [
+                10 * math.log10(float(p[0] / p[1]))
+                for p in (power[0], power[len(power) // 2], power[-1], power.sum(0))
+            ]
+            rows.append(
+                {
+                    "bits": bits,
+                    "input": text,
+                    "first dB": level[0],
+                    "middle dB": level[1],
+                    "last dB": level[2],
+                    "all dB": level[3],
+                }
+            )
             print(rows[-1], flush=True)
-    publish(__file__, rows, title=f"post-GELU inputs of {len(names)} layers of {options.zoo}", seed=1, extra={"layers": names})
+    publish(
+        __file__,
+        rows,
+        title=f"post-GELU inputs of {len(names)} layers of {options.zoo}",
+        seed=1,
+        extra={"layers": names},
+    )
 
 
 if __name__ == "__main__":

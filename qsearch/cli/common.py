@@ -21,7 +21,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Which layers of a diffusion model stand few bits, why, and what to do.",
 )
-Folder = Annotated[Path, typer.Argument(help="run folder, made by `qsearch extract` or `qsearch run`", show_default=False)]
+Folder = Annotated[
+    Path,
+    typer.Argument(
+        help="run folder, made by `qsearch extract` or `qsearch run`", show_default=False
+    ),
+]
 
 
 class Terminal:
@@ -39,9 +44,23 @@ class Terminal:
     @contextmanager
     def track(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
         """A bar; the context gives the function that advances it."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=self.console) as bars:
             task = bars.add_task(title, total=total)
             yield lambda n: bars.advance(task, n)
@@ -72,13 +91,17 @@ def folder_for(target: str, output: Path | None = None) -> Path:
 
     if (Path(target) / "config.yaml").is_file():
         if output is not None:
-            raise QSearchError(f"{target} is a run folder, its files stay in it; give --output with a model")
+            raise QSearchError(
+                f"{target} is a run folder, its files stay in it; give --output with a model"
+            )
         return Path(target)
     folder = output or Path("runs") / Path(target).name
     if (folder / "config.yaml").is_file():
         known = configs.load(folder / "config.yaml").model
         if known != target:
-            raise QSearchError(f"{folder} is a run of {known}, not of {target}; give another folder with --output")
+            raise QSearchError(
+                f"{folder} is a run of {known}, not of {target}; give another folder with --output"
+            )
         return folder
     job = Run(configs.Config(model=target, folder=folder))
     _ = job.model_folder  # a wrong name is said before anything is written

@@ -13,28 +13,61 @@ from .common import Folder, app, changed_run, console
 @app.command()
 def fit(
     folder: Folder,
-    metrics: Annotated[str | None, typer.Option(help="what to predict, e.g. sqnr,alignment; all that was measured when left out", show_default=False)] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="what to predict, e.g. sqnr,alignment; all that was measured when left out",
+            show_default=False,
+        ),
+    ] = None,
     surrogate: Annotated[str, typer.Option(help="one of `qsearch list surrogates`")] = "xgboost",
     folds: Annotated[int, typer.Option(help="parts of the cross-validation")] = 5,
-    storage: Annotated[str | None, typer.Option(help="URL of the trials, where they are not in the run", show_default=False)] = None,
-    also: Annotated[list[Path] | None, typer.Option(help="another run to learn from at once; may be given again", show_default=False)] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="URL of the trials, where they are not in the run", show_default=False),
+    ] = None,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="another run to learn from at once; may be given again", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Train surrogates on the measured plans, and say how well they predict plans they have not seen."""
     from .. import study
 
     with changed_run(folder) as job:
-        found = study.fit(job, metrics=metrics.split(",") if metrics else (), kind=surrogate, folds=folds, storage=storage, also=also or ())
+        found = study.fit(
+            job,
+            metrics=metrics.split(",") if metrics else (),
+            kind=surrogate,
+            folds=folds,
+            storage=storage,
+            also=also or (),
+        )
         _print("held-out predictions", study.rows_of(found))
 
 
 @app.command()
 def explain(
     folder: Folder,
-    plan: Annotated[Path | None, typer.Option(help="the plan to explain; the run's own when left out", show_default=False)] = None,
-    baseline: Annotated[str | None, typer.Option(help="scheme of the uniform plan to compare with; full precision when left out", show_default=False)] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="the plan to explain; the run's own when left out", show_default=False),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="scheme of the uniform plan to compare with; full precision when left out",
+            show_default=False,
+        ),
+    ] = None,
     pairs: Annotated[int, typer.Option(help="strongest pairs of layers")] = 100,
     top: Annotated[int, typer.Option(help="layers shown for each metric")] = 10,
-    storage: Annotated[str | None, typer.Option(help="URL of the trials, where they are not in the run", show_default=False)] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="URL of the trials, where they are not in the run", show_default=False),
+    ] = None,
 ) -> None:
     """Say which choices cost what, with values that add up to the prediction: layers, pairs of layers, features, blocks."""
     from .. import study
@@ -51,7 +84,9 @@ def _print(title: str, rows: list[dict[str, Any]]) -> None:
 
     table = Table(title=title, title_justify="left")
     for name, value in rows[0].items():
-        table.add_column(name, justify="left" if isinstance(value, str) else "right", overflow="fold")
+        table.add_column(
+            name, justify="left" if isinstance(value, str) else "right", overflow="fold"
+        )
     for row in rows:
         table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
     console().print(table)

@@ -21,7 +21,17 @@ from typing import Any
 
 from .errors import ArtifactError, QSearchError
 
-_RECORDED = ("qsearch-diffusion", "torch", "diffusers", "transformers", "scipy", "optuna", "xgboost", "numpy", "triton")
+_RECORDED = (
+    "qsearch-diffusion",
+    "torch",
+    "diffusers",
+    "transformers",
+    "scipy",
+    "optuna",
+    "xgboost",
+    "numpy",
+    "triton",
+)
 
 
 def canonical(content: Any) -> str:
@@ -71,7 +81,9 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise QSearchError(f"cannot write {path}: {error.strerror or error}; give a folder with room and write permission") from error
+        raise QSearchError(
+            f"cannot write {path}: {error.strerror or error}; give a folder with room and write permission"
+        ) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -86,25 +98,35 @@ def _check(path: Path, given: Mapping[str, Any], schema: str, graph: str | None)
     kind, version = schema.split("/")
     found = str(given.get("schema", "nothing"))
     if found.partition("/")[0] != kind:
-        raise ArtifactError(f"{path} must be a {schema} file, its header says {found!r}; give the file that holds the {kind.split('.')[-1]}")
+        raise ArtifactError(
+            f"{path} must be a {schema} file, its header says {found!r}; give the file that holds the {kind.split('.')[-1]}"
+        )
     if found != schema:
-        raise ArtifactError(f"{path} has schema {found!r}, this qsearch reads version {version}; make it again with this version")
+        raise ArtifactError(
+            f"{path} has schema {found!r}, this qsearch reads version {version}; make it again with this version"
+        )
     known = {name: given[name] for name in Header.__dataclass_fields__ if name in given}
     try:
         header = Header(**known)
     except TypeError as error:
         raise ArtifactError(f"{path}: its header is broken ({error})") from error
     if graph is not None and header.graph != graph:
-        raise ArtifactError(f"{path} was made for graph {header.graph or 'unknown'}, the model here is graph {graph}; make it again for this model")
+        raise ArtifactError(
+            f"{path} was made for graph {header.graph or 'unknown'}, the model here is graph {graph}; make it again for this model"
+        )
     return header
 
 
-def write_json(path: Path, header: Header, content: Mapping[str, Any], *, lines: tuple[str, ...] = ()) -> None:
+def write_json(
+    path: Path, header: Header, content: Mapping[str, Any], *, lines: tuple[str, ...] = ()
+) -> None:
     """Header and content as one JSON object. Entries of the sections named in `lines` get a line each, for diffs and for people."""
     parts = []
     for name, value in {"header": asdict(header), **content}.items():
         if name in lines and isinstance(value, Mapping):
-            rows = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in value.items())
+            rows = ",\n".join(
+                f"    {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in value.items()
+            )
             text = "{\n" + rows + "\n  }" if rows else "{}"
         elif name in lines:
             rows = ",\n".join(f"    {json.dumps(v, allow_nan=False)}" for v in value)
@@ -121,9 +143,13 @@ def read_json(path: Path, schema: str, graph: str | None = None) -> tuple[Header
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ArtifactError(f"{path} does not exist; make it with the verb before this one") from None
+        raise ArtifactError(
+            f"{path} does not exist; make it with the verb before this one"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not readable as JSON, perhaps truncated ({error}); make it again") from error
+        raise ArtifactError(
+            f"{path} is not readable as JSON, perhaps truncated ({error}); make it again"
+        ) from error
     if not isinstance(whole, dict) or not isinstance(whole.get("header"), dict):
         raise ArtifactError(f"{path} must be a {schema} file, it has no qsearch header")
     return _check(path, whole.pop("header"), schema, graph), whole
@@ -135,7 +161,9 @@ def write_parquet(path: Path, header: Header, frame: Any) -> None:
     import pyarrow.parquet as pq
 
     table = pa.Table.from_pandas(frame, preserve_index=False)
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"qsearch": canonical(asdict(header)).encode()})
+    table = table.replace_schema_metadata(
+        {**(table.schema.metadata or {}), b"qsearch": canonical(asdict(header)).encode()}
+    )
     write_atomic(path, lambda temporary: pq.write_table(table, temporary))
 
 
@@ -148,9 +176,13 @@ def read_parquet(path: Path, schema: str, graph: str | None = None) -> tuple[Hea
     try:
         table = pq.read_table(path)
     except FileNotFoundError:
-        raise ArtifactError(f"{path} does not exist; make it with the verb before this one") from None
+        raise ArtifactError(
+            f"{path} does not exist; make it with the verb before this one"
+        ) from None
     except (OSError, pa.ArrowException) as error:
-        raise ArtifactError(f"{path} is not readable as Parquet, perhaps truncated ({str(error).splitlines()[0]}); make it again") from error
+        raise ArtifactError(
+            f"{path} is not readable as Parquet, perhaps truncated ({str(error).splitlines()[0]}); make it again"
+        ) from error
     try:
         given = json.loads((table.schema.metadata or {})[b"qsearch"])
     except (KeyError, ValueError):
@@ -168,8 +200,12 @@ def peek(path: Path) -> str:
         try:
             return str(json.loads((pq.read_schema(path).metadata or {})[b"qsearch"])["schema"])
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-            raise ArtifactError(f"{path} is not a qsearch artefact ({str(error).splitlines()[0]})") from error
+            raise ArtifactError(
+                f"{path} is not a qsearch artefact ({str(error).splitlines()[0]})"
+            ) from error
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["header"]["schema"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not a qsearch artefact ({type(error).__name__}: {error})") from error
+        raise ArtifactError(
+            f"{path} is not a qsearch artefact ({type(error).__name__}: {error})"
+        ) from error

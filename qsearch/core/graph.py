@@ -112,7 +112,9 @@ class OpGraph:
 
     def __post_init__(self) -> None:
         if not self.layers:
-            raise QSearchError(f"a graph needs at least one layer with a weight; {self.model} has none")
+            raise QSearchError(
+                f"a graph needs at least one layer with a weight; {self.model} has none"
+            )
         if len(self._index) != len(self.layers):
             raise QSearchError(f"layer names must be unique; {self.model} repeats some")
         for layer in self.layers:
@@ -133,7 +135,9 @@ class OpGraph:
         try:
             return self._index[name]
         except KeyError:
-            raise QSearchError(f"{self.model} has no layer {name!r}{nearest(name, self._index)}") from None
+            raise QSearchError(
+                f"{self.model} has no layer {name!r}{nearest(name, self._index)}"
+            ) from None
 
     def __iter__(self) -> Iterator[LayerSpec]:
         return iter(self.layers)
@@ -178,7 +182,10 @@ class OpGraph:
 
     def _content(self) -> dict[str, Any]:
         return {
-            "layers": {layer.name: {k: v for k, v in asdict(layer).items() if k != "name"} for layer in self.layers},
+            "layers": {
+                layer.name: {k: v for k, v in asdict(layer).items() if k != "name"}
+                for layer in self.layers
+            },
             "order": [layer.name for layer in self.layers],
             "ops": [asdict(op) for op in self.ops],
             "edges": [list(edge) for edge in self.edges],
@@ -196,7 +203,10 @@ class OpGraph:
         """Read `graph.json`; refuses a file whose content does not match its own id."""
         header, content = read_json(path, SCHEMA)
         try:
-            layers = tuple(LayerSpec(name=name, **_tuples(content["layers"][name])) for name in content["order"])
+            layers = tuple(
+                LayerSpec(name=name, **_tuples(content["layers"][name]))
+                for name in content["order"]
+            )
             graph = OpGraph(
                 model=str(content["model"]),
                 layers=layers,
@@ -206,23 +216,35 @@ class OpGraph:
                 source=str(content["source"]),
                 header=header,
             )
-            found = graph.id  # in here: content that JSON can't hold, such as a macs of NaN, has no id
+            found = (
+                graph.id
+            )  # in here: content that JSON can't hold, such as a macs of NaN, has no id
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArtifactError(f"{path} is not a whole graph ({type(error).__name__}: {error}); make it again with `qsearch extract`") from error
+            raise ArtifactError(
+                f"{path} is not a whole graph ({type(error).__name__}: {error}); make it again with `qsearch extract`"
+            ) from error
         if found != header.graph:
-            raise ArtifactError(f"{path} was changed by hand: its content has id {found}, its header says {header.graph}; make it again")
+            raise ArtifactError(
+                f"{path} was changed by hand: its content has id {found}, its header says {header.graph}; make it again"
+            )
         return graph
 
 
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
 
 
-def _network(nodes: tuple[Op, ...] | tuple[Block, ...], edges: tuple[tuple[str, str], ...]) -> DiGraph:
+def _network(
+    nodes: tuple[Op, ...] | tuple[Block, ...], edges: tuple[tuple[str, str], ...]
+) -> DiGraph:
     import networkx
 
     made = networkx.DiGraph()
     for node in nodes:
-        made.add_node(node.name, **{name: value for name, value in asdict(node).items() if name != "name"})
+        made.add_node(
+            node.name, **{name: value for name, value in asdict(node).items() if name != "name"}
+        )
     made.add_edges_from(edges)
     return made

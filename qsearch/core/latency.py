@@ -29,18 +29,26 @@ class Latency:
     header: Header | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        numbers = [(name, scheme, s) for name, row in self.seconds.items() for scheme, s in row.items()] + [("the rest", str(KEEP), self.rest)]
+        numbers = [
+            (name, scheme, s) for name, row in self.seconds.items() for scheme, s in row.items()
+        ] + [("the rest", str(KEEP), self.rest)]
         for name, scheme, seconds in numbers:
             if not (math.isfinite(seconds) and seconds >= 0):
-                raise QSearchError(f"a time must be finite and not below zero; {name} at {scheme} has {seconds}")
+                raise QSearchError(
+                    f"a time must be finite and not below zero; {name} at {scheme} has {seconds}"
+                )
 
     def of(self, layer: str, scheme: Scheme) -> float:
         """Seconds of one layer with one scheme. Raises `QSearchError` with what the table has for that layer."""
         row = self.seconds.get(layer)
         if row is None:
-            raise QSearchError(f"the latency table of {self.device} has no layer {layer!r}{nearest(layer, self.seconds)}")
+            raise QSearchError(
+                f"the latency table of {self.device} has no layer {layer!r}{nearest(layer, self.seconds)}"
+            )
         if str(scheme) not in row:
-            raise QSearchError(f"the latency table of {self.device} has no {scheme} for {layer}{nearest(str(scheme), row)}")
+            raise QSearchError(
+                f"the latency table of {self.device} has no {scheme} for {layer}{nearest(str(scheme), row)}"
+            )
         return row[str(scheme)]
 
     def total(self, layers: Mapping[str, Scheme]) -> float:
@@ -49,7 +57,11 @@ class Latency:
 
     def save(self, path: Path) -> None:
         """Write `latency.json`, one layer a line."""
-        content = {"device": self.device, "rest": self.rest, "seconds": {name: dict(row) for name, row in self.seconds.items()}}
+        content = {
+            "device": self.device,
+            "rest": self.rest,
+            "seconds": {name: dict(row) for name, row in self.seconds.items()},
+        }
         write_json(path, Header(SCHEMA, graph=self.graph), content, lines=("seconds",))
 
     @staticmethod
@@ -57,7 +69,14 @@ class Latency:
         """Read `latency.json`, for the graph with that id where one is given."""
         header, content = read_json(path, SCHEMA, graph)
         try:
-            seconds = {str(name): {str(Scheme.parse(s)): float(v) for s, v in row.items()} for name, row in content["seconds"].items()}
-            return Latency(header.graph, str(content["device"]), seconds, float(content["rest"]), header)
+            seconds = {
+                str(name): {str(Scheme.parse(s)): float(v) for s, v in row.items()}
+                for name, row in content["seconds"].items()
+            }
+            return Latency(
+                header.graph, str(content["device"]), seconds, float(content["rest"]), header
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArtifactError(f"{path} is not a whole latency table ({type(error).__name__}: {error}); make it again") from error
+            raise ArtifactError(
+                f"{path} is not a whole latency table ({type(error).__name__}: {error}); make it again"
+            ) from error

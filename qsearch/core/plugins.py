@@ -60,7 +60,9 @@ def load(kind: str, name: str) -> ModuleType:
         if entry.name == name:
             module = entry.load()
             if not isinstance(module, ModuleType):
-                raise QSearchError(f"the entry point {name!r} of qsearch.{kind} must name a module, it names {type(module).__name__}")
+                raise QSearchError(
+                    f"the entry point {name!r} of qsearch.{kind} must name a module, it names {type(module).__name__}"
+                )
             return module
     raise AssertionError(f"{check(kind, name)} is known, and would have been found above")
 
@@ -68,7 +70,9 @@ def load(kind: str, name: str) -> ModuleType:
 def check(kind: str, name: str) -> str:
     """`name` itself, when there is such a plug-in; else `QSearchError` with the nearest name. Imports none of them."""
     if name not in names(kind):
-        raise QSearchError(f"there is no plug-in {name!r} among the {kind}{nearest(name, names(kind))}")
+        raise QSearchError(
+            f"there is no plug-in {name!r} among the {kind}{nearest(name, names(kind))}"
+        )
     return name
 
 
@@ -80,5 +84,7 @@ def caption(kind: str, name: str) -> str:
     if spec is None or spec.origin is None:
         docstring = load(kind, name).__doc__ or ""
     else:
-        docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+        docstring = (
+            ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+        )
     return next(iter(docstring.strip().splitlines()), "")

@@ -31,7 +31,12 @@ from .errors import QSearchError, nearest
 FULL_BITS = 16  # what one weight kept in full precision costs
 _SIDE_BITS = 16  # a scale, a zero point or a codebook entry
 #: block formats: (bits a code, block length, bits a block scale, bits a tensor scale)
-_BLOCKS = {"mxfp4": (4, 32, 8, 0), "mxfp6": (6, 32, 8, 0), "mxfp8": (8, 32, 8, 0), "nvfp4": (4, 16, 8, 32)}
+_BLOCKS = {
+    "mxfp4": (4, 32, 8, 0),
+    "mxfp6": (6, 32, 8, 0),
+    "mxfp8": (8, 32, 8, 0),
+    "nvfp4": (4, 16, 8, 32),
+}
 _FLOATS = ("e2m1", "e1m2", "e3m0", "e2m3", "e3m2", "e4m3", "e5m2")
 FORMATS = (
     "keep",
@@ -81,8 +86,16 @@ class Scheme:
         granularity = "" if fixed else {-1: "-t", 0: "-c"}.get(self.group, f"-g{self.group}")
         grain = {long: short for short, long in GRAINS.items()}[self.grain]
         activation = f"+a{self.activation}{grain}" if self.activation else ""
-        transforms = "".join(f"~{t}" for t in self.transforms) + (f"~steps{self.ranges}" if self.ranges > 1 else "")
-        return self.format + granularity + activation + transforms + (f"@{self.method}" if self.method else "")
+        transforms = "".join(f"~{t}" for t in self.transforms) + (
+            f"~steps{self.ranges}" if self.ranges > 1 else ""
+        )
+        return (
+            self.format
+            + granularity
+            + activation
+            + transforms
+            + (f"@{self.method}" if self.method else "")
+        )
 
     @property
     def family(self) -> str:
@@ -91,7 +104,9 @@ class Scheme:
             return "block"
         if self.format in _FLOATS or self.format in ACTIVATIONS:
             return "float"
-        return {"km": "codebook"}.get(self.format.rstrip("0123456789"), self.format.rstrip("0123456789"))
+        return {"km": "codebook"}.get(
+            self.format.rstrip("0123456789"), self.format.rstrip("0123456789")
+        )
 
     @property
     def bits(self) -> int:
@@ -109,7 +124,11 @@ class Scheme:
         """Bits of one element of the layer's input; 16 where it is untouched."""
         if not self.activation:
             return FULL_BITS
-        return int(self.activation) if self.activation.isdigit() else 1 + int(self.activation[1]) + int(self.activation[3])
+        return (
+            int(self.activation)
+            if self.activation.isdigit()
+            else 1 + int(self.activation[1]) + int(self.activation[3])
+        )
 
     @property
     def weight_only(self) -> Scheme:
@@ -118,7 +137,13 @@ class Scheme:
 
     def with_input(self, other: Scheme) -> Scheme:
         """The same weights with the input treated as `other` does."""
-        return replace(self, activation=other.activation, grain=other.grain, transforms=other.transforms, ranges=other.ranges)
+        return replace(
+            self,
+            activation=other.activation,
+            grain=other.grain,
+            transforms=other.transforms,
+            ranges=other.ranges,
+        )
 
     def groups(self, shape: Sequence[int], axis: int = 0, splits: Sequence[int] = ()) -> int:
         """How many scales (or codebooks) a weight of `shape` has, its output channels on `axis`; an incomplete last group counts whole."""
@@ -133,16 +158,32 @@ class Scheme:
             return 1
         return channels * (-(-row // self.group) if self.group else 1)
 
-    def stored_bits(self, shape: Sequence[int], axis: int = 0, splits: Sequence[int] = (), *, filled: bool = False) -> int:
+    def stored_bits(
+        self,
+        shape: Sequence[int],
+        axis: int = 0,
+        splits: Sequence[int] = (),
+        *,
+        filled: bool = False,
+    ) -> int:
         """Bits that a weight of `shape` takes: codes, scales, zero points, codebooks, and what transforms keep.
 
         An incomplete last group has a scale like any other, and no codes but its own. Not counted: that each plane of a packed row is filled up to a byte
         (`qsearch_kernels.layout`), less than 8 bits a plane and row. `splits`: channels of each part of a concatenated input; every part has its own groups.
         `filled`: with incomplete groups of all but codebooks filled up with codes, as plans were priced at first and as their files still say.
         """
-        kept = sum(_SIDE_BITS * (shape[axis] if TRANSFORMS[_name(t)] == "output" else shape[1 - axis]) for t in self.transforms)
-        copies = self.ranges if self.format != "keep" and any(_name(t) in _SCALING for t in self.transforms) else 1
-        return self.ranges * kept + copies * sum(self._stored(part, axis, filled) for part in parts(shape, axis, splits))
+        kept = sum(
+            _SIDE_BITS * (shape[axis] if TRANSFORMS[_name(t)] == "output" else shape[1 - axis])
+            for t in self.transforms
+        )
+        copies = (
+            self.ranges
+            if self.format != "keep" and any(_name(t) in _SCALING for t in self.transforms)
+            else 1
+        )
+        return self.ranges * kept + copies * sum(
+            self._stored(part, axis, filled) for part in parts(shape, axis, splits)
+        )
 
     def _stored(self, shape: Sequence[int], axis: int, filled: bool) -> int:
         weights = math.prod(shape)
@@ -162,9 +203,13 @@ class Scheme:
 
 def input_part(text: str) -> Scheme:
     """What `+aBITS[~TRANSFORM]` (or nothing) adds to any scheme. Raises `QSearchError` where it is something else."""
-    found = _parse("int8-c" + text) if isinstance(text, str) and (not text or text[0] in "+~") else None
+    found = (
+        _parse("int8-c" + text) if isinstance(text, str) and (not text or text[0] in "+~") else None
+    )
     if found is None or found.method:
-        raise QSearchError(f"an input is treated by +aBITS[~TRANSFORM], e.g. +a8t~bos, or by nothing; given {text!r}")
+        raise QSearchError(
+            f"an input is treated by +aBITS[~TRANSFORM], e.g. +a8t~bos, or by nothing; given {text!r}"
+        )
     return found
 
 
@@ -181,7 +226,9 @@ def _name(transform: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _parse(text: str) -> Scheme:
-    rule = "a scheme is FORMAT[-t|-c|-gN][+aBITS][~TRANSFORM][@METHOD] or keep, e.g. int4-g64+a8@hqq"
+    rule = (
+        "a scheme is FORMAT[-t|-c|-gN][+aBITS][~TRANSFORM][@METHOD] or keep, e.g. int4-g64+a8@hqq"
+    )
     match = _SHAPE.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise QSearchError(f"{rule}; given {text!r}")
@@ -189,39 +236,65 @@ def _parse(text: str) -> Scheme:
     if form not in FORMATS:
         raise QSearchError(f"{rule}; given {text!r} with format {form!r}{nearest(form, FORMATS)}")
     if granularity and (form == "keep" or form in _BLOCKS):
-        raise QSearchError(f"{form} has its granularity built in; given {text!r}, write {text.replace('-' + granularity, '')!r}")
+        raise QSearchError(
+            f"{form} has its granularity built in; given {text!r}, write {text.replace('-' + granularity, '')!r}"
+        )
     if form == "keep" and match["method"]:
         raise QSearchError(f"keep stores the weight as it is and takes no method; given {text!r}")
     activation = match["activation"] or ""
     if activation and activation not in ACTIVATIONS:
-        raise QSearchError(f"{rule}; given {text!r} with activation {activation!r}{nearest(activation, ACTIVATIONS)}")
+        raise QSearchError(
+            f"{rule}; given {text!r} with activation {activation!r}{nearest(activation, ACTIVATIONS)}"
+        )
     words = match["transforms"].split("~")[1:]
     transforms, ranges = tuple(w for w in words if _name(w) != "steps"), _ranges(words, text)
     for transform in transforms:
         if _name(transform) not in TRANSFORMS:
-            raise QSearchError(f"{rule}; given {text!r} with transform {transform!r}{nearest(_name(transform), TRANSFORMS)}")
+            raise QSearchError(
+                f"{rule}; given {text!r} with transform {transform!r}{nearest(_name(transform), TRANSFORMS)}"
+            )
         number = transform.removeprefix(_name(transform))
-        if number and (_name(transform) != "balance" or number != str(int(number)) or int(number) > 100):
-            raise QSearchError(f"balance alone takes a number, its alpha in hundredths from 0 to 100; given {text!r}")
-    transforms = tuple("balance" if t == "balance50" else t for t in transforms)  # one string for one meaning
+        if number and (
+            _name(transform) != "balance" or number != str(int(number)) or int(number) > 100
+        ):
+            raise QSearchError(
+                f"balance alone takes a number, its alpha in hundredths from 0 to 100; given {text!r}"
+            )
+    transforms = tuple(
+        "balance" if t == "balance50" else t for t in transforms
+    )  # one string for one meaning
     if transforms and form == "keep" and not activation:
-        raise QSearchError(f"a transform prepares what is rounded, and {text!r} rounds nothing; write 'keep'")
+        raise QSearchError(
+            f"a transform prepares what is rounded, and {text!r} rounds nothing; write 'keep'"
+        )
     if ranges > 1 and not transforms and (not activation or not match["grain"]):
-        raise QSearchError(f"~steps is for what calibration chooses, transforms and static scales of inputs; {text!r} has neither")
+        raise QSearchError(
+            f"~steps is for what calibration chooses, transforms and static scales of inputs; {text!r} has neither"
+        )
     if form in _BLOCKS:
         group = _BLOCKS[form][1]
     elif granularity is None or granularity == "c":
         group = 0
     else:
         group = -1 if granularity == "t" else int(granularity[1:])
-    return Scheme(form, group, activation, GRAINS[match["grain"] or ""], match["method"] or "", transforms, ranges)
+    return Scheme(
+        form,
+        group,
+        activation,
+        GRAINS[match["grain"] or ""],
+        match["method"] or "",
+        transforms,
+        ranges,
+    )
 
 
 def _ranges(words: Sequence[str], text: str) -> int:
     """How many ranges of steps `~stepsN` asks for; 1 where it is not there."""
     found = [w for w in words if _name(w) == "steps"]
     if len(found) > 1 or any(w not in {f"steps{n}" for n in _RANGES} for w in found):
-        raise QSearchError(f"~steps takes a number of ranges from {_RANGES[0]} to {_RANGES[-1]}, and stands once; given {text!r}")
+        raise QSearchError(
+            f"~steps takes a number of ranges from {_RANGES[0]} to {_RANGES[-1]}, and stands once; given {text!r}"
+        )
     return int(found[0].removeprefix("steps")) if found else 1
 
 

@@ -75,7 +75,9 @@ def ratio(values: Array, power: Array, probes: float | None = None) -> tuple[flo
     if parts >= 4:
         # a variance from few parts is itself uncertain: Student's t with parts - 1 degrees, whose tails this widens for within 10%
         widened = parts / (parts - 1) * (parts + 1) / (parts - 1)
-        between = math.sqrt(widened * float(((means - value * scale) ** 2).sum())) / float(scale.sum())
+        between = math.sqrt(widened * float(((means - value * scale) ** 2).sum())) / float(
+            scale.sum()
+        )
         error = between if math.isinf(error) else max(error, between)
     return value, error
 
@@ -117,9 +119,15 @@ def to_columns(shares: Shares | None, frame: Any) -> dict[str, list[Any]]:
         return {}
     place = {choice: i for i, choice in enumerate(shares.choices)}
     columns: dict[str, list[Any]] = {"shares": [], "power": [], "sampler_steps": []}
-    for site, scheme, metric, step in zip(frame["site"], frame["scheme"], frame["metric"], frame["step"], strict=True):
+    for site, scheme, metric, step in zip(
+        frame["site"], frame["scheme"], frame["metric"], frame["step"], strict=True
+    ):
         cell = (metric, int(step))
-        values = shares.values[cell][place[site, scheme]] if cell in shares.values else np.empty((0, 0), np.float32)
+        values = (
+            shares.values[cell][place[site, scheme]]
+            if cell in shares.values
+            else np.empty((0, 0), np.float32)
+        )
         columns["shares"].append(values.ravel())
         columns["power"].append(shares.power.get(cell, np.empty(0)))
         columns["sampler_steps"].append(values.shape[0])
@@ -130,7 +138,9 @@ def from_columns(frame: Any) -> Shares | None:
     """The inverse of `to_columns`, for a frame that was read from a file."""
     if "shares" not in frame.columns:
         return None
-    choices = tuple(dict.fromkeys(zip(map(str, frame["site"]), map(str, frame["scheme"]), strict=True)))
+    choices = tuple(
+        dict.fromkeys(zip(map(str, frame["site"]), map(str, frame["scheme"]), strict=True))
+    )
     place = {choice: i for i, choice in enumerate(choices)}
     values: dict[Cell, NDArray[np.float32]] = {}
     power: dict[Cell, Array] = {}
@@ -139,7 +149,9 @@ def from_columns(frame: Any) -> Shares | None:
         if cell not in values:
             power[cell] = np.asarray(row["power"], np.float64)
             shape = (len(choices), int(row["sampler_steps"]), -1, len(power[cell]))
-            values[cell] = np.full((shape[0], len(row["shares"])), np.nan, np.float32).reshape(shape)
+            values[cell] = np.full((shape[0], len(row["shares"])), np.nan, np.float32).reshape(
+                shape
+            )
         values[cell][place[str(row["site"]), str(row["scheme"])]].flat = row["shares"]
     return Shares(choices, values, power)
 

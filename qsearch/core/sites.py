@@ -30,11 +30,15 @@ def cut(name: str) -> tuple[str, str]:
 
 def sites_of(graph: OpGraph, patterns: Sequence[str] = ("*",)) -> tuple[str, ...]:
     """The sites of a graph that match any of `patterns`, in order of execution. Raises `QSearchError` for a pattern that matches none."""
-    modules = dict.fromkeys(op.name.rpartition(".")[0] for op in graph.ops if op.kind == "attention")
+    modules = dict.fromkeys(
+        op.name.rpartition(".")[0] for op in graph.ops if op.kind == "attention"
+    )
     known = [f"{module}:{part}" for module in modules for part in PARTS]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in known):
-            raise QSearchError(f"a pattern must match a site, MODULE:{'|'.join(PARTS)}; {pattern!r} matches none in {graph.model}{nearest(pattern, known)}")
+            raise QSearchError(
+                f"a pattern must match a site, MODULE:{'|'.join(PARTS)}; {pattern!r} matches none in {graph.model}{nearest(pattern, known)}"
+            )
     return tuple(name for name in known if any(fnmatchcase(name, pattern) for pattern in patterns))
 
 
@@ -51,7 +55,9 @@ def allowed(scheme: Scheme) -> bool:
     return scheme.format == "keep" and not scheme.transforms and scheme.grain == "token"
 
 
-def parted(graph: OpGraph, plan: Mapping[str, Scheme | str]) -> tuple[dict[str, Scheme], dict[str, Scheme]]:
+def parted(
+    graph: OpGraph, plan: Mapping[str, Scheme | str]
+) -> tuple[dict[str, Scheme], dict[str, Scheme]]:
     """What a plan says of layers, and what of sites. Raises `QSearchError` for unknown names, and for sites with a scheme they can't have."""
     layers: dict[str, Scheme] = {}
     sites: dict[str, Scheme] = {}
@@ -59,6 +65,8 @@ def parted(graph: OpGraph, plan: Mapping[str, Scheme | str]) -> tuple[dict[str, 
         check(graph, name)
         scheme = Scheme.parse(text)
         if is_site(name) and not allowed(scheme):
-            raise QSearchError(f"a site is rounded row by row and stores nothing: keep, or keep+aFORMAT such as keep+a8; given {scheme} for {name}")
+            raise QSearchError(
+                f"a site is rounded row by row and stores nothing: keep, or keep+aFORMAT such as keep+a8; given {scheme} for {name}"
+            )
         (sites if is_site(name) else layers)[name] = scheme
     return layers, sites

@@ -23,7 +23,10 @@ UNSOLVED = Solver("given", "unsolved")
 
 def copies(layer: LayerSpec, schemes: Sequence[Scheme], *, filled: bool = False) -> int:
     """Stored bits of a layer that is `schemes[i]` in bin i: of each different weight format once; `filled` as in `Scheme.stored_bits`."""
-    return sum(s.stored_bits(layer.weight_shape, layer.channel_axis, layer.parts, filled=filled) for s in dict.fromkeys(s.weight_only for s in schemes))
+    return sum(
+        s.stored_bits(layer.weight_shape, layer.channel_axis, layer.parts, filled=filled)
+        for s in dict.fromkeys(s.weight_only for s in schemes)
+    )
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,19 @@ class StepPlan:
         """Price `layers` (name -> a scheme for each bin) on `graph`; refuses layers with different numbers of bins, and a broken budget."""
         counts = {len(schemes) for schemes in layers.values()}
         if len(counts) != 1 or 0 in counts:
-            raise QSearchError(f"a step-wise plan needs a scheme for every bin at every layer, as many each; given {sorted(counts)} of them")
+            raise QSearchError(
+                f"a step-wise plan needs a scheme for every bin at every layer, as many each; given {sorted(counts)} of them"
+            )
         if budget is not None and budget.groups:
-            raise QSearchError("a step-wise plan has no budgets for groups of layers; limit the whole")
-        bins = tuple(BitPlan.make(graph, {name: schemes[i] for name, schemes in layers.items()}, latency=latency) for i in range(counts.pop()))
+            raise QSearchError(
+                "a step-wise plan has no budgets for groups of layers; limit the whole"
+            )
+        bins = tuple(
+            BitPlan.make(
+                graph, {name: schemes[i] for name, schemes in layers.items()}, latency=latency
+            )
+            for i in range(counts.pop())
+        )
         bits = sum(copies(layer, [b.layers[layer.name] for b in bins]) for layer in graph)
         costs = [cost(graph, b.layers, latency=latency) for b in bins]
         times = [c.latency for c in costs if c.latency is not None]
@@ -66,15 +78,33 @@ class StepPlan:
             sum(times) / len(bins) if times else None,
         )
         if budget is not None and (broken := budget.excess(achieved)):
-            words = ", ".join(f"{k} {have:.6g} above its limit {limit:.6g}" for k, (limit, have) in broken.items())
-            raise InfeasibleBudget(f"the step-wise plan breaks its budget: {words}; each copy of a weight counts")
+            words = ", ".join(
+                f"{k} {have:.6g} above its limit {limit:.6g}" for k, (limit, have) in broken.items()
+            )
+            raise InfeasibleBudget(
+                f"the step-wise plan breaks its budget: {words}; each copy of a weight counts"
+            )
         return StepPlan(bins, achieved, budget, solver or UNSOLVED)
 
-    def save(self, path: Path, *, key: str = "", parents: Mapping[str, str] | None = None, seed: int = 0) -> None:
+    def save(
+        self, path: Path, *, key: str = "", parents: Mapping[str, str] | None = None, seed: int = 0
+    ) -> None:
         """Write `stepplan.json`, one layer a line."""
         layers = {name: [str(b.layers[name]) for b in self.bins] for name in self.bins[0].layers}
-        content = {"budget": self.budget.content() if self.budget else None, "achieved": asdict(self.achieved), "solver": asdict(self.solver), "layers": layers}
-        write_json(path, Header(SCHEMA, graph=self.bins[0].graph, key=key, parents=dict(parents or {}), seed=seed), content, lines=("layers",))
+        content = {
+            "budget": self.budget.content() if self.budget else None,
+            "achieved": asdict(self.achieved),
+            "solver": asdict(self.solver),
+            "layers": layers,
+        }
+        write_json(
+            path,
+            Header(
+                SCHEMA, graph=self.bins[0].graph, key=key, parents=dict(parents or {}), seed=seed
+            ),
+            content,
+            lines=("layers",),
+        )
 
     @staticmethod
     def load(path: Path, graph: OpGraph) -> StepPlan:
@@ -85,8 +115,19 @@ class StepPlan:
             plan = StepPlan.make(graph, dict(content["layers"]), None, Solver(**content["solver"]))
             stored = Cost(**content["achieved"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArtifactError(f"{path} is not a whole step-wise plan ({type(error).__name__}: {error}); make it again") from error
-        filled = sum(copies(layer, [b.layers[layer.name] for b in plan.bins], filled=True) for layer in graph)
+            raise ArtifactError(
+                f"{path} is not a whole step-wise plan ({type(error).__name__}: {error}); make it again"
+            ) from error
+        filled = sum(
+            copies(layer, [b.layers[layer.name] for b in plan.bins], filled=True) for layer in graph
+        )
         if stored.bits not in (plan.achieved.bits, filled):
-            raise ArtifactError(f"{path} says {stored.bits} stored bits, its layers take {plan.achieved.bits}; it was changed by hand, make it again")
-        return replace(plan, achieved=replace(plan.achieved, latency=stored.latency), budget=budget, header=header)
+            raise ArtifactError(
+                f"{path} says {stored.bits} stored bits, its layers take {plan.achieved.bits}; it was changed by hand, make it again"
+            )
+        return replace(
+            plan,
+            achieved=replace(plan.achieved, latency=stored.latency),
+            budget=budget,
+            header=header,
+        )

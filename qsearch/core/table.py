@@ -53,38 +53,52 @@ class SensitivityTable:
     def __post_init__(self) -> None:
         missing = [c for c in COLUMNS if c not in self.frame.columns]
         if missing:
-            raise QSearchError(f"a sensitivity table needs the columns {', '.join(COLUMNS)}; {', '.join(missing)} missing")
+            raise QSearchError(
+                f"a sensitivity table needs the columns {', '.join(COLUMNS)}; {', '.join(missing)} missing"
+            )
         if self.frame["estimate"].isna().any():
             site = self.frame.loc[self.frame["estimate"].isna(), "site"].iloc[0]
-            raise QSearchError(f"every estimate must be a number; the first that is not belongs to {site}")
+            raise QSearchError(
+                f"every estimate must be a number; the first that is not belongs to {site}"
+            )
 
     @staticmethod
-    def from_rows(graph: str, rows: Iterable[Mapping[str, Any]], shares: Shares | None = None) -> SensitivityTable:
+    def from_rows(
+        graph: str, rows: Iterable[Mapping[str, Any]], shares: Shares | None = None
+    ) -> SensitivityTable:
         """Table from an iterable of mappings with the keys of `COLUMNS`."""
         import pandas as pd
 
-        return SensitivityTable(graph, pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(COLUMNS), shares=shares)
+        return SensitivityTable(
+            graph, pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(COLUMNS), shares=shares
+        )
 
     @property
     def metrics(self) -> list[str]:
         """Names of the metrics in the table."""
         return sorted(self.frame["metric"].unique())
 
-    def values(self, metric: str = "noise", steps: Iterable[int] | None = None) -> dict[str, dict[str, float]]:
+    def values(
+        self, metric: str = "noise", steps: Iterable[int] | None = None
+    ) -> dict[str, dict[str, float]]:
         """site -> scheme -> estimate, averaged over the step bins (all, or those given)."""
         rows = self._rows(metric)
         if steps is not None:
             rows = rows[rows["step"].isin(list(steps))]
         out: dict[str, dict[str, float]] = {}
         means = rows.groupby(["site", "scheme"], sort=True, as_index=False)["estimate"].mean()
-        for site, scheme, value in zip(means["site"], means["scheme"], means["estimate"], strict=True):
+        for site, scheme, value in zip(
+            means["site"], means["scheme"], means["estimate"], strict=True
+        ):
             out.setdefault(str(site), {})[str(scheme)] = float(value)
         return out
 
     def _rows(self, metric: str) -> pd.DataFrame:
         if metric not in self.metrics:
             made = self.frame["estimator"].iloc[0]
-            raise QSearchError(f"the table, made by {made}, has no metric {metric!r}{nearest(metric, self.metrics)}; profile with it, or ask for one of those")
+            raise QSearchError(
+                f"the table, made by {made}, has no metric {metric!r}{nearest(metric, self.metrics)}; profile with it, or ask for one of those"
+            )
         return self.frame[self.frame["metric"] == metric]
 
     def predict(
@@ -106,13 +120,19 @@ class SensitivityTable:
         known = set(zip(rows["site"], rows["scheme"], strict=True))
         for site, scheme in chosen.items():
             if (site, scheme) not in known:
-                raise QSearchError(f"the table has no {scheme} for {site}{nearest(f'{site} {scheme}', [' '.join(k) for k in known])}")
+                raise QSearchError(
+                    f"the table has no {scheme} for {site}{nearest(f'{site} {scheme}', [' '.join(k) for k in known])}"
+                )
         bins = sorted(set(rows["step"]) if steps is None else set(rows["step"]) & set(steps))
         if not bins:
-            raise QSearchError(f"the table has none of the step bins {sorted(steps or [])}; it has {sorted(set(rows['step']))}")
+            raise QSearchError(
+                f"the table has none of the step bins {sorted(steps or [])}; it has {sorted(set(rows['step']))}"
+            )
         if not interactions:
             picked = rows[rows["step"].isin(bins) & (rows["site"].map(chosen) == rows["scheme"])]
-            return float(picked["estimate"].sum()) / len(bins), float((picked["error"] ** 2).sum() ** 0.5) / len(bins)
+            return float(picked["estimate"].sum()) / len(bins), float(
+                (picked["error"] ** 2).sum() ** 0.5
+            ) / len(bins)
         if self.shares is None or any((metric, b) not in self.shares.values for b in bins):
             raise QSearchError(
                 f"interactions need shares, which probes leave in the table; of {metric} by {rows['estimator'].iloc[0]} there are none, ask without them"
@@ -128,8 +148,12 @@ class SensitivityTable:
         """
         import pandas as pd
 
-        mine = self.frame[self.frame["site"].map(scoring) == self.frame["metric"]].assign(metric=SCORED)
-        return SensitivityTable(self.graph, pd.concat([self.frame, mine], ignore_index=True), self.header, self.shares)
+        mine = self.frame[self.frame["site"].map(scoring) == self.frame["metric"]].assign(
+            metric=SCORED
+        )
+        return SensitivityTable(
+            self.graph, pd.concat([self.frame, mine], ignore_index=True), self.header, self.shares
+        )
 
     def at_floor(self) -> pd.DataFrame:
         """Rows whose estimate lies within 3 dB of their measurement floor: noise of the measurement, not of the choice."""
@@ -147,30 +171,47 @@ class SensitivityTable:
         for _, cell in rows[rows["estimate"] > 0].groupby(["scheme", "step"]):
             spread = float(np.log(cell["estimate"]).var()) if len(cell) > 2 else 0.0
             if spread > 0:
-                relative = (cell["error"] / cell["estimate"]).clip(upper=10.0)  # one sample has an infinite error
+                relative = (cell["error"] / cell["estimate"]).clip(
+                    upper=10.0
+                )  # one sample has an infinite error
                 found.append(min(1.0, max(0.0, 1 - float((relative**2).mean()) / spread)))
         return sum(found) / len(found) if found else 1.0
 
     def check(self, graph: OpGraph) -> None:
         """Refuse a table of another graph, or one that speaks of layers or sites the graph lacks."""
         if self.graph != graph.id:
-            raise QSearchError(f"the table was made for graph {self.graph}, {graph.model} is graph {graph.id}; profile this model")
+            raise QSearchError(
+                f"the table was made for graph {self.graph}, {graph.model} is graph {graph.id}; profile this model"
+            )
         for site in self.frame["site"].unique():
             sites.check(graph, str(site))
 
-    def save(self, path: Path, *, key: str = "", parents: Mapping[str, str] | None = None, seed: int = 0) -> None:
+    def save(
+        self, path: Path, *, key: str = "", parents: Mapping[str, str] | None = None, seed: int = 0
+    ) -> None:
         """Write `sensitivity.parquet`; shares lie beside the numbers they belong to, as three more columns."""
         frame = self.frame[list(COLUMNS)].assign(**to_columns(self.shares, self.frame))
-        write_parquet(path, Header(SCHEMA, graph=self.graph, key=key, parents=dict(parents or {}), seed=seed), frame)
+        write_parquet(
+            path,
+            Header(SCHEMA, graph=self.graph, key=key, parents=dict(parents or {}), seed=seed),
+            frame,
+        )
 
     @staticmethod
     def load(path: Path, graph: str | None = None) -> SensitivityTable:
         """Read `sensitivity.parquet`, for the graph with that id where one is given."""
         header, frame = read_parquet(path, SCHEMA, graph)
-        return SensitivityTable(header.graph, frame[[c for c in COLUMNS if c in frame.columns]], header, from_columns(frame))
+        return SensitivityTable(
+            header.graph,
+            frame[[c for c in COLUMNS if c in frame.columns]],
+            header,
+            from_columns(frame),
+        )
 
 
-def scorers(graph: OpGraph, rule: Mapping[str, str], names: Iterable[str], metrics: Iterable[str]) -> dict[str, str]:
+def scorers(
+    graph: OpGraph, rule: Mapping[str, str], names: Iterable[str], metrics: Iterable[str]
+) -> dict[str, str]:
     """Layer or site -> metric, by a rule on patterns of name, role or block of layers (or names of sites): the first that fits counts.
 
     Raises `QSearchError` for a pattern that matches nothing, a metric that is not measured, and a layer that no pattern matches.
@@ -178,12 +219,27 @@ def scorers(graph: OpGraph, rule: Mapping[str, str], names: Iterable[str], metri
     known = list(metrics)
     for metric in rule.values():
         if metric not in known:
-            raise QSearchError(f"layers are scored by metrics that are measured; {metric!r} is not{nearest(metric, known)}")
-    fitting = [(pattern, metric, set() if sites.is_site(pattern) else {x.name for x in select(graph, pattern)}) for pattern, metric in rule.items()]
+            raise QSearchError(
+                f"layers are scored by metrics that are measured; {metric!r} is not{nearest(metric, known)}"
+            )
+    fitting = [
+        (
+            pattern,
+            metric,
+            set() if sites.is_site(pattern) else {x.name for x in select(graph, pattern)},
+        )
+        for pattern, metric in rule.items()
+    ]
     found = {}
     for name in names:
-        fits = [metric for pattern, metric, layers in fitting if (fnmatchcase(name, pattern) if sites.is_site(name) else name in layers)]
+        fits = [
+            metric
+            for pattern, metric, layers in fitting
+            if (fnmatchcase(name, pattern) if sites.is_site(name) else name in layers)
+        ]
         if not fits:
-            raise QSearchError(f"a rule for metrics must speak of every layer; no pattern of {', '.join(rule)} matches {name}: add '*' at the end")
+            raise QSearchError(
+                f"a rule for metrics must speak of every layer; no pattern of {', '.join(rule)} matches {name}: add '*' at the end"
+            )
         found[name] = fits[0]
     return found

@@ -51,17 +51,25 @@ class Trials:
     def __init__(self, where: Path | str, graph: OpGraph) -> None:
         self.graph = graph
         self.where = where
-        url = where if isinstance(where, str) and "://" in where else f"sqlite:///{Path(where).resolve()}"
+        url = (
+            where
+            if isinstance(where, str) and "://" in where
+            else f"sqlite:///{Path(where).resolve()}"
+        )
         try:
             self._study = _open(url)
         except Exception as error:  # SQLAlchemy, SQLite and Optuna each have their own; all mean that this is no study of ours
-            raise ArtifactError(f"{where} can't be opened as an Optuna study ({_reason(error)})") from error
+            raise ArtifactError(
+                f"{where} can't be opened as an Optuna study ({_reason(error)})"
+            ) from error
         known = self._study.user_attrs.get("graph")
         if known is None:
             self._study.set_user_attr("graph", graph.id)
             self._study.set_user_attr("versions", versions())
         elif known != graph.id:
-            raise ArtifactError(f"{where} holds trials of graph {known}, {graph.model} is graph {graph.id}; give another file")
+            raise ArtifactError(
+                f"{where} holds trials of graph {known}, {graph.model} is graph {graph.id}; give another file"
+            )
 
     def add(
         self,
@@ -77,7 +85,9 @@ class Trials:
         import optuna
 
         if plan.graph != self.graph.id:
-            raise QSearchError(f"the plan is for graph {plan.graph}, the trials are of graph {self.graph.id}")
+            raise QSearchError(
+                f"the plan is for graph {plan.graph}, the trials are of graph {self.graph.id}"
+            )
         for metric, pair in metrics.items():
             if any(math.isnan(x) for x in pair):
                 raise QSearchError(f"{metric} of plan {name} is not a number; it is not stored")
@@ -92,7 +102,9 @@ class Trials:
                     "average_bits": plan.achieved.average_bits,
                     "layers": {k: str(v) for k, v in plan.layers.items()},
                     "metrics": {k: list(v) for k, v in metrics.items()},
-                    "samples": {k: [round(float(x), 6) for x in v] for k, v in (samples or {}).items()},
+                    "samples": {
+                        k: [round(float(x), 6) for x in v] for k, v in (samples or {}).items()
+                    },
                     "stopped": stopped,
                 },
             )
@@ -101,7 +113,10 @@ class Trials:
     def find(self, plan: BitPlan, setting: str) -> Trial | None:
         """The trial of this plan measured in this setting, or None."""
         for trial in reversed(self._stored()):
-            if trial.user_attrs.get("plan") == plan.id and trial.user_attrs.get("setting") == setting:
+            if (
+                trial.user_attrs.get("plan") == plan.id
+                and trial.user_attrs.get("setting") == setting
+            ):
                 return _trial(trial)
         return None
 
@@ -116,19 +131,27 @@ class Trials:
         """
         found = self.all()
         if not found:
-            raise QSearchError(f"{self.where} holds no measured plan; measure some with `qsearch evaluate RUN --plans 64`")
+            raise QSearchError(
+                f"{self.where} holds no measured plan; measure some with `qsearch evaluate RUN --plans 64`"
+            )
         counts = Counter(t.setting for t in found)
         wanted = setting or max(counts, key=counts.__getitem__)
         if wanted not in counts:
-            raise QSearchError(f"{self.where} holds no plan measured in the setting {wanted}; it has {', '.join(sorted(counts))}")
-        plans = {t.plan: t for t in sorted(found, key=lambda t: not t.stopped) if t.setting == wanted}
+            raise QSearchError(
+                f"{self.where} holds no plan measured in the setting {wanted}; it has {', '.join(sorted(counts))}"
+            )
+        plans = {
+            t.plan: t for t in sorted(found, key=lambda t: not t.stopped) if t.setting == wanted
+        }
         return sorted(plans.values(), key=lambda t: t.name)
 
     def _stored(self) -> list[optuna.trial.FrozenTrial]:
         try:
             return self._study.get_trials(deepcopy=False)
         except Exception as error:  # as when it is opened
-            raise ArtifactError(f"{self.where} can't be read as an Optuna study ({_reason(error)}); make it again with `qsearch evaluate`") from error
+            raise ArtifactError(
+                f"{self.where} can't be read as an Optuna study ({_reason(error)}); make it again with `qsearch evaluate`"
+            ) from error
 
 
 def _open(url: str) -> optuna.Study:
@@ -147,7 +170,9 @@ def _open(url: str) -> optuna.Study:
             if url.startswith("sqlite:///"):
                 _look(Path(url.removeprefix("sqlite:///")))
                 # A minute's patience with another writer, and no connection held open between calls.
-                storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}, "poolclass": NullPool})
+                storage = optuna.storages.RDBStorage(
+                    url, engine_kwargs={"connect_args": {"timeout": 60}, "poolclass": NullPool}
+                )
             return optuna.create_study(study_name=STUDY, storage=storage, load_if_exists=True)
         except (exc.IntegrityError, exc.OperationalError, optuna.exceptions.StorageInternalError):
             if pause is None:
@@ -161,7 +186,12 @@ def _look(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.stat().st_size:
         with closing(sqlite3.connect(path)) as database:
-            tables = {name for (name,) in database.execute("select name from sqlite_master where type = 'table'")}
+            tables = {
+                name
+                for (name,) in database.execute(
+                    "select name from sqlite_master where type = 'table'"
+                )
+            }
         if tables and not tables & {"studies", "version_info", "alembic_version"}:
             raise ValueError(f"it is a database with the tables {', '.join(sorted(tables)[:5])}")
 

@@ -52,7 +52,9 @@ def state(
     elif objective is None:
         values, at_most = table, {}
     else:
-        raise QSearchError("an objective of several metrics needs a sensitivity table; losses by layer and scheme are one metric already")
+        raise QSearchError(
+            "an objective of several metrics needs a sensitivity table; losses by layer and scheme are one metric already"
+        )
     rules: dict[str, Any] = {"constraints": constraints, "latency": latency, "schemes": schemes}
     return make_problem(graph, values, budget, at_most=at_most, scores=scores, trust=trust, **rules)
 
@@ -81,20 +83,44 @@ def allocate(
     Raises `InfeasibleBudget` with the best reachable, or with the pair of limits that contradict each other, when no plan fits. The solver's
     claim is not believed: `BitPlan.make` prices the plan.
     """
-    rules: dict[str, Any] = {"metric": metric, "objective": objective, "constraints": constraints, "latency": latency, "schemes": schemes}
+    rules: dict[str, Any] = {
+        "metric": metric,
+        "objective": objective,
+        "constraints": constraints,
+        "latency": latency,
+        "schemes": schemes,
+    }
     plugin, options = plugins.load("solvers", solver), {}
-    if scores is None and plugin.quadratic and isinstance(table, SensitivityTable) and table.shares is not None and not (objective and objective.decibels):
+    if (
+        scores is None
+        and plugin.quadratic
+        and isinstance(table, SensitivityTable)
+        and table.shares is not None
+        and not (objective and objective.decibels)
+    ):
         scores = scores_of(table.shares, objective.weights if objective else {metric: 1.0})
     problem = state(graph, table, budget, scores=scores, trust=trust, **rules)
     began = time.monotonic()
     solve = plugin.solve
     if evaluate is not None:
         if "evaluate" not in inspect.signature(solve).parameters:
-            raise QSearchError(f"{solver} takes the table's word and evaluates nothing; give tpe or nsga2, or leave evaluate out")
+            raise QSearchError(
+                f"{solver} takes the table's word and evaluates nothing; give tpe or nsga2, or leave evaluate out"
+            )
         unsolved = Solver(solver, "unsolved")
-        options["evaluate"] = lambda chosen: evaluate(finish(graph, problem, chosen, unsolved, budget, latency))
+        options["evaluate"] = lambda chosen: evaluate(
+            finish(graph, problem, chosen, unsolved, budget, latency)
+        )
     chosen, said = solve(problem, seconds=seconds, **options)
-    return finish(graph, problem, chosen, replace(said, seconds=round(time.monotonic() - began, 3)), budget, latency, measured=evaluate is not None)
+    return finish(
+        graph,
+        problem,
+        chosen,
+        replace(said, seconds=round(time.monotonic() - began, 3)),
+        budget,
+        latency,
+        measured=evaluate is not None,
+    )
 
 
 def finish(
@@ -108,9 +134,19 @@ def finish(
     measured: bool = False,
 ) -> BitPlan:
     """A solver's assignment as a plan, priced by `core/plan.py`; its objective is added up again, but where it was `measured`."""
-    layers = {name: choice for name, choice in problem.layers(chosen).items() if isinstance(choice, Scheme)}
+    layers = {
+        name: choice
+        for name, choice in problem.layers(chosen).items()
+        if isinstance(choice, Scheme)
+    }
     fixed = {layer.name: KEEP for layer in graph if not layer.quantizable}
-    return BitPlan.make(graph, layers | fixed, budget, said if measured else replace(said, objective=problem.total(chosen)), latency=latency)
+    return BitPlan.make(
+        graph,
+        layers | fixed,
+        budget,
+        said if measured else replace(said, objective=problem.total(chosen)),
+        latency=latency,
+    )
 
 
 def allocate_frontier(
@@ -128,14 +164,30 @@ def allocate_frontier(
     seconds: float = 60.0,
 ) -> list[BitPlan]:
     """A plan for each of `average_bits` that can be reached, the other limits of `budget` kept. Raises `InfeasibleBudget` where none can."""
-    budgets = [replace(budget, average_bits=bits) if budget else Budget(average_bits=bits) for bits in average_bits]
+    budgets = [
+        replace(budget, average_bits=bits) if budget else Budget(average_bits=bits)
+        for bits in average_bits
+    ]
     if not budgets:
         raise QSearchError("a frontier needs at least one budget")
     loosest = max(budgets, key=lambda b: b.average_bits or 0.0)
-    problem = state(graph, table, loosest, metric=metric, objective=objective, constraints=constraints, latency=latency, schemes=schemes)
+    problem = state(
+        graph,
+        table,
+        loosest,
+        metric=metric,
+        objective=objective,
+        constraints=constraints,
+        latency=latency,
+        schemes=schemes,
+    )
     limits = [bits - problem.spent["average_bits"] for bits in average_bits]
     plans, refused = [], []
-    for asked, answer in zip(budgets, frontier(problem, "average_bits", limits, solver=solver, seconds=seconds), strict=True):
+    for asked, answer in zip(
+        budgets,
+        frontier(problem, "average_bits", limits, solver=solver, seconds=seconds),
+        strict=True,
+    ):
         if isinstance(answer, InfeasibleBudget):
             refused.append(answer)
         else:
@@ -145,7 +197,14 @@ def allocate_frontier(
     return plans
 
 
-def random_plan(graph: OpGraph, schemes: Sequence[Scheme | str], budget: Budget, seed: int, *, latency: Latency | None = None) -> BitPlan:
+def random_plan(
+    graph: OpGraph,
+    schemes: Sequence[Scheme | str],
+    budget: Budget,
+    seed: int,
+    *,
+    latency: Latency | None = None,
+) -> BitPlan:
     """A random plan that fills the budget: random schemes, then random layers made cheaper or dearer until nothing more fits.
 
     What a search without information would give at this size; the baseline beside the uniform plan. Raises `InfeasibleBudget` where the
@@ -156,15 +215,28 @@ def random_plan(graph: OpGraph, schemes: Sequence[Scheme | str], budget: Budget,
     layers = graph.quantizable
     kept = {layer.name: KEEP for layer in graph if not layer.quantizable}
     priced = bills(graph, budget, latency)
-    limits = np.array([limit - sum(priced[name](graph.layer(x), KEEP) for x in kept) for name, limit in limits_of(budget).items()])
+    limits = np.array(
+        [
+            limit - sum(priced[name](graph.layer(x), KEEP) for x in kept)
+            for name, limit in limits_of(budget).items()
+        ]
+    )
     if latency is not None and "latency" in priced:
         limits[list(priced).index("latency")] -= latency.rest
-    prices = {layer.name: np.array([[bill(layer, s) for bill in priced.values()] for s in options]) for layer in layers}
-    ladder = {layer.name: sorted(range(len(options)), key=prices[layer.name][:, 0].__getitem__) for layer in layers}
+    prices = {
+        layer.name: np.array([[bill(layer, s) for bill in priced.values()] for s in options])
+        for layer in layers
+    }
+    ladder = {
+        layer.name: sorted(range(len(options)), key=prices[layer.name][:, 0].__getitem__)
+        for layer in layers
+    }
     rung = {layer.name: dice.randrange(len(options)) for layer in layers}
 
     def step(name: str, by: int) -> Vector:
-        extra: Vector = prices[name][ladder[name][rung[name] + by]] - prices[name][ladder[name][rung[name]]]
+        extra: Vector = (
+            prices[name][ladder[name][rung[name] + by]] - prices[name][ladder[name][rung[name]]]
+        )
         return extra
 
     def fits(spent: Vector) -> bool:

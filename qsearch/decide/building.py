@@ -48,19 +48,28 @@ def make_problem(
     choices = constraints.choices(graph, _offered(graph, values, schemes))
     groups = constraints.groups(graph, choices)
     sites = tuple(names[0] for names in groups)
-    options = [tuple(s for s in choices[names[0]] if all(s in choices[n] for n in names)) for names in groups]
+    options = [
+        tuple(s for s in choices[names[0]] if all(s in choices[n] for n in names))
+        for names in groups
+    ]
     fixed = [layer for layer in graph if not layer.quantizable]
     priced = bills(graph, budget, latency)
     costs: dict[str, list[NDArray[np.float64]]] = {name: [] for name in priced}
     held = [[graph.layer(n) for n in names] for names in groups]
     for name, bill in priced.items():
-        costs[name] = [np.array([sum(bill(x, s) for x in layers) for s in offered], float) for layers, offered in zip(held, options, strict=True)]
+        costs[name] = [
+            np.array([sum(bill(x, s) for x in layers) for s in offered], float)
+            for layers, offered in zip(held, options, strict=True)
+        ]
     spent = {name: sum(bill(x, KEEP) for x in fixed) for name, bill in priced.items()}
     if latency is not None and "latency" in spent:
         spent["latency"] += latency.rest
     limits = limits_of(budget)
     for metric, (losses, limit) in (at_most or {}).items():
-        costs[f"loss of {metric}"] = [_sum(losses, names, offered, metric) for names, offered in zip(groups, options, strict=True)]
+        costs[f"loss of {metric}"] = [
+            _sum(losses, names, offered, metric)
+            for names, offered in zip(groups, options, strict=True)
+        ]
         spent[f"loss of {metric}"], limits[f"loss of {metric}"] = 0.0, limit
     for name, rows in costs.items():
         refuse(name, limits[name], spent[name] + float(sum(row.min() for row in rows)))
@@ -68,7 +77,10 @@ def make_problem(
     return Problem(
         sites=sites,
         choices=tuple(options),
-        values=tuple(_sum(values, names, offered, "values") for names, offered in zip(groups, options, strict=True)),
+        values=tuple(
+            _sum(values, names, offered, "values")
+            for names, offered in zip(groups, options, strict=True)
+        ),
         costs={name: tuple(rows) for name, rows in costs.items()},
         limits={name: limits[name] - spent[name] for name in costs},
         formats=constraints.formats,
@@ -79,27 +91,55 @@ def make_problem(
     )
 
 
-def check_budget(graph: OpGraph, budget: Budget, schemes: Sequence[Scheme | str], *, constraints: Constraints | None = None) -> None:
+def check_budget(
+    graph: OpGraph,
+    budget: Budget,
+    schemes: Sequence[Scheme | str],
+    *,
+    constraints: Constraints | None = None,
+) -> None:
     """Raise what `make_problem` would, where it can be known before anything is measured: contradictions, and limits that can't be reached."""
     options = {str(s): 0.0 for s in [*map(Scheme.parse, schemes), KEEP]}
-    known = Budget(**{k: v for k, v in budget.content().items() if k != "latency"}) if budget.latency is not None and len(budget.content()) > 1 else budget
+    known = (
+        Budget(**{k: v for k, v in budget.content().items() if k != "latency"})
+        if budget.latency is not None and len(budget.content()) > 1
+        else budget
+    )
     if known.latency is None:  # times need a table that may not be there yet
-        make_problem(graph, {layer.name: options for layer in graph.quantizable}, known, constraints=constraints)
+        make_problem(
+            graph,
+            {layer.name: options for layer in graph.quantizable},
+            known,
+            constraints=constraints,
+        )
 
 
 def limits_of(budget: Budget) -> dict[str, float]:
     """Every limit by name, those of groups as `average_bits of 'pattern'`; whole bytes, since half of one can't be stored."""
-    flat = dict(budget.limits) | {f"{name} of {pattern!r}": x for pattern, limits in budget.groups.items() for name, x in limits.items()}
-    return {name: float(math.floor(x)) if name.startswith(("bytes", "activation_bytes")) else x for name, x in flat.items()}
+    flat = dict(budget.limits) | {
+        f"{name} of {pattern!r}": x
+        for pattern, limits in budget.groups.items()
+        for name, x in limits.items()
+    }
+    return {
+        name: float(math.floor(x)) if name.startswith(("bytes", "activation_bytes")) else x
+        for name, x in flat.items()
+    }
 
 
 def bills(graph: OpGraph, budget: Budget, latency: Latency | None = None) -> dict[str, Bill]:
     """For every limit of `limits_of`, what one layer with one scheme adds to it."""
     if budget.latency is not None and latency is None:
-        raise QSearchError("a budget in latency needs a latency table; give one of a device or of a file")
+        raise QSearchError(
+            "a budget in latency needs a latency table; give one of a device or of a file"
+        )
     out: dict[str, Bill] = {}
     for name in budget.limits:
-        out[name] = latency_bill(latency) if name == "latency" and latency is not None else _bill(name, tuple(graph))
+        out[name] = (
+            latency_bill(latency)
+            if name == "latency" and latency is not None
+            else _bill(name, tuple(graph))
+        )
     for pattern, limits in budget.groups.items():
         held = select(graph, pattern)
         for name in limits:
@@ -115,11 +155,18 @@ def latency_bill(latency: Latency) -> Bill:
 def _bill(name: str, held: Sequence[LayerSpec]) -> Bill:
     names = {layer.name for layer in held}
     weights = sum(layer.weights for layer in held)
-    place, unit = {"average_bits": (0, weights), "bytes": (0, 8), "bit_operations": (1, 1), "activation_bytes": (2, 8)}[name]
+    place, unit = {
+        "average_bits": (0, weights),
+        "bytes": (0, 8),
+        "bit_operations": (1, 1),
+        "activation_bytes": (2, 8),
+    }[name]
     return lambda layer, scheme: parts(layer, scheme)[place] / unit if layer.name in names else 0.0
 
 
-def _offered(graph: OpGraph, values: Values, schemes: Sequence[Scheme | str] | None) -> dict[str, tuple[Scheme, ...]]:
+def _offered(
+    graph: OpGraph, values: Values, schemes: Sequence[Scheme | str] | None
+) -> dict[str, tuple[Scheme, ...]]:
     allowed = None if schemes is None else {Scheme.parse(s) for s in schemes} | {KEEP}
     known = {s for row in values.values() for s in row}
     for name in sorted(str(s) for s in allowed or ()):
@@ -128,23 +175,35 @@ def _offered(graph: OpGraph, values: Values, schemes: Sequence[Scheme | str] | N
     out = {}
     for layer in graph.quantizable:
         if layer.name not in values:
-            raise QSearchError(f"the table has no values for {layer.name}; profile it, or keep it by making it not quantizable")
-        found = tuple(s for s in map(Scheme.parse, values[layer.name]) if allowed is None or s in allowed)
+            raise QSearchError(
+                f"the table has no values for {layer.name}; profile it, or keep it by making it not quantizable"
+            )
+        found = tuple(
+            s for s in map(Scheme.parse, values[layer.name]) if allowed is None or s in allowed
+        )
         if not found:
-            raise QSearchError(f"the table has none of the schemes that are asked for at {layer.name}{nearest('', values[layer.name])}")
+            raise QSearchError(
+                f"the table has none of the schemes that are asked for at {layer.name}{nearest('', values[layer.name])}"
+            )
         out[layer.name] = found
     return out
 
 
-def _sum(values: Values, names: Sequence[str], offered: Sequence[Scheme], what: str) -> NDArray[np.float64]:
+def _sum(
+    values: Values, names: Sequence[str], offered: Sequence[Scheme], what: str
+) -> NDArray[np.float64]:
     for name in names:
         for scheme in offered:
             if str(scheme) not in values.get(name, {}):
-                raise QSearchError(f"the {what} have no number for {scheme} at {name}; measure it, or leave the scheme out")
+                raise QSearchError(
+                    f"the {what} have no number for {scheme} at {name}; measure it, or leave the scheme out"
+                )
     return np.array([math.fsum(values[n][str(s)] for n in names) for s in offered], float)
 
 
-def _scores(scores: Scores, groups: Sequence[Sequence[str]], options: Sequence[Sequence[Scheme]]) -> NDArray[np.float64]:
+def _scores(
+    scores: Scores, groups: Sequence[Sequence[str]], options: Sequence[Sequence[Scheme]]
+) -> NDArray[np.float64]:
     count = len(next(iter(next(iter(scores.values())).values())))
     made = np.zeros((count, len(groups), max(map(len, options))))
     for i, (names, offered) in enumerate(zip(groups, options, strict=True)):
@@ -153,15 +212,27 @@ def _scores(scores: Scores, groups: Sequence[Sequence[str]], options: Sequence[S
                 continue  # from full precision, keeping a layer moves nothing
             for name in names:
                 if str(scheme) not in scores.get(name, {}):
-                    raise QSearchError(f"the probes have no scores for {scheme} at {name}; profile it with the probe estimator")
+                    raise QSearchError(
+                        f"the probes have no scores for {scheme} at {name}; profile it with the probe estimator"
+                    )
                 made[:, i, j] += scores[name][str(scheme)]
     return made
 
 
 def refuse(name: str, limit: float, best: float) -> None:
     """Raise `InfeasibleBudget` where the least that can be reached is above a limit."""
-    if best > limit + 1e-12 * (abs(limit) + abs(best)):  # rounding of the sum, as `Budget.excess` allows
+    if best > limit + 1e-12 * (
+        abs(limit) + abs(best)
+    ):  # rounding of the sum, as `Budget.excess` allows
         # Rounded up: who asks for the number that is printed gets it.
         whole = name.startswith(("bytes", "activation_bytes", "bit_operations"))
-        shown = f"{math.ceil(best)}" if whole else f"{math.ceil(best * 1e4) / 1e4:.4f}" if "bits" in name else f"{best * (1 + 1e-6):.6g}"
-        raise InfeasibleBudget(f"no plan reaches {name} {limit:g}; the least with these choices is {shown}")
+        shown = (
+            f"{math.ceil(best)}"
+            if whole
+            else f"{math.ceil(best * 1e4) / 1e4:.4f}"
+            if "bits" in name
+            else f"{best * (1 + 1e-6):.6g}"
+        )
+        raise InfeasibleBudget(
+            f"no plan reaches {name} {limit:g}; the least with these choices is {shown}"
+        )

@@ -94,16 +94,25 @@ def refine(
     references = [run(model, call) for call in calls]
     options = [*dict.fromkeys(Scheme.parse(s) for s in schemes if Scheme.parse(s) != KEEP), KEEP]
     if weights is None:
-        weights = calibrated_weights(model, graph, {layer.name: [*options, plan.layers[layer.name]] for layer in graph.quantizable}, calls)
+        weights = calibrated_weights(
+            model,
+            graph,
+            {layer.name: [*options, plan.layers[layer.name]] for layer in graph.quantizable},
+            calls,
+        )
     dice = torch.Generator().manual_seed(seed)
     here, found = plan, _noises(model, graph, plan, calls, references, weights)
     before = noise = float(found.mean())
     history = []
     widest = size = radius or max(2, len(graph.quantizable) // 4)
     for _ in range(rounds):
-        linear, curved = price_changes(model, graph, here, options, calls, references, weights, probes, dice)
+        linear, curved = price_changes(
+            model, graph, here, options, calls, references, weights, probes, dice
+        )
         for _ in range(_TRIES):
-            problem = _region(graph, here, linear, curved, limits, constraints, latency, trust, size)
+            problem = _region(
+                graph, here, linear, curved, limits, constraints, latency, trust, size
+            )
             chosen, said = local.solve(problem, seconds=seconds, seed=seed)
             moved = finish(graph, problem, chosen, said, limits, latency)
             changes = [(n, str(s)) for n, s in moved.layers.items() if s != here.layers[n]]
@@ -119,21 +128,47 @@ def refine(
                 break
             for name, scheme in changes:
                 linear[name][scheme] += (measured - predicted) / len(changes)
-            size = min(widest, max(2, len(changes) // 2))  # a budget that is full leaves room for exchanges of two alone
-    solver = replace(here.solver, name=f"{plan.solver.name}, refined", status="feasible", gap=None, bound=None, objective=noise)
+            size = min(
+                widest, max(2, len(changes) // 2)
+            )  # a budget that is full leaves room for exchanges of two alone
+    solver = replace(
+        here.solver,
+        name=f"{plan.solver.name}, refined",
+        status="feasible",
+        gap=None,
+        bound=None,
+        objective=noise,
+    )
     return Refined(replace(here, budget=limits, solver=solver), noise, before, tuple(history))
 
 
-def measure_noise(model: nn.Module, graph: OpGraph, plan: BitPlan, calls: Sequence[Call], references: Sequence[Tensor], weights: QuantizedWeights) -> float:
+def measure_noise(
+    model: nn.Module,
+    graph: OpGraph,
+    plan: BitPlan,
+    calls: Sequence[Call],
+    references: Sequence[Tensor],
+    weights: QuantizedWeights,
+) -> float:
     """Mean over the calls of the relative noise power of the denoiser's output under a plan."""
     return float(_noises(model, graph, plan, calls, references, weights).mean())
 
 
 def _noises(
-    model: nn.Module, graph: OpGraph, plan: BitPlan, calls: Sequence[Call], references: Sequence[Tensor], weights: QuantizedWeights
+    model: nn.Module,
+    graph: OpGraph,
+    plan: BitPlan,
+    calls: Sequence[Call],
+    references: Sequence[Tensor],
+    weights: QuantizedWeights,
 ) -> NDArray[np.float64]:
     with simulate(model, plan, graph, weights):
-        return np.array([relative_noise(run(model, call), y)[0] for call, y in zip(calls, references, strict=True)])
+        return np.array(
+            [
+                relative_noise(run(model, call), y)[0]
+                for call, y in zip(calls, references, strict=True)
+            ]
+        )
 
 
 def price_changes(
@@ -152,7 +187,12 @@ def price_changes(
     mine = {n: [*dict.fromkeys([*options, plan.layers[n]])] for n in names}
     parameters = {n: weight_of(model, n) for n in names}
     # Before any weight is exchanged: what is quantized are the model's own.
-    steps = {n: torch.stack([(weights.get(n, s) - weights.get(n, plan.layers[n])).flatten() for s in mine[n]]) for n in names}
+    steps = {
+        n: torch.stack(
+            [(weights.get(n, s) - weights.get(n, plan.layers[n])).flatten() for s in mine[n]]
+        )
+        for n in names
+    }
     linear = {n: torch.zeros(len(mine[n])) for n in names}
     rows: dict[str, list[Tensor]] = {n: [] for n in names}
     asked = [p.requires_grad for p in parameters.values()]
@@ -165,11 +205,25 @@ def price_changes(
                 power = float(reference.square().sum())
                 # The error's gradient, exact at the plan, and then the probes: all through one graph.
                 seeds = [2 * (output.detach() - reference) / power / len(calls)]
-                seeds += [(torch.randint(0, 2, output.shape, generator=dice) * 2.0 - 1.0).to(output) / math.sqrt(power) for _ in range(probes)]
+                seeds += [
+                    (torch.randint(0, 2, output.shape, generator=dice) * 2.0 - 1.0).to(output)
+                    / math.sqrt(power)
+                    for _ in range(probes)
+                ]
                 for i, v in enumerate(seeds):
-                    gradients = torch.autograd.grad(output, list(parameters.values()), v.to(output), retain_graph=i < probes, allow_unused=True)
+                    gradients = torch.autograd.grad(
+                        output,
+                        list(parameters.values()),
+                        v.to(output),
+                        retain_graph=i < probes,
+                        allow_unused=True,
+                    )
                     for name, gradient in zip(names, gradients, strict=True):
-                        moved = torch.zeros(len(mine[name])) if gradient is None else (steps[name] @ gradient.flatten()).float().cpu()
+                        moved = (
+                            torch.zeros(len(mine[name]))
+                            if gradient is None
+                            else (steps[name] @ gradient.flatten()).float().cpu()
+                        )
                         if i == 0:
                             linear[name] += moved
                         else:
@@ -179,7 +233,9 @@ def price_changes(
                 p.requires_grad_(was)
     scores = {n: torch.stack(found, 1).double().numpy() for n, found in rows.items()}
     named = {n: [str(s) for s in offered] for n, offered in mine.items()}
-    return {n: dict(zip(named[n], linear[n].tolist(), strict=True)) for n in names}, {n: dict(zip(named[n], scores[n], strict=True)) for n in names}
+    return {n: dict(zip(named[n], linear[n].tolist(), strict=True)) for n in names}, {
+        n: dict(zip(named[n], scores[n], strict=True)) for n in names
+    }
 
 
 def _region(
@@ -194,8 +250,17 @@ def _region(
     radius: int,
 ) -> Problem:
     """The quadratic problem around a plan: change at most `radius` layers, each priced by its linear term and its curvature."""
-    values = {n: {s: row[s] + float((scores[n][s] ** 2).mean()) for s in row} for n, row in linear.items()}
+    values = {
+        n: {s: row[s] + float((scores[n][s] ** 2).mean()) for s in row} for n, row in linear.items()
+    }
     changed = {n: {s: float(s != str(plan.layers[n])) for s in row} for n, row in linear.items()}
     return make_problem(
-        graph, values, budget, constraints=constraints, latency=latency, scores=scores, trust=trust, at_most={_CHANGED: (changed, float(radius))}
+        graph,
+        values,
+        budget,
+        constraints=constraints,
+        latency=latency,
+        scores=scores,
+        trust=trust,
+        at_most={_CHANGED: (changed, float(radius))},
     )

@@ -53,7 +53,9 @@ class Why:
         return min(others, key=lambda o: o.plan, default=None)
 
 
-def why(problem: Problem, plan: BitPlan, layer: str, *, solver: str = "ilp", seconds: float = 10.0) -> Why:
+def why(
+    problem: Problem, plan: BitPlan, layer: str, *, solver: str = "ilp", seconds: float = 10.0
+) -> Why:
     """Ask `problem`, from which `plan` came, about one layer. The plan may be another one: what is shown as chosen is the plan's choice.
 
     Prices are those of the linear relaxation; what another choice or budget would change is solved anew. Raises `QSearchError` with the
@@ -66,7 +68,9 @@ def why(problem: Problem, plan: BitPlan, layer: str, *, solver: str = "ilp", sec
     relaxed = relax(replace(problem, scores=None))
     prices = dict.fromkeys(problem.limits, 0.0) if relaxed is None else shadow(problem, relaxed)
     own = {name: rows[i] for name, rows in problem.costs.items()}
-    priced = problem.values[i] + sum((prices[name] * row for name, row in own.items()), np.zeros(len(problem.values[i])))
+    priced = problem.values[i] + sum(
+        (prices[name] * row for name, row in own.items()), np.zeros(len(problem.values[i]))
+    )
     options = []
     for k, choice in enumerate(problem.choices[i]):
         kept = [np.arange(len(c)) for c in problem.choices]
@@ -75,11 +79,32 @@ def why(problem: Problem, plan: BitPlan, layer: str, *, solver: str = "ilp", sec
         chosen = choice == plan.layers.get(layer)
         found = math.inf if answer is None else problem.total(answer)
         costs = {name: float(row[k]) for name, row in own.items()}
-        options.append(Option(text(choice), float(problem.values[i][k]), costs, float(priced[k] - priced.min()), found, chosen))
-    total = problem.total({s: plan.layers[s] for s in problem.sites}) if _holds(problem, plan) else math.nan
+        options.append(
+            Option(
+                text(choice),
+                float(problem.values[i][k]),
+                costs,
+                float(priced[k] - priced.min()),
+                found,
+                chosen,
+            )
+        )
+    total = (
+        problem.total({s: plan.layers[s] for s in problem.sites})
+        if _holds(problem, plan)
+        else math.nan
+    )
     less, more = (_at(problem, home[layer], by, solver, seconds) for by in (-STEP, STEP))
     tied = tuple(n for n in problem.members.get(home[layer], ()) if n != layer)
-    return Why(layer, tied, total, prices, tuple(sorted(options, key=lambda o: (next(iter(o.costs.values()), 0.0), o.choice))), less, more)
+    return Why(
+        layer,
+        tied,
+        total,
+        prices,
+        tuple(sorted(options, key=lambda o: (next(iter(o.costs.values()), 0.0), o.choice))),
+        less,
+        more,
+    )
 
 
 def text(choice: Choice) -> str:
@@ -88,19 +113,32 @@ def text(choice: Choice) -> str:
 
 
 def _holds(problem: Problem, plan: BitPlan) -> bool:
-    return all(plan.layers.get(site) in options for site, options in zip(problem.sites, problem.choices, strict=True))
+    return all(
+        plan.layers.get(site) in options
+        for site, options in zip(problem.sites, problem.choices, strict=True)
+    )
 
 
-def _at(problem: Problem, site: str, by: float, solver: str, seconds: float) -> tuple[str, float] | None:
+def _at(
+    problem: Problem, site: str, by: float, solver: str, seconds: float
+) -> tuple[str, float] | None:
     if "average_bits" not in problem.limits:
         return None
-    answer = _solve(replace(problem, limits={**problem.limits, "average_bits": problem.limits["average_bits"] + by}), solver, seconds)
+    answer = _solve(
+        replace(
+            problem, limits={**problem.limits, "average_bits": problem.limits["average_bits"] + by}
+        ),
+        solver,
+        seconds,
+    )
     return None if answer is None else (text(answer[site]), problem.total(answer))
 
 
 def _solve(problem: Problem, solver: str, seconds: float) -> Mapping[str, Choice] | None:
     try:
-        chosen: Mapping[str, Choice] = plugins.load("solvers", solver).solve(problem, seconds=seconds)[0]
+        chosen: Mapping[str, Choice] = plugins.load("solvers", solver).solve(
+            problem, seconds=seconds
+        )[0]
     except InfeasibleBudget:
         return None
     return chosen

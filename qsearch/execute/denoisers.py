@@ -67,7 +67,9 @@ def race_denoisers(
     chosen: dict[str, Mapping[str, Scheme]] = {"bf16": {}}
     for name, layers in plans.items():
         made[name], chosen[name] = packed(base, graph, layers), layers
-    calls: dict[str, Callable[[], object]] = {name: _calling(module, given) for name, module in made.items()}
+    calls: dict[str, Callable[[], object]] = {
+        name: _calling(module, given) for name, module in made.items()
+    }
     for call in calls.values():
         call()  # what layers work out in their first call must not be part of a CUDA graph
     for name in peers:
@@ -108,7 +110,10 @@ def _rows(
     seconds: float,
 ) -> list[dict[str, Any]]:
     right = _tensor(calls["bf16"]())
-    noise = {name: float((_tensor(call()) - right).square().sum() / right.square().sum()) for name, call in calls.items()}
+    noise = {
+        name: float((_tensor(call()) - right).square().sum() / right.square().sum())
+        for name, call in calls.items()
+    }
     peaks = {name: _peak(call, device) for name, call in calls.items()}
     rates = bench.ceilings(device, min(seconds, 1.0))
     taken = bench.race(calls, seconds, device)
@@ -117,7 +122,13 @@ def _rows(
     for name, times in taken.items():
         own = name.removesuffix(", compiled")
         stored = _bytes(made[own])
-        row = {"denoiser": name, "weights, MiB": stored / 2**20, "ms": middle[name] * 1e3, "fastest": min(times) * 1e3, "slowest": max(times) * 1e3}
+        row = {
+            "denoiser": name,
+            "weights, MiB": stored / 2**20,
+            "ms": middle[name] * 1e3,
+            "fastest": min(times) * 1e3,
+            "slowest": max(times) * 1e3,
+        }
         row |= {"x bf16": middle["bf16"] / middle[name]}
         if "bf16, compiled" in middle:
             row["x compiled"] = middle["bf16, compiled"] / middle[name]
@@ -133,7 +144,13 @@ def _rows(
 
 def floor(graph: OpGraph, layers: Mapping[str, Scheme], rates: Mapping[str, float]) -> float:
     """Seconds that no call goes below at these measured `rates` (`bench.ceilings`): of layers and attention, the slower of operations and bytes; the rest counts nothing."""
-    here = Device(title="this one", source="bench.ceilings", memory=1, bandwidth=rates["bytes"], peak={"bf16": rates["float"], "int8": rates["int8"]})
+    here = Device(
+        title="this one",
+        source="bench.ceilings",
+        memory=1,
+        bandwidth=rates["bytes"],
+        peak={"bf16": rates["float"], "int8": rates["int8"]},
+    )
     schemes = {layer.name: layers.get(layer.name, KEEP) for layer in graph}
     return sum(one.seconds for one in timings(graph, here, schemes) if one.macs)
 
@@ -179,7 +196,11 @@ def numbers(inputs: Any, dtype: torch.dtype, device: str = "cpu") -> Any:
 
 def uniform(graph: OpGraph, schemes: Iterable[Scheme | str]) -> dict[str, Mapping[str, Scheme]]:
     """A plan for each scheme: all layers that can be quantized."""
-    return {str(scheme): BitPlan.uniform(graph, scheme).layers for scheme in schemes if Scheme.parse(scheme) != KEEP}
+    return {
+        str(scheme): BitPlan.uniform(graph, scheme).layers
+        for scheme in schemes
+        if Scheme.parse(scheme) != KEEP
+    }
 
 
 def _peers(kind: str, against: Iterable[str] | None) -> list[str]:
@@ -189,14 +210,22 @@ def _peers(kind: str, against: Iterable[str] | None) -> list[str]:
     asked = list(against)
     for name in asked:
         if name not in known:
-            elsewhere = f"; {PEERS[name].needs} is not installed, or does not run on {kind}" if name in PEERS else nearest(name, [*PEERS, "fp32"])
-            raise QSearchError(f"a race is against what is here: {', '.join(known) or 'nothing'}; {name!r} is not{elsewhere}")
+            elsewhere = (
+                f"; {PEERS[name].needs} is not installed, or does not run on {kind}"
+                if name in PEERS
+                else nearest(name, [*PEERS, "fp32"])
+            )
+            raise QSearchError(
+                f"a race is against what is here: {', '.join(known) or 'nothing'}; {name!r} is not{elsewhere}"
+            )
     return asked
 
 
 def _room(base: int, others: list[str], device: str) -> None:
     """Refuse a race whose contenders don't fit beside each other; `base`: bytes in 16 bits. Each is copied in those before it is packed; fp32 is twice as much."""
-    free = torch.cuda.mem_get_info(device)[0] if torch.device(device).type == "cuda" else _available()
+    free = (
+        torch.cuda.mem_get_info(device)[0] if torch.device(device).type == "cuda" else _available()
+    )
     need = int(base * (2 + sum(2.0 if name == "fp32" else 0.6 for name in others)))
     if free is not None and need > free:
         raise QSearchError(
@@ -210,17 +239,23 @@ def _available() -> int | None:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+    return next(
+        (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None
+    )
 
 
-def _compiled(module: nn.Module, graph: OpGraph, mode: str | None, kind: str) -> Callable[..., object]:
+def _compiled(
+    module: nn.Module, graph: OpGraph, mode: str | None, kind: str
+) -> Callable[..., object]:
     """The module through `torch.compile`: on a CPU, where a whole one of 28 blocks takes many minutes, each repeated block by itself, which is compiled once for all."""
     blocks = sorted({layer.block for layer in graph if layer.block})
     outer = [name for name in blocks if not any(name.startswith(f"{other}.") for other in blocks)]
     if kind != "cpu" or not outer:
         return torch.compile(module, mode=mode)
     tensors = [*module.parameters(), *module.buffers()]
-    twin = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})  # other modules, the same weights
+    twin = copy.deepcopy(
+        module, {id(tensor): tensor for tensor in tensors}
+    )  # other modules, the same weights
     for name in outer:
         twin.get_submodule(name).compile(mode=mode)
     return twin

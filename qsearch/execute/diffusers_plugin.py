@@ -50,7 +50,9 @@ class QSearchConfig(QuantizationConfigMixin):  # type: ignore[misc]  # diffusers
     ) -> None:
         self.quant_method = QSearchMethod(quant_method)
         if (plan is None) == (layers is None):
-            raise QSearchError('QSearchConfig takes a plan, as in QSearchConfig("runs/mine/plan.json"), or its layers as config.json keeps them')
+            raise QSearchError(
+                'QSearchConfig takes a plan, as in QSearchConfig("runs/mine/plan.json"), or its layers as config.json keeps them'
+            )
         if plan is not None:
             layers, splits, axes = _plain(plan, graph)
         self.layers = _texts(layers)
@@ -60,32 +62,55 @@ class QSearchConfig(QuantizationConfigMixin):  # type: ignore[misc]  # diffusers
     @property
     def schemes(self) -> dict[str, Scheme]:
         """The layers that are not kept."""
-        return {name: scheme for name, text in self.layers.items() if (scheme := Scheme.parse(text)) != Scheme("keep")}
+        return {
+            name: scheme
+            for name, text in self.layers.items()
+            if (scheme := Scheme.parse(text)) != Scheme("keep")
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json keeps."""
-        return {"quant_method": self.quant_method.value, "layers": self.layers, "splits": self.splits, "axes": self.axes}
+        return {
+            "quant_method": self.quant_method.value,
+            "layers": self.layers,
+            "splits": self.splits,
+            "axes": self.axes,
+        }
 
     def to_diff_dict(self) -> dict[str, Any]:
         """The same: what diffusers prints."""
         return self.to_dict()
 
 
-def _plain(plan: str | Path | BitPlan, graph: str | Path | OpGraph | None) -> tuple[dict[str, str], dict[str, Sequence[int]], dict[str, int]]:
+def _plain(
+    plan: str | Path | BitPlan, graph: str | Path | OpGraph | None
+) -> tuple[dict[str, str], dict[str, Sequence[int]], dict[str, int]]:
     if not isinstance(graph, OpGraph):
         if graph is None and isinstance(plan, BitPlan):
             raise QSearchError("a plan from Python needs its graph: QSearchConfig(plan, graph)")
-        graph = OpGraph.load(Path(graph) if graph is not None else Path(str(plan)).parent / "graph.json")
+        graph = OpGraph.load(
+            Path(graph) if graph is not None else Path(str(plan)).parent / "graph.json"
+        )
     made = plan if isinstance(plan, BitPlan) else BitPlan.load(Path(plan), graph)
     if made.graph != graph.id:
-        raise QSearchError(f"the plan was made for graph {made.graph}, {graph.model} is graph {graph.id}; make a plan for this model")
-    splits: dict[str, Sequence[int]] = {layer.name: list(layer.parts) for layer in graph if layer.parts}
-    return {name: str(s) for name, s in made.layers.items()}, splits, {layer.name: layer.channel_axis for layer in graph if layer.channel_axis}
+        raise QSearchError(
+            f"the plan was made for graph {made.graph}, {graph.model} is graph {graph.id}; make a plan for this model"
+        )
+    splits: dict[str, Sequence[int]] = {
+        layer.name: list(layer.parts) for layer in graph if layer.parts
+    }
+    return (
+        {name: str(s) for name, s in made.layers.items()},
+        splits,
+        {layer.name: layer.channel_axis for layer in graph if layer.channel_axis},
+    )
 
 
 def _texts(layers: Any) -> dict[str, str]:
     if not isinstance(layers, Mapping) or not all(isinstance(name, str) for name in layers):
-        raise QSearchError(f"the layers of a plan are names with schemes; given {str(layers)[:80]!r}")
+        raise QSearchError(
+            f"the layers of a plan are names with schemes; given {str(layers)[:80]!r}"
+        )
     return {name: str(Scheme.parse(text)) for name, text in layers.items()}
 
 
@@ -103,10 +128,16 @@ class QSearchQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # as above
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         from .runtime import place_empty
 
-        known = {name for name, module in model.named_modules() if getattr(module, "weight", None) is not None}
+        known = {
+            name
+            for name, module in model.named_modules()
+            if getattr(module, "weight", None) is not None
+        }
         for name in self.config.layers:
             if name not in known:
-                raise QSearchError(f"{type(model).__name__} has no layer {name!r} with a weight{nearest(name, known)}; is the plan of another model?")
+                raise QSearchError(
+                    f"{type(model).__name__} has no layer {name!r} with a weight{nearest(name, known)}; is the plan of another model?"
+                )
         if self.pre_quantized:
             place_empty(model, self.schemes, self.config.axes, self.config.splits)
         else:
@@ -116,17 +147,37 @@ class QSearchQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # as above
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         return model
 
-    def check_if_quantized_param(self, model: nn.Module, param_value: Tensor, param_name: str, state_dict: dict[str, Any], **kwargs: Any) -> bool:
+    def check_if_quantized_param(
+        self,
+        model: nn.Module,
+        param_value: Tensor,
+        param_name: str,
+        state_dict: dict[str, Any],
+        **kwargs: Any,
+    ) -> bool:
         """Whether a tensor of the checkpoint is a weight to be packed, or a part of one that is packed already."""
         if self.pre_quantized:
-            return param_name.partition(".parts.")[0] in self.schemes or param_name.partition(".input.")[0] in self.schemes
+            return (
+                param_name.partition(".parts.")[0] in self.schemes
+                or param_name.partition(".input.")[0] in self.schemes
+            )
         return param_name.endswith(".weight") and param_name.removesuffix(".weight") in self.schemes
 
     def create_quantized_param(
-        self, model: nn.Module, param_value: Tensor, param_name: str, target_device: Any, state_dict: dict[str, Any], *args: Any, **kwargs: Any
+        self,
+        model: nn.Module,
+        param_value: Tensor,
+        param_name: str,
+        target_device: Any,
+        state_dict: dict[str, Any],
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         """Pack one weight, or put one packed tensor in its place. What diffusers cast to the model's type is taken again as it was stored."""
-        stored, device = state_dict[param_name], target_device if target_device is not None else "cpu"
+        stored, device = (
+            state_dict[param_name],
+            target_device if target_device is not None else "cpu",
+        )
         if self.pre_quantized:
             place, _, name = param_name.rpartition(".")
             _put(model.get_submodule(place), name, stored.to(device))
@@ -140,13 +191,21 @@ class QSearchQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # as above
         from .packing import PackedWeight
         from .runtime import place_empty
 
-        scheme, axis, splits = self.schemes[name], self.config.axes.get(name, 0), self.config.splits.get(name, [])
+        scheme, axis, splits = (
+            self.schemes[name],
+            self.config.axes.get(name, 0),
+            self.config.splits.get(name, []),
+        )
         if scheme.format == "keep":  # its input alone is rounded
             model.get_submodule(name).weight = nn.Parameter(cast, requires_grad=False)
         place_empty(model, {name: scheme}, {name: axis}, {name: splits}, cast.device)
         if scheme.format != "keep":
             parts: Any = model.get_submodule(name).parts
-            for i, made in enumerate(quantize_parts(stored.to(cast.device), scheme.weight_only, axis=axis, splits=splits, layer=name)):
+            for i, made in enumerate(
+                quantize_parts(
+                    stored.to(cast.device), scheme.weight_only, axis=axis, splits=splits, layer=name
+                )
+            ):
                 parts[i] = PackedWeight.of(made)
 
     @property

@@ -52,11 +52,15 @@ def exporter(to: str) -> AbstractExporter:
         try:
             metadata.version(package)
         except metadata.PackageNotFoundError:
-            raise QSearchError(f"exporting to {to} needs {', '.join(plugin.needs)}, and {package} is not installed: pip install {package}") from None
+            raise QSearchError(
+                f"exporting to {to} needs {', '.join(plugin.needs)}, and {package} is not installed: pip install {package}"
+            ) from None
     return plugin
 
 
-def roundings(plan: BitPlan, graph: OpGraph, to: str, table: SensitivityTable | None = None) -> list[Rounding]:
+def roundings(
+    plan: BitPlan, graph: OpGraph, to: str, table: SensitivityTable | None = None
+) -> list[Rounding]:
     """The layers whose schemes `to` lacks, in the graph's order, with what each costs by the table's `noise`."""
     plugin: AbstractExporter = plugins.load("exporters", to)
     known = table.values() if table is not None and "noise" in table.metrics else {}
@@ -65,13 +69,19 @@ def roundings(plan: BitPlan, graph: OpGraph, to: str, table: SensitivityTable | 
         asked = plan.layers[layer.name]
         given = plugin.nearest(asked, layer)
         if given != asked:
-            found.append(Rounding(layer.name, asked, given, _cost(known.get(layer.name, {}), asked, given)))
+            found.append(
+                Rounding(layer.name, asked, given, _cost(known.get(layer.name, {}), asked, given))
+            )
     return found
 
 
 def _cost(known: Mapping[str, float], asked: Scheme, given: Scheme) -> float | None:
     noise = {"keep": 0.0, **known}
-    return noise[str(given)] - noise[str(asked)] if str(given) in noise and str(asked) in noise else None
+    return (
+        noise[str(given)] - noise[str(asked)]
+        if str(given) in noise and str(asked) in noise
+        else None
+    )
 
 
 def export(
@@ -102,28 +112,40 @@ def export(
     Weights(source / job.component).check(graph)
     rounded = roundings(plan, graph, to, table)
     if rounded and not nearest:
-        words = "; ".join(map(str, rounded[:_SHOWN])) + (f"; and {len(rounded) - _SHOWN} more" if len(rounded) > _SHOWN else "")
-        raise QSearchError(f"{to} lacks the schemes of {len(rounded)} layers: {words}. Round them with --nearest, or allocate with --for {to}")
+        words = "; ".join(map(str, rounded[:_SHOWN])) + (
+            f"; and {len(rounded) - _SHOWN} more" if len(rounded) > _SHOWN else ""
+        )
+        raise QSearchError(
+            f"{to} lacks the schemes of {len(rounded)} layers: {words}. Round them with --nearest, or allocate with --for {to}"
+        )
     for rounding in rounded:
         say(str(rounding))
     if rounded:
         measured = [r.noise for r in rounded if r.noise is not None]
-        say(f"{len(rounded)} layers rounded; {sum(measured):+.2e} predicted noise for the {len(measured)} whose rounding was measured")
+        say(
+            f"{len(rounded)} layers rounded; {sum(measured):+.2e} predicted noise for the {len(measured)} whose rounding was measured"
+        )
     given = {**plan.layers, **{r.layer: r.given for r in rounded}}
     job = replace(job, plan=BitPlan.make(graph, given))
     if folder.exists() and not (force and folder.is_dir()):
-        raise QSearchError(f"{folder} exists and would be overwritten; give --force, or another folder with --output")
+        raise QSearchError(
+            f"{folder} exists and would be overwritten; give --force, or another folder with --output"
+        )
     return _written(plugin, job, folder, to)
 
 
 def _check(plan: BitPlan, graph: OpGraph) -> None:
     if plan.graph != graph.id:
-        raise QSearchError(f"the plan was made for graph {plan.graph}, {graph.model} is graph {graph.id}; make a plan for this model")
+        raise QSearchError(
+            f"the plan was made for graph {plan.graph}, {graph.model} is graph {graph.id}; make a plan for this model"
+        )
     for name in plan.layers:
         graph.layer(name)  # a name that matches nothing would silently do nothing in most tools
     for layer in graph:
         if layer.name not in plan.layers:
-            raise QSearchError(f"a plan needs a scheme for every layer (keep is one); {layer.name} has none")
+            raise QSearchError(
+                f"a plan needs a scheme for every layer (keep is one); {layer.name} has none"
+            )
 
 
 def _written(plugin: AbstractExporter, job: Export, folder: Path, to: str) -> list[Path]:
@@ -139,7 +161,9 @@ def _written(plugin: AbstractExporter, job: Export, folder: Path, to: str) -> li
     except OSError as error:
         if old.exists() and not folder.exists():
             old.rename(folder)
-        raise QSearchError(f"cannot write {folder}: {error.strerror or error}; give a folder with room and write permission") from error
+        raise QSearchError(
+            f"cannot write {folder}: {error.strerror or error}; give a folder with room and write permission"
+        ) from error
     finally:
         for rest in (made, old):
             with suppress(OSError):
@@ -151,7 +175,11 @@ def difference(found: Mapping[str, Scheme], wanted: Mapping[str, Scheme], to: st
     """Refuse files that read back as something else than the plan (methods aside), naming the first layer that differs."""
     for name, scheme in formats(wanted).items():
         if found.get(name) != scheme:
-            raise QSearchError(f"what was written for {to} reads back differently: {name} is {found.get(name)}, the plan says {scheme}; nothing was kept")
+            raise QSearchError(
+                f"what was written for {to} reads back differently: {name} is {found.get(name)}, the plan says {scheme}; nothing was kept"
+            )
     for name in found:
         if name not in wanted:
-            raise QSearchError(f"what was written for {to} speaks of {name}, which the plan lacks; nothing was kept")
+            raise QSearchError(
+                f"what was written for {to} speaks of {name}, which the plan lacks; nothing was kept"
+            )

@@ -29,14 +29,29 @@ class Input(nn.Module):
     high: Tensor | None
     first: Tensor | None
 
-    def __init__(self, scheme: Scheme, channels: int, outputs: int, *, linear: bool, parts: bool = False, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        scheme: Scheme,
+        channels: int,
+        outputs: int,
+        *,
+        linear: bool,
+        parts: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
         super().__init__()
         self.scheme, self.linear = scheme, linear
         #: whether each part of the input has a range of its own
         self.apart = scheme.grain == "tensor" and parts
         #: bits of an integer grid that is the same for all channels (of a part), 0 where activations are no such integers
-        self.bits = int(scheme.activation) if scheme.activation.isdigit() and scheme.grain != "channel" else 0
-        words = [transform.rstrip("0123456789") for transform in scheme.transforms if transform != "bos"]
+        self.bits = (
+            int(scheme.activation)
+            if scheme.activation.isdigit() and scheme.grain != "channel"
+            else 0
+        )
+        words = [
+            transform.rstrip("0123456789") for transform in scheme.transforms if transform != "bos"
+        ]
         scales = [word for word in words if word != "shift"]
         static = bool(scheme.activation) and scheme.grain != "token"
         ends = channels if scheme.grain == "channel" or self.apart else 1
@@ -48,15 +63,28 @@ class Input(nn.Module):
             ("first", outputs, "bos" in scheme.transforms),
         ):
             # What transforms find are values of fp16; a product of two, or a shift times the scale before it, is none.
-            half = name == "first" or (name == "divisor" and len(scales) == 1) or (name == "shift" and words[:1] == ["shift"] and words.count("shift") == 1)
-            self.register_buffer(name, torch.empty(size, dtype=torch.float16 if half else torch.float32, device=device) if there else None)
+            half = (
+                name == "first"
+                or (name == "divisor" and len(scales) == 1)
+                or (name == "shift" and words[:1] == ["shift"] and words.count("shift") == 1)
+            )
+            self.register_buffer(
+                name,
+                torch.empty(size, dtype=torch.float16 if half else torch.float32, device=device)
+                if there
+                else None,
+            )
 
     def fill(self, treatment: Treatment, token: Tensor | None) -> None:
         """Take over what calibration found; `token`: the output of the first token."""
         found = {"shift": treatment.shift, "divisor": treatment.scale, "first": token}
         if treatment.inputs is not None:
             inputs = treatment.inputs
-            low, high = (inputs.low, inputs.high) if self.scheme.grain == "channel" else tensor.ranges(inputs.low, 0, inputs)
+            low, high = (
+                (inputs.low, inputs.high)
+                if self.scheme.grain == "channel"
+                else tensor.ranges(inputs.low, 0, inputs)
+            )
             found |= {"low": low.reshape(-1), "high": high.reshape(-1)}
         for name, buffer in list(self.named_buffers()):
             value = found[name]
@@ -88,11 +116,19 @@ class Input(nn.Module):
         """Moved `x` on its grid, in floating point: what a machine computes that has no arithmetic for it. A kept weight takes it multiplied back."""
         if self.scheme.activation:
             x = rounded_between(x.float(), *self._ends(x), self.scheme.activation).to(x.dtype)
-        return x if self.divisor is None or self.scheme.format != "keep" else x * self._spread(self.divisor.float(), x)
+        return (
+            x
+            if self.divisor is None or self.scheme.format != "keep"
+            else x * self._spread(self.divisor.float(), x)
+        )
 
     def _answered(self, y: Tensor) -> Tensor:
         """The output with the first token's put in its place."""
-        return y if self.first is None else torch.cat([self.first.to(y.dtype).expand_as(y[:, :1]), y[:, 1:]], 1)
+        return (
+            y
+            if self.first is None
+            else torch.cat([self.first.to(y.dtype).expand_as(y[:, :1]), y[:, 1:]], 1)
+        )
 
     def extra_repr(self) -> str:
         """The scheme."""

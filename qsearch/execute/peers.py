@@ -42,7 +42,14 @@ def _torchao_fp8(model: nn.Module) -> None:
 def _sdnq_w8a8(model: nn.Module) -> None:
     from sdnq import sdnq_post_load_quant
 
-    sdnq_post_load_quant(model, weights_dtype="int8", use_quantized_matmul=True, quant_conv=True, use_quantized_matmul_conv=True, add_skip_keys=False)
+    sdnq_post_load_quant(
+        model,
+        weights_dtype="int8",
+        use_quantized_matmul=True,
+        quant_conv=True,
+        use_quantized_matmul_conv=True,
+        add_skip_keys=False,
+    )
 
 
 def _gemlite_w8a8(model: nn.Module) -> None:
@@ -63,4 +70,8 @@ PEERS = {
 
 def here(device: str) -> list[str]:
     """Names of the peers whose package is installed and that run on `device` (a kind: cpu, cuda)."""
-    return [name for name, peer in PEERS.items() if device in peer.devices and importlib.util.find_spec(peer.needs) is not None]
+    return [
+        name
+        for name, peer in PEERS.items()
+        if device in peer.devices and importlib.util.find_spec(peer.needs) is not None
+    ]

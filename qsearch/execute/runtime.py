@@ -25,7 +25,16 @@ from ..measure.simulation import QuantizedWeights, weight_of
 from .layers import Convolution, QuantConv2d, QuantConvolution, QuantLayer, QuantLinear, empty_layer
 from .packing import PackedWeight, stored_bytes
 
-__all__ = ["QuantConv2d", "QuantConvolution", "QuantLinear", "WidenedWarning", "apply", "packed_layers", "place_empty", "stored_bytes"]
+__all__ = [
+    "QuantConv2d",
+    "QuantConvolution",
+    "QuantLinear",
+    "WidenedWarning",
+    "apply",
+    "packed_layers",
+    "place_empty",
+    "stored_bytes",
+]
 Kernels = Literal["preferred", "required"]
 
 
@@ -50,12 +59,20 @@ def apply(
     On an error the model may hold some packed layers already: a weight is freed as soon as it is packed, so that memory never holds both.
     """
     if isinstance(plan, BitPlan) and plan.graph != graph.id:
-        raise QSearchError(f"the plan was made for graph {plan.graph}, {graph.model} is graph {graph.id}; make a plan for this model")
+        raise QSearchError(
+            f"the plan was made for graph {plan.graph}, {graph.model} is graph {graph.id}; make a plan for this model"
+        )
     if weights is not None and weights.model is not model:
-        raise QSearchError("codes are made of the weights of the model that is packed; the weights given are of another model, make them of this one")
-    layers, sites = parted(graph, {**plan.layers, **plan.sites} if isinstance(plan, BitPlan) else plan)
+        raise QSearchError(
+            "codes are made of the weights of the model that is packed; the weights given are of another model, make them of this one"
+        )
+    layers, sites = parted(
+        graph, {**plan.layers, **plan.sites} if isinstance(plan, BitPlan) else plan
+    )
     if rounded := sorted(site for site, scheme in sites.items() if scheme.activation):
-        raise QSearchError(f"packed layers round their own inputs, not attention's tensors; keep {rounded[0]}, or stay with `simulate`")
+        raise QSearchError(
+            f"packed layers round their own inputs, not attention's tensors; keep {rounded[0]}, or stay with `simulate`"
+        )
     schemes = _packed(layers)
     weights = weights or QuantizedWeights(model, graph)
     splits = {name: graph.layer(name).parts for name in schemes}
@@ -73,69 +90,129 @@ def apply(
 
 
 def place_empty(
-    model: nn.Module, schemes: Mapping[str, Scheme], axes: Mapping[str, int], splits: Mapping[str, Sequence[int]], device: torch.device | str = "meta"
+    model: nn.Module,
+    schemes: Mapping[str, Scheme],
+    axes: Mapping[str, int],
+    splits: Mapping[str, Sequence[int]],
+    device: torch.device | str = "meta",
 ) -> nn.Module:
     """`apply` without weights: packed layers on `device` (meta: shapes alone), to be filled by a state dict. `axes`: output channels, 0 where not named."""
     for name, scheme in schemes.items():
         source = model.get_submodule(name)
-        replace_layer(model, source, _empty(source, name, scheme, axes.get(name, 0), splits.get(name, ()), device))
+        replace_layer(
+            model,
+            source,
+            _empty(source, name, scheme, axes.get(name, 0), splits.get(name, ()), device),
+        )
     return model
 
 
 def packed_layers(model: nn.Module) -> dict[str, QuantLayer]:
     """Name -> packed layer, in the model's order."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear | QuantConv2d | QuantConvolution)}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, QuantLinear | QuantConv2d | QuantConvolution)
+    }
 
 
-def warn_of_widened(layers: Iterable[tuple[str, QuantLayer]], device: torch.device | str, kernels: Kernels) -> None:
+def warn_of_widened(
+    layers: Iterable[tuple[str, QuantLayer]], device: torch.device | str, kernels: Kernels
+) -> None:
     """Say, or refuse, that layers whose inputs are rounded have no kernel on `device` and widen their weights."""
     kind = torch.device(device).type
-    found = [(name, layer) for name, layer in layers if layer.scheme.activation and kind != "meta" and kind not in layer.devices]
+    found = [
+        (name, layer)
+        for name, layer in layers
+        if layer.scheme.activation and kind != "meta" and kind not in layer.devices
+    ]
     if not found:
         return
     name = found[0][0]
-    text = ", ".join(f"{scheme} ({count})" for scheme, count in Counter(str(x.scheme) for _, x in found).most_common(4))
+    text = ", ".join(
+        f"{scheme} ({count})"
+        for scheme, count in Counter(str(x.scheme) for _, x in found).most_common(4)
+    )
     rule = "products of low-bit inputs need whole numbers of 8 bits and one scale a row of weights"
     if kind == "cuda" and any(isinstance(layer, QuantConv2d) for _, layer in found):
         rule += " (a convolution on cuda: symmetric ones, and one stride, padding and dilation for both axes)"
     rule += f"; {kind} has no kernel for {text}, first at {name}"
     if kernels == "required":
-        raise QSearchError(f'{rule}: use int or uint formats with -c and +a8, or kernels="preferred"')
+        raise QSearchError(
+            f'{rule}: use int or uint formats with -c and +a8, or kernels="preferred"'
+        )
     cost = "each call widens the weight and multiplies in floating point: no faster than full precision, up to twice its time at few rows"
-    warnings.warn(f"{rule}; {cost}. The numbers and the memory are the plan's.", WidenedWarning, stacklevel=3)
+    warnings.warn(
+        f"{rule}; {cost}. The numbers and the memory are the plan's.", WidenedWarning, stacklevel=3
+    )
 
 
 def _packed(layers: Mapping[str, Scheme]) -> dict[str, Scheme]:
     for name, scheme in layers.items():
         if scheme.ranges > 1:
-            raise QSearchError(f"a packed layer holds one weight for all steps; {scheme} at {name} has {scheme.ranges}, stay with `simulate`")
-    return {name: scheme for name, scheme in layers.items() if scheme.format != "keep" or scheme.activation}
+            raise QSearchError(
+                f"a packed layer holds one weight for all steps; {scheme} at {name} has {scheme.ranges}, stay with `simulate`"
+            )
+    return {
+        name: scheme
+        for name, scheme in layers.items()
+        if scheme.format != "keep" or scheme.activation
+    }
 
 
 def _templates(
-    model: nn.Module, graph: OpGraph, schemes: Mapping[str, Scheme], splits: Mapping[str, Sequence[int]]
+    model: nn.Module,
+    graph: OpGraph,
+    schemes: Mapping[str, Scheme],
+    splits: Mapping[str, Sequence[int]],
 ) -> list[tuple[str, QuantLayer, torch.device]]:
     """Every layer to be, on the meta device, so that what can't be done is said before anything is done."""
     made = []
     for name, scheme in schemes.items():
         weight = weight_of(model, name)
-        made.append((name, _empty(model.get_submodule(name), name, scheme, graph.layer(name).channel_axis, splits[name], "meta"), weight.device))
+        made.append(
+            (
+                name,
+                _empty(
+                    model.get_submodule(name),
+                    name,
+                    scheme,
+                    graph.layer(name).channel_axis,
+                    splits[name],
+                    "meta",
+                ),
+                weight.device,
+            )
+        )
     return made
 
 
 def _check_kernels(made: list[tuple[str, QuantLayer, torch.device]], kernels: Kernels) -> None:
     for device in dict.fromkeys(device for _, _, device in made):
-        warn_of_widened([(name, layer) for name, layer, where in made if where == device], device, kernels)
+        warn_of_widened(
+            [(name, layer) for name, layer, where in made if where == device], device, kernels
+        )
 
 
-def _empty(source: nn.Module, name: str, scheme: Scheme, axis: int, splits: Sequence[int], device: torch.device | str) -> QuantLayer:
+def _empty(
+    source: nn.Module,
+    name: str,
+    scheme: Scheme,
+    axis: int,
+    splits: Sequence[int],
+    device: torch.device | str,
+) -> QuantLayer:
     layer = empty_layer(source, scheme, axis, splits, device)
     if layer is None:
-        raise QSearchError(f"linear layers and convolutions of torch have a packed form; {name} is {type(source).__name__}: keep it")
+        raise QSearchError(
+            f"linear layers and convolutions of torch have a packed form; {name} is {type(source).__name__}: keep it"
+        )
     return layer
 
 
-def _fill(layer: QuantLayer, source: nn.Module, weights: QuantizedWeights, name: str, scheme: Scheme) -> None:
+def _fill(
+    layer: QuantLayer, source: nn.Module, weights: QuantizedWeights, name: str, scheme: Scheme
+) -> None:
     """Codes, scales, the shift's bias and the first token's output, from what `simulate` would show."""
     assert isinstance(source, nn.Linear | Convolution)
     weight, bias = source.weight.data, source.bias

@@ -35,7 +35,13 @@ def kernels(device: str, seconds: float) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def time_layers(
-    model: nn.Module, graph: OpGraph, inputs: Mapping[str, Any], schemes: Iterable[Scheme | str], *, device: str = "cpu", seconds: float = 0.3
+    model: nn.Module,
+    graph: OpGraph,
+    inputs: Mapping[str, Any],
+    schemes: Iterable[Scheme | str],
+    *,
+    device: str = "cpu",
+    seconds: float = 0.3,
 ) -> tuple[Latency, list[dict[str, Any]]]:
     """A latency table of `graph` and, for people, a row for each shape: how often it is there, and ms with each scheme.
 
@@ -50,10 +56,19 @@ def time_layers(
         choices = asked if layer.quantizable else [KEEP]
         source = model.get_submodule(layer.name)
         if layer.name not in calls or not isinstance(source, nn.Linear | Convolution):
-            seconds_of[layer.name] = {str(scheme): 0.0 for scheme in choices}  # not run, or looked up: nothing that a scheme changes
+            seconds_of[layer.name] = {
+                str(scheme): 0.0 for scheme in choices
+            }  # not run, or looked up: nothing that a scheme changes
             continue
         for shape in calls[layer.name]:
-            key = (type(source).__name__, layer.weight_shape, shape, layer.parts, getattr(source, "stride", None), tuple(choices))
+            key = (
+                type(source).__name__,
+                layer.weight_shape,
+                shape,
+                layer.parts,
+                getattr(source, "stride", None),
+                tuple(choices),
+            )
             if key not in rows:
                 taken = _timed(source, layer, shape, choices, device, seconds)
                 rows[key] = {
@@ -65,10 +80,14 @@ def time_layers(
                 }
             rows[key]["calls"] += 1
             for scheme in choices:
-                seconds_of[layer.name][str(scheme)] = seconds_of[layer.name].get(str(scheme), 0.0) + rows[key][str(scheme)] / 1e3
+                seconds_of[layer.name][str(scheme)] = (
+                    seconds_of[layer.name].get(str(scheme), 0.0) + rows[key][str(scheme)] / 1e3
+                )
     rest = 0.0
     if not any(p.is_meta for p in model.parameters()):
-        whole = statistics.median(bench.race({"whole": lambda: model(**inputs)}, seconds, device)["whole"])
+        whole = statistics.median(
+            bench.race({"whole": lambda: model(**inputs)}, seconds, device)["whole"]
+        )
         rest = max(0.0, whole - sum(row[str(KEEP)] for row in seconds_of.values()))
     title = f"{torch.cuda.get_device_name() if torch.device(device).type == 'cuda' else _processor()}, {torch.get_num_threads()} threads, measured"
     return Latency(graph.id, title, seconds_of, rest), list(rows.values())
@@ -79,14 +98,18 @@ def check(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise QSearchError(f"a device to time on must be here; {device!r} is not ({str(error).splitlines()[0]}); use --device cpu") from None
+        raise QSearchError(
+            f"a device to time on must be here; {device!r} is not ({str(error).splitlines()[0]}); use --device cpu"
+        ) from None
 
 
 def _processor() -> str:
     return str(torch.cpu.get_capabilities().get("cpu_name", "CPU"))
 
 
-def _shapes(model: nn.Module, graph: OpGraph, inputs: Mapping[str, Any]) -> dict[str, list[tuple[int, ...]]]:
+def _shapes(
+    model: nn.Module, graph: OpGraph, inputs: Mapping[str, Any]
+) -> dict[str, list[tuple[int, ...]]]:
     """Layer -> the shapes of its inputs in one call of the model."""
     found: dict[str, list[tuple[int, ...]]] = {}
 
@@ -99,7 +122,11 @@ def _shapes(model: nn.Module, graph: OpGraph, inputs: Mapping[str, Any]) -> dict
         return before
 
     handles = [
-        model.get_submodule(layer.name).register_forward_pre_hook(hook(layer.name), with_kwargs=True) for layer in graph if layer.calls and layer.quantizable
+        model.get_submodule(layer.name).register_forward_pre_hook(
+            hook(layer.name), with_kwargs=True
+        )
+        for layer in graph
+        if layer.calls and layer.quantizable
     ]
     try:
         model(**inputs)
@@ -109,15 +136,27 @@ def _shapes(model: nn.Module, graph: OpGraph, inputs: Mapping[str, Any]) -> dict
     return found
 
 
-def _timed(source: nn.Module, layer: LayerSpec, shape: tuple[int, ...], schemes: list[Scheme], device: str, seconds: float) -> dict[str, float]:
+def _timed(
+    source: nn.Module,
+    layer: LayerSpec,
+    shape: tuple[int, ...],
+    schemes: list[Scheme],
+    device: str,
+    seconds: float,
+) -> dict[str, float]:
     """Scheme -> median ms of one call on random numbers of `shape`."""
     full = copy.deepcopy(source).to_empty(device=device)
     for parameter in full.parameters():
         nn.init.normal_(parameter, std=0.02)
     x = torch.randn(shape, device=device, dtype=next(full.parameters()).dtype)
-    racers = {str(scheme): full if scheme == KEEP else random_layer(full, scheme, layer) for scheme in schemes}
+    racers = {
+        str(scheme): full if scheme == KEEP else random_layer(full, scheme, layer)
+        for scheme in schemes
+    }
     # a tensor object each: layers that are given one round it once, and the first would pay for all
-    taken = bench.race({name: partial(module, x.view_as(x)) for name, module in racers.items()}, seconds, device)
+    taken = bench.race(
+        {name: partial(module, x.view_as(x)) for name, module in racers.items()}, seconds, device
+    )
     return {name: statistics.median(times) * 1e3 for name, times in taken.items()}
 
 
@@ -126,10 +165,16 @@ def random_layer(source: nn.Module, scheme: Scheme, spec: LayerSpec) -> QuantLay
     device = next(source.parameters()).device
     made = empty_layer(source, scheme, spec.channel_axis, spec.parts, device)
     if made is None:
-        raise QSearchError(f"linear layers and convolutions of torch have a packed form; {spec.name} is {type(source).__name__}")
+        raise QSearchError(
+            f"linear layers and convolutions of torch have a packed form; {spec.name} is {type(source).__name__}"
+        )
     if scheme.format != "keep":
         plain, weight = replace(scheme.weight_only, method=""), source.get_parameter("weight")
-        for i, quantized in enumerate(quantize_parts(weight, plain, axis=spec.channel_axis, splits=spec.parts, layer=spec.name)):
+        for i, quantized in enumerate(
+            quantize_parts(
+                weight, plain, axis=spec.channel_axis, splits=spec.parts, layer=spec.name
+            )
+        ):
             made.parts[i] = PackedWeight.of(quantized)
     if made.input is not None:
         likely = {"shift": 0.0, "divisor": 1.0, "low": -3.0, "high": 3.0, "first": 0.0}

@@ -24,7 +24,13 @@ from .tracing import trace
 from .wiring import Wiring
 
 
-def extract(model: nn.Module, example_inputs: Mapping[str, Any], *, name: str = "", inputs: Mapping[str, str] | None = None) -> OpGraph:
+def extract(
+    model: nn.Module,
+    example_inputs: Mapping[str, Any],
+    *,
+    name: str = "",
+    inputs: Mapping[str, str] | None = None,
+) -> OpGraph:
     """Graph of `model` as called with the keyword arguments `example_inputs`.
 
     Their values count only where the model's control flow depends on them: then `source` is "hooks", else "export".
@@ -36,7 +42,9 @@ def extract(model: nn.Module, example_inputs: Mapping[str, Any], *, name: str = 
     read = _read(model, example_inputs, signature)
     given = {call.name: call for call in read.calls if call.op == "input"}
     classes = reachability.classify(given, inputs or {}, signature)
-    steps = patterns.recognise(folding.fold(read, frozenset(n for n, c in classes.items() if c == "structure")))
+    steps = patterns.recognise(
+        folding.fold(read, frozenset(n for n, c in classes.items() if c == "structure"))
+    )
     wiring = Wiring(steps, reachability.sees(steps, classes), reachability.tokens(read, classes))
     return _Builder(whole, read, wiring).graph(name or type(whole).__name__)
 
@@ -73,15 +81,28 @@ class _Builder:
         if not layers:
             raise QSearchError(f"a model needs at least one layer with a weight; {name} has none")
         steps = self.wiring.steps
-        edges = dict.fromkeys((self.ops[made], self.ops[step]) for step in steps for made in step.inputs)
-        return OpGraph(name, tuple(layers), tuple(map(self._op, steps)), tuple(edges), self._blocks(), self.read.source)
+        edges = dict.fromkeys(
+            (self.ops[made], self.ops[step]) for step in steps for made in step.inputs
+        )
+        return OpGraph(
+            name,
+            tuple(layers),
+            tuple(map(self._op, steps)),
+            tuple(edges),
+            self._blocks(),
+            self.read.source,
+        )
 
     def _layer_names(self) -> dict[str, str]:
         """Parameter -> layer: the module's name; the parameter's own where it is not the module's only or main weight."""
         held: dict[str, list[str]] = {}
         for parameter in self.by_layer:
             held.setdefault(_owner(parameter)[0], []).append(parameter)
-        return {p: module if module and (len(ps) == 1 or p == f"{module}.weight") else p for module, ps in held.items() for p in ps}
+        return {
+            p: module if module and (len(ps) == 1 or p == f"{module}.weight") else p
+            for module, ps in held.items()
+            for p in ps
+        }
 
     def _op_names(self) -> dict[Step, str]:
         taken: dict[str, int] = {}
@@ -137,19 +158,36 @@ class _Builder:
 
     def _unused(self) -> list[LayerSpec]:
         """Layers that this call did not run: in the file, but without a role to play."""
-        known = {*self.by_layer, *(alias for others in self.read.aliases.values() for alias in others)}
+        known = {
+            *self.by_layer,
+            *(alias for others in self.read.aliases.values() for alias in others),
+        }
         out = []
         for name, module in self.modules.items():
             weight = module._parameters.get("weight")
             if weight is not None and weight.ndim >= 2 and f"{name}.weight" not in known:
                 shape = tuple(weight.shape)
-                out.append(LayerSpec(name, roles.UNUSED, _declared(module), shape, 0, self._home(name), calls=0, quantizable=False))
+                out.append(
+                    LayerSpec(
+                        name,
+                        roles.UNUSED,
+                        _declared(module),
+                        shape,
+                        0,
+                        self._home(name),
+                        calls=0,
+                        quantizable=False,
+                    )
+                )
         return out
 
     def _home(self, path: str) -> str:
         """The repeated module that a path lies in; "a.b." is a place in a.b."""
         parts = path.split(".")[:-1]
-        return next((held for i in range(len(parts), 0, -1) if (held := ".".join(parts[:i])) in self.lists), "")
+        return next(
+            (held for i in range(len(parts), 0, -1) if (held := ".".join(parts[:i])) in self.lists),
+            "",
+        )
 
     def _blocks(self) -> tuple[Block, ...]:
         groups = blocks.group(self.wiring, self.roles)
@@ -158,11 +196,25 @@ class _Builder:
         out = []
         for position, block in enumerate(groups):
             layers = tuple(dict.fromkeys(self.names[step.layer] for step in block.layers))
-            own = [self.names[step.layer] for step in block.layers if self.roles[step] != "modulation"]
-            path = blocks.shared_path(own or list(layers) or [step.call.where for step in block.steps]) or block.kind
+            own = [
+                self.names[step.layer] for step in block.layers if self.roles[step] != "modulation"
+            ]
+            path = (
+                blocks.shared_path(own or list(layers) or [step.call.where for step in block.steps])
+                or block.kind
+            )
             taken[path] = taken.get(path, 0) + 1
             name = path if taken[path] == 1 else f"{path}#{taken[path]}"
-            out.append(Block(name, block.kind, layers, position, depth[block], tuple(self.ops[step] for step in block.steps)))
+            out.append(
+                Block(
+                    name,
+                    block.kind,
+                    layers,
+                    position,
+                    depth[block],
+                    tuple(self.ops[step] for step in block.steps),
+                )
+            )
         return tuple(out)
 
 
@@ -186,9 +238,19 @@ def _owner(parameter: str) -> tuple[str, str]:
 
 def _repeated(modules: dict[str, nn.Module]) -> frozenset[str]:
     """Members of module lists that hold at least two layers: the repeated blocks."""
-    lists = [name for name, module in modules.items() if isinstance(module, nn.ModuleList | nn.Sequential)]
-    members = {f"{name}.{i}" if name else i for name in lists for i, _ in modules[name].named_children()}
-    held = {m: sum(p.ndim >= 2 and n.endswith("weight") for n, p in modules[m].named_parameters()) for m in members if m in modules}
+    lists = [
+        name
+        for name, module in modules.items()
+        if isinstance(module, nn.ModuleList | nn.Sequential)
+    ]
+    members = {
+        f"{name}.{i}" if name else i for name in lists for i, _ in modules[name].named_children()
+    }
+    held = {
+        m: sum(p.ndim >= 2 and n.endswith("weight") for n, p in modules[m].named_parameters())
+        for m in members
+        if m in modules
+    }
     return frozenset(m for m, count in held.items() if count >= 2)
 
 

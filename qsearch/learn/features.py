@@ -27,10 +27,40 @@ _SLOTS = ("q", "k", "v", "out")
 _ATTENTIONS = ("self", "cross", "joint")
 ROLES = (
     *(f"{side}-attention-{slot}" for side in _ATTENTIONS for slot in _SLOTS),
-    *("attention-fused", "attention-rest", "parallel", "feed-forward-in", "feed-forward-out", "resnet-conv", "shortcut", "projection", "resample", "skip"),
-    *("modulation", "time-embedding", "text-embedding", "embedding-rest", "input", "output", "rest"),
+    *(
+        "attention-fused",
+        "attention-rest",
+        "parallel",
+        "feed-forward-in",
+        "feed-forward-out",
+        "resnet-conv",
+        "shortcut",
+        "projection",
+        "resample",
+        "skip",
+    ),
+    *(
+        "modulation",
+        "time-embedding",
+        "text-embedding",
+        "embedding-rest",
+        "input",
+        "output",
+        "rest",
+    ),
 )
-BLOCKS = (*(f"{side}-attention" for side in _ATTENTIONS), "parallel", "feed-forward", "resnet", "projection", "resample", "skip", "embedding", "ends", "rest")
+BLOCKS = (
+    *(f"{side}-attention" for side in _ATTENTIONS),
+    "parallel",
+    "feed-forward",
+    "resnet",
+    "projection",
+    "resample",
+    "skip",
+    "embedding",
+    "ends",
+    "rest",
+)
 FAMILIES = ("int", "uint", "float", "block", "codebook")
 DEPTHS, STEPS = 4, 3  # quarters of the blocks in order of execution; thirds of the steps
 
@@ -51,7 +81,9 @@ class Features:
         """[plans, columns] in the given order. Raises `QSearchError` for columns that are not there."""
         place = {name: i for i, name in enumerate(self.columns)}
         if missing := [name for name in columns if name not in place]:
-            raise QSearchError(f"these plans have no column {missing[0]!r}; it comes from a sensitivity table with this metric: give the one learnt with")
+            raise QSearchError(
+                f"these plans have no column {missing[0]!r}; it comes from a sensitivity table with this metric: give the one learnt with"
+            )
         return self.values[:, [place[name] for name in columns]]
 
 
@@ -63,36 +95,70 @@ def role_group(role: str) -> str:
     if attention:
         slot = slot.removeprefix("add-")
         known = f"{side}-attention-{slot}"
-        return known if known in ROLES else "attention-fused" if set(slot) <= set("qkv") else "attention-rest"
+        return (
+            known
+            if known in ROLES
+            else "attention-fused"
+            if set(slot) <= set("qkv")
+            else "attention-rest"
+        )
     for start in ("parallel", "projection"):
         if role.startswith(start):
             return start
-    return "feed-forward-in" if role == "feed-forward-mid" else "embedding-rest" if role.endswith("embedding") else "rest"
+    return (
+        "feed-forward-in"
+        if role == "feed-forward-mid"
+        else "embedding-rest"
+        if role.endswith("embedding")
+        else "rest"
+    )
 
 
 def block_group(kind: str) -> str:
     """A block's kind as one of `BLOCKS`."""
     if kind in BLOCKS:
         return kind
-    return "embedding" if kind.endswith("embedding") else "ends" if kind in ("patchify", "output", "input") else "rest"
+    return (
+        "embedding"
+        if kind.endswith("embedding")
+        else "ends"
+        if kind in ("patchify", "output", "input")
+        else "rest"
+    )
 
 
-def featurize(graph: OpGraph, plans: Mapping[str, BitPlan], tables: Sequence[SensitivityTable] = ()) -> Features:
+def featurize(
+    graph: OpGraph, plans: Mapping[str, BitPlan], tables: Sequence[SensitivityTable] = ()
+) -> Features:
     """Columns for each of `plans`: `bits`, `lost/…` (bits taken away, by weight), `share/FORMAT`, and for each metric of the tables `METRIC/…` in dB.
 
     Raises `QSearchError` for a plan of another graph, one that lacks a layer, or a choice that a table has not priced.
     """
     for name, plan in plans.items():
         if plan.graph != graph.id:
-            raise QSearchError(f"plan {name} is for graph {plan.graph}, {graph.model} is graph {graph.id}; learn from plans of this graph")
+            raise QSearchError(
+                f"plan {name} is for graph {plan.graph}, {graph.model} is graph {graph.id}; learn from plans of this graph"
+            )
         if missing := [layer.name for layer in graph if layer.name not in plan.layers]:
-            raise QSearchError(f"a plan needs a scheme for every layer (keep is one); {name} has none for {missing[0]}")
-    layers, chosen = graph.quantizable, [[plan.layers[layer.name] for layer in graph.quantizable] for plan in plans.values()]
+            raise QSearchError(
+                f"a plan needs a scheme for every layer (keep is one); {name} has none for {missing[0]}"
+            )
+    layers, chosen = (
+        graph.quantizable,
+        [[plan.layers[layer.name] for layer in graph.quantizable] for plan in plans.values()],
+    )
     groups = _groups(graph, layers)
-    columns = {"bits": np.array([FULL_BITS - plan.achieved.average_bits for plan in plans.values()])}
+    columns = {
+        "bits": np.array([FULL_BITS - plan.achieved.average_bits for plan in plans.values()])
+    }
     weights = np.array([layer.weights for layer in layers], float)
     weights /= weights.sum()
-    lost = np.array([[FULL_BITS - s.bits for s in row] for row in chosen], float).reshape(len(plans), -1) * weights
+    lost = (
+        np.array([[FULL_BITS - s.bits for s in row] for row in chosen], float).reshape(
+            len(plans), -1
+        )
+        * weights
+    )
     columns |= {f"lost/{name}": lost[:, mask].sum(1) for name, mask in groups.items()}
     family = np.array([[s.family for s in row] for row in chosen])
     columns |= {f"share/{name}": ((family == name) * weights).sum(1) for name in FAMILIES}
@@ -100,7 +166,9 @@ def featurize(graph: OpGraph, plans: Mapping[str, BitPlan], tables: Sequence[Sen
         table.check(graph)
         for metric in table.metrics:
             columns |= _predicted(table, metric, layers, chosen, groups, family)
-    values = np.stack(list(columns.values()), 1).astype(np.float32).astype(np.float64)  # as trees see them, so that who explains a tree takes its branches
+    values = (
+        np.stack(list(columns.values()), 1).astype(np.float32).astype(np.float64)
+    )  # as trees see them, so that who explains a tree takes its branches
     return Features(tuple(plans), tuple(columns), values)
 
 
@@ -113,10 +181,19 @@ def _groups(graph: OpGraph, layers: Sequence[LayerSpec]) -> dict[str, NDArray[np
     """Name -> which layers it holds."""
     home = {layer: block for block in graph.blocks for layer in block.layers}
     roles = np.array([role_group(layer.role) for layer in layers])
-    kinds = np.array([block_group(home[layer.name].kind) if layer.name in home else "rest" for layer in layers])
+    kinds = np.array(
+        [block_group(home[layer.name].kind) if layer.name in home else "rest" for layer in layers]
+    )
     last = max((block.position for block in graph.blocks), default=0) + 1
-    depth = np.array([DEPTHS * home[layer.name].position // last if layer.name in home else 0 for layer in layers])
-    found = {f"role:{name}": roles == name for name in ROLES} | {f"block:{name}": kinds == name for name in BLOCKS}
+    depth = np.array(
+        [
+            DEPTHS * home[layer.name].position // last if layer.name in home else 0
+            for layer in layers
+        ]
+    )
+    found = {f"role:{name}": roles == name for name in ROLES} | {
+        f"block:{name}": kinds == name for name in BLOCKS
+    }
     return found | {f"depth:{i}": depth == i for i in range(DEPTHS)}
 
 
@@ -132,15 +209,23 @@ def _predicted(
     rows = table.frame[table.frame["metric"] == metric]
     bins = sorted(set(rows["step"]))
     priced: dict[tuple[str, str], Array] = {}
-    for site, scheme, step, estimate in zip(rows["site"], rows["scheme"], rows["step"], rows["estimate"], strict=True):
+    for site, scheme, step, estimate in zip(
+        rows["site"], rows["scheme"], rows["step"], rows["estimate"], strict=True
+    ):
         priced.setdefault((site, scheme), np.zeros(len(bins)))[bins.index(step)] = estimate
     nothing = np.zeros(len(bins))
     loss = np.zeros((len(chosen), len(layers), len(bins)))
     for i, row in enumerate(chosen):
         for j, (layer, scheme) in enumerate(zip(layers, row, strict=True)):
-            cost = nothing if scheme.format == "keep" and not scheme.activation else priced.get((layer.name, str(scheme)))
+            cost = (
+                nothing
+                if scheme.format == "keep" and not scheme.activation
+                else priced.get((layer.name, str(scheme)))
+            )
             if cost is None:
-                raise QSearchError(f"the table has no {scheme} for {layer.name}; profile with this scheme, or learn without a table")
+                raise QSearchError(
+                    f"the table has no {scheme} for {layer.name}; profile with this scheme, or learn without a table"
+                )
             loss[i, j] = cost
     mean = loss.mean(2)
     found = {f"{metric}/sum": mean.sum(1), f"{metric}/worst": mean.max(1, initial=0.0)}
@@ -152,12 +237,19 @@ def _predicted(
     if table.shares is None:
         whole = found[f"{metric}/sum"]
     else:
-        names = [{layer.name: s for layer, s in zip(layers, row, strict=True) if s.format != "keep"} for row in chosen]
+        names = [
+            {layer.name: s for layer, s in zip(layers, row, strict=True) if s.format != "keep"}
+            for row in chosen
+        ]
         whole = np.array([_quadratic(table, metric, bins, plan) for plan in names])
-    return {name: decibels(value) for name, value in found.items()} | {f"{metric}/plan": decibels(whole)}
+    return {name: decibels(value) for name, value in found.items()} | {
+        f"{metric}/plan": decibels(whole)
+    }
 
 
-def _quadratic(table: SensitivityTable, metric: str, bins: Sequence[int], plan: Mapping[str, Scheme]) -> float:
+def _quadratic(
+    table: SensitivityTable, metric: str, bins: Sequence[int], plan: Mapping[str, Scheme]
+) -> float:
     from ..core.shares import rows_of
 
     assert table.shares is not None

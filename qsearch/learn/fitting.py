@@ -45,7 +45,9 @@ class Study:
         """What was measured of each plan [plans]."""
         for trial in self.trials:
             if metric not in trial.metrics:
-                raise QSearchError(f"{metric} was not measured of plan {trial.name}{nearest(metric, trial.metrics)}")
+                raise QSearchError(
+                    f"{metric} was not measured of plan {trial.name}{nearest(metric, trial.metrics)}"
+                )
         return np.array([trial.metrics[metric][0] for trial in self.trials])
 
 
@@ -67,8 +69,15 @@ def lesson(studies: Sequence[Study], metric: str, kind: str) -> Lesson:
     plans = [study.plans() for study in studies]
     found = [featurize(s.graph, p, s.tables) for s, p in zip(studies, plans, strict=True)]
     columns = [c for c in found[0].columns if all(c in f.columns for f in found)]
-    parts = [assemble(kind, s.graph, p, s.tables, columns, f) for s, p, f in zip(studies, plans, found, strict=True)]
-    data = Data(tuple(columns), np.concatenate([d.values for d in parts]), tuple(n for d in parts for n in d.nodes))
+    parts = [
+        assemble(kind, s.graph, p, s.tables, columns, f)
+        for s, p, f in zip(studies, plans, found, strict=True)
+    ]
+    data = Data(
+        tuple(columns),
+        np.concatenate([d.values for d in parts]),
+        tuple(n for d in parts for n in d.nodes),
+    )
     groups: list[NDArray[np.int64]] = []
     for study in studies:
         groups.append(_alike(study) + (int(groups[-1].max()) + 1 if groups else 0))
@@ -87,25 +96,38 @@ def _alike(study: Study) -> NDArray[np.int64]:
     return np.asarray(connected_components(same, directed=False)[1], np.int64)
 
 
-def cross_validate(taken: Lesson, kind: str, *, folds: int = FOLDS, seed: int = 0, by: str = "plan") -> Array:
+def cross_validate(
+    taken: Lesson, kind: str, *, folds: int = FOLDS, seed: int = 0, by: str = "plan"
+) -> Array:
     """Held-out predictions [plans]: of `folds` parts each is predicted by what the others taught; `by` "graph": each graph by the other graphs."""
     from sklearn.model_selection import GroupKFold
 
     if by == "graph":
         if len(set(taken.homes)) < 2:
             raise QSearchError("leaving a graph out needs studies of two graphs or more; given one")
-        splits = [(np.flatnonzero(taken.homes != home), np.flatnonzero(taken.homes == home)) for home in sorted(set(taken.homes))]
+        splits = [
+            (np.flatnonzero(taken.homes != home), np.flatnonzero(taken.homes == home))
+            for home in sorted(set(taken.homes))
+        ]
     elif by == "plan":
         count = len(set(taken.groups))
         if count < folds:
-            raise QSearchError(f"{folds} folds need {folds} plans that differ; given {count} of {len(taken.target)}: measure more, or ask for fewer folds")
-        splits = list(GroupKFold(folds, shuffle=True, random_state=seed).split(taken.target, groups=taken.groups))
+            raise QSearchError(
+                f"{folds} folds need {folds} plans that differ; given {count} of {len(taken.target)}: measure more, or ask for fewer folds"
+            )
+        splits = list(
+            GroupKFold(folds, shuffle=True, random_state=seed).split(
+                taken.target, groups=taken.groups
+            )
+        )
     else:
         raise QSearchError(f"plans are held out by plan or by graph; given {by!r}")
     fit_ = plugins.load("surrogates", kind).fit
     out = np.full(len(taken.target), np.nan)
     for known, asked in splits:
-        out[asked] = fit_(taken.data.rows(known), taken.target[known], seed).predict(taken.data.rows(asked))
+        out[asked] = fit_(taken.data.rows(known), taken.target[known], seed).predict(
+            taken.data.rows(asked)
+        )
     return out
 
 
@@ -131,9 +153,15 @@ def fit(
     taken = lesson(known, metric, kind)
     _varies(unlinked(metric, taken.target), metric)
     held = cross_validate(taken, kind, folds=folds, seed=seed)
-    scores: Scores = score(unlinked(metric, held), unlinked(metric, taken.target), lower_is_better=metric in LOWER_IS_BETTER)
+    scores: Scores = score(
+        unlinked(metric, held),
+        unlinked(metric, taken.target),
+        lower_is_better=metric in LOWER_IS_BETTER,
+    )
     model: AbstractModel = plugins.load("surrogates", kind).fit(taken.data, taken.target, seed)
-    schemes = sorted({str(s) for study in known for t in study.trials for s in t.layers.values()} - {"keep"})
+    schemes = sorted(
+        {str(s) for study in known for t in study.trials for s in t.layers.values()} - {"keep"}
+    )
     graphs = {study.graph.id: study.graph.model for study in known}
     settings: dict[str, Any] = {"residuals": taken.target - held, "model": model, "seed": seed}
     return Surrogate(kind, metric, taken.data.columns, graphs, tuple(schemes), scores, **settings)
@@ -141,14 +169,23 @@ def fit(
 
 def _varies(target: Array, metric: str) -> None:
     if not np.isfinite(target).all():
-        raise QSearchError(f"{metric} is not finite for {int((~np.isfinite(target)).sum())} plans; leave them out or measure them again")
+        raise QSearchError(
+            f"{metric} is not finite for {int((~np.isfinite(target)).sum())} plans; leave them out or measure them again"
+        )
     if len(target) > 0 and float(np.ptp(target)) == 0.0:
-        raise QSearchError(f"a metric that never varies teaches nothing; {metric} is {target[0]:g} for all {len(target)} plans: measure coarser plans")
+        raise QSearchError(
+            f"a metric that never varies teaches nothing; {metric} is {target[0]:g} for all {len(target)} plans: measure coarser plans"
+        )
 
 
-def by_graph(studies: Mapping[str, Study], metric: str, kind: str, *, seed: int = 0) -> dict[str, Scores]:
+def by_graph(
+    studies: Mapping[str, Study], metric: str, kind: str, *, seed: int = 0
+) -> dict[str, Scores]:
     """name of a study -> scores of its plans predicted from the other studies alone."""
     taken = lesson(list(studies.values()), metric, kind)
     held = cross_validate(taken, kind, seed=seed, by="graph")
     lower = metric in LOWER_IS_BETTER
-    return {name: score(held[taken.homes == i], taken.target[taken.homes == i], lower_is_better=lower) for i, name in enumerate(studies)}
+    return {
+        name: score(held[taken.homes == i], taken.target[taken.homes == i], lower_is_better=lower)
+        for i, name in enumerate(studies)
+    }

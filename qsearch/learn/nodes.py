@@ -22,7 +22,17 @@ from .features import BLOCKS, FAMILIES, FLOOR, ROLES, Array, block_group, decibe
 
 #: rounds of messages, and so the last hop level
 HOPS = 4
-_KINDS = ("linear", "conv2d", "attention", "add", "norm", "activation", "modulation", "multiply", "concat")
+_KINDS = (
+    "linear",
+    "conv2d",
+    "attention",
+    "add",
+    "norm",
+    "activation",
+    "modulation",
+    "multiply",
+    "concat",
+)
 #: what a node is: role, kind, block (one of each), size, place
 STATIC = len(ROLES) + len(_KINDS) + len(BLOCKS) + 3
 #: what a plan does to it: format (one of), bits taken away, predicted noise in dB above the floor
@@ -70,7 +80,11 @@ class Skeleton:
     @cached_property
     def edges(self) -> NDArray[np.int64]:
         """[2, edges]."""
-        pairs = [(self.place[a], self.place[b]) for a, b in self.graph.edges if a in self.place and b in self.place]
+        pairs = [
+            (self.place[a], self.place[b])
+            for a, b in self.graph.edges
+            if a in self.place and b in self.place
+        ]
         return np.array(pairs, np.int64).reshape(-1, 2).T
 
     @cached_property
@@ -97,7 +111,14 @@ class Skeleton:
             root, reached, front, distance = max(inside), {max(inside): 0}, [max(inside)], 0
             while front:
                 distance += 1
-                front = sorted({a for b in front for a in before.get(b, ()) if a in inside and a not in reached})
+                front = sorted(
+                    {
+                        a
+                        for b in front
+                        for a in before.get(b, ())
+                        if a in inside and a not in reached
+                    }
+                )
                 reached |= dict.fromkeys(front, distance)
             own = [self.of_layer[layer] for layer in block.layers if layer in self.of_layer]
             found[block.name] = root, max((reached.get(i, 0) for i in own), default=0)

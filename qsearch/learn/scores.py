@@ -46,17 +46,29 @@ def score(predicted: Array, measured: Array, *, lower_is_better: bool = False) -
     sign = -1.0 if lower_is_better else 1.0
     gain = sign * measured - (sign * measured).min()
     ndcg = float(ndcg_score(gain[None] / gain.max(), sign * predicted[None], k=TOP))
-    return Scores(float(spearmanr(predicted, measured).statistic), float(kendalltau(predicted, measured).statistic), ndcg, error, len(measured))
+    return Scores(
+        float(spearmanr(predicted, measured).statistic),
+        float(kendalltau(predicted, measured).statistic),
+        ndcg,
+        error,
+        len(measured),
+    )
 
 
 def linked(metric: str, values: Array) -> Array:
     """A metric on the scale on which it is learnt and explained: -10 log10 of what is missing to 1 where it is a share, else as it is."""
-    return np.asarray(-10 * np.log10(np.maximum(1 - values, 0) + _LEAST)) if metric in _OF_ONE else np.asarray(values)
+    return (
+        np.asarray(-10 * np.log10(np.maximum(1 - values, 0) + _LEAST))
+        if metric in _OF_ONE
+        else np.asarray(values)
+    )
 
 
 def unlinked(metric: str, values: Array) -> Array:
     """The inverse of `linked`."""
-    return np.asarray(1 + _LEAST - 10 ** (-values / 10)) if metric in _OF_ONE else np.asarray(values)
+    return (
+        np.asarray(1 + _LEAST - 10 ** (-values / 10)) if metric in _OF_ONE else np.asarray(values)
+    )
 
 
 def half_width(residuals: Array, coverage: float) -> float:

@@ -59,7 +59,9 @@ class Campaign:
     def __post_init__(self) -> None:
         for metric in self.stop:
             if metric not in self.metrics:
-                raise QSearchError(f"a plan is given up by a metric that is measured; {metric} is not among {', '.join(self.metrics)}")
+                raise QSearchError(
+                    f"a plan is given up by a metric that is measured; {metric} is not among {', '.join(self.metrics)}"
+                )
 
     def has(self, trial: Trial) -> bool:
         """Whether a stored trial is what this campaign would measure: a plan that was given up is, where plans are given up."""
@@ -71,16 +73,31 @@ class Bench:
 
     def __init__(self, campaign: Campaign, pipe: Any, plans: Mapping[str, BitPlan]) -> None:
         self.campaign, self.pipe = campaign, pipe
-        self.first = max(3, int(len(campaign.prompts) * _LOOK)) if campaign.stop else len(campaign.prompts)
+        self.first = (
+            max(3, int(len(campaign.prompts) * _LOOK)) if campaign.stop else len(campaign.prompts)
+        )
         graph = campaign.graph
-        kept = {(layer, s) for plan in plans.values() for layer, s in plan.layers.items() if s.format != "keep"}
+        kept = {
+            (layer, s)
+            for plan in plans.values()
+            for layer, s in plan.layers.items()
+            if s.format != "keep"
+        }
         small = sum(4 * graph.layer(layer).weights for layer, _ in kept) <= _KEPT
         self.weights = QuantizedWeights(denoiser_of(pipe), graph) if small else None
         self.reference = self._made(BitPlan.uniform(graph, KEEP), 0, len(campaign.prompts))
 
     def _made(self, plan: BitPlan, start: int, end: int) -> Outcome:
         c = self.campaign
-        return make(self.pipe, c.graph, plan, c.prompts[start:end], c.sampling, weights=self.weights, first=start)
+        return make(
+            self.pipe,
+            c.graph,
+            plan,
+            c.prompts[start:end],
+            c.sampling,
+            weights=self.weights,
+            first=start,
+        )
 
     def measure(self, plan: BitPlan) -> tuple[Pairs, Samples, bool]:
         """(metric -> mean and standard error, metric -> value of each sample, whether the plan was given up)."""
@@ -91,7 +108,12 @@ class Bench:
         if self.first == total or self._hopeless(found[0]):
             return *found, self.first < total
         rest = self._made(plan, self.first, total)
-        whole = Outcome(c.prompts, torch.cat([made.latents, rest.latents]), torch.cat([made.pictures, rest.pictures]), ())
+        whole = Outcome(
+            c.prompts,
+            torch.cat([made.latents, rest.latents]),
+            torch.cat([made.pictures, rest.pictures]),
+            (),
+        )
         return *_measured(whole, self.reference, c.metrics), False
 
     def _hopeless(self, found: Pairs) -> bool:
@@ -109,9 +131,13 @@ def _part(outcome: Outcome, count: int) -> Outcome:
 
 def _measured(made: Outcome, reference: Outcome, metrics: tuple[str, ...]) -> tuple[Pairs, Samples]:
     values = {name: plugins.load("metrics", name).measure(made, reference) for name in metrics}
-    samples = {name: [float(x) for x in v] for name, v in values.items() if isinstance(v, torch.Tensor)}
+    samples = {
+        name: [float(x) for x in v] for name, v in values.items() if isinstance(v, torch.Tensor)
+    }
     pairs = {name: (float(np.mean(v)), bootstrap_error(v)) for name, v in samples.items()}
-    rest = tuple(name for name in metrics if name not in samples)  # over all samples at once: their errors are a jackknife's
+    rest = tuple(
+        name for name in metrics if name not in samples
+    )  # over all samples at once: their errors are a jackknife's
     return pairs | (evaluate(made, reference, rest) if rest else {}), samples
 
 
@@ -168,7 +194,9 @@ def _results(campaign: Campaign, plans: dict[str, BitPlan], workers: int, pipe: 
         for name, plan in plans.items():
             yield _one(bench, name, plan)
         return
-    with ProcessPoolExecutor(min(workers, len(plans)), get_context("spawn"), _begin, (campaign, plans, workers)) as pool:
+    with ProcessPoolExecutor(
+        min(workers, len(plans)), get_context("spawn"), _begin, (campaign, plans, workers)
+    ) as pool:
         for future in as_completed([pool.submit(_work, name) for name in plans]):
             yield future.result()
 

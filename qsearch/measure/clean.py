@@ -33,7 +33,9 @@ class Clean:
     def pictures(self) -> Tensor:
         """Decoded once, with gradients. Raises `QSearchError` where nothing decodes these latents."""
         if self.decoder is None:
-            raise QSearchError("pictures need the pipeline's VAE; profile with `pipe=`, or leave out the metrics that look at pictures")
+            raise QSearchError(
+                "pictures need the pipeline's VAE; profile with `pipe=`, or leave out the metrics that look at pictures"
+            )
         return self.decoder(self.latents)
 
 
@@ -65,9 +67,15 @@ def guidance_weights(output: Tensor, given: Tensor, scale: float) -> tuple[float
     count, rest = divmod(len(output), len(given))
     if rest or not count or output.shape[1] < given.shape[1] or output.shape[2:] != given.shape[2:]:
         return None
-    chunks = torch.stack([c.flatten() for c in output[:, : given.shape[1]].double().chunk(count)], 1)
+    chunks = torch.stack(
+        [c.flatten() for c in output[:, : given.shape[1]].double().chunk(count)], 1
+    )
     target = given.double().flatten()
-    tried = [torch.tensor([1 - scale, scale], dtype=torch.double, device=target.device)] if count == 2 else []
+    tried = (
+        [torch.tensor([1 - scale, scale], dtype=torch.double, device=target.device)]
+        if count == 2
+        else []
+    )
     for weights in (*tried, torch.linalg.lstsq(chunks, target).solution):
         if (chunks @ weights - target).norm() <= _RESIDUAL * target.norm():
             return tuple(float(w) for w in weights)
@@ -81,7 +89,9 @@ def coefficients(scheduler: Any, timestep: Tensor | float) -> tuple[float, float
     x_t = x0 + s noise, the denoiser being fed x_t / sqrt(1 + s^2). Clipping and thresholding are left out.
     """
     config = scheduler.config
-    flow = "flow" in str(config.get("prediction_type", "")) or "FlowMatch" in type(scheduler).__name__
+    flow = (
+        "flow" in str(config.get("prediction_type", "")) or "FlowMatch" in type(scheduler).__name__
+    )
     kind = "flow" if flow else str(config.get("prediction_type", "epsilon"))
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is not None:
@@ -89,10 +99,20 @@ def coefficients(scheduler: Any, timestep: Tensor | float) -> tuple[float, float
         if flow:
             return 1.0, -sigma
         alpha = 1 / (1 + sigma**2) ** 0.5
-        if float(scheduler.init_noise_sigma) > 1.5:  # variance exploding; sqrt(1 + s^2) at the end of the noise schedule is 14 or so
-            return {"epsilon": (1.0, -sigma), "v_prediction": (alpha**2, -sigma * alpha), "sample": (0.0, 1.0)}[kind]
+        if (
+            float(scheduler.init_noise_sigma) > 1.5
+        ):  # variance exploding; sqrt(1 + s^2) at the end of the noise schedule is 14 or so
+            return {
+                "epsilon": (1.0, -sigma),
+                "v_prediction": (alpha**2, -sigma * alpha),
+                "sample": (0.0, 1.0),
+            }[kind]
         noise = sigma * alpha
     else:
         signal = float(scheduler.alphas_cumprod[int(timestep)])
         alpha, noise = signal**0.5, (1 - signal) ** 0.5
-    return {"epsilon": (1 / alpha, -noise / alpha), "v_prediction": (alpha, -noise), "sample": (0.0, 1.0)}[kind]
+    return {
+        "epsilon": (1 / alpha, -noise / alpha),
+        "v_prediction": (alpha, -noise),
+        "sample": (0.0, 1.0),
+    }[kind]

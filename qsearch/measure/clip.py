@@ -46,8 +46,12 @@ class Clip:
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Directions [N, D] of texts, cut where the model reads no further."""
         longest = self.model.config.text_config.max_position_embeddings
-        words = self.tokenizer(list(texts), return_tensors="pt", padding=True, truncation=True, max_length=longest).to(self.model.device)
-        made = self.model.get_text_features(input_ids=words["input_ids"], attention_mask=words["attention_mask"])
+        words = self.tokenizer(
+            list(texts), return_tensors="pt", padding=True, truncation=True, max_length=longest
+        ).to(self.model.device)
+        made = self.model.get_text_features(
+            input_ids=words["input_ids"], attention_mask=words["attention_mask"]
+        )
         return F.normalize(made.pooler_output, dim=-1)
 
 
@@ -66,12 +70,19 @@ def _load(folder: Path, device: torch.device) -> Clip:
     from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
     try:
-        model = CLIPModel.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False).to(device)
+        model = (
+            CLIPModel.from_pretrained(folder, local_files_only=True)
+            .eval()
+            .requires_grad_(False)
+            .to(device)
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         form = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise QSearchError(
             f"{VARIABLE} must name a folder with a CLIPModel, its tokenizer and its preprocessor; {folder}: {str(error).splitlines()[0]}"
         ) from error
-    mean, deviation = (torch.tensor(x, device=device).view(3, 1, 1) for x in (form.image_mean, form.image_std))
+    mean, deviation = (
+        torch.tensor(x, device=device).view(3, 1, 1) for x in (form.image_mean, form.image_std)
+    )
     return Clip(model, tokenizer, model.config.vision_config.image_size, mean, deviation)

@@ -43,7 +43,9 @@ class Codes:
             level = self.levels[self.codes.int()]
         else:
             level = self.levels.gather(-1, self.codes.long())
-        return level.sub_(self.zero).mul_(self.scale * self.unit)  # in place: a large layer is in memory as few times as can be
+        return level.sub_(self.zero).mul_(
+            self.scale * self.unit
+        )  # in place: a large layer is in memory as few times as can be
 
 
 def element(scheme: Scheme) -> FloatFormat:
@@ -57,14 +59,22 @@ def largest(scheme: Scheme) -> float:
     return form.top if scheme.family == "block" else form.top * 2.0**-form.highest
 
 
-def nearest(groups: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme, unit: float = 1.0) -> Codes:
+def nearest(
+    groups: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme, unit: float = 1.0
+) -> Codes:
     """`groups` [rows, groups, group] on the grid that scale, zero and the scheme (no codebook) span, each to its nearest code."""
     if scheme.family in ("int", "uint"):
         codes = (groups / scale).add_(zero).round_().clamp_(0, 2**scheme.bits - 1)
         return Codes(codes.to(torch.uint8), scale, zero)
     form = element(scheme)
     own = 1.0 if scheme.family == "block" else 2.0**form.highest
-    return Codes(form.encode(groups / (scale * unit) * own), scale, torch.zeros_like(scale), levels(scheme, groups.device), unit)
+    return Codes(
+        form.encode(groups / (scale * unit) * own),
+        scale,
+        torch.zeros_like(scale),
+        levels(scheme, groups.device),
+        unit,
+    )
 
 
 def levels(scheme: Scheme, device: torch.device | str = "cpu") -> Tensor:

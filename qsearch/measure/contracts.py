@@ -34,7 +34,9 @@ class QuantizerContract(Contract):
         out = []
         for form, granularity in itertools.product(FORMATS, ("", "-t", "-c", "-g8")):
             fixed = form == "keep" or form.startswith(("mx", "nv"))
-            if fixed != (granularity == "") or (self.module.needs_inputs and form + granularity not in _FEW):
+            if fixed != (granularity == "") or (
+                self.module.needs_inputs and form + granularity not in _FEW
+            ):
                 continue
             scheme = Scheme.parse(form + granularity)
             if form != "keep" and self.module.supports(scheme):
@@ -55,13 +57,21 @@ class QuantizerContract(Contract):
     def _made(self, weight: Tensor, scheme: Scheme, module: Any = None) -> tuple[Tensor, Codes]:
         """(groups, what the plug-in makes of them)."""
         module, groups = module or self.module, to_groups(weight, scheme)
-        return groups, module.quantize(groups, scheme, *((self._moments(weight.shape[1]),) if module.needs_inputs else ()))
+        return groups, module.quantize(
+            groups, scheme, *((self._moments(weight.shape[1]),) if module.needs_inputs else ())
+        )
 
     def _error(self, weight: Tensor, scheme: Scheme, module: Any = None) -> float:
         """Squared error: of the weight, or of the output where the plug-in looks at inputs."""
         groups, made = self._made(weight, scheme, module)
-        moments = self._moments(weight.shape[1]) if self.module.needs_inputs else torch.eye(weight.shape[1])
-        return float(output_error(columns_of(made.values() - groups, scheme, moments), moments).sum())
+        moments = (
+            self._moments(weight.shape[1])
+            if self.module.needs_inputs
+            else torch.eye(weight.shape[1])
+        )
+        return float(
+            output_error(columns_of(made.values() - groups, scheme, moments), moments).sum()
+        )
 
     def test_it_supports_some_format(self) -> None:
         """A quantizer that supports nothing is a mistake."""
@@ -71,7 +81,10 @@ class QuantizerContract(Contract):
         """No other code of a group stands for a nearer value, but where the plug-in rounds by what goes into the layer."""
         for scheme in self.schemes() if not self.module.needs_inputs else ():
             groups, made = self._made(self._weight(), scheme)
-            every = [replace(made, codes=torch.full_like(made.codes, code)).values() for code in range(2**scheme.bits)]
+            every = [
+                replace(made, codes=torch.full_like(made.codes, code)).values()
+                for code in range(2**scheme.bits)
+            ]
             least = (torch.stack(every) - groups).abs().nan_to_num(torch.inf).amin(0)
             off = float(((made.values() - groups).abs() - least).max())
             assert off <= 1e-5, f"{scheme}: a nearer value is left by {off:.3g}"
@@ -80,9 +93,16 @@ class QuantizerContract(Contract):
         """Twice the squared error of min-max (of its integers, for codebooks) is too much; of the output's where the plug-in looks at inputs."""
         minmax = plugins.load("quantizers", "minmax")
         for scheme in self.schemes():
-            plain = scheme if minmax.supports(scheme) else Scheme(f"uint{scheme.bits}", scheme.group)
-            ours, theirs = self._error(self._weight(), scheme), self._error(self._weight(), plain, minmax)
-            assert ours <= (1.0 if self.module.needs_inputs else 2.0) * theirs * (1 + 1e-4), f"{scheme}: {ours:.4g}, min-max {theirs:.4g}"
+            plain = (
+                scheme if minmax.supports(scheme) else Scheme(f"uint{scheme.bits}", scheme.group)
+            )
+            ours, theirs = (
+                self._error(self._weight(), scheme),
+                self._error(self._weight(), plain, minmax),
+            )
+            assert ours <= (1.0 if self.module.needs_inputs else 2.0) * theirs * (1 + 1e-4), (
+                f"{scheme}: {ours:.4g}, min-max {theirs:.4g}"
+            )
 
     def test_codes_fit_the_bits_and_scales_fit_the_granularity(self) -> None:
         """Codes are bytes below 2^bits; one scale, zero or codebook a group, of values that their type can store; the bits that a plan is charged."""
@@ -91,13 +111,19 @@ class QuantizerContract(Contract):
             assert made.codes.dtype == torch.uint8, f"{scheme}: {made.codes.dtype}"
             assert made.codes.shape == groups.shape, f"{scheme}: {tuple(made.codes.shape)}"
             assert int(made.codes.max()) < 2**scheme.bits, f"{scheme}: code {int(made.codes.max())}"
-            assert made.scale.shape == made.zero.shape == (*groups.shape[:2], 1), f"{scheme}: {tuple(made.scale.shape)}"
+            assert made.scale.shape == made.zero.shape == (*groups.shape[:2], 1), (
+                f"{scheme}: {tuple(made.scale.shape)}"
+            )
             kept = [made.zero, *([] if scheme.family == "block" else [made.scale])]
             if scheme.family == "codebook":
                 assert made.levels is not None, f"{scheme}: no codebooks"
-                assert made.levels.shape == (*groups.shape[:2], 2**scheme.bits), f"{scheme}: {tuple(made.levels.shape)}"
+                assert made.levels.shape == (*groups.shape[:2], 2**scheme.bits), (
+                    f"{scheme}: {tuple(made.levels.shape)}"
+                )
                 kept.append(made.levels)
-            assert all(torch.equal(k.half().float(), k) for k in kept), f"{scheme}: what is stored in fp16 does not fit it"
+            assert all(torch.equal(k.half().float(), k) for k in kept), (
+                f"{scheme}: what is stored in fp16 does not fit it"
+            )
 
     def test_degenerate_rows_survive(self) -> None:
         """Rows of zeros, of one constant, of one element, tiny and huge rows give finite weights, and zeros stay zero."""
@@ -106,7 +132,9 @@ class QuantizerContract(Contract):
             groups, made = self._made(torch.full((1, width), size), scheme)
             back = made.values()
             assert torch.isfinite(back).all(), f"{scheme} at {size}"
-            assert float((back - groups).abs().max()) <= max(0.71 * size, -size, 1e-7), f"{scheme}: {size} became {float(back[0, 0, 0])}"
+            assert float((back - groups).abs().max()) <= max(0.71 * size, -size, 1e-7), (
+                f"{scheme}: {size} became {float(back[0, 0, 0])}"
+            )
 
     def test_it_is_deterministic(self) -> None:
         """Twice the same weights, twice the same values."""
@@ -120,7 +148,9 @@ class QuantizerContract(Contract):
         by_family: dict[tuple[str, int], list[tuple[int, float]]] = {}
         for scheme in self.schemes():
             if scheme.family not in ("float", "block"):
-                by_family.setdefault((scheme.family, scheme.group), []).append((scheme.bits, self._error(self._weight(), scheme)))
+                by_family.setdefault((scheme.family, scheme.group), []).append(
+                    (scheme.bits, self._error(self._weight(), scheme))
+                )
         for key, found in by_family.items():
             errors = [e for _, e in sorted(found)]
             assert all(a > b or a < 1e-4 for a, b in itertools.pairwise(errors)), f"{key}: {errors}"
@@ -139,7 +169,9 @@ def assert_step_law(run: Callable[[Tensor, Scheme], Tensor], *, tolerance: float
         levels.append(float(-10 * torch.log10(error / weight.double().square().sum())))
     for (few, many), expected in {(0, 1): 13.98, (1, 2): 24.61}.items():
         gain = levels[many] - levels[few]
-        assert abs(gain - expected) <= tolerance, f"{(2, 4, 8)[few]} to {(2, 4, 8)[many]} bits gain {gain:.2f} dB and not {expected:.2f}: {levels}"
+        assert abs(gain - expected) <= tolerance, (
+            f"{(2, 4, 8)[few]} to {(2, 4, 8)[many]} bits gain {gain:.2f} dB and not {expected:.2f}: {levels}"
+        )
 
 
 class ActivationContract(Contract):
@@ -169,25 +201,35 @@ class ActivationContract(Contract):
             for bits in (4, 6, 8):
                 off = (self._rounded(x, channel, inputs, str(bits)) - x).abs()
                 step = (high.clamp(min=0) - low.clamp(max=0)) / (2**bits - 1)
-                assert float((off / step).max()) <= 0.5 + 2.0**bits * 2.0**-9, f"{bits} bits: off by {float((off / step).max()):.3f} steps"
+                assert float((off / step).max()) <= 0.5 + 2.0**bits * 2.0**-9, (
+                    f"{bits} bits: off by {float((off / step).max()):.3f} steps"
+                )
                 errors.append(float(off.square().mean()))
             assert errors[0] > errors[1] > errors[2], str(errors)
 
     def test_floats_keep_small_numbers_and_the_largest(self) -> None:
         """Relative errors stay below half a mantissa step in the upper half of every range."""
-        for (x, channel, inputs), form in itertools.product(self._cases(), ("e4m3", "e3m4", "e2m3", "e3m2", "e5m2")):
+        for (x, channel, inputs), form in itertools.product(
+            self._cases(), ("e4m3", "e3m4", "e2m3", "e3m2", "e5m2")
+        ):
             off = (self._rounded(x, channel, inputs, form) - x).abs()
             low, high = self.module.ranges(x, channel, inputs)
             upper = x.abs() >= 0.5 * low.abs().maximum(high.abs())
-            assert float((off[upper] / x.abs()[upper]).max()) <= 0.51 * 2.0 ** -int(form[3]) + 1e-3, form
+            assert (
+                float((off[upper] / x.abs()[upper]).max()) <= 0.51 * 2.0 ** -int(form[3]) + 1e-3
+            ), form
 
     def test_degenerate_inputs_survive(self) -> None:
         """Zeros, constants and a single element stay finite, and zeros stay zero."""
-        for (x, channel, inputs), form, value in itertools.product(self._cases(), ("8", "4", "e4m3", "e2m3"), (0.0, 2.5, -1e-8)):
+        for (x, channel, inputs), form, value in itertools.product(
+            self._cases(), ("8", "4", "e4m3", "e2m3"), (0.0, 2.5, -1e-8)
+        ):
             made = self._rounded(torch.full_like(x, value), channel, inputs, form)
             assert made.shape == x.shape
             assert torch.isfinite(made).all(), f"{form} at {value}"
-            assert value != 0 or float(made.abs().max()) == 0.0, f"{form}: zeros became {float(made.abs().max())}"
+            assert value != 0 or float(made.abs().max()) == 0.0, (
+                f"{form}: zeros became {float(made.abs().max())}"
+            )
 
 
 class TransformContract(Contract):
@@ -201,7 +243,9 @@ class TransformContract(Contract):
         module = nn.Linear(24, 16)
         nn.init.normal_(module.weight, std=0.2, generator=dice)
         nn.init.normal_(module.bias, generator=dice)
-        x = torch.randn(6, 9, 24, generator=dice) * torch.where(torch.arange(24) % 6 == 0, 6.0, 0.5) + torch.randn(24, generator=dice)
+        x = torch.randn(6, 9, 24, generator=dice) * torch.where(
+            torch.arange(24) % 6 == 0, 6.0, 0.5
+        ) + torch.randn(24, generator=dice)
         x[:, 0] = x[0, 0]
         recorder = _Recorder("layer", module, True, True)
         recorder(module, (x,), {})
@@ -212,10 +256,23 @@ class TransformContract(Contract):
         scheme = Scheme.parse(form)
         with torch.no_grad():
             full = module.weight.data
-            found = treat(scheme, full, module, inputs, layer="layer", transforms=((transform, self.module, 0.5),) if transform else ())
+            found = treat(
+                scheme,
+                full,
+                module,
+                inputs,
+                layer="layer",
+                transforms=((transform, self.module, 0.5),) if transform else (),
+            )
             assert found is not None
-            assert found.scale.shape == found.shift.shape == (24,), f"{tuple(found.scale.shape)}, {tuple(found.shift.shape)}"
-            assert bool(torch.isfinite(found.scale).all()) and bool((found.scale > 0).all()) and bool(torch.isfinite(found.shift).all())
+            assert found.scale.shape == found.shift.shape == (24,), (
+                f"{tuple(found.scale.shape)}, {tuple(found.shift.shape)}"
+            )
+            assert (
+                bool(torch.isfinite(found.scale).all())
+                and bool((found.scale > 0).all())
+                and bool(torch.isfinite(found.shift).all())
+            )
             weight = quantize(full * found.scale, scheme).dequantize() / found.scale
             y = found.after(F.linear(found.before(x), weight, module.bias), module, full, weight)
             truth = module(x)

@@ -38,9 +38,15 @@ class Outcome:
     def without(self, part: Tensor) -> Outcome:
         """The same outcome without the samples in `part` (a bool mask [N])."""
         kept = torch.nonzero(~part).flatten()
-        captions = tuple(self.prompts.captions[i] for i in kept.tolist()) if self.prompts.captions else ()
+        captions = (
+            tuple(self.prompts.captions[i] for i in kept.tolist()) if self.prompts.captions else ()
+        )
         return Outcome(
-            Prompts(tuple(self.prompts.texts[i] for i in kept.tolist()), captions), self.latents[kept], self.pictures[kept], self.outputs, self.channels
+            Prompts(tuple(self.prompts.texts[i] for i in kept.tolist()), captions),
+            self.latents[kept],
+            self.pictures[kept],
+            self.outputs,
+            self.channels,
         )
 
 
@@ -67,14 +73,18 @@ def make(
     return Outcome(prompts, latents, decode(pipe, latents), outputs, latent_channels(pipe))
 
 
-def evaluate(outcome: Outcome, reference: Outcome, metrics: Sequence[str]) -> dict[str, tuple[float, float]]:
+def evaluate(
+    outcome: Outcome, reference: Outcome, metrics: Sequence[str]
+) -> dict[str, tuple[float, float]]:
     """metric -> (mean, standard error) of a plan's outcome against that of full precision.
 
     Besides `metrics`: `noise`, the relative error of the denoiser's output on the recorded calls, and `output_sqnr`, the same in dB.
     """
     found = {name: _measured(plugins.load("metrics", name), outcome, reference) for name in metrics}
     if outcome.outputs:
-        pairs = [relative_noise(a, b) for a, b in zip(outcome.outputs, reference.outputs, strict=True)]
+        pairs = [
+            relative_noise(a, b) for a, b in zip(outcome.outputs, reference.outputs, strict=True)
+        ]
         value = sum(v for v, _ in pairs) / len(pairs)
         error = math.sqrt(sum(e * e for _, e in pairs)) / len(pairs)
         found["noise"] = (value, error)
@@ -91,6 +101,9 @@ def _measured(metric: Any, outcome: Outcome, reference: Outcome) -> tuple[float,
     n = len(outcome.prompts)
     folds = min(FOLDS, n)
     fold = torch.arange(n) % folds
-    left = [metric.measure(outcome.without(fold == i), reference.without(fold == i)) for i in range(folds)]
+    left = [
+        metric.measure(outcome.without(fold == i), reference.without(fold == i))
+        for i in range(folds)
+    ]
     mean = sum(left) / folds
     return float(value), math.sqrt((folds - 1) / folds * sum((v - mean) ** 2 for v in left))

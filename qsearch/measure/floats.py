@@ -84,6 +84,8 @@ class FloatFormat:
 def _values(form: FloatFormat) -> Tensor:
     code = torch.arange(2 ** (form.bits - 1))
     field, fraction = code // 2**form.mantissa, (code % 2**form.mantissa) / 2**form.mantissa
-    size = torch.where(field > 0, 1 + fraction, fraction) * torch.exp2((field.clamp(min=1) - form.bias).float())
+    size = torch.where(field > 0, 1 + fraction, fraction) * torch.exp2(
+        (field.clamp(min=1) - form.bias).float()
+    )
     size[form.last + 1 :] = torch.nan
     return torch.cat([size, -size])

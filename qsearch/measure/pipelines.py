@@ -92,9 +92,15 @@ def load_pipeline(folder: Path, device: str = "cpu") -> Any:
 
         try:
             pipe = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True)
-        except Exception as error:  # diffusers and transformers raise many kinds for a broken folder
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise QSearchError(f"{folder} must hold a whole diffusers pipeline; loading it failed: {reason}") from error
+        except (
+            Exception
+        ) as error:  # diffusers and transformers raise many kinds for a broken folder
+            reason = (
+                str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            )
+            raise QSearchError(
+                f"{folder} must hold a whole diffusers pipeline; loading it failed: {reason}"
+            ) from error
         pipe.set_progress_bar_config(disable=True)
         return pipe.to(device, torch.float32)
 
@@ -105,7 +111,9 @@ def denoiser_of(pipe: Any) -> nn.Module:
         module = getattr(pipe, name, None)
         if isinstance(module, nn.Module):
             return module
-    raise QSearchError(f"{type(pipe).__name__} has none of the components {', '.join(DENOISERS)}; give the denoiser as a module")
+    raise QSearchError(
+        f"{type(pipe).__name__} has none of the components {', '.join(DENOISERS)}; give the denoiser as a module"
+    )
 
 
 def scene_prompts(count: int, seed: int) -> Prompts:
@@ -122,11 +130,18 @@ def arguments(pipe: Any, texts: Sequence[str], first: int, sampling: Sampling) -
         "prompt": list(texts),
         "num_inference_steps": sampling.steps,
         "guidance_scale": sampling.guidance,
-        "generator": [torch.Generator().manual_seed(sampling.seed * 1_000_003 + first + i) for i in range(len(texts))],
+        "generator": [
+            torch.Generator().manual_seed(sampling.seed * 1_000_003 + first + i)
+            for i in range(len(texts))
+        ],
         "output_type": "latent",
         **_PLAIN,
     }
-    sizes = {"height": sampling.resolution, "width": sampling.resolution, "num_frames": sampling.frames}
+    sizes = {
+        "height": sampling.resolution,
+        "width": sampling.resolution,
+        "num_frames": sampling.frames,
+    }
     wanted |= {name: size for name, size in sizes.items() if size is not None}
     longest = getattr(getattr(pipe, "tokenizer", None), "model_max_length", 10**9)
     if "max_sequence_length" in known and longest < known["max_sequence_length"].default:
@@ -135,16 +150,26 @@ def arguments(pipe: Any, texts: Sequence[str], first: int, sampling: Sampling) -
 
 
 @torch.no_grad()
-def sample(pipe: Any, prompts: Prompts, sampling: Sampling, progress: Any = None, *, first: int = 0) -> Tensor:
+def sample(
+    pipe: Any, prompts: Prompts, sampling: Sampling, progress: Any = None, *, first: int = 0
+) -> Tensor:
     """Final latents [N, ...] for the prompts, each with its own noise, that of the samples from number `first` on. Raises `QSearchError` when they are not finite."""
     parts = []
     for i in range(0, len(prompts), sampling.batch):
-        parts.append(_tensor(pipe(**arguments(pipe, prompts.texts[i : i + sampling.batch], first + i, sampling))).float().cpu())
+        parts.append(
+            _tensor(
+                pipe(**arguments(pipe, prompts.texts[i : i + sampling.batch], first + i, sampling))
+            )
+            .float()
+            .cpu()
+        )
         if progress is not None:
             progress(len(parts[-1]))
     latents = torch.cat(parts)
     if not torch.isfinite(latents).all():
-        raise QSearchError(f"{type(pipe).__name__} made latents that are not finite; is the model whole, or the plan too coarse?")
+        raise QSearchError(
+            f"{type(pipe).__name__} made latents that are not finite; is the model whole, or the plan too coarse?"
+        )
     return latents
 
 
@@ -159,8 +184,12 @@ def decode_batch(pipe: Any, latents: Tensor) -> Tensor:
     vae = getattr(pipe, "vae", None)
     if vae is None or latents.ndim != 4:
         shape = " x ".join(map(str, latents.shape))
-        raise QSearchError(f"pictures are decoded from maps [N, C, h, w] by a VAE; {type(pipe).__name__} has latents {shape}: use metrics without pictures")
-    z = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+        raise QSearchError(
+            f"pictures are decoded from maps [N, C, h, w] by a VAE; {type(pipe).__name__} has latents {shape}: use metrics without pictures"
+        )
+    z = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor + (
+        getattr(vae.config, "shift_factor", None) or 0.0
+    )
     pictures: Tensor = vae.decode(z, return_dict=False)[0].float().clamp(-1, 1)
     return pictures
 
@@ -175,7 +204,11 @@ def latent_channels(pipe: Any) -> int:
 def frozen(pipe: Any) -> Iterator[None]:
     """Inside, no weight of the pipeline but the denoiser's wants a gradient; nothing without a pipeline."""
     model = None if pipe is None else denoiser_of(pipe)
-    parts = [] if pipe is None else [p for p in pipe.components.values() if isinstance(p, nn.Module) and p is not model]
+    parts = (
+        []
+        if pipe is None
+        else [p for p in pipe.components.values() if isinstance(p, nn.Module) and p is not model]
+    )
     flags = {p: p.requires_grad for part in parts for p in part.parameters()}
     try:
         for parameter in flags:
@@ -205,7 +238,10 @@ def _listening(pipe: Any, guidance: float) -> Iterator[_Heard]:
     def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         heard.outputs.append(_tensor(output))
 
-    handles = [model.register_forward_pre_hook(before, with_kwargs=True), model.register_forward_hook(after)]
+    handles = [
+        model.register_forward_pre_hook(before, with_kwargs=True),
+        model.register_forward_hook(after),
+    ]
     if scheduler is not None:
         own = scheduler.step
 
@@ -213,7 +249,9 @@ def _listening(pipe: Any, guidance: float) -> Iterator[_Heard]:
         def step(*args: Any, **kwargs: Any) -> Any:
             made = own(*args, **kwargs)
             given = inspect.signature(own).bind(*args, **kwargs).arguments
-            if len(heard.outputs) == 1:  # else several calls make one step, and none of them predicts an image of its own
+            if (
+                len(heard.outputs) == 1
+            ):  # else several calls make one step, and none of them predicts an image of its own
                 sampled = _sampled(scheduler, given, heard.outputs[0], guidance)
                 heard.calls[-1] = replace(heard.calls[-1], sampled=sampled)
             heard.outputs.clear()
@@ -229,36 +267,55 @@ def _listening(pipe: Any, guidance: float) -> Iterator[_Heard]:
             del scheduler.step
 
 
-def _sampled(scheduler: Any, given: dict[str, Any], output: Tensor, guidance: float) -> Sampled | None:
+def _sampled(
+    scheduler: Any, given: dict[str, Any], output: Tensor, guidance: float
+) -> Sampled | None:
     weights = guidance_weights(output, given["model_output"], guidance)
     if weights is None:
         return None
     try:
         keep, take = coefficients(scheduler, given["timestep"])
-    except (KeyError, AttributeError, TypeError):  # a scheduler of its own kind; metrics of the clean image say so when they are asked for
+    except (
+        KeyError,
+        AttributeError,
+        TypeError,
+    ):  # a scheduler of its own kind; metrics of the clean image say so when they are asked for
         return None
     return Sampled(given["sample"], keep, take, weights, given["model_output"].shape[1])
 
 
-def record(pipe: Any, prompts: Prompts, sampling: Sampling, bins: int, batch: int | None = None) -> list[Call]:
+def record(
+    pipe: Any, prompts: Prompts, sampling: Sampling, bins: int, batch: int | None = None
+) -> list[Call]:
     """The denoiser's calls in the middle of each of `bins` equal parts of the sampler's steps, from one full-precision run.
 
     With `batch`, that many samples run at a time, and each bin has several calls (of the same `step`), one a part of the samples.
     """
     ends = [0]
     with _listening(pipe, sampling.guidance) as heard:
-        sample(pipe, prompts, replace(sampling, batch=batch or len(prompts)), lambda _: ends.append(len(heard.calls)))
+        sample(
+            pipe,
+            prompts,
+            replace(sampling, batch=batch or len(prompts)),
+            lambda _: ends.append(len(heard.calls)),
+        )
     parts = [heard.calls[a:b] for a, b in itertools.pairwise(ends)]
     count = len(parts[0])
     if not 1 <= bins <= count:
-        raise QSearchError(f"step bins must lie between 1 and the number of denoiser calls; given {bins} bins for {count} calls")
+        raise QSearchError(
+            f"step bins must lie between 1 and the number of denoiser calls; given {bins} bins for {count} calls"
+        )
     middle = [int((b + 0.5) * count / bins) for b in range(bins)]
     return [replace(part[m], step=m) for m in middle for part in parts]
 
 
 def forward(model: nn.Module, call: Call) -> Tensor:
     """The denoiser's output [N, ...] for a recorded call, as fp32, with gradients."""
-    kwargs = {**call.kwargs, "return_dict": False} if "return_dict" in inspect.signature(model.forward).parameters else call.kwargs
+    kwargs = (
+        {**call.kwargs, "return_dict": False}
+        if "return_dict" in inspect.signature(model.forward).parameters
+        else call.kwargs
+    )
     return _tensor(model(*call.args, **kwargs)).float()
 
 
@@ -279,5 +336,9 @@ def example_inputs(call: Call, model: nn.Module) -> dict[str, Any]:
     signature = inspect.signature(model.forward)
     inputs: dict[str, Any] = {}
     for name, value in signature.bind(*call.args, **call.kwargs).arguments.items():
-        inputs |= value if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+        inputs |= (
+            value
+            if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+            else {name: value}
+        )
     return inputs

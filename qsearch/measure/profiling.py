@@ -22,7 +22,16 @@ from ..core.scheme import Scheme
 from ..core.sites import allowed, sites_of
 from ..core.table import SensitivityTable, scorers
 from .observation import NOISE, observations
-from .pipelines import Call, Prompts, Sampling, decode_batch, denoiser_of, frozen, latent_channels, record
+from .pipelines import (
+    Call,
+    Prompts,
+    Sampling,
+    decode_batch,
+    denoiser_of,
+    frozen,
+    latent_channels,
+    record,
+)
 from .question import AbstractEstimator, Answer, Question
 from .simulation import QuantizedWeights, calibrated_weights
 from .trajectory import Trajectory, patched, trajectories
@@ -76,19 +85,44 @@ def profile(
     decoder = None if pipe is None else bound(decode_batch, pipe)
     watched = [c for c in calls if isinstance(c, Trajectory)]
     seen = [t.observed(model, metrics) for t in watched] or observations(
-        model, [c for c in calls if isinstance(c, Call)], metrics, decoder, 0 if pipe is None else latent_channels(pipe)
+        model,
+        [c for c in calls if isinstance(c, Call)],
+        metrics,
+        decoder,
+        0 if pipe is None else latent_channels(pipe),
     )
     chosen_by = calibration or [c for c in calls if isinstance(c, Call)]
-    calibrated = weights or calibrated_weights(model, graph, {layer.name: choices for layer in graph.quantizable}, chosen_by)
+    calibrated = weights or calibrated_weights(
+        model, graph, {layer.name: choices for layer in graph.quantizable}, chosen_by
+    )
     found_sites = sites_of(graph, sites) if sites else ()
-    question = Question(model, graph, choices, tuple(seen), tuple(metrics), probes, seed, calibrated, found_sites, shared=weights is not None)
+    question = Question(
+        model,
+        graph,
+        choices,
+        tuple(seen),
+        tuple(metrics),
+        probes,
+        seed,
+        calibrated,
+        found_sites,
+        shared=weights is not None,
+    )
     if sites and not any(allowed(s) for s in choices):
-        raise QSearchError(f"sites of attention are rounded and store nothing: give a scheme such as keep+a8 beside {', '.join(map(str, choices))}")
+        raise QSearchError(
+            f"sites of attention are rounded and store nothing: give a scheme such as keep+a8 beside {', '.join(map(str, choices))}"
+        )
     scoring = scorers(graph, score, [*question.choices], metrics) if score else {}
-    with frozen(watched[0].pipe if watched else pipe), _checkpointing(model, checkpointing), _autocast(model, autocast):
+    with (
+        frozen(watched[0].pipe if watched else pipe),
+        _checkpointing(model, checkpointing),
+        _autocast(model, autocast),
+    ):
         if say is not None:
             say(f"profile: {estimator} takes {plugin.plan(question)}")
-        answer = _work(plugin, question, _resume(partial, graph, key), partial, key, progress, budget_seconds)
+        answer = _work(
+            plugin, question, _resume(partial, graph, key), partial, key, progress, budget_seconds
+        )
     table = answer.table()
     wanted, found = question.count, len(table.frame[["site", "scheme"]].drop_duplicates())
     if found < wanted:
@@ -96,7 +130,9 @@ def profile(
             f"after {budget_seconds:g} s {found} of {wanted} choices are measured; give more time (what is done is kept), fewer schemes, or the estimator probe"
         )
     if answer.done < answer.total and say is not None:
-        say(f"profile: stopped after {budget_seconds:g} s with {answer.done} of {answer.total} parts of the work; error bars are wider for it")
+        say(
+            f"profile: stopped after {budget_seconds:g} s with {answer.done} of {answer.total} parts of the work; error bars are wider for it"
+        )
     return table.scored(scoring) if scoring else table
 
 
@@ -120,11 +156,17 @@ def profile_pipeline(
     model, whole = denoiser_of(pipe), mode == "trajectory"
     while True:
         try:
-            calls: Any = trajectories(pipe, prompts, sampling, batch) if whole else record(pipe, prompts, sampling, bins, batch)
+            calls: Any = (
+                trajectories(pipe, prompts, sampling, batch)
+                if whole
+                else record(pipe, prompts, sampling, bins, batch)
+            )
             return profile(model, graph, schemes, calls, pipe=pipe, say=say, **settings)
         except torch.OutOfMemoryError as error:
             if batch == 1:
-                raise QSearchError(f"one sample at a time does not fit the memory of {model.device}; give another device") from error
+                raise QSearchError(
+                    f"one sample at a time does not fit the memory of {model.device}; give another device"
+                ) from error
             batch = -(-batch // 2)
             if say is not None:
                 say(f"profile: out of memory; going on with {batch} samples at once")
@@ -136,7 +178,9 @@ def _checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
         yield
         return
     if not getattr(model, "_supports_gradient_checkpointing", False):
-        raise QSearchError(f"checkpointing is built into diffusers' models; {type(model).__name__} has none, profile without it")
+        raise QSearchError(
+            f"checkpointing is built into diffusers' models; {type(model).__name__} has none, profile without it"
+        )
     switch: Any = model
     switch.enable_gradient_checkpointing()
     try:
@@ -151,7 +195,9 @@ def _autocast(model: nn.Module, kind: str) -> Iterator[None]:
         yield
         return
     if kind not in _TYPES:
-        raise QSearchError(f"autocast computes in {' or '.join(_TYPES)}; given {kind!r}{nearest(kind, _TYPES)}")
+        raise QSearchError(
+            f"autocast computes in {' or '.join(_TYPES)}; given {kind!r}{nearest(kind, _TYPES)}"
+        )
     device = next(model.parameters()).device.type
 
     def cast(forward: Any, *args: Any, **kwargs: Any) -> Any:

@@ -22,7 +22,13 @@ from ..core.scheme import Scheme
 from .codes import Codes
 
 #: family of formats -> the method used where the scheme names none
-DEFAULT_METHODS = {"int": "minmax", "uint": "minmax", "float": "minmax", "block": "minmax", "codebook": "kmeans"}
+DEFAULT_METHODS = {
+    "int": "minmax",
+    "uint": "minmax",
+    "float": "minmax",
+    "block": "minmax",
+    "codebook": "kmeans",
+}
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,11 @@ class AbstractQuantizer(Protocol):
 
 def to_groups(weight: Tensor, scheme: Scheme, axis: int = 0) -> Tensor:
     """Weight -> fp32 [rows, groups, group]; an incomplete last group is filled with the row's last weight, which moves no range."""
-    rows = weight.detach().float().movedim(axis, 0).flatten(1) if weight.ndim > 1 else weight.detach().float()[None]
+    rows = (
+        weight.detach().float().movedim(axis, 0).flatten(1)
+        if weight.ndim > 1
+        else weight.detach().float()[None]
+    )
     if scheme.group == -1:
         return rows.reshape(1, 1, -1)
     size = scheme.group or rows.shape[1]
@@ -70,12 +80,23 @@ def from_groups(groups: Tensor, shape: Sequence[int], axis: int) -> Tensor:
     """Inverse of `to_groups`."""
     moved = [shape[axis], *(n for i, n in enumerate(shape) if i != axis)]
     row = math.prod(moved[1:])
-    flat = groups.reshape(moved[0], -1)[:, :row] if groups.shape[0] != 1 else groups.flatten()[: math.prod(moved)]
+    flat = (
+        groups.reshape(moved[0], -1)[:, :row]
+        if groups.shape[0] != 1
+        else groups.flatten()[: math.prod(moved)]
+    )
     weight: Tensor = flat.reshape(moved).movedim(0, axis)
     return weight
 
 
-def quantize(weight: Tensor, scheme: Scheme, *, axis: int = 0, layer: str = "the weight", moments: Tensor | None = None) -> Quantized:
+def quantize(
+    weight: Tensor,
+    scheme: Scheme,
+    *,
+    axis: int = 0,
+    layer: str = "the weight",
+    moments: Tensor | None = None,
+) -> Quantized:
     """Quantize one weight; `layer` names it in errors, `moments` [columns, columns] are what methods that look at the layer's inputs go by.
 
     Raises `QSearchError` for weights that are not finite, for a scheme that no method here can carry out, and where moments are wanted and missing.
@@ -83,10 +104,14 @@ def quantize(weight: Tensor, scheme: Scheme, *, axis: int = 0, layer: str = "the
     if scheme.family == "keep":
         raise QSearchError(f"{layer} is kept in full precision; there is nothing to quantize")
     if not torch.isfinite(weight).all():
-        raise QSearchError(f"weights must be finite to be quantized; {layer} holds {int((~torch.isfinite(weight)).sum())} that are not")
+        raise QSearchError(
+            f"weights must be finite to be quantized; {layer} holds {int((~torch.isfinite(weight)).sum())} that are not"
+        )
     plugin, method = method_of(scheme), scheme.method or DEFAULT_METHODS[scheme.family]
     if not plugin.supports(scheme):
-        raise QSearchError(f"{method} can't make {scheme.format} ({layer}, scheme {scheme}); see `qsearch list quantizers`")
+        raise QSearchError(
+            f"{method} can't make {scheme.format} ({layer}, scheme {scheme}); see `qsearch list quantizers`"
+        )
     given: tuple[Tensor, ...] = ()
     if plugin.needs_inputs:
         if moments is None:
@@ -95,11 +120,22 @@ def quantize(weight: Tensor, scheme: Scheme, *, axis: int = 0, layer: str = "the
                 "or choose a method that needs no data, such as hqq"
             )
         given = (moments,)
-    return Quantized(plugin.quantize(to_groups(weight, scheme, axis), scheme, *given), scheme, tuple(weight.shape), axis)
+    return Quantized(
+        plugin.quantize(to_groups(weight, scheme, axis), scheme, *given),
+        scheme,
+        tuple(weight.shape),
+        axis,
+    )
 
 
 def quantize_parts(
-    weight: Tensor, scheme: Scheme, *, axis: int = 0, splits: Sequence[int] = (), layer: str = "the weight", moments: Tensor | None = None
+    weight: Tensor,
+    scheme: Scheme,
+    *,
+    axis: int = 0,
+    splits: Sequence[int] = (),
+    layer: str = "the weight",
+    moments: Tensor | None = None,
 ) -> tuple[Quantized, ...]:
     """`quantize` for each part of a weight whose input is a concatenation of `splits` channels; one part where it is none.
 
@@ -110,7 +146,9 @@ def quantize_parts(
     made, begin = [], 0
     for part in weight.split(list(splits), 1 - axis):
         columns = part.numel() // part.shape[axis]
-        square = None if moments is None else moments[begin : begin + columns, begin : begin + columns]
+        square = (
+            None if moments is None else moments[begin : begin + columns, begin : begin + columns]
+        )
         made.append(quantize(part, scheme, axis=axis, layer=layer, moments=square))
         begin += columns
     return tuple(made)
@@ -125,5 +163,7 @@ def joined(parts: Sequence[Quantized], dtype: torch.dtype = torch.float32) -> Te
 
 def method_of(scheme: Scheme) -> AbstractQuantizer:
     """The plug-in that carries out a scheme: the one it names, or the default of its family."""
-    plugin: AbstractQuantizer = plugins.load("quantizers", scheme.method or DEFAULT_METHODS[scheme.family])
+    plugin: AbstractQuantizer = plugins.load(
+        "quantizers", scheme.method or DEFAULT_METHODS[scheme.family]
+    )
     return plugin

@@ -69,22 +69,40 @@ def reconstruct(
     Raises `QSearchError` where the plan has nothing to learn, and for schemes with ranges of steps. The model is left as it was.
     """
     layers = plan.layers if isinstance(plan, BitPlan) else dict(plan)
-    chosen = {spec.name: layers[spec.name] for spec in graph if spec.name in layers and (layers[spec.name].format != "keep" or layers[spec.name].activation)}
+    chosen = {
+        spec.name: layers[spec.name]
+        for spec in graph
+        if spec.name in layers
+        and (layers[spec.name].format != "keep" or layers[spec.name].activation)
+    }
     if order not in ORDERS:
-        raise QSearchError(f"reconstruction is one of {', '.join(ORDERS)}; given {order!r}{nearest(order, ORDERS)}")
+        raise QSearchError(
+            f"reconstruction is one of {', '.join(ORDERS)}; given {order!r}{nearest(order, ORDERS)}"
+        )
     if not calls or steps < 1:
-        raise QSearchError(f"reconstruction needs at least one recorded call and one step; given {len(calls)} and {steps}")
+        raise QSearchError(
+            f"reconstruction needs at least one recorded call and one step; given {len(calls)} and {steps}"
+        )
     if many := next((f"{name} has {s}" for name, s in chosen.items() if s.ranges > 1), ""):
-        raise QSearchError(f"reconstruction learns one weight for all steps; {many}: take ~steps out")
+        raise QSearchError(
+            f"reconstruction learns one weight for all steps; {many}: take ~steps out"
+        )
     if not any(Layer.learns(s) for s in chosen.values()):
-        raise QSearchError("reconstruction learns what @adaround and @adaround_scaled round, and static scales of inputs; no layer of the plan has any of them")
-    weights = calibrated_weights(model, graph, {name: [_plain(s)] for name, s in chosen.items()}, calls)
+        raise QSearchError(
+            "reconstruction learns what @adaround and @adaround_scaled round, and static scales of inputs; no layer of the plan has any of them"
+        )
+    weights = calibrated_weights(
+        model, graph, {name: [_plain(s)] for name, s in chosen.items()}, calls
+    )
     units = _units(graph, chosen)
     targets = _outputs(model, list(units), calls)
     dice, blocks, done = torch.Generator().manual_seed(seed), [], dict[str, Scheme]()
     for unit, names in units.items():
         given = _inputs(model, graph, unit, calls, done, weights)
-        module, held = model.get_submodule(unit), {name: Layer(model, graph, name, chosen[name], weights) for name in names}
+        module, held = (
+            model.get_submodule(unit),
+            {name: Layer(model, graph, name, chosen[name], weights) for name in names},
+        )
         block = _Block(unit, module, held, given, targets.pop(unit))
         if any(Layer.learns(chosen[name]) for name in names) and given:
             blocks.append(block.learn(order, steps, rates, dice))
@@ -106,7 +124,9 @@ def _units(graph: OpGraph, chosen: Mapping[str, Scheme]) -> dict[str, list[str]]
     units: dict[str, list[str]] = {}
     for name in chosen:
         block = graph.layer(name).block
-        whole = block and all(spec.block == block for spec in graph if spec.name.startswith(block + "."))
+        whole = block and all(
+            spec.block == block for spec in graph if spec.name.startswith(block + ".")
+        )
         units.setdefault(block if whole else name, []).append(name)
     return units
 
@@ -120,7 +140,9 @@ def _first(made: Any) -> Tensor:
     return found.detach().float().clone()  # what comes behind may write into it
 
 
-def _outputs(model: nn.Module, units: Sequence[str], calls: Sequence[Call]) -> dict[str, list[Tensor]]:
+def _outputs(
+    model: nn.Module, units: Sequence[str], calls: Sequence[Call]
+) -> dict[str, list[Tensor]]:
     """Module -> its output for each call that runs it, in full precision; of a module that runs several times in a call, the first."""
     found: dict[str, list[Tensor]] = {unit: [] for unit in units}
     ran: set[str] = set()
@@ -145,7 +167,12 @@ def _outputs(model: nn.Module, units: Sequence[str], calls: Sequence[Call]) -> d
 
 
 def _inputs(
-    model: nn.Module, graph: OpGraph, unit: str, calls: Sequence[Call], done: Mapping[str, Scheme], weights: QuantizedWeights
+    model: nn.Module,
+    graph: OpGraph,
+    unit: str,
+    calls: Sequence[Call],
+    done: Mapping[str, Scheme],
+    weights: QuantizedWeights,
 ) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
     """What goes into a module for each call that runs it, with all layers before it as they are rounded by now."""
     found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -177,11 +204,15 @@ class _Block:
     given: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]
     targets: Sequence[Tensor]
 
-    def learn(self, order: str, steps: int, rates: tuple[float, float], dice: torch.Generator) -> Rebuilt:
+    def learn(
+        self, order: str, steps: int, rates: tuple[float, float], dice: torch.Generator
+    ) -> Rebuilt:
         """Learn gates and factors of all layers; take them back where the block's output is not nearer for it."""
         gates = [g for layer in self.layers.values() for g in layer.gates]
         stretches = [layer.stretch for layer in self.layers.values() if layer.stretch is not None]
-        both: list[tuple[list[Gates], list[Tensor]]] = [(gates, stretches)] if order == "joint" else [(gates, []), ([], stretches)]
+        both: list[tuple[list[Gates], list[Tensor]]] = (
+            [(gates, stretches)] if order == "joint" else [(gates, []), ([], stretches)]
+        )
         phases = [(opened, stretched) for opened, stretched in both if opened or stretched]
         losses: list[float] = []
         power = sum(float(t.square().sum()) for t in self.targets)
@@ -189,7 +220,9 @@ class _Block:
             before = self._error("whole") / power
             for opened, stretched in phases:
                 if before > 0:
-                    losses += self._phase(opened, stretched, order == "joint", steps // len(phases), rates, dice)
+                    losses += self._phase(
+                        opened, stretched, order == "joint", steps // len(phases), rates, dice
+                    )
                 for layer in self.layers.values():
                     layer.settle()
             after = self._error("whole") / power
@@ -198,12 +231,23 @@ class _Block:
                     layer.forget()
         return Rebuilt(self.name, before, min(after, before), tuple(losses))
 
-    def _phase(self, gates: list[Gates], stretches: list[Tensor], joint: bool, steps: int, rates: tuple[float, float], dice: torch.Generator) -> list[float]:
+    def _phase(
+        self,
+        gates: list[Gates],
+        stretches: list[Tensor],
+        joint: bool,
+        steps: int,
+        rates: tuple[float, float],
+        dice: torch.Generator,
+    ) -> list[float]:
         mode = "soft" if joint or stretches else "off"
         unit = self._error(mode) / len(self.given) / max(1, sum(g.variable.numel() for g in gates))
         if not unit > 0:
             return []
-        groups = [{"params": [g.variable for g in gates], "lr": rates[0]}, {"params": stretches, "lr": rates[1]}]
+        groups = [
+            {"params": [g.variable for g in gates], "lr": rates[0]},
+            {"params": stretches, "lr": rates[1]},
+        ]
         optimizer = torch.optim.Adam([group for group in groups if group["params"]])
         variables = [*(g.variable for g in gates), *stretches]
         losses = []
@@ -226,13 +270,19 @@ class _Block:
     def _error(self, mode: str) -> float:
         """Squared error of the output over all calls, weights as they are settled."""
         values = {name: layer.value(soft=False)[0] for name, layer in self.layers.items()}
-        return sum(float((self._run(k, values, mode) - target).square().sum()) for k, target in enumerate(self.targets))
+        return sum(
+            float((self._run(k, values, mode) - target).square().sum())
+            for k, target in enumerate(self.targets)
+        )
 
     def _run(self, k: int, values: Mapping[str, Tensor], mode: str) -> Tensor:
         for layer in self.layers.values():
             layer.mode = mode
         args, kwargs = self.given[k]
-        own = {(name[len(self.name) + 1 :] + ".weight").lstrip("."): value for name, value in values.items()}
+        own = {
+            (name[len(self.name) + 1 :] + ".weight").lstrip("."): value
+            for name, value in values.items()
+        }
         made = functional_call(self.module, own, args, kwargs)
         return (made if isinstance(made, Tensor) else made[0]).float()
 

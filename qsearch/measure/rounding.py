@@ -53,7 +53,9 @@ def undecided(shares: Tensor, progress: float) -> Tensor:
     return PENALTY * (1 - (2 * shares - 1).abs().pow(beta)).sum()
 
 
-def learn(groups: Tensor, scheme: Scheme, moments: Tensor, *, rate: float, steps: int, scaled: bool) -> Codes:
+def learn(
+    groups: Tensor, scheme: Scheme, moments: Tensor, *, rate: float, steps: int, scaled: bool
+) -> Codes:
     """Codes of fp32 groups [rows, groups, group] whose rounding minimises the output error for inputs with `moments` [columns, columns].
 
     Deterministic: gates start where the weights lie, and the loss is that of all inputs at once.
@@ -61,7 +63,9 @@ def learn(groups: Tensor, scheme: Scheme, moments: Tensor, *, rate: float, steps
     scale, zero = spanning(groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True), scheme)
     simple = nearest(groups, scale, zero, scheme)
     low, step = neighbours(groups, scale, zero, scheme)
-    weight, plain, low, step = (columns_of(t, scheme, moments) for t in (groups, simple.values(), low, step))
+    weight, plain, low, step = (
+        columns_of(t, scheme, moments) for t in (groups, simple.values(), low, step)
+    )
     square = moments.to(weight)
     before = output_error(plain - weight, square)
     unit = before.sum() / weight.numel()
@@ -72,16 +76,25 @@ def learn(groups: Tensor, scheme: Scheme, moments: Tensor, *, rate: float, steps
         optimizer = torch.optim.Adam([gates.variable], lr=rate)
         for i in range(steps):
             shares = gates.shares()
-            loss = output_error(gates.soft(shares) - weight, square).sum() / unit + undecided(shares, i / steps)
+            loss = output_error(gates.soft(shares) - weight, square).sum() / unit + undecided(
+                shares, i / steps
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
     learnt = gates.hard()
     worse = output_error(learnt - weight, square) >= before
-    return nearest(from_columns(torch.where(worse[:, None], plain, learnt), groups, scheme), scale, zero, scheme)
+    return nearest(
+        from_columns(torch.where(worse[:, None], plain, learnt), groups, scheme),
+        scale,
+        zero,
+        scheme,
+    )
 
 
-def neighbours(groups: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+def neighbours(
+    groups: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme
+) -> tuple[Tensor, Tensor]:
     """The grid's value at or below each weight and the step to the one above; a weight beyond the grid's end gets its last two."""
     if scheme.family in ("int", "uint"):
         code = (groups / scale + zero).floor().clamp(0, 2**scheme.bits - 2)
@@ -89,5 +102,7 @@ def neighbours(groups: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme) -> t
     form = element(scheme)
     values = form.values(groups.device)
     values = values[~values.isnan()].unique() / 2.0**form.highest  # ascending, zero once
-    place = torch.searchsorted(values, (groups / scale).contiguous(), right=True).clamp(1, len(values) - 1)
+    place = torch.searchsorted(values, (groups / scale).contiguous(), right=True).clamp(
+        1, len(values) - 1
+    )
     return scale * values[place - 1], scale * (values[place] - values[place - 1])

@@ -41,7 +41,12 @@ class QuantizedWeights:
         calibration: Mapping[str, LayerInputs] | None = None,
         ranges: Mapping[int, StepRanges] | None = None,
     ) -> None:
-        self.model, self.graph, self.calibration, self.ranges = model, graph, calibration or {}, ranges or {}
+        self.model, self.graph, self.calibration, self.ranges = (
+            model,
+            graph,
+            calibration or {},
+            ranges or {},
+        )
         self._weights: dict[tuple[str, str, int], Tensor] = {}
         self._treatments: dict[tuple[str, str, int], Treatment | None] = {}
         self._learnt: dict[tuple[str, str], tuple[Quantized, ...]] = {}
@@ -65,7 +70,9 @@ class QuantizedWeights:
         if key not in self._treatments:
             weight = weight_of(self.model, layer).data
             module, inputs = self.model.get_submodule(layer), self._inputs(layer, scheme, part)
-            self._treatments[key] = treat(scheme, weight, module, inputs, layer=layer, transforms=named(scheme))
+            self._treatments[key] = treat(
+                scheme, weight, module, inputs, layer=layer, transforms=named(scheme)
+            )
         return self._treatments[key]
 
     def codes(self, layer: str, scheme: Scheme, part: int = 0) -> tuple[Quantized, ...]:
@@ -78,7 +85,9 @@ class QuantizedWeights:
             inputs, scale = treatment.inputs, _columns(treatment, weight)
         module = self.model.get_submodule(layer)
         if method_of(scheme).needs_inputs and not has_rows(module):
-            raise QSearchError(f"@{scheme.method} is for linear layers and 2d convolutions in one group, padded with zeros; {layer} is {type(module).__name__}")
+            raise QSearchError(
+                f"@{scheme.method} is for linear layers and 2d convolutions in one group, padded with zeros; {layer} is {type(module).__name__}"
+            )
         return quantize_parts(
             weight if scale is None else weight.float() * scale,
             scheme,
@@ -94,7 +103,13 @@ class QuantizedWeights:
             for key in [key for key in kept if key[0] == layer]:
                 del kept[key]
 
-    def learn(self, layer: str, scheme: Scheme, parts: tuple[Quantized, ...] | None, treatment: Treatment | None) -> None:
+    def learn(
+        self,
+        layer: str,
+        scheme: Scheme,
+        parts: tuple[Quantized, ...] | None,
+        treatment: Treatment | None,
+    ) -> None:
         """Keep what somebody else found for `layer` at `scheme`: codes, in place of what its method would make, and what happens to its input."""
         if parts is not None:
             self._learnt[layer, str(scheme)] = parts
@@ -107,15 +122,23 @@ class QuantizedWeights:
         elif scheme.ranges in self.ranges:
             found = self.ranges[scheme.ranges].parts[part].get(layer)
         else:
-            raise QSearchError(f"{scheme} at {layer} goes by {scheme.ranges} ranges of steps; give what `calibrated_weights` makes of recorded calls")
+            raise QSearchError(
+                f"{scheme} at {layer} goes by {scheme.ranges} ranges of steps; give what `calibrated_weights` makes of recorded calls"
+            )
         if found is None and (self.calibration or self.ranges) and needs_inputs(scheme):
-            raise QSearchError(f"{scheme} needs to know the inputs of {layer}, which the calls for calibration do not run; give it a scheme without them")
+            raise QSearchError(
+                f"{scheme} needs to know the inputs of {layer}, which the calls for calibration do not run; give it a scheme without them"
+            )
         return found
 
     def _make(self, layer: str, scheme: Scheme, part: int) -> Tensor:
         weight, parts = weight_of(self.model, layer).data, self.codes(layer, scheme, part)
         treatment = self.treatment(layer, scheme, part) if scheme.transforms else None
-        return joined(parts, weight.dtype) if treatment is None else (joined(parts) / _columns(treatment, weight)).to(weight.dtype)
+        return (
+            joined(parts, weight.dtype)
+            if treatment is None
+            else (joined(parts) / _columns(treatment, weight)).to(weight.dtype)
+        )
 
     def _key(self, scheme: Scheme) -> str:
         """What weights are kept under: what happens to the input matters where it changes the weight, or was learnt together with it."""
@@ -128,7 +151,9 @@ def _columns(treatment: Treatment, weight: Tensor) -> Tensor:
     return treatment.scale.view(1, -1, *[1] * (weight.ndim - 2))
 
 
-def calibrated_weights(model: nn.Module, graph: OpGraph, wanted: Mapping[str, Iterable[Scheme]], calls: Sequence[Call]) -> QuantizedWeights:
+def calibrated_weights(
+    model: nn.Module, graph: OpGraph, wanted: Mapping[str, Iterable[Scheme]], calls: Sequence[Call]
+) -> QuantizedWeights:
     """`QuantizedWeights` that can carry out the schemes in `wanted` (layer -> schemes), calibrated on `calls` as far as those schemes ask for it.
 
     Raises `QSearchError` where a scheme asks for calibration and no call is given.
@@ -137,14 +162,28 @@ def calibrated_weights(model: nn.Module, graph: OpGraph, wanted: Mapping[str, It
     counts = sorted({s.ranges for schemes in asking.values() for s in schemes})
 
     def made(calls: Sequence[Call], count: int) -> dict[str, LayerInputs]:
-        mine = {layer: [s for s in schemes if s.ranges == count] for layer, schemes in asking.items()}
-        moments = any(s.format != "keep" and method_of(s).needs_inputs for schemes in mine.values() for s in schemes)
-        return calibrate(model, graph, calls, [layer for layer, schemes in mine.items() if schemes], moments=moments)
+        mine = {
+            layer: [s for s in schemes if s.ranges == count] for layer, schemes in asking.items()
+        }
+        moments = any(
+            s.format != "keep" and method_of(s).needs_inputs
+            for schemes in mine.values()
+            for s in schemes
+        )
+        return calibrate(
+            model,
+            graph,
+            calls,
+            [layer for layer, schemes in mine.items() if schemes],
+            moments=moments,
+        )
 
     ranges = {}
     for count in (n for n in counts if n > 1):
         parts = cut(model, calls, count)
-        times = tuple(tuple(sorted({time_of(model, c.args, c.kwargs) for c in part})) for part in parts)
+        times = tuple(
+            tuple(sorted({time_of(model, c.args, c.kwargs) for c in part})) for part in parts
+        )
         ranges[count] = StepRanges(times, tuple(made(part, count) for part in parts))
     return QuantizedWeights(model, graph, made(calls, 1) if 1 in counts else None, ranges)
 
@@ -154,7 +193,9 @@ def weight_of(model: nn.Module, layer: str) -> nn.Parameter:
     try:
         weight = model.get_submodule(layer).weight
     except AttributeError:
-        raise QSearchError(f"{type(model).__name__} has no layer {layer!r} with a weight; extract its graph again") from None
+        raise QSearchError(
+            f"{type(model).__name__} has no layer {layer!r} with a weight; extract its graph again"
+        ) from None
     assert isinstance(weight, nn.Parameter)
     return weight
 
@@ -190,7 +231,9 @@ class _Place:
     def treated(self) -> Iterator[None]:
         """The module rounds its input, and adds what that leaves to its output, inside the block."""
 
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def before(
+            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
             treatment = self.treatments[self.now]
             assert treatment is not None
             if args:
@@ -203,7 +246,10 @@ class _Place:
             assert treatment is not None
             return treatment.after(y, module, self.full, self.values[self.now])
 
-        handles = [self.module.register_forward_pre_hook(before, with_kwargs=True), self.module.register_forward_hook(after)]
+        handles = [
+            self.module.register_forward_pre_hook(before, with_kwargs=True),
+            self.module.register_forward_hook(after),
+        ]
         try:
             yield
         finally:
@@ -228,24 +274,38 @@ def _following(model: nn.Module, places: Sequence[_Place], ranges: StepRanges) -
 
 
 @contextmanager
-def simulate(model: nn.Module, plan: BitPlan | Mapping[str, Scheme], graph: OpGraph, weights: QuantizedWeights | None = None) -> Iterator[nn.Module]:
+def simulate(
+    model: nn.Module,
+    plan: BitPlan | Mapping[str, Scheme],
+    graph: OpGraph,
+    weights: QuantizedWeights | None = None,
+) -> Iterator[nn.Module]:
     """`model` with every weight as the plan stores it and every input and site of attention rounded as it says, inside the block.
 
     `plan` may be sparse (layers it does not name are kept); `weights` shares quantized weights between calls, and holds the calibration that
     some schemes need. Everything is made before anything is exchanged, so that what a layer gets does not depend on the others.
     """
     if isinstance(plan, BitPlan) and plan.graph != graph.id:
-        raise QSearchError(f"the plan was made for graph {plan.graph}, {graph.model} is graph {graph.id}; make a plan for this model")
+        raise QSearchError(
+            f"the plan was made for graph {plan.graph}, {graph.model} is graph {graph.id}; make a plan for this model"
+        )
     weights = weights or QuantizedWeights(model, graph)
-    layers, sites = parted(graph, {**plan.layers, **plan.sites} if isinstance(plan, BitPlan) else plan)  # a name that means nothing is a mistake
+    layers, sites = parted(
+        graph, {**plan.layers, **plan.sites} if isinstance(plan, BitPlan) else plan
+    )  # a name that means nothing is a mistake
     with ExitStack() as stack, torch.no_grad():
         places: dict[int, list[_Place]] = {}
         for layer, scheme in layers.items():
             if scheme.format != "keep" or scheme.activation:
                 parts = range(scheme.ranges)
-                values, treatments = [weights.get(layer, scheme, i) for i in parts], [weights.treatment(layer, scheme, i) for i in parts]
+                values, treatments = (
+                    [weights.get(layer, scheme, i) for i in parts],
+                    [weights.treatment(layer, scheme, i) for i in parts],
+                )
                 weight = weight_of(model, layer)
-                places.setdefault(scheme.ranges, []).append(_Place(model.get_submodule(layer), weight, weight.data, values, treatments))
+                places.setdefault(scheme.ranges, []).append(
+                    _Place(model.get_submodule(layer), weight, weight.data, values, treatments)
+                )
         for count, held in places.items():
             for place in held:
                 if place.treatments[0] is not None:
@@ -253,5 +313,10 @@ def simulate(model: nn.Module, plan: BitPlan | Mapping[str, Scheme], graph: OpGr
                 stack.enter_context(exchanged(place.weight, place.values[0]))
             if count > 1:
                 stack.enter_context(_following(model, held, weights.ranges[count]))
-        stack.enter_context(passing(model, {site: rounding(scheme) for site, scheme in sites.items() if scheme.activation}))
+        stack.enter_context(
+            passing(
+                model,
+                {site: rounding(scheme) for site, scheme in sites.items() if scheme.activation},
+            )
+        )
         yield model

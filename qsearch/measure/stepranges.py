@@ -38,7 +38,9 @@ def time_of(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     given = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
     time = given.get(_ARGUMENT, given.get("kwargs", {}).get(_ARGUMENT))
     if time is None:
-        raise QSearchError(f"ranges of steps go by the argument {_ARGUMENT!r} of the denoiser; {type(model).__name__} was called with {', '.join(given)}")
+        raise QSearchError(
+            f"ranges of steps go by the argument {_ARGUMENT!r} of the denoiser; {type(model).__name__} was called with {', '.join(given)}"
+        )
     return float(torch.as_tensor(time).double().mean())
 
 
@@ -47,6 +49,8 @@ def cut(model: nn.Module, calls: Sequence[Call], count: int) -> list[list[Call]]
     timed = [(time_of(model, call.args, call.kwargs), call) for call in calls]
     times = sorted({time for time, _ in timed}, reverse=True)
     if len(times) < count:
-        raise QSearchError(f"{count} ranges of steps need calls of as many steps to be calibrated on; these are of {len(times)}, record more bins")
+        raise QSearchError(
+            f"{count} ranges of steps need calls of as many steps to be calibrated on; these are of {len(times)}, record more bins"
+        )
     place = {time: i * count // len(times) for i, time in enumerate(times)}
     return [[call for time, call in timed if place[time] == part] for part in range(count)]

@@ -18,7 +18,9 @@ from .simulation import QuantizedWeights, simulate
 
 
 @contextmanager
-def simulate_steps(pipe: Any, plan: StepPlan, graph: OpGraph, weights: QuantizedWeights | None = None) -> Iterator[Any]:
+def simulate_steps(
+    pipe: Any, plan: StepPlan, graph: OpGraph, weights: QuantizedWeights | None = None
+) -> Iterator[Any]:
     """The pipeline's denoiser computes as `plan` says inside the block: of n sampler steps, step i by bin i * bins // n, the noisiest first.
 
     Steps are counted by the scheduler's `step`, from each `set_timesteps` on, so a call with several passes of the denoiser a step is counted
@@ -26,9 +28,13 @@ def simulate_steps(pipe: Any, plan: StepPlan, graph: OpGraph, weights: Quantized
     """
     model, scheduler = denoiser_of(pipe), getattr(pipe, "scheduler", None)
     if scheduler is None:
-        raise QSearchError(f"a step-wise plan goes by the scheduler's steps; {type(pipe).__name__} has no scheduler")
+        raise QSearchError(
+            f"a step-wise plan goes by the scheduler's steps; {type(pipe).__name__} has no scheduler"
+        )
     weights = weights or QuantizedWeights(model, graph)
-    asked = torch.is_grad_enabled()  # `simulate` is entered within the pipeline's own no_grad and left outside of it
+    asked = (
+        torch.is_grad_enabled()
+    )  # `simulate` is entered within the pipeline's own no_grad and left outside of it
     with ExitStack() as after, ExitStack() as inside:
         after.callback(torch.set_grad_enabled, asked)
         step, current = 0, -1
@@ -47,7 +53,9 @@ def simulate_steps(pipe: Any, plan: StepPlan, graph: OpGraph, weights: Quantized
             nonlocal current
             count = len(scheduler.timesteps)
             if count < len(plan.bins):
-                raise QSearchError(f"a plan for {len(plan.bins)} bins of steps needs as many sampler steps at least; given {count}")
+                raise QSearchError(
+                    f"a plan for {len(plan.bins)} bins of steps needs as many sampler steps at least; given {count}"
+                )
             wanted = min(step, count - 1) * len(plan.bins) // count
             if wanted != current:
                 inside.close()

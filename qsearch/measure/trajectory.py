@@ -22,7 +22,15 @@ from torch.utils import _pytree, checkpoint
 from ..core.errors import QSearchError
 from .clean import Clean
 from .observation import AbstractObservation, compared, first_bad, measured
-from .pipelines import Call, Prompts, Sampling, arguments, decode_batch, denoiser_of, latent_channels
+from .pipelines import (
+    Call,
+    Prompts,
+    Sampling,
+    arguments,
+    decode_batch,
+    denoiser_of,
+    latent_channels,
+)
 
 
 @dataclass(frozen=True)
@@ -37,13 +45,19 @@ class Trajectory:
     def observed(self, model: nn.Module, metrics: Sequence[str]) -> AbstractObservation:
         """The trajectory as an observation of `model`, which must be the pipeline's denoiser."""
         if model is not denoiser_of(self.pipe):
-            raise QSearchError(f"trajectories belong to the denoiser of their pipeline; {type(model).__name__} is not that of {type(self.pipe).__name__}")
+            raise QSearchError(
+                f"trajectories belong to the denoiser of their pipeline; {type(model).__name__} is not that of {type(self.pipe).__name__}"
+            )
         return TrajectoryObservation(self, metrics)
 
 
-def trajectories(pipe: Any, prompts: Prompts, sampling: Sampling, batch: int = 1) -> list[Trajectory]:
+def trajectories(
+    pipe: Any, prompts: Prompts, sampling: Sampling, batch: int = 1
+) -> list[Trajectory]:
     """The samples in parts of `batch`; each part has probes of its own."""
-    return [Trajectory(pipe, prompts[i : i + batch], sampling, i) for i in range(0, len(prompts), batch)]
+    return [
+        Trajectory(pipe, prompts[i : i + batch], sampling, i) for i in range(0, len(prompts), batch)
+    ]
 
 
 class TrajectoryObservation(AbstractObservation):
@@ -61,7 +75,9 @@ class TrajectoryObservation(AbstractObservation):
             latents = _sampled(self.trajectory)
         if not torch.isfinite(latents).all():
             first = first_bad(self.model, partial(_sampled, self.trajectory))
-            raise QSearchError(f"{type(self.trajectory.pipe).__name__} made latents that are not finite; the first layer to make such numbers is {first}")
+            raise QSearchError(
+                f"{type(self.trajectory.pipe).__name__} made latents that are not finite; the first layer to make such numbers is {first}"
+            )
         return latents
 
     def example(self) -> Call:
@@ -121,7 +137,9 @@ class TrajectoryObservation(AbstractObservation):
             latents = _sampled(self.trajectory)
         if not latents.requires_grad:
             name = type(getattr(self.trajectory.pipe, "scheduler", None)).__name__
-            raise QSearchError(f"{name} gives no gradient through its steps, so a trajectory can't be probed; use one that does, or probe step by step")
+            raise QSearchError(
+                f"{name} gives no gradient through its steps, so a trajectory can't be probed; use one that does, or probe step by step"
+            )
         return latents
 
     def _at(self, step: int, forward: Any, *args: Any, **kwargs: Any) -> Any:
@@ -133,7 +151,9 @@ class TrajectoryObservation(AbstractObservation):
         more = replace(self.trajectory, prompts=Prompts(self.trajectory.prompts.texts * 2))
         with torch.no_grad():
             latents = _sampled(more)[: len(self._latents)]
-            return compared(measured(self.metrics, None, self._clean(latents), None, self._own), self)
+            return compared(
+                measured(self.metrics, None, self._clean(latents), None, self._own), self
+            )
 
 
 class _HeardEnoughError(Exception):
@@ -144,8 +164,12 @@ def _sampled(trajectory: Trajectory) -> Tensor:
     pipe = trajectory.pipe
     call = inspect.unwrap(type(pipe).__call__)
     if call is type(pipe).__call__:
-        raise QSearchError(f"the call of {type(pipe).__name__} is not wrapped in torch.no_grad as diffusers' pipelines are; probe step by step")
-    made = call(pipe, **arguments(pipe, trajectory.prompts.texts, trajectory.first, trajectory.sampling))
+        raise QSearchError(
+            f"the call of {type(pipe).__name__} is not wrapped in torch.no_grad as diffusers' pipelines are; probe step by step"
+        )
+    made = call(
+        pipe, **arguments(pipe, trajectory.prompts.texts, trajectory.first, trajectory.sampling)
+    )
     latents: Tensor = made[0]
     return latents.float()
 
@@ -184,6 +208,8 @@ def _checkpointed(forward: Any, args: Any, kwargs: Any) -> Any:
         shape[:] = [form]
         return tuple(made)
 
-    anchor = torch.zeros((), requires_grad=True)  # the first step's latents want no gradient, its weights do
+    anchor = torch.zeros(
+        (), requires_grad=True
+    )  # the first step's latents want no gradient, its weights do
     made = checkpoint.checkpoint(flat, anchor, *(leaves[i] for i in places), use_reentrant=True)
     return _pytree.tree_unflatten(list(made), shape[0])

@@ -78,7 +78,10 @@ class Treatment:
         shape = [1] * x.ndim
         shape[self.channel] = -1
         shift, scale = self.shift.view(shape), self.scale.view(shape)
-        return (rounded((x.float() - shift) / scale, self.scheme, self.inputs, self.channel) * scale + shift).to(x.dtype)
+        return (
+            rounded((x.float() - shift) / scale, self.scheme, self.inputs, self.channel) * scale
+            + shift
+        ).to(x.dtype)
 
     @cached_property
     def _unmoved(self) -> bool:
@@ -92,7 +95,9 @@ class Treatment:
         if self.shift.any():
             y = y + F.linear(self.shift.to(full), full - weight)
         if self.first is not None:
-            token = F.linear(self.first.to(full), full, getattr(module, "bias", None)).half().to(y)  # as it is stored
+            token = (
+                F.linear(self.first.to(full), full, getattr(module, "bias", None)).half().to(y)
+            )  # as it is stored
             y = torch.cat([token.expand_as(y[:, :1]), y[:, 1:]], 1)
         return y
 
@@ -131,7 +136,11 @@ def _static(scheme: Scheme) -> bool:
 
 def needs_inputs(scheme: Scheme) -> bool:
     """Whether carrying out a scheme takes calibration: for its method, for static ranges, or for a transform."""
-    return bool(scheme.transforms) or _static(scheme) or (scheme.format != "keep" and method_of(scheme).needs_inputs)
+    return (
+        bool(scheme.transforms)
+        or _static(scheme)
+        or (scheme.format != "keep" and method_of(scheme).needs_inputs)
+    )
 
 
 def treat(
@@ -150,32 +159,54 @@ def treat(
     if not scheme.activation and not transforms:
         return None
     if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
-        raise QSearchError(f"inputs are rounded for linear layers and convolutions; {layer} is {type(module).__name__}, give it weights only")
+        raise QSearchError(
+            f"inputs are rounded for linear layers and convolutions; {layer} is {type(module).__name__}, give it weights only"
+        )
     linear = isinstance(module, nn.Linear)
     channels = module.in_features if isinstance(module, nn.Linear) else module.in_channels
     plain = isinstance(module, nn.Linear) or not (module.transposed or module.groups > 1)
     for word, transform, _ in transforms:
         if not plain or (transform.needs_linear and not linear):
-            suited = "linear layers" if transform.needs_linear else "linear layers and convolutions in one group"
+            suited = (
+                "linear layers"
+                if transform.needs_linear
+                else "linear layers and convolutions in one group"
+            )
             raise QSearchError(f"~{word} is for {suited}; {layer} is {type(module).__name__}")
     if inputs is None and (transforms or _static(scheme)):
-        raise QSearchError(f"{scheme} needs to know the inputs of {layer}; give QuantizedWeights(model, graph, calibrate(model, graph, calls))")
-    shift, scale, first = weight.new_zeros(channels).float(), weight.new_ones(channels).float(), None
+        raise QSearchError(
+            f"{scheme} needs to know the inputs of {layer}; give QuantizedWeights(model, graph, calibrate(model, graph, calls))"
+        )
+    shift, scale, first = (
+        weight.new_zeros(channels).float(),
+        weight.new_ones(channels).float(),
+        None,
+    )
     for word, transform, amount in transforms:
         assert inputs is not None
         moved = weight.float() * scale.view(1, -1, *[1] * (weight.ndim - 2))
         try:
-            found = transform.fit(moved[:, :, None] if linear else moved.flatten(2), inputs, scheme, amount)
+            found = transform.fit(
+                moved[:, :, None] if linear else moved.flatten(2), inputs, scheme, amount
+            )
         except QSearchError as error:
             raise QSearchError(f"{layer} can't have {scheme}: {error}") from error
         if found.first is not None:
             if inputs.rest is None or len(shift.nonzero()) or not bool((scale == 1).all()):
-                raise QSearchError(f"~{word} leaves a token out of what the other transforms go by; it comes first, not as in {scheme}")
+                raise QSearchError(
+                    f"~{word} leaves a token out of what the other transforms go by; it comes first, not as in {scheme}"
+                )
             first, inputs = found.first, inputs.rest
             continue
         away = found.shift if found.shift is not None else torch.zeros_like(shift)
-        size = found.scale.half().float().clamp(min=2.0**-14) if found.scale is not None else torch.ones_like(scale)
-        assert size.shape == away.shape == shift.shape, f"~{word} must give a number for each of {channels} channels, it gave {tuple(size.shape)}"
+        size = (
+            found.scale.half().float().clamp(min=2.0**-14)
+            if found.scale is not None
+            else torch.ones_like(scale)
+        )
+        assert size.shape == away.shape == shift.shape, (
+            f"~{word} must give a number for each of {channels} channels, it gave {tuple(size.shape)}"
+        )
         away = away.half().float()
         inputs = inputs.moved(away, size)
         shift, scale = shift + away * scale, scale * size

@@ -57,14 +57,26 @@ def write_report(
     plots_of = partial(draw_plots, frontier=frontier, attributions=attributions)
     shown = _shown([str(row["plan"]) for row in rows])
     bits = {str(row["plan"]): float(row["average_bits"]) for row in rows}
-    samples = contact_sheet(folder / "contact_sheet.png", folder, {name: f"{name}\n{bits[name]:.2f} bits" for name in shown}, captions)
-    write_text(folder / "report.html", _page(folder, graph, table, plan, rows, captions, samples, shown, metric, plots_of, key))
+    samples = contact_sheet(
+        folder / "contact_sheet.png",
+        folder,
+        {name: f"{name}\n{bits[name]:.2f} bits" for name in shown},
+        captions,
+    )
+    write_text(
+        folder / "report.html",
+        _page(folder, graph, table, plan, rows, captions, samples, shown, metric, plots_of, key),
+    )
 
 
 def is_current(folder: Path, key: str) -> bool:
     """Whether the folder's report was written with this `key`."""
     page = Path(folder) / "report.html"
-    return page.is_file() and (Path(folder) / "contact_sheet.png").is_file() and f'name="qsearch-key" content="{key}"' in page.read_text(encoding="utf-8")
+    return (
+        page.is_file()
+        and (Path(folder) / "contact_sheet.png").is_file()
+        and f'name="qsearch-key" content="{key}"' in page.read_text(encoding="utf-8")
+    )
 
 
 def _shown(plans: Sequence[str]) -> list[str]:
@@ -90,7 +102,9 @@ def _page(
 
     from jinja2 import Environment, StrictUndefined
 
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    page = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
     page.filters |= {"db": _db, "number": _number, "percent": _percent, "breakable": _breakable}
     page.filters["colour"] = lambda role: drawing.FAMILY_COLOURS[plots.family(role)]
     values = table.values(metric)
@@ -99,7 +113,9 @@ def _page(
     columns, measured = tables.results(rows)
     drawn = plots_of(graph, table, plan, rows, middle, metric)
     by_role = tables.bits_by_role(graph, table, plan, middle, metric=metric)
-    return page.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")).render(
+    return page.from_string(
+        files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")
+    ).render(
         model=graph.model,
         title=f"{plan.achieved.average_bits:.2f} stored bits a weight",
         summary=_summary(graph, plan, rows),
@@ -125,7 +141,9 @@ def _page(
 
 def _middle(graph: OpGraph, plan: BitPlan, schemes: Sequence[str]) -> str:
     """The scheme whose uniform plan is nearest in size to the plan: where its choices differ most."""
-    return min(schemes, key=lambda s: abs(BitPlan.uniform(graph, s).achieved.bits - plan.achieved.bits))
+    return min(
+        schemes, key=lambda s: abs(BitPlan.uniform(graph, s).achieved.bits - plan.achieved.bits)
+    )
 
 
 def _db(value: float) -> str:
@@ -150,7 +168,12 @@ def _breakable(name: str) -> Markup:
 def _summary(graph: OpGraph, plan: BitPlan, rows: Sequence[Mapping[str, Any]]) -> str:
     """The outcome in two sentences; the second where the denoiser's output was measured for the plan and for others."""
     first = f"The plan stores {graph.weights:,} weights in {plan.achieved.bytes / 1000:,.0f} kB, {plan.compression:.1f} times smaller than at 16 bits."
-    found = {str(r["plan"]): r["metrics"][m] for r in rows for m in ("output_sqnr",) if m in r["metrics"] and r["plan"] != plots.FULL_PRECISION}
+    found = {
+        str(r["plan"]): r["metrics"][m]
+        for r in rows
+        for m in ("output_sqnr",)
+        if m in r["metrics"] and r["plan"] != plots.FULL_PRECISION
+    }
     if "plan" not in found or len(found) < 2:
         return first
     ours, error = found.pop("plan")
@@ -158,13 +181,28 @@ def _summary(graph: OpGraph, plan: BitPlan, rows: Sequence[Mapping[str, Any]]) -
     return f"{first} The denoiser's output stands {ours:.1f} ± {error:.1f} dB above its error; the plans beside it: {others}."
 
 
-def _asked(graph: OpGraph, plan: BitPlan, schemes: Sequence[str], captions: Sequence[str]) -> list[tuple[str, str]]:
-    units = {"average_bits": "stored bits a weight", "bytes": "bytes of weights", "bit_operations": "bit operations a call"}
-    budget = ", ".join(f"at most {limit:,.10g} {units[name]}" for name, limit in plan.budget.limits.items()) if plan.budget else "none"
+def _asked(
+    graph: OpGraph, plan: BitPlan, schemes: Sequence[str], captions: Sequence[str]
+) -> list[tuple[str, str]]:
+    units = {
+        "average_bits": "stored bits a weight",
+        "bytes": "bytes of weights",
+        "bit_operations": "bit operations a call",
+    }
+    budget = (
+        ", ".join(
+            f"at most {limit:,.10g} {units[name]}" for name, limit in plan.budget.limits.items()
+        )
+        if plan.budget
+        else "none"
+    )
     quoted = "; ".join(f"“{c}”" for c in captions[:2])
     return [
         ("model", graph.model),
-        ("size", f"{len(graph.layers)} layers, {graph.weights:,} weights, {graph.total_macs / 1e6:,.1f} M multiply-accumulates a call"),
+        (
+            "size",
+            f"{len(graph.layers)} layers, {graph.weights:,} weights, {graph.total_macs / 1e6:,.1f} M multiply-accumulates a call",
+        ),
         ("budget", budget),
         ("choices", ", ".join([*schemes, "keep (full precision)"])),
         ("captions", f"{len(captions)}, such as {quoted}" if captions else "none"),
@@ -183,7 +221,13 @@ def _bits_words(plan: BitPlan, by_role: Sequence[tables.RoleBits]) -> str:
     return words
 
 
-def _sheet(folder: Path, samples: Sequence[Sample], shown: Sequence[str], captions: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _sheet(
+    folder: Path,
+    samples: Sequence[Sample],
+    shown: Sequence[str],
+    captions: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
     pictures = load_plans(folder, shown)
     bits = {str(row["plan"]): float(row["average_bits"]) for row in rows}
     count, _, width, _ = pictures[shown[0]].shape
@@ -194,13 +238,29 @@ def _sheet(folder: Path, samples: Sequence[Sample], shown: Sequence[str], captio
         file = io.BytesIO()
         image.save(file, format="PNG", optimize=True)
         source = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-        return {"plan": name, "bits": bits[name], "source": source, "width": image.width, "height": image.height}
+        return {
+            "plan": name,
+            "bits": bits[name],
+            "source": source,
+            "width": image.width,
+            "height": image.height,
+        }
 
-    cut = [{"worst": s.worst, "rank": s.rank, "caption": captions[s.index], "tiles": [tile(name, s.index) for name in shown]} for s in samples]
+    cut = [
+        {
+            "worst": s.worst,
+            "rank": s.rank,
+            "caption": captions[s.index],
+            "tiles": [tile(name, s.index) for name in shown],
+        }
+        for s in samples
+    ]
     return {"plans": list(shown), "samples": cut, "count": count, "small": width <= LARGEST // 2}
 
 
-def _layers(graph: OpGraph, plan: BitPlan, values: Mapping[str, Mapping[str, float]], schemes: Sequence[str]) -> list[dict[str, Any]]:
+def _layers(
+    graph: OpGraph, plan: BitPlan, values: Mapping[str, Mapping[str, float]], schemes: Sequence[str]
+) -> list[dict[str, Any]]:
     data = plots.layer_bits(graph, plan)
     return [
         {
@@ -209,7 +269,9 @@ def _layers(graph: OpGraph, plan: BitPlan, values: Mapping[str, Mapping[str, flo
             "shape": " × ".join(map(str, layer.weight_shape)),
             "scheme": str(plan.layers[layer.name]),
             "stored": stored,
-            "decibels": {s: plots.decibels(values.get(layer.name, {}).get(s, 0.0)) for s in schemes},
+            "decibels": {
+                s: plots.decibels(values.get(layer.name, {}).get(s, 0.0)) for s in schemes
+            },
         }
         for layer, stored in zip(graph, data.stored, strict=True)
     ]
@@ -226,7 +288,9 @@ def _header(folder: Path, graph: OpGraph, plan: BitPlan) -> Header | None:
     return None
 
 
-def _provenance(graph: OpGraph, table: SensitivityTable, plan: BitPlan, header: Header | None) -> list[tuple[str, str]]:
+def _provenance(
+    graph: OpGraph, table: SensitivityTable, plan: BitPlan, header: Header | None
+) -> list[tuple[str, str]]:
     s = plan.solver
     solved = [f"{s.name}: {s.status}"]
     solved += [f"gap {s.gap:.2g}"] if s.gap is not None else []
@@ -237,7 +301,10 @@ def _provenance(graph: OpGraph, table: SensitivityTable, plan: BitPlan, header: 
         ("graph", graph.id),
         ("plan", plan.id),
         ("solver", ", ".join([*solved, f"{s.seconds:.2f} s"])),
-        ("sensitivity", f"{len(table.frame):,} measurements by {estimators}, {len(table.at_floor()):,} of them at the measurement floor"),
+        (
+            "sensitivity",
+            f"{len(table.frame):,} measurements by {estimators}, {len(table.at_floor()):,} of them at the measurement floor",
+        ),
     ]
     if header is None:
         return [*found, ("made by", "not recorded: the plan has no file in this run")]

@@ -45,19 +45,43 @@ def draw_plots(
     """name -> plot. `scheme`: the one at which layers, roles and blocks are compared; `rows`: results of the run."""
     found = _of_layers(graph, table, plan, scheme, metric)
     if frontier is not None and (frontier.bits or frontier.measured):
-        points = ", ".join(f"{bits:.2f} bits {quality:.1f}" for bits, quality in zip(frontier.bits, frontier.quality, strict=True))
-        found["frontier"] = _drawn("frontier", draw_frontier, frontier, f"Curve: stored bits a weight and {frontier.title}: {points}.", drawing.HALF)
-    for name in QUALITIES[int("frontier" in found) :]:  # the frontier has the output's own measured points
+        points = ", ".join(
+            f"{bits:.2f} bits {quality:.1f}"
+            for bits, quality in zip(frontier.bits, frontier.quality, strict=True)
+        )
+        found["frontier"] = _drawn(
+            "frontier",
+            draw_frontier,
+            frontier,
+            f"Curve: stored bits a weight and {frontier.title}: {points}.",
+            drawing.HALF,
+        )
+    for name in QUALITIES[
+        int("frontier" in found) :
+    ]:  # the frontier has the output's own measured points
         quality = plots.size_quality(rows, metric=name, title=tables.TITLES[name])
         if quality.plans:
-            points = ", ".join(f"{p} {size:,.0f} kB {mean:.1f}" for p, size, mean in zip(quality.plans, quality.kilobytes, quality.means, strict=True))
-            found[name] = _drawn(name, drawing.draw_size_quality, quality, f"Points: size and {quality.title}: {points}.", drawing.HALF)
+            points = ", ".join(
+                f"{p} {size:,.0f} kB {mean:.1f}"
+                for p, size, mean in zip(
+                    quality.plans, quality.kilobytes, quality.means, strict=True
+                )
+            )
+            found[name] = _drawn(
+                name,
+                drawing.draw_size_quality,
+                quality,
+                f"Points: size and {quality.title}: {points}.",
+                drawing.HALF,
+            )
     for attribution in attributions:
         found |= _of_attribution(graph, attribution)
     return found
 
 
-def _of_layers(graph: OpGraph, table: SensitivityTable, plan: BitPlan, scheme: str, metric: str) -> dict[str, Plot]:
+def _of_layers(
+    graph: OpGraph, table: SensitivityTable, plan: BitPlan, scheme: str, metric: str
+) -> dict[str, Plot]:
     bits = plots.layer_bits(graph, plan)
     noise = plots.noise_by_scheme(graph, table, plan, metric=metric)
     steps = plots.noise_by_step(graph, table, scheme, metric=metric)
@@ -76,7 +100,11 @@ def _of_layers(graph: OpGraph, table: SensitivityTable, plan: BitPlan, scheme: s
         label = f"Bars: noise of {len(bars.noise)} blocks at {scheme}, in order of execution."
         found["blocks"] = _drawn("blocks", block_bars.draw_block_bars, bars, label)
         heat = graph_heat.graph_heat(graph, table, scheme, metric=metric)
-        found["graph"] = _unscaled("graph", graph_heat.draw_graph_heat(heat), f"The graph of {graph.model}, a coloured cell a block: {heat.title}.")
+        found["graph"] = _unscaled(
+            "graph",
+            graph_heat.draw_graph_heat(heat),
+            f"The graph of {graph.model}, a coloured cell a block: {heat.title}.",
+        )
     return found
 
 
@@ -87,21 +115,36 @@ def _of_attribution(graph: OpGraph, attribution: Attribution) -> dict[str, Plot]
     for method, kind, metric in kinds.itertuples(index=False):
         plans = list(attribution.select(method=method, kind=kind, metric=metric)["plan"].unique())
         if kind == "layer" and "plan" in plans and "contributions" not in found:
-            bars = contributions.contributions(graph, attribution, plan="plan", metric=metric, method=method)
+            bars = contributions.contributions(
+                graph, attribution, plan="plan", metric=metric, method=method
+            )
             words = "; ".join(f"{name} {value:.2g}" for name, _, value, *_ in bars.rows)
-            found["contributions"] = _drawn("contributions", contributions.draw_contributions, bars, f"Bars: {bars.title} of the plan: {words}.", drawing.HALF)
+            found["contributions"] = _drawn(
+                "contributions",
+                contributions.draw_contributions,
+                bars,
+                f"Bars: {bars.title} of the plan: {words}.",
+                drawing.HALF,
+            )
         elif kind == "feature" and len(plans) > 1 and "beeswarm" not in found:
             swarm = beeswarm.beeswarm(attribution, metric=metric, method=method)
             words = f"Dots: what {len(swarm.rows)} features {swarm.title} of {len(plans)} plans: {'; '.join(swarm.rows)}."
-            found["beeswarm"] = _drawn("beeswarm", beeswarm.draw_beeswarm, swarm, words, drawing.HALF)
+            found["beeswarm"] = _drawn(
+                "beeswarm", beeswarm.draw_beeswarm, swarm, words, drawing.HALF
+            )
     return found
 
 
-def _drawn(name: str, draw: Callable[[Any, int], Figure], data: Any, label: str, wide: int = drawing.WIDE) -> Plot:
+def _drawn(
+    name: str, draw: Callable[[Any, int], Figure], data: Any, label: str, wide: int = drawing.WIDE
+) -> Plot:
     from markupsafe import Markup
 
     # Markup: matplotlib escapes what it writes, and `drawing.svg` the label.
-    sheets = [Markup(drawing.svg(draw(data, width), key=f"{name}-{width}", label=label)) for width in (wide, drawing.NARROW)]
+    sheets = [
+        Markup(drawing.svg(draw(data, width), key=f"{name}-{width}", label=label))
+        for width in (wide, drawing.NARROW)
+    ]
     return Plot(sheets[0], sheets[1])
 
 

@@ -59,7 +59,13 @@ def results(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[Column, ...], tupl
             str(row["plan"]),
             float(row["average_bits"]),
             row["bytes"] / 1000,
-            tuple((_cell(row, c.metric), row["plan"] != FULL_PRECISION and _mean(row, c.metric) == best[c.metric]) for c in columns),
+            tuple(
+                (
+                    _cell(row, c.metric),
+                    row["plan"] != FULL_PRECISION and _mean(row, c.metric) == best[c.metric],
+                )
+                for c in columns
+            ),
         )
         for row in rows
     )
@@ -81,7 +87,11 @@ def _mean(row: Mapping[str, Any], metric: str) -> float | None:
 
 
 def _best(rows: Sequence[Mapping[str, Any]], column: Column) -> float | None:
-    means = [m for row in rows if row["plan"] != FULL_PRECISION and (m := _mean(row, column.metric)) is not None]
+    means = [
+        m
+        for row in rows
+        if row["plan"] != FULL_PRECISION and (m := _mean(row, column.metric)) is not None
+    ]
     if column.up is None or len(means) < 2:
         return math.nan  # equal to nothing: alone, or with no order, none is the best
     return max(means) if column.up else min(means)
@@ -91,7 +101,11 @@ def _cell(row: Mapping[str, Any], metric: str) -> str:
     if metric == "noise" and metric in row["metrics"]:
         mean, error = row["metrics"][metric]
         return "0" if mean == error == 0 else f"{mean:.2e} ± {error:.0e}"
-    return cell(dict(row), metric).replace("-", "–") if metric not in row["metrics"] else cell(dict(row), metric)
+    return (
+        cell(dict(row), metric).replace("-", "–")
+        if metric not in row["metrics"]
+        else cell(dict(row), metric)
+    )
 
 
 @dataclass(frozen=True)
@@ -106,7 +120,9 @@ class RoleBits:
     sqnr: float
 
 
-def bits_by_role(graph: OpGraph, table: SensitivityTable, plan: BitPlan, scheme: str, *, metric: str = "noise") -> tuple[RoleBits, ...]:
+def bits_by_role(
+    graph: OpGraph, table: SensitivityTable, plan: BitPlan, scheme: str, *, metric: str = "noise"
+) -> tuple[RoleBits, ...]:
     """What each role got, the role with the most stored bits a weight first."""
     values = table.values(metric)
     held: dict[str, list[LayerSpec]] = {}
@@ -116,10 +132,24 @@ def bits_by_role(graph: OpGraph, table: SensitivityTable, plan: BitPlan, scheme:
     for role, layers in held.items():
         weights = sum(layer.weights for layer in layers)
         chosen = [plan.layers[layer.name] for layer in layers]
-        counts = [(str(s), chosen.count(Scheme.parse(s))) for s in by_size(graph, {str(s) for s in chosen})]
-        noises = [values[layer.name][scheme] for layer in layers if scheme in values.get(layer.name, {})]
+        counts = [
+            (str(s), chosen.count(Scheme.parse(s)))
+            for s in by_size(graph, {str(s) for s in chosen})
+        ]
+        noises = [
+            values[layer.name][scheme] for layer in layers if scheme in values.get(layer.name, {})
+        ]
         bits = sum(_bits(layer, s) for layer, s in zip(layers, chosen, strict=True))
-        found.append(RoleBits(role, len(layers), weights / graph.weights, bits / weights, tuple(counts), decibels(median(noises) if noises else 0.0)))
+        found.append(
+            RoleBits(
+                role,
+                len(layers),
+                weights / graph.weights,
+                bits / weights,
+                tuple(counts),
+                decibels(median(noises) if noises else 0.0),
+            )
+        )
     return tuple(sorted(found, key=lambda r: (-r.average_bits, r.role)))
 
 
@@ -151,10 +181,20 @@ class Reason:
 def predicted_noise(table: SensitivityTable, plan: BitPlan, *, metric: str = "noise") -> float:
     """Noise of the whole plan by the table: the sum over its layers, as noise powers add up. NaN where a layer's scheme was not measured."""
     values = table.values(metric)
-    return sum(0.0 if scheme == KEEP else values.get(name, {}).get(str(scheme), math.nan) for name, scheme in plan.layers.items())
+    return sum(
+        0.0 if scheme == KEEP else values.get(name, {}).get(str(scheme), math.nan)
+        for name, scheme in plan.layers.items()
+    )
 
 
-def reasons(graph: OpGraph, table: SensitivityTable, plan: BitPlan, *, count: int = 10, metric: str = "noise") -> tuple[Reason, ...]:
+def reasons(
+    graph: OpGraph,
+    table: SensitivityTable,
+    plan: BitPlan,
+    *,
+    count: int = 10,
+    metric: str = "noise",
+) -> tuple[Reason, ...]:
     """The most sensitive layers: those whose cheapest choice makes the most noise for each bit it stores."""
     values = table.values(metric)
     total = predicted_noise(table, plan, metric=metric)
@@ -183,9 +223,15 @@ def _sensitivity(layer: LayerSpec, values: Mapping[str, float]) -> float:
     return values[cheapest] / _bits(layer, cheapest)
 
 
-def _next_cheaper(layer: LayerSpec, values: Mapping[str, float], chosen: Scheme, total: float) -> Cheaper | None:
+def _next_cheaper(
+    layer: LayerSpec, values: Mapping[str, float], chosen: Scheme, total: float
+) -> Cheaper | None:
     below = [s for s in _by_price(layer, values) if _bits(layer, s) < _bits(layer, chosen)]
     if not below:
         return None
     now = 0.0 if chosen == KEEP else values.get(str(chosen), math.nan)
-    return Cheaper(below[-1], (_bits(layer, chosen) - _bits(layer, below[-1])) / 8000, decibels(total - now + values[below[-1]]))
+    return Cheaper(
+        below[-1],
+        (_bits(layer, chosen) - _bits(layer, below[-1])) / 8000,
+        decibels(total - now + values[below[-1]]),
+    )

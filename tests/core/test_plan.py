@@ -38,14 +38,22 @@ def test_a_scheme_for_an_unknown_layer_is_answered_with_the_nearest(graph: OpGra
 
 
 def test_a_layer_that_cannot_be_quantized_keeps_its_weight(graph: OpGraph) -> None:
-    with pytest.raises(QSearchError, match=r"embed \(embedding\) can't be quantized; its scheme must be keep, not int4-c"):
+    with pytest.raises(
+        QSearchError,
+        match=r"embed \(embedding\) can't be quantized; its scheme must be keep, not int4-c",
+    ):
         BitPlan.make(graph, {**MIXED, "embed": "int4-c"})
 
 
 def test_a_uniform_plan_keeps_what_cannot_be_quantized(graph: OpGraph) -> None:
     plan = BitPlan.uniform(graph, "int4-c")
 
-    assert {k: str(v) for k, v in plan.layers.items()} == {"embed": "keep", "blocks.0.to_q": "int4-c", "blocks.0.ff": "int4-c", "out": "int4-c"}
+    assert {k: str(v) for k, v in plan.layers.items()} == {
+        "embed": "keep",
+        "blocks.0.to_q": "int4-c",
+        "blocks.0.ff": "int4-c",
+        "out": "int4-c",
+    }
 
 
 def test_compression_is_counted_from_sixteen_bits(graph: OpGraph) -> None:
@@ -53,7 +61,10 @@ def test_compression_is_counted_from_sixteen_bits(graph: OpGraph) -> None:
 
 
 def test_a_plan_that_breaks_its_budget_is_refused_with_both_numbers(graph: OpGraph) -> None:
-    with pytest.raises(InfeasibleBudget, match=r"average_bits 6\.\d+ above its limit 4, bytes \d+ above its limit 1000"):
+    with pytest.raises(
+        InfeasibleBudget,
+        match=r"average_bits 6\.\d+ above its limit 4, bytes \d+ above its limit 1000",
+    ):
         BitPlan.make(graph, MIXED, Budget(average_bits=4.0, bytes=1000))
 
 
@@ -67,11 +78,15 @@ def test_a_plan_exactly_at_its_budget_is_accepted(graph: OpGraph) -> None:
 def test_one_byte_less_than_a_plan_takes_is_not_enough(graph: OpGraph) -> None:
     achieved = BitPlan.make(graph, MIXED).achieved
 
-    assert Budget(bytes=achieved.bytes - 1).excess(achieved) == {"bytes": (achieved.bytes - 1, achieved.bytes)}
+    assert Budget(bytes=achieved.bytes - 1).excess(achieved) == {
+        "bytes": (achieved.bytes - 1, achieved.bytes)
+    }
 
 
 def test_a_budget_without_a_limit_is_refused() -> None:
-    with pytest.raises(QSearchError, match="at least one limit: average_bits, bytes or bit_operations"):
+    with pytest.raises(
+        QSearchError, match="at least one limit: average_bits, bytes or bit_operations"
+    ):
         Budget()
 
 
@@ -81,30 +96,45 @@ def test_a_budget_must_be_above_zero(limit: float) -> None:
         Budget(average_bits=limit)
 
 
-def test_plans_with_the_same_schemes_have_the_same_id_whoever_made_them(graph: OpGraph, other_graph: OpGraph) -> None:
+def test_plans_with_the_same_schemes_have_the_same_id_whoever_made_them(
+    graph: OpGraph, other_graph: OpGraph
+) -> None:
     plan = BitPlan.make(graph, MIXED)
 
-    assert BitPlan.make(graph, dict(reversed(MIXED.items())), Budget(bytes=10**6), Solver("ilp", "optimal")).id == plan.id
+    assert (
+        BitPlan.make(
+            graph, dict(reversed(MIXED.items())), Budget(bytes=10**6), Solver("ilp", "optimal")
+        ).id
+        == plan.id
+    )
     assert BitPlan.make(graph, {**MIXED, "out": "uint8-c"}).id != plan.id
     assert BitPlan.make(other_graph, MIXED).id != plan.id
 
 
 def test_a_plan_comes_back_from_its_file(graph: OpGraph, tmp_path: Path) -> None:
-    plan = BitPlan.make(graph, MIXED, Budget(average_bits=8.0), Solver("ilp", "optimal", 0.0, 1.5, 1.5, 0.01))
+    plan = BitPlan.make(
+        graph, MIXED, Budget(average_bits=8.0), Solver("ilp", "optimal", 0.0, 1.5, 1.5, 0.01)
+    )
 
     plan.save(tmp_path / "plan.json", key="k", parents={"table": "t"}, seed=2)
 
     loaded = BitPlan.load(tmp_path / "plan.json", graph)
     assert loaded == plan
     assert loaded.header is not None
-    assert (loaded.header.key, loaded.header.parents, loaded.header.seed) == ("k", {"table": "t"}, 2)
+    assert (loaded.header.key, loaded.header.parents, loaded.header.seed) == (
+        "k",
+        {"table": "t"},
+        2,
+    )
 
 
 def test_the_file_has_a_line_for_each_layer(graph: OpGraph, tmp_path: Path) -> None:
     BitPlan.make(graph, MIXED).save(tmp_path / "plan.json")
 
     lines = [line.strip().rstrip(",") for line in (tmp_path / "plan.json").read_text().splitlines()]
-    assert [line for line in lines if line.split(":")[0].strip('"') in MIXED] == [f'"{k}": "{v}"' for k, v in MIXED.items()]
+    assert [line for line in lines if line.split(":")[0].strip('"') in MIXED] == [
+        f'"{k}": "{v}"' for k, v in MIXED.items()
+    ]
 
 
 def changed(path: Path, section: str, value: Any) -> Path:
@@ -114,24 +144,40 @@ def changed(path: Path, section: str, value: Any) -> Path:
     return path
 
 
-def test_a_plan_whose_layers_were_changed_by_hand_is_refused_with_both_sizes(graph: OpGraph, tmp_path: Path) -> None:
+def test_a_plan_whose_layers_were_changed_by_hand_is_refused_with_both_sizes(
+    graph: OpGraph, tmp_path: Path
+) -> None:
     BitPlan.make(graph, MIXED).save(tmp_path / "plan.json")
 
-    with pytest.raises(ArtifactError, match=f"says {MIXED_BITS} stored bits, its layers take {MIXED_BITS + 24 * 24}; it was changed by hand"):
-        BitPlan.load(changed(tmp_path / "plan.json", "layers", {**MIXED, "blocks.0.to_q": "int3-c"}), graph)
+    with pytest.raises(
+        ArtifactError,
+        match=f"says {MIXED_BITS} stored bits, its layers take {MIXED_BITS + 24 * 24}; it was changed by hand",
+    ):
+        BitPlan.load(
+            changed(tmp_path / "plan.json", "layers", {**MIXED, "blocks.0.to_q": "int3-c"}), graph
+        )
 
 
-def test_a_file_that_counts_incomplete_groups_as_filled_up_loads_and_is_counted_anew(graph: OpGraph, tmp_path: Path) -> None:
+def test_a_file_that_counts_incomplete_groups_as_filled_up_loads_and_is_counted_anew(
+    graph: OpGraph, tmp_path: Path
+) -> None:
     plan = BitPlan.make(graph, MIXED)
     plan.save(tmp_path / "plan.json")
     achieved = json.loads((tmp_path / "plan.json").read_text())["achieved"]
     filled = MIXED_BITS + 4 * 40 * 8  # rows of 24 in groups of 16
 
-    loaded = BitPlan.load(changed(tmp_path / "plan.json", "achieved", {**achieved, "bits": filled}), graph)
+    loaded = BitPlan.load(
+        changed(tmp_path / "plan.json", "achieved", {**achieved, "bits": filled}), graph
+    )
 
     assert loaded == plan
-    with pytest.raises(ArtifactError, match=f"says {filled + 8} stored bits, its layers take {MIXED_BITS}; it was changed by hand"):
-        BitPlan.load(changed(tmp_path / "plan.json", "achieved", {**achieved, "bits": filled + 8}), graph)
+    with pytest.raises(
+        ArtifactError,
+        match=f"says {filled + 8} stored bits, its layers take {MIXED_BITS}; it was changed by hand",
+    ):
+        BitPlan.load(
+            changed(tmp_path / "plan.json", "achieved", {**achieved, "bits": filled + 8}), graph
+        )
 
 
 def test_a_plan_whose_budget_was_changed_by_hand_is_refused(graph: OpGraph, tmp_path: Path) -> None:
@@ -142,15 +188,26 @@ def test_a_plan_whose_budget_was_changed_by_hand_is_refused(graph: OpGraph, tmp_
 
 
 @pytest.mark.parametrize("section", ["budget", "achieved", "solver", "layers"])
-def test_a_file_with_a_broken_section_is_refused(graph: OpGraph, tmp_path: Path, section: str) -> None:
+def test_a_file_with_a_broken_section_is_refused(
+    graph: OpGraph, tmp_path: Path, section: str
+) -> None:
     BitPlan.make(graph, MIXED).save(tmp_path / "plan.json")
 
-    with pytest.raises(ArtifactError, match=r"is not a whole plan .*; make it again with `qsearch allocate`"):
-        BitPlan.load(changed(tmp_path / "plan.json", section, {"x": 1} if section != "layers" else 7), graph)
+    with pytest.raises(
+        ArtifactError, match=r"is not a whole plan .*; make it again with `qsearch allocate`"
+    ):
+        BitPlan.load(
+            changed(tmp_path / "plan.json", section, {"x": 1} if section != "layers" else 7), graph
+        )
 
 
-def test_a_plan_of_another_graph_is_refused_with_both_graphs(graph: OpGraph, other_graph: OpGraph, tmp_path: Path) -> None:
+def test_a_plan_of_another_graph_is_refused_with_both_graphs(
+    graph: OpGraph, other_graph: OpGraph, tmp_path: Path
+) -> None:
     BitPlan.make(graph, MIXED).save(tmp_path / "plan.json")
 
-    with pytest.raises(ArtifactError, match=f"was made for graph {graph.id}, the model here is graph {other_graph.id}"):
+    with pytest.raises(
+        ArtifactError,
+        match=f"was made for graph {graph.id}, the model here is graph {other_graph.id}",
+    ):
         BitPlan.load(tmp_path / "plan.json", other_graph)

@@ -34,7 +34,9 @@ def test_every_version_has_a_schema_and_a_golden_file() -> None:
         assert (make.FOLDER / f"plan-{version}.json").is_file()
 
 
-@pytest.mark.parametrize("path", sorted(make.FOLDER.glob("plan-*.json")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted(make.FOLDER.glob("plan-*.json")), ids=lambda path: path.name
+)
 def test_golden_plans_keep_their_schema(path: Path) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     version = path.stem.removeprefix("plan-")
@@ -43,10 +45,22 @@ def test_golden_plans_keep_their_schema(path: Path) -> None:
     jsonschema.validate(json.loads(path.read_text()), schema(version))
 
 
-def test_what_is_written_today_keeps_the_schema_and_what_is_spoilt_does_not(graph: OpGraph, tmp_path: Path) -> None:
+def test_what_is_written_today_keeps_the_schema_and_what_is_spoilt_does_not(
+    graph: OpGraph, tmp_path: Path
+) -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    layers = {"embed": "keep", "blocks.0.to_q": "int2-c", "blocks.0.ff": "int4-g16+a8~balance30@hqq", "out": "uint8-t"}
-    BitPlan.make(graph, layers, Budget(average_bits=9.0, groups={"out": {"bytes": 900}}), Solver("ilp", "optimal", 0.0)).save(tmp_path / "plan.json")
+    layers = {
+        "embed": "keep",
+        "blocks.0.to_q": "int2-c",
+        "blocks.0.ff": "int4-g16+a8~balance30@hqq",
+        "out": "uint8-t",
+    }
+    BitPlan.make(
+        graph,
+        layers,
+        Budget(average_bits=9.0, groups={"out": {"bytes": 900}}),
+        Solver("ilp", "optimal", 0.0),
+    ).save(tmp_path / "plan.json")
     BitPlan.uniform(graph, "nvfp4").save(tmp_path / "uniform.json")
     whole = json.loads((tmp_path / "plan.json").read_text())
 
@@ -69,7 +83,11 @@ def test_the_schema_s_pattern_knows_every_scheme_that_the_parser_knows() -> None
     pattern = re.compile(schema("1")["$defs"]["scheme"]["pattern"])
 
     for form in FORMATS:
-        for end in ("", *(f"+a{a}{grain}" for a in ACTIVATIONS for grain in ("", "t", "c")), *(f"+a8~{t}" for t in TRANSFORMS)):
+        for end in (
+            "",
+            *(f"+a{a}{grain}" for a in ACTIVATIONS for grain in ("", "t", "c")),
+            *(f"+a8~{t}" for t in TRANSFORMS),
+        ):
             text = str(Scheme.parse(form + end)) if form != "keep" or end else "keep"
             assert pattern.search(text), text
     assert pattern.search(str(Scheme.parse("int4-g64+a8~balance30@hqq")))

@@ -37,7 +37,11 @@ METRICS = {"noise": (0.25, 0.01), "ssim": (0.9, 0.0)}
 
 
 def writer(folder: Path, who: str, count: int) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", WRITER, str(folder), who, str(count)], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(folder), who, str(count)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def whole(trials: Trials) -> list[str]:
@@ -56,8 +60,16 @@ def test_a_trial_comes_back_as_it_was_added(graph: OpGraph, tmp_path: Path) -> N
     Trials(tmp_path / "trials.db", graph).add("mine", plan, METRICS, "s1")
 
     (trial,) = Trials(tmp_path / "trials.db", graph).all()
-    assert (trial.name, trial.metrics, trial.setting, trial.average_bits) == ("mine", METRICS, "s1", plan.achieved.average_bits)
-    assert trial.layers == {"embed": Scheme.parse("keep"), **dict.fromkeys(["blocks.0.to_q", "blocks.0.ff", "out"], Scheme.parse("int4-c"))}
+    assert (trial.name, trial.metrics, trial.setting, trial.average_bits) == (
+        "mine",
+        METRICS,
+        "s1",
+        plan.achieved.average_bits,
+    )
+    assert trial.layers == {
+        "embed": Scheme.parse("keep"),
+        **dict.fromkeys(["blocks.0.to_q", "blocks.0.ff", "out"], Scheme.parse("int4-c")),
+    }
 
 
 def test_a_trial_is_found_by_its_plan_and_its_setting_alone(graph: OpGraph, tmp_path: Path) -> None:
@@ -80,10 +92,14 @@ def test_two_processes_write_at_once_and_nothing_is_lost(graph: OpGraph, tmp_pat
     for process in writers:
         process.communicate(timeout=120)
         assert process.returncode == 0
-    assert sorted(whole(Trials(tmp_path / "trials.db", graph))) == sorted(f"{who}-{i}" for who in "ab" for i in range(15))
+    assert sorted(whole(Trials(tmp_path / "trials.db", graph))) == sorted(
+        f"{who}-{i}" for who in "ab" for i in range(15)
+    )
 
 
-def test_a_writer_killed_at_any_moment_leaves_whole_trials_and_the_next_goes_on(graph: OpGraph, tmp_path: Path) -> None:
+def test_a_writer_killed_at_any_moment_leaves_whole_trials_and_the_next_goes_on(
+    graph: OpGraph, tmp_path: Path
+) -> None:
     graph.save(tmp_path / "graph.json")
     kept = 0
 
@@ -97,7 +113,9 @@ def test_a_writer_killed_at_any_moment_leaves_whole_trials_and_the_next_goes_on(
 
         names = whole(Trials(tmp_path / "trials.db", graph))
         assert process.returncode == -signal.SIGKILL
-        assert len(said) <= len(names) - kept <= len(said) + 1  # what was reported is there; at most the one in progress besides
+        assert (
+            len(said) <= len(names) - kept <= len(said) + 1
+        )  # what was reported is there; at most the one in progress besides
         kept = len(names)
 
     trials = Trials(tmp_path / "trials.db", graph)
@@ -105,23 +123,35 @@ def test_a_writer_killed_at_any_moment_leaves_whole_trials_and_the_next_goes_on(
     assert len(whole(trials)) == kept + 1
 
 
-def test_trials_of_another_graph_are_refused_with_both_graphs(graph: OpGraph, other_graph: OpGraph, tmp_path: Path) -> None:
+def test_trials_of_another_graph_are_refused_with_both_graphs(
+    graph: OpGraph, other_graph: OpGraph, tmp_path: Path
+) -> None:
     Trials(tmp_path / "trials.db", graph)
 
-    with pytest.raises(ArtifactError, match=f"holds trials of graph {graph.id}, wider is graph {other_graph.id}; give another file"):
+    with pytest.raises(
+        ArtifactError,
+        match=f"holds trials of graph {graph.id}, wider is graph {other_graph.id}; give another file",
+    ):
         Trials(tmp_path / "trials.db", other_graph)
 
 
-def test_a_plan_of_another_graph_is_not_added(graph: OpGraph, other_graph: OpGraph, tmp_path: Path) -> None:
+def test_a_plan_of_another_graph_is_not_added(
+    graph: OpGraph, other_graph: OpGraph, tmp_path: Path
+) -> None:
     trials = Trials(tmp_path / "trials.db", graph)
 
-    with pytest.raises(QSearchError, match=f"the plan is for graph {other_graph.id}, the trials are of graph {graph.id}"):
+    with pytest.raises(
+        QSearchError,
+        match=f"the plan is for graph {other_graph.id}, the trials are of graph {graph.id}",
+    ):
         trials.add("other", BitPlan.uniform(other_graph, "int4-c"), METRICS, "s")
     assert trials.all() == []
 
 
 @pytest.mark.parametrize("pair", [(float("nan"), 0.0), (1.0, float("nan"))])
-def test_a_metric_that_is_not_a_number_is_not_stored(graph: OpGraph, tmp_path: Path, pair: tuple[float, float]) -> None:
+def test_a_metric_that_is_not_a_number_is_not_stored(
+    graph: OpGraph, tmp_path: Path, pair: tuple[float, float]
+) -> None:
     trials = Trials(tmp_path / "trials.db", graph)
 
     with pytest.raises(QSearchError, match="ssim of plan p is not a number; it is not stored"):
@@ -129,11 +159,22 @@ def test_a_metric_that_is_not_a_number_is_not_stored(graph: OpGraph, tmp_path: P
     assert trials.all() == []
 
 
-@pytest.mark.parametrize("content", [b"just some text, long enough for a header of a database\n" * 40, b"PK\x03\x04", b"SQLite format 3\x00" + bytes(200)])
-def test_a_file_that_is_no_database_is_refused_in_one_line_and_left_alone(graph: OpGraph, tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"just some text, long enough for a header of a database\n" * 40,
+        b"PK\x03\x04",
+        b"SQLite format 3\x00" + bytes(200),
+    ],
+)
+def test_a_file_that_is_no_database_is_refused_in_one_line_and_left_alone(
+    graph: OpGraph, tmp_path: Path, content: bytes
+) -> None:
     (tmp_path / "trials.db").write_bytes(content)
 
-    with pytest.raises(ArtifactError, match=r"trials\.db can't be opened as an Optuna study") as caught:
+    with pytest.raises(
+        ArtifactError, match=r"trials\.db can't be opened as an Optuna study"
+    ) as caught:
         Trials(tmp_path / "trials.db", graph)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "trials.db").read_bytes() == content

@@ -23,16 +23,33 @@ from tests.models import plain, plain_inputs
 def test_ours_and_compiled_ones_race_beside_full_precision_and_compute_the_same() -> None:
     model, graph = plain()
 
-    rows = race_denoisers(model, graph, plain_inputs(), uniform(graph, ["keep", "int8-c+a8", "uint4-c"]), seconds=0, against=["fp32"])
+    rows = race_denoisers(
+        model,
+        graph,
+        plain_inputs(),
+        uniform(graph, ["keep", "int8-c+a8", "uint4-c"]),
+        seconds=0,
+        against=["fp32"],
+    )
 
     found = {row["denoiser"]: row for row in rows}
-    assert [*found] == [f"{name}{way}" for way in ("", ", compiled") for name in ("bf16", "int8-c+a8", "uint4-c", "fp32")]
+    assert [*found] == [
+        f"{name}{way}"
+        for way in ("", ", compiled")
+        for name in ("bf16", "int8-c+a8", "uint4-c", "fp32")
+    ]
     for name, most in {"bf16": 1e-4, "fp32": 1e-3, "int8-c+a8": 2e-2, "uint4-c": 0.5}.items():
         assert found[name]["noise"] <= most
         assert found[f"{name}, compiled"]["noise"] <= most
-    assert found["uint4-c"]["noise"] > found["int8-c+a8"]["noise"] > 0  # what is packed is not full precision under another name
+    assert (
+        found["uint4-c"]["noise"] > found["int8-c+a8"]["noise"] > 0
+    )  # what is packed is not full precision under another name
     assert found["fp32"]["weights, MiB"] == 2 * found["bf16"]["weights, MiB"]
-    assert found["bf16"]["weights, MiB"] > found["int8-c+a8"]["weights, MiB"] > found["uint4-c"]["weights, MiB"]
+    assert (
+        found["bf16"]["weights, MiB"]
+        > found["int8-c+a8"]["weights, MiB"]
+        > found["uint4-c"]["weights, MiB"]
+    )
     assert found["bf16"]["x bf16"] == 1
     assert found["bf16, compiled"]["x compiled"] == 1
     assert 0 < found["int8-c+a8"]["of roofline"] < 1
@@ -49,12 +66,16 @@ def large() -> tuple[nn.Module, OpGraph, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", peers.here("cpu"))
-def test_every_peer_that_is_installed_takes_part(name: str, large: tuple[nn.Module, OpGraph, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_peer_that_is_installed_takes_part(
+    name: str, large: tuple[nn.Module, OpGraph, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SDNQ_USE_TORCH_COMPILE", "0")  # read while sdnq is imported
     model, graph, inputs = large
     said: list[str] = []
 
-    rows = race_denoisers(model, graph, inputs, {}, seconds=0, compiled=False, against=[name], say=said.append)
+    rows = race_denoisers(
+        model, graph, inputs, {}, seconds=0, compiled=False, against=[name], say=said.append
+    )
 
     assert [row["denoiser"] for row in rows] == ["bf16", name], said
     assert 0.9 * rows[0]["weights, MiB"] > rows[1]["weights, MiB"]
@@ -69,7 +90,16 @@ def test_a_peer_that_fails_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch
     model, graph = plain()
     said: list[str] = []
 
-    rows = race_denoisers(model, graph, plain_inputs(), {}, seconds=0, compiled=False, against=["torchao-w8"], say=said.append)
+    rows = race_denoisers(
+        model,
+        graph,
+        plain_inputs(),
+        {},
+        seconds=0,
+        compiled=False,
+        against=["torchao-w8"],
+        say=said.append,
+    )
 
     assert [row["denoiser"] for row in rows] == ["bf16"]
     assert said == ["bench: torchao-w8 is left out (ImportError: no such kernel)"]
@@ -80,19 +110,32 @@ def test_ours_may_not_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(denoisers, "random_layer", lambda *_: nn.Identity())
 
     with pytest.raises((RuntimeError, AttributeError)):
-        race_denoisers(model, graph, plain_inputs(), uniform(graph, ["int8-c+a8"]), seconds=0, compiled=False, against=[])
+        race_denoisers(
+            model,
+            graph,
+            plain_inputs(),
+            uniform(graph, ["int8-c+a8"]),
+            seconds=0,
+            compiled=False,
+            against=[],
+        )
 
 
 def test_who_is_not_here_is_refused_by_name() -> None:
     model, graph = plain()
 
-    with pytest.raises(QSearchError, match="'gemlite-w8a8' is not; gemlite is not installed, or does not run on cpu"):
+    with pytest.raises(
+        QSearchError,
+        match="'gemlite-w8a8' is not; gemlite is not installed, or does not run on cpu",
+    ):
         race_denoisers(model, graph, plain_inputs(), {}, seconds=0, against=["gemlite-w8a8"])
     with pytest.raises(QSearchError, match=r"'torchao-w8a9' is not.*torchao-w8a8"):
         race_denoisers(model, graph, plain_inputs(), {}, seconds=0, against=["torchao-w8a9"])
 
 
-def test_what_does_not_fit_beside_each_other_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_beside_each_other_is_refused_before_it_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, graph = plain()
     monkeypatch.setattr(denoisers, "_available", lambda: 1000)
 
@@ -100,7 +143,9 @@ def test_what_does_not_fit_beside_each_other_is_refused_before_it_is_made(monkey
         race_denoisers(model, graph, plain_inputs(), {}, seconds=0, compiled=False, against=[])
 
 
-def test_a_model_on_the_meta_device_is_filled_with_numbers_that_stay_finite(large: tuple[nn.Module, OpGraph, dict[str, Any]]) -> None:
+def test_a_model_on_the_meta_device_is_filled_with_numbers_that_stay_finite(
+    large: tuple[nn.Module, OpGraph, dict[str, Any]],
+) -> None:
     model, _, inputs = large
 
     made = filled(model, torch.bfloat16)

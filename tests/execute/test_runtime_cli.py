@@ -28,7 +28,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("run")
     small = {"samples": 2, "bins": 1, "batch": 2}
     config.save(
-        config.parse({"model": str(saved), "folder": str(run), "sampling": {"steps": 2, "resolution": 16}, "profile": small}, "test"), run / "config.yaml"
+        config.parse(
+            {
+                "model": str(saved),
+                "folder": str(run),
+                "sampling": {"steps": 2, "resolution": 16},
+                "profile": small,
+            },
+            "test",
+        ),
+        run / "config.yaml",
     )
     pipeline.extract(pipeline.Run(config.load(run / "config.yaml")))
     return run
@@ -45,12 +54,18 @@ def test_apply_writes_a_file_that_loads_into_a_skeleton(command: Command, folder
     assert "times less than in 16 bits" in " ".join(said.split())
     source = Path(config.load(folder / "config.yaml").model)
     model = packed_file.load(folder / "model.safetensors", packed_file.skeleton(source), graph)
-    assert {n: x.scheme for n, x in packed_layers(model).items()} == {n: s for n, s in plan.layers.items() if str(s) != "keep"}
+    assert {n: x.scheme for n, x in packed_layers(model).items()} == {
+        n: s for n, s in plan.layers.items() if str(s) != "keep"
+    }
     whole = denoiser_of(load_pipeline(source))
-    assert {n for n, _ in model.named_modules()} >= {n for n, m in whole.named_modules() if not list(m.children())}
+    assert {n for n, _ in model.named_modules()} >= {
+        n for n, m in whole.named_modules() if not list(m.children())
+    }
 
 
-def test_apply_refuses_by_name_what_has_no_kernel_where_kernels_are_required(command: Command, folder: Path) -> None:
+def test_apply_refuses_by_name_what_has_no_kernel_where_kernels_are_required(
+    command: Command, folder: Path
+) -> None:
     (folder / "model.safetensors").unlink(missing_ok=True)
     BitPlan.uniform(OpGraph.load(folder / "graph.json"), "uint4-g4+a8").save(folder / "plan.json")
 
@@ -61,7 +76,9 @@ def test_apply_refuses_by_name_what_has_no_kernel_where_kernels_are_required(com
     assert not (folder / "model.safetensors").exists()
 
 
-def test_bench_times_every_layer_with_every_scheme_for_allocate(command: Command, folder: Path) -> None:
+def test_bench_times_every_layer_with_every_scheme_for_allocate(
+    command: Command, folder: Path
+) -> None:
     code, out, said = command("bench", folder, "--schemes", "uint4-c,int8-c+a8", "--seconds", "0")
 
     assert code == 0, said
@@ -69,7 +86,11 @@ def test_bench_times_every_layer_with_every_scheme_for_allocate(command: Command
     graph = OpGraph.load(folder / "graph.json")
     table = Latency.load(folder / "latency.json", graph.id)
     run_layers = [layer for layer in graph.quantizable if layer.calls]
-    assert all(table.seconds[layer.name][scheme] > 0 for layer in run_layers for scheme in ("keep", "uint4-c", "int8-c+a8"))
+    assert all(
+        table.seconds[layer.name][scheme] > 0
+        for layer in run_layers
+        for scheme in ("keep", "uint4-c", "int8-c+a8")
+    )
     assert table.total(BitPlan.uniform(graph, "int8-c+a8").layers) > 0
 
 
@@ -95,7 +116,13 @@ def test_layers_of_one_shape_are_timed_once_and_counted() -> None:
 def test_a_model_without_weights_is_timed_at_its_shapes() -> None:
     model, graph = plain()
 
-    table, _ = time_layers(model.to("meta"), graph, {k: v.to("meta") for k, v in plain_inputs().items()}, ["int8-c+a8t~balance"], seconds=0)
+    table, _ = time_layers(
+        model.to("meta"),
+        graph,
+        {k: v.to("meta") for k, v in plain_inputs().items()},
+        ["int8-c+a8t~balance"],
+        seconds=0,
+    )
 
     assert table.rest == 0
     assert table.seconds["conv_in"]["int8-c+a8t~balance"] > 0

@@ -18,7 +18,16 @@ from qsearch.core.scheme import Scheme
 from qsearch.execute.exporting import Export
 from qsearch.graphs.extraction import extract
 from qsearch.measure.calibration import LayerInputs
-from qsearch.measure.pipelines import Call, Sampling, denoiser_of, example_inputs, load_pipeline, record, run, scene_prompts
+from qsearch.measure.pipelines import (
+    Call,
+    Sampling,
+    denoiser_of,
+    example_inputs,
+    load_pipeline,
+    record,
+    run,
+    scene_prompts,
+)
 from qsearch.measure.simulation import QuantizedWeights, simulate
 
 
@@ -33,9 +42,16 @@ class Known:
     graph: OpGraph
     output: Tensor
 
-    def simulated(self, plan: BitPlan, calibration: Mapping[str, LayerInputs] | None = None) -> Tensor:
+    def simulated(
+        self, plan: BitPlan, calibration: Mapping[str, LayerInputs] | None = None
+    ) -> Tensor:
         """The output as `simulate` has it."""
-        with simulate(self.model, plan, self.graph, QuantizedWeights(self.model, self.graph, calibration or {})):
+        with simulate(
+            self.model,
+            plan,
+            self.graph,
+            QuantizedWeights(self.model, self.graph, calibration or {}),
+        ):
             return run(self.model, self.call)
 
     def job(self, plan: BitPlan, calibration: Mapping[str, LayerInputs] | None = None) -> Export:
@@ -51,13 +67,23 @@ def known(name: str = "scenes-dit") -> Known:
     model = denoiser_of(pipe)
     call = record(pipe, scene_prompts(1, seed=0), Sampling(steps=2), bins=1)[0]
     graph = extract(model, example_inputs(call, model), name=name)
-    return Known(folder, "transformer" if name == "scenes-dit" else "unet", model, call, graph, run(model, call))
+    return Known(
+        folder,
+        "transformer" if name == "scenes-dit" else "unet",
+        model,
+        call,
+        graph,
+        run(model, call),
+    )
 
 
 def mixed(graph: OpGraph, tool: str, schemes: Sequence[str]) -> BitPlan:
     """A plan that gives the layers the schemes by turns, each as near as the tool has it."""
     exporter: Any = plugins.load("exporters", tool)
-    layers = {layer.name: exporter.nearest(Scheme.parse(schemes[i % len(schemes)]), layer) for i, layer in enumerate(graph)}
+    layers = {
+        layer.name: exporter.nearest(Scheme.parse(schemes[i % len(schemes)]), layer)
+        for i, layer in enumerate(graph)
+    }
     return BitPlan.make(graph, layers)
 
 

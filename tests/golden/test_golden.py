@@ -94,6 +94,14 @@ def test_every_version_of_an_attribution_loads(path: Path) -> None:
 def test_every_version_of_a_surrogate_loads(path: Path) -> None:
     found = Surrogate.load(path / "sqnr", small_graph().id)
 
-    assert (found.kind, found.metric, found.scores.plans, len(found.residuals)) == ("ridge", "sqnr", 6, 6)
-    average = Data(found.columns, np.array(json.loads((path / "sqnr" / "ridge.json").read_text())["centre"])[None])
+    assert (found.kind, found.metric, found.scores.plans, len(found.residuals)) == (
+        "ridge",
+        "sqnr",
+        6,
+        6,
+    )
+    average = Data(
+        found.columns,
+        np.array(json.loads((path / "sqnr" / "ridge.json").read_text())["centre"])[None],
+    )
     assert found.model.predict(average) == pytest.approx(14.67121668, rel=1e-6)

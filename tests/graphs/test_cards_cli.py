@@ -60,7 +60,13 @@ def test_the_native_size_is_another_graph(folder: Path, tmp_path: Path) -> None:
     assert native.id != OpGraph.load(folder / "graph.json").id
 
 
-@pytest.mark.parametrize(("form", "read"), [("graphml", nx.parse_graphml), ("json", lambda text: nx.node_link_graph(json.loads(text), edges="edges"))])
+@pytest.mark.parametrize(
+    ("form", "read"),
+    [
+        ("graphml", nx.parse_graphml),
+        ("json", lambda text: nx.node_link_graph(json.loads(text), edges="edges")),
+    ],
+)
 def test_show_prints_a_graph_that_networkx_reads(folder: Path, form: str, read: Any) -> None:
     graph = OpGraph.load(folder / "graph.json")
 
@@ -69,14 +75,23 @@ def test_show_prints_a_graph_that_networkx_reads(folder: Path, form: str, read: 
 
 def test_show_draws_a_block_and_the_whole(folder: Path, tmp_path: Path) -> None:
     run("show", folder / "graph.json", "--svg", tmp_path / "whole.svg")
-    run("show", folder / "graph.json", "--svg", tmp_path / "block.svg", "--block", "transformer_blocks.1")
+    run(
+        "show",
+        folder / "graph.json",
+        "--svg",
+        tmp_path / "block.svg",
+        "--block",
+        "transformer_blocks.1",
+    )
 
     assert ">×3</text>" in (tmp_path / "whole.svg").read_text(encoding="utf-8")
     assert ">attn1.to_q</text>" in (tmp_path / "block.svg").read_text(encoding="utf-8")
 
 
 def test_show_times_a_graph_on_a_device(folder: Path) -> None:
-    assert "at best on NVIDIA H200 SXM" in run("show", folder / "graph.json", "--device", "h200").replace("\n", " ")
+    assert "at best on NVIDIA H200 SXM" in run(
+        "show", folder / "graph.json", "--device", "h200"
+    ).replace("\n", " ")
 
 
 def test_list_names_cards_and_devices() -> None:
@@ -91,19 +106,36 @@ def test_list_names_cards_and_devices() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("extract", "sdlx", "-o", "OUT"), r"a name of the zoo, a card, a local diffusers folder or a hub id; given 'sdlx'; did you mean 'sdxl'\?"),
-        (("extract", "sdxl", "-o", "OUT", "--resolution", "1001"), r"multiple of 32 pixels; given 1001"),
-        (("extract", "scenes-dit", "-o", "OUT", "--batch", "2"), r"batch are for cards|has no weights"),
+        (
+            ("extract", "sdlx", "-o", "OUT"),
+            r"a name of the zoo, a card, a local diffusers folder or a hub id; given 'sdlx'; did you mean 'sdxl'\?",
+        ),
+        (
+            ("extract", "sdxl", "-o", "OUT", "--resolution", "1001"),
+            r"multiple of 32 pixels; given 1001",
+        ),
+        (
+            ("extract", "scenes-dit", "-o", "OUT", "--batch", "2"),
+            r"batch are for cards|has no weights",
+        ),
         (("show", "GRAPH", "--format", "doot"), r"did you mean 'dot'"),
         (("show", "GRAPH", "--device", "h2000"), r"did you mean 'h200'"),
         (("show", "GRAPH", "--svg", "OUT/a.gif"), r"\.svg or \.png; given a\.gif"),
         (("show", "GRAPH", "--block", "transformer_blocks.1"), r"without --svg FILE"),
-        (("show", "GRAPH", "--svg", "OUT/a.svg", "--block", "transformer_block.1"), r"did you mean 'transformer_blocks.1'"),
+        (
+            ("show", "GRAPH", "--svg", "OUT/a.svg", "--block", "transformer_block.1"),
+            r"did you mean 'transformer_blocks.1'",
+        ),
         (("list", "model"), r"nothing to list by the name of 'model'; did you mean 'models'"),
     ],
 )
-def test_a_mistake_is_named_with_the_nearest_right_thing(folder: Path, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
-    given = [word.replace("OUT", str(tmp_path / "out")).replace("GRAPH", str(folder / "graph.json")) for word in words]
+def test_a_mistake_is_named_with_the_nearest_right_thing(
+    folder: Path, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    given = [
+        word.replace("OUT", str(tmp_path / "out")).replace("GRAPH", str(folder / "graph.json"))
+        for word in words
+    ]
 
     with pytest.raises(QSearchError, match=message):
         run(*given)

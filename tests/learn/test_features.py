@@ -11,7 +11,15 @@ import pytest
 from qsearch.core.errors import QSearchError
 from qsearch.core.plan import BitPlan
 from qsearch.learn.contracts import small_graph, small_plans, small_table
-from qsearch.learn.features import BLOCKS, FAMILIES, FLOOR, ROLES, block_group, featurize, role_group
+from qsearch.learn.features import (
+    BLOCKS,
+    FAMILIES,
+    FLOOR,
+    ROLES,
+    block_group,
+    featurize,
+    role_group,
+)
 from tests.conftest import make_graph
 
 
@@ -37,12 +45,21 @@ def test_parts_add_up_to_the_whole() -> None:
     found = featurize(graph, small_plans(graph, 6), [small_table(graph)])
 
     def power(prefix: str) -> np.ndarray:
-        return sum(10 ** (found.column(c) / 10) - 10 ** (FLOOR / 10) for c in found.columns if c.startswith(prefix))
+        return sum(
+            10 ** (found.column(c) / 10) - 10 ** (FLOOR / 10)
+            for c in found.columns
+            if c.startswith(prefix)
+        )
 
     whole = power("noise/sum")
     for part in ("noise/role:", "noise/block:", "noise/depth:", "noise/share:", "noise/step:"):
-        np.testing.assert_allclose(power(part) / (2 if part == "noise/step:" else 1), whole, rtol=1e-4)
-    lost = [sum(found.column(c) for c in found.columns if c.startswith(f"lost/{part}:")) for part in ("role", "block", "depth")]
+        np.testing.assert_allclose(
+            power(part) / (2 if part == "noise/step:" else 1), whole, rtol=1e-4
+        )
+    lost = [
+        sum(found.column(c) for c in found.columns if c.startswith(f"lost/{part}:"))
+        for part in ("role", "block", "depth")
+    ]
     np.testing.assert_allclose(lost[0], lost[1], rtol=1e-5)
     np.testing.assert_allclose(lost[0], lost[2], rtol=1e-5)
     np.testing.assert_allclose(sum(found.column(f"share/{f}") for f in FAMILIES), 1.0, rtol=1e-5)
@@ -54,7 +71,9 @@ def test_the_prior_is_the_table_s_prediction_with_interactions() -> None:
 
     found = featurize(graph, plans, [table])
 
-    expected = [10 * math.log10(table.predict(plan)[0] + 10 ** (FLOOR / 10)) for plan in plans.values()]
+    expected = [
+        10 * math.log10(table.predict(plan)[0] + 10 ** (FLOOR / 10)) for plan in plans.values()
+    ]
     np.testing.assert_allclose(found.column("noise/plan"), expected, rtol=1e-5)
 
 
@@ -76,7 +95,9 @@ def test_a_role_has_its_group(role: str, group: str) -> None:
 
 
 def test_a_block_of_any_kind_has_its_group() -> None:
-    assert [block_group(k) for k in ("resnet", "text-embedding", "patchify", "pooling-attention")] == ["resnet", "embedding", "ends", "rest"]
+    assert [
+        block_group(k) for k in ("resnet", "text-embedding", "patchify", "pooling-attention")
+    ] == ["resnet", "embedding", "ends", "rest"]
     assert set(map(block_group, BLOCKS)) == set(BLOCKS)
 
 

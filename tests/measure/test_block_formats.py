@@ -10,11 +10,22 @@ import torch
 from qsearch.core.scheme import Scheme
 from qsearch.measure.quantization import quantize
 
-MX = {"mxfp4": (2, [0, 0.5, 1, 1.5, 2, 3, 4, 6]), "mxfp6": (2, [i / 8 for i in range(8)] + [v * s for s in (1, 2, 4) for v in (1 + i / 8 for i in range(8))])}
+MX = {
+    "mxfp4": (2, [0, 0.5, 1, 1.5, 2, 3, 4, 6]),
+    "mxfp6": (
+        2,
+        [i / 8 for i in range(8)]
+        + [v * s for s in (1, 2, 4) for v in (1 + i / 8 for i in range(8))],
+    ),
+}
 
 
 def weights(rows: int = 5, columns: int = 96, seed: int = 0) -> torch.Tensor:
-    return torch.distributions.StudentT(4.0).sample((rows, columns)) * 0.05 if seed == 0 else torch.randn(rows, columns) * 10.0**seed
+    return (
+        torch.distributions.StudentT(4.0).sample((rows, columns)) * 0.05
+        if seed == 0
+        else torch.randn(rows, columns) * 10.0**seed
+    )
 
 
 def to_grid(value: float, grid: list[float]) -> float:
@@ -73,16 +84,33 @@ def test_nvfp4_is_what_nvidia_writes() -> None:
 
     unit = float(w.abs().max()) / (6 * 448)
     blocks = w.reshape(5, 6, 16)
-    scale = (blocks.abs().amax(-1, keepdim=True) / (6 * unit)).clamp(2.0**-9, 448).to(torch.float8_e4m3fn).float()
+    scale = (
+        (blocks.abs().amax(-1, keepdim=True) / (6 * unit))
+        .clamp(2.0**-9, 448)
+        .to(torch.float8_e4m3fn)
+        .float()
+    )
     assert made.code.unit == pytest.approx(unit, rel=1e-6)
     assert torch.equal(made.code.scale, scale)
-    assert float(made.code.scale.max()) == 448  # the largest block uses the whole range of its scale's type
-    expected = [[to_grid(float(v), MX["mxfp4"][1]) for v in row] for row in (blocks / (scale * unit)).reshape(-1, 16)]
-    torch.testing.assert_close(made.code.values(), torch.tensor(expected).reshape(5, 6, 16) * (scale * unit), rtol=1e-5, atol=1e-8)
+    assert (
+        float(made.code.scale.max()) == 448
+    )  # the largest block uses the whole range of its scale's type
+    expected = [
+        [to_grid(float(v), MX["mxfp4"][1]) for v in row]
+        for row in (blocks / (scale * unit)).reshape(-1, 16)
+    ]
+    torch.testing.assert_close(
+        made.code.values(),
+        torch.tensor(expected).reshape(5, 6, 16) * (scale * unit),
+        rtol=1e-5,
+        atol=1e-8,
+    )
 
 
 @pytest.mark.parametrize("name", ["mxfp4", "mxfp6", "mxfp8", "nvfp4"])
-def test_rows_that_blocks_do_not_divide_are_filled_to_be_rounded_and_charged_as_they_are(name: str) -> None:
+def test_rows_that_blocks_do_not_divide_are_filled_to_be_rounded_and_charged_as_they_are(
+    name: str,
+) -> None:
     w = weights(3, 37)
     scheme = Scheme.parse(name)
 
@@ -92,4 +120,6 @@ def test_rows_that_blocks_do_not_divide_are_filled_to_be_rounded_and_charged_as_
     block = {"nvfp4": 16}.get(name, 32)
     padded, scales = made.code.codes.numel(), made.code.scale.numel()
     assert padded == 3 * -(-37 // block) * block
-    assert scheme.stored_bits(w.shape) == scheme.bits * w.numel() + 8 * scales + (32 if name == "nvfp4" else 0)
+    assert scheme.stored_bits(w.shape) == scheme.bits * w.numel() + 8 * scales + (
+        32 if name == "nvfp4" else 0
+    )

@@ -44,10 +44,20 @@ def graph(pipe: Any) -> OpGraph:
 
 @pytest.fixture
 def campaign(pipe: Any, graph: OpGraph, tmp_path: Path) -> Campaign:
-    return Campaign(tmp_path / "pipe", graph, scene_prompts(8, 1), SAMPLING, ("sqnr", "ssim"), "setting", tmp_path / "trials.db")
+    return Campaign(
+        tmp_path / "pipe",
+        graph,
+        scene_prompts(8, 1),
+        SAMPLING,
+        ("sqnr", "ssim"),
+        "setting",
+        tmp_path / "trials.db",
+    )
 
 
-def test_every_plan_is_measured_once_as_it_is_measured_alone(pipe: Any, graph: OpGraph, campaign: Campaign) -> None:
+def test_every_plan_is_measured_once_as_it_is_measured_alone(
+    pipe: Any, graph: OpGraph, campaign: Campaign
+) -> None:
     plans = draw(graph, SCHEMES, 3)
     steps: list[int] = []
 
@@ -58,7 +68,10 @@ def test_every_plan_is_measured_once_as_it_is_measured_alone(pipe: Any, graph: O
     assert sum(steps) == 3
     assert [t.name for t in trials] == [f"random-0-00{i}" for i in range(4)]
     prompts = campaign.prompts
-    reference, made = (make(pipe, graph, p, prompts, SAMPLING) for p in (BitPlan.uniform(graph, "keep"), plans["random-0-001"]))
+    reference, made = (
+        make(pipe, graph, p, prompts, SAMPLING)
+        for p in (BitPlan.uniform(graph, "keep"), plans["random-0-001"])
+    )
     for metric, (value, error) in evaluate(made, reference, ("sqnr", "ssim")).items():
         assert trials[1].metrics[metric][0] == pytest.approx(value, rel=1e-5)
         assert trials[1].metrics[metric][1] == pytest.approx(error, rel=0.3)
@@ -69,13 +82,17 @@ def test_every_plan_is_measured_once_as_it_is_measured_alone(pipe: Any, graph: O
 def test_the_error_of_a_mean_is_scipy_s_bootstrap() -> None:
     values = np.random.default_rng(0).lognormal(size=30)
 
-    expected = bootstrap((values,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(1)).standard_error
+    expected = bootstrap(
+        (values,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(1)
+    ).standard_error
 
     assert bootstrap_error(values.tolist()) == pytest.approx(expected, rel=0.08)
     assert bootstrap_error([1.5]) == 0.0
 
 
-def test_a_clearly_bad_plan_is_given_up_and_another_measured_in_two_parts_as_in_one(pipe: Any, graph: OpGraph, campaign: Campaign) -> None:
+def test_a_clearly_bad_plan_is_given_up_and_another_measured_in_two_parts_as_in_one(
+    pipe: Any, graph: OpGraph, campaign: Campaign
+) -> None:
     plans = {"bad": BitPlan.uniform(graph, "int2-t"), "good": BitPlan.uniform(graph, "uint8-c")}
     said: list[str] = []
 
@@ -84,11 +101,17 @@ def test_a_clearly_bad_plan_is_given_up_and_another_measured_in_two_parts_as_in_
 
     early = {t.name: t for t in Trials(campaign.where, graph).measured("setting")}
     whole = {t.name: t for t in Trials(campaign.where, graph).measured("whole")}
-    assert (early["bad"].stopped, len(early["bad"].samples["sqnr"]), early["good"].stopped) == (True, 3, False)
+    assert (early["bad"].stopped, len(early["bad"].samples["sqnr"]), early["good"].stopped) == (
+        True,
+        3,
+        False,
+    )
     assert said == ["bad was given up after 3 samples"]
     assert early["bad"].samples["sqnr"] == pytest.approx(whole["bad"].samples["sqnr"][:3], rel=1e-4)
     assert early["good"].samples["ssim"] == pytest.approx(whole["good"].samples["ssim"], rel=1e-4)
-    assert measure_plans(campaign, plans, pipe=pipe) == 1  # whoever gives nothing up wants the bad one whole
+    assert (
+        measure_plans(campaign, plans, pipe=pipe) == 1
+    )  # whoever gives nothing up wants the bad one whole
     assert [t.stopped for t in Trials(campaign.where, graph).measured("setting")] == [False, False]
 
 
@@ -106,7 +129,9 @@ def test_a_plan_that_another_worker_measured_meanwhile_is_not_measured_again(
     def measure(self: module.Bench, plan: BitPlan) -> Any:
         found = honest(self, plan)
         other = next(name for name, p in plans.items() if p.id != plan.id)
-        Trials(campaign.where, graph).add(other, plans[other], found[0], "setting")  # somebody else, while we were at it
+        Trials(campaign.where, graph).add(
+            other, plans[other], found[0], "setting"
+        )  # somebody else, while we were at it
         return found
 
     monkeypatch.setattr(module.Bench, "measure", measure)
@@ -115,7 +140,9 @@ def test_a_plan_that_another_worker_measured_meanwhile_is_not_measured_again(
     assert len(Trials(campaign.where, graph).all()) == 2
 
 
-def test_a_plan_that_cannot_be_measured_is_passed_over_with_a_word(pipe: Any, graph: OpGraph, campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_that_cannot_be_measured_is_passed_over_with_a_word(
+    pipe: Any, graph: OpGraph, campaign: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plans, said = draw(graph, SCHEMES, 2), list[str]()
     bad = plans["random-0-000"].id
     honest = module.Bench.measure
@@ -161,17 +188,25 @@ if __name__ == "__main__":
 
 def run(folder: Path, count: int, workers: int) -> subprocess.Popen[str]:
     (folder / "script.py").write_text(SCRIPT)
-    return subprocess.Popen([sys.executable, str(folder / "script.py"), str(folder), str(count), str(workers)], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, str(folder / "script.py"), str(folder), str(count), str(workers)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def children(pid: int) -> list[int]:
     """Worker processes of a pool: children that hold the pipeline, which the resource tracker does not."""
-    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False).stdout.splitlines()
+    listed = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False
+    ).stdout.splitlines()
     return [int(line.split()[0]) for line in listed if "spawn_main" in line]
 
 
 @pytest.mark.slow
-def test_a_worker_killed_mid_evaluation_loses_its_plan_alone_and_the_next_call_goes_on(pipe: Any, graph: OpGraph, tmp_path: Path) -> None:
+def test_a_worker_killed_mid_evaluation_loses_its_plan_alone_and_the_next_call_goes_on(
+    pipe: Any, graph: OpGraph, tmp_path: Path
+) -> None:
     pipe.save_pretrained(tmp_path / "pipe")
     graph.save(tmp_path / "graph.json")
     process = run(tmp_path, 200, 2)
@@ -194,7 +229,9 @@ def test_a_worker_killed_mid_evaluation_loses_its_plan_alone_and_the_next_call_g
     assert len({t.plan for t in Trials(tmp_path / "trials.db", graph).all()}) >= len(stored) + 1
 
 
-def test_a_process_killed_at_any_moment_leaves_whole_trials(pipe: Any, graph: OpGraph, tmp_path: Path) -> None:
+def test_a_process_killed_at_any_moment_leaves_whole_trials(
+    pipe: Any, graph: OpGraph, tmp_path: Path
+) -> None:
     pipe.save_pretrained(tmp_path / "pipe")
     graph.save(tmp_path / "graph.json")
     process = run(tmp_path, 10_000, 1)

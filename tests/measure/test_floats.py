@@ -27,7 +27,9 @@ def test_the_values_of_four_bit_formats_are_these(name: str, values: list[float]
     assert FloatFormat.named(name).values().tolist() == values + [-v for v in values]
 
 
-@pytest.mark.parametrize(("name", "top"), [("e2m1", 6), ("e2m3", 7.5), ("e3m2", 28), ("e4m3", 448), ("e5m2", 57344)])
+@pytest.mark.parametrize(
+    ("name", "top"), [("e2m1", 6), ("e2m3", 7.5), ("e3m2", 28), ("e4m3", 448), ("e5m2", 57344)]
+)
 def test_the_largest_values_are_those_of_ocp(name: str, top: float) -> None:
     assert FloatFormat.named(name).top == top
 
@@ -40,14 +42,21 @@ def test_every_value_keeps_its_code(name: str) -> None:
 
     found = form.encode(values[codes])
 
-    assert found[codes != 2 ** (form.bits - 1)].tolist() == codes[codes != 2 ** (form.bits - 1)].tolist()
+    assert (
+        found[codes != 2 ** (form.bits - 1)].tolist()
+        == codes[codes != 2 ** (form.bits - 1)].tolist()
+    )
     assert int(form.encode(torch.tensor([-0.0]))) == 0  # zero has one code
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("e4m3", torch.float8_e4m3fn), ("e5m2", torch.float8_e5m2)])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("e4m3", torch.float8_e4m3fn), ("e5m2", torch.float8_e5m2)]
+)
 def test_eight_bit_codes_are_torch_s_bytes(name: str, dtype: torch.dtype) -> None:
     form = FloatFormat.named(name)
-    numbers = torch.cat([torch.randn(20_000) * size for size in (1e-6, 1e-3, 0.1, 1.0, 30.0, 300.0, 1e5)])
+    numbers = torch.cat(
+        [torch.randn(20_000) * size for size in (1e-6, 1e-3, 0.1, 1.0, 30.0, 300.0, 1e5)]
+    )
 
     theirs = numbers.clamp(-form.top, form.top).to(dtype).view(torch.uint8)
 
@@ -84,7 +93,9 @@ def test_a_scale_of_its_own_is_fp4dit_s_real_valued_bias(name: str) -> None:
 
     back = made.dequantize()
 
-    clips = (made.code.scale[..., 0] * largest(scheme)).tolist()  # the largest weight, as fp16 stores the scale
+    clips = (
+        made.code.scale[..., 0] * largest(scheme)
+    ).tolist()  # the largest weight, as fp16 stores the scale
     for r in range(3):
         for c in range(64):
             expected = fp4dit(float(weights[r, c]), clips[r][c // 16], int(name[1]), int(name[3]))
@@ -95,7 +106,10 @@ def test_e1m2_is_the_symmetric_integer_of_four_bits() -> None:
     weights = torch.randn(8, 96, generator=torch.Generator().manual_seed(6))
 
     torch.testing.assert_close(
-        quantize(weights, Scheme.parse("e1m2-g32")).dequantize(), quantize(weights, Scheme.parse("int4-g32")).dequantize(), rtol=2e-3, atol=1e-6
+        quantize(weights, Scheme.parse("e1m2-g32")).dequantize(),
+        quantize(weights, Scheme.parse("int4-g32")).dequantize(),
+        rtol=2e-3,
+        atol=1e-6,
     )
 
 
@@ -103,6 +117,8 @@ def test_e1m2_is_the_symmetric_integer_of_four_bits() -> None:
 def test_wide_formats_follow_weights_of_any_size(size: float) -> None:
     weights = torch.randn(4, 256, generator=torch.Generator().manual_seed(7)) * size
 
-    error = (quantize(weights, Scheme.parse("e5m2-c")).dequantize() - weights).square().sum() / weights.square().sum()
+    error = (
+        quantize(weights, Scheme.parse("e5m2-c")).dequantize() - weights
+    ).square().sum() / weights.square().sum()
 
     assert float(error) < 0.01

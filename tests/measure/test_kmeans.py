@@ -37,7 +37,8 @@ def drawn(kind: str, rows: int, columns: int) -> torch.Tensor:
     found = {
         "gauss": dice.standard_normal((rows, columns)),
         "student": dice.standard_t(3, (rows, columns)),
-        "two heaps": dice.standard_normal((rows, columns)) * 0.1 + dice.choice([-1, 1], (rows, columns)),
+        "two heaps": dice.standard_normal((rows, columns)) * 0.1
+        + dice.choice([-1, 1], (rows, columns)),
         "few values": dice.integers(-5, 6, (rows, columns)) / 4,
     }
     return torch.from_numpy(found[kind]).float()
@@ -46,7 +47,9 @@ def drawn(kind: str, rows: int, columns: int) -> torch.Tensor:
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("kind", ["gauss", "student", "two heaps", "few values"])
 @pytest.mark.parametrize("columns", [17, 64])
-def test_rows_as_short_as_the_cells_are_clustered_optimally(bits: int, kind: str, columns: int) -> None:
+def test_rows_as_short_as_the_cells_are_clustered_optimally(
+    bits: int, kind: str, columns: int
+) -> None:
     w = drawn(kind, 3, columns)
 
     found = error(w, f"km{bits}-c")
@@ -55,7 +58,9 @@ def test_rows_as_short_as_the_cells_are_clustered_optimally(bits: int, kind: str
     torch.testing.assert_close(found, best.double(), rtol=1e-5, atol=1e-10)
 
 
-@pytest.mark.parametrize(("kind", "excess"), [("gauss", 0.03), ("student", 0.03), ("two heaps", 0.03)])
+@pytest.mark.parametrize(
+    ("kind", "excess"), [("gauss", 0.03), ("student", 0.03), ("two heaps", 0.03)]
+)
 def test_longer_rows_come_close_to_the_optimum(kind: str, excess: float) -> None:
     w = drawn(kind, 4, 300)
 
@@ -74,7 +79,12 @@ def test_scikit_learn_does_no_better(kind: str) -> None:
 
     found = error(w, "km4-c")
 
-    theirs = torch.tensor([KMeans(16, n_init=1, max_iter=100, random_state=0).fit(row[:, None].numpy()).inertia_ for row in w])
+    theirs = torch.tensor(
+        [
+            KMeans(16, n_init=1, max_iter=100, random_state=0).fit(row[:, None].numpy()).inertia_
+            for row in w
+        ]
+    )
     assert float(found.sum()) < 1.005 * float(theirs.sum())
 
 

@@ -22,12 +22,18 @@ def weight(rows: int = 8, columns: int = 24, seed: int = 0) -> torch.Tensor:
 
 def moments(columns: int = 24) -> torch.Tensor:
     dice = torch.Generator().manual_seed(1)
-    x = torch.randn(500, columns, generator=dice) @ (torch.eye(columns) + 2 * torch.randn(columns, columns, generator=dice) / columns**0.5)
+    x = torch.randn(500, columns, generator=dice) @ (
+        torch.eye(columns) + 2 * torch.randn(columns, columns, generator=dice) / columns**0.5
+    )
     return x.T @ x / len(x)
 
 
 def output(scheme: str, w: torch.Tensor, square: torch.Tensor) -> float:
-    return float(output_error(quantize(w, Scheme.parse(scheme), moments=square).dequantize() - w, square).sum())
+    return float(
+        output_error(
+            quantize(w, Scheme.parse(scheme), moments=square).dequantize() - w, square
+        ).sum()
+    )
 
 
 def naive_search(group: torch.Tensor, top: int) -> float:
@@ -37,7 +43,14 @@ def naive_search(group: torch.Tensor, top: int) -> float:
         low, high = min(float(group.min()) * shrink, 0.0), max(float(group.max()) * shrink, 0.0)
         scale = float(torch.tensor((high - low) / top).half())
         zero = min(max(round(-low / scale), 0), top)
-        best = min(best, sum(abs(scale * (min(max(round(float(w) / scale + zero), 0), top) - zero) - float(w)) ** 2.4 for w in group))
+        best = min(
+            best,
+            sum(
+                abs(scale * (min(max(round(float(w) / scale + zero), 0), top) - zero) - float(w))
+                ** 2.4
+                for w in group
+            ),
+        )
     return best
 
 
@@ -62,7 +75,9 @@ def test_search_loses_nothing_and_gains_on_heavy_tails(scheme: str) -> None:
     assert float(loss(f"{scheme}@search").sum()) < 0.98 * float(loss(scheme).sum())
 
 
-def naive_hqq(rows: list[list[float]], scales: list[float], zeros: list[float], top: int) -> list[float]:
+def naive_hqq(
+    rows: list[list[float]], scales: list[float], zeros: list[float], top: int
+) -> list[float]:
     """The least sum of |error / scale|^0.7 that HQQ's iteration meets in each row, in plain numbers."""
     best, beta, before = [math.inf] * len(rows), hqq.BETA, math.inf
     for _ in range(hqq.ROUNDS + 1):
@@ -70,15 +85,24 @@ def naive_hqq(rows: list[list[float]], scales: list[float], zeros: list[float], 
             codes = [min(max(round(w / scale + zero), 0), top) for w in row]
             errors = [w - scale * (c - zero) for w, c in zip(row, codes, strict=True)]
             best[r] = min(best[r], sum(abs(e / scale) ** 0.7 for e in errors))
-            kept = [math.copysign(max(abs(e) - abs(e) ** -0.3 / beta, 0.0), e) if e else 0.0 for e in errors]
-            zeros[r] = float(np.float16(np.mean([c - (w - k) / scale for w, c, k in zip(row, codes, kept, strict=True)])))
+            kept = [
+                math.copysign(max(abs(e) - abs(e) ** -0.3 / beta, 0.0), e) if e else 0.0
+                for e in errors
+            ]
+            zeros[r] = float(
+                np.float16(
+                    np.mean([c - (w - k) / scale for w, c, k in zip(row, codes, kept, strict=True)])
+                )
+            )
         if sum(best) > before * (1 - hqq.ENOUGH):
             break
         before, beta = sum(best), beta * hqq.KAPPA
     return best
 
 
-@pytest.mark.parametrize("size", [1.0, 0.01])  # errors large enough to be set aside, and none of them
+@pytest.mark.parametrize(
+    "size", [1.0, 0.01]
+)  # errors large enough to be set aside, and none of them
 def test_hqq_is_its_iteration_in_plain_numbers(size: float) -> None:
     w = weight() * size
     made = quantize(w, Scheme.parse("uint3-c@hqq")).code
@@ -92,7 +116,9 @@ def test_hqq_is_its_iteration_in_plain_numbers(size: float) -> None:
     assert float(losses.sum()) < float(((plain.values()[:, 0] - w) / scale).abs().pow(0.7).sum())
 
 
-def naive_gptq(w: np.ndarray, square: np.ndarray, scale: np.ndarray, zero: np.ndarray, top: int) -> np.ndarray:
+def naive_gptq(
+    w: np.ndarray, square: np.ndarray, scale: np.ndarray, zero: np.ndarray, top: int
+) -> np.ndarray:
     """GPTQ without its Cholesky factor: before each column, the inverse of what is left of H (optimal brain surgeon)."""
     left, out = w.copy(), np.empty_like(w)
     damped = square + np.eye(len(square)) * gptq.DAMPING * square.diagonal().mean()
@@ -107,9 +133,17 @@ def test_gptq_is_optimal_brain_surgery_column_by_column() -> None:
     w, square = weight(), moments()
     made = quantize(w, Scheme.parse("uint4-c@gptq"), moments=square)
 
-    expected = naive_gptq(w.double().numpy(), square.double().numpy(), made.code.scale[:, 0, 0].double().numpy(), made.code.zero[:, 0, 0].double().numpy(), 15)
+    expected = naive_gptq(
+        w.double().numpy(),
+        square.double().numpy(),
+        made.code.scale[:, 0, 0].double().numpy(),
+        made.code.zero[:, 0, 0].double().numpy(),
+        15,
+    )
 
-    torch.testing.assert_close(made.dequantize(), torch.from_numpy(expected).float(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        made.dequantize(), torch.from_numpy(expected).float(), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_without_correlation_gptq_is_rounding_to_nearest() -> None:
@@ -122,7 +156,9 @@ def test_without_correlation_gptq_is_rounding_to_nearest() -> None:
 
 @pytest.mark.parametrize("scheme", ["uint4-c", "int4-g10", "uint3-t", "e2m1-g8"])
 @pytest.mark.parametrize("method", ["gptq", "adaround", "adaround_scaled"])
-def test_methods_that_look_at_inputs_lower_the_output_s_error_by_a_decibel(scheme: str, method: str) -> None:
+def test_methods_that_look_at_inputs_lower_the_output_s_error_by_a_decibel(
+    scheme: str, method: str
+) -> None:
     w, square = weight(), moments()
 
     gain = 10 * math.log10(output(scheme, w, square) / output(f"{scheme}@{method}", w, square))
@@ -137,11 +173,18 @@ def test_adaround_chooses_between_the_two_neighbours(scheme: str) -> None:
     plain = quantize(w, Scheme.parse(scheme))
     groups = to_groups(w, plain.scheme)
     form = plain.code
-    every = torch.stack([type(form)(torch.full_like(form.codes, c), form.scale, form.zero, form.levels).values() for c in range(2**plain.scheme.bits)])
+    every = torch.stack(
+        [
+            type(form)(torch.full_like(form.codes, c), form.scale, form.zero, form.levels).values()
+            for c in range(2**plain.scheme.bits)
+        ]
+    )
     below = torch.where(every <= groups, every, -torch.inf).amax(0)
     above = torch.where(every >= groups, every, torch.inf).amin(0)
 
-    inside = torch.isfinite(below) & torch.isfinite(above)  # a weight may lie beyond the end of a grid with a rounded scale
+    inside = torch.isfinite(below) & torch.isfinite(
+        above
+    )  # a weight may lie beyond the end of a grid with a rounded scale
 
     found = to_groups(made, plain.scheme)
     near = torch.minimum((found - below).abs(), (found - above).abs())
@@ -157,7 +200,9 @@ def test_adaround_finds_the_best_rounding_of_a_few_weights() -> None:
     up = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 8)  # all 256 roundings
     best = torch.stack([output_error(low + u * scale - w, square) for u in up]).amin(0)
 
-    found = output_error(quantize(w, Scheme.parse("uint3-c@adaround"), moments=square).dequantize() - w, square)
+    found = output_error(
+        quantize(w, Scheme.parse("uint3-c@adaround"), moments=square).dequantize() - w, square
+    )
 
     plain = output_error(quantize(w, scheme).dequantize() - w, square)
     assert (found >= best * (1 - 1e-4)).all()
@@ -177,13 +222,18 @@ def test_columns_and_groups_are_each_other_s_inverse(scheme: str) -> None:
 
 @pytest.mark.parametrize("method", ["gptq", "adaround", "adaround_scaled"])
 def test_inputs_of_zeros_leave_finite_weights(method: str) -> None:
-    made = quantize(weight(), Scheme.parse(f"uint4-c@{method}"), moments=torch.zeros(24, 24)).dequantize()
+    made = quantize(
+        weight(), Scheme.parse(f"uint4-c@{method}"), moments=torch.zeros(24, 24)
+    ).dequantize()
 
     assert torch.equal(made, quantize(weight(), Scheme.parse("uint4-c")).dequantize())
 
 
 def test_a_method_that_lacks_its_inputs_says_where_they_come_from() -> None:
-    with pytest.raises(QSearchError, match=r"gptq looks at what goes into blocks\.0\.ff; give QuantizedWeights\(model, graph, calibrate"):
+    with pytest.raises(
+        QSearchError,
+        match=r"gptq looks at what goes into blocks\.0\.ff; give QuantizedWeights\(model, graph, calibrate",
+    ):
         quantize(weight(), Scheme.parse("int4-c@gptq"), layer="blocks.0.ff")
 
 
@@ -192,10 +242,15 @@ def test_learning_longer_is_asked_for_by_argument() -> None:
 
     short = adaround.quantize(to_groups(w, scheme), scheme, square, steps=1)
 
-    assert torch.equal(short.values(), quantize(w, Scheme.parse("uint4-c")).code.values())  # gates start where the weights lie
+    assert torch.equal(
+        short.values(), quantize(w, Scheme.parse("uint4-c")).code.values()
+    )  # gates start where the weights lie
 
 
-@pytest.mark.parametrize(("scheme", "axis"), [("uint4-c", 0), ("uint4-t", 0), ("km2-c", 0), ("uint4-g4@gptq", 0), ("mxfp4", 1)])
+@pytest.mark.parametrize(
+    ("scheme", "axis"),
+    [("uint4-c", 0), ("uint4-t", 0), ("km2-c", 0), ("uint4-g4@gptq", 0), ("mxfp4", 1)],
+)
 def test_the_parts_of_a_concatenated_input_have_scales_of_their_own(scheme: str, axis: int) -> None:
     w = weight(8, 24)
     w[:, 10:] *= 20  # the skip is louder than the rest

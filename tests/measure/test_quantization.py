@@ -36,16 +36,22 @@ def weight(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize(("shape", "axis"), WEIGHTS, ids=str)
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_cutting_into_groups_and_back_changes_nothing(shape: tuple[int, ...], axis: int, granularity: str) -> None:
+def test_cutting_into_groups_and_back_changes_nothing(
+    shape: tuple[int, ...], axis: int, granularity: str
+) -> None:
     w = weight(shape)
 
-    assert torch.equal(from_groups(to_groups(w, Scheme.parse(f"int4-{granularity}"), axis), shape, axis), w)
+    assert torch.equal(
+        from_groups(to_groups(w, Scheme.parse(f"int4-{granularity}"), axis), shape, axis), w
+    )
 
 
 @pytest.mark.parametrize(("shape", "axis"), WEIGHTS, ids=str)
 @pytest.mark.parametrize("form", ["int4", "uint3"])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_what_is_made_takes_the_bits_that_the_plan_is_charged(shape: tuple[int, ...], axis: int, form: str, granularity: str) -> None:
+def test_what_is_made_takes_the_bits_that_the_plan_is_charged(
+    shape: tuple[int, ...], axis: int, form: str, granularity: str
+) -> None:
     scheme = Scheme.parse(f"{form}-{granularity}")
 
     made = quantize(weight(shape), scheme, axis=axis)
@@ -65,7 +71,11 @@ def naive_group(group: Array, scheme: Scheme) -> list[np.float32]:
         low, high = min(*group, np.float32(0)), max(*group, np.float32(0))
         step = (high - low) / top
     scale = np.float32(np.float16(min(max(step, np.float32(2.0**-24)), np.float32(65504))))
-    zero = np.float32(half) if scheme.family == "int" else np.clip(np.round(-low / scale), np.float32(0), top)
+    zero = (
+        np.float32(half)
+        if scheme.family == "int"
+        else np.clip(np.round(-low / scale), np.float32(0), top)
+    )
     return [scale * (np.clip(np.round(w / scale + zero), np.float32(0), top) - zero) for w in group]
 
 
@@ -86,7 +96,9 @@ def naive(w: Array, scheme: Scheme, axis: int) -> Array:
 @pytest.mark.parametrize(("shape", "axis"), WEIGHTS, ids=str)
 @pytest.mark.parametrize("form", ["int2", "int4", "int8", "uint2", "uint3", "uint8"])
 @pytest.mark.parametrize("granularity", ["t", "c", "g8"])
-def test_min_max_equals_its_slow_twin_exactly(shape: tuple[int, ...], axis: int, form: str, granularity: str) -> None:
+def test_min_max_equals_its_slow_twin_exactly(
+    shape: tuple[int, ...], axis: int, form: str, granularity: str
+) -> None:
     scheme, w = Scheme.parse(f"{form}-{granularity}"), weight(shape, seed=3)
 
     made = quantize(w, scheme, axis=axis).dequantize()
@@ -122,11 +134,16 @@ def test_the_weight_comes_back_in_the_type_that_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_weights_that_are_not_finite_are_refused_with_the_layer_and_their_number(value: float) -> None:
+def test_weights_that_are_not_finite_are_refused_with_the_layer_and_their_number(
+    value: float,
+) -> None:
     w = weight((4, 6))
     w[1, 2:4] = value
 
-    with pytest.raises(QSearchError, match=r"weights must be finite to be quantized; blocks\.3\.to_q holds 2 that are not"):
+    with pytest.raises(
+        QSearchError,
+        match=r"weights must be finite to be quantized; blocks\.3\.to_q holds 2 that are not",
+    ):
         quantize(w, Scheme.parse("int4-c"), layer="blocks.3.to_q")
 
 
@@ -134,7 +151,10 @@ def test_weights_that_are_not_finite_are_refused_with_the_layer_and_their_number
     ("scheme", "message"),
     [
         ("keep", "out is kept in full precision; there is nothing to quantize"),
-        ("km4-c@minmax", r"minmax can't make km4 \(out, scheme km4-c@minmax\); see `qsearch list quantizers`"),
+        (
+            "km4-c@minmax",
+            r"minmax can't make km4 \(out, scheme km4-c@minmax\); see `qsearch list quantizers`",
+        ),
         ("int4-c@minmaxx", r"no plug-in 'minmaxx' among the quantizers; did you mean 'minmax'\?"),
     ],
 )

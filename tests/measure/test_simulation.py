@@ -60,7 +60,10 @@ def test_an_exception_in_the_block_leaves_the_model_as_it_was(case: Case) -> Non
     model, graph = case
     own = weights(model, graph)
 
-    with pytest.raises(ZeroDivisionError), simulate(model, BitPlan.uniform(graph, "uint2-c"), graph):
+    with (
+        pytest.raises(ZeroDivisionError),
+        simulate(model, BitPlan.uniform(graph, "uint2-c"), graph),
+    ):
         raise ZeroDivisionError
 
     assert changed(own, weights(model, graph)) == set()
@@ -73,7 +76,11 @@ def test_an_exception_while_entering_leaves_the_model_as_it_was(case: Case) -> N
 
     with (
         pytest.raises(QSearchError, match="minmax can't make km2"),
-        simulate(model, {"conv_in": Scheme.parse("uint2-c"), "conv_out": Scheme.parse("km2@minmax")}, graph),
+        simulate(
+            model,
+            {"conv_in": Scheme.parse("uint2-c"), "conv_out": Scheme.parse("km2@minmax")},
+            graph,
+        ),
     ):
         raise AssertionError("the block must not begin")
 
@@ -131,7 +138,10 @@ def test_transposed_convolutions_get_a_scale_for_each_output_channel() -> None:
     with simulate(model, BitPlan.uniform(graph, "uint4-c"), graph):
         inside = model[0].weight.detach().clone()
 
-    channels = [quantize(own[:, i].flatten()[None], Scheme.parse("uint4-c")).dequantize().view(3, 2, 2) for i in range(5)]
+    channels = [
+        quantize(own[:, i].flatten()[None], Scheme.parse("uint4-c")).dequantize().view(3, 2, 2)
+        for i in range(5)
+    ]
     assert torch.equal(inside, torch.stack(channels, 1))
 
 
@@ -147,7 +157,10 @@ def test_a_plan_of_another_graph_is_refused_with_both_graphs(case: Case) -> None
     model, graph = case
     other = extract(PlainDenoiser(blocks=2), plain_inputs())
 
-    with pytest.raises(QSearchError, match=f"the plan was made for graph {other.id}, PlainDenoiser is graph {graph.id}"):
+    with pytest.raises(
+        QSearchError,
+        match=f"the plan was made for graph {other.id}, PlainDenoiser is graph {graph.id}",
+    ):
         simulate(model, BitPlan.uniform(other, "uint4-c"), graph).__enter__()
 
 
@@ -155,7 +168,10 @@ def test_a_plan_of_another_graph_is_refused_with_both_graphs(case: Case) -> None
 def test_an_unknown_layer_is_refused_even_where_it_would_be_kept(case: Case, scheme: str) -> None:
     model, graph = case
 
-    with pytest.raises(QSearchError, match=r"blocks\.0\.attn9\.to_q"), simulate(model, {"blocks.0.attn9.to_q": Scheme.parse(scheme)}, graph):
+    with (
+        pytest.raises(QSearchError, match=r"blocks\.0\.attn9\.to_q"),
+        simulate(model, {"blocks.0.attn9.to_q": Scheme.parse(scheme)}, graph),
+    ):
         raise AssertionError("the block must not begin")
 
 
@@ -163,14 +179,20 @@ def test_a_model_that_lost_a_layer_of_its_graph_is_refused(case: Case) -> None:
     model, graph = case
     model.conv_out = nn.Identity()
 
-    with pytest.raises(QSearchError, match="PlainDenoiser has no layer 'conv_out' with a weight; extract its graph again"):
+    with pytest.raises(
+        QSearchError,
+        match="PlainDenoiser has no layer 'conv_out' with a weight; extract its graph again",
+    ):
         simulate(model, BitPlan.uniform(graph, "uint4-c"), graph).__enter__()
 
 
 def test_shared_weights_are_quantized_once(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     model, graph = case
     made: list[str] = []
-    monkeypatch.setattr("qsearch.measure.simulation.quantize_parts", lambda *a, **k: (made.append(k["layer"]), quantize_parts(*a, **k))[1])
+    monkeypatch.setattr(
+        "qsearch.measure.simulation.quantize_parts",
+        lambda *a, **k: (made.append(k["layer"]), quantize_parts(*a, **k))[1],
+    )
     store = QuantizedWeights(model, graph)
 
     for _ in range(3):

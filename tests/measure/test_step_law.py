@@ -20,7 +20,9 @@ WEIGHTS = torch.randn(256, 512, generator=torch.Generator().manual_seed(0))
 
 def sqnr(scheme: str) -> float:
     """dB of signal over quantization noise on Gaussian weights."""
-    return -10 * math.log10(relative_noise(quantize(WEIGHTS, Scheme.parse(scheme)).dequantize(), WEIGHTS)[0])
+    return -10 * math.log10(
+        relative_noise(quantize(WEIGHTS, Scheme.parse(scheme)).dequantize(), WEIGHTS)[0]
+    )
 
 
 def law(few: int, many: int, family: str) -> float:
@@ -35,33 +37,45 @@ TOLERANCE = 0.1
 
 @pytest.mark.parametrize("granularity", ["c", "g64"])
 @pytest.mark.parametrize(("few", "many", "about"), [(2, 4, 14.0), (4, 8, 24.6)])
-def test_from_2_to_4_bits_are_14_db_and_from_4_to_8_bits_24_6(few: int, many: int, about: float, granularity: str) -> None:
+def test_from_2_to_4_bits_are_14_db_and_from_4_to_8_bits_24_6(
+    few: int, many: int, about: float, granularity: str
+) -> None:
     gain = sqnr(f"uint{many}-{granularity}") - sqnr(f"uint{few}-{granularity}")
 
     assert law(few, many, "uint") == pytest.approx(about, abs=0.05)
     assert gain == pytest.approx(law(few, many, "uint"), abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("scheme", ["uint3-c", "uint4-c", "uint8-c", "uint4-g64", "int4-c", "int8-c"])
+@pytest.mark.parametrize(
+    "scheme", ["uint3-c", "uint4-c", "uint8-c", "uint4-g64", "int4-c", "int8-c"]
+)
 def test_the_noise_is_a_twelfth_of_the_squared_step(scheme: str) -> None:
     made = quantize(WEIGHTS, Scheme.parse(scheme))
 
-    expected = -10 * math.log10(float(made.code.scale.double().square().mean() / 12 / WEIGHTS.double().square().mean()))
+    expected = -10 * math.log10(
+        float(made.code.scale.double().square().mean() / 12 / WEIGHTS.double().square().mean())
+    )
     assert sqnr(scheme) == pytest.approx(expected, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize(("few", "many"), [(4, 6), (6, 8), (4, 8)])
 def test_symmetric_codes_follow_the_law_from_4_bits_on(few: int, many: int) -> None:
-    assert sqnr(f"int{many}-c") - sqnr(f"int{few}-c") == pytest.approx(law(few, many, "int"), abs=TOLERANCE)
+    assert sqnr(f"int{many}-c") - sqnr(f"int{few}-c") == pytest.approx(
+        law(few, many, "int"), abs=TOLERANCE
+    )
 
 
 @pytest.mark.parametrize(("scheme", "excess"), [("int2-c", 1.0), ("int2-t", 1.0), ("uint2-t", 0.4)])
-def test_steps_wider_than_the_spread_of_the_weights_make_less_noise_than_the_law_says(scheme: str, excess: float) -> None:
+def test_steps_wider_than_the_spread_of_the_weights_make_less_noise_than_the_law_says(
+    scheme: str, excess: float
+) -> None:
     # Most weights round to zero there, which costs their own size and not a random part of a step: law and measurement must differ.
     made = quantize(WEIGHTS, Scheme.parse(scheme))
     assert float(made.code.scale.mean()) > 1.3  # standard deviations
 
-    expected = -10 * math.log10(float(made.code.scale.double().square().mean() / 12 / WEIGHTS.double().square().mean()))
+    expected = -10 * math.log10(
+        float(made.code.scale.double().square().mean() / 12 / WEIGHTS.double().square().mean())
+    )
     assert sqnr(scheme) > expected + excess
 
 
@@ -99,4 +113,6 @@ def test_a_runner_that_clips_an_eight_bit_grid_fails_the_guard() -> None:
 
 def test_a_runner_that_forgets_to_change_the_bits_fails_the_guard() -> None:
     with pytest.raises(AssertionError, match=r"2 to 4 bits gain 0\.00 dB"):
-        assert_step_law(lambda weight, scheme: quantize(weight, Scheme.parse("uint4-c")).dequantize())
+        assert_step_law(
+            lambda weight, scheme: quantize(weight, Scheme.parse("uint4-c")).dequantize()
+        )

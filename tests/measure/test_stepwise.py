@@ -31,7 +31,9 @@ def case() -> tuple[Any, OpGraph]:
 
 
 def stepped(graph: OpGraph, *schemes: str) -> StepPlan:
-    return StepPlan.make(graph, {x.name: [s if x.quantizable else "keep" for s in schemes] for x in graph})
+    return StepPlan.make(
+        graph, {x.name: [s if x.quantizable else "keep" for s in schemes] for x in graph}
+    )
 
 
 def test_bins_with_one_scheme_make_what_the_plan_makes(case: tuple[Any, OpGraph]) -> None:
@@ -51,7 +53,9 @@ def test_every_step_has_the_weights_of_its_bin_in_every_run(case: tuple[Any, OpG
     model, name = denoiser_of(pipe), graph.quantizable[0].name
     levels: list[int] = []
     with simulate_steps(pipe, stepped(graph, "uint2-t", "uint3-t", "keep"), graph):
-        handle = model.register_forward_hook(lambda *_: levels.append(len(weight_of(model, name).unique())))
+        handle = model.register_forward_hook(
+            lambda *_: levels.append(len(weight_of(model, name).unique()))
+        )
         for _ in range(2):
             sample(pipe, PROMPTS, SAMPLING)
         handle.remove()
@@ -61,14 +65,18 @@ def test_every_step_has_the_weights_of_its_bin_in_every_run(case: tuple[Any, OpG
     assert levels[4] == many
 
 
-def test_afterwards_the_model_and_the_gradient_mode_are_as_they_were(case: tuple[Any, OpGraph]) -> None:
+def test_afterwards_the_model_and_the_gradient_mode_are_as_they_were(
+    case: tuple[Any, OpGraph],
+) -> None:
     pipe, graph = case
     before = {k: v.clone() for k, v in denoiser_of(pipe).state_dict().items()}
 
     with simulate_steps(pipe, stepped(graph, "uint2-t", "uint3-t"), graph):
         sample(pipe, PROMPTS, SAMPLING)
 
-    assert {k for k, v in denoiser_of(pipe).state_dict().items() if not torch.equal(v, before[k])} == set()
+    assert {
+        k for k, v in denoiser_of(pipe).state_dict().items() if not torch.equal(v, before[k])
+    } == set()
     assert torch.is_grad_enabled()
     assert {"step", "set_timesteps"}.isdisjoint(vars(pipe.scheduler))
 
@@ -77,7 +85,10 @@ def test_fewer_steps_than_bins_are_refused(case: tuple[Any, OpGraph]) -> None:
     pipe, graph = case
 
     with (
-        pytest.raises(QSearchError, match="a plan for 6 bins of steps needs as many sampler steps at least; given 5"),
+        pytest.raises(
+            QSearchError,
+            match="a plan for 6 bins of steps needs as many sampler steps at least; given 5",
+        ),
         simulate_steps(pipe, stepped(graph, *["uint4-c"] * 6), graph),
     ):
         sample(pipe, PROMPTS, SAMPLING)
@@ -89,5 +100,8 @@ def test_a_pipeline_without_a_scheduler_is_refused(case: tuple[Any, OpGraph]) ->
     class Bare:
         unet = denoiser_of(pipe)
 
-    with pytest.raises(QSearchError, match="goes by the scheduler's steps; Bare has no scheduler"), simulate_steps(Bare(), stepped(graph, "keep"), graph):
+    with (
+        pytest.raises(QSearchError, match="goes by the scheduler's steps; Bare has no scheduler"),
+        simulate_steps(Bare(), stepped(graph, "keep"), graph),
+    ):
         pass

@@ -23,9 +23,18 @@ def pixart() -> OpGraph:
 @pytest.mark.reference
 @pytest.mark.parametrize(
     ("scheme", "published"),
-    [("uint4-c", 4.023), ("uint3-c", 3.023), ("km4-c", 4.181), ("km3-c", 3.091), ("km4-t", 4.000), ("km3-t", 3.000)],
+    [
+        ("uint4-c", 4.023),
+        ("uint3-c", 3.023),
+        ("km4-c", 4.181),
+        ("km3-c", 3.091),
+        ("km4-t", 4.000),
+        ("km3-t", 3.000),
+    ],
 )
-def test_a_uniform_plan_of_pixart_alpha_takes_the_bits_that_qua2sedimo_publishes(pixart: OpGraph, scheme: str, published: float) -> None:
+def test_a_uniform_plan_of_pixart_alpha_takes_the_bits_that_qua2sedimo_publishes(
+    pixart: OpGraph, scheme: str, published: float
+) -> None:
     assert pixart.weights == 610_228_224
     assert round(BitPlan.uniform(pixart, scheme).achieved.average_bits, 3) == published
 
@@ -43,8 +52,15 @@ def test_long_skips_are_charged_and_given_two_sets_of_scales() -> None:
     with simulate(model, {name: Scheme.parse("uint4-c")}, graph, QuantizedWeights(model, graph)):
         inside = model.get_submodule(name).weight.detach().clone()
 
-    quiet = float((inside - weight)[:, : parts[0]].square().sum() / weight[:, : parts[0]].square().sum())
+    quiet = float(
+        (inside - weight)[:, : parts[0]].square().sum() / weight[:, : parts[0]].square().sum()
+    )
     assert quiet < 0.03  # one range for both would round all of the first part to zero
     plan = BitPlan.uniform(graph, "uint4-c").achieved.bits
-    one_range = sum(Scheme.parse("uint4-c" if n.quantizable else "keep").stored_bits(n.weight_shape, n.channel_axis) for n in graph)
+    one_range = sum(
+        Scheme.parse("uint4-c" if n.quantizable else "keep").stored_bits(
+            n.weight_shape, n.channel_axis
+        )
+        for n in graph
+    )
     assert plan - one_range == sum(32 * n.weight_shape[0] * (len(n.parts) - 1) for n in skips)

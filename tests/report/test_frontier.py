@@ -31,7 +31,9 @@ def test_the_curve_is_the_plans_own_loss_in_decibels_and_uniform_plans_lie_below
     data = frontier(GRAPH, VALUES, plans)
 
     assert list(data.bits) == sorted(p.achieved.average_bits for p in plans)
-    assert list(data.quality) == pytest.approx(sorted(-10 * math.log10(p.solver.objective or 0.0) for p in plans))
+    assert list(data.quality) == pytest.approx(
+        sorted(-10 * math.log10(p.solver.objective or 0.0) for p in plans)
+    )
     assert [name for name, *_ in data.uniform] == list(SCHEMES)
     for name, bits, quality in data.uniform:
         assert bits == BitPlan.uniform(GRAPH, name).achieved.average_bits
@@ -41,7 +43,9 @@ def test_the_curve_is_the_plans_own_loss_in_decibels_and_uniform_plans_lie_below
 def test_a_loss_that_is_no_power_is_shown_with_its_sign_turned() -> None:
     plans = allocate_frontier(GRAPH, TABLE, [5.0])
 
-    assert frontier(GRAPH, VALUES, plans, power=False).quality == (-(plans[0].solver.objective or 0.0),)
+    assert frontier(GRAPH, VALUES, plans, power=False).quality == (
+        -(plans[0].solver.objective or 0.0),
+    )
 
 
 def test_the_picture_names_uniform_plans_and_stands_alone(tmp_path: Path) -> None:
@@ -58,7 +62,13 @@ def test_the_picture_names_uniform_plans_and_stands_alone(tmp_path: Path) -> Non
 def test_names_of_points_stand_on_no_other_name_and_inside_the_picture() -> None:
     """Six uniform plans within a bit of each other, on a telephone."""
     close = tuple((f"uint4-g{2**i}", 4.0 + 0.1 * i, 10.0 + 0.4 * i) for i in range(6))
-    data = Frontier(tuple(2.0 + i for i in range(7)), tuple(5.0 + 4 * i for i in range(7)), close, "dB", (("plan", 4.2, 13.5, 0.1),))
+    data = Frontier(
+        tuple(2.0 + i for i in range(7)),
+        tuple(5.0 + 4 * i for i in range(7)),
+        close,
+        "dB",
+        (("plan", 4.2, 13.5, 0.1),),
+    )
 
     figure = draw_frontier(data, 360)
 
@@ -89,7 +99,9 @@ def test_a_step_wise_plan_is_shown_bin_by_bin(tmp_path: Path) -> None:
 
 
 def test_a_latency_table_is_shown_in_milliseconds(tmp_path: Path) -> None:
-    Latency(GRAPH.id, "a clock", {x.name: {"keep": 0.0025} for x in GRAPH}, 0.001).save(tmp_path / "latency.json")
+    Latency(GRAPH.id, "a clock", {x.name: {"keep": 0.0025} for x in GRAPH}, 0.001).save(
+        tmp_path / "latency.json"
+    )
 
     text = shown(tmp_path / "latency.json")
 

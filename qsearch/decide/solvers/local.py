@@ -16,7 +16,9 @@ exact = False
 quadratic = True
 
 
-def solve(problem: Problem, *, seconds: float = 60.0, seed: int = 0) -> tuple[dict[str, Choice], Solver]:
+def solve(
+    problem: Problem, *, seconds: float = 60.0, seed: int = 0
+) -> tuple[dict[str, Choice], Solver]:
     """Assignment within all limits, with the gap to the relaxation's bound. Raises `InfeasibleBudget` where no assignment keeps the limits.
 
     Without scores the model is additive, and the bound the Lagrangian one.
@@ -30,7 +32,9 @@ def solve(problem: Problem, *, seconds: float = 60.0, seed: int = 0) -> tuple[di
 
     picks = limited(problem, best)
     if picks is None and problem.formats is not None:
-        raise QSearchError(f"local found no plan with at most {problem.formats} formats; the solver ilp decides whether there is one")
+        raise QSearchError(
+            f"local found no plan with at most {problem.formats} formats; the solver ilp decides whether there is one"
+        )
     if picks is None:
         raise contradiction(problem)
     value = problem.worth(picks)

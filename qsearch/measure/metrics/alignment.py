@@ -27,9 +27,15 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
     if outcome.pictures.shape[1:] != SCENES:
         clip = load_clip(outcome.pictures.device)
         with torch.no_grad():
-            return (clip.pictures(outcome.pictures) * clip.texts(outcome.prompts.texts)).sum(-1).clamp(min=0)
+            return (
+                (clip.pictures(outcome.pictures) * clip.texts(outcome.prompts.texts))
+                .sum(-1)
+                .clamp(min=0)
+            )
     if not outcome.prompts.captions:
-        raise QSearchError("alignment needs captions of the zoo's scenes; these prompts are free text, leave the metric out")
+        raise QSearchError(
+            "alignment needs captions of the zoo's scenes; these prompts are free text, leave the metric out"
+        )
     return judge.alignment(judge.load_judge(), outcome.pictures, outcome.prompts.captions)
 
 
@@ -40,11 +46,17 @@ def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
     """
     pictures = made.pictures
     if pictures.shape[1:] != SCENES:
-        return load_clip(pictures.device).pictures(pictures), torch.full((len(pictures),), 2.0, dtype=torch.float64, device=pictures.device)
+        return load_clip(pictures.device).pictures(pictures), torch.full(
+            (len(pictures),), 2.0, dtype=torch.float64, device=pictures.device
+        )
     read = _judge(pictures.device)(pictures)
-    roots = [torch.softmax(logits, -1).clamp(min=1e-12).sqrt().flatten(1) for logits in read.values()]
+    roots = [
+        torch.softmax(logits, -1).clamp(min=1e-12).sqrt().flatten(1) for logits in read.values()
+    ]
     answers = sum(logits[0, ..., 0].numel() for logits in read.values())
-    return torch.cat(roots, 1), torch.full((len(pictures),), float(answers), dtype=torch.float64, device=pictures.device)
+    return torch.cat(roots, 1), torch.full(
+        (len(pictures),), float(answers), dtype=torch.float64, device=pictures.device
+    )
 
 
 @cache

@@ -28,7 +28,9 @@ def measure(outcome: Outcome, reference: Outcome) -> float:
 def frechet(pictures: Tensor) -> float:
     """Fréchet distance of pictures [N, 3, 64, 64] in [-1, 1] to `REAL` rendered scenes. Raises `QSearchError` for fewer than two."""
     if len(pictures) < 2:
-        raise QSearchError("a Fréchet distance needs two pictures, and three for its error bar; evaluate more samples, or leave the metric out")
+        raise QSearchError(
+            "a Fréchet distance needs two pictures, and three for its error bar; evaluate more samples, or leave the metric out"
+        )
     metric = _metric()
     metric.reset()  # of the pictures; the real scenes stay
     for batch in pictures.split(256):
@@ -38,7 +40,12 @@ def frechet(pictures: Tensor) -> float:
 
 @cache
 def _metric() -> FrechetInceptionDistance:
-    metric = FrechetInceptionDistance(_Features(judge.load_judge()), reset_real_features=False, normalize=True, input_img_size=(3, 64, 64))
+    metric = FrechetInceptionDistance(
+        _Features(judge.load_judge()),
+        reset_real_features=False,
+        normalize=True,
+        input_img_size=(3, 64, 64),
+    )
     for batch in render(draw_scenes(REAL, torch.Generator().manual_seed(REAL_SEED))).split(256):
         metric.update(batch / 2 + 0.5, real=True)
     return metric
@@ -63,9 +70,13 @@ def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
     """
     pictures = made.pictures
     if pictures.shape[1:] != (3, 64, 64):
-        raise QSearchError(f"the judge reads the zoo's scenes of 3x64x64; these pictures are {'x'.join(map(str, pictures.shape[1:]))}: leave frechet out")
+        raise QSearchError(
+            f"the judge reads the zoo's scenes of 3x64x64; these pictures are {'x'.join(map(str, pictures.shape[1:]))}: leave frechet out"
+        )
     network = _judge(pictures.device)
-    return network.embed(pictures), network.embed(reference.pictures.detach()).double().square().sum(1)
+    return network.embed(pictures), network.embed(
+        reference.pictures.detach()
+    ).double().square().sum(1)
 
 
 @cache

@@ -19,7 +19,9 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
     """SSIM a sample [N] in [-1, 1], on pictures scaled to [0, 1]."""
     from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-    value = ssim(outcome.pictures / 2 + 0.5, reference.pictures / 2 + 0.5, data_range=1.0, reduction="none")
+    value = ssim(
+        outcome.pictures / 2 + 0.5, reference.pictures / 2 + 0.5, data_range=1.0, reduction="none"
+    )
     assert isinstance(value, Tensor)
     return value
 
@@ -36,7 +38,9 @@ def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
     contrast = (given - centre) / (2 * variance + _C2).sqrt() / WINDOW
     brightness = centre / (2 * mean.square() + _C1).sqrt()
     values = torch.cat([contrast, brightness], -1).flatten(1)
-    return values, torch.full((len(values),), float(own[0, ..., 0].numel()), dtype=torch.float64, device=values.device)
+    return values, torch.full(
+        (len(values),), float(own[0, ..., 0].numel()), dtype=torch.float64, device=values.device
+    )
 
 
 def _windows(pictures: Tensor) -> Tensor:

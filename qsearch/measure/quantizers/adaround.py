@@ -15,7 +15,10 @@ from ..codes import Codes
 from ..rounding import learn
 
 needs_inputs = True
-RATE, STEPS = 3e-2, 200  # of Adam; the authors' 1e-3 asks for ten times the steps, and gives no more
+RATE, STEPS = (
+    3e-2,
+    200,
+)  # of Adam; the authors' 1e-3 asks for ten times the steps, and gives no more
 
 
 def supports(scheme: Scheme) -> bool:
@@ -23,6 +26,8 @@ def supports(scheme: Scheme) -> bool:
     return scheme.family in ("int", "uint", "float")
 
 
-def quantize(groups: Tensor, scheme: Scheme, moments: Tensor, *, rate: float = RATE, steps: int = STEPS) -> Codes:
+def quantize(
+    groups: Tensor, scheme: Scheme, moments: Tensor, *, rate: float = RATE, steps: int = STEPS
+) -> Codes:
     """Codes of fp32 groups [rows, groups, group] for inputs with `moments` [columns, columns], on min-max's grid."""
     return learn(groups, scheme, moments, rate=rate, steps=steps, scaled=False)

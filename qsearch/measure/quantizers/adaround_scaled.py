@@ -13,7 +13,10 @@ from ..codes import Codes
 from ..rounding import learn
 
 needs_inputs = True
-RATE, STEPS = 3e-2, 200  # of Adam; FP4DiT's 1e-4 is not in units of the mean step, and it takes 2,500 steps a block
+RATE, STEPS = (
+    3e-2,
+    200,
+)  # of Adam; FP4DiT's 1e-4 is not in units of the mean step, and it takes 2,500 steps a block
 
 
 def supports(scheme: Scheme) -> bool:
@@ -21,6 +24,8 @@ def supports(scheme: Scheme) -> bool:
     return scheme.family in ("int", "uint", "float")
 
 
-def quantize(groups: Tensor, scheme: Scheme, moments: Tensor, *, rate: float = RATE, steps: int = STEPS) -> Codes:
+def quantize(
+    groups: Tensor, scheme: Scheme, moments: Tensor, *, rate: float = RATE, steps: int = STEPS
+) -> Codes:
     """Codes of fp32 groups [rows, groups, group] for inputs with `moments` [columns, columns], on min-max's grid."""
     return learn(groups, scheme, moments, rate=rate, steps=steps, scaled=True)

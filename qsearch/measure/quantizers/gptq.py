@@ -35,7 +35,9 @@ def quantize(groups: Tensor, scheme: Scheme, moments: Tensor) -> Codes:
         scale, zero = spanning(part.amin(1, keepdim=True), part.amax(1, keepdim=True), scheme)
         for j in range(begin, end):
             column = rows[:, j : j + 1]
-            rounded[:, j : j + 1] = nearest(column[:, None], scale[:, None], zero[:, None], scheme).values()[:, 0]
+            rounded[:, j : j + 1] = nearest(
+                column[:, None], scale[:, None], zero[:, None], scheme
+            ).values()[:, 0]
             error = (column - rounded[:, j : j + 1]) / upper[j, j]
             rows[:, j + 1 :] -= error * upper[j, j + 1 :]
         scales.append(scale)
@@ -48,7 +50,9 @@ def _factor(moments: Tensor) -> Tensor:
     """Upper Cholesky factor of the inverse of damped `moments`, in fp64 while it is made."""
     square = moments.double()
     mean = square.diagonal().mean()
-    damped = square + torch.eye(len(square), dtype=square.dtype, device=square.device) * (DAMPING * mean if mean > 0 else 1.0)
+    damped = square + torch.eye(len(square), dtype=square.dtype, device=square.device) * (
+        DAMPING * mean if mean > 0 else 1.0
+    )
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
     return factor.to(moments.dtype)

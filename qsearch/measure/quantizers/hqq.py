@@ -29,7 +29,10 @@ def quantize(groups: Tensor, scheme: Scheme) -> Codes:
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     scale, zero = spanning(low, high, scheme)
     chunk = max(1, _CHUNK // groups[0].numel())
-    found = [_solve(*parts, scheme) for parts in zip(groups.split(chunk), scale.split(chunk), zero.split(chunk), strict=True)]
+    found = [
+        _solve(*parts, scheme)
+        for parts in zip(groups.split(chunk), scale.split(chunk), zero.split(chunk), strict=True)
+    ]
     return nearest(groups, scale, torch.cat(found), scheme)
 
 
@@ -49,7 +52,12 @@ def _solve(groups: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme) -> Tenso
         if now > before * (1 - ENOUGH):
             break
         before = now
-        zero = (zero - (error - _shrink(error * scale, beta) / scale).mean(-1, keepdim=True)).clamp(-65504, 65504).half().float()
+        zero = (
+            (zero - (error - _shrink(error * scale, beta) / scale).mean(-1, keepdim=True))
+            .clamp(-65504, 65504)
+            .half()
+            .float()
+        )
         beta *= KAPPA
     return best
 
@@ -57,6 +65,10 @@ def _solve(groups: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme) -> Tenso
 def _shrink(error: Tensor, beta: float) -> Tensor:
     """The proximal step of |x|^p: errors near zero become zero, large ones stay almost as they are."""
     size = error.abs()
-    if float(size.max()) <= beta ** (1 / (POWER - 2)):  # as with most weights: all are small, and none is set aside
+    if float(size.max()) <= beta ** (
+        1 / (POWER - 2)
+    ):  # as with most weights: all are small, and none is set aside
         return torch.zeros_like(error)
-    return error.sign() * (size - size.clamp(min=torch.finfo(error.dtype).tiny).pow(POWER - 1) / beta).clamp(min=0)
+    return error.sign() * (
+        size - size.clamp(min=torch.finfo(error.dtype).tiny).pow(POWER - 1) / beta
+    ).clamp(min=0)

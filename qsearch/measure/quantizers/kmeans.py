@@ -49,7 +49,9 @@ def _cluster(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     centres = centres.clamp(-65504, 65504).half().float()
     between = (centres[:, 1:] + centres[:, :-1]) / 2
     codes = torch.zeros(rows.shape, dtype=torch.uint8, device=rows.device)
-    for border in between.split(1, 1):  # a comparison with each of a few borders costs less than a search among them
+    for border in between.split(
+        1, 1
+    ):  # a comparison with each of a few borders costs less than a search among them
         codes += rows > border
     return codes, centres
 
@@ -62,8 +64,12 @@ def _centres(ordered: Tensor, count: int) -> Tensor:
     edges = _partition(_borders(ordered), sums, count)
     for _ in range(_ROUNDS):
         size = edges.diff(dim=1)
-        at_edge = own.gather(1, edges[:, :-1].clamp(max=own.shape[1] - 1))  # an empty cluster lies there
-        centres = torch.where(size > 0, sums.gather(1, edges).diff(dim=1) / size.clamp(min=1), at_edge)
+        at_edge = own.gather(
+            1, edges[:, :-1].clamp(max=own.shape[1] - 1)
+        )  # an empty cluster lies there
+        centres = torch.where(
+            size > 0, sums.gather(1, edges).diff(dim=1) / size.clamp(min=1), at_edge
+        )
         moved = torch.searchsorted(own, (centres[:, 1:] + centres[:, :-1]) / 2)
         if torch.equal(moved, edges[:, 1:-1]):
             break
@@ -91,14 +97,24 @@ def _partition(borders: Tensor, sums: Tensor, count: int) -> Tensor:
     """
     at, size = sums.gather(1, borders), borders.diff(dim=1)
     cells, width = size.shape[1], size.shape[1] - count + 1
-    gain = (at[:, None, :] - at[:, :, None]).square_() / (borders[:, None, :] - borders[:, :, None]).clamp_(min=1)  # [rows, from, to]
-    gain = gain if sums.shape[1] <= CELLS + 1 else gain.float()  # exact where every weight is a cell
-    gain.masked_fill_(torch.ones(cells + 1, cells + 1, dtype=torch.bool, device=gain.device).tril(), -torch.inf)
-    best = [gain[:, 0, 1 : width + 1]]  # best[c - 1][:, w]: the most that the first c + w cells give in c intervals
+    gain = (at[:, None, :] - at[:, :, None]).square_() / (
+        borders[:, None, :] - borders[:, :, None]
+    ).clamp_(min=1)  # [rows, from, to]
+    gain = (
+        gain if sums.shape[1] <= CELLS + 1 else gain.float()
+    )  # exact where every weight is a cell
+    gain.masked_fill_(
+        torch.ones(cells + 1, cells + 1, dtype=torch.bool, device=gain.device).tril(), -torch.inf
+    )
+    best = [
+        gain[:, 0, 1 : width + 1]
+    ]  # best[c - 1][:, w]: the most that the first c + w cells give in c intervals
     half = (width + 1) // 2
     for c in range(2, count):
         step = gain[:, c - 1 : c - 1 + width, c : c + width]
-        few = (best[-1][:, :half, None] + step[:, :half, :half]).amax(1)  # an interval that ends in the first half begins there
+        few = (best[-1][:, :half, None] + step[:, :half, :half]).amax(
+            1
+        )  # an interval that ends in the first half begins there
         best.append(torch.cat([few, (best[-1][:, :, None] + step[:, :, half:]).amax(1)], 1))
     end = torch.full((len(gain), 1), cells, device=gain.device)
     edges = [end]
@@ -112,4 +128,8 @@ def _partition(borders: Tensor, sums: Tensor, count: int) -> Tensor:
 
 def _sorted(rows: Tensor) -> Tensor:
     """Ascending rows; on a CPU by NumPy, whose vectorised sort takes a fifteenth of torch's time."""
-    return torch.from_numpy(np.sort(rows.numpy(), 1)) if rows.device.type == "cpu" else rows.sort(1).values
+    return (
+        torch.from_numpy(np.sort(rows.numpy(), 1))
+        if rows.device.type == "cpu"
+        else rows.sort(1).values
+    )

@@ -39,7 +39,9 @@ def quantize(groups: Tensor, scheme: Scheme) -> Codes:
 
 def _microscaled(groups: Tensor, scheme: Scheme) -> Codes:
     size = groups.abs().amax(-1, keepdim=True)
-    exponent = torch.frexp(size).exponent - 1 - element(scheme).highest  # floor(log2) is exact this way
+    exponent = (
+        torch.frexp(size).exponent - 1 - element(scheme).highest
+    )  # floor(log2) is exact this way
     exponent = torch.where(size > 0, exponent, -127).clamp(-127, 127)
     scale = torch.exp2(exponent.double()).float()
     return nearest(groups, scale, torch.zeros_like(scale), scheme)
@@ -48,6 +50,8 @@ def _microscaled(groups: Tensor, scheme: Scheme) -> Codes:
 def _nvfp4(groups: Tensor, scheme: Scheme) -> Codes:
     size = groups.abs().amax(-1, keepdim=True)
     unit = max(float(size.max()) / (largest(scheme) * _FP8.top), 2.0**-126)
-    codes = _FP8.encode(size / (largest(scheme) * unit)).clamp(min=1)  # a block of zeros gets the smallest scale, not none
+    codes = _FP8.encode(size / (largest(scheme) * unit)).clamp(
+        min=1
+    )  # a block of zeros gets the smallest scale, not none
     scale = _FP8.values(groups.device)[codes.int()]
     return nearest(groups, scale, torch.zeros_like(scale), scheme, unit)

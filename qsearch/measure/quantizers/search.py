@@ -39,4 +39,9 @@ def quantize(groups: Tensor, scheme: Scheme, *, power: float = POWER) -> Codes:
 def _loss(groups: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme, power: float) -> Tensor:
     # In units of the range: errors of small weights would vanish when raised to a power.
     size = groups.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(groups.dtype).tiny)
-    return ((nearest(groups, scale, zero, scheme).values() - groups) / size).abs().pow(power).sum(-1, keepdim=True)
+    return (
+        ((nearest(groups, scale, zero, scheme).values() - groups) / size)
+        .abs()
+        .pow(power)
+        .sum(-1, keepdim=True)
+    )

@@ -20,7 +20,9 @@ needs_linear = True
 def fit(weight: Tensor, inputs: LayerInputs, scheme: Scheme, amount: float) -> Transform:
     """The constant token. Raises `QSearchError` where calibration does not show one."""
     if inputs.rest is None:
-        raise QSearchError("~bos is for layers that see text alone, a row a token (the keys and values of cross-attention)")
+        raise QSearchError(
+            "~bos is for layers that see text alone, a row a token (the keys and values of cross-attention)"
+        )
     if inputs.first is None:
         raise QSearchError(
             "~bos needs a causal text encoder, whose first token is the same for every prompt; calibration saw it change, or saw one prompt only"

@@ -27,7 +27,16 @@ def fit(weight: Tensor, inputs: LayerInputs, scheme: Scheme, amount: float) -> T
     best, least = torch.ones_like(inputs.low), torch.inf
     for threshold in torch.logspace(0, -2, STEPS, device=x.device) * largest:
         scale = torch.maximum(inputs.high / threshold, inputs.low / -threshold).clamp(min=1)
-        error = float((_output(matrix * scale, x / scale, inputs.moved(torch.zeros_like(scale), scale), scheme) - truth).square().sum())
+        error = float(
+            (
+                _output(
+                    matrix * scale, x / scale, inputs.moved(torch.zeros_like(scale), scale), scheme
+                )
+                - truth
+            )
+            .square()
+            .sum()
+        )
         if error < least:
             best, least = scale, error
     return Transform(scale=best)
