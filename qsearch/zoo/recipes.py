@@ -130,9 +130,8 @@ def _make_judge(runs: Path, device: torch.device, batch: int) -> tuple[nn.Module
 def _make_ecar(
     name: str, runs: Path, device: torch.device, batch: int
 ) -> tuple[nn.Module, Loss, Export]:
-    from .ecar.training import (
-        make,
-    )  # imports diffusers' models, which the other recipes do without until they run
+    # It imports diffusers' models, which the other recipes do without until they run.
+    from .ecar.training import make
 
     return make(name, runs, device, batch)
 
