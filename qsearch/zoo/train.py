@@ -36,6 +36,7 @@ class Run:
     seed: int = 0
     autocast: bool = False
     save_seconds: float = 120.0
+    until: int | None = None  # where to stop before `steps`, which the rate goes by
 
 
 def rate_at(step: int, steps: int, rate: float, warmup: int = 200) -> float:
@@ -82,7 +83,8 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
         checkpoint.with_suffix(".tmp").replace(checkpoint)
 
     began, saved, losses = time.monotonic() - spent, time.monotonic(), []
-    for step in range(start, run.steps):
+    last = min(run.steps, run.steps if run.until is None else run.until)
+    for step in range(start, last):
         generator = torch.Generator().manual_seed(run.seed * 1_000_003 + step)
         torch.manual_seed(run.seed * 1_000_003 + step)
         for group in optimiser.param_groups:
@@ -97,7 +99,7 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
         with torch.no_grad():  # or the average would drag along the history of all steps
             torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
         losses.append(value.item())
-        if (step + 1) % 100 == 0 or step + 1 == run.steps:
+        if (step + 1) % 100 == 0 or step + 1 == last:
             row = [
                 step + 1,
                 f"{sum(losses) / len(losses):.5f}",
@@ -112,7 +114,7 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
                 writer.writerow(row)
             print("step {} loss {} rate {} after {} s".format(*row), flush=True)
             losses = []
-        if time.monotonic() - saved > run.save_seconds or step + 1 == run.steps:
+        if time.monotonic() - saved > run.save_seconds or step + 1 == last:
             save(step + 1, time.monotonic() - began)
             saved = time.monotonic()
     return average
@@ -151,6 +153,11 @@ def main(argv: list[str] | None = None) -> None:
         help="time between checkpoints (default: %(default)s)",
     )
     parser.add_argument(
+        "--until",
+        type=int,
+        help="stop there with a checkpoint and write no weights; --steps still says the rate",
+    )
+    parser.add_argument(
         "--bf16",
         action="store_true",
         help="mixed precision on a CPU too (twice as fast where it has AVX512-BF16)",
@@ -181,6 +188,7 @@ def main(argv: list[str] | None = None) -> None:
         seed=options.seed,
         autocast=options.bf16 or device.type == "cuda",
         save_seconds=options.save_seconds,
+        until=options.until,
     )
     if not options.export_only:
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -198,7 +206,8 @@ def main(argv: list[str] | None = None) -> None:
             json.dumps(record, indent=2) + "\n", encoding="utf-8"
         )
     average = fit(module, loss, run)
-    export(average, options.out, run.folder)
+    if run.until is None:
+        export(average, options.out, run.folder)
 
 
 if __name__ == "__main__":
