@@ -45,6 +45,7 @@ MODELS = {
     "scenes-dit": ("scenes-dit", ""),
 }
 GROUPS = 16  # of the jackknife
+SHOWN_STEPS = 12  # of the contact sheet and of scores.json
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,18 @@ def jackknife(features: Tensor, real: Tensor) -> float:
     return float(((GROUPS - 1) * without.var(unbiased=False)).sqrt())
 
 
+def floor(options: argparse.Namespace, real: Tensor) -> float:
+    """The distance that as many rendered scenes have: what a perfect model would reach."""
+    generator = torch.Generator().manual_seed(options.seed + 99)
+    scenes = draw_scenes(options.samples, generator, held_out=True)
+    return distance(embed(judge.load_judge(), render(scenes)), real)
+
+
 def flops(pipe: Any, sampling: Sampling) -> tuple[float, float]:
     """GFLOPs of one guided picture: of all networks before the VAE, and of the denoiser's steps."""
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False)  # or the counter looks for gradients that are not there
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):
         sample(pipe, scene_prompts(1, 0), sampling)
@@ -124,13 +135,13 @@ def measure(name: str, steps: int, options: argparse.Namespace, real: Tensor) ->
         pipe.scheduler.register_to_config(renoise=renoise)
     prompts = scene_prompts(options.samples, options.seed)
     sampling = Sampling(steps, options.guidance, options.seed, 64)
+    total, flow = flops(pipe, sampling)
     network = judge.load_judge()
     pictures = decode(pipe, sample(pipe, prompts, sampling))
     aligned = judge.alignment(network, pictures, prompts.captions)
     by = judge.by_attribute(network, pictures, prompts.captions)
     features = embed(network, pictures)
-    total, flow = flops(pipe, sampling)
-    if name.startswith("C") and steps == options.steps[len(options.steps) // 2]:
+    if name.startswith("C") and steps == SHOWN_STEPS:
         contact_sheet(HERE / "zoo-scenes-ecar.png", pictures, prompts.captions)
         scores = {
             "samples": options.samples,
@@ -143,6 +154,7 @@ def measure(name: str, steps: int, options: argparse.Namespace, real: Tensor) ->
             "mean of attributes": sum(by.values()) / len(by),
             **by,
             "Fréchet": distance(features, real),
+            "Fréchet of as many rendered scenes": floor(options, real),
         }
         text = json.dumps(scores, indent=2, ensure_ascii=False) + "\n"
         (folder / "scores.json").write_text(text, encoding="utf-8")
@@ -213,6 +225,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rivals", type=Path, default=Path("runs/zoo/out"))
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--measure-only", action="store_true", help="neither time nor draw")
     options = parser.parse_args()
     partial = HERE / "ecar.partial.json"
     known: dict[str, Any] = json.loads(partial.read_text()) if partial.exists() else {}
@@ -231,6 +244,8 @@ def main() -> None:
                     flush=True,
                 )
             rows.append(Row(**known[key]))
+    if options.measure_only:
+        return
     times = wall_times(rows, options)
     rows = [Row(**{**asdict(r), "seconds": t}) for r, t in zip(rows, times, strict=True)]
     draw(rows, HERE / "ecar.png")

@@ -238,7 +238,7 @@ def make(name: str, runs: Path, device: torch.device, batch: int) -> tuple[nn.Mo
         ).save_pretrained(target)
         keep_records(run, target)
         for part in ("vae", "text_encoder"):
-            for record in ("recipe.json", "loss.csv"):
+            for record in ("recipe.json", "loss.csv", "config.json"):
                 shutil.copy(folder("scenes-dit") / part / record, target / part / record)
 
     return painter, loss, export
