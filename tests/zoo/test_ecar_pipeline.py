@@ -128,12 +128,11 @@ def test_guidance_of_one_takes_half_the_batch() -> None:
     assert sizes == [2] * 3 + [4] * 3
 
 
-def test_the_tool_samples_it_like_any_pipeline_and_hears_its_scheduler() -> None:
-    from qsearch.measure.pipelines import Sampling, _listening, decode, sample, scene_prompts
+def test_the_tool_samples_it_like_any_pipeline() -> None:
+    from qsearch.measure.pipelines import Sampling, decode, sample, scene_prompts
 
     pipe = new_pipeline()
-    with _listening(pipe, 4.0):
-        latents = sample(pipe, scene_prompts(3, 0), Sampling(steps=3, batch=2))
+    latents = sample(pipe, scene_prompts(3, 0), Sampling(steps=3, batch=2))
 
     assert decode(pipe, latents).shape == (3, 3, 64, 64)
 

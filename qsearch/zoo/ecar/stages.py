@@ -107,8 +107,9 @@ def up(latents: Tensor) -> Tensor:
 def correlated(white: Tensor, gamma: float) -> Tensor:
     """White noise [N, C, H, W] to noise of covariance (1 + gamma) I - gamma 11^T on 2x2 blocks."""
     mean = up(down(white, 2))
-    scale: float = max(0.0, 1 - 3 * gamma) ** 0.5
-    return (1 + gamma) ** 0.5 * (white - mean) + scale * mean
+    within, across = (1 + gamma) ** 0.5, max(0.0, 1 - 3 * gamma) ** 0.5
+    noise: Tensor = within * (white - mean) + across * mean
+    return noise
 
 
 def jump(latents: Tensor, stages: Stages, stage: int, white: Tensor, renoise: str) -> Tensor:
