@@ -22,9 +22,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from qsearch import pipeline
-from qsearch.config import load
-from qsearch.job import Run
+from qsearch.stages.config import load
+from qsearch.stages.extract import extract
+from qsearch.stages.folder import Run
 
 MODEL = "scenes-dit"  # the one knob: a name of the zoo, or a local diffusers folder of yours
 
@@ -33,7 +33,7 @@ run = Run(
         update={"model": MODEL, "folder": Path("runs") / Path(MODEL).name}
     )
 )
-graph = pipeline.extract(run)
+graph = extract(run)
 
 # %% [markdown]
 # ## The whole model

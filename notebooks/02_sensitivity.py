@@ -23,9 +23,10 @@
 # %matplotlib inline
 from pathlib import Path
 
-from qsearch import pipeline
-from qsearch.config import load
-from qsearch.job import Run
+from qsearch.stages.config import load
+from qsearch.stages.extract import extract
+from qsearch.stages.folder import Run
+from qsearch.stages.profile import profile
 
 MODEL = "scenes-dit"  # the one knob: a name of the zoo, or a local diffusers folder of yours
 
@@ -34,8 +35,8 @@ run = Run(
         update={"model": MODEL, "folder": Path("runs") / Path(MODEL).name}
     )
 )
-graph = pipeline.extract(run)
-table = pipeline.profile(run, graph)
+graph = extract(run)
+table = profile(run, graph)
 
 # %% [markdown]
 # ## Can the ranking be trusted?
@@ -70,7 +71,7 @@ draw_layer_noise(noise_by_scheme(graph, table))
 
 # %% [markdown]
 # ## Layer by step
-# Early, noisy steps and late, clean ones stand different things: a plan may change between them (`qsearch.allocate_steps`).
+# Early, noisy steps and late, clean ones stand different things: a plan may change between them (`qsearch.allocate(..., steps=...)`).
 
 # %%
 draw_layer_noise(noise_by_step(graph, table, "uint4-c"))

@@ -21,10 +21,12 @@
 # %matplotlib inline
 from pathlib import Path
 
-from qsearch import pipeline
-from qsearch.config import load
-from qsearch.job import Run
 from qsearch.report.side_by_side import draw_side_by_side, side_by_side
+from qsearch.stages.allocate import allocate
+from qsearch.stages.config import load
+from qsearch.stages.extract import extract
+from qsearch.stages.folder import Run
+from qsearch.stages.profile import profile
 
 MODELS = (
     "scenes-dit",
@@ -39,8 +41,8 @@ runs = [
     )
     for m in MODELS
 ]
-graphs = [pipeline.extract(run) for run in runs]
-tables = [pipeline.profile(run, graph) for run, graph in zip(runs, graphs, strict=True)]
+graphs = [extract(run) for run in runs]
+tables = [profile(run, graph) for run, graph in zip(runs, graphs, strict=True)]
 draw_side_by_side(
     side_by_side(dict(zip(MODELS, zip(graphs, tables, strict=True), strict=True)), "uint4-c")
 )
@@ -55,7 +57,7 @@ from qsearch import explain
 from qsearch.report.contributions import contributions, draw_contributions
 
 graph, table = graphs[0], tables[0]
-plan = pipeline.allocate(runs[0], graph, table)
+plan = allocate(runs[0], graph, table)
 why = explain(graph, {"plan": plan}, tables=table, pairs=5)
 draw_contributions(contributions(graph, why, plan="plan", metric="noise", method="shapley"))
 

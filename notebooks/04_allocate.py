@@ -22,9 +22,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from qsearch import Budget, Constraints, allocate, pipeline
-from qsearch.config import load
-from qsearch.job import Run
+from qsearch import Budget, Constraints, allocate
+from qsearch.stages.config import load
+from qsearch.stages.extract import extract
+from qsearch.stages.folder import Run
+from qsearch.stages.profile import profile
 
 MODEL = "scenes-dit"  # the one knob: a name of the zoo, or a local diffusers folder of yours
 
@@ -33,15 +35,15 @@ run = Run(
         update={"model": MODEL, "folder": Path("runs") / Path(MODEL).name}
     )
 )
-graph = pipeline.extract(run)
-table = pipeline.profile(run, graph)
+graph = extract(run)
+table = profile(run, graph)
 
 # %% [markdown]
 # ## The frontier
 
 # %%
-from qsearch.planning import frontier_of, make_frontier
 from qsearch.report.frontier import draw_frontier
+from qsearch.stages.frontier import frontier_of, make_frontier
 
 section = run.config.allocate
 draw_frontier(frontier_of(section, graph, table, make_frontier(section, graph, table)))

@@ -23,9 +23,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from qsearch import pipeline, simulate
-from qsearch.config import load
-from qsearch.job import Run
+from qsearch import simulate
+from qsearch.stages.allocate import allocate
+from qsearch.stages.config import load
+from qsearch.stages.extract import extract
+from qsearch.stages.folder import Run
+from qsearch.stages.profile import profile
 
 MODEL = "scenes-dit"  # the one knob: a name of the zoo, or a local diffusers folder of yours
 
@@ -34,9 +37,9 @@ run = Run(
         update={"model": MODEL, "folder": Path("runs") / Path(MODEL).name}
     )
 )
-graph = pipeline.extract(run)
-table = pipeline.profile(run, graph)
-plan = pipeline.allocate(run, graph, table)
+graph = extract(run)
+table = profile(run, graph)
+plan = allocate(run, graph, table)
 
 # %%
 from qsearch.report.drawing import draw_layer_bits

@@ -10,23 +10,24 @@ shown to reject a plug-in that is wrong on purpose.
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
-from .core.contract import Contract
-from .core.errors import InfeasibleBudget, QSearchError
-from .core.scheme import Scheme
-from .decide.problem import Problem
-from .execute.contracts import ExporterContract
-from .learn.contracts import SurrogateContract
-from .measure.contracts import (
+from .choices.contracts import (
     ActivationContract,
     QuantizerContract,
     TransformContract,
     assert_step_law,
 )
+from .core.contract import Contract
+from .core.errors import InfeasibleBudget, QSearchError
+from .core.metrics import LINKS, MetricWords
+from .core.scheme import Scheme
+from .decide.problem import Problem
+from .execute.contracts import ExporterContract
+from .learn.contracts import SurrogateContract
 
 __all__ = [
     "ActivationContract",
@@ -186,6 +187,13 @@ class MetricContract(Contract):
             Outcome(prompts, latents + s * blur, (pictures + s * noise).clamp(-1, 1), (), 4)
             for s in (0.0, 0.3, 1.0)
         ]
+
+    def test_it_declares_its_direction_and_the_scale_on_which_it_is_learnt(self) -> None:
+        """Constants that tables, plots and surrogates read (`core.metrics.MetricWords`)."""
+        declared = {f.name for f in fields(MetricWords)} & set(vars(self.module))
+        words = MetricWords(**{"title": "", **{name: vars(self.module)[name] for name in declared}})
+        assert words.higher_is_better in (True, False)
+        assert words.link in LINKS, f"{words.link!r} is none of {', '.join(LINKS)}"
 
     def test_more_noise_scores_worse(self) -> None:
         """Strictly, over three levels of noise; all values are finite."""

@@ -1,16 +1,17 @@
-"""The house rules: lengths, captions, the README's tree, quiet imports, configurations that load."""
+"""The house rules: lengths, captions, the page of the house, quiet imports, configurations that load."""
 
 from __future__ import annotations
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-import qsearch.config
+import qsearch.stages.config
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted([*ROOT.glob("qsearch/**/*.py"), *ROOT.glob("kernels/**/*.py")])
@@ -55,16 +56,13 @@ def test_every_module_opens_with_a_caption(path: Path) -> None:
     assert caption(path).strip(), "the docstring's first line is the caption"
 
 
-def test_the_tree_in_the_readme_is_the_tree_on_disk() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"^## The house\n.*?^```\w*\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
-    assert block is not None, (
-        "README.md needs a fenced block under `## The house`, a line `path · caption` for each module"
-    )
+def test_the_page_of_the_house_is_what_its_script_makes() -> None:
+    names = runpy.run_path(str(ROOT / "docs" / "house.py"))
 
-    assert sorted(block[1].splitlines()) == sorted(
-        f"{name(path)} · {caption(path)}" for path in MODULES
+    assert (ROOT / "docs" / "house.md").read_text(encoding="utf-8") == names["page"](), (
+        "run `python docs/house.py`"
     )
+    assert sorted(names["modules"]()) == MODULES
 
 
 def test_the_readme_names_the_command_that_ci_runs() -> None:
@@ -102,7 +100,7 @@ def test_there_are_configurations() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_configuration_loads(path: Path) -> None:
-    assert qsearch.config.load(path).model
+    assert qsearch.stages.config.load(path).model
 
 
 def test_no_file_names_the_host_of_a_package_registry() -> None:

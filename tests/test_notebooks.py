@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from qsearch.config import load
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
+from qsearch.stages.config import load
 from qsearch.zoo import NAMES
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
@@ -46,7 +46,7 @@ def play(script: Path) -> tuple[Names, list[Any]]:
 
 def is_best(names: Names) -> bool:
     return (
-        isinstance(names["plan"], BitPlan)
+        isinstance(names["plan"], Plan)
         and names["plan"].solver.status == "optimal"
         and names["plan"].achieved.average_bits <= 4.0
     )

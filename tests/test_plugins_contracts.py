@@ -9,15 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from qsearch.choices.affine import ChannelAffine
+from qsearch.choices.codes import Codes, quantize_to_grid
+from qsearch.choices.quantizers import minmax
+from qsearch.choices.transform import Product
+from qsearch.choices.transforms import balance
 from qsearch.core import plugins
+from qsearch.core.errors import QSearchError
 from qsearch.core.plan import Solver
 from qsearch.core.scheme import Scheme
 from qsearch.decide.problem import Choice, Problem
 from qsearch.decide.solvers import greedy, ilp
 from qsearch.measure.clean import Clean
-from qsearch.measure.codes import Codes, nearest
-from qsearch.measure.quantizers import minmax
-from qsearch.measure.treatment import Transform
 from qsearch.testing import (
     ActivationContract,
     MetricContract,
@@ -134,6 +137,7 @@ def test_a_wrong_quantizer_is_rejected(quantize: object, test: str) -> None:
         supports=lambda scheme: scheme.family in ("int", "uint"),
         quantize=quantize,
         needs_inputs=False,
+        integer_zeros=False,
     )
     contract = type("Contract", (QuantizerContract,), {"plugin": plugin})()
 
@@ -144,7 +148,7 @@ def test_a_wrong_quantizer_is_rejected(quantize: object, test: str) -> None:
 def test_a_quantizer_that_ignores_the_inputs_it_asked_for_is_rejected() -> None:
     def towards_zero(groups: Tensor, scheme: Scheme, moments: Tensor) -> Codes:
         made = minmax.quantize(groups, scheme)
-        return nearest(groups * 0.8, made.scale, made.zero, scheme)
+        return quantize_to_grid(groups * 0.8, made.scale, made.zero, scheme)
 
     plugin = broken(supports=minmax.supports, quantize=towards_zero, needs_inputs=True)
 
@@ -179,27 +183,44 @@ def test_a_wrong_activation_is_rejected(ranges: object, test: str) -> None:
         getattr(contract, test)()
 
 
+class Forgetful(ChannelAffine):
+    """Stores a divisor that is not the one by which it scaled the weight."""
+
+    def pack(self, product: Product) -> tuple[dict[str, Tensor], Tensor | None]:
+        assert self.scale is not None
+        return {"divisor": self.scale * 2}, product.bias
+
+
 @pytest.mark.parametrize(
     ("found", "test"),
     [
-        (Transform(scale=torch.zeros(24)), "test_fine_rounding_gives_what_the_layer_gave"),
+        (ChannelAffine(scale=torch.zeros(24)), "test_fine_rounding_gives_what_the_layer_gave"),
         (
-            Transform(scale=torch.full((24,), torch.nan)),
+            ChannelAffine(scale=torch.full((24,), torch.nan)),
             "test_fine_rounding_gives_what_the_layer_gave",
         ),
-        (Transform(scale=torch.ones(1)), "test_fine_rounding_gives_what_the_layer_gave"),
-        (Transform(shift=torch.full((24,), 1000.0)), "test_coarse_rounding_is_not_made_much_worse"),
-        (Transform(scale=torch.logspace(-3, 3, 24)), "test_coarse_rounding_is_not_made_much_worse"),
+        (ChannelAffine(scale=torch.full((24,), torch.nan)), "test_it_stores_what_it_declares"),
+        (ChannelAffine(scale=torch.ones(1)), "test_it_stores_what_it_declares"),
+        (ChannelAffine(shift=torch.zeros(24)), "test_it_stores_what_it_declares"),
+        (
+            Forgetful(scale=torch.full((24,), 2.0)),
+            "test_the_packed_form_computes_what_is_simulated",
+        ),
+        (
+            ChannelAffine(shift=torch.full((24,), 1000.0)),
+            "test_coarse_rounding_is_not_made_much_worse",
+        ),
+        (
+            ChannelAffine(scale=torch.logspace(-3, 3, 24)),
+            "test_coarse_rounding_is_not_made_much_worse",
+        ),
     ],
 )
-def test_a_wrong_transform_is_rejected(found: Transform, test: str) -> None:
-    contract = type(
-        "Contract",
-        (TransformContract,),
-        {"plugin": broken(fit=lambda *_: found, needs_linear=True)},
-    )()
+def test_a_wrong_transform_is_rejected(found: ChannelAffine, test: str) -> None:
+    plugin = broken(**{**vars(balance), "fit": lambda site: found})
+    contract = type("Contract", (TransformContract,), {"plugin": plugin})()
 
-    with pytest.raises((AssertionError, RuntimeError)):
+    with pytest.raises((AssertionError, RuntimeError, QSearchError)):
         getattr(contract, test)()
 
 

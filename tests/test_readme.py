@@ -11,8 +11,9 @@ import click
 import pytest
 import typer
 
-from qsearch import cli, config
+from qsearch import cli
 from qsearch.core import plugins
+from qsearch.stages import config
 from qsearch.zoo.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent

@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 
-from qsearch import config, pipeline, zoo
+from qsearch import zoo
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import KEEP, Scheme
-from qsearch.job import Run
-from qsearch.planning import make_plan, plan_by_hand, with_inputs
+from qsearch.stages import config
+from qsearch.stages.allocate import AllocateSettings, make_plan
+from qsearch.stages.folder import Run
+from qsearch.stages.plans import plan_by_hand, with_inputs
+from qsearch.stages.run import run
 from tests.conftest import make_graph
 
 RECIPES = sorted((Path(__file__).parent.parent / "configs" / "methods").glob("*.yaml"))
@@ -87,7 +90,7 @@ def test_patterns_of_recipes_with_a_budget_match_layers(
     recipe = config.load(path)
     graph = graphs[recipe.model]
 
-    plan = with_inputs(graph, BitPlan.uniform(graph, "uint4-c"), recipe.allocate.inputs)
+    plan = with_inputs(graph, Plan.uniform(graph, "uint4-c"), recipe.allocate.inputs)
 
     recipe.allocate.constraints.choices(
         graph,
@@ -129,21 +132,21 @@ def test_a_pattern_that_matches_no_layer_is_an_error(section: str) -> None:
     }
 
     with pytest.raises(QSearchError, match=r"'blocks\.7\*' matches nothing in tiny"):
-        make_plan(config.AllocateSection(**content), make_graph(), None)  # type: ignore[arg-type]
+        make_plan(AllocateSettings(**content), make_graph(), None)  # type: ignore[arg-type]
 
 
 def test_input_parts_are_added_to_whatever_was_planned_and_kept_layers_stay_kept() -> None:
     graph = make_graph()
-    plan = BitPlan.make(
+    plan = Plan.make(
         graph,
         {"embed": "keep", "blocks.0.to_q": "int4-g8@hqq", "blocks.0.ff": "keep", "out": "km3-c"},
     )
 
-    made = with_inputs(graph, plan, {"*_q": "+a8t~shift~migrate~steps2", "*": ""})
+    made = with_inputs(graph, plan, {"*_q": "+a8t~shift~migrate", "*": ""})
 
     assert {n: str(s) for n, s in made.layers.items()} == {
         "embed": "keep",
-        "blocks.0.to_q": "int4-g8+a8t~shift~migrate~steps2@hqq",
+        "blocks.0.to_q": "int4-g8+a8t~shift~migrate@hqq",
         "blocks.0.ff": "keep",
         "out": "km3-c",
     }
@@ -179,7 +182,7 @@ def test_a_recipe_runs_from_end_to_end_with_calibration_and_reconstruction(
         "allocate": {
             "layers": {
                 "transformer_blocks.0*": "uint3-c+a4t@adaround",
-                "transformer_blocks.1.ff.net.2": "uint4-c+a4t~balance~steps2",
+                "transformer_blocks.1.ff.net.2": "uint4-c+a4t~balance",
                 "transformer_blocks.2.attn1.to_q": "uint4-c@gptq",
                 "*": "keep",
             }
@@ -187,10 +190,10 @@ def test_a_recipe_runs_from_end_to_end_with_calibration_and_reconstruction(
         "reconstruct": {"order": "none"},
         "evaluate": {"samples": 3, "metrics": ["sqnr"], "uniform": None},
     }
-    plain = pipeline.run(config.parse(content, "the test"))
+    plain = run(config.parse(content, "the test"))
     content["allocate"]["layers"].pop("transformer_blocks.1.ff.net.2")
     content["reconstruct"] = {"order": "joint", "steps": 16}
-    learnt = pipeline.run(config.parse(content, "the test"))
+    learnt = run(config.parse(content, "the test"))
 
     def noise(rows: list[dict[str, Any]]) -> float:
         return float(next(row["metrics"]["noise"][0] for row in rows if row["plan"] == "plan"))

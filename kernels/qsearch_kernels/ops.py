@@ -185,9 +185,8 @@ def _cpu_linear_rounded(x: Tensor, *arguments: object) -> Tensor:
 
 def _cpu_conv2d_rounded(x: Tensor, *arguments: object) -> Tensor:
     *weight, bias, activation, kernel, stride, padding, dilation, low, high = arguments
-    return cpu.conv2d_rounded(
-        x, Weight(*weight), bias, activation, kernel, stride, padding, dilation, low, high
-    )  # type: ignore[arg-type]
+    held: Any = (bias, activation, kernel, stride, padding, dilation, low, high)
+    return cpu.conv2d_rounded(x, Weight(*weight), *held)  # type: ignore[arg-type]
 
 
 def _gpu() -> Any:

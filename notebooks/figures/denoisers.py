@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from figure import publish
 
-from qsearch import delivery
+from qsearch.stages.bench import BenchSettings, race
 
 
 def main() -> None:
@@ -40,15 +40,16 @@ def main() -> None:
         else f"{o.threads} threads, {torch.backends.cpu.get_cpu_capability()}"
     )
     for card in o.cards:
-        rules = {
-            "device": o.device,
-            "seconds": o.seconds,
-            "resolution": o.resolution,
-            "batch": o.batch,
-            "compiled": o.mode != "none",
-            "mode": o.mode,
-        }
-        made = delivery.race(card, o.schemes, against=o.against, **rules)
+        asked = BenchSettings(
+            schemes=o.schemes,
+            device=o.device,
+            seconds=o.seconds,
+            resolution=o.resolution,
+            batch=o.batch,
+            against=o.against,
+            mode=o.mode,
+        )
+        made = race(card, asked)
         here = {
             "card": card,
             "pixels": o.resolution or "native",

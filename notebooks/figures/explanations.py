@@ -26,7 +26,7 @@ from surrogates import study_in
 
 from qsearch import zoo
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import KEEP, Scheme
 from qsearch.core.table import SensitivityTable
 from qsearch.decide.draws import draw
@@ -43,7 +43,8 @@ from qsearch.measure.pipelines import (
     scene_prompts,
 )
 from qsearch.measure.profiling import profile
-from qsearch.measure.simulation import QuantizedWeights, simulate
+from qsearch.measure.quantized_weights import QuantizedWeights
+from qsearch.measure.simulation import simulate
 
 TRANSFORMER = ("self-attention", "cross-attention", "feed-forward")
 
@@ -96,7 +97,7 @@ def faithfulness(name: str, folder: Path, start: str, seed: int = 0) -> list[dic
     model, graph = denoiser_of(pipe), OpGraph.load(folder / name / "graph.json")
     calls = record(pipe, scene_prompts(4, 900), Sampling(6, seed=900), bins=2)
     step_table = SensitivityTable.load(folder / name / "step.parquet", graph.id)
-    plan = BitPlan.uniform(graph, start)
+    plan = Plan.uniform(graph, start)
     weights, names = QuantizedWeights(model, graph), [layer.name for layer in graph.quantizable]
     reference = [run(model, call) for call in calls]
 
@@ -232,7 +233,7 @@ def statements(studies: dict[str, Study]) -> list[dict[str, Any]]:
         sign, said = (
             (1, "DiTs prefer k-means") if name == "scenes-dit" else (-1, "U-Nets prefer uniform")
         )
-        choices = [[t.layers[x.name] for x in layers] for t in study.trials]
+        choices = [[t.choices[x.name][0] for x in layers] for t in study.trials]
         mean = {"bits": np.array([np.mean([s.bits for s in row]) for row in choices])}
         mean |= {
             f: np.array([np.mean([s.family == f for s in row]) for row in choices])

@@ -20,7 +20,7 @@ os.environ.setdefault("SDNQ_USE_TORCH_COMPILE", "0")
 import torch
 from figure import publish
 
-from qsearch import BitPlan, zoo
+from qsearch import Plan, zoo
 from qsearch.execute.contracts import graph_of
 from qsearch.execute.exports import export
 from qsearch.execute.weights import Weights, key
@@ -129,9 +129,9 @@ def peak(to: str, source: Path) -> dict[str, float]:
         graph = graph_of(small)
         export(plan_for(to, graph, schemes), graph, small, to, Path(place) / "warm")
         graph = graph_of(source)
-        plan: BitPlan = plan_for(to, graph, schemes)
+        plan: Plan = plan_for(to, graph, schemes)
         largest = max(graph, key=lambda layer: layer.weights)
-        plan = BitPlan.make(graph, {**plan.layers, largest.name: schemes[0]})
+        plan = Plan.make(graph, {**plan.layers, largest.name: schemes[0]})
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
         export(plan, graph, source, to, Path(place) / "out")

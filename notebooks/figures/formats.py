@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from figure import publish
 
+from qsearch.choices.quantization import DEFAULT_METHODS, quantize
 from qsearch.core.scheme import FORMATS, Scheme
-from qsearch.measure.quantization import DEFAULT_METHODS, quantize
 
 BLOCKS = ("mxfp4", "mxfp6", "mxfp8", "nvfp4")
 GRANULARITIES = ("-t", "-c", "-g128", "-g64", "-g32", "-g16")

@@ -32,6 +32,7 @@ from qsearch.measure.pipelines import (
     scene_prompts,
 )
 from qsearch.measure.profiling import profile_pipeline
+from qsearch.measure.setting import EvaluationSetting
 
 FOLDER = Path("runs/measured-plans")
 SCHEMES = ("int2-c", "uint2-c", "km2-c", "uint3-c", "km3-c", "uint4-c", "km4-c", "e2m1-g64")
@@ -81,9 +82,9 @@ def main() -> None:
             table = profile_pipeline(
                 pipe,
                 graph,
-                SCHEMES,
                 prompts,
                 sampling,
+                schemes=SCHEMES,
                 bins=o.bins,
                 batch=4,
                 mode=mode,
@@ -99,7 +100,7 @@ def main() -> None:
         return
     sampling = Sampling(o.steps, seed=o.seed + 500_000)
     prompts = scene_prompts(o.samples, o.seed * 2 + 1)
-    setting = digest(
+    key = digest(
         {
             "model": o.model,
             "samples": o.samples,
@@ -108,9 +109,8 @@ def main() -> None:
             "metrics": METRICS,
         }
     )
-    campaign = Campaign(
-        zoo.folder(o.model), graph, prompts, sampling, METRICS, setting, folder / "trials.db"
-    )
+    setting = EvaluationSetting(prompts, sampling, METRICS, key)
+    campaign = Campaign(zoo.folder(o.model), graph, setting, folder / "trials.db")
     began, done = time.monotonic(), 0
 
     def progress(n: int) -> None:

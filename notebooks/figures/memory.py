@@ -23,16 +23,16 @@ from figure import publish
 from torch import nn
 from torch.utils import checkpoint
 
+from qsearch.choices.quantization import quantize
 from qsearch.core.scheme import Scheme
-from qsearch.execute.denoisers import filled, numbers
 from qsearch.graphs.extraction import extract
 from qsearch.graphs.families import cards
 from qsearch.measure import gradients
 from qsearch.measure.memory import kept_bytes, weight_bytes
 from qsearch.measure.observation import StepObservation
 from qsearch.measure.pipelines import Call
-from qsearch.measure.quantization import quantize
 from qsearch.measure.question import Question
+from qsearch.race.denoisers import filled, numbers
 
 GIB = 2**30
 

@@ -20,17 +20,22 @@ from typing import Any
 
 from figure import publish
 
-from qsearch import config as configs
-from qsearch import pipeline, zoo
+from qsearch import zoo
 from qsearch.core.artifacts import digest
+from qsearch.core.cost import Budget
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan, Budget
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import KEEP, Scheme
 from qsearch.decide.allocation import random_plan
-from qsearch.job import Run
 from qsearch.measure.evaluation import Outcome, evaluate, make
 from qsearch.measure.pipelines import record
-from qsearch.planning import make_plan, with_inputs
+from qsearch.stages import config as configs
+from qsearch.stages.allocate import make_plan
+from qsearch.stages.calibrate import calibration_calls, plan_weights
+from qsearch.stages.extract import extract
+from qsearch.stages.folder import Run
+from qsearch.stages.plans import with_inputs
+from qsearch.stages.profile import profile
 
 FOLDER = Path(__file__).parents[2] / "configs" / "methods"
 METRICS = ("alignment", "frechet", "ssim", "sqnr")
@@ -47,18 +52,18 @@ def fitted(config: configs.Config, model: str) -> configs.Config:
     return configs.parse(content, model)
 
 
-def recipe_plan(run: Run, graph: OpGraph) -> BitPlan:
+def recipe_plan(run: Run, graph: OpGraph) -> Plan:
     """What the recipe asks for, priced where a budget is to be filled."""
     section = run.config.allocate
-    table = None if section.layers else pipeline.profile(run, graph)
+    table = None if section.layers else profile(run, graph)
     return make_plan(section, graph, table)  # type: ignore[arg-type]  # a plan by hand needs none
 
 
-def naive(graph: OpGraph, plan: BitPlan) -> BitPlan:
+def naive(graph: OpGraph, plan: Plan) -> Plan:
     """Min-max integers of the widths around the plan's stored bits, at random layers, inputs in one static scale of as many bits."""
     bits = plan.achieved.average_bits
     widths = [
-        b for b in range(2, 9) if BitPlan.uniform(graph, f"uint{b}-c").achieved.average_bits <= bits
+        b for b in range(2, 9) if Plan.uniform(graph, f"uint{b}-c").achieved.average_bits <= bits
     ]
     few = max(widths)
     made = random_plan(
@@ -68,20 +73,16 @@ def naive(graph: OpGraph, plan: BitPlan) -> BitPlan:
     return with_inputs(graph, made, {"*": f"+a{width}t"} if width < 16 else {})
 
 
-def variants(graph: OpGraph, run: Run, plan: BitPlan) -> Iterator[tuple[str, BitPlan, bool]]:
+def variants(graph: OpGraph, run: Run, plan: Plan) -> Iterator[tuple[str, Plan, bool]]:
     """(what it is, plan, whether it is reconstructed) for the recipe, its parts, and the naive one."""
     learnt = run.config.reconstruct.order != "none"
     yield "recipe", plan, learnt
-    if any(s.ranges > 1 for s in plan.layers.values()):
-        yield (
-            "one range",
-            BitPlan.make(graph, {n: replace(s, ranges=1) for n, s in plan.layers.items()}),
-            False,
-        )
+    if len(plan.steps) > 1:
+        yield "one range", Plan.make(graph, plan.at(0)), False
     if learnt:
         yield (
             "nearest",
-            BitPlan.make(
+            Plan.make(
                 graph,
                 {
                     n: s if s == KEEP else Scheme.parse(str(s).partition("@")[0])
@@ -112,7 +113,7 @@ def measure(options: argparse.Namespace, model: str, kept: dict[str, Any], path:
                 update={"folder": options.folder / f"{name}-{model}", "sampling": sampling}
             )
         )
-        graph = graph or pipeline.extract(run)
+        graph = graph or extract(run)
         plan = recipe_plan(run, graph)
         for what, made, learn in variants(graph, run, plan):
             key = digest(
@@ -131,12 +132,10 @@ def measure(options: argparse.Namespace, model: str, kept: dict[str, Any], path:
             prompts = run.prompts(options.samples, part=1)
             calls = record(run.pipe, prompts[:8], replace(run.sampling, seed=500_000), 2)
             if reference is None:
-                reference = outcome_of(
-                    run, graph, BitPlan.uniform(graph, KEEP), prompts, calls, None
-                )
+                reference = outcome_of(run, graph, Plan.uniform(graph, KEEP), prompts, calls, None)
             began = time.process_time()
-            weights = pipeline.plan_weights(
-                run, graph, made, pipeline.calibration_calls(run, made.layers.values()), learn=learn
+            weights = plan_weights(
+                run, graph, made, calibration_calls(run, made.layers.values()), learn=learn
             )
             spent = time.process_time() - began
             found = evaluate(
@@ -159,7 +158,7 @@ def measure(options: argparse.Namespace, model: str, kept: dict[str, Any], path:
 
 
 def outcome_of(
-    run: Run, graph: OpGraph, plan: BitPlan, prompts: Any, calls: Any, weights: Any
+    run: Run, graph: OpGraph, plan: Plan, prompts: Any, calls: Any, weights: Any
 ) -> Outcome:
     """What a plan makes of the captions."""
     return make(

@@ -12,19 +12,19 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
-from qsearch import pipeline
-from qsearch.config import parse
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.table import SensitivityTable
-from qsearch.job import Run
-from qsearch.planning import frontier_of, make_frontier
 from qsearch.report import drawing, plots
 from qsearch.report.frontier import draw_frontier
 from qsearch.report.graph_heat import draw_graph_heat, graph_heat
 from qsearch.report.graph_picture import draw
 from qsearch.report.graph_view import model_sketch
 from qsearch.report.side_by_side import draw_side_by_side, side_by_side
+from qsearch.stages.config import parse
+from qsearch.stages.folder import Run
+from qsearch.stages.frontier import frontier_of, make_frontier
+from qsearch.stages.run import run as whole_job
 
 WHERE = Path(__file__).parent.parent / "pictures"
 SETTINGS = {
@@ -65,7 +65,7 @@ def main() -> None:
                 "pictures.py",
             )
         )
-        rows = pipeline.run(run.config)
+        rows = whole_job(run.config)
         graph = OpGraph.load(run.path("graph.json"))
         models[name] = (graph, SensitivityTable.load(run.path("sensitivity.parquet"), graph.id))
     section, (graph, table) = run.config.allocate, models["scenes-dit"]
@@ -88,9 +88,7 @@ def main() -> None:
     )
     keep(
         "plan",
-        drawing.draw_layer_bits(
-            plots.layer_bits(graph, BitPlan.load(run.path("plan.json"), graph))
-        ),
+        drawing.draw_layer_bits(plots.layer_bits(graph, Plan.load(run.path("plan.json"), graph))),
     )
 
 

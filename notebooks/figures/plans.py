@@ -28,7 +28,8 @@ import numpy as np
 import yaml
 from figure import publish
 
-from qsearch.core.plan import BitPlan, Budget
+from qsearch.core.cost import Budget
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
 from qsearch.core.table import SensitivityTable
 from qsearch.decide.allocation import allocate, random_plan
@@ -230,7 +231,7 @@ def rounded(scheme: str, activation: str) -> str:
 
 def plans_of(
     name: str, seed: int, options: argparse.Namespace, done: Collection[tuple[float, str]]
-) -> Iterator[tuple[float, str, BitPlan, Any]]:
+) -> Iterator[tuple[float, str, Plan, Any]]:
     """(budget, whose, plan, how to measure it) for one model and seed, those that are `done` left out."""
     from qsearch import zoo
     from qsearch.decide.refinement import measure_noise, refine
@@ -245,7 +246,7 @@ def plans_of(
         scene_prompts,
     )
     from qsearch.measure.profiling import profile
-    from qsearch.measure.simulation import calibrated_weights
+    from qsearch.measure.quantized_weights import calibrated_weights
 
     pipe = load_pipeline(zoo.folder(name))
     model = denoiser_of(pipe).requires_grad_(False)
@@ -283,17 +284,17 @@ def plans_of(
     )
     glanced = [run(model, call) for call in glance]
 
-    def measure(plan: BitPlan) -> float:
+    def measure(plan: Plan) -> float:
         return -10 * math.log10(measure_noise(model, graph, plan, measuring, references, weights))
 
-    def best_uniform(bits: float) -> BitPlan | None:
+    def best_uniform(bits: float) -> Plan | None:
         return max(
-            (p for s in schemes if (p := BitPlan.uniform(graph, s)).achieved.average_bits <= bits),
+            (p for s in schemes if (p := Plan.uniform(graph, s)).achieved.average_bits <= bits),
             key=measure,
             default=None,
         )
 
-    def best_random(bits: float) -> BitPlan:
+    def best_random(bits: float) -> Plan:
         """By the calls that our plans are made from: all at a glance (two captions, one step), then the best tenth on all of them."""
         dice = [
             random_plan(graph, schemes, Budget(average_bits=bits), 1000 * seed + i)
@@ -325,10 +326,10 @@ def plans_of(
             seed=seed,
         )
 
-    def planned(estimator: str, bits: float, **settings: Any) -> BitPlan:
+    def planned(estimator: str, bits: float, **settings: Any) -> Plan:
         return allocate(graph, priced(estimator), Budget(average_bits=bits), **settings)
 
-    def refined(bits: float) -> BitPlan:
+    def refined(bits: float) -> Plan:
         return refine(
             model,
             graph,
@@ -341,7 +342,7 @@ def plans_of(
             seed=seed,
         ).plan
 
-    kinds: dict[str, Callable[[float], BitPlan | None]] = {
+    kinds: dict[str, Callable[[float], Plan | None]] = {
         "sweep": lambda bits: planned("sweep", bits),
         "probe": lambda bits: planned("probe", bits),
         "probe with interactions": lambda bits: planned("probe", bits, solver="local"),
@@ -368,7 +369,7 @@ def plans_of(
             *(s for s in schemes if Scheme.parse(s).bits == 4),
         ]
     ):
-        plan = BitPlan.uniform(graph, scheme)
+        plan = Plan.uniform(graph, scheme)
         if (plan.achieved.average_bits, f"uniform {scheme}") not in done:
             yield plan.achieved.average_bits, f"uniform {scheme}", plan, measure
 

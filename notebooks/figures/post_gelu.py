@@ -18,10 +18,12 @@ import torch.nn.functional as F
 from figure import publish
 
 from qsearch import zoo
+from qsearch.choices.codes import qparams_from_range, quantize_to_grid
+from qsearch.choices.input_quantizer import fit_input_quantizer
+from qsearch.choices.statistics import LayerInputs
 from qsearch.core.scheme import Scheme
 from qsearch.graphs.extraction import extract
-from qsearch.measure.calibration import LayerInputs, calibrate
-from qsearch.measure.codes import nearest, spanning
+from qsearch.measure.calibration import calibrate
 from qsearch.measure.pipelines import (
     Sampling,
     denoiser_of,
@@ -31,7 +33,6 @@ from qsearch.measure.pipelines import (
     run,
     scene_prompts,
 )
-from qsearch.measure.treatment import named, treat
 
 SCHEMES = (
     "keep+a{}t",
@@ -65,7 +66,7 @@ def inputs_of(model: Any, names: list[str], calls: list[Any]) -> list[dict[str, 
 def symmetric(x: torch.Tensor, inputs: LayerInputs, bits: int) -> torch.Tensor:
     """One static scale about zero."""
     scheme, size = Scheme(f"int{bits}"), torch.maximum(inputs.high.max(), -inputs.low.min())
-    return nearest(x, *spanning(-size, size, scheme), scheme).values()
+    return quantize_to_grid(x, *qparams_from_range(-size, size, scheme), scheme).values()
 
 
 def main() -> None:
@@ -97,18 +98,15 @@ def main() -> None:
                     model.get_submodule(name),
                     Scheme.parse(text if text != "symmetric" else "keep"),
                 )
-                treatment = treat(
-                    scheme,
-                    module.weight.data,
-                    module,
-                    calibration[name],
-                    layer=name,
-                    transforms=named(scheme),
+                quantizer = fit_input_quantizer(
+                    scheme, module.weight.data, module, calibration[name], layer=name
                 )
                 for step, inputs in enumerate(heard):
                     x, weight = inputs[name], module.weight.data
                     made = (
-                        treatment.before(x) if treatment else symmetric(x, calibration[name], bits)
+                        quantizer.fake_quantize(x)
+                        if quantizer
+                        else symmetric(x, calibration[name], bits)
                     )
                     truth = F.linear(x, weight)
                     power[step] += (

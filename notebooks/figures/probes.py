@@ -41,7 +41,8 @@ from qsearch.measure.pipelines import (
     scene_prompts,
 )
 from qsearch.measure.profiling import profile
-from qsearch.measure.simulation import QuantizedWeights, simulate
+from qsearch.measure.quantized_weights import QuantizedWeights
+from qsearch.measure.simulation import simulate
 from qsearch.measure.trajectory import trajectories
 
 ESTIMATORS = ("probe", "sweep", "fisher", "weight_error")

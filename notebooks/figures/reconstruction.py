@@ -29,8 +29,9 @@ from qsearch.measure.pipelines import (
     run,
     scene_prompts,
 )
+from qsearch.measure.quantized_weights import calibrated_weights
 from qsearch.measure.reconstruction import reconstruct
-from qsearch.measure.simulation import calibrated_weights, simulate
+from qsearch.measure.simulation import simulate
 
 
 def mean(values: Any) -> float:

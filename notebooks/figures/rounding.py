@@ -18,12 +18,14 @@ import torch
 from figure import publish
 
 from qsearch import zoo
+from qsearch.choices.moments import columns_of, output_error
+from qsearch.choices.quantization import to_groups
+from qsearch.choices.statistics import LayerInputs
 from qsearch.core import plugins
 from qsearch.core.graph import OpGraph
 from qsearch.core.scheme import Scheme
 from qsearch.graphs.extraction import extract
-from qsearch.measure.calibration import LayerInputs, calibrate
-from qsearch.measure.moments import columns_of, output_error
+from qsearch.measure.calibration import calibrate
 from qsearch.measure.pipelines import (
     Sampling,
     denoiser_of,
@@ -32,7 +34,6 @@ from qsearch.measure.pipelines import (
     record,
     scene_prompts,
 )
-from qsearch.measure.quantization import to_groups
 
 Records = tuple[Any, OpGraph, list[str], dict[str, LayerInputs], dict[str, LayerInputs]]
 

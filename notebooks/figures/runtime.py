@@ -28,7 +28,7 @@ from figure import publish
 
 from qsearch import zoo
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import KEEP, Scheme
 from qsearch.execute.runtime import apply, packed_layers, place_empty
 from qsearch.graphs.extraction import extract
@@ -43,7 +43,8 @@ from qsearch.measure.pipelines import (
     sample,
     scene_prompts,
 )
-from qsearch.measure.simulation import QuantizedWeights, simulate
+from qsearch.measure.quantized_weights import QuantizedWeights
+from qsearch.measure.simulation import simulate
 
 SCHEMES = (
     "uint4-c",
@@ -101,7 +102,7 @@ def parity(options: argparse.Namespace) -> None:
         calibration = calibrate(model, graph, [call])
         full = run(model, call)
         for scheme in options.schemes:
-            plan = BitPlan.uniform(graph, scheme)
+            plan = Plan.uniform(graph, scheme)
             mine = copy.deepcopy(model)
             packed = apply(mine, plan, graph, QuantizedWeights(mine, graph, calibration))
             with (
@@ -148,15 +149,15 @@ def parity(options: argparse.Namespace) -> None:
     )
 
 
-def four_bits(graph: OpGraph) -> BitPlan:
+def four_bits(graph: OpGraph) -> Plan:
     """4.0 stored bits or less: int4 a channel, and int3 in as many layers, the smallest first, as it takes."""
     chosen = {layer.name: "int4-c" if layer.quantizable else "keep" for layer in graph}
     for layer in sorted(graph.quantizable, key=lambda x: x.weights):
-        plan = BitPlan.make(graph, chosen)
+        plan = Plan.make(graph, chosen)
         if plan.achieved.average_bits <= 4.0:
             return plan
         chosen[layer.name] = "int3-c"
-    return BitPlan.make(graph, chosen)
+    return Plan.make(graph, chosen)
 
 
 def memory(options: argparse.Namespace) -> None:
@@ -242,7 +243,7 @@ def pipelines(options: argparse.Namespace) -> None:
             mine = denoiser_of(pipes[scheme])
             apply(
                 mine,
-                BitPlan.uniform(graph, Scheme.parse(scheme)),
+                Plan.uniform(graph, Scheme.parse(scheme)),
                 graph,
                 QuantizedWeights(mine, graph, calibration),
             )

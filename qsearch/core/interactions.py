@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import QSearchError
 from .shares import Shares
 
 
@@ -36,6 +37,11 @@ def scores_of(
             seen
         ]
         columns.append(summed[:, seen] * np.sqrt(weights[metric] / bins / power))
+    if missing := sorted(set(weights) - {metric for metric, _ in cells}):
+        raise QSearchError(
+            f"interactions need what probes leave in the table; of {missing[0]} there is nothing: "
+            "take a solver without interactions, or another metric"
+        )
     rows = np.concatenate(columns, 1)
     rows *= np.sqrt(rows.shape[1])
     found: dict[str, dict[str, NDArray[np.float64]]] = {}

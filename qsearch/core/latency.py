@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .artifacts import Header, read_json, write_json
 from .errors import ArtifactError, QSearchError, nearest
+from .graph import OpGraph
 from .scheme import KEEP, Scheme
 
 SCHEMA = "qsearch.latency/1"
@@ -20,12 +21,16 @@ SCHEMA = "qsearch.latency/1"
 
 @dataclass(frozen=True)
 class Latency:
-    """`seconds`: layer -> scheme -> seconds of one call; `rest`: seconds of all that no scheme changes; `device`: on what, in words."""
+    """`seconds`: layer -> scheme -> seconds of one call; `rest`: seconds of all that no scheme changes; `device`: on what, in words.
+
+    `sizes`: of the graph whose call was timed (`OpGraph.sizes`), "" where it is not known.
+    """
 
     graph: str
     device: str
     seconds: Mapping[str, Mapping[str, float]]
     rest: float = 0.0
+    sizes: str = ""
     header: Header | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -55,10 +60,23 @@ class Latency:
         """Seconds of one call with these schemes."""
         return self.rest + math.fsum(self.of(name, scheme) for name, scheme in layers.items())
 
+    def check(self, graph: OpGraph) -> None:
+        """Raise `QSearchError` where the table is of another model, or of calls of another size."""
+        if self.graph != graph.id:
+            raise QSearchError(
+                f"the latency table was made for graph {self.graph}, {graph.model} is graph {graph.id}; time this model"
+            )
+        if self.sizes and self.sizes != graph.sizes:
+            raise QSearchError(
+                f"the latency table was made for calls of another size (resolution, batch, guidance) of {graph.model}; "
+                "time it at this size"
+            )
+
     def save(self, path: Path) -> None:
         """Write `latency.json`, one layer a line."""
         content = {
             "device": self.device,
+            "sizes": self.sizes,
             "rest": self.rest,
             "seconds": {name: dict(row) for name, row in self.seconds.items()},
         }
@@ -74,7 +92,12 @@ class Latency:
                 for name, row in content["seconds"].items()
             }
             return Latency(
-                header.graph, str(content["device"]), seconds, float(content["rest"]), header
+                header.graph,
+                str(content["device"]),
+                seconds,
+                float(content["rest"]),
+                str(content.get("sizes", "")),
+                header,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .steps import StepRanges
+
 Array = NDArray[np.float64]
 #: a share array belongs to a metric and a step bin
 Cell = tuple[str, int]
@@ -32,17 +34,37 @@ class Shares:
     values: dict[Cell, NDArray[np.float32]]
     power: dict[Cell, Array]
 
+    def has(self, metric: str) -> bool:
+        """Whether probes left something of this metric."""
+        return any(name == metric for name, _ in self.values)
+
     def of(self, cell: Cell, rows: Sequence[int]) -> Array:
         """The sum of the shares of several choices [sampler steps, probes, parts]; zeros for none."""
         found: Array = self.values[cell][list(rows)].astype(np.float64).sum(0)
         return found
 
-    def error(self, cell: Cell, rows: Sequence[int]) -> tuple[float, float]:
+    def over_ranges(self, cell: Cell, rows: Sequence[Sequence[int]], steps: StepRanges) -> Array:
+        """`of` for choices that differ between ranges of steps [sampler steps, probes, parts]; `rows`: those of each range.
+
+        A cell of one sampler step belongs to one step bin, whose range the caller knows: its rows are the only ones.
+        """
+        values = self.values[cell]
+        found = np.zeros(values.shape[1:])
+        for t in range(values.shape[1]):
+            mine = rows[steps.of(t, values.shape[1])]
+            found[t] = values[list(mine), t].astype(np.float64).sum(0)
+        return found
+
+    def error(
+        self, cell: Cell, rows: Sequence[int], summed: Array | None = None
+    ) -> tuple[float, float]:
         """(relative squared error of doing all of `rows` at once, its standard error over probes and samples).
+
+        `summed`: the sum of their shares, where it is no sum over `rows` (`over_ranges`).
 
         Errors belong to the logarithm: an interval runs from value * exp(-z error / value) to value * exp(z error / value).
         """
-        squares = self.of(cell, rows).sum(0) ** 2
+        squares = (self.of(cell, rows) if summed is None else summed).sum(0) ** 2
         return ratio(squares, self.power[cell], _normal_error(squares, self.power[cell]))
 
     def probe_error(self, cell: Cell, rows: Sequence[int]) -> float:

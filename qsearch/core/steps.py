@@ -8,6 +8,7 @@ It follows the scheduler of a diffusers pipeline (`set_timesteps` begins a sampl
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import math
 import sys
@@ -119,6 +120,7 @@ class StepClock:
     def __init__(self) -> None:
         self.step, self.total = 0, 0
         self._followed: list[Any] = []
+        self._told = 0  # contexts that say which step it is
 
     def __repr__(self) -> str:
         return f"StepClock(step {self.step} of {self.total})"
@@ -133,9 +135,11 @@ class StepClock:
         """Inside, it is step `step` of `total`: for a recorded call."""
         before = self.step, self.total
         self.step, self.total = step, total
+        self._told += 1
         try:
             yield
         finally:
+            self._told -= 1
             self.step, self.total = before
 
     def range_of(self, ranges: StepRanges) -> int:
@@ -160,11 +164,23 @@ class StepClock:
         """Inside, the clock goes by a diffusers scheduler."""
         before = self.step, self.total
         detach = self.follow(scheduler)
+        self._told += 1
         try:
             yield
         finally:
+            self._told -= 1
             detach()
             self.step, self.total = before
+
+    def range_in_call(self, model: Any, ranges: StepRanges) -> int:
+        """The range of the call of `model` that is being made: by who tells the clock, else by the pipeline that calls.
+
+        Raises:
+            QSearchError: nobody tells, and no diffusers pipeline is among the callers.
+        """
+        if len(ranges) > 1 and not self._told:
+            follow_caller(model, self)
+        return self.range_of(ranges)
 
     def follow(self, scheduler: Any) -> Callable[[], None]:
         """Go by `scheduler` from now on, which may be in the middle of a sampling; returns what ends that.
@@ -185,22 +201,20 @@ class StepClock:
             "scale_model_input": self._scaled,
             "step": self._stepped,
         }
-        held: dict[str, Any] = {}
-        for name, hook in hooks.items():
-            own = getattr(scheduler, name, None)
-            if callable(own):
-                held[name] = scheduler.__dict__.get(name)
-                setattr(scheduler, name, _followed_by(own, functools.partial(hook, scheduler)))
         self._followed.append(scheduler)
+        restore = overridden(
+            scheduler,
+            {
+                name: functools.partial(_then, hook)
+                for name, hook in hooks.items()
+                if callable(getattr(scheduler, name, None))
+            },
+        )
         if getattr(scheduler, "timesteps", None) is not None:
             self._go(scheduler, _index(scheduler))
 
         def detach() -> None:
-            for name, before in held.items():
-                if before is None:
-                    scheduler.__dict__.pop(name, None)
-                else:
-                    setattr(scheduler, name, before)
+            restore()
             self._followed = [one for one in self._followed if one is not scheduler]
 
         return detach
@@ -209,30 +223,24 @@ class StepClock:
         """Whether the clock goes by this scheduler."""
         return any(scheduler is one for one in self._followed)
 
-    def _begun(self, scheduler: Any, *args: Any, **kwargs: Any) -> None:
+    def _begun(self, scheduler: Any, given: Mapping[str, Any]) -> None:
         self._go(scheduler, _index(scheduler))
 
-    def _scaled(
-        self, scheduler: Any, sample: Any, timestep: Any = None, *args: Any, **kwargs: Any
-    ) -> None:
-        index = _index(scheduler)
-        if index == 0 and timestep is not None and not _counts(scheduler):
-            found = _places(scheduler, timestep)
-            if len(found) == 1:
-                self._go(scheduler, found[0])
-
-    def _stepped(
-        self,
-        scheduler: Any,
-        model_output: Any = None,
-        timestep: Any = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
+    def _scaled(self, scheduler: Any, given: Mapping[str, Any]) -> None:
         if _counts(scheduler):
             self._go(scheduler, _index(scheduler))
             return
-        found = _places(scheduler, timestep)
+        if _index(scheduler):
+            return
+        found = _places(scheduler, given.get("timestep"))
+        if found and self.step not in [i // _order(scheduler) for i in found]:
+            self._go(scheduler, found[0])
+
+    def _stepped(self, scheduler: Any, given: Mapping[str, Any]) -> None:
+        if _counts(scheduler):
+            self._go(scheduler, _index(scheduler))
+            return
+        found = _places(scheduler, given.get("timestep"))
         order = _order(scheduler)
         self._go(scheduler, found[0] + 1 if len(found) == 1 else (self.step + 1) * order)
 
@@ -242,14 +250,61 @@ class StepClock:
         self.step = min(index // order, self.total - 1)
 
 
-def _followed_by(own: Any, hook: Callable[..., None]) -> Any:
-    @functools.wraps(own)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        made = own(*args, **kwargs)
-        hook(*args, **kwargs)
-        return made
+def overridden(thing: Any, around: Mapping[str, Callable[..., Any]]) -> Callable[[], None]:
+    """Let `thing.name(...)` call `around[name](own, thing, ...)`, where `own` is its own method; returns what ends that.
 
-    return call
+    The methods live in a class made for `thing` alone, under its class's name, and not in its `__dict__`: a pipeline
+    that copies its scheduler (LTX-2 has one for sound) gets a copy whose methods are the copy's own.
+    """
+    base = type(thing)
+    active = True
+
+    def made(name: str) -> Any:
+        own = getattr(base, name)
+
+        @functools.wraps(own)
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            bound = functools.partial(own, self)
+            if not active or self is not thing:
+                return bound(*args, **kwargs)
+            return around[name](bound, self, *args, **kwargs)
+
+        return method
+
+    space = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+    }
+    thing.__class__ = type(
+        base.__name__, (base,), {**space, **{name: made(name) for name in around}}
+    )
+    mine = type(thing)
+
+    def restore() -> None:
+        nonlocal active
+        active = False
+        if type(thing) is mine:
+            thing.__class__ = base
+
+    return restore
+
+
+def arguments_of(own: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by the names that `own` gives them."""
+    try:
+        found = dict(inspect.signature(own).bind(*args, **kwargs).arguments)
+        rest = found.pop("args", ())
+        # `scale_model_input(sample, *args)` of a scheduler that scales nothing
+        return {**found, **found.pop("kwargs", {}), **({"timestep": rest[0]} if rest else {})}
+    except (TypeError, ValueError):  # the call itself says what is wrong with it
+        return dict(kwargs)
+
+
+def _then(hook: Callable[..., None], own: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+    made = own(*args, **kwargs)
+    hook(scheduler, arguments_of(own, args, kwargs))
+    return made
 
 
 def _order(scheduler: Any) -> int:
@@ -272,9 +327,14 @@ def _index(scheduler: Any) -> int:
 
 
 def _places(scheduler: Any, timestep: Any) -> list[int]:
-    """Where `timestep` stands in the schedule."""
-    wanted = float(timestep)
-    return [i for i, t in enumerate(scheduler.timesteps) if float(t) == wanted]
+    """Where `timestep` (a number, or a tensor whose first is taken) stands in the schedule."""
+    if timestep is None:
+        return []
+    flat = getattr(timestep, "flatten", None)
+    wanted = float(timestep if flat is None else flat()[0])
+    times = scheduler.timesteps
+    listed = times.tolist() if callable(getattr(times, "tolist", None)) else list(times)
+    return [i for i, t in enumerate(listed) if float(t) == wanted]
 
 
 _clocks: WeakKeyDictionary[Any, StepClock] = WeakKeyDictionary()

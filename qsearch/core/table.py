@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from . import sites
 from .artifacts import Header, read_parquet, write_parquet
+from .cost import Choices, select
 from .errors import QSearchError, nearest
 from .graph import OpGraph
-from .plan import BitPlan, select
-from .scheme import Scheme
+from .plan import ONE_RANGE, Plan
+from .scheme import KEEP, Scheme
 from .shares import Shares, from_columns, rows_of, to_columns
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class SensitivityTable:
 
     def predict(
         self,
-        plan: BitPlan | Mapping[str, Scheme | str],
+        plan: Plan | Mapping[str, Scheme | str],
         metric: str = "noise",
         steps: Iterable[int] | None = None,
         *,
@@ -113,33 +114,62 @@ class SensitivityTable:
 
         To first order in the choices' perturbations, with the interactions between them (needs a table made by probes), or without: the sum of
         the choices' own errors, any table will do. Layers that the plan keeps, or does not name, add nothing.
+        In a step bin the choices of the range that its middle lies in count.
         """
-        said = {**plan.layers, **plan.sites} if isinstance(plan, BitPlan) else plan
-        chosen = {site: str(scheme) for site, scheme in said.items() if str(scheme) != "keep"}
+        ranges = plan.steps if isinstance(plan, Plan) else ONE_RANGE
+        held: Mapping[str, Choices] = (
+            plan.choices
+            if isinstance(plan, Plan)
+            else {site: (Scheme.parse(scheme),) for site, scheme in plan.items()}
+        )
+        chosen = [
+            {
+                site: str(mine[r if len(mine) > 1 else 0])
+                for site, mine in held.items()
+                if mine[r if len(mine) > 1 else 0] != KEEP
+            }
+            for r in range(len(ranges))
+        ]
         rows = self._rows(metric)
         known = set(zip(rows["site"], rows["scheme"], strict=True))
-        for site, scheme in chosen.items():
+        for site, scheme in ((site, s) for part in chosen for site, s in part.items()):
             if (site, scheme) not in known:
                 raise QSearchError(
                     f"the table has no {scheme} for {site}{nearest(f'{site} {scheme}', [' '.join(k) for k in known])}"
                 )
+        count = self.bins(metric)
         bins = sorted(set(rows["step"]) if steps is None else set(rows["step"]) & set(steps))
         if not bins:
             raise QSearchError(
                 f"the table has none of the step bins {sorted(steps or [])}; it has {sorted(set(rows['step']))}"
             )
+        place = {b: ranges.of(2 * b + 1, 2 * count) for b in bins}  # by the middle of the bin
         if not interactions:
-            picked = rows[rows["step"].isin(bins) & (rows["site"].map(chosen) == rows["scheme"])]
-            return float(picked["estimate"].sum()) / len(bins), float(
-                (picked["error"] ** 2).sum() ** 0.5
-            ) / len(bins)
+            parts = [
+                rows[(rows["step"] == b) & (rows["site"].map(chosen[place[b]]) == rows["scheme"])]
+                for b in bins
+            ]
+            total = float(sum(part["estimate"].sum() for part in parts))
+            spread = float(sum((part["error"] ** 2).sum() for part in parts)) ** 0.5
+            return total / len(bins), spread / len(bins)
         if self.shares is None or any((metric, b) not in self.shares.values for b in bins):
             raise QSearchError(
                 f"interactions need shares, which probes leave in the table; of {metric} by {rows['estimator'].iloc[0]} there are none, ask without them"
             )
-        numbers = rows_of(self.shares, chosen)
-        found = [self.shares.error((metric, b), numbers) for b in bins]
+        numbers = [rows_of(self.shares, part) for part in chosen]
+        found = []
+        for b in bins:
+            cell = (metric, b)
+            if count > 1 or len(ranges) == 1:
+                found.append(self.shares.error(cell, numbers[place[b]]))
+            else:  # one bin that holds whole trajectories: each step by its own range
+                summed = self.shares.over_ranges(cell, numbers, ranges)
+                found.append(self.shares.error(cell, [], summed))
         return sum(v for v, _ in found) / len(bins), sum(e * e for _, e in found) ** 0.5 / len(bins)
+
+    def bins(self, metric: str) -> int:
+        """How many step bins the metric was measured in."""
+        return int(self._rows(metric)["step"].max()) + 1
 
     def scored(self, scoring: Mapping[str, str]) -> SensitivityTable:
         """The table with one more metric, `SCORED`: each site by the metric that `scoring` names for it (see `scorers`).

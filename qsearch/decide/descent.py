@@ -16,6 +16,7 @@ from .problem import Matrix, Picks, Problem, Vector
 from .relaxation import relax
 
 _SHORTLIST = 160  # changes among which pairs are looked for
+_MOVES = 50  # for each site, from one start to its local optimum
 _KICKS = 24  # times a local optimum is left again
 _KICKED = 4  # sites changed at random then, at the most
 
@@ -43,7 +44,10 @@ class Descent:
         )
 
     def run(self, picks: Picks, *, ends: float, seed: int = 0) -> Picks:
-        """The best assignment found from `picks`, which must be allowed, until `ends` on the monotonic clock."""
+        """The best assignment found from `picks`, which must be allowed, by a counted number of moves.
+
+        `ends`: time on the monotonic clock after which it stops all the same, a guard.
+        """
         dice = np.random.default_rng(seed)
         best = self._descend(picks, ends)
         worth = self.problem.worth(best)
@@ -70,7 +74,9 @@ class Descent:
         along = np.einsum("p,plc->lc", taken.sum(1), self.scores)  # T . s
         beside = np.einsum("pl,plc->lc", taken, self.scores)  # s of the present choice . s
         small = 1e-12 * float(np.abs(self.moves.values[np.isfinite(self.moves.values)]).max())
-        while time.monotonic() < ends:
+        for _ in range(_MOVES * len(self.rows)):
+            if time.monotonic() >= ends:
+                break
             change = self._changes(picks, along, beside)
             more = [cost - cost[self.rows, picks][:, None] for cost in self.moves.costs]
             fits = np.isfinite(change)

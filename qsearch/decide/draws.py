@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.errors import QSearchError, nearest
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan, Solver
+from ..core.plan import Plan, Solver
 from ..core.scheme import KEEP, Scheme
 from ..core.table import SensitivityTable
 from .allocation import allocate_frontier
@@ -32,7 +32,7 @@ def draw(
     *,
     seed: int = 0,
     table: SensitivityTable | None = None,
-) -> dict[str, BitPlan]:
+) -> dict[str, Plan]:
     """`count` different plans by name, e.g. `random-0-007`: the same for the same seed, and of `random` and `frontier` also the first of a longer draw.
 
     `how`: one of `random`, `latin`, `frontier`; the last wants a `table` that has the schemes.
@@ -56,9 +56,9 @@ def draw(
     return {f"{how}-{seed}-{i:03d}": _plan(graph, chosen, how) for i, chosen in enumerate(drawn)}
 
 
-def _plan(graph: OpGraph, chosen: dict[str, Scheme], how: str) -> BitPlan:
+def _plan(graph: OpGraph, chosen: dict[str, Scheme], how: str) -> Plan:
     kept = {layer.name: KEEP for layer in graph if not layer.quantizable}
-    return BitPlan.make(graph, chosen | kept, solver=Solver(how, "unsolved"))
+    return Plan.make(graph, chosen | kept, solver=Solver(how, "unsolved"))
 
 
 def _random(
@@ -98,7 +98,7 @@ def _frontier(
     graph: OpGraph, options: list[Scheme], count: int, seed: int, table: SensitivityTable | None
 ) -> list[dict[str, Scheme]]:
     assert table is not None
-    sizes = [BitPlan.uniform(graph, s).achieved.average_bits for s in options]
+    sizes = [Plan.uniform(graph, s).achieved.average_bits for s in options]
     metric = "noise" if "noise" in table.metrics else table.metrics[0]
     plans = allocate_frontier(
         graph,
@@ -118,7 +118,7 @@ def _frontier(
         }
         drawn.append(
             {
-                layer.name: astray.get(layer.name, base.layers[layer.name])
+                layer.name: astray.get(layer.name, base.single[layer.name])
                 for layer in graph.quantizable
             }
         )

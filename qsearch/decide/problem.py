@@ -15,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import QSearchError
+from ..core.plan import ONE_RANGE
 from ..core.scheme import Scheme
+from ..core.steps import StepRanges
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 Picks = NDArray[np.int64]
-#: a scheme, or one a step bin
+#: a scheme for all steps, or one for each range of them
 Choice = Scheme | tuple[Scheme, ...]
 _ROUNDING = 1e-12  # of a sum of costs, as `Budget.excess` allows
 
@@ -31,7 +33,8 @@ class Problem:
 
     `values[i]`, `costs[name][i]`: one number a choice. `scores` [probes, sites, choices], padded with zeros: probe scores, each squared and
     averaged over the probes a noise power; `trust` in [0, 1]: how much of their products counts (0 = additive). `spent`: what layers that are
-    no sites cost, already taken off the limits. `members`: site -> layers, where a site stands for several that are tied.
+    no sites cost, already taken off the limits. `members`: site -> layers, where a site stands for several that are tied. `steps`: ranges of
+    sampler steps, where choices are tuples with a scheme for each.
     """
 
     sites: tuple[str, ...]
@@ -44,6 +47,7 @@ class Problem:
     trust: float = 1.0
     spent: dict[str, float] = field(default_factory=dict)
     members: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    steps: StepRanges = ONE_RANGE
 
     def __post_init__(self) -> None:
         if not self.sites:
@@ -164,13 +168,14 @@ class Problem:
         }
 
 
+def schemes_of(choice: Choice) -> tuple[Scheme, ...]:
+    """The schemes of a choice: one, or one for each range of steps."""
+    return (choice,) if isinstance(choice, Scheme) else choice
+
+
 def formats(choice: Choice) -> set[str]:
     """Formats of weights that a choice needs, `keep` not counted."""
-    return {
-        s.format
-        for s in ((choice,) if isinstance(choice, Scheme) else choice)
-        if s.format != "keep"
-    }
+    return {s.format for s in schemes_of(choice) if s.format != "keep"}
 
 
 def padded(vectors: tuple[Vector, ...], filling: float = np.inf) -> Matrix:

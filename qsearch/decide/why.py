@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core import plugins
 from ..core.errors import InfeasibleBudget, QSearchError, nearest
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from .heuristics import shadow
 from .problem import Choice, Problem
 from .relaxation import relax
@@ -54,13 +54,14 @@ class Why:
 
 
 def why(
-    problem: Problem, plan: BitPlan, layer: str, *, solver: str = "ilp", seconds: float = 10.0
+    problem: Problem, plan: Plan, layer: str, *, solver: str = "ilp", seconds: float = 10.0
 ) -> Why:
     """Ask `problem`, from which `plan` came, about one layer. The plan may be another one: what is shown as chosen is the plan's choice.
 
     Prices are those of the linear relaxation; what another choice or budget would change is solved anew. Raises `QSearchError` with the
     nearest name for a layer that is no choice of the problem.
     """
+    held: dict[str, Choice] = {n: c if len(c) > 1 else c[0] for n, c in plan.choices.items()}
     home = {name: site for site in problem.sites for name in problem.members.get(site, (site,))}
     if layer not in home:
         raise QSearchError(f"{layer!r} is no layer that a plan chooses for{nearest(layer, home)}")
@@ -76,7 +77,7 @@ def why(
         kept = [np.arange(len(c)) for c in problem.choices]
         kept[i] = np.array([k], np.int64)
         answer = _solve(replace(problem.cut(kept), formats=problem.formats), solver, seconds)
-        chosen = choice == plan.layers.get(layer)
+        chosen = choice == held.get(layer)
         found = math.inf if answer is None else problem.total(answer)
         costs = {name: float(row[k]) for name, row in own.items()}
         options.append(
@@ -90,9 +91,7 @@ def why(
             )
         )
     total = (
-        problem.total({s: plan.layers[s] for s in problem.sites})
-        if _holds(problem, plan)
-        else math.nan
+        problem.total({s: held[s] for s in problem.sites}) if _holds(problem, held) else math.nan
     )
     less, more = (_at(problem, home[layer], by, solver, seconds) for by in (-STEP, STEP))
     tied = tuple(n for n in problem.members.get(home[layer], ()) if n != layer)
@@ -108,13 +107,13 @@ def why(
 
 
 def text(choice: Choice) -> str:
-    """A choice in words: a scheme, or one a step bin."""
+    """A choice in words: a scheme, or one for each range of steps."""
     return " | ".join(str(s) for s in choice) if isinstance(choice, tuple) else str(choice)
 
 
-def _holds(problem: Problem, plan: BitPlan) -> bool:
+def _holds(problem: Problem, held: Mapping[str, Choice]) -> bool:
     return all(
-        plan.layers.get(site) in options
+        held.get(site) in options
         for site, options in zip(problem.sites, problem.choices, strict=True)
     )
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..choices.codes import Codes, element
+from ..choices.quantization import quantize, quantize_parts
 from ..core.graph import LayerSpec
 from ..core.scheme import Scheme
-from ..measure.codes import Codes, element
-from ..measure.quantization import quantize, quantize_parts
 from .exporting import Export
 
 _AT_ONCE = 2**18  # weights

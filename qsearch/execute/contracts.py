@@ -15,12 +15,12 @@ from typing import ClassVar
 
 import torch
 
+from ..choices.statistics import LayerInputs
 from ..core.contract import Contract
 from ..core.errors import QSearchError
 from ..core.graph import LayerSpec, OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.scheme import KEEP, Scheme
-from ..measure.calibration import LayerInputs
 from .exporting import Export, formats
 from .exports import difference
 from .weights import Weights, component
@@ -101,7 +101,7 @@ class ExporterContract(Contract):
         seen = {
             name: LayerInputs(-x.abs() - 1, x.abs() + 1, x, x, x[None]) for name, x in ends.items()
         }
-        return Export(BitPlan.make(graph, given), graph, source, component(source), seen)
+        return Export(Plan.make(graph, given), graph, source, component(source), seen)
 
     @contextmanager
     def written(self, job: Export) -> Iterator[Path]:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from ..core import plugins
 from ..core.errors import ArtifactError, QSearchError, nearest
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan, Solver
+from ..core.plan import Plan, Solver
 from ..core.scheme import KEEP, Scheme
 from ..core.table import SensitivityTable
 
@@ -37,7 +37,7 @@ class Imported:
     """A plan or a table for a graph, the name of the format that it came from, and what was not exact about it."""
 
     source: str
-    plan: BitPlan | None
+    plan: Plan | None
     table: SensitivityTable | None
     notes: tuple[str, ...]
 
@@ -111,7 +111,7 @@ def _plan(name: str, path: Path, graph: OpGraph, found: Found) -> Imported:
         notes.append(f"{len(fixed)} layers that no plan changes are kept: {shown(fixed)}")
     return Imported(
         name,
-        BitPlan.make(graph, layers, solver=Solver(f"imported from {name}", "unsolved")),
+        Plan.make(graph, layers, solver=Solver(f"imported from {name}", "unsolved")),
         None,
         tuple(notes),
     )

@@ -20,7 +20,8 @@ from qsearch_kernels import ops
 
 from ..core.scheme import Scheme
 from ..core.scheme import parts as split
-from .inputs import Input
+from ..core.words import transform_word
+from .inputs import Given, Input
 from .packing import AnyWeight, KeptWeight, PackedWeight
 
 _CONVOLVE: dict[tuple[int, bool], Any] = {
@@ -96,21 +97,14 @@ class _Layer(nn.Module):
         )
         self.parts = _weights(scheme, weight, axis, splits, device)
         bias = cast(nn.Parameter | None, source.bias)
-        if bias is None and "shift" in scheme.transforms:
+        if bias is None and any(transform_word(word).adds_bias for word in scheme.transforms):
             bias = nn.Parameter(
                 weight.new_zeros(weight.shape[axis], device=device), requires_grad=False
             )
         self.register_parameter("bias", bias)
         treated = bool(scheme.activation or scheme.transforms)
         self.input = (
-            Input(
-                scheme,
-                weight.shape[1 - axis],
-                weight.shape[axis],
-                linear=linear,
-                parts=bool(splits),
-                device=device,
-            )
+            Input(scheme, weight.shape, axis, linear=linear, parts=bool(splits), device=device)
             if treated
             else None
         )
@@ -142,12 +136,8 @@ class _Layer(nn.Module):
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight [shape] that the layer stands for, in its own coordinates."""
         whole = _whole(self.weights, self.shape, self.axis, self.splits, torch.float32)
-        if (
-            self.input is not None
-            and self.input.divisor is not None
-            and self.scheme.format != "keep"
-        ):
-            whole = whole / self.input.divisor.float().view(1, -1, *[1] * (whole.ndim - 2))
+        if self.input is not None and self.scheme.format != "keep":
+            whole = self.input.restore_weight(whole)
         return whole.to(dtype)
 
     def extra_repr(self) -> str:
@@ -172,18 +162,9 @@ class QuantLinear(_Layer):
         """[..., in_features] -> [..., out_features], in the type of `x`."""
         if self.input is None:
             return self._sum(x, None, None)
-        moved = self.input("moved", x)
-        if moved.device.type in self.devices:
-            ends = (
-                self.input("ends", moved)
-                if self.input.low is not None or len(self.parts) > 1
-                else (None, None)
-            )
-            y = self._sum(moved, *ends)
-        else:
-            y = self._sum(self.input("rounded", moved), None, None)
-        answered: Tensor = self.input("answered", y.to(x.dtype))
-        return answered
+        given: Given = self.input(x, rounds=x.device.type not in self.devices)
+        y = self._sum(given.x, given.low, given.high)
+        return given.output(y.to(x.dtype))
 
     def _sum(self, x: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
         y: Tensor | None = None
@@ -256,19 +237,15 @@ class QuantConv2d(_Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> [N, out_channels, h, w], in the type of `x`."""
-        moved = x if self.input is None else self.input("moved", x)
-        if self.input is not None and x.device.type in self.devices:
-            low, high = (
-                self.input("ends", moved)
-                if self.input.low is not None or len(self.parts) > 1
-                else (None, None)
-            )
+        rounds = x.device.type not in self.devices
+        given = Given(x) if self.input is None else self.input(x, rounds=rounds)
+        if self.input is not None and not rounds:
             y: Tensor | None = None
             for part, piece, bottom, top in zip(
                 self.weights,
-                self.cut(moved, 1),
-                self.ends_of(low, 1),
-                self.ends_of(high, 1),
+                self.cut(given.x, 1),
+                self.ends_of(given.low, 1),
+                self.ends_of(given.high, 1),
                 strict=True,
             ):
                 assert isinstance(part, PackedWeight)
@@ -277,8 +254,8 @@ class QuantConv2d(_Layer):
                 )
                 y = made if y is None else y + made
             assert y is not None
-            return y.to(x.dtype)
-        inside = moved if self.input is None else self.input("rounded", moved)
+            return given.output(y.to(x.dtype))
+        inside = given.x
         whole = _whole(self.weights, self.shape, 0, self.splits, inside.dtype)
         bias = None if self.bias is None else self.bias.to(inside.dtype)
         if self.padding_mode != "zeros":
@@ -293,7 +270,7 @@ class QuantConv2d(_Layer):
             )
         else:
             y = F.conv2d(inside, whole, bias, self.stride, self.padding, self.dilation, self.groups)
-        return y.to(x.dtype)
+        return given.output(y.to(x.dtype))
 
     def _product(
         self,
@@ -351,27 +328,21 @@ class QuantConvolution(_Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """As the convolution that it stands for, in the type of `x`."""
-        inside = x if self.input is None else self.input("rounded", self.input("moved", x))
+        given = Given(x) if self.input is None else self.input(x, rounds=True)
+        inside = given.x
         whole = _whole(self.weights, self.shape, self.axis, self.splits, inside.dtype)
         bias = None if self.bias is None else self.bias.to(inside.dtype)
         convolve = _CONVOLVE[len(self.kernel_size), self.transposed]
         padding: Any = self.padding
+        y: Tensor
         if self.transposed:
-            return convolve(
-                inside,
-                whole,
-                bias,
-                self.stride,
-                padding,
-                self.output_padding,
-                self.groups,
-                self.dilation,
-            ).to(x.dtype)  # type: ignore[no-any-return]
-        if self.padding_mode != "zeros":
-            inside, padding = F.pad(inside, self.edges, self.padding_mode), 0
-        return convolve(inside, whole, bias, self.stride, padding, self.dilation, self.groups).to(
-            x.dtype
-        )  # type: ignore[no-any-return]
+            more: tuple[Any, ...] = (self.output_padding, self.groups, self.dilation)
+        else:
+            more = (self.dilation, self.groups)
+            if self.padding_mode != "zeros":
+                inside, padding = F.pad(inside, self.edges, self.padding_mode), 0
+        y = convolve(inside, whole, bias, self.stride, padding, *more)
+        return given.output(y.to(x.dtype))
 
 
 QuantLayer = QuantLinear | QuantConv2d | QuantConvolution

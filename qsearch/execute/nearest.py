@@ -36,8 +36,10 @@ def nearest(scheme: Scheme, layer: LayerSpec, offers: Iterable[Scheme]) -> Schem
 
 
 def whole(scheme: Scheme) -> Scheme:
-    """The scheme without a method whose zero points are fractions (HQQ), for tools that store them as integers."""
-    return replace(scheme, method="") if scheme.method == "hqq" else scheme
+    """The scheme without a method whose zero points are fractions (such as HQQ), for tools that store them as integers."""
+    if scheme.method and not plugins.load("quantizers", scheme.method).integer_zeros:
+        return replace(scheme, method="")
+    return scheme
 
 
 def _distance(scheme: Scheme, offer: Scheme, layer: LayerSpec) -> tuple[float, ...]:

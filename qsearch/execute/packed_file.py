@@ -17,33 +17,41 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.artifacts import Header, canonical, write_atomic
+from ..core.artifacts import Header, canonical, graph_name, write_atomic
 from ..core.errors import ArtifactError, QSearchError, nearest
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan, said
 from ..core.scheme import Scheme
+from ..core.steps import StepRanges
+from ..measure.simulation import roots
+from .layers import QuantLayer
+from .ranged import RangedLayer, choices_of, follow_steps, layers_in, steps_in
 from .runtime import packed_layers, place_empty, warn_of_widened
 
-SCHEMA = "qsearch.model/1"
+SCHEMA = "qsearch.model/2"
+_EARLIER = ("qsearch.model/1",)
 _SECTION = "qsearch"
 
 
-def save(model: nn.Module, path: Path, graph: OpGraph, plan: BitPlan | None = None) -> None:
+def save(model: nn.Module, path: Path, graph: OpGraph, plan: Plan | None = None) -> None:
     """Write `model`, packed by `apply`, atomically. `plan`: named in the header as what it was made from. Raises `QSearchError` for a model without packed layers."""
     from safetensors.torch import save_file
 
-    layers = packed_layers(model)
+    layers = layers_in(model)
     if not layers:
         raise QSearchError(
             "a packed model holds packed layers; this one has none: give it to `apply` first"
         )
     tensors, same = _tensors(model)
     content = {
-        "layers": {name: str(layer.scheme) for name, layer in layers.items()},
+        "layers": said({name: choices_of(layer) for name, layer in layers.items()}),
+        "steps": steps_in(model).content(),
         "splits": {
-            name: list(layer.splits) for name, layer in layers.items() if len(layer.parts) > 1
+            name: list(one.splits)
+            for name, layer in layers.items()
+            if len((one := _first(layer)).parts) > 1
         },
-        "axes": {name: layer.axis for name, layer in layers.items() if layer.axis},
+        "axes": {name: axis for name, layer in layers.items() if (axis := _first(layer).axis)},
         "same": same,
         "header": asdict(
             Header(SCHEMA, graph=graph.id, parents={} if plan is None else {"plan": plan.id})
@@ -82,19 +90,27 @@ def load(path: Path, model: nn.Module, graph: OpGraph, device: str = "cpu") -> n
         raise ArtifactError(
             f"{path} was changed: its tensors and its plan have digest {whole.text}, its header says {content['digest']}; make it again"
         )
-    schemes = {name: Scheme.parse(text) for name, text in content["layers"].items()}
+    choices = {
+        name: tuple(map(Scheme.parse, [text] if isinstance(text, str) else text))
+        for name, text in content["layers"].items()
+    }
     modules = dict(model.named_modules())
-    for name in schemes:
+    for name in choices:
         if name not in modules:
             raise ArtifactError(
                 f"{path} does not fit the model: it has no layer {name!r}{nearest(name, modules)}"
             )
-    place_empty(model, schemes, content["axes"], content["splits"])
+    place_empty(model, choices, content["axes"], content["splits"])
     found |= {alias: found[name] for alias, name in content["same"].items()}
     _assign(path, model, found)
     model.to(device)  # tables that are part of a format
     warn_of_widened(packed_layers(model).items(), device, "preferred")
+    follow_steps(model, roots(model, graph), StepRanges.parse(content.get("steps")))
     return model
+
+
+def _first(layer: QuantLayer | RangedLayer) -> QuantLayer:
+    return layer.layers[0] if isinstance(layer, RangedLayer) else layer
 
 
 def skeleton(folder: Path) -> nn.Module:
@@ -133,8 +149,13 @@ def _content(path: Path, metadata: Mapping[str, str], graph: OpGraph) -> dict[st
         content = json.loads(metadata[_SECTION])
         header, strings = (
             content["header"],
-            [*content["layers"].items(), *content["same"].items(), ("digest", content["digest"])],
+            [*content["same"].items(), ("digest", content["digest"])],
         )
+        strings += [
+            (name, text)
+            for name, texts in content["layers"].items()
+            for text in ([texts] if isinstance(texts, str) else texts)
+        ]
         schema, made_for = header["schema"], header["graph"]
         sizes = [n for split in content["splits"].values() for n in split] + list(
             content["axes"].values()
@@ -147,13 +168,16 @@ def _content(path: Path, metadata: Mapping[str, str], graph: OpGraph) -> dict[st
         raise ArtifactError(
             f"{path} must be a {SCHEMA} file, its header is not ({type(error).__name__}: {error}); make it with `qsearch apply`"
         ) from None
-    if schema != SCHEMA:
+    if schema != SCHEMA and schema not in _EARLIER:
         raise ArtifactError(
             f"{path} must be a {SCHEMA} file, its header says {schema!r}; make it again with this version"
         )
-    if made_for != graph.id:
+    known = (
+        graph.id
+    )  # first: it is what tells `graph_name` by which name earlier files call the graph
+    if graph_name(made_for) != known:
         raise ArtifactError(
-            f"{path} was made for graph {made_for}, the model here is graph {graph.id}; make it again for this model"
+            f"{path} was made for graph {made_for}, the model here is graph {known}; make it again for this model"
         )
     return dict(content)
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from qsearch_kernels import layout, ops
 from qsearch_kernels.weight import Weight
 
+from ..choices.codes import levels
+from ..choices.quantization import Quantized
 from ..core.scheme import Scheme
-from ..measure.codes import levels
-from ..measure.quantization import Quantized
 
 
 class PackedWeight(nn.Module):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.artifacts import writing
 from ..core.errors import ArtifactError, QSearchError, nearest
 from ..core.graph import LayerSpec, OpGraph
 
@@ -23,10 +24,14 @@ STEM = "diffusion_pytorch_model"
 
 
 class Weights:
-    """The tensors of a component's folder: `files` says in which file each lies, in the order of the files."""
+    """The tensors of a component's folder: `files` says in which file each lies, in the order of the files.
 
-    def __init__(self, folder: Path) -> None:
+    `same`: names of tensors that are one, of which a file may hold one name alone; both are there to read.
+    """
+
+    def __init__(self, folder: Path, same: Mapping[str, str] | None = None) -> None:
         self.folder = Path(folder)
+        self._stored: dict[str, str] = {}  # name -> the name under which its file has it
         # Variants (fp16, ema) may lie beside the weights; those without a variant in their name come first.
         indices = sorted(
             self.folder.glob("*.safetensors.index.json"), key=lambda path: len(path.name)
@@ -42,6 +47,11 @@ class Weights:
             raise ArtifactError(
                 f"{folder} must hold one safetensors file, or shards with an index; it holds {len(single)} files without one"
             )
+
+        for name, other in (same or {}).items():
+            for missing, held in ((name, other), (other, name)):
+                if missing not in self.files and held in self.files:
+                    self.files[missing], self._stored[missing] = self.files[held], held
 
     def _indexed(self, index: Path) -> dict[str, Path]:
         try:
@@ -82,21 +92,21 @@ class Weights:
         if name not in self.files:
             raise QSearchError(f"{self.folder} holds no tensor {name!r}{nearest(name, self.files)}")
         with safe_open(self.files[name], framework="pt") as file:
-            return file.get_tensor(name).clone()  # type: ignore[no-any-return]
+            return file.get_tensor(self._stored.get(name, name)).clone()  # type: ignore[no-any-return]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, read from the header alone."""
         from safetensors import safe_open
 
         with safe_open(self.files[name], framework="pt") as file:
-            return tuple(file.get_slice(name).get_shape())
+            return tuple(file.get_slice(self._stored.get(name, name)).get_shape())
 
     def dtype(self, name: str) -> str:
         """A tensor's type as safetensors spells it, e.g. BF16, read from the header alone."""
         from safetensors import safe_open
 
         with safe_open(self.files[name], framework="pt") as file:
-            return str(file.get_slice(name).get_dtype())
+            return str(file.get_slice(self._stored.get(name, name)).get_dtype())
 
     def check(self, graph: OpGraph) -> None:
         """Refuse a graph whose layers these tensors are not: every weight must be there by name, in its shape."""
@@ -165,7 +175,8 @@ def write_shards(
 
     def flush() -> None:
         path = folder / f"{len(parts)}.part"
-        save_file(held, path, {"format": "pt", **(metadata(list(held)) if metadata else {})})
+        with writing(path):
+            save_file(held, path, {"format": "pt", **(metadata(list(held)) if metadata else {})})
         parts.append((path, list(held), _bytes(held)))
         held.clear()
 

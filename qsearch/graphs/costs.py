@@ -13,8 +13,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
-from ..core import plan, shipped
+from ..core import cost as costing
+from ..core import shipped
 from ..core.graph import OpGraph
+from ..core.plan import Plan
 from ..core.scheme import FULL_BITS, KEEP, Scheme
 
 Unit = Literal["fp32", "bf16", "fp8", "fp4", "int8", "int4"]
@@ -118,13 +120,13 @@ def schemes_of(
     graph: OpGraph, schemes: Mapping[str, Scheme] | Scheme | str = KEEP
 ) -> Mapping[str, Scheme]:
     """A scheme for every layer: as given, or one for all that can be quantized."""
-    return schemes if isinstance(schemes, Mapping) else plan.BitPlan.uniform(graph, schemes).layers
+    return schemes if isinstance(schemes, Mapping) else Plan.uniform(graph, schemes).layers
 
 
 def costs(graph: OpGraph, schemes: Mapping[str, Scheme] | Scheme | str = KEEP) -> Costs:
     """What one call costs with these schemes (names of layers -> scheme, or one for all)."""
     chosen = schemes_of(graph, schemes)
-    stored = plan.cost(graph, chosen)
+    stored = costing.cost(graph, chosen)
     working = [op for op in graph.ops if op.kind not in _GIVEN]
     between = sum(op.macs for op in working if not op.layer)
     return Costs(

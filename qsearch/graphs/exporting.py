@@ -27,6 +27,8 @@ from torch.utils import _pytree as pytree
 from .operations import ATTENTIONS
 from .trace import Call, Trace, bare, bound, flat, original, parameter_names, path_of
 
+#: where accelerate and diffusers keep the hooks that move and cast weights; the module's own forward lies beneath them
+_HOOKS = ("_hf_hook", "_diffusers_hook")
 _CALLED_AGAIN = re.compile(
     r"@\d+$"
 )  # export's mark on the path of a module that runs more than once
@@ -122,6 +124,9 @@ def without_data(model: nn.Module) -> nn.Module:
         for parameter in module._parameters.values():
             if parameter is not None:
                 memo[id(parameter)] = nn.Parameter(_blank(parameter), requires_grad=False)
+        hooks = [module.__dict__[name] for name in _HOOKS if name in module.__dict__]
+        if hooks:  # they may hold what can't be copied, streams and threads
+            memo.update({id(hook): None for hook in (*hooks, module.__dict__.get("forward"))})
         for value in (*module._buffers.values(), *module.__dict__.values()):
             for _, tensor in flat(value, ""):
                 if isinstance(tensor, Tensor):
@@ -133,7 +138,7 @@ def without_data(model: nn.Module) -> nn.Module:
         module._compiled_call_impl = None
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
-        if {"_hf_hook", "_diffusers_hook"} & set(module.__dict__):
+        if set(_HOOKS) & set(module.__dict__):
             module.__dict__.pop("forward", None)
     assert isinstance(twin, nn.Module)
     return twin.eval()

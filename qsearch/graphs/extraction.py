@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -17,6 +18,7 @@ from ..core.errors import QSearchError
 from ..core.graph import Block, LayerSpec, Op, OpGraph
 from . import blocks, folding, patterns, reachability, roles
 from . import operations as ops
+from .components import Denoisers, merged
 from .exporting import export
 from .folding import Step
 from .trace import Trace, named_modules, original
@@ -33,10 +35,12 @@ def extract(
 ) -> OpGraph:
     """Graph of `model` as called with the keyword arguments `example_inputs`.
 
-    Their values count only where the model's control flow depends on them: then `source` is "hooks", else "export".
+    Of several denoisers (`Denoisers`), component -> its keyword arguments. Their values count only where the model's control flow depends on them: then `source` is "hooks", else "export".
     `inputs`: what an input is where its name does not tell: name -> image, step, text, pooled or structure (positions, masks).
     Raises `QSearchError` when the call fails or an input can't be classified, with the signature of the model's forward.
     """
+    if isinstance(model, Denoisers):
+        return _of_parts(model, example_inputs, name, inputs)
     whole = original(model)
     signature = str(inspect.signature(whole.forward))
     read = _read(model, example_inputs, signature)
@@ -47,6 +51,27 @@ def extract(
     )
     wiring = Wiring(steps, reachability.sees(steps, classes), reachability.tokens(read, classes))
     return _Builder(whole, read, wiring).graph(name or type(whole).__name__)
+
+
+def _of_parts(
+    model: Denoisers,
+    example_inputs: Mapping[str, Any],
+    name: str,
+    inputs: Mapping[str, str] | None,
+) -> OpGraph:
+    missing = [part for part in model.parts if part not in example_inputs]
+    if missing:
+        raise QSearchError(
+            f"a graph of {', '.join(model.parts)} needs an example call of each; there is none of "
+            f"{', '.join(missing)}: give {{component: inputs}}, as `example_inputs` makes it of a recorded call"
+        )
+    graph = merged(
+        {
+            part: extract(module, example_inputs[part], inputs=inputs)
+            for part, module in model.parts.items()
+        }
+    )
+    return replace(graph, model=name) if name else graph
 
 
 def _read(model: nn.Module, example_inputs: Mapping[str, Any], signature: str) -> Trace:
@@ -65,6 +90,7 @@ class _Builder:
     """Steps, roles and blocks as the nouns of `core.graph`."""
 
     def __init__(self, model: nn.Module, read: Trace, wiring: Wiring) -> None:
+        self.model = model
         self.modules, self.read, self.wiring = named_modules(model), read, wiring
         self.lists = _repeated(self.modules)
         self.roles = roles.assign(wiring)
@@ -136,6 +162,7 @@ class _Builder:
         assert first.weight is not None
         name, (module, attribute) = self.names[parameter], _owner(parameter)
         kind = first.kind
+        aliases = tuple(_owner(alias)[0] for alias in self.read.aliases.get(parameter, ()))
         reach = frozenset().union(*(self.wiring.given_sees(step) for step in steps))
         return LayerSpec(
             name=name,
@@ -152,9 +179,14 @@ class _Builder:
             quantizable=kind != "embedding" and attribute == "weight",
             sees=reachability.word(reach),
             splits=_splits(first) if "image" in reach else (),
-            aliases=tuple(_owner(alias)[0] for alias in self.read.aliases.get(parameter, ())),
+            aliases=aliases,
+            shared=tuple(a for a in aliases if self.same(a, module)),
             parameter=attribute,
         )
+
+    def same(self, alias: str, module: str) -> bool:
+        """Whether two names are those of one module."""
+        return self.model.get_submodule(alias) is self.modules[module]
 
     def _unused(self) -> list[LayerSpec]:
         """Layers that this call did not run: in the file, but without a role to play."""

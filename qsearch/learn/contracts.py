@@ -12,7 +12,7 @@ import numpy as np
 from ..core.attribution import TOLERANCE
 from ..core.contract import Contract
 from ..core.graph import Block, LayerSpec, Op, OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.shares import Shares, ratio
 from ..core.table import SensitivityTable
 from ..core.trials import Trial
@@ -97,13 +97,13 @@ def small_table(
     return SensitivityTable.from_rows(graph.id, rows, Shares(tuple(choices), values, power))
 
 
-def small_plans(graph: OpGraph, count: int, seed: int = 0) -> dict[str, BitPlan]:
+def small_plans(graph: OpGraph, count: int, seed: int = 0) -> dict[str, Plan]:
     """Plans of very different coarseness."""
     found = {}
     for i in range(count):
         dice = np.random.default_rng([seed, i])
         odds = dice.dirichlet(np.ones(len(SCHEMES)))
-        found[f"plan {i:03d}"] = BitPlan.make(
+        found[f"plan {i:03d}"] = Plan.make(
             graph, {x.name: SCHEMES[dice.choice(len(SCHEMES), p=odds)] for x in graph}
         )
     return found
@@ -119,7 +119,7 @@ def small_study(
     trials = []
     for name, plan in plans.items():
         coarse = np.mean(
-            [plan.layers[x.name].bits == 2 for x in graph if x.role.startswith("feed-forward")]
+            [plan.single[x.name].bits == 2 for x in graph if x.role.startswith("feed-forward")]
         )
         sqnr = -8 * np.log10(table.predict(plan)[0]) - 6 * coarse + noise * dice.normal()
         metrics = {
@@ -128,7 +128,7 @@ def small_study(
             "constant": (0.5, 0.0),
         }
         trials.append(
-            Trial(name, plan.layers, metrics, "world", plan.achieved.average_bits, plan.id)
+            Trial(name, plan.choices, metrics, "world", plan.achieved.average_bits, plan.id)
         )
     return Study(graph, trials, (table,))
 

@@ -11,22 +11,21 @@ import numpy as np
 from ..core.attribution import Attribution
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.table import SensitivityTable
 from .nodes import Skeleton, prices_of
+from .options import PAIRS
 from .shapley import explain_quadratic
 from .surrogate import Surrogate
-
-PAIRS = 100
 
 
 def explain(
     graph: OpGraph,
-    plans: Mapping[str, BitPlan],
+    plans: Mapping[str, Plan],
     *,
     tables: Sequence[SensitivityTable] | SensitivityTable = (),
     surrogates: Sequence[Surrogate] = (),
-    baseline: BitPlan | None = None,
+    baseline: Plan | None = None,
     pairs: int = PAIRS,
     layers: bool = True,
 ) -> Attribution:
@@ -53,7 +52,7 @@ def explain(
 def explain_surrogate(
     surrogate: Surrogate,
     graph: OpGraph,
-    plans: Mapping[str, BitPlan],
+    plans: Mapping[str, Plan],
     tables: Sequence[SensitivityTable] = (),
 ) -> Attribution:
     """What each column of features adds to a surrogate's prediction, on the scale on which it learns (`scores.linked`); of a graph predictor, its scores."""
@@ -83,7 +82,7 @@ def _scores(
     rows: list[dict[str, Any]] = []
     for scheme in surrogate.schemes:
         layers, blocks = model.scores(
-            skeleton, skeleton.with_plan(BitPlan.uniform(graph, scheme), prices)
+            skeleton, skeleton.with_plan(Plan.uniform(graph, scheme), prices)
         )
         for kind, found in (("operation", layers), ("block", blocks)):
             whole = {

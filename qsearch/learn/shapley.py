@@ -19,7 +19,7 @@ from ..core.attribution import Attribution
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.interactions import trust_in
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.scheme import KEEP, Scheme
 from ..core.shares import Array, Cell, Shares, ratio
 from ..core.table import SensitivityTable
@@ -30,10 +30,10 @@ METHOD = "shapley"
 def explain_quadratic(
     graph: OpGraph,
     table: SensitivityTable,
-    plans: Mapping[str, BitPlan],
+    plans: Mapping[str, Plan],
     *,
     metrics: Iterable[str] | None = None,
-    baseline: BitPlan | None = None,
+    baseline: Plan | None = None,
     pairs: int = 0,
     trust: float | None = None,
 ) -> Attribution:
@@ -50,7 +50,7 @@ def explain_quadratic(
         )
     rows: list[dict[str, Any]] = []
     moves = _Moves(table.shares)
-    for metric in metrics if metrics is not None else table.metrics:
+    for metric in metrics if metrics is not None else moves.metrics:
         cells = moves.cells(metric)
         share = trust_in(moves.shares, metric) if trust is None else trust
         for name, plan in plans.items():
@@ -76,6 +76,11 @@ class _Moves:
         )
         self._places = {choice: i for i, choice in enumerate(shares.choices)}
 
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics of which probes left something."""
+        return sorted({metric for metric, _ in self.shares.values})
+
     def cells(self, metric: str) -> list[Cell]:
         """The metric's cells. Raises `QSearchError` where there are none."""
         found = sorted(cell for cell in self.shares.values if cell[0] == metric)
@@ -84,6 +89,19 @@ class _Moves:
                 f"the table has no shares for {metric!r}; it has {', '.join(sorted({m for m, _ in self.shares.values}))}"
             )
         return found
+
+    def of_plan(self, cell: Cell, site: str, plan: Plan | None, bins: int) -> Array:
+        """What a plan's choice of a site adds in each sampler step, by the range that the step (or the cell's bin) lies in."""
+        if plan is None:
+            return self.of(cell, site, KEEP)
+        held = plan.choices.get(site, (KEEP,))
+        if len(held) == 1:
+            return self.of(cell, site, held[0])
+        if bins > 1:
+            return self.of(cell, site, held[plan.steps.of(2 * cell[1] + 1, 2 * bins)])
+        length = self.shares.values[cell].shape[1]
+        parts = [self.of(cell, site, scheme) for scheme in held]
+        return np.stack([parts[plan.steps.of(t, length)][t] for t in range(length)])
 
     def of(self, cell: Cell, site: str, scheme: Scheme) -> Array:
         """[sampler steps, probes, parts]; nothing where the layer is kept."""
@@ -99,28 +117,28 @@ def _of_plan(
     known: _Moves,
     cells: list[Cell],
     name: str,
-    plan: BitPlan,
-    baseline: BitPlan | None,
+    plan: Plan,
+    baseline: Plan | None,
     pairs: int,
     trust: float,
 ) -> list[dict[str, Any]]:
     shares = known.shares
-    base_layers = {} if baseline is None else baseline.layers
-    moved = [site for site, scheme in plan.layers.items() if scheme != base_layers.get(site, KEEP)]
+    sites = list(dict.fromkeys([*plan.choices, *(baseline.choices if baseline else ())]))
+    moved = [site for site in sites if _differs(plan, baseline, site)]
+    bins = 1 + max(cell[1] for cell in cells)
     found, prediction, base = [], 0.0, 0.0
     products = np.zeros((len(moved), len(moved)))
     for cell in cells:
         power, nothing = shares.power[cell], np.zeros(shares.values[cell].shape[1:])
         here, there = (
-            [known.of(cell, s, layers.get(s, KEEP)) for s in plan.layers]
-            for layers in (base_layers, plan.layers)
+            [known.of_plan(cell, site, which, bins) for site in sites] for which in (baseline, plan)
         )
         begin, end = sum(here, nothing).sum(0), sum(there, nothing).sum(0)
         base += _shrunk(begin, here, power, trust) / len(cells)
         prediction += _shrunk(end, there, power, trust) / len(cells)
         both = [
             pair
-            for site, pair in zip(plan.layers, zip(here, there, strict=True), strict=True)
+            for site, pair in zip(sites, zip(here, there, strict=True), strict=True)
             if site in moved
         ]
         moves = [after - before for before, after in both]
@@ -134,7 +152,7 @@ def _of_plan(
                     "kind": "layer",
                     "step": step if len(move) > 1 else cell[1],
                     "name": site,
-                    "choice": str(plan.layers[site]),
+                    "choice": plan.text(site),
                 }
                 found.append(row | {"value": value / len(cells), "error": error / len(cells)})
         if pairs and moved:
@@ -146,6 +164,13 @@ def _of_plan(
         found += _strongest(plan, moved, products, pairs)
     whole = {"plan": name, "method": METHOD, "base": base, "prediction": prediction}
     return [row | whole for row in found]
+
+
+def _differs(plan: Plan, baseline: Plan | None, site: str) -> bool:
+    own = plan.choices.get(site, (KEEP,))
+    other = (KEEP,) if baseline is None else baseline.choices.get(site, (KEEP,))
+    alike = baseline is None or len(own) == 1 or plan.steps == baseline.steps
+    return own != other or not alike
 
 
 def _shrunk(total: Array, scores: list[Array], power: Array, trust: float) -> float:
@@ -166,15 +191,13 @@ def _products(moves: Array, begin: Array, power: Array) -> Array:
     return np.asarray((np.triu(2 * made, 1) + np.diag(own)) / scale)
 
 
-def _strongest(
-    plan: BitPlan, moved: list[str], products: Array, pairs: int
-) -> list[dict[str, Any]]:
+def _strongest(plan: Plan, moved: list[str], products: Array, pairs: int) -> list[dict[str, Any]]:
     rows = [
         {
             "kind": "pair",
             "name": a,
             "other": a,
-            "choice": str(plan.layers[a]),
+            "choice": plan.text(a),
             "value": products[i, i],
         }
         for i, a in enumerate(moved)
@@ -188,7 +211,7 @@ def _strongest(
                 "kind": "pair",
                 "name": moved[i],
                 "other": moved[j],
-                "choice": f"{plan.layers[moved[i]]} {plan.layers[moved[j]]}",
+                "choice": f"{plan.text(moved[i])} {plan.text(moved[j])}",
                 "value": products[i, j],
             }
         )

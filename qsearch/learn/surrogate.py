@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 
 from ..core import plugins
-from ..core.artifacts import Header, read_json, write_json
+from ..core.artifacts import Header, graph_name, read_json, write_json
 from ..core.errors import ArtifactError, QSearchError
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.metrics import metric_words
+from ..core.plan import Plan
 from ..core.table import SensitivityTable
 from .data import AbstractModel, Data
 from .features import Array, Features, featurize
 from .nodes import Nodes, Skeleton, prices_of
-from .scores import LOWER_IS_BETTER, Scores, half_width, unlinked
+from .scores import Scores, half_width, unlinked
 
 SCHEMA = "qsearch.surrogate/1"
 
@@ -49,7 +50,7 @@ class Surrogate:
     @property
     def lower_is_better(self) -> bool:
         """Whether less of the metric is better."""
-        return self.metric in LOWER_IS_BETTER
+        return metric_words(self.metric).lower_is_better
 
     @property
     def has_columns(self) -> bool:
@@ -57,7 +58,7 @@ class Surrogate:
         return not plugins.load("surrogates", self.kind).needs_graph
 
     def data(
-        self, graph: OpGraph, plans: Mapping[str, BitPlan], tables: Sequence[SensitivityTable] = ()
+        self, graph: OpGraph, plans: Mapping[str, Plan], tables: Sequence[SensitivityTable] = ()
     ) -> Data:
         """The plans as this surrogate reads them. Raises `QSearchError` for another graph, or plans with schemes that it has never seen."""
         if graph.id not in self.graphs:
@@ -66,7 +67,7 @@ class Surrogate:
                 f"the surrogate was fitted on {known}; {graph.model} is graph {graph.id}: fit one with its measured plans"
             )
         for name, plan in plans.items():
-            unseen = {str(s) for s in plan.layers.values()} - {*self.schemes, "keep"}
+            unseen = {str(s) for s in plan.schemes} - {*self.schemes, "keep"}
             if unseen:
                 raise QSearchError(
                     f"the surrogate knows the schemes {', '.join(self.schemes)}; plan {name} has {min(unseen)}: measure plans with it first"
@@ -76,7 +77,7 @@ class Surrogate:
     def predict(
         self,
         graph: OpGraph,
-        plans: Mapping[str, BitPlan],
+        plans: Mapping[str, Plan],
         tables: Sequence[SensitivityTable] = (),
         *,
         coverage: float = 0.9,
@@ -118,8 +119,9 @@ class Surrogate:
         path = Path(folder) / "surrogate.json"
         header, c = read_json(path, SCHEMA)
         try:
-            if graph is not None and graph not in c["graphs"]:
-                known = ", ".join(f"{name} ({id_})" for id_, name in c["graphs"].items())
+            graphs = {graph_name(id_): name for id_, name in c["graphs"].items()}
+            if graph is not None and graph_name(graph) not in graphs:
+                known = ", ".join(f"{name} ({id_})" for id_, name in graphs.items())
                 raise ArtifactError(
                     f"{path} was fitted on {known}, the model here is graph {graph}; fit one with its measured plans"
                 )
@@ -133,7 +135,7 @@ class Surrogate:
                 c["kind"],
                 c["metric"],
                 columns,
-                c["graphs"],
+                graphs,
                 tuple(c["schemes"]),
                 scores,
                 residuals,
@@ -150,7 +152,7 @@ class Surrogate:
 def assemble(
     kind: str,
     graph: OpGraph,
-    plans: Mapping[str, BitPlan],
+    plans: Mapping[str, Plan],
     tables: Sequence[SensitivityTable],
     columns: Sequence[str] | None = None,
     features: Features | None = None,

@@ -17,9 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..core.errors import QSearchError
-from ..core.scheme import Scheme
 from ..core.sites import cut
-from .treatment import rounded
 
 Through = Callable[[Tensor], Tensor]
 _ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
@@ -124,12 +122,3 @@ def step_by_step(
             else scores + attn_mask
         )
     return F.dropout(weights(scores.softmax(-1)), dropout_p) @ value
-
-
-def rounding(scheme: Scheme) -> Through:
-    """What a scheme does at a site: each row, of a head or of the softmax, is rounded between its own ends."""
-
-    def through(x: Tensor) -> Tensor:
-        return rounded(x.float(), scheme, None, -1).to(x.dtype)
-
-    return through

@@ -8,62 +8,20 @@ Every layer is calibrated on full-precision inputs, so that the order of layers 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..choices.statistics import LayerInputs
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from .pipelines import Call, run
 
 ROWS = 256
 _ALIKE = 1e-4  # of the largest entry: first tokens that differ by less are one and the same, computed in different batches
-
-
-@dataclass(frozen=True)
-class LayerInputs:
-    """What went into one layer; all tensors fp32.
-
-    `low`, `high`: the range of each input channel [channels]. `middle`: the mean over calls of the middle of its range. `mean`: [columns].
-    `moments`: mean of x x^T over the rows x that the weight is multiplied with, [columns, columns] (a convolution's columns are channels times
-    taps). `rows`: some of those rows [n, columns]. `first`: the first token [channels], where it is one and the same in all samples although the
-    others are not (a text encoder that is causal); `rest`: the same record without the first token, for layers that see text alone.
-    `splits`: channels of each part where the input is a concatenation (a long skip), whose parts differ in range.
-    """
-
-    low: Tensor
-    high: Tensor
-    middle: Tensor
-    mean: Tensor
-    rows: Tensor
-    moments: Tensor | None = None
-    first: Tensor | None = None
-    rest: LayerInputs | None = None
-    splits: tuple[int, ...] = ()
-
-    def moved(self, shift: Tensor, scale: Tensor) -> LayerInputs:
-        """The record of (x - shift) / scale, with [channels] each."""
-        taps = len(self.mean) // len(self.low)
-        away, size = shift.repeat_interleave(taps), scale.repeat_interleave(taps)
-        moments = self.moments
-        if moments is not None:
-            cross = torch.outer(self.mean, away)
-            moments = (moments - cross - cross.T + torch.outer(away, away)) / torch.outer(
-                size, size
-            )
-        low, high, middle = ((t - shift) / scale for t in (self.low, self.high, self.middle))
-        return replace(
-            self,
-            low=low,
-            high=high,
-            middle=middle,
-            mean=(self.mean - away) / size,
-            rows=(self.rows - away) / size,
-            moments=moments,
-        )
 
 
 @torch.no_grad()

@@ -55,14 +55,20 @@ class Clip:
         return F.normalize(made.pooler_output, dim=-1)
 
 
-def load_clip(device: torch.device) -> Clip:
-    """CLIP of the folder in `QSEARCH_CLIP`. Raises `QSearchError` where none is named, or what it names is no CLIP."""
+def clip_folder() -> Path:
+    """The folder in `QSEARCH_CLIP`. Raises `QSearchError` where none is named."""
     folder = os.environ.get(VARIABLE, "")
     if not folder:
         raise QSearchError(
-            f"alignment of pictures that are not the zoo's 3x64x64 scenes goes by CLIP: name a local folder of a CLIPModel in {VARIABLE}, or leave alignment out"
+            "alignment of pictures that are not the zoo's 3x64x64 scenes goes by CLIP: name a "
+            f"local folder of a CLIPModel in {VARIABLE}, or leave alignment out"
         )
-    return _load(Path(folder), device)
+    return Path(folder)
+
+
+def load_clip(device: torch.device) -> Clip:
+    """CLIP of the folder in `QSEARCH_CLIP`. Raises `QSearchError` where it names no CLIP."""
+    return _load(clip_folder(), device)
 
 
 @cache

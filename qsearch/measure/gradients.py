@@ -18,23 +18,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..choices.fake_quantization import site_rounding
+from ..choices.input_quantizer import with_first, words_of
 from ..core.errors import QSearchError
 from ..core.scheme import Scheme
-from .attention import passing, rounding
+from .attention import passing
 from .memory import kept_bytes, wanting, weight_bytes
 from .observation import AbstractObservation
+from .quantized_weights import weight_of
 from .question import Question
-from .simulation import weight_of
 
 #: moves of weights that take no more bytes than this are kept; others are made again at every backward
 KEPT = 4 * 2**30
 #: gradients of a weight that wait for each other, where moves are kept
 _GATHERED = 8
-#: what transforms do besides moving a weight and an input, and a gradient of those can't see
-_UNSEEN = {
-    "shift": "a bias for what the shift takes away",
-    "bos": "a first token that meets the full weight",
-}
 
 
 class _Priced(torch.autograd.Function):
@@ -64,14 +61,11 @@ class Contraction:
     def __init__(self, question: Question, *, squared: bool = False) -> None:
         self.question, self.model, self.squared = question, question.model, squared
         for scheme in question.schemes:
-            if scheme.ranges > 1:
-                raise QSearchError(
-                    f"probes move one weight for all steps; {scheme} has one for each range of them: take the estimator sweep"
-                )
-            for word, what in _UNSEEN.items():
-                if word in scheme.transforms and scheme.format != "keep":
+            for word in words_of(scheme) if scheme.format != "keep" else ():
+                if word.plugin.unseen:
                     raise QSearchError(
-                        f"probes move weights and inputs; {scheme} also has {what}: take it without ~{word}, or the estimator sweep"
+                        f"probes move weights and inputs; {scheme} also has {word.plugin.unseen}: "
+                        f"take it without ~{word.name}, or the estimator sweep"
                     )
         self.choices = tuple(
             (site, str(scheme)) for site, schemes in question.choices.items() for scheme in schemes
@@ -169,7 +163,7 @@ class Contraction:
                     sites[name] = self._priced(
                         partial(
                             self._meet_input,
-                            [(rounding(scheme), at) for scheme, at in read.items()],
+                            [(site_rounding(scheme), at) for scheme, at in read.items()],
                         )
                     )
                 else:
@@ -192,23 +186,13 @@ class Contraction:
         for scheme, at in read.items():
             treatment = self._weights.treatment(layer, scheme)
             assert treatment is not None, f"{scheme} does nothing to the input of {layer}"
-            ways.append(
-                (
-                    _sparing_first(treatment.before)
-                    if treatment.first is not None
-                    else treatment.before,
-                    at,
-                )
-            )
+            ways.append((treatment.effective, at))
         through = self._priced(partial(self._meet_input, ways))
 
         def before(
             _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            if args:
-                return (through(args[0]), *args[1:]), kwargs
-            name = next(iter(kwargs))
-            return (), {**kwargs, name: through(kwargs[name])}
+            return with_first(through, args, kwargs)
 
         return module.register_forward_pre_hook(before, with_kwargs=True)
 
@@ -297,11 +281,6 @@ class Contraction:
                 f"the gradient of {layer} is not finite in step bin {observation.bin} (met at {scheme}); profile with another metric, or in fp32"
             )
         return found
-
-
-def _sparing_first(before: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`before` for all tokens but the first, whose output is full precision's."""
-    return lambda x: torch.cat([x[:, :1], before(x)[:, 1:]], 1)
 
 
 def signs(shape: torch.Size, seed: int, device: torch.device) -> Tensor:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from ..core import plugins
 from ..core.errors import QSearchError
+from ..graphs.components import Denoisers
+from .calls import Call, forward, measuring, repeated, run
 from .clean import Clean
 from .noise import ratio
-from .pipelines import Call, forward, run
 
 #: the metric of the denoiser's own output, which needs no clean image
 NOISE = "noise"
@@ -89,9 +90,10 @@ class StepObservation(AbstractObservation):
         )
         self.now = 0
         if call.sampled is None and set(metrics) - {NOISE}:
+            why = call.unsampled or "no diffusers pipeline recorded it, or its step was not heard"
             raise QSearchError(
                 f"{', '.join(set(metrics) - {NOISE})} look at the clean image that a call predicts; how the sampler uses this call is not known "
-                f"(no diffusers pipeline recorded it, it takes several calls a step, or its guidance is not linear): measure {NOISE}, or whole trajectories"
+                f"({why}): measure {NOISE}, or whole trajectories"
             )
 
     @property
@@ -114,6 +116,7 @@ class StepObservation(AbstractObservation):
             raise QSearchError(
                 "noise is measured relative to the output; the reference output is all zeros, is the model trained?"
             )
+        repeated(self.model, partial(run, self.model, self.call), output)
         return output
 
     def _clean(self, output: Tensor) -> Clean | None:
@@ -228,9 +231,17 @@ def cut(call: Call, part: slice, size: int) -> Call:
             return x[part] if x.ndim > 0 and x.shape[0] == size else x
         if isinstance(x, dict):
             return {k: of(v) for k, v in x.items()}
+        if type(x) is list and len(x) == size and _one_a_sample(x, size):
+            return x[part]
         return type(x)(of(v) for v in x) if type(x) in (list, tuple) else x
 
     return replace(call, args=of(call.args), kwargs=of(call.kwargs))
+
+
+def _one_a_sample(values: list[Any], size: int) -> bool:
+    """Whether a list of tensors holds a sample each (Z-Image), and not a tensor of all samples each."""
+    tensors = all(isinstance(v, Tensor) for v in values)
+    return tensors and not all(v.ndim and len(v) == size for v in values)
 
 
 def first_bad(model: nn.Module, again: Callable[[], object]) -> str:
@@ -253,9 +264,10 @@ def first_bad(model: nn.Module, again: Callable[[], object]) -> str:
     handles = [
         m.register_forward_hook(listen(name or "the denoiser itself"), with_kwargs=True)
         for name, m in model.named_modules()
+        if not isinstance(m, Denoisers)
     ]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), measuring(model):
             again()
     finally:
         for handle in handles:

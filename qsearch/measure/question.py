@@ -14,7 +14,7 @@ from ..core.scheme import Scheme
 from ..core.sites import allowed
 from ..core.table import SensitivityTable
 from .observation import AbstractObservation
-from .simulation import QuantizedWeights
+from .quantized_weights import QuantizedWeights
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Question:
     schemes: tuple[Scheme, ...]
     observations: tuple[AbstractObservation, ...]
     metrics: tuple[str, ...]
-    probes: int = 24
+    probes: int
     seed: int = 0
     calibrated: QuantizedWeights | None = None
     sites: tuple[str, ...] = ()

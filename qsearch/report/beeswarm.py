@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import QSearchError
 from ..core.scheme import Scheme
-from .drawing import HALF, INK, QUIET, canvas, scaled, shortened, styled
+from .style import HALF, INK, QUIET, canvas, scaled, shortened, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

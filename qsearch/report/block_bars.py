@@ -13,9 +13,9 @@ from ..core.errors import QSearchError
 from ..core.graph import Block, LayerSpec, OpGraph
 from ..core.scheme import Scheme
 from ..core.table import SensitivityTable
-from .drawing import FAMILY_COLOURS, HALF, INK, QUIET, WIDE, layer_figure, power_of_ten, styled
 from .graph_view import kind_colour
 from .plots import FAMILIES, LayerAxis, layer_axis, losses
+from .style import FAMILY_COLOURS, HALF, INK, QUIET, WIDE, layer_figure, power_of_ten, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,8 +16,8 @@ from ..core.errors import QSearchError, nearest
 from ..core.graph import OpGraph
 from ..core.scheme import Scheme
 from ..core.table import SensitivityTable
-from .drawing import HALF, INK, QUIET, canvas, styled
 from .plots import Loss, decibels, family, losses
+from .style import HALF, INK, QUIET, canvas, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

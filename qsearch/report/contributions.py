@@ -8,8 +8,8 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from ..core.graph import OpGraph
-from .drawing import FAINT, FAMILY_COLOURS, HALF, INK, QUIET, canvas, scaled, styled
 from .plots import FAMILIES, family, short_names
+from .style import FAINT, FAMILY_COLOURS, HALF, INK, QUIET, canvas, scaled, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

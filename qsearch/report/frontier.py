@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.scheme import KEEP
-from .drawing import FAMILY_COLOURS, HALF, QUIET, canvas, name_points, styled
 from .plots import FULL_PRECISION, by_size
+from .style import FAMILY_COLOURS, HALF, QUIET, canvas, name_points, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +37,7 @@ class Frontier:
 def frontier(
     graph: OpGraph,
     values: Mapping[str, Mapping[str, float]],
-    plans: Sequence[BitPlan],
+    plans: Sequence[Plan],
     rows: Sequence[Mapping[str, Any]] = (),
     *,
     power: bool = True,
@@ -61,7 +61,7 @@ def frontier(
         if all(scheme in values[layer.name] for layer in graph.quantizable):
             loss = quality(math.fsum(values[layer.name][scheme] for layer in graph.quantizable))
             if math.isfinite(loss):
-                uniform.append((scheme, BitPlan.uniform(graph, scheme).achieved.average_bits, loss))
+                uniform.append((scheme, Plan.uniform(graph, scheme).achieved.average_bits, loss))
     bits, height = zip(*sorted(shown), strict=True) if shown else ((), ())
     held = [
         (str(r["plan"]), float(r["average_bits"]), r["metrics"]["output_sqnr"])

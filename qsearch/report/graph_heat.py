@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 from ..core.graph import OpGraph
 from ..core.scheme import Scheme
 from ..core.table import SensitivityTable
-from .drawing import FAINT, PAPER, QUIET, colour_steps
 from .graph_picture import draw
-from .graph_view import Sketch, block_sketch, model_sketch
+from .graph_view import block_sketch, model_sketch
 from .plots import colour_levels, decibels, losses
+from .sketch import Sketch
+from .style import FAINT, PAPER, QUIET, colour_steps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

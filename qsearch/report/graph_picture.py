@@ -16,43 +16,36 @@ import networkx as nx
 
 from ..core.artifacts import write_atomic
 from ..core.errors import QSearchError
-from .drawing import FAINT, FAMILY_COLOURS, INK, PAPER, QUIET, RAISED
-from .graph_view import Box, Group, Sketch
+from ..core.graph import OpGraph
+from .graph_boxes import INSET, box_size, draw_box, draw_curve, draw_frame, empty_canvas
+from .graph_view import block_sketch, model_sketch
 from .layered import layered
+from .sketch import Group, Sketch
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     Point = tuple[float, float]
     #: box -> colours of its cells (None = no number: hatched)
     Strips = Mapping[str, Sequence[str | None]]
 
-_LETTER, _LINE, _PAD = (
-    6.1,
-    13.0,
-    9.0,
-)  # pixels: width of a letter, height of a line, around the text
-_MARGIN, _HEAD = 22.0, 34.0
-_ROW, _COLUMN, _GAP, _INSET = (
-    30.0,
-    110.0,
-    24.0,
-    10.0,
-)  # between rows, between legs, between boxes of a row, within a frame
+_ROW, _COLUMN, _GAP = 30.0, 110.0, 24.0  # between rows, between legs, between boxes of a row
 _FOLD, _LONG, _ROUNDS = (
     3,
     18,
     5,
 )  # skips that make a U; rows that ask for a second column; rounds that put the rows of a U beside each other
-_STRIP = 15.0  # pixels: cells at the lower edge of a box
-_TEXT, _SMALL = 8.0, 6.8  # points
 _MARKS = ("#6a3d9a", "#1f78b4", "#33a02c", "#b15928", "#e31a1c", "#a6761d")
 
 
 def draw(sketch: Sketch, strips: Strips | None = None) -> Figure:
     """The figure of a sketch, as large as it needs to be. `strips`: box -> colours of the cells at its lower edge; boxes themselves are then white."""
     return _draw_model(sketch, strips) if sketch.groups else _draw_block(sketch, strips)
+
+
+def save_picture(graph: OpGraph, path: Path, block: str | None = None) -> None:
+    """Write a picture of a block, or of the whole model, as SVG or PNG (the ending says which)."""
+    write(draw(model_sketch(graph) if block is None else block_sketch(graph, block)), path)
 
 
 def write(figure: Figure, path: Path) -> None:
@@ -78,22 +71,22 @@ def _draw_block(sketch: Sketch, strips: Strips | None) -> Figure:
     graph.add_nodes_from(name for name in sketch.boxes if name not in sketch.conditions)
     graph.add_edges_from(sketch.edges)
     sizes = {
-        name: _size(box, strips is not None and name in strips)
+        name: box_size(box, strips is not None and name in strips)
         for name, box in sketch.boxes.items()
     }
     laid = layered(graph, sizes)
     top = _conditions_height(sketch, sizes)
     shelf, right = _shelf(sketch, sizes, top)
-    figure, ax = _canvas(max(laid.width, right), laid.height + top, sketch.title)
+    figure, ax = empty_canvas(max(laid.width, right), laid.height + top, sketch.title)
     colours = _colours(sketch)
     for points in laid.routes.values():
         bent = [(points[0][0], points[0][1] + top)]
         for (x0, y0), (x1, y1) in itertools.pairwise(points):
             bent += [(x0, (y0 + y1) / 2 + top), (x1, (y0 + y1) / 2 + top), (x1, y1 + top)]
-        _curve(ax, bent)
+        draw_curve(ax, bent)
     for name, box in sketch.boxes.items():
         x, y = shelf.get(name) or (laid.places[name][0], laid.places[name][1] + top)
-        _box(
+        draw_box(
             ax, box, (x, y), sizes[name], colours, None if strips is None else strips.get(name, ())
         )
     return figure
@@ -101,7 +94,7 @@ def _draw_block(sketch: Sketch, strips: Strips | None) -> Figure:
 
 def _draw_model(sketch: Sketch, strips: Strips | None) -> Figure:
     sizes = {
-        name: _size(box, strips is not None and name in strips)
+        name: box_size(box, strips is not None and name in strips)
         for name, box in sketch.boxes.items()
     }
     rows = _rows(sketch, sizes)
@@ -119,7 +112,7 @@ def _draw_model(sketch: Sketch, strips: Strips | None) -> Figure:
     middles, legs = _middles(widths, heights, skips, top)
     shelf, right = _shelf(sketch, sizes, top)
     right = max([right, *(x + w / 2 for (x, _), w in zip(middles, widths, strict=True))])
-    figure, ax = _canvas(
+    figure, ax = empty_canvas(
         right, max(y + h / 2 for (_, y), h in zip(middles, heights, strict=True)), sketch.title
     )
     places = dict(shelf)
@@ -128,8 +121,8 @@ def _draw_model(sketch: Sketch, strips: Strips | None) -> Figure:
         for group in row:
             wide, high = _extent(group, sizes)
             if group.times > 1:
-                _frame(ax, (left, y - high / 2), (wide, high), group.times)
-            at = left + (_INSET if group.times > 1 else 0)
+                draw_frame(ax, (left, y - high / 2), (wide, high), group.times)
+            at = left + (INSET if group.times > 1 else 0)
             for name in group.boxes:
                 places[name] = (at + sizes[name][0] / 2, y)
                 at += sizes[name][0] + _GAP
@@ -139,9 +132,9 @@ def _draw_model(sketch: Sketch, strips: Strips | None) -> Figure:
         around = (
             near
             and places[b][0] - places[a][0]
-            > (sizes[a][0] + sizes[b][0]) / 2 + 2 * _GAP + _INSET + 46
+            > (sizes[a][0] + sizes[b][0]) / 2 + 2 * _GAP + INSET + 46
         )  # a box stands between
-        _curve(
+        draw_curve(
             ax,
             _between(
                 places[a],
@@ -152,7 +145,7 @@ def _draw_model(sketch: Sketch, strips: Strips | None) -> Figure:
             ),
         )
     for name, box in sketch.boxes.items():
-        _box(
+        draw_box(
             ax,
             box,
             places[name],
@@ -189,7 +182,7 @@ def _extent(group: Group, sizes: Mapping[str, Point]) -> Point:
     wide = (
         sum(sizes[n][0] for n in group.boxes)
         + _GAP * (len(group.boxes) - 1)
-        + (2 * _INSET + 34 if framed else 0)
+        + (2 * INSET + 34 if framed else 0)
     )
     return wide, max(sizes[n][1] for n in group.boxes) + (16 if framed else 0)
 
@@ -273,26 +266,6 @@ def _between(a: Point, b: Point, of_a: Point, of_b: Point, way: str) -> list[Poi
     return [(x0, ay), ((x0 + x1) / 2, ay), ((x0 + x1) / 2, by), (x1, by)]
 
 
-def _frame(ax: Axes, corner: Point, size: Point, times: int) -> None:
-    from matplotlib.patches import FancyBboxPatch
-
-    ax.add_patch(
-        FancyBboxPatch(
-            corner, *size, boxstyle="round,pad=0,rounding_size=8", fc=RAISED, ec=FAINT, lw=1
-        )
-    )
-    ax.text(
-        corner[0] + size[0] - _INSET,
-        corner[1] + 6,
-        f"×{times}",
-        ha="right",
-        va="top",
-        fontsize=_TEXT + 1.5,
-        color=INK,
-        weight="bold",
-    )
-
-
 def _colours(sketch: Sketch) -> dict[str, str]:
     """Title of a condition -> colour of its mark."""
     return {
@@ -314,124 +287,3 @@ def _shelf(
 
 def _conditions_height(sketch: Sketch, sizes: Mapping[str, Point]) -> float:
     return max((sizes[n][1] + _ROW for n in sketch.conditions), default=0.0)
-
-
-def _canvas(width: float, height: float, title: str) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    wide, high = max(width, 7.6 * len(title)) + 2 * _MARGIN, height + _HEAD + 2 * _MARGIN
-    figure = Figure(figsize=(wide / 96, high / 96), dpi=96, facecolor="white")
-    ax = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    ax.set_xlim(-_MARGIN, wide - _MARGIN)
-    ax.set_ylim(height + _MARGIN, -_MARGIN - _HEAD)  # downwards, as one reads
-    ax.axis("off")
-    ax.text(
-        0,
-        -_HEAD + 4,
-        title,
-        fontsize=_TEXT + 2,
-        color=INK,
-        weight="bold",
-        va="center",
-        parse_math=False,
-    )
-    return figure, ax
-
-
-def _size(box: Box, strip: bool) -> tuple[float, float]:
-    letters = max(1.08 * len(box.title), 0.86 * len(box.detail), 1.0)
-    return max(56.0, _LETTER * letters + 2 * _PAD), _LINE * (2 if box.detail else 1) + _PAD + (
-        8 if box.marks else 0
-    ) + (_STRIP if strip else 0)
-
-
-def _box(
-    ax: Axes,
-    box: Box,
-    place: Point,
-    size: Point,
-    marks: Mapping[str, str],
-    cells: Sequence[str | None] | None,
-) -> None:
-    from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
-
-    (x, y), (w, h) = place, size
-    outside = box.colour == "outside"
-    colour = FAMILY_COLOURS.get(box.colour, QUIET)
-    rounding = h / 2 if outside else 4
-    fill = PAPER if outside or cells is not None else "#f7f8f9" if not box.colour else _pale(colour)
-    ax.add_patch(
-        FancyBboxPatch(
-            (x - w / 2, y - h / 2),
-            w,
-            h,
-            boxstyle=f"round,pad=0,rounding_size={rounding}",
-            fc=fill,
-            ec=FAINT if outside else colour,
-            lw=1.1,
-            ls="--" if outside else "-",
-        )
-    )
-    text: dict[str, Any] = {"ha": "center", "va": "center", "parse_math": False, "clip_on": False}
-    middle = y - (4 if box.marks else 0) - (_STRIP / 2 if cells else 0)
-    for i, cell in enumerate(cells or ()):
-        wide = (w - 10) / len(cells or ())
-        corner = (x - w / 2 + 5 + i * wide, y + h / 2 - _STRIP - (9 if box.marks else 1))
-        ax.add_patch(
-            Rectangle(
-                corner,
-                wide,
-                _STRIP - 3,
-                fc=cell or FAINT,
-                ec=PAPER,
-                lw=0.6,
-                hatch=None if cell else "/////",
-            )
-        )
-    ax.text(
-        x,
-        middle - (_LINE / 2 if box.detail else 0),
-        box.title,
-        fontsize=_TEXT,
-        color=QUIET if outside else INK,
-        **text,
-    )
-    if box.detail:
-        ax.text(x, middle + _LINE / 2, box.detail, fontsize=_SMALL, color=QUIET, **text)
-    for i, mark in enumerate(box.marks):
-        ax.add_patch(
-            Circle(
-                (x + 11 * (i - (len(box.marks) - 1) / 2), y + h / 2 - 5),
-                3.6,
-                fc=marks.get(mark, QUIET),
-                ec="white",
-                lw=0.8,
-            )
-        )
-    if box.title in marks and not box.marks:
-        ax.add_patch(Circle((x - w / 2, y - h / 2), 5, fc=marks[box.title], ec="white", lw=0.8))
-
-
-def _pale(colour: str) -> tuple[float, ...]:
-    from matplotlib.colors import to_rgb
-
-    return tuple(0.84 + 0.16 * c for c in to_rgb(colour))
-
-
-def _curve(ax: Axes, points: list[Point]) -> None:
-    """Cubic curves through the points (a start, then three a curve), with an arrow at the end."""
-    from matplotlib.patches import FancyArrowPatch
-    from matplotlib.path import Path as Curve
-
-    path = Curve(points, [Curve.MOVETO] + [Curve.CURVE4] * (len(points) - 1))
-    ax.add_patch(
-        FancyArrowPatch(
-            path=path,
-            arrowstyle="-|>",
-            mutation_scale=7,
-            color="#9aa3ad",
-            lw=0.9,
-            shrinkA=0,
-            shrinkB=0,
-        )
-    )

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import networkx as nx
@@ -17,43 +15,11 @@ import networkx as nx
 from ..core.errors import QSearchError, nearest
 from ..core.graph import Block, LayerSpec, Op, OpGraph
 from .plots import family
+from .sketch import Box, Group, Sketch
 
 FORMS = ("table", "graphml", "dot", "json")
 _LONGEST = 8  # blocks of a pattern that repeats
 _LINES = 3  # readers in a block of something outside that get a line; more get a mark
-
-
-@dataclass(frozen=True)
-class Box:
-    """A box of a sketch. `colour`: one of `plots.FAMILIES`, "" for what has no weight, "outside" for what lies beyond; `marks`: titles of conditions."""
-
-    title: str
-    detail: str
-    colour: str
-    marks: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Group:
-    """Boxes that stand side by side, in order of execution, `times` over."""
-
-    boxes: tuple[str, ...]
-    times: int
-
-
-@dataclass(frozen=True)
-class Sketch:
-    """What a picture shows. `groups`: of the whole model, from input to output; empty for a block. `conditions`: boxes drawn as marks on their readers.
-
-    `members`: box -> the blocks of the graph (of the whole model) or layers (of a block) that it stands for, in order of execution.
-    """
-
-    title: str
-    boxes: dict[str, Box]
-    edges: tuple[tuple[str, str], ...]
-    groups: tuple[Group, ...] = ()
-    conditions: tuple[str, ...] = ()
-    members: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def export(graph: OpGraph, form: str) -> str:
@@ -113,13 +79,6 @@ def _dot(network: nx.DiGraph) -> Iterator[str]:
 def _quoted(text: str) -> str:
     # DOT knows \" and \n; a backslash of a name must not become one of those.
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
-
-
-def save_picture(graph: OpGraph, path: Path, block: str | None = None) -> None:
-    """Write a picture of a block, or of the whole model, as SVG or PNG (the ending says which)."""
-    from .graph_picture import draw, write
-
-    write(draw(model_sketch(graph) if block is None else block_sketch(graph, block)), path)
 
 
 def block_sketch(graph: OpGraph, block: str) -> Sketch:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,14 +24,35 @@ COLUMNS = 12
 Picture = NDArray[np.uint8]
 
 
+@contextmanager
+def _of_any_size() -> Iterator[None]:
+    """Inside, PIL opens a grid however large it is: it is ours, and not a stranger's archive."""
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
 def picture_path(folder: Path, plan: str) -> Path:
     """Where a run keeps the pictures of the plan of that name."""
     return Path(folder) / "pictures" / f"{plan.replace(' ', '-')}.png"
 
 
 def save_pictures(path: Path, pictures: Tensor, *, of: str = "") -> None:
-    """Write pictures [N, 3, H, W] in [-1, 1] as one grid of `COLUMNS` columns; N, the size and what they are `of` can be read back."""
+    """Write pictures [N, 3, H, W] in [-1, 1] as one grid of `COLUMNS` columns; N, the size and what they are `of` can be read back.
+
+    Of videos [N, T, 3, H, W] the middle frame; nothing where a pipeline makes no pictures, [N, 0].
+    """
     from PIL import Image, PngImagePlugin
+
+    if pictures.ndim < 4:
+        return
+    if pictures.ndim == 5:
+        pictures = pictures[:, pictures.shape[1] // 2]
 
     tiles = ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     n, h, w, _ = tiles.shape
@@ -52,7 +74,7 @@ def pictures_of(path: Path) -> str | None:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with _of_any_size(), Image.open(path) as image:
             image.load()  # a PNG's text may stand behind its pixels
             return str(image.info["of"]) if "pictures" in image.info else None
     except (OSError, KeyError, SyntaxError):
@@ -64,7 +86,7 @@ def load_pictures(path: Path) -> Picture:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with _of_any_size(), Image.open(path) as image:
             n, h, w = (int(v) for v in image.text["pictures"].split())  # type: ignore[attr-defined]
             grid = np.asarray(image.convert("RGB"))
     except FileNotFoundError:

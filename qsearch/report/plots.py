@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.cost import stored_bits
 from ..core.errors import QSearchError, nearest
 from ..core.graph import LayerSpec, OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.scheme import Scheme
 from ..core.table import SensitivityTable
 
@@ -131,13 +132,10 @@ class LayerBits:
     limit: float | None
 
 
-def layer_bits(graph: OpGraph, plan: BitPlan) -> LayerBits:
+def layer_bits(graph: OpGraph, plan: Plan) -> LayerBits:
     """What `plan` stores, layer by layer."""
-    schemes = [plan.layers[layer.name] for layer in graph]
-    stored = tuple(
-        s.stored_bits(layer.weight_shape, layer.channel_axis, layer.parts) / layer.weights
-        for s, layer in zip(schemes, graph, strict=True)
-    )
+    schemes = [plan.choices[layer.name][0] for layer in graph]
+    stored = tuple(stored_bits(x, plan.choices[x.name]) / x.weights for x in graph)
     limit = plan.budget.average_bits if plan.budget else None
     families = tuple(family(layer.role) for layer in graph)
     return LayerBits(
@@ -226,7 +224,7 @@ def by_size(graph: OpGraph, schemes: Iterable[str]) -> tuple[str, ...]:
 
 
 def noise_by_scheme(
-    graph: OpGraph, table: SensitivityTable, plan: BitPlan | None = None, *, metric: str = "noise"
+    graph: OpGraph, table: SensitivityTable, plan: Plan | None = None, *, metric: str = "noise"
 ) -> LayerNoise:
     """Noise of every layer at every scheme, averaged over the step bins; `plan` marks what it chose."""
     rows = _rows(table, metric)
@@ -234,7 +232,11 @@ def noise_by_scheme(
     chosen = (
         {}
         if plan is None
-        else {name: columns.index(str(s)) for name, s in plan.layers.items() if str(s) in columns}
+        else {
+            name: columns.index(plan.text(name))
+            for name in plan.choices
+            if plan.text(name) in columns
+        }
     )
     return _layer_noise(graph, rows, "scheme", columns, columns, "scheme", chosen)
 

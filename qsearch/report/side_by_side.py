@@ -15,8 +15,8 @@ from ..core.graph import OpGraph
 from ..core.scheme import Scheme
 from ..core.table import SensitivityTable
 from .boxes import SERIES, Boxes, boxes_into, legend, place, role_boxes
-from .drawing import HALF, INK, WIDE, canvas, styled
 from .plots import family, losses
+from .style import HALF, INK, WIDE, canvas, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from ..core import plugins
+from ..core.cost import stored_bits
 from ..core.errors import QSearchError
 from ..core.graph import LayerSpec, OpGraph
-from ..core.plan import BitPlan
+from ..core.metrics import metric_words
+from ..core.plan import Plan
 from ..core.scheme import KEEP, Scheme
 from ..core.table import SensitivityTable
 from .plots import FULL_PRECISION, by_size, decibels
-from .text import METRICS, cell
-
-#: metric -> its title in words, with the unit
-TITLES = {
-    "output_sqnr": "SQNR of the denoiser's output, dB",
-    "sqnr": "SQNR of the final latent, dB",
-    "ssim": "SSIM of the pictures",
-    "frechet": "Fréchet distance",
-    "alignment": "alignment with the caption",
-    "noise": "noise of the denoiser's output",
-}
+from .text import cell
 
 
 @dataclass(frozen=True)
@@ -51,8 +41,9 @@ class ResultRow:
 def results(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[Column, ...], tuple[ResultRow, ...]]:
     """Every metric of every measured plan. The best is sought among all but full precision, which is what they are compared with."""
     metrics = dict.fromkeys(str(m) for row in rows for m in row["metrics"])
-    names = [m for m in TITLES if m in metrics] + [m for m in metrics if m not in TITLES]
-    columns = tuple(Column(m, TITLES.get(m, m), higher_is_better(m)) for m in names)
+    names = sorted(metrics, key=lambda m: (m == "noise", m != "output_sqnr"))  # the output first
+    words = {name: metric_words(name) for name in names}
+    columns = tuple(Column(m, words[m].long, words[m].higher_is_better) for m in names)
     best = {c.metric: _best(rows, c) for c in columns}
     return columns, tuple(
         ResultRow(
@@ -69,17 +60,6 @@ def results(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[Column, ...], tupl
         )
         for row in rows
     )
-
-
-def higher_is_better(metric: str) -> bool | None:
-    """What the metric's plug-in says; None for one that is not installed here."""
-    if metric == "noise":
-        return False
-    if metric in METRICS:
-        return METRICS[metric][2]
-    with suppress(QSearchError, ImportError, AttributeError):
-        return bool(plugins.load("metrics", metric).higher_is_better)
-    return None
 
 
 def _mean(row: Mapping[str, Any], metric: str) -> float | None:
@@ -121,7 +101,7 @@ class RoleBits:
 
 
 def bits_by_role(
-    graph: OpGraph, table: SensitivityTable, plan: BitPlan, scheme: str, *, metric: str = "noise"
+    graph: OpGraph, table: SensitivityTable, plan: Plan, scheme: str, *, metric: str = "noise"
 ) -> tuple[RoleBits, ...]:
     """What each role got, the role with the most stored bits a weight first."""
     values = table.values(metric)
@@ -131,15 +111,16 @@ def bits_by_role(
     found = []
     for role, layers in held.items():
         weights = sum(layer.weights for layer in layers)
-        chosen = [plan.layers[layer.name] for layer in layers]
+        chosen = [plan.text(layer.name) for layer in layers]
+        single = by_size(graph, {text for text in chosen if " | " not in text})
         counts = [
-            (str(s), chosen.count(Scheme.parse(s)))
-            for s in by_size(graph, {str(s) for s in chosen})
+            (text, chosen.count(text))
+            for text in (*single, *sorted({t for t in chosen if " | " in t}))
         ]
         noises = [
             values[layer.name][scheme] for layer in layers if scheme in values.get(layer.name, {})
         ]
-        bits = sum(_bits(layer, s) for layer, s in zip(layers, chosen, strict=True))
+        bits = sum(stored_bits(layer, plan.choices[layer.name]) for layer in layers)
         found.append(
             RoleBits(
                 role,
@@ -178,19 +159,18 @@ class Reason:
     cheaper: Cheaper | None
 
 
-def predicted_noise(table: SensitivityTable, plan: BitPlan, *, metric: str = "noise") -> float:
-    """Noise of the whole plan by the table: the sum over its layers, as noise powers add up. NaN where a layer's scheme was not measured."""
-    values = table.values(metric)
-    return sum(
-        0.0 if scheme == KEEP else values.get(name, {}).get(str(scheme), math.nan)
-        for name, scheme in plan.layers.items()
-    )
+def predicted_noise(table: SensitivityTable, plan: Plan, *, metric: str = "noise") -> float:
+    """Noise of the whole plan by the table: the sum over its sites, as noise powers add up. NaN where a site's scheme was not measured."""
+    try:
+        return table.predict(plan, metric, interactions=False)[0]
+    except QSearchError:
+        return math.nan
 
 
 def reasons(
     graph: OpGraph,
     table: SensitivityTable,
-    plan: BitPlan,
+    plan: Plan,
     *,
     count: int = 10,
     metric: str = "noise",
@@ -206,9 +186,11 @@ def reasons(
             layer.name,
             layer.role,
             layer.weights / graph.weights,
-            str(plan.layers[layer.name]),
+            plan.text(layer.name),
             {s: decibels(values[layer.name].get(s, 0.0)) for s in schemes},
-            _next_cheaper(layer, values[layer.name], plan.layers[layer.name], total),
+            None
+            if len(plan.choices[layer.name]) > 1
+            else _next_cheaper(layer, values[layer.name], plan.choices[layer.name][0], total),
         )
         for layer in measured[:count]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,30 +11,23 @@ from rich.table import Table
 
 from ..core.artifacts import peek, read_json
 from ..core.errors import ArtifactError, QSearchError
+from ..core.metrics import metric_words
+from ..core.plan import read_plan
 
 _MOST_COLUMNS = 5
 _RELIABLE = 0.5  # below it, most of the differences between layers would not be found again
-#: metric -> (column title, digits, whether more is better)
-METRICS = {
-    "output_sqnr": ("output SQNR, dB", 1, True),
-    "sqnr": ("latent SQNR, dB", 1, True),
-    "ssim": ("SSIM", 3, True),
-    "frechet": ("Fréchet", 4, False),
-    "alignment": ("alignment", 3, True),
-}
 
 
 def results(rows: list[dict[str, Any]]) -> Table:
     """The measured plans side by side, mean ± standard error of every metric: a column a plan, or a row a plan where there are many."""
-    names = [m for m in METRICS if any(m in r["metrics"] for r in rows)]
-    names += sorted({m for r in rows for m in r["metrics"]} - set(names) - {"noise"})
+    measured = dict.fromkeys(str(m) for row in rows for m in row["metrics"])
+    names = sorted(measured, key=lambda name: name != "output_sqnr")  # the output first
+    words = [metric_words(name) for name in names if name != "noise"]
+    names = [name for name in names if name != "noise"]
     titles = [
         "plan",
         "stored bits",
-        *(
-            f"{title} {'↑' if up else '↓'}"
-            for title, _, up in (METRICS.get(n, (n, 3, True)) for n in names)
-        ),
+        *(f"{word.short} {word.arrow}".strip() for word in words),
     ]
     lines = [
         titles,
@@ -80,7 +74,7 @@ def cell(row: dict[str, Any], metric: str) -> str:
         return "exact"
     if metric not in row["metrics"]:
         return "-"
-    digits = METRICS.get(metric, ("", 3, True))[1]
+    digits = metric_words(metric).digits
     mean, error = row["metrics"][metric]
     return f"{mean:.{digits}f} ± {error:.{digits}f}"  # a narrow column breaks at the spaces, not inside a number
 
@@ -100,7 +94,7 @@ def show(path: Path, device: str | None = None) -> list[Table | str]:
         return _graph(path, device)
     shown = {
         "qsearch.plan": _plan,
-        "qsearch.stepplan": _stepplan,
+        "qsearch.stepplan": _plan,
         "qsearch.latency": _latency,
         "qsearch.sensitivity": _sensitivity,
         "qsearch.attribution": _attribution,
@@ -213,12 +207,17 @@ def _roofline(graph: Any, name: str) -> Table:
 
 
 def _plan(path: Path) -> list[Table | str]:
-    _, content = read_json(path, "qsearch.plan/1")
-    table = Table(title=_achieved(content), title_justify="left")
-    table.add_column("layer", overflow="fold")
-    table.add_column("scheme", overflow="fold")
-    for name, scheme in content["layers"].items():
-        table.add_row(name, scheme)
+    content, steps, choices = read_plan(path)
+    copies = "; every copy counted" if len(steps) > 1 else ""
+    table = Table(title=_achieved(content) + copies, title_justify="left")
+    table.add_column("site", overflow="fold")
+    ends = [0.0, *steps.bounds, 1.0]
+    names = [f"steps {a:.0%} to {b:.0%}" for a, b in itertools.pairwise(ends)]
+    for name in names if len(steps) > 1 else ["scheme"]:
+        table.add_column(name, overflow="fold")
+    for site, held in choices.items():
+        texts = [held] if isinstance(held, str) else held
+        table.add_row(site, *(texts if len(texts) == len(steps) else texts * len(steps)))
     return [table]
 
 
@@ -233,17 +232,6 @@ def _achieved(content: dict[str, Any]) -> str:
     )
     line += f"; {solver['name']}: {solver['status']}"
     return line + (f", at most {solver['gap']:.2%} above the best" if solver["gap"] else "")
-
-
-def _stepplan(path: Path) -> list[Table | str]:
-    _, content = read_json(path, "qsearch.stepplan/1")
-    table = Table(title=f"{_achieved(content)}; every copy counted", title_justify="left")
-    table.add_column("layer", overflow="fold")
-    for i in range(len(next(iter(content["layers"].values())))):
-        table.add_column(f"bin {i + 1}", overflow="fold")
-    for name, schemes in content["layers"].items():
-        table.add_row(name, *schemes)
-    return [table]
 
 
 def _latency(path: Path) -> list[Table | str]:

@@ -52,16 +52,30 @@ def test_the_id_does_not_depend_on_the_model_s_name(graph: OpGraph) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"layers": 1}, {"ops": 1}, {"edges": 1}, {"blocks": 0}])
-def test_the_id_depends_on_layers_operations_edges_and_blocks(
+def test_the_sizes_depend_on_layers_operations_edges_and_blocks(
     graph: OpGraph, changes: dict[str, int]
 ) -> None:
     shorter = {name: getattr(graph, name)[:keep] for name, keep in changes.items()}
 
-    assert dataclasses.replace(graph, **shorter).id != graph.id
+    assert dataclasses.replace(graph, **shorter).sizes != graph.sizes
 
 
-def test_the_id_depends_on_the_order_of_layers(graph: OpGraph) -> None:
-    assert dataclasses.replace(graph, layers=graph.layers[::-1]).id != graph.id
+def test_the_id_depends_on_layers_and_the_shapes_of_their_weights(graph: OpGraph) -> None:
+    first, *rest = graph.layers
+    wider = dataclasses.replace(first, weight_shape=(*first.weight_shape[:-1], 7))
+
+    assert dataclasses.replace(graph, layers=graph.layers[:-1]).id != graph.id
+    assert dataclasses.replace(graph, layers=(wider, *rest)).id != graph.id
+
+
+def test_the_id_does_not_depend_on_the_size_of_a_call(graph: OpGraph) -> None:
+    larger = tuple(
+        dataclasses.replace(x, macs=4 * x.macs, inputs=4 * x.inputs) for x in graph.layers
+    )
+    other = dataclasses.replace(graph, layers=larger, ops=(), edges=(), blocks=())
+
+    assert other.id == graph.id
+    assert other.sizes != graph.sizes
 
 
 def test_a_graph_without_layers_is_refused() -> None:
@@ -88,7 +102,7 @@ def test_a_file_changed_by_hand_is_refused_with_both_ids(graph: OpGraph, tmp_pat
 
     with pytest.raises(
         ArtifactError,
-        match=f"changed by hand: its content has id [0-9a-f]{{16}}, its header says {graph.id}",
+        match=f"changed by hand: its content has id {graph.id} and sizes [0-9a-f]{{16}}, it says",
     ):
         OpGraph.load(tmp_path / "graph.json")
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from qsearch.core.cost import Budget, cost
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan, Budget, Solver, cost
+from qsearch.core.plan import Plan, Solver
 
 MUTATIONS = 300
 ODD: tuple[Any, ...] = (
@@ -73,7 +74,7 @@ def mutate_bytes(text: str, rng: random.Random) -> bytes:
 def use_graph(path: Path) -> None:
     graph = OpGraph.load(path)
     assert [graph.layer(layer.name) for layer in graph] == list(graph.layers)
-    BitPlan.uniform(graph, "int4-g8")
+    Plan.uniform(graph, "int4-g8")
 
 
 @pytest.fixture(params=["graph", "plan"])
@@ -87,7 +88,7 @@ def artefact(
         return path, use_graph
 
     def use_plan(path: Path) -> None:
-        plan = BitPlan.load(path, graph)
+        plan = Plan.load(path, graph)
         assert cost(graph, plan.layers) == plan.achieved
         assert plan.budget is None or plan.budget.excess(plan.achieved) == {}
 
@@ -97,7 +98,7 @@ def artefact(
         "blocks.0.ff": "int4-g16+a8",
         "out": "uint8-t",
     }
-    BitPlan.make(
+    Plan.make(
         graph, layers, Budget(average_bits=8.0), Solver("ilp", "optimal", 0.0, 1.0, 1.0, 0.1)
     ).save(path)
     return path, use_plan

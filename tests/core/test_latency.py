@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from qsearch.core.cost import Budget, cost, select
 from qsearch.core.errors import ArtifactError, InfeasibleBudget, QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.core.latency import Latency
-from qsearch.core.plan import BitPlan, Budget, cost, select
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
 
 
@@ -29,7 +30,7 @@ def table(graph: OpGraph) -> Latency:
 
 
 def test_a_plan_takes_the_sum_over_its_layers_and_the_rest(graph: OpGraph) -> None:
-    plan = BitPlan.make(
+    plan = Plan.make(
         graph,
         {"embed": "keep", "blocks.0.to_q": "uint4-c", "blocks.0.ff": "uint8-c", "out": "keep"},
         latency=table(graph),
@@ -40,9 +41,9 @@ def test_a_plan_takes_the_sum_over_its_layers_and_the_rest(graph: OpGraph) -> No
 
 def test_a_plan_above_its_time_is_refused_with_both_numbers(graph: OpGraph) -> None:
     with pytest.raises(InfeasibleBudget, match=r"latency 11 above its limit 10\.5"):
-        BitPlan.make(
+        Plan.make(
             graph,
-            BitPlan.uniform(graph, "uint8-c").layers,
+            Plan.uniform(graph, "uint8-c").layers,
             Budget(latency=10.5),
             latency=table(graph),
         )
@@ -50,7 +51,7 @@ def test_a_plan_above_its_time_is_refused_with_both_numbers(graph: OpGraph) -> N
 
 def test_a_budget_in_time_needs_a_table(graph: OpGraph) -> None:
     with pytest.raises(QSearchError, match="a budget in latency needs a latency table"):
-        BitPlan.make(graph, BitPlan.uniform(graph, "uint8-c").layers, Budget(latency=10.5))
+        Plan.make(graph, Plan.uniform(graph, "uint8-c").layers, Budget(latency=10.5))
 
 
 def test_a_scheme_that_was_not_timed_is_answered_with_those_that_were(graph: OpGraph) -> None:
@@ -58,7 +59,7 @@ def test_a_scheme_that_was_not_timed_is_answered_with_those_that_were(graph: OpG
         QSearchError,
         match=r"latency table of a clock has no uint3-c for blocks.0.to_q; did you mean 'uint",
     ):
-        BitPlan.make(graph, BitPlan.uniform(graph, "uint3-c").layers, latency=table(graph))
+        Plan.make(graph, Plan.uniform(graph, "uint3-c").layers, latency=table(graph))
 
 
 def test_a_table_of_another_graph_is_refused(graph: OpGraph, other_graph: OpGraph) -> None:
@@ -66,7 +67,7 @@ def test_a_table_of_another_graph_is_refused(graph: OpGraph, other_graph: OpGrap
         QSearchError,
         match=f"latency table was made for graph {graph.id}, wider is graph {other_graph.id}",
     ):
-        cost(other_graph, BitPlan.uniform(other_graph, "keep").layers, latency=table(graph))
+        cost(other_graph, Plan.uniform(other_graph, "keep").layers, latency=table(graph))
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
@@ -103,15 +104,15 @@ def test_a_table_that_was_changed_by_hand_is_refused(
 def test_a_plan_keeps_its_time_in_its_file_and_is_timed_again_where_a_table_is_given(
     graph: OpGraph, tmp_path: Path
 ) -> None:
-    plan = BitPlan.make(
-        graph, BitPlan.uniform(graph, "uint8-c").layers, Budget(latency=11.0), latency=table(graph)
+    plan = Plan.make(
+        graph, Plan.uniform(graph, "uint8-c").layers, Budget(latency=11.0), latency=table(graph)
     )
     plan.save(tmp_path / "plan.json")
     slow = Latency(graph.id, "another clock", table(graph).seconds, 2.0)
 
-    assert BitPlan.load(tmp_path / "plan.json", graph).achieved.latency == 11.0
+    assert Plan.load(tmp_path / "plan.json", graph).achieved.latency == 11.0
     with pytest.raises(InfeasibleBudget, match="latency 12 above its limit 11"):
-        BitPlan.load(tmp_path / "plan.json", graph, latency=slow)
+        Plan.load(tmp_path / "plan.json", graph, latency=slow)
 
 
 # ------------------------------------------------------------------------------------------------------ groups of layers
@@ -122,7 +123,7 @@ def test_a_group_is_counted_alone(graph: OpGraph) -> None:
         groups={"blocks.0": {"average_bits": 16.0}, "out": {"bytes": 360, "bit_operations": 1e9}}
     )
 
-    plan = BitPlan.make(graph, BitPlan.uniform(graph, "keep").layers, budget)
+    plan = Plan.make(graph, Plan.uniform(graph, "keep").layers, budget)
 
     assert plan.achieved.groups["blocks.0"]["average_bits"] == 16.0
     assert plan.achieved.groups["out"]["bytes"] == 2 * 180
@@ -131,21 +132,19 @@ def test_a_group_is_counted_alone(graph: OpGraph) -> None:
 
 def test_a_group_above_its_limit_is_refused_by_name(graph: OpGraph) -> None:
     with pytest.raises(InfeasibleBudget, match=r"bytes of 'out' 360 above its limit 359"):
-        BitPlan.make(
-            graph, BitPlan.uniform(graph, "keep").layers, Budget(groups={"out": {"bytes": 359}})
-        )
+        Plan.make(graph, Plan.uniform(graph, "keep").layers, Budget(groups={"out": {"bytes": 359}}))
 
 
 def test_a_plan_with_groups_comes_back_from_its_file(graph: OpGraph, tmp_path: Path) -> None:
-    plan = BitPlan.make(
+    plan = Plan.make(
         graph,
-        BitPlan.uniform(graph, "uint4-c").layers,
+        Plan.uniform(graph, "uint4-c").layers,
         Budget(average_bits=9.0, groups={"blocks.*": {"average_bits": 6.0}}),
     )
 
     plan.save(tmp_path / "plan.json")
 
-    assert BitPlan.load(tmp_path / "plan.json", graph) == plan
+    assert Plan.load(tmp_path / "plan.json", graph) == plan
 
 
 @pytest.mark.parametrize("pattern", ["out", "outp?t", "conv2d-not", "blocks.0.*"])
@@ -176,7 +175,7 @@ def test_a_group_can_be_limited_in_what_belongs_to_layers(
 
 
 def test_activations_are_counted_at_their_bits(graph: OpGraph) -> None:
-    whole = cost(graph, BitPlan.uniform(graph, "keep").layers).activation_bytes
+    whole = cost(graph, Plan.uniform(graph, "keep").layers).activation_bytes
     less = cost(
         graph, {x.name: Scheme.parse("keep+a8" if x.quantizable else "keep") for x in graph}
     ).activation_bytes

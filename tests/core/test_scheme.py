@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
 
 import pytest
 
 from qsearch.core import scheme as module
 from qsearch.core.errors import QSearchError
-from qsearch.core.scheme import ACTIVATIONS, FORMATS, KEEP, Scheme
+from qsearch.core.scheme import ACTIVATIONS, FORMATS, KEEP, Scheme, split_steps
 
 BLOCKS = ("mxfp4", "mxfp6", "mxfp8", "nvfp4")
 
@@ -28,7 +30,7 @@ def every_string() -> list[str]:
         ]
         out += [
             f"{form}{granularities[-1]}+a8t{transforms}{methods[-1]}"
-            for transforms in ("~balance30", "~shift~migrate", "~bos", "~steps2", "~balance~steps9")
+            for transforms in ("~balance30", "~shift~migrate", "~bos", "~bos~balance~shift")
         ]
     return out
 
@@ -130,19 +132,8 @@ def test_weight_only_drops_the_activation_and_nothing_else() -> None:
             0,
             4 * 60 + 6 * 16 + 6 * 16,
         ),  # a number for each output channel
-        (
-            "int4-c+a8~balance~steps3",
-            (6, 10),
-            0,
-            3 * (4 * 60 + 6 * 16 + 10 * 16),
-        ),  # a copy for each range of steps
-        (
-            "int4-c+a8t~shift~steps3",
-            (6, 10),
-            0,
-            4 * 60 + 6 * 16 + 3 * 10 * 16,
-        ),  # a shift leaves the weight as it is
-        ("keep+a8t~balance~steps2", (6, 10), 0, 16 * 60 + 2 * 10 * 16),
+        ("keep+a8t~balance", (6, 10), 0, 16 * 60 + 10 * 16),
+        ("int4-c+a8~balance", (6, 10), 1, 4 * 60 + 10 * 16 + 6 * 16),
     ],
 )
 def test_stored_bits_count_codes_scales_zeros_and_codebooks(
@@ -256,12 +247,12 @@ def test_uniform_plans_of_pixart_alpha_take_the_bits_that_qua2sedimo_publishes(
         ("keep@hqq", "takes no method"),
         ("keep~balance", "rounds nothing"),
         ("int4-c+a8~balence", "did you mean 'balance'?"),
-        ("int4-c+a8~shift3", "balance alone takes a number"),
+        ("int4-c+a8~shift3", "~shift takes no number"),
+        ("int4-c+a8~balance~bos", "write ~bos~balance"),
         ("int4-c+a8~balance101", "from 0 to 100"),
         ("int4-c+a8~balance03", "from 0 to 100"),
-        ("int4-c+a8~balance~steps1", "from 2 to 9"),
-        ("int4-c+a8~steps2", "has neither"),
-        ("int4-c+a8t~steps2~steps3", "stands once"),
+        ("int4-c+a8~balance~steps2", "ranges of sampler steps belong to the plan"),
+        ("int4-c+a8t~steps", "set `steps` under `allocate`"),
         ("int4-c+a8~30", "FORMAT[-t|-c|-gN][+aBITS][~TRANSFORM][@METHOD]"),
     ],
 )
@@ -271,6 +262,40 @@ def test_a_wrong_string_is_answered_with_the_rule_or_the_nearest_name(text: str,
 
     assert part in str(caught.value)
     assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "plain", "count"),
+    [
+        ("uint4-c+a8~balance10~steps2", "uint4-c+a8~balance10", 2),
+        ("int8-c+a8t~steps9@hqq", "int8-c+a8t@hqq", 9),
+        ("int4-c", "int4-c", 1),
+    ],
+)
+def test_schemes_of_old_plans_are_split_into_a_scheme_and_a_number_of_ranges(
+    text: str, plain: str, count: int
+) -> None:
+    assert split_steps(text) == (plain, count)
+
+
+@pytest.mark.parametrize("text", ["int4-c+a8t~steps1", "int4-c~steps2~steps3", "int4-c~steps"])
+def test_a_wrong_number_of_ranges_in_an_old_plan_is_refused(text: str) -> None:
+    with pytest.raises(QSearchError, match="from 2 to 9, and stands once"):
+        split_steps(text)
+
+
+def test_a_scheme_is_parsed_without_importing_torch() -> None:
+    script = (
+        "import sys; from qsearch.core.scheme import Scheme\n"
+        "s = Scheme.parse('uint4-c+a8t~bos~balance30~shift~migrate@gptq')\n"
+        "s.stored_bits((8, 8)), s.scales_weight, s.fitted_by_range, str(s)\n"
+        "print('torch' in sys.modules)"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    )
+
+    assert made.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("given", [None, 4, 4.0])

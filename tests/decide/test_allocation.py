@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from qsearch.core.cost import Budget
 from qsearch.core.errors import InfeasibleBudget, QSearchError
 from qsearch.core.graph import LayerSpec, OpGraph
-from qsearch.core.plan import BitPlan, Budget
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
 from qsearch.core.table import SensitivityTable
 from qsearch.decide.allocation import allocate, random_plan
@@ -57,7 +58,7 @@ def random_noise(
     }
 
 
-def total(noise: Mapping[str, Mapping[str, float]], plan: BitPlan) -> float:
+def total(noise: Mapping[str, Mapping[str, float]], plan: Plan) -> float:
     return sum(noise[n].get(str(s), 0.0) for n, s in plan.layers.items() if n in noise)
 
 
@@ -69,7 +70,7 @@ def brute_force(
     names = [x.name for x in graph.quantizable]
     kept = {x.name: "keep" for x in graph if not x.quantizable}
     for chosen in itertools.product(*[[*noise[n], "keep"] for n in names]):
-        plan = BitPlan.make(graph, {**dict(zip(names, chosen, strict=True)), **kept})
+        plan = Plan.make(graph, {**dict(zip(names, chosen, strict=True)), **kept})
         if not budget.excess(plan.achieved):
             best = min(total(noise, plan), math.inf if best is None else best)
     return best
@@ -83,7 +84,7 @@ def within(low: Budget, high: Budget, share: float) -> Budget:
 
 def spent(graph: OpGraph, scheme: str, *names: str) -> Budget:
     """What the uniform plan takes, as a budget."""
-    achieved = BitPlan.uniform(graph, scheme).achieved
+    achieved = Plan.uniform(graph, scheme).achieved
     return Budget(**{n: getattr(achieved, n) for n in names})
 
 
@@ -150,7 +151,7 @@ def test_the_plan_is_at_least_as_good_as_the_uniform_one_of_its_size(
 ) -> None:
     graph = ladder(12, seed)
     noise = random_noise(graph, seed)
-    uniform = BitPlan.uniform(graph, scheme)
+    uniform = Plan.uniform(graph, scheme)
 
     plan = allocate(graph, make_table(graph, noise), Budget(bytes=uniform.achieved.bytes))
 
@@ -203,7 +204,7 @@ def test_a_budget_below_the_cheapest_choices_is_refused_with_the_best_reachable(
     stated = float(found[1])
     assert stated == pytest.approx(least, abs=1e-4 if name == "average_bits" else 1.0)
     plan = allocate(graph, table, Budget(**{name: stated}))  # who asks for what is stated gets it
-    assert plan.achieved.average_bits == BitPlan.uniform(graph, "uint2-c").achieved.average_bits
+    assert plan.achieved.average_bits == Plan.uniform(graph, "uint2-c").achieved.average_bits
 
 
 @pytest.mark.parametrize("name", ["average_bits", "bytes", "bit_operations"])
@@ -232,7 +233,7 @@ def test_whether_a_budget_can_be_reached_is_known_before_anything_is_measured(
 def test_exactly_reachable_budgets_are_met_whatever_the_rounding(seed: int) -> None:
     graph = ladder(7, seed)
     table = make_table(graph, random_noise(graph, seed))
-    least = BitPlan.uniform(graph, "uint2-c").achieved
+    least = Plan.uniform(graph, "uint2-c").achieved
 
     for budget in (Budget(average_bits=least.average_bits), Budget(bytes=least.bytes)):
         assert {str(s) for s in allocate(graph, table, budget).layers.values()} == {"uint2-c"}
@@ -250,8 +251,8 @@ def crossed() -> tuple[OpGraph, SensitivityTable]:
 def test_limits_that_contradict_each_other_are_refused_by_name() -> None:
     graph, table = crossed()
     small, fast = (
-        BitPlan.uniform(graph, "uint4-t").achieved,
-        BitPlan.uniform(graph, "uint2-g8").achieved,
+        Plan.uniform(graph, "uint4-t").achieved,
+        Plan.uniform(graph, "uint2-g8").achieved,
     )
 
     allocate(graph, table, Budget(average_bits=small.average_bits))
@@ -269,7 +270,7 @@ def test_limits_that_contradict_each_other_are_refused_by_name() -> None:
 
 def test_two_limits_that_agree_are_both_kept() -> None:
     graph, table = crossed()
-    mixed = BitPlan.make(
+    mixed = Plan.make(
         graph, {"layers.0": "uint2-g8", "layers.1": "uint4-t", "layers.2": "uint4-t"}
     ).achieved
     budget = Budget(average_bits=mixed.average_bits, bit_operations=mixed.bit_operations)
@@ -291,7 +292,7 @@ def test_layers_that_differ_in_size_by_a_million_times_are_counted_to_the_bit(se
         ),
     )
     noise = random_noise(graph, seed)
-    some = BitPlan.make(graph, {x.name: dice.choice((*SCHEMES, "keep")) for x in graph}).achieved
+    some = Plan.make(graph, {x.name: dice.choice((*SCHEMES, "keep")) for x in graph}).achieved
     budget = Budget(average_bits=(some.bits - seed % 2) / graph.weights)
     best = brute_force(graph, noise, budget)
     assert best is not None, "of these draws none takes the cheapest of all plans"
@@ -370,7 +371,7 @@ def test_a_random_plan_fills_its_budget_within_one_step(seed: int, bits: float) 
     assert [step for step in steps if step <= room] == []
 
 
-def rungs(plan: BitPlan, name: str) -> list[Scheme]:
+def rungs(plan: Plan, name: str) -> list[Scheme]:
     """A layer's scheme and the next dearer one, where there is one."""
     at = SCHEMES.index(str(plan.layers[name]))
     return [Scheme.parse(s) for s in SCHEMES[at : at + 2]]
@@ -423,7 +424,7 @@ def test_deciding_needs_no_torch() -> None:
     script = """
 import sys
 from qsearch.core.graph import LayerSpec, OpGraph
-from qsearch.core.plan import Budget
+from qsearch.core.cost import Budget
 from qsearch.core.table import SensitivityTable
 from qsearch.decide.allocation import allocate, random_plan
 graph = OpGraph("m", (LayerSpec("a", "linear", "linear", (8, 8), 64),))

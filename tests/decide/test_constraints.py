@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from qsearch.core.cost import Budget
 from qsearch.core.errors import InfeasibleBudget, QSearchError
 from qsearch.core.graph import LayerSpec, OpGraph
 from qsearch.core.latency import Latency
-from qsearch.core.plan import Budget
 from qsearch.decide.allocation import allocate
 from qsearch.decide.constraints import Constraints, fused
 from qsearch.decide.objectives import Objective, predictions

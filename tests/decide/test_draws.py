@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from qsearch.core.errors import QSearchError
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.decide.draws import DRAWS, draw
 from qsearch.learn.contracts import SCHEMES, small_graph, small_table
 
 GRAPH = small_graph(blocks=6)
 
 
-def schemes_of(plan: BitPlan) -> list[str]:
+def schemes_of(plan: Plan) -> list[str]:
     return [str(plan.layers[layer.name]) for layer in GRAPH.quantizable]
 
 
@@ -72,8 +72,8 @@ def test_plans_around_the_frontier_are_better_than_random_ones_of_their_size() -
                 *np.array(
                     sorted(
                         (
-                            BitPlan.uniform(GRAPH, s).achieved.average_bits,
-                            np.log(table.predict(BitPlan.uniform(GRAPH, s))[0]),
+                            Plan.uniform(GRAPH, s).achieved.average_bits,
+                            np.log(table.predict(Plan.uniform(GRAPH, s))[0]),
                         )
                         for s in SCHEMES
                     )

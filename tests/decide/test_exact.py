@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qsearch.core.cost import Budget
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import LayerSpec, OpGraph
 from qsearch.core.latency import Latency
-from qsearch.core.plan import Budget
 from qsearch.core.scheme import Scheme
 from qsearch.core.table import SensitivityTable
 from qsearch.decide.allocation import allocate

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qsearch.core.cost import Budget
 from qsearch.core.graph import LayerSpec, OpGraph
 from qsearch.core.interactions import scores_of
-from qsearch.core.plan import Budget
 from qsearch.core.shares import Shares
 from qsearch.core.table import SensitivityTable
 from qsearch.decide.allocation import allocate

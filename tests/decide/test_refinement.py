@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from qsearch.core.cost import Budget
 from qsearch.core.errors import QSearchError
-from qsearch.core.plan import BitPlan, Budget
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
+from qsearch.core.steps import StepRanges
 from qsearch.decide import refinement
 from qsearch.decide.allocation import random_plan
 from qsearch.decide.refinement import measure_noise, price_changes, refine
 from qsearch.measure.pipelines import run
-from qsearch.measure.simulation import QuantizedWeights, exchanged, simulate, weight_of
+from qsearch.measure.quantized_weights import QuantizedWeights, weight_of
+from qsearch.measure.simulation import exchanged, simulate
 from tests.models import plain, plain_calls
 
 SCHEMES = ("uint2-c", "uint3-c", "uint4-c", "uint8-c")
@@ -27,7 +30,7 @@ def tiny():
 
 def test_the_linear_term_is_the_slope_of_the_measured_error(tiny) -> None:
     model, graph, calls = tiny
-    plan = BitPlan.uniform(graph, "uint3-c")
+    plan = Plan.uniform(graph, "uint3-c")
     weights, references = QuantizedWeights(model, graph), [run(model, c) for c in calls]
     options = [Scheme.parse(s) for s in SCHEMES]
 
@@ -58,7 +61,7 @@ def test_the_linear_term_is_the_slope_of_the_measured_error(tiny) -> None:
 
 def test_the_mean_square_of_many_scores_is_the_error_of_that_change_alone(tiny) -> None:
     model, graph, calls = tiny
-    plan = BitPlan.uniform(graph, "keep")
+    plan = Plan.uniform(graph, "keep")
     weights, references = QuantizedWeights(model, graph), [run(model, calls[0])]
     options = [Scheme.parse("uint8-c")]
 
@@ -80,7 +83,7 @@ def test_the_mean_square_of_many_scores_is_the_error_of_that_change_alone(tiny) 
             measure_noise(
                 model,
                 graph,
-                BitPlan.make(graph, {**plan.layers, name: "uint8-c"}),
+                Plan.make(graph, {**plan.layers, name: "uint8-c"}),
                 calls[:1],
                 references,
                 weights,
@@ -168,7 +171,7 @@ def test_a_plan_without_a_budget_is_refused(tiny) -> None:
     model, graph, calls = tiny
 
     with pytest.raises(QSearchError, match="refined within a budget; it has none, give one"):
-        refine(model, graph, BitPlan.uniform(graph, "uint4-c"), SCHEMES, calls)
+        refine(model, graph, Plan.uniform(graph, "uint4-c"), SCHEMES, calls)
 
 
 def test_scores_are_one_number_a_probe_and_call(tiny) -> None:
@@ -178,7 +181,7 @@ def test_scores_are_one_number_a_probe_and_call(tiny) -> None:
     _, scores = price_changes(
         model,
         graph,
-        BitPlan.uniform(graph, "uint4-c"),
+        Plan.uniform(graph, "uint4-c"),
         [Scheme.parse("uint8-c")],
         calls,
         references,
@@ -189,3 +192,54 @@ def test_scores_are_one_number_a_probe_and_call(tiny) -> None:
 
     assert {x.shape for row in scores.values() for x in row.values()} == {(6,)}
     assert np.all(scores["conv_out"]["uint4-c"] == 0)
+
+
+@pytest.mark.parametrize("inputs", ["", "+a8", "+a4"])
+def test_changes_before_rounded_inputs_are_priced_straight_through(tiny, inputs: str) -> None:
+    model, graph, calls = tiny
+    weights, references = QuantizedWeights(model, graph), [run(model, c) for c in calls]
+    behind = {x.name: f"keep{inputs}" for x in graph.quantizable if x.name != "conv_in"}
+    plan = Plan.make(graph, {x.name: "keep" for x in graph} | behind | {"conv_in": "uint3-c"})
+    options = [Scheme.parse("uint2-c")]
+
+    linear, scores = price_changes(
+        model,
+        graph,
+        plan,
+        options,
+        calls,
+        references,
+        weights,
+        64,
+        torch.Generator().manual_seed(0),
+    )
+    coarser = plan.replaced(graph, {"conv_in": Scheme.parse("uint2-c")})
+    measured = measure_noise(model, graph, coarser, calls, references, weights) - measure_noise(
+        model, graph, plan, calls, references, weights
+    )
+
+    priced = linear["conv_in"]["uint2-c"] + float((scores["conv_in"]["uint2-c"] ** 2).mean())
+    assert 0.5 < priced / measured < 2.0
+
+
+def test_a_plan_over_ranges_of_steps_is_refused_in_words(tiny) -> None:
+    model, graph, calls = tiny
+    plan = Plan.make(
+        graph,
+        {x.name: ["uint4-c", "uint4-c+a8"] if x.quantizable else "keep" for x in graph},
+        steps=StepRanges.equal(2),
+    )
+
+    with pytest.raises(QSearchError, match="refinement changes one weight for all steps"):
+        refine(model, graph, plan, SCHEMES, calls, budget=Budget(average_bits=9.0))
+
+
+def test_what_a_plan_says_of_attention_is_kept(tiny) -> None:
+    model, graph, calls = tiny
+    site = "blocks.0.attn1:softmax"
+    given = {x.name: "uint3-c" if x.quantizable else "keep" for x in graph} | {site: "keep+a8"}
+    plan = Plan.make(graph, given, Budget(average_bits=9.0))
+
+    found = refine(model, graph, plan, SCHEMES, calls, rounds=2, probes=4).plan
+
+    assert found.text(site) == "keep+a8"

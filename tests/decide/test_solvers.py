@@ -5,18 +5,21 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from qsearch.core.cost import Budget
 from qsearch.core.errors import InfeasibleBudget, QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.core.interactions import trust_of
-from qsearch.core.plan import BitPlan, Budget
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
-from qsearch.core.stepplan import StepPlan
+from qsearch.core.steps import StepRanges
 from qsearch.core.table import SensitivityTable
+from qsearch.decide import descent
 from qsearch.decide.allocation import allocate, allocate_frontier, state
 from qsearch.decide.building import make_problem
 from qsearch.decide.descent import Descent, convex_bound
@@ -24,7 +27,6 @@ from qsearch.decide.problem import Problem
 from qsearch.decide.program import Found
 from qsearch.decide.relaxation import Hull, relax
 from qsearch.decide.solvers import ilp, lagrangian, local, nsga2, tpe
-from qsearch.decide.stepwise import allocate_steps
 from qsearch.decide.why import why
 
 from .test_allocation import SCHEMES, ladder, make_table, random_noise
@@ -238,7 +240,7 @@ def test_budgets_of_a_frontier_that_can_t_be_reached_are_left_out_and_none_at_al
 def test_a_frontier_keeps_the_other_limits() -> None:
     graph = ladder(10, 3)
     table = make_table(graph, random_noise(graph, 3))
-    most = BitPlan.uniform(graph, "uint4-c").achieved.bit_operations
+    most = Plan.uniform(graph, "uint4-c").achieved.bit_operations
 
     plans = allocate_frontier(graph, table, [4.0, 6.0, 8.0], budget=Budget(bit_operations=most))
 
@@ -265,7 +267,7 @@ def test_the_reasons_are_those_of_brute_force(graph: OpGraph) -> None:
         for chosen in itertools.product(
             *[[*row, "keep"] if n != "blocks.0.ff" else [*row] for n, row in forced.items()]
         ):
-            made = BitPlan.make(graph, {"embed": "keep", **dict(zip(forced, chosen, strict=True))})
+            made = Plan.make(graph, {"embed": "keep", **dict(zip(forced, chosen, strict=True))})
             if not budget.excess(made.achieved):
                 losses.append(
                     sum(forced[n].get(str(s), 0.0) for n, s in made.layers.items() if n in forced)
@@ -381,9 +383,9 @@ def test_an_optimum_that_is_none_is_not_believed(monkeypatch: pytest.MonkeyPatch
 
 def test_only_a_solver_that_evaluates_takes_evaluations(graph: OpGraph) -> None:
     table = make_table(graph, random_noise(graph, 0))
-    seen: list[BitPlan] = []
+    seen: list[Plan] = []
 
-    def measured(plan: BitPlan) -> float:
+    def measured(plan: Plan) -> float:
         seen.append(plan)
         return float(plan.layers["out"].bits)
 
@@ -420,8 +422,10 @@ def test_a_step_wise_plan_is_the_best_and_pays_for_every_copy(graph: OpGraph, se
     options = list(itertools.product([*SCHEMES, "keep"], repeat=2))
     best = math.inf
     for chosen in itertools.product(options, repeat=len(names)):
-        plan = StepPlan.make(
-            graph, {"embed": ("keep", "keep"), **dict(zip(names, chosen, strict=True))}
+        plan = Plan.make(
+            graph,
+            {"embed": "keep", **dict(zip(names, chosen, strict=True))},
+            steps=StepRanges.equal(2),
         )
         if not budget.excess(plan.achieved):
             best = min(
@@ -434,7 +438,7 @@ def test_a_step_wise_plan_is_the_best_and_pays_for_every_copy(graph: OpGraph, se
                 / 2,
             )
 
-    plan = allocate_steps(graph, table, budget)
+    plan = allocate(graph, table, budget, steps=StepRanges.equal(2), share="none")
 
     assert plan.solver.objective == pytest.approx(best, rel=1e-9)
     assert plan.achieved.average_bits <= 9.0
@@ -443,12 +447,12 @@ def test_a_step_wise_plan_is_the_best_and_pays_for_every_copy(graph: OpGraph, se
 
 def test_one_format_in_two_bins_is_stored_once_and_two_formats_twice(graph: OpGraph) -> None:
     layers = {x.name: ("keep", "keep") for x in graph} | {"out": ("uint4-c", "uint4-c+a8")}
-    one = StepPlan.make(graph, layers)
-    two = StepPlan.make(graph, {**layers, "out": ("uint4-c", "uint8-c")})
+    one = Plan.make(graph, layers, steps=StepRanges.equal(2))
+    two = Plan.make(graph, {**layers, "out": ("uint4-c", "uint8-c")}, steps=StepRanges.equal(2))
 
     assert (
         one.achieved.bits
-        == BitPlan.make(graph, {**{x.name: "keep" for x in graph}, "out": "uint4-c"}).achieved.bits
+        == Plan.make(graph, {**{x.name: "keep" for x in graph}, "out": "uint4-c"}).achieved.bits
     )
     assert two.achieved.bits == one.achieved.bits + Scheme.parse("uint8-c").stored_bits(
         graph.layer("out").weight_shape
@@ -456,18 +460,46 @@ def test_one_format_in_two_bins_is_stored_once_and_two_formats_twice(graph: OpGr
 
 
 def test_a_step_wise_plan_comes_back_from_its_file(graph: OpGraph, tmp_path: Any) -> None:
-    plan = allocate_steps(graph, stepped(graph, 3), Budget(average_bits=9.0))
-    plan.save(tmp_path / "stepplan.json")
+    plan = allocate(
+        graph, stepped(graph, 3), Budget(average_bits=9.0), steps=StepRanges.equal(2), share="none"
+    )
+    plan.save(tmp_path / "plan.json")
 
-    assert StepPlan.load(tmp_path / "stepplan.json", graph) == plan
+    assert Plan.load(tmp_path / "plan.json", graph) == plan
 
 
 def test_a_step_wise_plan_above_its_budget_is_refused(graph: OpGraph) -> None:
-    with pytest.raises(InfeasibleBudget, match="each copy of a weight counts"):
-        StepPlan.make(
+    with pytest.raises(InfeasibleBudget, match=r"average_bits .* above its limit 16"):
+        Plan.make(
             graph,
             {x.name: ("keep", "uint8-c") if x.quantizable else ("keep", "keep") for x in graph},
             Budget(average_bits=16.0),
+            steps=StepRanges.equal(2),
         )
     with pytest.raises(InfeasibleBudget, match="no plan reaches average_bits 2"):
-        allocate_steps(graph, stepped(graph, 3), Budget(average_bits=2.0))
+        allocate(graph, stepped(graph, 3), Budget(average_bits=2.0), steps=StepRanges.equal(2))
+
+
+def test_local_search_finds_the_same_plan_on_a_slow_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A clock that every look at it moves on: by the clock the search would end after some dozen moves."""
+    clock = itertools.count(0.0, 0.02)
+    slow = SimpleNamespace(monotonic=lambda: next(clock))
+    for module in (descent, local):
+        monkeypatch.setattr(module, "time", slow)
+    dice, count = np.random.default_rng(0), 60
+    problem = Problem(
+        sites=tuple(f"l{i}" for i in range(count)),
+        choices=(tuple(map(Scheme.parse, ("uint2-c", "uint3-c", "uint4-c", "uint8-c"))),) * count,
+        values=tuple(dice.random(4) for _ in range(count)),
+        costs={"bytes": (np.array([2.0, 3.0, 4.0, 8.0]),) * count},
+        limits={"bytes": 3.7 * count},
+        scores=dice.standard_normal((12, count, 4)),
+        trust=1.0,
+        members={f"l{i}": (f"l{i}",) for i in range(count)},
+    )
+
+    found = [local.solve(problem, seconds=s, seed=1)[0] for s in (1.0, 1000.0)]
+
+    assert found[0] == found[1]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from qsearch import BitPlan, simulate, zoo
+from qsearch import Plan, simulate, zoo
 from qsearch.core import plugins
 from qsearch.core.graph import OpGraph
 from qsearch.core.scheme import Scheme
@@ -65,10 +65,10 @@ def full(name: str) -> tuple[nn.Module, OpGraph, Path, Call]:
     return model, graph_of(folder), folder, call
 
 
-def plan_for(to: str, graph: OpGraph, schemes: list[str]) -> BitPlan:
+def plan_for(to: str, graph: OpGraph, schemes: list[str]) -> Plan:
     """The layers get `schemes` in turn, each as the tool has it."""
     exporter, given = plugins.load("exporters", to), itertools.cycle(schemes)
-    return BitPlan.make(
+    return Plan.make(
         graph, {layer.name: exporter.nearest(Scheme.parse(next(given)), layer) for layer in graph}
     )
 
@@ -79,7 +79,7 @@ def noise(made: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def compare(
-    tool: Any, model: nn.Module, plan: BitPlan, graph: OpGraph, call: Call
+    tool: Any, model: nn.Module, plan: Plan, graph: OpGraph, call: Call
 ) -> tuple[float, float]:
     """Noise power of the tool's output against `simulate`'s, and of `simulate`'s against full precision."""
     reference = run(model, call)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from qsearch import BitPlan, QSearchError, simulate
+from qsearch import Plan, QSearchError, simulate
 from qsearch.core.graph import OpGraph
 from qsearch.core.scheme import Scheme
 from qsearch.diffusers import QSearchConfig
@@ -31,8 +31,8 @@ SCHEMES = [
 EXACT = 1e-12
 
 
-def plan_of(graph: OpGraph, schemes: list[str]) -> BitPlan:
-    return BitPlan.make(
+def plan_of(graph: OpGraph, schemes: list[str]) -> Plan:
+    return Plan.make(
         graph, {layer.name: schemes[i % len(schemes)] for i, layer in enumerate(graph)}
     )
 
@@ -210,11 +210,11 @@ def test_a_plan_from_python_brings_its_graph() -> None:
     _, graph, _, _ = full("scenes-dit")
 
     assert (
-        QSearchConfig(BitPlan.uniform(graph, "int8-c"), graph).to_dict()["layers"]["proj_out"]
+        QSearchConfig(Plan.uniform(graph, "int8-c"), graph).to_dict()["layers"]["proj_out"]
         == "int8-c"
     )
     with pytest.raises(QSearchError, match="needs its graph"):
-        QSearchConfig(BitPlan.uniform(graph, "int8-c"))
+        QSearchConfig(Plan.uniform(graph, "int8-c"))
     other = OpGraph("other", graph.layers[:-1])
     with pytest.raises(QSearchError, match="make a plan for this model"):
-        QSearchConfig(BitPlan.uniform(graph, "int8-c"), other)
+        QSearchConfig(Plan.uniform(graph, "int8-c"), other)

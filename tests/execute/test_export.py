@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qsearch import BitPlan, QSearchError, SensitivityTable, zoo
+from qsearch import Plan, QSearchError, SensitivityTable, zoo
 from qsearch.core import plugins
 from qsearch.core.graph import OpGraph
 from qsearch.core.scheme import KEEP, Scheme
@@ -44,8 +44,8 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     return module
 
 
-def plan(scheme: str = "int8-c") -> BitPlan:
-    return BitPlan.make(
+def plan(scheme: str = "int8-c") -> Plan:
+    return Plan.make(
         GRAPH, {layer.name: scheme if layer.kind == "linear" else "keep" for layer in GRAPH}
     )
 
@@ -195,13 +195,13 @@ def test_a_forged_plan_whose_names_match_nothing_is_refused(
         "renamed", tuple(replace(layer, name=f"model.{layer.name}") for layer in GRAPH)
     )
     with pytest.raises(QSearchError, match=r"holds no model\..*did you mean"):
-        export(BitPlan.make(renamed, forged.layers), renamed, SOURCE, "plain", tmp_path / "out")
+        export(Plan.make(renamed, forged.layers), renamed, SOURCE, "plain", tmp_path / "out")
     wider = OpGraph(
         "wider",
         (replace(GRAPH.layers[1], weight_shape=(1, 2)), *GRAPH.layers[:1], *GRAPH.layers[2:]),
     )
     with pytest.raises(QSearchError, match=r"is \(1, 2\) in the graph"):
-        export(BitPlan.uniform(wider, "keep"), wider, SOURCE, "plain", tmp_path / "out")
+        export(Plan.uniform(wider, "keep"), wider, SOURCE, "plain", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -210,7 +210,7 @@ def test_a_plan_of_another_graph_and_a_source_that_is_no_pipeline_are_refused(
 ) -> None:
     other = OpGraph("other", GRAPH.layers[:-1])
     with pytest.raises(QSearchError, match="make a plan for this model"):
-        export(BitPlan.uniform(other, "keep"), GRAPH, SOURCE, "plain", tmp_path / "out")
+        export(Plan.uniform(other, "keep"), GRAPH, SOURCE, "plain", tmp_path / "out")
     with pytest.raises(QSearchError, match="folder of a diffusers pipeline"):
         export(plan(), GRAPH, tmp_path, "plain", tmp_path / "out")
 
@@ -314,8 +314,7 @@ def test_importing_the_verb_loads_no_tool() -> None:
 def test_a_plan_is_the_tools_own_where_allocation_is_told_the_target(
     tool: types.ModuleType,
 ) -> None:
-    from qsearch.config import AllocateSection
-    from qsearch.planning import make_plan
+    from qsearch.stages.allocate import AllocateSettings, make_plan
 
     row = {
         "step": 0,
@@ -334,8 +333,8 @@ def test_a_plan_is_the_tools_own_where_allocation_is_told_the_target(
     table = SensitivityTable.from_rows(GRAPH.id, rows)
     tool.__dict__["fuses"] = True
 
-    free = make_plan(AllocateSection(average_bits=9.0), GRAPH, table)
-    bound = make_plan(AllocateSection(average_bits=9.0, target="plain"), GRAPH, table)
+    free = make_plan(AllocateSettings(average_bits=9.0), GRAPH, table)
+    bound = make_plan(AllocateSettings(average_bits=9.0, target="plain"), GRAPH, table)
 
     assert roundings(free, GRAPH, "plain") != []
     assert roundings(bound, GRAPH, "plain") == []
@@ -344,7 +343,7 @@ def test_a_plan_is_the_tools_own_where_allocation_is_told_the_target(
     with pytest.raises(
         QSearchError, match=r"plain has none of the schemes in the table \(uint4-c\)"
     ):
-        make_plan(AllocateSection(average_bits=9.0, target="plain"), GRAPH, lacking)
+        make_plan(AllocateSettings(average_bits=9.0, target="plain"), GRAPH, lacking)
 
 
 @pytest.mark.parametrize(
@@ -355,12 +354,12 @@ def test_codes_are_the_same_whether_rows_come_together_or_a_few_at_once(
 ) -> None:
     import torch
 
+    from qsearch.choices.quantization import quantize
     from qsearch.execute import codes
-    from qsearch.measure.quantization import quantize
 
     layer = next(x for x in GRAPH if x.name == LINEAR[-2])
     job = Export(
-        BitPlan.make(GRAPH, {x.name: text if x is layer else "keep" for x in GRAPH}), GRAPH, SOURCE
+        Plan.make(GRAPH, {x.name: text if x is layer else "keep" for x in GRAPH}), GRAPH, SOURCE
     )
     weight = torch.randn(layer.weight_shape, generator=torch.Generator().manual_seed(0))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qsearch import BitPlan, QSearchError
+from qsearch import Plan, QSearchError
 from qsearch.core import plugins
 from qsearch.core.graph import OpGraph
 from qsearch.core.scheme import KEEP, Scheme
@@ -72,7 +72,7 @@ def attack(mutate: Callable[[str, random.Random], bytes], folder: Path, count: i
     """`count` mutated plans, each loaded and exported; everything that is made lies in `folder`/run/out."""
     source, run = small(), folder / "run"
     graph = graph_of(source)
-    BitPlan.make(
+    Plan.make(
         graph, {x.name: "int8-c" if i % 2 else "uint4-g32+a8@hqq" for i, x in enumerate(graph)}
     ).save(run / "plan.json")
     text = (run / "plan.json").read_text(encoding="utf-8")
@@ -81,7 +81,7 @@ def attack(mutate: Callable[[str, random.Random], bytes], folder: Path, count: i
     for seed in range(count):
         (run / "plan.json").write_bytes(mutate(text, random.Random(seed)))
         try:
-            plan = BitPlan.load(run / "plan.json", graph)
+            plan = Plan.load(run / "plan.json", graph)
             export(plan, graph, source, "plain", run / "out", force=True)
         except QSearchError as error:
             refused += 1

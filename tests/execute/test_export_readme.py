@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from torch import nn
 
-from qsearch import BitPlan, cli, config, zoo
+from qsearch import Plan, cli, zoo
 from qsearch.core.graph import OpGraph
 from qsearch.execute.contracts import graph_of
+from qsearch.stages import config
 from tests.execute.exporting import needs
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -46,7 +47,7 @@ def runs(folder: Path) -> None:
         config.save(config.Config(model=name, folder=Path("runs") / name), run / "config.yaml")
         OpGraph(name, graph.layers).save(run / "graph.json")
         chosen = [SCHEMES[i % len(SCHEMES)] for i in range(len(graph.layers))]
-        BitPlan.make(
+        Plan.make(
             graph, {layer.name: scheme for layer, scheme in zip(graph, chosen, strict=True)}
         ).save(run / "plan.json")
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from qsearch import BitPlan, QSearchError, simulate
+from qsearch import Plan, QSearchError, simulate
 from qsearch.core.graph import OpGraph
 from qsearch.core.scheme import KEEP, Scheme
 from qsearch.execute.exporting import formats
@@ -23,7 +23,7 @@ from qsearch.measure.pipelines import run
 from tests.execute.exporting import compare, full, needs, noise, plan_for
 
 EXACT, HALF = 1e-12, 1e-7
-Loaded = tuple[Any, BitPlan, OpGraph]
+Loaded = tuple[Any, Plan, OpGraph]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("exports")
 
 
-def exported(to: str, name: str, schemes: list[str], folder: Path) -> tuple[Path, BitPlan]:
+def exported(to: str, name: str, schemes: list[str], folder: Path) -> tuple[Path, Plan]:
     """An export of a zoo model in fp32 with `schemes` in turn."""
     needs(to)
     _, graph, source, _ = full(name)
@@ -300,7 +300,7 @@ def test_bitsandbytes_refuses_two_formats_and_names_that_it_would_confuse(folder
     _, graph, source, _ = full("scenes-dit")
     from qsearch.execute.exporters.bitsandbytes import nearest
 
-    two = BitPlan.make(
+    two = Plan.make(
         graph,
         {
             x.name: nearest(Scheme.parse(s), x)
@@ -322,28 +322,31 @@ def test_a_step_policy_is_valid_for_diffusers_and_rounds_inputs_between_its_ends
 ) -> None:
     from diffusers.pipelines.cosmos.mixed_precision import Cosmos3MixedPrecisionConfig
 
-    from qsearch.core.stepplan import StepPlan
+    from qsearch.core.steps import StepRanges
 
     _, graph, source, _ = full("scenes-dit")
     plan = plan_for("step_policy", graph, ["e4m3-t+ae4m3t", "keep"])
     weights = {name: scheme.weight_only for name, scheme in plan.layers.items()}
-    steps = StepPlan.make(
+    steps = Plan.make(
         graph,
         {
             name: (weights[name], scheme, scheme, weights[name])
             for name, scheme in plan.layers.items()
         },
+        steps=StepRanges.equal(4),
     )
 
-    files = export(
-        plan, graph, source, "step_policy", folder / "policy", steps=steps, sampler_steps=20
-    )
+    files = export(steps, graph, source, "step_policy", folder / "policy", sampler_steps=20)
 
     said = json.loads(files[0].read_text())["quantization_config"]
     policy = Cosmos3MixedPrecisionConfig.resolve(None, quantization_config=said)
     assert [policy.use_high_precision(i, 20) for i in range(20)] == [True] * 5 + [False] * 10 + [
         True
     ] * 5
-    mixed = StepPlan.make(graph, {name: (scheme, KEEP) for name, scheme in plan.layers.items()})
+    mixed = Plan.make(
+        graph,
+        {name: (KEEP, scheme) for name, scheme in plan.layers.items()},
+        steps=StepRanges.equal(2),
+    )
     with pytest.raises(QSearchError, match="leaves weights alone"):
-        export(plan, graph, source, "step_policy", folder / "mixed", steps=mixed)
+        export(mixed, graph, source, "step_policy", folder / "mixed")

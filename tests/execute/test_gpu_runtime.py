@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from qsearch.core.errors import QSearchError
 from qsearch.core.scheme import Scheme
-from qsearch.execute import timing
 from qsearch.execute.layers import QuantConv2d, QuantLinear
 from qsearch.execute.runtime import apply, packed_layers, warn_of_widened
 from qsearch.graphs.extraction import extract
 from qsearch.measure.calibration import calibrate
 from qsearch.measure.pipelines import Call
-from qsearch.measure.simulation import QuantizedWeights
+from qsearch.measure.quantized_weights import QuantizedWeights
+from qsearch.race import timing
 from qsearch_kernels import gpu_ops, ops, prepared, rounded_once
 from tests.models import plain
 

@@ -13,12 +13,14 @@ import yaml
 
 from qsearch import cli
 from qsearch.core import plugins
+from qsearch.core.cost import Budget
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import LayerSpec, OpGraph
-from qsearch.core.plan import BitPlan, Budget
+from qsearch.core.plan import Plan
 from qsearch.core.table import SensitivityTable
 from qsearch.decide.allocation import allocate
 from qsearch.execute.importing import import_plan
+from qsearch.stages.extract import extract_to
 from tests.core.test_hostile import mutate_bytes, mutate_tree
 
 MUTATIONS = 120
@@ -43,7 +45,7 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
-def schemes(plan: BitPlan | None) -> dict[str, str]:
+def schemes(plan: Plan | None) -> dict[str, str]:
     assert plan is not None
     return {name: str(scheme) for name, scheme in plan.layers.items() if str(scheme) != "keep"}
 
@@ -392,7 +394,7 @@ def test_the_command_writes_a_plan_once_and_says_what_was_not_exact(
     out, err = capsys.readouterr()
     assert "mixdq" in out
     assert "are kept" in err
-    assert schemes(BitPlan.load(tmp_path / "plan.json", graph)) == {
+    assert schemes(Plan.load(tmp_path / "plan.json", graph)) == {
         "blocks.0.to_q": "uint2-c",
         "blocks.0.ff": "uint8-c",
     }
@@ -435,9 +437,8 @@ def test_mixdqs_published_table_is_beaten_by_one_joint_plan(
 @pytest.fixture(scope="module")
 def sdxl_turbo(tmp_path_factory: pytest.TempPathFactory) -> OpGraph:
     """The card's graph."""
-    from qsearch import pipeline
 
-    return pipeline.extract_to(tmp_path_factory.mktemp("sdxl"), "sdxl-turbo")
+    return extract_to(tmp_path_factory.mktemp("sdxl"), "sdxl-turbo")
 
 
 def test_a_table_that_was_imported_loads_again(graph: OpGraph, tmp_path: Path) -> None:

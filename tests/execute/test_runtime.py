@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from qsearch import zoo
+from qsearch.choices.statistics import LayerInputs
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
 from qsearch.execute.runtime import QuantConv2d, QuantLinear, WidenedWarning, apply, packed_layers
 from qsearch.graphs.extraction import extract
-from qsearch.measure.calibration import LayerInputs, calibrate
+from qsearch.measure.calibration import calibrate
 from qsearch.measure.pipelines import (
     Call,
     Sampling,
@@ -29,7 +30,8 @@ from qsearch.measure.pipelines import (
     run,
     scene_prompts,
 )
-from qsearch.measure.simulation import QuantizedWeights, simulate
+from qsearch.measure.quantized_weights import QuantizedWeights
+from qsearch.measure.simulation import simulate
 from tests.models import PlainDenoiser, plain, plain_calls, plain_inputs
 
 LAYER = 1e-5  # of a layer's largest output: float32 sums in another order
@@ -168,7 +170,7 @@ def test_a_model_whose_weights_alone_are_packed_gives_what_it_gives_simulated(
     case: Case, scheme: str
 ) -> None:
     model, graph, _ = case
-    plan = BitPlan.uniform(graph, scheme)
+    plan = Plan.uniform(graph, scheme)
     with simulate(model, plan, graph):
         expected = run(model, plain_calls(1)[0])
 
@@ -281,12 +283,12 @@ def test_other_convolutions_are_packed_too(make: Any, scheme: str) -> None:
     model = nn.Sequential(make()).eval()
     x = torch.randn(2, model[0].in_channels, *(7,) * (model[0].weight.ndim - 2))
     graph = extract(model, {"input": x})
-    with simulate(model, BitPlan.uniform(graph, scheme), graph):
+    with simulate(model, Plan.uniform(graph, scheme), graph):
         expected = model(x)
 
     with torch.no_grad():
         torch.testing.assert_close(
-            pack(model, BitPlan.uniform(graph, scheme), graph)(x),
+            pack(model, Plan.uniform(graph, scheme), graph)(x),
             expected.detach(),
             rtol=0,
             atol=LAYER * float(expected.detach().abs().max()),
@@ -299,7 +301,7 @@ def test_other_convolutions_are_packed_too(make: Any, scheme: str) -> None:
 @pytest.mark.parametrize("scheme", ["uint4-c", "int3-c", "uint8-t", "e2m1-c", "km2-c"])
 def test_the_bytes_are_those_of_the_plan(case: Case, scheme: str) -> None:
     model, graph, _ = case
-    plan = BitPlan.uniform(graph, scheme)
+    plan = Plan.uniform(graph, scheme)
 
     apply(model, plan, graph)
 
@@ -315,7 +317,7 @@ def test_casting_a_model_casts_what_computes_and_leaves_what_is_stored(case: Cas
     model, graph, calibration = case
     apply(
         model,
-        BitPlan.uniform(graph, "uint4-c+a8"),
+        Plan.uniform(graph, "uint4-c+a8"),
         graph,
         QuantizedWeights(model, graph, calibration),
     )
@@ -339,7 +341,7 @@ def test_a_copy_computes_the_same_bits_and_shares_nothing(case: Case) -> None:
     model, graph, calibration = case
     apply(
         model,
-        BitPlan.uniform(graph, "uint4-c+a8"),
+        Plan.uniform(graph, "uint4-c+a8"),
         graph,
         QuantizedWeights(model, graph, calibration),
     )
@@ -355,9 +357,9 @@ def test_a_copy_computes_the_same_bits_and_shares_nothing(case: Case) -> None:
 )
 def test_a_state_dict_comes_back(case: Case, source: Case, scheme: str) -> None:
     model, graph, calibration = case
-    pack(model, BitPlan.uniform(graph, scheme), graph, calibration)
+    pack(model, Plan.uniform(graph, scheme), graph, calibration)
     torch.manual_seed(9)
-    other = pack(PlainDenoiser().eval(), BitPlan.uniform(graph, scheme), graph, calibration)
+    other = pack(PlainDenoiser().eval(), Plan.uniform(graph, scheme), graph, calibration)
 
     other.load_state_dict(model.state_dict())
 
@@ -373,7 +375,7 @@ def test_a_graph_without_breaks_is_traced_and_computes_the_same(scheme: str) -> 
         torch.randn(3, 2, 6, 6),
     )
     graph = extract(model, {"input": x})
-    pack(model, BitPlan.uniform(graph, scheme), graph, calibrate(model, graph, [Call((x,), {}, 0)]))
+    pack(model, Plan.uniform(graph, scheme), graph, calibrate(model, graph, [Call((x,), {}, 0)]))
 
     with torch.no_grad():
         made = torch.compile(model, backend="eager", fullgraph=True)(x)
@@ -384,9 +386,7 @@ def test_a_graph_without_breaks_is_traced_and_computes_the_same(scheme: str) -> 
 @pytest.mark.slow
 def test_inductor_compiles_a_packed_model(case: Case) -> None:
     model, graph, calibration = case
-    apply(
-        model, BitPlan.uniform(graph, "uint4-c"), graph, QuantizedWeights(model, graph, calibration)
-    )
+    apply(model, Plan.uniform(graph, "uint4-c"), graph, QuantizedWeights(model, graph, calibration))
 
     with torch.no_grad():
         made = torch.compile(model, fullgraph=True)(**plain_inputs())
@@ -400,7 +400,7 @@ def test_offloaded_layers_come_when_they_are_called(case: Case) -> None:
     model, graph, calibration = case
     apply(
         model,
-        BitPlan.uniform(graph, "uint4-c+a8"),
+        Plan.uniform(graph, "uint4-c+a8"),
         graph,
         QuantizedWeights(model, graph, calibration),
     )
@@ -414,7 +414,7 @@ def test_offloaded_layers_come_when_they_are_called(case: Case) -> None:
 
 def test_an_adapter_stands_on_top_of_a_packed_layer_and_learns(case: Case) -> None:
     model, graph, _ = case
-    apply(model, BitPlan.uniform(graph, "int4-c"), graph)
+    apply(model, Plan.uniform(graph, "int4-c"), graph)
 
     class Adapter(nn.Module):
         def __init__(self, base: QuantLinear) -> None:
@@ -442,7 +442,7 @@ def test_an_adapter_stands_on_top_of_a_packed_layer_and_learns(case: Case) -> No
 
 def test_gradients_pass_through_packed_layers_as_through_the_widened_weight(case: Case) -> None:
     model, graph, _ = case
-    apply(model, BitPlan.uniform(graph, "int4-c"), graph)
+    apply(model, Plan.uniform(graph, "int4-c"), graph)
     layer, x = packed_layers(model)["blocks.0.ff.0"], torch.randn(3, 8, requires_grad=True)
 
     layer(x).sum().backward()
@@ -471,7 +471,7 @@ def test_a_layer_without_a_kernel_is_said_with_its_cost_or_refused(case: Case) -
 def test_a_plan_that_has_its_kernels_is_applied_without_a_word(case: Case) -> None:
     model, graph, _ = case
 
-    apply(model, BitPlan.uniform(graph, "uint4-c+a8"), graph, kernels="required")
+    apply(model, Plan.uniform(graph, "uint4-c+a8"), graph, kernels="required")
 
     assert all("cpu" in layer.devices for layer in packed_layers(model).values())
 
@@ -484,7 +484,7 @@ def test_a_plan_of_another_graph_and_a_layer_that_is_none_are_refused(case: Case
         QSearchError,
         match=f"the plan was made for graph {other.id}, PlainDenoiser is graph {graph.id}",
     ):
-        apply(model, BitPlan.uniform(other, "uint4-c"), graph)
+        apply(model, Plan.uniform(other, "uint4-c"), graph)
     with pytest.raises(QSearchError, match=r"no layer 'blocks\.0\.ff\.1'"):
         apply(model, {"blocks.0.ff.1": Scheme.parse("uint4-c")}, graph)
 
@@ -498,14 +498,14 @@ def test_a_class_with_a_forward_of_its_own_is_refused_by_name(case: Case) -> Non
     model.time_embed = Loud(1, 8)
 
     with pytest.raises(QSearchError, match="time_embed is Loud: keep it"):
-        apply(model, BitPlan.uniform(graph, "uint4-c"), graph)
+        apply(model, Plan.uniform(graph, "uint4-c"), graph)
 
 
 def test_an_empty_batch_and_strides_and_half_precision_go_through(case: Case) -> None:
     model, graph, calibration = case
     apply(
         model,
-        BitPlan.uniform(graph, "uint4-c+a8"),
+        Plan.uniform(graph, "uint4-c+a8"),
         graph,
         QuantizedWeights(model, graph, calibration),
     )

@@ -16,13 +16,13 @@ from torch import nn
 from qsearch import zoo
 from qsearch.core.errors import ArtifactError, QSearchError
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.execute import packed_file
 from qsearch.execute.runtime import apply, packed_layers, stored_bytes
 from qsearch.graphs.extraction import extract
 from qsearch.measure.calibration import calibrate
 from qsearch.measure.pipelines import run
-from qsearch.measure.simulation import QuantizedWeights
+from qsearch.measure.quantized_weights import QuantizedWeights
 from tests.models import PlainDenoiser, plain, plain_calls, plain_inputs
 
 SCHEMES = (
@@ -42,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module, OpG
     """A packed file with a scheme of every kind, the packed model, its graph."""
     model, graph = plain()
     calibration = calibrate(model, graph, plain_calls())
-    plan = BitPlan.make(
+    plan = Plan.make(
         graph, {layer.name: SCHEMES[i % len(SCHEMES)] for i, layer in enumerate(graph)}
     )
     apply(model, plan, graph, QuantizedWeights(model, graph, calibration))
@@ -100,9 +100,7 @@ def test_loading_never_holds_a_packed_layer_in_full_precision(tmp_path: Path) ->
     packed_file.save(
         apply(
             model,
-            BitPlan.make(
-                graph, dict(zip((x.name for x in graph), ("uint4-c", "mxfp8"), strict=True))
-            ),
+            Plan.make(graph, dict(zip((x.name for x in graph), ("uint4-c", "mxfp8"), strict=True))),
             graph,
         ),
         tmp_path / "m",
@@ -288,15 +286,15 @@ def test_true_shapes_at_four_bits_take_the_bytes_of_the_plan(name: str) -> None:
     assert full / (packed + rest) >= 3.4
 
 
-def four_bits(graph: OpGraph) -> BitPlan:
+def four_bits(graph: OpGraph) -> Plan:
     """4.0 stored bits or less: 4 bits a channel, and 3 in as many layers, the largest last, as it takes."""
     chosen = {layer.name: "int4-c" if layer.quantizable else "keep" for layer in graph}
     for layer in sorted(graph.quantizable, key=lambda x: x.weights):
-        plan = BitPlan.make(graph, chosen)
+        plan = Plan.make(graph, chosen)
         if plan.achieved.average_bits <= 4.0:
             return plan
         chosen[layer.name] = "int3-c"
-    return BitPlan.make(graph, chosen)
+    return Plan.make(graph, chosen)
 
 
 def test_a_copy_of_a_loaded_model_is_saved_as_the_same_file(

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from qsearch.choices.quantization import quantize
 from qsearch.core.scheme import FORMATS, Scheme, parts
 from qsearch.execute.packing import PackedWeight, stored_bytes
-from qsearch.measure.quantization import quantize
 from qsearch_kernels import layout
 
 FIXED = ("mxfp4", "mxfp6", "mxfp8", "nvfp4")

@@ -12,14 +12,14 @@ import pytest
 import torch
 import yaml
 
+from qsearch.choices.quantization import quantize
 from qsearch.core import plugins
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import KEEP, Scheme
 from qsearch.execute.exporters import aimet, autoround, comfyui, compressed_tensors, modelopt
 from qsearch.execute.exporting import Export, formats
-from qsearch.measure.quantization import quantize
 from tests.core.test_hostile import mutate_bytes, mutate_tree
 from tests.execute.tool_files import SHAPES, WANTED, job
 
@@ -180,7 +180,7 @@ def test_autorounds_words_hold_the_first_code_in_the_lowest_bits(
     graph: OpGraph, source: Path, weights: dict[str, torch.Tensor]
 ) -> None:
     layer, scheme = graph.layer("blocks.0.ff"), Scheme.parse("uint4-g32")
-    plan = BitPlan.make(graph, {x.name: scheme if x is layer else KEEP for x in graph})
+    plan = Plan.make(graph, {x.name: scheme if x is layer else KEEP for x in graph})
     held = autoround.packed(Export(plan, graph, source), layer, weights["blocks.0.ff.weight"])
     code = quantize(weights["blocks.0.ff.weight"], scheme).code
 
@@ -199,7 +199,7 @@ def test_modelopts_checkpoint_file_stands_only_where_it_can_say_all(
     for folder, other, expected in (("all", "int8-c", True), ("some", "int3-c", False)):
         (tmp_path / folder).mkdir()
         layers = {x.name: "nvfp4" if x.name == "blocks.0.ff" else other for x in graph}
-        modelopt.write(Export(BitPlan.make(graph, layers), graph, source), tmp_path / folder)
+        modelopt.write(Export(Plan.make(graph, layers), graph, source), tmp_path / folder)
         assert (tmp_path / folder / "hf_quant_config.json").is_file() is expected
 
 
@@ -237,7 +237,7 @@ def test_aimets_encodings_are_the_grid_of_the_method(
     graph: OpGraph, source: Path, tmp_path: Path, weights: dict[str, torch.Tensor]
 ) -> None:
     (tmp_path / "out").mkdir()
-    plan = BitPlan.make(graph, {x.name: "uint4-c@search" for x in graph})
+    plan = Plan.make(graph, {x.name: "uint4-c@search" for x in graph})
     [path] = aimet.write(Export(plan, graph, source), tmp_path / "out")
     entries = json.loads(path.read_text())["param_encodings"]["conv.weight"]
     weight = weights["conv.weight"]

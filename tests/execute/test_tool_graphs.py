@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from qsearch.choices.quantization import quantize
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import KEEP
 from qsearch.execute.exporters import onnx, openvino
 from qsearch.execute.exporting import Export, formats
-from qsearch.measure.quantization import quantize
 from tests.core.test_hostile import mutate_bytes
 from tests.execute.tool_files import SHAPES, job
 
@@ -27,7 +27,7 @@ def test_rounding_inputs_needs_calibration(exporter: Any, graph: OpGraph, source
     for package in exporter.needs:
         pytest.importorskip(package)
     layer = graph.layer("odd")
-    plan = BitPlan.make(graph, {x.name: "int8-c+a8t" if x is layer else "keep" for x in graph})
+    plan = Plan.make(graph, {x.name: "int8-c+a8t" if x is layer else "keep" for x in graph})
     given = (Export(plan, graph, source), layer)
 
     with pytest.raises(QSearchError, match="export with calibration"):
@@ -68,7 +68,7 @@ def _onnx_graph(graph: OpGraph, weights: dict[str, torch.Tensor]) -> Any:
 @pytest.fixture
 def onnx_folder(
     graph: OpGraph, source: Path, tmp_path: Path, weights: dict[str, torch.Tensor]
-) -> tuple[Path, BitPlan]:
+) -> tuple[Path, Plan]:
     """model.onnx of a graph made by hand, and its plan."""
     library = pytest.importorskip("onnx")
     asked = job("onnx", graph, source)
@@ -85,7 +85,7 @@ def onnx_folder(
 
 
 def test_onnx_graphs_read_back_and_compute_what_codes_stand_for(
-    onnx_folder: tuple[Path, BitPlan], graph: OpGraph, weights: dict[str, torch.Tensor]
+    onnx_folder: tuple[Path, Plan], graph: OpGraph, weights: dict[str, torch.Tensor]
 ) -> None:
     from onnx.reference import ReferenceEvaluator
 
@@ -110,7 +110,7 @@ def _inputs(name: str) -> tuple[int, ...]:
 
 
 def test_onnx_data_beside_the_file_or_nowhere(
-    onnx_folder: tuple[Path, BitPlan], graph: OpGraph
+    onnx_folder: tuple[Path, Plan], graph: OpGraph
 ) -> None:
     import onnx as library
 
@@ -129,7 +129,7 @@ def test_onnx_data_beside_the_file_or_nowhere(
 
 
 def test_hostile_onnx_files_are_errors_that_teach(
-    onnx_folder: tuple[Path, BitPlan], graph: OpGraph
+    onnx_folder: tuple[Path, Plan], graph: OpGraph
 ) -> None:
     folder, _ = onnx_folder
     path, rng, refused = folder / "model.onnx", random.Random(0), 0
@@ -149,7 +149,7 @@ def test_hostile_onnx_files_are_errors_that_teach(
 @pytest.fixture
 def ir(
     graph: OpGraph, source: Path, tmp_path: Path, weights: dict[str, torch.Tensor]
-) -> tuple[Path, BitPlan]:
+) -> tuple[Path, Plan]:
     """model.xml with each weight alone, and its plan."""
     ov = pytest.importorskip("openvino")
     from qsearch.execute.codes import pieces
@@ -188,13 +188,13 @@ def _parameters(node: Any) -> list[Any]:
     return [x for port in node.inputs() for x in _parameters(port.get_source_output().get_node())]
 
 
-def test_irs_read_back_as_the_plan(ir: tuple[Path, BitPlan], graph: OpGraph) -> None:
+def test_irs_read_back_as_the_plan(ir: tuple[Path, Plan], graph: OpGraph) -> None:
     folder, plan = ir
 
     assert openvino.read(folder, graph) == formats(plan.layers)
 
 
-def test_hostile_irs_are_errors_that_teach(ir: tuple[Path, BitPlan], graph: OpGraph) -> None:
+def test_hostile_irs_are_errors_that_teach(ir: tuple[Path, Plan], graph: OpGraph) -> None:
     folder, _ = ir
     path, rng, refused = folder / "model.xml", random.Random(0), 0
     whole = path.read_text()

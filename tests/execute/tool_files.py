@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from qsearch.choices.statistics import LayerInputs
 from qsearch.core import plugins
 from qsearch.core.graph import LayerSpec, OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
 from qsearch.execute.exporting import Export
-from qsearch.measure.calibration import LayerInputs
 
 SHAPES = {
     "blocks.0.to_q": (64, 64),
@@ -79,4 +79,4 @@ def job(name: str, graph: OpGraph, source: Path, first: int = 0) -> Export:
         x.name: LayerInputs(*(torch.tensor([v]) for v in (-1.0, 2.0, 0.5, 0.1)), torch.zeros(1, 1))
         for x in graph
     }
-    return Export(BitPlan.make(graph, layers), graph, source, "transformer", ranges)
+    return Export(Plan.make(graph, layers), graph, source, "transformer", ranges)

@@ -9,7 +9,9 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from qsearch.core import attribution, graph, latency, plan, stepplan, table, trials
+from qsearch.core import attribution, graph, latency, plan, table, trials
+from qsearch.core.cost import Budget
+from qsearch.core.steps import StepRanges
 from qsearch.learn import surrogate
 from qsearch.learn.contracts import small_study
 from qsearch.learn.fitting import fit
@@ -22,6 +24,7 @@ LAYERS = {
     "blocks.0.ff": "int4-g16+a8",
     "out": "uint8-t",
 }
+CHOICES = {**LAYERS, "out": ["uint8-t", "uint4-c+a8t"]}
 ROWS = [
     {
         "site": "out",
@@ -59,7 +62,6 @@ def paths() -> dict[str, Path]:
     nouns = {
         "graph": (graph.SCHEMA, "json"),
         "plan": (plan.SCHEMA, "json"),
-        "stepplan": (stepplan.SCHEMA, "json"),
         "latency": (latency.SCHEMA, "json"),
         "table": (table.SCHEMA, "parquet"),
         "trials": (trials.STUDY, "db"),
@@ -80,7 +82,10 @@ def paths() -> dict[str, Path]:
 def main() -> None:
     """Write the files that are missing."""
     tiny, where = make_graph(), {noun: path for noun, path in paths().items() if not path.exists()}
-    chosen = plan.BitPlan.make(tiny, LAYERS, plan.Budget(average_bits=8.0), SOLVER)
+    chosen = plan.Plan.make(tiny, LAYERS, Budget(average_bits=8.0), SOLVER)
+    ranges = plan.Plan.make(
+        tiny, CHOICES, Budget(average_bits=9.0), SOLVER, steps=StepRanges.equal(2)
+    )
     if "graph" in where:
         tiny.save(where["graph"], key="golden")
     if "table" in where:
@@ -88,14 +93,7 @@ def main() -> None:
             where["table"], key="golden", parents={"graph": tiny.id}, seed=3
         )
     if "plan" in where:
-        chosen.save(where["plan"], key="golden", parents={"table": "0123456789abcdef"}, seed=3)
-    if "stepplan" in where:
-        steps = {
-            name: (scheme, LAYERS[name]) for name, scheme in {**LAYERS, "out": "uint4-c"}.items()
-        }
-        stepplan.StepPlan.make(tiny, steps, plan.Budget(average_bits=9.0), SOLVER).save(
-            where["stepplan"], key="golden"
-        )
+        ranges.save(where["plan"], key="golden", parents={"table": "0123456789abcdef"}, seed=3)
     if "latency" in where:
         seconds = {layer.name: {"keep": 2e-3, LAYERS[layer.name]: 1e-3} for layer in tiny}
         latency.Latency(tiny.id, "a clock", seconds, 5e-4).save(where["latency"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qsearch.core.graph import LayerSpec, Op, OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.graphs.costs import device, timings
 from qsearch.graphs.latency import roofline
 
@@ -30,7 +30,7 @@ def test_a_mixed_plan_takes_what_its_operations_take(name: str) -> None:
     two, on = graph(), device(name)
     table = roofline(two, on, ["uint4-c", "int8-c+a8"])
     layers = {"embed": "keep", "a": "uint4-c", "b": "int8-c+a8"}
-    plan = BitPlan.make(two, layers, latency=table)
+    plan = Plan.make(two, layers, latency=table)
 
     assert plan.achieved.latency == pytest.approx(
         sum(t.seconds for t in timings(two, on, plan.layers)), rel=1e-12

@@ -14,7 +14,7 @@ import pytest
 from qsearch.core.attribution import TOLERANCE, Attribution
 from qsearch.core.errors import QSearchError
 from qsearch.core.interactions import scores_of, trust_of
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.shares import Shares
 from qsearch.core.table import SensitivityTable
 from qsearch.learn.contracts import small_graph, small_plans, small_study, small_table
@@ -24,7 +24,7 @@ from qsearch.learn.shapley import explain_quadratic
 from qsearch.learn.surrogates import ridge
 
 GRAPH = small_graph(blocks=1)  # six layers: 64 coalitions
-PLAN = BitPlan.make(
+PLAN = Plan.make(
     GRAPH,
     dict(
         zip(
@@ -36,7 +36,7 @@ PLAN = BitPlan.make(
 )
 
 
-def brute(table: SensitivityTable, plan: BitPlan, base: BitPlan, trust: float) -> dict[str, float]:
+def brute(table: SensitivityTable, plan: Plan, base: Plan, trust: float) -> dict[str, float]:
     """Shapley values by their definition: what a layer adds, averaged over all orders in which layers can change."""
     names = [layer.name for layer in GRAPH]
 
@@ -69,7 +69,7 @@ def brute(table: SensitivityTable, plan: BitPlan, base: BitPlan, trust: float) -
 @pytest.mark.parametrize("trust", [1.0, 0.3, 0.0])
 @pytest.mark.parametrize("baseline", ["keep", "uint4-c"])
 def test_the_closed_form_equals_shapley_values_by_definition(baseline: str, trust: float) -> None:
-    table, base = small_table(GRAPH), BitPlan.uniform(GRAPH, baseline)
+    table, base = small_table(GRAPH), Plan.uniform(GRAPH, baseline)
 
     found = explain_quadratic(GRAPH, table, {"p": PLAN}, baseline=base, trust=trust)
 
@@ -239,7 +239,7 @@ def study_without_shares() -> Study:
 
 def test_full_precision_has_nothing_to_explain() -> None:
     with pytest.raises(QSearchError, match="nothing to explain"):
-        explain_quadratic(GRAPH, small_table(GRAPH), {"p": BitPlan.uniform(GRAPH, "keep")})
+        explain_quadratic(GRAPH, small_table(GRAPH), {"p": Plan.uniform(GRAPH, "keep")})
 
 
 def test_an_attribution_comes_back_from_disk(tmp_path: Path) -> None:

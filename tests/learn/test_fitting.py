@@ -12,10 +12,10 @@ from scipy.stats import kendalltau, spearmanr
 
 from qsearch.core import plugins
 from qsearch.core.errors import ArtifactError, QSearchError
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.learn.contracts import small_graph, small_plans, small_study
 from qsearch.learn.fitting import Study, by_graph, cross_validate, fit, lesson
-from qsearch.learn.scores import LOWER_IS_BETTER, half_width, linked, score, unlinked
+from qsearch.learn.scores import half_width, linked, score, unlinked
 from qsearch.learn.surrogate import Surrogate
 
 
@@ -67,7 +67,7 @@ def test_plans_that_are_nearly_the_same_stay_on_one_side(study: Study) -> None:
         study.trials[0],
         name="twin",
         plan="another",
-        layers={**study.trials[0].layers, "last": study.trials[1].layers["last"]},
+        choices={**study.trials[0].choices, "last": study.trials[1].choices["last"]},
     )
 
     taken = lesson([replace(study, trials=[*study.trials, twin])], "sqnr", "ridge")
@@ -127,7 +127,7 @@ def test_a_plan_of_another_graph_is_refused_with_both_names(fitted: Surrogate) -
     other = small_graph(width=8, model="other")
 
     with pytest.raises(QSearchError, match=r"was fitted on world \(.*\); other is graph"):
-        fitted.predict(other, {"p": BitPlan.uniform(other, "uint4-c")})
+        fitted.predict(other, {"p": Plan.uniform(other, "uint4-c")})
 
 
 def test_a_file_for_another_graph_is_refused(fitted: Surrogate, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_file_for_another_graph_is_refused(fitted: Surrogate, tmp_path: Path) 
 
 def test_a_scheme_that_no_plan_had_is_refused(fitted: Surrogate, study: Study) -> None:
     with pytest.raises(QSearchError, match="plan p has e2m1-g64"):
-        fitted.predict(study.graph, {"p": BitPlan.uniform(study.graph, "e2m1-g64")}, study.tables)
+        fitted.predict(study.graph, {"p": Plan.uniform(study.graph, "e2m1-g64")}, study.tables)
 
 
 def test_predicting_without_the_table_that_was_learnt_with_is_refused(
@@ -189,12 +189,12 @@ def test_a_metric_that_was_not_measured_is_refused_with_the_nearest(study: Study
 
 
 def test_measured_plans_that_lack_a_layer_are_refused(study: Study) -> None:
-    layers = {k: v for k, v in study.trials[0].layers.items() if k != "last"}
+    layers = {k: v for k, v in study.trials[0].choices.items() if k != "last"}
 
     with pytest.raises(QSearchError, match="last has none"):
         fit(
             study.graph,
-            [replace(study.trials[0], layers=layers), *study.trials[1:]],
+            [replace(study.trials[0], choices=layers), *study.trials[1:]],
             study.tables,
             metric="sqnr",
         )
@@ -237,19 +237,8 @@ def test_predictions_of_a_share_never_exceed_one_by_more_than_the_least_loss() -
     made = fit(study.graph, study.trials, study.tables, metric="ssim", kind="ridge")
 
     found = made.predict(
-        study.graph, {"keep": BitPlan.uniform(study.graph, "keep"), **study.plans()}, study.tables
+        study.graph, {"keep": Plan.uniform(study.graph, "keep"), **study.plans()}, study.tables
     )
 
     assert all(low <= y <= high <= 1.001 for y, low, high in found.values())
     assert min(low for _, low, _ in found.values()) < 0.9
-
-
-def test_which_metrics_are_better_when_lower_agrees_with_the_metrics_themselves() -> None:
-    lower = {
-        name
-        for name in plugins.names("metrics")
-        if not plugins.load("metrics", name).higher_is_better
-    }
-
-    assert lower <= set(LOWER_IS_BETTER)
-    assert set(LOWER_IS_BETTER) - lower <= {"noise"}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
 from qsearch.core.sites import PARTS, sites_of
 from qsearch.graphs.extraction import extract
@@ -155,21 +155,19 @@ def test_a_plan_with_sites_stores_nothing_more_and_survives_its_file(
     model, graph = case
     layers = {layer.name: "uint4-c" if layer.quantizable else "keep" for layer in graph}
     bare, plan = (
-        BitPlan.make(graph, layers),
-        BitPlan.make(
+        Plan.make(graph, layers),
+        Plan.make(
             graph, {**layers, "blocks.0.attn1:softmax": "keep+a4", "blocks.0.attn1:q": "keep"}
         ),
     )
 
     plan.save(tmp_path / "plan.json")
-    again = BitPlan.load(tmp_path / "plan.json", graph)
+    again = Plan.load(tmp_path / "plan.json", graph)
 
     assert plan.achieved == bare.achieved
     assert plan.id != bare.id
     assert again == plan
-    assert {site: str(scheme) for site, scheme in again.sites.items()} == {
-        "blocks.0.attn1:softmax": "keep+a4"
-    }
+    assert {site: again.text(site) for site in again.sites} == {"blocks.0.attn1:softmax": "keep+a4"}
     (call,) = plain_calls(1)
     with simulate(model, bare, graph):
         without = run(model, call)

@@ -105,7 +105,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(
         "say": said.append,
     }
 
-    table = profile_pipeline(pipe, graph, ["uint8-c"], PROMPTS, SAMPLING, **settings)
+    table = profile_pipeline(pipe, graph, PROMPTS, SAMPLING, schemes=["uint8-c"], **settings)
 
     assert [line for line in said if "memory;" in line] == [
         f"profile: out of memory; going on with {n} samples at once" for n in (2, 1)
@@ -114,7 +114,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(
     assert table.shares.power["noise", 0].shape == (4,)  # every sample is there, each a part
     most = 1
     with pytest.raises(QSearchError, match="one sample at a time does not fit the memory"):
-        profile_pipeline(pipe, graph, ["uint8-c"], PROMPTS, SAMPLING, **settings)
+        profile_pipeline(pipe, graph, PROMPTS, SAMPLING, schemes=["uint8-c"], **settings)
 
 
 def test_latents_that_are_not_finite_name_the_first_layer(pipe: Any) -> None:
@@ -164,7 +164,7 @@ def test_autocast_computes_in_another_type_and_leaves_the_model_as_it_was(case: 
     )
     with pytest.raises(
         QSearchError,
-        match="autocast computes in bfloat16 or float16; given 'bfloat'; did you mean 'bfloat16'",
+        match="autocast: input should be '', 'bfloat16' or 'float16'; given 'bfloat'",
     ):
         profile(model, graph, ["uint4-c"], plain_calls(1), autocast="bfloat")
 
@@ -188,6 +188,7 @@ def test_the_memory_that_is_stated_is_what_a_pass_keeps(case: Case) -> None:
         (profiling.Scheme.parse("uint4-c"),),
         tuple(observations(model, plain_calls(1), ["noise"])),
         ("noise",),
+        probes=24,
     )
     assert (
         "GiB of weights, 0.00 GiB of activations and 0.00 GiB of quantized weights"
@@ -248,3 +249,16 @@ def test_counting_memory_leaves_none_behind() -> None:
     assert kept_bytes(model, Call((torch.ones(2, 4),), {}, 0)) > 0
 
     assert [made() for made in alive] == [None]
+
+
+def test_an_estimator_that_prices_weights_alone_says_so_where_sites_are_asked_for(
+    case: Case,
+) -> None:
+    with pytest.raises(QSearchError, match=r"weight_error prices \d+ of the \d+ choices .* sites"):
+        profile(
+            *case,
+            ["uint4-c", "keep+a8"],
+            plain_calls(1),
+            estimator="weight_error",
+            sites=["*:softmax"],
+        )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qsearch.choices.fake_quantization import fake_quantize_between
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.core.scheme import Scheme
@@ -15,8 +16,8 @@ from qsearch.graphs.extraction import extract
 from qsearch.measure import simulation
 from qsearch.measure.pipelines import Call
 from qsearch.measure.profiling import profile
-from qsearch.measure.simulation import QuantizedWeights, calibrated_weights, simulate
-from qsearch.measure.treatment import rounded_between
+from qsearch.measure.quantized_weights import QuantizedWeights, calibrated_weights
+from qsearch.measure.simulation import simulate
 from tests.models import PlainDenoiser, plain, plain_calls
 
 Case = tuple[PlainDenoiser, OpGraph]
@@ -269,5 +270,5 @@ def test_the_parts_of_a_concatenated_input_have_ranges_of_their_own(case: Case) 
         handle.remove()
 
     for part in range(2):
-        expected = rounded_between(own[:, part], own[:, part].min(), own[:, part].max(), "4")
+        expected = fake_quantize_between(own[:, part], own[:, part].min(), own[:, part].max(), "4")
         torch.testing.assert_close(heard[0][:, part], expected, rtol=1e-5, atol=1e-5)

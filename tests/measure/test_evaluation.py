@@ -14,7 +14,7 @@ from torch import Tensor
 from qsearch.core import plugins
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.graphs.extraction import extract
 from qsearch.measure import evaluation
 from qsearch.measure.evaluation import FOLDS, Outcome, evaluate, make
@@ -45,7 +45,7 @@ def measured() -> dict[str, Found]:
 
 
 def outcome_of(pipe: Any, graph: OpGraph, scheme: str, prompts: Prompts, calls: Any) -> Outcome:
-    return make(pipe, graph, BitPlan.uniform(graph, scheme), prompts, SAMPLING, calls)
+    return make(pipe, graph, Plan.uniform(graph, scheme), prompts, SAMPLING, calls)
 
 
 def test_full_precision_against_itself_is_perfect(measured: dict[str, Found]) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from qsearch.choices.quantization import quantize
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.core.scheme import Scheme
@@ -22,7 +23,6 @@ from qsearch.measure import gradients, profiling
 from qsearch.measure.noise import relative_noise
 from qsearch.measure.pipelines import Call, run
 from qsearch.measure.profiling import profile
-from qsearch.measure.quantization import quantize
 from qsearch.measure.simulation import simulate
 from tests.models import PlainDenoiser, plain, plain_calls
 
@@ -170,8 +170,8 @@ def test_the_number_of_passes_grows_with_neither_layers_nor_choices() -> None:
         handle.remove()
 
     assert (
-        counts[1] == counts[3] == 2 * (1 + 2 + 3)
-    )  # a bin: the reference, two rounds of 8 probes, three samples for the floor
+        counts[1] == counts[3] == 2 * (2 + 2 + 3)
+    )  # a bin: the reference twice, two rounds of 8 probes, three samples for the floor
 
 
 class Killed(Exception):
@@ -306,7 +306,9 @@ def test_metrics_of_pictures_need_a_pipeline(case: Case) -> None:
 
 
 def test_one_probe_has_no_error_bar(case: Case) -> None:
-    with pytest.raises(QSearchError, match="an error bar needs two probes; given 1"):
+    with pytest.raises(
+        QSearchError, match="probes: input should be greater than or equal to 2; given 1"
+    ):
         profile(*case, SCHEMES, plain_calls(), estimator="probe", probes=1)
 
 

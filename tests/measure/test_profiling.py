@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qsearch.choices.quantization import quantize
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.core.scheme import Scheme
@@ -17,7 +18,6 @@ from qsearch.core.table import SensitivityTable
 from qsearch.graphs.extraction import extract
 from qsearch.measure import profiling
 from qsearch.measure.pipelines import Call
-from qsearch.measure.quantization import quantize
 from tests.models import PlainDenoiser, plain, plain_calls
 
 SCHEMES = ("uint2-c", "uint8-c")
@@ -157,7 +157,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CHOICES, BINS, SAMPLES = 13 * 2, 2, 3
-OVERHEAD = BINS + BINS * SAMPLES  # references, and single samples for the floor
+OVERHEAD = 2 * BINS + BINS * SAMPLES  # references twice, and single samples for the floor
 
 
 @pytest.mark.usefixtures("eager")

@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qsearch.choices.codes import largest
+from qsearch.choices.fake_quantization import fake_quantize_between, lsq_fake_quantize
+from qsearch.choices.quantization import quantize
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.core.scheme import Scheme
-from qsearch.measure.blockwise import straight_through
-from qsearch.measure.codes import largest
-from qsearch.measure.quantization import quantize
+from qsearch.measure.quantized_weights import QuantizedWeights
 from qsearch.measure.reconstruction import Reconstruction, reconstruct
-from qsearch.measure.simulation import QuantizedWeights, simulate
-from qsearch.measure.treatment import rounded_between
+from qsearch.measure.simulation import simulate
 from tests.models import PlainDenoiser, plain, plain_calls, tiny_unet, unet_inputs
 
 Case = tuple[PlainDenoiser, OpGraph]
@@ -120,11 +120,11 @@ def test_what_is_learnt_can_be_stored(case: Case) -> None:
     assert not torch.equal(
         part.code.codes[:, 0],
         quantize(
-            model.blocks[0].ff[0].weight.data * treatment.scale, scheme_without_method(scheme)
+            treatment.weight(model.blocks[0].ff[0].weight.data), scheme_without_method(scheme)
         ).code.codes[:, 0],
     )
     torch.testing.assert_close(
-        made.weights.get("blocks.0.ff.0", scheme), part.dequantize() / treatment.scale
+        made.weights.get("blocks.0.ff.0", scheme), treatment.restore_weight(part.dequantize())
     )
 
 
@@ -190,8 +190,8 @@ def test_rounding_with_gradients_rounds_as_rounding_does(form: str) -> None:
     low, high = torch.tensor(-2.5), torch.tensor(3.0)
 
     torch.testing.assert_close(
-        straight_through(x, low, high, form),
-        rounded_between(x, low, high, form),
+        lsq_fake_quantize(x, low, high, form),
+        fake_quantize_between(x, low, high, form),
         rtol=1e-5,
         atol=1e-5,
     )
@@ -203,7 +203,7 @@ def test_the_gradient_of_a_range_is_lsq_s() -> None:
     low, high = torch.tensor(-1.5), torch.tensor(1.5)
 
     (
-        straight_through(x, low, high, "4", stretch) * torch.tensor([1.0, 10.0, 100.0, 1000.0])
+        lsq_fake_quantize(x, low, high, "4", stretch) * torch.tensor([1.0, 10.0, 100.0, 1000.0])
     ).sum().backward()
 
     scale, zero = float(torch.tensor(0.2).half()), 8
@@ -217,7 +217,7 @@ def test_the_gradient_of_a_range_is_lsq_s() -> None:
 def test_floats_are_clipped_at_their_largest_level() -> None:
     x = torch.tensor([5.0], requires_grad=True)
 
-    made = straight_through(x, torch.tensor(-1.0), torch.tensor(1.0), "e2m3")
+    made = lsq_fake_quantize(x, torch.tensor(-1.0), torch.tensor(1.0), "e2m3")
     made.backward()
 
     assert float(made.detach()) == pytest.approx(
@@ -255,23 +255,23 @@ def test_layers_outside_repeated_blocks_and_parts_of_a_long_skip_are_learnt_too(
     [
         ("uint4-c@hqq", {}, "no layer of the plan has any of them"),
         (
-            "uint4-c+a8t~balance~steps2@adaround",
-            {},
-            "reconstruction learns one weight for all steps; conv_in has",
+            "uint4-c@adaround",
+            {"order": "jointly"},
+            "order: input should be 'none', 'separate' or 'joint'; given 'jointly'",
         ),
         (
             "uint4-c@adaround",
-            {"order": "jointly"},
-            "reconstruction is one of separate, joint; given 'jointly'; did you mean 'joint'",
+            {"steps": 0},
+            "steps: input should be greater than or equal to 1; given 0",
         ),
-        ("uint4-c@adaround", {"steps": 0}, "at least one recorded call and one step"),
+        ("uint4-c@adaround", {"order": "none"}, "takes an order .separate or joint."),
     ],
 )
 def test_what_can_t_be_reconstructed_is_said(
     case: Case, scheme: str, settings: dict[str, object], message: str
 ) -> None:
     with pytest.raises(QSearchError, match=message):
-        reconstruct(*case, uniform(case[1], scheme), plain_calls(1), **settings)  # type: ignore[arg-type]
+        reconstruct(*case, uniform(case[1], scheme), plain_calls(1), **settings)
 
 
 def test_the_block_error_that_is_told_is_what_the_block_does(case: Case) -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
+from qsearch.core.cost import Budget
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import Budget
 from qsearch.core.table import SCORED, SensitivityTable
 from qsearch.decide.allocation import allocate
 from qsearch.graphs.extraction import extract

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qsearch.choices.quantization import quantize, quantize_parts
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import KEEP, Scheme
 from qsearch.graphs.extraction import extract
-from qsearch.measure.quantization import quantize, quantize_parts
-from qsearch.measure.simulation import QuantizedWeights, simulate
+from qsearch.measure.quantized_weights import QuantizedWeights
+from qsearch.measure.simulation import simulate
 from tests.models import PlainDenoiser, plain, plain_inputs
 
 Case = tuple[PlainDenoiser, OpGraph]
@@ -37,7 +38,7 @@ def test_inside_every_layer_holds_what_its_scheme_stores(case: Case) -> None:
     model, graph = case
     own = weights(model, graph)
 
-    with simulate(model, BitPlan.uniform(graph, "uint3-c"), graph):
+    with simulate(model, Plan.uniform(graph, "uint3-c"), graph):
         inside = weights(model, graph)
 
     expected = {n: quantize(w, Scheme.parse("uint3-c")).dequantize() for n, w in own.items()}
@@ -49,7 +50,7 @@ def test_after_the_block_every_weight_is_the_same_tensor_with_the_same_bits(case
     model, graph = case
     own, places = weights(model, graph), {n: p.data_ptr() for n, p in model.named_parameters()}
 
-    with simulate(model, BitPlan.uniform(graph, "uint2-c"), graph):
+    with simulate(model, Plan.uniform(graph, "uint2-c"), graph):
         pass
 
     assert changed(own, weights(model, graph)) == set()
@@ -62,7 +63,7 @@ def test_an_exception_in_the_block_leaves_the_model_as_it_was(case: Case) -> Non
 
     with (
         pytest.raises(ZeroDivisionError),
-        simulate(model, BitPlan.uniform(graph, "uint2-c"), graph),
+        simulate(model, Plan.uniform(graph, "uint2-c"), graph),
     ):
         raise ZeroDivisionError
 
@@ -110,7 +111,7 @@ def test_keeping_everything_computes_the_same_bits(case: Case) -> None:
     model, graph = case
     inputs = plain_inputs()
 
-    with simulate(model, BitPlan.uniform(graph, KEEP), graph):
+    with simulate(model, Plan.uniform(graph, KEEP), graph):
         inside = model(**inputs)
 
     assert torch.equal(inside, model(**inputs))
@@ -124,7 +125,7 @@ def test_the_output_is_that_of_a_model_with_the_stored_weights(case: Case) -> No
         weight = twin.get_submodule(layer.name).weight
         weight.data.copy_(quantize(weight.data, Scheme.parse("uint4-g8")).dequantize())
 
-    with simulate(model, BitPlan.uniform(graph, "uint4-g8"), graph):
+    with simulate(model, Plan.uniform(graph, "uint4-g8"), graph):
         inside = model(**plain_inputs())
 
     assert torch.equal(inside, twin(**plain_inputs()))
@@ -135,7 +136,7 @@ def test_transposed_convolutions_get_a_scale_for_each_output_channel() -> None:
     graph = extract(model, {"input": torch.randn(1, 3, 4, 4)})
     own = model[0].weight.detach().clone()
 
-    with simulate(model, BitPlan.uniform(graph, "uint4-c"), graph):
+    with simulate(model, Plan.uniform(graph, "uint4-c"), graph):
         inside = model[0].weight.detach().clone()
 
     channels = [
@@ -149,7 +150,7 @@ def test_half_precision_weights_stay_in_half_precision(case: Case) -> None:
     model, graph = case
     model.half()
 
-    with simulate(model, BitPlan.uniform(graph, "uint4-c"), graph):
+    with simulate(model, Plan.uniform(graph, "uint4-c"), graph):
         assert {p.dtype for p in model.parameters()} == {torch.float16}
 
 
@@ -161,7 +162,7 @@ def test_a_plan_of_another_graph_is_refused_with_both_graphs(case: Case) -> None
         QSearchError,
         match=f"the plan was made for graph {other.id}, PlainDenoiser is graph {graph.id}",
     ):
-        simulate(model, BitPlan.uniform(other, "uint4-c"), graph).__enter__()
+        simulate(model, Plan.uniform(other, "uint4-c"), graph).__enter__()
 
 
 @pytest.mark.parametrize("scheme", ["uint4-c", "keep"])
@@ -183,7 +184,7 @@ def test_a_model_that_lost_a_layer_of_its_graph_is_refused(case: Case) -> None:
         QSearchError,
         match="PlainDenoiser has no layer 'conv_out' with a weight; extract its graph again",
     ):
-        simulate(model, BitPlan.uniform(graph, "uint4-c"), graph).__enter__()
+        simulate(model, Plan.uniform(graph, "uint4-c"), graph).__enter__()
 
 
 def test_shared_weights_are_quantized_once(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

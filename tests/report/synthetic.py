@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from qsearch.core.attribution import Attribution
+from qsearch.core.cost import Budget
 from qsearch.core.graph import LayerSpec, OpGraph
-from qsearch.core.plan import BitPlan, Budget, Solver
+from qsearch.core.plan import Plan, Solver
 from qsearch.core.table import SensitivityTable
 from qsearch.report.pictures import picture_path, save_pictures
 
@@ -125,13 +126,13 @@ def make_attribution(graph: OpGraph, plans: int = 5) -> Attribution:
     return Attribution.from_rows(graph.id, rows)
 
 
-def make_plan(graph: OpGraph) -> BitPlan:
+def make_plan(graph: OpGraph) -> Plan:
     """The schemes in turn, the first layer that can be quantized kept."""
     chosen = {
         layer.name: SCHEMES[i % 4] if i else "keep" for i, layer in enumerate(graph.quantizable)
     }
     kept = {layer.name: "keep" for layer in graph if not layer.quantizable}
-    return BitPlan.make(
+    return Plan.make(
         graph,
         {**chosen, **kept},
         Budget(average_bits=12.0),
@@ -139,9 +140,9 @@ def make_plan(graph: OpGraph) -> BitPlan:
     )
 
 
-def make_rows(graph: OpGraph, plan: BitPlan) -> list[dict[str, Any]]:
+def make_rows(graph: OpGraph, plan: Plan) -> list[dict[str, Any]]:
     """Results of the four plans as `qsearch evaluate` writes them: the plan is best in all but SSIM."""
-    plans = (BitPlan.uniform(graph, "keep"), BitPlan.uniform(graph, "uint4-c"), plan, plan)
+    plans = (Plan.uniform(graph, "keep"), Plan.uniform(graph, "uint4-c"), plan, plan)
     metrics: tuple[dict[str, list[float]], ...] = (
         {
             "sqnr": [140.0, 0.0],

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.table import SensitivityTable
 from qsearch.report import (
     beeswarm,
@@ -29,6 +29,7 @@ from qsearch.report import (
     graph_heat,
     plots,
     side_by_side,
+    style,
 )
 from tests.report import synthetic, wired
 
@@ -57,7 +58,7 @@ def both() -> dict[str, tuple[OpGraph, SensitivityTable]]:
 def planned() -> frontier.Frontier:
     graph, table = dit()
     values = {name: {"keep": 0.0, **row} for name, row in table.values().items()}
-    plans = [BitPlan.make(graph, synthetic.make_plan(graph).layers)]
+    plans = [Plan.make(graph, synthetic.make_plan(graph).layers)]
     rows = synthetic.make_rows(graph, plans[0])
     curve = frontier.frontier(graph, values, [], rows)
     bits = tuple(2.5 + 0.5 * i for i in range(10))
@@ -172,7 +173,7 @@ def test_two_models_beside_each_other_can_be_told_apart_in_grey() -> None:
 
 def test_the_colours_of_heat_maps_fall_in_lightness_all_the_way() -> None:
     levels = tuple(float(10 * i) for i in range(11))
-    _, steps = drawing.colour_steps(levels)
+    _, steps = style.colour_steps(levels)
 
     found = [lightness(colour) for colour in steps]
     assert len(found) == 10

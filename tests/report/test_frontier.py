@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 from qsearch.core.latency import Latency
-from qsearch.core.plan import BitPlan
-from qsearch.core.stepplan import StepPlan
+from qsearch.core.plan import Plan
+from qsearch.core.steps import StepRanges
 from qsearch.decide.allocation import allocate_frontier
-from qsearch.report.drawing import save_svg
 from qsearch.report.frontier import Frontier, draw_frontier, frontier
+from qsearch.report.svg import save_svg
 from qsearch.report.text import show
 
 from .synthetic import SCHEMES, make_table, pixart
@@ -36,7 +36,7 @@ def test_the_curve_is_the_plans_own_loss_in_decibels_and_uniform_plans_lie_below
     )
     assert [name for name, *_ in data.uniform] == list(SCHEMES)
     for name, bits, quality in data.uniform:
-        assert bits == BitPlan.uniform(GRAPH, name).achieved.average_bits
+        assert bits == Plan.uniform(GRAPH, name).achieved.average_bits
         assert quality == pytest.approx(-10 * math.log10(sum(row[name] for row in VALUES.values())))
 
 
@@ -90,11 +90,11 @@ def shown(path: Path) -> str:
 
 def test_a_step_wise_plan_is_shown_bin_by_bin(tmp_path: Path) -> None:
     layers = {x.name: ("uint4-c", "uint8-c") if x.quantizable else ("keep", "keep") for x in GRAPH}
-    StepPlan.make(GRAPH, layers).save(tmp_path / "stepplan.json")
+    Plan.make(GRAPH, layers, steps=StepRanges.equal(2)).save(tmp_path / "plan.json")
 
-    text = shown(tmp_path / "stepplan.json")
+    text = shown(tmp_path / "plan.json")
 
-    assert "bin 2" in text
+    assert "steps 50% to 100%" in text
     assert "every copy counted" in text
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from qsearch.core.errors import ArtifactError, QSearchError
 from qsearch.core.graph import Block, LayerSpec, OpGraph
-from qsearch.report import graph_view, text
+from qsearch.report import graph_picture, graph_view, text
 from qsearch.report.graph_picture import draw, write
 from qsearch.report.layered import layered
 
@@ -294,14 +294,14 @@ def test_a_unet_folds_where_its_skips_meet() -> None:
 def test_the_same_picture_has_the_same_bytes(graph: OpGraph, tmp_path: Path, ending: str) -> None:
     paths = [tmp_path / folder / f"whole.{ending}" for folder in ("a", "b")]
     for path in paths:
-        graph_view.save_picture(graph, path)
+        graph_picture.save_picture(graph, path)
 
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert len(paths[0].read_bytes()) > 2000
 
 
 def test_text_in_an_svg_stays_text(graph: OpGraph, tmp_path: Path) -> None:
-    graph_view.save_picture(graph, tmp_path / "block.svg", "blocks.0")
+    graph_picture.save_picture(graph, tmp_path / "block.svg", "blocks.0")
 
     assert ">attn1.to_q</text>" in (tmp_path / "block.svg").read_text(encoding="utf-8")
 

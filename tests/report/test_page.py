@@ -7,19 +7,23 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from qsearch import pipeline
-from qsearch.config import Config
 from qsearch.core.attribution import Attribution
+from qsearch.core.cost import Budget
 from qsearch.core.errors import ArtifactError, QSearchError
-from qsearch.core.plan import BitPlan
-from qsearch.job import Run, Silent
+from qsearch.core.plan import Plan
+from qsearch.core.progress import Silent
+from qsearch.report.findings import Findings
 from qsearch.report.frontier import frontier
 from qsearch.report.page import write_report
+from qsearch.stages.config import Config
+from qsearch.stages.folder import Run
+from qsearch.stages.report import report
 from tests.report.synthetic import (
     CAPTIONS,
     PLANS,
@@ -83,7 +87,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_run(folder)
     PLAN.save(folder / "plan.json", key="k", seed=17)
     (folder / "config.yaml").write_text("model: scenes-dit\n")
-    write_report(folder, GRAPH, TABLE, PLAN, ROWS, CAPTIONS)
+    write_report(folder, Findings(GRAPH, TABLE, PLAN, ROWS, CAPTIONS))
     return folder
 
 
@@ -110,9 +114,8 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     many = make_attribution(graph, 12)
     ours = Attribution(graph.id, many.select(method="shapley", plan="plan 3").assign(plan="plan"))
-    write_report(
-        folder, graph, table, plan, rows, CAPTIONS, frontier=curve, attributions=[ours, many]
-    )
+    found = Findings(graph, table, plan, rows, CAPTIONS, frontier=curve, attributions=[ours, many])
+    write_report(folder, found)
     return folder
 
 
@@ -125,9 +128,8 @@ def nasty(tmp_path_factory: pytest.TempPathFactory) -> Page:
     plan = make_plan(graph)
     (folder / "config.yaml").write_text(f"model: {NASTY}\n")
     rows = [dict(r, metrics=r["metrics"] | {NASTY: [1.0, 0.1]}) for r in make_rows(graph, plan)]
-    write_report(
-        folder, graph, make_table(graph), plan, rows, [f"{c} {NASTY}\"'" for c in CAPTIONS]
-    )
+    captions = [f"{c} {NASTY}\"'" for c in CAPTIONS]
+    write_report(folder, Findings(graph, make_table(graph), plan, rows, captions))
     return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
@@ -242,7 +244,7 @@ def test_every_layer_is_listed_with_its_scheme(page: Page) -> None:
 
 
 def test_where_it_comes_from_is_said(page: Page, run: Path) -> None:
-    header = BitPlan.load(run / "plan.json", GRAPH).header
+    header = Plan.load(run / "plan.json", GRAPH).header
     assert header is not None
 
     for words in (
@@ -259,9 +261,9 @@ def test_where_it_comes_from_is_said(page: Page, run: Path) -> None:
 
 def test_a_plan_on_disk_that_is_another_says_nothing_of_this_one(tmp_path: Path) -> None:
     save_run(tmp_path)
-    BitPlan.uniform(GRAPH, "uint8-c").save(tmp_path / "plan.json")
+    Plan.uniform(GRAPH, "uint8-c").save(tmp_path / "plan.json")
 
-    write_report(tmp_path, GRAPH, TABLE, PLAN, ROWS, CAPTIONS)
+    write_report(tmp_path, Findings(GRAPH, TABLE, PLAN, ROWS, CAPTIONS))
 
     assert (
         "not recorded: the plan has no file in this run" in (tmp_path / "report.html").read_text()
@@ -288,7 +290,7 @@ def test_the_contact_sheet_lies_beside_the_page(run: Path) -> None:
 
 
 def test_written_twice_it_is_the_same(run: Path, text: str) -> None:
-    write_report(run, GRAPH, TABLE, PLAN, ROWS, CAPTIONS)
+    write_report(run, Findings(GRAPH, TABLE, PLAN, ROWS, CAPTIONS))
 
     assert (run / "report.html").read_text(encoding="utf-8") == text
 
@@ -301,9 +303,8 @@ def test_a_run_with_little_in_it_has_a_page_still(tmp_path: Path) -> None:
         if r["plan"] in ("full precision", "plan")
     ]
 
-    write_report(
-        tmp_path, GRAPH, make_table(GRAPH, bins=1), BitPlan.make(GRAPH, PLAN.layers), rows, CAPTIONS
-    )
+    plan = Plan.make(GRAPH, PLAN.layers)
+    write_report(tmp_path, Findings(GRAPH, make_table(GRAPH, bins=1), plan, rows, CAPTIONS))
 
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert (
@@ -344,9 +345,7 @@ def test_an_explanation_of_another_model_is_left_out_and_the_page_is_not_lost(
         def say(self, line: str) -> None:
             said.append(line)
 
-    pipeline.report(
-        Run(Config(model="scenes-dit", folder=tmp_path), Listener()), GRAPH, TABLE, PLAN, ROWS
-    )
+    report(Run(Config(model="scenes-dit", folder=tmp_path), Listener()), GRAPH, TABLE, PLAN, ROWS)
 
     assert said[0].startswith(
         f"report: left out of the page: {tmp_path / 'attribution.parquet'} was made for graph"
@@ -361,14 +360,14 @@ def test_an_explanation_of_another_model_is_left_out_and_the_page_is_not_lost(
 
 def test_a_table_of_another_model_is_refused(run: Path) -> None:
     with pytest.raises(QSearchError, match="the table was made for graph"):
-        write_report(run, GRAPH, make_table(pixart(1)), PLAN, ROWS, CAPTIONS)
+        write_report(run, Findings(GRAPH, make_table(pixart(1)), PLAN, ROWS, CAPTIONS))
 
 
 def test_a_run_without_pictures_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(
         ArtifactError, match=r"full-precision\.png does not exist; make it with `qsearch evaluate`"
     ):
-        write_report(tmp_path, GRAPH, TABLE, PLAN, ROWS, CAPTIONS)
+        write_report(tmp_path, Findings(GRAPH, TABLE, PLAN, ROWS, CAPTIONS))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -451,3 +450,40 @@ def test_the_browser_would_notice_an_error_and_an_overflow(tmp_path: Path) -> No
     assert wanted[390] > 390
     assert len(said) == 2
     assert "broken" in said[0]
+
+
+def test_every_limit_of_a_budget_has_its_words_those_of_groups_too(tmp_path: Path) -> None:
+    save_run(tmp_path)
+    budget = Budget(
+        average_bits=16.0,
+        bytes=10**9,
+        bit_operations=1e18,
+        activation_bytes=10**9,
+        latency=0.25,
+        groups={"transformer_blocks.*": {"bytes": 10**8}},
+    )
+    plan = replace(PLAN, budget=budget)
+
+    write_report(tmp_path, Findings(GRAPH, TABLE, plan, ROWS, CAPTIONS))
+
+    text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    for words in (
+        "at most 16 stored bits a weight",
+        "at most 1,000,000,000 bytes of weights",
+        "at most 1e+18 bit operations a call",
+        "at most 1,000,000,000 bytes of layers' inputs a call",
+        "at most 0.25 seconds a call",
+        "at most 100,000,000 bytes of weights in transformer_blocks.*",
+    ):
+        assert words in text, words
+
+
+def test_a_page_holds_neither_passwords_nor_places_of_the_machine(tmp_path: Path) -> None:
+    save_run(tmp_path)
+    (tmp_path / "config.yaml").write_text("model: /home/ada/models/pipe\nprompts: /srv/ada/p.txt\n")
+
+    write_report(tmp_path, Findings(GRAPH, TABLE, PLAN, ROWS, CAPTIONS))
+
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "/ada/" not in text
+    assert "…/pipe" in text

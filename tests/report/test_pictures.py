@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from qsearch.report.pictures import (
     contact_sheet,
     load_pictures,
     picture_path,
+    pictures_of,
     resized,
     save_pictures,
     worst_first,
@@ -242,3 +244,19 @@ def test_a_sheet_that_cannot_be_written_is_one_clear_line(
 
     with pytest.raises(QSearchError, match=r"cannot write .*sheet\.png"):
         contact_sheet(blocked_folder / "sheet.png", tmp_path, LABELS, CAPTIONS)
+
+
+def test_a_grid_larger_than_a_stranger_s_picture_may_be_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "plan.png"
+    save_pictures(path, torch.zeros(30, 3, 8, 8), of="a plan")
+    limit = 100  # pixels; PIL refuses what has twice as many, and warns of what has more
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pictures_of(path) == "a plan"
+        assert load_pictures(path).shape == (30, 8, 8, 3)
+
+    assert Image.MAX_IMAGE_PIXELS == limit

@@ -13,15 +13,17 @@ import pytest
 from matplotlib.collections import LineCollection, QuadMesh
 from matplotlib.figure import Figure
 
+from qsearch.core.cost import Budget
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import LayerSpec, OpGraph
-from qsearch.core.plan import BitPlan, Budget
-from qsearch.report import drawing, plots
+from qsearch.core.plan import Plan
+from qsearch.report import drawing, plots, style
+from qsearch.report.svg import svg
 from tests.report.synthetic import SCHEMES, make_plan, make_rows, make_table, noise, pixart
 
 GRAPH = pixart()
 TABLE, PLAN = make_table(GRAPH), make_plan(GRAPH)
-WIDTHS = pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
+WIDTHS = pytest.mark.parametrize("width", [style.WIDE, style.NARROW])
 
 
 def layers(*blocks: str) -> list[LayerSpec]:
@@ -34,7 +36,7 @@ def layers(*blocks: str) -> list[LayerSpec]:
 
 
 def test_bits_count_scales_and_zero_points() -> None:
-    data = plots.layer_bits(GRAPH, BitPlan.uniform(GRAPH, "uint4-c"))
+    data = plots.layer_bits(GRAPH, Plan.uniform(GRAPH, "uint4-c"))
 
     by_name = dict(zip(data.axis.names, zip(data.stored, data.codes, strict=True), strict=True))
     assert by_name["transformer_blocks.0.attn1.to_q"] == (4 + 32 * 16 / 256, 4)
@@ -48,9 +50,7 @@ def test_bits_know_the_average_and_the_limit() -> None:
     weights = [layer.weights for layer in GRAPH]
     assert data.average == pytest.approx(np.average(data.stored, weights=weights), rel=1e-12)
     assert data.limit == 12.0
-    assert (
-        plots.layer_bits(GRAPH, BitPlan.make(GRAPH, PLAN.layers, Budget(bytes=10**6))).limit is None
-    )
+    assert plots.layer_bits(GRAPH, Plan.make(GRAPH, PLAN.layers, Budget(bytes=10**6))).limit is None
 
 
 def test_layers_stand_in_order_of_execution_under_the_name_they_have_in_their_block() -> None:
@@ -106,7 +106,7 @@ def test_a_block_that_comes_again_is_a_span_of_its_own() -> None:
 )
 def test_a_role_belongs_to_a_family_that_has_a_colour(role: str, family: str) -> None:
     assert plots.family(role) == family
-    assert family in drawing.FAMILY_COLOURS
+    assert family in style.FAMILY_COLOURS
 
 
 def test_noise_is_averaged_over_the_bins_as_power_and_shown_in_decibels() -> None:
@@ -195,11 +195,11 @@ def test_bars_are_as_long_as_the_bits_and_coloured_by_family(width: int) -> None
     [ax] = drawing.draw_layer_bits(data, width).axes
 
     bars = list(ax.containers[0])  # type: ignore[arg-type]
-    lengths = [bar.get_height() if width == drawing.WIDE else bar.get_width() for bar in bars]
+    lengths = [bar.get_height() if width == style.WIDE else bar.get_width() for bar in bars]
     assert lengths == pytest.approx(data.stored)
     colours = {
         f: tuple(int(c[i : i + 2], 16) / 255 for i in (1, 3, 5))
-        for f, c in drawing.FAMILY_COLOURS.items()
+        for f, c in style.FAMILY_COLOURS.items()
     }
     assert [bar.get_facecolor()[:3] for bar in bars] == [
         pytest.approx(colours[f]) for f in data.families
@@ -215,7 +215,7 @@ def test_the_heat_map_shows_every_cell_and_leaves_out_what_is_no_number(width: i
     [mesh] = [c for c in ax.collections if isinstance(c, QuadMesh)]
     shown = np.ma.filled(
         mesh.get_array().reshape(4, -1).T
-        if width == drawing.WIDE
+        if width == style.WIDE
         else mesh.get_array().reshape(-1, 4),
         math.nan,
     )  # type: ignore[union-attr]
@@ -257,14 +257,12 @@ def test_every_axis_says_what_it_shows(width: int) -> None:
 @pytest.mark.parametrize("blocks", [8, 12], ids=["86 layers", "126 layers"])
 def test_names_of_many_layers_do_not_run_into_each_other(width: int, blocks: int) -> None:
     graph = pixart(blocks)
-    figure = drawing.draw_layer_bits(
-        plots.layer_bits(graph, BitPlan.uniform(graph, "uint4-c")), width
-    )
+    figure = drawing.draw_layer_bits(plots.layer_bits(graph, Plan.uniform(graph, "uint4-c")), width)
 
     figure.draw_without_rendering()
 
     [ax] = figure.axes
-    wide = width == drawing.WIDE
+    wide = width == style.WIDE
     boxes = [
         label.get_window_extent()
         for label in (ax.get_xticklabels() if wide else ax.get_yticklabels())
@@ -279,30 +277,24 @@ def test_names_of_many_layers_do_not_run_into_each_other(width: int, blocks: int
 def test_a_figure_of_the_same_data_is_the_same_svg() -> None:
     data = plots.noise_by_scheme(GRAPH, TABLE, PLAN)
 
-    first, second = (
-        drawing.svg(drawing.draw_layer_noise(data), key="k", label="cells") for _ in range(2)
-    )
+    first, second = (svg(drawing.draw_layer_noise(data), key="k", label="cells") for _ in range(2))
 
     assert first == second
 
 
 def test_an_svg_takes_its_colours_from_the_page_and_keeps_its_text() -> None:
-    text = drawing.svg(
-        drawing.draw_layer_bits(plots.layer_bits(GRAPH, PLAN)), key="k", label="bars"
-    )
+    text = svg(drawing.draw_layer_bits(plots.layer_bits(GRAPH, PLAN)), key="k", label="bars")
 
     assert text.startswith('<svg role="img" aria-label="bars"')
     assert ">stored bits a weight</text>" in text
     assert {"var(--ink)", "var(--quiet)", "var(--faint)"} <= set(re.findall(r"var\(--\w+\)", text))
     assert [
-        colour
-        for colour in (drawing.INK, drawing.QUIET, drawing.FAINT, drawing.PAPER)
-        if colour in text
+        colour for colour in (style.INK, style.QUIET, style.FAINT, style.PAPER) if colour in text
     ] == []
 
 
 def test_ids_of_an_svg_begin_with_its_key_and_all_references_are_found() -> None:
-    text = drawing.svg(
+    text = svg(
         drawing.draw_layer_noise(plots.noise_by_scheme(GRAPH, TABLE, PLAN)), key="k", label="cells"
     )
 
@@ -322,8 +314,8 @@ def test_a_name_with_markup_or_mathematics_is_text() -> None:
         ),
     )
 
-    text = drawing.svg(
-        drawing.draw_layer_bits(plots.layer_bits(graph, BitPlan.uniform(graph, "uint4-c"))),
+    text = svg(
+        drawing.draw_layer_bits(plots.layer_bits(graph, Plan.uniform(graph, "uint4-c"))),
         key="k",
         label='<script>"',
     )

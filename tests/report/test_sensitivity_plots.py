@@ -11,7 +11,7 @@ from matplotlib.patches import PathPatch, Rectangle
 from qsearch.core.attribution import Attribution
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.table import SensitivityTable
 from qsearch.report import block_bars, boxes, graph_heat, plots, side_by_side
 from qsearch.report.frontier import frontier
@@ -249,7 +249,7 @@ def test_measured_plans_stand_beside_what_was_predicted_where_it_is_the_same_qua
     assert measured[1] == ("plan", plan.achieved.average_bits, 21.3, 0.1)
     assert frontier(DIT, values, [], rows, power=False).measured == ()
     assert (
-        frontier(DIT, values, [BitPlan.uniform(DIT, "uint4-c")]).title
+        frontier(DIT, values, [Plan.uniform(DIT, "uint4-c")]).title
         == "predicted SQNR of the output, dB"
     )
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from qsearch.core.graph import LayerSpec, OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.table import SensitivityTable
 from qsearch.report import tables
 from tests.report.synthetic import make_plan, make_rows, pixart
@@ -46,7 +46,7 @@ TABLE = SensitivityTable.from_rows(
         for s, v in found.items()
     ],
 )
-PLAN = BitPlan.make(SMALL, {"a": "uint2-c", "b": "keep", "c": "uint4-c"})
+PLAN = Plan.make(SMALL, {"a": "uint2-c", "b": "keep", "c": "uint4-c"})
 
 
 def column(metric: str) -> list[tuple[str, bool]]:
@@ -128,7 +128,7 @@ def test_the_predicted_noise_of_a_plan_is_the_sum_over_its_layers() -> None:
 
 
 def test_the_predicted_noise_of_schemes_that_were_not_measured_is_no_number() -> None:
-    assert math.isnan(tables.predicted_noise(TABLE, BitPlan.uniform(SMALL, "uint3-c")))
+    assert math.isnan(tables.predicted_noise(TABLE, Plan.uniform(SMALL, "uint3-c")))
 
 
 def test_layers_are_ranked_by_the_noise_of_their_cheapest_choice_for_each_bit_it_stores() -> None:

@@ -19,11 +19,12 @@ from ...core.scheme import KEEP, Scheme
 from ..codes import rows
 from ..exporting import Export
 from ..nearest import nearest as nearest_of
-from ..weights import Weights, key
+from ..weights import key
 
 needs: tuple[str, ...] = ()
 writes_weights = False
 fuses = False
+has_steps = False
 FILE = "model.encodings"
 _KINDS = ("linear", "conv1d", "conv2d", "conv3d")
 _NEAREST = (
@@ -48,7 +49,7 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
 
 def write(job: Export, folder: Path) -> list[Path]:
     """model.encodings."""
-    weights = Weights(job.source / job.component)
+    weights = job.weights
     held: dict[str, Any] = {"version": "0.6.1", "activation_encodings": {}, "param_encodings": {}}
     for layer in job.graph:
         scheme = job.plan.layers[layer.name]
@@ -80,14 +81,14 @@ def _entry(bits: int, symmetric: bool, scale: float, low: float, top: float) -> 
 
 
 def _input(job: Export, layer: LayerSpec) -> dict[str, Any]:
-    from ...measure.codes import spanning
+    from ...choices.codes import qparams_from_range
 
     seen = job.calibration.get(layer.name)
     if seen is None:
         raise QSearchError(
             f"{job.plan.layers[layer.name]} needs the range of what goes into {layer.name}; export with calibration"
         )
-    scale, zero = spanning(seen.low.min(), seen.high.max(), Scheme("uint8"))
+    scale, zero = qparams_from_range(seen.low.min(), seen.high.max(), Scheme("uint8"))
     return _entry(8, False, float(scale), -float(zero), 255 - float(zero))
 
 

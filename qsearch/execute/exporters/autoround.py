@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 needs: tuple[str, ...] = ()
 writes_weights = True
 fuses = False
+has_steps = False
 BITS = (2, 4, 8)
 WORD = 32
 
@@ -90,7 +91,7 @@ def scheme_of(said: Any) -> Scheme:
 
 def write(job: Export, folder: Path) -> list[Path]:
     """config.json with `quantization_config`, and safetensors with packed layers."""
-    weights = Weights(job.source / job.component)
+    weights = job.weights
     entries = {
         layer.name: entry(_plain(job, layer)) for layer in job.graph if layer.kind == "linear"
     }

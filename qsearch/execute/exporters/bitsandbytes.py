@@ -21,6 +21,7 @@ from ..nearest import nearest as nearest_of
 needs = ("bitsandbytes",)
 writes_weights = False
 fuses = False
+has_steps = False
 FILE = "bitsandbytes.json"
 _EIGHT, _FOUR = Scheme.parse("int8-c+a8"), Scheme.parse("e2m1-g64")
 

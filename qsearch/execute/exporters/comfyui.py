@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 needs: tuple[str, ...] = ()
 writes_weights = True
 fuses = True
+has_steps = False
 METADATA = "_quantization_metadata"
 #: scheme -> ComfyUI's name of its layout, and what its marker says besides
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -52,7 +53,7 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
 
 def write(job: Export, folder: Path) -> list[Path]:
     """One safetensors file, as ComfyUI reads them."""
-    weights = Weights(job.source / job.component)
+    weights = job.weights
     layers = {
         name: {"format": FORMATS[text][0], **FORMATS[text][1]}
         for name, text in _chosen(job).items()

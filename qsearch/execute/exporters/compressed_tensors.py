@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 needs = ("compressed-tensors",)
 writes_weights = True
 fuses = False
+has_steps = False
 GROUPS = (16, 32, 64, 128, 256)
 #: block format -> (bits, group, the tool's name of the layout, whether the tensor has a scale of its own)
 BLOCKS = {
@@ -146,7 +147,7 @@ def write(job: Export, folder: Path) -> list[Path]:
     """config.json with `quantization_config`, and safetensors in the tool's layouts."""
     from importlib import metadata
 
-    weights = Weights(job.source / job.component)
+    weights = job.weights
     found: dict[str, list[str]] = {}
     for layer in job.graph:
         found.setdefault(str(_plain(job, layer)), []).append(layer.name)

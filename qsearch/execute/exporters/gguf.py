@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 needs = ("gguf",)
 writes_weights = True
 fuses = False
+has_steps = False
 BLOCK = 32
 #: type -> scheme
 TYPES = {
@@ -53,7 +54,7 @@ def write(job: Export, folder: Path) -> list[Path]:
     import gguf
     import numpy as np
 
-    weights = Weights(job.source / job.component)
+    weights = job.weights
     layers = {key(layer): layer for layer in job.graph}
     types = {name: _type(job, layers.get(name), weights, name) for name in weights.files}
     writer = gguf.GGUFWriter(folder / FILE, str(weights.config.get("_class_name", "diffusion")))

@@ -22,6 +22,7 @@ from ..nearest import nearest as nearest_of
 needs: tuple[str, ...] = ()
 writes_weights = False
 fuses = False
+has_steps = False
 CONFIG, CHECKPOINT = "quant_cfg.yaml", "hf_quant_config.json"
 _KINDS = ("linear", "conv1d", "conv2d", "conv3d")
 #: block format -> exponent and mantissa bits of its codes, its block, and the type of its scales

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 needs = ("onnx", "onnxscript")
 writes_weights = True
 fuses = False
+has_steps = False
 OPSET = 21
 FILE = "model.onnx"
 #: format -> ONNX's name of its type
@@ -159,14 +160,14 @@ class _Writer:
     def _input(self, job: Export, layer: LayerSpec) -> None:
         from onnx import helper
 
-        from ...measure.codes import spanning
+        from ...choices.codes import qparams_from_range
 
         seen = job.calibration.get(layer.name)
         if seen is None:
             raise QSearchError(
                 f"{job.plan.layers[layer.name]} needs the range of what goes into {layer.name}; export with calibration"
             )
-        scale, zero = spanning(seen.low.min(), seen.high.max(), Scheme("uint8"))
+        scale, zero = qparams_from_range(seen.low.min(), seen.high.max(), Scheme("uint8"))
         names = [f"{layer.name}.input.scale", f"{layer.name}.input.zero"]
         self._tensor(names[0], "FLOAT", (), scale)
         self._tensor(names[1], "UINT8", (), zero)

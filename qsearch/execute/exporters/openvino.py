@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 needs = ("openvino",)
 writes_weights = True
 fuses = False
+has_steps = False
 FILE = "model.xml"
 #: format -> OpenVINO's name of its type
 TYPES = {"int4": "i4", "uint4": "u4", "int8": "i8", "uint8": "u8", "e4m3": "f8e4m3"}
@@ -132,14 +133,14 @@ def _round_input(job: Export, layer: LayerSpec, user: Any) -> None:
     import numpy as np
     from openvino import opset15 as ops
 
-    from ...measure.codes import spanning
+    from ...choices.codes import qparams_from_range
 
     seen = job.calibration.get(layer.name)
     if seen is None:
         raise QSearchError(
             f"{job.plan.layers[layer.name]} needs the range of what goes into {layer.name}; export with calibration"
         )
-    scale, zero = spanning(seen.low.min(), seen.high.max(), Scheme("uint8"))
+    scale, zero = qparams_from_range(seen.low.min(), seen.high.max(), Scheme("uint8"))
     low, high = (ops.constant(np.float32(float((end - zero) * scale))) for end in (0, 255))
     rounded = ops.fake_quantize(user.input(0).get_source_output(), low, high, low, high, 256)
     user.input(0).replace_source_output(rounded.output(0))

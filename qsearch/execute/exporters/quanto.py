@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 needs = ("optimum-quanto",)
 writes_weights = True
 fuses = False
+has_steps = False
 FILE = "quanto_qmap.json"
 TYPES = {
     "int8": "qint8",
@@ -55,7 +56,7 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
 
 def write(job: Export, folder: Path) -> list[Path]:
     """config.json, quanto_qmap.json, and safetensors in quanto's layout."""
-    weights = Weights(job.source / job.component)
+    weights = job.weights
     formats = {
         layer.name: TYPES[scheme.format]
         for layer in job.graph

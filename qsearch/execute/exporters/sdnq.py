@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 needs = ("sdnq",)
 writes_weights = True
 fuses = False
+has_steps = False
 GROUPS = (16, 32, 64, 128, 256)
 _FLOATS = {
     "e4m3": "float8_e4m3fn",
@@ -59,7 +60,7 @@ def write(job: Export, folder: Path) -> list[Path]:
     """config.json with the plan in it, and safetensors in SDNQ's layout."""
     from sdnq import SDNQConfig
 
-    weights = Weights(job.source / job.component)
+    weights = job.weights
     layers = {key(layer): layer for layer in job.graph if job.plan.layers[layer.name] != KEEP}
     chosen = {name: _settings(job.plan.layers[layer.name]) for name, layer in layers.items()}
     kept = sorted(name for name in weights.files if name.endswith(".weight") and name not in layers)

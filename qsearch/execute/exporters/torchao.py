@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 needs = ("torchao",)
 writes_weights = True
 fuses = False
+has_steps = False
 GROUPS = (32, 64, 128, 256)
 
 
@@ -49,7 +50,7 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
 
 def write(job: Export, folder: Path) -> list[Path]:
     """config.json with the plan in it, and safetensors in torchao's layout."""
-    weights = Weights(job.source / job.component)
+    weights = job.weights
     said: dict[str, str] = {}
     names = json.dumps(list(weights.files))
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...core.artifacts import Header, read_json, write_json
+from ...core.artifacts import Header, read_json, write_json, writing
 from ...core.errors import ArtifactError, QSearchError
 from ..data import AbstractModel, Data, Line
 from ..features import Array
@@ -181,8 +181,9 @@ class GraphPredictor(AbstractModel):
         """Write `network.safetensors` and `network.json`."""
         from safetensors.torch import save_file
 
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.network.state_dict(), folder / "network.safetensors")
+        with writing(folder / "network.safetensors"):
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(self.network.state_dict(), folder / "network.safetensors")
         content = {
             "line": asdict(self.line),
             "spread": self.spread,

@@ -51,7 +51,7 @@ def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[A
         for scheme in schemes:
             if (site, str(scheme)) in done:
                 continue
-            with simulate(question.model, {site: scheme}, graph, weights):
+            with torch.no_grad(), simulate(question.model, {site: scheme}, graph, weights):
                 for step, parts in question.bins.items():
                     for metric, (value, error) in _compared(parts).items():
                         if not math.isfinite(value):

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...core.table import SensitivityTable
+from ..quantized_weights import weight_of
 from ..question import Answer, Question
-from ..simulation import weight_of
 
 needs_calls = False
 

@@ -10,7 +10,12 @@ from ..clean import Clean
 from ..evaluation import Outcome
 
 higher_is_better = True
+title = "SQNR of the differences between frames"
+label = "frame differences"
+unit = "dB"
+digits = 1
 needs_video = True
+needs_pictures = False
 #: as of the metric sqnr
 CEILING = 140.0
 
