@@ -132,6 +132,26 @@ def _make_judge(runs: Path, device: torch.device, batch: int) -> tuple[nn.Module
     return judge, loss, export
 
 
+def _make_ecar(
+    name: str, runs: Path, device: torch.device, batch: int
+) -> tuple[nn.Module, Loss, Export]:
+    # It imports diffusers' models, which the other recipes do without until they run.
+    from .ecar.training import make
+
+    return make(name, runs, device, batch)
+
+
+def warm_ecar(module: nn.Module, folder: Path) -> None:
+    """Start a multistage model's flow network from the transformer of a saved scenes-dit."""
+    from .ecar.training import MultistagePainter, warm_start
+
+    assert isinstance(module, MultistagePainter)
+    warm_start(module, folder)
+
+
+#: the multistage autoregressive model, and its rivals of one stage and of three whole denoisings
+ECAR = ("scenes-ecar", "ecar-single", "ecar-full")
+
 RECIPES = {
     "vae": Recipe(_make_vae, steps=1500, batch=16, rate=1.5e-3),
     "judge": Recipe(_make_judge, steps=1500, batch=64, rate=1e-3),
@@ -148,4 +168,5 @@ RECIPES = {
     "scenes-video": Recipe(
         partial(make_video_painter, True), steps=30000, batch=8, rate=1e-3, bf16=True
     ),
+    **{name: Recipe(partial(_make_ecar, name), steps=16000, batch=24, rate=1e-3) for name in ECAR},
 }
