@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .judge import Judge, labels
-from .painters import Export, Loss, keep_records, make_painter, make_reader
+from .painters import Export, Loss, keep_records, make_painter
+from .reader import make_reader
 from .scenes import draw_scenes, render
 from .video_judge import make_video_judge
 from .video_painters import make_video_painter
