@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from qsearch import zoo
-from qsearch.zoo import painters, train
+from qsearch.zoo import painters, reader, train
 from qsearch.zoo.scenes import (
     RELATIONS,
     SHAPES,
