@@ -28,10 +28,7 @@ from qsearch.stages.extract import extract
 from qsearch.stages.folder import Run
 from qsearch.stages.profile import profile
 
-MODELS = (
-    "scenes-dit",
-    "scenes-unet",
-)  # the one knob: names of the zoo, or local diffusers folders of yours
+MODELS = ("scenes-dit", "scenes-unet")  # the one knob: the zoo's, or diffusers folders of yours
 
 runs = [
     Run(

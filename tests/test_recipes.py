@@ -72,11 +72,15 @@ def test_plans_by_hand_have_the_bits_of_their_names_in_most_weights_and_inputs(
     weight, inputs = int(path.stem[-3]), int(path.stem[-1])
     total = sum(layer.weights for layer in graph.quantizable)
     assert (
-        sum(x.weights for x in graph.quantizable if plan.layers[x.name].bits == weight)
+        sum(x.weights for x in graph.quantizable if plan.choices[x.name][0].bits == weight)
         > 0.8 * total
     )
     assert (
-        sum(x.weights for x in graph.quantizable if plan.layers[x.name].activation_bits == inputs)
+        sum(
+            x.weights
+            for x in graph.quantizable
+            if plan.choices[x.name][0].activation_bits == inputs
+        )
         > 0.8 * total
     )
 

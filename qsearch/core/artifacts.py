@@ -54,7 +54,7 @@ def rename_graph(earlier: str, now: str) -> None:
 
 def graph_name(graph: str) -> str:
     """Today's id of a graph that a file names, which may be by an earlier rule."""
-    return _RENAMED.get(graph, graph)
+    return _RENAMED.get(graph, graph) if isinstance(graph, str) else str(graph)
 
 
 def versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ for, once each; what happens to inputs and attentions costs nothing to store.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -237,7 +238,7 @@ class Plan:
                 f"{path} says {stored.bits} stored bits, its layers take {achieved.bits}; it was changed by hand, make it again"
             )
         if latency is None and stored.latency is not None:
-            if not isinstance(stored.latency, float | int) or not stored.latency >= 0:
+            if not isinstance(stored.latency, float | int) or not 0 <= stored.latency < math.inf:
                 raise ArtifactError(
                     f"{path} says a latency of {stored.latency!r}, which is no time; make it again with `qsearch allocate`"
                 )

@@ -206,8 +206,13 @@ def picture_shape(pipe: Any, sampling: Sampling, prompts: Prompts | None = None)
     if _decoder(pipe) is None and "output_type" not in wanted:
         raise _undecodable(pipe, None)
     kind = wanted["output_type"] if wanted["output_type"] == "np" else "pt"
-    with _led(pipe, None):
-        made = call(pipe, wanted | {"output_type": kind})
+    try:
+        with _led(pipe, None):
+            made = call(pipe, wanted | {"output_type": kind})
+    except QSearchError:
+        if _decoder(pipe) is None:
+            raise _undecodable(pipe, None) from None
+        raise
     if made.ndim not in (4, 5) or made.shape[-3] not in (1, 3):
         raise _undecodable(pipe, None, tuple(made.shape))
     return tuple(made.shape[1:])

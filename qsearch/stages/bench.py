@@ -25,7 +25,7 @@ class BenchSettings(Settings):
         ("keep", "uint4-c", "int8-c+a8"), description="choices to time"
     )
     device: str = Field("cpu", description="torch device")
-    seconds: float = Field(0.3, gt=0, description="for each thing that is timed")
+    seconds: float = Field(0.3, ge=0, description="for each thing that is timed")
     resolution: int | None = Field(None, description="of a card: pixels of the shorter side")
 
     batch: int = Field(1, ge=1, description="of a race: pictures at once")

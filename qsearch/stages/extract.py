@@ -28,6 +28,7 @@ def graph_key(run: Run) -> str:
         guidance=c.sampling.guidance,
         resolution=c.sampling.resolution,
         frames=c.sampling.frames,
+        call=sorted(map(str, c.sampling.call.items())),
         # captions of the zoo's scenes are all of one length; a text of one's own may have another
         prompts="" if c.prompts is None else run.prompts(1, part=0).texts,
     )

@@ -322,7 +322,7 @@ def test_migration_lowers_the_error_of_four_bit_post_gelu_inputs() -> None:
     truth = module(x)
 
     def error(scheme: str) -> float:
-        with simulate(module, {"0": Scheme.parse(scheme)}, graph, weights):
+        with torch.no_grad(), simulate(module, {"0": Scheme.parse(scheme)}, graph, weights):
             return float((module(x) - truth).square().sum())
 
     assert error("uint8-c+a4t~migrate") < 0.6 * error("uint8-c+a4t")

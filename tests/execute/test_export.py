@@ -176,11 +176,12 @@ def test_a_forged_plan_whose_names_match_nothing_is_refused(
     tool: types.ModuleType, tmp_path: Path
 ) -> None:
     good = plan()
-    forged = replace(good, layers={f"model.{name}": scheme for name, scheme in good.layers.items()})
+    forged = replace(good, choices={f"model.{name}": held for name, held in good.choices.items()})
     more = replace(
-        good, layers={**good.layers, "transformer_blocks.99.attn1.to_q": Scheme.parse("int8-c")}
+        good,
+        choices={**good.choices, "transformer_blocks.99.attn1.to_q": (Scheme.parse("int8-c"),)},
     )
-    fewer = replace(good, layers=dict(list(good.layers.items())[1:]))
+    fewer = replace(good, choices=dict(list(good.choices.items())[1:]))
 
     for wrong, words in (
         (forged, "no layer 'model."),

@@ -47,7 +47,7 @@ FILES = {
 def mutate_names(text: str, rng: random.Random) -> bytes:
     """The plan with a layer renamed to something that would be a path, a pattern or code somewhere."""
     whole = json.loads(text)
-    layers = whole["layers"]
+    layers = whole["sites"]
     name = rng.choice(list(layers))
     layers[rng.choice(NAMES)] = layers.pop(name) if rng.random() < 0.5 else layers[name]
     return json.dumps(whole).encode()

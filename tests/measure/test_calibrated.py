@@ -13,7 +13,7 @@ from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.core.scheme import Scheme
 from qsearch.graphs.extraction import extract
-from qsearch.measure import simulation
+from qsearch.measure import quantized_weights
 from qsearch.measure.pipelines import Call
 from qsearch.measure.profiling import profile
 from qsearch.measure.quantized_weights import QuantizedWeights, calibrated_weights
@@ -50,7 +50,7 @@ def test_other_calls_may_choose_than_those_that_measure(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[int]] = []
-    own = simulation.calibrate
+    own = quantized_weights.calibrate
 
     def watched(
         model: object, graph: object, calls: list[Call], *rest: object, **settings: object
@@ -58,7 +58,7 @@ def test_other_calls_may_choose_than_those_that_measure(
         seen.append([c.step for c in calls])
         return own(model, graph, calls, *rest, **settings)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(simulation, "calibrate", watched)
+    monkeypatch.setattr(quantized_weights, "calibrate", watched)
     chosen = [Call((), c.kwargs, 70 + c.step) for c in plain_calls(2)]
     profile(*case, ["keep+a8t"], plain_calls(1), calibration=chosen)
     profile(*case, ["keep+a8t"], plain_calls(1))

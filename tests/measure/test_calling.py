@@ -236,7 +236,7 @@ def latent_diffusion_of_sound() -> Any:
 
     net = UNet1DModel(
         block_out_channels=(32, 32),
-        extra_in_channels=16,
+        extra_in_channels=64,
         sample_size=32,
         sample_rate=32,
         in_channels=2,

@@ -112,7 +112,13 @@ def test_pictures_that_nobody_decodes_are_refused_before_profiling(
 
     with pytest.raises(QSearchError, match=r"ssim look at pictures: .*no decoder.*; measure noise"):
         profile_pipeline(
-            pipe, graph, ["int4-c"], PROMPTS, sampling, bins=1, metrics=["noise", "ssim"]
+            pipe,
+            graph,
+            PROMPTS,
+            sampling,
+            schemes=("int4-c",),
+            bins=1,
+            metrics=("noise", "ssim"),
         )
 
     outcome = make(pipe, graph, Plan.uniform(graph, "int4-c"), PROMPTS, sampling)

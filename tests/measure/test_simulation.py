@@ -191,7 +191,7 @@ def test_shared_weights_are_quantized_once(case: Case, monkeypatch: pytest.Monke
     model, graph = case
     made: list[str] = []
     monkeypatch.setattr(
-        "qsearch.measure.simulation.quantize_parts",
+        "qsearch.measure.quantized_weights.quantize_parts",
         lambda *a, **k: (made.append(k["layer"]), quantize_parts(*a, **k))[1],
     )
     store = QuantizedWeights(model, graph)

@@ -32,6 +32,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "sampling.seed": (5, {"profile", "evaluate"}),
     "sampling.batch": (3, set()),
     "sampling.resolution": (128, {"extract", "profile", "evaluate"}),
+    "sampling.call": ({"eta": 0.5}, {"extract", "profile", "evaluate"}),
     "sampling.frames": (9, {"extract", "profile", "evaluate"}),
     "profile.schemes": (["uint2-c"], {"profile"}),
     "profile.estimator": ("sweep", {"profile"}),
@@ -75,6 +76,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "allocate.seconds": (5.0, {"allocate"}),
     "allocate.layers": ({"*": "uint4-c"}, {"allocate"}),
     "allocate.inputs": ({"*": "+a8"}, {"allocate"}),
+    "allocate.sites": ({"*:softmax": "keep+a8"}, {"allocate"}),
     "allocate.steps": (3, {"allocate"}),
     "allocate.share": ("none", {"allocate"}),
     "allocate.refine": (1, {"allocate"}),
@@ -118,7 +120,7 @@ def keys(
     return {
         "extract": graph_key(run),
         "profile": profile_key(run, graph),
-        "allocate": allocation_key(run, table),
+        "allocate": allocation_key(run, graph, table),
         "evaluate": evaluation_setting(run, [plan]).key,
     }
 

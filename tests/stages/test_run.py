@@ -130,7 +130,7 @@ def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def layers(folder: Path) -> dict[str, str]:
-    plan: dict[str, str] = json.loads((folder / "plan.json").read_text())["layers"]
+    plan: dict[str, str] = json.loads((folder / "plan.json").read_text())["sites"]
     return plan
 
 
@@ -242,7 +242,7 @@ def test_another_budget_repeats_only_allocation_and_evaluation(folder: Path) -> 
     assert {"graph.json", "sensitivity.parquet"} & {
         name for name in after if after[name] != before[name]
     } == set()
-    assert layers(folder) != json.loads(before["plan.json"])["layers"]
+    assert layers(folder) != json.loads(before["plan.json"])["sites"]
     assert [row["average_bits"] <= 3.5 for row in rows] == [False, False, True, True]
     # Full precision is the reference; of the others only the new ones: three steps and one recorded call each, and the recording.
     assert heard.totals == {"evaluate": 3 * SAMPLES}
@@ -298,9 +298,10 @@ def spoil(path: Path, how: str) -> None:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     else:
         whole = json.loads(path.read_text())
-        first = next(iter(whole["layers"]))
-        whole["layers"][first] = (
-            "uint2-t" if path.name == "plan.json" else whole["layers"][first] | {"macs": 1}
+        section = "sites" if path.name == "plan.json" else "layers"
+        first = next(iter(whole[section]))
+        whole[section][first] = (
+            "uint2-t" if path.name == "plan.json" else whole[section][first] | {"macs": 1}
         )
         path.write_text(json.dumps(whole))
 
