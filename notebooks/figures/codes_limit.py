@@ -33,7 +33,7 @@ from qsearch.choices.quantization import quantize, to_groups
 from qsearch.choices.trellis import LEAST_ROWS, trellis_codes
 from qsearch.core.scheme import Scheme
 from qsearch_kernels import trellis
-from qsearch_kernels.hadamard import group_of, rotate
+from qsearch_kernels.hadamard import group_of, rotate_columns
 
 Quantizer = Callable[[Tensor], tuple[Tensor, float]]
 SCALAR = (
@@ -89,12 +89,11 @@ def _trellis(weight: Tensor, bits: int, states: int) -> tuple[Tensor, float]:
 
 def rotated(weight: Tensor) -> Tensor:
     """A weight whose input channels are rotated, as rows; as it is where no group divides them."""
-    channels = weight.shape[1]
-    moved = weight.movedim(1, -1)
     try:
-        return rotate(moved.contiguous(), group_of(channels)).movedim(-1, 1).flatten(1)
+        group = group_of(weight.shape[1])
     except ValueError:
         return weight.flatten(1)
+    return rotate_columns(weight.flatten(1), group, weight[0, 0].numel())
 
 
 def measured(data: str, rows: int, turned: bool) -> Iterator[dict[str, Any]]:
