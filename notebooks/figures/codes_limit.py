@@ -131,7 +131,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     panels = list(dict.fromkeys(row["data"] for row in rows))
-    across = min(3, len(panels))
+    across = min(4, len(panels))
     down = -(-len(panels) // across)
     figure, axes = pyplot.subplots(
         down, across, figsize=(5.2 * across, 4.4 * down), squeeze=False, layout="constrained"
@@ -147,7 +147,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             own = [r for r in rows if r["data"] == panel and r["family"] == family]
             own = [r for r in own if ends[0] <= r["stored bits"] <= ends[1] and r["dB"] > 0]
             bits, level = [r["stored bits"] for r in own], [r["dB"] for r in own]
-            axis.scatter(bits, level, 18, colour, marker, label=family, alpha=0.8)
+            axis.scatter(bits, level, s=18, c=colour, marker=marker, label=family, alpha=0.8)
         for row in rows:
             if row["data"] == panel and row["format"] in ("nvfp4, 4 over 6", "cb4", "mxfp4"):
                 axis.annotate(
