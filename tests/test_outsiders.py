@@ -63,7 +63,7 @@ FILES = {
         def fit(site):
             return Reverse()
 
-        def unpack(stored):
+        def unpack(stored, shape, axis, number):
             return PackedReverse()
 
         class Reverse(AbstractStep):

@@ -328,7 +328,7 @@ class TransformContract(Contract):
             )
             assert found is not None
             (stored,), bias = found.pack(full, module.bias)
-            packed = self.module.unpack(stored)
+            packed = self.module.unpack(stored, full.shape, 0, self._words()[0].number)
             made = F.linear(packed.input(x, -1), found.weight(full), bias)
             torch.testing.assert_close(packed.output(made, x), module(x), rtol=1e-3, atol=1e-3)
             back = packed.restore_weight(found.weight(full))

@@ -12,7 +12,7 @@ Both are written in plain tensors, without modules, and their methods do nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -151,6 +151,8 @@ class AbstractTransform(TransformWord, Protocol):
         """The transform for one layer. Raises `QSearchError` for a layer that it can't serve."""
         ...
 
-    def unpack(self, stored: Mapping[str, Tensor]) -> AbstractPackedStep:
-        """The transform at run time, from the tensors that `stored` lists."""
+    def unpack(
+        self, stored: Mapping[str, Tensor], shape: Sequence[int], axis: int, number: int
+    ) -> AbstractPackedStep:
+        """The transform at run time, from the tensors that `stored` lists for a weight of `shape`, outputs on `axis`."""
         ...

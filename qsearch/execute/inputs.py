@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
@@ -84,7 +85,8 @@ class Input(nn.Module):
         for word in words_of(scheme):
             held = word.plugin.stored(shape, axis, word.number)
             names = {name: _free(name, self.layout) for name in held}
-            self.transforms.append((word.plugin.unpack, names))
+            unpack = partial(word.plugin.unpack, shape=tuple(shape), axis=axis, number=word.number)
+            self.transforms.append((unpack, names))
             self.layout |= {names[name]: buffer for name, buffer in held.items()}
         ends = grain.ends(shape[1 - axis], parts) if scheme.activation else 0
         if ends:

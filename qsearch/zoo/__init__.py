@@ -5,8 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 NAMES = ("scenes-dit", "scenes-unet")
+#: pipelines that make clips instead of pictures
+VIDEO_NAMES = ("scenes-video",)
+#: pipelines whose class is ours: load with `qsearch.zoo.ecar.pipeline.EcarPipeline`
+MULTISTAGE_NAMES = ("scenes-ecar",)
 
 
 def folder(name: str) -> Path:
-    """The saved pipeline of a zoo name, loadable by `diffusers.DiffusionPipeline.from_pretrained`."""
+    """The saved pipeline of a zoo name.
+
+    Plain diffusers loads those of `NAMES`; the classes of `MULTISTAGE_NAMES` are in `zoo.ecar`.
+    """
     return Path(__file__).parent / name.replace("-", "_")

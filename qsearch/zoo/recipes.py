@@ -14,18 +14,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .judge import Judge, labels
-from .painters import Export, Loss, keep_records, make_painter, make_reader
+from .painters import Export, Loss, keep_records, make_painter
+from .reader import make_reader
 from .scenes import draw_scenes, render
+from .video_judge import make_video_judge
+from .video_painters import make_video_painter
+from .video_reader import make_video_reader
+from .video_vae import make_video_vae
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """`make(runs, device, batch)` gives the module to train, its loss, and what writes the finished weights."""
+    """`make(runs, device, batch)` gives the module to train, its loss, and what writes the finished weights; `bf16`: products in bfloat16 on any device."""
 
     make: Callable[[Path, torch.device, int], tuple[nn.Module, Loss, Export]]
     steps: int
     batch: int
     rate: float
+    bf16: bool = False
 
 
 def half(module: nn.Module) -> dict[str, Tensor]:
@@ -127,6 +133,26 @@ def _make_judge(runs: Path, device: torch.device, batch: int) -> tuple[nn.Module
     return judge, loss, export
 
 
+def _make_ecar(
+    name: str, runs: Path, device: torch.device, batch: int
+) -> tuple[nn.Module, Loss, Export]:
+    # It imports diffusers' models, which the other recipes do without until they run.
+    from .ecar.training import make
+
+    return make(name, runs, device, batch)
+
+
+def warm_ecar(module: nn.Module, folder: Path) -> None:
+    """Start a multistage model's flow network from the transformer of a saved scenes-dit."""
+    from .ecar.training import MultistagePainter, warm_start
+
+    assert isinstance(module, MultistagePainter)
+    warm_start(module, folder)
+
+
+#: the multistage autoregressive model, and its rivals of one stage and of three whole denoisings
+ECAR = ("scenes-ecar", "ecar-single", "ecar-full")
+
 RECIPES = {
     "vae": Recipe(_make_vae, steps=1500, batch=16, rate=1.5e-3),
     "judge": Recipe(_make_judge, steps=1500, batch=64, rate=1e-3),
@@ -134,4 +160,14 @@ RECIPES = {
     "scenes-dit-text": Recipe(partial(make_reader, "scenes-dit"), steps=950, batch=96, rate=1e-3),
     "scenes-unet": Recipe(partial(make_painter, "scenes-unet"), steps=8000, batch=32, rate=1e-3),
     "scenes-dit": Recipe(partial(make_painter, "scenes-dit"), steps=12000, batch=32, rate=1.5e-3),
+    "video-vae": Recipe(make_video_vae, steps=2000, batch=4, rate=7e-4, bf16=True),
+    "video-judge": Recipe(make_video_judge, steps=2000, batch=16, rate=1.5e-3, bf16=True),
+    "scenes-video-text": Recipe(make_video_reader, steps=1000, batch=96, rate=1e-3, bf16=True),
+    "scenes-video-frames": Recipe(
+        partial(make_video_painter, False), steps=3000, batch=32, rate=1.5e-3, bf16=True
+    ),
+    "scenes-video": Recipe(
+        partial(make_video_painter, True), steps=30000, batch=8, rate=1e-3, bf16=True
+    ),
+    **{name: Recipe(partial(_make_ecar, name), steps=16000, batch=24, rate=1e-3) for name in ECAR},
 }

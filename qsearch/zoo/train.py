@@ -36,6 +36,7 @@ class Run:
     seed: int = 0
     autocast: bool = False
     save_seconds: float = 120.0
+    until: int | None = None  # where to stop before `steps`, which the rate goes by
 
 
 def rate_at(step: int, steps: int, rate: float, warmup: int = 200) -> float:
@@ -48,7 +49,12 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
     """Minimise `loss(generator)` over the parameters of `module`; returns the averaged module."""
     run.folder.mkdir(parents=True, exist_ok=True)
     checkpoint, log = run.folder / "checkpoint.pt", run.folder / "loss.csv"
-    module.to(run.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    if any(
+        p.ndim == 5 for p in module.parameters()
+    ):  # channels_last is a layout of four dimensions
+        module.to(run.device).train()
+    else:
+        module.to(run.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     average = copy.deepcopy(module).requires_grad_(False).eval()
     matrices = [p for p in module.parameters() if p.requires_grad and p.ndim >= 2]
     vectors = [p for p in module.parameters() if p.requires_grad and p.ndim < 2]
@@ -64,7 +70,9 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
         start, spent = state["step"], state["seconds"]
-        if log.exists():  # what was logged after the checkpoint is trained, and logged, again
+        if (
+            log.exists() and start < run.steps
+        ):  # what was logged after the checkpoint is trained, and logged, again
             head, *rows = log.read_text(encoding="utf-8").splitlines(keepends=True)
             log.write_text(
                 "".join([head, *(row for row in rows if int(row.split(",")[0]) <= start)]),
@@ -82,7 +90,8 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
         checkpoint.with_suffix(".tmp").replace(checkpoint)
 
     began, saved, losses = time.monotonic() - spent, time.monotonic(), []
-    for step in range(start, run.steps):
+    last = min(run.steps, run.steps if run.until is None else run.until)
+    for step in range(start, last):
         generator = torch.Generator().manual_seed(run.seed * 1_000_003 + step)
         torch.manual_seed(run.seed * 1_000_003 + step)
         for group in optimiser.param_groups:
@@ -97,7 +106,7 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
         with torch.no_grad():  # or the average would drag along the history of all steps
             torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
         losses.append(value.item())
-        if (step + 1) % 100 == 0 or step + 1 == run.steps:
+        if (step + 1) % 100 == 0 or step + 1 == last:
             row = [
                 step + 1,
                 f"{sum(losses) / len(losses):.5f}",
@@ -112,7 +121,7 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
                 writer.writerow(row)
             print("step {} loss {} rate {} after {} s".format(*row), flush=True)
             losses = []
-        if time.monotonic() - saved > run.save_seconds or step + 1 == run.steps:
+        if time.monotonic() - saved > run.save_seconds or step + 1 == last:
             save(step + 1, time.monotonic() - began)
             saved = time.monotonic()
     return average
@@ -151,6 +160,16 @@ def main(argv: list[str] | None = None) -> None:
         help="time between checkpoints (default: %(default)s)",
     )
     parser.add_argument(
+        "--until",
+        type=int,
+        help="stop there with a checkpoint and write no weights; --steps still says the rate",
+    )
+    parser.add_argument(
+        "--bf16",
+        action="store_true",
+        help="mixed precision on a CPU too (twice as fast where it has AVX512-BF16)",
+    )
+    parser.add_argument(
         "--export-only",
         action="store_true",
         help="write the weights of the last checkpoint and stop",
@@ -162,17 +181,21 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(options.seed)
     module, loss, export = recipe.make(options.runs, device, options.batch or recipe.batch)
     if options.warm is not None:
-        if not isinstance(module, painters.Painter):
+        if options.name in recipes.ECAR:
+            recipes.warm_ecar(module, options.warm)
+        elif isinstance(module, painters.Painter):
+            painters.warm_start(module, options.warm)
+        else:
             parser.error(f"--warm starts a denoiser, {options.name} is none")
-        painters.warm_start(module, options.warm)
     run = Run(
         folder=options.runs / options.name,
         device=device,
         steps=0 if options.export_only else options.steps or recipe.steps,
         rate=options.rate or recipe.rate,
         seed=options.seed,
-        autocast=device.type == "cuda",
+        autocast=recipe.bf16 or options.bf16 or device.type == "cuda",
         save_seconds=options.save_seconds,
+        until=options.until,
     )
     if not options.export_only:
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -182,6 +205,7 @@ def main(argv: list[str] | None = None) -> None:
             "batch": options.batch or recipe.batch,
             "parameters": sum(p.numel() for p in module.parameters()),
             "device": str(device),
+            "bf16": run.autocast,
             "warm": str(options.warm or ""),
             "versions": versions(),
         }
@@ -189,7 +213,8 @@ def main(argv: list[str] | None = None) -> None:
             json.dumps(record, indent=2) + "\n", encoding="utf-8"
         )
     average = fit(module, loss, run)
-    export(average, options.out, run.folder)
+    if run.until is None:
+        export(average, options.out, run.folder)
 
 
 if __name__ == "__main__":

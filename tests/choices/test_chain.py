@@ -75,7 +75,7 @@ BRANCH: Any = SimpleNamespace(
     adds_bias=False,
     stored=stored_branch,
     fit=fit_branch,
-    unpack=lambda stored: PackedBranch(**stored),
+    unpack=lambda stored, *_: PackedBranch(**stored),
 )
 WORDS: dict[str, Any] = {"balance": balance, "shift": shift, "migrate": migrate, "branch": BRANCH}
 
@@ -121,7 +121,7 @@ def test_a_chain_computes_packed_what_it_computes_in_simulation(
     stored, packed_bias = found.pack(full, bias)
     steps, inputs, own = [], [], x
     for word, held in zip(words, stored, strict=True):
-        steps.append(word.plugin.unpack(held))
+        steps.append(word.plugin.unpack(held, full.shape, 0, word.number))
         inputs.append(own)
         own = steps[-1].input(own, -1)
     y = F.linear(fake_quantize(own, scheme, found.inputs, -1), codes, packed_bias)

@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from qsearch import zoo
-from qsearch.zoo import painters, train
+from qsearch.zoo import painters, reader, train
 from qsearch.zoo.scenes import (
     RELATIONS,
     SHAPES,
@@ -77,7 +77,7 @@ def test_where_no_object_is_the_last_class_stands_and_the_background_is_everywhe
 def test_one_word_stands_for_each_object_in_the_order_of_the_sentence(causal: bool) -> None:
     captions, tokens = sentences(64, causal)
     tokenizer = painters.new_tokenizer(causal)
-    found = painters.Reader(tokenizer, causal).carriers(tokens.input_ids)
+    found = reader.Reader(tokenizer, causal).carriers(tokens.input_ids)
 
     for caption, words, row in zip(captions, tokens.input_ids, found, strict=True):
         shapes = [SHAPES[value] for attribute, _, value in caption.named if attribute == "shape"]
@@ -96,7 +96,7 @@ def test_the_shipped_text_encoder_knows_left_from_right_and_each_object_s_colour
     causal = AutoConfig.from_pretrained(folder).model_type.startswith("clip")
     encoder = (CLIPTextModel if causal else T5EncoderModel).from_pretrained(folder).eval()
     captions, tokens = sentences(700, causal)
-    carriers = painters.Reader(painters.new_tokenizer(causal), causal).carriers(tokens.input_ids)
+    carriers = reader.Reader(painters.new_tokenizer(causal), causal).carriers(tokens.input_ids)
     with torch.no_grad():
         features = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0][
             carriers

@@ -176,7 +176,9 @@ class Killed(Exception):
     """What stands for SIGKILL where a process of its own is not needed."""
 
 
-def fit(folder: Path, *, rate: float = 1e-2, stop: int | None = None) -> nn.Module:
+def fit(
+    folder: Path, *, rate: float = 1e-2, stop: int | None = None, until: int | None = None
+) -> nn.Module:
     """Three hundred steps of a small regression, with a checkpoint after each if it will be stopped, before the step `stop`."""
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
@@ -193,7 +195,14 @@ def fit(folder: Path, *, rate: float = 1e-2, stop: int | None = None) -> nn.Modu
     return train.fit(
         model,
         loss,
-        train.Run(folder, torch.device("cpu"), 300, rate, save_seconds=-1.0 if stop else 120.0),
+        train.Run(
+            folder,
+            torch.device("cpu"),
+            300,
+            rate,
+            save_seconds=-1.0 if stop else 120.0,
+            until=until,
+        ),
     )
 
 
@@ -212,6 +221,19 @@ def test_the_log_of_a_resumed_training_has_every_step_once(tmp_path: Path) -> No
 
     assert [row["step"] for row in log(tmp_path)] == ["100", "200", "300"]
     assert "9.0" not in [row["loss"] for row in log(tmp_path)]
+
+
+def test_a_training_that_stops_early_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole")
+    fit(tmp_path / "parts", until=130)
+    assert [row["step"] for row in log(tmp_path / "parts")] == ["100", "130"]
+
+    parts = fit(tmp_path / "parts")
+
+    for ours, theirs in zip(parts.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
+    rates = [row["rate"] for row in log(tmp_path / "parts")]
+    assert rates[:2] == ["5.00e-03", "6.50e-03"]  # warming up as on the way to 300 steps
 
 
 def test_the_logged_loss_is_a_mean_also_after_a_resumption(tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ def fit(site: Site) -> AbstractStep:
     return ChannelAffine.of(scale=(size.pow(alpha) / columns.pow(1 - alpha)).clamp(min=_SMALLEST))
 
 
-def unpack(stored: Mapping[str, Tensor]) -> AbstractPackedStep:
+def unpack(
+    stored: Mapping[str, Tensor], shape: Sequence[int], axis: int, number: int
+) -> AbstractPackedStep:
     """Division by the stored divisor."""
     from ..affine import PackedAffine
 

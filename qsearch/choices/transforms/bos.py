@@ -48,7 +48,9 @@ def fit(site: Site) -> AbstractStep:
     return FirstToken(site.inputs.first)
 
 
-def unpack(stored: Mapping[str, Tensor]) -> AbstractPackedStep:
+def unpack(
+    stored: Mapping[str, Tensor], shape: Sequence[int], axis: int, number: int
+) -> AbstractPackedStep:
     """The stored output in the first token's place."""
     return FirstOutput(stored["first"])
 

@@ -56,7 +56,9 @@ def fit(site: Site) -> AbstractStep:
     return ChannelAffine.of(scale=best)
 
 
-def unpack(stored: Mapping[str, Tensor]) -> AbstractPackedStep:
+def unpack(
+    stored: Mapping[str, Tensor], shape: Sequence[int], axis: int, number: int
+) -> AbstractPackedStep:
     """Division by the stored divisor."""
     from ..affine import PackedAffine
 

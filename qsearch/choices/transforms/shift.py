@@ -38,7 +38,9 @@ def fit(site: Site) -> AbstractStep:
     return ChannelAffine.of(shift=site.inputs.middle)
 
 
-def unpack(stored: Mapping[str, Tensor]) -> AbstractPackedStep:
+def unpack(
+    stored: Mapping[str, Tensor], shape: Sequence[int], axis: int, number: int
+) -> AbstractPackedStep:
     """Subtraction of the stored shift."""
     from ..affine import PackedAffine
 
