@@ -94,6 +94,22 @@ def rotate(x: Tensor, group: int) -> Tensor:
     return out.view(x.shape)
 
 
+def rotate_columns(rows: Tensor, group: int, taps: int = 1) -> Tensor:
+    """`rows` [..., channels * taps] with their channels rotated: a flattened weight's columns.
+
+    `taps`: places of a convolution's window, which vary fastest; 1 for a linear layer.
+    """
+    if taps == 1:
+        return rotate(rows, group)
+    apart = rows.unflatten(-1, (-1, taps)).transpose(-1, -2)
+    return rotate(apart, group).transpose(-1, -2).flatten(-2)
+
+
+def rotate_moments(moments: Tensor, group: int, taps: int = 1) -> Tensor:
+    """Second moments [columns, columns] of inputs whose channels are rotated: both sides of them."""
+    return rotate_columns(rotate_columns(moments, group, taps).T.contiguous(), group, taps)
+
+
 def rotate_quantize_rows(
     x: Tensor,
     rotated: int,

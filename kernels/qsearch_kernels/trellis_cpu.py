@@ -8,8 +8,8 @@ decodes a weight in about a nanosecond; without it plain torch does, eighty time
 from __future__ import annotations
 
 import functools
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,8 +23,8 @@ _BYTES = 2**20  # of levels, decoded at a time
 
 
 @functools.cache
-def _table(states: int) -> np.ndarray:
-    """int8 [2**states]: the level of each state."""
+def _table(states: int) -> Any:
+    """int8 [2**states], as an array: the level of each state."""
     return trellis.level_of(torch.arange(2**states)).numpy()
 
 

@@ -20,7 +20,6 @@ import functools
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,20 +47,20 @@ def encode(tiled: Tensor, bits: int, states: int) -> Tensor:
     if fast is None or tiled.device.type != "cpu":
         return encode_slow(tiled, bits, states)
     rounded = _rounded(tiled, bits, states)
-    given = rounded.flatten(0, -2).numpy()
-    found = np.empty(given.shape, np.int32)
+    given = rounded.flatten(0, -2)
+    found = torch.empty_like(given)
     values, side = _values(states).numpy(), seam_of(given.shape[1])
     parts = max(1, min(torch.get_num_threads(), len(given) // 8))
-    edges = np.linspace(0, len(given), parts + 1).astype(int)
-    pieces = [(given[a:b], found[a:b]) for a, b in itertools.pairwise(edges)]
+    edges = [len(given) * part // parts for part in range(parts + 1)]
+    pieces = [(given[a:b].numpy(), found[a:b].numpy()) for a, b in itertools.pairwise(edges)]
     if parts == 1:
-        fast.encode(given, values, bits, states, side, found)
+        fast.encode(pieces[0][0], values, bits, states, side, pieces[0][1])
     else:
         with ThreadPoolExecutor(parts) as pool:
             jobs = [pool.submit(fast.encode, a, values, bits, states, side, b) for a, b in pieces]
             for job in jobs:
                 job.result()
-    return trellis.pack(torch.from_numpy(found), bits).view(*tiled.shape[:-1], -1)
+    return trellis.pack(found, bits).view(*tiled.shape[:-1], -1)
 
 
 def _encode_gpu(tiled: Tensor, bits: int, states: int) -> Tensor:

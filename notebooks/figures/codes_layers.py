@@ -43,7 +43,7 @@ from qsearch.measure.pipelines import (
     run,
     scene_prompts,
 )
-from qsearch_kernels.hadamard import group_of, rotate
+from qsearch_kernels.hadamard import group_of, rotate, rotate_moments
 
 
 @dataclass
@@ -79,8 +79,7 @@ def scalar(weight: Tensor, form: str, method: str, moments: Tensor | None) -> tu
 
 def turned(layer: Layer) -> tuple[Tensor, Tensor]:
     """The weight and the moments of a layer whose inputs are rotated."""
-    once = rotate(layer.moments, layer.group)
-    return rotate(layer.weight, layer.group), rotate(once.T.contiguous(), layer.group)
+    return rotate(layer.weight, layer.group), rotate_moments(layer.moments, layer.group)
 
 
 def weights_only(kind: str, bits: int, states: int) -> Callable[[Layer], Made]:

@@ -33,7 +33,7 @@ from qsearch.choices.quantization import quantize, to_groups
 from qsearch.choices.trellis import LEAST_ROWS, trellis_codes
 from qsearch.core.scheme import Scheme
 from qsearch_kernels import trellis
-from qsearch_kernels.hadamard import group_of, rotate
+from qsearch_kernels.hadamard import group_of, rotate_columns
 
 Quantizer = Callable[[Tensor], tuple[Tensor, float]]
 SCALAR = (
@@ -89,12 +89,11 @@ def _trellis(weight: Tensor, bits: int, states: int) -> tuple[Tensor, float]:
 
 def rotated(weight: Tensor) -> Tensor:
     """A weight whose input channels are rotated, as rows; as it is where no group divides them."""
-    channels = weight.shape[1]
-    moved = weight.movedim(1, -1)
     try:
-        return rotate(moved.contiguous(), group_of(channels)).movedim(-1, 1).flatten(1)
+        group = group_of(weight.shape[1])
     except ValueError:
         return weight.flatten(1)
+    return rotate_columns(weight.flatten(1), group, weight[0, 0].numel())
 
 
 def measured(data: str, rows: int, turned: bool) -> Iterator[dict[str, Any]]:
@@ -132,7 +131,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     panels = list(dict.fromkeys(row["data"] for row in rows))
-    across = min(3, len(panels))
+    across = min(4, len(panels))
     down = -(-len(panels) // across)
     figure, axes = pyplot.subplots(
         down, across, figsize=(5.2 * across, 4.4 * down), squeeze=False, layout="constrained"
@@ -148,7 +147,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             own = [r for r in rows if r["data"] == panel and r["family"] == family]
             own = [r for r in own if ends[0] <= r["stored bits"] <= ends[1] and r["dB"] > 0]
             bits, level = [r["stored bits"] for r in own], [r["dB"] for r in own]
-            axis.scatter(bits, level, 18, colour, marker, label=family, alpha=0.8)
+            axis.scatter(bits, level, s=18, c=colour, marker=marker, label=family, alpha=0.8)
         for row in rows:
             if row["data"] == panel and row["format"] in ("nvfp4, 4 over 6", "cb4", "mxfp4"):
                 axis.annotate(

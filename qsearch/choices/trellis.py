@@ -22,6 +22,7 @@ from torch import Tensor
 
 from qsearch_kernels import trellis
 from qsearch_kernels.trellis_encode import encode
+from qsearch_kernels.trellis_ops import decode_trellis
 
 from ..core.errors import QSearchError
 from .codes import round_to_fp16
@@ -55,7 +56,9 @@ class TrellisCodes:
 
     def values(self) -> Tensor:
         """fp32 [rows, columns]: what the codes stand for."""
-        return trellis.dequantize(self.packed, self.scale, self.bits, self.states, self.columns)
+        size = (len(self.scale), self.columns)
+        level: Tensor = decode_trellis(self.packed, self.bits, self.states, *size)
+        return level.float().mul_(self.scale)
 
     @property
     def stored_bits(self) -> int:
@@ -110,8 +113,8 @@ def trellis_codes(
     def coded(columns: Tensor, begin: int) -> Tensor:
         packed = encode(trellis.to_tiles(columns / scale), bits, states)
         found.append(packed)
-        level = trellis.decode(packed, bits, states, *columns.shape)
-        return level.float() * scale
+        level: Tensor = decode_trellis(packed, bits, states, *columns.shape)
+        return level.float().mul_(scale)
 
     if moments is None:
         values = coded(rows, 0)

@@ -70,6 +70,21 @@ def test_a_layer_with_rotated_weight_and_inputs_computes_what_it_did() -> None:
     torch.testing.assert_close(y, x @ weight.T, atol=1e-4, rtol=1e-4)
 
 
+def test_a_convolution_is_rotated_on_its_channels_and_moments_follow() -> None:
+    x, weight = torch.randn(2, 16, 5, 5), torch.randn(7, 16, 3, 3)
+    turned = hadamard.rotate(x.movedim(1, -1), 16).movedim(-1, 1)
+
+    columns = hadamard.rotate_columns(weight.flatten(1), 16, 9)
+
+    made = torch.nn.functional.conv2d(turned, columns.view(7, 16, 3, 3))
+    expected = torch.nn.functional.conv2d(x, weight)
+    torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
+    rows = torch.nn.functional.unfold(x, 3).transpose(1, 2).flatten(0, 1)
+    other = torch.nn.functional.unfold(turned, 3).transpose(1, 2).flatten(0, 1)
+    moments = hadamard.rotate_moments(rows.T @ rows, 16, 9)
+    torch.testing.assert_close(moments, other.T @ other, atol=1e-3, rtol=1e-4)
+
+
 def test_one_outlier_is_spread_over_its_group() -> None:
     x = torch.zeros(1, 256)
     x[0, 3] = 16
