@@ -48,11 +48,9 @@ def race(
 
 
 def random_weight(rows: int, columns: int, bits: int, *, group: int = 0, device: str = "cpu") -> Weight:
-    """A weight of random codes with zeros in the middle, for timing."""
-    packed = layout.pack(torch.randint(0, 2**bits, (rows, columns)), bits)
-    groups = -(-columns // group) if group else 1
-    scale = torch.rand(rows, groups).add(0.5).div(2**bits).half()
-    return Weight((layout.signed(packed) if bits == 8 else packed).to(device), scale.to(device), None, 2.0 ** (bits - 1), None, bits, columns, group)
+    """A weight of normal numbers on symmetric grids, with zeros in the middle, for timing."""
+    made = normal_weight(bits, group, rows=rows, columns=columns)
+    return made._replace(codes=made.codes.to(device), scale=made.scale.to(device))
 
 
 def contenders(m: int, k: int, n: int, device: str = "cpu", *, compiled: bool = False) -> dict[str, Callable[[], object]]:

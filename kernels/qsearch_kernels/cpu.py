@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import few, layout, widened
-from .cpu_rounded import Bytes, factor_of, in_bytes, product, row_sums, rows_of, spreader, uneven, whole_levels, zero_of
+from . import few, layout, products, reference, widened
+from .cpu_rounded import Bytes, base_of, factor_of, in_bytes, largest_weight, product, row_sums, rows_of, spreader, uneven, whole_levels, zero_of
 from .reference import convolved
 from .rounded_once import shared
 from .weight import Weight
@@ -30,20 +31,44 @@ _ROWS = 512  # of activations at a time
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
-    """`reference.linear_wna16`: digits where they pay, else the weight widened, piece by piece for a few rows, and a dense product."""
+    """`reference.linear_wna16`: as digits, or with the weight widened, whichever is faster here (`products`)."""
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
-    short = x.dtype in (torch.bfloat16, torch.float16)
-    little = 0 < len(rows) <= FEW and x.dtype != torch.float64
-    if little and few.takes(weight):
-        y = _with_bias(few.product(rows.float(), weight, 2 if short else 3), bias, x.dtype)
-    elif little and not (in_bytes(weight) and weight.codes.dtype == torch.int8) and widened.takes(weight):
-        y = _with_bias(widened.product(rows.float(), weight), bias, x.dtype)
-    elif not in_bytes(weight) or (not short and len(rows) > FEW) or x.dtype == torch.float64:
-        wide = x.dtype if not short or _has_bf16() else torch.float32
-        y = F.linear(rows.to(wide), weight.dequantize(wide), None if bias is None else bias.to(wide)).to(x.dtype)
+    if products.reference_forced():
+        made = reference.linear_wna16(rows, *weight[:2], weight.offset if weight.zero is None else weight.zero, **_numbers(weight), bias=bias)
+    elif x.dtype == torch.float64 or not rows.numel() or not len(weight.codes):
+        made = F.linear(rows, weight.dequantize(x.dtype), None if bias is None else bias.to(x.dtype))
     else:
-        y = _product(*_digits(rows.float(), 2 if short else 3), weight, bias, x.dtype)
-    return y.view(*x.shape[:-1], y.shape[-1])
+        made = linear_by(weight_way(weight, len(rows), x.dtype), rows, weight, bias)
+    return made.view(*x.shape[:-1], made.shape[-1])
+
+
+def weight_way(weight: Weight, rows: int, dtype: torch.dtype) -> str:
+    """How a weight is multiplied with so many rows of `dtype` as they are: "digits", or the type that it is widened to."""
+    inputs = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32")
+    found = products.way(f"{products.kind_of(weight, None)} {inputs}", rows)
+    if found == "digits" and not (in_bytes(weight) and few.exact()):
+        found = "fp32"
+    if found == "bf16" and rows <= FEW:
+        found = "fp32"
+    return found
+
+
+def linear_by(way: str, rows: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+    """The product [M, N] of `rows` [M, K] in their type, in one of the ways of `weight_way`."""
+    short = rows.dtype in (torch.bfloat16, torch.float16)
+    if way == "digits":
+        count = 2 if short else 3
+        if len(rows) <= FEW and few.takes(weight):
+            return _with_bias(few.product(rows.float(), weight, count), bias, rows.dtype)
+        return _product(*_digits(rows.float(), count), weight, bias, rows.dtype)
+    wide = torch.bfloat16 if way == "bf16" else torch.float32
+    if widened.takes(weight):
+        return _with_bias(widened.product(rows.to(wide), weight), bias, rows.dtype)
+    return F.linear(rows.to(wide), weight.dequantize(wide), None if bias is None else bias.to(wide)).to(rows.dtype)
+
+
+def _numbers(weight: Weight) -> dict[str, Any]:
+    return {"bits": weight.bits, "columns": weight.columns, "group": weight.group, "levels": weight.levels}
 
 
 def _with_bias(y: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -53,8 +78,13 @@ def _with_bias(y: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
 def linear_rounded(x: Tensor, weight: Weight, bias: Tensor | None, activation: int, low: Tensor | None, high: Tensor | None) -> Tensor:
     """`reference.linear_wnaxi`. Raises `ValueError` for a weight that can't be multiplied as bytes."""
     _check(weight)
+    if products.reference_forced():
+        zero = weight.offset if weight.zero is None else weight.zero
+        given: dict[str, Any] = {"activation": activation, "low": low, "high": high, "bias": bias}
+        return reference.linear_wnaxi(x, *weight[:2], zero, **_numbers(weight), **given)
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
-    if len(rows) == 1 and low is None and high is None and weight.codes.dtype == torch.int8 and not uneven(weight) and weight.columns > 1:
+    plain = low is None and high is None and weight.codes.dtype == torch.int8 and not uneven(weight) and weight.columns > 1
+    if len(rows) == 1 and plain and products.way("wide", 1) == "int_mm":
         return _one_row(rows, weight, bias, activation).view(*x.shape[:-1], -1)
     sums = uneven(weight)
     rounded = shared(x, (activation, int(sums)), (low, high), id(weight.codes), lambda: rows_of(rows, activation, low, high, sums=sums))
@@ -102,6 +132,10 @@ def conv2d_rounded(
     Windows are copied channels last, a run of channels at a time: byte by byte that took up to twice as long as the product.
     """
     _check(weight)
+    if products.reference_forced():
+        zero = weight.offset if weight.zero is None else weight.zero
+        places: dict[str, Any] = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation, "low": low, "high": high}
+        return reference.conv2d_wnaxi(x, *weight[:2], zero, **_numbers(weight), activation=activation, **places, bias=bias)
     batch, channels, height, width = x.shape
     size = convolved((height, width), kernel, stride, padding, dilation)
     if not x.numel():
@@ -123,7 +157,9 @@ def conv2d_rounded(
     scale, zero = (each.repeat_interleave(size[0] * size[1], 0) for each in (rounded.scale, rounded.zero))
     moved = _taps_first(weight, channels)
     sums = rows.sum(-1, keepdim=True, dtype=torch.int32).float() if uneven(moved) else None
-    y = product(Bytes(rows, scale, zero, sums), moved, bias, x.dtype, row_sums(weight))
+    given_rows = Bytes(rows, scale, zero, sums, rounded.largest)
+    known = {"origin": (weight.codes, channels), "largest": largest_weight(weight)}
+    y = product(given_rows, moved, bias, x.dtype, row_sums(weight), **known)
     return y.view(batch, *size, -1).permute(0, 3, 1, 2)
 
 
@@ -133,8 +169,10 @@ def _taps_first(weight: Weight, channels: int) -> Weight:
     if codes.dtype != torch.int8:
         numbers = layout.unpack(codes, weight.bits, weight.columns)
         table = None if weight.levels is None else whole_levels(weight.levels)
-        codes = numbers.view(torch.int8) if table is None else table[0][numbers.int()]
-        offset, zero = offset + 128, None if zero is None else zero.float() / factor + 128  # a byte is 128 less than a code of 8 bits
+        less = base_of(weight)
+        codes = numbers.sub_(less).view(torch.int8) if table is None else table[0][numbers.int()]
+        more = 128 - less  # a byte is 128 less than a code of 8 bits
+        offset, zero = offset + more, None if zero is None else zero.float() / factor + more
     moved = codes.view(len(codes), channels, -1).transpose(1, 2).reshape(len(codes), -1)
     return Weight(moved, weight.scale.float() * factor, zero, offset, None, 8, weight.columns, weight.group)
 
@@ -142,11 +180,6 @@ def _taps_first(weight: Weight, channels: int) -> Weight:
 def _check(weight: Weight) -> None:
     if not in_bytes(weight):
         raise ValueError(f"products of bytes need one scale a row and whole levels of 8 bits; given {weight.bits} bits in groups of {weight.group}")
-
-
-def _has_bf16() -> bool:
-    """Whether bf16 is multiplied by the machine itself; where it isn't, it takes several times as long as fp32."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _digits(rows: Tensor, count: int) -> tuple[list[Tensor], Tensor, list[Tensor]]:

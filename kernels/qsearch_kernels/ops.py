@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import cpu, cpu_rounded
+from . import cpu, cpu_rounded, products
 from .reference import convolved, grid
 from .reference_a8 import quantize_rows
 from .rounded_once import shared, traced
@@ -98,9 +98,12 @@ def _in_two_steps(x: Tensor) -> bool:
 
 
 def _taken_apart(x: Tensor, weight: Weight) -> bool:
-    """Whether a compiler gets a product on a CPU as operations of torch's own, so that it fuses all that stands around the product of bytes: not for a few rows."""
+    """Whether a compiler gets a product on a CPU as operations of torch's own, so that it fuses all that stands around the product of bytes: not for a few rows, and
+    not where torch's own product of bytes is slow or saturates (`products`)."""
+    if not (torch.compiler.is_compiling() and x.device.type == "cpu" and products.fused_int_mm()):
+        return False
     plain = weight.codes.dtype == torch.int8 and weight.group <= 0 and weight.columns > 1 and x.numel() > cpu.FEW * weight.columns
-    return plain and torch.compiler.is_compiling() and x.device.type == "cpu" and not (x.requires_grad and torch.is_grad_enabled())
+    return plain and not (x.requires_grad and torch.is_grad_enabled())
 
 
 def conv2d_rounded(
