@@ -34,7 +34,7 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     """`reference.linear_wna16`: as digits, or with the weight widened, whichever is faster here (`products`)."""
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     if products.reference_forced():
-        made = reference.linear_wna16(rows, *weight[:2], weight.offset if weight.zero is None else weight.zero, **_numbers(weight), bias=bias)
+        made = reference.linear_wna16(rows, **_twin(weight), bias=bias)
     elif x.dtype == torch.float64 or not rows.numel() or not len(weight.codes):
         made = F.linear(rows, weight.dequantize(x.dtype), None if bias is None else bias.to(x.dtype))
     else:
@@ -67,8 +67,11 @@ def linear_by(way: str, rows: Tensor, weight: Weight, bias: Tensor | None) -> Te
     return F.linear(rows.to(wide), weight.dequantize(wide), None if bias is None else bias.to(wide)).to(rows.dtype)
 
 
-def _numbers(weight: Weight) -> dict[str, Any]:
-    return {"bits": weight.bits, "columns": weight.columns, "group": weight.group, "levels": weight.levels}
+def _twin(weight: Weight) -> dict[str, Any]:
+    """A weight as the arguments of the plain twins in `reference.py`."""
+    zero = weight.offset if weight.zero is None else weight.zero
+    numbers = {"bits": weight.bits, "columns": weight.columns, "group": weight.group, "levels": weight.levels}
+    return {"packed": weight.codes, "scale": weight.scale, "zero": zero, **numbers}
 
 
 def _with_bias(y: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -79,9 +82,7 @@ def linear_rounded(x: Tensor, weight: Weight, bias: Tensor | None, activation: i
     """`reference.linear_wnaxi`. Raises `ValueError` for a weight that can't be multiplied as bytes."""
     _check(weight)
     if products.reference_forced():
-        zero = weight.offset if weight.zero is None else weight.zero
-        given: dict[str, Any] = {"activation": activation, "low": low, "high": high, "bias": bias}
-        return reference.linear_wnaxi(x, *weight[:2], zero, **_numbers(weight), **given)
+        return reference.linear_wnaxi(x, **_twin(weight), activation=activation, low=low, high=high, bias=bias)
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     plain = low is None and high is None and weight.codes.dtype == torch.int8 and not uneven(weight) and weight.columns > 1
     if len(rows) == 1 and plain and products.way("wide", 1) == "int_mm":
@@ -133,9 +134,8 @@ def conv2d_rounded(
     """
     _check(weight)
     if products.reference_forced():
-        zero = weight.offset if weight.zero is None else weight.zero
-        places: dict[str, Any] = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation, "low": low, "high": high}
-        return reference.conv2d_wnaxi(x, *weight[:2], zero, **_numbers(weight), activation=activation, **places, bias=bias)
+        places: dict[str, Any] = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+        return reference.conv2d_wnaxi(x, **_twin(weight), **places, activation=activation, low=low, high=high, bias=bias)
     batch, channels, height, width = x.shape
     size = convolved((height, width), kernel, stride, padding, dilation)
     if not x.numel():
@@ -158,8 +158,8 @@ def conv2d_rounded(
     moved = _taps_first(weight, channels)
     sums = rows.sum(-1, keepdim=True, dtype=torch.int32).float() if uneven(moved) else None
     given_rows = Bytes(rows, scale, zero, sums, rounded.largest)
-    known = {"origin": (weight.codes, channels), "largest": largest_weight(weight)}
-    y = product(given_rows, moved, bias, x.dtype, row_sums(weight), **known)
+    origin, largest = (weight.codes, channels), largest_weight(weight)
+    y = product(given_rows, moved, bias, x.dtype, row_sums(weight), origin=origin, largest=largest)
     return y.view(batch, *size, -1).permute(0, 3, 1, 2)
 
 

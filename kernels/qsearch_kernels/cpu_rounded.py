@@ -191,9 +191,10 @@ def row_sums(weight: Weight) -> Tensor:
     version = 0 if weight.codes.is_inference() else weight.codes._version
     found = _TOTALS.get(weight.codes)
     if found is None or found[0] != version:
-        sums, (spread, _) = [], spreader(weight)
+        sums, (spread, _), base = [], spreader(weight), 0 if weight.codes.dtype == torch.int8 else base_of(weight)
         for codes in weight.codes.split(max(64, _SPREAD // max(1, weight.columns))):
-            sums.append(spread(codes).sum(-1, dtype=torch.int32))
+            matrix = spread(codes)
+            sums.append(matrix.sum(-1, dtype=torch.int32).add_(base * (matrix.shape[1] - weight.columns)))  # columns that pad hold the code 0
         found = _TOTALS[weight.codes] = (version, torch.cat(sums).float())
     totals: Tensor = found[1]
     return totals
@@ -225,7 +226,7 @@ def largest_weight(weight: Weight) -> int:
         found = whole_levels(weight.levels)
         assert found is not None, "asked for bytes of levels that are not whole"
         return int(found[0].short().abs().max())
-    return {8: 128, 7: 64}.get(weight.bits, 2**weight.bits - 1)
+    return 128 if weight.bits == 8 else 64 if weight.bits == 7 else int(2**weight.bits - 1)
 
 
 def _aligned(spread: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -58,9 +58,7 @@ def onednn(matrix: Tensor, largest: int) -> Sums:
     zeros = torch.zeros(len(matrix), dtype=torch.int64)
 
     def sums(codes: Tensor) -> Tensor:
-        made: Tensor = torch.ops.onednn.qlinear_pointwise(
-            codes, 1.0, 0, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        )
+        made: Tensor = torch.ops.onednn.qlinear_pointwise(codes, 1.0, 0, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], "")
         return made
 
     return sums

@@ -93,6 +93,19 @@ def linear_rounded(x: Tensor, weight: Weight, bias: Tensor | None, activation: i
     return out
 
 
+def fast_float(x: Tensor) -> Tensor:
+    """`x` in the type in which its device multiplies it fastest: 16 bits become fp32 on a CPU that has no units for them."""
+    return x.to(products.float_type(x.dtype)) if x.device.type == "cpu" else x
+
+
+def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear` of a weight in full precision, in the type of `x`, computed in the type that is fastest here."""
+    wide = fast_float(x)
+    if wide is x:
+        return torch.nn.functional.linear(x, weight, bias)
+    return torch.nn.functional.linear(wide, weight.to(wide.dtype), None if bias is None else bias.to(wide.dtype)).to(x.dtype)
+
+
 def _in_two_steps(x: Tensor) -> bool:
     return x.is_cuda and not (x.requires_grad and torch.is_grad_enabled())
 
@@ -213,7 +226,7 @@ def _state(x: Tensor) -> tuple[object, ...]:
 
 
 def _rounded_bytes(x: Tensor, activation: int, low: Tensor | None, high: Tensor | None, meaning: int = _MEANING) -> Any:
-    return traced(x, (activation,), (low, high), lambda: tuple(cpu_rounded.traced_rows(x, activation, low, high)))
+    return traced(x, (activation,), (low, high), lambda: tuple(cpu_rounded.traced_rows(x, activation, low, high)[:4]))
 
 
 def _weight_rows(*weight: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -33,7 +33,7 @@ class Table(NamedTuple):
     Attributes:
         unsigned: whether rounded activations are uint8 (int8 elsewhere, 128 less).
         exact: integer product -> what it is exact for, as `integer_sums.exactness` says.
-        seconds: kind -> way -> seconds of one product at each of `ROWS`, 768 inputs and outputs;
+        seconds: kind -> way -> seconds of one product at each of `ROWS` (`product_timing.py` says of which shape);
             infinite where a way was not tried, hopeless at fewer rows.
     """
 
@@ -88,21 +88,16 @@ def load() -> Table | None:
 
 def keep(table: Table) -> None:
     """Write the table for later processes, where that can be done."""
-    seconds = {
-        kind: {way: [t if math.isfinite(t) else None for t in times] for way, times in ways.items()}
-        for kind, ways in table.seconds.items()
-    }
+    seconds = {kind: {way: [t if math.isfinite(t) else None for t in times] for way, times in ways.items()} for kind, ways in table.seconds.items()}
     content = {"made on": core(), "rows": ROWS, "unsigned": table.unsigned, "exact": table.exact}
     place, name = path(), ""
     with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=place.parent, suffix=".part", delete=False, encoding="utf-8"
-        ) as file:
+        with tempfile.NamedTemporaryFile("w", dir=place.parent, suffix=".part", delete=False, encoding="utf-8") as file:
             name = file.name
             json.dump({**content, "seconds": seconds}, file, indent=1)
-        os.replace(name, place)
+        Path(name).replace(place)
         return
     if name:
         with contextlib.suppress(OSError):
-            os.unlink(name)
+            Path(name).unlink()

@@ -10,21 +10,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import cpu, cpu_rounded, integer_sums, layout, products
+from . import bench, cpu, cpu_rounded, integer_sums, products
 from .product_table import ROWS, Table
 from .weight import Weight
 
-SIZE = 768  # inputs and outputs
+SIZE = 768  # inputs, and outputs for many rows
+#: outputs for a few rows, where reading the weight is what takes time and a small one is in a cache
+WIDE = 4096
 _ROUNDS = 5
 _HOPELESS = 4.0  # times as slow as the fastest way so far
 _MANY = 64  # rows: what is hopeless for so many is not tried for more
 
 Ways = dict[str, Callable[[Tensor], object]]
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @torch.no_grad()
@@ -34,61 +38,52 @@ def timed() -> Table:
         torch.manual_seed(0)
         unsigned, exact = _exact()
         seconds: dict[str, dict[str, tuple[float, ...]]] = {}
-        for inputs, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
-            seconds[f"keep {inputs}"] = _times(_keep(dtype), dtype)
         made = Table(unsigned, exact, seconds)
+        for inputs, dtype in _TYPES.items():
+            seconds[f"keep {inputs}"] = _times(partial(_keep, dtype), dtype)
         with products.using(made):
             for kind, bits in (("wide", 8), ("narrow", 4)):
-                seconds[kind] = _integer(made, bits)
-        ways = made._replace(seconds=seconds)
-        with products.using(ways):
-            for inputs, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-                for scheme, weight in (("W8", weight_of(8)), ("W4", weight_of(4)), ("W4 groups", weight_of(4, 64))):
-                    seconds[f"{scheme} {inputs}"] = _times(_weight_only(weight, dtype, exact), dtype)
+                seconds[kind] = _times(partial(_integer, made, bits), _codes(made))
+            for inputs in ("fp32", "bf16"):
+                dtype = _TYPES[inputs]
+                for scheme, bits, group in (("W8", 8, 0), ("W4", 4, 0), ("W4 groups", 4, 64)):
+                    ways = partial(_weight_only, bits, group, dtype, exact["int_mm"] == "all")
+                    seconds[f"{scheme} {inputs}"] = _times(ways, dtype)
                 for scheme, bits, activation in (("W8A8", 8, 8), ("W8A7", 8, 7), ("W4A8", 4, 8)):
-                    call = _rounded(weight_of(bits), activation)
-                    seconds[f"{scheme} {inputs}"] = _times({"rounded": call}, dtype)
-        for scheme in ("W8", "W4", "W4 groups"):
-            of = seconds[f"{scheme} bf16"]
-            seconds[f"{scheme} fp16"] = {way: times for way, times in of.items() if way != "bf16"}
-        return Table(unsigned, exact, seconds)
-
-
-def weight_of(bits: int, group: int = 0, *, rows: int = SIZE, columns: int = SIZE) -> Weight:
-    """A symmetric weight of normal numbers, rounded to the grid of each row's (or group's) largest.
-
-    How long a product takes depends on what is in it where a core saturates (`saturation.py`), and
-    uniform codes, of which a quarter of all pairs exceed, are like no layer's.
-    """
-    values = torch.randn(rows, columns)
-    whole = values.unflatten(-1, (-1, group)) if group else values[:, None]
-    scale = whole.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
-    codes = (whole / scale).round().add(2 ** (bits - 1)).flatten(1).to(torch.uint8)
-    packed = layout.pack(codes, bits)
-    stored = layout.signed(packed) if bits == 8 else packed
-    return Weight(stored, scale[..., 0].half(), None, 2.0 ** (bits - 1), None, bits, columns, group)
+                    ways = partial(_rounded, bits, activation)
+                    seconds[f"{scheme} {inputs}"] = _times(ways, dtype)
+            for scheme in products.SCHEMES:  # fp16 inputs: as bf16 ones, but for the bf16 GEMM
+                times = seconds[f"{scheme} bf16"]
+                seconds[f"{scheme} fp16"] = {way: t for way, t in times.items() if way != "bf16"}
+        return made
 
 
 def _exact() -> tuple[bool, dict[str, str]]:
     """Whether activations are uint8, and what each integer product is exact for with them."""
-    found: dict[str, str] = {
-        name: integer_sums.exactness(name, torch.uint8) for name in integer_sums.PRODUCTS
-    }
+    found: dict[str, str] = {name: integer_sums.exactness(name, torch.uint8) for name in integer_sums.PRODUCTS}
     if found["int_mm"] or found["onednn"]:
         return True, found
     signed = integer_sums.exactness("int_mm", torch.int8)
     return False, {"int_mm": signed, "onednn": "", "fp32": "all"}
 
 
-def _integer(table: Table, bits: int) -> dict[str, tuple[float, ...]]:
-    """Seconds of the integer products that are exact for weights of so many bits."""
-    weight, narrow, ways = weight_of(bits), bits < 8, {}
+def _codes(table: Table) -> torch.dtype:
+    return torch.uint8 if table.unsigned else torch.int8
+
+
+def _weight(bits: int, outputs: int, group: int = 0) -> Weight:
+    return bench.random_weight(outputs, SIZE, bits, group=group)
+
+
+def _integer(table: Table, bits: int, outputs: int) -> Ways:
+    """The integer products that are exact for weights of so many bits."""
+    weight, narrow, ways = _weight(bits, outputs), bits < 8, {}
     for name, exact in table.exact.items():
         whole = name == "fp32" or exact == "all" or (narrow and exact == "pairs")
         if whole or exact == "pairs":
             way = name if whole else f"{name} + rest"
             ways[way] = _product(weight, way, table.unsigned)
-    return _times(ways, torch.uint8 if table.unsigned else torch.int8)
+    return ways
 
 
 def _product(weight: Weight, way: str, unsigned: bool) -> Callable[[Tensor], object]:
@@ -102,8 +97,9 @@ def _product(weight: Weight, way: str, unsigned: bool) -> Callable[[Tensor], obj
     return call
 
 
-def _weight_only(weight: Weight, dtype: torch.dtype, exact: dict[str, str]) -> Ways:
-    ways = ["digits"] if exact["int_mm"] == "all" and cpu_rounded.in_bytes(weight) else []
+def _weight_only(bits: int, group: int, dtype: torch.dtype, digits: bool, outputs: int) -> Ways:
+    weight = _weight(bits, outputs, group)
+    ways = ["digits"] if digits and cpu_rounded.in_bytes(weight) else []
     ways += ["fp32"] + (["bf16"] if dtype == torch.bfloat16 else [])
 
     def by(way: str) -> Callable[[Tensor], object]:
@@ -112,12 +108,15 @@ def _weight_only(weight: Weight, dtype: torch.dtype, exact: dict[str, str]) -> W
     return {way: by(way) for way in ways}
 
 
-def _rounded(weight: Weight, activation: int) -> Callable[[Tensor], object]:
-    return lambda x: cpu.linear_rounded(x.view_as(x), weight, None, activation, None, None)
+def _rounded(bits: int, activation: int, outputs: int) -> Ways:
+    weight = _weight(bits, outputs)
+    # a tensor object each: layers that are given one round it once
+    call = lambda x: cpu.linear_rounded(x.view_as(x), weight, None, activation, None, None)  # noqa: E731
+    return {"rounded": call}
 
 
-def _keep(dtype: torch.dtype) -> Ways:
-    weight = torch.randn(SIZE, SIZE)
+def _keep(dtype: torch.dtype, outputs: int) -> Ways:
+    weight = torch.randn(outputs, SIZE)
     own = weight.to(dtype)
     ways: Ways = {"fp32": lambda x: F.linear(x.float(), weight)}
     if dtype != torch.float32:
@@ -125,11 +124,13 @@ def _keep(dtype: torch.dtype) -> Ways:
     return ways
 
 
-def _times(ways: Ways, dtype: torch.dtype) -> dict[str, tuple[float, ...]]:
+def _times(make: Callable[[int], Ways], dtype: torch.dtype) -> dict[str, tuple[float, ...]]:
     """Way -> its least seconds at each of `ROWS`, of rows of `dtype`."""
-    found: dict[str, list[float]] = {way: [] for way in ways}
+    found: dict[str, list[float]] = {}
     lost: set[str] = set()
     for count in ROWS:
+        if count in (ROWS[0], _MANY):
+            ways = make(SIZE if count >= _MANY else WIDE)
         x = torch.randint(0, 128, (count, SIZE)).to(dtype)
         x = x / 64 - 1 if dtype.is_floating_point else x
         best = dict.fromkeys(ways, math.inf)
@@ -142,7 +143,7 @@ def _times(ways: Ways, dtype: torch.dtype) -> dict[str, tuple[float, ...]]:
                 if turn and best[way] > _HOPELESS * min(best.values()):
                     del left[way]
         for way in ways:
-            found[way].append(best[way])
+            found.setdefault(way, []).append(best[way])
             if count >= _MANY and way not in left:
                 lost.add(way)
     return {way: tuple(times) for way, times in found.items()}

@@ -117,8 +117,9 @@ def fused_int_mm() -> bool:
     return way("wide", ROWS[-1]) == "int_mm"
 
 
-# what `torch.compiler.assume_constant_result` sets, without importing the compiler
-fused_int_mm._dynamo_marked_constant = True  # type: ignore[attr-defined]
+for _function in (float_type, fused_int_mm):
+    # what `torch.compiler.assume_constant_result` sets, without importing the compiler
+    _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def kind_of(weight: Weight, activation: int | None) -> str:
@@ -136,8 +137,8 @@ def describe() -> list[dict[str, Any]]:
 
     Returns:
         Rows with "scheme", "inputs", "rows", "product", "ms", and how many times as fast it is as
-        full precision in fp32 and in bf16 ("x fp32", "x bf16"; below 1 is slower), for 768 inputs
-        and 768 outputs.
+        full precision in fp32 and in bf16 ("x fp32", "x bf16"; below 1 is slower), at the
+        shapes of `product_timing.py`.
     """
     found, rows = table(), []
     for scheme in SCHEMES:
@@ -161,15 +162,13 @@ def worth(kind: str, rows: int, dtype: torch.dtype) -> float:
     Full precision is the faster of the layer in `dtype` and in fp32.
     """
     found, place = table(), range_of(rows)
-    name = "fp32" if dtype == torch.float32 else "bf16"
+    name = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32")
     times = found.seconds[f"{kind} {name}"]
     keep = min(_keep(found, each, place) for each in ("fp32", name))
     return keep / min(each[place] for each in times.values())
 
 
-def slower_than_keep(
-    layers: Iterable[tuple[str, Weight, int | None, int]], dtype: torch.dtype, slack: float = 1.1
-) -> dict[str, float]:
+def slower_than_keep(layers: Iterable[tuple[str, Weight, int | None, int]], dtype: torch.dtype, slack: float = 1.1) -> dict[str, float]:
     """Schemes of packed layers that this CPU computes slower than full precision.
 
     Args:
@@ -194,9 +193,7 @@ def _restricted(full: Table, forced: str) -> Table:
         return full
     exact = [name for name in integer_sums.PRODUCTS if full.exact.get(name)]
     if forced not in exact:
-        raise ValueError(
-            f"{_FORCED} is one of reference, {', '.join(exact)} on this core; given {forced!r}"
-        )
+        raise ValueError(f"{_FORCED} is one of reference, {', '.join(exact)} on this core; given {forced!r}")
     seconds = dict(full.seconds)
     for kind in ("wide", "narrow"):
         left = {way: t for way, t in seconds[kind].items() if way.partition(" ")[0] == forced}

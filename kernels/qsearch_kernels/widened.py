@@ -8,6 +8,7 @@ smaller operand, rows or weight, is brought into the order of the other.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor
 from . import layout
 from .weight import Weight
 
-_WEIGHTS = 2**20  # widened at a time: smaller pieces would fit a smaller cache, but a call on each takes as long as they do
+_WEIGHTS = 2**21  # widened at a time: smaller pieces would fit a smaller cache, but a GEMM of fewer columns packs its rows as often
+_SCRATCH = threading.local()  # of each thread: the last piece's memory, which costs more to map anew than to widen the weights into
 
 
 def takes(weight: Weight) -> bool:
@@ -34,8 +36,7 @@ def product(rows: Tensor, weight: Weight) -> Tensor:
     scaled = weight.group <= 0 and len(rows) > weight.columns  # scaling the weight is less work than scaling what comes out
     out = torch.empty(len(rows), outputs)
     step = max(64, _WEIGHTS // padded)
-    levels = torch.empty(min(step, outputs), padded)
-    bytes_ = torch.empty(levels.shape, dtype=torch.uint8)
+    levels, bytes_ = _scratch(min(step, outputs), padded)
     for begin in range(0, outputs, step):
         part = weight.part(begin, begin + step)
         size = len(part.codes)
@@ -49,6 +50,18 @@ def product(rows: Tensor, weight: Weight) -> Tensor:
         else:
             out[:, begin : begin + size] = given @ piece.to(rows.dtype).t()
     return out if weight.group > 0 or scaled else out.mul_(weight.scale.float().flatten())
+
+
+def _scratch(rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """fp32 and uint8 [rows, columns] with anything in them."""
+    size = rows * columns
+    kept: tuple[Tensor, Tensor] | None = getattr(_SCRATCH, "kept", None)
+    if kept is None or len(kept[0]) < size:
+        with torch.inference_mode(False):
+            kept = _SCRATCH.kept = torch.empty(size), torch.empty(size, dtype=torch.uint8)
+    floats, bytes_ = kept
+    return floats[:size].view(rows, columns), bytes_[:size].view(rows, columns)
+
 
 def _widen(weight: Weight, bytes_: Tensor, out: Tensor) -> None:
     """Writes levels less zeros, and times scales if these belong to groups, to `out` [n, phases, columns a phase]; `bytes_` is scratch of the same size."""

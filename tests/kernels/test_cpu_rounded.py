@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
-from qsearch_kernels import cpu, cpu_rounded, few, ops, reference
+from qsearch_kernels import cpu, cpu_rounded, few, ops, products, reference
 from qsearch_kernels.weight import Weight
 
+from .made_up_cores import table
 from .test_cpu import agree, arguments, make
 from .test_rounded_once import INDUCTOR, graph_of, rounded_in
 
@@ -26,25 +27,26 @@ def expected(x: Tensor, w: Weight, bias: Tensor | None = None, **ends: Tensor) -
 
 
 @pytest.mark.parametrize(("bits", "zero"), [*itertools.product((2, 4, 5, 8), (False, True))])
-def test_a_core_that_adds_unsigned_bytes_in_16_bits_is_given_signed_ones(bits: int, zero: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(few, "exact", lambda: False)
+def test_a_torch_that_takes_no_unsigned_bytes_is_given_signed_ones(bits: int, zero: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     types = []
     multiply = torch._int_mm
     monkeypatch.setattr(torch, "_int_mm", lambda a, b, **named: types.append(a.dtype) or multiply(a, b, **named))
-    for m, k, n in ((1, 33, 6), (5, 13, 7), (40, 64, 9)):
-        w, x, bias = make(n, k, bits, zero=zero), torch.randn(m, k), torch.randn(n)
+    monkeypatch.setattr(few, "exact", lambda: False)
+    with products.using(table(unsigned=False, wide="int_mm", narrow="int_mm")):
+        for m, k, n in ((1, 33, 6), (5, 13, 7), (40, 64, 9)):
+            w, x, bias = make(n, k, bits, zero=zero), torch.randn(m, k), torch.randn(n)
 
-        agree(cpu.linear_rounded(x, w, bias, 8, None, None), expected(x, w, bias), torch.float32)
-        agree(cpu.linear_rounded(x, w, bias, 8, **STATIC), expected(x, w, bias, **STATIC), torch.float32)
-    picture, kernel = torch.randn(2, 4, 5, 5) + 1, make(6, 36, bits, zero=zero)
-    places = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
-    made = ops.conv2d_rounded(picture, kernel, None, 8, **places)
+            agree(cpu.linear_rounded(x, w, bias, 8, None, None), expected(x, w, bias), torch.float32)
+            agree(cpu.linear_rounded(x, w, bias, 8, **STATIC), expected(x, w, bias, **STATIC), torch.float32)
+        picture, kernel = torch.randn(2, 4, 5, 5) + 1, make(6, 36, bits, zero=zero)
+        places = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+        made = ops.conv2d_rounded(picture, kernel, None, 8, **places)
     agree(made, reference.conv2d_wnaxi(picture, **arguments(kernel), activation=8, **places), torch.float32)  # type: ignore[arg-type]
 
     assert set(types) == {torch.int8}
 
 
-@pytest.mark.skipif(not few.exact(), reason="this core adds unsigned bytes in 16 bits")
+@pytest.mark.skipif(not products.table().unsigned, reason="this torch multiplies no unsigned bytes")
 def test_where_unsigned_bytes_are_exact_the_rows_are_unsigned() -> None:
     x = torch.randn(5, 13)
 

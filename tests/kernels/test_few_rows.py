@@ -6,23 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from qsearch_kernels import cpu, cpu_rounded, few, layout, reference, widened
+from qsearch_kernels import cpu, few, layout, reference, widened
 from qsearch_kernels.weight import Weight
-from tests.kernels.test_cpu import TOLERANCE, agree, arguments, make
+from tests.kernels.test_cpu import TOLERANCE, agree, arguments, check_linear, make
 
 SHAPES = [(1, 1, 8), (2, 1, 8), (1, 2, 9), (1, 13, 5), (2, 33, 7), (5, 129, 70), (16, 65, 9), (17, 40, 6)]  # rows, inputs, outputs
 GROUPS = [0, -1, 5, 8, 24]
 
 
 def check(w: Weight, m: int, dtype: torch.dtype) -> None:
-    x, bias = torch.randn(m, w.columns).to(dtype), torch.randn(len(w.codes))
-    made, expected = cpu.linear(x, w, bias), reference.linear_wna16(x.double(), **arguments(w), bias=bias)  # type: ignore[arg-type]
-    if cpu_rounded.in_bytes(w) or (m <= cpu.FEW and widened.takes(w)):
-        agree(made, expected, dtype)
-    else:  # a product in the type of the input may round weight, bias, product and sum to it: half a unit each, of what is added up
-        size = float((x.double().abs() @ w.dequantize(torch.float64).abs().T + bias.abs()).max())
-        assert made.dtype == dtype
-        torch.testing.assert_close(made.double(), expected.double(), rtol=0, atol=2 * TOLERANCE[dtype] * size)
+    check_linear(torch.randn(m, w.columns).to(dtype), w, torch.randn(len(w.codes)))
 
 
 def shared(w: Weight) -> Weight:
