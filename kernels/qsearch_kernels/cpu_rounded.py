@@ -22,7 +22,7 @@ from .weight import Weight
 
 _WIDE = 2**20  # weights that are widened to fp32 at a time, where that is how integers are multiplied
 _SPREAD = 2**23  # bytes of weights, spread at a time
-_NUMBERS = 2**22  # of a product's results, or of its rows, at a time: what is computed between them stays in the last cache
+_NUMBERS = 2**20  # of a product's results, or of its rows, at a time: what is computed between them stays in the last cache
 _TOTALS = WeakTensorKeyDictionary()  # codes -> (version of the tensor, sums of its rows): four bytes a row, and not a pass over the weights each call
 
 
@@ -157,12 +157,20 @@ def product(
         rows = max(256, _NUMBERS // len(matrix))
         for first in range(0, count, rows):
             some = slice(first, first + rows)
-            y = sums(codes[some]).float()
+            y = _fp32(sums(codes[some]))
             if more is not None:
                 saturation.add_rest(y, codes[some], more)
             y.addmm_(left[some, : len(right)], right).mul_(scale)
-            out[some, places] = y.mul_(rounded.scale[some]) if bias is None else torch.addcmul(bias[places].float(), y, rounded.scale[some])
+            if bias is None:
+                torch.mul(y, rounded.scale[some], out=out[some, places])
+            else:
+                torch.addcmul(bias[places].float(), y, rounded.scale[some], out=out[some, places])
     return out
+
+
+def _fp32(sums: Tensor) -> Tensor:
+    """fp32 of sums that may be int32, in the same memory: to map new memory takes longer than to convert."""
+    return sums if sums.dtype == torch.float32 else sums.view(torch.float32).copy_(sums)
 
 
 def traced_rows(x: Tensor, activation: int, low: Tensor | None, high: Tensor | None) -> Bytes:

@@ -119,7 +119,7 @@ def fused_int_mm() -> bool:
 
 for _function in (float_type, fused_int_mm):
     # what `torch.compiler.assume_constant_result` sets, without importing the compiler
-    _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    _function.__dict__["_dynamo_marked_constant"] = True
 
 
 def kind_of(weight: Weight, activation: int | None) -> str:

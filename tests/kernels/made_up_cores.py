@@ -28,6 +28,8 @@ def table(*, unsigned: bool = True, exact: str = "all", **best: str) -> Table:
     """A core whose integer GEMMs are exact for `exact`, with the way of each kind (wide="int_mm",
     W8_bf16="fp32") that is fastest."""
     seconds = {kind: dict(ways) for kind, ways in EQUAL.items()}
+    for name in ("int_mm", "onednn"):  # whole where it is exact, with the rest where it saturates
+        del seconds["wide"][name if exact == "pairs" else f"{name} + rest"]
     for kind, way in best.items():
         seconds[kind.replace("_", " ")][way] = (0.1,) * len(ROWS)
     known = {"int_mm": exact, "onednn": exact, "fp32": "all"}
