@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import few, layout, products, reference, widened
+from . import few, integer_sums, layout, products, reference, widened
 from .cpu_rounded import Bytes, base_of, factor_of, in_bytes, largest_weight, product, row_sums, rows_of, spreader, uneven, whole_levels, zero_of
 from .reference import convolved
 from .rounded_once import shared
@@ -85,15 +85,15 @@ def linear_rounded(x: Tensor, weight: Weight, bias: Tensor | None, activation: i
         return reference.linear_wnaxi(x, **_twin(weight), activation=activation, low=low, high=high, bias=bias)
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     plain = low is None and high is None and weight.codes.dtype == torch.int8 and not uneven(weight) and weight.columns > 1
-    if len(rows) == 1 and plain and products.way("wide", 1) == "int_mm":
-        return _one_row(rows, weight, bias, activation).view(*x.shape[:-1], -1)
+    if len(rows) == 1 and plain and (way := products.way("wide", 1)) in ("int_mm", "fp32"):
+        return _one_row(rows, weight, bias, activation, way).view(*x.shape[:-1], -1)
     sums = uneven(weight)
     rounded = shared(x, (activation, int(sums)), (low, high), id(weight.codes), lambda: rows_of(rows, activation, low, high, sums=sums))
     y = product(rounded, weight, bias, x.dtype)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
-def _one_row(x: Tensor, weight: Weight, bias: Tensor | None, activation: int) -> Tensor:
+def _one_row(x: Tensor, weight: Weight, bias: Tensor | None, activation: int, way: str) -> Tensor:
     """The same for one row [1, K] and bytes about zero, where as little as possible is done beside reading the weight: ends, scale and zero are plain numbers."""
     row = x.float()
     ends = torch.aminmax(row)
@@ -103,9 +103,13 @@ def _one_row(x: Tensor, weight: Weight, bias: Tensor | None, activation: int) ->
     # `reference.grid`, whose ten operations on single numbers take as long as a megabyte of weights
     scale = _rounded("e", min(max(_rounded("f", _rounded("f", high - low) / top), 2.0**-24), 65504.0))
     zero = min(max(round(_rounded("f", -low / scale)), 0), top)
-    less, form = (0, torch.uint8) if few.exact() else (128, torch.int8)
+    less, form = (0, torch.uint8) if way == "int_mm" and products.table().unsigned else (128, torch.int8)
     codes = row.div(scale).add_(zero).round_().clamp_(0, top).sub_(less).to(form)
-    y = torch._int_mm(codes, weight.codes.t()).float()
+    if way == "int_mm":
+        y = torch._int_mm(codes, weight.codes.t()).float()
+    else:
+        parts = weight.codes.split(max(64, _BYTES // weight.columns))
+        y = torch.cat([integer_sums.in_fp32(part, 128 * 128, widened.scratch(*part.shape)[0])(codes) for part in parts], 1)
     y.sub_(row_sums(weight), alpha=zero - less).mul_(weight.scale.float().flatten()).mul_(scale)
     return (y if bias is None else y.add_(bias)).to(x.dtype)
 

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import few, integer_sums, layout, products, saturation
+from . import few, integer_sums, layout, products, saturation, widened
 from .reference import grid
 from .weight import Weight
 
-_WIDE = 2**20  # weights that are widened to fp32 at a time, where that is how integers are multiplied
+_WIDE = 2**20  # weights at a time that are widened to fp32 or split, where that is how integers are multiplied
 _SPREAD = 2**23  # bytes of weights, spread at a time
 _NUMBERS = 2**20  # of a product's results, or of its rows, at a time: what is computed between them stays in the last cache
 _TOTALS = WeakTensorKeyDictionary()  # codes -> (version of the tensor, sums of its rows): four bytes a row, and not a pass over the weights each call
@@ -146,13 +146,18 @@ def product(
         excess = saturation.rest_of(*(origin or (weight.codes, 0)), lambda: spread(weight.codes))
         name = name if excess is not None else "fp32"
     step = len(weight.codes) if weight.codes.dtype == torch.int8 else max(64, _SPREAD // max(1, codes.shape[1]))
-    if name == "fp32":
+    if name == "fp32" or excess is not None:
         step = min(step, max(64, _WIDE // codes.shape[1]))
     for begin in range(0, len(weight.codes), step):
         part, places = weight.part(begin, begin + step), slice(begin, begin + step)
         matrix, scale = spread(part.codes), part.scale.float().flatten() * factor
         more = None if excess is None else excess.part(begin, begin + step, codes.shape[1])
-        sums = integer_sums.PRODUCTS[name](matrix if more is None else saturation.without(matrix, more), rounded.largest * largest)
+        if name == "fp32":
+            sums = integer_sums.in_fp32(matrix, rounded.largest * largest, widened.scratch(*matrix.shape)[0])
+        else:
+            if more is not None:
+                matrix = saturation.without(matrix, more, widened.scratch(*matrix.shape)[1].view(torch.int8))
+            sums = integer_sums.PRODUCTS[name](matrix, 0)
         right = _right(part, totals[places])
         rows = max(256, _NUMBERS // len(matrix))
         for first in range(0, count, rows):

@@ -64,7 +64,7 @@ def onednn(matrix: Tensor, largest: int) -> Sums:
     return sums
 
 
-def in_fp32(matrix: Tensor, largest: int) -> Sums:
+def in_fp32(matrix: Tensor, largest: int, wide: Tensor | None = None) -> Sums:
     """fp32 GEMM over as many columns at a time as keep every sum below 2**24.
 
     Of one or two pieces, and of more that are added in fp64, the sum is rounded to fp32 once, as
@@ -73,9 +73,10 @@ def in_fp32(matrix: Tensor, largest: int) -> Sums:
     Args:
         matrix: int8 [N, K].
         largest: bound of |activation * weight|; 128 * 128 gives 1,024 columns a piece.
+        wide: fp32 [N, K] to widen the matrix into, which must stay so while sums are taken.
     """
     step = max(1, _WHOLE // max(1, largest))
-    wide = matrix.float()
+    wide = matrix.float() if wide is None else wide.copy_(matrix)
 
     def sums(codes: Tensor) -> Tensor:
         rows, columns = codes.float(), codes.shape[1]

@@ -90,9 +90,9 @@ def rest_of(codes: Tensor, order: int, matrix: Callable[[], Tensor]) -> Rest | N
     return found
 
 
-def without(matrix: Tensor, rest: Rest) -> Tensor:
-    """A copy of `matrix` int8 [N, K] less its rest: every pair fits."""
-    left = matrix.clone(memory_format=torch.contiguous_format)
+def without(matrix: Tensor, rest: Rest, out: Tensor | None = None) -> Tensor:
+    """A copy of `matrix` int8 [N, K] less its rest: every pair fits. `out`: where to put it."""
+    left = (torch.empty(matrix.shape, dtype=torch.int8) if out is None else out).copy_(matrix)
     flat, place = left.view(-1), rest.place.long()
     flat[place] = flat[place] - rest.excess
     return left

@@ -18,7 +18,9 @@ from torch import Tensor
 from . import layout
 from .weight import Weight
 
-_WEIGHTS = 2**21  # widened at a time: smaller pieces would fit a smaller cache, but a GEMM of fewer columns packs its rows as often
+_FEW = 16  # rows up to which reading the weights takes longer than multiplying
+#: weights that are widened at a time, for a few rows and for more: smaller pieces would fit a smaller cache, but each is a call, and a GEMM that packs its rows
+_WEIGHTS = (2**20, 2**21)
 _SCRATCH = threading.local()  # of each thread: the last piece's memory, which costs more to map anew than to widen the weights into
 
 
@@ -35,8 +37,8 @@ def product(rows: Tensor, weight: Weight) -> Tensor:
     given = layout.by_phase(rows, weight.bits) if by_phase else F.pad(rows, (0, padded - weight.columns))
     scaled = weight.group <= 0 and len(rows) > weight.columns  # scaling the weight is less work than scaling what comes out
     out = torch.empty(len(rows), outputs)
-    step = max(64, _WEIGHTS // padded)
-    levels, bytes_ = _scratch(min(step, outputs), padded)
+    step = max(64, _WEIGHTS[len(rows) > _FEW] // padded)
+    levels, bytes_ = scratch(min(step, outputs), padded)
     for begin in range(0, outputs, step):
         part = weight.part(begin, begin + step)
         size = len(part.codes)
@@ -52,7 +54,7 @@ def product(rows: Tensor, weight: Weight) -> Tensor:
     return out if weight.group > 0 or scaled else out.mul_(weight.scale.float().flatten())
 
 
-def _scratch(rows: int, columns: int) -> tuple[Tensor, Tensor]:
+def scratch(rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """fp32 and uint8 [rows, columns] with anything in them."""
     size = rows * columns
     kept: tuple[Tensor, Tensor] | None = getattr(_SCRATCH, "kept", None)

@@ -56,7 +56,7 @@ def test_double_precision_keeps_its_digits() -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4, 7])
 def test_pieces_of_a_weight_fit_together(bits: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(few, "_BYTES", 1)  # the least piece has 64 rows
-    monkeypatch.setattr(widened, "_WEIGHTS", 1)
+    monkeypatch.setattr(widened, "_WEIGHTS", (1, 1))
     for group in (0, 64):
         for m in (1, 3):
             check(make(150, columns, bits, zero=True, group=group), m, torch.bfloat16)
