@@ -62,6 +62,7 @@ def test_pieces_of_a_weight_fit_together(bits: int, columns: int, monkeypatch: p
             check(make(150, columns, bits, zero=True, group=group), m, torch.bfloat16)
 
 
+@pytest.mark.skipif(not few.exact(), reason="this core's products of bytes saturate, and its weights are widened")
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_longest_row_of_the_largest_bytes_adds_up(count: int) -> None:
     w = make(2, few.LONGEST, 7, zero=True)
