@@ -25,9 +25,10 @@ from .reference import convolved
 from .rounded_once import shared
 from .weight import Weight
 
-FEW = 16  # rows up to which reading the weights is what takes time, so that fp32 activations too are worth their digits
+FEW = few.MOST  # so that fp32 activations too are worth their digits
 _BYTES = 2**20  # of weights, spread at a time
 _ROWS = 512  # of activations at a time
+_WHOLE = 32  # inputs and outputs that torch 2.13's `_weight_int8pack_mm` wants a multiple of: it reads beyond others
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
@@ -43,24 +44,40 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
 
 
 def weight_way(weight: Weight, rows: int, dtype: torch.dtype) -> str:
-    """How a weight is multiplied with so many rows of `dtype` as they are: "digits", or the type that it is widened to."""
+    """How a weight is multiplied with so many rows of `dtype` as they are: "digits", "int8pack", or the type that it is widened to."""
     inputs = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32")
-    found = products.way(f"{products.kind_of(weight, None)} {inputs}", rows)
-    if found == "digits" and not (in_bytes(weight) and few.exact()):
-        found = "fp32"
-    if found == "bf16" and rows <= FEW:
-        found = "fp32"
-    return found
+    return products.way(f"{products.kind_of(weight, None)} {inputs}", rows, weight_ways(weight, rows, dtype))
+
+
+def weight_ways(weight: Weight, rows: int, dtype: torch.dtype) -> tuple[str, ...]:
+    """The ways of `linear_by` that there are for a weight and so many rows of `dtype`."""
+    short = dtype == torch.bfloat16
+    found = ["fp32"]
+    if in_bytes(weight) and few.exact():
+        found.append("digits")
+    if short and rows > FEW:
+        found.append("bf16")
+    even = weight.codes.dtype == torch.int8 and weight.group <= 0 and not uneven(weight)
+    if short and rows <= FEW and even and len(weight.codes) % _WHOLE == 0 and weight.columns % _WHOLE == 0:
+        found.append("int8pack")
+    return tuple(found)
 
 
 def linear_by(way: str, rows: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
-    """The product [M, N] of `rows` [M, K] in their type, in one of the ways of `weight_way`."""
+    """The product [M, N] of `rows` [M, K] in their type, in one of `weight_ways`.
+
+    "digits": rows as two or three bytes each, in products of bytes; "int8pack": torch's own product of bf16 rows with bytes about zero; "fp32", "bf16":
+    the weight widened to that type.
+    """
     short = rows.dtype in (torch.bfloat16, torch.float16)
     if way == "digits":
         count = 2 if short else 3
         if len(rows) <= FEW and few.takes(weight):
             return _with_bias(few.product(rows.float(), weight, count), bias, rows.dtype)
         return _product(*_digits(rows.float(), count), weight, bias, rows.dtype)
+    if way == "int8pack":
+        sums = torch._weight_int8pack_mm(rows.contiguous(), weight.codes, torch.ones(len(weight.codes), dtype=rows.dtype))
+        return _with_bias(sums.float().mul_(weight.scale.float().flatten()), bias, rows.dtype)
     wide = torch.bfloat16 if way == "bf16" else torch.float32
     if widened.takes(weight):
         return _with_bias(widened.product(rows.to(wide), weight), bias, rows.dtype)
@@ -109,7 +126,7 @@ def _one_row(x: Tensor, weight: Weight, bias: Tensor | None, activation: int, wa
         y = torch._int_mm(codes, weight.codes.t()).float()
     else:
         parts = weight.codes.split(max(64, _BYTES // weight.columns))
-        y = torch.cat([integer_sums.in_fp32(part, 128 * 128, widened.scratch(*part.shape)[0])(codes) for part in parts], 1)
+        y = torch.cat([integer_sums.in_fp32(part, 128 * 128, widened.scratch(len(part), weight.columns, torch.float32))(codes) for part in parts], 1)
     y.sub_(row_sums(weight), alpha=zero - less).mul_(weight.scale.float().flatten()).mul_(scale)
     return (y if bias is None else y.add_(bias)).to(x.dtype)
 

@@ -146,17 +146,17 @@ def product(
         excess = saturation.rest_of(*(origin or (weight.codes, 0)), lambda: spread(weight.codes))
         name = name if excess is not None else "fp32"
     step = len(weight.codes) if weight.codes.dtype == torch.int8 else max(64, _SPREAD // max(1, codes.shape[1]))
-    if name == "fp32" or excess is not None:
-        step = min(step, max(64, _WIDE // codes.shape[1]))
+    if name == "fp32" or excess is not None:  # the rest brings the rows into another order for each piece
+        step = min(step, max(64, (_WIDE if name == "fp32" or count <= few.MOST else _SPREAD) // codes.shape[1]))
     for begin in range(0, len(weight.codes), step):
         part, places = weight.part(begin, begin + step), slice(begin, begin + step)
         matrix, scale = spread(part.codes), part.scale.float().flatten() * factor
         more = None if excess is None else excess.part(begin, begin + step, codes.shape[1])
         if name == "fp32":
-            sums = integer_sums.in_fp32(matrix, rounded.largest * largest, widened.scratch(*matrix.shape)[0])
+            sums = integer_sums.in_fp32(matrix, rounded.largest * largest, widened.scratch(len(matrix), matrix.shape[1], torch.float32))
         else:
             if more is not None:
-                matrix = saturation.without(matrix, more, widened.scratch(*matrix.shape)[1].view(torch.int8))
+                matrix = saturation.without(matrix, more, widened.scratch(len(matrix), matrix.shape[1], torch.int8))
             sums = integer_sums.PRODUCTS[name](matrix, 0)
         right = _right(part, totals[places])
         rows = max(256, _NUMBERS // len(matrix))

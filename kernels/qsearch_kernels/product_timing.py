@@ -28,6 +28,7 @@ _HOPELESS = 4.0  # times as slow as the fastest way so far
 _MANY = 64  # rows: what is hopeless for so many is not tried for more
 
 Ways = dict[str, Callable[[Tensor], object]]
+_BF16 = ("bf16", "int8pack")  # ways of bf16 inputs alone
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -47,14 +48,14 @@ def timed() -> Table:
             for inputs in ("fp32", "bf16"):
                 dtype = _TYPES[inputs]
                 for scheme, bits, group in (("W8", 8, 0), ("W4", 4, 0), ("W4 groups", 4, 64)):
-                    ways = partial(_weight_only, bits, group, dtype, exact["int_mm"] == "all")
+                    ways = partial(_weight_only, bits, group, dtype)
                     seconds[f"{scheme} {inputs}"] = _times(ways, dtype)
                 for scheme, bits, activation in (("W8A8", 8, 8), ("W8A7", 8, 7), ("W4A8", 4, 8)):
                     ways = partial(_rounded, bits, activation)
                     seconds[f"{scheme} {inputs}"] = _times(ways, dtype)
             for scheme in products.SCHEMES:  # fp16 inputs: as bf16 ones, but for the bf16 GEMM
                 times = seconds[f"{scheme} bf16"]
-                seconds[f"{scheme} fp16"] = {way: t for way, t in times.items() if way != "bf16"}
+                seconds[f"{scheme} fp16"] = {way: t for way, t in times.items() if way not in _BF16}
         return made
 
 
@@ -97,15 +98,13 @@ def _product(weight: Weight, way: str, unsigned: bool) -> Callable[[Tensor], obj
     return call
 
 
-def _weight_only(bits: int, group: int, dtype: torch.dtype, digits: bool, outputs: int) -> Ways:
-    weight = _weight(bits, outputs, group)
-    ways = ["digits"] if digits and cpu_rounded.in_bytes(weight) else []
-    ways += ["fp32"] + (["bf16"] if dtype == torch.bfloat16 else [])
+def _weight_only(bits: int, group: int, dtype: torch.dtype, outputs: int) -> Ways:
+    weight, rows = _weight(bits, outputs, group), 1 if outputs == WIDE else _MANY
 
     def by(way: str) -> Callable[[Tensor], object]:
         return lambda x: cpu.linear_by(way, x, weight, None)
 
-    return {way: by(way) for way in ways}
+    return {way: by(way) for way in cpu.weight_ways(weight, rows, dtype)}
 
 
 def _rounded(bits: int, activation: int, outputs: int) -> Ways:
@@ -128,7 +127,7 @@ def _times(make: Callable[[int], Ways], dtype: torch.dtype) -> dict[str, tuple[f
     """Way -> its least seconds at each of `ROWS`, of rows of `dtype`."""
     found: dict[str, list[float]] = {}
     lost: set[str] = set()
-    for count in ROWS:
+    for place, count in enumerate(ROWS):
         if count in (ROWS[0], _MANY):
             ways = make(SIZE if count >= _MANY else WIDE)
         x = torch.randint(0, 128, (count, SIZE)).to(dtype)
@@ -143,7 +142,7 @@ def _times(make: Callable[[int], Ways], dtype: torch.dtype) -> dict[str, tuple[f
                 if turn and best[way] > _HOPELESS * min(best.values()):
                     del left[way]
         for way in ways:
-            found.setdefault(way, []).append(best[way])
+            found.setdefault(way, [math.inf] * len(ROWS))[place] = best[way]
             if count >= _MANY and way not in left:
                 lost.add(way)
     return {way: tuple(times) for way, times in found.items()}

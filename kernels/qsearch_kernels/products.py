@@ -36,7 +36,8 @@ _LOCK = threading.RLock()
 
 
 _TABLES: dict[tuple[int, str], Table] = {}
-_CHOSEN: dict[tuple[int, str, str, int], str] = {}  # threads, forced, kind, range -> way
+#: threads, what is forced, kind, range of rows, ways that are possible -> way
+_CHOSEN: dict[tuple[int, str, str, int, tuple[str, ...]], str] = {}
 
 
 def range_of(rows: int) -> int:
@@ -44,13 +45,21 @@ def range_of(rows: int) -> int:
     return bisect.bisect_left(_ENDS, rows)
 
 
-def way(kind: str, rows: int) -> str:
-    """How a product of `kind` (a key of `Table.seconds`) with so many rows is computed here."""
+def way(kind: str, rows: int, ways: tuple[str, ...] = ()) -> str:
+    """How a product of `kind` (a key of `Table.seconds`) with so many rows is computed here.
+
+    Args:
+        kind: a key of `Table.seconds`.
+        rows: of activations.
+        ways: those that are possible for the weight at hand; none = all.
+    """
     threads, forced, place = torch.get_num_threads(), os.environ.get(_FORCED, ""), range_of(rows)
-    key = (threads, forced, kind, place)
+    key = (threads, forced, kind, place, ways)
     found = _CHOSEN.get(key)
     if found is None:
-        found = _CHOSEN[key] = table().best(kind, place)
+        known = table()
+        left = [name for name in known.seconds[kind] if not ways or name in ways]
+        found = _CHOSEN[key] = known.best(kind, place, left)
     return found
 
 

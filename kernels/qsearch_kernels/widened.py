@@ -38,7 +38,8 @@ def product(rows: Tensor, weight: Weight) -> Tensor:
     scaled = weight.group <= 0 and len(rows) > weight.columns  # scaling the weight is less work than scaling what comes out
     out = torch.empty(len(rows), outputs)
     step = max(64, _WEIGHTS[len(rows) > _FEW] // padded)
-    levels, bytes_ = scratch(min(step, outputs), padded)
+    shape = (min(step, outputs), padded)
+    levels, bytes_ = scratch(*shape, torch.float32), scratch(*shape, torch.uint8)
     for begin in range(0, outputs, step):
         part = weight.part(begin, begin + step)
         size = len(part.codes)
@@ -54,15 +55,15 @@ def product(rows: Tensor, weight: Weight) -> Tensor:
     return out if weight.group > 0 or scaled else out.mul_(weight.scale.float().flatten())
 
 
-def scratch(rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """fp32 and uint8 [rows, columns] with anything in them."""
+def scratch(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """Memory [rows, columns] with anything in it, which the next call for this type gives again."""
     size = rows * columns
-    kept: tuple[Tensor, Tensor] | None = getattr(_SCRATCH, "kept", None)
-    if kept is None or len(kept[0]) < size:
+    kept: Tensor | None = getattr(_SCRATCH, str(dtype), None)
+    if kept is None or len(kept) < size:
         with torch.inference_mode(False):
-            kept = _SCRATCH.kept = torch.empty(size), torch.empty(size, dtype=torch.uint8)
-    floats, bytes_ = kept
-    return floats[:size].view(rows, columns), bytes_[:size].view(rows, columns)
+            kept = torch.empty(size, dtype=dtype)
+        setattr(_SCRATCH, str(dtype), kept)
+    return kept[:size].view(rows, columns)
 
 
 def _widen(weight: Weight, bytes_: Tensor, out: Tensor) -> None:

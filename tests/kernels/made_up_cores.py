@@ -10,7 +10,7 @@ EQUAL: dict[str, dict[str, tuple[float, ...]]] = {
     for kind, ways in {
         "wide": ("int_mm", "int_mm + rest", "onednn", "onednn + rest", "fp32"),
         "narrow": ("int_mm", "onednn", "fp32"),
-        **{f"W{w} {t}": ("digits", "fp32", "bf16") for w in ("8", "4", "4 groups") for t in ("bf16",)},
+        **{f"W{w} {t}": ("digits", "fp32", "bf16", "int8pack") for w in ("8", "4", "4 groups") for t in ("bf16",)},
         **{
             f"W{w} {t}": ("digits", "fp32")
             for w in ("8", "4", "4 groups")

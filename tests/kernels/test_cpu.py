@@ -47,7 +47,7 @@ def check_linear(x: Tensor, w: Weight, bias: Tensor) -> None:
     """`cpu.linear` against the reference: to one rounding of its type, or of a dense product in that type where this core has one that is faster."""
     dtype = x.dtype
     made, expected = cpu.linear(x, w, bias), reference.linear_wna16(x.double(), **arguments(w), bias=bias)  # type: ignore[arg-type]
-    if dtype == torch.float32 or cpu.weight_way(w, len(x), dtype) != "bf16":
+    if dtype == torch.float32 or cpu.weight_way(w, len(x), dtype) not in ("bf16", "int8pack"):
         agree(made, expected, dtype)
     else:  # it may round weight, bias, product and sum: half a unit each, of what is added up
         size = float((x.double().abs() @ w.dequantize(torch.float64).abs().T + bias.abs()).max())

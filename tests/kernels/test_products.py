@@ -24,7 +24,7 @@ from qsearch_kernels import (
 )
 
 from .made_up_cores import table
-from .test_cpu import agree, arguments, make
+from .test_cpu import agree, arguments, check_linear, make
 
 
 @pytest.fixture
@@ -229,3 +229,15 @@ def test_weights_for_timing_are_those_of_a_layer() -> None:
         assert cpu.linear(torch.randn(3, 128), weight, None).shape == (3, 20)
         assert float(values.abs().max()) == pytest.approx(float(weight.scale.max()) * (2 ** (bits - 1) - 1), rel=0.5)
         assert float(values.std()) == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16])
+def test_bf16_rows_times_bytes_about_zero_by_torchs_own_product(rows: int) -> None:
+    w, bias = make(64, 96, 8), torch.randn(64)
+    x = torch.randn(rows, 96).bfloat16()
+
+    with products.using(table(W8_bf16="int8pack")):
+        assert cpu.weight_way(w, rows, torch.bfloat16) == "int8pack"
+        assert cpu.weight_way(make(64, 95, 8), rows, torch.bfloat16) != "int8pack"  # it would read beyond
+        assert cpu.weight_way(make(64, 96, 8, zero=True), rows, torch.bfloat16) != "int8pack"
+        check_linear(x, w, bias)
