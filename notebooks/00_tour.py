@@ -24,21 +24,35 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from qsearch import pipeline
-from qsearch.config import load
-from qsearch.job import Run
+from qsearch.stages.allocate import allocate
+from qsearch.stages.config import load
+from qsearch.stages.evaluate import evaluate
+from qsearch.stages.extract import extract
+from qsearch.stages.folder import Run
+from qsearch.stages.profile import profile
+from qsearch.stages.report import report
 
 MODEL = "scenes-dit"  # the one knob: a name of the zoo, or a local diffusers folder of yours
 
-run = Run(load(Path("small.yaml")).model_copy(update={"model": MODEL, "folder": Path("runs") / Path(MODEL).name}))
+run = Run(
+    load(Path("small.yaml")).model_copy(
+        update={"model": MODEL, "folder": Path("runs") / Path(MODEL).name}
+    )
+)
 
 # %% [markdown]
 # ## Read the model
 # Every layer with its shape, its multiply-accumulates and its role: what a plan can speak of.
 
 # %%
-graph = pipeline.extract(run)
-pd.Series({"layers": len(graph.layers), "weights": graph.weights, "multiply-accumulates a call": graph.total_macs})
+graph = extract(run)
+pd.Series(
+    {
+        "layers": len(graph.layers),
+        "weights": graph.weights,
+        "multiply-accumulates a call": graph.total_macs,
+    }
+)
 
 # %% [markdown]
 # ## Price every choice at every layer
@@ -47,7 +61,7 @@ pd.Series({"layers": len(graph.layers), "weights": graph.weights, "multiply-accu
 # %%
 from qsearch.report.boxes import draw_role_boxes, role_boxes
 
-table = pipeline.profile(run, graph)
+table = profile(run, graph)
 draw_role_boxes(role_boxes({MODEL: (graph, table)}, "uint4-c"))
 
 # %% [markdown]
@@ -58,7 +72,7 @@ draw_role_boxes(role_boxes({MODEL: (graph, table)}, "uint4-c"))
 from qsearch.report.drawing import draw_layer_bits
 from qsearch.report.plots import layer_bits
 
-plan = pipeline.allocate(run, graph, table)
+plan = allocate(run, graph, table)
 draw_layer_bits(layer_bits(graph, plan))
 
 # %% [markdown]
@@ -66,13 +80,19 @@ draw_layer_bits(layer_bits(graph, plan))
 # Mean and standard error of each metric; `sqnr` is in dB above the noise of the final latents, more is better.
 
 # %%
-rows = pipeline.evaluate(run, graph, plan)
-pd.DataFrame({row["plan"]: {"stored bits": f"{row['average_bits']:.2f}"} | {k: f"{m:.3g} ± {e:.1g}" for k, (m, e) in row["metrics"].items()} for row in rows})
+rows = evaluate(run, graph, plan)
+pd.DataFrame(
+    {
+        row["plan"]: {"stored bits": f"{row['average_bits']:.2f}"}
+        | {k: f"{m:.3g} ± {e:.1g}" for k, (m, e) in row["metrics"].items()}
+        for row in rows
+    }
+)
 
 # %% [markdown]
 # ## Look
 # The first captions as they come, then the worst cases: where the plan differs most from full precision. `report.html` beside it has everything on one page.
 
 # %%
-pipeline.report(run, graph, table, plan, rows)
+report(run, graph, table, plan, rows)
 Image.open(run.path("contact_sheet.png")).convert("RGB")

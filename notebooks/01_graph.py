@@ -22,14 +22,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from qsearch import pipeline
-from qsearch.config import load
-from qsearch.job import Run
+from qsearch.stages.config import load
+from qsearch.stages.extract import extract
+from qsearch.stages.folder import Run
 
 MODEL = "scenes-dit"  # the one knob: a name of the zoo, or a local diffusers folder of yours
 
-run = Run(load(Path("small.yaml")).model_copy(update={"model": MODEL, "folder": Path("runs") / Path(MODEL).name}))
-graph = pipeline.extract(run)
+run = Run(
+    load(Path("small.yaml")).model_copy(
+        update={"model": MODEL, "folder": Path("runs") / Path(MODEL).name}
+    )
+)
+graph = extract(run)
 
 # %% [markdown]
 # ## The whole model
@@ -54,9 +58,15 @@ draw(block_sketch(graph, block))
 # and large ones little: the two columns of shares are seldom alike.
 
 # %%
-layers = pd.DataFrame({"role": x.role, "weights": x.weights, "MACs": x.macs, "sees": x.sees} for x in graph)
-roles = layers.groupby("role").agg({"weights": "sum", "MACs": "sum", "sees": lambda s: ", ".join(sorted(set(s)))})
-roles.assign(weights_share=roles["weights"] / graph.weights, MACs_share=roles["MACs"] / graph.macs).sort_values("weights", ascending=False).round(3)
+layers = pd.DataFrame(
+    {"role": x.role, "weights": x.weights, "MACs": x.macs, "sees": x.sees} for x in graph
+)
+roles = layers.groupby("role").agg(
+    {"weights": "sum", "MACs": "sum", "sees": lambda s: ", ".join(sorted(set(s)))}
+)
+roles.assign(
+    weights_share=roles["weights"] / graph.weights, MACs_share=roles["MACs"] / graph.macs
+).sort_values("weights", ascending=False).round(3)
 
 # %% [markdown]
 # ## Where the time goes, at best
@@ -69,7 +79,12 @@ timed = costs.timings(graph, costs.device("h200"))
 shares = costs.shares(timed)
 total = sum(s.seconds for s in shares)
 pd.DataFrame(
-    {"count": s.count, "share of the time": s.seconds / total, "waiting for memory": s.bound_by_memory / s.seconds if s.seconds else 0} for s in shares
+    {
+        "count": s.count,
+        "share of the time": s.seconds / total,
+        "waiting for memory": s.bound_by_memory / s.seconds if s.seconds else 0,
+    }
+    for s in shares
 ).set_axis([s.kind for s in shares]).round(3)
 
 # %% [markdown]

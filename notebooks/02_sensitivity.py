@@ -23,15 +23,20 @@
 # %matplotlib inline
 from pathlib import Path
 
-from qsearch import pipeline
-from qsearch.config import load
-from qsearch.job import Run
+from qsearch.stages.config import load
+from qsearch.stages.extract import extract
+from qsearch.stages.folder import Run
+from qsearch.stages.profile import profile
 
 MODEL = "scenes-dit"  # the one knob: a name of the zoo, or a local diffusers folder of yours
 
-run = Run(load(Path("small.yaml")).model_copy(update={"model": MODEL, "folder": Path("runs") / Path(MODEL).name}))
-graph = pipeline.extract(run)
-table = pipeline.profile(run, graph)
+run = Run(
+    load(Path("small.yaml")).model_copy(
+        update={"model": MODEL, "folder": Path("runs") / Path(MODEL).name}
+    )
+)
+graph = extract(run)
+table = profile(run, graph)
 
 # %% [markdown]
 # ## Can the ranking be trusted?
@@ -39,7 +44,11 @@ table = pipeline.profile(run, graph)
 # says nothing of the choice. Below 0.5 the ranking is mostly noise: take more probes or samples.
 
 # %%
-{"reliability": round(table.reliability(), 3), "rows": len(table.frame), "rows at the floor": len(table.at_floor())}
+{
+    "reliability": round(table.reliability(), 3),
+    "rows": len(table.frame),
+    "rows at the floor": len(table.at_floor()),
+}
 
 # %% [markdown]
 # ## By role
@@ -62,7 +71,7 @@ draw_layer_noise(noise_by_scheme(graph, table))
 
 # %% [markdown]
 # ## Layer by step
-# Early, noisy steps and late, clean ones stand different things: a plan may change between them (`qsearch.allocate_steps`).
+# Early, noisy steps and late, clean ones stand different things: a plan may change between them (`qsearch.allocate(..., steps=...)`).
 
 # %%
 draw_layer_noise(noise_by_step(graph, table, "uint4-c"))
@@ -89,5 +98,9 @@ draw_graph_heat(graph_heat(graph, table, "uint4-c"))
 # Mean over the step bins, with one standard error. `qsearch show runs/…/sensitivity.parquet` prints all of them.
 
 # %%
-means = table.frame[table.frame["scheme"] == "uint4-c"].groupby("site")[["estimate", "error", "floor"]].mean()
+means = (
+    table.frame[table.frame["scheme"] == "uint4-c"]
+    .groupby("site")[["estimate", "error", "floor"]]
+    .mean()
+)
 means.sort_values("estimate", ascending=False).head(10)

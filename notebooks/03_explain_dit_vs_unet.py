@@ -21,17 +21,31 @@
 # %matplotlib inline
 from pathlib import Path
 
-from qsearch import pipeline
-from qsearch.config import load
-from qsearch.job import Run
 from qsearch.report.side_by_side import draw_side_by_side, side_by_side
+from qsearch.stages.allocate import allocate
+from qsearch.stages.config import load
+from qsearch.stages.extract import extract
+from qsearch.stages.folder import Run
+from qsearch.stages.profile import profile
 
-MODELS = ("scenes-dit", "scenes-unet")  # the one knob: names of the zoo, or local diffusers folders of yours
+MODELS = (
+    "scenes-dit",
+    "scenes-unet",
+)  # the one knob: names of the zoo, or local diffusers folders of yours
 
-runs = [Run(load(Path("small.yaml")).model_copy(update={"model": m, "folder": Path("runs") / Path(m).name})) for m in MODELS]
-graphs = [pipeline.extract(run) for run in runs]
-tables = [pipeline.profile(run, graph) for run, graph in zip(runs, graphs, strict=True)]
-draw_side_by_side(side_by_side(dict(zip(MODELS, zip(graphs, tables, strict=True), strict=True)), "uint4-c"))
+runs = [
+    Run(
+        load(Path("small.yaml")).model_copy(
+            update={"model": m, "folder": Path("runs") / Path(m).name}
+        )
+    )
+    for m in MODELS
+]
+graphs = [extract(run) for run in runs]
+tables = [profile(run, graph) for run, graph in zip(runs, graphs, strict=True)]
+draw_side_by_side(
+    side_by_side(dict(zip(MODELS, zip(graphs, tables, strict=True), strict=True)), "uint4-c")
+)
 
 # %% [markdown]
 # ## What each layer adds to a plan's error
@@ -43,7 +57,7 @@ from qsearch import explain
 from qsearch.report.contributions import contributions, draw_contributions
 
 graph, table = graphs[0], tables[0]
-plan = pipeline.allocate(runs[0], graph, table)
+plan = allocate(runs[0], graph, table)
 why = explain(graph, {"plan": plan}, tables=table, pairs=5)
 draw_contributions(contributions(graph, why, plan="plan", metric="noise", method="shapley"))
 
@@ -60,7 +74,9 @@ layers["value"].sum() + layers["base"].iloc[0] - layers["prediction"].iloc[0]
 
 # %%
 pairs = why.select(plan="plan", kind="pair")
-pairs[pairs["other"] != pairs["name"]].groupby(["name", "other"])["value"].sum().sort_values(key=abs, ascending=False).head(8)
+pairs[pairs["other"] != pairs["name"]].groupby(["name", "other"])["value"].sum().sort_values(
+    key=abs, ascending=False
+).head(8)
 
 # %% [markdown]
 # ## Many plans at once
@@ -72,8 +88,15 @@ from qsearch.decide.allocation import random_plan
 from qsearch.report.beeswarm import beeswarm, draw_beeswarm
 
 schemes = runs[0].config.profile.schemes
-plans = {f"random {i}": random_plan(graph, schemes, Budget(average_bits=3.0 + 3.0 * i / 40), i) for i in range(40)}
-draw_beeswarm(beeswarm(explain(graph, plans, tables=table, pairs=0), metric="noise", method="shapley", kind="layer"))
+plans = {
+    f"random {i}": random_plan(graph, schemes, Budget(average_bits=3.0 + 3.0 * i / 40), i)
+    for i in range(40)
+}
+draw_beeswarm(
+    beeswarm(
+        explain(graph, plans, tables=table, pairs=0), metric="noise", method="shapley", kind="layer"
+    )
+)
 
 # %% [markdown]
 # What plans do to finished pictures is learnt from measured ones: `qsearch evaluate RUN --plans 64`, `qsearch fit RUN`, `qsearch explain RUN`; its

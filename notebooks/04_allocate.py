@@ -22,22 +22,28 @@ from pathlib import Path
 
 import pandas as pd
 
-from qsearch import Budget, Constraints, allocate, pipeline
-from qsearch.config import load
-from qsearch.job import Run
+from qsearch import Budget, Constraints, allocate
+from qsearch.stages.config import load
+from qsearch.stages.extract import extract
+from qsearch.stages.folder import Run
+from qsearch.stages.profile import profile
 
 MODEL = "scenes-dit"  # the one knob: a name of the zoo, or a local diffusers folder of yours
 
-run = Run(load(Path("small.yaml")).model_copy(update={"model": MODEL, "folder": Path("runs") / Path(MODEL).name}))
-graph = pipeline.extract(run)
-table = pipeline.profile(run, graph)
+run = Run(
+    load(Path("small.yaml")).model_copy(
+        update={"model": MODEL, "folder": Path("runs") / Path(MODEL).name}
+    )
+)
+graph = extract(run)
+table = profile(run, graph)
 
 # %% [markdown]
 # ## The frontier
 
 # %%
-from qsearch.planning import frontier_of, make_frontier
 from qsearch.report.frontier import draw_frontier
+from qsearch.stages.frontier import frontier_of, make_frontier
 
 section = run.config.allocate
 draw_frontier(frontier_of(section, graph, table, make_frontier(section, graph, table)))
@@ -51,7 +57,9 @@ from qsearch.report.drawing import draw_layer_bits
 from qsearch.report.plots import layer_bits
 
 plan = allocate(graph, table, Budget(average_bits=4.0))
-print(f"{plan.achieved.average_bits:.3f} stored bits a weight; {plan.solver.name}: {plan.solver.status}, predicted noise {plan.solver.objective:.3g}")
+print(
+    f"{plan.achieved.average_bits:.3f} stored bits a weight; {plan.solver.name}: {plan.solver.status}, predicted noise {plan.solver.objective:.3g}"
+)
 draw_layer_bits(layer_bits(graph, plan))
 
 # %% [markdown]
@@ -64,7 +72,15 @@ from qsearch.decide.why import why
 
 layer = max(graph.quantizable, key=lambda x: x.weights).name
 reasons = why(state(graph, table, Budget(average_bits=4.0)), plan, layer)
-pd.DataFrame({"choice": o.choice, "its own noise": o.value, "best plan's noise with it": o.plan, "chosen": o.chosen} for o in reasons.options)
+pd.DataFrame(
+    {
+        "choice": o.choice,
+        "its own noise": o.value,
+        "best plan's noise with it": o.plan,
+        "chosen": o.chosen,
+    }
+    for o in reasons.options
+)
 
 # %% [markdown]
 # ## Wishes have a price
@@ -75,7 +91,17 @@ wishes = {
     "none": Constraints(),
     "queries, keys and values alike": Constraints(fused=True),
     "at most two formats": Constraints(formats=2),
-    "feed-forward at 4 bits or more": Constraints(allowed={"feed-forward-*": ("uint4-c", "uint8-c")}),
+    "feed-forward at 4 bits or more": Constraints(
+        allowed={"feed-forward-*": ("uint4-c", "uint8-c")}
+    ),
 }
-plans = {name: allocate(graph, table, Budget(average_bits=4.0), constraints=wish) for name, wish in wishes.items()}
-pd.DataFrame({"predicted noise": {n: p.solver.objective for n, p in plans.items()}, "stored bits": {n: p.achieved.average_bits for n, p in plans.items()}})
+plans = {
+    name: allocate(graph, table, Budget(average_bits=4.0), constraints=wish)
+    for name, wish in wishes.items()
+}
+pd.DataFrame(
+    {
+        "predicted noise": {n: p.solver.objective for n, p in plans.items()},
+        "stored bits": {n: p.achieved.average_bits for n, p in plans.items()},
+    }
+)

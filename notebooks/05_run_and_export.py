@@ -23,16 +23,23 @@ from pathlib import Path
 
 import pandas as pd
 
-from qsearch import pipeline, simulate
-from qsearch.config import load
-from qsearch.job import Run
+from qsearch import simulate
+from qsearch.stages.allocate import allocate
+from qsearch.stages.config import load
+from qsearch.stages.extract import extract
+from qsearch.stages.folder import Run
+from qsearch.stages.profile import profile
 
 MODEL = "scenes-dit"  # the one knob: a name of the zoo, or a local diffusers folder of yours
 
-run = Run(load(Path("small.yaml")).model_copy(update={"model": MODEL, "folder": Path("runs") / Path(MODEL).name}))
-graph = pipeline.extract(run)
-table = pipeline.profile(run, graph)
-plan = pipeline.allocate(run, graph, table)
+run = Run(
+    load(Path("small.yaml")).model_copy(
+        update={"model": MODEL, "folder": Path("runs") / Path(MODEL).name}
+    )
+)
+graph = extract(run)
+table = profile(run, graph)
+plan = allocate(run, graph, table)
 
 # %%
 from qsearch.report.drawing import draw_layer_bits
@@ -66,7 +73,12 @@ from qsearch.core import plugins
 from qsearch.execute.exports import export, roundings
 
 rounded = {tool: roundings(plan, graph, tool, table) for tool in plugins.names("exporters")}
-pd.DataFrame({tool: {"layers rounded": len(r), "noise added": sum(x.noise or 0 for x in r)} for tool, r in rounded.items()}).transpose()
+pd.DataFrame(
+    {
+        tool: {"layers rounded": len(r), "noise added": sum(x.noise or 0 for x in r)}
+        for tool, r in rounded.items()
+    }
+).transpose()
 
 # %% [markdown]
 # ## Export
@@ -76,7 +88,16 @@ pd.DataFrame({tool: {"layers rounded": len(r), "noise added": sum(x.noise or 0 f
 from qsearch import QSearchError
 
 try:
-    written = export(plan, graph, run.model_folder, "gguf", run.path("export-gguf"), nearest=True, force=True, table=table)
+    written = export(
+        plan,
+        graph,
+        run.model_folder,
+        "gguf",
+        run.path("export-gguf"),
+        nearest=True,
+        force=True,
+        table=table,
+    )
 except QSearchError as missing:
     written = []
     print(missing)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .core.attribution import Attribution as Attribution
+    from .core.cost import Budget as Budget
     from .core.errors import ArtifactError as ArtifactError
     from .core.errors import InfeasibleBudget as InfeasibleBudget
     from .core.errors import QSearchError as QSearchError
     from .core.graph import LayerSpec as LayerSpec
     from .core.graph import OpGraph as OpGraph
     from .core.latency import Latency as Latency
-    from .core.plan import BitPlan as BitPlan
-    from .core.plan import Budget as Budget
+    from .core.plan import Plan as Plan
     from .core.scheme import Scheme as Scheme
-    from .core.stepplan import StepPlan as StepPlan
+    from .core.steps import StepRanges as StepRanges
     from .core.table import SensitivityTable as SensitivityTable
     from .core.trials import Trials as Trials
     from .decide.allocation import allocate as allocate
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from .decide.constraints import Constraints as Constraints
     from .decide.objectives import Objective as Objective
     from .decide.refinement import refine as refine
-    from .decide.stepwise import allocate_steps as allocate_steps
+    from .decide.request import AllocationRequest as AllocationRequest
     from .execute.exports import export as export
     from .execute.runtime import apply as apply
     from .graphs.extraction import extract as extract
@@ -33,11 +34,11 @@ if TYPE_CHECKING:
     from .learn.fitting import fit as fit
     from .learn.surrogate import Surrogate as Surrogate
     from .measure.evaluation import evaluate as evaluate
+    from .measure.options import ProfileOptions as ProfileOptions
     from .measure.profiling import profile as profile
     from .measure.reconstruction import reconstruct as reconstruct
     from .measure.simulation import simulate as simulate
-    from .measure.stepwise import simulate_steps as simulate_steps
-    from .pipeline import run as run
+    from .stages.run import run as run
 
 #: public name -> module that defines it
 _CONTENTS = {
@@ -48,17 +49,17 @@ _CONTENTS = {
     "LayerSpec": "core.graph",
     "OpGraph": "core.graph",
     "Latency": "core.latency",
-    "BitPlan": "core.plan",
-    "Budget": "core.plan",
+    "Plan": "core.plan",
+    "Budget": "core.cost",
     "Scheme": "core.scheme",
-    "StepPlan": "core.stepplan",
+    "StepRanges": "core.steps",
     "SensitivityTable": "core.table",
     "Trials": "core.trials",
     "Constraints": "decide.constraints",
     "Objective": "decide.objectives",
+    "AllocationRequest": "decide.request",
     "allocate": "decide.allocation",
     "allocate_frontier": "decide.allocation",
-    "allocate_steps": "decide.stepwise",
     "refine": "decide.refinement",
     "apply": "execute.runtime",
     "export": "execute.exports",
@@ -68,16 +69,26 @@ _CONTENTS = {
     "explain": "learn.explaining",
     "fit": "learn.fitting",
     "evaluate": "measure.evaluation",
+    "ProfileOptions": "measure.options",
     "profile": "measure.profiling",
     "reconstruct": "measure.reconstruction",
     "simulate": "measure.simulation",
-    "simulate_steps": "measure.stepwise",
-    "run": "pipeline",
+    "run": "stages.run",
 }
 __all__ = sorted(_CONTENTS)
 
 
+#: names of before -> what took their place
+_RENAMED = {"BitPlan": "Plan", "StepPlan": "Plan", "allocate_steps": "allocate"}
+
+
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        now = _RENAMED[name]
+        warnings.warn(
+            f"qsearch.{name} is qsearch.{now} since 0.2.0", DeprecationWarning, stacklevel=2
+        )
+        name = now
     if name not in _CONTENTS:
         raise AttributeError(f"module 'qsearch' has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_CONTENTS[name]}", __name__), name)

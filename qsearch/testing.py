@@ -10,18 +10,24 @@ shown to reject a plug-in that is wrong on purpose.
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
+from .choices.contracts import (
+    ActivationContract,
+    QuantizerContract,
+    TransformContract,
+    assert_step_law,
+)
 from .core.contract import Contract
 from .core.errors import InfeasibleBudget, QSearchError
+from .core.metrics import LINKS, MetricWords
 from .core.scheme import Scheme
 from .decide.problem import Problem
 from .execute.contracts import ExporterContract
 from .learn.contracts import SurrogateContract
-from .measure.contracts import ActivationContract, QuantizerContract, TransformContract, assert_step_law
 
 __all__ = [
     "ActivationContract",
@@ -54,16 +60,33 @@ class SolverContract(Contract):
         limits = {"average_bits": float(weights.sum() * dice.uniform(2.0, 8.0))}
         if seed % 2:
             costs["bit_operations"] = tuple(np.sort(dice.uniform(1, 9, 3)) for _ in range(6))
-            limits["bit_operations"] = float(sum(c.max() for c in costs["bit_operations"]) * dice.uniform(0.5, 1.0))
+            limits["bit_operations"] = float(
+                sum(c.max() for c in costs["bit_operations"]) * dice.uniform(0.5, 1.0)
+            )
         scores = None
         if interactions:
             scores = dice.normal(0, 1, (8, 6, 3)) + dice.normal(0, 1, (8, 1, 1))
-            scores *= np.sqrt(np.array(values) / (scores**2).mean(0))  # so that their mean squares are the values
+            scores *= np.sqrt(
+                np.array(values) / (scores**2).mean(0)
+            )  # so that their mean squares are the values
         few = 2 if seed % 3 == 2 else None
-        return Problem(tuple(f"layer{i}" for i in range(6)), (options,) * 6, values, costs, limits, few, scores, 0.8)
+        return Problem(
+            tuple(f"layer{i}" for i in range(6)),
+            (options,) * 6,
+            values,
+            costs,
+            limits,
+            few,
+            scores,
+            0.8,
+        )
 
     def _best(self, problem: Problem) -> float | None:
-        found = [problem.worth(p) for p in map(np.array, itertools.product(range(3), repeat=6)) if problem.keeps(p)]
+        found = [
+            problem.worth(p)
+            for p in map(np.array, itertools.product(range(3), repeat=6))
+            if problem.keeps(p)
+        ]
         return min(found, default=None)
 
     def test_plans_keep_their_limits_and_exact_ones_are_the_best(self) -> None:
@@ -76,23 +99,35 @@ class SolverContract(Contract):
             chosen, said = self.module.solve(problem, seconds=10.0)
             self._check(f"problem {seed}", problem, chosen, said, best)
             if self.module.exact:
-                assert abs(problem.total(chosen) - best) <= 1e-6 * best, f"problem {seed}: {problem.total(chosen)} instead of {best}"
+                assert abs(problem.total(chosen) - best) <= 1e-6 * best, (
+                    f"problem {seed}: {problem.total(chosen)} instead of {best}"
+                )
                 assert said.status == "optimal", f"problem {seed}: {said.status}"
 
     def _check(self, name: str, problem: Problem, chosen: Any, said: Any, best: float) -> None:
         picks = problem.picks(chosen)
         for limit in problem.limits:
             spent = problem.used(limit, picks)
-            assert spent <= problem.limits[limit] * (1 + 1e-9), f"{name}: {limit} {spent} above {problem.limits[limit]}"
+            assert spent <= problem.limits[limit] * (1 + 1e-9), (
+                f"{name}: {limit} {spent} above {problem.limits[limit]}"
+            )
         used = problem.formats_of(picks)
-        assert problem.formats is None or len(used) <= problem.formats, f"{name}: {len(used)} formats, at most {problem.formats} are allowed"
-        assert said.objective is None or abs(said.objective - problem.total(chosen)) <= 1e-6 * abs(best), f"{name}: says {said.objective}"
-        assert said.bound is None or said.bound <= best + 1e-6 * abs(best), f"{name}: bound {said.bound} above the best, {best}"
+        assert problem.formats is None or len(used) <= problem.formats, (
+            f"{name}: {len(used)} formats, at most {problem.formats} are allowed"
+        )
+        assert said.objective is None or abs(said.objective - problem.total(chosen)) <= 1e-6 * abs(
+            best
+        ), f"{name}: says {said.objective}"
+        assert said.bound is None or said.bound <= best + 1e-6 * abs(best), (
+            f"{name}: bound {said.bound} above the best, {best}"
+        )
 
     def test_an_infeasible_problem_is_called_so(self) -> None:
         """Limits that no assignment keeps raise `InfeasibleBudget`; nothing is returned."""
         problem = self.problem(0)
-        tight = Problem(problem.sites, problem.choices, problem.values, problem.costs, {"average_bits": 1.0})
+        tight = Problem(
+            problem.sites, problem.choices, problem.values, problem.costs, {"average_bits": 1.0}
+        )
         try:
             chosen, _ = self.module.solve(tight, seconds=10.0)
         except InfeasibleBudget:
@@ -118,7 +153,9 @@ class SolverContract(Contract):
             self._check(f"problem {seed}", problem, chosen, said, best)
             additive, _ = ilp.solve(replace(problem, scores=None))
             worth = problem.total(additive)
-            assert problem.total(chosen) <= worth + 1e-9 * abs(worth), f"problem {seed}: {problem.total(chosen)}, without interactions {worth}"
+            assert problem.total(chosen) <= worth + 1e-9 * abs(worth), (
+                f"problem {seed}: {problem.total(chosen)}, without interactions {worth}"
+            )
 
 
 class MetricContract(Contract):
@@ -146,7 +183,17 @@ class MetricContract(Contract):
         prompts = Prompts(tuple(c.text for c in captions), captions)
         if self.module.needs_video:
             latents, blur = latents.unflatten(2, (4, 4)), blur.unflatten(2, (4, 4))
-        return [Outcome(prompts, latents + s * blur, (pictures + s * noise).clamp(-1, 1), (), 4) for s in (0.0, 0.3, 1.0)]
+        return [
+            Outcome(prompts, latents + s * blur, (pictures + s * noise).clamp(-1, 1), (), 4)
+            for s in (0.0, 0.3, 1.0)
+        ]
+
+    def test_it_declares_its_direction_and_the_scale_on_which_it_is_learnt(self) -> None:
+        """Constants that tables, plots and surrogates read (`core.metrics.MetricWords`)."""
+        declared = {f.name for f in fields(MetricWords)} & set(vars(self.module))
+        words = MetricWords(**{"title": "", **{name: vars(self.module)[name] for name in declared}})
+        assert words.higher_is_better in (True, False)
+        assert words.link in LINKS, f"{words.link!r} is none of {', '.join(LINKS)}"
 
     def test_more_noise_scores_worse(self) -> None:
         """Strictly, over three levels of noise; all values are finite."""
@@ -166,11 +213,16 @@ class MetricContract(Contract):
         whole = Clean(reference.latents, lambda _: reference.pictures, 4)
         found = []
         for outcome in outcomes:
-            latents, pictures = outcome.latents.clone().requires_grad_(), outcome.pictures.clone().requires_grad_()
+            latents, pictures = (
+                outcome.latents.clone().requires_grad_(),
+                outcome.pictures.clone().requires_grad_(),
+            )
             values, scale = self.module.features(Clean(latents, lambda _, p=pictures: p, 4), whole)  # type: ignore[misc]
             own, _ = self.module.features(whole, whole)
             assert values.ndim == 2, f"features are [N, F]; given {tuple(values.shape)}"
-            assert scale.shape == (len(reference.pictures),), f"one scale a sample; given {tuple(scale.shape)}"
+            assert scale.shape == (len(reference.pictures),), (
+                f"one scale a sample; given {tuple(scale.shape)}"
+            )
             found.append(float((values.detach() - own).double().square().sum() / scale.sum()))
             values.sum().backward()
             assert latents.grad is not None or pictures.grad is not None

@@ -32,13 +32,38 @@ def make_graph(model: str = "tiny", width: int = 24) -> OpGraph:
     """Four layers in one block: an embedding that stays, two linear layers, a convolution with a ragged row. Golden files hold it: leave it as it is."""
     layers = (
         LayerSpec("embed", "text-embedding", "embedding", (10, width), 0, quantizable=False),
-        LayerSpec("blocks.0.to_q", "self-attention-q", "linear", (width, width), 16 * width * width, "blocks.0", inputs=16 * width, outputs=16 * width),
-        LayerSpec("blocks.0.ff", "feed-forward-in", "linear", (40, width), 16 * 40 * width, "blocks.0", bias=True),
+        LayerSpec(
+            "blocks.0.to_q",
+            "self-attention-q",
+            "linear",
+            (width, width),
+            16 * width * width,
+            "blocks.0",
+            inputs=16 * width,
+            outputs=16 * width,
+        ),
+        LayerSpec(
+            "blocks.0.ff",
+            "feed-forward-in",
+            "linear",
+            (40, width),
+            16 * 40 * width,
+            "blocks.0",
+            bias=True,
+        ),
         LayerSpec("out", "output", "conv2d", (4, 5, 3, 3), 64 * 180, calls=2),
     )
-    ops = tuple(Op(layer.name, layer.kind, layer.name, layer.block, (1, 16, width)) for layer in layers)
+    ops = tuple(
+        Op(layer.name, layer.kind, layer.name, layer.block, (1, 16, width)) for layer in layers
+    )
     edges = tuple((a.name, b.name) for a, b in itertools.pairwise(layers))
-    return OpGraph(model, layers, ops, edges, (Block("blocks.0", "self-attention", ("blocks.0.to_q", "blocks.0.ff"), 0),))
+    return OpGraph(
+        model,
+        layers,
+        ops,
+        edges,
+        (Block("blocks.0", "self-attention", ("blocks.0.to_q", "blocks.0.ff"), 0),),
+    )
 
 
 @pytest.fixture
@@ -63,7 +88,12 @@ def blocked_folder(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def published() -> Path:
     """MixDQ's published measurements: beside the repository, or in `mixdq` of the folder that QSEARCH_REFERENCE names."""
-    folder = Path(os.environ.get("QSEARCH_REFERENCE", Path(__file__).parents[2] / "shared" / "reference")) / "mixdq"
+    folder = (
+        Path(
+            os.environ.get("QSEARCH_REFERENCE", Path(__file__).parents[2] / "shared" / "reference")
+        )
+        / "mixdq"
+    )
     if not folder.is_dir():
         pytest.skip(f"the published measurements are not here: {folder}; set QSEARCH_REFERENCE")
     return folder

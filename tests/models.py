@@ -20,11 +20,17 @@ class PlainAttention(nn.Module):
 
     def __init__(self, context: int) -> None:
         super().__init__()
-        self.to_q, self.to_k, self.to_v = nn.Linear(WIDTH, WIDTH), nn.Linear(context, WIDTH), nn.Linear(context, WIDTH)
+        self.to_q, self.to_k, self.to_v = (
+            nn.Linear(WIDTH, WIDTH),
+            nn.Linear(context, WIDTH),
+            nn.Linear(context, WIDTH),
+        )
         self.to_out = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, rows: Tensor, context: Tensor) -> Tensor:
-        return self.to_out(F.scaled_dot_product_attention(self.to_q(rows), self.to_k(context), self.to_v(context)))
+        return self.to_out(
+            F.scaled_dot_product_attention(self.to_q(rows), self.to_k(context), self.to_v(context))
+        )
 
 
 class PlainBlock(nn.Module):
@@ -99,7 +105,11 @@ def tiny_unet() -> nn.Module:
 
 def unet_inputs(samples: int = 2) -> dict[str, Any]:
     """Arguments of one call of `tiny_unet`."""
-    return {"sample": torch.randn(samples, 4, 8, 8), "timestep": torch.tensor(500.0), "encoder_hidden_states": torch.randn(samples, 5, 12)}
+    return {
+        "sample": torch.randn(samples, 4, 8, 8),
+        "timestep": torch.tensor(500.0),
+        "encoder_hidden_states": torch.randn(samples, 5, 12),
+    }
 
 
 def tiny_dit() -> nn.Module:
@@ -162,8 +172,16 @@ def tiny_pipeline() -> Any:
         mid_block_add_attention=False,
         scaling_factor=0.5,
     )
-    parts = {"tokenizer": tokenizer, "text_encoder": CLIPTextModel(text), "unet": tiny_unet(), "vae": vae, "scheduler": new_scheduler()}
-    pipe = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    parts = {
+        "tokenizer": tokenizer,
+        "text_encoder": CLIPTextModel(text),
+        "unet": tiny_unet(),
+        "vae": vae,
+        "scheduler": new_scheduler(),
+    }
+    pipe = StableDiffusionPipeline(
+        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
     for part in ("text_encoder", "unet", "vae"):
         getattr(pipe, part).eval()
     pipe.set_progress_bar_config(disable=True)
@@ -176,6 +194,17 @@ def tiny_scenes_pipeline() -> Any:
 
     pipe = tiny_pipeline()
     torch.manual_seed(3)
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4, "block_out_channels": (4,) * 4}
-    pipe.vae = AutoencoderKL(**blocks, latent_channels=4, norm_num_groups=2, sample_size=64, mid_block_add_attention=False, scaling_factor=0.5).eval()
+    blocks = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (4,) * 4,
+    }
+    pipe.vae = AutoencoderKL(
+        **blocks,
+        latent_channels=4,
+        norm_num_groups=2,
+        sample_size=64,
+        mid_block_add_attention=False,
+        scaling_factor=0.5,
+    ).eval()
     return pipe

@@ -1,16 +1,17 @@
-"""The house rules: lengths, captions, the README's tree, quiet imports, configurations that load."""
+"""The house rules: lengths, captions, the page of the house, quiet imports, configurations that load."""
 
 from __future__ import annotations
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-import qsearch.config
+import qsearch.stages.config
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted([*ROOT.glob("qsearch/**/*.py"), *ROOT.glob("kernels/**/*.py")])
@@ -31,13 +32,23 @@ def caption(path: Path) -> str:
 
 def public_files() -> list[Path]:
     """The files of the repository: tracked, or new and not ignored."""
-    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True)
-    return [path for path in (ROOT / line for line in listed.stdout.split("\0") if line) if path.is_file()]
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return [
+        path
+        for path in (ROOT / line for line in listed.stdout.split("\0") if line)
+        if path.is_file()
+    ]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
-def test_a_file_stays_under_350_lines(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 350
+def test_a_file_stays_under_400_lines(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
@@ -45,24 +56,33 @@ def test_every_module_opens_with_a_caption(path: Path) -> None:
     assert caption(path).strip(), "the docstring's first line is the caption"
 
 
-def test_the_tree_in_the_readme_is_the_tree_on_disk() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"^## The house\n.*?^```\w*\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
-    assert block is not None, "README.md needs a fenced block under `## The house`, a line `path · caption` for each module"
+def test_the_page_of_the_house_is_what_its_script_makes() -> None:
+    names = runpy.run_path(str(ROOT / "docs" / "house.py"))
 
-    assert sorted(block[1].splitlines()) == sorted(f"{name(path)} · {caption(path)}" for path in MODULES)
+    assert (ROOT / "docs" / "house.md").read_text(encoding="utf-8") == names["page"](), (
+        "run `python docs/house.py`"
+    )
+    assert sorted(names["modules"]()) == MODULES
 
 
 def test_the_readme_names_the_command_that_ci_runs() -> None:
     assert "bash tests/run.sh" in (ROOT / "README.md").read_text(encoding="utf-8")
-    assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1] == "bash tests/run.sh"
+    assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[
+        -1
+    ] == "bash tests/run.sh"
 
 
-@pytest.mark.parametrize("call", ["import qsearch", "runpy.run_module('qsearch.cli', run_name='__main__')"], ids=["import", "help"])
+@pytest.mark.parametrize(
+    "call",
+    ["import qsearch", "runpy.run_module('qsearch.cli', run_name='__main__')"],
+    ids=["import", "help"],
+)
 def test_starting_up_loads_nothing_heavy(call: str) -> None:
     script = f"import contextlib, runpy, sys\nsys.argv = ['qsearch', '--help']\nwith contextlib.suppress(SystemExit):\n    {call}\nprint('loaded:', *sorted(sys.modules))"
 
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
 
     loaded = {module.partition(".")[0] for module in done.stdout.rpartition("loaded:")[2].split()}
     assert "qsearch" in loaded
@@ -80,11 +100,13 @@ def test_there_are_configurations() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_configuration_loads(path: Path) -> None:
-    assert qsearch.config.load(path).model
+    assert qsearch.stages.config.load(path).model
 
 
 def test_no_file_names_the_host_of_a_package_registry() -> None:
-    hosts = re.compile(rb"[p]ypi\.(org|python)|[p]ythonhosted|[d]ownload\.pytorch|[a]naconda\.(org|com)|[n]pmjs")  # brackets, not to name them here
+    hosts = re.compile(
+        rb"[p]ypi\.(org|python)|[p]ythonhosted|[d]ownload\.pytorch|[a]naconda\.(org|com)|[n]pmjs"
+    )  # brackets, not to name them here
 
     assert hosts.search(b"files.%s.org" % b"".join([b"python", b"hosted"])) is not None
     assert [name(path) for path in public_files() if hosts.search(path.read_bytes())] == []

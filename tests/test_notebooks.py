@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from qsearch.config import load
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
+from qsearch.stages.config import load
 from qsearch.zoo import NAMES
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
@@ -45,35 +45,75 @@ def play(script: Path) -> tuple[Names, list[Any]]:
 
 
 def is_best(names: Names) -> bool:
-    return isinstance(names["plan"], BitPlan) and names["plan"].solver.status == "optimal" and names["plan"].achieved.average_bits <= 4.0
+    return (
+        isinstance(names["plan"], Plan)
+        and names["plan"].solver.status == "optimal"
+        and names["plan"].achieved.average_bits <= 4.0
+    )
 
 
 #: notebook -> how many figures it shows at least, and what must hold of the names that it leaves
 PROMISED: dict[str, tuple[int, Callable[[Names], bool]]] = {
-    "00_tour": (2, lambda n: is_best(n) and len(n["rows"]) == 4 and n["run"].path("report.html").is_file()),
-    "01_graph": (2, lambda n: abs(float(n["shares"][0].seconds) / n["total"]) <= 1 and set(n["layers"]["role"]) == {x.role for x in n["graph"]}),
-    "02_sensitivity": (5, lambda n: n["table"].reliability() > 0.5 and len(n["means"]) == len(n["graph"].quantizable)),
-    "03_explain_dit_vs_unet": (3, lambda n: abs(n["layers"]["value"].sum() - n["layers"]["prediction"].iloc[0]) < 1e-9 and len(n["plans"]) == 40),
-    "04_allocate": (2, lambda n: is_best(n) and all(p.solver.objective >= n["plan"].solver.objective * (1 - 1e-9) for p in n["plans"].values())),
-    "05_run_and_export": (1, lambda n: float(n["difference"]) < 1e-4 and len(n["rounded"]) > 3 and is_best(n)),
+    "00_tour": (
+        2,
+        lambda n: is_best(n) and len(n["rows"]) == 4 and n["run"].path("report.html").is_file(),
+    ),
+    "01_graph": (
+        2,
+        lambda n: (
+            abs(float(n["shares"][0].seconds) / n["total"]) <= 1
+            and set(n["layers"]["role"]) == {x.role for x in n["graph"]}
+        ),
+    ),
+    "02_sensitivity": (
+        5,
+        lambda n: n["table"].reliability() > 0.5 and len(n["means"]) == len(n["graph"].quantizable),
+    ),
+    "03_explain_dit_vs_unet": (
+        3,
+        lambda n: (
+            abs(n["layers"]["value"].sum() - n["layers"]["prediction"].iloc[0]) < 1e-9
+            and len(n["plans"]) == 40
+        ),
+    ),
+    "04_allocate": (
+        2,
+        lambda n: (
+            is_best(n)
+            and all(
+                p.solver.objective >= n["plan"].solver.objective * (1 - 1e-9)
+                for p in n["plans"].values()
+            )
+        ),
+    ),
+    "05_run_and_export": (
+        1,
+        lambda n: float(n["difference"]) < 1e-4 and len(n["rounded"]) > 3 and is_best(n),
+    ),
 }
 
 
 @EACH
-def test_a_notebook_runs_and_keeps_its_promise(script: Path, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_runs_and_keeps_its_promise(
+    script: Path, desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     figures, holds = PROMISED[script.stem]
     monkeypatch.chdir(desk)
 
     names, shown = play(desk / script.name)
 
     assert len([x for x in shown if isinstance(x, Figure)]) >= figures
-    assert [type(x).__name__ for x in shown if x is None] == []  # a cell that ends in an expression shows something
+    assert [
+        type(x).__name__ for x in shown if x is None
+    ] == []  # a cell that ends in an expression shows something
     assert holds(names)
 
 
 @EACH
 def test_a_reader_sees_a_picture_before_code(script: Path) -> None:
-    [first, *_] = re.split(r"^# %%\n", script.read_text(encoding="utf-8"), maxsplit=1, flags=re.MULTILINE)
+    [first, *_] = re.split(
+        r"^# %%\n", script.read_text(encoding="utf-8"), maxsplit=1, flags=re.MULTILINE
+    )
 
     pictures = re.findall(r"^# !\[[^\]]{10,}\]\(([^)]+)\)$", first, re.MULTILINE)
     assert pictures
@@ -84,7 +124,9 @@ def test_a_reader_sees_a_picture_before_code(script: Path) -> None:
 
 @EACH
 def test_a_notebook_has_one_knob_and_it_stands_at_the_zoo(script: Path) -> None:
-    knobs = re.findall(r"^(MODELS?) = (.*?)  # the one knob: ", script.read_text(encoding="utf-8"), re.MULTILINE)
+    knobs = re.findall(
+        r"^(MODELS?) = (.*?)  # the one knob: ", script.read_text(encoding="utf-8"), re.MULTILINE
+    )
 
     assert len(knobs) == 1
     given = ast.literal_eval(knobs[0][1])
@@ -96,7 +138,11 @@ def test_the_settings_of_the_notebooks_are_a_config() -> None:
 
 
 def test_every_script_has_its_notebook_and_a_promise() -> None:
-    assert [p.stem for p in sorted(FOLDER.glob("*.ipynb"))] == [p.stem for p in SCRIPTS] == list(PROMISED)
+    assert (
+        [p.stem for p in sorted(FOLDER.glob("*.ipynb"))]
+        == [p.stem for p in SCRIPTS]
+        == list(PROMISED)
+    )
 
 
 def cells(path: Path) -> list[tuple[str, str]]:
@@ -113,7 +159,9 @@ def test_the_pair_agrees(script: Path, tmp_path: Path) -> None:
 
     assert cells(notebook) == cells(script)
     changed = tmp_path / notebook.name
-    changed.write_text(notebook.read_text(encoding="utf-8").replace("the one knob", "a knob"), encoding="utf-8")
+    changed.write_text(
+        notebook.read_text(encoding="utf-8").replace("the one knob", "a knob"), encoding="utf-8"
+    )
     assert cells(changed) != cells(script)
 
 
@@ -121,7 +169,9 @@ def test_the_pair_agrees(script: Path, tmp_path: Path) -> None:
 def test_a_notebook_holds_no_output(script: Path) -> None:
     content = json.loads(script.with_suffix(".ipynb").read_text(encoding="utf-8"))
 
-    assert [cell for cell in content["cells"] if cell.get("outputs") or cell.get("execution_count")] == []
+    assert [
+        cell for cell in content["cells"] if cell.get("outputs") or cell.get("execution_count")
+    ] == []
 
 
 def test_a_bare_expression_is_shown_and_a_broken_notebook_fails(tmp_path: Path) -> None:

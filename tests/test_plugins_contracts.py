@@ -9,16 +9,25 @@ import pytest
 import torch
 from torch import Tensor
 
+from qsearch.choices.affine import ChannelAffine
+from qsearch.choices.codes import Codes, quantize_to_grid
+from qsearch.choices.quantizers import minmax
+from qsearch.choices.transform import Product
+from qsearch.choices.transforms import balance
 from qsearch.core import plugins
+from qsearch.core.errors import QSearchError
 from qsearch.core.plan import Solver
 from qsearch.core.scheme import Scheme
 from qsearch.decide.problem import Choice, Problem
 from qsearch.decide.solvers import greedy, ilp
 from qsearch.measure.clean import Clean
-from qsearch.measure.codes import Codes, nearest
-from qsearch.measure.quantizers import minmax
-from qsearch.measure.treatment import Transform
-from qsearch.testing import ActivationContract, MetricContract, QuantizerContract, SolverContract, TransformContract
+from qsearch.testing import (
+    ActivationContract,
+    MetricContract,
+    QuantizerContract,
+    SolverContract,
+    TransformContract,
+)
 
 
 def checks_of(contract: type) -> list[str]:
@@ -46,7 +55,9 @@ def test_every_transform_keeps_its_contract(name: str, test: str) -> None:
 @pytest.mark.parametrize("name", plugins.names("solvers"))
 @pytest.mark.parametrize("test", [n for n in dir(SolverContract) if n.startswith("test_")])
 def test_every_solver_keeps_its_contract(name: str, test: str) -> None:
-    searching = {"problems": 6} if name in ("tpe", "nsga2") else {}  # Optuna takes half a second a problem
+    searching = (
+        {"problems": 6} if name in ("tpe", "nsga2") else {}
+    )  # Optuna takes half a second a problem
     getattr(type("Contract", (SolverContract,), {"plugin": name, **searching})(), test)()
 
 
@@ -77,7 +88,11 @@ def clips_an_eight_bit_grid(groups: Tensor, scheme: Scheme) -> Codes:
     # What MixDQ's released sensitivity scripts do: the scale of 8 bits with the levels of fewer.
     scale = minmax.quantize(groups, Scheme("uint8", scheme.group)).scale
     half = 2 ** (scheme.bits - 1)
-    return Codes((groups / scale + half).round().clamp(0, 2 * half - 1).to(torch.uint8), scale, torch.full_like(scale, half))
+    return Codes(
+        (groups / scale + half).round().clamp(0, 2 * half - 1).to(torch.uint8),
+        scale,
+        torch.full_like(scale, half),
+    )
 
 
 def scales_wider_than_fp16(groups: Tensor, scheme: Scheme) -> Codes:
@@ -118,7 +133,12 @@ def two_bits_whatever_is_asked(groups: Tensor, scheme: Scheme) -> Codes:
     ],
 )
 def test_a_wrong_quantizer_is_rejected(quantize: object, test: str) -> None:
-    plugin = broken(supports=lambda scheme: scheme.family in ("int", "uint"), quantize=quantize, needs_inputs=False)
+    plugin = broken(
+        supports=lambda scheme: scheme.family in ("int", "uint"),
+        quantize=quantize,
+        needs_inputs=False,
+        integer_zeros=False,
+    )
     contract = type("Contract", (QuantizerContract,), {"plugin": plugin})()
 
     with pytest.raises(AssertionError):
@@ -128,12 +148,14 @@ def test_a_wrong_quantizer_is_rejected(quantize: object, test: str) -> None:
 def test_a_quantizer_that_ignores_the_inputs_it_asked_for_is_rejected() -> None:
     def towards_zero(groups: Tensor, scheme: Scheme, moments: Tensor) -> Codes:
         made = minmax.quantize(groups, scheme)
-        return nearest(groups * 0.8, made.scale, made.zero, scheme)
+        return quantize_to_grid(groups * 0.8, made.scale, made.zero, scheme)
 
     plugin = broken(supports=minmax.supports, quantize=towards_zero, needs_inputs=True)
 
     with pytest.raises(AssertionError, match="min-max"):
-        type("Contract", (QuantizerContract,), {"plugin": plugin})().test_it_does_no_worse_than_min_max()
+        type(
+            "Contract", (QuantizerContract,), {"plugin": plugin}
+        )().test_it_does_no_worse_than_min_max()
 
 
 def half_the_range(x: Tensor, channel: int, inputs: object) -> tuple[Tensor, Tensor]:
@@ -153,34 +175,64 @@ def not_a_number_at_zero(x: Tensor, channel: int, inputs: object) -> tuple[Tenso
     ],
 )
 def test_a_wrong_activation_is_rejected(ranges: object, test: str) -> None:
-    contract = type("Contract", (ActivationContract,), {"plugin": broken(ranges=ranges, needs_inputs=False)})()
+    contract = type(
+        "Contract", (ActivationContract,), {"plugin": broken(ranges=ranges, needs_inputs=False)}
+    )()
 
     with pytest.raises(AssertionError):
         getattr(contract, test)()
 
 
+class Forgetful(ChannelAffine):
+    """Stores a divisor that is not the one by which it scaled the weight."""
+
+    def pack(self, product: Product) -> tuple[dict[str, Tensor], Tensor | None]:
+        assert self.scale is not None
+        return {"divisor": self.scale * 2}, product.bias
+
+
 @pytest.mark.parametrize(
     ("found", "test"),
     [
-        (Transform(scale=torch.zeros(24)), "test_fine_rounding_gives_what_the_layer_gave"),
-        (Transform(scale=torch.full((24,), torch.nan)), "test_fine_rounding_gives_what_the_layer_gave"),
-        (Transform(scale=torch.ones(1)), "test_fine_rounding_gives_what_the_layer_gave"),
-        (Transform(shift=torch.full((24,), 1000.0)), "test_coarse_rounding_is_not_made_much_worse"),
-        (Transform(scale=torch.logspace(-3, 3, 24)), "test_coarse_rounding_is_not_made_much_worse"),
+        (ChannelAffine(scale=torch.zeros(24)), "test_fine_rounding_gives_what_the_layer_gave"),
+        (
+            ChannelAffine(scale=torch.full((24,), torch.nan)),
+            "test_fine_rounding_gives_what_the_layer_gave",
+        ),
+        (ChannelAffine(scale=torch.full((24,), torch.nan)), "test_it_stores_what_it_declares"),
+        (ChannelAffine(scale=torch.ones(1)), "test_it_stores_what_it_declares"),
+        (ChannelAffine(shift=torch.zeros(24)), "test_it_stores_what_it_declares"),
+        (
+            Forgetful(scale=torch.full((24,), 2.0)),
+            "test_the_packed_form_computes_what_is_simulated",
+        ),
+        (
+            ChannelAffine(shift=torch.full((24,), 1000.0)),
+            "test_coarse_rounding_is_not_made_much_worse",
+        ),
+        (
+            ChannelAffine(scale=torch.logspace(-3, 3, 24)),
+            "test_coarse_rounding_is_not_made_much_worse",
+        ),
     ],
 )
-def test_a_wrong_transform_is_rejected(found: Transform, test: str) -> None:
-    contract = type("Contract", (TransformContract,), {"plugin": broken(fit=lambda *_: found, needs_linear=True)})()
+def test_a_wrong_transform_is_rejected(found: ChannelAffine, test: str) -> None:
+    plugin = broken(**{**vars(balance), "fit": lambda site: found})
+    contract = type("Contract", (TransformContract,), {"plugin": plugin})()
 
-    with pytest.raises((AssertionError, RuntimeError)):
+    with pytest.raises((AssertionError, RuntimeError, QSearchError)):
         getattr(contract, test)()
 
 
 def ignores_the_budget(problem: Problem, *, seconds: float) -> tuple[dict[str, Choice], Solver]:
-    return {s: problem.choices[i][-1] for i, s in enumerate(problem.sites)}, Solver("broken", "optimal")
+    return {s: problem.choices[i][-1] for i, s in enumerate(problem.sites)}, Solver(
+        "broken", "optimal"
+    )
 
 
-def calls_a_heuristic_optimal(problem: Problem, *, seconds: float) -> tuple[dict[str, Choice], Solver]:
+def calls_a_heuristic_optimal(
+    problem: Problem, *, seconds: float
+) -> tuple[dict[str, Choice], Solver]:
     chosen, _ = greedy.solve(problem, seconds=seconds)
     return chosen, Solver("broken", "optimal", 0.0, objective=problem.total(chosen))
 
@@ -194,7 +246,9 @@ def proves_too_much(problem: Problem, *, seconds: float) -> tuple[dict[str, Choi
     return chosen, replace(said, bound=1.01 * problem.total(chosen))
 
 
-def leaves_interactions_out(problem: Problem, *, seconds: float) -> tuple[dict[str, Choice], Solver]:
+def leaves_interactions_out(
+    problem: Problem, *, seconds: float
+) -> tuple[dict[str, Choice], Solver]:
     return ilp.solve(replace(problem, scores=None), seconds=seconds)
 
 
@@ -203,21 +257,35 @@ def leaves_interactions_out(problem: Problem, *, seconds: float) -> tuple[dict[s
     [
         (ignores_the_budget, False, "test_plans_keep_their_limits_and_exact_ones_are_the_best"),
         (ignores_the_budget, False, "test_an_infeasible_problem_is_called_so"),
-        (calls_a_heuristic_optimal, True, "test_plans_keep_their_limits_and_exact_ones_are_the_best"),
+        (
+            calls_a_heuristic_optimal,
+            True,
+            "test_plans_keep_their_limits_and_exact_ones_are_the_best",
+        ),
         (counts_no_formats, False, "test_plans_keep_their_limits_and_exact_ones_are_the_best"),
         (proves_too_much, True, "test_plans_keep_their_limits_and_exact_ones_are_the_best"),
         (leaves_interactions_out, True, "test_interactions_are_minimised_or_refused"),
     ],
 )
 def test_a_wrong_solver_is_rejected(solve: object, exact: bool, test: str) -> None:
-    contract = type("Contract", (SolverContract,), {"plugin": broken(solve=solve, exact=exact, quadratic=False)})()
+    contract = type(
+        "Contract", (SolverContract,), {"plugin": broken(solve=solve, exact=exact, quadratic=False)}
+    )()
 
     with pytest.raises(AssertionError):
         getattr(contract, test)()
 
 
 def test_a_metric_that_ignores_its_input_is_rejected() -> None:
-    contract = type("Contract", (MetricContract,), {"plugin": broken(measure=lambda outcome, reference: 1.0, higher_is_better=True, needs_video=False)})()
+    contract = type(
+        "Contract",
+        (MetricContract,),
+        {
+            "plugin": broken(
+                measure=lambda outcome, reference: 1.0, higher_is_better=True, needs_video=False
+            )
+        },
+    )()
 
     with pytest.raises(AssertionError):
         contract.test_more_noise_scores_worse()
@@ -227,7 +295,9 @@ def test_a_metric_whose_features_ignore_their_input_is_rejected() -> None:
     def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
         return made.pictures.flatten(1) * 0, torch.ones(len(made.pictures))
 
-    contract = type("Contract", (MetricContract,), {"plugin": broken(features=features, needs_video=False)})()
+    contract = type(
+        "Contract", (MetricContract,), {"plugin": broken(features=features, needs_video=False)}
+    )()
 
     with pytest.raises(AssertionError):
         contract.test_features_lie_farther_apart_the_more_noise_there_is()

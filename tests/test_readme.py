@@ -11,8 +11,9 @@ import click
 import pytest
 import typer
 
-from qsearch import cli, config
+from qsearch import cli
 from qsearch.core import plugins
+from qsearch.stages import config
 from qsearch.zoo.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
@@ -38,8 +39,12 @@ def rows(title: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
-def test_the_python_runs_and_gives_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    block = blocks("python")[0]  # those under Exports are run with their tools, in tests/execute/test_export_readme.py
+def test_the_python_runs_and_gives_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    block = blocks("python")[
+        0
+    ]  # those under Exports are run with their tools, in tests/execute/test_export_readme.py
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
 
@@ -89,11 +94,15 @@ def test_every_kind_of_plug_in_that_can_be_added_has_its_folder_and_its_function
 
     for _, path, provides in added:
         folder = ROOT / path.strip("`").rpartition("/")[0]
-        kind = next(k for k, package in plugins.KINDS.items() if folder == ROOT / package.replace(".", "/"))
+        kind = next(
+            k for k, package in plugins.KINDS.items() if folder == ROOT / package.replace(".", "/")
+        )
         functions = [part.partition("(")[0] for part in re.findall(r"`([^`]+)`", provides)]
         assert functions
         for name in plugins.names(kind):
-            assert [f for f in functions if not hasattr(plugins.load(kind, name), f)] == [], f"{kind}: {name}"
+            assert [f for f in functions if not hasattr(plugins.load(kind, name), f)] == [], (
+                f"{kind}: {name}"
+            )
 
 
 def test_every_format_that_is_said_to_be_built_is_built() -> None:
@@ -102,13 +111,19 @@ def test_every_format_that_is_said_to_be_built_is_built() -> None:
     sentence = re.search(r"Formats: (.*?); methods", section("Schemes"), re.DOTALL)
     assert sentence is not None
     ranges = re.findall(r"`(\w+?)(\d)`–`\1(\d)`", sentence[1])
-    said = {f"{family}{bits}" for family, low, high in ranges for bits in range(int(low), int(high) + 1)} | set(re.findall(r"`(\w+)`", sentence[1]))
+    said = {
+        f"{family}{bits}" for family, low, high in ranges for bits in range(int(low), int(high) + 1)
+    } | set(re.findall(r"`(\w+)`", sentence[1]))
     methods = [plugins.load("quantizers", name) for name in plugins.names("quantizers")]
-    assert said == {f for f in FORMATS if f != "keep" and any(m.supports(Scheme.parse(f)) for m in methods)}
+    assert said == {
+        f for f in FORMATS if f != "keep" and any(m.supports(Scheme.parse(f)) for m in methods)
+    }
 
 
 def test_the_zoo_is_trained_by_the_parts_that_there_are() -> None:
-    found = re.search(r"for part in ([\w -]+); do python -m qsearch\.zoo\.train \$part", section("The zoo"))
+    found = re.search(
+        r"for part in ([\w -]+); do python -m qsearch\.zoo\.train \$part", section("The zoo")
+    )
 
     assert found is not None
     assert sorted(found[1].split()) == sorted(RECIPES)

@@ -15,17 +15,44 @@ def _vae(latents: int = 4, levels: int = 2) -> Any:
     """Pictures twice as large as the latents for each level but one."""
     from diffusers import AutoencoderKL
 
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels, "block_out_channels": (4,) * levels}
-    shift = {"shift_factor": 0.1, "use_quant_conv": False, "use_post_quant_conv": False} if latents > 4 else {}
-    return AutoencoderKL(**blocks, latent_channels=latents, layers_per_block=1, norm_num_groups=2, sample_size=16, mid_block_add_attention=False, **shift)
+    blocks = {
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "block_out_channels": (4,) * levels,
+    }
+    shift = (
+        {"shift_factor": 0.1, "use_quant_conv": False, "use_post_quant_conv": False}
+        if latents > 4
+        else {}
+    )
+    return AutoencoderKL(
+        **blocks,
+        latent_channels=latents,
+        layers_per_block=1,
+        norm_num_groups=2,
+        sample_size=16,
+        mid_block_add_attention=False,
+        **shift,
+    )
 
 
 def _clip(projection: bool) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    sizes = {"hidden_size": WIDTH, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": WIDTH}
+    sizes = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "projection_dim": WIDTH,
+    }
     special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
-    config = CLIPTextConfig(vocab_size=len(new_tokenizer(causal=True)), max_position_embeddings=MAX_WORDS, **sizes, **special)
+    config = CLIPTextConfig(
+        vocab_size=len(new_tokenizer(causal=True)),
+        max_position_embeddings=MAX_WORDS,
+        **sizes,
+        **special,
+    )
     return CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)
 
 
@@ -39,8 +66,18 @@ def _t5(width: int = WIDTH) -> Any:
 def _unet(**more: Any) -> Any:
     from diffusers import UNet2DConditionModel
 
-    types = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
-    return UNet2DConditionModel(sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, **types, **more)
+    types = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        **types,
+        **more,
+    )
 
 
 def stable_diffusion() -> Any:
@@ -53,7 +90,11 @@ def stable_diffusion() -> Any:
         "text_encoder": _clip(False),
         "scheduler": DDIMScheduler(steps_offset=1, clip_sample=False),
     }
-    extra: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    extra: dict[str, Any] = {
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
     return StableDiffusionPipeline(**parts, tokenizer=new_tokenizer(causal=True), **extra)
 
 
@@ -61,20 +102,59 @@ def stable_diffusion_xl() -> Any:
     """SDXL: two text encoders, sizes as conditions, a scheduler whose latents explode in variance."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
-    conditions = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 6 * 8 + WIDTH}
-    unet = _unet(cross_attention_dim=2 * WIDTH, attention_head_dim=(2, 4), use_linear_projection=True, transformer_layers_per_block=(1, 2), **conditions)
+    conditions = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 6 * 8 + WIDTH,
+    }
+    unet = _unet(
+        cross_attention_dim=2 * WIDTH,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        transformer_layers_per_block=(1, 2),
+        **conditions,
+    )
     encoders = {"text_encoder": _clip(False), "text_encoder_2": _clip(True)}
-    tokenizers = {"tokenizer": new_tokenizer(causal=True), "tokenizer_2": new_tokenizer(causal=True)}
-    return StableDiffusionXLPipeline(unet=unet, vae=_vae(), scheduler=EulerDiscreteScheduler(), **encoders, **tokenizers, add_watermarker=False)
+    tokenizers = {
+        "tokenizer": new_tokenizer(causal=True),
+        "tokenizer_2": new_tokenizer(causal=True),
+    }
+    return StableDiffusionXLPipeline(
+        unet=unet,
+        vae=_vae(),
+        scheduler=EulerDiscreteScheduler(),
+        **encoders,
+        **tokenizers,
+        add_watermarker=False,
+    )
 
 
 def _pixart() -> dict[str, Any]:
     from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
 
-    sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "cross_attention_dim": 16, "caption_channels": WIDTH, "num_layers": 1}
-    norms = {"norm_type": "ada_norm_single", "norm_elementwise_affine": False, "norm_eps": 1e-6, "use_additional_conditions": False}
-    model = PixArtTransformer2DModel(sample_size=8, patch_size=2, in_channels=4, out_channels=8, **sizes, **norms)
-    return {"transformer": model, "vae": _vae(), "text_encoder": _t5(), "tokenizer": new_tokenizer(causal=False), "scheduler": DPMSolverMultistepScheduler()}
+    sizes = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "cross_attention_dim": 16,
+        "caption_channels": WIDTH,
+        "num_layers": 1,
+    }
+    norms = {
+        "norm_type": "ada_norm_single",
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-6,
+        "use_additional_conditions": False,
+    }
+    model = PixArtTransformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, out_channels=8, **sizes, **norms
+    )
+    return {
+        "transformer": model,
+        "vae": _vae(),
+        "text_encoder": _t5(),
+        "tokenizer": new_tokenizer(causal=False),
+        "scheduler": DPMSolverMultistepScheduler(),
+    }
 
 
 def pixart_alpha() -> Any:
@@ -96,67 +176,229 @@ def hunyuan_dit() -> Any:
     from diffusers import DDPMScheduler, HunyuanDiT2DModel, HunyuanDiTPipeline
     from transformers import BertConfig, BertModel
 
-    sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "hidden_size": 16, "cross_attention_dim": WIDTH, "cross_attention_dim_t5": WIDTH}
-    model = HunyuanDiT2DModel(sample_size=8, patch_size=2, in_channels=4, num_layers=2, pooled_projection_dim=16, activation_fn="gelu-approximate", **sizes)
-    tokenizers = {"tokenizer": new_tokenizer(causal=False), "tokenizer_2": new_tokenizer(causal=False)}
-    width = {"hidden_size": WIDTH, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "hidden_size": 16,
+        "cross_attention_dim": WIDTH,
+        "cross_attention_dim_t5": WIDTH,
+    }
+    model = HunyuanDiT2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        num_layers=2,
+        pooled_projection_dim=16,
+        activation_fn="gelu-approximate",
+        **sizes,
+    )
+    tokenizers = {
+        "tokenizer": new_tokenizer(causal=False),
+        "tokenizer_2": new_tokenizer(causal=False),
+    }
+    width = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     bert = BertModel(BertConfig(vocab_size=len(tokenizers["tokenizer"]), **width))
-    parts = {"transformer": model, "vae": _vae(levels=4), "text_encoder": bert, "text_encoder_2": _t5(), **tokenizers}
-    extra: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    return HunyuanDiTPipeline(scheduler=DDPMScheduler(prediction_type="v_prediction"), **parts, **extra)
+    parts = {
+        "transformer": model,
+        "vae": _vae(levels=4),
+        "text_encoder": bert,
+        "text_encoder_2": _t5(),
+        **tokenizers,
+    }
+    extra: dict[str, Any] = {
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+    return HunyuanDiTPipeline(
+        scheduler=DDPMScheduler(prediction_type="v_prediction"), **parts, **extra
+    )
 
 
 def stable_diffusion_3() -> Any:
     """SD3: joint attention, three text encoders, flow matching."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
 
-    sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "joint_attention_dim": 32, "caption_projection_dim": 16, "pooled_projection_dim": 2 * WIDTH}
-    model = SD3Transformer2DModel(sample_size=8, patch_size=2, in_channels=8, out_channels=8, num_layers=1, pos_embed_max_size=8, **sizes)
-    encoders = {"text_encoder": _clip(True), "text_encoder_2": _clip(True), "text_encoder_3": _t5(2 * WIDTH)}
-    tokenizers = {f"tokenizer{which}": new_tokenizer(causal=which != "_3") for which in ("", "_2", "_3")}
-    return StableDiffusion3Pipeline(transformer=model, vae=_vae(8), scheduler=FlowMatchEulerDiscreteScheduler(), **encoders, **tokenizers)
+    sizes = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "joint_attention_dim": 32,
+        "caption_projection_dim": 16,
+        "pooled_projection_dim": 2 * WIDTH,
+    }
+    model = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=8,
+        out_channels=8,
+        num_layers=1,
+        pos_embed_max_size=8,
+        **sizes,
+    )
+    encoders = {
+        "text_encoder": _clip(True),
+        "text_encoder_2": _clip(True),
+        "text_encoder_3": _t5(2 * WIDTH),
+    }
+    tokenizers = {
+        f"tokenizer{which}": new_tokenizer(causal=which != "_3") for which in ("", "_2", "_3")
+    }
+    return StableDiffusion3Pipeline(
+        transformer=model,
+        vae=_vae(8),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        **encoders,
+        **tokenizers,
+    )
 
 
 def flux() -> Any:
     """Flux: packed latents, positions as arguments, a guidance scale as an input in place of two passes."""
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
-    sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "joint_attention_dim": WIDTH, "pooled_projection_dim": WIDTH, "axes_dims_rope": (2, 2, 4)}
-    model = FluxTransformer2DModel(in_channels=32, num_layers=1, num_single_layers=1, guidance_embeds=True, **sizes)
-    texts = {"text_encoder": _clip(False), "tokenizer": new_tokenizer(causal=True), "text_encoder_2": _t5(), "tokenizer_2": new_tokenizer(causal=False)}
-    return FluxPipeline(transformer=model, vae=_vae(8), scheduler=FlowMatchEulerDiscreteScheduler(), **texts)
+    sizes = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "joint_attention_dim": WIDTH,
+        "pooled_projection_dim": WIDTH,
+        "axes_dims_rope": (2, 2, 4),
+    }
+    model = FluxTransformer2DModel(
+        in_channels=32, num_layers=1, num_single_layers=1, guidance_embeds=True, **sizes
+    )
+    texts = {
+        "text_encoder": _clip(False),
+        "tokenizer": new_tokenizer(causal=True),
+        "text_encoder_2": _t5(),
+        "tokenizer_2": new_tokenizer(causal=False),
+    }
+    return FluxPipeline(
+        transformer=model, vae=_vae(8), scheduler=FlowMatchEulerDiscreteScheduler(), **texts
+    )
 
 
 def sana() -> Any:
     """Sana: linear attention, a causal language model for the text, a VAE of another kind."""
-    from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
+    from diffusers import (
+        AutoencoderDC,
+        DPMSolverMultistepScheduler,
+        SanaPipeline,
+        SanaTransformer2DModel,
+    )
     from transformers import Gemma2Config, Gemma2Model
 
-    heads = {"num_attention_heads": 2, "attention_head_dim": 8, "num_cross_attention_heads": 2, "cross_attention_head_dim": 8, "cross_attention_dim": 16}
-    model = SanaTransformer2DModel(sample_size=8, patch_size=1, in_channels=4, out_channels=4, num_layers=1, caption_channels=WIDTH, **heads)
-    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in {"block_out_channels": (8, 8), "qkv_multiscales": ((), ())}.items()}
-    vae = AutoencoderDC(latent_channels=4, attention_head_dim=2, encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1), **sides)
+    heads = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "num_cross_attention_heads": 2,
+        "cross_attention_head_dim": 8,
+        "cross_attention_dim": 16,
+    }
+    model = SanaTransformer2DModel(
+        sample_size=8,
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        caption_channels=WIDTH,
+        **heads,
+    )
+    sides = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in {"block_out_channels": (8, 8), "qkv_multiscales": ((), ())}.items()
+    }
+    vae = AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=2,
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        **sides,
+    )
     tokenizer = new_tokenizer(causal=True)
-    width = {"hidden_size": WIDTH, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
-    gemma = Gemma2Model(Gemma2Config(vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=2, eos_token_id=1, **width))
+    width = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+    }
+    gemma = Gemma2Model(
+        Gemma2Config(
+            vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=2, eos_token_id=1, **width
+        )
+    )
     scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
-    return SanaPipeline(transformer=model, vae=vae, text_encoder=gemma, tokenizer=tokenizer, scheduler=scheduler)
+    return SanaPipeline(
+        transformer=model, vae=vae, text_encoder=gemma, tokenizer=tokenizer, scheduler=scheduler
+    )
 
 
 def cogvideox() -> Any:
     """CogVideoX: video, five-dimensional latents, v-prediction."""
-    from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+    from diffusers import (
+        AutoencoderKLCogVideoX,
+        CogVideoXDDIMScheduler,
+        CogVideoXPipeline,
+        CogVideoXTransformer3DModel,
+    )
 
-    sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "time_embed_dim": 8, "text_embed_dim": WIDTH, "max_text_seq_length": MAX_WORDS}
-    video = {"sample_width": 8, "sample_height": 8, "sample_frames": 5, "temporal_compression_ratio": 4}
-    model = CogVideoXTransformer3DModel(in_channels=4, out_channels=4, num_layers=1, patch_size=2, **sizes, **video)
-    types = {"down_block_types": ("CogVideoXDownBlock3D",) * 2, "up_block_types": ("CogVideoXUpBlock3D",) * 2, "block_out_channels": (8, 8)}
+    sizes = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "time_embed_dim": 8,
+        "text_embed_dim": WIDTH,
+        "max_text_seq_length": MAX_WORDS,
+    }
+    video = {
+        "sample_width": 8,
+        "sample_height": 8,
+        "sample_frames": 5,
+        "temporal_compression_ratio": 4,
+    }
+    model = CogVideoXTransformer3DModel(
+        in_channels=4, out_channels=4, num_layers=1, patch_size=2, **sizes, **video
+    )
+    types = {
+        "down_block_types": ("CogVideoXDownBlock3D",) * 2,
+        "up_block_types": ("CogVideoXUpBlock3D",) * 2,
+        "block_out_channels": (8, 8),
+    }
     vae = AutoencoderKLCogVideoX(latent_channels=4, layers_per_block=1, norm_num_groups=2, **types)
     scheduler = CogVideoXDDIMScheduler(prediction_type="v_prediction")
-    return CogVideoXPipeline(transformer=model, vae=vae, text_encoder=_t5(), tokenizer=new_tokenizer(causal=False), scheduler=scheduler)
+    return CogVideoXPipeline(
+        transformer=model,
+        vae=vae,
+        text_encoder=_t5(),
+        tokenizer=new_tokenizer(causal=False),
+        scheduler=scheduler,
+    )
 
 
-BUILDERS = {f.__name__: f for f in (stable_diffusion, stable_diffusion_xl, pixart_alpha, pixart_sigma, hunyuan_dit, stable_diffusion_3, flux, sana, cogvideox)}
+BUILDERS = {
+    f.__name__: f
+    for f in (
+        stable_diffusion,
+        stable_diffusion_xl,
+        pixart_alpha,
+        pixart_sigma,
+        hunyuan_dit,
+        stable_diffusion_3,
+        flux,
+        sana,
+        cogvideox,
+    )
+}
 
 
 def build(name: str) -> Any:

@@ -20,9 +20,13 @@ from . import few, integer_sums, layout, products, saturation, widened
 from .reference import grid
 from .weight import Weight
 
-_WIDE = 2**20  # weights at a time that are widened to fp32 or split, where that is how integers are multiplied
+_WIDE = (
+    2**20
+)  # weights at a time that are widened to fp32 or split, where that is how integers are multiplied
 _SPREAD = 2**23  # bytes of weights, spread at a time
-_NUMBERS = 2**20  # of a product's results, or of its rows, at a time: what is computed between them stays in the last cache
+_NUMBERS = (
+    2**20
+)  # of a product's results, or of its rows, at a time: what is computed between them stays in the last cache
 _TOTALS = WeakTensorKeyDictionary()  # codes -> (version of the tensor, sums of its rows): four bytes a row, and not a pass over the weights each call
 
 
@@ -47,7 +51,9 @@ def whole_levels(levels: Tensor) -> tuple[Tensor, float] | None:
     for power in range(8):
         scaled = levels.float() * 2**power
         if torch.equal(scaled, scaled.round()):
-            return (scaled.to(torch.int8), 2.0**-power) if float(scaled.abs().max()) <= 127 else None
+            return (
+                (scaled.to(torch.int8), 2.0**-power) if float(scaled.abs().max()) <= 127 else None
+            )
     return None
 
 
@@ -55,7 +61,11 @@ def in_bytes(weight: Weight) -> bool:
     """Whether a weight can be multiplied as bytes: one scale a row, and codes or levels that are whole numbers of 8 bits."""
     if weight.group > 0 or weight.columns > few.LONGEST:
         return False
-    return whole_levels(weight.levels) is not None if weight.levels is not None else weight.bits < 8 or weight.codes.dtype == torch.int8
+    return (
+        whole_levels(weight.levels) is not None
+        if weight.levels is not None
+        else weight.bits < 8 or weight.codes.dtype == torch.int8
+    )
 
 
 def uneven(weight: Weight) -> bool:
@@ -74,10 +84,14 @@ def factor_of(weight: Weight) -> float:
 
 def zero_of(weight: Weight) -> Tensor:
     """u, fp32 [1 or N]: the byte that stands for the weight 0."""
-    return (torch.full((1,), weight.offset) if weight.zero is None else weight.zero.float().flatten()) - base_of(weight)
+    return (
+        torch.full((1,), weight.offset) if weight.zero is None else weight.zero.float().flatten()
+    ) - base_of(weight)
 
 
-def rows_of(rows: Tensor, activation: int, low: Tensor | None, high: Tensor | None, *, sums: bool) -> Bytes:
+def rows_of(
+    rows: Tensor, activation: int, low: Tensor | None, high: Tensor | None, *, sums: bool
+) -> Bytes:
     """`rows` [M, K] rounded as `reference.grid` says; `sums`: whether they are wanted."""
     count, columns = rows.shape
     codes = torch.empty(count, columns, dtype=torch.int8)
@@ -87,11 +101,24 @@ def rows_of(rows: Tensor, activation: int, low: Tensor | None, high: Tensor | No
     own = rows.dtype != torch.float32
     for begin in range(0, count, step):
         part = rows[begin : begin + step].float()
-        ends = [end if end is None or len(end) == 1 else end[begin : begin + step] for end in (low, high)]
+        ends = [
+            end if end is None or len(end) == 1 else end[begin : begin + step]
+            for end in (low, high)
+        ]
         # not `aminmax`, which takes ten times as long along an axis; what is not finite shows in the ends, or in the sum where they are given
-        least, most = (part.amin(-1, keepdim=True), part.amax(-1, keepdim=True)) if low is None or high is None else (None, None)
-        scale, zero = grid(part, activation, ends[0] if least is None else least, ends[1] if most is None else most)
-        poison = part.sum(-1, keepdim=True) * 0 if least is None or most is None else least * 0 + most * 0
+        least, most = (
+            (part.amin(-1, keepdim=True), part.amax(-1, keepdim=True))
+            if low is None or high is None
+            else (None, None)
+        )
+        scale, zero = grid(
+            part, activation, ends[0] if least is None else least, ends[1] if most is None else most
+        )
+        poison = (
+            part.sum(-1, keepdim=True) * 0
+            if least is None or most is None
+            else least * 0 + most * 0
+        )
         place = part.div_(scale) if own else torch.div(part, scale)
         place.add_(zero).round_().clamp_(0, 2**activation - 1).sub_(128)
         codes[begin : begin + step].copy_(place)
@@ -101,7 +128,9 @@ def rows_of(rows: Tensor, activation: int, low: Tensor | None, high: Tensor | No
             totals.append(place.sum(-1, keepdim=True))
     if not scales:
         return Bytes(codes, torch.ones(0, 1), torch.zeros(0, 1), None)
-    made = Bytes(codes, torch.cat(scales), torch.cat(zeros), torch.cat(totals) if sums else None, 128)
+    made = Bytes(
+        codes, torch.cat(scales), torch.cat(zeros), torch.cat(totals) if sums else None, 128
+    )
     if not products.table().unsigned:
         return made
     codes.bitwise_xor_(-128)  # torch turns fp32 into int8 eight times as fast as into uint8
@@ -145,18 +174,33 @@ def product(
     if rest:
         excess = saturation.rest_of(*(origin or (weight.codes, 0)), lambda: spread(weight.codes))
         name = name if excess is not None else "fp32"
-    step = len(weight.codes) if weight.codes.dtype == torch.int8 else max(64, _SPREAD // max(1, codes.shape[1]))
-    if name == "fp32" or excess is not None:  # the rest brings the rows into another order for each piece
-        step = min(step, max(64, (_WIDE if name == "fp32" or count <= few.MOST else _SPREAD) // codes.shape[1]))
+    step = (
+        len(weight.codes)
+        if weight.codes.dtype == torch.int8
+        else max(64, _SPREAD // max(1, codes.shape[1]))
+    )
+    if (
+        name == "fp32" or excess is not None
+    ):  # the rest brings the rows into another order for each piece
+        step = min(
+            step,
+            max(64, (_WIDE if name == "fp32" or count <= few.MOST else _SPREAD) // codes.shape[1]),
+        )
     for begin in range(0, len(weight.codes), step):
         part, places = weight.part(begin, begin + step), slice(begin, begin + step)
         matrix, scale = spread(part.codes), part.scale.float().flatten() * factor
         more = None if excess is None else excess.part(begin, begin + step, codes.shape[1])
         if name == "fp32":
-            sums = integer_sums.in_fp32(matrix, rounded.largest * largest, widened.scratch(len(matrix), matrix.shape[1], torch.float32))
+            sums = integer_sums.in_fp32(
+                matrix,
+                rounded.largest * largest,
+                widened.scratch(len(matrix), matrix.shape[1], torch.float32),
+            )
         else:
             if more is not None:
-                matrix = saturation.without(matrix, more, widened.scratch(len(matrix), matrix.shape[1], torch.int8))
+                matrix = saturation.without(
+                    matrix, more, widened.scratch(len(matrix), matrix.shape[1], torch.int8)
+                )
             sums = integer_sums.PRODUCTS[name](matrix, 0)
         right = _right(part, totals[places])
         rows = max(256, _NUMBERS // len(matrix))
@@ -182,14 +226,28 @@ def traced_rows(x: Tensor, activation: int, low: Tensor | None, high: Tensor | N
     """`rows_of` any `x` [..., K] in torch's own operations alone, each written once for a compiler; sums always, which it drops where nobody reads them."""
     rows = x.reshape(-1, x.shape[-1]).float()
     least, most = rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)
-    ends = (least if low is None else low.reshape(-1, 1), most if high is None else high.reshape(-1, 1))
+    ends = (
+        least if low is None else low.reshape(-1, 1),
+        most if high is None else high.reshape(-1, 1),
+    )
     scale, zero = grid(rows, activation, *ends)
     finite = (least.abs() + most.abs()).isfinite()  # not `least * 0`, which a compiler folds to 0
     place = (rows / scale + zero).round().clamp(0, 2**activation - 1) - 128
-    return Bytes(place.to(torch.int8), torch.where(finite, scale, torch.nan), (zero - 128).expand_as(finite), place.sum(-1, keepdim=True))
+    return Bytes(
+        place.to(torch.int8),
+        torch.where(finite, scale, torch.nan),
+        (zero - 128).expand_as(finite),
+        place.sum(-1, keepdim=True),
+    )
 
 
-def traced_product(rounded: Bytes, weight: Weight, each: tuple[Tensor, Tensor, Tensor], bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def traced_product(
+    rounded: Bytes,
+    weight: Weight,
+    each: tuple[Tensor, Tensor, Tensor],
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
     """`product` in torch's own operations alone, for weights that lie as bytes; `each`: fp32 [N] of `row_sums`, zeros and scales."""
     totals, zero, scale = each
     y = torch._int_mm(rounded.codes, weight.codes.t()).float() - rounded.zero * totals
@@ -204,10 +262,16 @@ def row_sums(weight: Weight) -> Tensor:
     version = 0 if weight.codes.is_inference() else weight.codes._version
     found = _TOTALS.get(weight.codes)
     if found is None or found[0] != version:
-        sums, (spread, _), base = [], spreader(weight), 0 if weight.codes.dtype == torch.int8 else base_of(weight)
+        sums, (spread, _), base = (
+            [],
+            spreader(weight),
+            0 if weight.codes.dtype == torch.int8 else base_of(weight),
+        )
         for codes in weight.codes.split(max(64, _SPREAD // max(1, weight.columns))):
             matrix = spread(codes)
-            sums.append(matrix.sum(-1, dtype=torch.int32).add_(base * (matrix.shape[1] - weight.columns)))  # columns that pad hold the code 0
+            sums.append(
+                matrix.sum(-1, dtype=torch.int32).add_(base * (matrix.shape[1] - weight.columns))
+            )  # columns that pad hold the code 0
         found = _TOTALS[weight.codes] = (version, torch.cat(sums).float())
     totals: Tensor = found[1]
     return totals
@@ -217,7 +281,9 @@ def spreader(weight: Weight) -> tuple[Callable[[Tensor], Tensor], Callable[[Tens
     """How packed rows become int8 [n, K'], and how activations [M, K] come into the same order."""
     bits = weight.bits
     table = None if weight.levels is None else whole_levels(weight.levels)
-    if weight.codes.dtype == torch.int8 and weight.columns == 1:  # torch 2.13's _int_mm reads beyond a matrix of one column
+    if (
+        weight.codes.dtype == torch.int8 and weight.columns == 1
+    ):  # torch 2.13's _int_mm reads beyond a matrix of one column
         return (lambda codes: F.pad(codes, (0, 1))), (lambda x: F.pad(x, (0, 1)))
     if weight.codes.dtype == torch.int8:
         return (lambda codes: codes), (lambda x: x)
@@ -227,7 +293,11 @@ def spreader(weight: Weight) -> tuple[Callable[[Tensor], Tensor], Callable[[Tens
         out = torch.empty(len(codes), padded, dtype=torch.uint8)
         layout.unpack_by_phase(codes, bits, weight.columns, out)
         if table is None:
-            return out.sub_(out.new_tensor(base_of(weight))).view(torch.int8) if base_of(weight) else out.view(torch.int8)
+            return (
+                out.sub_(out.new_tensor(base_of(weight))).view(torch.int8)
+                if base_of(weight)
+                else out.view(torch.int8)
+            )
         return table[0][out.int()]
 
     return spread, lambda x: layout.by_phase(x, bits)
@@ -262,4 +332,6 @@ def _left(rounded: Bytes) -> Tensor:
 
 def _right(weight: Weight, totals: Tensor) -> Tensor:
     """fp32 [1 or 2, N], to be multiplied with `_left`: sum b and, where the weights' zero is not the byte 0, u."""
-    return torch.stack([totals, zero_of(weight).expand_as(totals)]) if uneven(weight) else totals[None]
+    return (
+        torch.stack([totals, zero_of(weight).expand_as(totals)]) if uneven(weight) else totals[None]
+    )

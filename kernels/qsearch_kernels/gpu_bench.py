@@ -62,7 +62,10 @@ def all_seconds(rates: Mapping[str, float] = H200) -> list[Timing]:
 def tune(m: int, n: int, k: int, dtype: torch.dtype = torch.int8) -> dict[Tile, float]:
     """Time the tiles of `linear_a8` at M, N, K on the current CUDA device; its launches at that shape take the fastest from now on."""
     rows, columns = torch.rand(m, device="cuda"), torch.rand(n, device="cuda")
-    a, w = (torch.randint(-127, 128, shape, device="cuda", dtype=torch.int8) for shape in ((m, k), (n, k)))
+    a, w = (
+        torch.randint(-127, 128, shape, device="cuda", dtype=torch.int8)
+        for shape in ((m, k), (n, k))
+    )
     a, w = (a, w) if dtype == torch.int8 else (a.to(dtype), w.to(dtype))
 
     def measure(tile: Tile) -> float:
@@ -74,7 +77,9 @@ def tune(m: int, n: int, k: int, dtype: torch.dtype = torch.int8) -> dict[Tile, 
 
         return statistics.median(_measure(run))
 
-    return settle(f"linear_a8 {dtype}", m, n, k, measure, TILES if dtype == torch.int8 else FP8_TILES)
+    return settle(
+        f"linear_a8 {dtype}", m, n, k, measure, TILES if dtype == torch.int8 else FP8_TILES
+    )
 
 
 def _measure(call: object) -> list[float]:

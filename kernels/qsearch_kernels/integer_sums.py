@@ -1,4 +1,4 @@
-"""Exact integer GEMM on a CPU: the int8 products that torch has, and what each of them is exact for.
+"""Exact integer GEMM on a CPU: the int8 products that torch has, and what each is exact for.
 
 `torch._int_mm` is oneDNN's int8 GEMM where torch finds AVX512-VNNI, and a scalar loop elsewhere.
 `onednn.qlinear_pointwise` is the same GEMM on every x86 core, for a weight that is repacked first.
@@ -58,7 +58,9 @@ def onednn(matrix: Tensor, largest: int) -> Sums:
     zeros = torch.zeros(len(matrix), dtype=torch.int64)
 
     def sums(codes: Tensor) -> Tensor:
-        made: Tensor = torch.ops.onednn.qlinear_pointwise(codes, 1.0, 0, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], "")
+        made: Tensor = torch.ops.onednn.qlinear_pointwise(
+            codes, 1.0, 0, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
         return made
 
     return sums

@@ -34,9 +34,13 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """Codes [..., columns], integers in [0, 2**bits), as uint8 [..., row_bytes(columns, bits)]. Raises `ValueError` for others."""
     widths = planes(bits)
     if codes.ndim == 0 or codes.is_floating_point() or codes.is_complex():
-        raise ValueError(f"codes must be integers with at least one axis; given {codes.dtype} of shape {tuple(codes.shape)}")
+        raise ValueError(
+            f"codes must be integers with at least one axis; given {codes.dtype} of shape {tuple(codes.shape)}"
+        )
     if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < 2**bits:
-        raise ValueError(f"codes of {bits} bits lie in 0 to {2**bits - 1}; given {int(codes.min())} to {int(codes.max())}")
+        raise ValueError(
+            f"codes of {bits} bits lie in 0 to {2**bits - 1}; given {int(codes.min())} to {int(codes.max())}"
+        )
     rows, packed, shift = codes.to(torch.uint8), [], 0
     for width in widths:
         packed.append(_pack_plane((rows >> shift) & _mask(width), width))
@@ -48,7 +52,11 @@ def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
     """Codes uint8 [..., columns] from uint8 [..., row_bytes(columns, bits)]. Raises `ValueError` where the row's length is another."""
     if packed.dtype == torch.int8 and bits == 8:
         packed = unsigned(packed)
-    if packed.dtype != torch.uint8 or packed.ndim == 0 or packed.shape[-1] != row_bytes(columns, bits):
+    if (
+        packed.dtype != torch.uint8
+        or packed.ndim == 0
+        or packed.shape[-1] != row_bytes(columns, bits)
+    ):
         raise ValueError(
             f"{columns} codes of {bits} bits are packed in uint8 [..., {row_bytes(columns, bits)}]; given {packed.dtype} of shape {tuple(packed.shape)}"
         )
@@ -93,7 +101,9 @@ def unpack_by_phase(packed: Tensor, bits: int, columns: int, out: Tensor) -> Ten
         plane = plane.unflatten(-1, (each, stride)).movedim(-1, 0)
         if stride > 1:
             plane = plane.contiguous()  # so that every phase reads neighbours
-        mask = packed.new_tensor(_mask(width))  # a plain number is taken for 64 bits, and costs half as much again
+        mask = packed.new_tensor(
+            _mask(width)
+        )  # a plain number is taken for 64 bits, and costs half as much again
         for phase in range(phases(bits)):
             source, place = plane[phase // per], out[:, phase * each : (phase + 1) * each]
             if shift:
@@ -101,7 +111,9 @@ def unpack_by_phase(packed: Tensor, bits: int, columns: int, out: Tensor) -> Ten
             elif phase % per == per - 1:
                 torch.bitwise_right_shift(source, phase % per * width, out=place)
             else:
-                torch.bitwise_and(source >> (phase % per * width) if phase % per else source, mask, out=place)
+                torch.bitwise_and(
+                    source >> (phase % per * width) if phase % per else source, mask, out=place
+                )
         start, shift = start + length, shift + width
     return out
 
@@ -131,5 +143,7 @@ def _pack_plane(codes: Tensor, width: int) -> Tensor:
 def _unpack_plane(packed: Tensor, width: int, columns: int) -> Tensor:
     """uint8 [..., bytes] -> uint8 [..., columns] below 2**width; `width` divides 8."""
     per = 8 // width
-    codes = torch.stack([(packed >> (place * width)) & _mask(width) for place in range(per)], dim=-1)
+    codes = torch.stack(
+        [(packed >> (place * width)) & _mask(width) for place in range(per)], dim=-1
+    )
     return codes.flatten(-2)[..., :columns]

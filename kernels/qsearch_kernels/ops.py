@@ -29,17 +29,25 @@ _MEANING = 1  # of `rounded_rows` and `rounded_bytes`: compilers keep on disk wh
 _LIBRARY = torch.library.Library("qsearch_kernels", "FRAGMENT")
 _LIBRARY.define(f"dequantize({_WEIGHT}, ScalarType dtype) -> Tensor")
 _LIBRARY.define(f"linear(Tensor x, {_WEIGHT}, Tensor? bias) -> Tensor")
-_LIBRARY.define(f"linear_rounded(Tensor x, {_WEIGHT}, Tensor? bias, int activation, Tensor? low, Tensor? high) -> Tensor")
+_LIBRARY.define(
+    f"linear_rounded(Tensor x, {_WEIGHT}, Tensor? bias, int activation, Tensor? low, Tensor? high) -> Tensor"
+)
 _LIBRARY.define(
     f"conv2d_rounded(Tensor x, {_WEIGHT}, Tensor? bias, int activation, int[] kernel, int[] stride, int[] padding, int[] dilation, Tensor? low, Tensor? high)"
     " -> Tensor"
 )
-_LIBRARY.define(f"rounded_rows(Tensor x, int activation, int group, Tensor? low, Tensor? high, int meaning={_MEANING}) -> (Tensor, Tensor, Tensor, Tensor)")
+_LIBRARY.define(
+    f"rounded_rows(Tensor x, int activation, int group, Tensor? low, Tensor? high, int meaning={_MEANING}) -> (Tensor, Tensor, Tensor, Tensor)"
+)
 _LIBRARY.define(
     f"linear_rows(Tensor rows, Tensor row_scale, Tensor row_zero, Tensor? row_sums, {_WEIGHT}, Tensor? bias, ScalarType dtype) -> Tensor",
-    tags=(torch.Tag.flexible_layout,),  # else inductor writes the rows anew for each layer that reads them, to be sure of their strides
+    tags=(
+        torch.Tag.flexible_layout,
+    ),  # else inductor writes the rows anew for each layer that reads them, to be sure of their strides
 )
-_LIBRARY.define(f"rounded_bytes(Tensor x, int activation, Tensor? low, Tensor? high, int meaning={_MEANING}) -> (Tensor, Tensor, Tensor, Tensor)")
+_LIBRARY.define(
+    f"rounded_bytes(Tensor x, int activation, Tensor? low, Tensor? high, int meaning={_MEANING}) -> (Tensor, Tensor, Tensor, Tensor)"
+)
 _LIBRARY.define(f"weight_rows({_WEIGHT}) -> (Tensor, Tensor, Tensor)")
 _PREPARED = WeakTensorKeyDictionary()  # codes -> the state of a weight's tensors, its tensors but the codes, and what `prepared.prepare` worked out from them
 
@@ -52,7 +60,11 @@ def devices(weight: Weight, *, convolution: bool = False) -> frozenset[str]:
     found = {"cpu"} if cpu_rounded.in_bytes(weight) else set()
     grouped = weight.group >= 32 and weight.group & (weight.group - 1) == 0
     whole = weight.levels is None or cpu_rounded.whole_levels(weight.levels) is not None
-    fits = cpu_rounded.in_bytes(weight) and _symmetric(weight) if convolution else whole and (weight.group <= 0 or grouped)
+    fits = (
+        cpu_rounded.in_bytes(weight) and _symmetric(weight)
+        if convolution
+        else whole and (weight.group <= 0 or grouped)
+    )
     if fits and (importlib.util.find_spec(f"{__package__}.gpu_ops") is not None):
         found.add("cuda")
     return frozenset(found)
@@ -60,7 +72,9 @@ def devices(weight: Weight, *, convolution: bool = False) -> frozenset[str]:
 
 def _symmetric(weight: Weight) -> bool:
     """Whether a weight's signed codes, or its levels, need no zero."""
-    return weight.zero is None and weight.offset == (2.0 ** (weight.bits - 1) if weight.levels is None else 0.0)
+    return weight.zero is None and weight.offset == (
+        2.0 ** (weight.bits - 1) if weight.levels is None else 0.0
+    )
 
 
 def dequantize(weight: Weight, dtype: torch.dtype) -> Tensor:
@@ -75,20 +89,39 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     return out
 
 
-def linear_rounded(x: Tensor, weight: Weight, bias: Tensor | None, activation: int, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+def linear_rounded(
+    x: Tensor,
+    weight: Weight,
+    bias: Tensor | None,
+    activation: int,
+    low: Tensor | None = None,
+    high: Tensor | None = None,
+) -> Tensor:
     """`reference.linear_wnaxi`: activations rounded to `activation` bits."""
     if _in_two_steps(x):
         group = weight.group if 0 < weight.group < weight.columns else 0
         codes, row_scale, row_zero, sums = (
             torch.ops.qsearch_kernels.rounded_rows(x, activation, group, low, high, _MEANING)
             if torch.compiler.is_compiling()
-            else shared(x, (activation, group), (low, high), id(weight.codes), lambda: _rows(_gpu().quantize_rows, x, activation, group, low, high))
+            else shared(
+                x,
+                (activation, group),
+                (low, high),
+                id(weight.codes),
+                lambda: _rows(_gpu().quantize_rows, x, activation, group, low, high),
+            )
         )
-        made: Tensor = torch.ops.qsearch_kernels.linear_rows(codes, row_scale, row_zero, None if _symmetric(weight) else sums, *weight, bias, x.dtype)
+        made: Tensor = torch.ops.qsearch_kernels.linear_rows(
+            codes, row_scale, row_zero, None if _symmetric(weight) else sums, *weight, bias, x.dtype
+        )
         return made
     if _taken_apart(x, weight):
-        rounded = cpu_rounded.Bytes(*torch.ops.qsearch_kernels.rounded_bytes(x, activation, low, high, _MEANING))
-        return cpu_rounded.traced_product(rounded, weight, torch.ops.qsearch_kernels.weight_rows(*weight), bias, x.dtype).view(*x.shape[:-1], -1)
+        rounded = cpu_rounded.Bytes(
+            *torch.ops.qsearch_kernels.rounded_bytes(x, activation, low, high, _MEANING)
+        )
+        return cpu_rounded.traced_product(
+            rounded, weight, torch.ops.qsearch_kernels.weight_rows(*weight), bias, x.dtype
+        ).view(*x.shape[:-1], -1)
     out: Tensor = torch.ops.qsearch_kernels.linear_rounded(x, *weight, bias, activation, low, high)
     return out
 
@@ -103,7 +136,9 @@ def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     wide = fast_float(x)
     if wide is x:
         return torch.nn.functional.linear(x, weight, bias)
-    return torch.nn.functional.linear(wide, weight.to(wide.dtype), None if bias is None else bias.to(wide.dtype)).to(x.dtype)
+    return torch.nn.functional.linear(
+        wide, weight.to(wide.dtype), None if bias is None else bias.to(wide.dtype)
+    ).to(x.dtype)
 
 
 def _in_two_steps(x: Tensor) -> bool:
@@ -115,7 +150,12 @@ def _taken_apart(x: Tensor, weight: Weight) -> bool:
     not where torch's own product of bytes is slow or saturates (`products`)."""
     if not (torch.compiler.is_compiling() and x.device.type == "cpu" and products.fused_int_mm()):
         return False
-    plain = weight.codes.dtype == torch.int8 and weight.group <= 0 and weight.columns > 1 and x.numel() > cpu.FEW * weight.columns
+    plain = (
+        weight.codes.dtype == torch.int8
+        and weight.group <= 0
+        and weight.columns > 1
+        and x.numel() > cpu.FEW * weight.columns
+    )
     return plain and not (x.requires_grad and torch.is_grad_enabled())
 
 
@@ -134,7 +174,9 @@ def conv2d_rounded(
 ) -> Tensor:
     """`reference.conv2d_wnaxi`: pictures rounded to `activation` bits."""
     places = [list(n) for n in (kernel, stride, padding, dilation)]
-    out: Tensor = torch.ops.qsearch_kernels.conv2d_rounded(x, *weight, bias, activation, *places, low, high)
+    out: Tensor = torch.ops.qsearch_kernels.conv2d_rounded(
+        x, *weight, bias, activation, *places, low, high
+    )
     return out
 
 
@@ -156,7 +198,8 @@ def _cpu_linear_rounded(x: Tensor, *arguments: object) -> Tensor:
 
 def _cpu_conv2d_rounded(x: Tensor, *arguments: object) -> Tensor:
     *weight, bias, activation, kernel, stride, padding, dilation, low, high = arguments
-    return cpu.conv2d_rounded(x, Weight(*weight), bias, activation, kernel, stride, padding, dilation, low, high)  # type: ignore[arg-type]
+    held: Any = (bias, activation, kernel, stride, padding, dilation, low, high)
+    return cpu.conv2d_rounded(x, Weight(*weight), *held)  # type: ignore[arg-type]
 
 
 def _gpu() -> Any:
@@ -165,7 +208,9 @@ def _gpu() -> Any:
 
 
 def _gpu_linear(x: Tensor, codes: Tensor, scale: Tensor, *arguments: object) -> Tensor:
-    read = scale if scale.dtype in (torch.float16, torch.float32) else scale.float()  # kernels don't read exponents
+    read = (
+        scale if scale.dtype in (torch.float16, torch.float32) else scale.float()
+    )  # kernels don't read exponents
     made: Tensor = _gpu().linear(x, codes, read, *arguments)
     return made
 
@@ -173,21 +218,47 @@ def _gpu_linear(x: Tensor, codes: Tensor, scale: Tensor, *arguments: object) -> 
 def _gpu_linear_rounded(x: Tensor, *arguments: Any) -> Tensor:
     *weight, bias, activation, low, high = arguments
     prepared = _prepared(weight)
-    made: Tensor = _gpu().linear_rounded(_rows(_gpu().quantize_rows, x, activation, prepared.group, low, high), prepared, bias, dtype=x.dtype)
+    made: Tensor = _gpu().linear_rounded(
+        _rows(_gpu().quantize_rows, x, activation, prepared.group, low, high),
+        prepared,
+        bias,
+        dtype=x.dtype,
+    )
     return made
 
 
-def _rows(quantize: Callable[..., Any], x: Tensor, activation: int, group: int, low: Tensor | None, high: Tensor | None) -> Any:
+def _rows(
+    quantize: Callable[..., Any],
+    x: Tensor,
+    activation: int,
+    group: int,
+    low: Tensor | None,
+    high: Tensor | None,
+) -> Any:
     """Rounded rows as `quantize` makes them: `reference_a8.quantize_rows` in torch's own operations, or its kernel."""
     if low is None or high is None:
         return quantize(x, form=str(activation), group=group)
     scale, zero = grid(x, activation, low.reshape(-1), high.reshape(-1))
-    return quantize(x, form=str(activation), scale=scale, zero=zero - 2 ** (activation - 1), group=group)
+    return quantize(
+        x, form=str(activation), scale=scale, zero=zero - 2 ** (activation - 1), group=group
+    )
 
 
-def _rounded_rows(x: Tensor, activation: int, group: int, low: Tensor | None, high: Tensor | None, meaning: int = _MEANING) -> Any:
+def _rounded_rows(
+    x: Tensor,
+    activation: int,
+    group: int,
+    low: Tensor | None,
+    high: Tensor | None,
+    meaning: int = _MEANING,
+) -> Any:
     """Torch's own operations, which a compiler takes apart and fuses with those before them."""
-    return traced(x, (activation, group), (low, high), lambda: tuple(_rows(quantize_rows, x, activation, group, low, high)))
+    return traced(
+        x,
+        (activation, group),
+        (low, high),
+        lambda: tuple(_rows(quantize_rows, x, activation, group, low, high)),
+    )
 
 
 def _linear_rows(*arguments: Any) -> Tensor:
@@ -198,7 +269,9 @@ def _linear_rows(*arguments: Any) -> Tensor:
 
 def _gpu_conv2d_rounded(x: Tensor, *arguments: Any) -> Tensor:
     *weight, bias, activation, kernel, stride, padding, dilation, low, high = arguments
-    made: Tensor = _gpu().conv2d_rounded(x, _prepared(weight), bias, activation, kernel, stride, padding, dilation, low, high)
+    made: Tensor = _gpu().conv2d_rounded(
+        x, _prepared(weight), bias, activation, kernel, stride, padding, dilation, low, high
+    )
     return made
 
 
@@ -217,7 +290,11 @@ def _prepared(weight: list[Any]) -> Any:
                 "a weight is prepared in its first call, outside of a CUDA graph; one is new to the graph being captured: call the model once before"
             )
         made = importlib.import_module(f"{__package__}.prepared").prepare(*weight)
-        found = _PREPARED[codes] = state, weight[1:], made._replace(codes=None)  # a value that held its key would keep both for good
+        found = _PREPARED[codes] = (
+            state,
+            weight[1:],
+            made._replace(codes=None),
+        )  # a value that held its key would keep both for good
     return found[2]._replace(codes=codes)
 
 
@@ -225,15 +302,26 @@ def _state(x: Tensor) -> tuple[object, ...]:
     return x.data_ptr(), 0 if x.is_inference() else x._version, x.dtype, x.shape, x.stride()
 
 
-def _rounded_bytes(x: Tensor, activation: int, low: Tensor | None, high: Tensor | None, meaning: int = _MEANING) -> Any:
-    return traced(x, (activation,), (low, high), lambda: tuple(cpu_rounded.traced_rows(x, activation, low, high)[:4]))
+def _rounded_bytes(
+    x: Tensor, activation: int, low: Tensor | None, high: Tensor | None, meaning: int = _MEANING
+) -> Any:
+    return traced(
+        x,
+        (activation,),
+        (low, high),
+        lambda: tuple(cpu_rounded.traced_rows(x, activation, low, high)[:4]),
+    )
 
 
 def _weight_rows(*weight: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Of each row of a weight: sum of bytes, zero and scale, all fp32, since inductor gives up on loops in which fp16 meets bf16."""
     made = Weight(*weight)
     sums = cpu_rounded.row_sums(made).clone()
-    return sums, cpu_rounded.zero_of(made).expand_as(sums).clone(), made.scale.float().flatten().expand_as(sums).clone()
+    return (
+        sums,
+        cpu_rounded.zero_of(made).expand_as(sums).clone(),
+        made.scale.float().flatten().expand_as(sums).clone(),
+    )
 
 
 def _shape_of_dequantized(*arguments: object) -> Tensor:
@@ -246,7 +334,9 @@ def _shape_of_dequantized(*arguments: object) -> Tensor:
 def _together(x: Tensor, codes: Tensor) -> None:
     """Shapes alone would be an answer full of nothing where a weight was left behind on the meta device."""
     if x.device != codes.device:
-        raise ValueError(f"inputs and weights must lie on one device; given inputs on {x.device} and codes on {codes.device}")
+        raise ValueError(
+            f"inputs and weights must lie on one device; given inputs on {x.device} and codes on {codes.device}"
+        )
 
 
 def _shape_of_linear(x: Tensor, codes: Tensor, *rest: object) -> Tensor:
@@ -254,7 +344,9 @@ def _shape_of_linear(x: Tensor, codes: Tensor, *rest: object) -> Tensor:
     return x.new_empty(*x.shape[:-1], codes.shape[0])
 
 
-def _shape_of_rows(codes: Tensor, scale: Tensor, zero: Tensor, sums: Tensor | None, weight: Tensor, *rest: Any) -> Tensor:
+def _shape_of_rows(
+    codes: Tensor, scale: Tensor, zero: Tensor, sums: Tensor | None, weight: Tensor, *rest: Any
+) -> Tensor:
     _together(codes, weight)
     return codes.new_empty(*codes.shape[:-1], weight.shape[0], dtype=rest[-1])
 
@@ -282,7 +374,9 @@ torch.library.register_fake("qsearch_kernels::dequantize", _shape_of_dequantized
 torch.library.register_fake("qsearch_kernels::linear", _shape_of_linear, lib=_LIBRARY)
 torch.library.register_fake("qsearch_kernels::linear_rows", _shape_of_rows, lib=_LIBRARY)
 torch.library.register_fake(
-    "qsearch_kernels::weight_rows", lambda codes, *_: tuple(codes.new_empty(codes.shape[0], dtype=torch.float32) for _ in range(3)), lib=_LIBRARY
+    "qsearch_kernels::weight_rows",
+    lambda codes, *_: tuple(codes.new_empty(codes.shape[0], dtype=torch.float32) for _ in range(3)),
+    lib=_LIBRARY,
 )
 torch.library.register_fake("qsearch_kernels::linear_rounded", _shape_of_linear, lib=_LIBRARY)
 torch.library.register_fake("qsearch_kernels::conv2d_rounded", _shape_of_conv2d, lib=_LIBRARY)
@@ -298,10 +392,15 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """The gradient of the input, through the widened weight; of rounding it takes no notice (straight through). Weights and bias have none."""
-    weight = [number if tensor is None else tensor for tensor, number in zip(ctx.saved_tensors, ctx.numbers, strict=True)]
+    weight = [
+        number if tensor is None else tensor
+        for tensor, number in zip(ctx.saved_tensors, ctx.numbers, strict=True)
+    ]
     made = gradient @ Weight(*weight).dequantize(gradient.dtype)
     return (made.to(ctx.type), *(None for _ in range(ctx.arguments - 1)))
 
 
 for _name in ("linear", "linear_rounded"):
-    torch.library.register_autograd(f"qsearch_kernels::{_name}", _backward, setup_context=_remember, lib=_LIBRARY)
+    torch.library.register_autograd(
+        f"qsearch_kernels::{_name}", _backward, setup_context=_remember, lib=_LIBRARY
+    )

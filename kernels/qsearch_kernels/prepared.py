@@ -32,7 +32,15 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    codes: Tensor, scale: Tensor, zero: Tensor | None, offset: float, levels: Tensor | None, bits: int, columns: int, group: int, round_codebooks: bool = False
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    offset: float,
+    levels: Tensor | None,
+    bits: int,
+    columns: int,
+    group: int,
+    round_codebooks: bool = False,
 ) -> Prepared:
     """A stored weight for int8 products. `codes`: uint8 packed, or int8 [N, columns] for integers of 8 bits (a code less 128).
 
@@ -42,7 +50,9 @@ def prepare(
     rows = codes.shape[0]
     group = 0 if group >= columns else group
     if group > 0 and (group < 32 or group & (group - 1)):
-        raise ValueError(f"int8 tensor cores add up 32, 64, 128, ... columns before a scale; given groups of {group}: dequantize this weight instead")
+        raise ValueError(
+            f"int8 tensor cores add up 32, 64, 128, ... columns before a scale; given groups of {group}: dequantize this weight instead"
+        )
     wide, shift = max(0, group), 0.0 if levels is not None else 2.0 ** (bits - 1)
     groups = -(-columns // wide) if wide else 1
     s = scale.float().expand(rows, groups)
@@ -53,10 +63,16 @@ def prepare(
         s = s * factor
         z = z / factor
     numbers = layout.unpack(unsigned(codes), bits, columns)
-    level = numbers.double() - shift if table is None else table.expand(rows, -1).gather(1, numbers.long()).double()
+    level = (
+        numbers.double() - shift
+        if table is None
+        else table.expand(rows, -1).gather(1, numbers.long()).double()
+    )
     each, zeros = (v.double().repeat_interleave(wide or columns, 1)[:, :columns] for v in (s, z))
     total = (each * (level - zeros)).sum(1).float()
-    return Prepared(codes, s.contiguous(), z.contiguous() if bool(z.any()) else None, total, table, bits, wide)
+    return Prepared(
+        codes, s.contiguous(), z.contiguous() if bool(z.any()) else None, total, table, bits, wide
+    )
 
 
 def prepare_fp8(codes: Tensor, scale: Tensor, levels: Tensor) -> Prepared:
@@ -64,10 +80,16 @@ def prepare_fp8(codes: Tensor, scale: Tensor, levels: Tensor) -> Prepared:
 
     `levels`: [256], what each code stands for. Raises `ValueError` where they are no multiple of e4m3's values: such a weight has to be dequantized.
     """
-    spelt = torch.arange(256, device=levels.device).to(torch.uint8).view(torch.float8_e4m3fn).float()
+    spelt = (
+        torch.arange(256, device=levels.device).to(torch.uint8).view(torch.float8_e4m3fn).float()
+    )
     finite = spelt.isfinite()
     unit = levels.float()[126] / spelt[126]
-    if codes.dtype != torch.uint8 or scale.shape[1:] != (1,) or not torch.equal(levels.float()[finite], spelt[finite] * unit):
+    if (
+        codes.dtype != torch.uint8
+        or scale.shape[1:] != (1,)
+        or not torch.equal(levels.float()[finite], spelt[finite] * unit)
+    ):
         raise ValueError(
             f"fp8 products take e4m3 codes with one scale a row; given {codes.dtype} and scales {tuple(scale.shape)}: dequantize this weight instead"
         )

@@ -33,7 +33,8 @@ class Table(NamedTuple):
     Attributes:
         unsigned: whether rounded activations are uint8 (int8 elsewhere, 128 less).
         exact: integer product -> what it is exact for, as `integer_sums.exactness` says.
-        seconds: kind -> way -> seconds of one product at each of `ROWS` (`product_timing.py` says of which shape);
+        seconds: kind -> way -> seconds of one product at each of `ROWS`, of the shapes that
+            `product_timing.py` says;
             infinite where a way was not tried, hopeless at fewer rows.
     """
 
@@ -77,7 +78,10 @@ def load() -> Table | None:
         if content["made on"] != core():
             return None
         seconds = {
-            kind: {way: tuple(math.inf if t is None else float(t) for t in times) for way, times in ways.items()}
+            kind: {
+                way: tuple(math.inf if t is None else float(t) for t in times)
+                for way, times in ways.items()
+            }
             for kind, ways in content["seconds"].items()
         }  # fmt: skip
         whole = all(len(t) == len(ROWS) for ways in seconds.values() for t in ways.values())
@@ -88,12 +92,17 @@ def load() -> Table | None:
 
 def keep(table: Table) -> None:
     """Write the table for later processes, where that can be done."""
-    seconds = {kind: {way: [t if math.isfinite(t) else None for t in times] for way, times in ways.items()} for kind, ways in table.seconds.items()}
+    seconds = {
+        kind: {way: [t if math.isfinite(t) else None for t in times] for way, times in ways.items()}
+        for kind, ways in table.seconds.items()
+    }
     content = {"made on": core(), "rows": ROWS, "unsigned": table.unsigned, "exact": table.exact}
     place, name = path(), ""
     with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=place.parent, suffix=".part", delete=False, encoding="utf-8") as file:
+        with tempfile.NamedTemporaryFile(
+            "w", dir=place.parent, suffix=".part", delete=False, encoding="utf-8"
+        ) as file:
             name = file.name
             json.dump({**content, "seconds": seconds}, file, indent=1)
         Path(name).replace(place)

@@ -61,7 +61,9 @@ def timed() -> Table:
 
 def _exact() -> tuple[bool, dict[str, str]]:
     """Whether activations are uint8, and what each integer product is exact for with them."""
-    found: dict[str, str] = {name: integer_sums.exactness(name, torch.uint8) for name in integer_sums.PRODUCTS}
+    found: dict[str, str] = {
+        name: integer_sums.exactness(name, torch.uint8) for name in integer_sums.PRODUCTS
+    }
     if found["int_mm"] or found["onednn"]:
         return True, found
     signed = integer_sums.exactness("int_mm", torch.int8)
@@ -109,8 +111,11 @@ def _weight_only(bits: int, group: int, dtype: torch.dtype, outputs: int) -> Way
 
 def _rounded(bits: int, activation: int, outputs: int) -> Ways:
     weight = _weight(bits, outputs)
-    # a tensor object each: layers that are given one round it once
-    call = lambda x: cpu.linear_rounded(x.view_as(x), weight, None, activation, None, None)  # noqa: E731
+
+    def call(x: Tensor) -> object:
+        own = x.view_as(x)  # a tensor object each: layers that are given one round it once
+        return cpu.linear_rounded(own, weight, None, activation, None, None)
+
     return {"rounded": call}
 
 

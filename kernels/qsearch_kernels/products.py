@@ -135,7 +135,9 @@ def kind_of(weight: Weight, activation: int | None) -> str:
     """The scheme of `SCHEMES` whose products a packed weight has; `activation`: bits, or None."""
     byte = weight.levels is None and weight.bits == 8 and weight.group <= 0
     if activation is None:
-        return "W8" if byte else "W4" if weight.group <= 0 and weight.levels is None else "W4 groups"
+        return (
+            "W8" if byte else "W4" if weight.group <= 0 and weight.levels is None else "W4 groups"
+        )
     if byte and not integer_sums.fits_pairs(2**activation - 1, 128):
         return "W8A8"
     return "W8A7" if byte else "W4A8"
@@ -177,7 +179,9 @@ def worth(kind: str, rows: int, dtype: torch.dtype) -> float:
     return keep / min(each[place] for each in times.values())
 
 
-def slower_than_keep(layers: Iterable[tuple[str, Weight, int | None, int]], dtype: torch.dtype, slack: float = 1.1) -> dict[str, float]:
+def slower_than_keep(
+    layers: Iterable[tuple[str, Weight, int | None, int]], dtype: torch.dtype, slack: float = 1.1
+) -> dict[str, float]:
     """Schemes of packed layers that this CPU computes slower than full precision.
 
     Args:
@@ -202,7 +206,9 @@ def _restricted(full: Table, forced: str) -> Table:
         return full
     exact = [name for name in integer_sums.PRODUCTS if full.exact.get(name)]
     if forced not in exact:
-        raise ValueError(f"{_FORCED} is one of reference, {', '.join(exact)} on this core; given {forced!r}")
+        raise ValueError(
+            f"{_FORCED} is one of reference, {', '.join(exact)} on this core; given {forced!r}"
+        )
     seconds = dict(full.seconds)
     for kind in ("wide", "narrow"):
         left = {way: t for way, t in seconds[kind].items() if way.partition(" ")[0] == forced}

@@ -18,7 +18,9 @@ from torch import Tensor
 from .layout import unpack
 
 
-def dequantize(codes: Tensor, scale: Tensor, zero: Tensor | float, group: int, levels: Tensor | None = None) -> Tensor:
+def dequantize(
+    codes: Tensor, scale: Tensor, zero: Tensor | float, group: int, levels: Tensor | None = None
+) -> Tensor:
     """Weight [rows, columns], in the type of `scale`, from unsigned `codes` [rows, columns].
 
     `group`: neighbours in a row that share a scale, the last group of a row may be incomplete; 0 = the whole row, -1 = the whole weight.
@@ -31,7 +33,9 @@ def dequantize(codes: Tensor, scale: Tensor, zero: Tensor | float, group: int, l
     codebook = None if levels is None or levels.ndim == 1 else levels[..., 0]
     for name, values in (("scale", scale), ("zero", zero), ("codebook", codebook)):
         if isinstance(values, Tensor) and (given := tuple(values.shape)) != shape:
-            raise ValueError(f"codes {rows} x {columns} in groups of {group} need a {name} of shape {shape}; given {given}")
+            raise ValueError(
+                f"codes {rows} x {columns} in groups of {group} need a {name} of shape {shape}; given {given}"
+            )
     exact = torch.promote_types(scale.dtype, torch.float32)
     level = codes.to(exact) if levels is None else _levels(codes, levels.to(exact), group)
     offset = _spread(zero.to(exact), group, columns) if isinstance(zero, Tensor) else zero
@@ -57,15 +61,33 @@ def linear_wna16(
     """
     exact = torch.promote_types(x.dtype, torch.float32)
     weight = dequantize(unpack(packed, bits, columns), scale.to(exact), zero, group, levels)
-    return torch.nn.functional.linear(x.to(exact), weight, None if bias is None else bias.to(exact)).to(x.dtype)
+    return torch.nn.functional.linear(
+        x.to(exact), weight, None if bias is None else bias.to(exact)
+    ).to(x.dtype)
 
 
-def convolved(places: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> list[int]:
+def convolved(
+    places: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
     """The size along each axis of what a convolution makes of `places`."""
-    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(places, kernel, stride, padding, dilation, strict=True)]
+    return [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(places, kernel, stride, padding, dilation, strict=True)
+    ]
 
 
-def grid(x: Tensor, activation: int, low: Tensor | None = None, high: Tensor | None = None, *, axes: tuple[int, ...] = (-1,)) -> tuple[Tensor, Tensor]:
+def grid(
+    x: Tensor,
+    activation: int,
+    low: Tensor | None = None,
+    high: Tensor | None = None,
+    *,
+    axes: tuple[int, ...] = (-1,),
+) -> tuple[Tensor, Tensor]:
     """Scale and zero of the unsigned `activation`-bit grid between `low` and `high`, zero among them; None = the ends of `x` itself along `axes`.
 
     A scale is a value of fp16, a zero a whole code: as `qsearch` simulates them.
@@ -84,11 +106,22 @@ def as_fp16(x: Tensor) -> Tensor:
     if get_proxy_mode() is None:
         return x.half().float()
     bits = x.view(torch.int32)
-    nearest = ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)  # ties to even, as all of torch
-    return torch.where(x < 2.0**-14, (x * 2.0**24).round() * 2.0**-24, nearest)  # below are fp16's subnormals
+    nearest = ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(
+        torch.float32
+    )  # ties to even, as all of torch
+    return torch.where(
+        x < 2.0**-14, (x * 2.0**24).round() * 2.0**-24, nearest
+    )  # below are fp16's subnormals
 
 
-def rounded(x: Tensor, activation: int, low: Tensor | None = None, high: Tensor | None = None, *, axes: tuple[int, ...] = (-1,)) -> Tensor:
+def rounded(
+    x: Tensor,
+    activation: int,
+    low: Tensor | None = None,
+    high: Tensor | None = None,
+    *,
+    axes: tuple[int, ...] = (-1,),
+) -> Tensor:
     """fp32 `x` on that grid: `scale * (code - zero)`."""
     scale, zero = grid(x, activation, low, high, axes=axes)
     return scale * ((x / scale + zero).round().clamp(0, 2**activation - 1) - zero)
@@ -111,7 +144,9 @@ def linear_wnaxi(
 ) -> Tensor:
     """`linear_wna16` of `x` rounded to `activation` bits, row by row, or between `low` and `high` (fp32, one for all rows or [..., 1])."""
     made = rounded(x.float(), activation, low, high)
-    return linear_wna16(made, packed, scale, zero, bits=bits, columns=columns, group=group, bias=bias, levels=levels).to(x.dtype)
+    return linear_wna16(
+        made, packed, scale, zero, bits=bits, columns=columns, group=group, bias=bias, levels=levels
+    ).to(x.dtype)
 
 
 def conv2d_wnaxi(
@@ -138,8 +173,12 @@ def conv2d_wnaxi(
     `columns` = channels times the kernel's places, in torch's order; the rest as in `linear_wnaxi`.
     """
     made = rounded(x.float(), activation, low, high, axes=(1, 2, 3))
-    weight = dequantize(unpack(packed, bits, columns), scale.float(), zero, group, levels).view(-1, x.shape[1], *kernel)
-    return torch.nn.functional.conv2d(made, weight, None if bias is None else bias.float(), stride, padding, dilation).to(x.dtype)
+    weight = dequantize(unpack(packed, bits, columns), scale.float(), zero, group, levels).view(
+        -1, x.shape[1], *kernel
+    )
+    return torch.nn.functional.conv2d(
+        made, weight, None if bias is None else bias.float(), stride, padding, dilation
+    ).to(x.dtype)
 
 
 def _levels(codes: Tensor, levels: Tensor, group: int) -> Tensor:

@@ -52,7 +52,9 @@ def grid_of(rows: Tensor, form: str) -> tuple[Tensor, Tensor]:
     """(scale, zero) fp32 [rows] of fp32 rows [rows, columns]: from smallest to largest entry, zero among them; floats symmetric about zero."""
     bits, top = form_of(form)
     low, high, last = rows.amin(-1).clamp(max=0), rows.amax(-1).clamp(min=0), 2**bits - 1
-    finite = (low + high).isfinite()  # of opposite signs, so that their sum overflows only where one did; multiplied by 0 a compiler would take it for 0
+    finite = (
+        low + high
+    ).isfinite()  # of opposite signs, so that their sum overflows only where one did; multiplied by 0 a compiler would take it for 0
     if not bits:
         scale = _stored(torch.maximum(high, -low) / top)
         return scale.where(finite, torch.nan), torch.zeros_like(scale)
@@ -75,7 +77,9 @@ def quantize_rows(
     `x`: [..., columns] (geglu: [..., 2 * columns]), any float type and strides; `shift`, `divisor`: fp32 [columns]. `scale`, `zero`: fp32 [grids], a static
     grid for each of as many equal runs of rows; None = each row's own. `group`: columns a sum in `sums`, 0 = all.
     """
-    return _rounded(_prepared(_activated(x, activation), shift, divisor), x.shape[:-1], form, scale, zero, group)
+    return _rounded(
+        _prepared(_activated(x, activation), shift, divisor), x.shape[:-1], form, scale, zero, group
+    )
 
 
 def norm_quantize(
@@ -124,8 +128,20 @@ def linear_a8(
     `codes`: [..., K], `a_scale`, `a_zero`: [grids] as in `quantize_rows`, `sums`: [rows, 1]; needed with `w_zero`. `weight`: [N, K] of the type of `codes`, its
     `w_scale`, `w_zero`: fp32 [N] (zero in signed codes); `w_total`: fp32 [N], needed with `a_zero`. `gate`: [batches, N], `residual`: [..., N], `bias`: [N].
     """
-    values = w_scale[:, None].double() * (weight.double() - (0 if w_zero is None else w_zero[:, None].double()))
-    return _finished(codes.reshape(-1, codes.shape[-1]).double(), codes.shape[:-1], a_scale, a_zero, values, bias, gate, residual, dtype)
+    values = w_scale[:, None].double() * (
+        weight.double() - (0 if w_zero is None else w_zero[:, None].double())
+    )
+    return _finished(
+        codes.reshape(-1, codes.shape[-1]).double(),
+        codes.shape[:-1],
+        a_scale,
+        a_zero,
+        values,
+        bias,
+        gate,
+        residual,
+        dtype,
+    )
 
 
 def linear_packed_a8(
@@ -152,12 +168,29 @@ def linear_packed_a8(
     """
     columns = codes.shape[-1]
     numbers = unpack(unsigned(packed), bits, columns).long()
-    level = numbers - 2 ** (bits - 1) if table is None else table.expand(len(numbers), -1).gather(1, numbers)
+    level = (
+        numbers - 2 ** (bits - 1)
+        if table is None
+        else table.expand(len(numbers), -1).gather(1, numbers)
+    )
     wide = group or max(1, columns)
-    scale, zero = (None if v is None else v.double().repeat_interleave(wide, 1)[:, :columns] for v in (w_scale, w_zero))
+    scale, zero = (
+        None if v is None else v.double().repeat_interleave(wide, 1)[:, :columns]
+        for v in (w_scale, w_zero)
+    )
     assert scale is not None
     values = scale * (level.double() - (0 if zero is None else zero))
-    return _finished(codes.reshape(-1, columns).double(), codes.shape[:-1], a_scale, a_zero, values, bias, gate, residual, dtype)
+    return _finished(
+        codes.reshape(-1, columns).double(),
+        codes.shape[:-1],
+        a_scale,
+        a_zero,
+        values,
+        bias,
+        gate,
+        residual,
+        dtype,
+    )
 
 
 def conv2d_a8(
@@ -179,9 +212,18 @@ def conv2d_a8(
     Channels last, on both sides. `a_scale`, `a_zero`: fp32 [batch], a grid for each picture; what lies outside it is its zero, so that it stands for 0.
     `w_scale`, `w_total`: fp32 [N] as in `linear_a8`; `bias`: [N]; `residual`: [batch, P, Q, N].
     """
-    picture = a_scale.double()[:, None, None, None] * (codes.double() - a_zero.double()[:, None, None, None])
+    picture = a_scale.double()[:, None, None, None] * (
+        codes.double() - a_zero.double()[:, None, None, None]
+    )
     values = weight.double() * w_scale.double()[:, None, None, None]
-    y = F.conv2d(picture.permute(0, 3, 1, 2), values.permute(0, 3, 1, 2), None if bias is None else bias.double(), stride, padding, dilation)
+    y = F.conv2d(
+        picture.permute(0, 3, 1, 2),
+        values.permute(0, 3, 1, 2),
+        None if bias is None else bias.double(),
+        stride,
+        padding,
+        dilation,
+    )
     y = y.permute(0, 2, 3, 1)
     return (y if residual is None else y + residual.double()).to(dtype).contiguous()
 
@@ -195,10 +237,21 @@ def whole_numbers(table: Tensor) -> tuple[Tensor, Tensor]:
     return (table.float() / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
 
 
-def _rounded(rows: Tensor, shape: torch.Size, form: str, scale: Tensor | None, zero: Tensor | None, group: int) -> Rows:
+def _rounded(
+    rows: Tensor,
+    shape: torch.Size,
+    form: str,
+    scale: Tensor | None,
+    zero: Tensor | None,
+    group: int,
+) -> Rows:
     """`Rows` of fp32 [rows, columns]; `shape`: of the rows, as the caller has them."""
     bits, top = form_of(form)
-    scale, zero = (scale.clone(), torch.zeros_like(scale) if zero is None else zero.clone()) if scale is not None else grid_of(rows, form)
+    scale, zero = (
+        (scale.clone(), torch.zeros_like(scale) if zero is None else zero.clone())
+        if scale is not None
+        else grid_of(rows, form)
+    )
     s, z = _each_row(scale[:, None], rows.shape[0]), _each_row(zero[:, None], rows.shape[0])
     half = 2 ** (bits - 1) if bits else 0
     codes = (
@@ -208,9 +261,17 @@ def _rounded(rows: Tensor, shape: torch.Size, form: str, scale: Tensor | None, z
     )
     wide = group or max(1, rows.shape[-1])
     whole = (
-        F.pad(codes, (0, -rows.shape[-1] % wide)).int() if bits else torch.zeros(rows.shape[0], max(1, -(-rows.shape[-1] // wide)) * wide, dtype=torch.int32)
+        F.pad(codes, (0, -rows.shape[-1] % wide)).int()
+        if bits
+        else torch.zeros(
+            rows.shape[0], max(1, -(-rows.shape[-1] // wide)) * wide, dtype=torch.int32
+        )
     )
-    sums = whole.unflatten(-1, (-1, wide)).sum(-1, dtype=torch.int32) if whole.shape[-1] else whole.new_zeros(rows.shape[0], 1)
+    sums = (
+        whole.unflatten(-1, (-1, wide)).sum(-1, dtype=torch.int32)
+        if whole.shape[-1]
+        else whole.new_zeros(rows.shape[0], 1)
+    )
     return Rows(codes.view(*shape, rows.shape[-1]), scale, zero, sums.to(codes.device))
 
 
@@ -227,7 +288,11 @@ def _finished(
 ) -> Tensor:
     """The product in float64, gate and residual after it; rounded once."""
     zeros = 0 if zero is None else _each_row(zero.double()[:, None], len(codes))
-    y = F.linear(_each_row(scale.double()[:, None], len(codes)) * (codes - zeros), weight, None if bias is None else bias.double())
+    y = F.linear(
+        _each_row(scale.double()[:, None], len(codes)) * (codes - zeros),
+        weight,
+        None if bias is None else bias.double(),
+    )
     y = y if gate is None else y * _each_row(gate.double(), len(codes))
     y = y if residual is None else y + residual.reshape(len(codes), -1).double()
     return y.to(dtype).view(*shape, weight.shape[0])
@@ -238,19 +303,25 @@ def _each_row(values: Tensor, rows: int) -> Tensor:
     if rows == 0:
         return values[:0]
     if values.shape[0] == 0 or rows % values.shape[0]:
-        raise ValueError(f"rows are shared out in equal runs; given {rows} rows and {values.shape[0]} runs")
+        raise ValueError(
+            f"rows are shared out in equal runs; given {rows} rows and {values.shape[0]} runs"
+        )
     return values.repeat_interleave(rows // values.shape[0], 0)
 
 
 def _flat(x: Tensor) -> Tensor:
     """fp32 [rows, columns], of an empty batch too."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).float()  # `Size.numel` would be a fixed number to a compiler
+    return x.reshape(
+        math.prod(x.shape[:-1]), x.shape[-1]
+    ).float()  # `Size.numel` would be a fixed number to a compiler
 
 
 def _activated(x: Tensor, kind: str) -> Tensor:
     """fp32 [rows, columns] after the activation function."""
     if kind not in ACTIVATIONS:
-        raise ValueError(f"an activation is one of {', '.join(repr(a) for a in ACTIVATIONS)}; given {kind!r}")
+        raise ValueError(
+            f"an activation is one of {', '.join(repr(a) for a in ACTIVATIONS)}; given {kind!r}"
+        )
     rows = _flat(x)
     if kind == "geglu":
         hidden, gate = rows.chunk(2, -1)

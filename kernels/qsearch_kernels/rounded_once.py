@@ -19,20 +19,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_LAST = threading.local()  # of each thread: the last tensor that was rounded, how, and its rows, which go when it goes
+_LAST = (
+    threading.local()
+)  # of each thread: the last tensor that was rounded, how, and its rows, which go when it goes
 Ends = tuple[Tensor | None, ...]
 
 
-def shared(x: Tensor, how: tuple[int, ...], ends: Ends, reader: int, make: Callable[[], Any]) -> Any:
+def shared(
+    x: Tensor, how: tuple[int, ...], ends: Ends, reader: int, make: Callable[[], Any]
+) -> Any:
     """`make()`, or what it gave a moment ago to another `reader` of the same `x`, rounded in the same way `how` between the same `ends` of a grid."""
-    plain = type(x) in (Tensor, torch.nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-    if not plain or torch._C._len_torch_dispatch_stack() or any(t is not None and t.is_inference() for t in (x, *ends)):
+    plain = type(x) in (
+        Tensor,
+        torch.nn.Parameter,
+    ) and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    if (
+        not plain
+        or torch._C._len_torch_dispatch_stack()
+        or any(t is not None and t.is_inference() for t in (x, *ends))
+    ):
         return make()
     moment = None
     if x.is_cuda:
         if torch.cuda.is_current_stream_capturing():
             return make()
-        moment = torch.cuda.current_stream(x.device)  # another stream would have to wait for this one
+        moment = torch.cuda.current_stream(
+            x.device
+        )  # another stream would have to wait for this one
     return _kept("eager", x, (moment, how), ends, reader, make)
 
 
@@ -44,12 +57,30 @@ def traced(x: Tensor, how: tuple[int, ...], ends: Ends, make: Callable[[], Any])
     return make() if writing is None else _kept("traced", x, (writing, how), ends, None, make)
 
 
-def _kept(kind: str, x: Tensor, how: tuple[object, ...], ends: Ends, reader: int | None, make: Callable[[], Any]) -> Any:
-    state = (x._version, x.data_ptr() if reader is not None else 0, x.shape, x.stride(), how, tuple(None if end is None else end._version for end in ends))
+def _kept(
+    kind: str,
+    x: Tensor,
+    how: tuple[object, ...],
+    ends: Ends,
+    reader: int | None,
+    make: Callable[[], Any],
+) -> Any:
+    state = (
+        x._version,
+        x.data_ptr() if reader is not None else 0,
+        x.shape,
+        x.stride(),
+        how,
+        tuple(None if end is None else end._version for end in ends),
+    )
     last = getattr(_LAST, kind, None)
     if last is not None and last[0]() is x and last[1]:
         [kept_state, kept_ends, readers, rows] = last[1]
-        if kept_state == state and all(a is b for a, b in zip(kept_ends, ends, strict=True)) and (reader is None or reader not in readers):
+        if (
+            kept_state == state
+            and all(a is b for a, b in zip(kept_ends, ends, strict=True))
+            and (reader is None or reader not in readers)
+        ):
             readers.add(reader)
             return rows
     rows = make()

@@ -1,4 +1,4 @@
-"""8-bit weights on a core that adds pairs of products in 16 bits: a part that fits, and a sparse rest.
+"""8-bit weights where pairs of products are added in 16 bits: a part that fits, a sparse rest.
 
 `vpmaddubsw` saturates where two neighbouring weights of one sign exceed 128 together: with 255 as
 the largest activation, 255 * 129 is more than 16 bits hold. Of the 8-bit weights of a layer, one

@@ -32,16 +32,27 @@ class Weight(NamedTuple):
         """Rows from `begin` to `end`; all rows share what has one row."""
         one = slice(None) if self.group == -1 else slice(begin, end)
         levels = self.levels if self.levels is None or self.levels.ndim == 1 else self.levels[one]
-        return self._replace(codes=self.codes[begin:end], scale=self.scale[one], zero=None if self.zero is None else self.zero[one], levels=levels)
+        return self._replace(
+            codes=self.codes[begin:end],
+            scale=self.scale[one],
+            zero=None if self.zero is None else self.zero[one],
+            levels=levels,
+        )
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """The weight [rows, columns] in `dtype`, computed in fp32 some rows at a time."""
         rows = len(self.codes)
         out = torch.empty(rows, self.columns, dtype=dtype, device=self.codes.device)
-        step = max(1, _CHUNK // max(1, self.columns)) if self.codes.device.type == "cpu" else max(1, rows)
+        step = (
+            max(1, _CHUNK // max(1, self.columns))
+            if self.codes.device.type == "cpu"
+            else max(1, rows)
+        )
         for begin in range(0, rows, step):
             part = self.part(begin, begin + step)
             codes = layout.unpack(part.codes, self.bits, self.columns)
             zero = self.offset if part.zero is None else part.zero
-            out[begin : begin + step] = reference.dequantize(codes, part.scale.float(), zero, self.group, part.levels)
+            out[begin : begin + step] = reference.dequantize(
+                codes, part.scale.float(), zero, self.group, part.levels
+            )
         return out

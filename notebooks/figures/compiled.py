@@ -18,7 +18,12 @@ from qsearch_kernels import gpu_bench
 from qsearch_kernels.gpu import inspection, specimens
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--only", nargs="*", default=[""], help="specimens whose names begin so; the rows of others that compiled.json has are kept")
+parser.add_argument(
+    "--only",
+    nargs="*",
+    default=[""],
+    help="specimens whose names begin so; the rows of others that compiled.json has are kept",
+)
 options = parser.parse_args()
 path = Path(__file__).with_suffix(".json")
 kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
@@ -34,7 +39,9 @@ for name in specimens.names():
             {
                 "specimen": name,
                 "kernel": found.name,
-                "tensor cores": ", ".join(f"{count} {word}" for word, count in found.tensor_cores.items()),
+                "tensor cores": ", ".join(
+                    f"{count} {word}" for word, count in found.tensor_cores.items()
+                ),
                 "descriptors": found.instructions["UTMALDG"],
                 "instructions": sum(found.instructions.values()),
                 "registers": found.registers,

@@ -14,12 +14,14 @@ from pathlib import Path
 import torch
 from figure import publish
 
-from qsearch import delivery
+from qsearch.stages.bench import BenchSettings, race
 
 
 def main() -> None:
     """Race, publish."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("cards", nargs="+")
     parser.add_argument("--resolution", type=int)
     parser.add_argument("--batch", type=int, default=1)
@@ -32,15 +34,41 @@ def main() -> None:
     o = parser.parse_args()
     torch.set_num_threads(o.threads)
     path = Path(__file__).with_suffix(".json")
-    device = torch.cuda.get_device_name() if torch.device(o.device).type == "cuda" else f"{o.threads} threads, {torch.backends.cpu.get_cpu_capability()}"
+    device = (
+        torch.cuda.get_device_name()
+        if torch.device(o.device).type == "cuda"
+        else f"{o.threads} threads, {torch.backends.cpu.get_cpu_capability()}"
+    )
     for card in o.cards:
-        rules = {"device": o.device, "seconds": o.seconds, "resolution": o.resolution, "batch": o.batch, "compiled": o.mode != "none", "mode": o.mode}
-        made = delivery.race(card, o.schemes, against=o.against, **rules)
-        here = {"card": card, "pixels": o.resolution or "native", "batch": o.batch, "device": device}
-        kept = [r for r in json.loads(path.read_text())["rows"] if {k: r[k] for k in here} != here] if path.exists() else []
+        asked = BenchSettings(
+            schemes=o.schemes,
+            device=o.device,
+            seconds=o.seconds,
+            resolution=o.resolution,
+            batch=o.batch,
+            against=o.against,
+            mode=o.mode,
+        )
+        made = race(card, asked)
+        here = {
+            "card": card,
+            "pixels": o.resolution or "native",
+            "batch": o.batch,
+            "device": device,
+        }
+        kept = (
+            [r for r in json.loads(path.read_text())["rows"] if {k: r[k] for k in here} != here]
+            if path.exists()
+            else []
+        )
         rows = [*kept, *({**here, **row} for row in made)]
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        publish(__file__, [{key: row.get(key, "") for key in columns} for row in rows], title="whole denoisers, one call", seed=0)
+        publish(
+            __file__,
+            [{key: row.get(key, "") for key in columns} for row in rows],
+            title="whole denoisers, one call",
+            seed=0,
+        )
 
 
 if __name__ == "__main__":

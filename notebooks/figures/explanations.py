@@ -26,7 +26,7 @@ from surrogates import study_in
 
 from qsearch import zoo
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import KEEP, Scheme
 from qsearch.core.table import SensitivityTable
 from qsearch.decide.draws import draw
@@ -34,9 +34,17 @@ from qsearch.learn.explaining import explain_surrogate
 from qsearch.learn.fitting import Study, fit
 from qsearch.learn.shapley import explain_quadratic
 from qsearch.measure.noise import relative_noise
-from qsearch.measure.pipelines import Sampling, denoiser_of, load_pipeline, record, run, scene_prompts
+from qsearch.measure.pipelines import (
+    Sampling,
+    denoiser_of,
+    load_pipeline,
+    record,
+    run,
+    scene_prompts,
+)
 from qsearch.measure.profiling import profile
-from qsearch.measure.simulation import QuantizedWeights, simulate
+from qsearch.measure.quantized_weights import QuantizedWeights
+from qsearch.measure.simulation import simulate
 
 TRANSFORMER = ("self-attention", "cross-attention", "feed-forward")
 
@@ -53,8 +61,17 @@ def additivity(studies: dict[str, Study], count: int) -> list[dict[str, Any]]:
                 rows.append({"model": name, "explainer": f"{kind}, {metric}", **miss(sums)})
                 print(rows[-1], flush=True)
         names = list(plans)
-        parts = [{n: plans[n] for n in names[i : i + 50]} for i in range(0, count, 50)]  # 87 layers x steps x 1,000 plans at once would be a million rows
-        sums = pd.concat([explain_quadratic(study.graph, study.tables[0], part, metrics=["sqnr"], trust=1.0).sums() for part in parts])
+        parts = [
+            {n: plans[n] for n in names[i : i + 50]} for i in range(0, count, 50)
+        ]  # 87 layers x steps x 1,000 plans at once would be a million rows
+        sums = pd.concat(
+            [
+                explain_quadratic(
+                    study.graph, study.tables[0], part, metrics=["sqnr"], trust=1.0
+                ).sums()
+                for part in parts
+            ]
+        )
         rows.append({"model": name, "explainer": "quadratic model, sqnr", **miss(sums)})
     return rows
 
@@ -62,7 +79,14 @@ def additivity(studies: dict[str, Study], count: int) -> list[dict[str, Any]]:
 def miss(sums: Any) -> dict[str, Any]:
     """How far values and base are from the prediction, at most."""
     spread = float(sums["prediction"].max() - sums["prediction"].min())
-    return {"plans": len(sums), "largest miss / range": float((sums["value"] + sums["base"] - sums["prediction"]).abs().max()) / spread, "range": spread}
+    return {
+        "plans": len(sums),
+        "largest miss / range": float(
+            (sums["value"] + sums["base"] - sums["prediction"]).abs().max()
+        )
+        / spread,
+        "range": spread,
+    }
 
 
 def faithfulness(name: str, folder: Path, start: str, seed: int = 0) -> list[dict[str, Any]]:
@@ -73,17 +97,21 @@ def faithfulness(name: str, folder: Path, start: str, seed: int = 0) -> list[dic
     model, graph = denoiser_of(pipe), OpGraph.load(folder / name / "graph.json")
     calls = record(pipe, scene_prompts(4, 900), Sampling(6, seed=900), bins=2)
     step_table = SensitivityTable.load(folder / name / "step.parquet", graph.id)
-    plan = BitPlan.uniform(graph, start)
+    plan = Plan.uniform(graph, start)
     weights, names = QuantizedWeights(model, graph), [layer.name for layer in graph.quantizable]
     reference = [run(model, call) for call in calls]
 
     def measured(kept: set[str]) -> float:
         layers = {n: KEEP if n in kept else Scheme.parse(start) for n in names}
         with simulate(model, layers, graph, weights):
-            return sum(relative_noise(run(model, c), r)[0] for c, r in zip(calls, reference, strict=True)) / len(calls)
+            return sum(
+                relative_noise(run(model, c), r)[0] for c, r in zip(calls, reference, strict=True)
+            ) / len(calls)
 
     values, full = (
-        explain_quadratic(graph, step_table, {"p": plan}, metrics=["noise"], trust=trust).totals(plan="p", method="shapley", kind="layer", metric="noise")
+        explain_quadratic(graph, step_table, {"p": plan}, metrics=["noise"], trust=trust).totals(
+            plan="p", method="shapley", kind="layer", metric="noise"
+        )
         for trust in (None, 1.0)
     )
     own = {n: step_table.values("noise")[n][start] for n in names}
@@ -130,7 +158,11 @@ def greedy(table: SensitivityTable, scheme: str, names: list[str]) -> list[str]:
     parts = []
     for cell, values in table.shares.values.items():
         found = values[[place[n, scheme] for n in names]].astype(np.float64).sum(1)
-        parts.append((found / np.sqrt(found.shape[1] * table.shares.power[cell].sum())).reshape(len(names), -1))
+        parts.append(
+            (found / np.sqrt(found.shape[1] * table.shares.power[cell].sum())).reshape(
+                len(names), -1
+            )
+        )
     scores = np.concatenate(parts, 1)
     left, total, order = list(range(len(names))), scores.sum(0), []
     while left:
@@ -141,23 +173,44 @@ def greedy(table: SensitivityTable, scheme: str, names: list[str]) -> list[str]:
     return order
 
 
-def interval(values: np.ndarray, statistic: Callable[[np.ndarray], float] = np.mean, seed: int = 0) -> tuple[float, float, float]:  # type: ignore[assignment]
+def interval(
+    values: np.ndarray, statistic: Callable[[np.ndarray], float] = np.mean, seed: int = 0
+) -> tuple[float, float, float]:  # type: ignore[assignment]
     """(statistic, 2.5% and 97.5% of it over 2,000 samples of the rows with replacement)."""
     dice = np.random.default_rng(seed)
     found = [statistic(values[dice.integers(len(values), size=len(values))]) for _ in range(2000)]
-    return float(statistic(values)), float(np.quantile(found, 0.025)), float(np.quantile(found, 0.975))
+    return (
+        float(statistic(values)),
+        float(np.quantile(found, 0.025)),
+        float(np.quantile(found, 0.975)),
+    )
 
 
-def verdict(said: str, where: str, what: str, unit: str, found: tuple[float, float, float]) -> dict[str, Any]:
+def verdict(
+    said: str, where: str, what: str, unit: str, found: tuple[float, float, float]
+) -> dict[str, Any]:
     """A row; the statement is put so that it holds where the number is above zero."""
     value, low, high = found
     word = "holds" if low > 0 else "does not" if high < 0 else "can't tell"
-    return {"statement": said, "model": where, "number": what, "unit": unit, "value": value, "low": low, "high": high, "verdict": word}
+    return {
+        "statement": said,
+        "model": where,
+        "number": what,
+        "unit": unit,
+        "value": value,
+        "low": low,
+        "high": high,
+        "verdict": word,
+    }
 
 
 def loudness(study: Study, scheme: str) -> dict[str, float]:
     """Layer -> log10 of what the choice adds to the error of the final latent, by the probes through the sampler; without layers whose few weights a codebook holds."""
-    return {site: float(np.log10(row[scheme])) for site, row in study.tables[0].values("sqnr").items() if row[scheme] > 0}
+    return {
+        site: float(np.log10(row[scheme]))
+        for site, row in study.tables[0].values("sqnr").items()
+        if row[scheme] > 0
+    }
 
 
 def slopes(study: Study, columns: dict[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
@@ -177,39 +230,98 @@ def statements(studies: dict[str, Study]) -> list[dict[str, Any]]:
     for name, study in studies.items():
         graph, count = study.graph, len(study.trials)
         layers = graph.quantizable
-        sign, said = (1, "DiTs prefer k-means") if name == "scenes-dit" else (-1, "U-Nets prefer uniform")
-        choices = [[t.layers[x.name] for x in layers] for t in study.trials]
+        sign, said = (
+            (1, "DiTs prefer k-means") if name == "scenes-dit" else (-1, "U-Nets prefer uniform")
+        )
+        choices = [[t.choices[x.name][0] for x in layers] for t in study.trials]
         mean = {"bits": np.array([np.mean([s.bits for s in row]) for row in choices])}
-        mean |= {f: np.array([np.mean([s.family == f for s in row]) for row in choices]) for f in ("codebook", "int", "float")}
+        mean |= {
+            f: np.array([np.mean([s.family == f for s in row]) for row in choices])
+            for f in ("codebook", "int", "float")
+        }
         of = slopes(study, mean)
         found = interval(np.arange(count), lambda r, of=of, sign=sign: sign * 0.1 * float(of(r)[1]))
-        rows.append(verdict(said, name, "measured plans: 10% more layers on k-means instead of uniform, same bits", "dB of SQNR", found))
+        rows.append(
+            verdict(
+                said,
+                name,
+                "measured plans: 10% more layers on k-means instead of uniform, same bits",
+                "dB of SQNR",
+                found,
+            )
+        )
         for bits in (2, 3, 4):
             km, uniform = loudness(study, f"km{bits}-c"), loudness(study, f"uint{bits}-c")
-            found = interval(np.array([sign * 10 * (uniform[n] - km[n]) for n in km if n in uniform]))
-            rows.append(verdict(said, name, f"probes, layer by layer: {bits} bits", "dB of noise", found))
+            found = interval(
+                np.array([sign * 10 * (uniform[n] - km[n]) for n in km if n in uniform])
+            )
+            rows.append(
+                verdict(said, name, f"probes, layer by layer: {bits} bits", "dB of noise", found)
+            )
         loud = loudness(study, "uint3-c")
         order = sorted(loud.values())
         place = {n: float(np.searchsorted(order, v) / (len(order) - 1)) for n, v in loud.items()}
         home = {n: block.kind for block in graph.blocks for n in block.layers}
         if "resnet" in home.values():
-            resnet, other = ([loud[x.name] for x in layers if home.get(x.name) in kinds] for kinds in (("resnet",), TRANSFORMER))
-            rows.append(verdict("ResNet blocks more sensitive than transformer blocks", name, "probes, layers' noise", "dB", difference(resnet, other)))
+            resnet, other = (
+                [loud[x.name] for x in layers if home.get(x.name) in kinds]
+                for kinds in (("resnet",), TRANSFORMER)
+            )
+            rows.append(
+                verdict(
+                    "ResNet blocks more sensitive than transformer blocks",
+                    name,
+                    "probes, layers' noise",
+                    "dB",
+                    difference(resnet, other),
+                )
+            )
             sizes = {x.name: np.log10(x.weights) for x in layers}
-            resnet, other = ([loud[x.name] - sizes[x.name] for x in layers if home.get(x.name) in kinds] for kinds in (("resnet",), TRANSFORMER))
-            rows.append(verdict("ResNet blocks more sensitive than transformer blocks", name, "probes, noise a weight", "dB", difference(resnet, other)))
+            resnet, other = (
+                [loud[x.name] - sizes[x.name] for x in layers if home.get(x.name) in kinds]
+                for kinds in (("resnet",), TRANSFORMER)
+            )
+            rows.append(
+                verdict(
+                    "ResNet blocks more sensitive than transformer blocks",
+                    name,
+                    "probes, noise a weight",
+                    "dB",
+                    difference(resnet, other),
+                )
+            )
             lost = {
-                k: np.array([-np.mean([row[i].bits for i, x in enumerate(layers) if home.get(x.name) in kinds]) for row in choices])
+                k: np.array(
+                    [
+                        -np.mean(
+                            [row[i].bits for i, x in enumerate(layers) if home.get(x.name) in kinds]
+                        )
+                        for row in choices
+                    ]
+                )
                 for k, kinds in (("resnet", ("resnet",)), ("transformer", TRANSFORMER))
             }
             lost["rest"] = np.array(
-                [-np.mean([row[i].bits for i, x in enumerate(layers) if home.get(x.name) not in (*TRANSFORMER, "resnet")]) for row in choices]
+                [
+                    -np.mean(
+                        [
+                            row[i].bits
+                            for i, x in enumerate(layers)
+                            if home.get(x.name) not in (*TRANSFORMER, "resnet")
+                        ]
+                    )
+                    for row in choices
+                ]
             )
             of_lost = slopes(study, lost)
             found = interval(np.arange(count), lambda r, of=of_lost: float(of(r)[1] - of(r)[0]))
             rows.append(
                 verdict(
-                    "ResNet blocks more sensitive than transformer blocks", name, "measured plans: a bit less in all of them", "dB of SQNR lost more", found
+                    "ResNet blocks more sensitive than transformer blocks",
+                    name,
+                    "measured plans: a bit less in all of them",
+                    "dB of SQNR lost more",
+                    found,
                 )
             )
         times = np.array([place[x.name] for x in layers if x.role == "time-embedding"])
@@ -223,9 +335,24 @@ def statements(studies: dict[str, Study]) -> list[dict[str, Any]]:
             )
         )
         for side in ("self", "cross"):
-            pairs = [(b.name, {layer.role: layer.name for layer in layers if layer.name in b.layers}) for b in graph.blocks if b.kind == f"{side}-attention"]
-            gaps = [10 * (loud[r[f"{side}-attention-k"]] - loud[r[f"{side}-attention-q"]]) for _, r in pairs]
-            rows.append(verdict(f"query easier than key ({side})", name, "probes, key above query in the same block", "dB", interval(np.array(gaps))))
+            pairs = [
+                (b.name, {layer.role: layer.name for layer in layers if layer.name in b.layers})
+                for b in graph.blocks
+                if b.kind == f"{side}-attention"
+            ]
+            gaps = [
+                10 * (loud[r[f"{side}-attention-k"]] - loud[r[f"{side}-attention-q"]])
+                for _, r in pairs
+            ]
+            rows.append(
+                verdict(
+                    f"query easier than key ({side})",
+                    name,
+                    "probes, key above query in the same block",
+                    "dB",
+                    interval(np.array(gaps)),
+                )
+            )
     if len(studies) == 2:
         rows.append(output_layers(studies))
     return rows
@@ -235,15 +362,25 @@ def difference(a: list[float], b: list[float]) -> tuple[float, float, float]:
     """10 x (mean of a - mean of b), and its interval over both."""
     dice = np.random.default_rng(0)
     x, y = np.array(a), np.array(b)
-    found = [x[dice.integers(len(x), size=len(x))].mean() - y[dice.integers(len(y), size=len(y))].mean() for _ in range(2000)]
-    return 10 * float(x.mean() - y.mean()), 10 * float(np.quantile(found, 0.025)), 10 * float(np.quantile(found, 0.975))
+    found = [
+        x[dice.integers(len(x), size=len(x))].mean() - y[dice.integers(len(y), size=len(y))].mean()
+        for _ in range(2000)
+    ]
+    return (
+        10 * float(x.mean() - y.mean()),
+        10 * float(np.quantile(found, 0.025)),
+        10 * float(np.quantile(found, 0.975)),
+    )
 
 
 def places(study: Study, role: str, draws: int = 2000) -> np.ndarray:
     """Mean place (0 = the quietest of all layers, 1 = the loudest) of a role's layers at uint3-c, over draws of all layers' noise within the probes' errors."""
     frame = study.tables[0].frame
     frame = frame[(frame["metric"] == "sqnr") & (frame["scheme"] == "uint3-c")]
-    dice, which = np.random.default_rng(0), np.array([study.graph.layer(n).role == role for n in frame["site"]])
+    dice, which = (
+        np.random.default_rng(0),
+        np.array([study.graph.layer(n).role == role for n in frame["site"]]),
+    )
     relative = np.minimum(frame["error"].to_numpy() / frame["estimate"].to_numpy(), 1.0)
     drawn = np.log(frame["estimate"].to_numpy()) + relative * dice.normal(size=(draws, len(frame)))
     ranks = drawn.argsort(1).argsort(1) / (len(frame) - 1)
@@ -253,7 +390,11 @@ def places(study: Study, role: str, draws: int = 2000) -> np.ndarray:
 def spread(study: Study, times: np.ndarray, place: dict[str, float]) -> tuple[float, float, float]:
     """How far above the middle the time embedding's layers stand, with the probes' errors."""
     drawn = places(study, "time-embedding") - 0.5
-    return float(times.mean() - 0.5), float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
+    return (
+        float(times.mean() - 0.5),
+        float(np.quantile(drawn, 0.025)),
+        float(np.quantile(drawn, 0.975)),
+    )
 
 
 def output_layers(studies: dict[str, Study]) -> dict[str, Any]:
@@ -272,7 +413,9 @@ def output_layers(studies: dict[str, Study]) -> dict[str, Any]:
 
 def main() -> None:
     """All three parts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--only", nargs="*", default=["additivity", "faithfulness", "statements"])
     parser.add_argument("--models", nargs="*", default=zoo.NAMES)
@@ -280,13 +423,17 @@ def main() -> None:
     parser.add_argument("--start", default="uint3-c")
     o = parser.parse_args()
     torch.set_num_threads(1)
-    studies = {} if o.only == ["faithfulness"] else {name: study_in(o.folder / name) for name in o.models}
+    studies = (
+        {} if o.only == ["faithfulness"] else {name: study_in(o.folder / name) for name in o.models}
+    )
     out = Path(__file__).with_suffix(".json")
     found: dict[str, Any] = json.loads(out.read_text()).get("parts", {}) if out.is_file() else {}
     if "additivity" in o.only:
         found["additivity"] = additivity(studies, o.plans)
     if "faithfulness" in o.only:
-        found["faithfulness"] = [row for name in o.models for row in faithfulness(name, o.folder, o.start)]
+        found["faithfulness"] = [
+            row for name in o.models for row in faithfulness(name, o.folder, o.start)
+        ]
     if "statements" in o.only:
         found["statements"] = statements(studies)
     for part, rows in found.items():

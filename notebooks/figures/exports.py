@@ -20,13 +20,24 @@ os.environ.setdefault("SDNQ_USE_TORCH_COMPILE", "0")
 import torch
 from figure import publish
 
-from qsearch import BitPlan, zoo
+from qsearch import Plan, zoo
 from qsearch.execute.contracts import graph_of
 from qsearch.execute.exports import export
 from qsearch.execute.weights import Weights, key
 from tests.execute.exporting import compare, full, plan_for
 
-SCHEMES = ["int4-g32", "uint4-c", "int8-c", "e4m3-c", "keep", "uint5-g32@hqq", "uint3-c", "int8-g32", "uint8-c", "int6-c"]
+SCHEMES = [
+    "int4-g32",
+    "uint4-c",
+    "int8-c",
+    "e4m3-c",
+    "keep",
+    "uint5-g32@hqq",
+    "uint3-c",
+    "int8-g32",
+    "uint8-c",
+    "int6-c",
+]
 MIB = 2**20
 
 
@@ -36,7 +47,12 @@ def load(to: str, folder: Path, model: Any) -> Any:
         from diffusers import GGUFQuantizationConfig
 
         config = GGUFQuantizationConfig(compute_dtype=torch.float32)
-        return type(model).from_single_file(str(folder / "model.gguf"), config=str(folder), quantization_config=config, torch_dtype=torch.float32)
+        return type(model).from_single_file(
+            str(folder / "model.gguf"),
+            config=str(folder),
+            quantization_config=config,
+            torch_dtype=torch.float32,
+        )
     if to == "quanto":
         from optimum.quanto.models import QuantizedPixArtTransformer2DModel
 
@@ -68,7 +84,15 @@ def parity() -> list[dict[str, Any]]:
         used = sorted({str(s) for s in plan.layers.values()})
         bits = plan.achieved.average_bits
         rows.append(
-            {"tool": to, "model": name, "tool vs simulate": error, "simulate vs full": damage, "bits": bits, "file MiB": size / MIB, "formats": " ".join(used)}
+            {
+                "tool": to,
+                "model": name,
+                "tool vs simulate": error,
+                "simulate vs full": damage,
+                "bits": bits,
+                "file MiB": size / MIB,
+                "formats": " ".join(used),
+            }
         )
     return rows
 
@@ -85,7 +109,9 @@ def make_pixart(folder: Path, shard: str) -> None:
     model = model.to(torch.bfloat16).to_empty(device="cpu")
     with torch.no_grad():
         tile = torch.randn(2**20).mul(0.02).bfloat16()
-        for tensor in model.state_dict().values():  # the same million numbers again and again: what is measured is memory
+        for tensor in (
+            model.state_dict().values()
+        ):  # the same million numbers again and again: what is measured is memory
             for part in tensor.view(-1).split(len(tile)):
                 part.copy_(tile[: len(part)])
     model.save_pretrained(folder / "transformer", max_shard_size=shard)
@@ -95,14 +121,17 @@ def peak(to: str, source: Path) -> dict[str, float]:
     """What an export of `source` takes above what the process holds after a first one, in MiB. Runs in a process of its own."""
     small = zoo.folder("scenes-dit")
     # Kept layers fill the shards, quantized ones need room to be quantized in: both, and the largest layer among the quantized.
-    schemes = {"torchao": ["uint4-g64", "keep", "keep", "int8-c", "keep"], "gguf": ["uint4-g32", "keep", "keep", "int8-g32", "keep"]}[to]
+    schemes = {
+        "torchao": ["uint4-g64", "keep", "keep", "int8-c", "keep"],
+        "gguf": ["uint4-g32", "keep", "keep", "int8-g32", "keep"],
+    }[to]
     with tempfile.TemporaryDirectory() as place:
         graph = graph_of(small)
         export(plan_for(to, graph, schemes), graph, small, to, Path(place) / "warm")
         graph = graph_of(source)
-        plan: BitPlan = plan_for(to, graph, schemes)
+        plan: Plan = plan_for(to, graph, schemes)
         largest = max(graph, key=lambda layer: layer.weights)
-        plan = BitPlan.make(graph, {**plan.layers, largest.name: schemes[0]})
+        plan = Plan.make(graph, {**plan.layers, largest.name: schemes[0]})
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
         export(plan, graph, source, to, Path(place) / "out")
@@ -110,7 +139,11 @@ def peak(to: str, source: Path) -> dict[str, float]:
 
 
 def _status(field: str) -> float:
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:")]
+    [line] = [
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(f"{field}:")
+    ]
     return int(line.split()[1]) / 1024
 
 
@@ -126,7 +159,12 @@ def memory() -> list[dict[str, Any]]:
         whole = sum(p.stat().st_size for p in set(weights.files.values())) / MIB
         assert all(key(x) in weights.files for x in graph_of(source))
         for to in ("torchao", "gguf"):
-            done = subprocess.run([sys.executable, __file__, "peak", to, str(source)], check=True, capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, __file__, "peak", to, str(source)],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
             made = json.loads(done.stdout.strip().splitlines()[-1])
             limit = shard + layer
             rows.append(
@@ -151,12 +189,21 @@ def main() -> None:
         print(json.dumps(peak(sys.argv[2], Path(sys.argv[3]))))
         return None
     asked = sys.argv[1:] or ["parity", "memory"]
-    new = {"rows": parity() if "parity" in asked else [], "memory": memory() if "memory" in asked else []}
+    new = {
+        "rows": parity() if "parity" in asked else [],
+        "memory": memory() if "memory" in asked else [],
+    }
     path = Path(__file__).with_suffix(".json")
     known = json.loads(path.read_text()) if path.exists() else {}
     made = {part: new[part] or known.get(part, []) for part in new}
     print(json.dumps(made["memory"], indent=2))
-    publish(__file__, made["rows"] or made["memory"], title="tools beside simulate", seed=0, extra={"memory": made["memory"]})
+    publish(
+        __file__,
+        made["rows"] or made["memory"],
+        title="tools beside simulate",
+        seed=0,
+        extra={"memory": made["memory"]},
+    )
     return None
 
 

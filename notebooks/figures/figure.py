@@ -14,7 +14,14 @@ from rich.table import Table
 from qsearch.core.artifacts import versions
 
 
-def publish(script: str, rows: list[dict[str, Any]], *, title: str, seed: int, extra: dict[str, Any] | None = None) -> None:
+def publish(
+    script: str,
+    rows: list[dict[str, Any]],
+    *,
+    title: str,
+    seed: int,
+    extra: dict[str, Any] | None = None,
+) -> None:
     """Print `rows` (the keys of the first are the columns) and write NAME.json beside the script NAME.py."""
     table = Table(title=title, title_justify="left")
     for column in rows[0]:
@@ -24,6 +31,13 @@ def publish(script: str, rows: list[dict[str, Any]], *, title: str, seed: int, e
     Console(width=200 if not sys.stdout.isatty() else None).print(table)
     path = Path(script).with_suffix(".json")
     machine = f"{platform.machine()}, {platform.system()}"
-    content = {"command": " ".join(["python", *sys.argv]), "seed": seed, "machine": machine, "versions": versions(), "rows": rows, **(extra or {})}
+    content = {
+        "command": " ".join(["python", *sys.argv]),
+        "seed": seed,
+        "machine": machine,
+        "versions": versions(),
+        "rows": rows,
+        **(extra or {}),
+    }
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"wrote {path}")

@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from figure import publish
 
+from qsearch.choices.quantization import DEFAULT_METHODS, quantize
 from qsearch.core.scheme import FORMATS, Scheme
-from qsearch.measure.quantization import DEFAULT_METHODS, quantize
 
 BLOCKS = ("mxfp4", "mxfp6", "mxfp8", "nvfp4")
 GRANULARITIES = ("-t", "-c", "-g128", "-g64", "-g32", "-g16")
@@ -42,8 +42,16 @@ def schemes() -> list[str]:
         if form != "keep" and form not in BLOCKS:
             grains = GRANULARITIES if not form.startswith("km") else ("-t", "-c", "-g128")
             out += [form + g for g in grains]
-    out += [f"{form}{g}@search" for form in ("int4", "uint4", "e2m1", "e3m0", "int3", "uint3") for g in ("-c", "-g128", "-g64", "-g32")]
-    return out + [f"{form}{g}@hqq" for form in ("uint4", "uint3", "uint2") for g in ("-c", "-g128", "-g64", "-g32")]
+    out += [
+        f"{form}{g}@search"
+        for form in ("int4", "uint4", "e2m1", "e3m0", "int3", "uint3")
+        for g in ("-c", "-g128", "-g64", "-g32")
+    ]
+    return out + [
+        f"{form}{g}@hqq"
+        for form in ("uint4", "uint3", "uint2")
+        for g in ("-c", "-g128", "-g64", "-g32")
+    ]
 
 
 def weights(name: str, rows: int) -> list[tuple[str, torch.Tensor, int]]:
@@ -57,24 +65,41 @@ def weights(name: str, rows: int) -> list[tuple[str, torch.Tensor, int]]:
 
     from qsearch import zoo
 
-    files = [path for path in zoo.folder(name).glob("*/diffusion_pytorch_model.safetensors") if path.parent.name in ("unet", "transformer")]
+    files = [
+        path
+        for path in zoo.folder(name).glob("*/diffusion_pytorch_model.safetensors")
+        if path.parent.name in ("unet", "transformer")
+    ]
     found = {key: value.float() for path in files for key, value in load_file(path).items()}
-    return [(key, value, 0) for key, value in sorted(found.items()) if key.endswith(".weight") and value.ndim >= 2]
+    return [
+        (key, value, 0)
+        for key, value in sorted(found.items())
+        if key.endswith(".weight") and value.ndim >= 2
+    ]
 
 
-def noise(layers: list[tuple[str, torch.Tensor, int]], scheme: Scheme) -> tuple[float, float, float]:
+def noise(
+    layers: list[tuple[str, torch.Tensor, int]], scheme: Scheme
+) -> tuple[float, float, float]:
     """(stored bits a weight, dB of signal over noise, its standard error over `FOLDS` parts of the channels)."""
     bits = total = 0
     power = np.zeros((FOLDS, 2))
     for name, weight, axis in layers:
         back = quantize(weight, scheme, axis=axis, layer=name).dequantize()
         bits, total = bits + scheme.stored_bits(weight.shape, axis), total + weight.numel()
-        own, off = (t.movedim(axis, 0).flatten(1).square().sum(1, dtype=torch.float64).numpy() for t in (weight, back - weight))
+        own, off = (
+            t.movedim(axis, 0).flatten(1).square().sum(1, dtype=torch.float64).numpy()
+            for t in (weight, back - weight)
+        )
         fold = np.arange(len(own)) % FOLDS
         power += np.stack([np.bincount(fold, own, FOLDS), np.bincount(fold, off, FOLDS)], 1)
     whole = decibel(power.sum(0))
     left = [decibel(power.sum(0) - part) for part in power]
-    return bits / total, whole, math.sqrt((FOLDS - 1) / FOLDS * sum((v - sum(left) / FOLDS) ** 2 for v in left))
+    return (
+        bits / total,
+        whole,
+        math.sqrt((FOLDS - 1) / FOLDS * sum((v - sum(left) / FOLDS) ** 2 for v in left)),
+    )
 
 
 def decibel(power: Any) -> float:
@@ -99,14 +124,22 @@ def baseline(points: list[tuple[float, float]], bits: float) -> float:
 def measured(data: str, options: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
     """scheme -> (stored bits, dB, its error) on one set of weights; what an earlier call with as many rows found is not measured again."""
     path = options.folder / f"formats-{data}-{options.rows}.json"
-    found = {k: tuple(v) for k, v in json.loads(path.read_text(encoding="utf-8")).items()} if path.exists() else {}
+    found = (
+        {k: tuple(v) for k, v in json.loads(path.read_text(encoding="utf-8")).items()}
+        if path.exists()
+        else {}
+    )
     layers = weights(data, options.rows)
     wanted = [s for s in options.schemes if not (options.plain and "@" in s)]
-    for text in dict.fromkeys([*wanted, *(s for s in schemes() if s.startswith("uint") and "@" not in s)]):
+    for text in dict.fromkeys(
+        [*wanted, *(s for s in schemes() if s.startswith("uint") and "@" not in s)]
+    ):
         if text not in found:
             found[text] = noise(layers, Scheme.parse(text))
             path.write_text(json.dumps(found), encoding="utf-8")
-            print(f"{data}  {text:16} {found[text][0]:.3f} bits  {found[text][1]:.2f} dB", flush=True)
+            print(
+                f"{data}  {text:16} {found[text][0]:.3f} bits  {found[text][1]:.2f} dB", flush=True
+            )
     return found
 
 
@@ -116,11 +149,29 @@ def compare(options: argparse.Namespace) -> None:
     rows = []
     for data in options.data:
         found = measured(data, options)
-        line = [(bits, level) for text, (bits, level, _) in found.items() if text.startswith("uint") and "@" not in text]
+        line = [
+            (bits, level)
+            for text, (bits, level, _) in found.items()
+            if text.startswith("uint") and "@" not in text
+        ]
         for text, (bits, level, error) in found.items():
-            rows.append({"weights": data, "scheme": text, "bits": bits, "dB": level, "± dB": error, "over uint": level - baseline(line, bits)})
+            rows.append(
+                {
+                    "weights": data,
+                    "scheme": text,
+                    "bits": bits,
+                    "dB": level,
+                    "± dB": error,
+                    "over uint": level - baseline(line, bits),
+                }
+            )
     rows.sort(key=lambda row: (row["weights"], row["bits"]))
-    publish(__file__, rows, title="formats: dB of weights over their rounding noise, at stored bits", seed=0)
+    publish(
+        __file__,
+        rows,
+        title="formats: dB of weights over their rounding noise, at stored bits",
+        seed=0,
+    )
 
 
 def shapes(limit: int) -> list[tuple[int, ...]]:
@@ -128,7 +179,11 @@ def shapes(limit: int) -> list[tuple[int, ...]]:
     from qsearch.graphs.families import cards
 
     model, _ = cards.load("pixart-alpha")
-    found = [tuple(m.weight.shape) for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+    found = [
+        tuple(m.weight.shape)
+        for m in model.modules()
+        if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)
+    ]
     return found[:: max(1, len(found) // limit)][:limit] if limit else found
 
 
@@ -148,7 +203,9 @@ def seconds(found: list[tuple[int, ...]], scheme: Scheme) -> tuple[float, float]
     return spent, worked
 
 
-def sklearn_seconds(found: list[tuple[int, ...]], count: int, channels: int) -> tuple[float, float, int]:
+def sklearn_seconds(
+    found: list[tuple[int, ...]], count: int, channels: int
+) -> tuple[float, float, int]:
     """(seconds, CPU seconds, weights) of scikit-learn's KMeans, one fit a channel as Qua²SeDiMo does it, on `channels` channels spread over the layers."""
     from sklearn.cluster import KMeans
 
@@ -156,7 +213,9 @@ def sklearn_seconds(found: list[tuple[int, ...]], count: int, channels: int) -> 
     for weight in drawn(found):
         for row in weight.flatten(1)[:each]:
             began, busy = time.perf_counter(), time.process_time()
-            KMeans(min(count, len(row)), n_init=1, max_iter=100, random_state=0).fit(row[:, None].numpy())
+            KMeans(min(count, len(row)), n_init=1, max_iter=100, random_state=0).fit(
+                row[:, None].numpy()
+            )
             spent, worked = spent + time.perf_counter() - began, worked + time.process_time() - busy
             done += row.numel()
     return spent, worked, done
@@ -169,37 +228,77 @@ def speed(options: argparse.Namespace) -> None:
     total = sum(math.prod(s) for s in shapes(0))
     taken = sum(math.prod(s) for s in found)
     rows = []
-    for text in (f"km{options.bits}-c", f"km{options.bits}-t", f"uint{options.bits}-c", f"uint{options.bits}-g128@hqq"):
+    for text in (
+        f"km{options.bits}-c",
+        f"km{options.bits}-t",
+        f"uint{options.bits}-c",
+        f"uint{options.bits}-g128@hqq",
+    ):
         scheme = Scheme.parse(text)
         quantize(torch.randn(8, 64), scheme)  # what a first call loads is not the method's
         spent, worked = seconds(found, scheme)
-        rows.append({"method": scheme.method or DEFAULT_METHODS[scheme.family], "scheme": text, "weights": taken, "seconds": spent, "CPU s": worked})
+        rows.append(
+            {
+                "method": scheme.method or DEFAULT_METHODS[scheme.family],
+                "scheme": text,
+                "weights": taken,
+                "seconds": spent,
+                "CPU s": worked,
+            }
+        )
         print(rows[-1], flush=True)
     spent, worked, done = sklearn_seconds(found, 2**options.bits, options.channels)
-    rows.append({"method": "scikit-learn", "scheme": f"km{options.bits}-c", "weights": done, "seconds": spent, "CPU s": worked})
+    rows.append(
+        {
+            "method": "scikit-learn",
+            "scheme": f"km{options.bits}-c",
+            "weights": done,
+            "seconds": spent,
+            "CPU s": worked,
+        }
+    )
     for row in rows:
         row["ns a weight"] = row["seconds"] / row["weights"] * 1e9
         row["CPU ns a weight"] = row["CPU s"] / row["weights"] * 1e9
         row["s for PixArt-α"] = row["ns a weight"] * total / 1e9
-        row["CPU s for PixArt-α"] = row["CPU ns a weight"] * total / 1e9  # what counts where other jobs run
+        row["CPU s for PixArt-α"] = (
+            row["CPU ns a weight"] * total / 1e9
+        )  # what counts where other jobs run
         row["CPU of scikit-learn"] = worked / done * 1e9 / row["CPU ns a weight"]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        2**20 if sys.platform == "darwin" else 1024
+    )
     target = Path(__file__).with_name("formats-speed.py")
-    publish(str(target), rows, title=f"formats: seconds on {options.threads} threads, {len(found)} layers", seed=0, extra={"peak MB": round(peak)})
+    publish(
+        str(target),
+        rows,
+        title=f"formats: seconds on {options.threads} threads, {len(found)} layers",
+        seed=0,
+        extra={"peak MB": round(peak)},
+    )
 
 
 def main() -> None:
     """Compare formats, or time them."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--speed", action="store_true")
-    parser.add_argument("--data", nargs="+", default=["gauss", "student", "scenes-dit", "scenes-unet"])
+    parser.add_argument(
+        "--data", nargs="+", default=["gauss", "student", "scenes-dit", "scenes-unet"]
+    )
     parser.add_argument("--schemes", nargs="+", default=schemes())
     parser.add_argument("--plain", action="store_true", help="min-max and k-means alone")
     parser.add_argument("--rows", type=int, default=512)
-    parser.add_argument("--folder", type=Path, default=Path("runs/formats"), help="keeps what is measured, for a call that goes on")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("runs/formats"),
+        help="keeps what is measured, for a call that goes on",
+    )
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--layers", type=int, default=0, help="layers of PixArt-α to time; 0 = all")
-    parser.add_argument("--channels", type=int, default=256, help="channels that scikit-learn clusters")
+    parser.add_argument(
+        "--channels", type=int, default=256, help="channels that scikit-learn clusters"
+    )
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     (speed if options.speed else compare)(options)

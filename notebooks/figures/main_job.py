@@ -28,12 +28,19 @@ NAMES = ("scenes-dit", "scenes-unet")
 
 def start(config: Path) -> subprocess.Popen[bytes]:
     """`qsearch run CONFIG` in a process of its own."""
-    return subprocess.Popen([sys.executable, "-m", "qsearch.cli", "run", str(config)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, "-m", "qsearch.cli", "run", str(config)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def configured(name: str, folder: Path) -> Path:
     """The shipped config with another folder."""
-    content = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text()) | {"folder": str(folder)}
+    content = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text()) | {
+        "folder": str(folder)
+    }
     path = folder.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(content))
     return path
@@ -77,12 +84,34 @@ def main() -> None:
             if start(config).wait() != 0:
                 raise SystemExit(f"{name}: the job did not finish after {options.kills} kills")
             same = layers(folder) == layers(killed)
-            runs.append({"model": name, "first run s": seconds[0], "second run s": seconds[1], "killed after s": str(delays), "same plan": str(same)})
+            runs.append(
+                {
+                    "model": name,
+                    "first run s": seconds[0],
+                    "second run s": seconds[1],
+                    "killed after s": str(delays),
+                    "same plan": str(same),
+                }
+            )
             for row in json.loads((folder / "results.json").read_text())["rows"]:
-                metrics = {k: "-" if k not in row["metrics"] else "{:.4g} ± {:.2g}".format(*row["metrics"][k]) for k in COLUMNS}
-                rows.append({"model": name, "plan": row["plan"], "stored bits": row["average_bits"], **metrics})
+                metrics = {
+                    k: "-"
+                    if k not in row["metrics"]
+                    else "{:.4g} ± {:.2g}".format(*row["metrics"][k])
+                    for k in COLUMNS
+                }
+                rows.append(
+                    {
+                        "model": name,
+                        "plan": row["plan"],
+                        "stored bits": row["average_bits"],
+                        **metrics,
+                    }
+                )
     publish(__file__, runs, title="the main job on this machine", seed=options.seed)
-    publish(__file__, rows, title="measured with common noise", seed=options.seed, extra={"runs": runs})
+    publish(
+        __file__, rows, title="measured with common noise", seed=options.seed, extra={"runs": runs}
+    )
 
 
 COLUMNS = ("output_sqnr", "sqnr", "ssim", "frechet", "alignment")

@@ -23,8 +23,16 @@ from qsearch.core.graph import OpGraph
 from qsearch.decide.draws import draw
 from qsearch.graphs.extraction import extract
 from qsearch.measure.campaign import Campaign, measure_plans
-from qsearch.measure.pipelines import Sampling, denoiser_of, example_inputs, load_pipeline, record, scene_prompts
+from qsearch.measure.pipelines import (
+    Sampling,
+    denoiser_of,
+    example_inputs,
+    load_pipeline,
+    record,
+    scene_prompts,
+)
 from qsearch.measure.profiling import profile_pipeline
+from qsearch.measure.setting import EvaluationSetting
 
 FOLDER = Path("runs/measured-plans")
 SCHEMES = ("int2-c", "uint2-c", "km2-c", "uint3-c", "km3-c", "uint4-c", "km4-c", "e2m1-g64")
@@ -44,11 +52,21 @@ def graph_of(pipe: Any, folder: Path, name: str) -> OpGraph:
 
 def main() -> None:
     """Measure plans, or make the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", choices=zoo.NAMES)
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--table", action="store_true")
-    for name, value in {"plans": 300, "samples": 16, "steps": 6, "seed": 0, "workers": 1, "probes": 12, "bins": 4}.items():
+    for name, value in {
+        "plans": 300,
+        "samples": 16,
+        "steps": 6,
+        "seed": 0,
+        "workers": 1,
+        "probes": 12,
+        "bins": 4,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     o = parser.parse_args()
     torch.set_num_threads(1)
@@ -61,14 +79,38 @@ def main() -> None:
         for mode, metrics in (("step", ("noise",)), ("trajectory", METRICS)):
             began = time.monotonic()
             partial = folder / f"{mode}.partial.parquet"
-            table = profile_pipeline(pipe, graph, SCHEMES, prompts, sampling, bins=o.bins, batch=4, mode=mode, metrics=metrics, partial=partial, **settings)
+            table = profile_pipeline(
+                pipe,
+                graph,
+                prompts,
+                sampling,
+                schemes=SCHEMES,
+                bins=o.bins,
+                batch=4,
+                mode=mode,
+                metrics=metrics,
+                partial=partial,
+                **settings,
+            )
             table.save(folder / f"{mode}.parquet", seed=o.seed)
-            print(f"{mode}: {len(table.frame):,} measurements in {time.monotonic() - began:.0f} s", flush=True)
+            print(
+                f"{mode}: {len(table.frame):,} measurements in {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
         return
     sampling = Sampling(o.steps, seed=o.seed + 500_000)
     prompts = scene_prompts(o.samples, o.seed * 2 + 1)
-    setting = digest({"model": o.model, "samples": o.samples, "steps": o.steps, "seed": o.seed, "metrics": METRICS})
-    campaign = Campaign(zoo.folder(o.model), graph, prompts, sampling, METRICS, setting, folder / "trials.db")
+    key = digest(
+        {
+            "model": o.model,
+            "samples": o.samples,
+            "steps": o.steps,
+            "seed": o.seed,
+            "metrics": METRICS,
+        }
+    )
+    setting = EvaluationSetting(prompts, sampling, METRICS, key)
+    campaign = Campaign(zoo.folder(o.model), graph, setting, folder / "trials.db")
     began, done = time.monotonic(), 0
 
     def progress(n: int) -> None:
@@ -76,7 +118,14 @@ def main() -> None:
         done += n
         print(f"{o.model}: {done} of {o.plans} plans, {time.monotonic() - began:.0f} s", flush=True)
 
-    measure_plans(campaign, draw(graph, SCHEMES, o.plans, seed=o.seed), workers=o.workers, progress=progress, say=print, pipe=pipe)
+    measure_plans(
+        campaign,
+        draw(graph, SCHEMES, o.plans, seed=o.seed),
+        workers=o.workers,
+        progress=progress,
+        say=print,
+        pipe=pipe,
+    )
 
 
 if __name__ == "__main__":

@@ -23,16 +23,16 @@ from figure import publish
 from torch import nn
 from torch.utils import checkpoint
 
+from qsearch.choices.quantization import quantize
 from qsearch.core.scheme import Scheme
-from qsearch.execute.denoisers import filled, numbers
 from qsearch.graphs.extraction import extract
 from qsearch.graphs.families import cards
 from qsearch.measure import gradients
 from qsearch.measure.memory import kept_bytes, weight_bytes
 from qsearch.measure.observation import StepObservation
 from qsearch.measure.pipelines import Call
-from qsearch.measure.quantization import quantize
 from qsearch.measure.question import Question
+from qsearch.race.denoisers import filled, numbers
 
 GIB = 2**30
 
@@ -45,7 +45,15 @@ def resident(name: str = "VmRSS") -> int:
 
 def warm_up(dtype: torch.dtype) -> None:
     """Load the libraries' code, which is the process's own as well, by what is done later, in small."""
-    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.GroupNorm(2, 8), nn.SiLU(), nn.Flatten(2), nn.LayerNorm(36), nn.Linear(36, 36), nn.GELU()).to(dtype)
+    model = nn.Sequential(
+        nn.Conv2d(8, 8, 3),
+        nn.GroupNorm(2, 8),
+        nn.SiLU(),
+        nn.Flatten(2),
+        nn.LayerNorm(36),
+        nn.Linear(36, 36),
+        nn.GELU(),
+    ).to(dtype)
     made = model(torch.randn(2, 8, 8, 8, dtype=dtype))
     nn.functional.scaled_dot_product_attention(made, made, made).sum().backward()
     quantize(torch.randn(64, 64), Scheme.parse("uint4-c"))
@@ -69,19 +77,29 @@ class Segments:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             made = block(*args, **kwargs)
         self.largest = max(self.largest, sum(kept.values()))
-        return torch.utils._pytree.tree_map_only(torch.Tensor, lambda x: x.detach().requires_grad_(), made)
+        return torch.utils._pytree.tree_map_only(
+            torch.Tensor, lambda x: x.detach().requires_grad_(), made
+        )
 
 
 def main() -> None:
     """Measure and publish."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("card", choices=cards.names())
     parser.add_argument("--resolution", type=int, default=256)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--schemes", default="uint4-c")
     o = parser.parse_args()
-    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:  # else the C library keeps what was freed, and it counts as the process's own
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"MALLOC_MMAP_THRESHOLD_": "262144"})
+    if (
+        "MALLOC_MMAP_THRESHOLD_" not in os.environ
+    ):  # else the C library keeps what was freed, and it counts as the process's own
+        os.execve(
+            sys.executable,
+            [sys.executable, *sys.argv],
+            os.environ | {"MALLOC_MMAP_THRESHOLD_": "262144"},
+        )
     dtype = getattr(torch, o.dtype)
     model, inputs = cards.load(o.card, resolution=o.resolution)
     graph = extract(model, inputs, name=o.card)
@@ -93,11 +111,20 @@ def main() -> None:
     segments = Segments(model)
     switch.enable_gradient_checkpointing(segments)
     kept_bytes(model, call)
-    switch.enable_gradient_checkpointing(lambda block, *args: checkpoint.checkpoint(block, *args, use_reentrant=False))
+    switch.enable_gradient_checkpointing(
+        lambda block, *args: checkpoint.checkpoint(block, *args, use_reentrant=False)
+    )
     between = kept_bytes(model, call)
     gradients.KEPT = 0
     observation = StepObservation(model, call, 0, ("noise",))
-    question = Question(model, graph, tuple(Scheme.parse(s) for s in o.schemes.split(",")), (observation,), ("noise",), probes=2)
+    question = Question(
+        model,
+        graph,
+        tuple(Scheme.parse(s) for s in o.schemes.split(",")),
+        (observation,),
+        ("noise",),
+        probes=2,
+    )
     contraction = gradients.Contraction(question)
     _ = observation.scale
     ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -123,7 +150,15 @@ def main() -> None:
         "s": seconds,
     }
     path = Path(__file__).with_suffix(".json")
-    rows = [r for r in json.loads(path.read_text())["rows"] if (r["card"], r["type"], r["pixels"]) != (o.card, o.dtype, o.resolution)] if path.exists() else []
+    rows = (
+        [
+            r
+            for r in json.loads(path.read_text())["rows"]
+            if (r["card"], r["type"], r["pixels"]) != (o.card, o.dtype, o.resolution)
+        ]
+        if path.exists()
+        else []
+    )
     publish(__file__, [*rows, row], title="one probe of one step, checkpointed", seed=0)
 
 

@@ -31,9 +31,18 @@ from qsearch.core.table import SensitivityTable
 from qsearch.graphs.extraction import extract
 from qsearch.measure.noise import ratio
 from qsearch.measure.observation import observations
-from qsearch.measure.pipelines import Sampling, decode_batch, denoiser_of, example_inputs, load_pipeline, record, scene_prompts
+from qsearch.measure.pipelines import (
+    Sampling,
+    decode_batch,
+    denoiser_of,
+    example_inputs,
+    load_pipeline,
+    record,
+    scene_prompts,
+)
 from qsearch.measure.profiling import profile
-from qsearch.measure.simulation import QuantizedWeights, simulate
+from qsearch.measure.quantized_weights import QuantizedWeights
+from qsearch.measure.simulation import simulate
 from qsearch.measure.trajectory import trajectories
 
 ESTIMATORS = ("probe", "sweep", "fisher", "weight_error")
@@ -45,12 +54,21 @@ def compared(probe: SensitivityTable, sweep: SensitivityTable) -> list[dict[str,
     shares = probe.shares
     assert shares is not None
     place = {choice: i for i, choice in enumerate(shares.choices)}
-    both = probe.frame.merge(sweep.frame, on=["site", "scheme", "step", "metric"], suffixes=("", "_sweep"))
-    both = both[both["estimate_sweep"] > 0].copy()  # a channel of one weight is exact, and nothing to compare
-    both["own"] = [shares.probe_error((r["metric"], r["step"]), [place[r["site"], r["scheme"]]]) for r in both.to_dict("records")]
+    both = probe.frame.merge(
+        sweep.frame, on=["site", "scheme", "step", "metric"], suffixes=("", "_sweep")
+    )
+    both = both[
+        both["estimate_sweep"] > 0
+    ].copy()  # a channel of one weight is exact, and nothing to compare
+    both["own"] = [
+        shares.probe_error((r["metric"], r["step"]), [place[r["site"], r["scheme"]]])
+        for r in both.to_dict("records")
+    ]
     rows = []
     for (metric, scheme, step), cell in both.groupby(["metric", "scheme", "step"]):
-        off = np.log(cell["estimate"] / cell["estimate_sweep"]).abs() / (cell["own"] / cell["estimate"])
+        off = np.log(cell["estimate"] / cell["estimate_sweep"]).abs() / (
+            cell["own"] / cell["estimate"]
+        )
         rows.append(
             {
                 "metric": metric,
@@ -66,14 +84,22 @@ def compared(probe: SensitivityTable, sweep: SensitivityTable) -> list[dict[str,
     return rows
 
 
-def fewer(probe: SensitivityTable, sweep: SensitivityTable, metric: str, counts: list[int]) -> list[dict[str, Any]]:
+def fewer(
+    probe: SensitivityTable, sweep: SensitivityTable, metric: str, counts: list[int]
+) -> list[dict[str, Any]]:
     """What the first probes alone would have found: error bar and Spearman by their number."""
     shares = probe.shares
     assert shares is not None
-    truth = {(r["site"], r["scheme"], r["step"]): r["estimate"] for r in sweep.frame[sweep.frame["metric"] == metric].to_dict("records") if r["estimate"] > 0}
+    truth = {
+        (r["site"], r["scheme"], r["step"]): r["estimate"]
+        for r in sweep.frame[sweep.frame["metric"] == metric].to_dict("records")
+        if r["estimate"] > 0
+    }
     rows = []
     for count in counts:
-        part = Shares(shares.choices, {c: v[:, :, :count] for c, v in shares.values.items()}, shares.power)
+        part = Shares(
+            shares.choices, {c: v[:, :, :count] for c, v in shares.values.items()}, shares.power
+        )
         found, own = [], []
         for (name, step), _ in part.values.items():
             for i, (site, scheme) in enumerate(shares.choices):
@@ -83,20 +109,43 @@ def fewer(probe: SensitivityTable, sweep: SensitivityTable, metric: str, counts:
                     own.append(part.probe_error((name, step), [i]) / value)
         cells = {key: [f[:2] for f in found if f[2:] == key] for key in {f[2:] for f in found}}
         worst = min(float(spearmanr(*zip(*cell, strict=True)).statistic) for cell in cells.values())
-        rows.append({"metric": metric, "probes": count, "stated error": float(np.median(own)), "worst Spearman of a cell": worst})
+        rows.append(
+            {
+                "metric": metric,
+                "probes": count,
+                "stated error": float(np.median(own)),
+                "worst Spearman of a cell": worst,
+            }
+        )
     return rows
 
 
 def kept(o: argparse.Namespace, what: str) -> Path:
     """Where an estimator's table of this question lies (`.seconds` beside it when it is whole), or the measured errors of plans."""
-    asked = [o.model, o.bins, o.samples, o.batch, o.steps, o.layers, o.seed, o.schemes, o.metrics, o.trajectory]
-    return o.keep / f"{digest([*asked, *([] if what == 'plans by bin' else [o.probes]), what])}.{'txt' if what == 'plans by bin' else 'parquet'}"
+    asked = [
+        o.model,
+        o.bins,
+        o.samples,
+        o.batch,
+        o.steps,
+        o.layers,
+        o.seed,
+        o.schemes,
+        o.metrics,
+        o.trajectory,
+    ]
+    return (
+        o.keep
+        / f"{digest([*asked, *([] if what == 'plans by bin' else [o.probes]), what])}.{'txt' if what == 'plans by bin' else 'parquet'}"
+    )
 
 
 def plans_of(o: argparse.Namespace, layers: list[str], count: int) -> list[dict[str, Scheme]]:
     """Random mixed plans of very different sizes, not all around the mean."""
     dice = np.random.default_rng(o.seed)
-    options = [Scheme.parse(s) for s in o.schemes if s != "uint2-c"] or [Scheme.parse(s) for s in o.schemes]
+    options = [Scheme.parse(s) for s in o.schemes if s != "uint2-c"] or [
+        Scheme.parse(s) for s in o.schemes
+    ]
     plans = []
     for _ in range(count):
         odds = dice.dirichlet(np.full(len(options), 0.7))
@@ -107,25 +156,56 @@ def plans_of(o: argparse.Namespace, layers: list[str], count: int) -> list[dict[
 def measure(o: argparse.Namespace) -> None:
     """Every table, and the errors of plans in each step bin, in the folder of kept files; what lies there is not measured again."""
     pipe = load_pipeline(zoo.folder(o.model), o.device)
-    model, sampling, prompts = denoiser_of(pipe), Sampling(o.steps, seed=o.seed), scene_prompts(o.samples, o.seed)
+    model, sampling, prompts = (
+        denoiser_of(pipe),
+        Sampling(o.steps, seed=o.seed),
+        scene_prompts(o.samples, o.seed),
+    )
     o.keep.mkdir(parents=True, exist_ok=True)
     (call,) = record(pipe, prompts[:1], Sampling(2), bins=1)
     graph = extract(model, example_inputs(call, model), name=o.model)
     if o.layers:
         every = max(1, len(graph.quantizable) // o.layers)
         some = {layer.name for layer in graph.quantizable[::every]}
-        graph = replace(graph, layers=tuple(replace(x, quantizable=x.name in some) for x in graph.layers))
-    calls: Any = trajectories(pipe, prompts, sampling, o.batch) if o.trajectory else record(pipe, prompts, sampling, o.bins, o.batch)
+        graph = replace(
+            graph, layers=tuple(replace(x, quantizable=x.name in some) for x in graph.layers)
+        )
+    calls: Any = (
+        trajectories(pipe, prompts, sampling, o.batch)
+        if o.trajectory
+        else record(pipe, prompts, sampling, o.bins, o.batch)
+    )
     for estimator in ESTIMATORS:
         path = kept(o, estimator)
-        if path.with_suffix(".seconds").exists() or (estimator in ESTIMATORS[2:] and (o.trajectory or not o.plans)):
+        if path.with_suffix(".seconds").exists() or (
+            estimator in ESTIMATORS[2:] and (o.trajectory or not o.plans)
+        ):
             continue  # baselines are for plans; Fisher's steps would be added as if independent
         began = time.process_time()
-        settings = {"metrics": o.metrics, "probes": o.probes, "pipe": pipe, "seed": o.seed, "say": print}
-        profile(model, graph, o.schemes, calls, estimator=estimator, partial=path, key=path.stem, **settings).save(path, key=path.stem, seed=o.seed)
+        settings = {
+            "metrics": o.metrics,
+            "probes": o.probes,
+            "pipe": pipe,
+            "seed": o.seed,
+            "say": print,
+        }
+        profile(
+            model,
+            graph,
+            o.schemes,
+            calls,
+            estimator=estimator,
+            partial=path,
+            key=path.stem,
+            **settings,
+        ).save(path, key=path.stem, seed=o.seed)
         path.with_suffix(".seconds").write_text(f"{time.process_time() - began:.1f}")
     first = o.metrics[:1]
-    parts = [c.observed(model, first) for c in calls] if o.trajectory else observations(model, calls, first, partial(decode_batch, pipe))
+    parts = (
+        [c.observed(model, first) for c in calls]
+        if o.trajectory
+        else observations(model, calls, first, partial(decode_batch, pipe))
+    )
     path, weights = kept(o, "plans by bin"), QuantizedWeights(model, graph)
     done = len(path.read_text().splitlines()) if path.exists() else 0
     bins = sorted({part.bin for part in parts})
@@ -136,17 +216,26 @@ def measure(o: argparse.Namespace) -> None:
         with simulate(model, plan, graph, weights):
             for b in bins:
                 mine = [part for part in parts if part.bin == b]
-                errors = [(part.features()[first[0]] - part.reference[first[0]]).double().square().sum(1) for part in mine]
-                values.append(ratio(torch.cat(errors), torch.cat([part.scale[first[0]] for part in mine]))[0])
+                errors = [
+                    (part.features()[first[0]] - part.reference[first[0]]).double().square().sum(1)
+                    for part in mine
+                ]
+                values.append(
+                    ratio(torch.cat(errors), torch.cat([part.scale[first[0]] for part in mine]))[0]
+                )
         with path.open("a") as file:
             file.write(" ".join(repr(float(v)) for v in values) + "\n")
 
 
-def predicted(o: argparse.Namespace, tables: dict[str, SensitivityTable], truth: NDArray[np.float64]) -> list[dict[str, Any]]:
+def predicted(
+    o: argparse.Namespace, tables: dict[str, SensitivityTable], truth: NDArray[np.float64]
+) -> list[dict[str, Any]]:
     """How well each table, and each plan's mean bits a code, tell the measured errors [plans, bins]: of the mean over bins, and in the worst bin."""
     first = o.metrics[0]
     assert tables["probe"].shares is not None
-    plans = plans_of(o, list(dict.fromkeys(site for site, _ in tables["probe"].shares.choices)), len(truth))
+    plans = plans_of(
+        o, list(dict.fromkeys(site for site, _ in tables["probe"].shares.choices)), len(truth)
+    )
     bins = sorted(set(tables["probe"].frame["step"]))
     asked: dict[str, tuple[str, str, bool]] = {
         "probes, with interactions": ("probe", first, True),
@@ -156,17 +245,35 @@ def predicted(o: argparse.Namespace, tables: dict[str, SensitivityTable], truth:
         "weight error, summed": ("weight_error", "weight_error", False),
         "relative weight error, summed": ("weight_error", "relative_weight_error", False),
     }
-    guesses = {"- mean bits": np.array([[-float(np.mean([s.bits for s in p.values()]))] * len(bins) for p in plans])}
+    guesses = {
+        "- mean bits": np.array(
+            [[-float(np.mean([s.bits for s in p.values()]))] * len(bins) for p in plans]
+        )
+    }
     for name, (table, metric, interactions) in asked.items():
         if table in tables:
-            every = [[b] if b in set(tables[table].frame["step"]) else None for b in bins]  # what the weights alone tell is the same in every bin
-            guesses[name] = np.array([[tables[table].predict(p, metric, b, interactions=interactions)[0] for b in every] for p in plans])
+            every = [
+                [b] if b in set(tables[table].frame["step"]) else None for b in bins
+            ]  # what the weights alone tell is the same in every bin
+            guesses[name] = np.array(
+                [
+                    [
+                        tables[table].predict(p, metric, b, interactions=interactions)[0]
+                        for b in every
+                    ]
+                    for p in plans
+                ]
+            )
     return [
         {
             "predictor": name,
             "Spearman": float(spearmanr(values.mean(1), truth.mean(1)).statistic),
-            "worst bin": min(float(spearmanr(values[:, i], truth[:, i]).statistic) for i in range(len(bins))),
-            "median of predicted / measured": float(np.median(values / truth)) if "weight" not in name and "bits" not in name else "-",
+            "worst bin": min(
+                float(spearmanr(values[:, i], truth[:, i]).statistic) for i in range(len(bins))
+            ),
+            "median of predicted / measured": float(np.median(values / truth))
+            if "weight" not in name and "bits" not in name
+            else "-",
         }
         for name, values in guesses.items()
     ]
@@ -174,48 +281,99 @@ def predicted(o: argparse.Namespace, tables: dict[str, SensitivityTable], truth:
 
 def main() -> None:
     """Measure, compare, publish."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", choices=zoo.NAMES)
-    for name, value in {"bins": 5, "samples": 8, "batch": 2, "steps": 20, "probes": 24, "plans": 200, "layers": 0, "seed": 0}.items():
+    for name, value in {
+        "bins": 5,
+        "samples": 8,
+        "batch": 2,
+        "steps": 20,
+        "probes": 24,
+        "plans": 200,
+        "layers": 0,
+        "seed": 0,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--schemes", default=",".join(SCHEMES))
     parser.add_argument("--metrics", default="")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--trajectory", action="store_true")
     parser.add_argument("--name", default="", help="added to the name of the JSON")
-    parser.add_argument("--keep", type=Path, default=Path("runs/probes"), help="folder of finished and unfinished tables, from which a stopped run goes on")
-    parser.add_argument("--so-far", action="store_true", help="measure nothing, publish what a stopped run has left")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        default=Path("runs/probes"),
+        help="folder of finished and unfinished tables, from which a stopped run goes on",
+    )
+    parser.add_argument(
+        "--so-far", action="store_true", help="measure nothing, publish what a stopped run has left"
+    )
     o = parser.parse_args()
     o.schemes = o.schemes.split(",")
-    o.metrics = o.metrics.split(",") if o.metrics else ["sqnr", "alignment"] if o.trajectory else ["noise"]
+    o.metrics = (
+        o.metrics.split(",") if o.metrics else ["sqnr", "alignment"] if o.trajectory else ["noise"]
+    )
     if not o.so_far:
         measure(o)
     tables = {e: SensitivityTable.load(kept(o, e)) for e in ESTIMATORS if kept(o, e).exists()}
-    seconds = {e: float(kept(o, e).with_suffix(".seconds").read_text()) for e in tables if kept(o, e).with_suffix(".seconds").exists()}
-    lines = kept(o, "plans by bin").read_text().splitlines()[: o.plans] if kept(o, "plans by bin").exists() else []
+    seconds = {
+        e: float(kept(o, e).with_suffix(".seconds").read_text())
+        for e in tables
+        if kept(o, e).with_suffix(".seconds").exists()
+    }
+    lines = (
+        kept(o, "plans by bin").read_text().splitlines()[: o.plans]
+        if kept(o, "plans by bin").exists()
+        else []
+    )
     truth = np.array([[float(v) for v in line.split()] for line in lines])
     cells = compared(tables["probe"], tables["sweep"])
     counts = [n for n in (2, 4, 8, 16, 24, 32, 64, 128) if n <= o.probes]
     curve = fewer(tables["probe"], tables["sweep"], o.metrics[0], counts)
-    both = tables["probe"].frame.merge(tables["sweep"].frame, on=["site", "scheme", "step", "metric"], suffixes=("", "_sweep"))
+    both = tables["probe"].frame.merge(
+        tables["sweep"].frame, on=["site", "scheme", "step", "metric"], suffixes=("", "_sweep")
+    )
     overall = [
         {
             "metric": metric,
             "layers": int(rows["site"].nunique()),
-            "Spearman, all cells": float(spearmanr(rows["estimate"], rows["estimate_sweep"]).statistic),
+            "Spearman, all cells": float(
+                spearmanr(rows["estimate"], rows["estimate_sweep"]).statistic
+            ),
             "worst cell": min(c["Spearman"] for c in cells if c["metric"] == metric),
             "median ratio": float((rows["estimate"] / rows["estimate_sweep"]).median()),
-            "within 1 error": float(np.mean([c["within 1 error"] for c in cells if c["metric"] == metric])),
+            "within 1 error": float(
+                np.mean([c["within 1 error"] for c in cells if c["metric"] == metric])
+            ),
             "within 2": float(np.mean([c["within 2"] for c in cells if c["metric"] == metric])),
         }
         for metric, rows in both[both["estimate_sweep"] > 0].groupby("metric")
     ]
-    out = str(Path(__file__).with_name(f"probes-{o.model}{'-trajectory' if o.trajectory else ''}{'-' * bool(o.name)}{o.name}.py"))
-    shown: dict[str, Any] = {"overall": overall, "cells": cells, "probes needed": curve, "CPU seconds": seconds, "plans": len(truth)}
+    out = str(
+        Path(__file__).with_name(
+            f"probes-{o.model}{'-trajectory' if o.trajectory else ''}{'-' * bool(o.name)}{o.name}.py"
+        )
+    )
+    shown: dict[str, Any] = {
+        "overall": overall,
+        "cells": cells,
+        "probes needed": curve,
+        "CPU seconds": seconds,
+        "plans": len(truth),
+    }
     if len(truth):
         shown["predicted"] = predicted(o, tables, truth)
-        shown["measured errors of the plans"] = [float(v) for v in np.quantile(truth.mean(1), [0, 0.5, 1])]
-        publish(out, shown["predicted"], title=f"{o.model}: error of {len(truth)} random mixed plans, {o.metrics[0]}", seed=o.seed)
+        shown["measured errors of the plans"] = [
+            float(v) for v in np.quantile(truth.mean(1), [0, 0.5, 1])
+        ]
+        publish(
+            out,
+            shown["predicted"],
+            title=f"{o.model}: error of {len(truth)} random mixed plans, {o.metrics[0]}",
+            seed=o.seed,
+        )
     publish(out, curve, title=f"{o.model}: how many probes", seed=o.seed)
     publish(out, cells, title=f"{o.model}: probes against the sweep", seed=o.seed)
     publish(out, overall, title=f"{o.model}: all; CPU seconds {seconds}", seed=o.seed, extra=shown)

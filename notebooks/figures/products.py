@@ -1,4 +1,4 @@
-"""Products of a CPU on every instruction set that it has: ours, full precision and torch's own int8.
+"""Products of a CPU on every instruction set that it has: ours, fp32, bf16 and torch's own int8.
 
     python notebooks/figures/products.py [--seconds 1] [--threads 1] [--levels native avx2 ...]
 
@@ -60,7 +60,9 @@ def ours(m: int, k: int, n: int) -> Iterator[tuple[str, Callable[[], object]]]:
             else:  # a tensor object each: layers that are given one round it once
                 yield (
                     f"{scheme}, {name} in",
-                    lambda x=x, w=weight, a=activation: ops.linear_rounded(x.view_as(x), w, None, a),  # type: ignore[misc]
+                    lambda x=x, w=weight, a=activation: ops.linear_rounded(
+                        x.view_as(x), w, None, a
+                    ),  # type: ignore[misc]
                 )
 
 

@@ -43,9 +43,41 @@ FORMATS = {
         "keep",
     ],
     "autoround": ["int4-c", "uint4-g32", "int8-c", "uint8-c", "int2-g16", "uint2-g16", "keep"],
-    "onnx": ["int4-c", "uint4-g32", "int8-c", "uint8-c", "e4m3-c", "int4-g16", "uint4-c", "keep", "uint8-g64", "int8-c+a8t"],
-    "openvino": ["int4-c", "uint4-g32", "int8-c", "uint8-c", "e4m3-c", "int4-g16", "uint4-c", "keep", "uint8-g64", "int8-c+a8t"],
-    "modelopt": ["int4-c", "int4-g32", "int8-c", "e4m3-c", "int2-g16", "e4m3-t", "keep", "int8-t", "int3-c"],
+    "onnx": [
+        "int4-c",
+        "uint4-g32",
+        "int8-c",
+        "uint8-c",
+        "e4m3-c",
+        "int4-g16",
+        "uint4-c",
+        "keep",
+        "uint8-g64",
+        "int8-c+a8t",
+    ],
+    "openvino": [
+        "int4-c",
+        "uint4-g32",
+        "int8-c",
+        "uint8-c",
+        "e4m3-c",
+        "int4-g16",
+        "uint4-c",
+        "keep",
+        "uint8-g64",
+        "int8-c+a8t",
+    ],
+    "modelopt": [
+        "int4-c",
+        "int4-g32",
+        "int8-c",
+        "e4m3-c",
+        "int2-g16",
+        "e4m3-t",
+        "keep",
+        "int8-t",
+        "int3-c",
+    ],
 }
 
 
@@ -63,7 +95,10 @@ def with_compressed_tensors(there: Known, folder: Path) -> torch.Tensor:
 
     kind = getattr(diffusers, type(there.model).__name__)
     held = kind.load_config(folder)
-    model, config = kind.from_config(held).eval(), QuantizationConfig.model_validate(held["quantization_config"])
+    model, config = (
+        kind.from_config(held).eval(),
+        QuantizationConfig.model_validate(held["quantization_config"]),
+    )
     apply_quantization_config(model, config, show_progress=False)
     compressor = ModelCompressor(quantization_config=config)
     compressor.compress_model(model)
@@ -77,29 +112,48 @@ def with_autoround(there: Known, folder: Path) -> torch.Tensor:
 
     import diffusers
 
-    model = getattr(diffusers, type(there.model).__name__).from_pretrained(folder, torch_dtype=torch.float16).eval()
-    call = dataclasses.replace(there.call, args=tuple(map(half, there.call.args)), kwargs=half(there.call.kwargs))
+    model = (
+        getattr(diffusers, type(there.model).__name__)
+        .from_pretrained(folder, torch_dtype=torch.float16)
+        .eval()
+    )
+    call = dataclasses.replace(
+        there.call, args=tuple(map(half, there.call.args)), kwargs=half(there.call.kwargs)
+    )
     return run(model, call)
 
 
 def feed(there: Known) -> dict[str, Any]:
-    return {name: value.numpy() for name, value in example_inputs(there.call, there.model).items() if isinstance(value, torch.Tensor)}
+    return {
+        name: value.numpy()
+        for name, value in example_inputs(there.call, there.model).items()
+        if isinstance(value, torch.Tensor)
+    }
 
 
 def with_onnx(there: Known, folder: Path) -> torch.Tensor:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(folder / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
     given = feed(there)
-    return torch.from_numpy(session.run(None, {i.name: given[i.name] for i in session.get_inputs()})[0])
+    return torch.from_numpy(
+        session.run(None, {i.name: given[i.name] for i in session.get_inputs()})[0]
+    )
 
 
 def with_openvino(there: Known, folder: Path) -> torch.Tensor:
     import openvino
 
     rules = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-    compiled, given = openvino.Core().compile_model(str(folder / "model.xml"), "CPU", rules), feed(there)
-    return torch.from_numpy(compiled({i.get_any_name(): given[i.get_any_name()] for i in compiled.inputs})[0])
+    compiled, given = (
+        openvino.Core().compile_model(str(folder / "model.xml"), "CPU", rules),
+        feed(there),
+    )
+    return torch.from_numpy(
+        compiled({i.get_any_name(): given[i.get_any_name()] for i in compiled.inputs})[0]
+    )
 
 
 def with_modelopt(there: Known, folder: Path) -> torch.Tensor:
@@ -109,7 +163,9 @@ def with_modelopt(there: Known, folder: Path) -> torch.Tensor:
     import yaml
 
     model = copy.deepcopy(there.model)
-    mtq.quantize(model, yaml.safe_load((folder / "quant_cfg.yaml").read_text()), lambda m: run(m, there.call))
+    mtq.quantize(
+        model, yaml.safe_load((folder / "quant_cfg.yaml").read_text()), lambda m: run(m, there.call)
+    )
     return run(model, there.call)
 
 
@@ -150,7 +206,11 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["scenes-dit", "scenes-unet"])
     asked = parser.parse_args()
     path = Path(__file__).with_suffix(".json")
-    rows = {(r["tool"], r["model"]): r for r in json.loads(path.read_text())["rows"]} if path.is_file() else {}
+    rows = (
+        {(r["tool"], r["model"]): r for r in json.loads(path.read_text())["rows"]}
+        if path.is_file()
+        else {}
+    )
     for tool in asked.tools:
         for model in asked.models:
             try:

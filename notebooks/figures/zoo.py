@@ -45,7 +45,9 @@ def contact_sheet(path: Path, pictures: torch.Tensor, captions: Any) -> None:
     draw = ImageDraw.Draw(sheet)
     for i, tile in enumerate(tiles):
         x, y = i % 8 * 150, i // 8 * 190
-        sheet.paste(Image.fromarray(tile).resize((128, 128), Image.Resampling.NEAREST), (x + 11, y + 6))
+        sheet.paste(
+            Image.fromarray(tile).resize((128, 128), Image.Resampling.NEAREST), (x + 11, y + 6)
+        )
         words, line, row = captions[i].text.split(), "", 0
         for word in [*words, ""]:
             if not word or len(line) + len(word) > 23:
@@ -68,21 +70,46 @@ def main() -> None:
     generator = torch.Generator().manual_seed(options.seed + 99)
     scenes = draw_scenes(options.samples, generator, held_out=True)
     captions, real = describe(scenes, generator), render(scenes)
-    rows: list[dict[str, Any]] = [{"pictures": "rendered (ceiling of the judge)", **scores(network, real, captions)}]
+    rows: list[dict[str, Any]] = [
+        {"pictures": "rendered (ceiling of the judge)", **scores(network, real, captions)}
+    ]
     for name in options.models:
         pipe = load_pipeline(zoo.folder(name))
         if name == options.models[0]:
             with torch.no_grad():
-                latents = torch.cat([pipe.vae.encode(x).latent_dist.mean for x in real.split(64)]) * pipe.vae.config.scaling_factor
-            rows.append({"pictures": "rendered, through the VAE", **scores(network, decode(pipe, latents), captions)})
+                latents = (
+                    torch.cat([pipe.vae.encode(x).latent_dist.mean for x in real.split(64)])
+                    * pipe.vae.config.scaling_factor
+                )
+            rows.append(
+                {
+                    "pictures": "rendered, through the VAE",
+                    **scores(network, decode(pipe, latents), captions),
+                }
+            )
         prompts = scene_prompts(options.samples, options.seed)
-        pictures = decode(pipe, sample(pipe, prompts, Sampling(options.steps, options.guidance, options.seed, 64)))
+        pictures = decode(
+            pipe, sample(pipe, prompts, Sampling(options.steps, options.guidance, options.seed, 64))
+        )
         row = {"pictures": name, **scores(network, pictures, prompts.captions)}
         rows.append(row)
         contact_sheet(here / f"zoo-{name}.png", pictures, prompts.captions)
-        measured = {"samples": options.samples, "steps": options.steps, "guidance": options.guidance, "seed": options.seed, **row}
-        (zoo.folder(name) / "scores.json").write_text(json.dumps(measured, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    publish(__file__, rows, title=f"{options.samples} captions of held-out scenes, {options.steps} steps, guidance {options.guidance}", seed=options.seed)
+        measured = {
+            "samples": options.samples,
+            "steps": options.steps,
+            "guidance": options.guidance,
+            "seed": options.seed,
+            **row,
+        }
+        (zoo.folder(name) / "scores.json").write_text(
+            json.dumps(measured, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+    publish(
+        __file__,
+        rows,
+        title=f"{options.samples} captions of held-out scenes, {options.steps} steps, guidance {options.guidance}",
+        seed=options.seed,
+    )
 
 
 if __name__ == "__main__":

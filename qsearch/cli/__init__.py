@@ -1,4 +1,4 @@
-"""The `qsearch` command: argv -> one verb call each; no arithmetic."""
+"""The `qsearch` command: argv -> one stage each; no arithmetic."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import sys
 import typer
 
 from ..core.errors import QSearchError
-from . import exporting, importing, learning, running, working
+
+# Commands are listed by --help in the order in which they are defined here.
+from . import quantize, learn, deploy, inspect  # isort: skip
 from .common import app
 
-__all__ = ["app", "exporting", "importing", "learning", "main", "running", "working"]
+__all__ = ["app", "deploy", "inspect", "learn", "main", "quantize"]
 
 
 def main() -> None:
     """Entry point: a mistake in the input is one line on standard error and exit code 2."""
+    from ..core.artifacts import without_secrets
+
     try:
         app()
     except QSearchError as error:
-        typer.echo(f"qsearch: {error}", err=True)
+        typer.echo(f"qsearch: {without_secrets(str(error))}", err=True)
         sys.exit(2)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core.artifacts import without_secrets, write_atomic
 from ..core.errors import QSearchError
 
 if TYPE_CHECKING:
-    from ..job import Run
+    from ..stages.folder import Run
 
 app = typer.Typer(
     name="qsearch",
@@ -21,7 +22,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Which layers of a diffusion model stand few bits, why, and what to do.",
 )
-Folder = Annotated[Path, typer.Argument(help="run folder, made by `qsearch extract` or `qsearch run`", show_default=False)]
+Folder = Annotated[
+    Path,
+    typer.Argument(
+        help="run folder, made by `qsearch extract` or `qsearch run`", show_default=False
+    ),
+]
 
 
 class Terminal:
@@ -33,15 +39,29 @@ class Terminal:
         self.console = Console(stderr=True)
 
     def say(self, line: str) -> None:
-        """A line on standard error."""
-        self.console.print(line, markup=False, highlight=False)
+        """A line on standard error, without the passwords of URLs."""
+        self.console.print(without_secrets(line), markup=False, highlight=False)
 
     @contextmanager
     def track(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
         """A bar; the context gives the function that advances it."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=self.console) as bars:
             task = bars.add_task(title, total=total)
             yield lambda n: bars.advance(task, n)
@@ -49,50 +69,65 @@ class Terminal:
 
 @contextmanager
 def changed_run(folder: Path, **changes: dict[str, Any] | str | None) -> Iterator[Run]:
-    """The run in `folder` with the given keys of its config changed; saved so when the work on it is done."""
-    from .. import config as configs
-    from ..job import Run
+    """The run in `folder` with the given keys of its config changed.
 
-    config = configs.load(folder / "config.yaml")
+    It is saved so before the work begins, and an interrupted command keeps its question; what is
+    refused as a mistake leaves the config as it was.
+    """
+    from ..stages.config import NAME, load, parse, save
+    from ..stages.folder import Run
+
+    path = folder / NAME
+    config = load(path)
+    before = path.read_bytes()
     content = config.model_dump(mode="json") | {"folder": str(folder)}
     for name, given in changes.items():
         if isinstance(given, dict):
             content[name] = content[name] | {k: v for k, v in given.items() if v is not None}
         elif given is not None:
             content[name] = given
-    changed = configs.parse(content, "the command line")
-    yield Run(changed, Terminal())
-    configs.save(changed, folder / "config.yaml")
+    changed = parse(content, "the command line")
+    if changed != config.model_copy(update={"folder": changed.folder}):
+        save(changed, path)
+    try:
+        yield Run(changed, Terminal())
+    except QSearchError:
+        if path.read_bytes() != before:
+            write_atomic(path, lambda temporary: temporary.write_bytes(before))
+        raise
 
 
 def folder_for(target: str, output: Path | None = None) -> Path:
-    """The run folder that `target` is, or, for a model, a run folder of its own (`output`, or runs/NAME) with a config that names it."""
-    from .. import config as configs
-    from ..job import Run
+    """The run folder that `target` is, or a new one for a model, with a config that names it.
 
-    if (Path(target) / "config.yaml").is_file():
+    `output`: where a model's folder goes; runs/NAME when left out.
+    """
+    from ..stages.config import NAME, Config, load, save
+    from ..stages.folder import Run
+
+    if (Path(target) / NAME).is_file():
         if output is not None:
-            raise QSearchError(f"{target} is a run folder, its files stay in it; give --output with a model")
+            raise QSearchError(
+                f"{target} is a run folder, its files stay in it; give --output with a model"
+            )
         return Path(target)
     folder = output or Path("runs") / Path(target).name
-    if (folder / "config.yaml").is_file():
-        known = configs.load(folder / "config.yaml").model
-        if known != target:
-            raise QSearchError(f"{folder} is a run of {known}, not of {target}; give another folder with --output")
+    run = Run(Config(model=target, folder=folder))
+    if (folder / NAME).is_file():
+        known = load(folder).model
+        if known not in (target, str(Path(target).resolve())):
+            raise QSearchError(
+                f"{folder} is a run of {known}, not of {target}; give another folder with --output"
+            )
         return folder
-    job = Run(configs.Config(model=target, folder=folder))
-    _ = job.model_folder  # a wrong name is said before anything is written
-    configs.save(job.config, job.path("config.yaml"))
+    _ = run.model_folder  # a wrong name is said before anything is written
+    save(run.config, run.path(NAME))
     return folder
 
 
-def graph_and_table(job: Run) -> tuple[Any, Any]:
-    """What a run folder holds from `extract` and `profile`."""
-    from ..core.graph import OpGraph
-    from ..core.table import SensitivityTable
-
-    graph = OpGraph.load(job.path("graph.json"))
-    return graph, SensitivityTable.load(job.path("sensitivity.parquet"), graph.id)
+def words(text: str | None) -> list[str] | None:
+    """`a,b` as a list; None where nothing was given."""
+    return None if text is None else [word for word in text.split(",") if word]
 
 
 def console() -> Any:

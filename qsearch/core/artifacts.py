@@ -11,17 +11,30 @@ import hashlib
 import json
 import os
 import platform
+import re
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from .errors import ArtifactError, QSearchError
 
-_RECORDED = ("qsearch-diffusion", "torch", "diffusers", "transformers", "scipy", "optuna", "xgboost", "numpy", "triton")
+#: id that a graph had by an earlier rule -> its id of today; filled when a graph's id is asked for
+_RENAMED: dict[str, str] = {}
+_RECORDED = (
+    "qsearch-diffusion",
+    "torch",
+    "diffusers",
+    "transformers",
+    "scipy",
+    "optuna",
+    "xgboost",
+    "numpy",
+    "triton",
+)
 
 
 def canonical(content: Any) -> str:
@@ -32,6 +45,16 @@ def canonical(content: Any) -> str:
 def digest(content: Any) -> str:
     """Sixteen hex digits of the SHA-256 of `canonical(content)`."""
     return hashlib.sha256(canonical(content).encode()).hexdigest()[:16]
+
+
+def rename_graph(earlier: str, now: str) -> None:
+    """Files that name the graph `earlier` belong to the graph `now` from here on."""
+    _RENAMED[earlier] = now
+
+
+def graph_name(graph: str) -> str:
+    """Today's id of a graph that a file names, which may be by an earlier rule."""
+    return _RENAMED.get(graph, graph)
 
 
 def versions() -> dict[str, str]:
@@ -56,8 +79,75 @@ class Header:
     parents: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     key: str = ""
-    command: str = field(default_factory=lambda: " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    command: str = field(default_factory=lambda: command_line(sys.argv))
     versions: dict[str, str] = field(default_factory=versions)
+
+
+_USER = re.compile(r"(?<=://)[^/@\s]*@")
+_SECRET = re.compile(r"(?i)((?:password|passwd|token|secret|api_?key)[\w-]*=)[^&\s]+")
+
+
+def without_secrets(text: str) -> str:
+    """A text for one's own terminal: no users or passwords of URLs."""
+    return _SECRET.sub(r"\1***", _USER.sub("***@", text))
+
+
+def redacted(text: str) -> str:
+    """A text for files that people publish and lines that they paste: no users or passwords of URLs, no folder above the last.
+
+    Paths below the working folder are written relative to it, those of the home folder from `~`, others by their name alone.
+    """
+    return " ".join(_without_folders(word) for word in without_secrets(text).split(" "))
+
+
+def _without_folders(word: str) -> str:
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    scheme, mark, rest = value.partition(":///")
+    before, path = (f"{scheme}:///", f"/{rest.lstrip('/')}") if mark else ("", value)
+    if mark and not rest.startswith("/"):
+        return word
+    if not Path(path).is_absolute():
+        return word
+    for folder, sign in ((Path.cwd(), ""), (Path.home(), "~")):
+        if folder != Path(folder.anchor) and Path(path).is_relative_to(folder):
+            return f"{option}{equals}{before}{Path(sign) / Path(path).relative_to(folder)}"
+    return f"{option}{equals}{before}…/{Path(path).name}"
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """The command of a process for a file's header, `redacted`."""
+    return " ".join([Path(argv[0]).name if argv else "", *map(redacted, argv[1:])])
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what a full disk or a forbidden folder raises, in any library's words, into one line about `path`.
+
+    Raises:
+        QSearchError: writing failed.
+    """
+    try:
+        yield
+    except QSearchError:
+        raise
+    except Exception as error:
+        reason = _refused(error)
+        if reason is None:
+            raise
+        raise QSearchError(
+            f"cannot write {path}: {reason}; give a folder with room and write permission"
+        ) from error
+
+
+def _refused(error: BaseException | None) -> str | None:
+    """What the operating system said, if it was that that failed: safetensors' own error is no OSError."""
+    if error is None:
+        return None
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if "(os error " in str(error):  # of libraries in Rust
+        return str(error).rpartition(": ")[2].partition(" (os error")[0]
+    return _refused(error.__cause__ or error.__context__)
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -65,13 +155,12 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise QSearchError(f"cannot write {path}: {error.strerror or error}; give a folder with room and write permission") from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -82,29 +171,46 @@ def write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _check(path: Path, given: Mapping[str, Any], schema: str, graph: str | None) -> Header:
+def _check(
+    path: Path,
+    given: Mapping[str, Any],
+    schema: str,
+    graph: str | None,
+    earlier: tuple[str, ...] = (),
+) -> Header:
     kind, version = schema.split("/")
     found = str(given.get("schema", "nothing"))
-    if found.partition("/")[0] != kind:
-        raise ArtifactError(f"{path} must be a {schema} file, its header says {found!r}; give the file that holds the {kind.split('.')[-1]}")
-    if found != schema:
-        raise ArtifactError(f"{path} has schema {found!r}, this qsearch reads version {version}; make it again with this version")
+    if found not in earlier and found.partition("/")[0] != kind:
+        raise ArtifactError(
+            f"{path} must be a {schema} file, its header says {found!r}; give the file that holds the {kind.split('.')[-1]}"
+        )
+    if found != schema and found not in earlier:
+        raise ArtifactError(
+            f"{path} has schema {found!r}, this qsearch reads version {version}; make it again with this version"
+        )
     known = {name: given[name] for name in Header.__dataclass_fields__ if name in given}
     try:
         header = Header(**known)
     except TypeError as error:
         raise ArtifactError(f"{path}: its header is broken ({error})") from error
-    if graph is not None and header.graph != graph:
-        raise ArtifactError(f"{path} was made for graph {header.graph or 'unknown'}, the model here is graph {graph}; make it again for this model")
+    header = replace(header, graph=graph_name(header.graph))
+    if graph is not None and header.graph != graph_name(graph):
+        raise ArtifactError(
+            f"{path} was made for graph {header.graph or 'unknown'}, the model here is graph {graph}; make it again for this model"
+        )
     return header
 
 
-def write_json(path: Path, header: Header, content: Mapping[str, Any], *, lines: tuple[str, ...] = ()) -> None:
+def write_json(
+    path: Path, header: Header, content: Mapping[str, Any], *, lines: tuple[str, ...] = ()
+) -> None:
     """Header and content as one JSON object. Entries of the sections named in `lines` get a line each, for diffs and for people."""
     parts = []
     for name, value in {"header": asdict(header), **content}.items():
         if name in lines and isinstance(value, Mapping):
-            rows = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in value.items())
+            rows = ",\n".join(
+                f"    {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in value.items()
+            )
             text = "{\n" + rows + "\n  }" if rows else "{}"
         elif name in lines:
             rows = ",\n".join(f"    {json.dumps(v, allow_nan=False)}" for v in value)
@@ -115,18 +221,34 @@ def write_json(path: Path, header: Header, content: Mapping[str, Any], *, lines:
     write_text(path, "{\n" + ",\n".join(parts) + "\n}\n")
 
 
-def read_json(path: Path, schema: str, graph: str | None = None) -> tuple[Header, dict[str, Any]]:
-    """Header and content of a JSON artefact. Raises `ArtifactError` for a missing, truncated, foreign or other graph's file."""
+def read_json(
+    path: Path, schema: str, graph: str | None = None, *, earlier: tuple[str, ...] = ()
+) -> tuple[Header, dict[str, Any]]:
+    """Header and content of a JSON artefact.
+
+    Args:
+        path: the file.
+        schema: the schema that it must have, e.g. "qsearch.plan/2".
+        graph: id of the graph that it must be for; any when left out.
+        earlier: older schemas whose content the caller converts.
+
+    Raises:
+        ArtifactError: the file is missing, truncated, of another schema, or for another graph.
+    """
     path = Path(path)
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ArtifactError(f"{path} does not exist; make it with the verb before this one") from None
+        raise ArtifactError(
+            f"{path} does not exist; make it with the verb before this one"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not readable as JSON, perhaps truncated ({error}); make it again") from error
+        raise ArtifactError(
+            f"{path} is not readable as JSON, perhaps truncated ({error}); make it again"
+        ) from error
     if not isinstance(whole, dict) or not isinstance(whole.get("header"), dict):
         raise ArtifactError(f"{path} must be a {schema} file, it has no qsearch header")
-    return _check(path, whole.pop("header"), schema, graph), whole
+    return _check(path, whole.pop("header"), schema, graph, earlier), whole
 
 
 def write_parquet(path: Path, header: Header, frame: Any) -> None:
@@ -135,7 +257,9 @@ def write_parquet(path: Path, header: Header, frame: Any) -> None:
     import pyarrow.parquet as pq
 
     table = pa.Table.from_pandas(frame, preserve_index=False)
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"qsearch": canonical(asdict(header)).encode()})
+    table = table.replace_schema_metadata(
+        {**(table.schema.metadata or {}), b"qsearch": canonical(asdict(header)).encode()}
+    )
     write_atomic(path, lambda temporary: pq.write_table(table, temporary))
 
 
@@ -148,9 +272,13 @@ def read_parquet(path: Path, schema: str, graph: str | None = None) -> tuple[Hea
     try:
         table = pq.read_table(path)
     except FileNotFoundError:
-        raise ArtifactError(f"{path} does not exist; make it with the verb before this one") from None
+        raise ArtifactError(
+            f"{path} does not exist; make it with the verb before this one"
+        ) from None
     except (OSError, pa.ArrowException) as error:
-        raise ArtifactError(f"{path} is not readable as Parquet, perhaps truncated ({str(error).splitlines()[0]}); make it again") from error
+        raise ArtifactError(
+            f"{path} is not readable as Parquet, perhaps truncated ({str(error).splitlines()[0]}); make it again"
+        ) from error
     try:
         given = json.loads((table.schema.metadata or {})[b"qsearch"])
     except (KeyError, ValueError):
@@ -168,8 +296,12 @@ def peek(path: Path) -> str:
         try:
             return str(json.loads((pq.read_schema(path).metadata or {})[b"qsearch"])["schema"])
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-            raise ArtifactError(f"{path} is not a qsearch artefact ({str(error).splitlines()[0]})") from error
+            raise ArtifactError(
+                f"{path} is not a qsearch artefact ({str(error).splitlines()[0]})"
+            ) from error
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["header"]["schema"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not a qsearch artefact ({type(error).__name__}: {error})") from error
+        raise ArtifactError(
+            f"{path} is not a qsearch artefact ({type(error).__name__}: {error})"
+        ) from error

@@ -57,9 +57,13 @@ class Attribution:
     def __post_init__(self) -> None:
         missing = [c for c in COLUMNS if c not in self.frame.columns]
         if missing:
-            raise QSearchError(f"an attribution needs the columns {', '.join(COLUMNS)}; {', '.join(missing)} missing")
+            raise QSearchError(
+                f"an attribution needs the columns {', '.join(COLUMNS)}; {', '.join(missing)} missing"
+            )
         if unknown := sorted(set(self.frame["kind"]) - set(KINDS)):
-            raise QSearchError(f"a value belongs to one of {', '.join(KINDS)}; given {unknown[0]!r}{nearest(unknown[0], KINDS)}")
+            raise QSearchError(
+                f"a value belongs to one of {', '.join(KINDS)}; given {unknown[0]!r}{nearest(unknown[0], KINDS)}"
+            )
         self._check()
 
     @staticmethod
@@ -67,21 +71,30 @@ class Attribution:
         """Attribution from mappings with the keys of `COLUMNS`; `other`, `choice`, `step`, `error` and `data` may be left out."""
         import pandas as pd
 
-        return Attribution(graph, pd.DataFrame([_DEFAULTS | dict(row) for row in rows], columns=list(COLUMNS)).astype(COLUMNS))
+        return Attribution(
+            graph,
+            pd.DataFrame([_DEFAULTS | dict(row) for row in rows], columns=list(COLUMNS)).astype(
+                COLUMNS
+            ),
+        )
 
     @staticmethod
     def from_columns(graph: str, columns: Mapping[str, Any]) -> Attribution:
         """The same from arrays, a column each; a single value stands for all rows."""
         import pandas as pd
 
-        return Attribution(graph, pd.DataFrame(_DEFAULTS | dict(columns))[list(COLUMNS)].astype(COLUMNS))
+        return Attribution(
+            graph, pd.DataFrame(_DEFAULTS | dict(columns))[list(COLUMNS)].astype(COLUMNS)
+        )
 
     def _check(self) -> None:
         """Raises `QSearchError` where values and base miss a prediction by more than `TOLERANCE` times the range of the predictions and bases."""
         sums = self.sums()
         sums = sums[sums["prediction"].notna()]
         for (method, metric), part in sums.groupby(["method", "metric"]):
-            spread = float(part[["base", "prediction"]].max().max() - part[["base", "prediction"]].min().min())
+            spread = float(
+                part[["base", "prediction"]].max().max() - part[["base", "prediction"]].min().min()
+            )
             off = (part["value"] + part["base"] - part["prediction"]).abs()
             if not (off <= TOLERANCE * spread).all():
                 worst = part.iloc[int(off.fillna(math.inf).to_numpy().argmax())]
@@ -92,16 +105,32 @@ class Attribution:
 
     def sums(self) -> pd.DataFrame:
         """A row a plan, method, kind and metric: the sum of its values, its base and its prediction."""
-        return self.frame.groupby(_WHOLE, as_index=False, sort=False).agg({"value": "sum", "base": "first", "prediction": "first"})
+        return self.frame.groupby(_WHOLE, as_index=False, sort=False).agg(
+            {"value": "sum", "base": "first", "prediction": "first"}
+        )
 
-    def select(self, *, plan: str | None = None, method: str | None = None, kind: str | None = None, metric: str | None = None) -> pd.DataFrame:
+    def select(
+        self,
+        *,
+        plan: str | None = None,
+        method: str | None = None,
+        kind: str | None = None,
+        metric: str | None = None,
+    ) -> pd.DataFrame:
         """The rows with the given plan, method, kind and metric. Raises `QSearchError` with the nearest name where there is none."""
         frame = self.frame
-        for column, wanted in (("plan", plan), ("method", method), ("kind", kind), ("metric", metric)):
+        for column, wanted in (
+            ("plan", plan),
+            ("method", method),
+            ("kind", kind),
+            ("metric", metric),
+        ):
             if wanted is not None:
                 known = set(frame[column])
                 if wanted not in known:
-                    raise QSearchError(f"the attribution has no {column} {wanted!r}{nearest(wanted, known)}")
+                    raise QSearchError(
+                        f"the attribution has no {column} {wanted!r}{nearest(wanted, known)}"
+                    )
                 frame = frame[frame[column] == wanted]
         return frame
 
@@ -118,12 +147,22 @@ class Attribution:
 
         found = list(parts)
         if len({part.graph for part in found}) != 1:
-            raise QSearchError(f"attributions are put together for one graph; given {len({part.graph for part in found})}")
-        return Attribution(found[0].graph, pd.concat([part.frame for part in found], ignore_index=True))
+            raise QSearchError(
+                f"attributions are put together for one graph; given {len({part.graph for part in found})}"
+            )
+        return Attribution(
+            found[0].graph, pd.concat([part.frame for part in found], ignore_index=True)
+        )
 
-    def save(self, path: Path, *, key: str = "", parents: Mapping[str, str] | None = None, seed: int = 0) -> None:
+    def save(
+        self, path: Path, *, key: str = "", parents: Mapping[str, str] | None = None, seed: int = 0
+    ) -> None:
         """Write `attribution.parquet`."""
-        write_parquet(path, Header(SCHEMA, graph=self.graph, key=key, parents=dict(parents or {}), seed=seed), self.frame[list(COLUMNS)])
+        write_parquet(
+            path,
+            Header(SCHEMA, graph=self.graph, key=key, parents=dict(parents or {}), seed=seed),
+            self.frame[list(COLUMNS)],
+        )
 
     @staticmethod
     def load(path: Path, graph: str | None = None) -> Attribution:

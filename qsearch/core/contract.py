@@ -17,4 +17,8 @@ class Contract:
     @property
     def module(self) -> Any:
         """The plug-in under test."""
-        return self.plugin if isinstance(self.plugin, ModuleType) else plugins.load(self.kind, self.plugin)
+        return (
+            self.plugin
+            if isinstance(self.plugin, ModuleType)
+            else plugins.load(self.kind, self.plugin)
+        )

@@ -1,26 +1,28 @@
 """OpGraph: a denoiser as layers, operations, edges and blocks, on disk as `graph.json`.
 
 The layers are what a plan speaks of: each name resolves with `model.get_submodule`. Operations and edges say how data flows
-between them, blocks which of them belong together. `graph.id` hashes the content, so that a table or a plan can't be used
-with another model by mistake. Elements are counted, not bytes: the same model in another dtype is the same graph.
+between them, blocks which of them belong together. `graph.id` hashes the layers and the shapes of their weights, so that a
+table or a plan can't be used with another model by mistake, and can be used at another resolution, batch or guidance.
+What the sizes of a call change (operations, multiply-accumulates) is hashed in `graph.sizes`; costs belong to it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .artifacts import Header, digest, read_json, write_json
+from .artifacts import Header, digest, graph_name, read_json, rename_graph, write_json
 from .errors import ArtifactError, QSearchError, nearest
 
 if TYPE_CHECKING:
     from networkx import DiGraph
 
-SCHEMA = "qsearch.graph/1"
+SCHEMA = "qsearch.graph/2"
+_EARLIER = ("qsearch.graph/1",)
 #: what a layer's input may depend on: the picture; one thing alone; several of them without the picture; nothing that is given
 SEES = ("image", "step-only", "text-only", "pooled-only", "mixed", "constant")
 
@@ -34,7 +36,7 @@ class LayerSpec:
     `inputs`, `outputs`: activation elements likewise. `block`: the repeated module that holds it, "" at the top.
     `quantizable`: False for layers that every plan keeps (embeddings, layers that this call does not run).
     `sees`: one of `SEES`, "" where nobody looked. `splits`: channels of each part where the input is a concatenation (a long skip).
-    `aliases`: other names of the same weight. `parameter`: the attribute of the module that holds it.
+    `aliases`: other names of the same weight; `shared`: those of them that name the very same module. `parameter`: the attribute of the module that holds it.
     """
 
     name: str
@@ -53,6 +55,7 @@ class LayerSpec:
     splits: tuple[int, ...] = ()
     aliases: tuple[str, ...] = ()
     parameter: str = "weight"
+    shared: tuple[str, ...] = ()
 
     @property
     def weights(self) -> int:
@@ -109,10 +112,13 @@ class OpGraph:
     blocks: tuple[Block, ...] = ()
     source: str = "hooks"
     header: Header | None = field(default=None, compare=False)
+    components: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.layers:
-            raise QSearchError(f"a graph needs at least one layer with a weight; {self.model} has none")
+            raise QSearchError(
+                f"a graph needs at least one layer with a weight; {self.model} has none"
+            )
         if len(self._index) != len(self.layers):
             raise QSearchError(f"layer names must be unique; {self.model} repeats some")
         for layer in self.layers:
@@ -125,7 +131,19 @@ class OpGraph:
 
     @cached_property
     def id(self) -> str:
-        """Sixteen hex digits over layers, operations, edges and blocks (not over the model's name)."""
+        """Sixteen hex digits over the layers: names, kinds, shapes and parts of their weights."""
+        fields = ("name", "kind", "weight_shape", "channel_axis", "parts", "parameter")
+        layers = sorted([getattr(layer, f) for f in fields] for layer in self.layers)
+        found = digest({"components": self.components, "layers": layers})
+        rename_graph(self.sizes, found)
+        return found
+
+    @cached_property
+    def sizes(self) -> str:
+        """Sixteen hex digits over everything that is said of the model on its example inputs.
+
+        Files of schema version 1 name graphs by it.
+        """
         return digest(self._content())
 
     def layer(self, name: str) -> LayerSpec:
@@ -133,13 +151,21 @@ class OpGraph:
         try:
             return self._index[name]
         except KeyError:
-            raise QSearchError(f"{self.model} has no layer {name!r}{nearest(name, self._index)}") from None
+            raise QSearchError(
+                f"{self.model} has no layer {name!r}{nearest(name, self._index)}"
+            ) from None
 
     def __iter__(self) -> Iterator[LayerSpec]:
         return iter(self.layers)
 
     def __contains__(self, name: object) -> bool:
         return name in self._index
+
+    @cached_property
+    def attentions(self) -> tuple[str, ...]:
+        """The modules that call attention, in order of execution."""
+        found = (op.name.rpartition(".")[0] for op in self.ops if op.kind == "attention")
+        return tuple(dict.fromkeys(found))
 
     @property
     def quantizable(self) -> tuple[LayerSpec, ...]:
@@ -178,25 +204,34 @@ class OpGraph:
 
     def _content(self) -> dict[str, Any]:
         return {
-            "layers": {layer.name: {k: v for k, v in asdict(layer).items() if k != "name"} for layer in self.layers},
+            "layers": {layer.name: _fields(layer) for layer in self.layers},
             "order": [layer.name for layer in self.layers],
             "ops": [asdict(op) for op in self.ops],
             "edges": [list(edge) for edge in self.edges],
             "blocks": [asdict(block) for block in self.blocks],
+            **({"components": list(self.components)} if self.components else {}),
         }
 
     def save(self, path: Path, *, key: str = "") -> None:
         """Write `graph.json`, one layer a line."""
         header = Header(SCHEMA, graph=self.id, key=key)
-        content = {"model": self.model, "source": self.source, **self._content()}
+        content = {
+            "model": self.model,
+            "source": self.source,
+            "sizes": self.sizes,
+            **self._content(),
+        }
         write_json(path, header, content, lines=("layers", "ops", "edges", "blocks"))
 
     @staticmethod
     def load(path: Path) -> OpGraph:
         """Read `graph.json`; refuses a file whose content does not match its own id."""
-        header, content = read_json(path, SCHEMA)
+        header, content = read_json(path, SCHEMA, earlier=_EARLIER)
         try:
-            layers = tuple(LayerSpec(name=name, **_tuples(content["layers"][name])) for name in content["order"])
+            layers = tuple(
+                LayerSpec(name=name, **_tuples(content["layers"][name]))
+                for name in content["order"]
+            )
             graph = OpGraph(
                 model=str(content["model"]),
                 layers=layers,
@@ -204,25 +239,46 @@ class OpGraph:
                 edges=tuple((a, b) for a, b in content["edges"]),
                 blocks=tuple(Block(**_tuples(block)) for block in content["blocks"]),
                 source=str(content["source"]),
-                header=header,
+                components=tuple(content.get("components", ())),
             )
-            found = graph.id  # in here: content that JSON can't hold, such as a macs of NaN, has no id
+            # In here: content that JSON can't hold, such as a macs of NaN, has no digest.
+            graph, found = replace(graph, header=replace(header, graph=graph.id)), graph.sizes
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArtifactError(f"{path} is not a whole graph ({type(error).__name__}: {error}); make it again with `qsearch extract`") from error
-        if found != header.graph:
-            raise ArtifactError(f"{path} was changed by hand: its content has id {found}, its header says {header.graph}; make it again")
+            raise ArtifactError(
+                f"{path} is not a whole graph ({type(error).__name__}: {error}); make it again with `qsearch extract`"
+            ) from error
+        said = content.get("sizes", found if graph_name(header.graph) == graph.id else header.graph)
+        if graph_name(header.graph) != graph.id or said != found:
+            raise ArtifactError(
+                f"{path} was changed by hand: its content has id {graph.id} and sizes {found}, it "
+                f"says {header.graph} and {said}; make it again"
+            )
         return graph
 
 
+def _fields(layer: LayerSpec) -> dict[str, Any]:
+    """What a file says of a layer; a field that came later is left out where it says nothing."""
+    fields = {name: value for name, value in asdict(layer).items() if name != "name"}
+    if not layer.shared:
+        del fields["shared"]
+    return fields
+
+
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
 
 
-def _network(nodes: tuple[Op, ...] | tuple[Block, ...], edges: tuple[tuple[str, str], ...]) -> DiGraph:
+def _network(
+    nodes: tuple[Op, ...] | tuple[Block, ...], edges: tuple[tuple[str, str], ...]
+) -> DiGraph:
     import networkx
 
     made = networkx.DiGraph()
     for node in nodes:
-        made.add_node(node.name, **{name: value for name, value in asdict(node).items() if name != "name"})
+        made.add_node(
+            node.name, **{name: value for name, value in asdict(node).items() if name != "name"}
+        )
     made.add_edges_from(edges)
     return made

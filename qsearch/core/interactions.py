@@ -13,10 +13,13 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import QSearchError
 from .shares import Shares
 
 
-def scores_of(shares: Shares, weights: Mapping[str, float]) -> dict[str, dict[str, NDArray[np.float64]]]:
+def scores_of(
+    shares: Shares, weights: Mapping[str, float]
+) -> dict[str, dict[str, NDArray[np.float64]]]:
     """layer -> scheme -> one number a probe, part and step bin, whose mean square is the weighted sum of the metrics' estimates, averaged over bins.
 
     `weights`: metric -> its weight. Numbers of different bins or metrics belong to different sign vectors, and are not added up before squaring.
@@ -24,12 +27,21 @@ def scores_of(shares: Shares, weights: Mapping[str, float]) -> dict[str, dict[st
     cells = [(metric, step) for metric, step in shares.values if weights.get(metric, 0.0) > 0]
     columns = []
     for metric, step in cells:
-        summed = shares.values[metric, step].astype(np.float64).sum(1)  # over the steps of one trajectory: [choices, probes, parts]
+        summed = (
+            shares.values[metric, step].astype(np.float64).sum(1)
+        )  # over the steps of one trajectory: [choices, probes, parts]
         seen = ~np.isnan(summed).any(0)
         bins = sum(m == metric for m, _ in cells)
         # A cell's estimate is sum over parts of the probes' mean square, over the parts' power.
-        power = np.broadcast_to(np.nansum(shares.power[metric, step]) * seen.sum(0), seen.shape)[seen]
+        power = np.broadcast_to(np.nansum(shares.power[metric, step]) * seen.sum(0), seen.shape)[
+            seen
+        ]
         columns.append(summed[:, seen] * np.sqrt(weights[metric] / bins / power))
+    if missing := sorted(set(weights) - {metric for metric, _ in cells}):
+        raise QSearchError(
+            f"interactions need what probes leave in the table; of {missing[0]} there is nothing: "
+            "take a solver without interactions, or another metric"
+        )
     rows = np.concatenate(columns, 1)
     rows *= np.sqrt(rows.shape[1])
     found: dict[str, dict[str, NDArray[np.float64]]] = {}
@@ -59,7 +71,9 @@ def trust_of(scores: NDArray[np.float64]) -> float:
 def trust_in(shares: Shares, metric: str) -> float:
     """`trust_of` all choices of a table's metric."""
     found = scores_of(shares, {metric: 1.0})
-    rows = [np.stack(list(row.values()), 1) for row in found.values()]  # a site each: [probes, choices]
+    rows = [
+        np.stack(list(row.values()), 1) for row in found.values()
+    ]  # a site each: [probes, choices]
     scores = np.zeros((len(rows[0]), len(rows), max(row.shape[1] for row in rows)))
     for i, row in enumerate(rows):
         scores[:, i, : row.shape[1]] = row

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .artifacts import Header, read_json, write_json
 from .errors import ArtifactError, QSearchError, nearest
+from .graph import OpGraph
 from .scheme import KEEP, Scheme
 
 SCHEMA = "qsearch.latency/1"
@@ -20,36 +21,65 @@ SCHEMA = "qsearch.latency/1"
 
 @dataclass(frozen=True)
 class Latency:
-    """`seconds`: layer -> scheme -> seconds of one call; `rest`: seconds of all that no scheme changes; `device`: on what, in words."""
+    """`seconds`: layer -> scheme -> seconds of one call; `rest`: seconds of all that no scheme changes; `device`: on what, in words.
+
+    `sizes`: of the graph whose call was timed (`OpGraph.sizes`), "" where it is not known.
+    """
 
     graph: str
     device: str
     seconds: Mapping[str, Mapping[str, float]]
     rest: float = 0.0
+    sizes: str = ""
     header: Header | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        numbers = [(name, scheme, s) for name, row in self.seconds.items() for scheme, s in row.items()] + [("the rest", str(KEEP), self.rest)]
+        numbers = [
+            (name, scheme, s) for name, row in self.seconds.items() for scheme, s in row.items()
+        ] + [("the rest", str(KEEP), self.rest)]
         for name, scheme, seconds in numbers:
             if not (math.isfinite(seconds) and seconds >= 0):
-                raise QSearchError(f"a time must be finite and not below zero; {name} at {scheme} has {seconds}")
+                raise QSearchError(
+                    f"a time must be finite and not below zero; {name} at {scheme} has {seconds}"
+                )
 
     def of(self, layer: str, scheme: Scheme) -> float:
         """Seconds of one layer with one scheme. Raises `QSearchError` with what the table has for that layer."""
         row = self.seconds.get(layer)
         if row is None:
-            raise QSearchError(f"the latency table of {self.device} has no layer {layer!r}{nearest(layer, self.seconds)}")
+            raise QSearchError(
+                f"the latency table of {self.device} has no layer {layer!r}{nearest(layer, self.seconds)}"
+            )
         if str(scheme) not in row:
-            raise QSearchError(f"the latency table of {self.device} has no {scheme} for {layer}{nearest(str(scheme), row)}")
+            raise QSearchError(
+                f"the latency table of {self.device} has no {scheme} for {layer}{nearest(str(scheme), row)}"
+            )
         return row[str(scheme)]
 
     def total(self, layers: Mapping[str, Scheme]) -> float:
         """Seconds of one call with these schemes."""
         return self.rest + math.fsum(self.of(name, scheme) for name, scheme in layers.items())
 
+    def check(self, graph: OpGraph) -> None:
+        """Raise `QSearchError` where the table is of another model, or of calls of another size."""
+        if self.graph != graph.id:
+            raise QSearchError(
+                f"the latency table was made for graph {self.graph}, {graph.model} is graph {graph.id}; time this model"
+            )
+        if self.sizes and self.sizes != graph.sizes:
+            raise QSearchError(
+                f"the latency table was made for calls of another size (resolution, batch, guidance) of {graph.model}; "
+                "time it at this size"
+            )
+
     def save(self, path: Path) -> None:
         """Write `latency.json`, one layer a line."""
-        content = {"device": self.device, "rest": self.rest, "seconds": {name: dict(row) for name, row in self.seconds.items()}}
+        content = {
+            "device": self.device,
+            "sizes": self.sizes,
+            "rest": self.rest,
+            "seconds": {name: dict(row) for name, row in self.seconds.items()},
+        }
         write_json(path, Header(SCHEMA, graph=self.graph), content, lines=("seconds",))
 
     @staticmethod
@@ -57,7 +87,19 @@ class Latency:
         """Read `latency.json`, for the graph with that id where one is given."""
         header, content = read_json(path, SCHEMA, graph)
         try:
-            seconds = {str(name): {str(Scheme.parse(s)): float(v) for s, v in row.items()} for name, row in content["seconds"].items()}
-            return Latency(header.graph, str(content["device"]), seconds, float(content["rest"]), header)
+            seconds = {
+                str(name): {str(Scheme.parse(s)): float(v) for s, v in row.items()}
+                for name, row in content["seconds"].items()
+            }
+            return Latency(
+                header.graph,
+                str(content["device"]),
+                seconds,
+                float(content["rest"]),
+                str(content.get("sizes", "")),
+                header,
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArtifactError(f"{path} is not a whole latency table ({type(error).__name__}: {error}); make it again") from error
+            raise ArtifactError(
+                f"{path} is not a whole latency table ({type(error).__name__}: {error}); make it again"
+            ) from error

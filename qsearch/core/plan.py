@@ -1,124 +1,32 @@
-"""BitPlan and Budget: which scheme each layer gets, and the only place where costs are computed.
+"""Plan: which choice each site has in each range of sampler steps, on disk as `plan.json`.
 
-Solvers are not believed: whatever they return is priced again here, and a plan that breaks its budget is never written.
+A site is a layer, or a tensor of an attention (`core/sites.py`). A site has one choice for all steps, which is fitted once, or a
+choice for each range of steps, fitted on the calls of its own range. Weights that differ between ranges are stored, and paid
+for, once each; what happens to inputs and attentions costs nothing to store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from . import cost as costs
 from .artifacts import Header, digest, read_json, write_json
-from .errors import ArtifactError, InfeasibleBudget, QSearchError, nearest
-from .graph import LayerSpec, OpGraph
+from .cost import Budget, Choices, Cost, check_budget, cost, stored_bits
+from .errors import ArtifactError, QSearchError
+from .graph import OpGraph
 from .latency import Latency
-from .scheme import FULL_BITS, KEEP, Scheme
-from .sites import parted
+from .scheme import FULL_BITS, KEEP, Scheme, split_steps
+from .sites import check_site, is_site
+from .steps import StepRanges
 
-SCHEMA = "qsearch.plan/1"
-#: what a budget may limit, of the whole and (but for latency, whose rest belongs to no layer) of a group of layers
-LIMITS = ("average_bits", "bytes", "bit_operations", "activation_bytes", "latency")
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a plan costs. `bits`: stored bits of all layers' weights; `average_bits`: per weight; `bytes`: rounded up, weights only.
-
-    `bit_operations`: sum of MACs x weight bits x activation bits for one call on the example inputs. `activation_bytes`: inputs of all
-    layers in one call at their activation bits, rounded up (what MixDQ budgets; inputs, not the peak of an allocator). `latency`: seconds of
-    one call by a latency table, None without one. `groups`: the same, but for latency, for each group of layers that a budget names.
-    """
-
-    bits: int
-    average_bits: float
-    bytes: int
-    bit_operations: int
-    activation_bytes: int = 0
-    latency: float | None = None
-    groups: dict[str, dict[str, float]] = field(default_factory=dict)
-
-
-def select(graph: OpGraph, pattern: str) -> tuple[LayerSpec, ...]:
-    """Layers whose name, role or block matches a pattern (`*` for anything). Raises `QSearchError` for one that matches nothing."""
-    found = tuple(x for x in graph if any(fnmatchcase(text, pattern) for text in (x.name, x.role, x.block) if text))
-    if not found:
-        known = {text for x in graph for text in (x.name, x.role, x.block) if text}
-        raise QSearchError(f"a pattern must match the name, role or block of a layer; {pattern!r} matches nothing in {graph.model}{nearest(pattern, known)}")
-    return found
-
-
-def cost(graph: OpGraph, layers: Mapping[str, Scheme], *, latency: Latency | None = None, groups: Iterable[str] = ()) -> Cost:
-    """Cost of giving each layer of `graph` its scheme in `layers`, and of each of `groups` alone. Raises `QSearchError` where a layer has none."""
-    for layer in graph:
-        if layer.name not in layers:
-            raise QSearchError(f"a plan needs a scheme for every layer (keep is one); {layer.name} has none")
-    if latency is not None and latency.graph != graph.id:
-        raise QSearchError(f"the latency table was made for graph {latency.graph}, {graph.model} is graph {graph.id}; time this model")
-    whole = _sums(graph, layers)
-    shares = {pattern: {k: v for k, v in asdict(_sums(select(graph, pattern), layers)).items() if k in LIMITS and v is not None} for pattern in groups}
-    return replace(whole, latency=None if latency is None else latency.total({x.name: layers[x.name] for x in graph}), groups=shares)
-
-
-def parts(layer: LayerSpec, scheme: Scheme) -> tuple[int, int, int]:
-    """Stored bits, bit-operations and activation bits of one layer: what a plan's costs are sums of."""
-    stored = scheme.stored_bits(layer.weight_shape, layer.channel_axis, layer.parts)
-    return stored, layer.macs * scheme.bits * scheme.activation_bits, layer.inputs * scheme.activation_bits
-
-
-def _sums(held: Iterable[LayerSpec], layers: Mapping[str, Scheme]) -> Cost:
-    bits = weights = operations = inputs = 0
-    for layer in held:
-        stored, computed, read = parts(layer, layers[layer.name])
-        bits, operations, inputs, weights = bits + stored, operations + computed, inputs + read, weights + layer.weights
-    return Cost(bits, bits / weights, -(-bits // 8), operations, -(-inputs // 8))
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Upper limits that a plan must keep; None = no limit. At least one is given.
-
-    `latency` is in seconds and needs a latency table. `groups`: pattern of layers (see `select`) -> limit -> value, for these layers alone.
-    """
-
-    average_bits: float | None = None
-    bytes: int | None = None
-    bit_operations: float | None = None
-    activation_bytes: int | None = None
-    latency: float | None = None
-    groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not self.limits and not any(self.groups.values()):
-            raise QSearchError("a budget needs at least one limit: average_bits, bytes or bit_operations (or activation_bytes, or latency)")
-        for pattern, limits in self.groups.items():
-            for name in limits:
-                if name not in LIMITS or name == "latency":
-                    raise QSearchError(f"the group {pattern!r} can't be limited in {name!r}{nearest(name, LIMITS[:-1])}")
-        flat = [*self.limits.items(), *((f"{name} of {pattern!r}", x) for pattern, limits in self.groups.items() for name, x in limits.items())]
-        for name, limit in flat:
-            if not limit > 0:
-                raise QSearchError(f"a budget must be above zero; {name} is {limit}")
-
-    @property
-    def limits(self) -> dict[str, float]:
-        """The limits of the whole that are set, by the name of the cost."""
-        return {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
-
-    def excess(self, achieved: Cost) -> dict[str, tuple[float, float]]:
-        """name -> (limit, achieved) for every limit that is broken; those of groups are named `average_bits of 'pattern'`."""
-        asked = {name: (limit, getattr(achieved, name)) for name, limit in self.limits.items()}
-        for pattern, limits in self.groups.items():
-            asked |= {f"{name} of {pattern!r}": (limit, achieved.groups[pattern][name]) for name, limit in limits.items()}
-        if any(have is None for _, have in asked.values()):
-            raise QSearchError("a budget in latency needs a latency table; give one of a device or of a file")
-        return {name: (limit, have) for name, (limit, have) in asked.items() if have > limit * (1 + 1e-12)}
-
-    def content(self) -> dict[str, Any]:
-        """The limits that are set, as plain data: `Budget(**content)` is the budget again."""
-        return {**self.limits, **({"groups": {pattern: dict(limits) for pattern, limits in self.groups.items()}} if self.groups else {})}
+SCHEMA = "qsearch.plan/2"
+_EARLIER = ("qsearch.plan/1", "qsearch.stepplan/1")
+#: what a file of schema 1 may hold besides its header
+_KNOWN = {"budget", "achieved", "solver", "layers", "sites"}
 
 
 @dataclass(frozen=True)
@@ -133,97 +41,315 @@ class Solver:
     seconds: float = 0.0
 
 
+ONE_RANGE = StepRanges()
+UNSOLVED = Solver("given", "unsolved")
+
+
 @dataclass(frozen=True)
-class BitPlan:
-    """A scheme for every layer of a graph, and for such sites of attention (`core/sites.py`) as are not kept. Build it with `BitPlan.make`, which prices it."""
+class Plan:
+    """Choices for the sites of a graph. Build it with `Plan.make`, which prices it.
+
+    Attributes:
+        graph: id of the graph.
+        choices: site -> one scheme, or one for each range of `steps`. Every layer is there (`keep` is explicit); sites of
+            attention that are not kept.
+        achieved: what it costs.
+        steps: how the sampler's steps are cut; one range where no site has several choices.
+    """
 
     graph: str
-    layers: dict[str, Scheme]
+    choices: dict[str, Choices]
     achieved: Cost
     budget: Budget | None = None
-    solver: Solver = Solver("given", "unsolved")
+    solver: Solver = UNSOLVED
     header: Header | None = field(default=None, compare=False)
-    sites: dict[str, Scheme] = field(default_factory=dict)
+    steps: StepRanges = ONE_RANGE
 
     @staticmethod
     def make(
         graph: OpGraph,
-        layers: Mapping[str, Scheme | str],
+        choices: Mapping[str, Scheme | str | Sequence[Scheme | str]],
         budget: Budget | None = None,
         solver: Solver | None = None,
         *,
+        steps: StepRanges | None = None,
         latency: Latency | None = None,
-    ) -> BitPlan:
-        """Price `layers` (and sites, which store nothing) on `graph`; refuses unknown names, layers without a scheme, and a broken budget."""
-        given, sites = parted(graph, layers)
-        schemes = {layer.name: given[layer.name] for layer in graph if layer.name in given}
-        achieved = cost(graph, schemes, latency=latency, groups=budget.groups if budget else ())
+    ) -> Plan:
+        """Price `choices` on `graph`.
+
+        Args:
+            graph: the model's graph.
+            choices: site -> a scheme, or a list of them, one for each range of `steps`.
+            budget: limits that the plan must keep.
+            solver: what the solver said.
+            steps: ranges of sampler steps, where some site has a list.
+            latency: times, for the cost in seconds.
+
+        Raises:
+            QSearchError: an unknown site, a layer without a choice, a site with one that it can't have, a list of another length
+                than there are ranges.
+            InfeasibleBudget: the plan breaks `budget`.
+        """
+        ranges = steps or ONE_RANGE
+        made = checked(graph, choices, ranges)
         for layer in graph:
-            if not layer.quantizable and schemes[layer.name].format != "keep":
-                raise QSearchError(f"{layer.name} ({layer.kind}) can't be quantized; its scheme must be keep, not {schemes[layer.name]}")
-        _keep(budget, achieved)
-        changed = {name: scheme for name, scheme in sites.items() if scheme != KEEP}
-        return BitPlan(graph.id, schemes, achieved, budget, solver or Solver("given", "unsolved"), sites=changed)
+            for scheme in made.get(layer.name, ()):
+                if not layer.quantizable and scheme.format != "keep":
+                    raise QSearchError(
+                        f"{layer.name} ({layer.kind}) can't be quantized; its scheme must be keep, not {scheme}"
+                    )
+        if all(len(held) == 1 for held in made.values()):
+            ranges = ONE_RANGE
+        achieved = cost(
+            graph, made, ranges, latency=latency, groups=budget.groups if budget else ()
+        )
+        check_budget(budget, achieved)
+        order = [layer.name for layer in graph] + [name for name in made if is_site(name)]
+        held = {n: made[n] for n in order if not is_site(n) or made[n] != (KEEP,)}
+        return Plan(graph.id, held, achieved, budget, solver or UNSOLVED, steps=ranges)
 
     @staticmethod
-    def uniform(graph: OpGraph, scheme: Scheme | str) -> BitPlan:
+    def uniform(graph: OpGraph, scheme: Scheme | str) -> Plan:
         """The same scheme for every layer that can be quantized; the others keep full precision."""
         chosen = Scheme.parse(scheme)
-        return BitPlan.make(graph, {layer.name: chosen if layer.quantizable else KEEP for layer in graph}, solver=Solver("uniform", "unsolved"))
+        return Plan.make(
+            graph,
+            {layer.name: chosen if layer.quantizable else KEEP for layer in graph},
+            solver=Solver("uniform", "unsolved"),
+        )
+
+    def at(self, place: int) -> dict[str, Scheme]:
+        """Site -> its scheme in range number `place` of the steps."""
+        if not 0 <= place < len(self.steps):
+            raise QSearchError(f"the plan has {len(self.steps)} ranges of steps; given {place}")
+        return {name: held[place if len(held) > 1 else 0] for name, held in self.choices.items()}
+
+    @property
+    def single(self) -> dict[str, Scheme]:
+        """Site -> its scheme, of a plan with one range of steps.
+
+        Raises:
+            QSearchError: the plan has several ranges, which the caller can't carry out.
+        """
+        if len(self.steps) > 1:
+            raise QSearchError(
+                f"this plan has {len(self.steps)} ranges of sampler steps, and what is asked for takes a plan of one: "
+                "allocate without --steps"
+            )
+        return self.at(0)
+
+    @property
+    def layers(self) -> dict[str, Scheme]:
+        """Layer -> its scheme, of a plan with one range and nothing but layers.
+
+        Raises:
+            QSearchError: the plan has several ranges or says something of an attention, which would be dropped in silence.
+        """
+        held = self.single
+        if sites := [name for name in held if is_site(name)]:
+            raise QSearchError(
+                f"this plan also says what happens in attention ({sites[0]}: {held[sites[0]]}), and what is asked for "
+                "takes layers alone: keep the sites of attention"
+            )
+        return held
+
+    @property
+    def weights(self) -> dict[str, Choices]:
+        """Layer -> its choices, without the sites of attention."""
+        return {name: held for name, held in self.choices.items() if not is_site(name)}
+
+    @property
+    def sites(self) -> dict[str, Choices]:
+        """Site of attention -> its choices."""
+        return {name: held for name, held in self.choices.items() if is_site(name)}
+
+    @property
+    def schemes(self) -> tuple[Scheme, ...]:
+        """Every scheme that some site has in some range, in order of appearance."""
+        return tuple(dict.fromkeys(s for held in self.choices.values() for s in held))
+
+    def text(self, site: str) -> str:
+        """What the plan says of a site: a scheme, or one for each range of steps with bars between them."""
+        return " | ".join(str(scheme) for scheme in self.choices.get(site, (KEEP,)))
 
     @property
     def id(self) -> str:
-        """Digest of the graph and of the schemes."""
-        said = {"graph": self.graph, "layers": {k: str(v) for k, v in self.layers.items()}}
-        return digest(said | ({"sites": {k: str(v) for k, v in self.sites.items()}} if self.sites else {}))
+        """Digest of the graph, of the ranges of steps and of the choices."""
+        return plan_id(self.graph, said(self.choices), self.steps)
 
     @property
     def compression(self) -> float:
         """How many times smaller than 16 bits a weight."""
         return FULL_BITS / self.achieved.average_bits
 
-    def save(self, path: Path, *, key: str = "", parents: Mapping[str, str] | None = None, seed: int = 0) -> None:
-        """Write `plan.json`, one layer a line."""
+    def replaced(
+        self,
+        graph: OpGraph,
+        changes: Mapping[str, Scheme | Sequence[Scheme]],
+        *,
+        latency: Latency | None = None,
+    ) -> Plan:
+        """The plan with other choices at some sites, priced again; its budget is not asked."""
+        made: dict[str, Any] = {**self.choices, **changes}
+        return Plan.make(graph, made, None, self.solver, steps=self.steps, latency=latency)
+
+    def save(
+        self, path: Path, *, key: str = "", parents: Mapping[str, str] | None = None, seed: int = 0
+    ) -> None:
+        """Write `plan.json`, one site a line."""
         header = Header(SCHEMA, graph=self.graph, key=key, parents=dict(parents or {}), seed=seed)
         content: dict[str, Any] = {
             "budget": self.budget.content() if self.budget else None,
             "achieved": asdict(self.achieved),
             "solver": asdict(self.solver),
-            "layers": {k: str(v) for k, v in self.layers.items()},
-            **({"sites": {k: str(v) for k, v in self.sites.items()}} if self.sites else {}),
+            "steps": self.steps.content(),
+            "sites": said(self.choices),
         }
-        write_json(path, header, content, lines=("layers", "sites"))
+        write_json(path, header, content, lines=("sites",))
 
     @staticmethod
-    def load(path: Path, graph: OpGraph, *, latency: Latency | None = None) -> BitPlan:
-        """Read `plan.json` for `graph`; schemes are parsed, costs computed again and compared with the stored ones.
+    def load(path: Path, graph: OpGraph, *, latency: Latency | None = None) -> Plan:
+        """Read a plan for `graph`, of this or an earlier schema version (`plan.json`, `stepplan.json`, schemes with `~stepsN`).
 
-        The time is computed again with a `latency` table; without one the stored time stands.
+        Choices are parsed, costs computed again for the graph at hand. The time is computed again with a `latency` table;
+        without one the stored time stands. A budget that the plan kept at another resolution or batch is not held against it.
+
+        Raises:
+            ArtifactError: the file is no whole plan, is for another graph, or was changed by hand.
         """
-        header, content = read_json(path, SCHEMA, graph.id)
+        header, content = read_json(path, SCHEMA, graph.id, earlier=_EARLIER)
         try:
+            steps, choices = _stated(path, header, content)
             budget = Budget(**content["budget"]) if content["budget"] else None
-            plan = BitPlan.make(graph, {**content["layers"], **content.get("sites", {})}, None, Solver(**content["solver"]))
+            plan = Plan.make(graph, choices, None, Solver(**content["solver"]), steps=steps)
             stored = Cost(**content["achieved"])
-            achieved = cost(graph, plan.layers, latency=latency, groups=budget.groups if budget else ())
+            groups = budget.groups if budget else ()
+            achieved = cost(graph, plan.choices, plan.steps, latency=latency, groups=groups)
+        except ArtifactError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArtifactError(f"{path} is not a whole plan ({type(error).__name__}: {error}); make it again with `qsearch allocate`") from error
-        if stored.bits not in (achieved.bits, _filled(graph, plan.layers)):
-            raise ArtifactError(f"{path} says {stored.bits} stored bits, its layers take {achieved.bits}; it was changed by hand, make it again")
+            raise ArtifactError(
+                f"{path} is not a whole plan ({type(error).__name__}: {error}); make it again with `qsearch allocate`"
+            ) from error
+        filled = sum(stored_bits(x, plan.choices[x.name], filled=True) for x in graph)
+        if stored.bits not in (achieved.bits, filled):
+            raise ArtifactError(
+                f"{path} says {stored.bits} stored bits, its layers take {achieved.bits}; it was changed by hand, make it again"
+            )
         if latency is None and stored.latency is not None:
             if not isinstance(stored.latency, float | int) or not stored.latency >= 0:
-                raise ArtifactError(f"{path} says a latency of {stored.latency!r}, which is no time; make it again with `qsearch allocate`")
+                raise ArtifactError(
+                    f"{path} says a latency of {stored.latency!r}, which is no time; make it again with `qsearch allocate`"
+                )
             achieved = replace(achieved, latency=float(stored.latency))
-        _keep(budget, achieved)
-        return BitPlan(plan.graph, plan.layers, achieved, budget, plan.solver, header, plan.sites)
+        if stored.bit_operations == achieved.bit_operations:
+            check_budget(budget, achieved)
+        return replace(plan, achieved=achieved, budget=budget, header=header)
 
 
-def _filled(graph: OpGraph, layers: Mapping[str, Scheme]) -> int:
-    """Stored bits as a plan's file of before says them (`Scheme.stored_bits`)."""
-    return sum(layers[x.name].stored_bits(x.weight_shape, x.channel_axis, x.parts, filled=True) for x in graph)
+def read_plan(path: Path) -> tuple[dict[str, Any], StepRanges, dict[str, Any]]:
+    """(content, ranges of steps, site -> its choices as text) of a plan's file, for whoever shows it without its graph.
+
+    Raises:
+        ArtifactError: the file is no plan.
+    """
+    header, content = read_json(path, SCHEMA, earlier=_EARLIER)
+    try:
+        return content, *_stated(path, header, content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(
+            f"{path} is not a whole plan ({type(error).__name__}: {error}); make it again with `qsearch allocate`"
+        ) from error
 
 
-def _keep(budget: Budget | None, achieved: Cost) -> None:
-    if budget is not None and (broken := budget.excess(achieved)):
-        words = ", ".join(f"{k} {have:.6g} above its limit {limit:.6g}" for k, (limit, have) in broken.items())
-        raise InfeasibleBudget(f"the plan breaks its budget: {words}")
+def said(choices: Mapping[str, Choices]) -> dict[str, str | list[str]]:
+    """Choices as plain data: a string, or a list of them, one for each range."""
+    return {
+        name: str(held[0]) if len(held) == 1 else [str(s) for s in held]
+        for name, held in choices.items()
+    }
+
+
+def plan_id(graph: str, choices: Mapping[str, str | list[str]], steps: StepRanges) -> str:
+    """Digest of what a plan says, from its plain data."""
+    content: dict[str, Any] = {
+        "graph": graph,
+        "layers": {k: v for k, v in choices.items() if not is_site(k)},
+    }
+    if sites := {k: v for k, v in choices.items() if is_site(k)}:
+        content["sites"] = sites
+    if len(steps) > 1:
+        content["steps"] = steps.content()
+    return digest(content)
+
+
+def checked(
+    graph: OpGraph,
+    choices: Mapping[str, Scheme | str | Sequence[Scheme | str]],
+    steps: StepRanges,
+) -> dict[str, Choices]:
+    """Site -> its choices, parsed; a list of equal ones is one choice where nothing in it is fitted for a range.
+
+    Raises:
+        QSearchError: an unknown site, a list of another length than there are ranges, a scheme that a site can't have.
+    """
+    made: dict[str, Choices] = {}
+    for name, given in choices.items():
+        listed = [given] if isinstance(given, str | Scheme) else list(given)
+        held = tuple(Scheme.parse(s) for s in listed)
+        for scheme in held:
+            check_site(graph, name, scheme)
+        if len(held) not in (1, len(steps)):
+            raise QSearchError(
+                f"a site has one scheme, or one for each range of steps; {name} has {len(held)}, "
+                f"the plan {len(steps)} ranges"
+            )
+        if len(set(held)) == 1 and not held[0].fitted_by_range:
+            held = held[:1]
+        made[name] = held
+    return made
+
+
+def _stated(
+    path: Path, header: Header, content: Mapping[str, Any]
+) -> tuple[StepRanges, dict[str, Any]]:
+    """Ranges and choices of a file of any version."""
+    if header.schema == SCHEMA:
+        return StepRanges.parse(content["steps"]), dict(content["sites"])
+    return _converted(path, content)
+
+
+def _converted(path: Path, content: Mapping[str, Any]) -> tuple[StepRanges, dict[str, Any]]:
+    """Ranges and choices of a file of schema version 1."""
+    if unknown := sorted(set(content) - _KNOWN):
+        raise ArtifactError(
+            f"{path} is a plan of version 1 with the unknown key {unknown[0]!r}; make it again with `qsearch allocate`"
+        )
+    given = {**content["layers"], **content.get("sites", {})}
+    counts = {split_steps(text)[1] for text in given.values() if isinstance(text, str)} - {1}
+    counts |= {len(held) for held in given.values() if not isinstance(held, str)}
+    bounds = sorted({i / n for n in counts for i in range(1, n)})
+    steps = (
+        StepRanges(tuple(bounds)) if len(counts) > 1 else StepRanges.equal(max(counts, default=1))
+    )
+    choices: dict[str, Any] = {}
+    for name, held in given.items():
+        if isinstance(held, str):
+            plain, count = split_steps(held)
+            choices[name] = held if count == 1 else [plain] * len(steps)
+        else:
+            wide = StepRanges.equal(len(held))
+            choices[name] = [held[sum(b <= a for b in wide.bounds)] for a in (0.0, *steps.bounds)]
+    return steps, choices
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("BitPlan", "StepPlan"):
+        warnings.warn(f"{name} is Plan since 0.2.0", DeprecationWarning, stacklevel=2)
+        return Plan
+    if name in ("Budget", "Cost", "cost", "select"):
+        warnings.warn(
+            f"{name} is in qsearch.core.cost since 0.2.0", DeprecationWarning, stacklevel=2
+        )
+        return getattr(costs, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,17 +11,23 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+from collections.abc import Iterable
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from .errors import QSearchError, nearest
 
+if TYPE_CHECKING:
+    import ast
+
 #: kind -> the package whose files are its plug-ins
 KINDS = {
-    "quantizers": "qsearch.measure.quantizers",
-    "activations": "qsearch.measure.activations",
-    "transforms": "qsearch.measure.transforms",
+    "quantizers": "qsearch.choices.quantizers",
+    "activations": "qsearch.choices.activations",
+    "transforms": "qsearch.choices.transforms",
     "metrics": "qsearch.measure.metrics",
     "estimators": "qsearch.measure.estimators",
     "surrogates": "qsearch.learn.surrogates",
@@ -42,11 +48,11 @@ def _files(package: ModuleType) -> list[str]:
     return [m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")]
 
 
-def names(kind: str) -> list[str]:
-    """Sorted names of the plug-ins of a kind, without importing any of them."""
+def names(kind: str, *, outside: bool = True) -> list[str]:
+    """Sorted names of the plug-ins of a kind, without importing any of them; `outside`: entry points as well as files."""
     inside = _files(_package(kind))
-    outside = [e.name for e in metadata.entry_points(group=f"qsearch.{kind}")]
-    return sorted({*inside, *outside})
+    others = [e.name for e in metadata.entry_points(group=f"qsearch.{kind}")] if outside else []
+    return sorted({*inside, *others})
 
 
 def load(kind: str, name: str) -> ModuleType:
@@ -56,19 +62,43 @@ def load(kind: str, name: str) -> ModuleType:
         return known  # without looking at the folder: activations are asked for at every layer and call
     if name in _files(package):
         return importlib.import_module(f"{package.__name__}.{name}")
-    for entry in metadata.entry_points(group=f"qsearch.{kind}"):
+    try:
+        return _outside(kind, name, tuple(sys.path), metadata.entry_points)
+    except LookupError:
+        raise AssertionError(f"{check(kind, name)} is known, and would have been found") from None
+
+
+@lru_cache(maxsize=256)
+def _outside(kind: str, name: str, path: tuple[str, ...], entry_points: Any) -> ModuleType:
+    """The module of an entry point, remembered as long as the path and what reads it are the same: reading takes tens of ms."""
+    for entry in entry_points(group=f"qsearch.{kind}"):
         if entry.name == name:
-            module = entry.load()
-            if not isinstance(module, ModuleType):
-                raise QSearchError(f"the entry point {name!r} of qsearch.{kind} must name a module, it names {type(module).__name__}")
-            return module
-    raise AssertionError(f"{check(kind, name)} is known, and would have been found above")
+            return _entered(kind, entry)
+    raise LookupError(name)
+
+
+def _entered(kind: str, entry: metadata.EntryPoint) -> ModuleType:
+    """The module of an entry point. Whatever goes wrong in somebody else's file is said in one line with its name."""
+    try:
+        module = entry.load()
+    except Exception as error:
+        raise QSearchError(
+            f"the plug-in {entry.name!r} among the {kind}, installed as {entry.value}, can't be imported: "
+            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}; repair or uninstall it"
+        ) from error
+    if not isinstance(module, ModuleType):
+        raise QSearchError(
+            f"the entry point {entry.name!r} of qsearch.{kind} must name a module, it names {type(module).__name__}"
+        )
+    return module
 
 
 def check(kind: str, name: str) -> str:
     """`name` itself, when there is such a plug-in; else `QSearchError` with the nearest name. Imports none of them."""
     if name not in names(kind):
-        raise QSearchError(f"there is no plug-in {name!r} among the {kind}{nearest(name, names(kind))}")
+        raise QSearchError(
+            f"there is no plug-in {name!r} among the {kind}{nearest(name, names(kind))}"
+        )
     return name
 
 
@@ -76,9 +106,47 @@ def caption(kind: str, name: str) -> str:
     """First line of a plug-in's docstring, read without running the plug-in where it is a file of ours."""
     import ast
 
-    spec = importlib.util.find_spec(f"{_package(kind).__name__}.{name}")
-    if spec is None or spec.origin is None:
-        docstring = load(kind, name).__doc__ or ""
-    else:
-        docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+    tree = _source(kind, name)
+    docstring = (load(kind, name).__doc__ if tree is None else ast.get_docstring(tree)) or ""
     return next(iter(docstring.strip().splitlines()), "")
+
+
+def constants(kind: str, name: str, wanted: Iterable[str]) -> dict[str, Any]:
+    """Module constants of a plug-in by name, those of `wanted` that it has.
+
+    They are read from its source, without running it; a plug-in whose source can't be found, or that computes one of them,
+    is imported.
+    """
+    import ast
+
+    tree, asked, found = _source(kind, name), set(wanted), {}
+    computed = tree is None
+    for node in tree.body if tree is not None else []:
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
+        for target in targets:
+            if isinstance(target, ast.Name) and target.id in asked:
+                try:
+                    found[target.id] = ast.literal_eval(node.value)  # type: ignore[attr-defined]
+                except (ValueError, TypeError, SyntaxError):
+                    computed = True
+    if computed:
+        return {key: value for key, value in vars(load(kind, name)).items() if key in asked}
+    return found
+
+
+def _source(kind: str, name: str) -> ast.Module | None:
+    """The syntax tree of a plug-in's file, ours or an entry point's; None where there is no such file."""
+    import ast
+
+    place = f"{_package(kind).__name__}.{name}"
+    if name not in _files(_package(kind)):
+        entries = metadata.entry_points(group=f"qsearch.{kind}")
+        place = next((e.module for e in entries if e.name == name and not e.attr), "")
+    if not place or (
+        place in sys.modules and getattr(sys.modules[place], "__spec__", None) is None
+    ):
+        return None
+    spec = importlib.util.find_spec(place)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))

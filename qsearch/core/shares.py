@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .steps import StepRanges
+
 Array = NDArray[np.float64]
 #: a share array belongs to a metric and a step bin
 Cell = tuple[str, int]
@@ -32,17 +34,37 @@ class Shares:
     values: dict[Cell, NDArray[np.float32]]
     power: dict[Cell, Array]
 
+    def has(self, metric: str) -> bool:
+        """Whether probes left something of this metric."""
+        return any(name == metric for name, _ in self.values)
+
     def of(self, cell: Cell, rows: Sequence[int]) -> Array:
         """The sum of the shares of several choices [sampler steps, probes, parts]; zeros for none."""
         found: Array = self.values[cell][list(rows)].astype(np.float64).sum(0)
         return found
 
-    def error(self, cell: Cell, rows: Sequence[int]) -> tuple[float, float]:
+    def over_ranges(self, cell: Cell, rows: Sequence[Sequence[int]], steps: StepRanges) -> Array:
+        """`of` for choices that differ between ranges of steps [sampler steps, probes, parts]; `rows`: those of each range.
+
+        A cell of one sampler step belongs to one step bin, whose range the caller knows: its rows are the only ones.
+        """
+        values = self.values[cell]
+        found = np.zeros(values.shape[1:])
+        for t in range(values.shape[1]):
+            mine = rows[steps.of(t, values.shape[1])]
+            found[t] = values[list(mine), t].astype(np.float64).sum(0)
+        return found
+
+    def error(
+        self, cell: Cell, rows: Sequence[int], summed: Array | None = None
+    ) -> tuple[float, float]:
         """(relative squared error of doing all of `rows` at once, its standard error over probes and samples).
+
+        `summed`: the sum of their shares, where it is no sum over `rows` (`over_ranges`).
 
         Errors belong to the logarithm: an interval runs from value * exp(-z error / value) to value * exp(z error / value).
         """
-        squares = self.of(cell, rows).sum(0) ** 2
+        squares = (self.of(cell, rows) if summed is None else summed).sum(0) ** 2
         return ratio(squares, self.power[cell], _normal_error(squares, self.power[cell]))
 
     def probe_error(self, cell: Cell, rows: Sequence[int]) -> float:
@@ -75,7 +97,9 @@ def ratio(values: Array, power: Array, probes: float | None = None) -> tuple[flo
     if parts >= 4:
         # a variance from few parts is itself uncertain: Student's t with parts - 1 degrees, whose tails this widens for within 10%
         widened = parts / (parts - 1) * (parts + 1) / (parts - 1)
-        between = math.sqrt(widened * float(((means - value * scale) ** 2).sum())) / float(scale.sum())
+        between = math.sqrt(widened * float(((means - value * scale) ** 2).sum())) / float(
+            scale.sum()
+        )
         error = between if math.isinf(error) else max(error, between)
     return value, error
 
@@ -117,9 +141,15 @@ def to_columns(shares: Shares | None, frame: Any) -> dict[str, list[Any]]:
         return {}
     place = {choice: i for i, choice in enumerate(shares.choices)}
     columns: dict[str, list[Any]] = {"shares": [], "power": [], "sampler_steps": []}
-    for site, scheme, metric, step in zip(frame["site"], frame["scheme"], frame["metric"], frame["step"], strict=True):
+    for site, scheme, metric, step in zip(
+        frame["site"], frame["scheme"], frame["metric"], frame["step"], strict=True
+    ):
         cell = (metric, int(step))
-        values = shares.values[cell][place[site, scheme]] if cell in shares.values else np.empty((0, 0), np.float32)
+        values = (
+            shares.values[cell][place[site, scheme]]
+            if cell in shares.values
+            else np.empty((0, 0), np.float32)
+        )
         columns["shares"].append(values.ravel())
         columns["power"].append(shares.power.get(cell, np.empty(0)))
         columns["sampler_steps"].append(values.shape[0])
@@ -130,7 +160,9 @@ def from_columns(frame: Any) -> Shares | None:
     """The inverse of `to_columns`, for a frame that was read from a file."""
     if "shares" not in frame.columns:
         return None
-    choices = tuple(dict.fromkeys(zip(map(str, frame["site"]), map(str, frame["scheme"]), strict=True)))
+    choices = tuple(
+        dict.fromkeys(zip(map(str, frame["site"]), map(str, frame["scheme"]), strict=True))
+    )
     place = {choice: i for i, choice in enumerate(choices)}
     values: dict[Cell, NDArray[np.float32]] = {}
     power: dict[Cell, Array] = {}
@@ -139,7 +171,9 @@ def from_columns(frame: Any) -> Shares | None:
         if cell not in values:
             power[cell] = np.asarray(row["power"], np.float64)
             shape = (len(choices), int(row["sampler_steps"]), -1, len(power[cell]))
-            values[cell] = np.full((shape[0], len(row["shares"])), np.nan, np.float32).reshape(shape)
+            values[cell] = np.full((shape[0], len(row["shares"])), np.nan, np.float32).reshape(
+                shape
+            )
         values[cell][place[str(row["site"]), str(row["scheme"])]].flat = row["shares"]
     return Shares(choices, values, power)
 

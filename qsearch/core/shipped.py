@@ -43,7 +43,9 @@ def path_of(kind: str, name: str) -> Path:
     given = Path(name)
     if given.suffix == ".yaml":
         if not given.is_file():
-            raise QSearchError(f"{name} does not exist; give one of `qsearch list {kind}` or the path of a YAML file")
+            raise QSearchError(
+                f"{name} does not exist; give one of `qsearch list {kind}` or the path of a YAML file"
+            )
         return given
     if name not in names(kind):
         raise QSearchError(f"there is no {name!r} among the {kind}{nearest(name, names(kind))}")
@@ -59,7 +61,9 @@ def read(kind: str, name: str, model: type[Model]) -> Model:
     try:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise QSearchError(f"{path} is not readable as YAML: {str(error).splitlines()[0]}") from error
+        raise QSearchError(
+            f"{path} is not readable as YAML: {str(error).splitlines()[0]}"
+        ) from error
     if not isinstance(content, dict):
         raise QSearchError(f"{path} must hold a mapping, it holds {type(content).__name__}")
     try:
@@ -69,5 +73,9 @@ def read(kind: str, name: str, model: type[Model]) -> Model:
         place = ".".join(str(p) for p in first["loc"])
         if first["type"] == "extra_forbidden":
             known = [field.alias or name for name, field in model.model_fields.items()]
-            raise QSearchError(f"{path}: unknown key {place!r}{nearest(str(first['loc'][-1]), known)}") from None
-        raise QSearchError(f"{path}: {place}: {first['msg'].lower()}; given {first.get('input')!r}") from None
+            raise QSearchError(
+                f"{path}: unknown key {place!r}{nearest(str(first['loc'][-1]), known)}"
+            ) from None
+        raise QSearchError(
+            f"{path}: {place}: {first['msg'].lower()}; given {first.get('input')!r}"
+        ) from None

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from . import sites
 from .artifacts import Header, read_parquet, write_parquet
+from .cost import Choices, select
 from .errors import QSearchError, nearest
 from .graph import OpGraph
-from .plan import BitPlan, select
-from .scheme import Scheme
+from .plan import ONE_RANGE, Plan
+from .scheme import KEEP, Scheme
 from .shares import Shares, from_columns, rows_of, to_columns
 
 if TYPE_CHECKING:
@@ -53,43 +54,57 @@ class SensitivityTable:
     def __post_init__(self) -> None:
         missing = [c for c in COLUMNS if c not in self.frame.columns]
         if missing:
-            raise QSearchError(f"a sensitivity table needs the columns {', '.join(COLUMNS)}; {', '.join(missing)} missing")
+            raise QSearchError(
+                f"a sensitivity table needs the columns {', '.join(COLUMNS)}; {', '.join(missing)} missing"
+            )
         if self.frame["estimate"].isna().any():
             site = self.frame.loc[self.frame["estimate"].isna(), "site"].iloc[0]
-            raise QSearchError(f"every estimate must be a number; the first that is not belongs to {site}")
+            raise QSearchError(
+                f"every estimate must be a number; the first that is not belongs to {site}"
+            )
 
     @staticmethod
-    def from_rows(graph: str, rows: Iterable[Mapping[str, Any]], shares: Shares | None = None) -> SensitivityTable:
+    def from_rows(
+        graph: str, rows: Iterable[Mapping[str, Any]], shares: Shares | None = None
+    ) -> SensitivityTable:
         """Table from an iterable of mappings with the keys of `COLUMNS`."""
         import pandas as pd
 
-        return SensitivityTable(graph, pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(COLUMNS), shares=shares)
+        return SensitivityTable(
+            graph, pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(COLUMNS), shares=shares
+        )
 
     @property
     def metrics(self) -> list[str]:
         """Names of the metrics in the table."""
         return sorted(self.frame["metric"].unique())
 
-    def values(self, metric: str = "noise", steps: Iterable[int] | None = None) -> dict[str, dict[str, float]]:
+    def values(
+        self, metric: str = "noise", steps: Iterable[int] | None = None
+    ) -> dict[str, dict[str, float]]:
         """site -> scheme -> estimate, averaged over the step bins (all, or those given)."""
         rows = self._rows(metric)
         if steps is not None:
             rows = rows[rows["step"].isin(list(steps))]
         out: dict[str, dict[str, float]] = {}
         means = rows.groupby(["site", "scheme"], sort=True, as_index=False)["estimate"].mean()
-        for site, scheme, value in zip(means["site"], means["scheme"], means["estimate"], strict=True):
+        for site, scheme, value in zip(
+            means["site"], means["scheme"], means["estimate"], strict=True
+        ):
             out.setdefault(str(site), {})[str(scheme)] = float(value)
         return out
 
     def _rows(self, metric: str) -> pd.DataFrame:
         if metric not in self.metrics:
             made = self.frame["estimator"].iloc[0]
-            raise QSearchError(f"the table, made by {made}, has no metric {metric!r}{nearest(metric, self.metrics)}; profile with it, or ask for one of those")
+            raise QSearchError(
+                f"the table, made by {made}, has no metric {metric!r}{nearest(metric, self.metrics)}; profile with it, or ask for one of those"
+            )
         return self.frame[self.frame["metric"] == metric]
 
     def predict(
         self,
-        plan: BitPlan | Mapping[str, Scheme | str],
+        plan: Plan | Mapping[str, Scheme | str],
         metric: str = "noise",
         steps: Iterable[int] | None = None,
         *,
@@ -99,27 +114,62 @@ class SensitivityTable:
 
         To first order in the choices' perturbations, with the interactions between them (needs a table made by probes), or without: the sum of
         the choices' own errors, any table will do. Layers that the plan keeps, or does not name, add nothing.
+        In a step bin the choices of the range that its middle lies in count.
         """
-        said = {**plan.layers, **plan.sites} if isinstance(plan, BitPlan) else plan
-        chosen = {site: str(scheme) for site, scheme in said.items() if str(scheme) != "keep"}
+        ranges = plan.steps if isinstance(plan, Plan) else ONE_RANGE
+        held: Mapping[str, Choices] = (
+            plan.choices
+            if isinstance(plan, Plan)
+            else {site: (Scheme.parse(scheme),) for site, scheme in plan.items()}
+        )
+        chosen = [
+            {
+                site: str(mine[r if len(mine) > 1 else 0])
+                for site, mine in held.items()
+                if mine[r if len(mine) > 1 else 0] != KEEP
+            }
+            for r in range(len(ranges))
+        ]
         rows = self._rows(metric)
         known = set(zip(rows["site"], rows["scheme"], strict=True))
-        for site, scheme in chosen.items():
+        for site, scheme in ((site, s) for part in chosen for site, s in part.items()):
             if (site, scheme) not in known:
-                raise QSearchError(f"the table has no {scheme} for {site}{nearest(f'{site} {scheme}', [' '.join(k) for k in known])}")
+                raise QSearchError(
+                    f"the table has no {scheme} for {site}{nearest(f'{site} {scheme}', [' '.join(k) for k in known])}"
+                )
+        count = self.bins(metric)
         bins = sorted(set(rows["step"]) if steps is None else set(rows["step"]) & set(steps))
         if not bins:
-            raise QSearchError(f"the table has none of the step bins {sorted(steps or [])}; it has {sorted(set(rows['step']))}")
+            raise QSearchError(
+                f"the table has none of the step bins {sorted(steps or [])}; it has {sorted(set(rows['step']))}"
+            )
+        place = {b: ranges.of(2 * b + 1, 2 * count) for b in bins}  # by the middle of the bin
         if not interactions:
-            picked = rows[rows["step"].isin(bins) & (rows["site"].map(chosen) == rows["scheme"])]
-            return float(picked["estimate"].sum()) / len(bins), float((picked["error"] ** 2).sum() ** 0.5) / len(bins)
+            parts = [
+                rows[(rows["step"] == b) & (rows["site"].map(chosen[place[b]]) == rows["scheme"])]
+                for b in bins
+            ]
+            total = float(sum(part["estimate"].sum() for part in parts))
+            spread = float(sum((part["error"] ** 2).sum() for part in parts)) ** 0.5
+            return total / len(bins), spread / len(bins)
         if self.shares is None or any((metric, b) not in self.shares.values for b in bins):
             raise QSearchError(
                 f"interactions need shares, which probes leave in the table; of {metric} by {rows['estimator'].iloc[0]} there are none, ask without them"
             )
-        numbers = rows_of(self.shares, chosen)
-        found = [self.shares.error((metric, b), numbers) for b in bins]
+        numbers = [rows_of(self.shares, part) for part in chosen]
+        found = []
+        for b in bins:
+            cell = (metric, b)
+            if count > 1 or len(ranges) == 1:
+                found.append(self.shares.error(cell, numbers[place[b]]))
+            else:  # one bin that holds whole trajectories: each step by its own range
+                summed = self.shares.over_ranges(cell, numbers, ranges)
+                found.append(self.shares.error(cell, [], summed))
         return sum(v for v, _ in found) / len(bins), sum(e * e for _, e in found) ** 0.5 / len(bins)
+
+    def bins(self, metric: str) -> int:
+        """How many step bins the metric was measured in."""
+        return int(self._rows(metric)["step"].max()) + 1
 
     def scored(self, scoring: Mapping[str, str]) -> SensitivityTable:
         """The table with one more metric, `SCORED`: each site by the metric that `scoring` names for it (see `scorers`).
@@ -128,8 +178,12 @@ class SensitivityTable:
         """
         import pandas as pd
 
-        mine = self.frame[self.frame["site"].map(scoring) == self.frame["metric"]].assign(metric=SCORED)
-        return SensitivityTable(self.graph, pd.concat([self.frame, mine], ignore_index=True), self.header, self.shares)
+        mine = self.frame[self.frame["site"].map(scoring) == self.frame["metric"]].assign(
+            metric=SCORED
+        )
+        return SensitivityTable(
+            self.graph, pd.concat([self.frame, mine], ignore_index=True), self.header, self.shares
+        )
 
     def at_floor(self) -> pd.DataFrame:
         """Rows whose estimate lies within 3 dB of their measurement floor: noise of the measurement, not of the choice."""
@@ -147,30 +201,47 @@ class SensitivityTable:
         for _, cell in rows[rows["estimate"] > 0].groupby(["scheme", "step"]):
             spread = float(np.log(cell["estimate"]).var()) if len(cell) > 2 else 0.0
             if spread > 0:
-                relative = (cell["error"] / cell["estimate"]).clip(upper=10.0)  # one sample has an infinite error
+                relative = (cell["error"] / cell["estimate"]).clip(
+                    upper=10.0
+                )  # one sample has an infinite error
                 found.append(min(1.0, max(0.0, 1 - float((relative**2).mean()) / spread)))
         return sum(found) / len(found) if found else 1.0
 
     def check(self, graph: OpGraph) -> None:
         """Refuse a table of another graph, or one that speaks of layers or sites the graph lacks."""
         if self.graph != graph.id:
-            raise QSearchError(f"the table was made for graph {self.graph}, {graph.model} is graph {graph.id}; profile this model")
+            raise QSearchError(
+                f"the table was made for graph {self.graph}, {graph.model} is graph {graph.id}; profile this model"
+            )
         for site in self.frame["site"].unique():
             sites.check(graph, str(site))
 
-    def save(self, path: Path, *, key: str = "", parents: Mapping[str, str] | None = None, seed: int = 0) -> None:
+    def save(
+        self, path: Path, *, key: str = "", parents: Mapping[str, str] | None = None, seed: int = 0
+    ) -> None:
         """Write `sensitivity.parquet`; shares lie beside the numbers they belong to, as three more columns."""
         frame = self.frame[list(COLUMNS)].assign(**to_columns(self.shares, self.frame))
-        write_parquet(path, Header(SCHEMA, graph=self.graph, key=key, parents=dict(parents or {}), seed=seed), frame)
+        write_parquet(
+            path,
+            Header(SCHEMA, graph=self.graph, key=key, parents=dict(parents or {}), seed=seed),
+            frame,
+        )
 
     @staticmethod
     def load(path: Path, graph: str | None = None) -> SensitivityTable:
         """Read `sensitivity.parquet`, for the graph with that id where one is given."""
         header, frame = read_parquet(path, SCHEMA, graph)
-        return SensitivityTable(header.graph, frame[[c for c in COLUMNS if c in frame.columns]], header, from_columns(frame))
+        return SensitivityTable(
+            header.graph,
+            frame[[c for c in COLUMNS if c in frame.columns]],
+            header,
+            from_columns(frame),
+        )
 
 
-def scorers(graph: OpGraph, rule: Mapping[str, str], names: Iterable[str], metrics: Iterable[str]) -> dict[str, str]:
+def scorers(
+    graph: OpGraph, rule: Mapping[str, str], names: Iterable[str], metrics: Iterable[str]
+) -> dict[str, str]:
     """Layer or site -> metric, by a rule on patterns of name, role or block of layers (or names of sites): the first that fits counts.
 
     Raises `QSearchError` for a pattern that matches nothing, a metric that is not measured, and a layer that no pattern matches.
@@ -178,12 +249,27 @@ def scorers(graph: OpGraph, rule: Mapping[str, str], names: Iterable[str], metri
     known = list(metrics)
     for metric in rule.values():
         if metric not in known:
-            raise QSearchError(f"layers are scored by metrics that are measured; {metric!r} is not{nearest(metric, known)}")
-    fitting = [(pattern, metric, set() if sites.is_site(pattern) else {x.name for x in select(graph, pattern)}) for pattern, metric in rule.items()]
+            raise QSearchError(
+                f"layers are scored by metrics that are measured; {metric!r} is not{nearest(metric, known)}"
+            )
+    fitting = [
+        (
+            pattern,
+            metric,
+            set() if sites.is_site(pattern) else {x.name for x in select(graph, pattern)},
+        )
+        for pattern, metric in rule.items()
+    ]
     found = {}
     for name in names:
-        fits = [metric for pattern, metric, layers in fitting if (fnmatchcase(name, pattern) if sites.is_site(name) else name in layers)]
+        fits = [
+            metric
+            for pattern, metric, layers in fitting
+            if (fnmatchcase(name, pattern) if sites.is_site(name) else name in layers)
+        ]
         if not fits:
-            raise QSearchError(f"a rule for metrics must speak of every layer; no pattern of {', '.join(rule)} matches {name}: add '*' at the end")
+            raise QSearchError(
+                f"a rule for metrics must speak of every layer; no pattern of {', '.join(rule)} matches {name}: add '*' at the end"
+            )
         found[name] = fits[0]
     return found

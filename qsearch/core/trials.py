@@ -6,26 +6,35 @@ added whole when its measurement is finished, so a killed evaluation leaves none
 
 from __future__ import annotations
 
+import functools
 import math
 import sqlite3
 import time
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .artifacts import versions
+from .artifacts import graph_name, redacted, versions
+from .cost import Choices
 from .errors import ArtifactError, QSearchError
 from .graph import OpGraph
-from .plan import BitPlan
+from .plan import ONE_RANGE, Plan, plan_id, said
 from .scheme import Scheme
+from .steps import StepRanges
 
 if TYPE_CHECKING:
     import optuna
 
+#: metrics that are values of a study, each with whether more of it is better
+Aims = tuple[tuple[str, bool], ...]
+#: name of the study; with metrics behind it (`sqnr+ noise-`: more or less is better) its values are
+#: theirs
 STUDY = "qsearch.trials/1"
+_SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True)
@@ -36,13 +45,23 @@ class Trial:
     """
 
     name: str
-    layers: dict[str, Scheme]
+    choices: dict[str, Choices]
     metrics: dict[str, tuple[float, float]]
     setting: str
     average_bits: float
     plan: str = ""
     samples: dict[str, list[float]] = field(default_factory=dict)
     stopped: bool = False
+    steps: StepRanges = ONE_RANGE
+
+    def made(self, graph: OpGraph) -> Plan:
+        """The plan that was measured, priced on `graph`."""
+        return Plan.make(graph, self.choices, steps=self.steps)
+
+    @property
+    def schemes(self) -> set[Scheme]:
+        """Every scheme that some site has in some range of steps."""
+        return {scheme for held in self.choices.values() for scheme in held}
 
 
 class Trials:
@@ -50,64 +69,97 @@ class Trials:
 
     def __init__(self, where: Path | str, graph: OpGraph) -> None:
         self.graph = graph
-        self.where = where
-        url = where if isinstance(where, str) and "://" in where else f"sqlite:///{Path(where).resolve()}"
+        url = where if isinstance(where, str) and "://" in where else Path(where).resolve()
+        self._url, self._studies = url, dict[Aims, Any]()
+        #: for people: without the user and the password of a URL
+        self.where = where = redacted(where) if isinstance(where, str) and "://" in where else where
         try:
-            self._study = _open(url)
+            self._study, self._storage = _open(url, STUDY, ())
         except Exception as error:  # SQLAlchemy, SQLite and Optuna each have their own; all mean that this is no study of ours
-            raise ArtifactError(f"{where} can't be opened as an Optuna study ({_reason(error)})") from error
+            raise ArtifactError(
+                f"{self.where} can't be opened as an Optuna study ({_reason(error)})"
+            ) from error
         known = self._study.user_attrs.get("graph")
         if known is None:
             self._study.set_user_attr("graph", graph.id)
             self._study.set_user_attr("versions", versions())
-        elif known != graph.id:
-            raise ArtifactError(f"{where} holds trials of graph {known}, {graph.model} is graph {graph.id}; give another file")
+        elif graph_name(known) != graph.id:
+            raise ArtifactError(
+                f"{self.where} holds trials of graph {known}, {graph.model} is graph {graph.id}; give another file"
+            )
 
     def add(
         self,
         name: str,
-        plan: BitPlan,
+        plan: Plan,
         metrics: Mapping[str, tuple[float, float]],
         setting: str,
         *,
         samples: Mapping[str, Sequence[float]] | None = None,
         stopped: bool = False,
+        higher_is_better: Mapping[str, bool] | None = None,
     ) -> None:
-        """Store one measured plan. Raises `QSearchError` for a plan of another graph or a metric that is not a number."""
+        """Store one measured plan.
+
+        Args:
+            name: of the plan.
+            plan: the plan.
+            metrics: name -> (mean, standard error).
+            setting: digest of how it was measured.
+            samples: metric -> its value for each sample.
+            stopped: given up before the last sample.
+            higher_is_better: metric -> its direction; these metrics are the trial's values, for
+                samplers and dashboards.
+
+        Raises:
+            QSearchError: for a plan of another graph or a metric that is not a number.
+        """
         import optuna
 
         if plan.graph != self.graph.id:
-            raise QSearchError(f"the plan is for graph {plan.graph}, the trials are of graph {self.graph.id}")
+            raise QSearchError(
+                f"the plan is for graph {plan.graph}, the trials are of graph {self.graph.id}"
+            )
         for metric, pair in metrics.items():
             if any(math.isnan(x) for x in pair):
                 raise QSearchError(f"{metric} of plan {name} is not a number; it is not stored")
-        self._study.add_trial(
+        aims = tuple(sorted((m, up) for m, up in (higher_is_better or {}).items() if m in metrics))
+        values = [metrics[m][0] for m, _ in aims] or [metrics.get("noise", (0.0, 0.0))[0]]
+        self._study_of(aims).add_trial(
             optuna.trial.create_trial(
                 state=optuna.trial.TrialState.COMPLETE,
-                value=metrics["noise"][0] if "noise" in metrics else 0.0,
+                values=values,
                 user_attrs={
                     "name": name,
                     "plan": plan.id,
                     "setting": setting,
                     "average_bits": plan.achieved.average_bits,
-                    "layers": {k: str(v) for k, v in plan.layers.items()},
+                    "choices": said(plan.choices),
+                    "steps": plan.steps.content(),
                     "metrics": {k: list(v) for k, v in metrics.items()},
-                    "samples": {k: [round(float(x), 6) for x in v] for k, v in (samples or {}).items()},
+                    "samples": {
+                        k: [round(float(x), 6) for x in v] for k, v in (samples or {}).items()
+                    },
                     "stopped": stopped,
                 },
             )
         )
 
-    def find(self, plan: BitPlan, setting: str) -> Trial | None:
+    def find(self, plan: Plan, setting: str) -> Trial | None:
         """The trial of this plan measured in this setting, or None."""
+        wanted = plan.id
         for trial in reversed(self._stored()):
-            if trial.user_attrs.get("plan") == plan.id and trial.user_attrs.get("setting") == setting:
-                return _trial(trial)
+            a = trial.user_attrs
+            if "plan" not in a or a.get("setting") != setting:
+                continue
+            earlier = "choices" not in a  # a plan's id was another one then
+            if a["plan"] == wanted or (earlier and _trial(trial, self.graph).plan == wanted):
+                return _trial(trial, self.graph)
         return None
 
     def all(self) -> list[Trial]:
         """Every stored trial, oldest first."""
-        return [_trial(t) for t in self._stored() if "plan" in t.user_attrs]
+        return [_trial(t, self.graph) for t in self._stored() if "plan" in t.user_attrs]
 
     def measured(self, setting: str | None = None) -> list[Trial]:
         """The trials of one setting, each plan once (two workers may have measured it at the same time; whole before given up), in the order of their names.
@@ -116,23 +168,54 @@ class Trials:
         """
         found = self.all()
         if not found:
-            raise QSearchError(f"{self.where} holds no measured plan; measure some with `qsearch evaluate RUN --plans 64`")
+            raise QSearchError(
+                f"{self.where} holds no measured plan; measure some with `qsearch evaluate RUN --plans 64`"
+            )
         counts = Counter(t.setting for t in found)
         wanted = setting or max(counts, key=counts.__getitem__)
         if wanted not in counts:
-            raise QSearchError(f"{self.where} holds no plan measured in the setting {wanted}; it has {', '.join(sorted(counts))}")
-        plans = {t.plan: t for t in sorted(found, key=lambda t: not t.stopped) if t.setting == wanted}
+            raise QSearchError(
+                f"{self.where} holds no plan measured in the setting {wanted}; it has {', '.join(sorted(counts))}"
+            )
+        plans = {
+            t.plan: t for t in sorted(found, key=lambda t: not t.stopped) if t.setting == wanted
+        }
         return sorted(plans.values(), key=lambda t: t.name)
 
+    def _study_of(self, aims: Aims) -> optuna.Study:
+        """The study whose values are these metrics, made where there is none."""
+        if not aims:
+            return self._study
+        if aims not in self._studies:
+            name = " ".join([STUDY, *(f"{metric}{'+' if up else '-'}" for metric, up in aims)])
+            self._studies[aims] = _open(self._url, name, aims)[0]
+        found: optuna.Study = self._studies[aims]
+        return found
+
     def _stored(self) -> list[optuna.trial.FrozenTrial]:
+        import optuna
+
         try:
-            return self._study.get_trials(deepcopy=False)
+            found = self._study.get_trials(deepcopy=False)
+            for name in optuna.get_all_study_names(self._storage):
+                if name.startswith(f"{STUDY} "):
+                    study = optuna.load_study(study_name=name, storage=self._storage)
+                    found += study.get_trials(deepcopy=False)
+            return sorted(found, key=_finished)
         except Exception as error:  # as when it is opened
-            raise ArtifactError(f"{self.where} can't be read as an Optuna study ({_reason(error)}); make it again with `qsearch evaluate`") from error
+            raise ArtifactError(
+                f"{self.where} can't be read as an Optuna study ({_reason(error)}); make it again with `qsearch evaluate`"
+            ) from error
 
 
-def _open(url: str) -> optuna.Study:
-    """The study at `url`, made where there is none.
+def _finished(trial: optuna.trial.FrozenTrial) -> float:
+    return trial.datetime_complete.timestamp() if trial.datetime_complete else 0.0
+
+
+def _open(
+    url: str | Path, name: str, aims: Aims
+) -> tuple[optuna.Study, str | optuna.storages.RDBStorage]:
+    """The study of that name at a URL, or in a SQLite file, made where there is none; its storage.
 
     Optuna makes its tables without a lock, so of two processes that begin at the same moment one may fail: it tries again.
     It would make them in anybody's SQLite file, too, so we look first.
@@ -141,14 +224,31 @@ def _open(url: str) -> optuna.Study:
     from sqlalchemy import NullPool, exc
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage: str | optuna.storages.RDBStorage = url
+    storage: str | optuna.storages.RDBStorage = str(url)
     for pause in (0.1, 0.4, 1.6, None):
         try:
-            if url.startswith("sqlite:///"):
-                _look(Path(url.removeprefix("sqlite:///")))
-                # A minute's patience with another writer, and no connection held open between calls.
-                storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}, "poolclass": NullPool})
-            return optuna.create_study(study_name=STUDY, storage=storage, load_if_exists=True)
+            if isinstance(url, str) and url.startswith(_SQLITE) and "?" not in url:
+                url = Path(url.removeprefix(_SQLITE))
+            if isinstance(url, Path):
+                _look(url)
+                # A minute's patience with another writer, and no connection held open between calls. The file is named
+                # to SQLite itself: in a URL, `?` and `#` in a folder's name would mean something else.
+                connect = functools.partial(
+                    sqlite3.connect, url, timeout=60, check_same_thread=False
+                )
+                storage = optuna.storages.RDBStorage(
+                    _SQLITE, engine_kwargs={"creator": connect, "poolclass": NullPool}
+                )
+            way = optuna.study.StudyDirection
+            directions = [way.MAXIMIZE if up else way.MINIMIZE for _, up in aims] or [way.MINIMIZE]
+            study = optuna.create_study(
+                study_name=name, storage=storage, load_if_exists=True, directions=directions
+            )
+            if aims:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                    study.set_metric_names([metric for metric, _ in aims])
+            return study, storage
         except (exc.IntegrityError, exc.OperationalError, optuna.exceptions.StorageInternalError):
             if pause is None:
                 raise
@@ -161,24 +261,33 @@ def _look(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.stat().st_size:
         with closing(sqlite3.connect(path)) as database:
-            tables = {name for (name,) in database.execute("select name from sqlite_master where type = 'table'")}
+            tables = {
+                name
+                for (name,) in database.execute(
+                    "select name from sqlite_master where type = 'table'"
+                )
+            }
         if tables and not tables & {"studies", "version_info", "alembic_version"}:
             raise ValueError(f"it is a database with the tables {', '.join(sorted(tables)[:5])}")
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+    words = (str(error).strip() or "no reason given").splitlines()[0]
+    return redacted(f"{type(error).__name__}: {words}")
 
 
-def _trial(trial: optuna.trial.FrozenTrial) -> Trial:
+def _trial(trial: optuna.trial.FrozenTrial, graph: OpGraph) -> Trial:
     a = trial.user_attrs
+    given = a["choices"] if "choices" in a else a["layers"]  # the latter before there were ranges
+    steps = StepRanges.parse(a.get("steps"))
     return Trial(
         a["name"],
-        {k: Scheme.parse(v) for k, v in a["layers"].items()},
+        {k: tuple(map(Scheme.parse, [v] if isinstance(v, str) else v)) for k, v in given.items()},
         {k: (v[0], v[1]) for k, v in a["metrics"].items()},
         a["setting"],
         a["average_bits"],
-        a["plan"],
+        a["plan"] if "choices" in a else plan_id(graph.id, given, steps),
         {k: list(v) for k, v in a.get("samples", {}).items()},
         a.get("stopped", False),
+        steps,
     )

@@ -11,9 +11,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ..core.cost import select
 from ..core.errors import QSearchError
 from ..core.graph import LayerSpec, OpGraph
-from ..core.plan import select
 from ..core.scheme import KEEP, Scheme
 
 
@@ -33,12 +33,18 @@ class Constraints:
 
     def __post_init__(self) -> None:
         if self.formats is not None and self.formats < 0:
-            raise QSearchError(f"a plan has at least 0 formats beside keep; given at most {self.formats}")
+            raise QSearchError(
+                f"a plan has at least 0 formats beside keep; given at most {self.formats}"
+            )
         for pattern, schemes in self.allowed.items():
             if not schemes:
-                raise QSearchError(f"the layers of {pattern!r} need at least one allowed scheme; keep is one")
+                raise QSearchError(
+                    f"the layers of {pattern!r} need at least one allowed scheme; keep is one"
+                )
 
-    def choices(self, graph: OpGraph, offered: Mapping[str, Sequence[Scheme]]) -> dict[str, tuple[Scheme, ...]]:
+    def choices(
+        self, graph: OpGraph, offered: Mapping[str, Sequence[Scheme]]
+    ) -> dict[str, tuple[Scheme, ...]]:
         """What each quantizable layer may become, of what is `offered` for it. Raises `QSearchError` naming two rules that contradict."""
         rules: dict[str, list[tuple[str, set[Scheme]]]] = defaultdict(list)
         for pattern in self.protected:
@@ -55,13 +61,20 @@ class Constraints:
             for rule, may in rules[layer.name]:
                 kept = tuple(s for s in left if s in may)
                 if not kept:
-                    culprit = next((r for r, other in rules[layer.name] if r != rule and not other & may), before)
-                    raise QSearchError(f"two rules for {layer.name} contradict each other: {culprit}; and {rule}")
+                    culprit = next(
+                        (r for r, other in rules[layer.name] if r != rule and not other & may),
+                        before,
+                    )
+                    raise QSearchError(
+                        f"two rules for {layer.name} contradict each other: {culprit}; and {rule}"
+                    )
                 left = kept
             out[layer.name] = left
         return out
 
-    def groups(self, graph: OpGraph, choices: Mapping[str, Sequence[Scheme]]) -> list[tuple[str, ...]]:
+    def groups(
+        self, graph: OpGraph, choices: Mapping[str, Sequence[Scheme]]
+    ) -> list[tuple[str, ...]]:
         """The quantizable layers in groups that share a scheme, most of them alone. Raises `QSearchError` naming two that can't."""
         parent = {layer.name: layer.name for layer in graph.quantizable}
 
@@ -82,9 +95,13 @@ class Constraints:
             for first, second in itertools.combinations(names, 2):
                 if not set(choices[first]) & set(choices[second]):
                     both = f"{_listed(choices[first])}; and {_listed(choices[second])}"
-                    raise QSearchError(f"{first} and {second} are tied and have no scheme in common: {both}")
+                    raise QSearchError(
+                        f"{first} and {second} are tied and have no scheme in common: {both}"
+                    )
             if not set.intersection(*(set(choices[n]) for n in names)):
-                raise QSearchError(f"{', '.join(names)} are tied and have no scheme in common, though each two of them have")
+                raise QSearchError(
+                    f"{', '.join(names)} are tied and have no scheme in common, though each two of them have"
+                )
         return [tuple(names) for names in held.values()]
 
 
@@ -96,7 +113,9 @@ def fused(graph: OpGraph) -> list[tuple[str, ...]]:
         if part in ("q", "k", "v") and kind.endswith("attention") and layer.kind == "linear":
             # Of cross-attention only keys and values read the same tokens.
             source = "q" if part == "q" and kind.startswith("cross") else ""
-            held[(f"{layer.name.rpartition('.')[0]} {kind}{source}", layer.block, _width(layer))].append(layer.name)
+            held[
+                (f"{layer.name.rpartition('.')[0]} {kind}{source}", layer.block, _width(layer))
+            ].append(layer.name)
     return [tuple(names) for names in held.values() if len(names) > 1]
 
 
@@ -107,9 +126,13 @@ def _width(layer: LayerSpec) -> int:
 def _check_pair(a: LayerSpec, b: LayerSpec) -> None:
     for layer in (a, b):
         if not layer.quantizable:
-            raise QSearchError(f"tied layers must be ones that can be quantized; {layer.name} ({layer.kind}) can't")
+            raise QSearchError(
+                f"tied layers must be ones that can be quantized; {layer.name} ({layer.kind}) can't"
+            )
     if _width(a) != _width(b):
-        raise QSearchError(f"tied layers must read rows of one width; {a.name} reads {_width(a)}, {b.name} reads {_width(b)}")
+        raise QSearchError(
+            f"tied layers must read rows of one width; {a.name} reads {_width(a)}, {b.name} reads {_width(b)}"
+        )
 
 
 def _listed(schemes: Sequence[Scheme] | set[Scheme]) -> str:

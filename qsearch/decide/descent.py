@@ -16,6 +16,7 @@ from .problem import Matrix, Picks, Problem, Vector
 from .relaxation import relax
 
 _SHORTLIST = 160  # changes among which pairs are looked for
+_MOVES = 50  # for each site, from one start to its local optimum
 _KICKS = 24  # times a local optimum is left again
 _KICKED = 4  # sites changed at random then, at the most
 
@@ -25,15 +26,28 @@ class Descent:
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.moves = problem, Moves(problem)
-        given = np.zeros((1, len(problem.sites), problem.width)) if problem.scores is None else problem.scores
-        self.scores = given * np.sqrt(problem.trust / len(given))  # so that products are sums over the probes
+        given = (
+            np.zeros((1, len(problem.sites), problem.width))
+            if problem.scores is None
+            else problem.scores
+        )
+        self.scores = given * np.sqrt(
+            problem.trust / len(given)
+        )  # so that products are sums over the probes
         self.own: Matrix = (self.scores**2).sum(0)
         self.rows = np.arange(len(problem.sites))
         relaxed = relax(replace(problem, scores=None))
-        self.prices: Vector = np.zeros(len(self.moves.scales)) if relaxed is None else relaxed.prices * self.moves.scales
+        self.prices: Vector = (
+            np.zeros(len(self.moves.scales))
+            if relaxed is None
+            else relaxed.prices * self.moves.scales
+        )
 
     def run(self, picks: Picks, *, ends: float, seed: int = 0) -> Picks:
-        """The best assignment found from `picks`, which must be allowed, until `ends` on the monotonic clock."""
+        """The best assignment found from `picks`, which must be allowed, by a counted number of moves.
+
+        `ends`: time on the monotonic clock after which it stops all the same, a guard.
+        """
         dice = np.random.default_rng(seed)
         best = self._descend(picks, ends)
         worth = self.problem.worth(best)
@@ -41,7 +55,9 @@ class Descent:
             if time.monotonic() >= ends:
                 break
             kicked = best.copy()
-            for site in dice.choice(self.rows, min(int(dice.integers(1, _KICKED + 1)), len(self.rows)), replace=False):
+            for site in dice.choice(
+                self.rows, min(int(dice.integers(1, _KICKED + 1)), len(self.rows)), replace=False
+            ):
                 kicked[site] = dice.integers(len(self.problem.choices[site]))
             back = self.moves.repair(kicked)
             if back is None:
@@ -58,7 +74,9 @@ class Descent:
         along = np.einsum("p,plc->lc", taken.sum(1), self.scores)  # T . s
         beside = np.einsum("pl,plc->lc", taken, self.scores)  # s of the present choice . s
         small = 1e-12 * float(np.abs(self.moves.values[np.isfinite(self.moves.values)]).max())
-        while time.monotonic() < ends:
+        for _ in range(_MOVES * len(self.rows)):
+            if time.monotonic() >= ends:
+                break
             change = self._changes(picks, along, beside)
             more = [cost - cost[self.rows, picks][:, None] for cost in self.moves.costs]
             fits = np.isfinite(change)
@@ -66,7 +84,11 @@ class Descent:
                 fits &= extra <= np.maximum(cap - used, 0) + 1e-13
             single = np.where(fits, change, np.inf)
             site, choice = np.unravel_index(int(np.argmin(single)), single.shape)
-            steps = [(int(site), int(choice))] if single[site, choice] < -small else self._swap(picks, change, more, spent, small)
+            steps = (
+                [(int(site), int(choice))]
+                if single[site, choice] < -small
+                else self._swap(picks, change, more, spent, small)
+            )
             if not steps:
                 break
             for l, c in steps:  # noqa: E741  (l is a layer throughout)
@@ -81,11 +103,15 @@ class Descent:
         """What every single change adds to the total: [sites, choices]; inf for padding, zero for the present choice."""
         at = (self.rows, picks)
         values = self.moves.values - self.moves.values[at][:, None]
-        change: Matrix = values + 2 * (along - along[at][:, None]) - 2 * beside + 2 * self.own[at][:, None]
+        change: Matrix = (
+            values + 2 * (along - along[at][:, None]) - 2 * beside + 2 * self.own[at][:, None]
+        )
         change[at] = np.inf
         return change
 
-    def _swap(self, picks: Picks, change: Matrix, more: list[Matrix], spent: Vector, small: float) -> list[tuple[int, int]]:
+    def _swap(
+        self, picks: Picks, change: Matrix, more: list[Matrix], spent: Vector, small: float
+    ) -> list[tuple[int, int]]:
         """The best two changes at different sites that gain together and keep the limits; none where there are none."""
         ranked = np.where(np.isfinite(change), change, np.inf)
         for price, extra in zip(self.prices, more, strict=True):
@@ -114,7 +140,9 @@ def convex_bound(problem: Problem, picks: Picks, *, ends: float, rounds: int = 6
         relaxed = relax(problem)
         return -np.inf if relaxed is None else relaxed.bound
     shape = (len(problem.sites), problem.width)
-    s = problem.scores.reshape(len(problem.scores), -1) * np.sqrt(problem.trust / len(problem.scores))
+    s = problem.scores.reshape(len(problem.scores), -1) * np.sqrt(
+        problem.trust / len(problem.scores)
+    )
     real = np.isfinite(values := Moves(problem).values)
     linear = np.where(real, values, 0.0).ravel() - (s**2).sum(0)
     begin = np.zeros(shape)
@@ -125,7 +153,12 @@ def convex_bound(problem: Problem, picks: Picks, *, ends: float, rounds: int = 6
         there = s @ x
         slope = linear + 2 * (there @ s)
         sloped = slope.reshape(shape)
-        tangent = replace(problem, values=tuple(sloped[i, : len(c)] for i, c in enumerate(problem.choices)), scores=None, formats=None)
+        tangent = replace(
+            problem,
+            values=tuple(sloped[i, : len(c)] for i, c in enumerate(problem.choices)),
+            scores=None,
+            formats=None,
+        )
         relaxed = relax(tangent)
         if relaxed is None:
             return -np.inf

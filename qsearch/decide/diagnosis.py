@@ -20,7 +20,9 @@ def contradiction(problem: Problem, *, seconds: float = 10.0) -> InfeasibleBudge
     names = [*problem.limits, *(["formats"] if problem.formats is not None else [])]
     for name in problem.limits:
         if (best := _least(problem, name, [], seconds)) is None or _above(problem, name, best):
-            return InfeasibleBudget(f"no plan reaches {_asked(problem, name)}; the least with these choices is {_shown(problem, name, best)}")
+            return InfeasibleBudget(
+                f"no plan reaches {_asked(problem, name)}; the least with these choices is {_shown(problem, name, best)}"
+            )
     for first, second in combinations(names, 2):
         for kept, sought in ((first, second), (second, first)):
             if sought == "formats":
@@ -28,11 +30,19 @@ def contradiction(problem: Problem, *, seconds: float = 10.0) -> InfeasibleBudge
             best = _least(problem, sought, [kept], seconds)
             if best is None or _above(problem, sought, best):
                 asked = f"{_asked(problem, first)} and {_asked(problem, second)}"
-                return InfeasibleBudget(f"no plan keeps {asked} at once; with {kept} kept the least {sought} is {_shown(problem, sought, best)}")
+                return InfeasibleBudget(
+                    f"no plan keeps {asked} at once; with {kept} kept the least {sought} is {_shown(problem, sought, best)}"
+                )
     sought, *others = problem.limits
     best = _least(problem, sought, [*others, *names[len(problem.limits) :]], seconds)
-    told = f"; with the others kept the least {sought} is {_shown(problem, sought, best)}" if best is not None else ""
-    return InfeasibleBudget(f"no plan keeps all of {', '.join(_asked(problem, n) for n in names)} at once, though each two of them go together{told}")
+    told = (
+        f"; with the others kept the least {sought} is {_shown(problem, sought, best)}"
+        if best is not None
+        else ""
+    )
+    return InfeasibleBudget(
+        f"no plan keeps all of {', '.join(_asked(problem, n) for n in names)} at once, though each two of them go together{told}"
+    )
 
 
 def _least(problem: Problem, sought: str, kept: list[str], seconds: float) -> float | None:
@@ -56,7 +66,11 @@ def _above(problem: Problem, name: str, best: float) -> bool:
 
 
 def _asked(problem: Problem, name: str) -> str:
-    return f"at most {problem.formats} formats" if name == "formats" else f"{name} {problem.limits[name] + problem.spent.get(name, 0.0):.6g}"
+    return (
+        f"at most {problem.formats} formats"
+        if name == "formats"
+        else f"{name} {problem.limits[name] + problem.spent.get(name, 0.0):.6g}"
+    )
 
 
 def _shown(problem: Problem, name: str, best: float | None) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.errors import QSearchError, nearest
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan, Solver
+from ..core.plan import Plan, Solver
 from ..core.scheme import KEEP, Scheme
 from ..core.table import SensitivityTable
 from .allocation import allocate_frontier
@@ -25,31 +25,45 @@ _BUDGETS = 12
 
 
 def draw(
-    graph: OpGraph, schemes: Sequence[Scheme | str], count: int, how: str = "random", *, seed: int = 0, table: SensitivityTable | None = None
-) -> dict[str, BitPlan]:
+    graph: OpGraph,
+    schemes: Sequence[Scheme | str],
+    count: int,
+    how: str = "random",
+    *,
+    seed: int = 0,
+    table: SensitivityTable | None = None,
+) -> dict[str, Plan]:
     """`count` different plans by name, e.g. `random-0-007`: the same for the same seed, and of `random` and `frontier` also the first of a longer draw.
 
     `how`: one of `random`, `latin`, `frontier`; the last wants a `table` that has the schemes.
     """
     if how not in DRAWS:
-        raise QSearchError(f"plans are drawn in one of the ways {', '.join(DRAWS)}; given {how!r}{nearest(how, DRAWS)}")
+        raise QSearchError(
+            f"plans are drawn in one of the ways {', '.join(DRAWS)}; given {how!r}{nearest(how, DRAWS)}"
+        )
     if count < 1:
         raise QSearchError(f"at least one plan is drawn; given {count}")
     options = sorted({Scheme.parse(s) for s in schemes}, key=lambda s: (s.bits, str(s)))
     if len(options) < 2:
-        raise QSearchError(f"plans differ where a layer may have two schemes; given {', '.join(map(str, options)) or 'none'}")
+        raise QSearchError(
+            f"plans differ where a layer may have two schemes; given {', '.join(map(str, options)) or 'none'}"
+        )
     if how == "frontier" and table is None:
-        raise QSearchError("plans around the frontier need a sensitivity table; make it with `qsearch profile`, or draw `random` plans")
+        raise QSearchError(
+            "plans around the frontier need a sensitivity table; make it with `qsearch profile`, or draw `random` plans"
+        )
     drawn = DRAWS[how](graph, options, count, seed, table)
     return {f"{how}-{seed}-{i:03d}": _plan(graph, chosen, how) for i, chosen in enumerate(drawn)}
 
 
-def _plan(graph: OpGraph, chosen: dict[str, Scheme], how: str) -> BitPlan:
+def _plan(graph: OpGraph, chosen: dict[str, Scheme], how: str) -> Plan:
     kept = {layer.name: KEEP for layer in graph if not layer.quantizable}
-    return BitPlan.make(graph, chosen | kept, solver=Solver(how, "unsolved"))
+    return Plan.make(graph, chosen | kept, solver=Solver(how, "unsolved"))
 
 
-def _random(graph: OpGraph, options: list[Scheme], count: int, seed: int, table: SensitivityTable | None) -> list[dict[str, Scheme]]:
+def _random(
+    graph: OpGraph, options: list[Scheme], count: int, seed: int, table: SensitivityTable | None
+) -> list[dict[str, Scheme]]:
     widths = sorted({s.bits for s in options})
     of_width = [[s for s in options if s.bits == bits] for bits in widths]
     drawn = []
@@ -57,34 +71,64 @@ def _random(graph: OpGraph, options: list[Scheme], count: int, seed: int, table:
         dice = np.random.default_rng([seed, i])
         chance = dice.uniform()  # of the next width, at each of the steps from the narrowest: with two widths, Qua2SeDiMo's 1 - p
         rungs = dice.binomial(len(widths) - 1, chance, len(graph.quantizable))
-        drawn.append({layer.name: of_width[r][dice.integers(len(of_width[r]))] for layer, r in zip(graph.quantizable, rungs, strict=True)})
+        drawn.append(
+            {
+                layer.name: of_width[r][dice.integers(len(of_width[r]))]
+                for layer, r in zip(graph.quantizable, rungs, strict=True)
+            }
+        )
     return drawn
 
 
-def _latin(graph: OpGraph, options: list[Scheme], count: int, seed: int, table: SensitivityTable | None) -> list[dict[str, Scheme]]:
+def _latin(
+    graph: OpGraph, options: list[Scheme], count: int, seed: int, table: SensitivityTable | None
+) -> list[dict[str, Scheme]]:
     from scipy.stats import qmc
 
     roles = sorted({layer.role for layer in graph.quantizable})
     places = qmc.LatinHypercube(len(roles), rng=np.random.default_rng(seed)).random(count)
-    of_role = [dict(zip(roles, (options[int(u * len(options))] for u in row), strict=True)) for row in places]
+    of_role = [
+        dict(zip(roles, (options[int(u * len(options))] for u in row), strict=True))
+        for row in places
+    ]
     return [{layer.name: chosen[layer.role] for layer in graph.quantizable} for chosen in of_role]
 
 
-def _frontier(graph: OpGraph, options: list[Scheme], count: int, seed: int, table: SensitivityTable | None) -> list[dict[str, Scheme]]:
+def _frontier(
+    graph: OpGraph, options: list[Scheme], count: int, seed: int, table: SensitivityTable | None
+) -> list[dict[str, Scheme]]:
     assert table is not None
-    sizes = [BitPlan.uniform(graph, s).achieved.average_bits for s in options]
+    sizes = [Plan.uniform(graph, s).achieved.average_bits for s in options]
     metric = "noise" if "noise" in table.metrics else table.metrics[0]
-    plans = allocate_frontier(graph, table, list(np.linspace(min(sizes) * 1.02, max(sizes), _BUDGETS)), metric=metric, schemes=options)
+    plans = allocate_frontier(
+        graph,
+        table,
+        list(np.linspace(min(sizes) * 1.02, max(sizes), _BUDGETS)),
+        metric=metric,
+        schemes=options,
+    )
     drawn = []
     for i in range(count):
         dice = np.random.default_rng([seed, i])
         base, share = plans[i % len(plans)], dice.uniform(0, _ASTRAY)
-        astray = {layer.name: options[dice.integers(len(options))] for layer in graph.quantizable if dice.uniform() < share}
-        drawn.append({layer.name: astray.get(layer.name, base.layers[layer.name]) for layer in graph.quantizable})
+        astray = {
+            layer.name: options[dice.integers(len(options))]
+            for layer in graph.quantizable
+            if dice.uniform() < share
+        }
+        drawn.append(
+            {
+                layer.name: astray.get(layer.name, base.single[layer.name])
+                for layer in graph.quantizable
+            }
+        )
     return drawn
 
 
-DRAWS: dict[str, Callable[[OpGraph, list[Scheme], int, int, SensitivityTable | None], list[dict[str, Scheme]]]] = {
+DRAWS: dict[
+    str,
+    Callable[[OpGraph, list[Scheme], int, int, SensitivityTable | None], list[dict[str, Scheme]]],
+] = {
     "random": _random,
     "latin": _latin,
     "frontier": _frontier,

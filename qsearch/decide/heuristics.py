@@ -41,8 +41,12 @@ def allowed(problem: Problem, picks: Picks, seconds: float) -> Picks | None:
     repaired = moves.repair(picks)
     if repaired is None:
         repaired = moves.repair(moves.cheapest())
-    if repaired is None:  # single changes go round in circles; whether there is any assignment is a question for the program
-        free = replace(problem, values=tuple(np.zeros(len(v)) for v in problem.values), formats=None)
+    if (
+        repaired is None
+    ):  # single changes go round in circles; whether there is any assignment is a question for the program
+        free = replace(
+            problem, values=tuple(np.zeros(len(v)) for v in problem.values), formats=None
+        )
         found = solve_program(free, seconds=seconds)
         repaired = None if found is None else found.picks
     return None if repaired is None else moves.improve(repaired)
@@ -54,7 +58,11 @@ def limited(problem: Problem, solve: Callable[[Problem], Picks | None]) -> Picks
     Each candidate is a problem with some formats left out; of them the one with the least total goes on, until few enough are left.
     """
     picks = solve(problem)
-    if problem.formats is None or picks is None or len(problem.formats_of(picks)) <= problem.formats:
+    if (
+        problem.formats is None
+        or picks is None
+        or len(problem.formats_of(picks)) <= problem.formats
+    ):
         return picks
     used = problem.formats_of(picks)
     while len(used) > problem.formats:
@@ -75,7 +83,13 @@ def limited(problem: Problem, solve: Callable[[Problem], Picks | None]) -> Picks
 
 def gap_of(value: float, bound: float) -> float:
     """How far a value may be above the best, relative to its size."""
-    return 0.0 if value <= bound else (value - bound) / max(abs(value), 1e-300) if math.isfinite(bound) else math.inf
+    return (
+        0.0
+        if value <= bound
+        else (value - bound) / max(abs(value), 1e-300)
+        if math.isfinite(bound)
+        else math.inf
+    )
 
 
 def shadow(problem: Problem, relaxed: Relaxed) -> dict[str, float]:

@@ -19,8 +19,13 @@ class Moves:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.values = padded(problem.values)
-        self.scales = np.array([max(abs(limit), problem.span[name]) or 1.0 for name, limit in problem.limits.items()])
-        self.costs = [padded(problem.costs[name]) / scale for name, scale in zip(problem.limits, self.scales, strict=True)]
+        self.scales = np.array(
+            [max(abs(limit), problem.span[name]) or 1.0 for name, limit in problem.limits.items()]
+        )
+        self.costs = [
+            padded(problem.costs[name]) / scale
+            for name, scale in zip(problem.limits, self.scales, strict=True)
+        ]
         self.caps: Vector = np.array(list(problem.limits.values())) / self.scales
         self._rows = np.arange(len(self.values))
 
@@ -46,7 +51,9 @@ class Moves:
             broken = [i for i, x in enumerate(over) if x > 1e-12]
             if not broken:
                 return picks
-            freed = np.nan_to_num(sum(self._gain(self.costs[i], picks).clip(max=over[i]) for i in broken), nan=-np.inf)
+            freed = np.nan_to_num(
+                sum(self._gain(self.costs[i], picks).clip(max=over[i]) for i in broken), nan=-np.inf
+            )
             # A move that frees something but breaks another limit that holds would go round in circles.
             for i in set(range(len(over))) - set(broken):
                 freed[-self._gain(self.costs[i], picks) > -over[i]] = -np.inf
@@ -80,7 +87,9 @@ class Moves:
     def cheapest(self) -> Picks:
         """For each site the choice that uses least of all limits together; of equals the best."""
         total: Matrix = np.sum([*self.costs, np.zeros_like(self.values)], axis=0)
-        picks: Picks = np.argmin(np.where(total <= total.min(axis=1, keepdims=True), self.values, np.inf), axis=1).astype(np.int64)
+        picks: Picks = np.argmin(
+            np.where(total <= total.min(axis=1, keepdims=True), self.values, np.inf), axis=1
+        ).astype(np.int64)
         return picks
 
     def _gain(self, matrix: Matrix, picks: Picks) -> Matrix:

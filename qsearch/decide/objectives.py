@@ -33,13 +33,19 @@ class Objective:
 
     def __post_init__(self) -> None:
         if not self.weights:
-            raise QSearchError("an objective needs at least one metric with its weight, e.g. noise: 1")
+            raise QSearchError(
+                "an objective needs at least one metric with its weight, e.g. noise: 1"
+            )
         for metric, weight in self.weights.items():
             if not (math.isfinite(weight) and weight >= 0):
-                raise QSearchError(f"a metric's weight must be finite and not below zero, since every metric is a loss; {metric} has {weight}")
+                raise QSearchError(
+                    f"a metric's weight must be finite and not below zero, since every metric is a loss; {metric} has {weight}"
+                )
         for metric, limit in self.at_most.items():
             if not limit >= 0:
-                raise QSearchError(f"a loss is limited to something at or above zero; {metric} to {limit}")
+                raise QSearchError(
+                    f"a loss is limited to something at or above zero; {metric} to {limit}"
+                )
 
     def values(self, table: SensitivityTable) -> dict[str, dict[str, float]]:
         """layer -> scheme -> what is minimised; `keep` is among the schemes, with no loss."""
@@ -48,9 +54,16 @@ class Objective:
         whole = set.intersection(*shared)
         for metric, found in zip(self.weights, shared, strict=True):
             if missing := sorted(set.union(*shared) - found):
-                raise QSearchError(f"metrics are weighed against each other where all were measured; {metric} lacks {missing[0][1]} at {missing[0][0]}")
+                raise QSearchError(
+                    f"metrics are weighed against each other where all were measured; {metric} lacks {missing[0][1]} at {missing[0][0]}"
+                )
         count = _decibels if self.decibels else float
-        return {site: {s: sum(w * count(p[site][s]) for w, p in parts) for s in row if (site, s) in whole} for site, row in parts[0][1].items()}
+        return {
+            site: {
+                s: sum(w * count(p[site][s]) for w, p in parts) for s in row if (site, s) in whole
+            }
+            for site, row in parts[0][1].items()
+        }
 
     def limits(self, table: SensitivityTable) -> dict[str, tuple[Values, float]]:
         """metric -> (its losses, the most that is allowed)."""
@@ -62,14 +75,21 @@ def losses(table: SensitivityTable, metric: str) -> dict[str, dict[str, float]]:
     return {site: {str(KEEP): 0.0} | row for site, row in table.values(metric).items()}
 
 
-def predictions(graph: OpGraph, schemes: Iterable[Scheme | str], predict: Callable[[str, Scheme], float]) -> dict[str, dict[str, float]]:
+def predictions(
+    graph: OpGraph, schemes: Iterable[Scheme | str], predict: Callable[[str, Scheme], float]
+) -> dict[str, dict[str, float]]:
     """The same from anything that predicts the loss of one scheme at one layer (a surrogate's attribution, a formula)."""
     options = [Scheme.parse(s) for s in schemes]
-    found = {layer.name: {str(s): float(predict(layer.name, s)) for s in options} | {str(KEEP): 0.0} for layer in graph.quantizable}
+    found = {
+        layer.name: {str(s): float(predict(layer.name, s)) for s in options} | {str(KEEP): 0.0}
+        for layer in graph.quantizable
+    }
     for site, row in found.items():
         for scheme, loss in row.items():
             if not math.isfinite(loss):
-                raise QSearchError(f"a predicted loss must be a number; {scheme} at {site} is {loss}")
+                raise QSearchError(
+                    f"a predicted loss must be a number; {scheme} at {site} is {loss}"
+                )
     return found
 
 

@@ -15,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import QSearchError
+from ..core.plan import ONE_RANGE
 from ..core.scheme import Scheme
+from ..core.steps import StepRanges
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 Picks = NDArray[np.int64]
-#: a scheme, or one a step bin
+#: a scheme for all steps, or one for each range of them
 Choice = Scheme | tuple[Scheme, ...]
 _ROUNDING = 1e-12  # of a sum of costs, as `Budget.excess` allows
 
@@ -31,7 +33,8 @@ class Problem:
 
     `values[i]`, `costs[name][i]`: one number a choice. `scores` [probes, sites, choices], padded with zeros: probe scores, each squared and
     averaged over the probes a noise power; `trust` in [0, 1]: how much of their products counts (0 = additive). `spent`: what layers that are
-    no sites cost, already taken off the limits. `members`: site -> layers, where a site stands for several that are tied.
+    no sites cost, already taken off the limits. `members`: site -> layers, where a site stands for several that are tied. `steps`: ranges of
+    sampler steps, where choices are tuples with a scheme for each.
     """
 
     sites: tuple[str, ...]
@@ -44,14 +47,19 @@ class Problem:
     trust: float = 1.0
     spent: dict[str, float] = field(default_factory=dict)
     members: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    steps: StepRanges = ONE_RANGE
 
     def __post_init__(self) -> None:
         if not self.sites:
             raise QSearchError("a problem needs at least one layer that can be changed")
-        if empty := [site for site, options in zip(self.sites, self.choices, strict=True) if not options]:
+        if empty := [
+            site for site, options in zip(self.sites, self.choices, strict=True) if not options
+        ]:
             raise QSearchError(f"every layer needs a choice; {empty[0]} has none")
         if self.scores is not None and self.scores.shape[1:] != (len(self.sites), self.width):
-            raise QSearchError(f"scores are [probes, sites, choices]; given {self.scores.shape} for {len(self.sites)} sites and {self.width} choices")
+            raise QSearchError(
+                f"scores are [probes, sites, choices]; given {self.scores.shape} for {len(self.sites)} sites and {self.width} choices"
+            )
 
     @property
     def width(self) -> int:
@@ -60,11 +68,20 @@ class Problem:
 
     def picks(self, chosen: Mapping[str, Choice]) -> Picks:
         """Index of each site's choice."""
-        return np.array([options.index(chosen[site]) for site, options in zip(self.sites, self.choices, strict=True)], dtype=np.int64)
+        return np.array(
+            [
+                options.index(chosen[site])
+                for site, options in zip(self.sites, self.choices, strict=True)
+            ],
+            dtype=np.int64,
+        )
 
     def chosen(self, picks: Picks) -> dict[str, Choice]:
         """The assignment by name."""
-        return {site: options[int(k)] for site, options, k in zip(self.sites, self.choices, picks, strict=True)}
+        return {
+            site: options[int(k)]
+            for site, options, k in zip(self.sites, self.choices, picks, strict=True)
+        }
 
     def total(self, chosen: Mapping[str, Choice]) -> float:
         """What a full assignment is worth: the sum of its values, and of the products of its scores where there are some."""
@@ -85,11 +102,17 @@ class Problem:
     def broken(self, picks: Picks) -> dict[str, float]:
         """name -> how far above its limit, for every limit that is broken."""
         over = {name: self.used(name, picks) - limit for name, limit in self.limits.items()}
-        return {name: x for name, x in over.items() if x > _ROUNDING * (abs(self.limits[name]) + self.span[name])}
+        return {
+            name: x
+            for name, x in over.items()
+            if x > _ROUNDING * (abs(self.limits[name]) + self.span[name])
+        }
 
     def keeps(self, picks: Picks) -> bool:
         """Whether an assignment is allowed: every limit holds, and the formats are few enough."""
-        return not self.broken(picks) and (self.formats is None or len(self.formats_of(picks)) <= self.formats)
+        return not self.broken(picks) and (
+            self.formats is None or len(self.formats_of(picks)) <= self.formats
+        )
 
     @cached_property
     def span(self) -> dict[str, float]:
@@ -98,11 +121,20 @@ class Problem:
 
     def formats_of(self, picks: Picks) -> set[str]:
         """The formats that an assignment uses, `keep` not counted."""
-        return {f for options, k in zip(self.choices, picks, strict=True) for f in formats(options[int(k)])}
+        return {
+            f
+            for options, k in zip(self.choices, picks, strict=True)
+            for f in formats(options[int(k)])
+        }
 
     def only(self, allowed: set[str]) -> tuple[Problem, list[Picks]] | None:
         """The problem with choices of these formats (and `keep`) alone, and each site's old indices; None where a site is left without."""
-        kept = [np.array([k for k, option in enumerate(options) if formats(option) <= allowed], np.int64) for options in self.choices]
+        kept = [
+            np.array(
+                [k for k, option in enumerate(options) if formats(option) <= allowed], np.int64
+            )
+            for options in self.choices
+        ]
         return None if any(len(k) == 0 for k in kept) else (self.cut(kept), kept)
 
     def cut(self, kept: list[Picks]) -> Problem:
@@ -114,21 +146,36 @@ class Problem:
                 scores[:, i, : len(k)] = self.scores[:, i, k]
         return replace(
             self,
-            choices=tuple(tuple(options[int(j)] for j in k) for options, k in zip(self.choices, kept, strict=True)),
+            choices=tuple(
+                tuple(options[int(j)] for j in k)
+                for options, k in zip(self.choices, kept, strict=True)
+            ),
             values=tuple(v[k] for v, k in zip(self.values, kept, strict=True)),
-            costs={name: tuple(c[k] for c, k in zip(rows, kept, strict=True)) for name, rows in self.costs.items()},
+            costs={
+                name: tuple(c[k] for c, k in zip(rows, kept, strict=True))
+                for name, rows in self.costs.items()
+            },
             formats=None,
             scores=scores,
         )
 
     def layers(self, chosen: Mapping[str, Choice]) -> dict[str, Choice]:
         """The assignment layer by layer: tied layers get what their site got."""
-        return {layer: choice for site, choice in chosen.items() for layer in self.members.get(site, (site,))}
+        return {
+            layer: choice
+            for site, choice in chosen.items()
+            for layer in self.members.get(site, (site,))
+        }
+
+
+def schemes_of(choice: Choice) -> tuple[Scheme, ...]:
+    """The schemes of a choice: one, or one for each range of steps."""
+    return (choice,) if isinstance(choice, Scheme) else choice
 
 
 def formats(choice: Choice) -> set[str]:
     """Formats of weights that a choice needs, `keep` not counted."""
-    return {s.format for s in ((choice,) if isinstance(choice, Scheme) else choice) if s.format != "keep"}
+    return {s.format for s in schemes_of(choice) if s.format != "keep"}
 
 
 def padded(vectors: tuple[Vector, ...], filling: float = np.inf) -> Matrix:

@@ -35,7 +35,13 @@ class Found:
     bound: float
 
 
-def solve_program(problem: Problem, *, seconds: float, relaxed: Relaxed | None = None, incumbent: float | None = None) -> Found | None:
+def solve_program(
+    problem: Problem,
+    *,
+    seconds: float,
+    relaxed: Relaxed | None = None,
+    incumbent: float | None = None,
+) -> Found | None:
     """Best assignment within all limits and formats; None when there is none. `incumbent`: the value of one that is known; no worse one is sought.
 
     Variables: one binary a site and choice, one a format, the room left of each limit that has a price. Values alone: interactions are not linear.
@@ -45,7 +51,11 @@ def solve_program(problem: Problem, *, seconds: float, relaxed: Relaxed | None =
     reduced = _reduced(problem, relaxed.prices)
     gap = None if incumbent is None else max(incumbent - relaxed.bound, 0.0)
     if gap is not None:
-        rounding = 1e-12 * max(abs(incumbent or 0.0), abs(relaxed.bound), *(float(np.abs(v).max()) for v in problem.values))
+        rounding = 1e-12 * max(
+            abs(incumbent or 0.0),
+            abs(relaxed.bound),
+            *(float(np.abs(v).max()) for v in problem.values),
+        )
         kept = [np.flatnonzero(r <= gap * (1 + 1e-9) + rounding) for r in reduced]
     else:
         kept = [np.arange(len(r)) for r in reduced]
@@ -67,17 +77,26 @@ def solve_program(problem: Problem, *, seconds: float, relaxed: Relaxed | None =
             return Found(None, False, bound)
         picks = inside.picks(result.x)
         if not part.broken(picks):
-            return Found(np.array([k[j] for k, j in zip(kept, picks, strict=True)], np.int64), result.status == 0, bound)
+            return Found(
+                np.array([k[j] for k, j in zip(kept, picks, strict=True)], np.int64),
+                result.status == 0,
+                bound,
+            )
         row, most = _cover(part, picks)
         cuts.append(LinearConstraint(inside.widened(row), -np.inf, most))
-    raise QSearchError(f"the solver keeps {', '.join(problem.limits)} only roughly, after {_ROUNDS} attempts; change the budget a little")
+    raise QSearchError(
+        f"the solver keeps {', '.join(problem.limits)} only roughly, after {_ROUNDS} attempts; change the budget a little"
+    )
 
 
 def _reduced(problem: Problem, prices: Vector) -> list[Vector]:
     """Of each site, how much more each choice costs at these prices than its best one."""
     out = []
     for i, values in enumerate(problem.values):
-        priced = values + sum((p * problem.costs[n][i] for p, n in zip(prices, problem.limits, strict=True)), np.zeros(len(values)))
+        priced = values + sum(
+            (p * problem.costs[n][i] for p, n in zip(prices, problem.limits, strict=True)),
+            np.zeros(len(values)),
+        )
         out.append(priced - priced.min())
     return out
 
@@ -85,24 +104,34 @@ def _reduced(problem: Problem, prices: Vector) -> list[Vector]:
 class _Program:
     """Matrices for HiGHS: objective = value - bound, in units of a thousandth of the gap, as reduced costs and priced room."""
 
-    def __init__(self, problem: Problem, reduced: list[Vector], relaxed: Relaxed, gap: float | None) -> None:
+    def __init__(
+        self, problem: Problem, reduced: list[Vector], relaxed: Relaxed, gap: float | None
+    ) -> None:
         self.sizes = [len(r) for r in reduced]
         flat = np.concatenate(reduced)
         self.unit = (gap if gap else float(flat.max()) or 1.0) / _GAP
         owner = np.repeat(np.arange(len(self.sizes)), self.sizes)
-        known = sorted({f for options in problem.choices for o in options for f in formats(o)}) if problem.formats is not None else []
+        known = (
+            sorted({f for options in problem.choices for o in options for f in formats(o)})
+            if problem.formats is not None
+            else []
+        )
         priced = [k for k, p in enumerate(relaxed.prices) if p > 0]
         n, self.count = len(flat), len(flat) + len(known) + len(priced)
         self.objective = np.zeros(self.count)
         self.objective[:n] = flat / self.unit
         self.upper = np.ones(self.count)
         self.integral = np.ones(self.count, np.int64)
-        self.constraints: list[Any] = [LinearConstraint(self._sparse(owner, np.arange(n), np.ones(n), len(self.sizes)), 1, 1)]
+        self.constraints: list[Any] = [
+            LinearConstraint(self._sparse(owner, np.arange(n), np.ones(n), len(self.sizes)), 1, 1)
+        ]
         self.possible = True
         for k, (name, limit) in enumerate(problem.limits.items()):
             least = [c.min() for c in problem.costs[name]]
             room = limit - float(sum(least))
-            row = np.concatenate([c - low for c, low in zip(problem.costs[name], least, strict=True)])
+            row = np.concatenate(
+                [c - low for c, low in zip(problem.costs[name], least, strict=True)]
+            )
             tolerance = 1e-12 * (abs(limit) + problem.span[name])
             self.possible &= room >= -tolerance
             self.upper[:n][row > room + tolerance] = 0  # would break the limit alone
@@ -114,9 +143,21 @@ class _Program:
                 self.integral[slack], self.upper[slack] = 0, _ROOM
                 if scale:
                     whole = np.append(row * scale, 1.0)
-                    self.constraints.append(LinearConstraint(self._sparse(np.zeros(n + 1, int), np.append(np.arange(n), slack), whole, 1), _ROOM, _ROOM))
+                    self.constraints.append(
+                        LinearConstraint(
+                            self._sparse(
+                                np.zeros(n + 1, int), np.append(np.arange(n), slack), whole, 1
+                            ),
+                            _ROOM,
+                            _ROOM,
+                        )
+                    )
             elif scale and row.sum() > room:
-                self.constraints.append(LinearConstraint(self._sparse(np.zeros(n, int), np.arange(n), row * scale, 1), -np.inf, _ROOM))
+                self.constraints.append(
+                    LinearConstraint(
+                        self._sparse(np.zeros(n, int), np.arange(n), row * scale, 1), -np.inf, _ROOM
+                    )
+                )
         if problem.formats is not None:
             self._limit_formats(problem, known, n, problem.formats)
 
@@ -133,9 +174,21 @@ class _Program:
                     count += 1
             at += len(options)
         if count:
-            self.constraints.append(LinearConstraint(self._sparse(np.array(rows), np.array(columns), np.array(numbers), count), -np.inf, 0))
+            self.constraints.append(
+                LinearConstraint(
+                    self._sparse(np.array(rows), np.array(columns), np.array(numbers), count),
+                    -np.inf,
+                    0,
+                )
+            )
             every = np.arange(n, n + len(known))
-            self.constraints.append(LinearConstraint(self._sparse(np.zeros(len(known), int), every, np.ones(len(known)), 1), -np.inf, most))
+            self.constraints.append(
+                LinearConstraint(
+                    self._sparse(np.zeros(len(known), int), every, np.ones(len(known)), 1),
+                    -np.inf,
+                    most,
+                )
+            )
 
     def _sparse(self, rows: Any, columns: Any, numbers: Any, count: int) -> Any:
         return coo_array((numbers, (rows, columns)), shape=(count, self.count)).tocsr()
@@ -163,5 +216,8 @@ def _cover(problem: Problem, picks: Picks) -> tuple[Vector, float]:
         if extra[i] < over:
             over -= float(extra[i])
             cover.remove(int(i))
-    row = [c >= c[k] if i in cover else np.zeros(len(c)) for i, (c, k) in enumerate(zip(costs, picks, strict=True))]
+    row = [
+        c >= c[k] if i in cover else np.zeros(len(c))
+        for i, (c, k) in enumerate(zip(costs, picks, strict=True))
+    ]
     return np.concatenate(row).astype(np.float64), len(cover) - 1.0

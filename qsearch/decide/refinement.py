@@ -17,26 +17,32 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..core.cost import Budget
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.latency import Latency
-from ..core.plan import BitPlan, Budget
+from ..core.plan import Plan
 from ..core.scheme import KEEP, Scheme
 from ..measure.noise import relative_noise
 from ..measure.pipelines import Call, forward, run
-from ..measure.simulation import QuantizedWeights, calibrated_weights, simulate, weight_of
+from ..measure.quantized_weights import QuantizedWeights, calibrated_weights, weight_of
+from ..measure.simulation import simulate
 from .allocation import finish
 from .building import make_problem
 from .constraints import Constraints
 from .problem import Problem
+from .request import AllocationRequest
 from .solvers import local
 
+#: layer -> scheme -> linear term, and -> one score a probe and call
+Priced = tuple[Mapping[str, Mapping[str, float]], Mapping[str, Mapping[str, NDArray[np.float64]]]]
 _CHANGED = "changed layers"
 _TRIES = 8  # proposals that are measured for each pricing
 
@@ -55,58 +61,103 @@ class Round:
 class Refined:
     """The plan after all rounds, its measured relative noise power, that of the plan before, and every proposal on the way."""
 
-    plan: BitPlan
+    plan: Plan
     noise: float
     before: float
     rounds: tuple[Round, ...]
 
 
+@dataclass(frozen=True)
+class RefineOptions:
+    """How a plan is refined.
+
+    `budget`: the plan's own when left out. `weights`: what `calibrated_weights` made for the
+    schemes, those of evaluation and of the packed model; by default they are calibrated on the
+    calls themselves. `rounds`: times that all changes are priced. `probes`: sign vectors over the
+    outputs, a backward pass each and a call. `radius`: layers changed at the most in the first
+    round (a quarter of them by default). `trust`: as in `Problem`, by default what the probes' own
+    noise allows. `seconds`: guard on the time of one proposal.
+    """
+
+    budget: Budget | None = None
+    constraints: Constraints | None = None
+    latency: Latency | None = None
+    weights: QuantizedWeights | None = None
+    rounds: int = 6
+    probes: int = 6
+    radius: int | None = None
+    trust: float | None = None
+    seconds: float = 20.0
+    seed: int = 0
+
+
 def refine(
     model: nn.Module,
     graph: OpGraph,
-    plan: BitPlan,
+    plan: Plan,
     schemes: Sequence[Scheme | str],
     calls: Sequence[Call],
-    *,
-    budget: Budget | None = None,
-    constraints: Constraints | None = None,
-    latency: Latency | None = None,
-    weights: QuantizedWeights | None = None,
-    rounds: int = 6,
-    probes: int = 6,
-    radius: int | None = None,
-    trust: float | None = None,
-    seconds: float = 20.0,
-    seed: int = 0,
+    options: RefineOptions | None = None,
+    **named: Any,
 ) -> Refined:
-    """`plan` made better within its budget (or `budget`), by choices among `schemes` and `keep`, on recorded `calls`.
+    """`plan` made better within its budget, by choices among `schemes` and `keep`.
 
-    `weights`: what `calibrated_weights` made for these schemes; by default they are calibrated on `calls`. `rounds`: times that all changes are
-    priced. `probes`: sign vectors over the outputs, a backward pass each and a call. `radius`: layers changed at the most in the first round (a
-    quarter of them by default). `trust`: as in `Problem`, by default what the probes' own noise allows. Never returns a plan that measures
-    worse than the one it was given. Activation parts of schemes are priced as the plan has them: only weights are moved.
+    Activation parts of schemes are priced as the plan has them: only weights are moved.
+
+    Args:
+        model: the denoiser.
+        graph: its graph.
+        plan: where to start.
+        schemes: choices.
+        calls: recorded calls, on which it is priced and measured.
+        options: budget, constraints, weights, rounds and the like.
+        named: fields of the options by their names, e.g. `rounds=2`.
+
+    Returns:
+        The plan, never one that measures worse than the one it was given, and all proposals.
+
+    Raises:
+        QSearchError: without a budget, calls or probes.
     """
-    limits = budget or plan.budget
+    asked = replace(options or RefineOptions(), **named)
+    weights, probes, radius, seconds = asked.weights, asked.probes, asked.radius, asked.seconds
+    rules = AllocationRequest(
+        constraints=asked.constraints, latency=asked.latency, trust=asked.trust
+    )
+    rounds, seed, latency = asked.rounds, asked.seed, asked.latency
+    limits = asked.budget or plan.budget
     if limits is None:
         raise QSearchError("a plan is refined within a budget; it has none, give one")
     if not calls or probes < 1:
         raise QSearchError("refining needs at least one recorded call and one probe")
+    if len(plan.steps) > 1:
+        raise QSearchError(
+            f"refinement changes one weight for all steps; this plan has {len(plan.steps)} ranges of them: allocate without refine"
+        )
     references = [run(model, call) for call in calls]
-    options = [*dict.fromkeys(Scheme.parse(s) for s in schemes if Scheme.parse(s) != KEEP), KEEP]
+    offered = [*dict.fromkeys(Scheme.parse(s) for s in schemes if Scheme.parse(s) != KEEP), KEEP]
     if weights is None:
-        weights = calibrated_weights(model, graph, {layer.name: [*options, plan.layers[layer.name]] for layer in graph.quantizable}, calls)
+        weights = calibrated_weights(
+            model,
+            graph,
+            {layer.name: [*offered, plan.single[layer.name]] for layer in graph.quantizable},
+            calls,
+        )
     dice = torch.Generator().manual_seed(seed)
     here, found = plan, _noises(model, graph, plan, calls, references, weights)
     before = noise = float(found.mean())
     history = []
     widest = size = radius or max(2, len(graph.quantizable) // 4)
     for _ in range(rounds):
-        linear, curved = price_changes(model, graph, here, options, calls, references, weights, probes, dice)
+        linear, curved = price_changes(
+            model, graph, here, offered, calls, references, weights, probes, dice
+        )
         for _ in range(_TRIES):
-            problem = _region(graph, here, linear, curved, limits, constraints, latency, trust, size)
+            problem = _region(graph, here, (linear, curved), limits, rules, size)
             chosen, said = local.solve(problem, seconds=seconds, seed=seed)
-            moved = finish(graph, problem, chosen, said, limits, latency)
-            changes = [(n, str(s)) for n, s in moved.layers.items() if s != here.layers[n]]
+            found_plan = finish(graph, problem, chosen, said, limits, latency)
+            moved = replace(found_plan.replaced(graph, here.sites, latency=latency), budget=limits)
+            changes = [(n, str(s)) for n, s in moved.single.items() if s != here.single[n]]
             if not changes:
                 break
             predicted = noise + problem.total(chosen)
@@ -119,27 +170,53 @@ def refine(
                 break
             for name, scheme in changes:
                 linear[name][scheme] += (measured - predicted) / len(changes)
-            size = min(widest, max(2, len(changes) // 2))  # a budget that is full leaves room for exchanges of two alone
-    solver = replace(here.solver, name=f"{plan.solver.name}, refined", status="feasible", gap=None, bound=None, objective=noise)
+            size = min(
+                widest, max(2, len(changes) // 2)
+            )  # a budget that is full leaves room for exchanges of two alone
+    solver = replace(
+        here.solver,
+        name=f"{plan.solver.name}, refined",
+        status="feasible",
+        gap=None,
+        bound=None,
+        objective=noise,
+    )
     return Refined(replace(here, budget=limits, solver=solver), noise, before, tuple(history))
 
 
-def measure_noise(model: nn.Module, graph: OpGraph, plan: BitPlan, calls: Sequence[Call], references: Sequence[Tensor], weights: QuantizedWeights) -> float:
+def measure_noise(
+    model: nn.Module,
+    graph: OpGraph,
+    plan: Plan,
+    calls: Sequence[Call],
+    references: Sequence[Tensor],
+    weights: QuantizedWeights,
+) -> float:
     """Mean over the calls of the relative noise power of the denoiser's output under a plan."""
     return float(_noises(model, graph, plan, calls, references, weights).mean())
 
 
 def _noises(
-    model: nn.Module, graph: OpGraph, plan: BitPlan, calls: Sequence[Call], references: Sequence[Tensor], weights: QuantizedWeights
+    model: nn.Module,
+    graph: OpGraph,
+    plan: Plan,
+    calls: Sequence[Call],
+    references: Sequence[Tensor],
+    weights: QuantizedWeights,
 ) -> NDArray[np.float64]:
     with simulate(model, plan, graph, weights):
-        return np.array([relative_noise(run(model, call), y)[0] for call, y in zip(calls, references, strict=True)])
+        return np.array(
+            [
+                relative_noise(run(model, call), y)[0]
+                for call, y in zip(calls, references, strict=True)
+            ]
+        )
 
 
 def price_changes(
     model: nn.Module,
     graph: OpGraph,
-    plan: BitPlan,
+    plan: Plan,
     options: Sequence[Scheme],
     calls: Sequence[Call],
     references: Sequence[Tensor],
@@ -148,11 +225,14 @@ def price_changes(
     dice: torch.Generator,
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, NDArray[np.float64]]]]:
     """Of every choice at every layer, from the plan: its linear term, and its scores, one a probe and call, whose mean square is its curvature."""
-    names = [layer.name for layer in graph.quantizable]
-    mine = {n: [*dict.fromkeys([*options, plan.layers[n]])] for n in names}
+    names, now = [layer.name for layer in graph.quantizable], plan.single
+    mine = {n: [*dict.fromkeys([*options, now[n]])] for n in names}
     parameters = {n: weight_of(model, n) for n in names}
     # Before any weight is exchanged: what is quantized are the model's own.
-    steps = {n: torch.stack([(weights.get(n, s) - weights.get(n, plan.layers[n])).flatten() for s in mine[n]]) for n in names}
+    steps = {
+        n: torch.stack([(weights.get(n, s) - weights.get(n, now[n])).flatten() for s in mine[n]])
+        for n in names
+    }
     linear = {n: torch.zeros(len(mine[n])) for n in names}
     rows: dict[str, list[Tensor]] = {n: [] for n in names}
     asked = [p.requires_grad for p in parameters.values()]
@@ -165,11 +245,25 @@ def price_changes(
                 power = float(reference.square().sum())
                 # The error's gradient, exact at the plan, and then the probes: all through one graph.
                 seeds = [2 * (output.detach() - reference) / power / len(calls)]
-                seeds += [(torch.randint(0, 2, output.shape, generator=dice) * 2.0 - 1.0).to(output) / math.sqrt(power) for _ in range(probes)]
+                seeds += [
+                    (torch.randint(0, 2, output.shape, generator=dice) * 2.0 - 1.0).to(output)
+                    / math.sqrt(power)
+                    for _ in range(probes)
+                ]
                 for i, v in enumerate(seeds):
-                    gradients = torch.autograd.grad(output, list(parameters.values()), v.to(output), retain_graph=i < probes, allow_unused=True)
+                    gradients = torch.autograd.grad(
+                        output,
+                        list(parameters.values()),
+                        v.to(output),
+                        retain_graph=i < probes,
+                        allow_unused=True,
+                    )
                     for name, gradient in zip(names, gradients, strict=True):
-                        moved = torch.zeros(len(mine[name])) if gradient is None else (steps[name] @ gradient.flatten()).float().cpu()
+                        moved = (
+                            torch.zeros(len(mine[name]))
+                            if gradient is None
+                            else (steps[name] @ gradient.flatten()).float().cpu()
+                        )
                         if i == 0:
                             linear[name] += moved
                         else:
@@ -179,23 +273,30 @@ def price_changes(
                 p.requires_grad_(was)
     scores = {n: torch.stack(found, 1).double().numpy() for n, found in rows.items()}
     named = {n: [str(s) for s in offered] for n, offered in mine.items()}
-    return {n: dict(zip(named[n], linear[n].tolist(), strict=True)) for n in names}, {n: dict(zip(named[n], scores[n], strict=True)) for n in names}
+    return {n: dict(zip(named[n], linear[n].tolist(), strict=True)) for n in names}, {
+        n: dict(zip(named[n], scores[n], strict=True)) for n in names
+    }
 
 
 def _region(
     graph: OpGraph,
-    plan: BitPlan,
-    linear: Mapping[str, Mapping[str, float]],
-    scores: Mapping[str, Mapping[str, NDArray[np.float64]]],
+    plan: Plan,
+    priced: Priced,
     budget: Budget,
-    constraints: Constraints | None,
-    latency: Latency | None,
-    trust: float | None,
+    request: AllocationRequest,
     radius: int,
 ) -> Problem:
     """The quadratic problem around a plan: change at most `radius` layers, each priced by its linear term and its curvature."""
-    values = {n: {s: row[s] + float((scores[n][s] ** 2).mean()) for s in row} for n, row in linear.items()}
-    changed = {n: {s: float(s != str(plan.layers[n])) for s in row} for n, row in linear.items()}
+    linear, scores = priced
+    values = {
+        n: {s: row[s] + float((scores[n][s] ** 2).mean()) for s in row} for n, row in linear.items()
+    }
+    now = plan.single
+    changed = {n: {s: float(s != str(now[n])) for s in row} for n, row in linear.items()}
     return make_problem(
-        graph, values, budget, constraints=constraints, latency=latency, scores=scores, trust=trust, at_most={_CHANGED: (changed, float(radius))}
+        graph,
+        values,
+        budget,
+        replace(request, scores=scores),
+        at_most={_CHANGED: (changed, float(radius))},
     )

@@ -43,7 +43,10 @@ def at_prices(problem: Problem, prices: Vector) -> Relaxed:
     for price, name in zip(prices, problem.limits, strict=True):
         if price:
             priced = priced + price * padded(problem.costs[name], 0.0)
-    bound = float(priced.min(axis=1).sum() - sum(p * limit for p, limit in zip(prices, problem.limits.values(), strict=True)))
+    bound = float(
+        priced.min(axis=1).sum()
+        - sum(p * limit for p, limit in zip(prices, problem.limits.values(), strict=True))
+    )
     return Relaxed(np.argmin(priced, axis=1).astype(np.int64), prices, bound)
 
 
@@ -66,7 +69,9 @@ def _prices(problem: Problem) -> Vector | None:
         rows.append(coo_array((row / unit)[None]))
         room.append(max(0.0, left) / unit)
         units.append(unit)
-    solved = linprog(values / scale, vstack(rows), np.array(room), once, np.ones(len(sizes)), (0, None))  # type: ignore[call-overload]  # sparse is taken, the stubs don't know
+    solved = linprog(
+        values / scale, vstack(rows), np.array(room), once, np.ones(len(sizes)), (0, None)
+    )  # type: ignore[call-overload]  # sparse is taken, the stubs don't know
     if solved.status == 2:
         return None
     if solved.x is None:
@@ -82,7 +87,9 @@ class Hull:
         [self.name] = problem.limits
         self.problem = problem
         start, site, choice, extra, gain = [], [], [], [], []
-        for i, (costs, values) in enumerate(zip(problem.costs[self.name], problem.values, strict=True)):
+        for i, (costs, values) in enumerate(
+            zip(problem.costs[self.name], problem.values, strict=True)
+        ):
             corners = _corners(costs, values)
             start.append(corners[0])
             for a, b in itertools.pairwise(corners):
@@ -94,9 +101,14 @@ class Hull:
         steps = np.array(extra, float), np.array(gain, float)
         with np.errstate(over="ignore"):
             rates = steps[1] / steps[0]
-        order = np.argsort(-rates, kind="stable")  # of one site in order, since its rates fall along the hull
+        order = np.argsort(
+            -rates, kind="stable"
+        )  # of one site in order, since its rates fall along the hull
         self.rates = rates[order]
-        self._site, self._choice = np.array(site, np.int64)[order], np.array(choice, np.int64)[order]
+        self._site, self._choice = (
+            np.array(site, np.int64)[order],
+            np.array(choice, np.int64)[order],
+        )
         self._cost = np.cumsum(steps[0][order])
         self.least = problem.used(self.name, self.start)
 
@@ -107,7 +119,9 @@ class Hull:
             return None
         taken = int(np.searchsorted(self._cost, room * (1 + 1e-12), side="right"))
         picks = self.start.copy()
-        picks[self._site[:taken]] = self._choice[:taken]  # of several steps of one site the last assignment counts
+        picks[self._site[:taken]] = self._choice[
+            :taken
+        ]  # of several steps of one site the last assignment counts
         price = float(self.rates[taken]) if taken < len(self.rates) else 0.0
         bound = float(self._priced(price).min(axis=1).sum() - price * limit)
         return Relaxed(picks, np.array([price]), bound)
@@ -128,7 +142,9 @@ def _corners(costs: Vector, values: Vector) -> list[int]:
             continue  # dearer and no better
         while len(hull) > 1:
             a, b = hull[-2], hull[-1]
-            if (values[a] - values[b]) * (costs[k] - costs[b]) > (values[b] - values[k]) * (costs[b] - costs[a]):
+            if (values[a] - values[b]) * (costs[k] - costs[b]) > (values[b] - values[k]) * (
+                costs[b] - costs[a]
+            ):
                 break
             hull.pop()
         if hull and costs[k] == costs[hull[-1]]:

@@ -62,7 +62,10 @@ def search(
         return known[key]
 
     def objective(trial: optuna.Trial) -> float | tuple[float, float]:
-        asked = [trial.suggest_categorical(site, list(range(len(options)))) for site, options in zip(problem.sites, problem.choices, strict=True)]
+        asked = [
+            trial.suggest_categorical(site, list(range(len(options))))
+            for site, options in zip(problem.sites, problem.choices, strict=True)
+        ]
         picks = moves.repair(np.array(asked, np.int64))
         if picks is None or not problem.keeps(picks):
             raise optuna.TrialPruned
@@ -70,15 +73,21 @@ def search(
         return (worth, problem.used(first, picks)) if two_sided else worth
 
     first = next(iter(problem.limits), "")
-    study = optuna.create_study(directions=["minimize"] * (2 if two_sided else 1), sampler=sampler(seed))
+    study = optuna.create_study(
+        directions=["minimize"] * (2 if two_sided else 1), sampler=sampler(seed)
+    )
     for picks in _starts(additive, begin):
         study.enqueue_trial({site: int(k) for site, k in zip(problem.sites, picks, strict=True)})
     value(begin)  # so that the answer is never worse than where the search began
-    study.optimize(objective, n_trials=trials, timeout=max(0.1, seconds - (time.monotonic() - began)))
+    study.optimize(
+        objective, n_trials=trials, timeout=max(0.1, seconds - (time.monotonic() - began))
+    )
     best = min(known, key=lambda key: (known[key], key))
     if not math.isfinite(known[best]):
         best = begin.tobytes()
-    return problem.chosen(np.frombuffer(best, np.int64)), Solver(name, "feasible", objective=known[best])
+    return problem.chosen(np.frombuffer(best, np.int64)), Solver(
+        name, "feasible", objective=known[best]
+    )
 
 
 def _starts(problem: Problem, optimum: Picks) -> list[Picks]:

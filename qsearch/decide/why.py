@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core import plugins
 from ..core.errors import InfeasibleBudget, QSearchError, nearest
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from .heuristics import shadow
 from .problem import Choice, Problem
 from .relaxation import relax
@@ -53,12 +53,15 @@ class Why:
         return min(others, key=lambda o: o.plan, default=None)
 
 
-def why(problem: Problem, plan: BitPlan, layer: str, *, solver: str = "ilp", seconds: float = 10.0) -> Why:
+def why(
+    problem: Problem, plan: Plan, layer: str, *, solver: str = "ilp", seconds: float = 10.0
+) -> Why:
     """Ask `problem`, from which `plan` came, about one layer. The plan may be another one: what is shown as chosen is the plan's choice.
 
     Prices are those of the linear relaxation; what another choice or budget would change is solved anew. Raises `QSearchError` with the
     nearest name for a layer that is no choice of the problem.
     """
+    held: dict[str, Choice] = {n: c if len(c) > 1 else c[0] for n, c in plan.choices.items()}
     home = {name: site for site in problem.sites for name in problem.members.get(site, (site,))}
     if layer not in home:
         raise QSearchError(f"{layer!r} is no layer that a plan chooses for{nearest(layer, home)}")
@@ -66,41 +69,75 @@ def why(problem: Problem, plan: BitPlan, layer: str, *, solver: str = "ilp", sec
     relaxed = relax(replace(problem, scores=None))
     prices = dict.fromkeys(problem.limits, 0.0) if relaxed is None else shadow(problem, relaxed)
     own = {name: rows[i] for name, rows in problem.costs.items()}
-    priced = problem.values[i] + sum((prices[name] * row for name, row in own.items()), np.zeros(len(problem.values[i])))
+    priced = problem.values[i] + sum(
+        (prices[name] * row for name, row in own.items()), np.zeros(len(problem.values[i]))
+    )
     options = []
     for k, choice in enumerate(problem.choices[i]):
         kept = [np.arange(len(c)) for c in problem.choices]
         kept[i] = np.array([k], np.int64)
         answer = _solve(replace(problem.cut(kept), formats=problem.formats), solver, seconds)
-        chosen = choice == plan.layers.get(layer)
+        chosen = choice == held.get(layer)
         found = math.inf if answer is None else problem.total(answer)
         costs = {name: float(row[k]) for name, row in own.items()}
-        options.append(Option(text(choice), float(problem.values[i][k]), costs, float(priced[k] - priced.min()), found, chosen))
-    total = problem.total({s: plan.layers[s] for s in problem.sites}) if _holds(problem, plan) else math.nan
+        options.append(
+            Option(
+                text(choice),
+                float(problem.values[i][k]),
+                costs,
+                float(priced[k] - priced.min()),
+                found,
+                chosen,
+            )
+        )
+    total = (
+        problem.total({s: held[s] for s in problem.sites}) if _holds(problem, held) else math.nan
+    )
     less, more = (_at(problem, home[layer], by, solver, seconds) for by in (-STEP, STEP))
     tied = tuple(n for n in problem.members.get(home[layer], ()) if n != layer)
-    return Why(layer, tied, total, prices, tuple(sorted(options, key=lambda o: (next(iter(o.costs.values()), 0.0), o.choice))), less, more)
+    return Why(
+        layer,
+        tied,
+        total,
+        prices,
+        tuple(sorted(options, key=lambda o: (next(iter(o.costs.values()), 0.0), o.choice))),
+        less,
+        more,
+    )
 
 
 def text(choice: Choice) -> str:
-    """A choice in words: a scheme, or one a step bin."""
+    """A choice in words: a scheme, or one for each range of steps."""
     return " | ".join(str(s) for s in choice) if isinstance(choice, tuple) else str(choice)
 
 
-def _holds(problem: Problem, plan: BitPlan) -> bool:
-    return all(plan.layers.get(site) in options for site, options in zip(problem.sites, problem.choices, strict=True))
+def _holds(problem: Problem, held: Mapping[str, Choice]) -> bool:
+    return all(
+        held.get(site) in options
+        for site, options in zip(problem.sites, problem.choices, strict=True)
+    )
 
 
-def _at(problem: Problem, site: str, by: float, solver: str, seconds: float) -> tuple[str, float] | None:
+def _at(
+    problem: Problem, site: str, by: float, solver: str, seconds: float
+) -> tuple[str, float] | None:
     if "average_bits" not in problem.limits:
         return None
-    answer = _solve(replace(problem, limits={**problem.limits, "average_bits": problem.limits["average_bits"] + by}), solver, seconds)
+    answer = _solve(
+        replace(
+            problem, limits={**problem.limits, "average_bits": problem.limits["average_bits"] + by}
+        ),
+        solver,
+        seconds,
+    )
     return None if answer is None else (text(answer[site]), problem.total(answer))
 
 
 def _solve(problem: Problem, solver: str, seconds: float) -> Mapping[str, Choice] | None:
     try:
-        chosen: Mapping[str, Choice] = plugins.load("solvers", solver).solve(problem, seconds=seconds)[0]
+        chosen: Mapping[str, Choice] = plugins.load("solvers", solver).solve(
+            problem, seconds=seconds
+        )[0]
     except InfeasibleBudget:
         return None
     return chosen

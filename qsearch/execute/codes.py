@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..choices.codes import Codes, element
+from ..choices.quantization import quantize, quantize_parts
 from ..core.graph import LayerSpec
 from ..core.scheme import Scheme
-from ..measure.codes import Codes, element
-from ..measure.quantization import quantize, quantize_parts
 from .exporting import Export
 
 _AT_ONCE = 2**18  # weights
@@ -34,15 +34,27 @@ def rows(job: Export, layer: LayerSpec, weight: Tensor) -> Rows:
     row at a time and gets a few at once, since quantizing takes many times the memory of what is quantized.
     """
     scheme = job.plan.layers[layer.name]
-    alone = scheme.method in ("", "minmax") and scheme.group >= 0 and scheme.format != "nvfp4" and layer.channel_axis == 0
+    alone = (
+        scheme.method in ("", "minmax")
+        and scheme.group >= 0
+        and scheme.format != "nvfp4"
+        and layer.channel_axis == 0
+    )
     if not alone or weight.numel() <= _AT_ONCE:
         return _levels(coded(job, layer, weight), scheme)
     count, done = max(1, _AT_ONCE * weight.shape[0] // weight.numel()), 0
     whole: Rows | None = None
     for piece in weight.split(count):
         made = _levels(coded(job, layer, piece), scheme)
-        whole = whole or Rows(*(part.new_empty((len(weight), *part.shape[1:])) for part in (made.level, made.scale, made.zero)))
-        for place, part in zip((whole.level, whole.scale, whole.zero), (made.level, made.scale, made.zero), strict=True):
+        whole = whole or Rows(
+            *(
+                part.new_empty((len(weight), *part.shape[1:]))
+                for part in (made.level, made.scale, made.zero)
+            )
+        )
+        for place, part in zip(
+            (whole.level, whole.scale, whole.zero), (made.level, made.scale, made.zero), strict=True
+        ):
             place[done : done + len(part)] = part
         done += len(piece)
     assert whole is not None
@@ -53,7 +65,13 @@ def coded(job: Export, layer: LayerSpec, weight: Tensor) -> Codes:
     """The same before its parts are put together: block scales and the tensor's own apart, as nvfp4 stores them."""
     held = job.calibration.get(layer.name)
     scheme = job.plan.layers[layer.name]
-    return quantize(weight, scheme, axis=layer.channel_axis, layer=layer.name, moments=None if held is None else held.moments).code
+    return quantize(
+        weight,
+        scheme,
+        axis=layer.channel_axis,
+        layer=layer.name,
+        moments=None if held is None else held.moments,
+    ).code
 
 
 def pieces(job: Export, layer: LayerSpec, weight: Tensor) -> list[Rows]:
@@ -63,7 +81,14 @@ def pieces(job: Export, layer: LayerSpec, weight: Tensor) -> list[Rows]:
         return [rows(job, layer, weight)]
     held = job.calibration.get(layer.name)
     moments = None if held is None else held.moments
-    made = quantize_parts(weight, scheme, axis=layer.channel_axis, splits=layer.parts, layer=layer.name, moments=moments)
+    made = quantize_parts(
+        weight,
+        scheme,
+        axis=layer.channel_axis,
+        splits=layer.parts,
+        layer=layer.name,
+        moments=moments,
+    )
     return [_levels(part.code, scheme) for part in made]
 
 

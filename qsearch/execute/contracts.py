@@ -15,12 +15,12 @@ from typing import ClassVar
 
 import torch
 
+from ..choices.statistics import LayerInputs
 from ..core.contract import Contract
 from ..core.errors import QSearchError
 from ..core.graph import LayerSpec, OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.scheme import KEEP, Scheme
-from ..measure.calibration import LayerInputs
 from .exporting import Export, formats
 from .exports import difference
 from .weights import Weights, component
@@ -47,8 +47,16 @@ def graph_of(source: Path) -> OpGraph:
     """The layers of a saved pipeline's denoiser, from the names and shapes in its files alone: enough to export by, in no time."""
     weights = Weights(source / component(source))
     kinds = {2: "linear", 4: "conv2d"}
-    named = {name.removesuffix(".weight"): weights.shape(name) for name in weights.files if name.endswith(".weight")}
-    layers = [LayerSpec(name, "feed-forward-in", kinds[len(shape)], shape, 1) for name, shape in named.items() if len(shape) in kinds]
+    named = {
+        name.removesuffix(".weight"): weights.shape(name)
+        for name in weights.files
+        if name.endswith(".weight")
+    }
+    layers = [
+        LayerSpec(name, "feed-forward-in", kinds[len(shape)], shape, 1)
+        for name, shape in named.items()
+        if len(shape) in kinds
+    ]
     return OpGraph(source.name, tuple(layers))
 
 
@@ -63,7 +71,11 @@ def small() -> Path:
     atexit.register(shutil.rmtree, place.parent, ignore_errors=True)
     shutil.copytree(zoo.folder("scenes-dit"), place)
     weights = Weights(place / "transformer")
-    kept = {name: weights.tensor(name) for name in weights.files if not name.startswith("transformer_blocks.") or name.startswith("transformer_blocks.0.")}
+    kept = {
+        name: weights.tensor(name)
+        for name in weights.files
+        if not name.startswith("transformer_blocks.") or name.startswith("transformer_blocks.0.")
+    }
     [path] = set(weights.files.values())
     config = place / "transformer" / "config.json"
     config.write_text(json.dumps({**weights.config, "num_layers": 1}), encoding="utf-8")
@@ -81,10 +93,15 @@ class ExporterContract(Contract):
         """A plan whose layers get `schemes` in turn, each as the tool has it."""
         source = self.source or small()
         graph = graph_of(source)
-        given = {x.name: self.module.nearest(Scheme.parse(schemes[i % len(schemes)]), x) for i, x in enumerate(graph)}
+        given = {
+            x.name: self.module.nearest(Scheme.parse(schemes[i % len(schemes)]), x)
+            for i, x in enumerate(graph)
+        }
         ends = {x.name: torch.linspace(-1, 2, x.weight_shape[1 - x.channel_axis]) for x in graph}
-        seen = {name: LayerInputs(-x.abs() - 1, x.abs() + 1, x, x, x[None]) for name, x in ends.items()}
-        return Export(BitPlan.make(graph, given), graph, source, component(source), seen)
+        seen = {
+            name: LayerInputs(-x.abs() - 1, x.abs() + 1, x, x, x[None]) for name, x in ends.items()
+        }
+        return Export(Plan.make(graph, given), graph, source, component(source), seen)
 
     @contextmanager
     def written(self, job: Export) -> Iterator[Path]:
@@ -93,7 +110,9 @@ class ExporterContract(Contract):
         try:
             files = self.module.write(job, folder)
             assert files, "write returns the files that it made; it returned none"
-            assert [p for p in files if not p.is_file() or folder not in p.parents] == [], f"files lie in the folder that is given: {files}"
+            assert [p for p in files if not p.is_file() or folder not in p.parents] == [], (
+                f"files lie in the folder that is given: {files}"
+            )
             yield folder
         finally:
             shutil.rmtree(folder)
@@ -106,7 +125,9 @@ class ExporterContract(Contract):
             self.module.write(mixed, folder)
             several = [mixed]
         except QSearchError as error:
-            assert len(set(mixed.plan.layers.values())) > 2, f"a plan of schemes that are nearest to themselves was refused: {error}"
+            assert len(set(mixed.plan.layers.values())) > 2, (
+                f"a plan of schemes that are nearest to themselves was refused: {error}"
+            )
             several = []
         finally:
             shutil.rmtree(folder)
@@ -119,8 +140,12 @@ class ExporterContract(Contract):
             for text in SCHEMES:
                 found = self.module.nearest(Scheme.parse(text), layer)
                 again = self.module.nearest(found, layer)
-                assert again == found, f"{layer.name}: the nearest to {text} is {found}, and the nearest to that is {again}"
-                assert self.module.nearest(found, replace(layer, quantizable=False)) == KEEP, f"{layer.name} can't be quantized and got {found}"
+                assert again == found, (
+                    f"{layer.name}: the nearest to {text} is {found}, and the nearest to that is {again}"
+                )
+                assert self.module.nearest(found, replace(layer, quantizable=False)) == KEEP, (
+                    f"{layer.name} can't be quantized and got {found}"
+                )
             assert self.module.nearest(KEEP, layer) == KEEP, layer.name
 
     def test_files_read_back_as_the_plan(self) -> None:
@@ -134,12 +159,16 @@ class ExporterContract(Contract):
             except QSearchError as error:
                 raise AssertionError(str(error)) from None
             seen.append(formats(job.plan.layers))
-        assert any(a != b for a in seen for b in seen), "every plan became the same: nothing was quantized"
+        assert any(a != b for a in seen for b in seen), (
+            "every plan became the same: nothing was quantized"
+        )
 
     def test_names_of_another_model_are_refused(self) -> None:
         """Files whose names the graph lacks (or that lack the graph's) raise `QSearchError`; they are never passed over."""
         job = self.job(["int8-c+a8", "keep"])
-        other = OpGraph("renamed", tuple(replace(layer, name=f"other.{layer.name}") for layer in job.graph))
+        other = OpGraph(
+            "renamed", tuple(replace(layer, name=f"other.{layer.name}") for layer in job.graph)
+        )
         with self.written(job) as folder:
             try:
                 found = self.module.read(folder, other)

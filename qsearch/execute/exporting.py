@@ -13,29 +13,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..core.graph import LayerSpec, OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.scheme import Scheme
-from ..core.stepplan import StepPlan
+from .weights import Weights, key
 
 if TYPE_CHECKING:
-    from ..measure.calibration import LayerInputs
+    from ..choices.statistics import LayerInputs
 
 
 @dataclass(frozen=True)
 class Export:
     """A plan on its way out. `source`: the diffusers folder of the pipeline that it was made for; `component`: the denoiser's folder in it.
 
-    `calibration`: what goes into the layers, for methods that go by it. `steps`: the same plan by bins of sampler steps, where there is one;
+    `calibration`: what goes into the layers, for methods that go by it. `steps`: the plan over ranges of sampler steps, of which `plan` is the one in the middle, for tools that switch between them;
     `sampler_steps`: how many steps these are.
     """
 
-    plan: BitPlan
+    plan: Plan
     graph: OpGraph
     source: Path
     component: str = "transformer"
     calibration: Mapping[str, LayerInputs] = field(default_factory=dict)
-    steps: StepPlan | None = None
+    steps: Plan | None = None
     sampler_steps: int = 20
+    same: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> Weights:
+        """The tensors of the component, under every name that a layer has."""
+        return Weights(self.source / self.component, self.same)
 
 
 class AbstractExporter(Protocol):
@@ -47,6 +53,8 @@ class AbstractExporter(Protocol):
     writes_weights: bool
     #: whether the tool's checkpoints hold queries, keys and values as one weight, so that these share a scheme
     fuses: bool
+    #: whether the files can say that sampler steps differ
+    has_steps: bool
 
     def nearest(self, scheme: Scheme, layer: LayerSpec) -> Scheme:
         """The scheme that the tool carries out for this layer: `scheme` itself where it has it, else the nearest it has (`keep` at last)."""
@@ -62,6 +70,29 @@ class AbstractExporter(Protocol):
         Raises `QSearchError` that names the first layer which the graph lacks, or what is wrong with the files.
         """
         ...
+
+
+def every_name(plan: Plan, graph: OpGraph) -> tuple[Plan, OpGraph, dict[str, str]]:
+    """The plan and the graph with a layer for each name that a weight has, since tools go by names; and tensor -> its other name.
+
+    A module with two names gets its scheme under both; another module with the same weight gets the weight's part of it alone, as
+    in `simulate`.
+    """
+    layers: list[LayerSpec] = []
+    choices, same = dict(plan.single), dict[str, str]()
+    for layer in graph:
+        layers.append(replace(layer, aliases=(), shared=()))
+        for alias in layer.aliases:
+            layers.append(replace(layers[-1], name=alias))
+            scheme, first = choices[layer.name], layers[-1]
+            choices[alias] = scheme if alias in layer.shared else scheme.weight_only
+            same[key(first)] = key(layer)
+            if alias in layer.shared and layer.bias:
+                same[f"{alias}.bias"] = f"{layer.name}.bias"
+    if not same:
+        return plan, graph, same
+    whole = replace(graph, layers=tuple(layers), header=None)
+    return Plan.make(whole, choices, solver=plan.solver), whole, same
 
 
 def formats(layers: Mapping[str, Scheme]) -> dict[str, Scheme]:

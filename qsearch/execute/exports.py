@@ -13,20 +13,20 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core import plugins
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.scheme import Scheme
-from ..core.stepplan import StepPlan
+from ..core.sites import check
 from ..core.table import SensitivityTable
-from .exporting import AbstractExporter, Export, formats
-from .weights import Weights, component
+from .exporting import AbstractExporter, Export, every_name, formats
+from .weights import component
 
 if TYPE_CHECKING:
-    from ..measure.calibration import LayerInputs
+    from ..choices.statistics import LayerInputs
 
 _SHOWN = 5  # layers named in an error; all of them are said where they are rounded
 
@@ -52,11 +52,15 @@ def exporter(to: str) -> AbstractExporter:
         try:
             metadata.version(package)
         except metadata.PackageNotFoundError:
-            raise QSearchError(f"exporting to {to} needs {', '.join(plugin.needs)}, and {package} is not installed: pip install {package}") from None
+            raise QSearchError(
+                f"exporting to {to} needs {', '.join(plugin.needs)}, and {package} is not installed: pip install {package}"
+            ) from None
     return plugin
 
 
-def roundings(plan: BitPlan, graph: OpGraph, to: str, table: SensitivityTable | None = None) -> list[Rounding]:
+def roundings(
+    plan: Plan, graph: OpGraph, to: str, table: SensitivityTable | None = None
+) -> list[Rounding]:
     """The layers whose schemes `to` lacks, in the graph's order, with what each costs by the table's `noise`."""
     plugin: AbstractExporter = plugins.load("exporters", to)
     known = table.values() if table is not None and "noise" in table.metrics else {}
@@ -65,65 +69,139 @@ def roundings(plan: BitPlan, graph: OpGraph, to: str, table: SensitivityTable | 
         asked = plan.layers[layer.name]
         given = plugin.nearest(asked, layer)
         if given != asked:
-            found.append(Rounding(layer.name, asked, given, _cost(known.get(layer.name, {}), asked, given)))
+            found.append(
+                Rounding(layer.name, asked, given, _cost(known.get(layer.name, {}), asked, given))
+            )
     return found
 
 
 def _cost(known: Mapping[str, float], asked: Scheme, given: Scheme) -> float | None:
     noise = {"keep": 0.0, **known}
-    return noise[str(given)] - noise[str(asked)] if str(given) in noise and str(asked) in noise else None
+    return (
+        noise[str(given)] - noise[str(asked)]
+        if str(given) in noise and str(asked) in noise
+        else None
+    )
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What may be done for an export, and what it may look at.
+
+    `nearest`: round what the tool lacks; else it is an error. `force`: take the place of an
+    existing folder. `table`: prices the rounding. `calibration`: for methods that look at inputs
+    (`measure.calibration`). `sampler_steps`: how many there are, for tools that count them. `say`:
+    told what is rounded.
+    """
+
+    nearest: bool = False
+    force: bool = False
+    table: SensitivityTable | None = None
+    calibration: Mapping[str, LayerInputs] | None = None
+    sampler_steps: int = 20
+    say: Callable[[str], None] = lambda line: None
 
 
 def export(
-    plan: BitPlan,
+    plan: Plan,
     graph: OpGraph,
     source: Path | str,
     to: str,
     folder: Path | str,
-    *,
-    nearest: bool = False,
-    force: bool = False,
-    table: SensitivityTable | None = None,
-    calibration: Mapping[str, LayerInputs] | None = None,
-    steps: StepPlan | None = None,
-    sampler_steps: int = 20,
-    say: Callable[[str], None] = lambda line: None,
+    options: ExportOptions | None = None,
+    **named: Any,
 ) -> list[Path]:
-    """Write `plan` as what the tool `to` (one of `qsearch list exporters`) loads, into `folder`. Returns the files.
+    """Write `plan` as what the tool `to` loads, into `folder`.
 
-    `source`: diffusers folder of the pipeline that the plan is for. `nearest`: round what the tool lacks; else it is an error. `force`: take the
-    place of an existing folder. `table`: prices the rounding. `calibration`: for methods that look at inputs (`measure.calibration`).
-    `steps`: the plan by bins of `sampler_steps` steps, for tools that switch between them. Raises `QSearchError` for a missing
-    package, a plan whose layers the graph or the weights lack, an existing folder, and files that read back as something else.
+    Args:
+        plan: the plan.
+        graph: the model's graph.
+        source: diffusers folder of the pipeline that the plan is for.
+        to: one of `qsearch list exporters`.
+        folder: to be made.
+        options: rounding, calibration and the like.
+        named: fields of the options by their names, e.g. `nearest=True`.
+
+    Returns:
+        The files.
+
+    Raises:
+        QSearchError: for a missing package, a plan whose layers the graph or the weights lack, an
+            existing folder, and files that read back as something else.
     """
+    asked = replace(options or ExportOptions(), **named)
+    nearest, force, table, say = asked.nearest, asked.force, asked.table, asked.say
+    calibration, sampler_steps = asked.calibration, asked.sampler_steps
     plugin, source, folder = exporter(to), Path(source), Path(folder)
     _check(plan, graph)
+    steps = plan if len(plan.steps) > 1 else None
+    plan = _one_range(plan, graph, plugin, to)
     job = Export(plan, graph, source, component(source), calibration or {}, steps, sampler_steps)
-    Weights(source / job.component).check(graph)
+    plan, graph, same = every_name(plan, graph)
+    held = dict(job.calibration)
+    for alias, first in same.items():  # names of tensors, and so of their layers
+        known = job.calibration.get(first.rpartition(".")[0])
+        if known is not None:
+            held[alias.rpartition(".")[0]] = known
+    job = replace(job, plan=plan, graph=graph, same=same, calibration=held)
+    job.weights.check(graph)
     rounded = roundings(plan, graph, to, table)
     if rounded and not nearest:
-        words = "; ".join(map(str, rounded[:_SHOWN])) + (f"; and {len(rounded) - _SHOWN} more" if len(rounded) > _SHOWN else "")
-        raise QSearchError(f"{to} lacks the schemes of {len(rounded)} layers: {words}. Round them with --nearest, or allocate with --for {to}")
+        words = "; ".join(map(str, rounded[:_SHOWN])) + (
+            f"; and {len(rounded) - _SHOWN} more" if len(rounded) > _SHOWN else ""
+        )
+        raise QSearchError(
+            f"{to} lacks the schemes of {len(rounded)} layers: {words}. Round them with --nearest, or allocate with --for {to}"
+        )
     for rounding in rounded:
         say(str(rounding))
     if rounded:
         measured = [r.noise for r in rounded if r.noise is not None]
-        say(f"{len(rounded)} layers rounded; {sum(measured):+.2e} predicted noise for the {len(measured)} whose rounding was measured")
+        say(
+            f"{len(rounded)} layers rounded; {sum(measured):+.2e} predicted noise for the {len(measured)} whose rounding was measured"
+        )
     given = {**plan.layers, **{r.layer: r.given for r in rounded}}
-    job = replace(job, plan=BitPlan.make(graph, given))
+    job = replace(job, plan=Plan.make(graph, given))
     if folder.exists() and not (force and folder.is_dir()):
-        raise QSearchError(f"{folder} exists and would be overwritten; give --force, or another folder with --output")
+        raise QSearchError(
+            f"{folder} exists and would be overwritten; give --force, or another folder with --output"
+        )
     return _written(plugin, job, folder, to)
 
 
-def _check(plan: BitPlan, graph: OpGraph) -> None:
+def _check(plan: Plan, graph: OpGraph) -> None:
     if plan.graph != graph.id:
-        raise QSearchError(f"the plan was made for graph {plan.graph}, {graph.model} is graph {graph.id}; make a plan for this model")
-    for name in plan.layers:
-        graph.layer(name)  # a name that matches nothing would silently do nothing in most tools
+        raise QSearchError(
+            f"the plan was made for graph {plan.graph}, {graph.model} is graph {graph.id}; make a plan for this model"
+        )
+    for name in plan.choices:
+        check(graph, name)  # a name that matches nothing would silently do nothing in most tools
     for layer in graph:
-        if layer.name not in plan.layers:
-            raise QSearchError(f"a plan needs a scheme for every layer (keep is one); {layer.name} has none")
+        if layer.name not in plan.choices:
+            raise QSearchError(
+                f"a plan needs a scheme for every layer (keep is one); {layer.name} has none"
+            )
+
+
+def _one_range(plan: Plan, graph: OpGraph, plugin: AbstractExporter, to: str) -> Plan:
+    """The plan of the range in the middle of the sampler.
+
+    Raises:
+        QSearchError: the plan says what no file of the tool can: something of an attention, or several ranges of steps.
+    """
+    if plan.sites:
+        site = next(iter(plan.sites))
+        raise QSearchError(
+            f"no file of {to} says what happens inside attention; the plan has {plan.text(site)} at {site}: keep it"
+        )
+    if len(plan.steps) == 1:
+        return plan
+    if not plugin.has_steps:
+        raise QSearchError(
+            f"a file of {to} holds for all sampler steps, and this plan has {len(plan.steps)} ranges of them: allocate without "
+            "--steps, or apply the plan with qsearch's own runtime"
+        )
+    return Plan.make(graph, plan.at(plan.steps.of(1, 2)), solver=plan.solver)
 
 
 def _written(plugin: AbstractExporter, job: Export, folder: Path, to: str) -> list[Path]:
@@ -139,7 +217,9 @@ def _written(plugin: AbstractExporter, job: Export, folder: Path, to: str) -> li
     except OSError as error:
         if old.exists() and not folder.exists():
             old.rename(folder)
-        raise QSearchError(f"cannot write {folder}: {error.strerror or error}; give a folder with room and write permission") from error
+        raise QSearchError(
+            f"cannot write {folder}: {error.strerror or error}; give a folder with room and write permission"
+        ) from error
     finally:
         for rest in (made, old):
             with suppress(OSError):
@@ -151,7 +231,11 @@ def difference(found: Mapping[str, Scheme], wanted: Mapping[str, Scheme], to: st
     """Refuse files that read back as something else than the plan (methods aside), naming the first layer that differs."""
     for name, scheme in formats(wanted).items():
         if found.get(name) != scheme:
-            raise QSearchError(f"what was written for {to} reads back differently: {name} is {found.get(name)}, the plan says {scheme}; nothing was kept")
+            raise QSearchError(
+                f"what was written for {to} reads back differently: {name} is {found.get(name)}, the plan says {scheme}; nothing was kept"
+            )
     for name in found:
         if name not in wanted:
-            raise QSearchError(f"what was written for {to} speaks of {name}, which the plan lacks; nothing was kept")
+            raise QSearchError(
+                f"what was written for {to} speaks of {name}, which the plan lacks; nothing was kept"
+            )

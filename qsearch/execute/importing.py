@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from ..core import plugins
 from ..core.errors import ArtifactError, QSearchError, nearest
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan, Solver
+from ..core.plan import Plan, Solver
 from ..core.scheme import KEEP, Scheme
 from ..core.table import SensitivityTable
 
@@ -37,7 +37,7 @@ class Imported:
     """A plan or a table for a graph, the name of the format that it came from, and what was not exact about it."""
 
     source: str
-    plan: BitPlan | None
+    plan: Plan | None
     table: SensitivityTable | None
     notes: tuple[str, ...]
 
@@ -61,7 +61,9 @@ def import_plan(path: Path | str, graph: OpGraph, source: str = "") -> Imported:
     """
     path = Path(path)
     if not path.exists():
-        raise QSearchError(f"{path} does not exist; give a file or folder that another tool's plan is in")
+        raise QSearchError(
+            f"{path} does not exist; give a file or folder that another tool's plan is in"
+        )
     name = source or _recognised(path)
     if name in plugins.names("importers"):
         importer: AbstractImporter = plugins.load("importers", name)
@@ -81,7 +83,11 @@ def import_plan(path: Path | str, graph: OpGraph, source: str = "") -> Imported:
 
 
 def _recognised(path: Path) -> str:
-    names = [name for name in plugins.names("importers") if plugins.load("importers", name).recognises(path)]
+    names = [
+        name
+        for name in plugins.names("importers")
+        if plugins.load("importers", name).recognises(path)
+    ]
     if len(names) != 1:
         raise QSearchError(
             f"{path} looks like {' and '.join(names) or 'no plan that is known here'}; say with --from which of {', '.join(plugins.names('importers'))}"
@@ -93,7 +99,9 @@ def _plan(name: str, path: Path, graph: OpGraph, found: Found) -> Imported:
     for layer in found.layers:
         graph.layer(layer)
     if not found.layers:
-        raise QSearchError(f"{path} says nothing of any layer of {graph.model}; is it a {name} file of this model?")
+        raise QSearchError(
+            f"{path} says nothing of any layer of {graph.model}; is it a {name} file of this model?"
+        )
     fixed = [x.name for x in graph if not x.quantizable and found.layers.get(x.name, KEEP) != KEEP]
     layers = {x.name: found.layers.get(x.name, KEEP) if x.quantizable else KEEP for x in graph}
     notes = list(found.notes)
@@ -101,7 +109,12 @@ def _plan(name: str, path: Path, graph: OpGraph, found: Found) -> Imported:
         notes.append(f"{len(missing)} layers that the file leaves out are kept: {shown(missing)}")
     if fixed:
         notes.append(f"{len(fixed)} layers that no plan changes are kept: {shown(fixed)}")
-    return Imported(name, BitPlan.make(graph, layers, solver=Solver(f"imported from {name}", "unsolved")), None, tuple(notes))
+    return Imported(
+        name,
+        Plan.make(graph, layers, solver=Solver(f"imported from {name}", "unsolved")),
+        None,
+        tuple(notes),
+    )
 
 
 def shown(names: Iterable[str]) -> str:
@@ -116,7 +129,9 @@ def parse(path: Path) -> Any:
 
     try:
         if path.stat().st_size > _LARGEST:
-            raise ArtifactError(f"{path} has {path.stat().st_size} bytes; a plan has at most {_LARGEST}")
+            raise ArtifactError(
+                f"{path} has {path.stat().st_size} bytes; a plan has at most {_LARGEST}"
+            )
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
             return json.loads(text)
@@ -124,7 +139,9 @@ def parse(path: Path) -> Any:
             raise ArtifactError(f"{path} has YAML aliases, which no plan needs; write it out")
         return yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not readable as JSON or YAML ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})") from error
+        raise ArtifactError(
+            f"{path} is not readable as JSON or YAML ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+        ) from error
 
 
 def peek(path: Path) -> Any:

@@ -1,105 +1,182 @@
-"""What a plan does to a layer's input, as it is stored and run: moved by a transform, rounded on a grid, a first token answered beforehand."""
+"""The input's side of a packed layer: transforms as they are stored, then rounding on a grid, or the ends of the grid for a kernel.
+
+What is stored, and what is done with it, is said by the plug-ins of the scheme's words (`choices/transforms/`,
+`choices/activations/`); here is where the tensors lie.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from ..choices.fake_quantization import fake_quantize_between, grain_plugin
+from ..choices.input_quantizer import InputQuantizer, words_of
+from ..choices.transform import AbstractPackedStep
 from ..core.scheme import Scheme
-from ..measure.activations import tensor
-from ..measure.treatment import Treatment, rounded_between
+from ..core.words import Buffer
 from .packing import same_type
 
-Step = Literal["moved", "ends", "rounded", "answered"]
+Unpack = Callable[[Mapping[str, Tensor]], AbstractPackedStep]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a packed layer multiplies.
+
+    Attributes:
+        x: the input after its transforms; rounded, unless a kernel is to do that.
+        low: lower ends of the grid for a kernel, stored or (of an input in parts) each token's own; None: the kernel's own.
+        high: upper ends.
+        steps: transforms that may add something to the output, each with its own input.
+    """
+
+    x: Tensor
+    low: Tensor | None = None
+    high: Tensor | None = None
+    steps: tuple[tuple[AbstractPackedStep, Tensor], ...] = ()
+
+    def output(self, y: Tensor) -> Tensor:
+        """The layer's output, where `y` is the packed product."""
+        for step, x in reversed(self.steps):
+            y = step.output(y, x)
+        return y
 
 
 class Input(nn.Module):
-    """The input's side of `scheme`, for `channels` input channels and `outputs` output channels. Empty until a treatment or a state dict fills it.
+    """The input's side of `scheme` for a weight of `shape`, output channels on `axis`. Empty until `fill` or a state dict fills it.
 
-    Buffers, each only where the scheme has it: `shift`, `divisor` [channels]; `low`, `high`, the ends of a static grid, [1] or [channels] (also of an input
-    in `parts`, which have a range each); `first`: the output [outputs] of the token that is computed beforehand.
+    Buffers: what the scheme's transforms store, by their own names (`shift`, `divisor`, `first`; a name that several of them
+    use is numbered from the second on), and `low`, `high`: the ends of a static grid (also of an input in `parts`, which have a
+    range each).
     """
 
-    shift: Tensor | None
-    divisor: Tensor | None
     low: Tensor | None
     high: Tensor | None
-    first: Tensor | None
 
-    def __init__(self, scheme: Scheme, channels: int, outputs: int, *, linear: bool, parts: bool = False, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        scheme: Scheme,
+        shape: Sequence[int],
+        axis: int,
+        *,
+        linear: bool,
+        parts: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
         super().__init__()
-        self.scheme, self.linear = scheme, linear
+        self.scheme, self.channel, self.parts = scheme, -1 if linear else 1, parts
+        grain = grain_plugin(scheme)
+        # Functions and not plug-ins: a module of Python can't be copied or pickled, as models are.
+        self.ranges = grain.ranges
         #: whether each part of the input has a range of its own
-        self.apart = scheme.grain == "tensor" and parts
-        #: bits of an integer grid that is the same for all channels (of a part), 0 where activations are no such integers
-        self.bits = int(scheme.activation) if scheme.activation.isdigit() and scheme.grain != "channel" else 0
-        words = [transform.rstrip("0123456789") for transform in scheme.transforms if transform != "bos"]
-        scales = [word for word in words if word != "shift"]
-        static = bool(scheme.activation) and scheme.grain != "token"
-        ends = channels if scheme.grain == "channel" or self.apart else 1
-        for name, size, there in (
-            ("shift", channels, "shift" in words),
-            ("divisor", channels, bool(scales)),
-            ("low", ends, static),
-            ("high", ends, static),
-            ("first", outputs, "bos" in scheme.transforms),
-        ):
-            # What transforms find are values of fp16; a product of two, or a shift times the scale before it, is none.
-            half = name == "first" or (name == "divisor" and len(scales) == 1) or (name == "shift" and words[:1] == ["shift"] and words.count("shift") == 1)
-            self.register_buffer(name, torch.empty(size, dtype=torch.float16 if half else torch.float32, device=device) if there else None)
+        self.apart = scheme.static_input and parts and not grain.per_channel
+        #: bits of an integer grid that is the same for all channels (of a part), 0 where inputs are no such integers
+        integers = scheme.activation.isdigit() and not grain.per_channel
+        self.bits = int(scheme.activation) if integers else 0
+        #: for each transform, what makes it of its tensors, and the names that it stores -> those of the buffers
+        self.transforms: list[tuple[Unpack, dict[str, str]]] = []
+        #: buffer -> what lies there
+        self.layout: dict[str, Buffer] = {}
+        for word in words_of(scheme):
+            held = word.plugin.stored(shape, axis, word.number)
+            names = {name: _free(name, self.layout) for name in held}
+            self.transforms.append((word.plugin.unpack, names))
+            self.layout |= {names[name]: buffer for name, buffer in held.items()}
+        ends = grain.ends(shape[1 - axis], parts) if scheme.activation else 0
+        if ends:
+            self.layout["low"] = Buffer((ends,), "float32", typical=-3.0)
+            self.layout["high"] = Buffer((ends,), "float32", typical=3.0)
+        for name, buffer in self.layout.items():
+            dtype = getattr(torch, buffer.dtype)
+            self.register_buffer(name, torch.empty(buffer.shape, dtype=dtype, device=device))
+        if not ends:
+            self.register_buffer("low", None)
+            self.register_buffer("high", None)
 
-    def fill(self, treatment: Treatment, token: Tensor | None) -> None:
-        """Take over what calibration found; `token`: the output of the first token."""
-        found = {"shift": treatment.shift, "divisor": treatment.scale, "first": token}
-        if treatment.inputs is not None:
-            inputs = treatment.inputs
-            low, high = (inputs.low, inputs.high) if self.scheme.grain == "channel" else tensor.ranges(inputs.low, 0, inputs)
+    def fill(self, quantizer: InputQuantizer, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+        """Take over what calibration found.
+
+        Args:
+            quantizer: the input's transforms and ranges.
+            weight: the layer's weight in full precision.
+            bias: its bias.
+
+        Returns:
+            The bias with what the transforms add to it.
+        """
+        found: dict[str, Tensor] = {}
+        stored, bias = quantizer.pack(weight, bias)
+        for (_, names), held in zip(self.transforms, stored, strict=True):
+            found |= {names[name]: value for name, value in held.items()}
+        if self.low is not None and quantizer.inputs is not None:
+            low, high = self.ranges(quantizer.inputs.low, 0, quantizer.inputs)
             found |= {"low": low.reshape(-1), "high": high.reshape(-1)}
-        for name, buffer in list(self.named_buffers()):
-            value = found[name]
-            assert value is not None
-            setattr(self, name, value.to(buffer.dtype).clone())
+        for name, buffer in self.layout.items():
+            assert tuple(found[name].shape) == buffer.shape, (
+                f"{self.scheme} stores {name} as {buffer.shape}, calibration gave {tuple(found[name].shape)}"
+            )
+            setattr(self, name, found[name].to(getattr(torch, buffer.dtype)).clone())
+        return bias
 
-    def forward(self, step: Step, x: Tensor) -> Any:
-        """One step of the treatment, as a call: hooks that fetch what was offloaded hang on it."""
-        if step == "moved":
-            return self._moved(x)
-        if step == "ends":
-            return self._ends(x)
-        return self._rounded(x) if step == "rounded" else self._answered(x)
+    def forward(self, x: Tensor, *, rounds: bool) -> Given:
+        """The input of the packed product; a call, since hooks that fetch what was offloaded hang on it.
 
-    def _moved(self, x: Tensor) -> Tensor:
-        """(x - shift) / divisor, in fp32 where there is either."""
-        if self.shift is not None:
-            x = x.float() - self._spread(self.shift.float(), x)
-        return x if self.divisor is None else x.float() / self._spread(self.divisor.float(), x)
+        `rounds`: round in floating point, what a machine computes that has no arithmetic for it; a weight that is kept then
+        takes the input in its own coordinates. Else leave rounding to a kernel.
+        """
+        steps = []
+        for step in self._steps():
+            steps.append((step, x))
+            x = step.input(x, self.channel)
+        if not rounds:
+            known = self.low is not None or self.parts
+            low, high = self._ends(x) if known else (None, None)
+            return Given(x, low, high, tuple(steps))
+        if self.scheme.activation:
+            low, high = self._ends(x)
+            x = fake_quantize_between(x.float(), low, high, self.scheme.activation).to(x.dtype)
+        if self.scheme.format == "keep":
+            for step, _ in reversed(steps):
+                x = step.restore(x, self.channel)
+        return Given(x, None, None, tuple(steps))
+
+    def restore_weight(self, weight: Tensor) -> Tensor:
+        """A stored weight in the layer's own coordinates."""
+        for step in reversed(self._steps()):
+            weight = step.restore_weight(weight)
+        return weight
+
+    def _steps(self) -> list[AbstractPackedStep]:
+        return [
+            unpack({name: self.get_buffer(place) for name, place in names.items()})
+            for unpack, names in self.transforms
+        ]
 
     def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Lower and upper end of the grid for moved `x`: stored, or of each token (of each picture, for a convolution)."""
-        if self.low is not None and self.high is not None:
-            return self._spread(self.low, x), self._spread(self.high, x)
-        axes = (-1,) if self.linear else tuple(range(1, x.ndim))
-        return x.amin(axes, keepdim=True).float(), x.amax(axes, keepdim=True).float()
-
-    def _rounded(self, x: Tensor) -> Tensor:
-        """Moved `x` on its grid, in floating point: what a machine computes that has no arithmetic for it. A kept weight takes it multiplied back."""
-        if self.scheme.activation:
-            x = rounded_between(x.float(), *self._ends(x), self.scheme.activation).to(x.dtype)
-        return x if self.divisor is None or self.scheme.format != "keep" else x * self._spread(self.divisor.float(), x)
-
-    def _answered(self, y: Tensor) -> Tensor:
-        """The output with the first token's put in its place."""
-        return y if self.first is None else torch.cat([self.first.to(y.dtype).expand_as(y[:, :1]), y[:, 1:]], 1)
+        """Lower and upper end of the grid for transformed `x`: stored, or its own."""
+        if self.low is None or self.high is None:
+            low, high = self.ranges(x, self.channel, None)
+            return low.float(), high.float()
+        if self.channel == -1:
+            return self.low, self.high
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        return self.low.view(shape), self.high.view(shape)
 
     def extra_repr(self) -> str:
         """The scheme."""
         return str(self.scheme)
 
-    def _spread(self, values: Tensor, x: Tensor) -> Tensor:
-        return values if self.linear else values.view(1, -1, *[1] * (x.ndim - 2))
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         return super()._apply(same_type(fn), recurse)  # type: ignore[no-any-return, no-untyped-call]  # torch has no types for it
+
+
+def _free(name: str, taken: dict[str, Buffer]) -> str:
+    """A name for a buffer that no other transform has: `divisor`, `divisor2`, ..."""
+    number = 1
+    while (made := name if number == 1 else f"{name}{number}") in taken:
+        number += 1
+    return made

@@ -20,7 +20,8 @@ from qsearch_kernels import ops
 
 from ..core.scheme import Scheme
 from ..core.scheme import parts as split
-from .inputs import Input
+from ..core.words import transform_word
+from .inputs import Given, Input
 from .packing import AnyWeight, KeptWeight, PackedWeight
 
 _CONVOLVE: dict[tuple[int, bool], Any] = {
@@ -34,18 +35,39 @@ _CONVOLVE: dict[tuple[int, bool], Any] = {
 Convolution = nn.modules.conv._ConvNd
 
 
-def _weights(scheme: Scheme, weight: Tensor, axis: int, splits: Sequence[int], device: torch.device | str) -> nn.ModuleList:
+def _weights(
+    scheme: Scheme, weight: Tensor, axis: int, splits: Sequence[int], device: torch.device | str
+) -> nn.ModuleList:
     """Empty packed weights, one a part; the weight itself where it is kept."""
     if scheme.format == "keep":
-        return nn.ModuleList([KeptWeight(weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False), axis)])
+        return nn.ModuleList(
+            [
+                KeptWeight(
+                    weight
+                    if isinstance(weight, nn.Parameter)
+                    else nn.Parameter(weight, requires_grad=False),
+                    axis,
+                )
+            ]
+        )
     shapes = split(weight.shape, axis, splits)
-    return nn.ModuleList(PackedWeight(scheme, s[axis], math.prod(s) // s[axis], device) for s in shapes)
+    return nn.ModuleList(
+        PackedWeight(scheme, s[axis], math.prod(s) // s[axis], device) for s in shapes
+    )
 
 
-def _whole(parts: Sequence[AnyWeight], shape: Sequence[int], axis: int, splits: Sequence[int], dtype: torch.dtype) -> Tensor:
+def _whole(
+    parts: Sequence[AnyWeight],
+    shape: Sequence[int],
+    axis: int,
+    splits: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
     """The weight [shape] of rows that `parts` hold, in the coordinates in which it is stored."""
     pieces = []
-    for part, piece in zip(parts, split(shape, axis, splits if len(parts) > 1 else ()), strict=True):
+    for part, piece in zip(
+        parts, split(shape, axis, splits if len(parts) > 1 else ()), strict=True
+    ):
         moved = [piece[axis], *(n for i, n in enumerate(piece) if i != axis)]
         pieces.append(part.dequantize(dtype).view(moved).movedim(0, axis))
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1 - axis)
@@ -56,18 +78,36 @@ class _Layer(nn.Module):
 
     bias: nn.Parameter | None
 
-    def __init__(self, scheme: Scheme, source: nn.Linear | Convolution, axis: int, splits: Sequence[int], device: torch.device | str) -> None:
+    def __init__(
+        self,
+        scheme: Scheme,
+        source: nn.Linear | Convolution,
+        axis: int,
+        splits: Sequence[int],
+        device: torch.device | str,
+    ) -> None:
         super().__init__()
         linear = isinstance(source, nn.Linear)
         weight = source.weight
-        self.scheme, self.shape, self.axis, self.splits = scheme, tuple(weight.shape), axis, tuple(splits)
+        self.scheme, self.shape, self.axis, self.splits = (
+            scheme,
+            tuple(weight.shape),
+            axis,
+            tuple(splits),
+        )
         self.parts = _weights(scheme, weight, axis, splits, device)
         bias = cast(nn.Parameter | None, source.bias)
-        if bias is None and "shift" in scheme.transforms:
-            bias = nn.Parameter(weight.new_zeros(weight.shape[axis], device=device), requires_grad=False)
+        if bias is None and any(transform_word(word).adds_bias for word in scheme.transforms):
+            bias = nn.Parameter(
+                weight.new_zeros(weight.shape[axis], device=device), requires_grad=False
+            )
         self.register_parameter("bias", bias)
         treated = bool(scheme.activation or scheme.transforms)
-        self.input = Input(scheme, weight.shape[1 - axis], weight.shape[axis], linear=linear, parts=bool(splits), device=device) if treated else None
+        self.input = (
+            Input(scheme, weight.shape, axis, linear=linear, parts=bool(splits), device=device)
+            if treated
+            else None
+        )
         #: kinds of device that multiply the rounded input as it is; elsewhere the weight is widened
         self.devices = frozenset[str]()
         if self.input is not None and self.input.bits:
@@ -96,8 +136,8 @@ class _Layer(nn.Module):
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight [shape] that the layer stands for, in its own coordinates."""
         whole = _whole(self.weights, self.shape, self.axis, self.splits, torch.float32)
-        if self.input is not None and self.input.divisor is not None and self.scheme.format != "keep":
-            whole = whole / self.input.divisor.float().view(1, -1, *[1] * (whole.ndim - 2))
+        if self.input is not None and self.scheme.format != "keep":
+            whole = self.input.restore_weight(whole)
         return whole.to(dtype)
 
     def extra_repr(self) -> str:
@@ -108,7 +148,13 @@ class _Layer(nn.Module):
 class QuantLinear(_Layer):
     """`nn.Linear` with a packed weight."""
 
-    def __init__(self, scheme: Scheme, source: nn.Linear, splits: Sequence[int] = (), device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        scheme: Scheme,
+        source: nn.Linear,
+        splits: Sequence[int] = (),
+        device: torch.device | str = "cpu",
+    ) -> None:
         super().__init__(scheme, source, 0, splits, device)
         self.in_features, self.out_features = source.in_features, source.out_features
 
@@ -116,24 +162,32 @@ class QuantLinear(_Layer):
         """[..., in_features] -> [..., out_features], in the type of `x`."""
         if self.input is None:
             return self._sum(x, None, None)
-        moved = self.input("moved", x)
-        if moved.device.type in self.devices:
-            ends = self.input("ends", moved) if self.input.low is not None or len(self.parts) > 1 else (None, None)
-            y = self._sum(moved, *ends)
-        else:
-            y = self._sum(self.input("rounded", moved), None, None)
-        answered: Tensor = self.input("answered", y.to(x.dtype))
-        return answered
+        given: Given = self.input(x, rounds=x.device.type not in self.devices)
+        y = self._sum(given.x, given.low, given.high)
+        return given.output(y.to(x.dtype))
 
     def _sum(self, x: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
         y: Tensor | None = None
-        for part, piece, bottom, top in zip(self.weights, self.cut(x, -1), self.ends_of(low, -1), self.ends_of(high, -1), strict=True):
+        for part, piece, bottom, top in zip(
+            self.weights,
+            self.cut(x, -1),
+            self.ends_of(low, -1),
+            self.ends_of(high, -1),
+            strict=True,
+        ):
             made = self._product(part, piece, self.bias if y is None else None, bottom, top)
             y = made if y is None else y + made
         assert y is not None
         return y
 
-    def _product(self, part: AnyWeight, x: Tensor, bias: Tensor | None, low: Tensor | None, high: Tensor | None) -> Tensor:
+    def _product(
+        self,
+        part: AnyWeight,
+        x: Tensor,
+        bias: Tensor | None,
+        low: Tensor | None,
+        high: Tensor | None,
+    ) -> Tensor:
         if isinstance(part, KeptWeight):
             values = part()
             return ops.dense_linear(x.to(values.dtype), values, bias)
@@ -145,73 +199,158 @@ class QuantLinear(_Layer):
 class QuantConv2d(_Layer):
     """`nn.Conv2d` with a packed weight."""
 
-    def __init__(self, scheme: Scheme, source: nn.Conv2d, splits: Sequence[int] = (), device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        scheme: Scheme,
+        source: nn.Conv2d,
+        splits: Sequence[int] = (),
+        device: torch.device | str = "cpu",
+    ) -> None:
         super().__init__(scheme, source, 0, splits, device)
-        self.in_channels, self.out_channels, self.groups = source.in_channels, source.out_channels, source.groups
-        self.kernel_size, self.stride, self.padding, self.dilation = source.kernel_size, source.stride, source.padding, source.dilation
-        self.padding_mode, self.edges = source.padding_mode, list(source._reversed_padding_repeated_twice)
-        plain = self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)  # else it is no product of rows
+        self.in_channels, self.out_channels, self.groups = (
+            source.in_channels,
+            source.out_channels,
+            source.groups,
+        )
+        self.kernel_size, self.stride, self.padding, self.dilation = (
+            source.kernel_size,
+            source.stride,
+            source.padding,
+            source.dilation,
+        )
+        self.padding_mode, self.edges = (
+            source.padding_mode,
+            list(source._reversed_padding_repeated_twice),
+        )
+        plain = (
+            self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)
+        )  # else it is no product of rows
         even = all(len(set(places)) == 1 for places in (self.stride, self.padding, self.dilation))
-        found = frozenset.intersection(self.devices, *(part.convolving for part in self.weights)) if plain else frozenset()
-        self.devices = found if even else found - {"cuda"}  # its kernel has one of each for both axes
+        found = (
+            frozenset.intersection(self.devices, *(part.convolving for part in self.weights))
+            if plain
+            else frozenset()
+        )
+        self.devices = (
+            found if even else found - {"cuda"}
+        )  # its kernel has one of each for both axes
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> [N, out_channels, h, w], in the type of `x`."""
-        moved = x if self.input is None else self.input("moved", x)
-        if self.input is not None and x.device.type in self.devices:
-            low, high = self.input("ends", moved) if self.input.low is not None or len(self.parts) > 1 else (None, None)
+        rounds = x.device.type not in self.devices
+        given = Given(x) if self.input is None else self.input(x, rounds=rounds)
+        if self.input is not None and not rounds:
             y: Tensor | None = None
-            for part, piece, bottom, top in zip(self.weights, self.cut(moved, 1), self.ends_of(low, 1), self.ends_of(high, 1), strict=True):
+            for part, piece, bottom, top in zip(
+                self.weights,
+                self.cut(given.x, 1),
+                self.ends_of(given.low, 1),
+                self.ends_of(given.high, 1),
+                strict=True,
+            ):
                 assert isinstance(part, PackedWeight)
-                made = self._product(part, piece, self.bias if y is None else None, self.input.bits, bottom, top)
+                made = self._product(
+                    part, piece, self.bias if y is None else None, self.input.bits, bottom, top
+                )
                 y = made if y is None else y + made
             assert y is not None
-            return y.to(x.dtype)
-        inside = ops.fast_float(moved if self.input is None else self.input("rounded", moved))
+            return given.output(y.to(x.dtype))
+        inside = ops.fast_float(given.x)
         whole = _whole(self.weights, self.shape, 0, self.splits, inside.dtype)
         bias = None if self.bias is None else self.bias.to(inside.dtype)
         if self.padding_mode != "zeros":
-            y = F.conv2d(F.pad(inside, self.edges, self.padding_mode), whole, bias, self.stride, 0, self.dilation, self.groups)
+            y = F.conv2d(
+                F.pad(inside, self.edges, self.padding_mode),
+                whole,
+                bias,
+                self.stride,
+                0,
+                self.dilation,
+                self.groups,
+            )
         else:
             y = F.conv2d(inside, whole, bias, self.stride, self.padding, self.dilation, self.groups)
-        return y.to(x.dtype)
+        return given.output(y.to(x.dtype))
 
-    def _product(self, part: PackedWeight, x: Tensor, bias: Tensor | None, bits: int, low: Tensor | None, high: Tensor | None) -> Tensor:
+    def _product(
+        self,
+        part: PackedWeight,
+        x: Tensor,
+        bias: Tensor | None,
+        bits: int,
+        low: Tensor | None,
+        high: Tensor | None,
+    ) -> Tensor:
         assert not isinstance(self.padding, str)
         return ops.conv2d_rounded(
-            x, part(), bias, bits, kernel=self.kernel_size, stride=self.stride, padding=self.padding, dilation=self.dilation, low=low, high=high
+            x,
+            part(),
+            bias,
+            bits,
+            kernel=self.kernel_size,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            low=low,
+            high=high,
         )
 
 
 class QuantConvolution(_Layer):
     """A convolution of one or three dimensions, or a transposed one, with a packed weight: computed with the widened weight."""
 
-    def __init__(self, scheme: Scheme, source: Convolution, axis: int, splits: Sequence[int] = (), device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        scheme: Scheme,
+        source: Convolution,
+        axis: int,
+        splits: Sequence[int] = (),
+        device: torch.device | str = "cpu",
+    ) -> None:
         super().__init__(scheme, source, axis, splits, device)
-        self.in_channels, self.out_channels, self.groups = source.in_channels, source.out_channels, source.groups
-        self.kernel_size, self.stride, self.padding, self.dilation = source.kernel_size, source.stride, source.padding, source.dilation
+        self.in_channels, self.out_channels, self.groups = (
+            source.in_channels,
+            source.out_channels,
+            source.groups,
+        )
+        self.kernel_size, self.stride, self.padding, self.dilation = (
+            source.kernel_size,
+            source.stride,
+            source.padding,
+            source.dilation,
+        )
         self.transposed, self.output_padding = source.transposed, source.output_padding
-        self.padding_mode, self.edges = source.padding_mode, [] if source.transposed else list(source._reversed_padding_repeated_twice)
+        self.padding_mode, self.edges = (
+            source.padding_mode,
+            [] if source.transposed else list(source._reversed_padding_repeated_twice),
+        )
         self.devices = frozenset()
 
     def forward(self, x: Tensor) -> Tensor:
         """As the convolution that it stands for, in the type of `x`."""
-        inside = ops.fast_float(x if self.input is None else self.input("rounded", self.input("moved", x)))
+        given = Given(x) if self.input is None else self.input(x, rounds=True)
+        inside = ops.fast_float(given.x)
         whole = _whole(self.weights, self.shape, self.axis, self.splits, inside.dtype)
         bias = None if self.bias is None else self.bias.to(inside.dtype)
         convolve = _CONVOLVE[len(self.kernel_size), self.transposed]
         padding: Any = self.padding
+        y: Tensor
         if self.transposed:
-            return convolve(inside, whole, bias, self.stride, padding, self.output_padding, self.groups, self.dilation).to(x.dtype)  # type: ignore[no-any-return]
-        if self.padding_mode != "zeros":
-            inside, padding = F.pad(inside, self.edges, self.padding_mode), 0
-        return convolve(inside, whole, bias, self.stride, padding, self.dilation, self.groups).to(x.dtype)  # type: ignore[no-any-return]
+            more: tuple[Any, ...] = (self.output_padding, self.groups, self.dilation)
+        else:
+            more = (self.dilation, self.groups)
+            if self.padding_mode != "zeros":
+                inside, padding = F.pad(inside, self.edges, self.padding_mode), 0
+        y = convolve(inside, whole, bias, self.stride, padding, *more)
+        return given.output(y.to(x.dtype))
 
 
 QuantLayer = QuantLinear | QuantConv2d | QuantConvolution
 
 
-def empty_layer(source: nn.Module, scheme: Scheme, axis: int, splits: Sequence[int], device: torch.device | str) -> QuantLayer | None:
+def empty_layer(
+    source: nn.Module, scheme: Scheme, axis: int, splits: Sequence[int], device: torch.device | str
+) -> QuantLayer | None:
     """The packed layer that takes the place of `source`, still empty; None where there is none for its class."""
     own = type(source).forward
     if isinstance(source, nn.Linear):

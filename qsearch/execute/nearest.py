@@ -23,21 +23,33 @@ def nearest(scheme: Scheme, layer: LayerSpec, offers: Iterable[Scheme]) -> Schem
         return KEEP
     plain = replace(scheme, method="", transforms=())
     known = [KEEP, *offers]
-    chosen = plain if plain in known else min(known, key=lambda offer: _distance(plain, offer, layer))
-    if scheme.method and chosen != KEEP and plugins.load("quantizers", scheme.method).supports(chosen):
+    chosen = (
+        plain if plain in known else min(known, key=lambda offer: _distance(plain, offer, layer))
+    )
+    if (
+        scheme.method
+        and chosen != KEEP
+        and plugins.load("quantizers", scheme.method).supports(chosen)
+    ):
         return replace(chosen, method=scheme.method)
     return chosen
 
 
 def whole(scheme: Scheme) -> Scheme:
-    """The scheme without a method whose zero points are fractions (HQQ), for tools that store them as integers."""
-    return replace(scheme, method="") if scheme.method == "hqq" else scheme
+    """The scheme without a method whose zero points are fractions (such as HQQ), for tools that store them as integers."""
+    if scheme.method and not plugins.load("quantizers", scheme.method).integer_zeros:
+        return replace(scheme, method="")
+    return scheme
 
 
 def _distance(scheme: Scheme, offer: Scheme, layer: LayerSpec) -> tuple[float, ...]:
     coarser = offer.bits < scheme.bits or offer.activation_bits < scheme.activation_bits
     inputs = abs(offer.activation_bits - scheme.activation_bits)
-    other = (offer.family != scheme.family) + (offer.activation != scheme.activation) + (offer.grain != scheme.grain)
+    other = (
+        (offer.family != scheme.family)
+        + (offer.activation != scheme.activation)
+        + (offer.grain != scheme.grain)
+    )
     return (
         coarser,
         abs(offer.bits - scheme.bits),
@@ -50,7 +62,9 @@ def _distance(scheme: Scheme, offer: Scheme, layer: LayerSpec) -> tuple[float, .
 
 def _size(scheme: Scheme, layer: LayerSpec) -> float:
     """Weights that share a scale."""
-    return layer.weights / max(1, scheme.groups(layer.weight_shape, layer.channel_axis, layer.parts))
+    return layer.weights / max(
+        1, scheme.groups(layer.weight_shape, layer.channel_axis, layer.parts)
+    )
 
 
 def nearest_node(scheme: Scheme, layer: LayerSpec) -> Scheme:
@@ -60,9 +74,21 @@ def nearest_node(scheme: Scheme, layer: LayerSpec) -> Scheme:
     """
     if layer.kind not in ("linear", "conv1d", "conv2d", "conv3d") or layer.channel_axis != 0:
         return nearest(scheme, layer, [])
-    sizes = ["c", *(f"g{g}" for g in sorted({16, 32, 64, 128, 256, *([scheme.group] if scheme.group > 0 else [])}) if divides(g, layer))]
+    sizes = [
+        "c",
+        *(
+            f"g{g}"
+            for g in sorted({16, 32, 64, 128, 256, *([scheme.group] if scheme.group > 0 else [])})
+            if divides(g, layer)
+        ),
+    ]
     inputs = ("",) if layer.parts else ("", "+a8t")
-    names = [f"{form}-{size}{read}" for form in ("int4", "uint4", "int8", "uint8") for size in sizes for read in inputs]
+    names = [
+        f"{form}-{size}{read}"
+        for form in ("int4", "uint4", "int8", "uint8")
+        for size in sizes
+        for read in inputs
+    ]
     return nearest(whole(scheme), layer, map(Scheme.parse, ["e4m3-c", *names]))
 
 
@@ -74,4 +100,6 @@ def width(layer: LayerSpec) -> int:
 def divides(group: int, layer: LayerSpec) -> bool:
     """Whether groups of that size fill the rows of a layer, and of each part of a long skip, without a rest."""
     taps = width(layer) // max(1, layer.weight_shape[1 - layer.channel_axis]) if layer.parts else 1
-    return width(layer) >= group and all(part % group == 0 for part in ([n * taps for n in layer.parts] or [width(layer)]))
+    return width(layer) >= group and all(
+        part % group == 0 for part in ([n * taps for n in layer.parts] or [width(layer)])
+    )

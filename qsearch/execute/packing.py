@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from qsearch_kernels import layout, ops
 from qsearch_kernels.weight import Weight
 
+from ..choices.codes import levels
+from ..choices.quantization import Quantized
 from ..core.scheme import Scheme
-from ..measure.codes import levels
-from ..measure.quantization import Quantized
 
 
 class PackedWeight(nn.Module):
@@ -30,12 +30,18 @@ class PackedWeight(nn.Module):
     unit: Tensor
     levels: Tensor | None
 
-    def __init__(self, scheme: Scheme, rows: int, columns: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, scheme: Scheme, rows: int, columns: int, device: torch.device | str = "cpu"
+    ) -> None:
         super().__init__()
         self.scheme, self.rows, self.columns = scheme.weight_only, rows, columns
         for name, (shape, dtype) in _buffers(self.scheme, rows, columns).items():
             self.register_buffer(name, torch.empty(shape, dtype=dtype, device=device))
-        table = levels(self.scheme, "cpu" if str(device) == "meta" else device) if self.scheme.family in ("float", "block") else None
+        table = (
+            levels(self.scheme, "cpu" if str(device) == "meta" else device)
+            if self.scheme.family in ("float", "block")
+            else None
+        )
         if table is None:
             self.levels = None
         else:
@@ -69,7 +75,9 @@ class PackedWeight(nn.Module):
                 kind = self._scale_type if name == "scale" else buffer.dtype
                 narrow = stored[name].to(kind)
                 if not torch.equal(narrow.float(), stored[name].float()):
-                    raise ValueError(f"{self.scheme} stores its {name} as {kind}; the quantizer's does not fit")
+                    raise ValueError(
+                        f"{self.scheme} stores its {name} as {kind}; the quantizer's does not fit"
+                    )
                 setattr(self, name, narrow.view(buffer.dtype) if kind != buffer.dtype else narrow)
 
     @property
@@ -83,7 +91,10 @@ class PackedWeight(nn.Module):
         scheme = self.scheme
         zero, table, offset = None, self.levels, 0.0
         if scheme.family == "codebook":
-            scale, table = torch.ones((), device=self.codes.device).expand(self.codebook.shape[:2]), self.codebook
+            scale, table = (
+                torch.ones((), device=self.codes.device).expand(self.codebook.shape[:2]),
+                self.codebook,
+            )
         elif scheme.family == "block":
             scale = self.scale.view(self._scale_type)
             scale = scale.float() * self.unit if scheme.format == "nvfp4" else scale
@@ -91,7 +102,9 @@ class PackedWeight(nn.Module):
             scale = self.scale
             zero = self.zero if scheme.family == "uint" else None
             offset = 2.0 ** (scheme.bits - 1) if scheme.family == "int" else 0.0
-        return Weight(self.codes, scale, zero, offset, table, scheme.bits, self.columns, scheme.group)
+        return Weight(
+            self.codes, scale, zero, offset, table, scheme.bits, self.columns, scheme.group
+        )
 
     def forward(self) -> Weight:
         """`weight()`, as a call: hooks that fetch what was offloaded hang on it."""
@@ -104,7 +117,9 @@ class PackedWeight(nn.Module):
     @property
     def stored_bytes(self) -> int:
         """Bytes of what is stored."""
-        return sum(self.get_buffer(name).nbytes for name in _buffers(self.scheme, self.rows, self.columns))
+        return sum(
+            self.get_buffer(name).nbytes for name in _buffers(self.scheme, self.rows, self.columns)
+        )
 
     def extra_repr(self) -> str:
         """Scheme and shape."""
@@ -124,12 +139,20 @@ def same_type(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return moved
 
 
-def _buffers(scheme: Scheme, rows: int, columns: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+def _buffers(
+    scheme: Scheme, rows: int, columns: int
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Name -> shape and type of what a weight stores under a scheme."""
-    groups = (1, 1) if scheme.group == -1 else (rows, -(-columns // scheme.group) if scheme.group else 1)
+    groups = (
+        (1, 1) if scheme.group == -1 else (rows, -(-columns // scheme.group) if scheme.group else 1)
+    )
     whole = scheme.family in ("int", "uint") and scheme.bits == 8
     made: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
-    made["codes"] = ((rows, columns), torch.int8) if whole else ((rows, layout.row_bytes(columns, scheme.bits)), torch.uint8)
+    made["codes"] = (
+        ((rows, columns), torch.int8)
+        if whole
+        else ((rows, layout.row_bytes(columns, scheme.bits)), torch.uint8)
+    )
     if scheme.family == "codebook":
         return made | {"codebook": ((*groups, 2**scheme.bits), torch.float16)}
     made["scale"] = (groups, torch.uint8 if scheme.family == "block" else torch.float16)

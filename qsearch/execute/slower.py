@@ -24,7 +24,9 @@ class SlowerWarning(UserWarning):
     """Packed layers take longer on this CPU than the layers that they replace."""
 
 
-def slower_schemes(layers: Iterable[tuple[str, QuantLayer]], dtype: torch.dtype = torch.float32, rows: int = ROWS) -> dict[str, float]:
+def slower_schemes(
+    layers: Iterable[tuple[str, QuantLayer]], dtype: torch.dtype = torch.float32, rows: int = ROWS
+) -> dict[str, float]:
     """Schemes whose layers this CPU computes slower than full precision.
 
     Args:
@@ -45,7 +47,9 @@ def slower_schemes(layers: Iterable[tuple[str, QuantLayer]], dtype: torch.dtype 
     return products.slower_than_keep(given, dtype)
 
 
-def warn_of_slower(layers: Iterable[tuple[str, QuantLayer]], dtype: torch.dtype = torch.float32, rows: int = ROWS) -> None:
+def warn_of_slower(
+    layers: Iterable[tuple[str, QuantLayer]], dtype: torch.dtype = torch.float32, rows: int = ROWS
+) -> None:
     """One `SlowerWarning` that names the schemes of `slower_schemes` and what does better here."""
     found = slower_schemes(layers, dtype, rows)
     if not found:

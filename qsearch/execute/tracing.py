@@ -13,13 +13,26 @@ from .exporting import Export
 
 def traced(job: Export) -> tuple[nn.Module, dict[str, Any]]:
     """The denoiser of `job.source`, and keyword arguments of one guided call for one prompt; fixed shapes are those of this call."""
-    from ..measure.pipelines import Sampling, denoiser_of, example_inputs, load_pipeline, record, scene_prompts
+    from ..measure.pipelines import (
+        Sampling,
+        denoiser_of,
+        example_inputs,
+        load_pipeline,
+        record,
+        scene_prompts,
+    )
 
     pipe = load_pipeline(job.source)
     model = denoiser_of(pipe).eval()
     call = record(pipe, scene_prompts(1, seed=0), Sampling(steps=2), bins=1)[0]
-    inputs = {name: value for name, value in example_inputs(call, model).items() if value is not None}
-    return model, inputs | ({"return_dict": False} if "return_dict" in inspect.signature(model.forward).parameters else {})
+    inputs = {
+        name: value for name, value in example_inputs(call, model).items() if value is not None
+    }
+    return model, inputs | (
+        {"return_dict": False}
+        if "return_dict" in inspect.signature(model.forward).parameters
+        else {}
+    )
 
 
 class Positional(nn.Module):
@@ -30,7 +43,9 @@ class Positional(nn.Module):
         self.model = model
         self.tensors = dict(_leaves(inputs))
         self.names = tuple(self.tensors)
-        self.fixed = {name: value for name, value in inputs.items() if not isinstance(value, Tensor | dict)}
+        self.fixed = {
+            name: value for name, value in inputs.items() if not isinstance(value, Tensor | dict)
+        }
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """The denoiser's output, the first of what the model returns."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.artifacts import writing
 from ..core.errors import ArtifactError, QSearchError, nearest
 from ..core.graph import LayerSpec, OpGraph
 
@@ -23,30 +24,51 @@ STEM = "diffusion_pytorch_model"
 
 
 class Weights:
-    """The tensors of a component's folder: `files` says in which file each lies, in the order of the files."""
+    """The tensors of a component's folder: `files` says in which file each lies, in the order of the files.
 
-    def __init__(self, folder: Path) -> None:
+    `same`: names of tensors that are one, of which a file may hold one name alone; both are there to read.
+    """
+
+    def __init__(self, folder: Path, same: Mapping[str, str] | None = None) -> None:
         self.folder = Path(folder)
+        self._stored: dict[str, str] = {}  # name -> the name under which its file has it
         # Variants (fp16, ema) may lie beside the weights; those without a variant in their name come first.
-        indices = sorted(self.folder.glob("*.safetensors.index.json"), key=lambda path: len(path.name))
-        single = [path for path in (self.folder / f"{STEM}.safetensors",) if path.is_file()] or sorted(self.folder.glob("*.safetensors"))
+        indices = sorted(
+            self.folder.glob("*.safetensors.index.json"), key=lambda path: len(path.name)
+        )
+        single = [
+            path for path in (self.folder / f"{STEM}.safetensors",) if path.is_file()
+        ] or sorted(self.folder.glob("*.safetensors"))
         if indices:
             self.files = self._indexed(indices[0])
         elif len(single) == 1:
             self.files = dict.fromkeys(_names(single[0]), single[0])
         else:
-            raise ArtifactError(f"{folder} must hold one safetensors file, or shards with an index; it holds {len(single)} files without one")
+            raise ArtifactError(
+                f"{folder} must hold one safetensors file, or shards with an index; it holds {len(single)} files without one"
+            )
+
+        for name, other in (same or {}).items():
+            for missing, held in ((name, other), (other, name)):
+                if missing not in self.files and held in self.files:
+                    self.files[missing], self._stored[missing] = self.files[held], held
 
     def _indexed(self, index: Path) -> dict[str, Path]:
         try:
             placed: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             shards = sorted(set(placed.values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ArtifactError(f"{index} is not an index of shards ({type(error).__name__}: {error}); copy the model again") from error
+            raise ArtifactError(
+                f"{index} is not an index of shards ({type(error).__name__}: {error}); copy the model again"
+            ) from error
         for shard in shards:
             if Path(shard).name != shard or not (self.folder / shard).is_file():
-                raise ArtifactError(f"{index}: shards lie beside their index; there is no {shard!r}")
-        return {name: self.folder / shard for shard in shards for name in _names(self.folder / shard)}
+                raise ArtifactError(
+                    f"{index}: shards lie beside their index; there is no {shard!r}"
+                )
+        return {
+            name: self.folder / shard for shard in shards for name in _names(self.folder / shard)
+        }
 
     @property
     def config(self) -> dict[str, Any]:
@@ -54,9 +76,13 @@ class Weights:
         try:
             content = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ArtifactError(f"{self.folder} has no readable config.json ({error}); give a folder of a diffusers pipeline") from error
+            raise ArtifactError(
+                f"{self.folder} has no readable config.json ({error}); give a folder of a diffusers pipeline"
+            ) from error
         if not isinstance(content, dict):
-            raise ArtifactError(f"{self.folder / 'config.json'} must hold an object, it holds {type(content).__name__}")
+            raise ArtifactError(
+                f"{self.folder / 'config.json'} must hold an object, it holds {type(content).__name__}"
+            )
         return content
 
     def tensor(self, name: str) -> Tensor:
@@ -66,30 +92,34 @@ class Weights:
         if name not in self.files:
             raise QSearchError(f"{self.folder} holds no tensor {name!r}{nearest(name, self.files)}")
         with safe_open(self.files[name], framework="pt") as file:
-            return file.get_tensor(name).clone()  # type: ignore[no-any-return]
+            return file.get_tensor(self._stored.get(name, name)).clone()  # type: ignore[no-any-return]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, read from the header alone."""
         from safetensors import safe_open
 
         with safe_open(self.files[name], framework="pt") as file:
-            return tuple(file.get_slice(name).get_shape())
+            return tuple(file.get_slice(self._stored.get(name, name)).get_shape())
 
     def dtype(self, name: str) -> str:
         """A tensor's type as safetensors spells it, e.g. BF16, read from the header alone."""
         from safetensors import safe_open
 
         with safe_open(self.files[name], framework="pt") as file:
-            return str(file.get_slice(name).get_dtype())
+            return str(file.get_slice(self._stored.get(name, name)).get_dtype())
 
     def check(self, graph: OpGraph) -> None:
         """Refuse a graph whose layers these tensors are not: every weight must be there by name, in its shape."""
         for layer in graph:
             name = key(layer)
             if name not in self.files:
-                raise QSearchError(f"{graph.model} has a layer {layer.name}, and {self.folder} holds no {name}{nearest(name, self.files)}")
+                raise QSearchError(
+                    f"{graph.model} has a layer {layer.name}, and {self.folder} holds no {name}{nearest(name, self.files)}"
+                )
             if self.shape(name) != layer.weight_shape:
-                raise QSearchError(f"{layer.name} is {layer.weight_shape} in the graph of {graph.model}, and {self.shape(name)} in {self.folder}")
+                raise QSearchError(
+                    f"{layer.name} is {layer.weight_shape} in the graph of {graph.model}, and {self.shape(name)} in {self.folder}"
+                )
 
 
 def key(layer: LayerSpec) -> str:
@@ -104,7 +134,9 @@ def _names(path: Path) -> list[str]:
         with safe_open(path, framework="pt") as file:
             return list(file.keys())
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{path} is not readable as safetensors ({error}); copy the model again") from error
+        raise ArtifactError(
+            f"{path} is not readable as safetensors ({error}); copy the model again"
+        ) from error
 
 
 def component(source: Path) -> str:
@@ -112,10 +144,14 @@ def component(source: Path) -> str:
     for name in ("transformer", "unet", "prior"):
         if (Path(source) / name / "config.json").is_file():
             return name
-    raise QSearchError(f"{source} must be a folder of a diffusers pipeline, with a transformer or a unet in it")
+    raise QSearchError(
+        f"{source} must be a folder of a diffusers pipeline, with a transformer or a unet in it"
+    )
 
 
-def replaced(weights: Weights, change: Mapping[str, Callable[[Tensor], dict[str, Tensor]]]) -> Iterator[dict[str, Tensor]]:
+def replaced(
+    weights: Weights, change: Mapping[str, Callable[[Tensor], dict[str, Tensor]]]
+) -> Iterator[dict[str, Tensor]]:
     """A component's tensors one after the other: those named in `change` as it makes them, the others as they are."""
     for name in weights.files:
         held = weights.tensor(name)
@@ -123,7 +159,10 @@ def replaced(weights: Weights, change: Mapping[str, Callable[[Tensor], dict[str,
 
 
 def write_shards(
-    folder: Path, tensors: Iterable[Mapping[str, Tensor]], limit: int, metadata: Callable[[Iterable[str]], Mapping[str, str]] | None = None
+    folder: Path,
+    tensors: Iterable[Mapping[str, Tensor]],
+    limit: int,
+    metadata: Callable[[Iterable[str]], Mapping[str, str]] | None = None,
 ) -> list[Path]:
     """Write groups of tensors (those of one layer stay together) as safetensors, a new shard where `limit` bytes would be passed; an index for several.
 
@@ -136,7 +175,8 @@ def write_shards(
 
     def flush() -> None:
         path = folder / f"{len(parts)}.part"
-        save_file(held, path, {"format": "pt", **(metadata(list(held)) if metadata else {})})
+        with writing(path):
+            save_file(held, path, {"format": "pt", **(metadata(list(held)) if metadata else {})})
         parts.append((path, list(held), _bytes(held)))
         held.clear()
 
@@ -154,7 +194,13 @@ def write_shards(
         made.append(path.rename(folder / f"{STEM}-{i:05d}-of-{len(parts):05d}.safetensors"))
         placed |= dict.fromkeys(names, made[-1].name)
     index = folder / f"{STEM}.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {"total_size": sum(size for *_, size in parts)}, "weight_map": placed}, indent=2), encoding="utf-8")
+    index.write_text(
+        json.dumps(
+            {"metadata": {"total_size": sum(size for *_, size in parts)}, "weight_map": placed},
+            indent=2,
+        ),
+        encoding="utf-8",
+    )
     return [*made, index]
 
 
@@ -174,6 +220,9 @@ def copy_config(weights: Weights, folder: Path, **more: Any) -> Path:
     """config.json with some keys more."""
     path = folder / "config.json"
     if more:
-        path.write_text(json.dumps({**weights.config, **more}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps({**weights.config, **more}, indent=2, sort_keys=True) + "\n",
+            encoding="utf-8",
+        )
         return path
     return Path(shutil.copyfile(weights.folder / "config.json", path))

@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 from .folding import Step
 from .wiring import Wiring
 
-_ALONE = {"input": "patchify", "output": "output", "skip": "skip", "resample": "resample", "projection-in": "projection", "projection-out": "projection"}
+_ALONE = {
+    "input": "patchify",
+    "output": "output",
+    "skip": "skip",
+    "resample": "resample",
+    "projection-in": "projection",
+    "projection-out": "projection",
+}
 _EMBEDDINGS = ("time-embedding", "text-embedding", "label-embedding", "position-embedding")
 
 
@@ -34,20 +41,47 @@ def group(wiring: Wiring, roles: Mapping[Step, str]) -> list[Group]:
     home: dict[Step, Group] = {}
     _attentions(wiring, roles, home)
     for branch in wiring.branches:
-        members = [s for s in (*branch.layers, *([branch.shortcut] if branch.shortcut else [])) if s not in home and roles[s] not in _ALONE]
-        kind = "resnet" if any(roles[s] in ("resnet-conv", "shortcut") for s in members) else "feed-forward"
-        _join(home, _shared(members, home) or Group(kind), [s for s in members if roles[s] not in _EMBEDDINGS])
+        members = [
+            s
+            for s in (*branch.layers, *([branch.shortcut] if branch.shortcut else []))
+            if s not in home and roles[s] not in _ALONE
+        ]
+        kind = (
+            "resnet"
+            if any(roles[s] in ("resnet-conv", "shortcut") for s in members)
+            else "feed-forward"
+        )
+        _join(
+            home,
+            _shared(members, home) or Group(kind),
+            [s for s in members if roles[s] not in _EMBEDDINGS],
+        )
     for step in (s for s in wiring.steps if s.weight is not None and s not in home):
-        before = [home[link.step] for link in wiring.sources(step) if roles.get(link.step) == roles[step] and link.step in home]
+        before = [
+            home[link.step]
+            for link in wiring.sources(step)
+            if roles.get(link.step) == roles[step] and link.step in home
+        ]
         if block := _shared([step], home):
             _join(home, block, [step])
         elif roles[step] != "modulation":
-            _join(home, before[0] if before and roles[step] in _EMBEDDINGS else Group(_ALONE.get(roles[step], roles[step])), [step])
+            _join(
+                home,
+                before[0]
+                if before and roles[step] in _EMBEDDINGS
+                else Group(_ALONE.get(roles[step], roles[step])),
+                [step],
+            )
     _rest(wiring, roles, home)
     found = list(dict.fromkeys(home[step] for step in wiring.steps if step in home))
     for block in found:
         block.steps.sort(key=lambda step: step.index)
-    return sorted(found, key=lambda block: next((s.index for s in block.layers if roles[s] != "modulation"), block.steps[0].index))
+    return sorted(
+        found,
+        key=lambda block: next(
+            (s.index for s in block.layers if roles[s] != "modulation"), block.steps[0].index
+        ),
+    )
 
 
 def _shared(steps: list[Step], home: dict[Step, Group]) -> Group | None:
@@ -65,18 +99,36 @@ def _join(home: dict[Step, Group], block: Group, steps: list[Step]) -> None:
 def _attentions(wiring: Wiring, roles: Mapping[Step, str], home: dict[Step, Group]) -> None:
     """A block around each attention: its projections, its outputs, its gates, and a feed-forward that shares a layer with it."""
     layers = [step for step in wiring.steps if step.weight is not None]
-    queries = {link.step: step for step in layers for link in wiring.targets[step] if link.what == "q"}
+    queries = {
+        link.step: step for step in layers for link in wiring.targets[step] if link.what == "q"
+    }
     for attention in (step for step in wiring.steps if step.kind == "attention"):
         kind = f"{wiring.attention(attention)}-attention"
         query = queries.get(attention)
-        block = home[query] if query in home else Group(kind)  # one query for several attentions: a loop over the batch
+        block = (
+            home[query] if query in home else Group(kind)
+        )  # one query for several attentions: a loop over the batch
         _join(home, block, [attention])
         for step in (s for s in layers if s not in home):
-            feeds = any(link.step is attention and link.what in ("q", "k", "v") for link in wiring.targets[step])
-            if feeds or (roles[step].endswith("out") and any(link.step is attention for link in wiring.sources(step))):
+            feeds = any(
+                link.step is attention and link.what in ("q", "k", "v")
+                for link in wiring.targets[step]
+            )
+            if feeds or (
+                roles[step].endswith("out")
+                and any(link.step is attention for link in wiring.sources(step))
+            ):
                 _join(home, block, [step])
         for branch in (b for b in wiring.branches if attention in b.attentions):
-            _join(home, block, [s for s in branch.layers if s not in home and roles[s].startswith(("feed-forward", kind))])
+            _join(
+                home,
+                block,
+                [
+                    s
+                    for s in branch.layers
+                    if s not in home and roles[s].startswith(("feed-forward", kind))
+                ],
+            )
         if any(roles[s].startswith(("parallel", "feed-forward")) for s in block.layers):
             block.kind = "parallel"
 
@@ -95,7 +147,10 @@ def _rest(wiring: Wiring, roles: Mapping[Step, str], home: dict[Step, Group]) ->
             _join(home, home[max(made, key=lambda i: i.index)], [step])
     for step in (s for s in free if s not in home):
         fed = [home[link.step] for link in wiring.targets[step] if link.step in home]
-        before = sorted((link.step for link in wiring.sources(step) if link.step in home), key=lambda s: -s.index)
+        before = sorted(
+            (link.step for link in wiring.sources(step) if link.step in home),
+            key=lambda s: -s.index,
+        )
         behind = [home[s] for s in before]  # the last to be made first
         # One modulation for many blocks belongs to the embedding that it is made from, one block's own to that block.
         own = fed[:1] if len({id(block) for block in fed}) <= 3 else behind[:1] or fed[:1]
@@ -108,7 +163,10 @@ def depths(blocks: list[Group], wiring: Wiring) -> dict[Group, int]:
     out = dict.fromkeys(blocks, 0)
     best: dict[Step, int] = {}
     for step in wiring.steps:
-        best[step] = max((best[i] + (home.get(i) is not home.get(step) and i in home) for i in step.inputs), default=0)
+        best[step] = max(
+            (best[i] + (home.get(i) is not home.get(step) and i in home) for i in step.inputs),
+            default=0,
+        )
         if step in home and (step.weight is not None or step.kind == "attention"):
             out[home[step]] = max(out[home[step]], best[step])
     return out

@@ -13,14 +13,25 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
-from ..core import plan, shipped
+from ..core import cost as costing
+from ..core import shipped
 from ..core.graph import OpGraph
+from ..core.plan import Plan
 from ..core.scheme import FULL_BITS, KEEP, Scheme
 
 Unit = Literal["fp32", "bf16", "fp8", "fp4", "int8", "int4"]
 #: what a device computes in instead of a format it has no rate for
-_WIDER: dict[str, Unit] = {"fp4": "fp8", "fp8": "bf16", "int4": "int8", "int8": "bf16", "bf16": "fp32"}
-_GIVEN = ("input", "output")  # operations that stand for what comes in and goes out; nothing is computed there
+_WIDER: dict[str, Unit] = {
+    "fp4": "fp8",
+    "fp8": "bf16",
+    "int4": "int8",
+    "int8": "bf16",
+    "bf16": "fp32",
+}
+_GIVEN = (
+    "input",
+    "output",
+)  # operations that stand for what comes in and goes out; nothing is computed there
 
 
 class Device(BaseModel):
@@ -105,15 +116,17 @@ class Share:
     bound_by_memory: float
 
 
-def schemes_of(graph: OpGraph, schemes: Mapping[str, Scheme] | Scheme | str = KEEP) -> Mapping[str, Scheme]:
+def schemes_of(
+    graph: OpGraph, schemes: Mapping[str, Scheme] | Scheme | str = KEEP
+) -> Mapping[str, Scheme]:
     """A scheme for every layer: as given, or one for all that can be quantized."""
-    return schemes if isinstance(schemes, Mapping) else plan.BitPlan.uniform(graph, schemes).layers
+    return schemes if isinstance(schemes, Mapping) else Plan.uniform(graph, schemes).layers
 
 
 def costs(graph: OpGraph, schemes: Mapping[str, Scheme] | Scheme | str = KEEP) -> Costs:
     """What one call costs with these schemes (names of layers -> scheme, or one for all)."""
     chosen = schemes_of(graph, schemes)
-    stored = plan.cost(graph, chosen)
+    stored = costing.cost(graph, chosen)
     working = [op for op in graph.ops if op.kind not in _GIVEN]
     between = sum(op.macs for op in working if not op.layer)
     return Costs(
@@ -128,7 +141,9 @@ def costs(graph: OpGraph, schemes: Mapping[str, Scheme] | Scheme | str = KEEP) -
     )
 
 
-def timings(graph: OpGraph, on: Device, schemes: Mapping[str, Scheme] | Scheme | str = KEEP) -> list[Timing]:
+def timings(
+    graph: OpGraph, on: Device, schemes: Mapping[str, Scheme] | Scheme | str = KEEP
+) -> list[Timing]:
     """Every operation's roofline time on a device, in order of execution."""
     chosen = schemes_of(graph, schemes)
     moved = _moved(graph, chosen)
@@ -137,7 +152,18 @@ def timings(graph: OpGraph, on: Device, schemes: Mapping[str, Scheme] | Scheme |
         if op.kind in _GIVEN:
             continue
         unit = on.unit(unit_of(chosen[op.layer]) if op.layer else "bf16")
-        out.append(Timing(op.name, op.kind, op.layer, op.macs, moved[op.name], unit, 2 * op.macs / on.peak[unit], moved[op.name] / on.bandwidth))
+        out.append(
+            Timing(
+                op.name,
+                op.kind,
+                op.layer,
+                op.macs,
+                moved[op.name],
+                unit,
+                2 * op.macs / on.peak[unit],
+                moved[op.name] / on.bandwidth,
+            )
+        )
     return out
 
 
@@ -181,6 +207,10 @@ def _moved(graph: OpGraph, chosen: Mapping[str, Scheme]) -> dict[str, int]:
             layer, scheme = graph.layer(op.layer), chosen[op.layer]
             bits = scheme.activation_bits * op.inputs + FULL_BITS * op.outputs
             # Of a table only the rows that are looked up are read.
-            bits += FULL_BITS * op.outputs if op.kind == "embedding" else scheme.stored_bits(layer.weight_shape, layer.channel_axis, layer.parts)
+            bits += (
+                FULL_BITS * op.outputs
+                if op.kind == "embedding"
+                else scheme.stored_bits(layer.weight_shape, layer.channel_axis, layer.parts)
+            )
         out[op.name] = -(-bits // 8)
     return out

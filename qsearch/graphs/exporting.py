@@ -27,7 +27,11 @@ from torch.utils import _pytree as pytree
 from .operations import ATTENTIONS
 from .trace import Call, Trace, bare, bound, flat, original, parameter_names, path_of
 
-_CALLED_AGAIN = re.compile(r"@\d+$")  # export's mark on the path of a module that runs more than once
+#: where accelerate and diffusers keep the hooks that move and cast weights; the module's own forward lies beneath them
+_HOOKS = ("_hf_hook", "_diffusers_hook")
+_CALLED_AGAIN = re.compile(
+    r"@\d+$"
+)  # export's mark on the path of a module that runs more than once
 
 
 def export(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
@@ -35,9 +39,20 @@ def export(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
     twin = without_data(model)
     order = list(inspect.signature(twin.forward).parameters)
     names = sorted(inputs, key=lambda name: order.index(name) if name in order else len(order))
-    given = pytree.tree_map_only(Tensor, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype), {name: inputs[name] for name in names})
+    given = pytree.tree_map_only(
+        Tensor,
+        lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype),
+        {name: inputs[name] for name in names},
+    )
     # Lazy: the Python code of half-made graphs is not written out.
-    with _quiet(), torch.no_grad(), whole_attention(), _no_autocast(), _no_collection(), _use_lazy_graph_module(True):
+    with (
+        _quiet(),
+        torch.no_grad(),
+        whole_attention(),
+        _no_autocast(),
+        _no_collection(),
+        _use_lazy_graph_module(True),
+    ):
         program = torch.export.export(twin, (), given, strict=False)
     return _Reader(program, twin, given).trace()
 
@@ -80,11 +95,18 @@ def _no_autocast() -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without whole programs on the screen where export gives up (the model is read with hooks then), and without a stack trace for each node."""
-    level, traces = logging.root.manager.disable, getattr(fx.config, "do_not_emit_stack_traces", False)
+    level, traces = (
+        logging.root.manager.disable,
+        getattr(fx.config, "do_not_emit_stack_traces", False),
+    )
     logging.disable(logging.CRITICAL)
     fx.config.do_not_emit_stack_traces = True
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -102,6 +124,9 @@ def without_data(model: nn.Module) -> nn.Module:
         for parameter in module._parameters.values():
             if parameter is not None:
                 memo[id(parameter)] = nn.Parameter(_blank(parameter), requires_grad=False)
+        hooks = [module.__dict__[name] for name in _HOOKS if name in module.__dict__]
+        if hooks:  # they may hold what can't be copied, streams and threads
+            memo.update({id(hook): None for hook in (*hooks, module.__dict__.get("forward"))})
         for value in (*module._buffers.values(), *module.__dict__.values()):
             for _, tensor in flat(value, ""):
                 if isinstance(tensor, Tensor):
@@ -113,7 +138,7 @@ def without_data(model: nn.Module) -> nn.Module:
         module._compiled_call_impl = None
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
-        if {"_hf_hook", "_diffusers_hook"} & set(module.__dict__):
+        if set(_HOOKS) & set(module.__dict__):
             module.__dict__.pop("forward", None)
     assert isinstance(twin, nn.Module)
     return twin.eval()
@@ -126,12 +151,17 @@ def _blank(tensor: Tensor) -> Tensor:
 class _Reader:
     """Walks an exported program, and the subprograms that its `no_grad` and `autocast` blocks become."""
 
-    def __init__(self, program: torch.export.ExportedProgram, twin: nn.Module, given: dict[str, Any]) -> None:
+    def __init__(
+        self, program: torch.export.ExportedProgram, twin: nn.Module, given: dict[str, Any]
+    ) -> None:
         self.program = program
         self.calls: list[Call] = []
         first, self.aliases = parameter_names(twin)
         # Export calls a shared parameter by any of its names; here it has the first that named_parameters gives.
-        self.parameters = {name: first[id(parameter)] for name, parameter in twin.named_parameters(remove_duplicate=False)}
+        self.parameters = {
+            name: first[id(parameter)]
+            for name, parameter in twin.named_parameters(remove_duplicate=False)
+        }
         self.paths = iter([path_of(keys) for keys, _ in pytree.tree_flatten_with_path(given)[0]])
 
     def trace(self) -> Trace:
@@ -141,12 +171,20 @@ class _Reader:
             kind = spec.kind.name
             if kind == "USER_INPUT":
                 path = next(self.paths)
-                env[node] = self._add(Call("input", name=path), node) if isinstance(node.meta.get("val"), Tensor) else node.meta.get("val")
+                env[node] = (
+                    self._add(Call("input", name=path), node)
+                    if isinstance(node.meta.get("val"), Tensor)
+                    else node.meta.get("val")
+                )
             elif kind == "PARAMETER":
-                env[node] = self._add(Call("parameter", name=self.parameters[str(spec.target)]), node)
+                env[node] = self._add(
+                    Call("parameter", name=self.parameters[str(spec.target)]), node
+                )
             else:
                 env[node] = self._add(Call("constant", name=str(spec.target)), node)
-        return Trace(self.calls, self._walk(self.program.graph_module, env, ""), "export", self.aliases)
+        return Trace(
+            self.calls, self._walk(self.program.graph_module, env, ""), "export", self.aliases
+        )
 
     def _add(self, call: Call, node: fx.Node) -> Call:
         value = node.meta.get("val")
@@ -157,11 +195,17 @@ class _Reader:
         self.calls.append(call)
         return call
 
-    def _walk(self, module: fx.GraphModule, env: dict[fx.Node, Any], around: str) -> tuple[Any, ...]:
+    def _walk(
+        self, module: fx.GraphModule, env: dict[fx.Node, Any], around: str
+    ) -> tuple[Any, ...]:
         for node in module.graph.nodes:
             if node.op == "get_attr":
                 inner = getattr(module, str(node.target))
-                env[node] = inner if isinstance(inner, fx.GraphModule) else self._add(Call("constant", name=str(node.target)), node)
+                env[node] = (
+                    inner
+                    if isinstance(inner, fx.GraphModule)
+                    else self._add(Call("constant", name=str(node.target)), node)
+                )
             elif node.op == "call_function":
                 env[node] = self._call(node, env, around)
             elif node.op == "output":
@@ -174,14 +218,24 @@ class _Reader:
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         where = _CALLED_AGAIN.sub("", str(stack[-1][0])) if stack else around
         if isinstance(node.target, torch._ops.OpOverload):
-            return self._add(Call(bare(node.target), bound(node.target, args, kwargs), where=where), node)
+            return self._add(
+                Call(bare(node.target), bound(node.target, args, kwargs), where=where), node
+            )
         name = getattr(node.target, "__name__", str(node.target))
-        if name in ATTENTIONS:  # FlexAttention, whose score function is no part of the model's data flow
-            return self._add(Call(name, {"query": args[0], "key": args[1], "value": args[2]}, where=where), node)
+        if (
+            name in ATTENTIONS
+        ):  # FlexAttention, whose score function is no part of the model's data flow
+            return self._add(
+                Call(name, {"query": args[0], "key": args[1], "value": args[2]}, where=where), node
+            )
         if name == "getitem" and isinstance(args[0], list):
             return args[0][args[1]]
         inner = next((i for i, a in enumerate(args) if isinstance(a, fx.GraphModule)), None)
         if inner is not None:
             within = [n for n in args[inner].graph.nodes if n.op == "placeholder"]
-            return list(self._walk(args[inner], dict(zip(within, args[inner + 1 :], strict=True)), where))
-        return self._add(Call(name, {str(i): a for i, a in enumerate(args)} | kwargs, where=where), node)
+            return list(
+                self._walk(args[inner], dict(zip(within, args[inner + 1 :], strict=True)), where)
+            )
+        return self._add(
+            Call(name, {str(i): a for i, a in enumerate(args)} | kwargs, where=where), node
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -17,6 +18,7 @@ from ..core.errors import QSearchError
 from ..core.graph import Block, LayerSpec, Op, OpGraph
 from . import blocks, folding, patterns, reachability, roles
 from . import operations as ops
+from .components import Denoisers, merged
 from .exporting import export
 from .folding import Step
 from .trace import Trace, named_modules, original
@@ -24,21 +26,52 @@ from .tracing import trace
 from .wiring import Wiring
 
 
-def extract(model: nn.Module, example_inputs: Mapping[str, Any], *, name: str = "", inputs: Mapping[str, str] | None = None) -> OpGraph:
+def extract(
+    model: nn.Module,
+    example_inputs: Mapping[str, Any],
+    *,
+    name: str = "",
+    inputs: Mapping[str, str] | None = None,
+) -> OpGraph:
     """Graph of `model` as called with the keyword arguments `example_inputs`.
 
-    Their values count only where the model's control flow depends on them: then `source` is "hooks", else "export".
+    Of several denoisers (`Denoisers`), component -> its keyword arguments. Their values count only where the model's control flow depends on them: then `source` is "hooks", else "export".
     `inputs`: what an input is where its name does not tell: name -> image, step, text, pooled or structure (positions, masks).
     Raises `QSearchError` when the call fails or an input can't be classified, with the signature of the model's forward.
     """
+    if isinstance(model, Denoisers):
+        return _of_parts(model, example_inputs, name, inputs)
     whole = original(model)
     signature = str(inspect.signature(whole.forward))
     read = _read(model, example_inputs, signature)
     given = {call.name: call for call in read.calls if call.op == "input"}
     classes = reachability.classify(given, inputs or {}, signature)
-    steps = patterns.recognise(folding.fold(read, frozenset(n for n, c in classes.items() if c == "structure")))
+    steps = patterns.recognise(
+        folding.fold(read, frozenset(n for n, c in classes.items() if c == "structure"))
+    )
     wiring = Wiring(steps, reachability.sees(steps, classes), reachability.tokens(read, classes))
     return _Builder(whole, read, wiring).graph(name or type(whole).__name__)
+
+
+def _of_parts(
+    model: Denoisers,
+    example_inputs: Mapping[str, Any],
+    name: str,
+    inputs: Mapping[str, str] | None,
+) -> OpGraph:
+    missing = [part for part in model.parts if part not in example_inputs]
+    if missing:
+        raise QSearchError(
+            f"a graph of {', '.join(model.parts)} needs an example call of each; there is none of "
+            f"{', '.join(missing)}: give {{component: inputs}}, as `example_inputs` makes it of a recorded call"
+        )
+    graph = merged(
+        {
+            part: extract(module, example_inputs[part], inputs=inputs)
+            for part, module in model.parts.items()
+        }
+    )
+    return replace(graph, model=name) if name else graph
 
 
 def _read(model: nn.Module, example_inputs: Mapping[str, Any], signature: str) -> Trace:
@@ -57,6 +90,7 @@ class _Builder:
     """Steps, roles and blocks as the nouns of `core.graph`."""
 
     def __init__(self, model: nn.Module, read: Trace, wiring: Wiring) -> None:
+        self.model = model
         self.modules, self.read, self.wiring = named_modules(model), read, wiring
         self.lists = _repeated(self.modules)
         self.roles = roles.assign(wiring)
@@ -73,15 +107,28 @@ class _Builder:
         if not layers:
             raise QSearchError(f"a model needs at least one layer with a weight; {name} has none")
         steps = self.wiring.steps
-        edges = dict.fromkeys((self.ops[made], self.ops[step]) for step in steps for made in step.inputs)
-        return OpGraph(name, tuple(layers), tuple(map(self._op, steps)), tuple(edges), self._blocks(), self.read.source)
+        edges = dict.fromkeys(
+            (self.ops[made], self.ops[step]) for step in steps for made in step.inputs
+        )
+        return OpGraph(
+            name,
+            tuple(layers),
+            tuple(map(self._op, steps)),
+            tuple(edges),
+            self._blocks(),
+            self.read.source,
+        )
 
     def _layer_names(self) -> dict[str, str]:
         """Parameter -> layer: the module's name; the parameter's own where it is not the module's only or main weight."""
         held: dict[str, list[str]] = {}
         for parameter in self.by_layer:
             held.setdefault(_owner(parameter)[0], []).append(parameter)
-        return {p: module if module and (len(ps) == 1 or p == f"{module}.weight") else p for module, ps in held.items() for p in ps}
+        return {
+            p: module if module and (len(ps) == 1 or p == f"{module}.weight") else p
+            for module, ps in held.items()
+            for p in ps
+        }
 
     def _op_names(self) -> dict[Step, str]:
         taken: dict[str, int] = {}
@@ -115,6 +162,7 @@ class _Builder:
         assert first.weight is not None
         name, (module, attribute) = self.names[parameter], _owner(parameter)
         kind = first.kind
+        aliases = tuple(_owner(alias)[0] for alias in self.read.aliases.get(parameter, ()))
         reach = frozenset().union(*(self.wiring.given_sees(step) for step in steps))
         return LayerSpec(
             name=name,
@@ -131,25 +179,47 @@ class _Builder:
             quantizable=kind != "embedding" and attribute == "weight",
             sees=reachability.word(reach),
             splits=_splits(first) if "image" in reach else (),
-            aliases=tuple(_owner(alias)[0] for alias in self.read.aliases.get(parameter, ())),
+            aliases=aliases,
+            shared=tuple(a for a in aliases if self.same(a, module)),
             parameter=attribute,
         )
 
+    def same(self, alias: str, module: str) -> bool:
+        """Whether two names are those of one module."""
+        return self.model.get_submodule(alias) is self.modules[module]
+
     def _unused(self) -> list[LayerSpec]:
         """Layers that this call did not run: in the file, but without a role to play."""
-        known = {*self.by_layer, *(alias for others in self.read.aliases.values() for alias in others)}
+        known = {
+            *self.by_layer,
+            *(alias for others in self.read.aliases.values() for alias in others),
+        }
         out = []
         for name, module in self.modules.items():
             weight = module._parameters.get("weight")
             if weight is not None and weight.ndim >= 2 and f"{name}.weight" not in known:
                 shape = tuple(weight.shape)
-                out.append(LayerSpec(name, roles.UNUSED, _declared(module), shape, 0, self._home(name), calls=0, quantizable=False))
+                out.append(
+                    LayerSpec(
+                        name,
+                        roles.UNUSED,
+                        _declared(module),
+                        shape,
+                        0,
+                        self._home(name),
+                        calls=0,
+                        quantizable=False,
+                    )
+                )
         return out
 
     def _home(self, path: str) -> str:
         """The repeated module that a path lies in; "a.b." is a place in a.b."""
         parts = path.split(".")[:-1]
-        return next((held for i in range(len(parts), 0, -1) if (held := ".".join(parts[:i])) in self.lists), "")
+        return next(
+            (held for i in range(len(parts), 0, -1) if (held := ".".join(parts[:i])) in self.lists),
+            "",
+        )
 
     def _blocks(self) -> tuple[Block, ...]:
         groups = blocks.group(self.wiring, self.roles)
@@ -158,11 +228,25 @@ class _Builder:
         out = []
         for position, block in enumerate(groups):
             layers = tuple(dict.fromkeys(self.names[step.layer] for step in block.layers))
-            own = [self.names[step.layer] for step in block.layers if self.roles[step] != "modulation"]
-            path = blocks.shared_path(own or list(layers) or [step.call.where for step in block.steps]) or block.kind
+            own = [
+                self.names[step.layer] for step in block.layers if self.roles[step] != "modulation"
+            ]
+            path = (
+                blocks.shared_path(own or list(layers) or [step.call.where for step in block.steps])
+                or block.kind
+            )
             taken[path] = taken.get(path, 0) + 1
             name = path if taken[path] == 1 else f"{path}#{taken[path]}"
-            out.append(Block(name, block.kind, layers, position, depth[block], tuple(self.ops[step] for step in block.steps)))
+            out.append(
+                Block(
+                    name,
+                    block.kind,
+                    layers,
+                    position,
+                    depth[block],
+                    tuple(self.ops[step] for step in block.steps),
+                )
+            )
         return tuple(out)
 
 
@@ -186,9 +270,19 @@ def _owner(parameter: str) -> tuple[str, str]:
 
 def _repeated(modules: dict[str, nn.Module]) -> frozenset[str]:
     """Members of module lists that hold at least two layers: the repeated blocks."""
-    lists = [name for name, module in modules.items() if isinstance(module, nn.ModuleList | nn.Sequential)]
-    members = {f"{name}.{i}" if name else i for name in lists for i, _ in modules[name].named_children()}
-    held = {m: sum(p.ndim >= 2 and n.endswith("weight") for n, p in modules[m].named_parameters()) for m in members if m in modules}
+    lists = [
+        name
+        for name, module in modules.items()
+        if isinstance(module, nn.ModuleList | nn.Sequential)
+    ]
+    members = {
+        f"{name}.{i}" if name else i for name in lists for i, _ in modules[name].named_children()
+    }
+    held = {
+        m: sum(p.ndim >= 2 and n.endswith("weight") for n, p in modules[m].named_parameters())
+        for m in members
+        if m in modules
+    }
     return frozenset(m for m, count in held.items() if count >= 2)
 
 

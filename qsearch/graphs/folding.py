@@ -48,7 +48,9 @@ def fold(trace: Trace, structure: frozenset[str]) -> list[Step]:
         folder.read(call)
     for i, call in enumerate(trace.outputs):
         if isinstance(call, Call) and (made := folder.source(call)) is not None:
-            folder.steps.append(Step("output", Call("output", shape=call.shape, name=str(i)), (made,), (call,)))
+            folder.steps.append(
+                Step("output", Call("output", shape=call.shape, name=str(i)), (made,), (call,))
+            )
     return folder.steps
 
 
@@ -58,7 +60,9 @@ class _Folder:
         self.steps: list[Step] = []
         self.made: dict[Call, Step | None] = {}  # None: a constant
         self.owner: dict[Call, Call] = {}  # a view -> the tensor whose memory it shows
-        self.written: dict[Call, Step | None] = {}  # a tensor written in place -> the step that wrote last
+        self.written: dict[
+            Call, Step | None
+        ] = {}  # a tensor written in place -> the step that wrote last
         self.roots: dict[Call, Call] = {}  # a constant -> the largest parameter it is made from
         self.turned: dict[Call, bool] = {}  # ... and whether that was transposed on the way
 
@@ -72,7 +76,11 @@ class _Folder:
         if op in ops.IGNORED:
             return
         if call.op in ("input", "parameter", "constant"):
-            self.made[call] = self._step(Step("input", call)) if call.op == "input" and call.name not in self.structure else None
+            self.made[call] = (
+                self._step(Step("input", call))
+                if call.op == "input" and call.name not in self.structure
+                else None
+            )
             if call.op == "parameter" and len(call.shape) >= 2:
                 self.roots[call] = call
             return
@@ -80,7 +88,11 @@ class _Folder:
             self.made[call] = self.source(given[0])
             if op in ops.LAYOUT - ops.COPIES:
                 self.owner[call] = self.owner.get(given[0], given[0])
-            self._inherit(call, given[:1], turns=op in ("t", "transpose", "permute", "mT", "numpy_T", "adjoint", "swapaxes"))
+            self._inherit(
+                call,
+                given[:1],
+                turns=op in ("t", "transpose", "permute", "mT", "numpy_T", "adjoint", "swapaxes"),
+            )
             return
         made = None if op in ops.SHAPES else self._layer(call) or self._compute(call, op)
         self.made[call] = made
@@ -106,34 +118,64 @@ class _Folder:
             factors = ops.operands(call)
         elif op in ops.CONVOLUTIONS | ops.EMBEDDINGS:
             names = ("input", "weight", "indices")
-            factors = tuple(call.arguments[n] for n in names if isinstance(call.arguments.get(n), Call))
+            factors = tuple(
+                call.arguments[n] for n in names if isinstance(call.arguments.get(n), Call)
+            )
         else:
             return None
         weight = next((f for f in factors if f in self.roots and self.source(f) is None), None)
         if weight is None:
             return None
-        data = tuple((f, made) for f in factors if f is not weight and (made := self.source(f)) is not None)
+        data = tuple(
+            (f, made) for f in factors if f is not weight and (made := self.source(f)) is not None
+        )
         root, first = self.roots[weight], weight is factors[0] and op not in ops.EMBEDDINGS
         kind = ops.weight_kind(call, root)
         # y = x @ W has its output channels last; the transposed weight of addmm, and a weight on the left, have them first.
-        last = kind == "linear" and op != "linear" and not first and not self.turned.get(weight, False)
-        step = Step(kind, call, tuple(m for _, m in data), tuple(f for f in factors if f is not weight), root, last, ops.macs(call))
+        last = (
+            kind == "linear" and op != "linear" and not first and not self.turned.get(weight, False)
+        )
+        step = Step(
+            kind,
+            call,
+            tuple(m for _, m in data),
+            tuple(f for f in factors if f is not weight),
+            root,
+            last,
+            ops.macs(call),
+        )
         return self._step(step)
 
     def _compute(self, call: Call, op: str) -> Step | None:
         """What an operation without a weight gives: a constant, what it is folded into, or a new step."""
         given = ops.operands(call) if op in ops.MATMULS else call.given
         data = [(g, made) for g in given if (made := self.source(g)) is not None]
-        if op in ops.CONCATENATIONS and ops.in_place(call.op) and len(data) > 1 and call.given[0].shape == self.owner.get(call.given[0], call.given[0]).shape:
+        if (
+            op in ops.CONCATENATIONS
+            and ops.in_place(call.op)
+            and len(data) > 1
+            and call.given[0].shape == self.owner.get(call.given[0], call.given[0]).shape
+        ):
             data = data[1:]  # the whole tensor is written over
         if not data:
             self._inherit(call, call.given)
             return None
         sources = {id(made) for _, made in data}
         squared = len({id(g) for g, _ in data}) == 1
-        if len(sources) == 1 and (op in ops.ELEMENTWISE - ops.PRODUCTS | ops.CONCATENATIONS or (op in ops.PRODUCTS and (squared or len(data) == 1))):
+        if len(sources) == 1 and (
+            op in ops.ELEMENTWISE - ops.PRODUCTS | ops.CONCATENATIONS
+            or (op in ops.PRODUCTS and (squared or len(data) == 1))
+        ):
             return data[0][1]
-        return self._step(Step(ops.kind_of(op), call, tuple(m for _, m in data), tuple(g for g, _ in data), macs=ops.macs(call)))
+        return self._step(
+            Step(
+                ops.kind_of(op),
+                call,
+                tuple(m for _, m in data),
+                tuple(g for g, _ in data),
+                macs=ops.macs(call),
+            )
+        )
 
 
 def consumers(steps: list[Step]) -> dict[Step, list[Step]]:

@@ -24,4 +24,4 @@ def roofline(graph: OpGraph, on: Device, schemes: Iterable[Scheme | str]) -> Lat
         for one in timed:
             if one.layer and str(scheme) in seconds[one.layer]:
                 seconds[one.layer][str(scheme)] += one.seconds
-    return Latency(graph.id, on.title, seconds, rest)
+    return Latency(graph.id, on.title, seconds, rest, graph.sizes)

@@ -20,7 +20,9 @@ LAYOUT = frozenset(
     view_copy slice_copy unfold_copy""".split()
 )
 #: take a tensor's shape and not its values
-SHAPES = frozenset("zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full new_empty_strided".split())
+SHAPES = frozenset(
+    "zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full new_empty_strided".split()
+)
 #: element by element; folded where a single operation and constants enter
 ADDITIONS = frozenset("add sub rsub subtract lerp addcmul addcdiv".split())
 PRODUCTS = frozenset("mul multiply div divide true_divide".split())
@@ -34,7 +36,9 @@ ELEMENTWISE = (
     )
 )
 #: make one tensor of several; so do writes into parts of one
-CONCATENATIONS = frozenset("cat concat concatenate stack hstack vstack dstack copy index_put slice_scatter select_scatter".split())
+CONCATENATIONS = frozenset(
+    "cat concat concatenate stack hstack vstack dstack copy index_put slice_scatter select_scatter".split()
+)
 ACTIVATIONS = frozenset(
     """silu gelu relu relu6 sigmoid tanh leaky_relu elu selu celu hardswish hardsigmoid hardtanh softplus softsign mish glu prelu log_sigmoid
     log_sigmoid_forward rrelu threshold erf""".split()
@@ -44,13 +48,17 @@ NORMS = frozenset(
     _native_batch_norm_legit_no_training cudnn_batch_norm""".split()
 )
 SOFTMAXES = frozenset("softmax _softmax _safe_softmax special_softmax".split())
-REDUCTIONS = frozenset("mean sum var std var_mean std_mean norm linalg_vector_norm linalg_norm amax amin nansum logsumexp".split())
+REDUCTIONS = frozenset(
+    "mean sum var std var_mean std_mean norm linalg_vector_norm linalg_norm amax amin nansum logsumexp".split()
+)
 ATTENTIONS = frozenset(
     """scaled_dot_product_attention _scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention
     _scaled_dot_product_cudnn_attention _scaled_dot_product_fused_attention_overrideable _scaled_dot_product_attention_math flex_attention""".split()
 )
 MATMULS = frozenset("matmul mm bmm addmm addbmm baddbmm einsum mv dot _grouped_mm linear".split())
-CONVOLUTIONS = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution".split())
+CONVOLUTIONS = frozenset(
+    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution".split()
+)
 EMBEDDINGS = frozenset("embedding embedding_bag".split())
 RESAMPLES = frozenset(
     """upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_linear1d upsample_trilinear3d upsample_bicubic2d
@@ -91,7 +99,10 @@ def kind_of(op: str) -> str:
         ("add", ADDITIONS),
         ("multiply", PRODUCTS),
         ("concat", CONCATENATIONS),
-        ("resample", RESAMPLES | CONVOLUTIONS),  # a convolution without parameters is a fixed filter
+        (
+            "resample",
+            RESAMPLES | CONVOLUTIONS,
+        ),  # a convolution without parameters is a fixed filter
     ):
         if name in names:
             return kind
@@ -111,7 +122,19 @@ def weight_kind(call: Call, weight: Call) -> str:
 
 def operands(call: Call) -> tuple[Call, ...]:
     """The two factors of a matrix product, the bias of addmm left out."""
-    names = ("mat1", "mat2", "batch1", "batch2", "input", "weight", "vec", "tensor", "other", "mat_a", "mat_b")
+    names = (
+        "mat1",
+        "mat2",
+        "batch1",
+        "batch2",
+        "input",
+        "weight",
+        "vec",
+        "tensor",
+        "other",
+        "mat_a",
+        "mat_b",
+    )
     if plain(call.op) == "einsum":
         return call.given[:2]
     found = tuple(a for n, a in call.arguments.items() if n in names and isinstance(a, Call))
@@ -145,7 +168,14 @@ def _einsum(equation: str, given: tuple[Call, ...]) -> int:
         letters = term.replace("...", "")
         sizes.update(zip(letters, call.shape[-len(letters) :] if letters else (), strict=False))
     # Dimensions behind an ellipsis are shared by all operands; the largest of them counts.
-    hidden = max((call.numel // math.prod(sizes[x] for x in t.replace("...", "")) for t, call in zip(terms, given, strict=False) if "..." in t), default=1)
+    hidden = max(
+        (
+            call.numel // math.prod(sizes[x] for x in t.replace("...", ""))
+            for t, call in zip(terms, given, strict=False)
+            if "..." in t
+        ),
+        default=1,
+    )
     return math.prod(sizes.values()) * hidden if len(terms) > 1 else 0
 
 

@@ -42,7 +42,11 @@ def _numbered(steps: list[Step]) -> list[Step]:
 def _norm(step: Step) -> None:
     """`x * rsqrt(mean(x²))`, `x - mean(x)`, and one after the other."""
     for x, reduction in (step.inputs, step.inputs[::-1]):
-        if ops.plain(reduction.call.op) in ops.REDUCTIONS and reduction is not x and set(map(_core, reduction.inputs)) == {_core(x)}:
+        if (
+            ops.plain(reduction.call.op) in ops.REDUCTIONS
+            and reduction is not x
+            and set(map(_core, reduction.inputs)) == {_core(x)}
+        ):
             at = step.inputs.index(x)
             step.kind, step.reads = "norm", step.reads[at : at + 1]
             step.inputs = x.inputs if _by_hand(x) else (x,)
@@ -68,7 +72,16 @@ def _attention(softmax: Step, readers: dict[Step, list[Step]]) -> None:
     value = next(i for i in range(2) if out.inputs[i] is not softmax)
     masked = softmax.inputs[0]
     mask = tuple(i for i in masked.inputs if i is not scores) if masked is not scores else ()
-    _become(out, scores, ((scores.inputs[query], scores.reads[query]), (scores.inputs[key], scores.reads[key]), (out.inputs[value], out.reads[value])), mask)
+    _become(
+        out,
+        scores,
+        (
+            (scores.inputs[query], scores.reads[query]),
+            (scores.inputs[key], scores.reads[key]),
+            (out.inputs[value], out.reads[value]),
+        ),
+        mask,
+    )
     masked.kind = "masked" if masked is not scores else masked.kind
     for reader in readers[softmax]:  # the attention's weights, where the model returns them too
         if reader is not out:
@@ -77,7 +90,12 @@ def _attention(softmax: Step, readers: dict[Step, list[Step]]) -> None:
 
 def _linear_attention(out: Step, readers: dict[Step, list[Step]]) -> None:
     for at, inner in enumerate(out.inputs):
-        if inner.kind == "matmul" and len(inner.inputs) == 2 and len(out.inputs) == 2 and readers[inner] == [out]:
+        if (
+            inner.kind == "matmul"
+            and len(inner.inputs) == 2
+            and len(out.inputs) == 2
+            and readers[inner] == [out]
+        ):
             pairs = list(zip(inner.inputs, inner.reads, strict=True))
             # The key went through a feature map, an activation as a rule; without one, the product is written key x value.
             if pairs[1][0].kind == "activation" and pairs[0][0].kind != "activation":
@@ -86,7 +104,9 @@ def _linear_attention(out: Step, readers: dict[Step, list[Step]]) -> None:
             return
 
 
-def _become(out: Step, inner: Step, parts: tuple[tuple[Step, object], ...], mask: tuple[Step, ...]) -> None:
+def _become(
+    out: Step, inner: Step, parts: tuple[tuple[Step, object], ...], mask: tuple[Step, ...]
+) -> None:
     out.kind, out.macs = "attention", out.macs + inner.macs
     out.inputs = tuple(step for step, _ in parts) + mask
     out.reads = tuple(read for _, read in parts)  # type: ignore[misc]
@@ -97,7 +117,11 @@ def _product(step: Step) -> Step | None:
     for _ in range(4):
         if step.kind == "matmul":
             return step if len(step.inputs) == 2 else None
-        behind = [i for i in step.inputs if i.kind in ("matmul", "add", "where", "masked_fill", "activation", "multiply")]
+        behind = [
+            i
+            for i in step.inputs
+            if i.kind in ("matmul", "add", "where", "masked_fill", "activation", "multiply")
+        ]
         if step.weight is not None or not behind:
             return None
         step = behind[0]

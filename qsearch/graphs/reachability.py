@@ -32,36 +32,57 @@ _NAMES = (
         """.*mask .*_ids? .*rotary.* .*pos_emb.* .*position.* .*coords? .*_shapes? .*_len(gth)?s? .*rope.* .*freqs.* indices.* grid.* seq_?len.* num_frames
         height width fps cu_seqlens.*""",
     ),
-    ("step", ".*timesteps?(_.*)? t time sigmas? noise_level noise_labels c_noise guidance(_scale|_cond)? log_snr step"),
+    (
+        "step",
+        ".*timesteps?(_.*)? t time sigmas? noise_level noise_labels c_noise guidance(_scale|_cond)? log_snr step",
+    ),
     (
         "text",
         """encoder_hidden_states(_.*)? context(_.*)? text(_.*)? txt prompt(_.*)? caption.* cap_feats.* crossattn.* encoder_outputs? image_embeds?
         clip_(text|img).* cond(itioning)? y c""",
     ),
-    ("image", "hidden_states(_.*)? sample x x_t xt .*latents? latent_model_input noisy.* z z_t img images? video inputs? control.* .*pixel_values"),
+    (
+        "image",
+        "hidden_states(_.*)? sample x x_t xt .*latents? latent_model_input noisy.* z z_t img images? video inputs? control.* .*pixel_values",
+    ),
 )
 #: write rows into a sequence at places that are data
 _SCATTERS = frozenset("index_copy index_put scatter scatter_add masked_scatter index_add".split())
 Tokens = tuple[tuple[str, int], ...]
 
 
-def classify(given: Mapping[str, Call], override: Mapping[str, str], signature: str) -> dict[str, str]:
+def classify(
+    given: Mapping[str, Call], override: Mapping[str, str], signature: str
+) -> dict[str, str]:
     """Input -> one of `CLASSES`: by `override`, by its conventional name, else by dtype and shape. Raises where none decides."""
     for name, chosen in override.items():
         if chosen not in CLASSES:
-            raise QSearchError(f"an input is one of {', '.join(CLASSES)}; given {chosen!r} for {name!r}{nearest(chosen, CLASSES)}")
+            raise QSearchError(
+                f"an input is one of {', '.join(CLASSES)}; given {chosen!r} for {name!r}{nearest(chosen, CLASSES)}"
+            )
         if not any(name in (path, path.partition(".")[0]) for path in given):
-            raise QSearchError(f"there is no tensor among the example inputs called {name!r}{nearest(name, given)}")
+            raise QSearchError(
+                f"there is no tensor among the example inputs called {name!r}{nearest(name, given)}"
+            )
     out: dict[str, str] = {}
     for path, call in given.items():
-        root, last = path.partition(".")[0], next((p for p in reversed(path.split(".")) if not p.isdigit()), path)
-        chosen = override.get(path) or override.get(root) or _named(last, call) or _named(root, call)
+        root, last = (
+            path.partition(".")[0],
+            next((p for p in reversed(path.split(".")) if not p.isdigit()), path),
+        )
+        chosen = (
+            override.get(path) or override.get(root) or _named(last, call) or _named(root, call)
+        )
         out[path] = chosen or ""
     for path, call in given.items():
         out[path] = out[path] or _shaped(call, "image" in out.values())
     if "image" not in out.values() or "" in out.values():
         unknown = [p for p, c in out.items() if not c]
-        what = f"{unknown[0]} of shape {given[unknown[0]].shape} may be anything" if unknown else f"none of {', '.join(given)} looks like the noisy picture"
+        what = (
+            f"{unknown[0]} of shape {given[unknown[0]].shape} may be anything"
+            if unknown
+            else f"none of {', '.join(given)} looks like the noisy picture"
+        )
         raise QSearchError(
             f"can't tell what the inputs are: {what}; say it with extract(model, example_inputs, inputs={{'NAME': 'image'}}), each one of "
             f"{', '.join(CLASSES)}; the forward takes {signature}"
@@ -70,15 +91,28 @@ def classify(given: Mapping[str, Call], override: Mapping[str, str], signature: 
 
 
 def _named(name: str, call: Call) -> str:
-    found = next((found for found, patterns in _NAMES if any(re.fullmatch(p, name, re.IGNORECASE) for p in patterns.split())), "")
+    found = next(
+        (
+            found
+            for found, patterns in _NAMES
+            if any(re.fullmatch(p, name, re.IGNORECASE) for p in patterns.split())
+        ),
+        "",
+    )
     # PixArt's y is a caption, DiT's are labels, SDXL's is the pooled text: it has as many axes as the thing has.
-    return "pooled" if found == "text" and len(name) == 1 and (call.integer or len(call.shape) <= 2) else found
+    return (
+        "pooled"
+        if found == "text" and len(name) == 1 and (call.integer or len(call.shape) <= 2)
+        else found
+    )
 
 
 def _shaped(call: Call, have_image: bool) -> str:
     rank = len(call.shape)
     if call.integer:
-        return "step" if rank == 0 else "pooled" if rank == 1 else "text" if rank == 2 else "structure"
+        return (
+            "step" if rank == 0 else "pooled" if rank == 1 else "text" if rank == 2 else "structure"
+        )
     if rank <= 1:
         return "step"
     if rank >= 4 or (rank == 3 and not have_image):
@@ -93,7 +127,11 @@ def sees(steps: list[Step], classes: Mapping[str, str]) -> dict[Step, frozenset[
         if step.kind == "input":
             found = frozenset({classes[step.call.name]} - {"structure"})
         else:
-            found = frozenset().union(*(out[made] for made in step.inputs)) if step.inputs else frozenset()
+            found = (
+                frozenset().union(*(out[made] for made in step.inputs))
+                if step.inputs
+                else frozenset()
+            )
         out[step] = found
     return out
 
@@ -152,7 +190,11 @@ def _tokens(call: Call, known: Mapping[Call, Tokens], classes: Mapping[str, str]
 
 def _rank(state: Tokens) -> tuple[bool, bool, bool]:
     kinds = {kind for kind, _ in state}
-    return "image" in kinds, "step" in kinds, "pooled" in kinds  # text summed up with the timestep is conditioning
+    return (
+        "image" in kinds,
+        "step" in kinds,
+        "pooled" in kinds,
+    )  # text summed up with the timestep is conditioning
 
 
 def _joined(call: Call, known: Mapping[Call, Tokens]) -> Tokens:
@@ -166,7 +208,9 @@ def _joined(call: Call, known: Mapping[Call, Tokens]) -> Tokens:
     out: list[tuple[str, int]] = []
     for g in call.given:
         state, size = known.get(g, (("constant", 0),)), g.shape[axis] if len(g.shape) > axis else 1
-        out += state if len(state) > 1 and sum(n for _, n in state) == size else [(_main(state), size)]
+        out += (
+            state if len(state) > 1 and sum(n for _, n in state) == size else [(_main(state), size)]
+        )
     return tuple(out)
 
 
@@ -179,7 +223,14 @@ def _cut(call: Call, state: Tokens) -> Tokens:
     source = call.given[0]
     op, arguments = call.op, call.arguments
     total = sum(n for _, n in state)
-    if op == "getitem" and source.op in ("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk"):
+    if op == "getitem" and source.op in (
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "tensor_split",
+        "unsafe_split",
+        "unsafe_chunk",
+    ):
         whole, axis = source.given[0], ops.axis_of(source)
         if whole.shape[axis] != total:
             return state
@@ -188,7 +239,11 @@ def _cut(call: Call, state: Tokens) -> Tokens:
         start = sum(pieces[:at])
         return _between(state, start, start + pieces[at])
     axis = ops.axis_of(call)
-    if op not in ("slice", "narrow", "select") or source.shape[axis] != total or arguments.get("step", 1) != 1:
+    if (
+        op not in ("slice", "narrow", "select")
+        or source.shape[axis] != total
+        or arguments.get("step", 1) != 1
+    ):
         return state
     given = arguments.get("start", arguments.get("index"))
     start = given if isinstance(given, int) else 0
@@ -197,10 +252,21 @@ def _cut(call: Call, state: Tokens) -> Tokens:
 
 
 def _pieces(split: Call, total: int) -> list[int]:
-    given: Any = next((split.arguments[n] for n in ("split_sizes", "split_size", "sections", "chunks") if n in split.arguments), 1)
+    given: Any = next(
+        (
+            split.arguments[n]
+            for n in ("split_sizes", "split_size", "sections", "chunks")
+            if n in split.arguments
+        ),
+        1,
+    )
     if isinstance(given, list | tuple):
         return [int(n) for n in given]
-    each = -(-total // int(given)) if split.op in ("chunk", "unsafe_chunk", "tensor_split") else int(given)
+    each = (
+        -(-total // int(given))
+        if split.op in ("chunk", "unsafe_chunk", "tensor_split")
+        else int(given)
+    )
     return [min(each, total - start) for start in range(0, total, each)]
 
 

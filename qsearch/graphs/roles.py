@@ -26,15 +26,29 @@ def assign(wiring: Wiring) -> dict[Step, str]:
     """Role of every step that has a weight."""
     layers = [step for step in wiring.steps if step.weight is not None]
     out = dict.fromkeys(_adapters(wiring), "adapter")
-    out.update({step: found for step in layers if step not in out and (found := _attached(wiring, step))})
+    out.update(
+        {step: found for step in layers if step not in out and (found := _attached(wiring, step))}
+    )
     for branch in wiring.branches:
         for step, found in _in_branch(wiring, branch, out).items():
             out.setdefault(step, found)
     for branch in wiring.branches:  # a last layer beside the stream is the output all the same
         if any(link.what == "output" for link in wiring.targets[branch.add]):
-            out.update({step: "output" for step in branch.layers if out[step] in ("residual", "projection-out")})
+            out.update(
+                {
+                    step: "output"
+                    for step in branch.layers
+                    if out[step] in ("residual", "projection-out")
+                }
+            )
     inner = [s for branch in wiring.branches for s in (*branch.layers, *branch.attentions)]
-    held = [step for step in (*inner, *out) if out.get(step, "attention").startswith(("self-", "cross-", "joint-", "attention", "feed-forward", "resnet"))]
+    held = [
+        step
+        for step in (*inner, *out)
+        if out.get(step, "attention").startswith(
+            ("self-", "cross-", "joint-", "attention", "feed-forward", "resnet")
+        )
+    ]
     for step in layers:
         out.setdefault(step, _outside(wiring, step, held))
     return out
@@ -44,9 +58,17 @@ def _adapters(wiring: Wiring) -> list[Step]:
     """Pairs of layers whose product is added to what another layer makes of the same input."""
     out = []
     for step in wiring.steps:
-        if step.kind == "add" and len(step.inputs) == 2 and all(made.weight is not None for made in step.inputs):
+        if (
+            step.kind == "add"
+            and len(step.inputs) == 2
+            and all(made.weight is not None for made in step.inputs)
+        ):
             for base, last in (step.inputs, step.inputs[::-1]):
-                if last.inputs and last.inputs[0].weight is not None and last.inputs[0].inputs == base.inputs:
+                if (
+                    last.inputs
+                    and last.inputs[0].weight is not None
+                    and last.inputs[0].inputs == base.inputs
+                ):
                     out += [last.inputs[0], last]
     return out
 
@@ -65,17 +87,37 @@ def _attached(wiring: Wiring, step: Step) -> str:
         return _embedding(wiring, step)
     slots, attention = projections(wiring, step)
     if attention is not None:
-        beside = [link for link in targets if link.what == "layer" and link.via & {"activation", "multiply"}]
+        beside = [
+            link
+            for link in targets
+            if link.what == "layer" and link.via & {"activation", "multiply"}
+        ]
         if slots == "qkv" and any("concat" in link.via for link in beside):
             return "parallel-in"
         return f"{_side(wiring, step, attention)}{slots}"
-    if "image" not in wiring.given_sees(step) and targets and all(link.what == "modulated" for link in targets):
+    if (
+        "image" not in wiring.given_sees(step)
+        and targets
+        and all(link.what == "modulated" for link in targets)
+    ):
         return "modulation"
     attended = [link for link in sources if link.what == "attention"]
     if attended:
-        beside = [link for link in sources if link.what == "layer" and "concat" in link.via and "activation" in link.via]
-        return "parallel-out" if beside and "concat" in attended[0].via else f"{_side(wiring, step, attended[0].step)}out"
-    if sources and all(link.what == "input" for link in sources) and "image" in wiring.given_sees(step):
+        beside = [
+            link
+            for link in sources
+            if link.what == "layer" and "concat" in link.via and "activation" in link.via
+        ]
+        return (
+            "parallel-out"
+            if beside and "concat" in attended[0].via
+            else f"{_side(wiring, step, attended[0].step)}out"
+        )
+    if (
+        sources
+        and all(link.what == "input" for link in sources)
+        and "image" in wiring.given_sees(step)
+    ):
         return "input"
     if targets and all("topk" in link.via for link in targets):
         return "router"
@@ -94,7 +136,11 @@ def _embedding(wiring: Wiring, step: Step) -> str:
     sees = wiring.given_sees(step)
     if "image" in sees:
         return "input"
-    known = {frozenset({"pooled"}): "label-embedding", frozenset({"step"}): "time-embedding", frozenset(): "position-embedding"}
+    known = {
+        frozenset({"pooled"}): "label-embedding",
+        frozenset({"step"}): "time-embedding",
+        frozenset(): "position-embedding",
+    }
     return known.get(sees, "text-embedding")
 
 
@@ -106,19 +152,40 @@ def _in_branch(wiring: Wiring, branch: Branch, known: dict[Step, str]) -> dict[S
     inside, out = set(layers), dict[Step, str]()
     if branch.shortcut is not None:
         out[branch.shortcut] = "shortcut"
-    first = {step for step in layers if not any(link.step in inside for link in wiring.sources(step))}
-    last = {step for step in layers if not any(link.step in inside for link in wiring.targets[step])}
+    first = {
+        step for step in layers if not any(link.step in inside for link in wiring.sources(step))
+    }
+    last = {
+        step for step in layers if not any(link.step in inside for link in wiring.targets[step])
+    }
     for step in layers:
         at = "in" if step in first else "out" if step in last else "mid"
         if branch.attentions:
-            gate = any("multiply" in link.via and "concat" not in link.via and "attention-out" in known.get(link.step, "") for link in wiring.targets[step])
-            out[step] = f"{wiring.attention(branch.attentions[0])}-attention-gate" if gate else f"feed-forward-{at}"
+            gate = any(
+                "multiply" in link.via
+                and "concat" not in link.via
+                and "attention-out" in known.get(link.step, "")
+                for link in wiring.targets[step]
+            )
+            out[step] = (
+                f"{wiring.attention(branch.attentions[0])}-attention-gate"
+                if gate
+                else f"feed-forward-{at}"
+            )
         elif step in first & last and branch.nested:
-            out[step] = "projection-out" if any(link.step is branch.add for link in wiring.targets[step]) else "projection-in"
+            out[step] = (
+                "projection-out"
+                if any(link.step is branch.add for link in wiring.targets[step])
+                else "projection-in"
+            )
         elif step in first & last:
-            out[step] = "resnet-conv" if spatial(step) and branch.shortcut is not None else "residual"
+            out[step] = (
+                "resnet-conv" if spatial(step) and branch.shortcut is not None else "residual"
+            )
         else:
-            out[step] = "resnet-conv" if all(spatial(s) for s in first | last) else f"feed-forward-{at}"
+            out[step] = (
+                "resnet-conv" if all(spatial(s) for s in first | last) else f"feed-forward-{at}"
+            )
     return out
 
 
@@ -129,8 +196,18 @@ def _outside(wiring: Wiring, step: Step, held: list[Step]) -> str:
         tokens = wiring.holds(step.reads[0]) if step.reads else frozenset()
         if not sees:
             return "position-embedding"
-        return "time-embedding" if "step" in sees and "text" not in tokens else "text-embedding" if not _labels(wiring, step) else "label-embedding"
-    if stride(step) > 1 or step.kind.startswith("conv-") or any("resample" in link.via for link in (*sources, *targets)):
+        return (
+            "time-embedding"
+            if "step" in sees and "text" not in tokens
+            else "text-embedding"
+            if not _labels(wiring, step)
+            else "label-embedding"
+        )
+    if (
+        stride(step) > 1
+        or step.kind.startswith("conv-")
+        or any("resample" in link.via for link in (*sources, *targets))
+    ):
         return "resample"
     if any("concat" in link.via for link in sources) and len(sources) > 1:
         return "skip"

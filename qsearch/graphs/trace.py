@@ -59,7 +59,9 @@ def members(value: Any) -> Iterator[Call]:
             yield from members(inner)
 
 
-def bound(target: torch._ops.OpOverload[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def bound(
+    target: torch._ops.OpOverload[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
     """Arguments of an ATen operation by the names of its schema, defaults included."""
     schema = target._schema.arguments
     out = {a.name: a.default_value for a in schema if a.has_default_value()}

@@ -42,7 +42,11 @@ def trace(model: nn.Module, inputs: Mapping[str, Any], signature: str, refused: 
             output = whole(**inputs)
     except Exception as error:
         meta = any(parameter.is_meta for parameter in whole.parameters())
-        hint = ", or, since what it does depends on data, give it weights (of any value) instead of the meta device" if meta else ""
+        hint = (
+            ", or, since what it does depends on data, give it weights (of any value) instead of the meta device"
+            if meta
+            else ""
+        )
         raise QSearchError(
             f"{type(whole).__name__} can't be called with these example inputs ({type(error).__name__}: {error}); its forward takes {signature}; "
             f"pass each argument by its name in example_inputs{hint}. torch.export had refused with {refused}"
@@ -52,7 +56,9 @@ def trace(model: nn.Module, inputs: Mapping[str, Any], signature: str, refused: 
             module.training = mode
     leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
     outputs = leaves or [v for v in vars(output).values() if isinstance(v, Tensor)]
-    return Trace(watch.calls, tuple(watch.call_of(leaf) for leaf in outputs), "hooks", watch.aliases)
+    return Trace(
+        watch.calls, tuple(watch.call_of(leaf) for leaf in outputs), "hooks", watch.aliases
+    )
 
 
 class _Watch(TorchDispatchMode):
@@ -89,18 +95,28 @@ class _Watch(TorchDispatchMode):
     def leaving(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.stack.pop()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         made = func(*args, **(kwargs or {}))
         read, named = pytree.tree_map_only(Tensor, self.call_of, (tuple(args), kwargs or {}))
         if isinstance(func, torch._ops.OpOverload):
             call = Call(bare(func), bound(func, read, named), where=self.stack[-1])
         else:  # FlexAttention: query, key and value come first
-            call = Call(func.name(), {str(i): a for i, a in enumerate(read[:3])}, where=self.stack[-1])
+            call = Call(
+                func.name(), {str(i): a for i, a in enumerate(read[:3])}, where=self.stack[-1]
+            )
         if isinstance(made, Tensor) and not (args and made is args[0]):
             self.give(made, call)
         elif isinstance(made, Tensor):
             call.shape = tuple(made.shape)
-            self.calls.append(call)  # in place: the tensor keeps its own call, the writing is followed when steps are folded
+            self.calls.append(
+                call
+            )  # in place: the tensor keeps its own call, the writing is followed when steps are folded
         else:
             self.calls.append(call)
             for i, part in enumerate(made if isinstance(made, tuple | list) else ()):

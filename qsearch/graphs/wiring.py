@@ -42,7 +42,9 @@ class Branch:
 class Wiring:
     """The steps with what each depends on (`sees`) and whose tokens tensors hold (`tokens`); sets the kind of modulations."""
 
-    def __init__(self, steps: list[Step], sees: Mapping[Step, frozenset[str]], tokens: Mapping[Call, Tokens]) -> None:
+    def __init__(
+        self, steps: list[Step], sees: Mapping[Step, frozenset[str]], tokens: Mapping[Call, Tokens]
+    ) -> None:
         self.steps, self.sees, self.tokens = steps, sees, tokens
         self.readers = consumers(steps)
         self.before: dict[Step, int] = {}  # ancestors as the bits of a number
@@ -56,7 +58,9 @@ class Wiring:
                 step.kind = "modulation"
         self.branches = self._branches()
         self._residuals = {branch.add for branch in self.branches}
-        self.targets = {step: self._ahead(step) for step in steps}  # what the result of a step reaches first
+        self.targets = {
+            step: self._ahead(step) for step in steps
+        }  # what the result of a step reaches first
 
     def conditions(self, step: Step) -> frozenset[int]:
         """Places of the operands that scale, shift or gate the others: they depend on no picture, and are smaller or made from the timestep."""
@@ -67,13 +71,21 @@ class Wiring:
         found = {
             i
             for i, (made, read) in enumerate(zip(step.inputs, step.reads, strict=True))
-            if "image" not in self.sees[made] and (read.numel < largest or (kinds[i] <= _CONDITIONS and any("image" in k for k in kinds)))
+            if "image" not in self.sees[made]
+            and (
+                read.numel < largest
+                or (kinds[i] <= _CONDITIONS and any("image" in k for k in kinds))
+            )
         }
         return frozenset(found) if len(found) < len(step.inputs) else frozenset()
 
     def given_sees(self, step: Step) -> frozenset[str]:
         """What a layer's input depends on."""
-        return frozenset().union(*(self.sees[made] for made in step.inputs)) if step.inputs else frozenset()
+        return (
+            frozenset().union(*(self.sees[made] for made in step.inputs))
+            if step.inputs
+            else frozenset()
+        )
 
     def holds(self, call: Call) -> frozenset[str]:
         """Kinds of tokens that a tensor holds; those of the timestep or of a pooled text only where there are no others."""
@@ -82,7 +94,10 @@ class Wiring:
 
     def attention(self, step: Step) -> str:
         """self, cross or joint: whose tokens the keys are, compared with the queries'; pooling, where many tokens become one."""
-        if step.reads[0].shape[-2:-1] == (1,) != step.reads[1].shape[-2:-1] and "image" not in self.sees[step]:
+        if (
+            step.reads[0].shape[-2:-1] == (1,) != step.reads[1].shape[-2:-1]
+            and "image" not in self.sees[step]
+        ):
             return "pooling"
         queries, keys = self.holds(step.reads[0]), self.holds(step.reads[1])
         if {"image", "text"} <= keys:
@@ -96,13 +111,20 @@ class Wiring:
         while stack:
             made, via = stack.pop()
             for reader in self.readers[made]:
-                for what in self._arrivals(reader, [i for i, x in enumerate(reader.inputs) if x is made]):
+                for what in self._arrivals(
+                    reader, [i for i, x in enumerate(reader.inputs) if x is made]
+                ):
                     if what:
                         found.setdefault((reader, what), via)
                     elif reader not in seen:
                         seen.add(reader)
                         stack.append((reader, via | {reader.kind}))
-        return tuple(Link(s, what, via) for (s, what), via in sorted(found.items(), key=lambda pair: (pair[0][0].index, pair[0][1])))
+        return tuple(
+            Link(s, what, via)
+            for (s, what), via in sorted(
+                found.items(), key=lambda pair: (pair[0][0].index, pair[0][1])
+            )
+        )
 
     def _arrivals(self, reader: Step, places: list[int]) -> set[str]:
         """What it means to arrive at a step by those of its inputs; "" = go on through it."""
@@ -126,11 +148,18 @@ class Wiring:
             if made in seen:
                 continue
             seen.add(made)
-            if made.weight is not None or made.kind in ("attention", "input") or made in self._residuals:
+            if (
+                made.weight is not None
+                or made.kind in ("attention", "input")
+                or made in self._residuals
+            ):
                 found[made] = via
             else:
                 stack += [(x, via | {made.kind}) for x in self.main(made)]
-        return tuple(Link(s, "layer" if s.weight is not None else s.kind, via) for s, via in sorted(found.items(), key=lambda pair: pair[0].index))
+        return tuple(
+            Link(s, "layer" if s.weight is not None else s.kind, via)
+            for s, via in sorted(found.items(), key=lambda pair: pair[0].index)
+        )
 
     def main(self, step: Step) -> tuple[Step, ...]:
         """The inputs of a step without those that only scale, shift or gate."""
@@ -143,10 +172,16 @@ class Wiring:
 
     def _branches(self) -> tuple[Branch, ...]:
         """The residual branches in order of execution, each layer and attention in the smallest that holds it."""
-        found = [branch for step in self.steps if step.kind == "add" and (branch := self._branch(step))]
+        found = [
+            branch for step in self.steps if step.kind == "add" and (branch := self._branch(step))
+        ]
         inner: dict[Branch, list[Step]] = {}
         for branch in found:
-            inner[branch] = [s for s in self.steps if (s.weight is not None or s.kind == "attention") and self._within(s, branch)]
+            inner[branch] = [
+                s
+                for s in self.steps
+                if (s.weight is not None or s.kind == "attention") and self._within(s, branch)
+            ]
         home: dict[Step, Branch] = {}
         for branch in sorted(found, key=lambda b: len(inner[b])):
             for step in inner[branch]:
@@ -160,14 +195,25 @@ class Wiring:
         return tuple(branch for branch in found if inner[branch])
 
     def _within(self, step: Step, branch: Branch) -> bool:
-        return (step is branch.end or self.after(branch.end, step)) and self.after(step, branch.skip)
+        return (step is branch.end or self.after(branch.end, step)) and self.after(
+            step, branch.skip
+        )
 
     def _branch(self, add: Step) -> Branch | None:
         pairs = [(a, b) for a in add.inputs for b in add.inputs if a is not b]
         for skip, end in pairs:
             if self.after(end, skip):
-                return Branch(add, skip, end) if skip.kind != "input" or "image" in self.sees[skip] else None
-        for way, end in pairs:  # a shortcut: the stream is resampled or projected by one layer on its way to the sum
+                return (
+                    Branch(add, skip, end)
+                    if skip.kind != "input" or "image" in self.sees[skip]
+                    else None
+                )
+        for (
+            way,
+            end,
+        ) in (
+            pairs
+        ):  # a shortcut: the stream is resampled or projected by one layer on its way to the sum
             layer, at = None, way
             while not self.after(end, at):
                 if at.weight is not None:
@@ -203,10 +249,22 @@ def spatial(step: Step) -> bool:
 def depthwise(step: Step) -> bool:
     """Whether a layer is a convolution of each channel by itself."""
     assert step.weight is not None
-    return step.kind.startswith("conv") and step.weight.shape[1] == 1 and int(step.call.arguments.get("groups", 1)) > 1
+    return (
+        step.kind.startswith("conv")
+        and step.weight.shape[1] == 1
+        and int(step.call.arguments.get("groups", 1)) > 1
+    )
 
 
 def stride(step: Step) -> int:
     """The largest stride of a convolution, 1 for other layers."""
-    given = step.call.arguments.get("stride", 1) if ops.plain(step.call.op) in ops.CONVOLUTIONS else 1
-    return max(given) if isinstance(given, list | tuple) and given else int(given or 1) if not isinstance(given, list | tuple) else 1
+    given = (
+        step.call.arguments.get("stride", 1) if ops.plain(step.call.op) in ops.CONVOLUTIONS else 1
+    )
+    return (
+        max(given)
+        if isinstance(given, list | tuple) and given
+        else int(given or 1)
+        if not isinstance(given, list | tuple)
+        else 1
+    )

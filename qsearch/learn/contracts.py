@@ -12,7 +12,7 @@ import numpy as np
 from ..core.attribution import TOLERANCE
 from ..core.contract import Contract
 from ..core.graph import Block, LayerSpec, Op, OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.shares import Shares, ratio
 from ..core.table import SensitivityTable
 from ..core.trials import Trial
@@ -35,18 +35,35 @@ def small_graph(blocks: int = 3, width: int = 16, model: str = "world") -> OpGra
     layers = [LayerSpec("first", "input", "linear", (width, 8), 128 * width)]
     found = []
     for i in range(blocks):
-        own = [LayerSpec(f"{i}.{role}", role, "linear", (width, width), 16 * width * width, f"blocks.{i}") for role, _ in _PARTS]
+        own = [
+            LayerSpec(
+                f"{i}.{role}", role, "linear", (width, width), 16 * width * width, f"blocks.{i}"
+            )
+            for role, _ in _PARTS
+        ]
         found += [
-            (f"{i}.{kind}", kind, tuple(x.name for x, (_, k) in zip(own, _PARTS, strict=True) if k == kind)) for kind in ("self-attention", "feed-forward")
+            (
+                f"{i}.{kind}",
+                kind,
+                tuple(x.name for x, (_, k) in zip(own, _PARTS, strict=True) if k == kind),
+            )
+            for kind in ("self-attention", "feed-forward")
         ]
         layers += own
     layers.append(LayerSpec("last", "output", "linear", (8, width), 128 * width))
     ops = tuple(Op(f"op {x.name}", "linear", x.name, x.block, (1, width), x.macs) for x in layers)
-    made = tuple(Block(name, kind, names, i, i, tuple(f"op {n}" for n in names)) for i, (name, kind, names) in enumerate(found))
-    return OpGraph(model, tuple(layers), ops, tuple((a.name, b.name) for a, b in itertools.pairwise(ops)), made)
+    made = tuple(
+        Block(name, kind, names, i, i, tuple(f"op {n}" for n in names))
+        for i, (name, kind, names) in enumerate(found)
+    )
+    return OpGraph(
+        model, tuple(layers), ops, tuple((a.name, b.name) for a, b in itertools.pairwise(ops)), made
+    )
 
 
-def small_table(graph: OpGraph, seed: int = 0, probes: int = 12, bins: int = 2, metric: str = "noise") -> SensitivityTable:
+def small_table(
+    graph: OpGraph, seed: int = 0, probes: int = 12, bins: int = 2, metric: str = "noise"
+) -> SensitivityTable:
     """Shares of random probes: 6 dB a bit, layers of very different weight, codebooks better than grids."""
     dice = np.random.default_rng(seed)
     loud = dice.lognormal(-3, 1, len(graph.layers))
@@ -54,40 +71,65 @@ def small_table(graph: OpGraph, seed: int = 0, probes: int = 12, bins: int = 2, 
     for layer, own in zip(graph.layers, loud, strict=True):
         for scheme in SCHEMES:
             choices.append((layer.name, scheme))
-            bits = int(scheme.removeprefix("km").lstrip("uint").partition("-")[0]) + (0.5 if scheme.startswith("km") else 0)
+            bits = int(scheme.removeprefix("km").lstrip("uint").partition("-")[0]) + (
+                0.5 if scheme.startswith("km") else 0
+            )
             size.append(own * 2.0**-bits)
     values, power, rows = {}, {}, []
     for b in range(bins):
-        found = dice.normal(0, 1, (len(choices), 1, probes, 4)) * np.array(size)[:, None, None, None] * (1 + b)
+        found = (
+            dice.normal(0, 1, (len(choices), 1, probes, 4))
+            * np.array(size)[:, None, None, None]
+            * (1 + b)
+        )
         values[metric, b], power[metric, b] = found.astype(np.float32), np.ones(4)
         for (site, scheme), own in zip(choices, values[metric, b].astype(np.float64), strict=True):
             estimate, error = ratio(own.sum(0) ** 2, power[metric, b])
-            row = {"site": site, "scheme": scheme, "step": b, "metric": metric, "estimate": estimate, "error": error}
+            row = {
+                "site": site,
+                "scheme": scheme,
+                "step": b,
+                "metric": metric,
+                "estimate": estimate,
+                "error": error,
+            }
             rows.append(row | {"floor": 1e-12, "estimator": "probe", "seed": seed})
     return SensitivityTable.from_rows(graph.id, rows, Shares(tuple(choices), values, power))
 
 
-def small_plans(graph: OpGraph, count: int, seed: int = 0) -> dict[str, BitPlan]:
+def small_plans(graph: OpGraph, count: int, seed: int = 0) -> dict[str, Plan]:
     """Plans of very different coarseness."""
     found = {}
     for i in range(count):
         dice = np.random.default_rng([seed, i])
         odds = dice.dirichlet(np.ones(len(SCHEMES)))
-        found[f"plan {i:03d}"] = BitPlan.make(graph, {x.name: SCHEMES[dice.choice(len(SCHEMES), p=odds)] for x in graph})
+        found[f"plan {i:03d}"] = Plan.make(
+            graph, {x.name: SCHEMES[dice.choice(len(SCHEMES), p=odds)] for x in graph}
+        )
     return found
 
 
-def small_study(count: int = 60, seed: int = 0, graph: OpGraph | None = None, noise: float = 0.1) -> Study:
+def small_study(
+    count: int = 60, seed: int = 0, graph: OpGraph | None = None, noise: float = 0.1
+) -> Study:
     """Measured plans: `sqnr` falls with the table's prediction, and more than it says where feed-forward layers are coarse; `ssim` follows it."""
     graph = graph or small_graph()
     table, plans = small_table(graph), small_plans(graph, count, seed)
     dice = np.random.default_rng(seed + 1)
     trials = []
     for name, plan in plans.items():
-        coarse = np.mean([plan.layers[x.name].bits == 2 for x in graph if x.role.startswith("feed-forward")])
+        coarse = np.mean(
+            [plan.single[x.name].bits == 2 for x in graph if x.role.startswith("feed-forward")]
+        )
         sqnr = -8 * np.log10(table.predict(plan)[0]) - 6 * coarse + noise * dice.normal()
-        metrics = {"sqnr": (float(sqnr), noise), "ssim": (float(1 / (1 + np.exp(-sqnr / 10))), 0.01), "constant": (0.5, 0.0)}
-        trials.append(Trial(name, plan.layers, metrics, "world", plan.achieved.average_bits, plan.id))
+        metrics = {
+            "sqnr": (float(sqnr), noise),
+            "ssim": (float(1 / (1 + np.exp(-sqnr / 10))), 0.01),
+            "constant": (0.5, 0.0),
+        }
+        trials.append(
+            Trial(name, plan.choices, metrics, "world", plan.achieved.average_bits, plan.id)
+        )
     return Study(graph, trials, (table,))
 
 
@@ -99,11 +141,18 @@ class SurrogateContract(Contract):
     def lessons(self) -> tuple[Data, Array, Data, Array]:
         """Data and target to learn from, and held-out ones."""
         taken = lesson([small_study(60)], "sqnr", self._name)
-        return taken.data.rows(range(40)), taken.target[:40], taken.data.rows(range(40, 60)), taken.target[40:]
+        return (
+            taken.data.rows(range(40)),
+            taken.target[:40],
+            taken.data.rows(range(40, 60)),
+            taken.target[40:],
+        )
 
     @property
     def _name(self) -> str:
-        return "gnn" if self.module.needs_graph else "ridge"  # a module of one's own is given data for one of its kind
+        return (
+            "gnn" if self.module.needs_graph else "ridge"
+        )  # a module of one's own is given data for one of its kind
 
     def test_it_ranks_plans_that_it_has_not_seen(self) -> None:
         """Spearman of at least 0.8 on 20 plans, of 40 learnt from."""
@@ -137,7 +186,9 @@ class SurrogateContract(Contract):
 
             graph = small_graph()
             layers, blocks = model.scores(Skeleton(graph), known.nodes[0])
-            assert set(layers) == {layer.name for layer in graph}, f"layers without a score: {sorted({x.name for x in graph} - set(layers))}"
+            assert set(layers) == {layer.name for layer in graph}, (
+                f"layers without a score: {sorted({x.name for x in graph} - set(layers))}"
+            )
             assert set(blocks) == {block.name for block in graph.blocks}, "blocks without a score"
             return
         study = small_study(1000, seed=5)

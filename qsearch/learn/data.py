@@ -35,7 +35,11 @@ class Data:
     def rows(self, which: Sequence[int] | np.ndarray[tuple[int], np.dtype[np.int64]]) -> Data:
         """Some of the plans."""
         picked = [int(i) for i in which]
-        return Data(self.columns, self.values[picked], tuple(self.nodes[i] for i in picked) if self.nodes else ())
+        return Data(
+            self.columns,
+            self.values[picked],
+            tuple(self.nodes[i] for i in picked) if self.nodes else (),
+        )
 
 
 class AbstractModel(Protocol):

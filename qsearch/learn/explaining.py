@@ -11,22 +11,21 @@ import numpy as np
 from ..core.attribution import Attribution
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.table import SensitivityTable
 from .nodes import Skeleton, prices_of
+from .options import PAIRS
 from .shapley import explain_quadratic
 from .surrogate import Surrogate
-
-PAIRS = 100
 
 
 def explain(
     graph: OpGraph,
-    plans: Mapping[str, BitPlan],
+    plans: Mapping[str, Plan],
     *,
     tables: Sequence[SensitivityTable] | SensitivityTable = (),
     surrogates: Sequence[Surrogate] = (),
-    baseline: BitPlan | None = None,
+    baseline: Plan | None = None,
     pairs: int = PAIRS,
     layers: bool = True,
 ) -> Attribution:
@@ -37,7 +36,11 @@ def explain(
     each prediction within `core.attribution.TOLERANCE` of the predictions' range, or it is refused.
     """
     known = (tables,) if isinstance(tables, SensitivityTable) else tuple(tables)
-    parts = [explain_quadratic(graph, table, plans, baseline=baseline, pairs=pairs) for table in known if layers and table.shares is not None]
+    parts = [
+        explain_quadratic(graph, table, plans, baseline=baseline, pairs=pairs)
+        for table in known
+        if layers and table.shares is not None
+    ]
     parts += [explain_surrogate(s, graph, plans, known) for s in surrogates]
     if not parts:
         raise QSearchError(
@@ -46,7 +49,12 @@ def explain(
     return Attribution.together(parts)
 
 
-def explain_surrogate(surrogate: Surrogate, graph: OpGraph, plans: Mapping[str, BitPlan], tables: Sequence[SensitivityTable] = ()) -> Attribution:
+def explain_surrogate(
+    surrogate: Surrogate,
+    graph: OpGraph,
+    plans: Mapping[str, Plan],
+    tables: Sequence[SensitivityTable] = (),
+) -> Attribution:
     """What each column of features adds to a surrogate's prediction, on the scale on which it learns (`scores.linked`); of a graph predictor, its scores."""
     if not surrogate.has_columns:
         return _scores(surrogate, graph, tables)
@@ -65,14 +73,27 @@ def explain_surrogate(surrogate: Surrogate, graph: OpGraph, plans: Mapping[str, 
     return Attribution.from_columns(graph.id, columns | fixed)
 
 
-def _scores(surrogate: Surrogate, graph: OpGraph, tables: Sequence[SensitivityTable]) -> Attribution:
+def _scores(
+    surrogate: Surrogate, graph: OpGraph, tables: Sequence[SensitivityTable]
+) -> Attribution:
     skeleton, prices = Skeleton(graph), prices_of(tables)
     model: Any = surrogate.model
     sign = -1.0 if surrogate.lower_is_better else 1.0
     rows: list[dict[str, Any]] = []
     for scheme in surrogate.schemes:
-        layers, blocks = model.scores(skeleton, skeleton.with_plan(BitPlan.uniform(graph, scheme), prices))
+        layers, blocks = model.scores(
+            skeleton, skeleton.with_plan(Plan.uniform(graph, scheme), prices)
+        )
         for kind, found in (("operation", layers), ("block", blocks)):
-            whole = {"plan": f"uniform {scheme}", "method": surrogate.kind, "kind": kind, "metric": surrogate.metric, "choice": scheme}
-            rows += [whole | {"name": name, "value": sign * value, "base": 0.0, "prediction": math.nan} for name, value in found.items()]
+            whole = {
+                "plan": f"uniform {scheme}",
+                "method": surrogate.kind,
+                "kind": kind,
+                "metric": surrogate.metric,
+                "choice": scheme,
+            }
+            rows += [
+                whole | {"name": name, "value": sign * value, "base": 0.0, "prediction": math.nan}
+                for name, value in found.items()
+            ]
     return Attribution.from_rows(graph.id, rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +11,18 @@ from numpy.typing import NDArray
 from ..core import plugins
 from ..core.errors import QSearchError, nearest
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.metrics import metric_words
+from ..core.plan import Plan
+from ..core.scheme import KEEP
+from ..core.sites import is_site
 from ..core.table import SensitivityTable
 from ..core.trials import Trial
 from .data import AbstractModel, Data
 from .features import Array, featurize
-from .scores import LOWER_IS_BETTER, Scores, linked, score, unlinked
+from .options import FOLDS, KIND
+from .scores import Scores, linked, score, unlinked
 from .surrogate import Surrogate, assemble
 
-FOLDS = 5
 #: plans that share more than this part of their choices are kept on the same side of a split
 _ALIKE = 0.8
 
@@ -33,19 +35,25 @@ class Study:
     trials: Sequence[Trial]
     tables: Sequence[SensitivityTable] = ()
 
-    def plans(self) -> dict[str, BitPlan]:
+    def plans(self) -> dict[str, Plan]:
         """The plans by their digests. Raises `QSearchError` for one that lacks a layer."""
-        return {trial.plan: BitPlan.make(self.graph, trial.layers) for trial in self.trials}
+        return {trial.plan: trial.made(self.graph) for trial in self.trials}
 
-    def named(self) -> dict[str, BitPlan]:
-        """The plans by their names."""
-        return {trial.name: BitPlan.make(self.graph, trial.layers) for trial in self.trials}
+    def named(self) -> dict[str, Plan]:
+        """The plans by their names; of several with one name, the later ones also by their digests."""
+        found: dict[str, Plan] = {}
+        for trial in self.trials:
+            name = f"{trial.name} {trial.plan}" if trial.name in found else trial.name
+            found[name] = trial.made(self.graph)
+        return found
 
     def target(self, metric: str) -> Array:
         """What was measured of each plan [plans]."""
         for trial in self.trials:
             if metric not in trial.metrics:
-                raise QSearchError(f"{metric} was not measured of plan {trial.name}{nearest(metric, trial.metrics)}")
+                raise QSearchError(
+                    f"{metric} was not measured of plan {trial.name}{nearest(metric, trial.metrics)}"
+                )
         return np.array([trial.metrics[metric][0] for trial in self.trials])
 
 
@@ -67,8 +75,15 @@ def lesson(studies: Sequence[Study], metric: str, kind: str) -> Lesson:
     plans = [study.plans() for study in studies]
     found = [featurize(s.graph, p, s.tables) for s, p in zip(studies, plans, strict=True)]
     columns = [c for c in found[0].columns if all(c in f.columns for f in found)]
-    parts = [assemble(kind, s.graph, p, s.tables, columns, f) for s, p, f in zip(studies, plans, found, strict=True)]
-    data = Data(tuple(columns), np.concatenate([d.values for d in parts]), tuple(n for d in parts for n in d.nodes))
+    parts = [
+        assemble(kind, s.graph, p, s.tables, columns, f)
+        for s, p, f in zip(studies, plans, found, strict=True)
+    ]
+    data = Data(
+        tuple(columns),
+        np.concatenate([d.values for d in parts]),
+        tuple(n for d in parts for n in d.nodes),
+    )
     groups: list[NDArray[np.int64]] = []
     for study in studies:
         groups.append(_alike(study) + (int(groups[-1].max()) + 1 if groups else 0))
@@ -81,31 +96,51 @@ def _alike(study: Study) -> NDArray[np.int64]:
     """A number for each plan, the same for plans that are nearly the same (as drawn around one frontier's plan)."""
     from scipy.sparse.csgraph import connected_components
 
-    names = [layer.name for layer in study.graph.quantizable]
-    choices = np.array([[str(t.layers[n]) for n in names] for t in study.trials])
+    names = dict.fromkeys(layer.name for layer in study.graph.quantizable)
+    names |= dict.fromkeys(name for t in study.trials for name in t.choices if is_site(name))
+    choices = np.array([[_words(t, n) for n in names] for t in study.trials])
     same = np.array([(choices == row).mean(1) > _ALIKE for row in choices])
     return np.asarray(connected_components(same, directed=False)[1], np.int64)
 
 
-def cross_validate(taken: Lesson, kind: str, *, folds: int = FOLDS, seed: int = 0, by: str = "plan") -> Array:
+def _words(trial: Trial, site: str) -> str:
+    """What a measured plan says of a site, as one string."""
+    held = trial.choices.get(site, (KEEP,))
+    return " | ".join(str(s) for s in held) + (f" {trial.steps}" if len(held) > 1 else "")
+
+
+def cross_validate(
+    taken: Lesson, kind: str, *, folds: int = FOLDS, seed: int = 0, by: str = "plan"
+) -> Array:
     """Held-out predictions [plans]: of `folds` parts each is predicted by what the others taught; `by` "graph": each graph by the other graphs."""
     from sklearn.model_selection import GroupKFold
 
     if by == "graph":
         if len(set(taken.homes)) < 2:
             raise QSearchError("leaving a graph out needs studies of two graphs or more; given one")
-        splits = [(np.flatnonzero(taken.homes != home), np.flatnonzero(taken.homes == home)) for home in sorted(set(taken.homes))]
+        splits = [
+            (np.flatnonzero(taken.homes != home), np.flatnonzero(taken.homes == home))
+            for home in sorted(set(taken.homes))
+        ]
     elif by == "plan":
         count = len(set(taken.groups))
         if count < folds:
-            raise QSearchError(f"{folds} folds need {folds} plans that differ; given {count} of {len(taken.target)}: measure more, or ask for fewer folds")
-        splits = list(GroupKFold(folds, shuffle=True, random_state=seed).split(taken.target, groups=taken.groups))
+            raise QSearchError(
+                f"{folds} folds need {folds} plans that differ; given {count} of {len(taken.target)}: measure more, or ask for fewer folds"
+            )
+        splits = list(
+            GroupKFold(folds, shuffle=True, random_state=seed).split(
+                taken.target, groups=taken.groups
+            )
+        )
     else:
         raise QSearchError(f"plans are held out by plan or by graph; given {by!r}")
     fit_ = plugins.load("surrogates", kind).fit
     out = np.full(len(taken.target), np.nan)
     for known, asked in splits:
-        out[asked] = fit_(taken.data.rows(known), taken.target[known], seed).predict(taken.data.rows(asked))
+        out[asked] = fit_(taken.data.rows(known), taken.target[known], seed).predict(
+            taken.data.rows(asked)
+        )
     return out
 
 
@@ -115,7 +150,7 @@ def fit(
     tables: Sequence[SensitivityTable] | SensitivityTable = (),
     *,
     metric: str = "sqnr",
-    kind: str = "xgboost",
+    kind: str = KIND,
     folds: int = FOLDS,
     seed: int = 0,
     studies: Sequence[Study] = (),
@@ -131,24 +166,48 @@ def fit(
     taken = lesson(known, metric, kind)
     _varies(unlinked(metric, taken.target), metric)
     held = cross_validate(taken, kind, folds=folds, seed=seed)
-    scores: Scores = score(unlinked(metric, held), unlinked(metric, taken.target), lower_is_better=metric in LOWER_IS_BETTER)
+    scores: Scores = score(
+        unlinked(metric, held),
+        unlinked(metric, taken.target),
+        lower_is_better=metric_words(metric).lower_is_better,
+    )
     model: AbstractModel = plugins.load("surrogates", kind).fit(taken.data, taken.target, seed)
-    schemes = sorted({str(s) for study in known for t in study.trials for s in t.layers.values()} - {"keep"})
+    schemes = sorted(
+        {str(s) for study in known for t in study.trials for s in t.schemes} - {"keep"}
+    )
     graphs = {study.graph.id: study.graph.model for study in known}
-    settings: dict[str, Any] = {"residuals": taken.target - held, "model": model, "seed": seed}
-    return Surrogate(kind, metric, taken.data.columns, graphs, tuple(schemes), scores, **settings)
+    return Surrogate(
+        kind,
+        metric,
+        taken.data.columns,
+        graphs,
+        tuple(schemes),
+        scores,
+        residuals=taken.target - held,
+        model=model,
+        seed=seed,
+    )
 
 
 def _varies(target: Array, metric: str) -> None:
     if not np.isfinite(target).all():
-        raise QSearchError(f"{metric} is not finite for {int((~np.isfinite(target)).sum())} plans; leave them out or measure them again")
+        raise QSearchError(
+            f"{metric} is not finite for {int((~np.isfinite(target)).sum())} plans; leave them out or measure them again"
+        )
     if len(target) > 0 and float(np.ptp(target)) == 0.0:
-        raise QSearchError(f"a metric that never varies teaches nothing; {metric} is {target[0]:g} for all {len(target)} plans: measure coarser plans")
+        raise QSearchError(
+            f"a metric that never varies teaches nothing; {metric} is {target[0]:g} for all {len(target)} plans: measure coarser plans"
+        )
 
 
-def by_graph(studies: Mapping[str, Study], metric: str, kind: str, *, seed: int = 0) -> dict[str, Scores]:
+def by_graph(
+    studies: Mapping[str, Study], metric: str, kind: str, *, seed: int = 0
+) -> dict[str, Scores]:
     """name of a study -> scores of its plans predicted from the other studies alone."""
     taken = lesson(list(studies.values()), metric, kind)
     held = cross_validate(taken, kind, seed=seed, by="graph")
-    lower = metric in LOWER_IS_BETTER
-    return {name: score(held[taken.homes == i], taken.target[taken.homes == i], lower_is_better=lower) for i, name in enumerate(studies)}
+    lower = metric_words(metric).lower_is_better
+    return {
+        name: score(held[taken.homes == i], taken.target[taken.homes == i], lower_is_better=lower)
+        for i, name in enumerate(studies)
+    }

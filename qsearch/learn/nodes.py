@@ -14,15 +14,27 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.cost import over_steps
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
-from ..core.scheme import FULL_BITS
+from ..core.plan import Plan
+from ..core.scheme import FULL_BITS, KEEP
+from ..core.sites import cut
 from ..core.table import SensitivityTable
 from .features import BLOCKS, FAMILIES, FLOOR, ROLES, Array, block_group, decibels, role_group
 
 #: rounds of messages, and so the last hop level
 HOPS = 4
-_KINDS = ("linear", "conv2d", "attention", "add", "norm", "activation", "modulation", "multiply", "concat")
+_KINDS = (
+    "linear",
+    "conv2d",
+    "attention",
+    "add",
+    "norm",
+    "activation",
+    "modulation",
+    "multiply",
+    "concat",
+)
 #: what a node is: role, kind, block (one of each), size, place
 STATIC = len(ROLES) + len(_KINDS) + len(BLOCKS) + 3
 #: what a plan does to it: format (one of), bits taken away, predicted noise in dB above the floor
@@ -45,6 +57,11 @@ class Skeleton:
         self.graph = graph
         self.place = {op.name: i for i, op in enumerate(graph.ops)}
         self.of_layer = {op.layer: i for i, op in enumerate(graph.ops) if op.layer}
+        self.of_attention = {
+            op.name.rpartition(".")[0]: i
+            for i, op in enumerate(graph.ops)
+            if op.kind == "attention"
+        }
 
     @cached_property
     def static(self) -> NDArray[np.float32]:
@@ -70,7 +87,11 @@ class Skeleton:
     @cached_property
     def edges(self) -> NDArray[np.int64]:
         """[2, edges]."""
-        pairs = [(self.place[a], self.place[b]) for a, b in self.graph.edges if a in self.place and b in self.place]
+        pairs = [
+            (self.place[a], self.place[b])
+            for a, b in self.graph.edges
+            if a in self.place and b in self.place
+        ]
         return np.array(pairs, np.int64).reshape(-1, 2).T
 
     @cached_property
@@ -97,22 +118,34 @@ class Skeleton:
             root, reached, front, distance = max(inside), {max(inside): 0}, [max(inside)], 0
             while front:
                 distance += 1
-                front = sorted({a for b in front for a in before.get(b, ()) if a in inside and a not in reached})
+                front = sorted(
+                    {
+                        a
+                        for b in front
+                        for a in before.get(b, ())
+                        if a in inside and a not in reached
+                    }
+                )
                 reached |= dict.fromkeys(front, distance)
             own = [self.of_layer[layer] for layer in block.layers if layer in self.of_layer]
             found[block.name] = root, max((reached.get(i, 0) for i in own), default=0)
         return found
 
-    def with_plan(self, plan: BitPlan, prices: Mapping[tuple[str, str], float]) -> Nodes:
+    def with_plan(self, plan: Plan, prices: Mapping[tuple[str, str], float]) -> Nodes:
         """The graph labelled with a plan's choices. `prices`: (layer, scheme) -> predicted noise in dB."""
         choice = np.zeros((len(self.graph.ops), CHOICE), np.float32)
-        for name, scheme in plan.layers.items():
-            i = self.of_layer.get(name)
-            if i is None or scheme.format == "keep":
+        for name, held in plan.choices.items():
+            i = self.of_layer.get(name, self.of_attention.get(cut(name)[0]))
+            if i is None:
                 continue
-            choice[i, FAMILIES.index(scheme.family)] = 1
-            choice[i, -2] = (FULL_BITS - scheme.bits) / FULL_BITS
-            choice[i, -1] = (prices.get((name, str(scheme)), FLOOR) - FLOOR) / -FLOOR
+            for share, scheme in over_steps(plan.steps, held):
+                if scheme == KEEP:
+                    continue
+                if scheme.format != "keep":
+                    choice[i, FAMILIES.index(scheme.family)] += share
+                choice[i, -2] += share * (FULL_BITS - scheme.bits) / FULL_BITS
+                price = (prices.get((name, str(scheme)), FLOOR) - FLOOR) / -FLOOR
+                choice[i, -1] = max(choice[i, -1], share * price)
         return Nodes(np.concatenate([self.static, choice], 1), self.edges, self.roots)
 
 

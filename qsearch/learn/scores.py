@@ -8,14 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.errors import QSearchError
+from ..core.metrics import metric_words
 from .features import Array
 
-#: metrics of which less is better; of all others more is
-LOWER_IS_BETTER = ("noise", "frechet")
 TOP = 10
-#: metrics that are 1 where nothing is lost, and are learnt as decibels of what is lost: near 1 they crowd, and differences there mean as much
-_OF_ONE = ("alignment", "ssim")
-_LEAST = 1e-3  # a loss that counts as none
 
 
 @dataclass(frozen=True)
@@ -46,17 +42,23 @@ def score(predicted: Array, measured: Array, *, lower_is_better: bool = False) -
     sign = -1.0 if lower_is_better else 1.0
     gain = sign * measured - (sign * measured).min()
     ndcg = float(ndcg_score(gain[None] / gain.max(), sign * predicted[None], k=TOP))
-    return Scores(float(spearmanr(predicted, measured).statistic), float(kendalltau(predicted, measured).statistic), ndcg, error, len(measured))
+    return Scores(
+        float(spearmanr(predicted, measured).statistic),
+        float(kendalltau(predicted, measured).statistic),
+        ndcg,
+        error,
+        len(measured),
+    )
 
 
 def linked(metric: str, values: Array) -> Array:
-    """A metric on the scale on which it is learnt and explained: -10 log10 of what is missing to 1 where it is a share, else as it is."""
-    return np.asarray(-10 * np.log10(np.maximum(1 - values, 0) + _LEAST)) if metric in _OF_ONE else np.asarray(values)
+    """A metric on the scale on which it is learnt and explained, as its plug-in declares it (`core.metrics`)."""
+    return metric_words(metric).linked(values)
 
 
 def unlinked(metric: str, values: Array) -> Array:
     """The inverse of `linked`."""
-    return np.asarray(1 + _LEAST - 10 ** (-values / 10)) if metric in _OF_ONE else np.asarray(values)
+    return metric_words(metric).unlinked(values)
 
 
 def half_width(residuals: Array, coverage: float) -> float:

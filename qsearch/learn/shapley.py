@@ -19,7 +19,7 @@ from ..core.attribution import Attribution
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.interactions import trust_in
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.scheme import KEEP, Scheme
 from ..core.shares import Array, Cell, Shares, ratio
 from ..core.table import SensitivityTable
@@ -30,10 +30,10 @@ METHOD = "shapley"
 def explain_quadratic(
     graph: OpGraph,
     table: SensitivityTable,
-    plans: Mapping[str, BitPlan],
+    plans: Mapping[str, Plan],
     *,
     metrics: Iterable[str] | None = None,
-    baseline: BitPlan | None = None,
+    baseline: Plan | None = None,
     pairs: int = 0,
     trust: float | None = None,
 ) -> Attribution:
@@ -50,11 +50,14 @@ def explain_quadratic(
         )
     rows: list[dict[str, Any]] = []
     moves = _Moves(table.shares)
-    for metric in metrics if metrics is not None else table.metrics:
+    for metric in metrics if metrics is not None else moves.metrics:
         cells = moves.cells(metric)
         share = trust_in(moves.shares, metric) if trust is None else trust
         for name, plan in plans.items():
-            rows += [row | {"metric": metric} for row in _of_plan(moves, cells, name, plan, baseline, pairs, share)]
+            rows += [
+                row | {"metric": metric}
+                for row in _of_plan(moves, cells, name, plan, baseline, pairs, share)
+            ]
     if not rows:
         raise QSearchError("every plan keeps what the baseline has; there is nothing to explain")
     return Attribution.from_rows(graph.id, rows)
@@ -66,15 +69,39 @@ class _Moves:
     def __init__(self, shares: Shares) -> None:
         seen = {cell: ~np.isnan(values).all((0, 1, 2)) for cell, values in shares.values.items()}
         some = [cell for cell in seen if seen[cell].any()]
-        self.shares = Shares(shares.choices, {c: shares.values[c][..., seen[c]] for c in some}, {c: shares.power[c][seen[c]] for c in some})
+        self.shares = Shares(
+            shares.choices,
+            {c: shares.values[c][..., seen[c]] for c in some},
+            {c: shares.power[c][seen[c]] for c in some},
+        )
         self._places = {choice: i for i, choice in enumerate(shares.choices)}
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics of which probes left something."""
+        return sorted({metric for metric, _ in self.shares.values})
 
     def cells(self, metric: str) -> list[Cell]:
         """The metric's cells. Raises `QSearchError` where there are none."""
         found = sorted(cell for cell in self.shares.values if cell[0] == metric)
         if not found:
-            raise QSearchError(f"the table has no shares for {metric!r}; it has {', '.join(sorted({m for m, _ in self.shares.values}))}")
+            raise QSearchError(
+                f"the table has no shares for {metric!r}; it has {', '.join(sorted({m for m, _ in self.shares.values}))}"
+            )
         return found
+
+    def of_plan(self, cell: Cell, site: str, plan: Plan | None, bins: int) -> Array:
+        """What a plan's choice of a site adds in each sampler step, by the range that the step (or the cell's bin) lies in."""
+        if plan is None:
+            return self.of(cell, site, KEEP)
+        held = plan.choices.get(site, (KEEP,))
+        if len(held) == 1:
+            return self.of(cell, site, held[0])
+        if bins > 1:
+            return self.of(cell, site, held[plan.steps.of(2 * cell[1] + 1, 2 * bins)])
+        length = self.shares.values[cell].shape[1]
+        parts = [self.of(cell, site, scheme) for scheme in held]
+        return np.stack([parts[plan.steps.of(t, length)][t] for t in range(length)])
 
     def of(self, cell: Cell, site: str, scheme: Scheme) -> Array:
         """[sampler steps, probes, parts]; nothing where the layer is kept."""
@@ -86,38 +113,71 @@ class _Moves:
         return np.asarray(values[self._places[site, str(scheme)]], np.float64)
 
 
-def _of_plan(known: _Moves, cells: list[Cell], name: str, plan: BitPlan, baseline: BitPlan | None, pairs: int, trust: float) -> list[dict[str, Any]]:
+def _of_plan(
+    known: _Moves,
+    cells: list[Cell],
+    name: str,
+    plan: Plan,
+    baseline: Plan | None,
+    pairs: int,
+    trust: float,
+) -> list[dict[str, Any]]:
     shares = known.shares
-    base_layers = {} if baseline is None else baseline.layers
-    moved = [site for site, scheme in plan.layers.items() if scheme != base_layers.get(site, KEEP)]
+    sites = list(dict.fromkeys([*plan.choices, *(baseline.choices if baseline else ())]))
+    moved = [site for site in sites if _differs(plan, baseline, site)]
+    bins = 1 + max(cell[1] for cell in cells)
     found, prediction, base = [], 0.0, 0.0
     products = np.zeros((len(moved), len(moved)))
     for cell in cells:
         power, nothing = shares.power[cell], np.zeros(shares.values[cell].shape[1:])
-        here, there = ([known.of(cell, s, layers.get(s, KEEP)) for s in plan.layers] for layers in (base_layers, plan.layers))
+        here, there = (
+            [known.of_plan(cell, site, which, bins) for site in sites] for which in (baseline, plan)
+        )
         begin, end = sum(here, nothing).sum(0), sum(there, nothing).sum(0)
         base += _shrunk(begin, here, power, trust) / len(cells)
         prediction += _shrunk(end, there, power, trust) / len(cells)
-        both = [pair for site, pair in zip(plan.layers, zip(here, there, strict=True), strict=True) if site in moved]
+        both = [
+            pair
+            for site, pair in zip(sites, zip(here, there, strict=True), strict=True)
+            if site in moved
+        ]
         moves = [after - before for before, after in both]
         own = [after * after.sum(0) - before * before.sum(0) for before, after in both]
         for site, move, alone in zip(moved, moves, own, strict=True):
             for step, part in enumerate(move):
-                value, error = ratio(trust * part * (begin + end) + (1 - trust) * alone[step], power)
-                row = {"kind": "layer", "step": step if len(move) > 1 else cell[1], "name": site, "choice": str(plan.layers[site])}
+                value, error = ratio(
+                    trust * part * (begin + end) + (1 - trust) * alone[step], power
+                )
+                row = {
+                    "kind": "layer",
+                    "step": step if len(move) > 1 else cell[1],
+                    "name": site,
+                    "choice": plan.text(site),
+                }
                 found.append(row | {"value": value / len(cells), "error": error / len(cells)})
         if pairs and moved:
             products += trust * _products(np.stack(moves).sum(1), begin, power) / len(cells)
-            products += (1 - trust) * np.diag([ratio(alone.sum(0), power)[0] for alone in own]) / len(cells)
+            products += (
+                (1 - trust) * np.diag([ratio(alone.sum(0), power)[0] for alone in own]) / len(cells)
+            )
     if pairs and moved:
         found += _strongest(plan, moved, products, pairs)
     whole = {"plan": name, "method": METHOD, "base": base, "prediction": prediction}
     return [row | whole for row in found]
 
 
+def _differs(plan: Plan, baseline: Plan | None, site: str) -> bool:
+    own = plan.choices.get(site, (KEEP,))
+    other = (KEEP,) if baseline is None else baseline.choices.get(site, (KEEP,))
+    alike = baseline is None or len(own) == 1 or plan.steps == baseline.steps
+    return own != other or not alike
+
+
 def _shrunk(total: Array, scores: list[Array], power: Array, trust: float) -> float:
     """The error of choices whose scores add up to `total` [probes, parts], with so much of their products."""
-    return trust * ratio(total**2, power)[0] + (1 - trust) * sum(ratio(s.sum(0) ** 2, power)[0] for s in scores)
+    return trust * ratio(total**2, power)[0] + (1 - trust) * sum(
+        ratio(s.sum(0) ** 2, power)[0] for s in scores
+    )
 
 
 def _products(moves: Array, begin: Array, power: Array) -> Array:
@@ -131,13 +191,36 @@ def _products(moves: Array, begin: Array, power: Array) -> Array:
     return np.asarray((np.triu(2 * made, 1) + np.diag(own)) / scale)
 
 
-def _strongest(plan: BitPlan, moved: list[str], products: Array, pairs: int) -> list[dict[str, Any]]:
-    rows = [{"kind": "pair", "name": a, "other": a, "choice": str(plan.layers[a]), "value": products[i, i]} for i, a in enumerate(moved)]
+def _strongest(plan: Plan, moved: list[str], products: Array, pairs: int) -> list[dict[str, Any]]:
+    rows = [
+        {
+            "kind": "pair",
+            "name": a,
+            "other": a,
+            "choice": plan.text(a),
+            "value": products[i, i],
+        }
+        for i, a in enumerate(moved)
+    ]
     upper = np.triu_indices(len(moved), 1)
     order = np.argsort(-np.abs(products[upper]))
     for k in order[:pairs]:
         i, j = int(upper[0][k]), int(upper[1][k])
         rows.append(
-            {"kind": "pair", "name": moved[i], "other": moved[j], "choice": f"{plan.layers[moved[i]]} {plan.layers[moved[j]]}", "value": products[i, j]}
+            {
+                "kind": "pair",
+                "name": moved[i],
+                "other": moved[j],
+                "choice": f"{plan.text(moved[i])} {plan.text(moved[j])}",
+                "value": products[i, j],
+            }
         )
-    return [*rows, {"kind": "pair", "name": "(rest)", "other": "(rest)", "value": float(products[upper][order[pairs:]].sum())}]
+    return [
+        *rows,
+        {
+            "kind": "pair",
+            "name": "(rest)",
+            "other": "(rest)",
+            "value": float(products[upper][order[pairs:]].sum()),
+        },
+    ]

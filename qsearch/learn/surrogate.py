@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 
 from ..core import plugins
-from ..core.artifacts import Header, read_json, write_json
+from ..core.artifacts import Header, graph_name, read_json, write_json
 from ..core.errors import ArtifactError, QSearchError
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.metrics import metric_words
+from ..core.plan import Plan
 from ..core.table import SensitivityTable
 from .data import AbstractModel, Data
 from .features import Array, Features, featurize
 from .nodes import Nodes, Skeleton, prices_of
-from .scores import LOWER_IS_BETTER, Scores, half_width, unlinked
+from .scores import Scores, half_width, unlinked
 
 SCHEMA = "qsearch.surrogate/1"
 
@@ -49,32 +50,46 @@ class Surrogate:
     @property
     def lower_is_better(self) -> bool:
         """Whether less of the metric is better."""
-        return self.metric in LOWER_IS_BETTER
+        return metric_words(self.metric).lower_is_better
 
     @property
     def has_columns(self) -> bool:
         """Whether it reads columns of features, and can share a prediction out among them; a graph predictor scores operations instead."""
         return not plugins.load("surrogates", self.kind).needs_graph
 
-    def data(self, graph: OpGraph, plans: Mapping[str, BitPlan], tables: Sequence[SensitivityTable] = ()) -> Data:
+    def data(
+        self, graph: OpGraph, plans: Mapping[str, Plan], tables: Sequence[SensitivityTable] = ()
+    ) -> Data:
         """The plans as this surrogate reads them. Raises `QSearchError` for another graph, or plans with schemes that it has never seen."""
         if graph.id not in self.graphs:
             known = ", ".join(f"{name} ({id_})" for id_, name in self.graphs.items())
-            raise QSearchError(f"the surrogate was fitted on {known}; {graph.model} is graph {graph.id}: fit one with its measured plans")
+            raise QSearchError(
+                f"the surrogate was fitted on {known}; {graph.model} is graph {graph.id}: fit one with its measured plans"
+            )
         for name, plan in plans.items():
-            unseen = {str(s) for s in plan.layers.values()} - {*self.schemes, "keep"}
+            unseen = {str(s) for s in plan.schemes} - {*self.schemes, "keep"}
             if unseen:
-                raise QSearchError(f"the surrogate knows the schemes {', '.join(self.schemes)}; plan {name} has {min(unseen)}: measure plans with it first")
+                raise QSearchError(
+                    f"the surrogate knows the schemes {', '.join(self.schemes)}; plan {name} has {min(unseen)}: measure plans with it first"
+                )
         return assemble(self.kind, graph, plans, tables, self.columns)
 
     def predict(
-        self, graph: OpGraph, plans: Mapping[str, BitPlan], tables: Sequence[SensitivityTable] = (), *, coverage: float = 0.9
+        self,
+        graph: OpGraph,
+        plans: Mapping[str, Plan],
+        tables: Sequence[SensitivityTable] = (),
+        *,
+        coverage: float = 0.9,
     ) -> dict[str, tuple[float, float, float]]:
         """plan -> (prediction, lower and upper end of an interval that holds what is measured with probability `coverage`)."""
         found = self.model.predict(self.data(graph, plans, tables))
         wide = half_width(self.residuals, coverage)
         ends = [unlinked(self.metric, x) for x in (found, found - wide, found + wide)]
-        return {name: (float(y), float(low), float(high)) for name, y, low, high in zip(plans, *ends, strict=True)}
+        return {
+            name: (float(y), float(low), float(high))
+            for name, y, low, high in zip(plans, *ends, strict=True)
+        }
 
     def save(self, folder: Path) -> None:
         """Write the folder `folder/METRIC`."""
@@ -84,12 +99,19 @@ class Surrogate:
             "metric": self.metric,
             "graphs": self.graphs,
             "schemes": list(self.schemes),
-            "scores": {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(self.scores).items()},
+            "scores": {
+                k: None if isinstance(v, float) and not np.isfinite(v) else v
+                for k, v in asdict(self.scores).items()
+            },
             "columns": list(self.columns),
             "residuals": self.residuals.tolist(),
         }
         self.model.save(place)
-        write_json(place / "surrogate.json", Header(SCHEMA, graph=next(iter(self.graphs)), seed=self.seed), content)
+        write_json(
+            place / "surrogate.json",
+            Header(SCHEMA, graph=next(iter(self.graphs)), seed=self.seed),
+            content,
+        )
 
     @staticmethod
     def load(folder: Path, graph: str | None = None) -> Surrogate:
@@ -97,22 +119,40 @@ class Surrogate:
         path = Path(folder) / "surrogate.json"
         header, c = read_json(path, SCHEMA)
         try:
-            if graph is not None and graph not in c["graphs"]:
-                known = ", ".join(f"{name} ({id_})" for id_, name in c["graphs"].items())
-                raise ArtifactError(f"{path} was fitted on {known}, the model here is graph {graph}; fit one with its measured plans")
-            held: dict[str, Any] = {k: float("nan") if v is None else v for k, v in c["scores"].items()}
+            graphs = {graph_name(id_): name for id_, name in c["graphs"].items()}
+            if graph is not None and graph_name(graph) not in graphs:
+                known = ", ".join(f"{name} ({id_})" for id_, name in graphs.items())
+                raise ArtifactError(
+                    f"{path} was fitted on {known}, the model here is graph {graph}; fit one with its measured plans"
+                )
+            held: dict[str, Any] = {
+                k: float("nan") if v is None else v for k, v in c["scores"].items()
+            }
             scores = Scores(**held)
             model = plugins.load("surrogates", c["kind"]).load(Path(folder))
             columns, residuals = tuple(c["columns"]), np.array(c["residuals"], np.float64)
-            return Surrogate(c["kind"], c["metric"], columns, c["graphs"], tuple(c["schemes"]), scores, residuals, model, header.seed, header)
+            return Surrogate(
+                c["kind"],
+                c["metric"],
+                columns,
+                graphs,
+                tuple(c["schemes"]),
+                scores,
+                residuals,
+                model,
+                header.seed,
+                header,
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArtifactError(f"{path} is not a whole surrogate ({type(error).__name__}: {error}); make it again with `qsearch fit`") from error
+            raise ArtifactError(
+                f"{path} is not a whole surrogate ({type(error).__name__}: {error}); make it again with `qsearch fit`"
+            ) from error
 
 
 def assemble(
     kind: str,
     graph: OpGraph,
-    plans: Mapping[str, BitPlan],
+    plans: Mapping[str, Plan],
     tables: Sequence[SensitivityTable],
     columns: Sequence[str] | None = None,
     features: Features | None = None,

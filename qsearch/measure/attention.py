@@ -17,9 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..core.errors import QSearchError
-from ..core.scheme import Scheme
 from ..core.sites import cut
-from .treatment import rounded
 
 Through = Callable[[Tensor], Tensor]
 _ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
@@ -68,7 +66,13 @@ class _Held(TorchFunctionMode):
         """When it ends, also by an exception."""
         self.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # torch does not say
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         """Everything but attention passes as it is."""
         given = kwargs or {}
         if func is not F.scaled_dot_product_attention:
@@ -77,8 +81,13 @@ class _Held(TorchFunctionMode):
         return _attention(self.through, **{**dict(zip(_ARGUMENTS, args, strict=False)), **given})
 
 
-def _attention(through: Mapping[str, Through], query: Tensor, key: Tensor, value: Tensor, **settings: Any) -> Tensor:
-    query, key, value = (through[part](x) if part in through else x for part, x in (("q", query), ("k", key), ("v", value)))
+def _attention(
+    through: Mapping[str, Through], query: Tensor, key: Tensor, value: Tensor, **settings: Any
+) -> Tensor:
+    query, key, value = (
+        through[part](x) if part in through else x
+        for part, x in (("q", query), ("k", key), ("v", value))
+    )
     if "softmax" in through:
         made = step_by_step(query, key, value, weights=through["softmax"], **settings)
     else:
@@ -101,18 +110,15 @@ def step_by_step(
     """`scaled_dot_product_attention` as its documentation defines it, the softmax [..., queries, keys] going through `weights`."""
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
-    scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    scores = (
+        query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    )
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+        scores = (
+            scores.masked_fill(~attn_mask, -torch.inf)
+            if attn_mask.dtype == torch.bool
+            else scores + attn_mask
+        )
     return F.dropout(weights(scores.softmax(-1)), dropout_p) @ value
-
-
-def rounding(scheme: Scheme) -> Through:
-    """What a scheme does at a site: each row, of a head or of the softmax, is rounded between its own ends."""
-
-    def through(x: Tensor) -> Tensor:
-        return rounded(x.float(), scheme, None, -1).to(x.dtype)
-
-    return through

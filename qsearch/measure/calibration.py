@@ -8,13 +8,14 @@ Every layer is calibrated on full-precision inputs, so that the order of layers 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..choices.statistics import LayerInputs
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from .pipelines import Call, run
@@ -23,50 +24,32 @@ ROWS = 256
 _ALIKE = 1e-4  # of the largest entry: first tokens that differ by less are one and the same, computed in different batches
 
 
-@dataclass(frozen=True)
-class LayerInputs:
-    """What went into one layer; all tensors fp32.
-
-    `low`, `high`: the range of each input channel [channels]. `middle`: the mean over calls of the middle of its range. `mean`: [columns].
-    `moments`: mean of x x^T over the rows x that the weight is multiplied with, [columns, columns] (a convolution's columns are channels times
-    taps). `rows`: some of those rows [n, columns]. `first`: the first token [channels], where it is one and the same in all samples although the
-    others are not (a text encoder that is causal); `rest`: the same record without the first token, for layers that see text alone.
-    `splits`: channels of each part where the input is a concatenation (a long skip), whose parts differ in range.
-    """
-
-    low: Tensor
-    high: Tensor
-    middle: Tensor
-    mean: Tensor
-    rows: Tensor
-    moments: Tensor | None = None
-    first: Tensor | None = None
-    rest: LayerInputs | None = None
-    splits: tuple[int, ...] = ()
-
-    def moved(self, shift: Tensor, scale: Tensor) -> LayerInputs:
-        """The record of (x - shift) / scale, with [channels] each."""
-        taps = len(self.mean) // len(self.low)
-        away, size = shift.repeat_interleave(taps), scale.repeat_interleave(taps)
-        moments = self.moments
-        if moments is not None:
-            cross = torch.outer(self.mean, away)
-            moments = (moments - cross - cross.T + torch.outer(away, away)) / torch.outer(size, size)
-        low, high, middle = ((t - shift) / scale for t in (self.low, self.high, self.middle))
-        return replace(self, low=low, high=high, middle=middle, mean=(self.mean - away) / size, rows=(self.rows - away) / size, moments=moments)
-
-
 @torch.no_grad()
 def calibrate(
-    model: nn.Module, graph: OpGraph, calls: Iterable[Call], layers: Collection[str] | None = None, *, moments: bool = True
+    model: nn.Module,
+    graph: OpGraph,
+    calls: Iterable[Call],
+    layers: Collection[str] | None = None,
+    *,
+    moments: bool = True,
 ) -> dict[str, LayerInputs]:
     """Layer name -> its inputs on `calls`, for `layers` or for all that can be quantized. Leaves the model as it was.
 
     Raises `QSearchError` where no call is given, for unknown layers, and for inputs that are not finite.
     """
-    wanted = [graph.layer(name) for name in layers] if layers is not None else list(graph.quantizable)
-    recorders = {spec.name: _Recorder(spec.name, model.get_submodule(spec.name), moments, spec.sees == "text-only") for spec in wanted}
-    handles = [model.get_submodule(name).register_forward_pre_hook(recorder, with_kwargs=True) for name, recorder in recorders.items()]
+    wanted = (
+        [graph.layer(name) for name in layers] if layers is not None else list(graph.quantizable)
+    )
+    recorders = {
+        spec.name: _Recorder(
+            spec.name, model.get_submodule(spec.name), moments, spec.sees == "text-only"
+        )
+        for spec in wanted
+    }
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(recorder, with_kwargs=True)
+        for name, recorder in recorders.items()
+    ]
     given = 0
     try:
         for call in calls:
@@ -76,8 +59,14 @@ def calibrate(
         for handle in handles:
             handle.remove()
     if not given:
-        raise QSearchError("calibration needs at least one recorded call; see `qsearch.measure.pipelines.record`")
-    return {spec.name: replace(recorders[spec.name].inputs(), splits=spec.parts) for spec in wanted if recorders[spec.name].calls}
+        raise QSearchError(
+            "calibration needs at least one recorded call; see `qsearch.measure.pipelines.record`"
+        )
+    return {
+        spec.name: replace(recorders[spec.name].inputs(), splits=spec.parts)
+        for spec in wanted
+        if recorders[spec.name].calls
+    }
 
 
 class _Recorder:
@@ -93,7 +82,9 @@ class _Recorder:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else next(iter(kwargs.values()))
         if not isinstance(x, Tensor):
-            raise QSearchError(f"{self.name} is given {type(x).__name__} and no tensor; its inputs can't be calibrated")
+            raise QSearchError(
+                f"{self.name} is given {type(x).__name__} and no tensor; its inputs can't be calibrated"
+            )
         if not torch.isfinite(x).all():
             raise QSearchError(f"calibration needs finite inputs; those of {self.name} are not")
         self.calls += 1
@@ -109,7 +100,9 @@ class _Recorder:
             return made
         firsts = torch.cat(self.firsts)
         alike = float((firsts - firsts[0]).abs().max()) <= _ALIKE * float(firsts.abs().max())
-        return replace(made, first=firsts[0].clone() if alike and self.varied else None, rest=self.rest.made())
+        return replace(
+            made, first=firsts[0].clone() if alike and self.varied else None, rest=self.rest.made()
+        )
 
 
 class _Sums:
@@ -127,7 +120,13 @@ class _Sums:
         total = rows.sum(0)
         some = rows[:: max(1, len(rows) // ROWS)][:ROWS].clone()
         if self.calls == 0:
-            self.low, self.high, self.middle, self.total, self.rows = low, high, (low + high) / 2, total, [some]
+            self.low, self.high, self.middle, self.total, self.rows = (
+                low,
+                high,
+                (low + high) / 2,
+                total,
+                [some],
+            )
         else:
             self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
             self.middle, self.total = self.middle + (low + high) / 2, self.total + total
@@ -142,7 +141,9 @@ class _Sums:
         rows = torch.cat(self.rows)
         kept = rows[:: max(1, len(rows) // ROWS)][:ROWS]
         moments = None if self.moments is None else self.moments / self.count
-        return LayerInputs(self.low, self.high, self.middle / self.calls, self.total / self.count, kept, moments)
+        return LayerInputs(
+            self.low, self.high, self.middle / self.calls, self.total / self.count, kept, moments
+        )
 
 
 def _is_convolution(module: nn.Module) -> bool:
@@ -152,7 +153,11 @@ def _is_convolution(module: nn.Module) -> bool:
 def has_rows(module: nn.Module) -> bool:
     """Whether all rows of the module's weight are multiplied with the same inputs, so that these have moments."""
     if isinstance(module, nn.Conv2d):
-        return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        return (
+            module.groups == 1
+            and module.padding_mode == "zeros"
+            and not isinstance(module.padding, str)
+        )
     return isinstance(module, nn.Linear)
 
 
@@ -161,7 +166,13 @@ def rows_of(x: Tensor, module: nn.Module) -> Tensor | None:
     if isinstance(module, nn.Linear):
         return x.flatten(0, -2)
     if isinstance(module, nn.Conv2d) and has_rows(module) and not isinstance(module.padding, str):
-        kernel, stride = (module.kernel_size[0], module.kernel_size[1]), (module.stride[0], module.stride[1])
-        padding, dilation = (module.padding[0], module.padding[1]), (module.dilation[0], module.dilation[1])
+        kernel, stride = (
+            (module.kernel_size[0], module.kernel_size[1]),
+            (module.stride[0], module.stride[1]),
+        )
+        padding, dilation = (
+            (module.padding[0], module.padding[1]),
+            (module.dilation[0], module.dilation[1]),
+        )
         return F.unfold(x, kernel, dilation, padding, stride).transpose(1, 2).flatten(0, 1)
     return None

@@ -46,19 +46,29 @@ class Clip:
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Directions [N, D] of texts, cut where the model reads no further."""
         longest = self.model.config.text_config.max_position_embeddings
-        words = self.tokenizer(list(texts), return_tensors="pt", padding=True, truncation=True, max_length=longest).to(self.model.device)
-        made = self.model.get_text_features(input_ids=words["input_ids"], attention_mask=words["attention_mask"])
+        words = self.tokenizer(
+            list(texts), return_tensors="pt", padding=True, truncation=True, max_length=longest
+        ).to(self.model.device)
+        made = self.model.get_text_features(
+            input_ids=words["input_ids"], attention_mask=words["attention_mask"]
+        )
         return F.normalize(made.pooler_output, dim=-1)
 
 
-def load_clip(device: torch.device) -> Clip:
-    """CLIP of the folder in `QSEARCH_CLIP`. Raises `QSearchError` where none is named, or what it names is no CLIP."""
+def clip_folder() -> Path:
+    """The folder in `QSEARCH_CLIP`. Raises `QSearchError` where none is named."""
     folder = os.environ.get(VARIABLE, "")
     if not folder:
         raise QSearchError(
-            f"alignment of pictures that are not the zoo's 3x64x64 scenes goes by CLIP: name a local folder of a CLIPModel in {VARIABLE}, or leave alignment out"
+            "alignment of pictures that are not the zoo's 3x64x64 scenes goes by CLIP: name a "
+            f"local folder of a CLIPModel in {VARIABLE}, or leave alignment out"
         )
-    return _load(Path(folder), device)
+    return Path(folder)
+
+
+def load_clip(device: torch.device) -> Clip:
+    """CLIP of the folder in `QSEARCH_CLIP`. Raises `QSearchError` where it names no CLIP."""
+    return _load(clip_folder(), device)
 
 
 @cache
@@ -66,12 +76,19 @@ def _load(folder: Path, device: torch.device) -> Clip:
     from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
     try:
-        model = CLIPModel.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False).to(device)
+        model = (
+            CLIPModel.from_pretrained(folder, local_files_only=True)
+            .eval()
+            .requires_grad_(False)
+            .to(device)
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         form = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise QSearchError(
             f"{VARIABLE} must name a folder with a CLIPModel, its tokenizer and its preprocessor; {folder}: {str(error).splitlines()[0]}"
         ) from error
-    mean, deviation = (torch.tensor(x, device=device).view(3, 1, 1) for x in (form.image_mean, form.image_std))
+    mean, deviation = (
+        torch.tensor(x, device=device).view(3, 1, 1) for x in (form.image_mean, form.image_std)
+    )
     return Clip(model, tokenizer, model.config.vision_config.image_size, mean, deviation)

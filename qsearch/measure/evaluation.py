@@ -8,7 +8,7 @@ over `FOLDS` parts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,18 +16,38 @@ import torch
 from torch import Tensor
 
 from ..core import plugins
+from ..core.errors import QSearchError
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from .noise import relative_noise
-from .pipelines import Call, Prompts, Sampling, decode, denoiser_of, latent_channels, run, sample
-from .simulation import QuantizedWeights, simulate
+from .pipelines import (
+    Call,
+    Prompts,
+    Sampling,
+    decode,
+    latent_channels,
+    model_of,
+    needs,
+    run,
+    sample,
+)
+from .quantized_weights import QuantizedWeights
+from .simulation import simulate
 
 FOLDS = 8
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one plan makes: final latents (of `channels`) and pictures [N, 3, H, W] in [-1, 1] for the prompts, the denoiser's outputs on the recorded calls."""
+    """What one plan makes.
+
+    Attributes:
+        prompts: what was sampled.
+        latents: final latents [N, ...].
+        pictures: [N, 3, H, W], or frames [N, T, 3, H, W], in [-1, 1]; [N, 0] where the pipeline makes none.
+        outputs: the denoiser's outputs on the recorded calls.
+        channels: of the latents; 0 where not known.
+    """
 
     prompts: Prompts
     latents: Tensor
@@ -38,16 +58,24 @@ class Outcome:
     def without(self, part: Tensor) -> Outcome:
         """The same outcome without the samples in `part` (a bool mask [N])."""
         kept = torch.nonzero(~part).flatten()
-        captions = tuple(self.prompts.captions[i] for i in kept.tolist()) if self.prompts.captions else ()
+        p, chosen = self.prompts, kept.tolist()
         return Outcome(
-            Prompts(tuple(self.prompts.texts[i] for i in kept.tolist()), captions), self.latents[kept], self.pictures[kept], self.outputs, self.channels
+            Prompts(
+                tuple(p.texts[i] for i in chosen),
+                tuple(p.captions[i] for i in chosen) if p.captions else (),
+                tuple(p.values[i] for i in chosen) if p.values else (),
+            ),
+            self.latents[kept],
+            self.pictures[kept],
+            self.outputs,
+            self.channels,
         )
 
 
 def make(
     pipe: Any,
     graph: OpGraph,
-    plan: BitPlan,
+    plan: Plan,
     prompts: Prompts,
     sampling: Sampling,
     calls: Sequence[Call] = (),
@@ -60,21 +88,76 @@ def make(
 
     `first`: number of the first sample, which its noise depends on: a plan measured in two parts is measured as in one.
     """
-    model = denoiser_of(pipe)
+    model = model_of(pipe)
     with simulate(model, plan, graph, weights):
         outputs = tuple(run(model, call) for call in calls)
         latents = sample(pipe, prompts, sampling, progress, first=first)
-    return Outcome(prompts, latents, decode(pipe, latents), outputs, latent_channels(pipe))
+    return Outcome(
+        prompts,
+        latents,
+        pictures_of(pipe, latents, sampling, prompts),
+        outputs,
+        latent_channels(pipe),
+    )
 
 
-def evaluate(outcome: Outcome, reference: Outcome, metrics: Sequence[str]) -> dict[str, tuple[float, float]]:
+def pictures_of(pipe: Any, latents: Tensor, sampling: Sampling, prompts: Prompts) -> Tensor:
+    """Pictures of final latents by the pipeline itself; [N, 0] where it makes none."""
+    try:
+        return decode(pipe, latents, sampling=sampling, prompts=prompts)
+    except QSearchError:  # `check_metrics` says so before, where a metric looks at pictures
+        return torch.empty(len(latents), 0)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A metric of one plan: its mean, standard error, and the samples' values where it has them."""
+
+    mean: float
+    error: float
+    samples: tuple[float, ...] = ()
+
+
+def measurements(
+    outcome: Outcome, reference: Outcome, metrics: Sequence[str]
+) -> dict[str, Measurement]:
+    """Each metric of a plan's outcome against that of full precision.
+
+    The standard error of a metric with a value a sample is the samples' deviation over the root of
+    their number; of one over all samples a jackknife's, over `FOLDS` parts.
+    """
+    return {name: _measured(plugins.load("metrics", name), outcome, reference) for name in metrics}
+
+
+def directions(metrics: Iterable[str]) -> dict[str, bool]:
+    """metric -> whether more of it is better; of plug-ins, and of what `evaluate` adds to them."""
+    own = {"noise": False, "output_sqnr": True}
+    return {
+        name: own[name] if name in own else plugins.load("metrics", name).higher_is_better
+        for name in metrics
+    }
+
+
+def evaluate(
+    outcome: Outcome, reference: Outcome, metrics: Sequence[str]
+) -> dict[str, tuple[float, float]]:
     """metric -> (mean, standard error) of a plan's outcome against that of full precision.
 
-    Besides `metrics`: `noise`, the relative error of the denoiser's output on the recorded calls, and `output_sqnr`, the same in dB.
+    Besides `metrics`: `noise`, the relative error of the denoiser's output on the recorded calls,
+    and `output_sqnr`, the same in dB.
     """
-    found = {name: _measured(plugins.load("metrics", name), outcome, reference) for name in metrics}
+    unseen = [name for name in metrics if needs(plugins.load("metrics", name), "pictures")]
+    if unseen and outcome.pictures.ndim < 4:
+        raise QSearchError(
+            f"{', '.join(unseen)} look at pictures, and the pipeline makes none of its latents; "
+            "use metrics without pictures, such as sqnr"
+        )
+    measured = measurements(outcome, reference, metrics)
+    found = {name: (m.mean, m.error) for name, m in measured.items()}
     if outcome.outputs:
-        pairs = [relative_noise(a, b) for a, b in zip(outcome.outputs, reference.outputs, strict=True)]
+        pairs = [
+            relative_noise(a, b) for a, b in zip(outcome.outputs, reference.outputs, strict=True)
+        ]
         value = sum(v for v, _ in pairs) / len(pairs)
         error = math.sqrt(sum(e * e for _, e in pairs)) / len(pairs)
         found["noise"] = (value, error)
@@ -83,14 +166,19 @@ def evaluate(outcome: Outcome, reference: Outcome, metrics: Sequence[str]) -> di
     return found
 
 
-def _measured(metric: Any, outcome: Outcome, reference: Outcome) -> tuple[float, float]:
+def _measured(metric: Any, outcome: Outcome, reference: Outcome) -> Measurement:
     value = metric.measure(outcome, reference)
     if isinstance(value, Tensor):
         n = len(value)
-        return float(value.mean()), float(value.std() / math.sqrt(n)) if n > 1 else 0.0
+        error = float(value.std() / math.sqrt(n)) if n > 1 else 0.0
+        return Measurement(float(value.mean()), error, tuple(value.tolist()))
     n = len(outcome.prompts)
     folds = min(FOLDS, n)
     fold = torch.arange(n) % folds
-    left = [metric.measure(outcome.without(fold == i), reference.without(fold == i)) for i in range(folds)]
+    left = [
+        metric.measure(outcome.without(fold == i), reference.without(fold == i))
+        for i in range(folds)
+    ]
     mean = sum(left) / folds
-    return float(value), math.sqrt((folds - 1) / folds * sum((v - mean) ** 2 for v in left))
+    error = math.sqrt((folds - 1) / folds * sum((v - mean) ** 2 for v in left))
+    return Measurement(float(value), error)

@@ -18,27 +18,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..choices.fake_quantization import site_rounding
+from ..choices.input_quantizer import with_first, words_of
 from ..core.errors import QSearchError
 from ..core.scheme import Scheme
-from .attention import passing, rounding
+from .attention import passing
 from .memory import kept_bytes, wanting, weight_bytes
 from .observation import AbstractObservation
+from .quantized_weights import weight_of
 from .question import Question
-from .simulation import weight_of
 
 #: moves of weights that take no more bytes than this are kept; others are made again at every backward
 KEPT = 4 * 2**30
 #: gradients of a weight that wait for each other, where moves are kept
 _GATHERED = 8
-#: what transforms do besides moving a weight and an input, and a gradient of those can't see
-_UNSEEN = {"shift": "a bias for what the shift takes away", "bos": "a first token that meets the full weight"}
 
 
 class _Priced(torch.autograd.Function):
     """The tensor as it is; in the backward, `meet(tensor, gradient)`. The tensor is saved as autograd saves its own, so checkpointing frees it too."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, anchor: Tensor, meet: Callable[[Tensor, Tensor], None]) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, anchor: Tensor, meet: Callable[[Tensor, Tensor], None]
+    ) -> Tensor:
         ctx.save_for_backward(x)
         ctx.meet = meet
         return x.view_as(x)
@@ -59,40 +61,70 @@ class Contraction:
     def __init__(self, question: Question, *, squared: bool = False) -> None:
         self.question, self.model, self.squared = question, question.model, squared
         for scheme in question.schemes:
-            if scheme.ranges > 1:
-                raise QSearchError(f"probes move one weight for all steps; {scheme} has one for each range of them: take the estimator sweep")
-            for word, what in _UNSEEN.items():
-                if word in scheme.transforms and scheme.format != "keep":
-                    raise QSearchError(f"probes move weights and inputs; {scheme} also has {what}: take it without ~{word}, or the estimator sweep")
-        self.choices = tuple((site, str(scheme)) for site, schemes in question.choices.items() for scheme in schemes)
+            for word in words_of(scheme) if scheme.format != "keep" else ():
+                if word.plugin.unseen:
+                    raise QSearchError(
+                        f"probes move weights and inputs; {scheme} also has {word.plugin.unseen}: "
+                        f"take it without ~{word.name}, or the estimator sweep"
+                    )
+        self.choices = tuple(
+            (site, str(scheme)) for site, schemes in question.choices.items() for scheme in schemes
+        )
         place = {choice: i for i, choice in enumerate(self.choices)}
-        self._stored: dict[str, dict[Scheme, list[int]]] = {}  # layer -> what is stored -> the choices that store it
-        self._read: dict[str, dict[Scheme, list[int]]] = {}  # layer or site -> how it is read -> the choices that read it so
+        self._stored: dict[
+            str, dict[Scheme, list[int]]
+        ] = {}  # layer -> what is stored -> the choices that store it
+        self._read: dict[
+            str, dict[Scheme, list[int]]
+        ] = {}  # layer or site -> how it is read -> the choices that read it so
         for site, schemes in question.choices.items():
             for scheme in schemes:
                 if scheme.format != "keep":
-                    self._stored.setdefault(site, {}).setdefault(scheme if scheme.transforms else scheme.weight_only, []).append(place[site, str(scheme)])
+                    self._stored.setdefault(site, {}).setdefault(
+                        scheme if scheme.transforms else scheme.weight_only, []
+                    ).append(place[site, str(scheme)])
                 if scheme.activation:
-                    read = scheme if scheme.transforms else Scheme("keep", activation=scheme.activation, grain=scheme.grain)
-                    self._read.setdefault(site, {}).setdefault(read, []).append(place[site, str(scheme)])
+                    read = (
+                        scheme
+                        if scheme.transforms
+                        else Scheme("keep", activation=scheme.activation, grain=scheme.grain)
+                    )
+                    self._read.setdefault(site, {}).setdefault(read, []).append(
+                        place[site, str(scheme)]
+                    )
         self._moves: dict[str, Tensor] = {}
         self._weights = question.weights()
         self._anchor = torch.zeros((), requires_grad=True)
-        self._waiting: dict[str, list[tuple[int, int, Tensor]]] = {}  # layer -> (probe, sampler step, gradient)
+        self._waiting: dict[
+            str, list[tuple[int, int, Tensor]]
+        ] = {}  # layer -> (probe, sampler step, gradient)
         self._sums: Tensor | None = None
         self._now: tuple[int, AbstractObservation] | None = None
 
     @property
     def memory(self) -> str:
         """In words, what a backward takes: one pass is made to see."""
-        weights, kept = weight_bytes(self.model), kept_bytes(self.model, self.question.observations[0].example())
+        weights, kept = (
+            weight_bytes(self.model),
+            kept_bytes(self.model, self.question.observations[0].example()),
+        )
         made = "" if self.keeps else ", made anew each time"
         return f"{weights / 2**30:.2f} GiB of weights, {kept / 2**30:.2f} GiB of activations and {self.bytes / 2**30:.2f} GiB of quantized weights{made}"
 
     @property
     def bytes(self) -> int:
         """Memory that the moves of weights and the gradients that wait for them take: all of them, or one move where they are made again each time."""
-        return self._whole if self.keeps else max((weight_of(self.model, n).numel() * weight_of(self.model, n).element_size() for n in self._stored), default=0)
+        return (
+            self._whole
+            if self.keeps
+            else max(
+                (
+                    weight_of(self.model, n).numel() * weight_of(self.model, n).element_size()
+                    for n in self._stored
+                ),
+                default=0,
+            )
+        )
 
     @cached_property
     def keeps(self) -> bool:
@@ -102,24 +134,38 @@ class Contraction:
     @cached_property
     def _whole(self) -> int:
         waiting = min(_GATHERED, self.question.probes)
-        sizes = {n: weight_of(self.model, n).numel() * weight_of(self.model, n).element_size() for n in self._stored}
+        sizes = {
+            n: weight_of(self.model, n).numel() * weight_of(self.model, n).element_size()
+            for n in self._stored
+        }
         return sum((len(made) + waiting) * sizes[n] for n, made in self._stored.items())
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Inside, a backward contracts the gradients of weights, inputs and sites; the model is left as it was."""
         with ExitStack() as stack:
-            stack.enter_context(wanting(self.model, {weight_of(self.model, name) for name in self._stored}))
+            stack.enter_context(
+                wanting(self.model, {weight_of(self.model, name) for name in self._stored})
+            )
             for name in self._stored:
                 weight = weight_of(self.model, name)
                 if self.keeps:
                     self._moves[name] = torch.stack(list(self._made(name)))
                 if weight.requires_grad:
-                    stack.callback(weight.register_post_accumulate_grad_hook(partial(self._meet_weight, name)).remove)
+                    stack.callback(
+                        weight.register_post_accumulate_grad_hook(
+                            partial(self._meet_weight, name)
+                        ).remove
+                    )
             sites = {}
             for name, read in self._read.items():
                 if name in self.question.sites:
-                    sites[name] = self._priced(partial(self._meet_input, [(rounding(scheme), at) for scheme, at in read.items()]))
+                    sites[name] = self._priced(
+                        partial(
+                            self._meet_input,
+                            [(site_rounding(scheme), at) for scheme, at in read.items()],
+                        )
+                    )
                 else:
                     stack.callback(self._watched(name, read).remove)
             stack.enter_context(passing(self.model, sites))
@@ -140,14 +186,13 @@ class Contraction:
         for scheme, at in read.items():
             treatment = self._weights.treatment(layer, scheme)
             assert treatment is not None, f"{scheme} does nothing to the input of {layer}"
-            ways.append((_sparing_first(treatment.before) if treatment.first is not None else treatment.before, at))
+            ways.append((treatment.effective, at))
         through = self._priced(partial(self._meet_input, ways))
 
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            if args:
-                return (through(args[0]), *args[1:]), kwargs
-            name = next(iter(kwargs))
-            return (), {**kwargs, name: through(kwargs[name])}
+        def before(
+            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            return with_first(through, args, kwargs)
 
         return module.register_forward_pre_hook(before, with_kwargs=True)
 
@@ -162,7 +207,9 @@ class Contraction:
         """Give each choice the share of the way that it goes: `ways` lists the choices of each of `shares`."""
         assert self._sums is not None
         at = [i for way in ways for i in way]
-        self._sums[probe, step, at] += shares.float()[[k for k, way in enumerate(ways) for _ in way]]
+        self._sums[probe, step, at] += shares.float()[
+            [k for k, way in enumerate(ways) for _ in way]
+        ]
 
     def _meet_weight(self, name: str, weight: Tensor) -> None:
         assert weight.grad is not None and self._now is not None
@@ -176,7 +223,11 @@ class Contraction:
                 self._contract(name)
         else:
             with torch.autocast(gradient.device.type, enabled=False):
-                self._add(list(self._stored[name].values()), torch.stack([move @ gradient for move in self._made(name)]), *place)
+                self._add(
+                    list(self._stored[name].values()),
+                    torch.stack([move @ gradient for move in self._made(name)]),
+                    *place,
+                )
 
     def _contract(self, name: str) -> None:
         """What waits for the moves of a layer meets them."""
@@ -186,7 +237,12 @@ class Contraction:
         for shares, (probe, step, _) in zip(found.T, waiting, strict=True):
             self._add(ways, shares, probe, step)
 
-    def _meet_input(self, ways: Sequence[tuple[Callable[[Tensor], Tensor], list[int]]], x: Tensor, gradient: Tensor) -> None:
+    def _meet_input(
+        self,
+        ways: Sequence[tuple[Callable[[Tensor], Tensor], list[int]]],
+        x: Tensor,
+        gradient: Tensor,
+    ) -> None:
         assert self._now is not None
         found = []
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
@@ -195,15 +251,26 @@ class Contraction:
                 found.append((product.square() if self.squared else product).sum())
         self._add([at for _, at in ways], torch.stack(found), self._now[0], self._now[1].now)
 
-    def of(self, features: Tensor, seeds: Sequence[int], observation: AbstractObservation, *, retain: bool) -> NDArray[np.float32]:
+    def of(
+        self,
+        features: Tensor,
+        seeds: Sequence[int],
+        observation: AbstractObservation,
+        *,
+        retain: bool,
+    ) -> NDArray[np.float32]:
         """Contract the gradients of `features` along a sign vector from each seed: [seeds, sampler steps, choices]. `retain` the graph for more of them.
 
         A layer that the call does not run has no gradient and gets zeros. Raises `QSearchError` for the first layer whose gradient is not finite.
         """
-        self._sums = torch.zeros(len(seeds), observation.sampler_steps, len(self.choices), device=features.device)
+        self._sums = torch.zeros(
+            len(seeds), observation.sampler_steps, len(self.choices), device=features.device
+        )
         for k, seed in enumerate(seeds):
             self._now = k, observation
-            (features * signs(features.shape, seed, features.device)).sum().backward(retain_graph=retain or k < len(seeds) - 1)
+            (features * signs(features.shape, seed, features.device)).sum().backward(
+                retain_graph=retain or k < len(seeds) - 1
+            )
         for name in list(self._waiting):
             self._contract(name)
         sums, self._sums, self._now = self._sums, None, None
@@ -216,11 +283,10 @@ class Contraction:
         return found
 
 
-def _sparing_first(before: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`before` for all tokens but the first, whose output is full precision's."""
-    return lambda x: torch.cat([x[:, :1], before(x)[:, 1:]], 1)
-
-
 def signs(shape: torch.Size, seed: int, device: torch.device) -> Tensor:
     """Random +1 and -1 from a seed, the same on every device."""
-    return (torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.int8) * 2 - 1).to(device, torch.float32)
+    return (
+        torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.int8)
+        * 2
+        - 1
+    ).to(device, torch.float32)

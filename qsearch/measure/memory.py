@@ -43,7 +43,13 @@ def kept_bytes(model: nn.Module, call: Call) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return x.detach()  # an output that its own node kept would never be freed
 
-    with wanting(model, set(model.parameters())), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        output = forward(model, call)  # what is kept stays alive, and its address its own, as long as this does
+    with (
+        wanting(model, set(model.parameters())),
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
+    ):
+        output = forward(
+            model, call
+        )  # what is kept stays alive, and its address its own, as long as this does
     del output
     return sum(kept.values())

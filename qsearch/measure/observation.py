@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from ..core import plugins
 from ..core.errors import QSearchError
+from ..graphs.components import Denoisers
+from .calls import Call, forward, measuring, repeated, run
 from .clean import Clean
 from .noise import ratio
-from .pipelines import Call, forward, run
 
 #: the metric of the denoiser's own output, which needs no clean image
 NOISE = "noise"
@@ -71,14 +72,28 @@ class StepObservation(AbstractObservation):
     """A recorded call of the denoiser. Make it while the model is in full precision: the reference is taken then."""
 
     def __init__(
-        self, model: nn.Module, call: Call, bin: int, metrics: Sequence[str], decoder: Callable[[Tensor], Tensor] | None = None, channels: int = 0
+        self,
+        model: nn.Module,
+        call: Call,
+        bin: int,
+        metrics: Sequence[str],
+        decoder: Callable[[Tensor], Tensor] | None = None,
+        channels: int = 0,
     ) -> None:
-        self.model, self.call, self.bin, self.metrics, self.decoder, self.channels = model, call, bin, tuple(metrics), decoder, channels
+        self.model, self.call, self.bin, self.metrics, self.decoder, self.channels = (
+            model,
+            call,
+            bin,
+            tuple(metrics),
+            decoder,
+            channels,
+        )
         self.now = 0
         if call.sampled is None and set(metrics) - {NOISE}:
+            why = call.unsampled or "no diffusers pipeline recorded it, or its step was not heard"
             raise QSearchError(
                 f"{', '.join(set(metrics) - {NOISE})} look at the clean image that a call predicts; how the sampler uses this call is not known "
-                f"(no diffusers pipeline recorded it, it takes several calls a step, or its guidance is not linear): measure {NOISE}, or whole trajectories"
+                f"({why}): measure {NOISE}, or whole trajectories"
             )
 
     @property
@@ -98,11 +113,18 @@ class StepObservation(AbstractObservation):
                 f"the denoiser's output is not finite in step bin {self.bin}; the first layer to make such numbers is {first_bad(self.model, partial(run, self.model, self.call))}"
             )
         if not output.any():
-            raise QSearchError("noise is measured relative to the output; the reference output is all zeros, is the model trained?")
+            raise QSearchError(
+                "noise is measured relative to the output; the reference output is all zeros, is the model trained?"
+            )
+        repeated(self.model, partial(run, self.model, self.call), output)
         return output
 
     def _clean(self, output: Tensor) -> Clean | None:
-        return None if self.call.sampled is None else Clean(self.call.sampled.clean(output), self.decoder, self.channels)
+        return (
+            None
+            if self.call.sampled is None
+            else Clean(self.call.sampled.clean(output), self.decoder, self.channels)
+        )
 
     @cached_property
     def _own(self) -> Clean | None:
@@ -126,24 +148,45 @@ class StepObservation(AbstractObservation):
         if n < 2:
             return unknown
         try:
-            parts = torch.cat([run(self.model, cut(self.call, slice(i, i + 1), n)) for i in range(n)])
-        except (RuntimeError, ValueError, IndexError, AssertionError):  # a tensor was cut whose first axis is not the samples'
+            parts = torch.cat(
+                [run(self.model, cut(self.call, slice(i, i + 1), n)) for i in range(n)]
+            )
+        except (
+            RuntimeError,
+            ValueError,
+            IndexError,
+            AssertionError,
+        ):  # a tensor was cut whose first axis is not the samples'
             return unknown
-        if parts.shape != self._output.shape or not distance(parts, self._output, self._output.double().flatten(1).square().sum(1))[0] < _SAME:
+        if (
+            parts.shape != self._output.shape
+            or not distance(parts, self._output, self._output.double().flatten(1).square().sum(1))[
+                0
+            ]
+            < _SAME
+        ):
             return unknown
         with torch.no_grad():
-            return compared(measured(self.metrics, parts, self._clean(parts), self._output, self._own), self)
+            return compared(
+                measured(self.metrics, parts, self._clean(parts), self._output, self._own), self
+            )
 
 
 def measured(
-    metrics: Sequence[str], output: Tensor | None, clean: Clean | None, reference_output: Tensor | None, reference: Clean | None
+    metrics: Sequence[str],
+    output: Tensor | None,
+    clean: Clean | None,
+    reference_output: Tensor | None,
+    reference: Clean | None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Metric -> (features [N, F], scale [N])."""
     made: dict[str, tuple[Tensor, Tensor]] = {}
     for name in metrics:
         if name == NOISE:
             if output is None or reference_output is None:
-                raise QSearchError(f"{NOISE} is that of a denoiser's call; of a whole trajectory measure sqnr, the same of the final latents")
+                raise QSearchError(
+                    f"{NOISE} is that of a denoiser's call; of a whole trajectory measure sqnr, the same of the final latents"
+                )
             made[name] = output.flatten(1), reference_output.double().flatten(1).square().sum(1)
         else:
             features, scale = plugins.load("metrics", name).features(clean, reference)
@@ -151,9 +194,14 @@ def measured(
     return made
 
 
-def compared(made: dict[str, tuple[Tensor, Tensor]], observation: AbstractObservation) -> dict[str, float]:
+def compared(
+    made: dict[str, tuple[Tensor, Tensor]], observation: AbstractObservation
+) -> dict[str, float]:
     """Metric -> its value for what was `measured` of the same samples as the observation's reference."""
-    return {name: distance(features, observation.reference[name], observation.scale[name])[0] for name, (features, _) in made.items()}
+    return {
+        name: distance(features, observation.reference[name], observation.scale[name])[0]
+        for name, (features, _) in made.items()
+    }
 
 
 def distance(features: Tensor, reference: Tensor, scale: Tensor) -> tuple[float, float]:
@@ -162,11 +210,17 @@ def distance(features: Tensor, reference: Tensor, scale: Tensor) -> tuple[float,
 
 
 def observations(
-    model: nn.Module, calls: Sequence[Call], metrics: Sequence[str], decoder: Callable[[Tensor], Tensor] | None = None, channels: int = 0
+    model: nn.Module,
+    calls: Sequence[Call],
+    metrics: Sequence[str],
+    decoder: Callable[[Tensor], Tensor] | None = None,
+    channels: int = 0,
 ) -> list[StepObservation]:
     """One for each call; calls of the same sampler step are parts of the same bin."""
     bins = {step: i for i, step in enumerate(sorted({call.step for call in calls}))}
-    return [StepObservation(model, call, bins[call.step], metrics, decoder, channels) for call in calls]
+    return [
+        StepObservation(model, call, bins[call.step], metrics, decoder, channels) for call in calls
+    ]
 
 
 def cut(call: Call, part: slice, size: int) -> Call:
@@ -177,9 +231,17 @@ def cut(call: Call, part: slice, size: int) -> Call:
             return x[part] if x.ndim > 0 and x.shape[0] == size else x
         if isinstance(x, dict):
             return {k: of(v) for k, v in x.items()}
+        if type(x) is list and len(x) == size and _one_a_sample(x, size):
+            return x[part]
         return type(x)(of(v) for v in x) if type(x) in (list, tuple) else x
 
     return replace(call, args=of(call.args), kwargs=of(call.kwargs))
+
+
+def _one_a_sample(values: list[Any], size: int) -> bool:
+    """Whether a list of tensors holds a sample each (Z-Image), and not a tensor of all samples each."""
+    tensors = all(isinstance(v, Tensor) for v in values)
+    return tensors and not all(v.ndim and len(v) == size for v in values)
 
 
 def first_bad(model: nn.Module, again: Callable[[], object]) -> str:
@@ -199,9 +261,13 @@ def first_bad(model: nn.Module, again: Callable[[], object]) -> str:
 
         return after
 
-    handles = [m.register_forward_hook(listen(name or "the denoiser itself"), with_kwargs=True) for name, m in model.named_modules()]
+    handles = [
+        m.register_forward_hook(listen(name or "the denoiser itself"), with_kwargs=True)
+        for name, m in model.named_modules()
+        if not isinstance(m, Denoisers)
+    ]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), measuring(model):
             again()
     finally:
         for handle in handles:

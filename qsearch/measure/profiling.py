@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial as bound
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,62 @@ import torch
 from torch import nn
 
 from ..core import plugins
-from ..core.errors import ArtifactError, QSearchError, nearest
+from ..core.errors import ArtifactError, QSearchError
 from ..core.graph import OpGraph
 from ..core.scheme import Scheme
+from ..core.settings import changed
 from ..core.sites import allowed, sites_of
 from ..core.table import SensitivityTable, scorers
-from .observation import NOISE, observations
-from .pipelines import Call, Prompts, Sampling, decode_batch, denoiser_of, frozen, latent_channels, record
+from .calls import measuring
+from .observation import observations
+from .options import ProfileOptions
+from .pipelines import (
+    Call,
+    Prompts,
+    Sampling,
+    check_metrics,
+    decoder_of,
+    frozen,
+    latent_channels,
+    model_of,
+    record,
+)
+from .quantized_weights import QuantizedWeights, calibrated_weights
 from .question import AbstractEstimator, Answer, Question
-from .simulation import QuantizedWeights, calibrated_weights
 from .trajectory import Trajectory, patched, trajectories
 
 _TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _SAVE_SECONDS = 10.0
-_SAVE_SHARE = 0.05  # of the time goes into saving unfinished work, where a table is so large that it takes long
+_SAVE_SHARE = 0.05  # of the time goes into saving unfinished work, however large its table
+
+
+@dataclass(frozen=True)
+class ProfileWork:
+    """What profiling is given besides options.
+
+    `pipe`: the pipeline, which decodes pictures for the metrics that look at them; `sampling`: how
+    it made the calls, whose sizes it decodes by.
+    `calibration`: recorded calls by which methods, static ranges and transforms choose; left out,
+    they choose by the calls that are priced, and what they gain looks better than it is.
+    `weights`: in its place, what `calibrated_weights` made, which keeps every weight that is
+    quantized here: for several calls with slow methods on a model that is not large.
+    `partial`: file for unfinished work; what it holds with the same `key` is not measured again.
+    `progress(done, total)` is called as it goes, `say` with a line on passes and memory before.
+    """
+
+    pipe: Any = None
+    sampling: Sampling | None = None
+    calibration: Sequence[Call] = ()
+    weights: QuantizedWeights | None = None
+    partial: Path | None = None
+    key: str = ""
+    progress: Callable[[int, int], None] | None = None
+    say: Callable[[str], None] | None = None
+
+    def tell(self, line: str) -> None:
+        """A line, to whoever listens."""
+        if self.say is not None:
+            self.say(line)
 
 
 def profile(
@@ -37,97 +79,178 @@ def profile(
     graph: OpGraph,
     schemes: Sequence[Scheme | str],
     calls: Sequence[Call] | Sequence[Trajectory],
-    *,
-    estimator: str = "probe",
-    metrics: Sequence[str] = (NOISE,),
-    probes: int = 24,
-    pipe: Any = None,
-    seed: int = 0,
-    partial: Path | None = None,
-    key: str = "",
-    progress: Callable[[int, int], None] | None = None,
-    say: Callable[[str], None] | None = None,
-    budget_seconds: float | None = None,
-    checkpointing: bool = False,
-    calibration: Sequence[Call] = (),
-    weights: QuantizedWeights | None = None,
-    sites: Sequence[str] = (),
-    score: Mapping[str, str] | None = None,
-    autocast: str = "",
+    options: ProfileOptions | None = None,
+    work: ProfileWork | None = None,
+    **named: Any,
 ) -> SensitivityTable:
-    """Sensitivity of each quantizable layer to each scheme, by each metric, at each recorded call or along whole trajectories.
+    """Sensitivity of each quantizable layer to each scheme, by each metric.
 
-    Calls of one sampler step are parts of one step bin. Metrics other than `noise` look at the predicted clean image and need calls that a pipeline
-    recorded; those that look at pictures need `pipe`, whose VAE decodes them. `probes`: random vectors, for the estimators that use them.
-    `partial`: file for unfinished work; what it holds with the same `key` is not measured again. `progress(done, total)` is called as it goes,
-    `say` with a line on passes and memory before. `calibration`: recorded calls by which methods, static ranges and transforms choose; left out,
-    they choose by `calls`, and what they gain is seen with a kind eye. `weights`: in its place, what `calibrated_weights` made, which keeps every
-    weight that is quantized here: for several calls with slow methods on a model that is not large. `sites`: patterns of attention's sites (`core/sites.py`), which get those of
-    the schemes that round inputs alone. `score`: pattern of layers -> the metric that scores them, in one more column, `scored`. `autocast`: type
-    that the denoiser computes in where torch thinks it safe (bfloat16, float16). `checkpointing`: backwards compute each block again instead of
-    keeping its activations. After `budget_seconds` the work stops with what there is, where every choice has a value by then.
+    Calls of one sampler step are parts of one step bin. Metrics other than `noise` look at the
+    predicted clean image and need calls that a pipeline recorded; those that look at pictures need
+    `work.pipe`. After `options.budget_seconds` the work stops with what there is, where every
+    choice has a value by then.
+
+    Args:
+        model: the denoiser, as it is before anything is quantized.
+        graph: its graph.
+        schemes: choices for each layer.
+        calls: recorded calls, or whole trajectories.
+        options: estimator, metrics, probes and the like; defaults when left out.
+        work: pipeline, calibration, where unfinished work is kept, who is told.
+        named: fields of `options` and `work` by their names, e.g. `probes=8, pipe=pipe`.
+
+    Returns:
+        The table: a row a site, scheme, step bin and metric, with standard errors.
+
+    Raises:
+        QSearchError: for options that contradict what is given.
     """
+    asked, given = _split(options, work, named)
     choices = tuple(Scheme.parse(s) for s in schemes)
-    plugin: AbstractEstimator = plugins.load("estimators", estimator)
+    plugin: AbstractEstimator = plugins.load("estimators", asked.estimator)
     if not choices or (plugin.needs_calls and not calls):
         raise QSearchError("profiling needs at least one scheme and one recorded call")
-    if probes < 2:
-        raise QSearchError(f"an error bar needs two probes; given {probes}")
-    decoder = None if pipe is None else bound(decode_batch, pipe)
+    question = _question(model, graph, choices, calls, asked, given)
+    scoring = scorers(graph, asked.score, [*question.choices], asked.metrics) if asked.score else {}
     watched = [c for c in calls if isinstance(c, Trajectory)]
-    seen = [t.observed(model, metrics) for t in watched] or observations(
-        model, [c for c in calls if isinstance(c, Call)], metrics, decoder, 0 if pipe is None else latent_channels(pipe)
-    )
-    chosen_by = calibration or [c for c in calls if isinstance(c, Call)]
-    calibrated = weights or calibrated_weights(model, graph, {layer.name: choices for layer in graph.quantizable}, chosen_by)
-    found_sites = sites_of(graph, sites) if sites else ()
-    question = Question(model, graph, choices, tuple(seen), tuple(metrics), probes, seed, calibrated, found_sites, shared=weights is not None)
-    if sites and not any(allowed(s) for s in choices):
-        raise QSearchError(f"sites of attention are rounded and store nothing: give a scheme such as keep+a8 beside {', '.join(map(str, choices))}")
-    scoring = scorers(graph, score, [*question.choices], metrics) if score else {}
-    with frozen(watched[0].pipe if watched else pipe), _checkpointing(model, checkpointing), _autocast(model, autocast):
-        if say is not None:
-            say(f"profile: {estimator} takes {plugin.plan(question)}")
-        answer = _work(plugin, question, _resume(partial, graph, key), partial, key, progress, budget_seconds)
+    with (
+        measuring(model),
+        frozen(watched[0].pipe if watched else given.pipe),
+        _checkpointing(model, asked.checkpointing),
+        _autocast(model, asked.autocast),
+    ):
+        given.tell(f"profile: {asked.estimator} takes {plugin.plan(question)}")
+        answer = _work(plugin, question, given, asked.budget_seconds)
     table = answer.table()
-    wanted, found = question.count, len(table.frame[["site", "scheme"]].drop_duplicates())
-    if found < wanted:
-        raise QSearchError(
-            f"after {budget_seconds:g} s {found} of {wanted} choices are measured; give more time (what is done is kept), fewer schemes, or the estimator probe"
-        )
-    if answer.done < answer.total and say is not None:
-        say(f"profile: stopped after {budget_seconds:g} s with {answer.done} of {answer.total} parts of the work; error bars are wider for it")
+    _check_whole(question, answer, table, asked, given)
     return table.scored(scoring) if scoring else table
 
 
 def profile_pipeline(
     pipe: Any,
     graph: OpGraph,
-    schemes: Sequence[Scheme | str],
     prompts: Prompts,
     sampling: Sampling,
-    *,
-    bins: int = 3,
-    batch: int = 2,
-    mode: str = "step",
-    say: Callable[[str], None] | None = None,
-    **settings: Any,
+    options: ProfileOptions | None = None,
+    work: ProfileWork | None = None,
+    **named: Any,
 ) -> SensitivityTable:
-    """`profile` for the denoiser of a diffusers pipeline, on its own recorded calls (mode `step`) or through its whole sampler (`trajectory`).
+    """`profile` for the denoiser of a diffusers pipeline, on calls of its own.
 
-    `batch` samples run at once; where they don't fit the device's memory, half of them, and so on. `settings` are those of `profile`.
+    `options.mode`: `step` records the denoiser's calls, `trajectory` prices through the whole
+    sampler. `options.batch` samples run at once; where they don't fit the device's memory, half of
+    them, and so on.
+
+    Args:
+        pipe: the pipeline.
+        graph: its denoiser's graph.
+        prompts: what is sampled.
+        sampling: how.
+        options: as in `profile`; here schemes, bins, batch and mode count too.
+        work: as in `profile`.
+        named: fields of `options` and `work` by their names.
+
+    Returns:
+        The sensitivity table.
+
+    Raises:
+        QSearchError: as `profile`, and where one sample does not fit the memory.
     """
-    model, whole = denoiser_of(pipe), mode == "trajectory"
+    asked, given = _split(options, work, named)
+    model, batch = model_of(pipe), asked.batch
+    check_metrics(pipe, asked.metrics, sampling, prompts)
     while True:
         try:
-            calls: Any = trajectories(pipe, prompts, sampling, batch) if whole else record(pipe, prompts, sampling, bins, batch)
-            return profile(model, graph, schemes, calls, pipe=pipe, say=say, **settings)
+            calls: Any = (
+                trajectories(pipe, prompts, sampling, batch)
+                if asked.mode == "trajectory"
+                else record(pipe, prompts, sampling, asked.bins, batch)
+            )
+            made = replace(given, pipe=pipe, sampling=sampling)
+            return profile(model, graph, asked.schemes, calls, asked, made)
         except torch.OutOfMemoryError as error:
             if batch == 1:
-                raise QSearchError(f"one sample at a time does not fit the memory of {model.device}; give another device") from error
+                raise QSearchError(
+                    f"one sample at a time does not fit the memory of {model.device}; "
+                    "give another device"
+                ) from error
             batch = -(-batch // 2)
-            if say is not None:
-                say(f"profile: out of memory; going on with {batch} samples at once")
+            given.tell(f"profile: out of memory; going on with {batch} samples at once")
+
+
+def _split(
+    options: ProfileOptions | None, work: ProfileWork | None, named: Mapping[str, Any]
+) -> tuple[ProfileOptions, ProfileWork]:
+    """Options and work with what was given by name in its place."""
+    beside = {f.name for f in fields(ProfileWork)}
+    asked = {name: value for name, value in named.items() if name not in beside}
+    given = {name: value for name, value in named.items() if name in beside}
+    return changed(options, ProfileOptions, asked), replace(work or ProfileWork(), **given)
+
+
+def _question(
+    model: nn.Module,
+    graph: OpGraph,
+    choices: tuple[Scheme, ...],
+    calls: Sequence[Call] | Sequence[Trajectory],
+    asked: ProfileOptions,
+    given: ProfileWork,
+) -> Question:
+    decoder = None if given.pipe is None else decoder_of(given.pipe, given.sampling)
+    plain = [c for c in calls if isinstance(c, Call)]
+    channels = 0 if given.pipe is None else latent_channels(given.pipe)
+    watched = [t.observed(model, asked.metrics) for t in calls if isinstance(t, Trajectory)]
+    seen = watched or observations(model, plain, asked.metrics, decoder, channels)
+    calibrated = given.weights or calibrated_weights(
+        model,
+        graph,
+        {layer.name: choices for layer in graph.quantizable},
+        given.calibration or plain,
+    )
+    sites = sites_of(graph, asked.sites) if asked.sites else ()
+    if asked.sites and not any(allowed(s) for s in choices):
+        raise QSearchError(
+            "sites of attention are rounded and store nothing: give a scheme such as keep+a8 "
+            f"beside {', '.join(map(str, choices))}"
+        )
+    return Question(
+        model,
+        graph,
+        choices,
+        tuple(seen),
+        asked.metrics,
+        asked.probes,
+        asked.seed,
+        calibrated,
+        sites,
+        shared=given.weights is not None,
+    )
+
+
+def _check_whole(
+    question: Question,
+    answer: Answer,
+    table: SensitivityTable,
+    asked: ProfileOptions,
+    given: ProfileWork,
+) -> None:
+    wanted, found = question.count, len(table.frame[["site", "scheme"]].drop_duplicates())
+    limit = asked.budget_seconds
+    if found < wanted and (limit is None or answer.done >= answer.total):
+        raise QSearchError(
+            f"{asked.estimator} prices {found} of the {wanted} choices that are asked for: leave "
+            "sites of attention out, or take the estimator probe"
+        )
+    if found < wanted:
+        raise QSearchError(
+            f"after {limit:g} s {found} of {wanted} choices are measured; give more time (what is "
+            "done is kept), fewer schemes, or the estimator probe"
+        )
+    if answer.done < answer.total:
+        given.tell(
+            f"profile: stopped after {limit:g} s with {answer.done} of {answer.total} parts of "
+            "the work; error bars are wider for it"
+        )
 
 
 @contextmanager
@@ -136,7 +259,9 @@ def _checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
         yield
         return
     if not getattr(model, "_supports_gradient_checkpointing", False):
-        raise QSearchError(f"checkpointing is built into diffusers' models; {type(model).__name__} has none, profile without it")
+        raise QSearchError(
+            f"checkpointing is built into diffusers' models; {type(model).__name__} has none, profile without it"
+        )
     switch: Any = model
     switch.enable_gradient_checkpointing()
     try:
@@ -150,8 +275,6 @@ def _autocast(model: nn.Module, kind: str) -> Iterator[None]:
     if not kind:
         yield
         return
-    if kind not in _TYPES:
-        raise QSearchError(f"autocast computes in {' or '.join(_TYPES)}; given {kind!r}{nearest(kind, _TYPES)}")
     device = next(model.parameters()).device.type
 
     def cast(forward: Any, *args: Any, **kwargs: Any) -> Any:
@@ -163,23 +286,18 @@ def _autocast(model: nn.Module, kind: str) -> Iterator[None]:
 
 
 def _work(
-    plugin: AbstractEstimator,
-    question: Question,
-    earlier: SensitivityTable | None,
-    partial: Path | None,
-    key: str,
-    progress: Callable[[int, int], None] | None,
-    budget: float | None,
+    plugin: AbstractEstimator, question: Question, given: ProfileWork, budget: float | None
 ) -> Answer:
     began = saved = time.monotonic()
     wait, answer = _SAVE_SECONDS, None
+    earlier = _resume(given.partial, question.graph, given.key)
     for answer in plugin.estimate(question, earlier):
-        if progress is not None:
-            progress(answer.done, answer.total)
+        if given.progress is not None:
+            given.progress(answer.done, answer.total)
         now = time.monotonic()
         out_of_time = budget is not None and now - began > budget
-        if partial is not None and (now - saved > wait or out_of_time):
-            answer.table().save(partial, key=key, seed=question.seed)
+        if given.partial is not None and (now - saved > wait or out_of_time):
+            answer.table().save(given.partial, key=given.key, seed=question.seed)
             saved = time.monotonic()
             wait = max(_SAVE_SECONDS, (saved - now) / _SAVE_SHARE)
         if out_of_time:

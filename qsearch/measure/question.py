@@ -14,7 +14,7 @@ from ..core.scheme import Scheme
 from ..core.sites import allowed
 from ..core.table import SensitivityTable
 from .observation import AbstractObservation
-from .simulation import QuantizedWeights
+from .quantized_weights import QuantizedWeights
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Question:
     schemes: tuple[Scheme, ...]
     observations: tuple[AbstractObservation, ...]
     metrics: tuple[str, ...]
-    probes: int = 24
+    probes: int
     seed: int = 0
     calibrated: QuantizedWeights | None = None
     sites: tuple[str, ...] = ()
@@ -39,7 +39,9 @@ class Question:
     def choices(self) -> dict[str, tuple[Scheme, ...]]:
         """Layer or site -> its schemes."""
         at_sites = tuple(s for s in self.schemes if allowed(s))
-        return {layer.name: self.schemes for layer in self.graph.quantizable} | dict.fromkeys(self.sites, at_sites)
+        return {layer.name: self.schemes for layer in self.graph.quantizable} | dict.fromkeys(
+            self.sites, at_sites
+        )
 
     @property
     def count(self) -> int:
@@ -50,7 +52,11 @@ class Question:
         """A new cache of quantized weights (one a layer keeps memory low, since layers are visited one after the other), or the shared one."""
         if self.shared and self.calibrated is not None:
             return self.calibrated
-        return QuantizedWeights(self.model, self.graph) if self.calibrated is None else self.calibrated.fresh()
+        return (
+            QuantizedWeights(self.model, self.graph)
+            if self.calibrated is None
+            else self.calibrated.fresh()
+        )
 
     @cached_property
     def bins(self) -> dict[int, list[AbstractObservation]]:
@@ -66,7 +72,9 @@ class Question:
         found: dict[tuple[str, int], float] = {}
         for b, parts in self.bins.items():
             read = [part.floor() for part in parts]
-            found |= {(metric, b): sum(r[metric] for r in read) / len(read) for metric in self.metrics}
+            found |= {
+                (metric, b): sum(r[metric] for r in read) / len(read) for metric in self.metrics
+            }
         return found
 
 

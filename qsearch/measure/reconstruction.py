@@ -19,18 +19,18 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..core.errors import QSearchError, nearest
+from ..choices.learnt_rounding import Gates
+from ..choices.quantization import learnt_method
+from ..core.errors import QSearchError
 from ..core.graph import OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.scheme import Scheme
+from ..core.settings import changed
 from .blockwise import Layer
+from .options import ReconstructOptions
 from .pipelines import Call, run
-from .rounding import Gates
-from .simulation import QuantizedWeights, calibrated_weights, simulate
-
-ORDERS = ("separate", "joint")
-STEPS = 200  # of Adam for each block, both phases together
-RATES = (3e-2, 5e-3)  # of gates, and of the factors on the ranges of inputs
+from .quantized_weights import QuantizedWeights, calibrated_weights
+from .simulation import simulate
 
 
 @dataclass(frozen=True)
@@ -54,40 +54,67 @@ class Reconstruction:
 def reconstruct(
     model: nn.Module,
     graph: OpGraph,
-    plan: BitPlan | Mapping[str, Scheme],
+    plan: Plan | Mapping[str, Scheme],
     calls: Sequence[Call],
+    options: ReconstructOptions | None = None,
     *,
-    order: str = "separate",
-    steps: int = STEPS,
-    rates: tuple[float, float] = RATES,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
+    **named: Any,
 ) -> Reconstruction:
-    """Learn the rounding of every layer of `plan` whose method is `adaround` or `adaround_scaled`, and its static input ranges, on recorded `calls`.
+    """Learn the rounding of every layer of `plan`, and its static input ranges, on recorded `calls`.
 
-    Each step looks at one of the calls, so give several of few samples. `steps` are those of a block, shared by the phases of `separate`.
-    Raises `QSearchError` where the plan has nothing to learn, and for schemes with ranges of steps. The model is left as it was.
+    Layers whose method learns blocks do. Each step looks at one of the
+    calls, so give several of few samples. The model is left as it was.
+
+    Args:
+        model: the denoiser.
+        graph: its graph.
+        plan: a plan, or layer -> scheme.
+        calls: recorded calls.
+        options: order, steps of a block and learning rates; `separate` when left out.
+        seed: of the calls' order.
+        progress: called with 1 after each block.
+        named: fields of `options` by their names, e.g. `order="joint", steps=60`.
+
+    Returns:
+        Weights for `simulate` with what was learnt, and each block's error before and after.
+
+    Raises:
+        QSearchError: where the plan has nothing to learn.
     """
-    layers = plan.layers if isinstance(plan, BitPlan) else dict(plan)
-    chosen = {spec.name: layers[spec.name] for spec in graph if spec.name in layers and (layers[spec.name].format != "keep" or layers[spec.name].activation)}
-    if order not in ORDERS:
-        raise QSearchError(f"reconstruction is one of {', '.join(ORDERS)}; given {order!r}{nearest(order, ORDERS)}")
-    if not calls or steps < 1:
-        raise QSearchError(f"reconstruction needs at least one recorded call and one step; given {len(calls)} and {steps}")
-    if many := next((f"{name} has {s}" for name, s in chosen.items() if s.ranges > 1), ""):
-        raise QSearchError(f"reconstruction learns one weight for all steps; {many}: take ~steps out")
+    asked = changed(options or ReconstructOptions(order="separate"), ReconstructOptions, named)
+    layers = plan.layers if isinstance(plan, Plan) else dict(plan)
+    chosen = {
+        spec.name: layers[spec.name]
+        for spec in graph
+        if spec.name in layers
+        and (layers[spec.name].format != "keep" or layers[spec.name].activation)
+    }
+    if asked.order == "none" or not calls:
+        raise QSearchError(
+            "reconstruction takes an order (separate or joint) and at least one recorded call; "
+            f"given {asked.order!r} and {len(calls)} calls"
+        )
     if not any(Layer.learns(s) for s in chosen.values()):
-        raise QSearchError("reconstruction learns what @adaround and @adaround_scaled round, and static scales of inputs; no layer of the plan has any of them")
-    weights = calibrated_weights(model, graph, {name: [_plain(s)] for name, s in chosen.items()}, calls)
+        raise QSearchError(
+            "reconstruction learns what methods such as @adaround and @adaround_scaled round, and static scales of inputs; no layer of the plan has any of them"
+        )
+    weights = calibrated_weights(
+        model, graph, {name: [_plain(s)] for name, s in chosen.items()}, calls
+    )
     units = _units(graph, chosen)
     targets = _outputs(model, list(units), calls)
     dice, blocks, done = torch.Generator().manual_seed(seed), [], dict[str, Scheme]()
     for unit, names in units.items():
         given = _inputs(model, graph, unit, calls, done, weights)
-        module, held = model.get_submodule(unit), {name: Layer(model, graph, name, chosen[name], weights) for name in names}
+        module, held = (
+            model.get_submodule(unit),
+            {name: Layer(model, graph, name, chosen[name], weights) for name in names},
+        )
         block = _Block(unit, module, held, given, targets.pop(unit))
         if any(Layer.learns(chosen[name]) for name in names) and given:
-            blocks.append(block.learn(order, steps, rates, dice))
+            blocks.append(block.learn(asked, dice))
         for name, layer in held.items():
             layer.store(weights, name)
         done |= {name: chosen[name] for name in names}
@@ -98,7 +125,7 @@ def reconstruct(
 
 def _plain(scheme: Scheme) -> Scheme:
     """The scheme as far as its calibration goes when its rounding is learnt here."""
-    return replace(scheme, method="") if Layer.gated(scheme) else scheme
+    return replace(scheme, method="") if learnt_method(scheme) is not None else scheme
 
 
 def _units(graph: OpGraph, chosen: Mapping[str, Scheme]) -> dict[str, list[str]]:
@@ -106,7 +133,9 @@ def _units(graph: OpGraph, chosen: Mapping[str, Scheme]) -> dict[str, list[str]]
     units: dict[str, list[str]] = {}
     for name in chosen:
         block = graph.layer(name).block
-        whole = block and all(spec.block == block for spec in graph if spec.name.startswith(block + "."))
+        whole = block and all(
+            spec.block == block for spec in graph if spec.name.startswith(block + ".")
+        )
         units.setdefault(block if whole else name, []).append(name)
     return units
 
@@ -120,7 +149,9 @@ def _first(made: Any) -> Tensor:
     return found.detach().float().clone()  # what comes behind may write into it
 
 
-def _outputs(model: nn.Module, units: Sequence[str], calls: Sequence[Call]) -> dict[str, list[Tensor]]:
+def _outputs(
+    model: nn.Module, units: Sequence[str], calls: Sequence[Call]
+) -> dict[str, list[Tensor]]:
     """Module -> its output for each call that runs it, in full precision; of a module that runs several times in a call, the first."""
     found: dict[str, list[Tensor]] = {unit: [] for unit in units}
     ran: set[str] = set()
@@ -145,7 +176,12 @@ def _outputs(model: nn.Module, units: Sequence[str], calls: Sequence[Call]) -> d
 
 
 def _inputs(
-    model: nn.Module, graph: OpGraph, unit: str, calls: Sequence[Call], done: Mapping[str, Scheme], weights: QuantizedWeights
+    model: nn.Module,
+    graph: OpGraph,
+    unit: str,
+    calls: Sequence[Call],
+    done: Mapping[str, Scheme],
+    weights: QuantizedWeights,
 ) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
     """What goes into a module for each call that runs it, with all layers before it as they are rounded by now."""
     found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -177,44 +213,61 @@ class _Block:
     given: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]
     targets: Sequence[Tensor]
 
-    def learn(self, order: str, steps: int, rates: tuple[float, float], dice: torch.Generator) -> Rebuilt:
+    def learn(self, asked: ReconstructOptions, dice: torch.Generator) -> Rebuilt:
         """Learn gates and factors of all layers; take them back where the block's output is not nearer for it."""
         gates = [g for layer in self.layers.values() for g in layer.gates]
-        stretches = [layer.stretch for layer in self.layers.values() if layer.stretch is not None]
-        both: list[tuple[list[Gates], list[Tensor]]] = [(gates, stretches)] if order == "joint" else [(gates, []), ([], stretches)]
-        phases = [(opened, stretched) for opened, stretched in both if opened or stretched]
+        range_scales = [
+            layer.range_scale for layer in self.layers.values() if layer.range_scale is not None
+        ]
+        both: list[tuple[list[Gates], list[Tensor]]] = (
+            [(gates, range_scales)] if asked.order == "joint" else [(gates, []), ([], range_scales)]
+        )
+        phases = [(opened, scaled) for opened, scaled in both if opened or scaled]
+        share = asked.model_copy(update={"steps": asked.steps // max(1, len(phases))})
         losses: list[float] = []
         power = sum(float(t.square().sum()) for t in self.targets)
         with self._rounding():
             before = self._error("whole") / power
-            for opened, stretched in phases:
+            for opened, scaled in phases:
                 if before > 0:
-                    losses += self._phase(opened, stretched, order == "joint", steps // len(phases), rates, dice)
+                    losses += self._phase(opened, scaled, asked.order == "joint", share, dice)
                 for layer in self.layers.values():
-                    layer.settle()
+                    layer.harden()
             after = self._error("whole") / power
             if not after < before:
                 for layer in self.layers.values():
-                    layer.forget()
+                    layer.reset()
         return Rebuilt(self.name, before, min(after, before), tuple(losses))
 
-    def _phase(self, gates: list[Gates], stretches: list[Tensor], joint: bool, steps: int, rates: tuple[float, float], dice: torch.Generator) -> list[float]:
-        mode = "soft" if joint or stretches else "off"
+    def _phase(
+        self,
+        gates: list[Gates],
+        range_scales: list[Tensor],
+        joint: bool,
+        asked: ReconstructOptions,
+        dice: torch.Generator,
+    ) -> list[float]:
+        mode = "soft" if joint or range_scales else "off"
         unit = self._error(mode) / len(self.given) / max(1, sum(g.variable.numel() for g in gates))
         if not unit > 0:
             return []
-        groups = [{"params": [g.variable for g in gates], "lr": rates[0]}, {"params": stretches, "lr": rates[1]}]
+        groups = [
+            {"params": [g.variable for g in gates], "lr": asked.rate},
+            {"params": range_scales, "lr": asked.input_rate},
+        ]
         optimizer = torch.optim.Adam([group for group in groups if group["params"]])
-        variables = [*(g.variable for g in gates), *stretches]
+        variables = [*(g.variable for g in gates), *range_scales]
         losses = []
         with torch.enable_grad():
-            for i in range(steps):
+            for i in range(asked.steps):
                 k = int(torch.randint(len(self.given), (), generator=dice))
                 penalty = torch.zeros(())
                 values = {}
                 for name, layer in self.layers.items():
-                    values[name], undecided = layer.value(soft=bool(gates), progress=i / steps)
-                    penalty = penalty + undecided
+                    values[name], regularizer = layer.value(
+                        soft=bool(gates), progress=i / asked.steps
+                    )
+                    penalty = penalty + regularizer
                 error = (self._run(k, values, mode) - self.targets[k]).square().sum()
                 optimizer.zero_grad()
                 (error / unit + penalty).backward(inputs=variables)
@@ -226,13 +279,19 @@ class _Block:
     def _error(self, mode: str) -> float:
         """Squared error of the output over all calls, weights as they are settled."""
         values = {name: layer.value(soft=False)[0] for name, layer in self.layers.items()}
-        return sum(float((self._run(k, values, mode) - target).square().sum()) for k, target in enumerate(self.targets))
+        return sum(
+            float((self._run(k, values, mode) - target).square().sum())
+            for k, target in enumerate(self.targets)
+        )
 
     def _run(self, k: int, values: Mapping[str, Tensor], mode: str) -> Tensor:
         for layer in self.layers.values():
             layer.mode = mode
         args, kwargs = self.given[k]
-        own = {(name[len(self.name) + 1 :] + ".weight").lstrip("."): value for name, value in values.items()}
+        own = {
+            (name[len(self.name) + 1 :] + ".weight").lstrip("."): value
+            for name, value in values.items()
+        }
         made = functional_call(self.module, own, args, kwargs)
         return (made if isinstance(made, Tensor) else made[0]).float()
 

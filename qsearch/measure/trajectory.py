@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -20,9 +20,17 @@ from torch import Tensor, nn
 from torch.utils import _pytree, checkpoint
 
 from ..core.errors import QSearchError
+from ..core.steps import StepClock, clock_of
+from ..graphs.components import parts_of
+from . import calling
+from .calling import StopError, arguments
+from .calls import Call, Copier, measuring, repeated
 from .clean import Clean
+from .components import model_of
+from .decoding import decode_batch, latent_channels
 from .observation import AbstractObservation, compared, first_bad, measured
-from .pipelines import Call, Prompts, Sampling, arguments, decode_batch, denoiser_of, latent_channels
+from .prompts import Prompts
+from .sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -36,14 +44,20 @@ class Trajectory:
 
     def observed(self, model: nn.Module, metrics: Sequence[str]) -> AbstractObservation:
         """The trajectory as an observation of `model`, which must be the pipeline's denoiser."""
-        if model is not denoiser_of(self.pipe):
-            raise QSearchError(f"trajectories belong to the denoiser of their pipeline; {type(model).__name__} is not that of {type(self.pipe).__name__}")
+        if model is not model_of(self.pipe):
+            raise QSearchError(
+                f"trajectories belong to the denoiser of their pipeline; {type(model).__name__} is not that of {type(self.pipe).__name__}"
+            )
         return TrajectoryObservation(self, metrics)
 
 
-def trajectories(pipe: Any, prompts: Prompts, sampling: Sampling, batch: int = 1) -> list[Trajectory]:
+def trajectories(
+    pipe: Any, prompts: Prompts, sampling: Sampling, batch: int = 1
+) -> list[Trajectory]:
     """The samples in parts of `batch`; each part has probes of its own."""
-    return [Trajectory(pipe, prompts[i : i + batch], sampling, i) for i in range(0, len(prompts), batch)]
+    return [
+        Trajectory(pipe, prompts[i : i + batch], sampling, i) for i in range(0, len(prompts), batch)
+    ]
 
 
 class TrajectoryObservation(AbstractObservation):
@@ -51,44 +65,52 @@ class TrajectoryObservation(AbstractObservation):
 
     def __init__(self, trajectory: Trajectory, metrics: Sequence[str]) -> None:
         self.trajectory, self.metrics = trajectory, tuple(metrics)
-        self.model = denoiser_of(trajectory.pipe)
+        self.model = model_of(trajectory.pipe)
         self.bin, self.now = 0, 0
 
     @cached_property
     def _latents(self) -> Tensor:
-        self._count = 0
-        with torch.no_grad(), patched(self.model, self._counted):
+        self._count = StepCount(clock_of(self.model))
+        with torch.no_grad(), patched(self.model, self._count.counted):
             latents = _sampled(self.trajectory)
+        again = partial(_sampled, self.trajectory)
         if not torch.isfinite(latents).all():
-            first = first_bad(self.model, partial(_sampled, self.trajectory))
-            raise QSearchError(f"{type(self.trajectory.pipe).__name__} made latents that are not finite; the first layer to make such numbers is {first}")
+            first = first_bad(self.model, again)
+            raise QSearchError(
+                f"{type(self.trajectory.pipe).__name__} made latents that are not finite; the first layer to make such numbers is {first}"
+            )
+        if self.trajectory.first == 0:
+            with torch.no_grad():
+                repeated(self.model, again, latents)
         return latents
 
     def example(self) -> Call:
         """The first call of the denoiser."""
         found: list[Call] = []
+        clock = clock_of(self.model)
+        parts = parts_of(self.model)
 
-        def listen(_: Any, *args: Any, **kwargs: Any) -> Any:
-            found.append(Call(args, kwargs, 0))
-            raise _HeardEnoughError
+        def listen(forward: Any, *args: Any, **kwargs: Any) -> Any:
+            name = next(n for n, m in parts.items() if m.__dict__["forward"].__wrapped__ is forward)
+            args, kwargs = Copier()((args, kwargs))
+            found.append(Call(args, kwargs, clock.step, None, clock.total, name))
+            raise StopError
 
-        with torch.no_grad(), patched(self.model, listen), suppress(_HeardEnoughError):
+        with torch.no_grad(), patched(self.model, listen), suppress(StopError):
             _sampled(self.trajectory)
         return found[0]
 
-    def _counted(self, forward: Any, *args: Any, **kwargs: Any) -> Any:
-        self._count += 1
-        return forward(*args, **kwargs)
-
     @property
     def sampler_steps(self) -> int:
-        """Calls of the denoiser."""
+        """Those that call the denoiser: all of the sampler's, or where it starts in the middle the rest of them."""
         _ = self._latents
-        return self._count
+        return len(self._count.places)
 
     def _clean(self, latents: Tensor) -> Clean:
         pipe = self.trajectory.pipe
-        return Clean(latents, partial(decode_batch, pipe), latent_channels(pipe))
+        t = self.trajectory
+        decoder = partial(decode_batch, pipe, sampling=t.sampling, prompts=t.prompts)
+        return Clean(latents, decoder, latent_channels(pipe))
 
     @cached_property
     def _own(self) -> Clean:
@@ -110,49 +132,83 @@ class TrajectoryObservation(AbstractObservation):
         return {name: features for name, (features, _) in made.items()}
 
     def _differentiable(self) -> Tensor:
-        step = 0
+        clock, number = clock_of(self.model), 0
 
         def recomputed(forward: Any, *args: Any, **kwargs: Any) -> Any:
-            nonlocal step
-            step += 1
-            return _checkpointed(partial(self._at, step - 1, forward), args, kwargs)
+            nonlocal number
+            at = (clock.step, clock.total) if clock.known else (number, 0)
+            number += 1
+            return _checkpointed(partial(self._at, at, forward), args, kwargs)
 
         with patched(self.model, recomputed):
             latents = _sampled(self.trajectory)
         if not latents.requires_grad:
             name = type(getattr(self.trajectory.pipe, "scheduler", None)).__name__
-            raise QSearchError(f"{name} gives no gradient through its steps, so a trajectory can't be probed; use one that does, or probe step by step")
+            raise QSearchError(
+                f"{name} gives no gradient through its steps, so a trajectory can't be probed; use one that does, or probe step by step"
+            )
         return latents
 
-    def _at(self, step: int, forward: Any, *args: Any, **kwargs: Any) -> Any:
-        self.now = step
-        return forward(*args, **kwargs)
+    def _at(self, at: tuple[int, int], forward: Any, *args: Any, **kwargs: Any) -> Any:
+        """The forward of a call of one sampler step, which the clock shows again while it is recomputed."""
+        self.now = self._count.places[at[0]]
+        with ExitStack() as stack:
+            if at[1]:
+                stack.enter_context(clock_of(self.model).at(*at))
+            stack.enter_context(measuring(self.model))
+            return forward(*args, **kwargs)
 
     def floor(self) -> dict[str, float]:
         """Each metric when the samples run in a batch of another size."""
-        more = replace(self.trajectory, prompts=Prompts(self.trajectory.prompts.texts * 2))
+        own = self.trajectory.prompts
+        twice = Prompts(own.texts * 2, own.captions * 2, own.values * 2)
+        more = replace(self.trajectory, prompts=twice)
         with torch.no_grad():
             latents = _sampled(more)[: len(self._latents)]
-            return compared(measured(self.metrics, None, self._clean(latents), None, self._own), self)
+            return compared(
+                measured(self.metrics, None, self._clean(latents), None, self._own), self
+            )
 
 
-class _HeardEnoughError(Exception):
-    """Ends a sampler whose first call is all that is wanted."""
+class StepCount:
+    """The sampler steps of which a model is called.
+
+    Attributes:
+        places: sampler step -> its number among those.
+    """
+
+    def __init__(self, clock: StepClock) -> None:
+        self.clock, self.places, self._calls = clock, dict[int, int](), 0
+
+    def counted(self, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        """Count a call and make it."""
+        step = self.clock.step if self.clock.known else self._calls
+        self._calls += 1
+        self.places.setdefault(step, len(self.places))
+        return forward(*args, **kwargs)
 
 
 def _sampled(trajectory: Trajectory) -> Tensor:
     pipe = trajectory.pipe
-    call = inspect.unwrap(type(pipe).__call__)
-    if call is type(pipe).__call__:
-        raise QSearchError(f"the call of {type(pipe).__name__} is not wrapped in torch.no_grad as diffusers' pipelines are; probe step by step")
-    made = call(pipe, **arguments(pipe, trajectory.prompts.texts, trajectory.first, trajectory.sampling))
-    latents: Tensor = made[0]
-    return latents.float()
+    if inspect.unwrap(type(pipe).__call__) is type(pipe).__call__:
+        raise QSearchError(
+            f"the call of {type(pipe).__name__} is not wrapped in torch.no_grad as diffusers' pipelines are; probe step by step"
+        )
+    given = arguments(pipe, trajectory.prompts, trajectory.first, trajectory.sampling)
+    return calling.call(pipe, given, gradients=True).float()
 
 
 @contextmanager
 def patched(model: nn.Module, around: Any) -> Iterator[None]:
-    """`model` calls `around(forward, ...)` in place of its forward."""
+    """`model`, or each of several denoisers, calls `around(forward, ...)` in place of its forward."""
+    with ExitStack() as stack:
+        for part in parts_of(model).values():
+            stack.enter_context(_patched(part, around))
+        yield
+
+
+@contextmanager
+def _patched(model: nn.Module, around: Any) -> Iterator[None]:
     own, before = model.forward, model.__dict__.get("forward")
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -184,6 +240,8 @@ def _checkpointed(forward: Any, args: Any, kwargs: Any) -> Any:
         shape[:] = [form]
         return tuple(made)
 
-    anchor = torch.zeros((), requires_grad=True)  # the first step's latents want no gradient, its weights do
+    anchor = torch.zeros(
+        (), requires_grad=True
+    )  # the first step's latents want no gradient, its weights do
     made = checkpoint.checkpoint(flat, anchor, *(leaves[i] for i in places), use_reentrant=True)
     return _pytree.tree_unflatten(list(made), shape[0])

@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 
 from ..core.errors import QSearchError
 from ..core.scheme import Scheme
-from .drawing import HALF, INK, QUIET, canvas, scaled, shortened, styled
+from .style import HALF, INK, QUIET, canvas, scaled, shortened, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..core.attribution import Attribution
 
-_BINS, _HEIGHT = 90, 0.42  # columns in which dots are stacked; how far from its row's middle a dot may stand
+_BINS, _HEIGHT = (
+    90,
+    0.42,
+)  # columns in which dots are stacked; how far from its row's middle a dot may stand
 _REST = "the other {count} together"
 
 
@@ -41,16 +44,28 @@ class Beeswarm:
     colour: str
 
 
-def beeswarm(attribution: Attribution, *, metric: str, method: str, kind: str = "feature", count: int = 12) -> Beeswarm:
+def beeswarm(
+    attribution: Attribution, *, metric: str, method: str, kind: str = "feature", count: int = 12
+) -> Beeswarm:
     """The `count` names that move the predictions of all plans most, and the rest in one row. Raises `QSearchError` for fewer than two plans."""
     frame: Any = attribution.select(method=method, kind=kind, metric=metric)
     plans = list(dict.fromkeys(frame["plan"]))
     if len(plans) < 2:
-        raise QSearchError(f"a beeswarm shows many plans; {method} explains only {plans[0]}, whose contributions are bars")
+        raise QSearchError(
+            f"a beeswarm shows many plans; {method} explains only {plans[0]}, whose contributions are bars"
+        )
     if kind == "layer":
-        frame = frame.assign(data=[float(Scheme.parse(choice).bits) if choice else np.nan for choice in frame["choice"]])
-    table = frame.pivot_table(index="name", columns="plan", values="value", aggfunc="sum", fill_value=0.0, sort=False)[plans]
-    data = frame.pivot_table(index="name", columns="plan", values="data", aggfunc="mean", dropna=False, sort=False).reindex(index=table.index, columns=plans)
+        frame = frame.assign(
+            data=[
+                float(Scheme.parse(choice).bits) if choice else np.nan for choice in frame["choice"]
+            ]
+        )
+    table = frame.pivot_table(
+        index="name", columns="plan", values="value", aggfunc="sum", fill_value=0.0, sort=False
+    )[plans]
+    data = frame.pivot_table(
+        index="name", columns="plan", values="data", aggfunc="mean", dropna=False, sort=False
+    ).reindex(index=table.index, columns=plans)
     order = table.abs().mean(axis=1).sort_values(ascending=False, kind="stable").index
     shown, hidden = list(order[:count]), list(order[count:])
     values = [table.loc[name].to_numpy(dtype=np.float64) for name in shown]
@@ -79,7 +94,9 @@ def _ranks(data: NDArray[np.float64]) -> NDArray[np.float64]:
     if not known.any() or np.ptp(data[known]) == 0:
         return np.full(len(data), np.nan)
     ordered = np.sort(data[known])
-    middle = (np.searchsorted(ordered, data, "left") + np.searchsorted(ordered, data, "right") - 1) / 2
+    middle = (
+        np.searchsorted(ordered, data, "left") + np.searchsorted(ordered, data, "right") - 1
+    ) / 2
     return np.where(known, middle / (len(ordered) - 1), np.nan)
 
 
@@ -105,7 +122,9 @@ def _draw(data: Beeswarm, width: int) -> Figure:
     figure, ax = canvas(width, 70 + 24 * len(data.rows))
     scale = colormaps["cividis"]
     ax.axvline(0, color=QUIET, linewidth=0.8)
-    for row, (values, offsets, levels) in enumerate(zip(data.values, data.offsets, data.levels, strict=True)):
+    for row, (values, offsets, levels) in enumerate(
+        zip(data.values, data.offsets, data.levels, strict=True)
+    ):
         colours: list[Any] = [QUIET if np.isnan(level) else scale(float(level)) for level in levels]
         ax.scatter(values, row + offsets, s=9, c=colours, edgecolors=INK, linewidths=0.2)
     ax.set_yticks(range(len(data.rows)), [shortened(name, 34) for name in data.rows])

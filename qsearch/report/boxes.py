@@ -16,8 +16,8 @@ from ..core.errors import QSearchError, nearest
 from ..core.graph import OpGraph
 from ..core.scheme import Scheme
 from ..core.table import SensitivityTable
-from .drawing import HALF, INK, QUIET, canvas, styled
 from .plots import Loss, decibels, family, losses
+from .style import HALF, INK, QUIET, canvas, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +53,13 @@ class Boxes:
     title: str
 
 
-def role_boxes(models: Mapping[str, tuple[OpGraph, SensitivityTable]], scheme: Scheme | str, *, metric: str = "noise", families: bool = False) -> Boxes:
+def role_boxes(
+    models: Mapping[str, tuple[OpGraph, SensitivityTable]],
+    scheme: Scheme | str,
+    *,
+    metric: str = "noise",
+    families: bool = False,
+) -> Boxes:
     """Boxes of every role (or of the few `families` of roles, which models of different build share) at one scheme."""
     found: dict[str, dict[str, list[Loss]]] = {}
     for model, (graph, table) in models.items():
@@ -61,13 +67,29 @@ def role_boxes(models: Mapping[str, tuple[OpGraph, SensitivityTable]], scheme: S
         known = losses(table, scheme, metric=metric)
         for layer in graph.quantizable:
             if layer.name in known:
-                found.setdefault(family(layer.role) if families else layer.role, {}).setdefault(model, []).append(known[layer.name])
-    boxes = {role: tuple(_box(held.get(model, [])) for model in models) for role, held in found.items()}
+                found.setdefault(family(layer.role) if families else layer.role, {}).setdefault(
+                    model, []
+                ).append(known[layer.name])
+    boxes = {
+        role: tuple(_box(held.get(model, [])) for model in models) for role, held in found.items()
+    }
     ordered = sorted(boxes, key=lambda role: (min(_middle(box) for box in boxes[role]), role))
-    return Boxes(tuple(ordered), tuple(models), tuple(boxes[role] for role in ordered), f"{_name(metric)} at {scheme}, dB (← more sensitive)")
+    return Boxes(
+        tuple(ordered),
+        tuple(models),
+        tuple(boxes[role] for role in ordered),
+        f"{_name(metric)} at {scheme}, dB (← more sensitive)",
+    )
 
 
-def score_boxes(graph: OpGraph, attribution: Attribution, *, metric: str, method: str, schemes: Sequence[str] = ()) -> Boxes:
+def score_boxes(
+    graph: OpGraph,
+    attribution: Attribution,
+    *,
+    metric: str,
+    method: str,
+    schemes: Sequence[str] = (),
+) -> Boxes:
     """Boxes of a graph predictor's scores of operations, by role, the schemes that were scored beside each other (the first four when none are given)."""
     frame: Any = attribution.select(method=method, kind="operation", metric=metric)
     known = list(dict.fromkeys(frame["choice"]))
@@ -79,9 +101,17 @@ def score_boxes(graph: OpGraph, attribution: Attribution, *, metric: str, method
     for name, choice, value in frame[["name", "choice", "value"]].itertuples(index=False):
         if name in graph:
             found.setdefault(graph.layer(name).role, {}).setdefault(choice, []).append(float(value))
-    boxes = {role: tuple(_summed(sorted(held.get(scheme, [])), ()) for scheme in asked) for role, held in found.items()}
+    boxes = {
+        role: tuple(_summed(sorted(held.get(scheme, [])), ()) for scheme in asked)
+        for role, held in found.items()
+    }
     ordered = sorted(boxes, key=lambda role: (min(_middle(box) for box in boxes[role]), role))
-    return Boxes(tuple(ordered), asked, tuple(boxes[role] for role in ordered), f"score of {method} for {metric} (← worse)")
+    return Boxes(
+        tuple(ordered),
+        asked,
+        tuple(boxes[role] for role in ordered),
+        f"score of {method} for {metric} (← worse)",
+    )
 
 
 def _box(held: list[Loss]) -> Box:
@@ -116,7 +146,14 @@ def _draw(data: Boxes, width: int) -> Figure:
     figure, ax = canvas(width, 78 + len(data.roles) * (8 + 16 * len(data.models)))
     boxes_into(ax, data)
     if (keys := legend(data))[0]:
-        figure.legend(*keys, loc="outside upper left", ncols=min(len(data.models), 2) + 1, borderpad=0, columnspacing=1.2, handletextpad=0.4)
+        figure.legend(
+            *keys,
+            loc="outside upper left",
+            ncols=min(len(data.models), 2) + 1,
+            borderpad=0,
+            columnspacing=1.2,
+            handletextpad=0.4,
+        )
     return figure
 
 
@@ -126,7 +163,16 @@ def boxes_into(ax: Axes, data: Boxes) -> None:
         for i, box in enumerate(held):
             y, colour = row + place(i, len(held)), SERIES[i % len(SERIES)]
             if not box.values and not box.bounds:
-                ax.text(0.995, y, f"none in {data.models[i]}", transform=ax.get_yaxis_transform(), ha="right", va="center", color=QUIET, fontsize=6.5)
+                ax.text(
+                    0.995,
+                    y,
+                    f"none in {data.models[i]}",
+                    transform=ax.get_yaxis_transform(),
+                    ha="right",
+                    va="center",
+                    color=QUIET,
+                    fontsize=6.5,
+                )
             if box.summary is not None:
                 keys = ("whislo", "q1", "med", "q3", "whishi")
                 style: dict[str, Any] = {"color": QUIET, "linewidth": 0.9}
@@ -136,8 +182,24 @@ def boxes_into(ax: Axes, data: Boxes) -> None:
                 bold = {"color": INK, "linewidth": 1.8}
                 ax.bxp([stats], positions=[y], widths=wide, orientation="horizontal", patch_artist=True, showfliers=False, manage_ticks=False,
                        boxprops=filled, medianprops=bold, whiskerprops=style, capprops=style)  # fmt: skip
-            ax.plot(box.values, [y] * len(box.values), MARKERS[i % len(MARKERS)], color=colour, markersize=3.2, markeredgecolor="white", markeredgewidth=0.4)
-            ax.plot(box.bounds, [y] * len(box.bounds), ">", color="none", markeredgecolor=colour, markersize=4, markeredgewidth=0.8)
+            ax.plot(
+                box.values,
+                [y] * len(box.values),
+                MARKERS[i % len(MARKERS)],
+                color=colour,
+                markersize=3.2,
+                markeredgecolor="white",
+                markeredgewidth=0.4,
+            )
+            ax.plot(
+                box.bounds,
+                [y] * len(box.bounds),
+                ">",
+                color="none",
+                markeredgecolor=colour,
+                markersize=4,
+                markeredgewidth=0.8,
+            )
     ax.set_yticks(range(len(data.roles)), data.roles)
     ax.set_ylim(len(data.roles) - 0.5, -0.5)
     ax.set_xlabel(data.title)
@@ -155,12 +217,32 @@ def legend(data: Boxes) -> tuple[list[Any], list[str]]:
     """Handles and words: the models where there are several, and the mark of the floor where a layer lies at it."""
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=SERIES[i % len(SERIES)], marker=MARKERS[i % len(MARKERS)], linestyle="none", markersize=5) for i in range(len(data.models))]
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=SERIES[i % len(SERIES)],
+            marker=MARKERS[i % len(MARKERS)],
+            linestyle="none",
+            markersize=5,
+        )
+        for i in range(len(data.models))
+    ]
     words = list(data.models)
     if len(words) == 1:
         handles, words = [], []
     if any(box.bounds for held in data.boxes for box in held):
-        handles.append(Line2D([], [], color="none", marker=">", markeredgecolor=QUIET, linestyle="none", markersize=5))
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color="none",
+                marker=">",
+                markeredgecolor=QUIET,
+                linestyle="none",
+                markersize=5,
+            )
+        )
         words.append("at the measurement floor: at least")
     return handles, words
 

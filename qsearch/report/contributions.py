@@ -8,8 +8,8 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from ..core.graph import OpGraph
-from .drawing import FAINT, FAMILY_COLOURS, HALF, INK, QUIET, canvas, scaled, styled
 from .plots import FAMILIES, family, short_names
+from .style import FAINT, FAMILY_COLOURS, HALF, INK, QUIET, canvas, scaled, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,17 +33,48 @@ class Contributions:
     title: str
 
 
-def contributions(graph: OpGraph, attribution: Attribution, *, plan: str, metric: str, method: str, count: int = 15) -> Contributions:
+def contributions(
+    graph: OpGraph,
+    attribution: Attribution,
+    *,
+    plan: str,
+    metric: str,
+    method: str,
+    count: int = 15,
+) -> Contributions:
     """The `count` layers that add most, step bins added up."""
     frame: Any = attribution.select(plan=plan, method=method, kind="layer", metric=metric)
-    sums = frame.groupby("name", sort=False).agg({"value": "sum", "error": lambda e: math.sqrt(float((e**2).sum(skipna=False))), "choice": "first"})
+    sums = frame.groupby("name", sort=False).agg(
+        {
+            "value": "sum",
+            "error": lambda e: math.sqrt(float((e**2).sum(skipna=False))),
+            "choice": "first",
+        }
+    )
     sums = sums.sort_values("value", ascending=False, kind="stable")
     shown, hidden = sums.iloc[:count], sums.iloc[count:]
-    rows = tuple((str(name), str(x.choice), float(x.value), float(x.error), family(graph.layer(str(name)).role)) for name, x in shown.iterrows())
+    rows = tuple(
+        (
+            str(name),
+            str(x.choice),
+            float(x.value),
+            float(x.error),
+            family(graph.layer(str(name)).role),
+        )
+        for name, x in shown.iterrows()
+    )
     base, prediction = float(frame["base"].iloc[0]), float(frame["prediction"].iloc[0])
     short, key = short_names(graph.layers)
     rest = (len(hidden), float(hidden["value"].sum()))
-    return Contributions(rows, rest, base, prediction, tuple(short[name] for name, *_ in rows), key, f"added to predicted {metric}")
+    return Contributions(
+        rows,
+        rest,
+        base,
+        prediction,
+        tuple(short[name] for name, *_ in rows),
+        key,
+        f"added to predicted {metric}",
+    )
 
 
 def draw_contributions(data: Contributions, width: int = HALF) -> Figure:
@@ -62,7 +93,9 @@ def _draw(data: Contributions, width: int) -> Figure:
             ax.errorbar(value, i, xerr=error, fmt="none", ecolor=INK, elinewidth=0.9, capsize=2)
     labels = [f"{label}  {row[1]}" for label, row in zip(data.labels, data.rows, strict=True)]
     if count:
-        ax.barh(len(data.rows), rest, 0.74, color=FAINT, edgecolor=QUIET, hatch="/////", linewidth=0.6)
+        ax.barh(
+            len(data.rows), rest, 0.74, color=FAINT, edgecolor=QUIET, hatch="/////", linewidth=0.6
+        )
         labels.append(f"the other {count} together")
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.5, -0.5)
@@ -75,6 +108,12 @@ def _draw(data: Contributions, width: int) -> Figure:
     ax.tick_params(axis="y", length=0)
     held = [name for name in FAMILIES if any(row[4] == name for row in data.rows)]
     figure.legend(
-        [Patch(color=FAMILY_COLOURS[name]) for name in held], held, loc="outside upper left", ncols=3, handlelength=1.2, columnspacing=1.2, borderpad=0
+        [Patch(color=FAMILY_COLOURS[name]) for name in held],
+        held,
+        loc="outside upper left",
+        ncols=3,
+        handlelength=1.2,
+        columnspacing=1.2,
+        borderpad=0,
     )
     return figure

@@ -25,32 +25,71 @@ def attribution_tables(found: Attribution) -> list[Table | str]:
         elif "plan" in plans or len(plans) == 1:
             shown += _plan(rows[rows["plan"] == ("plan" if "plan" in plans else plans[0])], of)
         else:
-            shown.append(_largest(rows, f"{of}: mean absolute contribution to the predictions of {len(plans)} plans"))
+            shown.append(
+                _largest(
+                    rows,
+                    f"{of}: mean absolute contribution to the predictions of {len(plans)} plans",
+                )
+            )
     return shown
 
 
 def _plan(rows: Any, of: str) -> list[Table | str]:
-    plan, base, prediction = rows["plan"].iloc[0], float(rows["base"].iloc[0]), float(rows["prediction"].iloc[0])
-    summed = rows.assign(variance=rows["error"] ** 2).groupby(["name", "other"], sort=False, as_index=False)
-    sums = summed.agg({"value": "sum", "variance": lambda v: v.sum(skipna=False), "choice": "first", "data": "first"})
+    plan, base, prediction = (
+        rows["plan"].iloc[0],
+        float(rows["base"].iloc[0]),
+        float(rows["prediction"].iloc[0]),
+    )
+    summed = rows.assign(variance=rows["error"] ** 2).groupby(
+        ["name", "other"], sort=False, as_index=False
+    )
+    sums = summed.agg(
+        {
+            "value": "sum",
+            "variance": lambda v: v.sum(skipna=False),
+            "choice": "first",
+            "data": "first",
+        }
+    )
     sums = sums.iloc[sums["value"].abs().argsort(kind="stable")[::-1]]
-    table = Table(title=f"{of}: what each adds for {plan} (~ within two standard errors of zero)", title_justify="left")
+    table = Table(
+        title=f"{of}: what each adds for {plan} (~ within two standard errors of zero)",
+        title_justify="left",
+    )
     for title in ("name", "choice or value", "adds", "±"):
-        table.add_column(title, justify="left" if title in ("name", "choice or value") else "right", overflow="fold")
+        table.add_column(
+            title,
+            justify="left" if title in ("name", "choice or value") else "right",
+            overflow="fold",
+        )
     for row in sums.head(MOST).itertuples(index=False):
         error = math.sqrt(row.variance) if row.variance >= 0 else math.nan
         mark = "~" if abs(row.value) < 2 * error else ""
         own = row.choice or ("" if math.isnan(row.data) else f"{row.data:.3g}")
-        table.add_row(f"{row.name} × {row.other}" if row.other else row.name, own, f"{mark}{row.value:+.2e}", "" if math.isnan(error) else f"{error:.0e}")
+        table.add_row(
+            f"{row.name} × {row.other}" if row.other else row.name,
+            own,
+            f"{mark}{row.value:+.2e}",
+            "" if math.isnan(error) else f"{error:.0e}",
+        )
     rest = sums.iloc[MOST:]
     if len(rest):
         table.add_row(f"the other {len(rest)} together", "", f"{rest['value'].sum():+.2e}", "")
-    return [table, f"{base:.4g} before any + {sums['value'].sum():.4g} = {prediction:.4g}, as predicted"]
+    return [
+        table,
+        f"{base:.4g} before any + {sums['value'].sum():.4g} = {prediction:.4g}, as predicted",
+    ]
 
 
 def _largest(rows: Any, title: str) -> Table:
     """Names by the mean absolute value over plans and choices."""
-    means = rows.groupby(["plan", "name", "choice"], sort=False)["value"].sum().abs().groupby("name", sort=False).mean()
+    means = (
+        rows.groupby(["plan", "name", "choice"], sort=False)["value"]
+        .sum()
+        .abs()
+        .groupby("name", sort=False)
+        .mean()
+    )
     means = means.sort_values(ascending=False, kind="stable")
     table = Table(title=title, title_justify="left")
     table.add_column("name", overflow="fold")

@@ -16,30 +16,36 @@ import networkx as nx
 
 from ..core.artifacts import write_atomic
 from ..core.errors import QSearchError
-from .drawing import FAINT, FAMILY_COLOURS, INK, PAPER, QUIET, RAISED
-from .graph_view import Box, Group, Sketch
+from ..core.graph import OpGraph
+from .graph_boxes import INSET, box_size, draw_box, draw_curve, draw_frame, empty_canvas
+from .graph_view import block_sketch, model_sketch
 from .layered import layered
+from .sketch import Group, Sketch
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     Point = tuple[float, float]
     #: box -> colours of its cells (None = no number: hatched)
     Strips = Mapping[str, Sequence[str | None]]
 
-_LETTER, _LINE, _PAD = 6.1, 13.0, 9.0  # pixels: width of a letter, height of a line, around the text
-_MARGIN, _HEAD = 22.0, 34.0
-_ROW, _COLUMN, _GAP, _INSET = 30.0, 110.0, 24.0, 10.0  # between rows, between legs, between boxes of a row, within a frame
-_FOLD, _LONG, _ROUNDS = 3, 18, 5  # skips that make a U; rows that ask for a second column; rounds that put the rows of a U beside each other
-_STRIP = 15.0  # pixels: cells at the lower edge of a box
-_TEXT, _SMALL = 8.0, 6.8  # points
+_ROW, _COLUMN, _GAP = 30.0, 110.0, 24.0  # between rows, between legs, between boxes of a row
+_FOLD, _LONG, _ROUNDS = (
+    3,
+    18,
+    5,
+)  # skips that make a U; rows that ask for a second column; rounds that put the rows of a U beside each other
 _MARKS = ("#6a3d9a", "#1f78b4", "#33a02c", "#b15928", "#e31a1c", "#a6761d")
 
 
 def draw(sketch: Sketch, strips: Strips | None = None) -> Figure:
     """The figure of a sketch, as large as it needs to be. `strips`: box -> colours of the cells at its lower edge; boxes themselves are then white."""
     return _draw_model(sketch, strips) if sketch.groups else _draw_block(sketch, strips)
+
+
+def save_picture(graph: OpGraph, path: Path, block: str | None = None) -> None:
+    """Write a picture of a block, or of the whole model, as SVG or PNG (the ending says which)."""
+    write(draw(model_sketch(graph) if block is None else block_sketch(graph, block)), path)
 
 
 def write(figure: Figure, path: Path) -> None:
@@ -49,8 +55,14 @@ def write(figure: Figure, path: Path) -> None:
     form = path.suffix.removeprefix(".").lower()
     if form not in ("svg", "png"):
         raise QSearchError(f"a picture is .svg or .png; given {path.name}")
-    dated: dict[str, Any] = {"metadata": dict.fromkeys(("Creator", "Date", "Format", "Type"))} if form == "svg" else {"dpi": 2 * figure.dpi}
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem, "text.parse_math": False}):
+    dated: dict[str, Any] = (
+        {"metadata": dict.fromkeys(("Creator", "Date", "Format", "Type"))}
+        if form == "svg"
+        else {"dpi": 2 * figure.dpi}
+    )
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": path.stem, "text.parse_math": False}
+    ):
         write_atomic(path, lambda temporary: figure.savefig(temporary, format=form, **dated))
 
 
@@ -58,53 +70,89 @@ def _draw_block(sketch: Sketch, strips: Strips | None) -> Figure:
     graph = nx.DiGraph()
     graph.add_nodes_from(name for name in sketch.boxes if name not in sketch.conditions)
     graph.add_edges_from(sketch.edges)
-    sizes = {name: _size(box, strips is not None and name in strips) for name, box in sketch.boxes.items()}
+    sizes = {
+        name: box_size(box, strips is not None and name in strips)
+        for name, box in sketch.boxes.items()
+    }
     laid = layered(graph, sizes)
     top = _conditions_height(sketch, sizes)
     shelf, right = _shelf(sketch, sizes, top)
-    figure, ax = _canvas(max(laid.width, right), laid.height + top, sketch.title)
+    figure, ax = empty_canvas(max(laid.width, right), laid.height + top, sketch.title)
     colours = _colours(sketch)
     for points in laid.routes.values():
         bent = [(points[0][0], points[0][1] + top)]
         for (x0, y0), (x1, y1) in itertools.pairwise(points):
             bent += [(x0, (y0 + y1) / 2 + top), (x1, (y0 + y1) / 2 + top), (x1, y1 + top)]
-        _curve(ax, bent)
+        draw_curve(ax, bent)
     for name, box in sketch.boxes.items():
         x, y = shelf.get(name) or (laid.places[name][0], laid.places[name][1] + top)
-        _box(ax, box, (x, y), sizes[name], colours, None if strips is None else strips.get(name, ()))
+        draw_box(
+            ax, box, (x, y), sizes[name], colours, None if strips is None else strips.get(name, ())
+        )
     return figure
 
 
 def _draw_model(sketch: Sketch, strips: Strips | None) -> Figure:
-    sizes = {name: _size(box, strips is not None and name in strips) for name, box in sketch.boxes.items()}
+    sizes = {
+        name: box_size(box, strips is not None and name in strips)
+        for name, box in sketch.boxes.items()
+    }
     rows = _rows(sketch, sizes)
     row_of = {name: i for i, row in enumerate(rows) for group in row for name in group.boxes}
-    skips = [(row_of[a], row_of[b]) for a, b in sketch.edges if a in row_of and b in row_of and row_of[b] - row_of[a] > 1]
-    widths = [sum(_extent(group, sizes)[0] for group in row) + _GAP * (len(row) - 1) for row in rows]
+    skips = [
+        (row_of[a], row_of[b])
+        for a, b in sketch.edges
+        if a in row_of and b in row_of and row_of[b] - row_of[a] > 1
+    ]
+    widths = [
+        sum(_extent(group, sizes)[0] for group in row) + _GAP * (len(row) - 1) for row in rows
+    ]
     heights = [max(_extent(group, sizes)[1] for group in row) for row in rows]
     top = _conditions_height(sketch, sizes)
     middles, legs = _middles(widths, heights, skips, top)
     shelf, right = _shelf(sketch, sizes, top)
     right = max([right, *(x + w / 2 for (x, _), w in zip(middles, widths, strict=True))])
-    figure, ax = _canvas(right, max(y + h / 2 for (_, y), h in zip(middles, heights, strict=True)), sketch.title)
+    figure, ax = empty_canvas(
+        right, max(y + h / 2 for (_, y), h in zip(middles, heights, strict=True)), sketch.title
+    )
     places = dict(shelf)
     for row, (x, y), width in zip(rows, middles, widths, strict=True):
         left = x - width / 2
         for group in row:
             wide, high = _extent(group, sizes)
             if group.times > 1:
-                _frame(ax, (left, y - high / 2), (wide, high), group.times)
-            at = left + (_INSET if group.times > 1 else 0)
+                draw_frame(ax, (left, y - high / 2), (wide, high), group.times)
+            at = left + (INSET if group.times > 1 else 0)
             for name in group.boxes:
                 places[name] = (at + sizes[name][0] / 2, y)
                 at += sizes[name][0] + _GAP
             left += wide + _GAP
     for a, b in sketch.edges:
         near = row_of.get(a, -1) == row_of.get(b, -1)  # in a row, or both above the rest
-        around = near and places[b][0] - places[a][0] > (sizes[a][0] + sizes[b][0]) / 2 + 2 * _GAP + _INSET + 46  # a box stands between
-        _curve(ax, _between(places[a], places[b], sizes[a], sizes[b], "under" if around else _way(a, b, row_of, legs)))
+        around = (
+            near
+            and places[b][0] - places[a][0]
+            > (sizes[a][0] + sizes[b][0]) / 2 + 2 * _GAP + INSET + 46
+        )  # a box stands between
+        draw_curve(
+            ax,
+            _between(
+                places[a],
+                places[b],
+                sizes[a],
+                sizes[b],
+                "under" if around else _way(a, b, row_of, legs),
+            ),
+        )
     for name, box in sketch.boxes.items():
-        _box(ax, box, places[name], sizes[name], _colours(sketch), None if strips is None else strips.get(name, ()))
+        draw_box(
+            ax,
+            box,
+            places[name],
+            sizes[name],
+            _colours(sketch),
+            None if strips is None else strips.get(name, ()),
+        )
     return figure
 
 
@@ -116,7 +164,13 @@ def _rows(sketch: Sketch, sizes: Mapping[str, Point]) -> list[list[Group]]:
         last = rows[-1] if rows else []
         if last and last[-1].times > 1 and projection and len(last) == 2:
             last.append(group)  # behind the pattern
-        elif last and group.times > 1 and len(last) == 1 and last[0].times == 1 and sketch.boxes[last[0].boxes[0]].title == "projection":
+        elif (
+            last
+            and group.times > 1
+            and len(last) == 1
+            and last[0].times == 1
+            and sketch.boxes[last[0].boxes[0]].title == "projection"
+        ):
             last.append(group)  # the pattern behind a projection
         else:
             rows.append([group])
@@ -125,11 +179,17 @@ def _rows(sketch: Sketch, sizes: Mapping[str, Point]) -> list[list[Group]]:
 
 def _extent(group: Group, sizes: Mapping[str, Point]) -> Point:
     framed = group.times > 1
-    wide = sum(sizes[n][0] for n in group.boxes) + _GAP * (len(group.boxes) - 1) + (2 * _INSET + 34 if framed else 0)
+    wide = (
+        sum(sizes[n][0] for n in group.boxes)
+        + _GAP * (len(group.boxes) - 1)
+        + (2 * INSET + 34 if framed else 0)
+    )
     return wide, max(sizes[n][1] for n in group.boxes) + (16 if framed else 0)
 
 
-def _middles(widths: list[float], heights: list[float], skips: list[tuple[int, int]], top: float) -> tuple[list[Point], list[int]]:
+def _middles(
+    widths: list[float], heights: list[float], skips: list[tuple[int, int]], top: float
+) -> tuple[list[Point], list[int]]:
     """The middle of each row, and which leg it stands in: one column, or columns of `_LONG` rows, or a U whose second leg rises.
 
     In a U a row stands beside the row that skips to it, where its neighbours leave room.
@@ -137,20 +197,38 @@ def _middles(widths: list[float], heights: list[float], skips: list[tuple[int, i
     count = len(widths)
     folded = len(skips) >= _FOLD
     fold = min(target for _, target in skips) if folded else count
-    legs = [int(i >= fold) if folded else i // -(-count // -(-count // _LONG)) for i in range(count)]
+    legs = [
+        int(i >= fold) if folded else i // -(-count // -(-count // _LONG)) for i in range(count)
+    ]
     across, left = [], 0.0
     for leg in range(max(legs) + 1):
         width = max(w for w, at in zip(widths, legs, strict=True) if at == leg)
         across.append(left + width / 2)
         left += width + _COLUMN
-    steps = [(a + b) / 2 + _ROW for a, b in itertools.pairwise(heights)]  # from each row to the next
+    steps = [
+        (a + b) / 2 + _ROW for a, b in itertools.pairwise(heights)
+    ]  # from each row to the next
     down = {0: 0.0} if not folded else {fold - 1: 0.0}
     for i in range(1, 0 if folded else count):
         down[i] = down[i - 1] + steps[i - 1] if legs[i] == legs[i - 1] else 0.0
-    for _ in range(_ROUNDS if folded else 0):  # both legs rise from the fold, and a row rises to the one it is joined with
+    for _ in range(
+        _ROUNDS if folded else 0
+    ):  # both legs rise from the fold, and a row rises to the one it is joined with
         for at in (*range(fold - 2, -1, -1), *range(fold, count)):
-            joined = [down[other] for pair in skips if at in pair for other in pair if other != at and other in down]
-            base = down[at + 1] - steps[at] if at < fold else down[at - 1] - steps[at - 1] if at > fold else down[fold - 1]
+            joined = [
+                down[other]
+                for pair in skips
+                if at in pair
+                for other in pair
+                if other != at and other in down
+            ]
+            base = (
+                down[at + 1] - steps[at]
+                if at < fold
+                else down[at - 1] - steps[at - 1]
+                if at > fold
+                else down[fold - 1]
+            )
             down[at] = min(base, max(joined)) if joined else base
     placed = [down[i] for i in range(count)]
     over = top - min(y - h / 2 for y, h in zip(placed, heights, strict=True))
@@ -159,7 +237,12 @@ def _middles(widths: list[float], heights: list[float], skips: list[tuple[int, i
 
 def _way(a: str, b: str, row_of: Mapping[str, int], legs: list[int]) -> str:
     """How a line goes: along a row, across legs, straight on in a column, or around the rows between."""
-    if a not in row_of or b not in row_of or row_of[a] == row_of[b] or legs[row_of[a]] != legs[row_of[b]]:
+    if (
+        a not in row_of
+        or b not in row_of
+        or row_of[a] == row_of[b]
+        or legs[row_of[a]] != legs[row_of[b]]
+    ):
         return "sideways"
     return "straight" if abs(row_of[a] - row_of[b]) == 1 else "around"
 
@@ -177,23 +260,23 @@ def _between(a: Point, b: Point, of_a: Point, of_b: Point, way: str) -> list[Poi
     if way == "around":
         away = min(ax - of_a[0] / 2, bx - of_b[0] / 2) - 40
         return [(ax - of_a[0] / 2, ay), (away, ay), (away, by), (bx - of_b[0] / 2, by)]
-    x0, x1 = (ax + of_a[0] / 2, bx - of_b[0] / 2) if bx > ax else (ax - of_a[0] / 2, bx + of_b[0] / 2)
+    x0, x1 = (
+        (ax + of_a[0] / 2, bx - of_b[0] / 2) if bx > ax else (ax - of_a[0] / 2, bx + of_b[0] / 2)
+    )
     return [(x0, ay), ((x0 + x1) / 2, ay), ((x0 + x1) / 2, by), (x1, by)]
-
-
-def _frame(ax: Axes, corner: Point, size: Point, times: int) -> None:
-    from matplotlib.patches import FancyBboxPatch
-
-    ax.add_patch(FancyBboxPatch(corner, *size, boxstyle="round,pad=0,rounding_size=8", fc=RAISED, ec=FAINT, lw=1))
-    ax.text(corner[0] + size[0] - _INSET, corner[1] + 6, f"×{times}", ha="right", va="top", fontsize=_TEXT + 1.5, color=INK, weight="bold")
 
 
 def _colours(sketch: Sketch) -> dict[str, str]:
     """Title of a condition -> colour of its mark."""
-    return {sketch.boxes[name].title: _MARKS[i % len(_MARKS)] for i, name in enumerate(sketch.conditions)}
+    return {
+        sketch.boxes[name].title: _MARKS[i % len(_MARKS)]
+        for i, name in enumerate(sketch.conditions)
+    }
 
 
-def _shelf(sketch: Sketch, sizes: Mapping[str, Point], top: float) -> tuple[dict[str, Point], float]:
+def _shelf(
+    sketch: Sketch, sizes: Mapping[str, Point], top: float
+) -> tuple[dict[str, Point], float]:
     """Conditions side by side above the rest, and how far they reach."""
     places, left = {}, 0.0
     for name in sketch.conditions:
@@ -204,71 +287,3 @@ def _shelf(sketch: Sketch, sizes: Mapping[str, Point], top: float) -> tuple[dict
 
 def _conditions_height(sketch: Sketch, sizes: Mapping[str, Point]) -> float:
     return max((sizes[n][1] + _ROW for n in sketch.conditions), default=0.0)
-
-
-def _canvas(width: float, height: float, title: str) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    wide, high = max(width, 7.6 * len(title)) + 2 * _MARGIN, height + _HEAD + 2 * _MARGIN
-    figure = Figure(figsize=(wide / 96, high / 96), dpi=96, facecolor="white")
-    ax = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    ax.set_xlim(-_MARGIN, wide - _MARGIN)
-    ax.set_ylim(height + _MARGIN, -_MARGIN - _HEAD)  # downwards, as one reads
-    ax.axis("off")
-    ax.text(0, -_HEAD + 4, title, fontsize=_TEXT + 2, color=INK, weight="bold", va="center", parse_math=False)
-    return figure, ax
-
-
-def _size(box: Box, strip: bool) -> tuple[float, float]:
-    letters = max(1.08 * len(box.title), 0.86 * len(box.detail), 1.0)
-    return max(56.0, _LETTER * letters + 2 * _PAD), _LINE * (2 if box.detail else 1) + _PAD + (8 if box.marks else 0) + (_STRIP if strip else 0)
-
-
-def _box(ax: Axes, box: Box, place: Point, size: Point, marks: Mapping[str, str], cells: Sequence[str | None] | None) -> None:
-    from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
-
-    (x, y), (w, h) = place, size
-    outside = box.colour == "outside"
-    colour = FAMILY_COLOURS.get(box.colour, QUIET)
-    rounding = h / 2 if outside else 4
-    fill = PAPER if outside or cells is not None else "#f7f8f9" if not box.colour else _pale(colour)
-    ax.add_patch(
-        FancyBboxPatch(
-            (x - w / 2, y - h / 2),
-            w,
-            h,
-            boxstyle=f"round,pad=0,rounding_size={rounding}",
-            fc=fill,
-            ec=FAINT if outside else colour,
-            lw=1.1,
-            ls="--" if outside else "-",
-        )
-    )
-    text: dict[str, Any] = {"ha": "center", "va": "center", "parse_math": False, "clip_on": False}
-    middle = y - (4 if box.marks else 0) - (_STRIP / 2 if cells else 0)
-    for i, cell in enumerate(cells or ()):
-        wide = (w - 10) / len(cells or ())
-        corner = (x - w / 2 + 5 + i * wide, y + h / 2 - _STRIP - (9 if box.marks else 1))
-        ax.add_patch(Rectangle(corner, wide, _STRIP - 3, fc=cell or FAINT, ec=PAPER, lw=0.6, hatch=None if cell else "/////"))
-    ax.text(x, middle - (_LINE / 2 if box.detail else 0), box.title, fontsize=_TEXT, color=QUIET if outside else INK, **text)
-    if box.detail:
-        ax.text(x, middle + _LINE / 2, box.detail, fontsize=_SMALL, color=QUIET, **text)
-    for i, mark in enumerate(box.marks):
-        ax.add_patch(Circle((x + 11 * (i - (len(box.marks) - 1) / 2), y + h / 2 - 5), 3.6, fc=marks.get(mark, QUIET), ec="white", lw=0.8))
-    if box.title in marks and not box.marks:
-        ax.add_patch(Circle((x - w / 2, y - h / 2), 5, fc=marks[box.title], ec="white", lw=0.8))
-
-
-def _pale(colour: str) -> tuple[float, ...]:
-    from matplotlib.colors import to_rgb
-
-    return tuple(0.84 + 0.16 * c for c in to_rgb(colour))
-
-
-def _curve(ax: Axes, points: list[Point]) -> None:
-    """Cubic curves through the points (a start, then three a curve), with an arrow at the end."""
-    from matplotlib.patches import FancyArrowPatch
-    from matplotlib.path import Path as Curve
-
-    path = Curve(points, [Curve.MOVETO] + [Curve.CURVE4] * (len(points) - 1))
-    ax.add_patch(FancyArrowPatch(path=path, arrowstyle="-|>", mutation_scale=7, color="#9aa3ad", lw=0.9, shrinkA=0, shrinkB=0))

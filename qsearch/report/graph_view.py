@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import networkx as nx
@@ -17,49 +15,19 @@ import networkx as nx
 from ..core.errors import QSearchError, nearest
 from ..core.graph import Block, LayerSpec, Op, OpGraph
 from .plots import family
+from .sketch import Box, Group, Sketch
 
 FORMS = ("table", "graphml", "dot", "json")
 _LONGEST = 8  # blocks of a pattern that repeats
 _LINES = 3  # readers in a block of something outside that get a line; more get a mark
 
 
-@dataclass(frozen=True)
-class Box:
-    """A box of a sketch. `colour`: one of `plots.FAMILIES`, "" for what has no weight, "outside" for what lies beyond; `marks`: titles of conditions."""
-
-    title: str
-    detail: str
-    colour: str
-    marks: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Group:
-    """Boxes that stand side by side, in order of execution, `times` over."""
-
-    boxes: tuple[str, ...]
-    times: int
-
-
-@dataclass(frozen=True)
-class Sketch:
-    """What a picture shows. `groups`: of the whole model, from input to output; empty for a block. `conditions`: boxes drawn as marks on their readers.
-
-    `members`: box -> the blocks of the graph (of the whole model) or layers (of a block) that it stands for, in order of execution.
-    """
-
-    title: str
-    boxes: dict[str, Box]
-    edges: tuple[tuple[str, str], ...]
-    groups: tuple[Group, ...] = ()
-    conditions: tuple[str, ...] = ()
-    members: dict[str, tuple[str, ...]] = field(default_factory=dict)
-
-
 def export(graph: OpGraph, form: str) -> str:
     """The operation graph as text: `graphml` (networkx, yEd, Gephi), `dot` (Graphviz) or `json` (networkx' node-link form)."""
     if form not in FORMS[1:]:
-        raise QSearchError(f"a graph is shown as {', '.join(FORMS)}; given {form!r}{nearest(form, FORMS)}")
+        raise QSearchError(
+            f"a graph is shown as {', '.join(FORMS)}; given {form!r}{nearest(form, FORMS)}"
+        )
     network = _flat(graph)
     if form == "graphml":
         return "\n".join(nx.generate_graphml(network))
@@ -73,12 +41,25 @@ def _flat(graph: OpGraph) -> nx.DiGraph:
     network = nx.DiGraph(model=graph.model, graph=graph.id)
     blocks = {op: block for block in graph.blocks for op in block.ops}
     for op in graph.ops:
-        fields: dict[str, Any] = {"kind": op.kind, "shape": _shape(op.shape), "macs": op.macs, "inputs": op.inputs, "outputs": op.outputs, "module": op.block}
+        fields: dict[str, Any] = {
+            "kind": op.kind,
+            "shape": _shape(op.shape),
+            "macs": op.macs,
+            "inputs": op.inputs,
+            "outputs": op.outputs,
+            "module": op.block,
+        }
         if op.name in blocks:
             fields |= {"block": blocks[op.name].name, "blockkind": blocks[op.name].kind}
         if op.layer:
             layer = graph.layer(op.layer)
-            fields |= {"layer": layer.name, "role": layer.role, "weight": _shape(layer.weight_shape), "weights": layer.weights, "sees": layer.sees}
+            fields |= {
+                "layer": layer.name,
+                "role": layer.role,
+                "weight": _shape(layer.weight_shape),
+                "weights": layer.weights,
+                "sees": layer.sees,
+            }
         network.add_node(op.name, **fields)
     network.add_edges_from(graph.edges)
     return network
@@ -98,13 +79,6 @@ def _dot(network: nx.DiGraph) -> Iterator[str]:
 def _quoted(text: str) -> str:
     # DOT knows \" and \n; a backslash of a name must not become one of those.
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
-
-
-def save_picture(graph: OpGraph, path: Path, block: str | None = None) -> None:
-    """Write a picture of a block, or of the whole model, as SVG or PNG (the ending says which)."""
-    from .graph_picture import draw, write
-
-    write(draw(model_sketch(graph) if block is None else block_sketch(graph, block)), path)
 
 
 def block_sketch(graph: OpGraph, block: str) -> Sketch:
@@ -135,28 +109,50 @@ def block_sketch(graph: OpGraph, block: str) -> Sketch:
             edges += [(name, reader) for reader in readers]
     for op in inside.values():
         layer = graph.layer(op.layer) if op.layer else None
-        title, colour = (op.layer.removeprefix(f"{block}."), kind_colour(layer.role)) if layer else (op.kind, "")
+        title, colour = (
+            (op.layer.removeprefix(f"{block}."), kind_colour(layer.role))
+            if layer
+            else (op.kind, "")
+        )
         boxes[op.name] = Box(title, _detail(op, layer), colour, tuple(marks.get(op.name, ())))
-    members: dict[str, tuple[str, ...]] = {op.name: (op.layer,) for op in inside.values() if op.layer}
-    return Sketch(f"{graph.model}: {block}", boxes, tuple(dict.fromkeys(edges)), conditions=tuple(conditions), members=members)
+    members: dict[str, tuple[str, ...]] = {
+        op.name: (op.layer,) for op in inside.values() if op.layer
+    }
+    return Sketch(
+        f"{graph.model}: {block}",
+        boxes,
+        tuple(dict.fromkeys(edges)),
+        conditions=tuple(conditions),
+        members=members,
+    )
 
 
 def _members(graph: OpGraph, block: str) -> list[Op]:
     named = {b.name: b for b in graph.blocks}
     modules = dict.fromkeys(op.block for op in graph.ops if op.block)
     if block in named and block not in modules:
-        held = {*named[block].ops} | {op.name for op in graph.ops if op.layer in named[block].layers}
+        held = {*named[block].ops} | {
+            op.name for op in graph.ops if op.layer in named[block].layers
+        }
         return [op for op in graph.ops if op.name in held]
-    inside = [op for op in graph.ops if f"{op.block}.".startswith(f"{block}.") or op.name.startswith(f"{block}.")]
+    inside = [
+        op
+        for op in graph.ops
+        if f"{op.block}.".startswith(f"{block}.") or op.name.startswith(f"{block}.")
+    ]
     if not inside:
-        raise QSearchError(f"{graph.model} has no block {block!r}{nearest(block, [*named, *modules])}")
+        raise QSearchError(
+            f"{graph.model} has no block {block!r}{nearest(block, [*named, *modules])}"
+        )
     return inside
 
 
 def model_sketch(graph: OpGraph) -> Sketch:
     """The whole model: its blocks from input to output, repeated ones once, conditions as marks."""
     if not graph.blocks:
-        raise QSearchError(f"the graph of {graph.model} holds no blocks, only layers; make it again with `qsearch extract`")
+        raise QSearchError(
+            f"the graph of {graph.model} holds no blocks, only layers; make it again with `qsearch extract`"
+        )
     ordered = sorted(graph.blocks, key=lambda b: b.position)
     path = [b for b in ordered if _sees(graph, b) == "image"]
     aside = [b for b in ordered if _sees(graph, b) != "image"]
@@ -176,7 +172,10 @@ def model_sketch(graph: OpGraph) -> Sketch:
     marks: dict[str, list[str]] = {}
     edges = []
     onward, joined = nx.DiGraph(), _joined(graph)
-    for a, b in (*graph.block_edges, *((name, reader) for name, readers in given.items() for reader in readers)):
+    for a, b in (
+        *graph.block_edges,
+        *((name, reader) for name, readers in given.items() for reader in readers),
+    ):
         if a in titles and b in stands_for:
             marks.setdefault(stands_for[b], []).append(titles[a])
         elif a in titles and b in titles:
@@ -191,10 +190,19 @@ def model_sketch(graph: OpGraph) -> Sketch:
         kinds = [named[name].kind for name in group.boxes]
         for name in group.boxes:
             kind = named[name].kind
-            own = f"{_own(name, group.boxes)}: " if kinds.count(kind) > 1 else ""  # two of a kind are told apart by their names
-            boxes[name] = Box(kind, own + _size(graph, named[name]), kind_colour(kind), tuple(dict.fromkeys(marks.get(name, ()))))
+            own = (
+                f"{_own(name, group.boxes)}: " if kinds.count(kind) > 1 else ""
+            )  # two of a kind are told apart by their names
+            boxes[name] = Box(
+                kind,
+                own + _size(graph, named[name]),
+                kind_colour(kind),
+                tuple(dict.fromkeys(marks.get(name, ()))),
+            )
     title = f"{graph.model}: {len(graph.layers)} layers, {_short(graph.weights)} weights, {_short(graph.total_macs)} multiply-accumulates a call"
-    members = {name: tuple(b for b, shown in stands_for.items() if shown == name) for name in place} | {b.name: (b.name,) for b in aside}
+    members = {
+        name: tuple(b for b, shown in stands_for.items() if shown == name) for name in place
+    } | {b.name: (b.name,) for b in aside}
     return Sketch(title, boxes, tuple(dict.fromkeys(edges)), tuple(groups), tuple(titles), members)
 
 
@@ -205,7 +213,11 @@ def _given(graph: OpGraph) -> dict[str, list[str]]:
     for a, b in graph.edges:
         if a in readers and b in home:
             readers[a].append(home[b])
-    return {name: list(dict.fromkeys(blocks)) for name, blocks in readers.items() if len(set(blocks)) > _LINES}
+    return {
+        name: list(dict.fromkeys(blocks))
+        for name, blocks in readers.items()
+        if len(set(blocks)) > _LINES
+    }
 
 
 def _own(name: str, others: tuple[str, ...]) -> str:
@@ -222,7 +234,11 @@ def _joined(graph: OpGraph) -> set[tuple[str, str]]:
     """(block, block) where the second concatenates something that the first made."""
     home = {op: block.name for block in graph.blocks for op in block.ops}
     kinds = {op.name: op.kind for op in graph.ops}
-    return {(home[a], home[b]) for a, b in graph.edges if kinds[b] == "concat" and a in home and b in home}
+    return {
+        (home[a], home[b])
+        for a, b in graph.edges
+        if kinds[b] == "concat" and a in home and b in home
+    }
 
 
 def repeats(signatures: list[Any]) -> Iterator[tuple[int, int, int]]:
@@ -232,7 +248,10 @@ def repeats(signatures: list[Any]) -> Iterator[tuple[int, int, int]]:
         best = (1, 1)
         for period in range(1, min(_LONGEST, len(signatures) - at) + 1):
             times = 1
-            while signatures[at + times * period : at + (times + 1) * period] == signatures[at : at + period]:
+            while (
+                signatures[at + times * period : at + (times + 1) * period]
+                == signatures[at : at + period]
+            ):
                 times += 1
             if times > 1 and period * times > best[0] * best[1]:
                 best = (period, times)
@@ -268,12 +287,22 @@ def kind_colour(kind: str) -> str:
         return "cross-attention"
     if kind.startswith(("joint", "parallel")):
         return "self-attention"
-    return "input and output" if kind == "patchify" else "convolution" if kind in ("resnet", "shortcut") else family(kind)
+    return (
+        "input and output"
+        if kind == "patchify"
+        else "convolution"
+        if kind in ("resnet", "shortcut")
+        else family(kind)
+    )
 
 
 def _size(graph: OpGraph, block: Block) -> str:
     count = len(block.layers)
-    return f"{count} layer{'s' * (count != 1)}, {_short(sum(graph.layer(name).weights for name in block.layers))}" if count else "no layers"
+    return (
+        f"{count} layer{'s' * (count != 1)}, {_short(sum(graph.layer(name).weights for name in block.layers))}"
+        if count
+        else "no layers"
+    )
 
 
 def _short(number: float) -> str:

@@ -28,7 +28,9 @@ class Layout:
     height: float
 
 
-def layered(graph: Any, sizes: Mapping[Any, tuple[float, float]], *, gap: float = 14.0, drop: float = 26.0) -> Layout:
+def layered(
+    graph: Any, sizes: Mapping[Any, tuple[float, float]], *, gap: float = 14.0, drop: float = 26.0
+) -> Layout:
     """Layout of an acyclic `nx.DiGraph` whose nodes have `sizes` (width, height); `gap` between neighbours, `drop` between ranks."""
     ranks = _ranks(graph)
     bends: dict[tuple[Hashable, Hashable], list[Hashable]] = {}
@@ -61,9 +63,21 @@ def layered(graph: Any, sizes: Mapping[Any, tuple[float, float]], *, gap: float 
     for (a, b), chain in bends.items():
         middle = []
         for bend, rank in zip(chain, range(ranks[a] + 1, ranks[b]), strict=True):
-            middle += [(across[bend], down[rank] - heights[rank] / 2), (across[bend], down[rank] + heights[rank] / 2)]
-        routes[a, b] = [(places[a][0], places[a][1] + sizes[a][1] / 2), *middle, (places[b][0], places[b][1] - sizes[b][1] / 2)]
-    return Layout(places, routes, max((across[n] + w / 2 for n, w in widths.items()), default=0.0), max(y - drop, 0.0))
+            middle += [
+                (across[bend], down[rank] - heights[rank] / 2),
+                (across[bend], down[rank] + heights[rank] / 2),
+            ]
+        routes[a, b] = [
+            (places[a][0], places[a][1] + sizes[a][1] / 2),
+            *middle,
+            (places[b][0], places[b][1] - sizes[b][1] / 2),
+        ]
+    return Layout(
+        places,
+        routes,
+        max((across[n] + w / 2 for n, w in widths.items()), default=0.0),
+        max(y - drop, 0.0),
+    )
 
 
 def _ranks(graph: Any) -> dict[Hashable, int]:
@@ -78,17 +92,30 @@ def _ranks(graph: Any) -> dict[Hashable, int]:
     return ranks
 
 
-def _ordered(rows: list[list[Hashable]], near: Mapping[Hashable, tuple[list[Hashable], list[Hashable]]]) -> list[list[Hashable]]:
+def _ordered(
+    rows: list[list[Hashable]], near: Mapping[Hashable, tuple[list[Hashable], list[Hashable]]]
+) -> list[list[Hashable]]:
     """Rows reordered by the mean place of each node's neighbours, the best of all sweeps by crossings."""
     best, fewest = rows, _crossings(rows, near)
     for sweep in range(_SWEEPS):
         side = sweep % 2
         rows = [list(row) for row in rows]
         for i in range(len(rows)) if side == 0 else range(len(rows) - 1, -1, -1):
-            other = rows[i - 1] if side == 0 and i else rows[i + 1] if side and i + 1 < len(rows) else []
+            other = (
+                rows[i - 1]
+                if side == 0 and i
+                else rows[i + 1]
+                if side and i + 1 < len(rows)
+                else []
+            )
             place = {n: k for k, n in enumerate(other)}
             own = {n: k for k, n in enumerate(rows[i])}
-            mean = {n: sum(place[m] for m in near[n][side]) / len(near[n][side]) if near[n][side] and other else own[n] for n in rows[i]}
+            mean = {
+                n: sum(place[m] for m in near[n][side]) / len(near[n][side])
+                if near[n][side] and other
+                else own[n]
+                for n in rows[i]
+            }
             rows[i].sort(key=lambda n, mean=mean, own=own: (mean[n], own[n]))  # type: ignore[misc]
         found = _crossings(rows, near)
         if found < fewest:
@@ -96,7 +123,10 @@ def _ordered(rows: list[list[Hashable]], near: Mapping[Hashable, tuple[list[Hash
     return best
 
 
-def _crossings(rows: Sequence[Sequence[Hashable]], near: Mapping[Hashable, tuple[list[Hashable], list[Hashable]]]) -> int:
+def _crossings(
+    rows: Sequence[Sequence[Hashable]],
+    near: Mapping[Hashable, tuple[list[Hashable], list[Hashable]]],
+) -> int:
     count = 0
     for upper, lower in itertools.pairwise(rows):
         place = {n: k for k, n in enumerate(lower)}
@@ -106,20 +136,41 @@ def _crossings(rows: Sequence[Sequence[Hashable]], near: Mapping[Hashable, tuple
 
 
 def _across(
-    rows: Sequence[Sequence[Hashable]], near: Mapping[Hashable, tuple[list[Hashable], list[Hashable]]], widths: Mapping[Hashable, float], gap: float
+    rows: Sequence[Sequence[Hashable]],
+    near: Mapping[Hashable, tuple[list[Hashable], list[Hashable]]],
+    widths: Mapping[Hashable, float],
+    gap: float,
 ) -> dict[Hashable, float]:
     weights = {n: _STIFF if _is_bend(n) else 1.0 for n in widths}
     x: dict[Hashable, float] = {}
     for row in rows:
-        x |= dict(zip(row, _apart([0.0] * len(row), [widths[n] for n in row], [1.0] * len(row), gap), strict=True))
+        x |= dict(
+            zip(
+                row,
+                _apart([0.0] * len(row), [widths[n] for n in row], [1.0] * len(row), gap),
+                strict=True,
+            )
+        )
     for sweep in range(_SWEEPS):
         for row in rows if sweep % 2 == 0 else reversed(rows):
             wanted = []
             for n in row:
-                neighbours = [*near[n][0], *near[n][1]] if sweep >= _SWEEPS // 2 else near[n][sweep % 2]
+                neighbours = (
+                    [*near[n][0], *near[n][1]] if sweep >= _SWEEPS // 2 else near[n][sweep % 2]
+                )
                 total = sum(weights[m] if _is_bend(n) else 1.0 for m in neighbours)
-                wanted.append(sum(x[m] * (weights[m] if _is_bend(n) else 1.0) for m in neighbours) / total if neighbours else x[n])
-            x |= dict(zip(row, _apart(wanted, [widths[n] for n in row], [weights[n] for n in row], gap), strict=True))
+                wanted.append(
+                    sum(x[m] * (weights[m] if _is_bend(n) else 1.0) for m in neighbours) / total
+                    if neighbours
+                    else x[n]
+                )
+            x |= dict(
+                zip(
+                    row,
+                    _apart(wanted, [widths[n] for n in row], [weights[n] for n in row], gap),
+                    strict=True,
+                )
+            )
     left = min((x[n] - widths[n] / 2 for n in x), default=0.0)
     return {n: place - left for n, place in x.items()}
 
@@ -128,18 +179,26 @@ def _is_bend(node: Hashable) -> bool:
     return isinstance(node, tuple)  # names of nodes are texts
 
 
-def _apart(wanted: Sequence[float], widths: Sequence[float], weights: Sequence[float], gap: float) -> list[float]:
+def _apart(
+    wanted: Sequence[float], widths: Sequence[float], weights: Sequence[float], gap: float
+) -> list[float]:
     """Places as near to `wanted` as the order and the widths allow: weighted least squares, by pooling neighbours that would overlap."""
     offsets, at = [], 0.0
     for i, width in enumerate(widths):
         at += 0.0 if i == 0 else (widths[i - 1] + width) / 2 + gap
         offsets.append(at)
-    pools: list[tuple[float, float, int]] = []  # (mean, weight, count) of wanted place less offset; rises from pool to pool
+    pools: list[
+        tuple[float, float, int]
+    ] = []  # (mean, weight, count) of wanted place less offset; rises from pool to pool
     for place, offset, weight in zip(wanted, offsets, weights, strict=True):
         mean, heavy, count = place - offset, weight, 1
         while pools and pools[-1][0] > mean:
             before, heavier, many = pools.pop()
-            mean, heavy, count = (mean * heavy + before * heavier) / (heavy + heavier), heavy + heavier, count + many
+            mean, heavy, count = (
+                (mean * heavy + before * heavier) / (heavy + heavier),
+                heavy + heavier,
+                count + many,
+            )
         pools.append((mean, heavy, count))
     starts = [mean for mean, _, count in pools for _ in range(count)]
     return [start + offset for start, offset in zip(starts, offsets, strict=True)]

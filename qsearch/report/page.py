@@ -9,107 +9,98 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.artifacts import Header, read_json, write_text
+from ..core.artifacts import Header, read_json, redacted, write_text
 from ..core.errors import ArtifactError
 from ..core.graph import OpGraph
-from ..core.plan import SCHEMA, BitPlan
+from ..core.plan import SCHEMA, Plan, said
 from ..core.table import SensitivityTable
-from . import drawing, plots, tables
-from .page_plots import QUALITIES, Plot, draw_plots
+from . import plots, tables
+from .findings import Findings
+from .page_plots import draw_plots, qualities
 from .pictures import Sample, contact_sheet, load_plans, resized
+from .style import FAMILY_COLOURS
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-    from ..core.attribution import Attribution
-    from .frontier import Frontier
 
 LARGEST = 256  # pixels of an embedded picture's longer side
 
 
-def write_report(
-    folder: Path,
-    graph: OpGraph,
-    table: SensitivityTable,
-    plan: BitPlan,
-    rows: Sequence[Mapping[str, Any]],
-    captions: Sequence[str],
-    *,
-    metric: str = "noise",
-    frontier: Frontier | None = None,
-    attributions: Sequence[Attribution] = (),
-    key: str = "",
-) -> None:
-    """Write `contact_sheet.png` and `report.html` into a run's `folder`, which holds the pictures of the plans in `rows`.
+def write_report(folder: Path, found: Findings, key: str = "") -> None:
+    """Write `contact_sheet.png` and `report.html` into a run's `folder`.
 
-    `rows`: results of the run, as in results.json; `captions`: what was sampled, a caption for each picture; `metric`: what the plan minimised;
-    `frontier`, `attributions`: size against error and what explains the plan, each left out where there is none; `key`: digest of all that, kept
-    in the page so that `is_current` can tell whether it must be written again.
+    Args:
+        folder: the run's, which holds the pictures of the plans in `found.rows`.
+        found: what the page shows.
+        key: digest of all that, kept in the page so that `is_current` can tell whether it must be
+            written again.
+
+    Raises:
+        ArtifactError: for a table of another graph, and pictures that are not there.
     """
-    table.check(graph)
+    found.table.check(found.graph)
     folder = Path(folder)
-    plots_of = partial(draw_plots, frontier=frontier, attributions=attributions)
-    shown = _shown([str(row["plan"]) for row in rows])
-    bits = {str(row["plan"]): float(row["average_bits"]) for row in rows}
-    samples = contact_sheet(folder / "contact_sheet.png", folder, {name: f"{name}\n{bits[name]:.2f} bits" for name in shown}, captions)
-    write_text(folder / "report.html", _page(folder, graph, table, plan, rows, captions, samples, shown, metric, plots_of, key))
+    samples = contact_sheet(
+        folder / "contact_sheet.png",
+        folder,
+        {name: f"{name}\n{found.bits[name]:.2f} bits" for name in found.shown},
+        found.captions,
+    )
+    write_text(folder / "report.html", _page(folder, found, samples, key))
 
 
 def is_current(folder: Path, key: str) -> bool:
     """Whether the folder's report was written with this `key`."""
     page = Path(folder) / "report.html"
-    return page.is_file() and (Path(folder) / "contact_sheet.png").is_file() and f'name="qsearch-key" content="{key}"' in page.read_text(encoding="utf-8")
+    return (
+        page.is_file()
+        and (Path(folder) / "contact_sheet.png").is_file()
+        and f'name="qsearch-key" content="{key}"' in page.read_text(encoding="utf-8")
+    )
 
 
-def _shown(plans: Sequence[str]) -> list[str]:
-    """The plans whose pictures are shown: all but the second and further random ones, which would say the same again."""
-    random = [name for name in plans if name.startswith("random")]
-    return [name for name in plans if name not in random[1:]]
-
-
-def _page(
-    folder: Path,
-    graph: OpGraph,
-    table: SensitivityTable,
-    plan: BitPlan,
-    rows: Sequence[Mapping[str, Any]],
-    captions: Sequence[str],
-    samples: Sequence[Sample],
-    shown: Sequence[str],
-    metric: str,
-    plots_of: Callable[..., dict[str, Plot]],
-    key: str,
-) -> str:
+def _page(folder: Path, found: Findings, samples: Sequence[Sample], key: str) -> str:
     from importlib.resources import files
 
     from jinja2 import Environment, StrictUndefined
 
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    page = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
     page.filters |= {"db": _db, "number": _number, "percent": _percent, "breakable": _breakable}
-    page.filters["colour"] = lambda role: drawing.FAMILY_COLOURS[plots.family(role)]
+    page.filters["colour"] = lambda role: FAMILY_COLOURS[plots.family(role)]
+    graph, table, plan, rows, metric = (
+        found.graph,
+        found.table,
+        found.plan,
+        found.rows,
+        found.metric,
+    )
     values = table.values(metric)
-    schemes = plots.by_size(graph, {s for found in values.values() for s in found})
+    schemes = plots.by_size(graph, {s for row in values.values() for s in row})
     middle = _middle(graph, plan, schemes)
     columns, measured = tables.results(rows)
-    drawn = plots_of(graph, table, plan, rows, middle, metric)
+    drawn = draw_plots(found, middle)
     by_role = tables.bits_by_role(graph, table, plan, middle, metric=metric)
-    return page.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")).render(
+    return page.from_string(
+        files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")
+    ).render(
         model=graph.model,
         title=f"{plan.achieved.average_bits:.2f} stored bits a weight",
         summary=_summary(graph, plan, rows),
-        asked=_asked(graph, plan, schemes, captions),
-        captions=captions,
+        asked=_asked(graph, plan, schemes, found.captions),
+        captions=found.captions,
         columns=columns,
         rows=measured,
-        sheet=_sheet(folder, samples, shown, captions, rows),
+        sheet=_sheet(folder, found, samples),
         plots=drawn,
-        qualities=[name for name in QUALITIES if name in drawn],
+        qualities=[name for name in qualities(rows) if name in drawn],
         bits_words=_bits_words(plan, by_role),
         roles=by_role,
         middle=middle,
@@ -123,9 +114,11 @@ def _page(
     )
 
 
-def _middle(graph: OpGraph, plan: BitPlan, schemes: Sequence[str]) -> str:
+def _middle(graph: OpGraph, plan: Plan, schemes: Sequence[str]) -> str:
     """The scheme whose uniform plan is nearest in size to the plan: where its choices differ most."""
-    return min(schemes, key=lambda s: abs(BitPlan.uniform(graph, s).achieved.bits - plan.achieved.bits))
+    return min(
+        schemes, key=lambda s: abs(Plan.uniform(graph, s).achieved.bits - plan.achieved.bits)
+    )
 
 
 def _db(value: float) -> str:
@@ -147,10 +140,15 @@ def _breakable(name: str) -> Markup:
     return Markup(".<wbr>").join(escape(part) for part in name.split("."))
 
 
-def _summary(graph: OpGraph, plan: BitPlan, rows: Sequence[Mapping[str, Any]]) -> str:
+def _summary(graph: OpGraph, plan: Plan, rows: Sequence[Mapping[str, Any]]) -> str:
     """The outcome in two sentences; the second where the denoiser's output was measured for the plan and for others."""
     first = f"The plan stores {graph.weights:,} weights in {plan.achieved.bytes / 1000:,.0f} kB, {plan.compression:.1f} times smaller than at 16 bits."
-    found = {str(r["plan"]): r["metrics"][m] for r in rows for m in ("output_sqnr",) if m in r["metrics"] and r["plan"] != plots.FULL_PRECISION}
+    found = {
+        str(r["plan"]): r["metrics"][m]
+        for r in rows
+        for m in ("output_sqnr",)
+        if m in r["metrics"] and r["plan"] != plots.FULL_PRECISION
+    }
     if "plan" not in found or len(found) < 2:
         return first
     ours, error = found.pop("plan")
@@ -158,34 +156,68 @@ def _summary(graph: OpGraph, plan: BitPlan, rows: Sequence[Mapping[str, Any]]) -
     return f"{first} The denoiser's output stands {ours:.1f} ± {error:.1f} dB above its error; the plans beside it: {others}."
 
 
-def _asked(graph: OpGraph, plan: BitPlan, schemes: Sequence[str], captions: Sequence[str]) -> list[tuple[str, str]]:
-    units = {"average_bits": "stored bits a weight", "bytes": "bytes of weights", "bit_operations": "bit operations a call"}
-    budget = ", ".join(f"at most {limit:,.10g} {units[name]}" for name, limit in plan.budget.limits.items()) if plan.budget else "none"
+#: limit -> its unit, for people
+UNITS = {
+    "average_bits": "stored bits a weight",
+    "bytes": "bytes of weights",
+    "bit_operations": "bit operations a call",
+    "activation_bytes": "bytes of layers' inputs a call",
+    "latency": "seconds a call",
+}
+
+
+def _limits(plan: Plan) -> str:
+    """The budget in words, those of groups of layers too."""
+    if plan.budget is None:
+        return "none"
+    words = [f"at most {limit:,.10g} {UNITS[name]}" for name, limit in plan.budget.limits.items()]
+    words += [
+        f"at most {limit:,.10g} {UNITS[name]} in {pattern}"
+        for pattern, limits in plan.budget.groups.items()
+        for name, limit in limits.items()
+    ]
+    return ", ".join(words)
+
+
+def _asked(
+    graph: OpGraph, plan: Plan, schemes: Sequence[str], captions: Sequence[str]
+) -> list[tuple[str, str]]:
     quoted = "; ".join(f"“{c}”" for c in captions[:2])
     return [
         ("model", graph.model),
-        ("size", f"{len(graph.layers)} layers, {graph.weights:,} weights, {graph.total_macs / 1e6:,.1f} M multiply-accumulates a call"),
-        ("budget", budget),
+        (
+            "size",
+            f"{len(graph.layers)} layers, {graph.weights:,} weights, {graph.total_macs / 1e6:,.1f} M multiply-accumulates a call",
+        ),
+        ("budget", _limits(plan)),
         ("choices", ", ".join([*schemes, "keep (full precision)"])),
         ("captions", f"{len(captions)}, such as {quoted}" if captions else "none"),
     ]
 
 
-def _bits_words(plan: BitPlan, by_role: Sequence[tables.RoleBits]) -> str:
+def _bits_words(plan: Plan, by_role: Sequence[tables.RoleBits]) -> str:
     counts: dict[int, int] = {}
-    for scheme in plan.layers.values():
-        counts[scheme.bits] = counts.get(scheme.bits, 0) + 1
+    for choices in plan.weights.values():
+        counts[choices[0].bits] = counts.get(choices[0].bits, 0) + 1
     kinds = ", ".join(f"{count} at {bits} bits" for bits, count in sorted(counts.items()))
-    words = f"Of {len(plan.layers)} layers, {kinds}."
+    words = f"Of {len(plan.weights)} layers, {kinds}."
+    if plan.sites:
+        words += f" Of {len(plan.sites)} tensors of attention something is rounded."
+    if len(plan.steps) > 1:
+        several = sum(len(held) > 1 for held in plan.choices.values())
+        words += (
+            f" The sampler's steps are cut into {len(plan.steps)} ranges, and {several} sites differ between them"
+            " (bits are those of the first range)."
+        )
     most, least = by_role[0], by_role[-1]
     if most.average_bits > least.average_bits:
         words += f" The most went to {most.role} ({most.average_bits:.1f} stored bits a weight), the least to {least.role} ({least.average_bits:.1f})."
     return words
 
 
-def _sheet(folder: Path, samples: Sequence[Sample], shown: Sequence[str], captions: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _sheet(folder: Path, found: Findings, samples: Sequence[Sample]) -> dict[str, Any]:
+    shown, bits, captions = found.shown, found.bits, found.captions
     pictures = load_plans(folder, shown)
-    bits = {str(row["plan"]): float(row["average_bits"]) for row in rows}
     count, _, width, _ = pictures[shown[0]].shape
 
     def tile(name: str, index: int) -> dict[str, Any]:
@@ -194,39 +226,59 @@ def _sheet(folder: Path, samples: Sequence[Sample], shown: Sequence[str], captio
         file = io.BytesIO()
         image.save(file, format="PNG", optimize=True)
         source = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-        return {"plan": name, "bits": bits[name], "source": source, "width": image.width, "height": image.height}
+        return {
+            "plan": name,
+            "bits": bits[name],
+            "source": source,
+            "width": image.width,
+            "height": image.height,
+        }
 
-    cut = [{"worst": s.worst, "rank": s.rank, "caption": captions[s.index], "tiles": [tile(name, s.index) for name in shown]} for s in samples]
+    cut = [
+        {
+            "worst": s.worst,
+            "rank": s.rank,
+            "caption": captions[s.index],
+            "tiles": [tile(name, s.index) for name in shown],
+        }
+        for s in samples
+    ]
     return {"plans": list(shown), "samples": cut, "count": count, "small": width <= LARGEST // 2}
 
 
-def _layers(graph: OpGraph, plan: BitPlan, values: Mapping[str, Mapping[str, float]], schemes: Sequence[str]) -> list[dict[str, Any]]:
+def _layers(
+    graph: OpGraph, plan: Plan, values: Mapping[str, Mapping[str, float]], schemes: Sequence[str]
+) -> list[dict[str, Any]]:
     data = plots.layer_bits(graph, plan)
     return [
         {
             "name": layer.name,
             "role": layer.role,
             "shape": " × ".join(map(str, layer.weight_shape)),
-            "scheme": str(plan.layers[layer.name]),
+            "scheme": plan.text(layer.name),
             "stored": stored,
-            "decibels": {s: plots.decibels(values.get(layer.name, {}).get(s, 0.0)) for s in schemes},
+            "decibels": {
+                s: plots.decibels(values.get(layer.name, {}).get(s, 0.0)) for s in schemes
+            },
         }
         for layer, stored in zip(graph, data.stored, strict=True)
     ]
 
 
-def _header(folder: Path, graph: OpGraph, plan: BitPlan) -> Header | None:
+def _header(folder: Path, graph: OpGraph, plan: Plan) -> Header | None:
     """The plan's header; a plan that was just made has none, its file in the run has."""
     if plan.header is not None:
         return plan.header
     with suppress(ArtifactError):
         header, content = read_json(folder / "plan.json", SCHEMA, graph.id)
-        if content.get("layers") == {k: str(v) for k, v in plan.layers.items()}:
+        if content.get("sites") == said(plan.choices):
             return header
     return None
 
 
-def _provenance(graph: OpGraph, table: SensitivityTable, plan: BitPlan, header: Header | None) -> list[tuple[str, str]]:
+def _provenance(
+    graph: OpGraph, table: SensitivityTable, plan: Plan, header: Header | None
+) -> list[tuple[str, str]]:
     s = plan.solver
     solved = [f"{s.name}: {s.status}"]
     solved += [f"gap {s.gap:.2g}"] if s.gap is not None else []
@@ -237,15 +289,25 @@ def _provenance(graph: OpGraph, table: SensitivityTable, plan: BitPlan, header: 
         ("graph", graph.id),
         ("plan", plan.id),
         ("solver", ", ".join([*solved, f"{s.seconds:.2f} s"])),
-        ("sensitivity", f"{len(table.frame):,} measurements by {estimators}, {len(table.at_floor()):,} of them at the measurement floor"),
+        (
+            "sensitivity",
+            f"{len(table.frame):,} measurements by {estimators}, {len(table.at_floor()):,} of them at the measurement floor",
+        ),
     ]
     if header is None:
         return [*found, ("made by", "not recorded: the plan has no file in this run")]
     versions = ", ".join(f"{name} {version}" for name, version in header.versions.items())
-    return [*found, ("seed", str(header.seed)), ("command", header.command), ("versions", versions)]
+    return [
+        *found,
+        ("seed", str(header.seed)),
+        ("command", redacted(header.command)),
+        ("versions", versions),
+    ]
 
 
 def _config(folder: Path) -> str:
     with suppress(OSError, UnicodeDecodeError):
-        return (folder / "config.yaml").read_text(encoding="utf-8")
+        return "\n".join(
+            map(redacted, (folder / "config.yaml").read_text(encoding="utf-8").splitlines())
+        )
     return ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,14 +24,35 @@ COLUMNS = 12
 Picture = NDArray[np.uint8]
 
 
+@contextmanager
+def _of_any_size() -> Iterator[None]:
+    """Inside, PIL opens a grid however large it is: it is ours, and not a stranger's archive."""
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
 def picture_path(folder: Path, plan: str) -> Path:
     """Where a run keeps the pictures of the plan of that name."""
     return Path(folder) / "pictures" / f"{plan.replace(' ', '-')}.png"
 
 
 def save_pictures(path: Path, pictures: Tensor, *, of: str = "") -> None:
-    """Write pictures [N, 3, H, W] in [-1, 1] as one grid of `COLUMNS` columns; N, the size and what they are `of` can be read back."""
+    """Write pictures [N, 3, H, W] in [-1, 1] as one grid of `COLUMNS` columns; N, the size and what they are `of` can be read back.
+
+    Of videos [N, T, 3, H, W] the middle frame; nothing where a pipeline makes no pictures, [N, 0].
+    """
     from PIL import Image, PngImagePlugin
+
+    if pictures.ndim < 4:
+        return
+    if pictures.ndim == 5:
+        pictures = pictures[:, pictures.shape[1] // 2]
 
     tiles = ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     n, h, w, _ = tiles.shape
@@ -42,7 +64,9 @@ def save_pictures(path: Path, pictures: Tensor, *, of: str = "") -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text("pictures", f"{n} {h} {w}")
     info.add_text("of", of)
-    write_atomic(path, lambda temporary: Image.fromarray(grid).save(temporary, format="PNG", pnginfo=info))
+    write_atomic(
+        path, lambda temporary: Image.fromarray(grid).save(temporary, format="PNG", pnginfo=info)
+    )
 
 
 def pictures_of(path: Path) -> str | None:
@@ -50,7 +74,7 @@ def pictures_of(path: Path) -> str | None:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with _of_any_size(), Image.open(path) as image:
             image.load()  # a PNG's text may stand behind its pixels
             return str(image.info["of"]) if "pictures" in image.info else None
     except (OSError, KeyError, SyntaxError):
@@ -62,14 +86,24 @@ def load_pictures(path: Path) -> Picture:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with _of_any_size(), Image.open(path) as image:
             n, h, w = (int(v) for v in image.text["pictures"].split())  # type: ignore[attr-defined]
             grid = np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise ArtifactError(f"{path} does not exist; make it with `qsearch evaluate`") from None
     except (OSError, SyntaxError, AttributeError, KeyError, ValueError) as error:
-        raise ArtifactError(f"{path} is not a grid of pictures ({type(error).__name__}: {error}); remove it and evaluate again") from error
-    return np.stack([grid[(i // COLUMNS) * h : (i // COLUMNS + 1) * h, (i % COLUMNS) * w : (i % COLUMNS + 1) * w] for i in range(n)])
+        raise ArtifactError(
+            f"{path} is not a grid of pictures ({type(error).__name__}: {error}); remove it and evaluate again"
+        ) from error
+    return np.stack(
+        [
+            grid[
+                (i // COLUMNS) * h : (i // COLUMNS + 1) * h,
+                (i % COLUMNS) * w : (i % COLUMNS + 1) * w,
+            ]
+            for i in range(n)
+        ]
+    )
 
 
 def worst_first(reference: Picture, others: Picture) -> list[int]:
@@ -90,7 +124,9 @@ class Sample:
     worst: bool
 
 
-def choose_samples(reference: Picture, plan: Picture, *, first: int = 4, worst: int = 4) -> list[Sample]:
+def choose_samples(
+    reference: Picture, plan: Picture, *, first: int = 4, worst: int = 4
+) -> list[Sample]:
     """The first samples as they come, then those of the rest where the plan differs most from the reference.
 
     The first are nobody's choice and show the usual, the worst are the plan's worst: a sheet of chosen pictures alone would prove nothing.
@@ -106,7 +142,9 @@ def load_plans(folder: Path, plans: Sequence[str]) -> dict[str, Picture]:
     found = {plan: load_pictures(picture_path(folder, plan)) for plan in plans}
     shapes = {plan: pictures.shape for plan, pictures in found.items()}
     if len(set(shapes.values())) > 1:
-        raise ArtifactError(f"pictures of a run must be of the same samples; {folder} has {shapes}; remove its pictures and evaluate again")
+        raise ArtifactError(
+            f"pictures of a run must be of the same samples; {folder} has {shapes}; remove its pictures and evaluate again"
+        )
     return found
 
 
@@ -117,8 +155,14 @@ def resized(picture: Picture, size: int) -> Image:
     image = Image.fromarray(picture)
     longer = max(image.size)
     if longer <= size:
-        return image.resize((image.width * (size // longer), image.height * (size // longer)), Image.Resampling.NEAREST)
-    return image.resize((max(1, image.width * size // longer), max(1, image.height * size // longer)), Image.Resampling.LANCZOS)
+        return image.resize(
+            (image.width * (size // longer), image.height * (size // longer)),
+            Image.Resampling.NEAREST,
+        )
+    return image.resize(
+        (max(1, image.width * size // longer), max(1, image.height * size // longer)),
+        Image.Resampling.LANCZOS,
+    )
 
 
 # The sheet's measures in pixels, and its colours: a PNG has no dark scheme, so it is paper.
@@ -127,7 +171,13 @@ _PAPER, _INK, _QUIET, _MARK = "#ffffff", "#1c2024", "#5c6570", "#b34a00"
 
 
 def contact_sheet(
-    path: Path, folder: Path, labels: Mapping[str, str], captions: Sequence[str], *, plan: str = "plan", reference: str = "full precision"
+    path: Path,
+    folder: Path,
+    labels: Mapping[str, str],
+    captions: Sequence[str],
+    *,
+    plan: str = "plan",
+    reference: str = "full precision",
 ) -> list[Sample]:
     """Write a PNG with a row for each plan in `labels` (name -> words on its left) and a column for each of `choose_samples`; returns those.
 
@@ -143,9 +193,13 @@ def contact_sheet(
     pictures = load_plans(folder, list(labels))
     count = len(pictures[reference])
     if len(captions) < count:
-        raise QSearchError(f"a contact sheet needs a caption for each picture; given {len(captions)} for {count} pictures")
+        raise QSearchError(
+            f"a contact sheet needs a caption for each picture; given {len(captions)} for {count} pictures"
+        )
     samples = choose_samples(pictures[reference], pictures[plan])
-    tiles = {name: [resized(made[s.index], _TILE) for s in samples] for name, made in pictures.items()}
+    tiles = {
+        name: [resized(made[s.index], _TILE) for s in samples] for name, made in pictures.items()
+    }
     w, h = tiles[reference][0].size
     small, bold, words = _font(11), _font(12, bold=True), _font(12)
     wrapped = [_wrap(captions[s.index], small, w) for s in samples]
@@ -154,26 +208,45 @@ def contact_sheet(
     def left(column: int) -> int:
         return _LEFT + column * (w + _GAP) + (2 * _GAP if column >= usual else 0)
 
-    size = (left(len(samples)) - _GAP + _MARGIN, _MARGIN + _HEAD + len(tiles) * (h + _GAP) + _LINE * max(map(len, wrapped)) + _MARGIN)
+    size = (
+        left(len(samples)) - _GAP + _MARGIN,
+        _MARGIN + _HEAD + len(tiles) * (h + _GAP) + _LINE * max(map(len, wrapped)) + _MARGIN,
+    )
     sheet = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(sheet)
     top = _MARGIN + _HEAD
     for row, (name, images) in enumerate(tiles.items()):
         y = top + row * (h + _GAP)
         title, *rest = labels[name].splitlines() or [name]
-        lines = [(line, bold, _INK) for line in _wrap(title, bold, _LEFT - _MARGIN - 8)] + [(line, words, _QUIET) for line in rest]
+        lines = [(line, bold, _INK) for line in _wrap(title, bold, _LEFT - _MARGIN - 8)] + [
+            (line, words, _QUIET) for line in rest
+        ]
         for i, (line, font, colour) in enumerate(lines):
             draw.text((_MARGIN, y + 4 + i * (_LINE + 2)), line, colour, font)
         for column, (sample, image) in enumerate(zip(samples, images, strict=True)):
             sheet.paste(image, (left(column), y))
             if sample.worst and name == plan:
-                draw.rectangle((left(column) - 3, y - 3, left(column) + w + 2, y + h + 2), outline=_MARK, width=3)
+                draw.rectangle(
+                    (left(column) - 3, y - 3, left(column) + w + 2, y + h + 2),
+                    outline=_MARK,
+                    width=3,
+                )
     draw.text((left(0), _MARGIN), "the first captions", _QUIET, small)
     if usual < len(samples):
-        draw.text((left(usual), _MARGIN), f"where “{plan}” differs most from {reference}, of {count} captions", _MARK, small)
+        draw.text(
+            (left(usual), _MARGIN),
+            f"where “{plan}” differs most from {reference}, of {count} captions",
+            _MARK,
+            small,
+        )
     for column, (sample, lines_) in enumerate(zip(samples, wrapped, strict=True)):
         for i, line in enumerate(lines_):
-            draw.text((left(column), top + len(tiles) * (h + _GAP) + i * _LINE), line, _MARK if sample.worst else _QUIET, small)
+            draw.text(
+                (left(column), top + len(tiles) * (h + _GAP) + i * _LINE),
+                line,
+                _MARK if sample.worst else _QUIET,
+                small,
+            )
     write_atomic(path, lambda temporary: sheet.save(temporary, format="PNG", optimize=True))
     return samples
 
@@ -184,7 +257,10 @@ def _font(size: int, *, bold: bool = False) -> FreeTypeFont:
     from matplotlib import get_data_path
     from PIL import ImageFont
 
-    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / f"DejaVuSans{'-Bold' if bold else ''}.ttf"), size)
+    return ImageFont.truetype(
+        str(Path(get_data_path()) / "fonts" / "ttf" / f"DejaVuSans{'-Bold' if bold else ''}.ttf"),
+        size,
+    )
 
 
 def _wrap(text: str, font: FreeTypeFont, width: int) -> list[str]:

@@ -16,15 +16,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.cost import stored_bits
 from ..core.errors import QSearchError, nearest
 from ..core.graph import LayerSpec, OpGraph
-from ..core.plan import BitPlan
+from ..core.plan import Plan
 from ..core.scheme import Scheme
 from ..core.table import SensitivityTable
 
 FULL_PRECISION = "full precision"
 #: families of roles, in which a plan's layers are coloured: as many as can be told apart, the names say the rest
-FAMILIES = ("self-attention", "cross-attention", "feed-forward", "conditioning", "convolution", "input and output", "linear")
+FAMILIES = (
+    "self-attention",
+    "cross-attention",
+    "feed-forward",
+    "conditioning",
+    "convolution",
+    "input and output",
+    "linear",
+)
 
 
 def family(role: str) -> str:
@@ -61,17 +70,32 @@ def layer_axis(layers: Sequence[LayerSpec], *, longest: int = 24) -> LayerAxis:
     """Axis for `layers`. A label is the name within its block; of one longer than `longest` letters, the last whole words."""
     names = tuple(layer.name for layer in layers)
     local = [layer.name.removeprefix(f"{layer.block}.") for layer in layers]
-    labels = tuple(name if len(name) <= longest else "…" + (re.split(r"[._]", name[-longest:], maxsplit=1)[-1]) for name in local)
-    words = list(dict.fromkeys(w for layer in layers for w in layer.block.split(".") if w and not w.isdigit()))
-    short = {w: _abbreviation(w, words) for w in words} if len(words) > 1 else dict.fromkeys(words, "")
+    labels = tuple(
+        name if len(name) <= longest else "…" + (re.split(r"[._]", name[-longest:], maxsplit=1)[-1])
+        for name in local
+    )
+    words = list(
+        dict.fromkeys(
+            w for layer in layers for w in layer.block.split(".") if w and not w.isdigit()
+        )
+    )
+    short = (
+        {w: _abbreviation(w, words) for w in words} if len(words) > 1 else dict.fromkeys(words, "")
+    )
     spans, start = [], 0
     for block, held in groupby(layers, key=lambda layer: layer.block):
         stop = start + len(list(held))
         parts = [short.get(p, p) for p in block.split(".")]
-        label = "".join(("." if p and not p.isdigit() and i else "") + p for i, p in enumerate(parts))
+        label = "".join(
+            ("." if p and not p.isdigit() and i else "") + p for i, p in enumerate(parts)
+        )
         spans += [Span(label, start, stop)] if block else []
         start = stop
-    key = ", ".join(f"{short[w]} = {w}" for w in words) if len(words) > 1 else "".join(f"numbers are {w}" for w in words)
+    key = (
+        ", ".join(f"{short[w]} = {w}" for w in words)
+        if len(words) > 1
+        else "".join(f"numbers are {w}" for w in words)
+    )
     return LayerAxis(names, labels, tuple(spans), key)
 
 
@@ -79,9 +103,14 @@ def short_names(layers: Sequence[LayerSpec]) -> tuple[dict[str, str], str]:
     """Layer -> a short name that no other has, its block abbreviated as on an axis, and the key to the abbreviations."""
     axis = layer_axis(layers)
     block = {axis.names[i]: span.label for span in axis.spans for i in range(span.start, span.stop)}
-    named = {name: f"{block[name]} {label}" if block.get(name) else label for name, label in zip(axis.names, axis.labels, strict=True)}
+    named = {
+        name: f"{block[name]} {label}" if block.get(name) else label
+        for name, label in zip(axis.names, axis.labels, strict=True)
+    }
     short = list(named.values())
-    return {name: words if short.count(words) == 1 else name for name, words in named.items()}, axis.key
+    return {
+        name: words if short.count(words) == 1 else name for name, words in named.items()
+    }, axis.key
 
 
 def _abbreviation(word: str, words: Sequence[str]) -> str:
@@ -103,13 +132,20 @@ class LayerBits:
     limit: float | None
 
 
-def layer_bits(graph: OpGraph, plan: BitPlan) -> LayerBits:
+def layer_bits(graph: OpGraph, plan: Plan) -> LayerBits:
     """What `plan` stores, layer by layer."""
-    schemes = [plan.layers[layer.name] for layer in graph]
-    stored = tuple(s.stored_bits(layer.weight_shape, layer.channel_axis, layer.parts) / layer.weights for s, layer in zip(schemes, graph, strict=True))
+    schemes = [plan.choices[layer.name][0] for layer in graph]
+    stored = tuple(stored_bits(x, plan.choices[x.name]) / x.weights for x in graph)
     limit = plan.budget.average_bits if plan.budget else None
     families = tuple(family(layer.role) for layer in graph)
-    return LayerBits(layer_axis(graph.layers), stored, tuple(s.bits for s in schemes), families, plan.achieved.average_bits, limit)
+    return LayerBits(
+        layer_axis(graph.layers),
+        stored,
+        tuple(s.bits for s in schemes),
+        families,
+        plan.achieved.average_bits,
+        limit,
+    )
 
 
 @dataclass(frozen=True)
@@ -145,14 +181,23 @@ class Loss(NamedTuple):
         return self.estimate < 2 * self.floor
 
 
-def losses(table: SensitivityTable, scheme: Scheme | str, *, metric: str = "noise") -> dict[str, Loss]:
+def losses(
+    table: SensitivityTable, scheme: Scheme | str, *, metric: str = "noise"
+) -> dict[str, Loss]:
     """site -> its loss at one scheme, averaged over the step bins."""
     rows = _rows(table, metric)
     check_scheme(rows, scheme)
     rows = rows[rows["scheme"] == str(scheme)]
     squared = rows.assign(error=rows["error"] ** 2).groupby("site", sort=False)
-    means, errors, counts = squared[["estimate", "floor"]].mean(), squared["error"].sum(), squared.size()
-    return {str(s): Loss(float(m.estimate), math.sqrt(errors[s]) / int(counts[s]), float(m.floor)) for s, m in means.iterrows()}
+    means, errors, counts = (
+        squared[["estimate", "floor"]].mean(),
+        squared["error"].sum(),
+        squared.size(),
+    )
+    return {
+        str(s): Loss(float(m.estimate), math.sqrt(errors[s]) / int(counts[s]), float(m.floor))
+        for s, m in means.iterrows()
+    }
 
 
 def check_scheme(rows: Any, scheme: Scheme | str) -> None:
@@ -164,23 +209,54 @@ def check_scheme(rows: Any, scheme: Scheme | str) -> None:
 
 def by_size(graph: OpGraph, schemes: Iterable[str]) -> tuple[str, ...]:
     """Schemes, those that store the graph in fewer bits first."""
-    return tuple(sorted(schemes, key=lambda s: (sum(Scheme.parse(s).stored_bits(x.weight_shape, x.channel_axis, x.parts) for x in graph.quantizable), s)))
+    return tuple(
+        sorted(
+            schemes,
+            key=lambda s: (
+                sum(
+                    Scheme.parse(s).stored_bits(x.weight_shape, x.channel_axis, x.parts)
+                    for x in graph.quantizable
+                ),
+                s,
+            ),
+        )
+    )
 
 
-def noise_by_scheme(graph: OpGraph, table: SensitivityTable, plan: BitPlan | None = None, *, metric: str = "noise") -> LayerNoise:
+def noise_by_scheme(
+    graph: OpGraph, table: SensitivityTable, plan: Plan | None = None, *, metric: str = "noise"
+) -> LayerNoise:
     """Noise of every layer at every scheme, averaged over the step bins; `plan` marks what it chose."""
     rows = _rows(table, metric)
     columns = by_size(graph, rows["scheme"].unique())
-    chosen = {} if plan is None else {name: columns.index(str(s)) for name, s in plan.layers.items() if str(s) in columns}
+    chosen = (
+        {}
+        if plan is None
+        else {
+            name: columns.index(plan.text(name))
+            for name in plan.choices
+            if plan.text(name) in columns
+        }
+    )
     return _layer_noise(graph, rows, "scheme", columns, columns, "scheme", chosen)
 
 
-def noise_by_step(graph: OpGraph, table: SensitivityTable, scheme: Scheme | str, *, metric: str = "noise") -> LayerNoise:
+def noise_by_step(
+    graph: OpGraph, table: SensitivityTable, scheme: Scheme | str, *, metric: str = "noise"
+) -> LayerNoise:
     """Noise of every layer at one scheme in every step bin, the noisiest bin first."""
     rows = _rows(table, metric)
     check_scheme(rows, scheme)
     steps = sorted(int(s) for s in rows["step"].unique())
-    return _layer_noise(graph, rows[rows["scheme"] == str(scheme)], "step", steps, tuple(_bin_name(i, len(steps)) for i in range(len(steps))), "step bin", {})
+    return _layer_noise(
+        graph,
+        rows[rows["scheme"] == str(scheme)],
+        "step",
+        steps,
+        tuple(_bin_name(i, len(steps)) for i in range(len(steps))),
+        "step bin",
+        {},
+    )
 
 
 def _rows(table: SensitivityTable, metric: str) -> Any:
@@ -189,23 +265,47 @@ def _rows(table: SensitivityTable, metric: str) -> Any:
 
 
 def _bin_name(i: int, count: int) -> str:
-    return {0: f"{i + 1}, noisiest", count - 1: f"{i + 1}, cleanest"}.get(i, f"{i + 1}") if count > 1 else "all"
+    return (
+        {0: f"{i + 1}, noisiest", count - 1: f"{i + 1}, cleanest"}.get(i, f"{i + 1}")
+        if count > 1
+        else "all"
+    )
 
 
-def _layer_noise(graph: OpGraph, rows: Any, by: str, keys: Sequence[Any], columns: tuple[str, ...], title: str, chosen: Mapping[str, int]) -> LayerNoise:
+def _layer_noise(
+    graph: OpGraph,
+    rows: Any,
+    by: str,
+    keys: Sequence[Any],
+    columns: tuple[str, ...],
+    title: str,
+    chosen: Mapping[str, int],
+) -> LayerNoise:
     means = rows.groupby(["site", by], as_index=False)[["estimate", "floor"]].mean()
     # Within 3 dB of the floor a number is the measurement's, not the choice's (SensitivityTable.at_floor).
     found = {(s, k): decibels(v) for s, k, v, f in means.itertuples(index=False) if v >= 2 * f}
     layers = [layer for layer in graph.layers if layer.quantizable]
-    cells = np.array([[found.get((layer.name, key), math.nan) for key in keys] for layer in layers], dtype=np.float64)
-    return LayerNoise(layer_axis(layers), columns, title, cells, colour_levels(cells.ravel()), tuple(chosen.get(layer.name, -1) for layer in layers))
+    cells = np.array(
+        [[found.get((layer.name, key), math.nan) for key in keys] for layer in layers],
+        dtype=np.float64,
+    )
+    return LayerNoise(
+        layer_axis(layers),
+        columns,
+        title,
+        cells,
+        colour_levels(cells.ravel()),
+        tuple(chosen.get(layer.name, -1) for layer in layers),
+    )
 
 
 def colour_levels(cells: Iterable[float]) -> tuple[float, ...]:
     """Round borders for at most ten colours that hold every finite cell."""
     finite = [float(x) for x in cells if math.isfinite(x)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 10.0)
-    step = next((s for s in (1, 2, 5, 10, 20, 50) if math.floor(high / s) - math.floor(low / s) < 10), 100)
+    step = next(
+        (s for s in (1, 2, 5, 10, 20, 50) if math.floor(high / s) - math.floor(low / s) < 10), 100
+    )
     first, last = math.floor(low / step), math.floor(high / step) + 1
     return tuple(float(step * i) for i in range(first, last + 1))
 
@@ -221,8 +321,26 @@ class SizeQuality:
     title: str
 
 
-def size_quality(rows: Sequence[Mapping[str, Any]], *, metric: str = "sqnr", title: str = "SQNR of the final latent, dB") -> SizeQuality:
+def size_quality(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    metric: str = "sqnr",
+    title: str = "SQNR of the final latent, dB",
+) -> SizeQuality:
     """Rows of a run's results as points. Full precision is left out: compared with itself its ratio is infinite."""
     shown = [row for row in rows if row["plan"] != FULL_PRECISION and metric in row["metrics"]]
-    means, errors = zip(*((float(m), float(e)) for m, e in (row["metrics"][metric] for row in shown)), strict=True) if shown else ((), ())
-    return SizeQuality(tuple(str(r["plan"]) for r in shown), tuple(r["bytes"] / 1000 for r in shown), means, errors, title)
+    means, errors = (
+        zip(
+            *((float(m), float(e)) for m, e in (row["metrics"][metric] for row in shown)),
+            strict=True,
+        )
+        if shown
+        else ((), ())
+    )
+    return SizeQuality(
+        tuple(str(r["plan"]) for r in shown),
+        tuple(r["bytes"] / 1000 for r in shown),
+        means,
+        errors,
+        title,
+    )

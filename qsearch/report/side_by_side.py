@@ -15,8 +15,8 @@ from ..core.graph import OpGraph
 from ..core.scheme import Scheme
 from ..core.table import SensitivityTable
 from .boxes import SERIES, Boxes, boxes_into, legend, place, role_boxes
-from .drawing import HALF, INK, WIDE, canvas, styled
 from .plots import family, losses
+from .style import HALF, INK, WIDE, canvas, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,24 +41,40 @@ class SideBySide:
     scheme: str
 
 
-def side_by_side(models: Mapping[str, tuple[OpGraph, SensitivityTable]], scheme: Scheme | str, *, metric: str = "noise") -> SideBySide:
+def side_by_side(
+    models: Mapping[str, tuple[OpGraph, SensitivityTable]],
+    scheme: Scheme | str,
+    *,
+    metric: str = "noise",
+) -> SideBySide:
     """What the families of each model contribute at one scheme; noise powers add up, so shares do as well."""
     boxes = role_boxes(models, scheme, metric=metric, families=True)
     columns = [_shares(graph, table, scheme, metric) for graph, table in models.values()]
     empty = Share(0.0, 0.0, 0.0)
-    return SideBySide(boxes, tuple(tuple(column.get(name, empty) for column in columns) for name in boxes.roles), str(scheme))
+    return SideBySide(
+        boxes,
+        tuple(tuple(column.get(name, empty) for column in columns) for name in boxes.roles),
+        str(scheme),
+    )
 
 
-def _shares(graph: OpGraph, table: SensitivityTable, scheme: Scheme | str, metric: str) -> dict[str, Share]:
+def _shares(
+    graph: OpGraph, table: SensitivityTable, scheme: Scheme | str, metric: str
+) -> dict[str, Share]:
     known = losses(table, scheme, metric=metric)
     measured = [layer for layer in graph.quantizable if layer.name in known]
     weights = sum(layer.weights for layer in measured)
-    total = math.fsum(known[layer.name].estimate for layer in measured) or 1.0  # nothing makes noise: all shares are 0
+    total = (
+        math.fsum(known[layer.name].estimate for layer in measured) or 1.0
+    )  # nothing makes noise: all shares are 0
     variance = math.fsum(known[layer.name].error ** 2 for layer in measured)
     found = {}
     for name in dict.fromkeys(family(layer.role) for layer in measured):
         held = [layer for layer in measured if family(layer.role) == name]
-        part, own = math.fsum(known[x.name].estimate for x in held), math.fsum(known[x.name].error ** 2 for x in held)
+        part, own = (
+            math.fsum(known[x.name].estimate for x in held),
+            math.fsum(known[x.name].error ** 2 for x in held),
+        )
         share = part / total
         # A ratio of sums that share `part`: its own error counts with (1 - share), the others' with share.
         error = math.sqrt((1 - share) ** 2 * own + share**2 * (variance - own)) / total
@@ -79,15 +95,26 @@ def _draw(data: SideBySide, width: int) -> Figure:
     height = 30 + rows * (10 + 16 * models)
     figure, first = canvas(width, height + 60 if wide else 2 * height + 110)
     first.remove()
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2)) if wide else figure.subplots(2, 1)
+    left, right = (
+        figure.subplots(1, 2, sharey=True, width_ratios=(3, 2)) if wide else figure.subplots(2, 1)
+    )
     boxes_into(left, data.boxes)
     _bars(right, data, models)
     if not wide:
         right.set_yticks(range(rows), data.boxes.roles)
         right.set_ylim(rows - 0.5, -0.5)
     handles, words = legend(data.boxes)
-    handles.append(Line2D([], [], color=INK, marker="|", markersize=9, markeredgewidth=1.6, linestyle="none"))
-    figure.legend(handles, [*words, "share of the weights"], loc="outside upper left", ncols=len(handles) if wide else 2, borderpad=0, columnspacing=1.4)
+    handles.append(
+        Line2D([], [], color=INK, marker="|", markersize=9, markeredgewidth=1.6, linestyle="none")
+    )
+    figure.legend(
+        handles,
+        [*words, "share of the weights"],
+        loc="outside upper left",
+        ncols=len(handles) if wide else 2,
+        borderpad=0,
+        columnspacing=1.4,
+    )
     return figure
 
 
@@ -99,7 +126,15 @@ def _bars(ax: Axes, data: SideBySide, models: int) -> None:
             y = row + place(i, models)
             ax.barh(y, 100 * share.noise, 0.62 / models, color=SERIES[i % len(SERIES)])
             if math.isfinite(share.error):  # of one sample there is none
-                ax.errorbar(100 * share.noise, y, xerr=100 * share.error, fmt="none", ecolor=INK, capsize=2, elinewidth=1)
+                ax.errorbar(
+                    100 * share.noise,
+                    y,
+                    xerr=100 * share.error,
+                    fmt="none",
+                    ecolor=INK,
+                    capsize=2,
+                    elinewidth=1,
+                )
             ax.plot([100 * share.weights], [y], "|", color=INK, markersize=9, markeredgewidth=1.6)
     ax.set_xlim(0, 100)
     ax.set_xlabel(f"share of the noise of uniform {data.scheme}, %")

@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from ..core import plugins
+from ..core.cost import stored_bits
 from ..core.errors import QSearchError
 from ..core.graph import LayerSpec, OpGraph
-from ..core.plan import BitPlan
+from ..core.metrics import metric_words
+from ..core.plan import Plan
 from ..core.scheme import KEEP, Scheme
 from ..core.table import SensitivityTable
 from .plots import FULL_PRECISION, by_size, decibels
-from .text import METRICS, cell
-
-#: metric -> its title in words, with the unit
-TITLES = {
-    "output_sqnr": "SQNR of the denoiser's output, dB",
-    "sqnr": "SQNR of the final latent, dB",
-    "ssim": "SSIM of the pictures",
-    "frechet": "Fréchet distance",
-    "alignment": "alignment with the caption",
-    "noise": "noise of the denoiser's output",
-}
+from .text import cell
 
 
 @dataclass(frozen=True)
@@ -51,29 +41,25 @@ class ResultRow:
 def results(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[Column, ...], tuple[ResultRow, ...]]:
     """Every metric of every measured plan. The best is sought among all but full precision, which is what they are compared with."""
     metrics = dict.fromkeys(str(m) for row in rows for m in row["metrics"])
-    names = [m for m in TITLES if m in metrics] + [m for m in metrics if m not in TITLES]
-    columns = tuple(Column(m, TITLES.get(m, m), higher_is_better(m)) for m in names)
+    names = sorted(metrics, key=lambda m: (m == "noise", m != "output_sqnr"))  # the output first
+    words = {name: metric_words(name) for name in names}
+    columns = tuple(Column(m, words[m].long, words[m].higher_is_better) for m in names)
     best = {c.metric: _best(rows, c) for c in columns}
     return columns, tuple(
         ResultRow(
             str(row["plan"]),
             float(row["average_bits"]),
             row["bytes"] / 1000,
-            tuple((_cell(row, c.metric), row["plan"] != FULL_PRECISION and _mean(row, c.metric) == best[c.metric]) for c in columns),
+            tuple(
+                (
+                    _cell(row, c.metric),
+                    row["plan"] != FULL_PRECISION and _mean(row, c.metric) == best[c.metric],
+                )
+                for c in columns
+            ),
         )
         for row in rows
     )
-
-
-def higher_is_better(metric: str) -> bool | None:
-    """What the metric's plug-in says; None for one that is not installed here."""
-    if metric == "noise":
-        return False
-    if metric in METRICS:
-        return METRICS[metric][2]
-    with suppress(QSearchError, ImportError, AttributeError):
-        return bool(plugins.load("metrics", metric).higher_is_better)
-    return None
 
 
 def _mean(row: Mapping[str, Any], metric: str) -> float | None:
@@ -81,7 +67,11 @@ def _mean(row: Mapping[str, Any], metric: str) -> float | None:
 
 
 def _best(rows: Sequence[Mapping[str, Any]], column: Column) -> float | None:
-    means = [m for row in rows if row["plan"] != FULL_PRECISION and (m := _mean(row, column.metric)) is not None]
+    means = [
+        m
+        for row in rows
+        if row["plan"] != FULL_PRECISION and (m := _mean(row, column.metric)) is not None
+    ]
     if column.up is None or len(means) < 2:
         return math.nan  # equal to nothing: alone, or with no order, none is the best
     return max(means) if column.up else min(means)
@@ -91,7 +81,11 @@ def _cell(row: Mapping[str, Any], metric: str) -> str:
     if metric == "noise" and metric in row["metrics"]:
         mean, error = row["metrics"][metric]
         return "0" if mean == error == 0 else f"{mean:.2e} ± {error:.0e}"
-    return cell(dict(row), metric).replace("-", "–") if metric not in row["metrics"] else cell(dict(row), metric)
+    return (
+        cell(dict(row), metric).replace("-", "–")
+        if metric not in row["metrics"]
+        else cell(dict(row), metric)
+    )
 
 
 @dataclass(frozen=True)
@@ -106,7 +100,9 @@ class RoleBits:
     sqnr: float
 
 
-def bits_by_role(graph: OpGraph, table: SensitivityTable, plan: BitPlan, scheme: str, *, metric: str = "noise") -> tuple[RoleBits, ...]:
+def bits_by_role(
+    graph: OpGraph, table: SensitivityTable, plan: Plan, scheme: str, *, metric: str = "noise"
+) -> tuple[RoleBits, ...]:
     """What each role got, the role with the most stored bits a weight first."""
     values = table.values(metric)
     held: dict[str, list[LayerSpec]] = {}
@@ -115,11 +111,26 @@ def bits_by_role(graph: OpGraph, table: SensitivityTable, plan: BitPlan, scheme:
     found = []
     for role, layers in held.items():
         weights = sum(layer.weights for layer in layers)
-        chosen = [plan.layers[layer.name] for layer in layers]
-        counts = [(str(s), chosen.count(Scheme.parse(s))) for s in by_size(graph, {str(s) for s in chosen})]
-        noises = [values[layer.name][scheme] for layer in layers if scheme in values.get(layer.name, {})]
-        bits = sum(_bits(layer, s) for layer, s in zip(layers, chosen, strict=True))
-        found.append(RoleBits(role, len(layers), weights / graph.weights, bits / weights, tuple(counts), decibels(median(noises) if noises else 0.0)))
+        chosen = [plan.text(layer.name) for layer in layers]
+        single = by_size(graph, {text for text in chosen if " | " not in text})
+        counts = [
+            (text, chosen.count(text))
+            for text in (*single, *sorted({t for t in chosen if " | " in t}))
+        ]
+        noises = [
+            values[layer.name][scheme] for layer in layers if scheme in values.get(layer.name, {})
+        ]
+        bits = sum(stored_bits(layer, plan.choices[layer.name]) for layer in layers)
+        found.append(
+            RoleBits(
+                role,
+                len(layers),
+                weights / graph.weights,
+                bits / weights,
+                tuple(counts),
+                decibels(median(noises) if noises else 0.0),
+            )
+        )
     return tuple(sorted(found, key=lambda r: (-r.average_bits, r.role)))
 
 
@@ -148,13 +159,22 @@ class Reason:
     cheaper: Cheaper | None
 
 
-def predicted_noise(table: SensitivityTable, plan: BitPlan, *, metric: str = "noise") -> float:
-    """Noise of the whole plan by the table: the sum over its layers, as noise powers add up. NaN where a layer's scheme was not measured."""
-    values = table.values(metric)
-    return sum(0.0 if scheme == KEEP else values.get(name, {}).get(str(scheme), math.nan) for name, scheme in plan.layers.items())
+def predicted_noise(table: SensitivityTable, plan: Plan, *, metric: str = "noise") -> float:
+    """Noise of the whole plan by the table: the sum over its sites, as noise powers add up. NaN where a site's scheme was not measured."""
+    try:
+        return table.predict(plan, metric, interactions=False)[0]
+    except QSearchError:
+        return math.nan
 
 
-def reasons(graph: OpGraph, table: SensitivityTable, plan: BitPlan, *, count: int = 10, metric: str = "noise") -> tuple[Reason, ...]:
+def reasons(
+    graph: OpGraph,
+    table: SensitivityTable,
+    plan: Plan,
+    *,
+    count: int = 10,
+    metric: str = "noise",
+) -> tuple[Reason, ...]:
     """The most sensitive layers: those whose cheapest choice makes the most noise for each bit it stores."""
     values = table.values(metric)
     total = predicted_noise(table, plan, metric=metric)
@@ -166,9 +186,11 @@ def reasons(graph: OpGraph, table: SensitivityTable, plan: BitPlan, *, count: in
             layer.name,
             layer.role,
             layer.weights / graph.weights,
-            str(plan.layers[layer.name]),
+            plan.text(layer.name),
             {s: decibels(values[layer.name].get(s, 0.0)) for s in schemes},
-            _next_cheaper(layer, values[layer.name], plan.layers[layer.name], total),
+            None
+            if len(plan.choices[layer.name]) > 1
+            else _next_cheaper(layer, values[layer.name], plan.choices[layer.name][0], total),
         )
         for layer in measured[:count]
     )
@@ -183,9 +205,15 @@ def _sensitivity(layer: LayerSpec, values: Mapping[str, float]) -> float:
     return values[cheapest] / _bits(layer, cheapest)
 
 
-def _next_cheaper(layer: LayerSpec, values: Mapping[str, float], chosen: Scheme, total: float) -> Cheaper | None:
+def _next_cheaper(
+    layer: LayerSpec, values: Mapping[str, float], chosen: Scheme, total: float
+) -> Cheaper | None:
     below = [s for s in _by_price(layer, values) if _bits(layer, s) < _bits(layer, chosen)]
     if not below:
         return None
     now = 0.0 if chosen == KEEP else values.get(str(chosen), math.nan)
-    return Cheaper(below[-1], (_bits(layer, chosen) - _bits(layer, below[-1])) / 8000, decibels(total - now + values[below[-1]]))
+    return Cheaper(
+        below[-1],
+        (_bits(layer, chosen) - _bits(layer, below[-1])) / 8000,
+        decibels(total - now + values[below[-1]]),
+    )

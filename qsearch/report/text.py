@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +11,39 @@ from rich.table import Table
 
 from ..core.artifacts import peek, read_json
 from ..core.errors import ArtifactError, QSearchError
+from ..core.metrics import metric_words
+from ..core.plan import read_plan
 
 _MOST_COLUMNS = 5
 _RELIABLE = 0.5  # below it, most of the differences between layers would not be found again
-#: metric -> (column title, digits, whether more is better)
-METRICS = {
-    "output_sqnr": ("output SQNR, dB", 1, True),
-    "sqnr": ("latent SQNR, dB", 1, True),
-    "ssim": ("SSIM", 3, True),
-    "frechet": ("Fréchet", 4, False),
-    "alignment": ("alignment", 3, True),
-}
 
 
 def results(rows: list[dict[str, Any]]) -> Table:
     """The measured plans side by side, mean ± standard error of every metric: a column a plan, or a row a plan where there are many."""
-    names = [m for m in METRICS if any(m in r["metrics"] for r in rows)]
-    names += sorted({m for r in rows for m in r["metrics"]} - set(names) - {"noise"})
-    titles = ["plan", "stored bits", *(f"{title} {'↑' if up else '↓'}" for title, _, up in (METRICS.get(n, (n, 3, True)) for n in names))]
-    lines = [titles, *([row["plan"], f"{row['average_bits']:.2f}", *(cell(row, name) for name in names)] for row in rows)]
+    measured = dict.fromkeys(str(m) for row in rows for m in row["metrics"])
+    names = sorted(measured, key=lambda name: name != "output_sqnr")  # the output first
+    words = [metric_words(name) for name in names if name != "noise"]
+    names = [name for name in names if name != "noise"]
+    titles = [
+        "plan",
+        "stored bits",
+        *(f"{word.short} {word.arrow}".strip() for word in words),
+    ]
+    lines = [
+        titles,
+        *(
+            [row["plan"], f"{row['average_bits']:.2f}", *(cell(row, name) for name in names)]
+            for row in rows
+        ),
+    ]
     if len(rows) <= _MOST_COLUMNS:
         lines = [list(line) for line in zip(*lines, strict=True)]
-    table = Table(title="measured with common noise", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        title="measured with common noise",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for i, title in enumerate(lines[0]):
         table.add_column(title, justify="right" if i else "left", overflow="fold")
     for line in lines[1:]:
@@ -43,9 +55,16 @@ def plain(rows: list[dict[str, Any]], title: str) -> Table:
     """Rows of plain data, the keys of the first as columns; numbers with four digits."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name, value in rows[0].items():
-        table.add_column(name, justify="left" if isinstance(value, str) else "right", overflow="fold")
+        table.add_column(
+            name, justify="left" if isinstance(value, str) else "right", overflow="fold"
+        )
     for row in rows:
-        table.add_row(*(f"{row[name]:.4g}" if isinstance(row.get(name), float) else str(row.get(name, "")) for name in rows[0]))
+        table.add_row(
+            *(
+                f"{row[name]:.4g}" if isinstance(row.get(name), float) else str(row.get(name, ""))
+                for name in rows[0]
+            )
+        )
     return table
 
 
@@ -55,7 +74,7 @@ def cell(row: dict[str, Any], metric: str) -> str:
         return "exact"
     if metric not in row["metrics"]:
         return "-"
-    digits = METRICS.get(metric, ("", 3, True))[1]
+    digits = metric_words(metric).digits
     mean, error = row["metrics"][metric]
     return f"{mean:.{digits}f} ± {error:.{digits}f}"  # a narrow column breaks at the spaces, not inside a number
 
@@ -63,7 +82,9 @@ def cell(row: dict[str, Any], metric: str) -> str:
 def show(path: Path, device: str | None = None) -> list[Table | str]:
     """An artefact as tables, chosen by the schema in its header; a graph also timed on a `device`. Raises `QSearchError` for a file that is none."""
     if path.is_dir():
-        raise QSearchError(f"show takes a file of a run; in {path} there are {', '.join(sorted(p.name for p in path.iterdir() if p.is_file())) or 'none'}")
+        raise QSearchError(
+            f"show takes a file of a run; in {path} there are {', '.join(sorted(p.name for p in path.iterdir() if p.is_file())) or 'none'}"
+        )
     kind = "qsearch.trials" if path.suffix == ".db" else peek(path).split("/")[0]
     if device is not None and kind != "qsearch.graph":
         raise QSearchError(f"a device times a graph.json; {path} is a {kind}")
@@ -73,7 +94,7 @@ def show(path: Path, device: str | None = None) -> list[Table | str]:
         return _graph(path, device)
     shown = {
         "qsearch.plan": _plan,
-        "qsearch.stepplan": _stepplan,
+        "qsearch.stepplan": _plan,
         "qsearch.latency": _latency,
         "qsearch.sensitivity": _sensitivity,
         "qsearch.attribution": _attribution,
@@ -84,24 +105,47 @@ def show(path: Path, device: str | None = None) -> list[Table | str]:
     try:
         return shown[kind](path)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"{path} is not a whole {kind} file ({type(error).__name__}: {str(error).partition(chr(10))[0]}); make it again") from error
+        raise ArtifactError(
+            f"{path} is not a whole {kind} file ({type(error).__name__}: {str(error).partition(chr(10))[0]}); make it again"
+        ) from error
 
 
 def _graph(path: Path, device: str | None) -> list[Table | str]:
     from ..core.graph import OpGraph
 
     graph = OpGraph.load(path)
-    table = Table(title=f"{graph.model}: graph {graph.id}, read by {graph.source}", title_justify="left")
+    table = Table(
+        title=f"{graph.model}: graph {graph.id}, read by {graph.source}", title_justify="left"
+    )
     for title in ("role", "layers", "weights", "share", "MACs a call", "share", "sees"):
-        table.add_column(title, justify="left" if title in ("role", "sees") else "right", overflow="fold")
+        table.add_column(
+            title, justify="left" if title in ("role", "sees") else "right", overflow="fold"
+        )
     roles: dict[str, list[Any]] = {}
     for layer in graph:
         roles.setdefault(layer.role, []).append(layer)
     for role, layers in sorted(roles.items(), key=lambda item: -sum(x.weights for x in item[1])):
         weights, macs = sum(x.weights for x in layers), sum(x.macs for x in layers)
         seen = ", ".join(sorted({x.sees for x in layers} - {""}))
-        table.add_row(role, str(len(layers)), f"{weights:,}", f"{weights / graph.weights:.1%}", f"{macs:,}", f"{macs / max(1, graph.macs):.1%}", seen)
-    table.add_row("all", str(len(graph.layers)), f"{graph.weights:,}", "", f"{graph.macs:,}", "", "", style="bold")
+        table.add_row(
+            role,
+            str(len(layers)),
+            f"{weights:,}",
+            f"{weights / graph.weights:.1%}",
+            f"{macs:,}",
+            f"{macs / max(1, graph.macs):.1%}",
+            seen,
+        )
+    table.add_row(
+        "all",
+        str(len(graph.layers)),
+        f"{graph.weights:,}",
+        "",
+        f"{graph.macs:,}",
+        "",
+        "",
+        style="bold",
+    )
     return [table, *_costs(graph), *([_roofline(graph, device)] if device else [])]
 
 
@@ -118,7 +162,14 @@ def _costs(graph: Any) -> list[Table | str]:
     line += f"{whole.activations / 1e6:,.0f} M activations written; {whole.moved / 1e9:,.3g} GB moved, {whole.intensity:.0f} operations a byte"
     blocks, ops = Counter(b.kind for b in graph.blocks), Counter(op.kind for op in graph.ops)
     counted = [("blocks", blocks), ("operations", ops)]
-    return [line, *(f"{sum(found.values())} {what}: {', '.join(f'{n} {kind}' for kind, n in found.most_common())}" for what, found in counted if found)]
+    return [
+        line,
+        *(
+            f"{sum(found.values())} {what}: {', '.join(f'{n} {kind}' for kind, n in found.most_common())}"
+            for what, found in counted
+            if found
+        ),
+    ]
 
 
 def _roofline(graph: Any, name: str) -> Table:
@@ -128,23 +179,45 @@ def _roofline(graph: Any, name: str) -> Table:
     timed = costs.timings(graph, on)
     total = sum(t.seconds for t in timed)
     units = ", ".join(sorted({t.unit for t in timed}))
-    table = Table(title=f"at best on {on.title}: {1e3 * total:.3g} ms a call in {units}, one operation after the other, no fusion", title_justify="left")
-    for title in ("operations", "count", "MACs", "GB moved", "ms", "share", "of it waiting for memory"):
+    table = Table(
+        title=f"at best on {on.title}: {1e3 * total:.3g} ms a call in {units}, one operation after the other, no fusion",
+        title_justify="left",
+    )
+    for title in (
+        "operations",
+        "count",
+        "MACs",
+        "GB moved",
+        "ms",
+        "share",
+        "of it waiting for memory",
+    ):
         table.add_column(title, justify="left" if title == "operations" else "right")
     for share in costs.shares(timed):
         waiting = f"{share.bound_by_memory / share.seconds:.0%}" if share.seconds else "-"
-        row = (f"{share.macs:,}", f"{share.moved / 1e9:.3f}", f"{1e3 * share.seconds:.3f}", f"{share.seconds / total:.1%}", waiting)
+        row = (
+            f"{share.macs:,}",
+            f"{share.moved / 1e9:.3f}",
+            f"{1e3 * share.seconds:.3f}",
+            f"{share.seconds / total:.1%}",
+            waiting,
+        )
         table.add_row(share.kind, str(share.count), *row)
     return table
 
 
 def _plan(path: Path) -> list[Table | str]:
-    _, content = read_json(path, "qsearch.plan/1")
-    table = Table(title=_achieved(content), title_justify="left")
-    table.add_column("layer", overflow="fold")
-    table.add_column("scheme", overflow="fold")
-    for name, scheme in content["layers"].items():
-        table.add_row(name, scheme)
+    content, steps, choices = read_plan(path)
+    copies = "; every copy counted" if len(steps) > 1 else ""
+    table = Table(title=_achieved(content) + copies, title_justify="left")
+    table.add_column("site", overflow="fold")
+    ends = [0.0, *steps.bounds, 1.0]
+    names = [f"steps {a:.0%} to {b:.0%}" for a, b in itertools.pairwise(ends)]
+    for name in names if len(steps) > 1 else ["scheme"]:
+        table.add_column(name, overflow="fold")
+    for site, held in choices.items():
+        texts = [held] if isinstance(held, str) else held
+        table.add_row(site, *(texts if len(texts) == len(steps) else texts * len(steps)))
     return [table]
 
 
@@ -152,26 +225,22 @@ def _achieved(content: dict[str, Any]) -> str:
     """Size, time where it was limited, and what the solver said."""
     achieved, solver = content["achieved"], content["solver"]
     line = f"{achieved['average_bits']:.3f} stored bits a weight, {achieved['bytes']:,} bytes"
-    line += f", {1e3 * achieved['latency']:.4g} ms a call" if achieved.get("latency") is not None else ""
+    line += (
+        f", {1e3 * achieved['latency']:.4g} ms a call"
+        if achieved.get("latency") is not None
+        else ""
+    )
     line += f"; {solver['name']}: {solver['status']}"
     return line + (f", at most {solver['gap']:.2%} above the best" if solver["gap"] else "")
-
-
-def _stepplan(path: Path) -> list[Table | str]:
-    _, content = read_json(path, "qsearch.stepplan/1")
-    table = Table(title=f"{_achieved(content)}; every copy counted", title_justify="left")
-    table.add_column("layer", overflow="fold")
-    for i in range(len(next(iter(content["layers"].values())))):
-        table.add_column(f"bin {i + 1}", overflow="fold")
-    for name, schemes in content["layers"].items():
-        table.add_row(name, *schemes)
-    return [table]
 
 
 def _latency(path: Path) -> list[Table | str]:
     _, content = read_json(path, "qsearch.latency/1")
     schemes = sorted({s for row in content["seconds"].values() for s in row})
-    table = Table(title=f"milliseconds of a call on {content['device']}; {1e3 * content['rest']:.4g} ms that no scheme changes", title_justify="left")
+    table = Table(
+        title=f"milliseconds of a call on {content['device']}; {1e3 * content['rest']:.4g} ms that no scheme changes",
+        title_justify="left",
+    )
     table.add_column("layer", overflow="fold")
     for scheme in schemes:
         table.add_column(scheme, justify="right", overflow="fold")
@@ -187,7 +256,10 @@ def _sensitivity(path: Path) -> list[Table | str]:
     shown: list[Table | str] = []
     for metric in whole.metrics:
         rows = whole.frame[whole.frame["metric"] == metric]
-        wide, floors = (rows.pivot_table(index="site", columns="scheme", values=v, sort=False) for v in ("estimate", "floor"))
+        wide, floors = (
+            rows.pivot_table(index="site", columns="scheme", values=v, sort=False)
+            for v in ("estimate", "floor")
+        )
         title = f"{metric} of graph {whole.graph}, mean over {rows['step'].nunique()} step bins (a squared error over its scale; ~ within 3 dB of the floor)"
         table = Table(title=title, title_justify="left")
         table.add_column("layer", overflow="fold")
@@ -195,9 +267,16 @@ def _sensitivity(path: Path) -> list[Table | str]:
             table.add_column(str(scheme), justify="right", overflow="fold")
         for (site, values), (_, floor) in zip(wide.iterrows(), floors.iterrows(), strict=True):
             marks = ("~" if v < 2 * f else "" for v, f in zip(values, floor, strict=True))
-            table.add_row(str(site), *(f"{mark}{v:.2e}" for mark, v in zip(marks, values, strict=True)))
+            table.add_row(
+                str(site), *(f"{mark}{v:.2e}" for mark, v in zip(marks, values, strict=True))
+            )
         line = f"reliability of the ranking by {metric}: {whole.reliability(metric):.2f}"
-        shown += [table, line if whole.reliability(metric) >= _RELIABLE else f"{line}: it is mostly noise, take more probes or samples"]
+        shown += [
+            table,
+            line
+            if whole.reliability(metric) >= _RELIABLE
+            else f"{line}: it is mostly noise, take more probes or samples",
+        ]
     return shown
 
 
@@ -219,5 +298,8 @@ def _trials(path: Path) -> Table:
     graph = OpGraph.load(path.with_name("graph.json"))
     if not path.exists():
         raise QSearchError(f"{path} does not exist; make it with `qsearch evaluate`")
-    rows = [{"plan": t.name, "average_bits": t.average_bits, "metrics": t.metrics} for t in Trials(path, graph).all()]
+    rows = [
+        {"plan": t.name, "average_bits": t.average_bits, "metrics": t.metrics}
+        for t in Trials(path, graph).all()
+    ]
     return results(rows)

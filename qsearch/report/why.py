@@ -14,23 +14,50 @@ if TYPE_CHECKING:
 def reasons(found: Why) -> list[Table | str]:
     """The layer's choices, the cheapest first, and in words: prices, a little more or less budget, the next-best choice."""
     tied = f" (tied with {', '.join(found.tied)})" if found.tied else ""
-    table = Table(title=f"{found.layer}{tied}: its choices, with what the best plan loses for each", title_justify="left")
+    table = Table(
+        title=f"{found.layer}{tied}: its choices, with what the best plan loses for each",
+        title_justify="left",
+    )
     names = list(found.prices)
-    for i, title in enumerate(("choice", "own loss", *(f"costs in {n}" for n in names), "loss at shadow prices", "total loss of the best plan", "change")):
+    for i, title in enumerate(
+        (
+            "choice",
+            "own loss",
+            *(f"costs in {n}" for n in names),
+            "loss at shadow prices",
+            "total loss of the best plan",
+            "change",
+        )
+    ):
         table.add_column(title, justify="right" if i else "left", overflow="fold")
     for o in found.options:
         total = "no plan" if math.isinf(o.plan) else f"{o.plan:.4g}"
         costs = (f"{o.costs[n]:.4g}" for n in names)
         mark = " ← chosen" if o.chosen else ""
-        table.add_row(o.choice + mark, f"{o.value:.3g}", *costs, f"+{o.priced:.3g}", total, _change(found.total, o.plan), style="bold" if o.chosen else None)
-    lines = [f"one more unit of {name} takes {price:.3g} off the total loss" for name, price in found.prices.items()]
+        table.add_row(
+            o.choice + mark,
+            f"{o.value:.3g}",
+            *costs,
+            f"+{o.priced:.3g}",
+            total,
+            _change(found.total, o.plan),
+            style="bold" if o.chosen else None,
+        )
+    lines = [
+        f"one more unit of {name} takes {price:.3g} off the total loss"
+        for name, price in found.prices.items()
+    ]
     for words, answer in (("less", found.with_less), ("more", found.with_more)):
         if answer is not None:
-            lines.append(f"with 0.1 stored bits {words}: {answer[0]}, total loss {answer[1]:.4g} ({_change(found.total, answer[1])})")
+            lines.append(
+                f"with 0.1 stored bits {words}: {answer[0]}, total loss {answer[1]:.4g} ({_change(found.total, answer[1])})"
+            )
         elif "average_bits" in found.prices:
             lines.append(f"with 0.1 stored bits {words}: no plan")
     if (second := found.next_best) is not None:
-        lines.append(f"the next-best choice is {second.choice}: {_change(found.total, second.plan)}")
+        lines.append(
+            f"the next-best choice is {second.choice}: {_change(found.total, second.plan)}"
+        )
     return [table, *lines]
 
 

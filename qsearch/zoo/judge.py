@@ -17,7 +17,12 @@ from .scenes import BACKGROUNDS, COLOURS, LAYOUTS, SHAPES, SIZES, TEXTURES, Capt
 
 #: head -> number of classes; object heads have one class more than the world, the last means "there is no third object"
 _SCENE_HEADS = {"layout": len(LAYOUTS), "background": len(BACKGROUNDS)}
-_OBJECT_HEADS = {"colour": len(COLOURS) + 1, "shape": len(SHAPES) + 1, "size": len(SIZES) + 1, "texture": len(TEXTURES) + 1}
+_OBJECT_HEADS = {
+    "colour": len(COLOURS) + 1,
+    "shape": len(SHAPES) + 1,
+    "size": len(SIZES) + 1,
+    "texture": len(TEXTURES) + 1,
+}
 FEATURES = 128
 
 
@@ -29,11 +34,26 @@ class Judge(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for before, after, stride in ((3, 32, 2), (32, 64, 2), (64, 96, 1), (96, 96, 2), (96, 128, 2)):
-            layers += [nn.Conv2d(before, after, 5 if before == 3 else 3, stride, padding=2 if before == 3 else 1)]
+        for before, after, stride in (
+            (3, 32, 2),
+            (32, 64, 2),
+            (64, 96, 1),
+            (96, 96, 2),
+            (96, 128, 2),
+        ):
+            layers += [
+                nn.Conv2d(
+                    before, after, 5 if before == 3 else 3, stride, padding=2 if before == 3 else 1
+                )
+            ]
             layers += [nn.GroupNorm(8, after), nn.SiLU()]
         self.trunk = nn.Sequential(*layers)  # [N, 128, 4, 4]
-        self.features = nn.Sequential(nn.Flatten(), nn.Linear(128 * 16, 2 * FEATURES), nn.SiLU(), nn.Linear(2 * FEATURES, FEATURES))
+        self.features = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(128 * 16, 2 * FEATURES),
+            nn.SiLU(),
+            nn.Linear(2 * FEATURES, FEATURES),
+        )
         heads = _SCENE_HEADS | {k: 3 * v for k, v in _OBJECT_HEADS.items()}
         self.heads = nn.ModuleDict({k: nn.Linear(2 * FEATURES, v) for k, v in heads.items()})
         self.expand = nn.Sequential(nn.SiLU(), nn.Linear(FEATURES, 2 * FEATURES), nn.SiLU())
@@ -63,7 +83,10 @@ def labels(scenes: Scenes) -> dict[str, Tensor]:
 def read(judge: Judge, pictures: Tensor, batch: int = 256) -> dict[str, Tensor]:
     """Predicted class of every head, on the CPU: scene heads [N], object heads [N, 3]."""
     device = next(judge.parameters()).device
-    parts = [{k: v.argmax(-1).cpu() for k, v in judge(chunk.to(device).float()).items()} for chunk in pictures.split(batch)]
+    parts = [
+        {k: v.argmax(-1).cpu() for k, v in judge(chunk.to(device).float()).items()}
+        for chunk in pictures.split(batch)
+    ]
     return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 
 

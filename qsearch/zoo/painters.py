@@ -12,7 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .scenes import BACKGROUNDS, COLOURS, LAYOUTS, RELATIONS, SHAPES, SIZES, TEXTURES, Caption, Scenes, describe, draw_scenes, places, render, vocabulary
+from .scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    LAYOUTS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    Caption,
+    Scenes,
+    describe,
+    draw_scenes,
+    places,
+    render,
+    vocabulary,
+)
 
 Loss = Callable[[torch.Generator], Tensor]
 Export = Callable[[nn.Module, Path, Path], None]
@@ -25,7 +40,13 @@ SEEN_WEIGHT = 0.15  # of the head's cross-entropy beside the velocity's squared 
 
 
 #: what a place of the picture shows, each with one class more for "no object here"; the scene's background everywhere
-_SEEN = {"shape": len(SHAPES) + 1, "colour": len(COLOURS) + 1, "size": len(SIZES) + 1, "texture": len(TEXTURES) + 1, "background": len(BACKGROUNDS)}
+_SEEN = {
+    "shape": len(SHAPES) + 1,
+    "colour": len(COLOURS) + 1,
+    "size": len(SIZES) + 1,
+    "texture": len(TEXTURES) + 1,
+    "background": len(BACKGROUNDS),
+}
 
 
 class Painter(nn.Module):
@@ -36,21 +57,29 @@ class Painter(nn.Module):
     own labels in place of another network's features); the head is not shipped.
     """
 
-    def __init__(self, text_encoder: nn.Module, denoiser: nn.Module, middle: str, width: int) -> None:
+    def __init__(
+        self, text_encoder: nn.Module, denoiser: nn.Module, middle: str, width: int
+    ) -> None:
         super().__init__()
         # Trained on, at a denoiser's learning rate, it forgets how to read: left of and right of were the first to go.
         self.text_encoder = text_encoder.requires_grad_(False)
         self.denoiser, self.middle = denoiser, middle
         self.head = nn.Linear(width, sum(_SEEN.values()))
 
-    def paint(self, noisy: Tensor, sigma: Tensor, words: Tensor, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def paint(
+        self, noisy: Tensor, sigma: Tensor, words: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The velocity, as `forward` gives it, and the head's logits [N, 64, classes] by attribute."""
         features: list[Tensor] = []
-        handle = self.denoiser.get_submodule(self.middle).register_forward_hook(lambda _module, _inputs, output: features.append(output))
+        handle = self.denoiser.get_submodule(self.middle).register_forward_hook(
+            lambda _module, _inputs, output: features.append(output)
+        )
         velocity = self(noisy, sigma, words, mask)
         handle.remove()
         tokens = features[0].flatten(2).mT if features[0].ndim == 4 else features[0]
-        return velocity, dict(zip(_SEEN, self.head(tokens).split(list(_SEEN.values()), -1), strict=True))
+        return velocity, dict(
+            zip(_SEEN, self.head(tokens).split(list(_SEEN.values()), -1), strict=True)
+        )
 
     def forward(self, noisy: Tensor, sigma: Tensor, words: Tensor, mask: Tensor | None) -> Tensor:
         """Velocity [N, 4, 16, 16] at noise levels `sigma` [N] for token ids `words` [N, T] and an optional mask [N, T]."""
@@ -60,7 +89,12 @@ class Painter(nn.Module):
         else:
             extra = {"resolution": None, "aspect_ratio": None}
             velocity = self.denoiser(
-                noisy, encoder_hidden_states=text, encoder_attention_mask=mask, timestep=sigma * 1000, added_cond_kwargs=extra, return_dict=False
+                noisy,
+                encoder_hidden_states=text,
+                encoder_attention_mask=mask,
+                timestep=sigma * 1000,
+                added_cond_kwargs=extra,
+                return_dict=False,
             )[0]
         return velocity
 
@@ -76,8 +110,15 @@ def warm_start(painter: Painter, folder: Path) -> None:
     from safetensors.torch import load_file
 
     denoiser = next(folder / name for name in ("unet", "transformer") if (folder / name).is_dir())
-    painter.denoiser.load_state_dict({k: v.float() for k, v in load_file(denoiser / "diffusion_pytorch_model.safetensors").items()})
-    missing, unknown = painter.text_encoder.load_state_dict(load_file(folder / "text_encoder" / "model.safetensors"), strict=False)
+    painter.denoiser.load_state_dict(
+        {
+            k: v.float()
+            for k, v in load_file(denoiser / "diffusion_pytorch_model.safetensors").items()
+        }
+    )
+    missing, unknown = painter.text_encoder.load_state_dict(
+        load_file(folder / "text_encoder" / "model.safetensors"), strict=False
+    )
     # T5 keeps its embedding under two names and saves it under one; the two are one tensor.
     if unknown or set(missing) - {"encoder.embed_tokens.weight"}:
         raise ValueError(f"{folder} is another architecture: missing {missing}, unknown {unknown}")
@@ -92,8 +133,17 @@ def new_tokenizer(causal: bool) -> Any:
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     single = f"{BEGIN} $A {END}" if causal else f"$A {END}"
-    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[(BEGIN, 2), (END, 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, bos_token=BEGIN, unk_token=UNKNOWN, model_max_length=MAX_WORDS)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[(BEGIN, 2), (END, 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        bos_token=BEGIN,
+        unk_token=UNKNOWN,
+        model_max_length=MAX_WORDS,
+    )
 
 
 def new_unet() -> Painter:
@@ -182,9 +232,19 @@ class Reader(nn.Module):
     def __init__(self, tokenizer: Any, causal: bool) -> None:
         super().__init__()
         self.causal = causal
-        self.shapes, self.relations = (torch.tensor(tokenizer.convert_tokens_to_ids(list(words))) for words in (SHAPES, RELATIONS))
-        self.scene = nn.ModuleDict({"layout": nn.Linear(TEXT_WIDTH, len(LAYOUTS)), "background": nn.Linear(TEXT_WIDTH, len(BACKGROUNDS) + 1)})
-        sizes = {"order": 3, "place": 3 * len(LAYOUTS)} | {k: v for k, v in _SEEN.items() if k != "background"}
+        self.shapes, self.relations = (
+            torch.tensor(tokenizer.convert_tokens_to_ids(list(words)))
+            for words in (SHAPES, RELATIONS)
+        )
+        self.scene = nn.ModuleDict(
+            {
+                "layout": nn.Linear(TEXT_WIDTH, len(LAYOUTS)),
+                "background": nn.Linear(TEXT_WIDTH, len(BACKGROUNDS) + 1),
+            }
+        )
+        sizes = {"order": 3, "place": 3 * len(LAYOUTS)} | {
+            k: v for k, v in _SEEN.items() if k != "background"
+        }
         self.object = nn.ModuleDict({k: nn.Linear(TEXT_WIDTH, v) for k, v in sizes.items()})
 
     def carriers(self, words: Tensor) -> Tensor:
@@ -203,20 +263,46 @@ class Reader(nn.Module):
         layout = [n["layout", -1] for n in named]
         truth = {"order": [k for _, k in each], "place": [3 * layout[i] + k for i, k in each]}
         found = text[self.carriers(words)]
-        parts = [(self.scene["layout"](mean), layout), (self.scene["background"](mean), [n.get(("background", -1), len(BACKGROUNDS)) for n in named])]
-        parts += [(layer(found), truth.get(head) or [named[i].get((head, k), _SEEN[head] - 1) for i, k in each]) for head, layer in self.object.items()]
-        return torch.stack([F.cross_entropy(logits, torch.tensor(values, device=text.device)) for logits, values in parts]).sum()
+        parts = [
+            (self.scene["layout"](mean), layout),
+            (
+                self.scene["background"](mean),
+                [n.get(("background", -1), len(BACKGROUNDS)) for n in named],
+            ),
+        ]
+        parts += [
+            (
+                layer(found),
+                truth.get(head) or [named[i].get((head, k), _SEEN[head] - 1) for i, k in each],
+            )
+            for head, layer in self.object.items()
+        ]
+        return torch.stack(
+            [
+                F.cross_entropy(logits, torch.tensor(values, device=text.device))
+                for logits, values in parts
+            ]
+        ).sum()
 
 
-def make_reader(kind: str, runs: Path, device: torch.device, batch: int) -> tuple[nn.Module, Loss, Export]:
+def make_reader(
+    kind: str, runs: Path, device: torch.device, batch: int
+) -> tuple[nn.Module, Loss, Export]:
     """Module, loss and export of a text encoder's own training; `kind` is the pipeline it is for."""
     causal = kind == "scenes-unet"
     tokenizer = new_tokenizer(causal)
-    pair = nn.ModuleDict({"encoder": (new_unet() if causal else new_dit()).text_encoder.requires_grad_(True), "reader": Reader(tokenizer, causal)})
+    pair = nn.ModuleDict(
+        {
+            "encoder": (new_unet() if causal else new_dit()).text_encoder.requires_grad_(True),
+            "reader": Reader(tokenizer, causal),
+        }
+    )
 
     def loss(generator: torch.Generator) -> Tensor:
         captions = describe(draw_scenes(batch, generator, held_out=False), generator)
-        tokens = tokenizer([c.text for c in captions], padding="longest", return_tensors="pt").to(device)
+        tokens = tokenizer([c.text for c in captions], padding="longest", return_tensors="pt").to(
+            device
+        )
         text = pair["encoder"](tokens.input_ids, attention_mask=tokens.attention_mask)[0]
         wrong: Tensor = pair["reader"].loss(text, tokens.input_ids, tokens.attention_mask, captions)  # type: ignore[operator]
         return wrong
@@ -231,7 +317,9 @@ def new_scheduler() -> Any:
     """DPM-Solver++ on the flow-matching noise levels; both pipelines accept it."""
     from diffusers import DPMSolverMultistepScheduler
 
-    return DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0, steps_offset=1)
+    return DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0, steps_offset=1
+    )
 
 
 def cached_latents(runs: Path, device: torch.device, count: int = 49_152) -> tuple[Tensor, Scenes]:
@@ -264,7 +352,9 @@ def cached_weights(runs: Path, scenes: Scenes, objects: float = 5.0) -> Tensor:
         for i in range(0, len(scenes), 256):
             part = scenes[i : i + 256]
             empty = replace(part, shape=torch.full_like(part.shape, -1))
-            parts.append(F.max_pool2d((render(part) - render(empty)).abs().amax(1, keepdim=True), 4) > 0.05)
+            parts.append(
+                F.max_pool2d((render(part) - render(empty)).abs().amax(1, keepdim=True), 4) > 0.05
+            )
         torch.save(torch.cat(parts), path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
     weights: Tensor = 1 + (objects - 1) * torch.load(path, weights_only=True).float()
@@ -280,25 +370,38 @@ def visible(scenes: Scenes, weights: Tensor) -> dict[str, Tensor]:
     cells = torch.stack([axis.repeat(8), axis.repeat_interleave(8)], -1)
     nearest = torch.cdist(places(scenes), cells).argmin(1)
     there = F.max_pool2d(weights, 2).flatten(1) > weights.amin()
-    out = {k: torch.where(there, getattr(scenes, k).gather(1, nearest), n - 1) for k, n in _SEEN.items() if k != "background"}
+    out = {
+        k: torch.where(there, getattr(scenes, k).gather(1, nearest), n - 1)
+        for k, n in _SEEN.items()
+        if k != "background"
+    }
     return out | {"background": scenes.background[:, None].expand(-1, 64)}
 
 
-def make_painter(kind: str, runs: Path, device: torch.device, batch: int) -> tuple[nn.Module, Loss, Export]:
+def make_painter(
+    kind: str, runs: Path, device: torch.device, batch: int
+) -> tuple[nn.Module, Loss, Export]:
     """Module, loss and export of a pipeline (scenes-unet or scenes-dit); needs the trained VAE and text encoder in `runs`."""
     causal = kind == "scenes-unet"
     painter = new_unet() if causal else new_dit()
     tokenizer = new_tokenizer(causal)
     latents, scenes = cached_latents(runs, device)
     weights = cached_weights(runs, scenes).to(device)
-    painter.text_encoder.load_state_dict(torch.load(runs / f"{kind}-text" / "text_encoder.pt", weights_only=True))
+    painter.text_encoder.load_state_dict(
+        torch.load(runs / f"{kind}-text" / "text_encoder.pt", weights_only=True)
+    )
 
     def loss(generator: torch.Generator) -> Tensor:
         index = torch.randint(len(scenes), (batch,), generator=generator)
         captions: list[Caption] = describe(scenes[index], generator)
         drop = (torch.rand(batch, generator=generator) < 0.1).tolist()
         texts = ["" if d else c.text for c, d in zip(captions, drop, strict=True)]
-        tokens = tokenizer(texts, padding="max_length" if causal else "longest", max_length=MAX_WORDS, return_tensors="pt").to(device)
+        tokens = tokenizer(
+            texts,
+            padding="max_length" if causal else "longest",
+            max_length=MAX_WORDS,
+            return_tensors="pt",
+        ).to(device)
         # Half of the batch is nearly noise alone: there the words decide what goes where, and reading them is learnt last.
         sigma = torch.sigmoid(torch.randn(batch, generator=generator) * 1.1 + 0.3)
         sigma[::2] = 0.7 + 0.3 * torch.rand(len(sigma[::2]), generator=generator)
@@ -306,12 +409,20 @@ def make_painter(kind: str, runs: Path, device: torch.device, batch: int) -> tup
         clean = latents[index.to(device)]
         noise = torch.randn(clean.shape, generator=generator).to(device)
         mix = sigma.view(-1, 1, 1, 1)
-        velocity, logits = painter.paint((1 - mix) * clean + mix * noise, sigma, tokens.input_ids, None if causal else tokens.attention_mask)
+        velocity, logits = painter.paint(
+            (1 - mix) * clean + mix * noise,
+            sigma,
+            tokens.input_ids,
+            None if causal else tokens.attention_mask,
+        )
         weight = weights[index.to(device)]
         error: Tensor = weight * (velocity.float() - (noise - clean)).square()
         truth = visible(scenes[index], weight.cpu())
         place = F.max_pool2d(weight, 2).flatten(1)
-        wrong = [(place * F.cross_entropy(logits[k].float().mT, v.to(device), reduction="none")).mean() for k, v in truth.items()]
+        wrong = [
+            (place * F.cross_entropy(logits[k].float().mT, v.to(device), reduction="none")).mean()
+            for k, v in truth.items()
+        ]
         return error.mean() + SEEN_WEIGHT * torch.stack(wrong).sum()
 
     def export(average: nn.Module, out: Path, folder: Path) -> None:
@@ -324,12 +435,20 @@ def make_painter(kind: str, runs: Path, device: torch.device, batch: int) -> tup
         # The text encoder stays in fp32: transformers loads it in the file's type, the denoiser in fp32, and they must agree.
         parts["text_encoder"] = average.text_encoder.float()
         if causal:
-            parts |= {"unet": average.denoiser.half(), "safety_checker": None, "feature_extractor": None}
+            parts |= {
+                "unet": average.denoiser.half(),
+                "safety_checker": None,
+                "feature_extractor": None,
+            }
             pipe = StableDiffusionPipeline(**parts, requires_safety_checker=False)
         else:
             pipe = PixArtAlphaPipeline(**parts, transformer=average.denoiser.half())
         pipe.save_pretrained(target)
-        for source, place in ((folder, target), (runs / "vae", target / "vae"), (runs / f"{kind}-text", target / "text_encoder")):
+        for source, place in (
+            (folder, target),
+            (runs / "vae", target / "vae"),
+            (runs / f"{kind}-text", target / "text_encoder"),
+        ):
             keep_records(source, place)
         print(f"wrote {target}")
 

@@ -60,7 +60,9 @@ def _make_vae(runs: Path, device: torch.device, batch: int) -> tuple[nn.Module, 
         x = render(draw_scenes(batch, generator)).to(device)
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample()).sample
-        edges = F.l1_loss(y.diff(dim=-1), x.diff(dim=-1)) + F.l1_loss(y.diff(dim=-2), x.diff(dim=-2))
+        edges = F.l1_loss(y.diff(dim=-1), x.diff(dim=-1)) + F.l1_loss(
+            y.diff(dim=-2), x.diff(dim=-2)
+        )
         divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         total: Tensor = F.l1_loss(y, x) + F.mse_loss(y, x) + 0.5 * edges + 3e-4 * divergence
         return total
@@ -73,7 +75,9 @@ def _make_vae(runs: Path, device: torch.device, batch: int) -> tuple[nn.Module, 
             back = average.decode(latents).sample  # type: ignore[operator]
         average.register_to_config(scaling_factor=round(float(1 / latents.std()), 4))  # type: ignore[operator]
         average.save_pretrained(folder / "vae")  # type: ignore[operator]
-        print(f"vae: L1 {float((x - back).abs().mean()):.4f} on [-1, 1], latent mean {latents.mean((0, 2, 3)).tolist()} std {float(latents.std()):.3f}")
+        print(
+            f"vae: L1 {float((x - back).abs().mean()):.4f} on [-1, 1], latent mean {latents.mean((0, 2, 3)).tolist()} std {float(latents.std()):.3f}"
+        )
 
     return vae, loss, export
 
@@ -90,9 +94,16 @@ def _make_judge(runs: Path, device: torch.device, batch: int) -> tuple[nn.Module
         # A decoder blurs and a sampler leaves noise: the judge must read attributes, not the renderer's exact pixels.
         blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
         mix = torch.rand(batch, 1, 1, 1, generator=generator).clamp(max=0.7)
-        noise = torch.randn(x.shape, generator=generator) * 0.12 * torch.rand(batch, 1, 1, 1, generator=generator)
+        noise = (
+            torch.randn(x.shape, generator=generator)
+            * 0.12
+            * torch.rand(batch, 1, 1, 1, generator=generator)
+        )
         logits = judge((x + mix * (blurred - x) + noise).to(device))
-        parts = [F.cross_entropy(logits[k].flatten(0, -2), v.flatten().to(device)) for k, v in labels(scenes).items()]
+        parts = [
+            F.cross_entropy(logits[k].flatten(0, -2), v.flatten().to(device))
+            for k, v in labels(scenes).items()
+        ]
         return torch.stack(parts).sum()
 
     def export(average: nn.Module, out: Path, folder: Path) -> None:
@@ -104,8 +115,13 @@ def _make_judge(runs: Path, device: torch.device, batch: int) -> tuple[nn.Module
         scenes = draw_scenes(4096, torch.Generator().manual_seed(10), held_out=True)
         with torch.no_grad():
             logits = average.eval()(render(scenes).to(device))
-        scores = {k: float((logits[k].argmax(-1).cpu() == v).float().mean()) for k, v in labels(scenes).items()}
-        (out / "judge_weights" / "scores.json").write_text(json.dumps({"accuracy": scores, "scenes": len(scenes)}, indent=2) + "\n")
+        scores = {
+            k: float((logits[k].argmax(-1).cpu() == v).float().mean())
+            for k, v in labels(scenes).items()
+        }
+        (out / "judge_weights" / "scores.json").write_text(
+            json.dumps({"accuracy": scores, "scenes": len(scenes)}, indent=2) + "\n"
+        )
         print(scores)
 
     return judge, loss, export

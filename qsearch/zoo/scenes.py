@@ -74,7 +74,11 @@ class Scenes:
 
     def held_out(self) -> Tensor:
         """Bool [N]: scenes whose attributes no training may see (one in `HELD_OUT_EVERY`, by a sum over the attributes)."""
-        key = self.layout * 5 + self.background * 3 + (self.colour * 7 + self.shape * 5 + self.size + self.texture * 2).sum(1)
+        key = (
+            self.layout * 5
+            + self.background * 3
+            + (self.colour * 7 + self.shape * 5 + self.size + self.texture * 2).sum(1)
+        )
         return key % HELD_OUT_EVERY == 0
 
 
@@ -142,7 +146,13 @@ def places(scenes: Scenes) -> Tensor:
     for i, points in enumerate(LAYOUTS.values()):
         centres[i, : len(points)] = torch.tensor(points, device=device)
     spread = torch.where(scenes.layout < 2, 2.0, 1.0)
-    freedom = torch.stack([torch.where(scenes.layout == 1, 6.0, spread), torch.where(scenes.layout == 0, 6.0, spread)], -1)
+    freedom = torch.stack(
+        [
+            torch.where(scenes.layout == 1, 6.0, spread),
+            torch.where(scenes.layout == 0, 6.0, spread),
+        ],
+        -1,
+    )
     return centres[scenes.layout] + (2 * scenes.jitter[..., :2] - 1) * freedom[:, None, :]
 
 
@@ -169,12 +179,19 @@ def render(scenes: Scenes) -> Tensor:
         dx, dy = xx - place[:, k, 0, None, None], yy - place[:, k, 1, None, None]
         c, s = tilt[:, k].cos()[:, None, None], tilt[:, k].sin()[:, None, None]
         x, y, r = c * dx + s * dy, c * dy - s * dx, radius[:, k, None, None]
-        distance = _distances(x, y, r).gather(0, scenes.shape[:, k].clamp(min=0).view(1, n, 1, 1).expand(1, n, res, res))[0]
+        distance = _distances(x, y, r).gather(
+            0, scenes.shape[:, k].clamp(min=0).view(1, n, 1, 1).expand(1, n, res, res)
+        )[0]
         alpha = (0.5 - distance).clamp(0, 1) * there
         wave = torch.sin((x + y) * (2 * torch.pi / 7.0) + 6.28 * scenes.jitter[:, k, 0, None, None])
-        stripe = ((wave * 2.5).clamp(-1, 1) * 0.5 + 0.5) * (scenes.texture[:, k] == 1).float()[:, None, None]
+        stripe = ((wave * 2.5).clamp(-1, 1) * 0.5 + 0.5) * (scenes.texture[:, k] == 1).float()[
+            :, None, None
+        ]
         glow = 1 - 0.18 * ((dx * turn.cos()[:, None, None] + dy * turn.sin()[:, None, None]) / r)
-        colour = palette[scenes.colour[:, k].clamp(min=0)][:, :, None, None] * (glow * (1 - 0.72 * stripe))[:, None]
+        colour = (
+            palette[scenes.colour[:, k].clamp(min=0)][:, :, None, None]
+            * (glow * (1 - 0.72 * stripe))[:, None]
+        )
         picture = picture * (1 - alpha[:, None]) + colour.clamp(0, 1) * alpha[:, None]
     return picture * 2 - 1
 
@@ -193,8 +210,16 @@ class Caption:
     named: tuple[tuple[str, int, int], ...]
 
 
-_RELATIONS = {"row": (("left of", "to the left of"), ("right of", "to the right of")), "column": (("above", "over"), ("below", "under"))}
-_APART = {"row-below": ("below", "under"), "row-above": ("above", "over"), "column-left": ("on the left",), "column-right": ("on the right",)}
+_RELATIONS = {
+    "row": (("left of", "to the left of"), ("right of", "to the right of")),
+    "column": (("above", "over"), ("below", "under")),
+}
+_APART = {
+    "row-below": ("below", "under"),
+    "row-above": ("above", "over"),
+    "column-left": ("on the left",),
+    "column-right": ("on the right",),
+}
 
 #: the words that say which of two objects is which
 RELATIONS = ("left", "right", "above", "over", "below", "under")
@@ -207,7 +232,10 @@ def describe(scenes: Scenes, generator: torch.Generator) -> list[Caption]:
     texture, the place of the background, synonyms.
     """
     dice = torch.rand(len(scenes), 24, generator=generator).tolist()
-    columns = {name: getattr(scenes, name).tolist() for name in ("layout", "background", "colour", "shape", "size", "texture")}
+    columns = {
+        name: getattr(scenes, name).tolist()
+        for name in ("layout", "background", "colour", "shape", "size", "texture")
+    }
     names = {"colour": tuple(COLOURS), "shape": SHAPES, "size": SIZES, "texture": TEXTURES}
     layouts, backgrounds = tuple(LAYOUTS), tuple(BACKGROUNDS)
     captions = []
@@ -215,7 +243,9 @@ def describe(scenes: Scenes, generator: torch.Generator) -> list[Caption]:
         layout = layouts[columns["layout"][i]]
         named: list[tuple[str, int, int]] = [("layout", -1, columns["layout"][i])]
 
-        def thing(k: int, i: int = i, d: list[float] = d, named: list[tuple[str, int, int]] = named) -> str:
+        def thing(
+            k: int, i: int = i, d: list[float] = d, named: list[tuple[str, int, int]] = named
+        ) -> str:
             words = []
             for j, attribute in enumerate(("size", "texture")):
                 if d[4 * k + j] < 0.75:
@@ -233,7 +263,11 @@ def describe(scenes: Scenes, generator: torch.Generator) -> list[Caption]:
             where = _APART[layout]
             word = where[int(d[14] * len(where))]
             third = thing(2)
-            text += f" , {third} {word}" if word.startswith("on") or d[15] < 0.5 else f" , {word} them {third}"
+            text += (
+                f" , {third} {word}"
+                if word.startswith("on") or d[15] < 0.5
+                else f" , {word} them {third}"
+            )
         if d[16] < 0.75:
             named.append(("background", -1, columns["background"][i]))
             word = backgrounds[columns["background"][i]]

@@ -52,7 +52,11 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
     average = copy.deepcopy(module).requires_grad_(False).eval()
     matrices = [p for p in module.parameters() if p.requires_grad and p.ndim >= 2]
     vectors = [p for p in module.parameters() if p.requires_grad and p.ndim < 2]
-    optimiser = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}], lr=run.rate, betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}],
+        lr=run.rate,
+        betas=(0.9, 0.98),
+    )
     start, spent = 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=run.device, weights_only=True)
@@ -62,11 +66,18 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
         start, spent = state["step"], state["seconds"]
         if log.exists():  # what was logged after the checkpoint is trained, and logged, again
             head, *rows = log.read_text(encoding="utf-8").splitlines(keepends=True)
-            log.write_text("".join([head, *(row for row in rows if int(row.split(",")[0]) <= start)]), encoding="utf-8")
+            log.write_text(
+                "".join([head, *(row for row in rows if int(row.split(",")[0]) <= start)]),
+                encoding="utf-8",
+            )
         print(f"resumes at step {start} of {run.steps}", flush=True)
 
     def save(step: int, seconds: float) -> None:
-        whole = {"module": module.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict()}
+        whole = {
+            "module": module.state_dict(),
+            "average": average.state_dict(),
+            "optimiser": optimiser.state_dict(),
+        }
         torch.save(whole | {"step": step, "seconds": seconds}, checkpoint.with_suffix(".tmp"))
         checkpoint.with_suffix(".tmp").replace(checkpoint)
 
@@ -87,7 +98,12 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
             torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
         losses.append(value.item())
         if (step + 1) % 100 == 0 or step + 1 == run.steps:
-            row = [step + 1, f"{sum(losses) / len(losses):.5f}", f"{rate_at(step, run.steps, run.rate):.2e}", f"{time.monotonic() - began:.0f}"]
+            row = [
+                step + 1,
+                f"{sum(losses) / len(losses):.5f}",
+                f"{rate_at(step, run.steps, run.rate):.2e}",
+                f"{time.monotonic() - began:.0f}",
+            ]
             new = not log.exists()
             with log.open("a", newline="") as file:
                 writer = csv.writer(file)
@@ -106,16 +122,39 @@ def main(argv: list[str] | None = None) -> None:
     """Train one part of the zoo, in this order: vae, judge, then NAME-text and NAME for scenes-unet and scenes-dit."""
     parser = argparse.ArgumentParser(prog="python -m qsearch.zoo.train", description=main.__doc__)
     parser.add_argument("name", choices=sorted(recipes.RECIPES))
-    parser.add_argument("--runs", type=Path, default=Path("runs/zoo"), help="checkpoints and logs (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help="length of the whole training (default: the recipe's)")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs/zoo"),
+        help="checkpoints and logs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--steps", type=int, help="length of the whole training (default: the recipe's)"
+    )
     parser.add_argument("--batch", type=int, help="scenes a step (default: the recipe's)")
     parser.add_argument("--rate", type=float, help="learning rate (default: the recipe's)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where the finished weights go (default: the package)")
-    parser.add_argument("--warm", type=Path, help="saved pipeline whose weights a denoiser's training starts from")
-    parser.add_argument("--save-seconds", type=float, default=Run.save_seconds, help="time between checkpoints (default: %(default)s)")
-    parser.add_argument("--export-only", action="store_true", help="write the weights of the last checkpoint and stop")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).parent,
+        help="where the finished weights go (default: the package)",
+    )
+    parser.add_argument(
+        "--warm", type=Path, help="saved pipeline whose weights a denoiser's training starts from"
+    )
+    parser.add_argument(
+        "--save-seconds",
+        type=float,
+        default=Run.save_seconds,
+        help="time between checkpoints (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--export-only",
+        action="store_true",
+        help="write the weights of the last checkpoint and stop",
+    )
     options = parser.parse_args(argv)
 
     recipe = recipes.RECIPES[options.name]
@@ -146,7 +185,9 @@ def main(argv: list[str] | None = None) -> None:
             "warm": str(options.warm or ""),
             "versions": versions(),
         }
-        (run.folder / "recipe.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (run.folder / "recipe.json").write_text(
+            json.dumps(record, indent=2) + "\n", encoding="utf-8"
+        )
     average = fit(module, loss, run)
     export(average, options.out, run.folder)
 

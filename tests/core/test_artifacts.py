@@ -28,7 +28,9 @@ def write_large_json(path: Path) -> None:
 
 
 def write_large_parquet(path: Path) -> None:
-    artifacts.write_parquet(path, HEADER, pd.DataFrame({"a": [str(i * 7919) for i in range(50_000)]}))
+    artifacts.write_parquet(
+        path, HEADER, pd.DataFrame({"a": [str(i * 7919) for i in range(50_000)]})
+    )
 
 
 WRITERS = pytest.mark.parametrize("write", [write_large_json, write_large_parquet])
@@ -40,7 +42,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = (
-        os.geteuid() == 0 and subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], check=False, capture_output=True).returncode == 0
+        os.geteuid() == 0
+        and subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder],
+            check=False,
+            capture_output=True,
+        ).returncode
+        == 0
     )
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     if not mounted:
@@ -62,7 +70,9 @@ def test_a_json_artefact_comes_back_with_its_header(tmp_path: Path) -> None:
 
 
 def test_sections_named_in_lines_get_a_line_an_entry(tmp_path: Path) -> None:
-    artifacts.write_json(tmp_path / "f.json", HEADER, {"rows": {"x": [1, 2], "y": "z"}}, lines=("rows",))
+    artifacts.write_json(
+        tmp_path / "f.json", HEADER, {"rows": {"x": [1, 2], "y": "z"}}, lines=("rows",)
+    )
 
     assert '    "x": [1, 2],\n    "y": "z"\n' in (tmp_path / "f.json").read_text()
 
@@ -95,7 +105,10 @@ def test_a_header_records_the_command_and_the_versions() -> None:
 
 @WRITERS
 def test_a_full_disk_leaves_nothing_behind(small_disk: Path, write: Writer) -> None:
-    with pytest.raises(QSearchError, match=r"cannot write .*(No space left on device|File too large); give a folder with room"):
+    with pytest.raises(
+        QSearchError,
+        match=r"cannot write .*(No space left on device|File too large); give a folder with room",
+    ):
         write(small_disk / "sub" / "file")
 
     assert [p for p in small_disk.rglob("*") if p.is_file()] == []
@@ -111,7 +124,9 @@ def test_a_full_disk_leaves_the_older_file_as_it_was(small_disk: Path, write: Wr
     assert [(p.name, p.read_text()) for p in small_disk.iterdir()] == [("file", "older")]
 
 
-def test_a_disk_that_fills_up_while_it_is_flushed_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_while_it_is_flushed_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -123,7 +138,9 @@ def test_a_disk_that_fills_up_while_it_is_flushed_leaves_nothing_behind(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_write_that_fails_for_another_reason_leaves_nothing_and_says_which(tmp_path: Path) -> None:
+def test_a_write_that_fails_for_another_reason_leaves_nothing_and_says_which(
+    tmp_path: Path,
+) -> None:
     def write(path: Path) -> None:
         path.write_text("half")
         raise ZeroDivisionError
@@ -155,7 +172,9 @@ def test_a_writer_killed_halfway_leaves_the_older_file_as_it_was(tmp_path: Path)
 
 
 @WRITERS
-def test_a_folder_that_cannot_be_written_is_named_in_one_line(blocked_folder: Path, write: Writer) -> None:
+def test_a_folder_that_cannot_be_written_is_named_in_one_line(
+    blocked_folder: Path, write: Writer
+) -> None:
     with pytest.raises(QSearchError) as caught:
         write(blocked_folder / "file")
 
@@ -166,22 +185,31 @@ def test_a_folder_that_cannot_be_written_is_named_in_one_line(blocked_folder: Pa
 
 def test_a_missing_file_names_the_way_to_make_it(tmp_path: Path) -> None:
     for read in (artifacts.read_json, artifacts.read_parquet):
-        with pytest.raises(ArtifactError, match=r"nowhere does not exist; make it with the verb before this one"):
+        with pytest.raises(
+            ArtifactError, match=r"nowhere does not exist; make it with the verb before this one"
+        ):
             read(tmp_path / "nowhere", "qsearch.thing/1")
 
 
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.9, 0.999])
 def test_a_truncated_file_is_refused(tmp_path: Path, part: float) -> None:
-    for write, read in ((write_large_json, artifacts.read_json), (write_large_parquet, artifacts.read_parquet)):
+    for write, read in (
+        (write_large_json, artifacts.read_json),
+        (write_large_parquet, artifacts.read_parquet),
+    ):
         write(tmp_path / "file")
         whole = (tmp_path / "file").read_bytes()
         (tmp_path / "file").write_bytes(whole[: int(part * len(whole))])
 
-        with pytest.raises(ArtifactError, match=r"not readable as (JSON|Parquet), perhaps truncated"):
+        with pytest.raises(
+            ArtifactError, match=r"not readable as (JSON|Parquet), perhaps truncated"
+        ):
             read(tmp_path / "file", "qsearch.thing/1")
 
 
-@pytest.mark.parametrize("foreign", ["[1, 2]", "{}", '{"header": 3}', '"text"', "null", '{"layers": {}}'])
+@pytest.mark.parametrize(
+    "foreign", ["[1, 2]", "{}", '{"header": 3}', '"text"', "null", '{"layers": {}}']
+)
 def test_a_foreign_json_file_is_refused(tmp_path: Path, foreign: str) -> None:
     (tmp_path / "f.json").write_text(foreign)
 
@@ -208,14 +236,19 @@ def test_json_nested_beyond_reason_is_refused(tmp_path: Path) -> None:
 def test_an_artefact_of_another_kind_is_refused_with_both_names(tmp_path: Path) -> None:
     artifacts.write_json(tmp_path / "f.json", HEADER, {})
 
-    with pytest.raises(ArtifactError, match=r"must be a qsearch\.plan/1 file, its header says 'qsearch\.thing/1'; give the file that holds the plan"):
+    with pytest.raises(
+        ArtifactError,
+        match=r"must be a qsearch\.plan/1 file, its header says 'qsearch\.thing/1'; give the file that holds the plan",
+    ):
         artifacts.read_json(tmp_path / "f.json", "qsearch.plan/1")
 
 
 def test_an_artefact_of_another_version_is_refused_with_both_versions(tmp_path: Path) -> None:
     artifacts.write_json(tmp_path / "f.json", HEADER, {})
 
-    with pytest.raises(ArtifactError, match=r"has schema 'qsearch\.thing/1', this qsearch reads version 2"):
+    with pytest.raises(
+        ArtifactError, match=r"has schema 'qsearch\.thing/1', this qsearch reads version 2"
+    ):
         artifacts.read_json(tmp_path / "f.json", "qsearch.thing/2")
 
 
@@ -223,8 +256,13 @@ def test_an_artefact_of_another_graph_is_refused_with_both_graphs(tmp_path: Path
     artifacts.write_json(tmp_path / "f.json", HEADER, {})
     artifacts.write_parquet(tmp_path / "f.parquet", HEADER, pd.DataFrame({"a": [1]}))
 
-    for path, read in ((tmp_path / "f.json", artifacts.read_json), (tmp_path / "f.parquet", artifacts.read_parquet)):
-        with pytest.raises(ArtifactError, match="was made for graph g1, the model here is graph g2"):
+    for path, read in (
+        (tmp_path / "f.json", artifacts.read_json),
+        (tmp_path / "f.parquet", artifacts.read_parquet),
+    ):
+        with pytest.raises(
+            ArtifactError, match="was made for graph g1, the model here is graph g2"
+        ):
             read(path, "qsearch.thing/1", "g2")
 
 
@@ -241,7 +279,9 @@ def test_peek_tells_the_schema_of_any_artefact(tmp_path: Path) -> None:
     artifacts.write_json(tmp_path / "f.json", HEADER, {})
     artifacts.write_parquet(tmp_path / "f.parquet", HEADER, pd.DataFrame({"a": [1]}))
 
-    assert [artifacts.peek(tmp_path / name) for name in ("f.json", "f.parquet")] == ["qsearch.thing/1"] * 2
+    assert [artifacts.peek(tmp_path / name) for name in ("f.json", "f.parquet")] == [
+        "qsearch.thing/1"
+    ] * 2
 
 
 @pytest.mark.parametrize("name", ["f.json", "f.parquet", "nowhere.json", "nowhere.parquet"])

@@ -41,7 +41,9 @@ def test_layers_are_found_by_name_and_counted(graph: OpGraph) -> None:
 
 
 def test_an_unknown_layer_is_answered_with_the_nearest(graph: OpGraph) -> None:
-    with pytest.raises(QSearchError, match=r"tiny has no layer 'blocks\.0\.to_k'; did you mean 'blocks\.0\.to_q'\?"):
+    with pytest.raises(
+        QSearchError, match=r"tiny has no layer 'blocks\.0\.to_k'; did you mean 'blocks\.0\.to_q'\?"
+    ):
         graph.layer("blocks.0.to_k")
 
 
@@ -50,14 +52,30 @@ def test_the_id_does_not_depend_on_the_model_s_name(graph: OpGraph) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"layers": 1}, {"ops": 1}, {"edges": 1}, {"blocks": 0}])
-def test_the_id_depends_on_layers_operations_edges_and_blocks(graph: OpGraph, changes: dict[str, int]) -> None:
+def test_the_sizes_depend_on_layers_operations_edges_and_blocks(
+    graph: OpGraph, changes: dict[str, int]
+) -> None:
     shorter = {name: getattr(graph, name)[:keep] for name, keep in changes.items()}
 
-    assert dataclasses.replace(graph, **shorter).id != graph.id
+    assert dataclasses.replace(graph, **shorter).sizes != graph.sizes
 
 
-def test_the_id_depends_on_the_order_of_layers(graph: OpGraph) -> None:
-    assert dataclasses.replace(graph, layers=graph.layers[::-1]).id != graph.id
+def test_the_id_depends_on_layers_and_the_shapes_of_their_weights(graph: OpGraph) -> None:
+    first, *rest = graph.layers
+    wider = dataclasses.replace(first, weight_shape=(*first.weight_shape[:-1], 7))
+
+    assert dataclasses.replace(graph, layers=graph.layers[:-1]).id != graph.id
+    assert dataclasses.replace(graph, layers=(wider, *rest)).id != graph.id
+
+
+def test_the_id_does_not_depend_on_the_size_of_a_call(graph: OpGraph) -> None:
+    larger = tuple(
+        dataclasses.replace(x, macs=4 * x.macs, inputs=4 * x.inputs) for x in graph.layers
+    )
+    other = dataclasses.replace(graph, layers=larger, ops=(), edges=(), blocks=())
+
+    assert other.id == graph.id
+    assert other.sizes != graph.sizes
 
 
 def test_a_graph_without_layers_is_refused() -> None:
@@ -82,16 +100,26 @@ def test_a_file_changed_by_hand_is_refused_with_both_ids(graph: OpGraph, tmp_pat
     whole["layers"]["out"]["macs"] += 1
     (tmp_path / "graph.json").write_text(json.dumps(whole))
 
-    with pytest.raises(ArtifactError, match=f"changed by hand: its content has id [0-9a-f]{{16}}, its header says {graph.id}"):
+    with pytest.raises(
+        ArtifactError,
+        match=f"changed by hand: its content has id {graph.id} and sizes [0-9a-f]{{16}}, it says",
+    ):
         OpGraph.load(tmp_path / "graph.json")
 
 
-@pytest.mark.parametrize("section", ["model", "source", "layers", "order", "ops", "edges", "blocks"])
-def test_a_file_without_one_of_its_sections_is_refused(graph: OpGraph, tmp_path: Path, section: str) -> None:
+@pytest.mark.parametrize(
+    "section", ["model", "source", "layers", "order", "ops", "edges", "blocks"]
+)
+def test_a_file_without_one_of_its_sections_is_refused(
+    graph: OpGraph, tmp_path: Path, section: str
+) -> None:
     graph.save(tmp_path / "graph.json")
     whole = json.loads((tmp_path / "graph.json").read_text())
     del whole[section]
     (tmp_path / "graph.json").write_text(json.dumps(whole))
 
-    with pytest.raises(ArtifactError, match=f"is not a whole graph .*{section}.*; make it again with `qsearch extract`"):
+    with pytest.raises(
+        ArtifactError,
+        match=f"is not a whole graph .*{section}.*; make it again with `qsearch extract`",
+    ):
         OpGraph.load(tmp_path / "graph.json")

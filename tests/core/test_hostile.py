@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from qsearch.core.cost import Budget, cost
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan, Budget, Solver, cost
+from qsearch.core.plan import Plan, Solver
 
 MUTATIONS = 300
 ODD: tuple[Any, ...] = (
@@ -25,8 +26,14 @@ ODD: tuple[Any, ...] = (
 
 def places(node: Any) -> list[tuple[Any, Any]]:
     """Every (container, key) in a JSON tree."""
-    items = list(node.items() if isinstance(node, dict) else enumerate(node)) if isinstance(node, dict | list) else []
-    return [(node, key) for key, _ in items] + [place for _, value in items for place in places(value)]
+    items = (
+        list(node.items() if isinstance(node, dict) else enumerate(node))
+        if isinstance(node, dict | list)
+        else []
+    )
+    return [(node, key) for key, _ in items] + [
+        place for _, value in items for place in places(value)
+    ]
 
 
 def mutate_tree(text: str, rng: random.Random) -> bytes:
@@ -67,11 +74,13 @@ def mutate_bytes(text: str, rng: random.Random) -> bytes:
 def use_graph(path: Path) -> None:
     graph = OpGraph.load(path)
     assert [graph.layer(layer.name) for layer in graph] == list(graph.layers)
-    BitPlan.uniform(graph, "int4-g8")
+    Plan.uniform(graph, "int4-g8")
 
 
 @pytest.fixture(params=["graph", "plan"])
-def artefact(request: pytest.FixtureRequest, graph: OpGraph, tmp_path: Path) -> tuple[Path, Callable[[Path], None]]:
+def artefact(
+    request: pytest.FixtureRequest, graph: OpGraph, tmp_path: Path
+) -> tuple[Path, Callable[[Path], None]]:
     """A valid file, and what a user does with it."""
     path = tmp_path / f"{request.param}.json"
     if request.param == "graph":
@@ -79,17 +88,26 @@ def artefact(request: pytest.FixtureRequest, graph: OpGraph, tmp_path: Path) -> 
         return path, use_graph
 
     def use_plan(path: Path) -> None:
-        plan = BitPlan.load(path, graph)
+        plan = Plan.load(path, graph)
         assert cost(graph, plan.layers) == plan.achieved
         assert plan.budget is None or plan.budget.excess(plan.achieved) == {}
 
-    layers = {"embed": "keep", "blocks.0.to_q": "int2-c", "blocks.0.ff": "int4-g16+a8", "out": "uint8-t"}
-    BitPlan.make(graph, layers, Budget(average_bits=8.0), Solver("ilp", "optimal", 0.0, 1.0, 1.0, 0.1)).save(path)
+    layers = {
+        "embed": "keep",
+        "blocks.0.to_q": "int2-c",
+        "blocks.0.ff": "int4-g16+a8",
+        "out": "uint8-t",
+    }
+    Plan.make(
+        graph, layers, Budget(average_bits=8.0), Solver("ilp", "optimal", 0.0, 1.0, 1.0, 0.1)
+    ).save(path)
     return path, use_plan
 
 
 @pytest.mark.parametrize("mutate", [mutate_tree, mutate_bytes])
-def test_a_mutated_file_is_refused_in_words_or_works(artefact: tuple[Path, Callable[[Path], None]], mutate: Callable[[str, random.Random], bytes]) -> None:
+def test_a_mutated_file_is_refused_in_words_or_works(
+    artefact: tuple[Path, Callable[[Path], None]], mutate: Callable[[str, random.Random], bytes]
+) -> None:
     path, use = artefact
     whole, failures, refused = path.read_text(), {}, 0
 

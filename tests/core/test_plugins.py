@@ -20,7 +20,9 @@ from qsearch.core.errors import QSearchError
 def dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder of somebody's own solvers: `fine`, and `broken`, which can't even be imported."""
     (tmp_path / "fine.py").write_text('"""Solves everything.\n\nSlowly."""\n\nANSWER = 42\n')
-    (tmp_path / "broken.py").write_text('"""Never imported by accident."""\n\nraise RuntimeError("imported")\n')
+    (tmp_path / "broken.py").write_text(
+        '"""Never imported by accident."""\n\nraise RuntimeError("imported")\n'
+    )
     (tmp_path / "_helper.py").write_text("")
     package = importlib.import_module(plugins.KINDS["solvers"])
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
@@ -37,7 +39,9 @@ def test_every_kind_is_a_folder_whose_files_are_its_names(kind: str) -> None:
     assert set(plugins.names(kind)) >= set(stems)
 
 
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in plugins.KINDS for name in plugins.names(kind)])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in plugins.KINDS for name in plugins.names(kind)]
+)
 def test_every_plug_in_has_a_caption(kind: str, name: str) -> None:
     assert plugins.caption(kind, name).strip()
 
@@ -72,23 +76,34 @@ def test_names_import_no_plug_in() -> None:
         "print([name for name in found if name in sys.modules])"
     )
 
-    assert subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", script], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(dropped: Path) -> None:
-    with pytest.raises(QSearchError, match=r"no plug-in 'finne' among the solvers; did you mean 'fine'\?"):
+    with pytest.raises(
+        QSearchError, match=r"no plug-in 'finne' among the solvers; did you mean 'fine'\?"
+    ):
         plugins.load("solvers", "finne")
 
 
 def test_an_unknown_kind_is_answered_with_the_nearest() -> None:
-    with pytest.raises(QSearchError, match=r"no kind of plug-in 'solver'; did you mean 'solvers'\?"):
+    with pytest.raises(
+        QSearchError, match=r"no kind of plug-in 'solver'; did you mean 'solvers'\?"
+    ):
         plugins.names("solver")
 
 
 def entry_points(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     """As if an installed distribution had registered the solver `outside` at `value`."""
     entry = metadata.EntryPoint("outside", value, "qsearch.solvers")
-    monkeypatch.setattr(metadata, "entry_points", lambda group: [entry] if group == "qsearch.solvers" else [])
+    monkeypatch.setattr(
+        metadata, "entry_points", lambda group: [entry] if group == "qsearch.solvers" else []
+    )
 
 
 def test_an_entry_point_is_a_plug_in_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,5 +119,7 @@ def test_an_entry_point_is_a_plug_in_too(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_an_entry_point_that_is_no_module_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     entry_points(monkeypatch, "math:pi")
 
-    with pytest.raises(QSearchError, match=r"'outside' of qsearch\.solvers must name a module, it names float"):
+    with pytest.raises(
+        QSearchError, match=r"'outside' of qsearch\.solvers must name a module, it names float"
+    ):
         plugins.load("solvers", "outside")

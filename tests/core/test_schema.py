@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from qsearch.core import plan as plans
+from qsearch.core import plugins
+from qsearch.core.cost import Budget
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan, Budget, Solver
-from qsearch.core.scheme import ACTIVATIONS, FORMATS, TRANSFORMS, Scheme
+from qsearch.core.plan import Plan, Solver
+from qsearch.core.scheme import ACTIVATIONS, FORMATS, Scheme
+from qsearch.core.steps import StepRanges
 from tests.golden import make
 
 FOLDER = Path(plans.__file__).parent
@@ -34,7 +37,9 @@ def test_every_version_has_a_schema_and_a_golden_file() -> None:
         assert (make.FOLDER / f"plan-{version}.json").is_file()
 
 
-@pytest.mark.parametrize("path", sorted(make.FOLDER.glob("plan-*.json")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted(make.FOLDER.glob("plan-*.json")), ids=lambda path: path.name
+)
 def test_golden_plans_keep_their_schema(path: Path) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     version = path.stem.removeprefix("plan-")
@@ -43,33 +48,55 @@ def test_golden_plans_keep_their_schema(path: Path) -> None:
     jsonschema.validate(json.loads(path.read_text()), schema(version))
 
 
-def test_what_is_written_today_keeps_the_schema_and_what_is_spoilt_does_not(graph: OpGraph, tmp_path: Path) -> None:
+def test_what_is_written_today_keeps_the_schema_and_what_is_spoilt_does_not(
+    graph: OpGraph, tmp_path: Path
+) -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    layers = {"embed": "keep", "blocks.0.to_q": "int2-c", "blocks.0.ff": "int4-g16+a8~balance30@hqq", "out": "uint8-t"}
-    BitPlan.make(graph, layers, Budget(average_bits=9.0, groups={"out": {"bytes": 900}}), Solver("ilp", "optimal", 0.0)).save(tmp_path / "plan.json")
-    BitPlan.uniform(graph, "nvfp4").save(tmp_path / "uniform.json")
+    layers = {
+        "embed": "keep",
+        "blocks.0.to_q": "int2-c",
+        "blocks.0.ff": "int4-g16+a8~balance30@hqq",
+        "out": "uint8-t",
+    }
+    Plan.make(
+        graph,
+        layers,
+        Budget(average_bits=9.0, groups={"out": {"bytes": 900}}),
+        Solver("ilp", "optimal", 0.0),
+    ).save(tmp_path / "plan.json")
+    Plan.uniform(graph, "nvfp4").save(tmp_path / "uniform.json")
+    Plan.make(graph, {**layers, "out": ["uint8-t", "uint8-t+a8"]}, steps=StepRanges.equal(2)).save(
+        tmp_path / "ranges.json"
+    )
     whole = json.loads((tmp_path / "plan.json").read_text())
 
-    for name in ("plan.json", "uniform.json"):
-        jsonschema.validate(json.loads((tmp_path / name).read_text()), schema("1"))
+    for name in ("plan.json", "uniform.json", "ranges.json"):
+        jsonschema.validate(json.loads((tmp_path / name).read_text()), schema("2"))
     for place, value in (
-        ("layers", {"out": "int9-c"}),
-        ("layers", {"out": "keep-c "}),
-        ("layers", {}),
+        ("sites", {"out": "int9-c"}),
+        ("sites", {"out": "keep-c "}),
+        ("sites", {"out": ["int8-c"]}),
+        ("sites", {}),
+        ("steps", {"bounds": [1.5]}),
+        ("steps", 3),
         ("budget", {"bits": 4}),
-        ("header", {"schema": "qsearch.plan/2"}),
+        ("header", {"schema": "qsearch.plan/3"}),
     ):
         spoilt = copy.deepcopy(whole)
         spoilt[place] = value
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(spoilt, schema("1"))
+            jsonschema.validate(spoilt, schema("2"))
 
 
 def test_the_schema_s_pattern_knows_every_scheme_that_the_parser_knows() -> None:
-    pattern = re.compile(schema("1")["$defs"]["scheme"]["pattern"])
+    pattern = re.compile(schema("2")["$defs"]["scheme"]["pattern"])
 
     for form in FORMATS:
-        for end in ("", *(f"+a{a}{grain}" for a in ACTIVATIONS for grain in ("", "t", "c")), *(f"+a8~{t}" for t in TRANSFORMS)):
+        for end in (
+            "",
+            *(f"+a{a}{grain}" for a in ACTIVATIONS for grain in ("", "t", "c")),
+            *(f"+a8~{t}" for t in plugins.names("transforms")),
+        ):
             text = str(Scheme.parse(form + end)) if form != "keep" or end else "keep"
             assert pattern.search(text), text
     assert pattern.search(str(Scheme.parse("int4-g64+a8~balance30@hqq")))

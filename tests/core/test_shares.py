@@ -13,16 +13,26 @@ CELL = ("noise", 0)
 ONE, TWO, OFF = 0.683, 0.954, 0.05
 
 
-def coverage(values: NDArray[np.float64], power: NDArray[np.float64], truth: float) -> tuple[float, float]:
+def coverage(
+    values: NDArray[np.float64], power: NDArray[np.float64], truth: float
+) -> tuple[float, float]:
     """How often, over the first axis of `values` [rounds, probes, parts], the truth lies within one and within two stated errors."""
-    shares = Shares(tuple((f"l{i}", "s") for i in range(len(values))), {CELL: values[:, None].astype(np.float32)}, {CELL: power})
+    shares = Shares(
+        tuple((f"l{i}", "s") for i in range(len(values))),
+        {CELL: values[:, None].astype(np.float32)},
+        {CELL: power},
+    )
     found = np.array([shares.error(CELL, [i]) for i in range(len(values))])
     off = np.abs(np.log(found[:, 0] / truth)) / (found[:, 1] / found[:, 0])
     return float(np.mean(off < 1)), float(np.mean(off < 2))
 
 
-@pytest.mark.parametrize(("probes", "spread"), [(8, [1.0]), (24, [1.0]), (24, [1.0, 1.0]), (12, [1.0, 4.0, 0.2])])
-def test_errors_cover_the_truth_for_any_number_of_probes_and_unequal_parts(probes: int, spread: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("probes", "spread"), [(8, [1.0]), (24, [1.0]), (24, [1.0, 1.0]), (12, [1.0, 4.0, 0.2])]
+)
+def test_errors_cover_the_truth_for_any_number_of_probes_and_unequal_parts(
+    probes: int, spread: list[float]
+) -> None:
     dice, size = np.random.default_rng(0), np.array(spread)
     values = dice.normal(size=(3000, probes, len(spread))) * np.sqrt(size)
 
@@ -47,7 +57,9 @@ def test_errors_cover_the_truth_where_samples_differ(parts: int) -> None:
 def test_errors_are_not_too_small_where_few_entries_of_the_output_move() -> None:
     dice = np.random.default_rng(2)
     moved = np.array([1.0, 0.7, 0.5, 0.3])
-    values = (dice.integers(0, 2, size=(3000, 24, 1, 4)) * 2 - 1) @ moved  # signs times what four entries moved by: no normal number yet
+    values = (
+        dice.integers(0, 2, size=(3000, 24, 1, 4)) * 2 - 1
+    ) @ moved  # signs times what four entries moved by: no normal number yet
 
     one, two = coverage(values, np.ones(1), float(moved @ moved))
 

@@ -46,13 +46,21 @@ def test_a_table_comes_back_from_its_file(table: SensitivityTable, tmp_path: Pat
 
     loaded = SensitivityTable.load(tmp_path / "t.parquet", table.graph)
     assert loaded.header is not None
-    assert (loaded.graph, loaded.header.key, loaded.header.parents, loaded.header.seed) == (table.graph, "k", {"graph": table.graph}, 5)
+    assert (loaded.graph, loaded.header.key, loaded.header.parents, loaded.header.seed) == (
+        table.graph,
+        "k",
+        {"graph": table.graph},
+        5,
+    )
     assert loaded.frame.to_dict("records") == table.frame.to_dict("records")
     assert list(loaded.frame.columns) == list(COLUMNS)
 
 
 def test_values_are_means_over_the_step_bins_by_site_and_scheme(table: SensitivityTable) -> None:
-    assert table.values() == {"blocks.0.ff": {"int4-c": 0.125}, "out": {"int4-c": 0.375, "int8-c": 1.5e-4}}
+    assert table.values() == {
+        "blocks.0.ff": {"int4-c": 0.125},
+        "out": {"int4-c": 0.375, "int8-c": 1.5e-4},
+    }
 
 
 def test_values_of_some_step_bins_leave_out_the_others(table: SensitivityTable) -> None:
@@ -74,8 +82,13 @@ def test_rows_within_three_decibels_of_the_floor_are_shown_as_such(table: Sensit
 
 
 def test_an_estimate_that_is_not_a_number_is_refused_with_its_site(graph: OpGraph) -> None:
-    with pytest.raises(QSearchError, match=r"every estimate must be a number; the first that is not belongs to blocks\.0\.ff"):
-        SensitivityTable.from_rows(graph.id, [row("out", "int4-c", 0, 0.5), row("blocks.0.ff", "int4-c", 0, float("nan"))])
+    with pytest.raises(
+        QSearchError,
+        match=r"every estimate must be a number; the first that is not belongs to blocks\.0\.ff",
+    ):
+        SensitivityTable.from_rows(
+            graph.id, [row("out", "int4-c", 0, 0.5), row("blocks.0.ff", "int4-c", 0, float("nan"))]
+        )
 
 
 def test_a_missing_column_is_named(table: SensitivityTable) -> None:
@@ -83,9 +96,13 @@ def test_a_missing_column_is_named(table: SensitivityTable) -> None:
         SensitivityTable(table.graph, table.frame.drop(columns=["seed", "floor"]))
 
 
-def test_a_table_fits_its_own_graph_and_no_other(table: SensitivityTable, graph: OpGraph, other_graph: OpGraph) -> None:
+def test_a_table_fits_its_own_graph_and_no_other(
+    table: SensitivityTable, graph: OpGraph, other_graph: OpGraph
+) -> None:
     table.check(graph)
-    with pytest.raises(QSearchError, match=f"made for graph {graph.id}, wider is graph {other_graph.id}"):
+    with pytest.raises(
+        QSearchError, match=f"made for graph {graph.id}, wider is graph {other_graph.id}"
+    ):
         table.check(other_graph)
 
 
@@ -96,10 +113,15 @@ def test_a_table_that_speaks_of_an_unknown_layer_is_refused(graph: OpGraph) -> N
         table.check(graph)
 
 
-def test_a_file_of_another_graph_is_refused(table: SensitivityTable, tmp_path: Path, other_graph: OpGraph) -> None:
+def test_a_file_of_another_graph_is_refused(
+    table: SensitivityTable, tmp_path: Path, other_graph: OpGraph
+) -> None:
     table.save(tmp_path / "t.parquet")
 
-    with pytest.raises(ArtifactError, match=f"made for graph {table.graph}, the model here is graph {other_graph.id}"):
+    with pytest.raises(
+        ArtifactError,
+        match=f"made for graph {table.graph}, the model here is graph {other_graph.id}",
+    ):
         SensitivityTable.load(tmp_path / "t.parquet", other_graph.id)
 
 
@@ -115,7 +137,11 @@ def probed(graph: OpGraph, sampler_steps: int = 1) -> SensitivityTable:
     values = np.einsum("ctep,kep->ctkp", move, signs).astype(np.float32)
     power = dice.uniform(1.0, 2.0, PARTS)
     choices = (("out", "int4-c"), ("blocks.0.ff", "int4-c"))
-    shares = Shares(choices, {("noise", 0): values, ("noise", 1): 2 * values}, {("noise", 0): power, ("noise", 1): power})
+    shares = Shares(
+        choices,
+        {("noise", 0): values, ("noise", 1): 2 * values},
+        {("noise", 0): power, ("noise", 1): power},
+    )
     rows = []
     for step in (0, 1):
         for i, (site, scheme) in enumerate(choices):
@@ -133,7 +159,9 @@ NOISE = 0.04
 
 
 @pytest.mark.parametrize("sampler_steps", [1, 3])
-def test_a_plan_s_error_is_predicted_with_its_interactions(graph: OpGraph, sampler_steps: int) -> None:
+def test_a_plan_s_error_is_predicted_with_its_interactions(
+    graph: OpGraph, sampler_steps: int
+) -> None:
     table = probed(graph, sampler_steps)
     truth = probed.truth  # type: ignore[attr-defined]
 
@@ -142,7 +170,9 @@ def test_a_plan_s_error_is_predicted_with_its_interactions(graph: OpGraph, sampl
 
     assert alone == pytest.approx({k: truth[k] for k in alone}, rel=NOISE)
     assert value == pytest.approx(truth["both"], rel=NOISE)
-    assert abs(truth["both"] / sum(alone.values()) - 1) > 0.1  # else the case would not tell interactions from their absence
+    assert (
+        abs(truth["both"] / sum(alone.values()) - 1) > 0.1
+    )  # else the case would not tell interactions from their absence
     assert 0 < error < value
 
 
@@ -155,10 +185,14 @@ def test_without_interactions_a_plan_s_error_is_the_sum_of_its_rows(graph: OpGra
     assert error == pytest.approx((table.frame["error"] ** 2).sum() ** 0.5 / 2)
 
 
-def test_step_bins_are_averaged_and_a_plan_that_keeps_everything_costs_nothing(graph: OpGraph) -> None:
+def test_step_bins_are_averaged_and_a_plan_that_keeps_everything_costs_nothing(
+    graph: OpGraph,
+) -> None:
     table = probed(graph)
 
-    assert table.predict(PLAN)[0] == pytest.approx(2.5 * table.predict(PLAN, steps=[0])[0])  # the second bin's shares are twice as large
+    assert table.predict(PLAN)[0] == pytest.approx(
+        2.5 * table.predict(PLAN, steps=[0])[0]
+    )  # the second bin's shares are twice as large
     assert table.predict({"out": "keep"}) == (0.0, 0.0)
 
 
@@ -193,7 +227,9 @@ def test_the_stated_error_of_a_prediction_is_the_spread_over_seeds() -> None:
     found = np.array([ratio(dice.normal(size=(24, 8)) ** 2, np.ones(8)) for _ in range(400)])
 
     assert found[:, 0].std() == pytest.approx((2 / (24 * 8)) ** 0.5, rel=0.15)
-    assert found[:, 1].mean() == pytest.approx(found[:, 0].std(), rel=0.25)  # the larger of two estimates of it
+    assert found[:, 1].mean() == pytest.approx(
+        found[:, 0].std(), rel=0.25
+    )  # the larger of two estimates of it
 
 
 @pytest.mark.parametrize(
@@ -205,12 +241,19 @@ def test_the_stated_error_of_a_prediction_is_the_spread_over_seeds() -> None:
         (PLAN, "noise", [7], r"none of the step bins \[7\]; it has \[0, 1\]"),
     ],
 )
-def test_a_prediction_that_the_table_can_t_make_is_refused(graph: OpGraph, plan: dict[str, str], metric: str, steps: Any, words: str) -> None:
+def test_a_prediction_that_the_table_can_t_make_is_refused(
+    graph: OpGraph, plan: dict[str, str], metric: str, steps: Any, words: str
+) -> None:
     with pytest.raises(QSearchError, match=words):
         probed(graph).predict(plan, metric, steps)
 
 
 def test_a_table_without_shares_predicts_without_interactions_only(table: SensitivityTable) -> None:
-    assert table.predict({"out": "int4-c"}, steps=[0, 1], interactions=False)[0] == pytest.approx(0.375)
-    with pytest.raises(QSearchError, match="interactions need shares, which probes leave in the table; of noise by sweep there are none"):
+    assert table.predict({"out": "int4-c"}, steps=[0, 1], interactions=False)[0] == pytest.approx(
+        0.375
+    )
+    with pytest.raises(
+        QSearchError,
+        match="interactions need shares, which probes leave in the table; of noise by sweep there are none",
+    ):
         table.predict({"out": "int4-c"})

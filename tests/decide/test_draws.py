@@ -6,20 +6,22 @@ import numpy as np
 import pytest
 
 from qsearch.core.errors import QSearchError
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.decide.draws import DRAWS, draw
 from qsearch.learn.contracts import SCHEMES, small_graph, small_table
 
 GRAPH = small_graph(blocks=6)
 
 
-def schemes_of(plan: BitPlan) -> list[str]:
+def schemes_of(plan: Plan) -> list[str]:
     return [str(plan.layers[layer.name]) for layer in GRAPH.quantizable]
 
 
 @pytest.mark.parametrize("how", DRAWS)
 def test_a_draw_is_the_same_for_the_same_seed_and_no_two_plans_are(how: str) -> None:
-    first, again, other = (draw(GRAPH, SCHEMES, 20, how, seed=s, table=small_table(GRAPH)) for s in (3, 3, 4))
+    first, again, other = (
+        draw(GRAPH, SCHEMES, 20, how, seed=s, table=small_table(GRAPH)) for s in (3, 3, 4)
+    )
 
     assert [p.id for p in first.values()] == [p.id for p in again.values()]
     assert len({p.id for p in first.values()}) > 15
@@ -39,7 +41,9 @@ def test_random_plans_of_two_widths_are_drawn_as_qua2sedimo_draws_them() -> None
     narrow = np.array([np.mean([s[-3] == "3" for s in schemes_of(p)]) for p in plans])
     codebook = np.array([np.mean([s.startswith("km") for s in schemes_of(p)]) for p in plans])
     quarters = np.histogram(narrow, [0, 0.25, 0.5, 0.75, 1.0])[0] / 400
-    assert quarters == pytest.approx(0.25, abs=0.09)  # p is uniform; independent layers alone would all lie in the middle
+    assert quarters == pytest.approx(
+        0.25, abs=0.09
+    )  # p is uniform; independent layers alone would all lie in the middle
     assert codebook.mean() == pytest.approx(0.5, abs=0.02)
     assert codebook.std() < 0.15
 
@@ -65,7 +69,15 @@ def test_plans_around_the_frontier_are_better_than_random_ones_of_their_size() -
         for plan in draw(GRAPH, SCHEMES, 24, how, table=table).values():
             uniform = np.interp(
                 plan.achieved.average_bits,
-                *np.array(sorted((BitPlan.uniform(GRAPH, s).achieved.average_bits, np.log(table.predict(BitPlan.uniform(GRAPH, s))[0])) for s in SCHEMES)).T,
+                *np.array(
+                    sorted(
+                        (
+                            Plan.uniform(GRAPH, s).achieved.average_bits,
+                            np.log(table.predict(Plan.uniform(GRAPH, s))[0]),
+                        )
+                        for s in SCHEMES
+                    )
+                ).T,
             )
             found.append(np.log(table.predict(plan)[0]) - uniform)
         return float(np.median(found))
@@ -76,7 +88,9 @@ def test_plans_around_the_frontier_are_better_than_random_ones_of_their_size() -
 def test_layers_that_are_not_quantizable_are_kept(graph: object) -> None:
     from tests.conftest import make_graph
 
-    assert {str(p.layers["embed"]) for p in draw(make_graph(), ["int2-c", "int4-c"], 5).values()} == {"keep"}
+    assert {
+        str(p.layers["embed"]) for p in draw(make_graph(), ["int2-c", "int4-c"], 5).values()
+    } == {"keep"}
 
 
 @pytest.mark.parametrize(

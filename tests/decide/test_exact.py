@@ -11,18 +11,34 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qsearch.core.cost import Budget
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import LayerSpec, OpGraph
 from qsearch.core.latency import Latency
-from qsearch.core.plan import Budget
 from qsearch.core.scheme import Scheme
 from qsearch.core.table import SensitivityTable
 from qsearch.decide.allocation import allocate
 from qsearch.decide.constraints import Constraints
 from qsearch.decide.objectives import Objective
 
-POOL = ("uint2-c", "uint3-g8", "uint4-c", "uint4-c+a8", "int8-c+a8", "e2m1-g16", "km3-c", "uint8-c", "keep+a8")
-ROLES = ("self-attention-q", "self-attention-k", "self-attention-v", "feed-forward-in", "feed-forward-out")
+POOL = (
+    "uint2-c",
+    "uint3-g8",
+    "uint4-c",
+    "uint4-c+a8",
+    "int8-c+a8",
+    "e2m1-g16",
+    "km3-c",
+    "uint8-c",
+    "keep+a8",
+)
+ROLES = (
+    "self-attention-q",
+    "self-attention-k",
+    "self-attention-v",
+    "feed-forward-in",
+    "feed-forward-out",
+)
 #: two assignments nearer than that, relative, are equally good
 SAME = 1e-9
 
@@ -47,22 +63,55 @@ def make(seed: int) -> Case:
     wide = dice.choice([8, 12, 24])
     shapes = [(dice.choice([4, 6, 10, 40]) * 4, wide) for _ in ROLES]
     layers = tuple(
-        LayerSpec(f"block.{role.rpartition('-')[2]}", role, "linear", shape, 16 * math.prod(shape), "block", inputs=16 * wide)
+        LayerSpec(
+            f"block.{role.rpartition('-')[2]}",
+            role,
+            "linear",
+            shape,
+            16 * math.prod(shape),
+            "block",
+            inputs=16 * wide,
+        )
         for role, shape in zip(ROLES, shapes, strict=True)
     )
-    graph = OpGraph("random", (*layers, LayerSpec("embed", "embedding", "embedding", (30, 4), 0, quantizable=False)))
+    graph = OpGraph(
+        "random",
+        (*layers, LayerSpec("embed", "embedding", "embedding", (30, 4), 0, quantizable=False)),
+    )
     schemes = [*dice.sample(POOL, 3), "keep"]
-    noise = {x.name: {s: 0.0 if s == "keep" else dice.lognormvariate(-4, 3) for s in schemes} for x in layers}
-    lost = {x.name: {s: 0.0 if s == "keep" else dice.uniform(-0.1, 1) for s in schemes} for x in layers}
-    seconds = {x.name: {s: dice.uniform(1e-3, 2e-3) for s in schemes} for x in layers} | {"embed": {"keep": 1e-4}}
-    case = Case(graph, schemes, noise, lost, Latency(graph.id, "a clock", seconds, 5e-4), Budget(average_bits=16.0), Constraints(), Objective())
-    whole = {name: low + dice.uniform(-0.02, 1) * (high - low) for name, (low, high) in ranges(case).items() if dice.random() < 0.3}
+    noise = {
+        x.name: {s: 0.0 if s == "keep" else dice.lognormvariate(-4, 3) for s in schemes}
+        for x in layers
+    }
+    lost = {
+        x.name: {s: 0.0 if s == "keep" else dice.uniform(-0.1, 1) for s in schemes} for x in layers
+    }
+    seconds = {x.name: {s: dice.uniform(1e-3, 2e-3) for s in schemes} for x in layers} | {
+        "embed": {"keep": 1e-4}
+    }
+    case = Case(
+        graph,
+        schemes,
+        noise,
+        lost,
+        Latency(graph.id, "a clock", seconds, 5e-4),
+        Budget(average_bits=16.0),
+        Constraints(),
+        Objective(),
+    )
+    whole = {
+        name: low + dice.uniform(-0.02, 1) * (high - low)
+        for name, (low, high) in ranges(case).items()
+        if dice.random() < 0.3
+    }
     groups: dict[str, dict[str, float]] = {}
     if dice.random() < 0.3:
         groups["self-attention-*"] = {"average_bits": dice.uniform(3, 12)}
     if not whole and not groups:
         whole["average_bits"] = dice.uniform(3, 12)
-    case.budget = Budget(**{n: max(1, int(v)) if "bytes" in n else v for n, v in whole.items()}, groups=groups)
+    case.budget = Budget(
+        **{n: max(1, int(v)) if "bytes" in n else v for n, v in whole.items()}, groups=groups
+    )
     case.constraints = Constraints(
         tied=[["block.k", "block.v"]] if dice.random() < 0.3 else [],
         fused=dice.random() < 0.2,
@@ -76,8 +125,18 @@ def make(seed: int) -> Case:
         decibels=dice.random() < 0.15,
     )
     rules = case.constraints
-    given = {"tied": rules.tied, "fused": rules.fused, "protected": rules.protected, "allowed": rules.allowed, "formats": rules.formats is not None}
-    limited = dict.fromkeys(case.budget.limits, True) | {"groups": groups, "at_most": case.objective.at_most, "decibels": case.objective.decibels}
+    given = {
+        "tied": rules.tied,
+        "fused": rules.fused,
+        "protected": rules.protected,
+        "allowed": rules.allowed,
+        "formats": rules.formats is not None,
+    }
+    limited = dict.fromkeys(case.budget.limits, True) | {
+        "groups": groups,
+        "at_most": case.objective.at_most,
+        "decibels": case.objective.decibels,
+    }
     case.kinds = {name for name, value in (given | limited).items() if value}
     return case
 
@@ -94,16 +153,31 @@ def arrays(case: Case) -> dict[str, Any]:
     return {
         "average_bits": (bits / weights, own / weights),
         "bytes": (bits / 8, own / 8),
-        "bit_operations": (np.array([[x.macs * s.bits * s.activation_bits for s in schemes] for x in layers], float), 0.0),
-        "activation_bytes": (np.array([[x.inputs * s.activation_bits / 8 for s in schemes] for x in layers], float), 0.0),
-        "latency": (np.array([[case.latency.seconds[x.name][s] for s in case.schemes] for x in layers]), 6e-4),
+        "bit_operations": (
+            np.array(
+                [[x.macs * s.bits * s.activation_bits for s in schemes] for x in layers], float
+            ),
+            0.0,
+        ),
+        "activation_bytes": (
+            np.array([[x.inputs * s.activation_bits / 8 for s in schemes] for x in layers], float),
+            0.0,
+        ),
+        "latency": (
+            np.array([[case.latency.seconds[x.name][s] for s in case.schemes] for x in layers]),
+            6e-4,
+        ),
         "attention": (bits / attention * inside, 0.0),
     }
 
 
 def ranges(case: Case) -> dict[str, tuple[float, float]]:
     found = arrays(case)
-    return {n: (found[n][0].min(1).sum() + found[n][1], found[n][0].max(1).sum() + found[n][1]) for n in found if n != "attention"}
+    return {
+        n: (found[n][0].min(1).sum() + found[n][1], found[n][0].max(1).sum() + found[n][1])
+        for n in found
+        if n != "attention"
+    }
 
 
 def brute_force(case: Case) -> float | None:
@@ -130,11 +204,16 @@ def brute_force(case: Case) -> float | None:
         fits &= np.isin(picks[:, 3:], [case.schemes.index(s) for s in schemes]).all(1)
     if rules.formats is not None:
         kinds = [Scheme.parse(s).format for s in case.schemes]
-        used = sum(((np.array(kinds)[picks] == kind).any(1) for kind in set(kinds) - {"keep"}), np.zeros(len(picks)))
+        used = sum(
+            ((np.array(kinds)[picks] == kind).any(1) for kind in set(kinds) - {"keep"}),
+            np.zeros(len(picks)),
+        )
         fits &= used <= rules.formats
     noise = np.array([[case.noise[n][s] for s in case.schemes] for n in names])
     if case.objective.decibels:
-        noise, lost = (np.maximum(-120, 10 * np.log10(np.maximum(x, 1e-300))) for x in (noise, lost))
+        noise, lost = (
+            np.maximum(-120, 10 * np.log10(np.maximum(x, 1e-300))) for x in (noise, lost)
+        )
     value = noise + case.objective.weights.get("lost", 0.0) * lost
     totals = value[rows, picks].sum(1)[fits]
     return float(totals.min()) if len(totals) else None
@@ -143,7 +222,12 @@ def brute_force(case: Case) -> float | None:
 def table(case: Case) -> SensitivityTable:
     fixed = {"step": 0, "error": 0.0, "floor": 0.0, "estimator": "sweep", "seed": 0}
     metrics = (("noise", case.noise), ("lost", case.lost))
-    rows = [{"site": n, "scheme": s, "metric": m, "estimate": v, **fixed} for m, found in metrics for n, row in found.items() for s, v in row.items()]
+    rows = [
+        {"site": n, "scheme": s, "metric": m, "estimate": v, **fixed}
+        for m, found in metrics
+        for n, row in found.items()
+        for s, v in row.items()
+    ]
     return SensitivityTable.from_rows(case.graph.id, rows)
 
 
@@ -151,17 +235,25 @@ def check(seed: int) -> tuple[set[str], bool]:
     """Compare one problem; what kinds of limits it had, and whether it could be solved."""
     case = make(seed)
     best = brute_force(case)
-    ask: dict[str, Any] = {"objective": case.objective, "constraints": case.constraints, "latency": case.latency}
+    ask: dict[str, Any] = {
+        "objective": case.objective,
+        "constraints": case.constraints,
+        "latency": case.latency,
+    }
     try:
         plan = allocate(case.graph, table(case), case.budget, **ask)
     except QSearchError as error:
-        assert best is None, f"problem {seed} has a plan worth {best}, and was answered with: {error}"
+        assert best is None, (
+            f"problem {seed} has a plan worth {best}, and was answered with: {error}"
+        )
         assert str(error).strip()
         return case.kinds, False
     assert best is not None, f"problem {seed} has no plan, and was answered with {plan.layers}"
     found = plan.solver.objective
     assert found is not None
-    assert abs(found - best) <= SAME * max(abs(best), 1e-6), f"problem {seed}: {found} instead of {best}"
+    assert abs(found - best) <= SAME * max(abs(best), 1e-6), (
+        f"problem {seed}: {found} instead of {best}"
+    )
     assert plan.solver.status == "optimal", f"problem {seed}: {plan.solver}"
     assert case.budget.excess(plan.achieved) == {}, f"problem {seed}"
     return case.kinds, True
@@ -176,7 +268,10 @@ def test_the_exact_solver_finds_the_best_of_all_assignments(part: int) -> None:
     found = [check(seed) for seed in range(40 * part, 40 * (part + 1))]
 
     assert {kind for kinds, _ in found for kind in kinds} == KINDS | LIMITS
-    assert {solved for _, solved in found} == {True, False}  # some can't be solved, and are called so
+    assert {solved for _, solved in found} == {
+        True,
+        False,
+    }  # some can't be solved, and are called so
 
 
 @pytest.mark.slow

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qsearch.core.cost import Budget
 from qsearch.core.graph import LayerSpec, OpGraph
 from qsearch.core.interactions import scores_of
-from qsearch.core.plan import Budget
 from qsearch.core.shares import Shares
 from qsearch.core.table import SensitivityTable
 from qsearch.decide.allocation import allocate
@@ -20,7 +20,15 @@ PROBES, PARTS, ELEMENTS = 64, 3, 16
 @pytest.fixture
 def graph() -> OpGraph:
     def layer(name: str) -> LayerSpec:
-        return LayerSpec(name=name, kind="Linear", role="feed-forward-in", weight_shape=(64, 64), macs=64 * 64, inputs=64, block="")
+        return LayerSpec(
+            name=name,
+            kind="Linear",
+            role="feed-forward-in",
+            weight_shape=(64, 64),
+            macs=64 * 64,
+            inputs=64,
+            block="",
+        )
 
     return OpGraph("three", tuple(layer(n) for n in SITES), (), (), ())
 
@@ -33,7 +41,9 @@ def probed(graph: OpGraph) -> SensitivityTable:
     for metric, size in (("noise", 1.0), ("ssim", 2.0)):
         for step in (0, 1):
             loud, quiet = dice.normal(size=(2, ELEMENTS, PARTS))
-            moves = np.stack([size * m * f for m in (loud, -loud, 0.8 * quiet) for f in (1.0, 0.01)])
+            moves = np.stack(
+                [size * m * f for m in (loud, -loud, 0.8 * quiet) for f in (1.0, 0.01)]
+            )
             signs = dice.choice([-1.0, 1.0], size=(PROBES, ELEMENTS, PARTS))
             found = np.einsum("cep,kep->ckp", moves, signs)[:, None].astype(np.float32)
             found[:, :, -1, 0] = np.nan
@@ -43,13 +53,26 @@ def probed(graph: OpGraph) -> SensitivityTable:
     for cell in values:
         for i, (site, scheme) in enumerate(choices):
             value, error = shares.error(cell, [i])
-            rows.append({"site": site, "scheme": scheme, "step": cell[1], "metric": cell[0], "estimate": value, "error": error})
+            rows.append(
+                {
+                    "site": site,
+                    "scheme": scheme,
+                    "step": cell[1],
+                    "metric": cell[0],
+                    "estimate": value,
+                    "error": error,
+                }
+            )
             rows[-1] |= {"floor": 0.0, "estimator": "probe", "seed": 0}
     return SensitivityTable.from_rows(graph.id, rows, shares)
 
 
-@pytest.mark.parametrize("weights", [{"noise": 1.0}, {"ssim": 1.0}, {"noise": 2.0, "ssim": 0.5}], ids=str)
-def test_the_mean_square_of_a_choice_s_scores_is_its_value(graph: OpGraph, weights: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "weights", [{"noise": 1.0}, {"ssim": 1.0}, {"noise": 2.0, "ssim": 0.5}], ids=str
+)
+def test_the_mean_square_of_a_choice_s_scores_is_its_value(
+    graph: OpGraph, weights: dict[str, float]
+) -> None:
     table = probed(graph)
     assert table.shares is not None
 
@@ -58,12 +81,16 @@ def test_the_mean_square_of_a_choice_s_scores_is_its_value(graph: OpGraph, weigh
 
     for site in SITES:
         for scheme in SCHEMES:
-            assert (scores[site][scheme] ** 2).mean() == pytest.approx(values[site][scheme], rel=0.05)  # one probe of 64 is missing in a part of three
+            assert (scores[site][scheme] ** 2).mean() == pytest.approx(
+                values[site][scheme], rel=0.05
+            )  # one probe of 64 is missing in a part of three
 
 
 def test_local_minimises_what_the_probes_say_of_pairs(graph: OpGraph) -> None:
     table = probed(graph)
-    budget = Budget(average_bits=6.2)  # two of three in 4 bits, with a scale and a zero point for 64 weights
+    budget = Budget(
+        average_bits=6.2
+    )  # two of three in 4 bits, with a scale and a zero point for 64 weights
 
     additive = allocate(graph, table, budget, solver="ilp")
     together = allocate(graph, table, budget, solver="local")
@@ -75,6 +102,8 @@ def test_local_minimises_what_the_probes_say_of_pairs(graph: OpGraph) -> None:
 def test_a_sum_of_decibels_has_no_interactions(graph: OpGraph) -> None:
     table = probed(graph)
 
-    plan = allocate(graph, table, Budget(average_bits=6.2), solver="local", objective=Objective(decibels=True))
+    plan = allocate(
+        graph, table, Budget(average_bits=6.2), solver="local", objective=Objective(decibels=True)
+    )
 
     assert {n for n, s in plan.layers.items() if s.bits == 4} != {"a", "b"}

@@ -30,7 +30,11 @@ def problem(loss: dict[str, dict[int, float]], weights: dict[str, float], limit:
         sites=tuple(loss),
         choices=tuple(tuple(Scheme.parse(f"uint{b}-c") for b in row) for row in loss.values()),
         values=tuple(np.array(list(row.values())) for row in loss.values()),
-        costs={"average_bits": tuple(weights[name] * np.array(list(row), float) for name, row in loss.items())},
+        costs={
+            "average_bits": tuple(
+                weights[name] * np.array(list(row), float) for name, row in loss.items()
+            )
+        },
         limits={"average_bits": limit},
     )
 
@@ -44,31 +48,60 @@ def problem(loss: dict[str, dict[int, float]], weights: dict[str, float], limit:
         ("plan_weight_5.02", "quality", 29300.2032, 374),
     ],
 )
-def test_its_own_program_solved_exactly_gives_its_own_plan(reference: dict[str, Any], plan: str, group: str, objective: float, layers: int) -> None:
+def test_its_own_program_solved_exactly_gives_its_own_plan(
+    reference: dict[str, Any], plan: str, group: str, objective: float, layers: int
+) -> None:
     published, weights = reference[plan], reference["weight_ratio"]
     content = group == "content"
-    table = reference["weight_ssim"] if content else {k: v for k, v in reference["weight_sqnr_db"].items() if k not in reference["weight_ssim"]}
-    best = 1.0 if content else 120.0  # the sums are maximised; a solver minimises what is missing to the best
-    loss = {name: {b: best - x for b, x in zip(BITS, row, strict=True) if content or b > 2} for name, row in table.items()}
+    table = (
+        reference["weight_ssim"]
+        if content
+        else {
+            k: v
+            for k, v in reference["weight_sqnr_db"].items()
+            if k not in reference["weight_ssim"]
+        }
+    )
+    best = (
+        1.0 if content else 120.0
+    )  # the sums are maximised; a solver minimises what is missing to the best
+    loss = {
+        name: {b: best - x for b, x in zip(BITS, row, strict=True) if content or b > 2}
+        for name, row in table.items()
+    }
     limit = sum(weights[name] * published[name] for name in table)
 
     chosen, said = ilp.solve(problem(loss, weights, limit))
 
     assert said.status == "optimal"
     assert len(chosen) == layers
-    assert sum(table[name][BITS.index(s.bits)] for name, s in chosen.items()) == pytest.approx(objective, abs=1e-4)
+    assert sum(table[name][BITS.index(s.bits)] for name, s in chosen.items()) == pytest.approx(
+        objective, abs=1e-4
+    )
     assert {name: s.bits for name, s in chosen.items()} == {name: published[name] for name in table}
 
 
 @pytest.mark.parametrize(
     ("plan", "published_scores", "least_decibels", "most_lost"),
-    [("plan_weight_4.00", (26.55, 0.7249), 28.76, 0.4521), ("plan_weight_5.02", (31.92, 0.3269), 33.59, 0.1853)],
+    [
+        ("plan_weight_4.00", (26.55, 0.7249), 28.76, 0.4521),
+        ("plan_weight_5.02", (31.92, 0.3269), 33.59, 0.1853),
+    ],
 )
 def test_one_joint_problem_in_noise_power_beats_the_published_plan_on_both_metrics_at_once(
-    reference: dict[str, Any], plan: str, published_scores: tuple[float, float], least_decibels: float, most_lost: float
+    reference: dict[str, Any],
+    plan: str,
+    published_scores: tuple[float, float],
+    least_decibels: float,
+    most_lost: float,
 ) -> None:
-    sqnr, ssim, weights, published = (reference[k] for k in ("weight_sqnr_db", "weight_ssim", "weight_ratio", plan))
-    noise = {name: {b: 10 ** (-x / 10) for b, x in zip(BITS, row, strict=True)} for name, row in sqnr.items()}
+    sqnr, ssim, weights, published = (
+        reference[k] for k in ("weight_sqnr_db", "weight_ssim", "weight_ratio", plan)
+    )
+    noise = {
+        name: {b: 10 ** (-x / 10) for b, x in zip(BITS, row, strict=True)}
+        for name, row in sqnr.items()
+    }
 
     def total(bits: dict[str, int]) -> tuple[float, float]:
         """Predicted SQNR of the whole in dB, and SSIM lost over the content layers against 8 bits."""
@@ -87,9 +120,16 @@ def test_one_joint_problem_in_noise_power_beats_the_published_plan_on_both_metri
 
 
 @pytest.mark.parametrize("solver", [lagrangian, local])
-def test_heuristics_come_within_a_thousandth_of_the_joint_optimum(reference: dict[str, Any], solver: Any) -> None:
-    sqnr, weights, published = (reference[k] for k in ("weight_sqnr_db", "weight_ratio", "plan_weight_4.00"))
-    noise = {name: {b: 10 ** (-x / 10) for b, x in zip(BITS, row, strict=True)} for name, row in sqnr.items()}
+def test_heuristics_come_within_a_thousandth_of_the_joint_optimum(
+    reference: dict[str, Any], solver: Any
+) -> None:
+    sqnr, weights, published = (
+        reference[k] for k in ("weight_sqnr_db", "weight_ratio", "plan_weight_4.00")
+    )
+    noise = {
+        name: {b: 10 ** (-x / 10) for b, x in zip(BITS, row, strict=True)}
+        for name, row in sqnr.items()
+    }
     joint = problem(noise, weights, sum(weights[n] * published[n] for n in sqnr))
 
     _, best = ilp.solve(joint)

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from qsearch.core.cost import Budget
 from qsearch.core.errors import QSearchError
-from qsearch.core.plan import BitPlan, Budget
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
+from qsearch.core.steps import StepRanges
 from qsearch.decide import refinement
 from qsearch.decide.allocation import random_plan
 from qsearch.decide.refinement import measure_noise, price_changes, refine
 from qsearch.measure.pipelines import run
-from qsearch.measure.simulation import QuantizedWeights, exchanged, simulate, weight_of
+from qsearch.measure.quantized_weights import QuantizedWeights, weight_of
+from qsearch.measure.simulation import exchanged, simulate
 from tests.models import plain, plain_calls
 
 SCHEMES = ("uint2-c", "uint3-c", "uint4-c", "uint8-c")
@@ -27,18 +30,29 @@ def tiny():
 
 def test_the_linear_term_is_the_slope_of_the_measured_error(tiny) -> None:
     model, graph, calls = tiny
-    plan = BitPlan.uniform(graph, "uint3-c")
+    plan = Plan.uniform(graph, "uint3-c")
     weights, references = QuantizedWeights(model, graph), [run(model, c) for c in calls]
     options = [Scheme.parse(s) for s in SCHEMES]
 
-    linear, _ = price_changes(model, graph, plan, options, calls, references, weights, 1, torch.Generator().manual_seed(0))
+    linear, _ = price_changes(
+        model, graph, plan, options, calls, references, weights, 1, torch.Generator().manual_seed(0)
+    )
 
     for name in ("conv_out", "blocks.0.attn1.to_v", "blocks.0.ff.2"):
-        here, there = weights.get(name, Scheme.parse("uint3-c")), weights.get(name, Scheme.parse("uint4-c"))
+        here, there = (
+            weights.get(name, Scheme.parse("uint3-c")),
+            weights.get(name, Scheme.parse("uint4-c")),
+        )
         errors = []
         for share in (-0.01, 0.01):
-            with simulate(model, plan, graph, weights), exchanged(weight_of(model, name), here + share * (there - here)):
-                parts = [float((run(model, c) - y).square().sum() / y.square().sum()) for c, y in zip(calls, references, strict=True)]
+            with (
+                simulate(model, plan, graph, weights),
+                exchanged(weight_of(model, name), here + share * (there - here)),
+            ):
+                parts = [
+                    float((run(model, c) - y).square().sum() / y.square().sum())
+                    for c, y in zip(calls, references, strict=True)
+                ]
             errors.append(sum(parts) / len(parts))
         slope = (errors[1] - errors[0]) / 0.02
         assert linear[name]["uint4-c"] == pytest.approx(slope, rel=0.03, abs=1e-6)
@@ -47,17 +61,38 @@ def test_the_linear_term_is_the_slope_of_the_measured_error(tiny) -> None:
 
 def test_the_mean_square_of_many_scores_is_the_error_of_that_change_alone(tiny) -> None:
     model, graph, calls = tiny
-    plan = BitPlan.uniform(graph, "keep")
+    plan = Plan.uniform(graph, "keep")
     weights, references = QuantizedWeights(model, graph), [run(model, calls[0])]
     options = [Scheme.parse("uint8-c")]
 
-    linear, scores = price_changes(model, graph, plan, options, calls[:1], references, weights, 200, torch.Generator().manual_seed(0))
+    linear, scores = price_changes(
+        model,
+        graph,
+        plan,
+        options,
+        calls[:1],
+        references,
+        weights,
+        200,
+        torch.Generator().manual_seed(0),
+    )
 
     # From full precision the error has no slope, and 8 bits are a step so small that first order is all of it.
     for name in ("conv_out", "blocks.0.ff.0"):
-        [measured] = [measure_noise(model, graph, BitPlan.make(graph, {**plan.layers, name: "uint8-c"}), calls[:1], references, weights)]
+        [measured] = [
+            measure_noise(
+                model,
+                graph,
+                Plan.make(graph, {**plan.layers, name: "uint8-c"}),
+                calls[:1],
+                references,
+                weights,
+            )
+        ]
         assert linear[name]["uint8-c"] == pytest.approx(0.0, abs=1e-9)
-        assert float((scores[name]["uint8-c"] ** 2).mean()) == pytest.approx(measured, rel=0.4)  # 200 probes: 10 % standard error
+        assert float((scores[name]["uint8-c"] ** 2).mean()) == pytest.approx(
+            measured, rel=0.4
+        )  # 200 probes: 10 % standard error
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -68,8 +103,12 @@ def test_a_random_plan_is_made_better_within_its_budget(tiny, seed: int) -> None
     found = refine(model, graph, plan, SCHEMES, calls, rounds=4, probes=4, seed=seed, seconds=5.0)
 
     weights, references = QuantizedWeights(model, graph), [run(model, c) for c in calls]
-    assert found.noise == pytest.approx(measure_noise(model, graph, found.plan, calls, references, weights), rel=1e-5)
-    assert found.before == pytest.approx(measure_noise(model, graph, plan, calls, references, weights), rel=1e-5)
+    assert found.noise == pytest.approx(
+        measure_noise(model, graph, found.plan, calls, references, weights), rel=1e-5
+    )
+    assert found.before == pytest.approx(
+        measure_noise(model, graph, plan, calls, references, weights), rel=1e-5
+    )
     assert found.noise < 0.8 * found.before
     assert found.plan.achieved.average_bits <= 7.0
     assert found.plan.solver.objective == found.noise
@@ -80,7 +119,15 @@ def test_the_model_is_left_as_it_was(tiny) -> None:
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     asked = {n: p.requires_grad for n, p in model.named_parameters()}
 
-    refine(model, graph, random_plan(graph, SCHEMES, Budget(average_bits=7.0), 0), SCHEMES, calls, rounds=1, probes=2)
+    refine(
+        model,
+        graph,
+        random_plan(graph, SCHEMES, Budget(average_bits=7.0), 0),
+        SCHEMES,
+        calls,
+        rounds=1,
+        probes=2,
+    )
 
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name])
@@ -100,8 +147,14 @@ def test_no_more_layers_are_changed_than_the_radius_allows(tiny) -> None:
     assert found.noise == kept[-1]
 
 
-@pytest.mark.parametrize(("there", "taken"), [([0.5, 1.6, 0.9, 0.9], False), ([0.9, 0.95, 0.9, 0.95], True)], ids=["by luck", "everywhere"])
-def test_a_proposal_is_kept_where_it_gains_more_than_its_standard_error(tiny, monkeypatch, there: list[float], taken: bool) -> None:
+@pytest.mark.parametrize(
+    ("there", "taken"),
+    [([0.5, 1.6, 0.9, 0.9], False), ([0.9, 0.95, 0.9, 0.95], True)],
+    ids=["by luck", "everywhere"],
+)
+def test_a_proposal_is_kept_where_it_gains_more_than_its_standard_error(
+    tiny, monkeypatch, there: list[float], taken: bool
+) -> None:
     model, graph, calls = tiny
     plan = random_plan(graph, SCHEMES, Budget(average_bits=7.0), 1)
     measured = iter([np.ones(4)])
@@ -118,7 +171,7 @@ def test_a_plan_without_a_budget_is_refused(tiny) -> None:
     model, graph, calls = tiny
 
     with pytest.raises(QSearchError, match="refined within a budget; it has none, give one"):
-        refine(model, graph, BitPlan.uniform(graph, "uint4-c"), SCHEMES, calls)
+        refine(model, graph, Plan.uniform(graph, "uint4-c"), SCHEMES, calls)
 
 
 def test_scores_are_one_number_a_probe_and_call(tiny) -> None:
@@ -126,8 +179,67 @@ def test_scores_are_one_number_a_probe_and_call(tiny) -> None:
     references = [run(model, c) for c in calls]
 
     _, scores = price_changes(
-        model, graph, BitPlan.uniform(graph, "uint4-c"), [Scheme.parse("uint8-c")], calls, references, QuantizedWeights(model, graph), 3, torch.Generator()
+        model,
+        graph,
+        Plan.uniform(graph, "uint4-c"),
+        [Scheme.parse("uint8-c")],
+        calls,
+        references,
+        QuantizedWeights(model, graph),
+        3,
+        torch.Generator(),
     )
 
     assert {x.shape for row in scores.values() for x in row.values()} == {(6,)}
     assert np.all(scores["conv_out"]["uint4-c"] == 0)
+
+
+@pytest.mark.parametrize("inputs", ["", "+a8", "+a4"])
+def test_changes_before_rounded_inputs_are_priced_straight_through(tiny, inputs: str) -> None:
+    model, graph, calls = tiny
+    weights, references = QuantizedWeights(model, graph), [run(model, c) for c in calls]
+    behind = {x.name: f"keep{inputs}" for x in graph.quantizable if x.name != "conv_in"}
+    plan = Plan.make(graph, {x.name: "keep" for x in graph} | behind | {"conv_in": "uint3-c"})
+    options = [Scheme.parse("uint2-c")]
+
+    linear, scores = price_changes(
+        model,
+        graph,
+        plan,
+        options,
+        calls,
+        references,
+        weights,
+        64,
+        torch.Generator().manual_seed(0),
+    )
+    coarser = plan.replaced(graph, {"conv_in": Scheme.parse("uint2-c")})
+    measured = measure_noise(model, graph, coarser, calls, references, weights) - measure_noise(
+        model, graph, plan, calls, references, weights
+    )
+
+    priced = linear["conv_in"]["uint2-c"] + float((scores["conv_in"]["uint2-c"] ** 2).mean())
+    assert 0.5 < priced / measured < 2.0
+
+
+def test_a_plan_over_ranges_of_steps_is_refused_in_words(tiny) -> None:
+    model, graph, calls = tiny
+    plan = Plan.make(
+        graph,
+        {x.name: ["uint4-c", "uint4-c+a8"] if x.quantizable else "keep" for x in graph},
+        steps=StepRanges.equal(2),
+    )
+
+    with pytest.raises(QSearchError, match="refinement changes one weight for all steps"):
+        refine(model, graph, plan, SCHEMES, calls, budget=Budget(average_bits=9.0))
+
+
+def test_what_a_plan_says_of_attention_is_kept(tiny) -> None:
+    model, graph, calls = tiny
+    site = "blocks.0.attn1:softmax"
+    given = {x.name: "uint3-c" if x.quantizable else "keep" for x in graph} | {site: "keep+a8"}
+    plan = Plan.make(graph, given, Budget(average_bits=9.0))
+
+    found = refine(model, graph, plan, SCHEMES, calls, rounds=2, probes=4).plan
+
+    assert found.text(site) == "keep+a8"

@@ -14,20 +14,36 @@ import pytest
 import torch
 from torch import nn
 
-from qsearch import BitPlan, simulate, zoo
+from qsearch import Plan, simulate, zoo
 from qsearch.core import plugins
 from qsearch.core.graph import OpGraph
 from qsearch.core.scheme import Scheme
 from qsearch.execute.contracts import graph_of
-from qsearch.measure.pipelines import Call, Sampling, denoiser_of, load_pipeline, record, run, scene_prompts
+from qsearch.measure.pipelines import (
+    Call,
+    Sampling,
+    denoiser_of,
+    load_pipeline,
+    record,
+    run,
+    scene_prompts,
+)
 
 #: distribution -> the module it brings
-MODULES = {"optimum-quanto": "optimum.quanto", "auto-round": "auto_round", "compressed-tensors": "compressed_tensors", "nvidia-modelopt": "modelopt"}
+MODULES = {
+    "optimum-quanto": "optimum.quanto",
+    "auto-round": "auto_round",
+    "compressed-tensors": "compressed_tensors",
+    "nvidia-modelopt": "modelopt",
+}
 
 
 def installed(name: str) -> bool:
     """Whether what an exporter needs is here; tools are big, and only who develops exporters has all of them."""
-    wanted = [MODULES.get(package, package.replace("-", "_")) for package in plugins.load("exporters", name).needs]
+    wanted = [
+        MODULES.get(package, package.replace("-", "_"))
+        for package in plugins.load("exporters", name).needs
+    ]
     return all(importlib.util.find_spec(module.partition(".")[0]) is not None for module in wanted)
 
 
@@ -49,10 +65,12 @@ def full(name: str) -> tuple[nn.Module, OpGraph, Path, Call]:
     return model, graph_of(folder), folder, call
 
 
-def plan_for(to: str, graph: OpGraph, schemes: list[str]) -> BitPlan:
+def plan_for(to: str, graph: OpGraph, schemes: list[str]) -> Plan:
     """The layers get `schemes` in turn, each as the tool has it."""
     exporter, given = plugins.load("exporters", to), itertools.cycle(schemes)
-    return BitPlan.make(graph, {layer.name: exporter.nearest(Scheme.parse(next(given)), layer) for layer in graph})
+    return Plan.make(
+        graph, {layer.name: exporter.nearest(Scheme.parse(next(given)), layer) for layer in graph}
+    )
 
 
 def noise(made: torch.Tensor, reference: torch.Tensor) -> float:
@@ -60,7 +78,9 @@ def noise(made: torch.Tensor, reference: torch.Tensor) -> float:
     return float((made - reference).square().sum() / reference.square().sum())
 
 
-def compare(tool: Any, model: nn.Module, plan: BitPlan, graph: OpGraph, call: Call) -> tuple[float, float]:
+def compare(
+    tool: Any, model: nn.Module, plan: Plan, graph: OpGraph, call: Call
+) -> tuple[float, float]:
     """Noise power of the tool's output against `simulate`'s, and of `simulate`'s against full precision."""
     reference = run(model, call)
     with simulate(model, plan, graph):

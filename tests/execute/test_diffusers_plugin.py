@@ -10,19 +10,31 @@ import pytest
 import torch
 from torch import nn
 
-from qsearch import BitPlan, QSearchError, simulate
+from qsearch import Plan, QSearchError, simulate
 from qsearch.core.graph import OpGraph
 from qsearch.core.scheme import Scheme
 from qsearch.diffusers import QSearchConfig
 from qsearch.measure.pipelines import run
 from tests.execute.exporting import full, noise
 
-SCHEMES = ["uint4-c", "int8-c", "keep", "e4m3-c", "km3-c", "uint4-g32@hqq", "nvfp4", "mxfp8", "int3-g16"]
+SCHEMES = [
+    "uint4-c",
+    "int8-c",
+    "keep",
+    "e4m3-c",
+    "km3-c",
+    "uint4-g32@hqq",
+    "nvfp4",
+    "mxfp8",
+    "int3-g16",
+]
 EXACT = 1e-12
 
 
-def plan_of(graph: OpGraph, schemes: list[str]) -> BitPlan:
-    return BitPlan.make(graph, {layer.name: schemes[i % len(schemes)] for i, layer in enumerate(graph)})
+def plan_of(graph: OpGraph, schemes: list[str]) -> Plan:
+    return Plan.make(
+        graph, {layer.name: schemes[i % len(schemes)] for i, layer in enumerate(graph)}
+    )
 
 
 def saved(folder: Path, graph: OpGraph, schemes: list[str]) -> Path:
@@ -43,12 +55,16 @@ def simulated(name: str, graph: OpGraph, schemes: list[str]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["scenes-dit", "scenes-unet"])
-def test_from_pretrained_packs_what_the_plan_says_and_save_pretrained_keeps_it(name: str, tmp_path: Path) -> None:
+def test_from_pretrained_packs_what_the_plan_says_and_save_pretrained_keeps_it(
+    name: str, tmp_path: Path
+) -> None:
     model, graph, source, _ = full(name)
     part = "unet" if "unet" in name else "transformer"
     path = saved(tmp_path, graph, SCHEMES)
 
-    made = type(model).from_pretrained(source, subfolder=part, quantization_config=QSearchConfig(path), torch_dtype=torch.float32)
+    made = type(model).from_pretrained(
+        source, subfolder=part, quantization_config=QSearchConfig(path), torch_dtype=torch.float32
+    )
     made.save_pretrained(tmp_path / "packed")
     again = type(model).from_pretrained(tmp_path / "packed", torch_dtype=torch.float32)
 
@@ -57,9 +73,11 @@ def test_from_pretrained_packs_what_the_plan_says_and_save_pretrained_keeps_it(n
     assert noise(output(again, name), wanted) < EXACT
     plan = plan_of(graph, SCHEMES)
     for loaded in (made, again):
-        assert {n: str(m.scheme) for n, m in loaded.named_modules() if isinstance(getattr(m, "scheme", None), Scheme) and hasattr(m, "parts")} == {
-            n: str(s) for n, s in plan.layers.items() if s != Scheme("keep")
-        }
+        assert {
+            n: str(m.scheme)
+            for n, m in loaded.named_modules()
+            if isinstance(getattr(m, "scheme", None), Scheme) and hasattr(m, "parts")
+        } == {n: str(s) for n, s in plan.layers.items() if s != Scheme("keep")}
     size = (tmp_path / "packed" / "diffusion_pytorch_model.safetensors").stat().st_size
     full_size = (source / part / "diffusion_pytorch_model.safetensors").stat().st_size
     assert size < 0.55 * full_size
@@ -74,13 +92,23 @@ def test_weights_are_packed_one_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
     model, graph, source, _ = full("scenes-dit")
     own, seen = diffusers_plugin.QSearchQuantizer._pack, []
 
-    def pack(self: Any, model: nn.Module, name: str, stored: torch.Tensor, cast: torch.Tensor) -> None:
+    def pack(
+        self: Any, model: nn.Module, name: str, stored: torch.Tensor, cast: torch.Tensor
+    ) -> None:
         own(self, model, name, stored, cast)
-        real = [m for m in model.modules() if type(m) in (nn.Linear, nn.Conv2d) and m.weight.device.type != "meta"]
+        real = [
+            m
+            for m in model.modules()
+            if type(m) in (nn.Linear, nn.Conv2d) and m.weight.device.type != "meta"
+        ]
         seen.append(len(real))
 
     monkeypatch.setattr(diffusers_plugin.QSearchQuantizer, "_pack", pack)
-    type(model).from_pretrained(source, subfolder="transformer", quantization_config=QSearchConfig(saved(tmp_path, graph, ["uint4-c"])))
+    type(model).from_pretrained(
+        source,
+        subfolder="transformer",
+        quantization_config=QSearchConfig(saved(tmp_path, graph, ["uint4-c"])),
+    )
 
     assert len(seen) == len(graph.layers)
     assert max(seen) == 0  # when a weight is packed, no other layer holds one in full precision
@@ -90,11 +118,16 @@ def test_a_pipeline_takes_it_for_one_of_its_components(tmp_path: Path) -> None:
     from diffusers import DiffusionPipeline, PipelineQuantizationConfig
 
     _, graph, source, _ = full("scenes-dit")
-    config = PipelineQuantizationConfig(quant_mapping={"transformer": QSearchConfig(saved(tmp_path, graph, SCHEMES))})
+    config = PipelineQuantizationConfig(
+        quant_mapping={"transformer": QSearchConfig(saved(tmp_path, graph, SCHEMES))}
+    )
 
     pipe = DiffusionPipeline.from_pretrained(source, quantization_config=config)
 
-    assert noise(output(pipe.transformer, "scenes-dit"), simulated("scenes-dit", graph, SCHEMES)) < EXACT
+    assert (
+        noise(output(pipe.transformer, "scenes-dit"), simulated("scenes-dit", graph, SCHEMES))
+        < EXACT
+    )
 
 
 def test_inputs_are_rounded_where_the_plan_rounds_them(tmp_path: Path) -> None:
@@ -102,7 +135,10 @@ def test_inputs_are_rounded_where_the_plan_rounds_them(tmp_path: Path) -> None:
     schemes = ["int8-c+a8", "keep+a8"]
 
     made = type(model).from_pretrained(
-        source, subfolder="transformer", quantization_config=QSearchConfig(saved(tmp_path, graph, schemes)), torch_dtype=torch.float32
+        source,
+        subfolder="transformer",
+        quantization_config=QSearchConfig(saved(tmp_path, graph, schemes)),
+        torch_dtype=torch.float32,
     )
 
     reference = run(model, call)
@@ -114,7 +150,9 @@ def test_another_type_leaves_the_codes_as_they_are(tmp_path: Path) -> None:
     model, graph, source, _ = full("scenes-dit")
     config = QSearchConfig(saved(tmp_path, graph, ["uint4-g32"]))
 
-    whole = type(model).from_pretrained(source, subfolder="transformer", quantization_config=config, torch_dtype=torch.float32)
+    whole = type(model).from_pretrained(
+        source, subfolder="transformer", quantization_config=config, torch_dtype=torch.float32
+    )
     whole.save_pretrained(tmp_path / "packed")
     half = type(model).from_pretrained(tmp_path / "packed", torch_dtype=torch.bfloat16)
 
@@ -127,23 +165,41 @@ def test_a_plan_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
     model, _, source, _ = full("scenes-dit")
     config = QSearchConfig(layers={"transformer_blocks.99.attn1.to_q": "int8-c"})
 
-    with pytest.raises(QSearchError, match=r"no layer 'transformer_blocks.99.attn1.to_q'.*did you mean 'transformer_blocks"):
+    with pytest.raises(
+        QSearchError,
+        match=r"no layer 'transformer_blocks.99.attn1.to_q'.*did you mean 'transformer_blocks",
+    ):
         type(model).from_pretrained(source, subfolder="transformer", quantization_config=config)
 
 
 @pytest.mark.parametrize("scheme", ["int4-g32@gptq", "int8-c+a8t", "int8-c+a8~balance"])
-def test_schemes_that_want_calibration_are_refused_with_the_verb_that_has_it(scheme: str, tmp_path: Path) -> None:
+def test_schemes_that_want_calibration_are_refused_with_the_verb_that_has_it(
+    scheme: str, tmp_path: Path
+) -> None:
     model, graph, source, _ = full("scenes-dit")
 
     with pytest.raises(QSearchError, match="qsearch apply"):
-        type(model).from_pretrained(source, subfolder="transformer", quantization_config=QSearchConfig(saved(tmp_path, graph, [scheme])))
+        type(model).from_pretrained(
+            source,
+            subfolder="transformer",
+            quantization_config=QSearchConfig(saved(tmp_path, graph, [scheme])),
+        )
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{}, {"plan": "missing.json"}, {"layers": {"a": "int9-c"}}, {"layers": ["a"]}, {"layers": {1: "keep"}}, {"plan": "a", "layers": {}}],
+    [
+        {},
+        {"plan": "missing.json"},
+        {"layers": {"a": "int9-c"}},
+        {"layers": ["a"]},
+        {"layers": {1: "keep"}},
+        {"plan": "a", "layers": {}},
+    ],
 )
-def test_a_config_that_is_no_plan_is_an_error_that_teaches(wrong: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_config_that_is_no_plan_is_an_error_that_teaches(
+    wrong: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
 
     with pytest.raises(QSearchError):
@@ -153,9 +209,12 @@ def test_a_config_that_is_no_plan_is_an_error_that_teaches(wrong: dict[str, Any]
 def test_a_plan_from_python_brings_its_graph() -> None:
     _, graph, _, _ = full("scenes-dit")
 
-    assert QSearchConfig(BitPlan.uniform(graph, "int8-c"), graph).to_dict()["layers"]["proj_out"] == "int8-c"
+    assert (
+        QSearchConfig(Plan.uniform(graph, "int8-c"), graph).to_dict()["layers"]["proj_out"]
+        == "int8-c"
+    )
     with pytest.raises(QSearchError, match="needs its graph"):
-        QSearchConfig(BitPlan.uniform(graph, "int8-c"))
+        QSearchConfig(Plan.uniform(graph, "int8-c"))
     other = OpGraph("other", graph.layers[:-1])
     with pytest.raises(QSearchError, match="make a plan for this model"):
-        QSearchConfig(BitPlan.uniform(graph, "int8-c"), other)
+        QSearchConfig(Plan.uniform(graph, "int8-c"), other)

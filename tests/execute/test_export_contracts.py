@@ -16,11 +16,20 @@ from qsearch.execute.exporting import Export
 from qsearch.testing import ExporterContract
 from tests.execute.exporting import needs
 
-TRACED = ("onnx", "openvino")  # they watch a call before they write; `test_tool_loads` has one of them
+TRACED = (
+    "onnx",
+    "openvino",
+)  # they watch a call before they write; `test_tool_loads` has one of them
 CHECKS = [name for name in dir(ExporterContract) if name.startswith("test_")]
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in TRACED else n for n in plugins.names("exporters")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow) if n in TRACED else n
+        for n in plugins.names("exporters")
+    ],
+)
 @pytest.mark.parametrize("test", CHECKS)
 def test_every_exporter_keeps_its_contract(name: str, test: str) -> None:
     needs(name)
@@ -67,7 +76,13 @@ class Plain:
 
 def contract(**changes: Any) -> ExporterContract:
     module = types.ModuleType("plain")
-    module.__dict__.update({k: getattr(Plain, k) for k in ("needs", "writes_weights", "fuses", "nearest", "write", "read")} | changes)
+    module.__dict__.update(
+        {
+            k: getattr(Plain, k)
+            for k in ("needs", "writes_weights", "fuses", "nearest", "write", "read")
+        }
+        | changes
+    )
     return type("Contract", (ExporterContract,), {"plugin": module})()
 
 
@@ -78,13 +93,22 @@ def test_a_right_exporter_passes(test: str) -> None:
 
 def rounds_without_a_word(job: Export, folder: Path) -> list[Path]:
     path = folder / "plan"
-    path.write_text(json.dumps({name: "keep" if scheme == KEEP else "int8-c" for name, scheme in job.plan.layers.items()}))
+    path.write_text(
+        json.dumps(
+            {
+                name: "keep" if scheme == KEEP else "int8-c"
+                for name, scheme in job.plan.layers.items()
+            }
+        )
+    )
     return [path]
 
 
 def loses_a_layer(job: Export, folder: Path) -> list[Path]:
     path = folder / "plan"
-    path.write_text(json.dumps({name: str(scheme) for name, scheme in list(job.plan.layers.items())[1:]}))
+    path.write_text(
+        json.dumps({name: str(scheme) for name, scheme in list(job.plan.layers.items())[1:]})
+    )
     return [path]
 
 
@@ -98,7 +122,11 @@ def passes_unknown_names_over(folder: Path, graph: OpGraph) -> dict[str, Scheme]
 
 
 def takes_nothing_for_full_precision(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
-    return Plain.read(folder, graph) if (folder / "plan").is_file() else {layer.name: KEEP for layer in graph}
+    return (
+        Plain.read(folder, graph)
+        if (folder / "plan").is_file()
+        else {layer.name: KEEP for layer in graph}
+    )
 
 
 def one_bit_more_each_time(scheme: Scheme, layer: LayerSpec) -> Scheme:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qsearch import BitPlan, QSearchError
+from qsearch import Plan, QSearchError
 from qsearch.core import plugins
 from qsearch.core.graph import OpGraph
 from qsearch.core.scheme import KEEP, Scheme
@@ -35,7 +35,13 @@ NAMES = (
     "*",
     "",
 )
-FILES = {"torchao": "config.json", "quanto": "quanto_qmap.json", "sdnq": "config.json", "bitsandbytes": "bitsandbytes.json", "step_policy": "config.json"}
+FILES = {
+    "torchao": "config.json",
+    "quanto": "quanto_qmap.json",
+    "sdnq": "config.json",
+    "bitsandbytes": "bitsandbytes.json",
+    "step_policy": "config.json",
+}
 
 
 def mutate_names(text: str, rng: random.Random) -> bytes:
@@ -51,10 +57,14 @@ def mutate_names(text: str, rng: random.Random) -> bytes:
 def tool(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """An exporter called `plain` that has every scheme and writes names as it gets them."""
     module = types.ModuleType("plain", "A tool.")
-    module.__dict__.update({k: getattr(Plain, k) for k in ("needs", "writes_weights", "fuses", "write", "read")})
+    module.__dict__.update(
+        {k: getattr(Plain, k) for k in ("needs", "writes_weights", "fuses", "write", "read")}
+    )
     module.__dict__["nearest"] = lambda scheme, layer: scheme if layer.quantizable else KEEP
     own = plugins.load
-    monkeypatch.setattr(plugins, "load", lambda kind, name: module if name == "plain" else own(kind, name))
+    monkeypatch.setattr(
+        plugins, "load", lambda kind, name: module if name == "plain" else own(kind, name)
+    )
     return module
 
 
@@ -62,14 +72,16 @@ def attack(mutate: Callable[[str, random.Random], bytes], folder: Path, count: i
     """`count` mutated plans, each loaded and exported; everything that is made lies in `folder`/run/out."""
     source, run = small(), folder / "run"
     graph = graph_of(source)
-    BitPlan.make(graph, {x.name: "int8-c" if i % 2 else "uint4-g32+a8@hqq" for i, x in enumerate(graph)}).save(run / "plan.json")
+    Plan.make(
+        graph, {x.name: "int8-c" if i % 2 else "uint4-g32+a8@hqq" for i, x in enumerate(graph)}
+    ).save(run / "plan.json")
     text = (run / "plan.json").read_text(encoding="utf-8")
     before, refused, failures = sorted(folder.rglob("*")), 0, {}
 
     for seed in range(count):
         (run / "plan.json").write_bytes(mutate(text, random.Random(seed)))
         try:
-            plan = BitPlan.load(run / "plan.json", graph)
+            plan = Plan.load(run / "plan.json", graph)
             export(plan, graph, source, "plain", run / "out", force=True)
         except QSearchError as error:
             refused += 1
@@ -90,19 +102,25 @@ def attack(mutate: Callable[[str, random.Random], bytes], folder: Path, count: i
 
 
 @pytest.mark.parametrize("mutate", [mutate_tree, mutate_bytes, mutate_names])
-def test_a_mutated_plan_is_refused_in_words_or_exported_as_it_is(mutate: Callable[[str, random.Random], bytes], tool: types.ModuleType, tmp_path: Path) -> None:
+def test_a_mutated_plan_is_refused_in_words_or_exported_as_it_is(
+    mutate: Callable[[str, random.Random], bytes], tool: types.ModuleType, tmp_path: Path
+) -> None:
     attack(mutate, tmp_path, 100)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutate", [mutate_tree, mutate_bytes, mutate_names])
-def test_ten_thousand_mutated_plans_are_too(mutate: Callable[[str, random.Random], bytes], tool: types.ModuleType, tmp_path: Path) -> None:
+def test_ten_thousand_mutated_plans_are_too(
+    mutate: Callable[[str, random.Random], bytes], tool: types.ModuleType, tmp_path: Path
+) -> None:
     attack(mutate, tmp_path, 3400)
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
 @pytest.mark.parametrize("mutate", [mutate_tree, mutate_bytes])
-def test_mutated_exports_are_read_as_they_are_or_refused(name: str, mutate: Callable[[str, random.Random], bytes], tmp_path: Path) -> None:
+def test_mutated_exports_are_read_as_they_are_or_refused(
+    name: str, mutate: Callable[[str, random.Random], bytes], tmp_path: Path
+) -> None:
     needs(name)
     source = small()
     graph = graph_of(source)
@@ -122,7 +140,9 @@ def test_mutated_exports_are_read_as_they_are_or_refused(name: str, mutate: Call
         except Exception as error:
             failures[seed] = f"{type(error).__name__}: {error}"
         else:
-            if set(found) != {x.name for x in graph} or not all(isinstance(s, Scheme) for s in found.values()):
+            if set(found) != {x.name for x in graph} or not all(
+                isinstance(s, Scheme) for s in found.values()
+            ):
                 failures[seed] = f"read as {len(found)} layers"
     assert failures == {}
 

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from torch import nn
 
-from qsearch import BitPlan, cli, config, zoo
+from qsearch import Plan, cli, zoo
 from qsearch.core.graph import OpGraph
 from qsearch.execute.contracts import graph_of
+from qsearch.stages import config
 from tests.execute.exporting import needs
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -31,7 +32,9 @@ LARGE = ("modelopt", "openvino", "auto_round")
 def recipes() -> dict[str, tuple[str, str]]:
     """Tool -> its command (nothing for diffusers itself) and its Python."""
     text = README.partition("\n## Exports\n")[2].partition("\n## ")[0]
-    found = re.findall(r"^\*\*([^*]+)\*\*((?:(?!^\*\*)[\s\S])*?)^```python\n([\s\S]*?)^```", text, re.MULTILINE)
+    found = re.findall(
+        r"^\*\*([^*]+)\*\*((?:(?!^\*\*)[\s\S])*?)^```python\n([\s\S]*?)^```", text, re.MULTILINE
+    )
     commands = {title: re.search(r"`(qsearch export [^`]+)`", words) for title, words, _ in found}
     return {title: (hit[1] if (hit := commands[title]) else "", code) for title, _, code in found}
 
@@ -44,12 +47,22 @@ def runs(folder: Path) -> None:
         config.save(config.Config(model=name, folder=Path("runs") / name), run / "config.yaml")
         OpGraph(name, graph.layers).save(run / "graph.json")
         chosen = [SCHEMES[i % len(SCHEMES)] for i in range(len(graph.layers))]
-        BitPlan.make(graph, {layer.name: scheme for layer, scheme in zip(graph, chosen, strict=True)}).save(run / "plan.json")
+        Plan.make(
+            graph, {layer.name: scheme for layer, scheme in zip(graph, chosen, strict=True)}
+        ).save(run / "plan.json")
 
 
 # optimum-quanto compiles a C++ extension when it is first asked to unpack.
-@pytest.mark.parametrize("title", [pytest.param(t, marks=pytest.mark.slow if t in (*SLOW, "optimum-quanto") else ()) for t in recipes()])
-def test_a_block_of_the_readme_runs(title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "title",
+    [
+        pytest.param(t, marks=pytest.mark.slow if t in (*SLOW, "optimum-quanto") else ())
+        for t in recipes()
+    ],
+)
+def test_a_block_of_the_readme_runs(
+    title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SDNQ_USE_TORCH_COMPILE", "0")
     monkeypatch.chdir(tmp_path)
     command, code = recipes()[title]
@@ -78,7 +91,11 @@ def test_a_block_of_the_readme_runs(title: str, tmp_path: Path, monkeypatch: pyt
 
 
 def test_there_is_a_block_for_every_exporter_that_this_section_promises() -> None:
-    told = {words[words.index("--to") + 1] for command, _ in recipes().values() if (words := shlex.split(command))}
+    told = {
+        words[words.index("--to") + 1]
+        for command, _ in recipes().values()
+        if (words := shlex.split(command))
+    }
 
     assert told >= {
         "torchao",

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from qsearch import BitPlan, QSearchError, simulate
+from qsearch import Plan, QSearchError, simulate
 from qsearch.core.graph import OpGraph
 from qsearch.core.scheme import KEEP, Scheme
 from qsearch.execute.exporting import formats
@@ -23,7 +23,7 @@ from qsearch.measure.pipelines import run
 from tests.execute.exporting import compare, full, needs, noise, plan_for
 
 EXACT, HALF = 1e-12, 1e-7
-Loaded = tuple[Any, BitPlan, OpGraph]
+Loaded = tuple[Any, Plan, OpGraph]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("exports")
 
 
-def exported(to: str, name: str, schemes: list[str], folder: Path) -> tuple[Path, BitPlan]:
+def exported(to: str, name: str, schemes: list[str], folder: Path) -> tuple[Path, Plan]:
     """An export of a zoo model in fp32 with `schemes` in turn."""
     needs(to)
     _, graph, source, _ = full(name)
@@ -42,7 +42,12 @@ def exported(to: str, name: str, schemes: list[str], folder: Path) -> tuple[Path
 
 
 def test_torchao_loads_its_tensors_and_computes_what_simulate_says(folder: Path) -> None:
-    target, plan = exported("torchao", "scenes-dit", ["int4-g32", "uint4-c", "int8-c", "e4m3-c", "keep", "uint5-g32@hqq", "int3-c", "int8-g32"], folder)
+    target, plan = exported(
+        "torchao",
+        "scenes-dit",
+        ["int4-g32", "uint4-c", "int8-c", "e4m3-c", "keep", "uint5-g32@hqq", "int3-c", "int8-g32"],
+        folder,
+    )
     model, graph, _, call = full("scenes-dit")
 
     tool = type(model).from_pretrained(target, torch_dtype=torch.float32)
@@ -65,10 +70,14 @@ def torchao_formats(tool: nn.Module, graph: OpGraph) -> dict[str, Scheme]:
         if kind == "Float8Tensor":
             found[layer.name] = Scheme("e4m3", group)
         elif kind == "Int8Tensor":
-            found[layer.name] = Scheme("int8", group, "8" if weight.act_quant_kwargs is not None else "")
+            found[layer.name] = Scheme(
+                "int8", group, "8" if weight.act_quant_kwargs is not None else ""
+            )
         else:
             bits = str(weight.target_dtype).removeprefix("torch.int")
-            found[layer.name] = Scheme(f"{'uint' if weight.zero_point.any() else 'int'}{bits}", group)
+            found[layer.name] = Scheme(
+                f"{'uint' if weight.zero_point.any() else 'int'}{bits}", group
+            )
     return found
 
 
@@ -77,21 +86,38 @@ def test_torchao_rounds_inputs_as_simulate_does_layer_by_layer(folder: Path) -> 
     model, graph, _, call = full("scenes-dit")
     tool = type(model).from_pretrained(target, torch_dtype=torch.float32)
     name, heard = "transformer_blocks.3.ff.net.2", {}
-    handle = model.get_submodule(name).register_forward_pre_hook(lambda _, args: heard.update(x=args[0]))
+    handle = model.get_submodule(name).register_forward_pre_hook(
+        lambda _, args: heard.update(x=args[0])
+    )
     run(model, call)
     handle.remove()
 
     with torch.no_grad():
-        reference, made = model.get_submodule(name)(heard["x"]), tool.get_submodule(name)(heard["x"])
+        reference, made = (
+            model.get_submodule(name)(heard["x"]),
+            tool.get_submodule(name)(heard["x"]),
+        )
         with simulate(model, plan, graph):
             simulated = model.get_submodule(name)(heard["x"])
 
     assert torchao_formats(tool, graph) == formats(plan.layers)
-    assert noise(made, simulated) < 0.1 * noise(simulated, reference)  # a scale in fp16 here, in fp32 there: some inputs fall to the other side
+    assert noise(made, simulated) < 0.1 * noise(
+        simulated, reference
+    )  # a scale in fp16 here, in fp32 there: some inputs fall to the other side
 
 
-@pytest.mark.parametrize(("name", "schemes"), [("scenes-unet", ["int4-g32", "uint4-g32", "int5-g32", "uint5-g32", "int8-g32", "keep", "uint4-g32@hqq"])])
-def test_gguf_files_load_in_diffusers_and_compute_what_simulate_says(name: str, schemes: list[str], folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "schemes"),
+    [
+        (
+            "scenes-unet",
+            ["int4-g32", "uint4-g32", "int5-g32", "uint5-g32", "int8-g32", "keep", "uint4-g32@hqq"],
+        )
+    ],
+)
+def test_gguf_files_load_in_diffusers_and_compute_what_simulate_says(
+    name: str, schemes: list[str], folder: Path
+) -> None:
     target, plan = exported("gguf", name, schemes, folder)
     model, graph, _, call = full(name)
     from diffusers import GGUFQuantizationConfig
@@ -99,10 +125,22 @@ def test_gguf_files_load_in_diffusers_and_compute_what_simulate_says(name: str, 
     from qsearch.execute.exporters.gguf import TYPES
 
     config = GGUFQuantizationConfig(compute_dtype=torch.float32)
-    tool = type(model).from_single_file(str(target / "model.gguf"), config=str(target), quantization_config=config, torch_dtype=torch.float32)
+    tool = type(model).from_single_file(
+        str(target / "model.gguf"),
+        config=str(target),
+        quantization_config=config,
+        torch_dtype=torch.float32,
+    )
 
-    kinds = {layer.name: getattr(getattr(tool.get_submodule(layer.name).weight, "quant_type", None), "name", None) for layer in graph}
-    assert {n: Scheme.parse(TYPES[k]) if k in TYPES else KEEP for n, k in kinds.items()} == formats(plan.layers)
+    kinds = {
+        layer.name: getattr(
+            getattr(tool.get_submodule(layer.name).weight, "quant_type", None), "name", None
+        )
+        for layer in graph
+    }
+    assert {n: Scheme.parse(TYPES[k]) if k in TYPES else KEEP for n, k in kinds.items()} == formats(
+        plan.layers
+    )
     error, damage = compare(tool, model, plan, graph, call)
     assert error < HALF < 1e-5 < damage
 
@@ -114,7 +152,10 @@ def test_rules_for_stable_diffusion_cpp_match_one_tensor_each(folder: Path) -> N
     _, _, source, _ = full("scenes-unet")
     from qsearch.execute.weights import Weights
 
-    rules = [rule.rpartition("=") for rule in (target / "tensor-type-rules.txt").read_text().strip().split(",")]
+    rules = [
+        rule.rpartition("=")
+        for rule in (target / "tensor-type-rules.txt").read_text().strip().split(",")
+    ]
     names = list(Weights(source / "unet").files)
 
     assert len(rules) == sum(scheme != KEEP for scheme in plan.layers.values())
@@ -122,7 +163,9 @@ def test_rules_for_stable_diffusion_cpp_match_one_tensor_each(folder: Path) -> N
         assert kind in ("q4_0", "q8_0")
         assert "=" not in pattern
         [hit] = [name for name in names if re.search(pattern, name)]
-        assert plan.layers[hit.removesuffix(".weight")] == Scheme.parse({"q4_0": "int4-g32", "q8_0": "int8-g32"}[kind])
+        assert plan.layers[hit.removesuffix(".weight")] == Scheme.parse(
+            {"q4_0": "int4-g32", "q8_0": "int8-g32"}[kind]
+        )
 
 
 def test_gguf_packs_as_its_own_package_does_where_the_codes_are_the_same() -> None:
@@ -136,7 +179,9 @@ def test_gguf_packs_as_its_own_package_does_where_the_codes_are_the_same() -> No
     codes = torch.randint(0, 1 << 30, (6, 4, 32))
     for kind, text in TYPES.items():
         scheme = Scheme.parse(text)
-        level = (codes % 2**scheme.bits).float() - (0 if scheme.family == "uint" else 2 ** (scheme.bits - 1))
+        level = (codes % 2**scheme.bits).float() - (
+            0 if scheme.family == "uint" else 2 ** (scheme.bits - 1)
+        )
         zero = torch.full((6, 4), 3.0) if scheme.family == "uint" else torch.zeros(6, 4)
         scale = torch.rand(6, 4).half().float() + 0.5
         scale = scale.half().float()
@@ -144,19 +189,34 @@ def test_gguf_packs_as_its_own_package_does_where_the_codes_are_the_same() -> No
         packed = pack(Rows(level, scale, zero), kind).numpy()
 
         unpacked = gguf.quants.dequantize(packed, getattr(gguf.GGMLQuantizationType, kind))
-        np.testing.assert_allclose(unpacked.reshape(6, 4, 32), (scale[..., None] * (level - zero[..., None])).numpy(), atol=4e-3)
+        np.testing.assert_allclose(
+            unpacked.reshape(6, 4, 32),
+            (scale[..., None] * (level - zero[..., None])).numpy(),
+            atol=4e-3,
+        )
 
 
 @pytest.mark.slow  # quanto compiles a C++ extension when it is first asked to unpack
 def test_quanto_loads_its_weights_and_computes_what_simulate_says(folder: Path) -> None:
-    target, plan = exported("quanto", "scenes-dit", ["uint4-g128", "int8-c", "e4m3-c", "keep", "uint2-c", "e5m2-c"], folder)
+    target, plan = exported(
+        "quanto",
+        "scenes-dit",
+        ["uint4-g128", "int8-c", "e4m3-c", "keep", "uint2-c", "e5m2-c"],
+        folder,
+    )
     model, graph, _, call = full("scenes-dit")
     from optimum.quanto import quantization_map
     from optimum.quanto.models import QuantizedPixArtTransformer2DModel
 
     tool = QuantizedPixArtTransformer2DModel.from_pretrained(target)._wrapped
 
-    kinds = {"qint8": "int8", "qfloat8_e4m3fn": "e4m3", "qfloat8_e5m2": "e5m2", "qint4": "uint4", "qint2": "uint2"}
+    kinds = {
+        "qint8": "int8",
+        "qfloat8_e4m3fn": "e4m3",
+        "qfloat8_e5m2": "e5m2",
+        "qint4": "uint4",
+        "qint2": "uint2",
+    }
     found = {layer.name: KEEP for layer in graph}
     for name, entry in quantization_map(tool).items():
         group = tool.get_submodule(name).weight_group_size or 0
@@ -172,13 +232,30 @@ def test_quanto_loads_its_weights_and_computes_what_simulate_says(folder: Path) 
     [
         (
             "scenes-dit",
-            ["int4-g32", "uint4-c", "int8-c", "e4m3-c", "keep", "uint5-g32@hqq", "e2m1-g32", "e3m2-c", "int3-g16", "uint6-c", "e5m2-c", "uint2-g16"],
+            [
+                "int4-g32",
+                "uint4-c",
+                "int8-c",
+                "e4m3-c",
+                "keep",
+                "uint5-g32@hqq",
+                "e2m1-g32",
+                "e3m2-c",
+                "int3-g16",
+                "uint6-c",
+                "e5m2-c",
+                "uint2-g16",
+            ],
         ),
         ("scenes-unet", ["int8-c", "uint4-c", "uint4-g32", "e4m3-c", "keep"]),
     ],
 )
-def test_sdnq_loads_its_weights_and_computes_what_simulate_says(name: str, schemes: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SDNQ_USE_TORCH_COMPILE", "0")  # read while sdnq is imported; compiling takes minutes and changes nothing here
+def test_sdnq_loads_its_weights_and_computes_what_simulate_says(
+    name: str, schemes: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "SDNQ_USE_TORCH_COMPILE", "0"
+    )  # read while sdnq is imported; compiling takes minutes and changes nothing here
     target, plan = exported("sdnq", name, schemes, folder)
     model, graph, _, call = full(name)
     import sdnq  # noqa: F401  (diffusers asks that it be imported first)
@@ -190,14 +267,18 @@ def test_sdnq_loads_its_weights_and_computes_what_simulate_says(name: str, schem
     forms, found = {kind: form for form, kind in TYPES.items()}, {}
     for layer in graph:
         held = getattr(tool.get_submodule(layer.name), "sdnq_dequantizer", None)
-        found[layer.name] = KEEP if held is None else Scheme(forms[held.weights_dtype], max(0, held.group_size))
+        found[layer.name] = (
+            KEEP if held is None else Scheme(forms[held.weights_dtype], max(0, held.group_size))
+        )
     assert found == formats(plan.layers)
     error, damage = compare(tool, model, plan, graph, call)
     assert error < EXACT < 1e-4 < damage
 
 
 def test_bitsandbytes_replaces_the_layers_of_the_plan_and_no_other(folder: Path) -> None:
-    target, plan = exported("bitsandbytes", "scenes-dit", ["int8-c+a8", "int8-c+a8", "keep"], folder)
+    target, plan = exported(
+        "bitsandbytes", "scenes-dit", ["int8-c+a8", "int8-c+a8", "keep"], folder
+    )
     model, graph, _, _ = full("scenes-dit")
     from diffusers import BitsAndBytesConfig
     from diffusers.quantizers.bitsandbytes.utils import replace_with_bnb_linear
@@ -207,7 +288,10 @@ def test_bitsandbytes_replaces_the_layers_of_the_plan_and_no_other(folder: Path)
         empty = type(model).from_config(model.config)
     tool = replace_with_bnb_linear(empty, config.llm_int8_skip_modules, quantization_config=config)
 
-    found = {layer.name: type(tool.get_submodule(layer.name)).__name__ == "Linear8bitLt" for layer in graph}
+    found = {
+        layer.name: type(tool.get_submodule(layer.name)).__name__ == "Linear8bitLt"
+        for layer in graph
+    }
     assert found == {name: scheme != KEEP for name, scheme in plan.layers.items()}
 
 
@@ -216,7 +300,13 @@ def test_bitsandbytes_refuses_two_formats_and_names_that_it_would_confuse(folder
     _, graph, source, _ = full("scenes-dit")
     from qsearch.execute.exporters.bitsandbytes import nearest
 
-    two = BitPlan.make(graph, {x.name: nearest(Scheme.parse(s), x) for x, s in zip(graph, ["int8-c+a8", "int4-c"] * 100, strict=False)})
+    two = Plan.make(
+        graph,
+        {
+            x.name: nearest(Scheme.parse(s), x)
+            for x, s in zip(graph, ["int8-c+a8", "int4-c"] * 100, strict=False)
+        },
+    )
     with pytest.raises(QSearchError, match="one format"):
         export(two, graph, source, "bitsandbytes", folder / "two")
 
@@ -227,21 +317,36 @@ def test_bitsandbytes_refuses_two_formats_and_names_that_it_would_confuse(folder
     assert not _skips("blocks.10.ff", ["blocks.1.ff"])
 
 
-def test_a_step_policy_is_valid_for_diffusers_and_rounds_inputs_between_its_ends(folder: Path) -> None:
+def test_a_step_policy_is_valid_for_diffusers_and_rounds_inputs_between_its_ends(
+    folder: Path,
+) -> None:
     from diffusers.pipelines.cosmos.mixed_precision import Cosmos3MixedPrecisionConfig
 
-    from qsearch.core.stepplan import StepPlan
+    from qsearch.core.steps import StepRanges
 
     _, graph, source, _ = full("scenes-dit")
     plan = plan_for("step_policy", graph, ["e4m3-t+ae4m3t", "keep"])
     weights = {name: scheme.weight_only for name, scheme in plan.layers.items()}
-    steps = StepPlan.make(graph, {name: (weights[name], scheme, scheme, weights[name]) for name, scheme in plan.layers.items()})
+    steps = Plan.make(
+        graph,
+        {
+            name: (weights[name], scheme, scheme, weights[name])
+            for name, scheme in plan.layers.items()
+        },
+        steps=StepRanges.equal(4),
+    )
 
-    files = export(plan, graph, source, "step_policy", folder / "policy", steps=steps, sampler_steps=20)
+    files = export(steps, graph, source, "step_policy", folder / "policy", sampler_steps=20)
 
     said = json.loads(files[0].read_text())["quantization_config"]
     policy = Cosmos3MixedPrecisionConfig.resolve(None, quantization_config=said)
-    assert [policy.use_high_precision(i, 20) for i in range(20)] == [True] * 5 + [False] * 10 + [True] * 5
-    mixed = StepPlan.make(graph, {name: (scheme, KEEP) for name, scheme in plan.layers.items()})
+    assert [policy.use_high_precision(i, 20) for i in range(20)] == [True] * 5 + [False] * 10 + [
+        True
+    ] * 5
+    mixed = Plan.make(
+        graph,
+        {name: (KEEP, scheme) for name, scheme in plan.layers.items()},
+        steps=StepRanges.equal(2),
+    )
     with pytest.raises(QSearchError, match="leaves weights alone"):
-        export(plan, graph, source, "step_policy", folder / "mixed", steps=mixed)
+        export(mixed, graph, source, "step_policy", folder / "mixed")

@@ -12,15 +12,26 @@ import torch
 from torch import Tensor, nn
 
 from qsearch import zoo
+from qsearch.choices.statistics import LayerInputs
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
 from qsearch.execute.runtime import QuantConv2d, QuantLinear, WidenedWarning, apply, packed_layers
 from qsearch.graphs.extraction import extract
-from qsearch.measure.calibration import LayerInputs, calibrate
-from qsearch.measure.pipelines import Call, Sampling, denoiser_of, example_inputs, load_pipeline, record, run, scene_prompts
-from qsearch.measure.simulation import QuantizedWeights, simulate
+from qsearch.measure.calibration import calibrate
+from qsearch.measure.pipelines import (
+    Call,
+    Sampling,
+    denoiser_of,
+    example_inputs,
+    load_pipeline,
+    record,
+    run,
+    scene_prompts,
+)
+from qsearch.measure.quantized_weights import QuantizedWeights
+from qsearch.measure.simulation import simulate
 from tests.models import PlainDenoiser, plain, plain_calls, plain_inputs
 
 LAYER = 1e-5  # of a layer's largest output: float32 sums in another order
@@ -72,14 +83,23 @@ def case(source: Case) -> Case:
     return copy.deepcopy(source[0]), source[1], source[2]
 
 
-def pack(model: nn.Module, plan: Any, graph: OpGraph, calibration: Calibration | None = None) -> nn.Module:
+def pack(
+    model: nn.Module, plan: Any, graph: OpGraph, calibration: Calibration | None = None
+) -> nn.Module:
     """`apply`, where a widened layer is expected."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", WidenedWarning)
         return apply(model, plan, graph, QuantizedWeights(model, graph, calibration))
 
 
-def compare_layers(model: nn.Module, packed: nn.Module, plan: dict[str, Scheme], graph: OpGraph, calibration: Calibration, call: Any) -> None:
+def compare_layers(
+    model: nn.Module,
+    packed: nn.Module,
+    plan: dict[str, Scheme],
+    graph: OpGraph,
+    calibration: Calibration,
+    call: Any,
+) -> None:
     """Every packed layer, on what the layer is given in `simulate`, gives what it gives there."""
     seen: dict[str, list[Tensor]] = {}
     handles = []
@@ -88,10 +108,17 @@ def compare_layers(model: nn.Module, packed: nn.Module, plan: dict[str, Scheme],
             module = model.get_submodule(name)
             handles.append(
                 module.register_forward_pre_hook(
-                    lambda m, a, kw, n=name: seen.setdefault(n, [(a[0] if a else next(iter(kw.values()))).clone()]) and None, with_kwargs=True, prepend=True
+                    lambda m, a, kw, n=name: (
+                        seen.setdefault(n, [(a[0] if a else next(iter(kw.values()))).clone()])
+                        and None
+                    ),
+                    with_kwargs=True,
+                    prepend=True,
                 )
             )
-            handles.append(module.register_forward_hook(lambda m, a, y, n=name: seen[n].append(y.clone())))
+            handles.append(
+                module.register_forward_hook(lambda m, a, y, n=name: seen[n].append(y.clone()))
+            )
         run(model, call)
         weights = {name: model.get_submodule(name).weight.detach().clone() for name in plan}
     for handle in handles:
@@ -100,9 +127,17 @@ def compare_layers(model: nn.Module, packed: nn.Module, plan: dict[str, Scheme],
     for name, (x, y, *_) in seen.items():
         layer = packed.get_submodule(name)
         with torch.no_grad():
-            torch.testing.assert_close(layer(x), y, rtol=0, atol=LAYER * float(y.abs().max()), msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                layer(x),
+                y,
+                rtol=0,
+                atol=LAYER * float(y.abs().max()),
+                msg=lambda text, name=name: f"{name}: {text}",
+            )
         assert isinstance(layer, QuantLinear | QuantConv2d)
-        torch.testing.assert_close(layer.dequantize(), weights[name], rtol=0, atol=LAYER * float(weights[name].abs().max()))
+        torch.testing.assert_close(
+            layer.dequantize(), weights[name], rtol=0, atol=LAYER * float(weights[name].abs().max())
+        )
 
 
 @pytest.mark.parametrize("scheme", [*FORMATS, *INPUTS, *TRANSFORMS])
@@ -117,9 +152,13 @@ def test_every_layer_gives_what_it_gives_simulated(case: Case, source: Case, sch
 
 
 @pytest.mark.parametrize("scheme", LINEAR_ONLY)
-def test_shifts_move_into_the_bias_and_products_of_scales_stay_exact(case: Case, source: Case, scheme: str) -> None:
+def test_shifts_move_into_the_bias_and_products_of_scales_stay_exact(
+    case: Case, source: Case, scheme: str
+) -> None:
     model, graph, calibration = case
-    plan = {layer.name: Scheme.parse(scheme) for layer in graph.quantizable if layer.kind == "linear"}
+    plan = {
+        layer.name: Scheme.parse(scheme) for layer in graph.quantizable if layer.kind == "linear"
+    }
 
     packed = pack(model, plan, graph, calibration)
 
@@ -127,13 +166,20 @@ def test_shifts_move_into_the_bias_and_products_of_scales_stay_exact(case: Case,
 
 
 @pytest.mark.parametrize("scheme", ["uint4-c", "e2m1-g4", "km3-c", "mxfp4"])
-def test_a_model_whose_weights_alone_are_packed_gives_what_it_gives_simulated(case: Case, scheme: str) -> None:
+def test_a_model_whose_weights_alone_are_packed_gives_what_it_gives_simulated(
+    case: Case, scheme: str
+) -> None:
     model, graph, _ = case
-    plan = BitPlan.uniform(graph, scheme)
+    plan = Plan.uniform(graph, scheme)
     with simulate(model, plan, graph):
         expected = run(model, plain_calls(1)[0])
 
-    torch.testing.assert_close(run(apply(model, plan, graph), plain_calls(1)[0]), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    torch.testing.assert_close(
+        run(apply(model, plan, graph), plain_calls(1)[0]),
+        expected,
+        rtol=0,
+        atol=1e-5 * float(expected.abs().max()),
+    )
 
 
 @pytest.fixture(scope="module", params=zoo.NAMES)
@@ -148,7 +194,9 @@ def trained(request: pytest.FixtureRequest) -> tuple[nn.Module, OpGraph, Calibra
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", [*FORMATS, *INPUTS, *TRANSFORMS])
-def test_every_layer_of_the_zoo_gives_what_it_gives_simulated(trained: tuple[nn.Module, OpGraph, Calibration, Any], scheme: str) -> None:
+def test_every_layer_of_the_zoo_gives_what_it_gives_simulated(
+    trained: tuple[nn.Module, OpGraph, Calibration, Any], scheme: str
+) -> None:
     model, graph, calibration, call = trained
     plan = {layer.name: Scheme.parse(scheme) for layer in graph.quantizable}
 
@@ -158,11 +206,21 @@ def test_every_layer_of_the_zoo_gives_what_it_gives_simulated(trained: tuple[nn.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["int8-c+a8t~bos", "int4-c+a8t~bos~migrate", "int4-c+a8t~shift~migrate"])
-def test_the_zoo_with_what_is_made_for_some_layers_alone(trained: tuple[nn.Module, OpGraph, Calibration, Any], scheme: str) -> None:
+@pytest.mark.parametrize(
+    "scheme", ["int8-c+a8t~bos", "int4-c+a8t~bos~migrate", "int4-c+a8t~shift~migrate"]
+)
+def test_the_zoo_with_what_is_made_for_some_layers_alone(
+    trained: tuple[nn.Module, OpGraph, Calibration, Any], scheme: str
+) -> None:
     model, graph, calibration, call = trained
     chosen = (
-        {layer.name for layer in graph.quantizable if layer.sees == "text-only" and (found := calibration.get(layer.name)) and found.first is not None}
+        {
+            layer.name
+            for layer in graph.quantizable
+            if layer.sees == "text-only"
+            and (found := calibration.get(layer.name))
+            and found.first is not None
+        }
         if "bos" in scheme
         else {"transformer_blocks.0.ff.net.2"}
     )
@@ -180,17 +238,29 @@ class Skip(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.join = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1), nn.Conv2d(10, 5, 3, padding=1)
+        self.a, self.b, self.join = (
+            nn.Conv2d(3, 4, 1),
+            nn.Conv2d(3, 6, 1),
+            nn.Conv2d(10, 5, 3, padding=1),
+        )
 
     def forward(self, sample: Tensor) -> Tensor:
         return self.join(torch.cat([self.a(sample), 9 * self.b(sample)], 1))
 
 
-@pytest.mark.parametrize("scheme", ["uint4-c", "int8-c+a8", "uint3-g4+a8t", "km2-c", "int4-c+a8~balance"])
+@pytest.mark.parametrize(
+    "scheme", ["uint4-c", "int8-c+a8", "uint3-g4+a8t", "km2-c", "int4-c+a8~balance"]
+)
 def test_a_layer_behind_a_skip_has_scales_for_each_part_of_its_input(scheme: str) -> None:
     model, call = Skip().eval(), Call((torch.randn(2, 3, 6, 6),), {}, 0)
     found = extract(model, {"sample": call.args[0]})
-    graph = OpGraph(found.model, tuple(replace(x, splits=(4, 6), sees="image") if x.name == "join" else x for x in found), found.ops, found.edges, found.blocks)
+    graph = OpGraph(
+        found.model,
+        tuple(replace(x, splits=(4, 6), sees="image") if x.name == "join" else x for x in found),
+        found.ops,
+        found.edges,
+        found.blocks,
+    )
     calibration = calibrate(model, graph, [call])
 
     packed = pack(copy.deepcopy(model), {"join": Scheme.parse(scheme)}, graph, calibration)
@@ -213,12 +283,15 @@ def test_other_convolutions_are_packed_too(make: Any, scheme: str) -> None:
     model = nn.Sequential(make()).eval()
     x = torch.randn(2, model[0].in_channels, *(7,) * (model[0].weight.ndim - 2))
     graph = extract(model, {"input": x})
-    with simulate(model, BitPlan.uniform(graph, scheme), graph):
+    with simulate(model, Plan.uniform(graph, scheme), graph):
         expected = model(x)
 
     with torch.no_grad():
         torch.testing.assert_close(
-            pack(model, BitPlan.uniform(graph, scheme), graph)(x), expected.detach(), rtol=0, atol=LAYER * float(expected.detach().abs().max())
+            pack(model, Plan.uniform(graph, scheme), graph)(x),
+            expected.detach(),
+            rtol=0,
+            atol=LAYER * float(expected.detach().abs().max()),
         )
 
 
@@ -228,24 +301,33 @@ def test_other_convolutions_are_packed_too(make: Any, scheme: str) -> None:
 @pytest.mark.parametrize("scheme", ["uint4-c", "int3-c", "uint8-t", "e2m1-c", "km2-c"])
 def test_the_bytes_are_those_of_the_plan(case: Case, scheme: str) -> None:
     model, graph, _ = case
-    plan = BitPlan.uniform(graph, scheme)
+    plan = Plan.uniform(graph, scheme)
 
     apply(model, plan, graph)
 
     for name, layer in packed_layers(model).items():
         bits = plan.layers[name].stored_bits(graph.layer(name).weight_shape)
         spare = 2 * layer.shape[0]  # a row begins at a byte, a plane of it too
-        assert bits / 8 - 1 <= sum(part.stored_bytes for part in layer.weights) <= bits / 8 + spare, name
+        assert (
+            bits / 8 - 1 <= sum(part.stored_bytes for part in layer.weights) <= bits / 8 + spare
+        ), name
 
 
 def test_casting_a_model_casts_what_computes_and_leaves_what_is_stored(case: Case) -> None:
     model, graph, calibration = case
-    apply(model, BitPlan.uniform(graph, "uint4-c+a8"), graph, QuantizedWeights(model, graph, calibration))
+    apply(
+        model,
+        Plan.uniform(graph, "uint4-c+a8"),
+        graph,
+        QuantizedWeights(model, graph, calibration),
+    )
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
 
     model.to(torch.bfloat16)
 
-    assert {n: (b.dtype, torch.equal(b, before[n])) for n, b in model.named_buffers()} == {n: (b.dtype, True) for n, b in before.items()}
+    assert {n: (b.dtype, torch.equal(b, before[n])) for n, b in model.named_buffers()} == {
+        n: (b.dtype, True) for n, b in before.items()
+    }
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     inputs = {name: value.bfloat16() for name, value in plain_inputs().items()}
     with torch.no_grad():
@@ -257,7 +339,12 @@ def test_casting_a_model_casts_what_computes_and_leaves_what_is_stored(case: Cas
 
 def test_a_copy_computes_the_same_bits_and_shares_nothing(case: Case) -> None:
     model, graph, calibration = case
-    apply(model, BitPlan.uniform(graph, "uint4-c+a8"), graph, QuantizedWeights(model, graph, calibration))
+    apply(
+        model,
+        Plan.uniform(graph, "uint4-c+a8"),
+        graph,
+        QuantizedWeights(model, graph, calibration),
+    )
 
     twin = copy.deepcopy(model)
 
@@ -265,23 +352,30 @@ def test_a_copy_computes_the_same_bits_and_shares_nothing(case: Case) -> None:
     assert not {b.data_ptr() for b in model.buffers()} & {b.data_ptr() for b in twin.buffers()}
 
 
-@pytest.mark.parametrize("scheme", ["uint4-c", "int8-c+a8", "uint3-g4+a8", "nvfp4", "km2-c", "uint4-c+ae4m3"])
+@pytest.mark.parametrize(
+    "scheme", ["uint4-c", "int8-c+a8", "uint3-g4+a8", "nvfp4", "km2-c", "uint4-c+ae4m3"]
+)
 def test_a_state_dict_comes_back(case: Case, source: Case, scheme: str) -> None:
     model, graph, calibration = case
-    pack(model, BitPlan.uniform(graph, scheme), graph, calibration)
+    pack(model, Plan.uniform(graph, scheme), graph, calibration)
     torch.manual_seed(9)
-    other = pack(PlainDenoiser().eval(), BitPlan.uniform(graph, scheme), graph, calibration)
+    other = pack(PlainDenoiser().eval(), Plan.uniform(graph, scheme), graph, calibration)
 
     other.load_state_dict(model.state_dict())
 
     assert torch.equal(run(other, plain_calls(1)[0]), run(model, plain_calls(1)[0]))
 
 
-@pytest.mark.parametrize("scheme", ["uint4-c", "int8-c+a8", "uint3-g4+a8t", "mxfp4", "int8-c+ae4m3"])
+@pytest.mark.parametrize(
+    "scheme", ["uint4-c", "int8-c+a8", "uint3-g4+a8t", "mxfp4", "int8-c+ae4m3"]
+)
 def test_a_graph_without_breaks_is_traced_and_computes_the_same(scheme: str) -> None:
-    model, x = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(2), nn.Linear(16, 5)).eval(), torch.randn(3, 2, 6, 6)
+    model, x = (
+        nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(2), nn.Linear(16, 5)).eval(),
+        torch.randn(3, 2, 6, 6),
+    )
     graph = extract(model, {"input": x})
-    pack(model, BitPlan.uniform(graph, scheme), graph, calibrate(model, graph, [Call((x,), {}, 0)]))
+    pack(model, Plan.uniform(graph, scheme), graph, calibrate(model, graph, [Call((x,), {}, 0)]))
 
     with torch.no_grad():
         made = torch.compile(model, backend="eager", fullgraph=True)(x)
@@ -292,7 +386,7 @@ def test_a_graph_without_breaks_is_traced_and_computes_the_same(scheme: str) -> 
 @pytest.mark.slow
 def test_inductor_compiles_a_packed_model(case: Case) -> None:
     model, graph, calibration = case
-    apply(model, BitPlan.uniform(graph, "uint4-c"), graph, QuantizedWeights(model, graph, calibration))
+    apply(model, Plan.uniform(graph, "uint4-c"), graph, QuantizedWeights(model, graph, calibration))
 
     with torch.no_grad():
         made = torch.compile(model, fullgraph=True)(**plain_inputs())
@@ -304,7 +398,12 @@ def test_offloaded_layers_come_when_they_are_called(case: Case) -> None:
     from accelerate import cpu_offload
 
     model, graph, calibration = case
-    apply(model, BitPlan.uniform(graph, "uint4-c+a8"), graph, QuantizedWeights(model, graph, calibration))
+    apply(
+        model,
+        Plan.uniform(graph, "uint4-c+a8"),
+        graph,
+        QuantizedWeights(model, graph, calibration),
+    )
     expected = run(model, plain_calls(1)[0])
 
     cpu_offload(model, execution_device=torch.device("cpu"), offload_buffers=True)
@@ -315,12 +414,16 @@ def test_offloaded_layers_come_when_they_are_called(case: Case) -> None:
 
 def test_an_adapter_stands_on_top_of_a_packed_layer_and_learns(case: Case) -> None:
     model, graph, _ = case
-    apply(model, BitPlan.uniform(graph, "int4-c"), graph)
+    apply(model, Plan.uniform(graph, "int4-c"), graph)
 
     class Adapter(nn.Module):
         def __init__(self, base: QuantLinear) -> None:
             super().__init__()
-            self.base, self.down, self.up = base, nn.Linear(base.in_features, 2, bias=False), nn.Linear(2, base.out_features, bias=False)
+            self.base, self.down, self.up = (
+                base,
+                nn.Linear(base.in_features, 2, bias=False),
+                nn.Linear(2, base.out_features, bias=False),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             return self.base(x) + self.up(self.down(x))
@@ -339,7 +442,7 @@ def test_an_adapter_stands_on_top_of_a_packed_layer_and_learns(case: Case) -> No
 
 def test_gradients_pass_through_packed_layers_as_through_the_widened_weight(case: Case) -> None:
     model, graph, _ = case
-    apply(model, BitPlan.uniform(graph, "int4-c"), graph)
+    apply(model, Plan.uniform(graph, "int4-c"), graph)
     layer, x = packed_layers(model)["blocks.0.ff.0"], torch.randn(3, 8, requires_grad=True)
 
     layer(x).sum().backward()
@@ -355,7 +458,10 @@ def test_a_layer_without_a_kernel_is_said_with_its_cost_or_refused(case: Case) -
     model, graph, _ = case
     plan = {"blocks.0.ff.0": Scheme.parse("int4-g4+a8"), "blocks.0.ff.2": Scheme.parse("int4-c+a8")}
 
-    with pytest.raises(QSearchError, match=r"cpu has no kernel for int4-g4\+a8 \(1\), first at blocks\.0\.ff\.0: use int or uint"):
+    with pytest.raises(
+        QSearchError,
+        match=r"cpu has no kernel for int4-g4\+a8 \(1\), first at blocks\.0\.ff\.0: use int or uint",
+    ):
         apply(model, plan, graph, kernels="required")
     assert packed_layers(model) == {}
     with pytest.warns(WidenedWarning, match="no faster than full precision"):
@@ -365,7 +471,7 @@ def test_a_layer_without_a_kernel_is_said_with_its_cost_or_refused(case: Case) -
 def test_a_plan_that_has_its_kernels_is_applied_without_a_word(case: Case) -> None:
     model, graph, _ = case
 
-    apply(model, BitPlan.uniform(graph, "uint4-c+a8"), graph, kernels="required")
+    apply(model, Plan.uniform(graph, "uint4-c+a8"), graph, kernels="required")
 
     assert all("cpu" in layer.devices for layer in packed_layers(model).values())
 
@@ -374,8 +480,11 @@ def test_a_plan_of_another_graph_and_a_layer_that_is_none_are_refused(case: Case
     model, graph, _ = case
     other = extract(PlainDenoiser(blocks=2), plain_inputs())
 
-    with pytest.raises(QSearchError, match=f"the plan was made for graph {other.id}, PlainDenoiser is graph {graph.id}"):
-        apply(model, BitPlan.uniform(other, "uint4-c"), graph)
+    with pytest.raises(
+        QSearchError,
+        match=f"the plan was made for graph {other.id}, PlainDenoiser is graph {graph.id}",
+    ):
+        apply(model, Plan.uniform(other, "uint4-c"), graph)
     with pytest.raises(QSearchError, match=r"no layer 'blocks\.0\.ff\.1'"):
         apply(model, {"blocks.0.ff.1": Scheme.parse("uint4-c")}, graph)
 
@@ -389,12 +498,17 @@ def test_a_class_with_a_forward_of_its_own_is_refused_by_name(case: Case) -> Non
     model.time_embed = Loud(1, 8)
 
     with pytest.raises(QSearchError, match="time_embed is Loud: keep it"):
-        apply(model, BitPlan.uniform(graph, "uint4-c"), graph)
+        apply(model, Plan.uniform(graph, "uint4-c"), graph)
 
 
 def test_an_empty_batch_and_strides_and_half_precision_go_through(case: Case) -> None:
     model, graph, calibration = case
-    apply(model, BitPlan.uniform(graph, "uint4-c+a8"), graph, QuantizedWeights(model, graph, calibration))
+    apply(
+        model,
+        Plan.uniform(graph, "uint4-c+a8"),
+        graph,
+        QuantizedWeights(model, graph, calibration),
+    )
     layer, conv = packed_layers(model)["blocks.0.ff.0"], packed_layers(model)["conv_in"]
     x = torch.randn(5, 8)
 

@@ -16,16 +16,25 @@ from torch import nn
 from qsearch import zoo
 from qsearch.core.errors import ArtifactError, QSearchError
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.execute import packed_file
 from qsearch.execute.runtime import apply, packed_layers, stored_bytes
 from qsearch.graphs.extraction import extract
 from qsearch.measure.calibration import calibrate
 from qsearch.measure.pipelines import run
-from qsearch.measure.simulation import QuantizedWeights
+from qsearch.measure.quantized_weights import QuantizedWeights
 from tests.models import PlainDenoiser, plain, plain_calls, plain_inputs
 
-SCHEMES = ("uint4-c", "int8-c+a8t~balance", "km2-c", "nvfp4", "uint3-g4", "keep", "e2m1-c+a8", "mxfp8")
+SCHEMES = (
+    "uint4-c",
+    "int8-c+a8t~balance",
+    "km2-c",
+    "nvfp4",
+    "uint3-g4",
+    "keep",
+    "e2m1-c+a8",
+    "mxfp8",
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +42,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module, OpG
     """A packed file with a scheme of every kind, the packed model, its graph."""
     model, graph = plain()
     calibration = calibrate(model, graph, plain_calls())
-    plan = BitPlan.make(graph, {layer.name: SCHEMES[i % len(SCHEMES)] for i, layer in enumerate(graph)})
+    plan = Plan.make(
+        graph, {layer.name: SCHEMES[i % len(SCHEMES)] for i, layer in enumerate(graph)}
+    )
     apply(model, plan, graph, QuantizedWeights(model, graph, calibration))
     path = tmp_path_factory.mktemp("packed") / "model.safetensors"
     packed_file.save(model, path, graph, plan)
@@ -47,7 +58,9 @@ def empty() -> nn.Module:
 
 def contents(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     with safe_open(str(path), framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["qsearch"])
+        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(
+            file.metadata()["qsearch"]
+        )
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor], content: Any) -> Path:
@@ -55,16 +68,22 @@ def write(path: Path, tensors: dict[str, torch.Tensor], content: Any) -> Path:
     return path
 
 
-def test_a_model_without_weights_is_filled_and_computes_the_same_bits(made: tuple[Path, nn.Module, OpGraph]) -> None:
+def test_a_model_without_weights_is_filled_and_computes_the_same_bits(
+    made: tuple[Path, nn.Module, OpGraph],
+) -> None:
     path, model, graph = made
 
     loaded = packed_file.load(path, empty(), graph)
 
-    assert {n: str(x.scheme) for n, x in packed_layers(loaded).items()} == {n: str(x.scheme) for n, x in packed_layers(model).items()}
+    assert {n: str(x.scheme) for n, x in packed_layers(loaded).items()} == {
+        n: str(x.scheme) for n, x in packed_layers(model).items()
+    }
     assert torch.equal(run(loaded, plain_calls(1)[0]), run(model, plain_calls(1)[0]))
 
 
-def test_the_file_is_as_large_as_what_is_stored_and_names_the_plan(made: tuple[Path, nn.Module, OpGraph]) -> None:
+def test_the_file_is_as_large_as_what_is_stored_and_names_the_plan(
+    made: tuple[Path, nn.Module, OpGraph],
+) -> None:
     path, model, graph = made
     tensors, content = contents(path)
 
@@ -78,11 +97,21 @@ def test_loading_never_holds_a_packed_layer_in_full_precision(tmp_path: Path) ->
 
     model = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 64))
     graph = extract(model, {"input": torch.randn(2, 64)})
-    packed_file.save(apply(model, BitPlan.make(graph, dict(zip((x.name for x in graph), ("uint4-c", "mxfp8"), strict=True))), graph), tmp_path / "m", graph)
+    packed_file.save(
+        apply(
+            model,
+            Plan.make(graph, dict(zip((x.name for x in graph), ("uint4-c", "mxfp8"), strict=True))),
+            graph,
+        ),
+        tmp_path / "m",
+        graph,
+    )
     largest = 0
 
     class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             nonlocal largest
             out = func(*args, **(kwargs or {}))
             if isinstance(out, torch.Tensor) and not out.is_meta:
@@ -98,7 +127,9 @@ def test_loading_never_holds_a_packed_layer_in_full_precision(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
-def test_a_file_that_was_cut_is_refused(made: tuple[Path, nn.Module, OpGraph], tmp_path: Path, share: float) -> None:
+def test_a_file_that_was_cut_is_refused(
+    made: tuple[Path, nn.Module, OpGraph], tmp_path: Path, share: float
+) -> None:
     path, _, graph = made
     cut = tmp_path / "model.safetensors"
     whole = path.read_bytes()
@@ -108,7 +139,9 @@ def test_a_file_that_was_cut_is_refused(made: tuple[Path, nn.Module, OpGraph], t
         packed_file.load(cut, empty(), graph)
 
 
-def test_one_byte_that_changed_is_refused(made: tuple[Path, nn.Module, OpGraph], tmp_path: Path) -> None:
+def test_one_byte_that_changed_is_refused(
+    made: tuple[Path, nn.Module, OpGraph], tmp_path: Path
+) -> None:
     path, _, graph = made
     whole = bytearray(path.read_bytes())
     whole[-5] ^= 1
@@ -119,7 +152,9 @@ def test_one_byte_that_changed_is_refused(made: tuple[Path, nn.Module, OpGraph],
 
 
 @pytest.mark.parametrize("scheme", ["int4-c", "e2m1-c", "uint8-c", "nonsense", "km4-c"])
-def test_a_scheme_that_was_forged_is_refused(made: tuple[Path, nn.Module, OpGraph], tmp_path: Path, scheme: str) -> None:
+def test_a_scheme_that_was_forged_is_refused(
+    made: tuple[Path, nn.Module, OpGraph], tmp_path: Path, scheme: str
+) -> None:
     path, _, graph = made
     tensors, content = contents(path)
     content["layers"]["conv_in"] = scheme
@@ -128,7 +163,9 @@ def test_a_scheme_that_was_forged_is_refused(made: tuple[Path, nn.Module, OpGrap
         packed_file.load(write(tmp_path / "m.safetensors", tensors, content), empty(), graph)
 
 
-def test_a_forged_file_with_a_digest_of_its_own_is_refused_where_it_does_not_fit(made: tuple[Path, nn.Module, OpGraph], tmp_path: Path) -> None:
+def test_a_forged_file_with_a_digest_of_its_own_is_refused_where_it_does_not_fit(
+    made: tuple[Path, nn.Module, OpGraph], tmp_path: Path
+) -> None:
     path, _, graph = made
     tensors, content = contents(path)
     content["layers"]["conv_in"] = "uint3-c"
@@ -137,29 +174,59 @@ def test_a_forged_file_with_a_digest_of_its_own_is_refused_where_it_does_not_fit
     for name in sorted(tensors):
         whole.add(name, tensors[name])
 
-    with pytest.raises(ArtifactError, match=r"does not fit the model: conv_in\.parts\.0\.codes is uint8"):
-        packed_file.load(write(tmp_path / "m.safetensors", tensors, {**rest, "digest": whole.text}), empty(), graph)
+    with pytest.raises(
+        ArtifactError, match=r"does not fit the model: conv_in\.parts\.0\.codes is uint8"
+    ):
+        packed_file.load(
+            write(tmp_path / "m.safetensors", tensors, {**rest, "digest": whole.text}),
+            empty(),
+            graph,
+        )
 
 
 @pytest.mark.parametrize(
-    "content", [None, {}, [], {"header": {}}, {"header": {"schema": "qsearch.model/1"}, "layers": [1], "same": {}, "splits": {}, "axes": {}, "digest": ""}]
+    "content",
+    [
+        None,
+        {},
+        [],
+        {"header": {}},
+        {
+            "header": {"schema": "qsearch.model/1"},
+            "layers": [1],
+            "same": {},
+            "splits": {},
+            "axes": {},
+            "digest": "",
+        },
+    ],
 )
-def test_a_header_that_is_none_is_refused(made: tuple[Path, nn.Module, OpGraph], tmp_path: Path, content: Any) -> None:
+def test_a_header_that_is_none_is_refused(
+    made: tuple[Path, nn.Module, OpGraph], tmp_path: Path, content: Any
+) -> None:
     _, _, graph = made
 
     with pytest.raises(ArtifactError, match="its header is not"):
-        packed_file.load(write(tmp_path / "m.safetensors", {"x": torch.zeros(2)}, content), empty(), graph)
+        packed_file.load(
+            write(tmp_path / "m.safetensors", {"x": torch.zeros(2)}, content), empty(), graph
+        )
 
 
-def test_a_file_of_another_graph_is_refused_with_both(made: tuple[Path, nn.Module, OpGraph]) -> None:
+def test_a_file_of_another_graph_is_refused_with_both(
+    made: tuple[Path, nn.Module, OpGraph],
+) -> None:
     path, _, graph = made
     other = extract(PlainDenoiser(blocks=2).eval(), plain_inputs())
 
-    with pytest.raises(ArtifactError, match=f"was made for graph {graph.id}, the model here is graph {other.id}"):
+    with pytest.raises(
+        ArtifactError, match=f"was made for graph {graph.id}, the model here is graph {other.id}"
+    ):
         packed_file.load(path, PlainDenoiser(blocks=2), other)
 
 
-def test_a_file_that_is_not_there_names_the_verb(made: tuple[Path, nn.Module, OpGraph], tmp_path: Path) -> None:
+def test_a_file_that_is_not_there_names_the_verb(
+    made: tuple[Path, nn.Module, OpGraph], tmp_path: Path
+) -> None:
     with pytest.raises(ArtifactError, match="make it with `qsearch apply`"):
         packed_file.load(tmp_path / "none.safetensors", empty(), made[2])
 
@@ -202,9 +269,16 @@ def test_true_shapes_at_four_bits_take_the_bytes_of_the_plan(name: str) -> None:
     plan = four_bits(graph)
     full = sum(2 * p.numel() for p in model.parameters())
 
-    place_empty(model, {n: s for n, s in plan.layers.items() if s != Scheme.parse("keep")}, {}, {layer.name: layer.parts for layer in graph})
+    place_empty(
+        model,
+        {n: s for n, s in plan.layers.items() if s != Scheme.parse("keep")},
+        {},
+        {layer.name: layer.parts for layer in graph},
+    )
 
-    packed = sum(part.stored_bytes for layer in packed_layers(model).values() for part in layer.weights)
+    packed = sum(
+        part.stored_bytes for layer in packed_layers(model).values() for part in layer.weights
+    )
     kept = sum(2 * layer.weights for layer in graph if plan.layers[layer.name].format == "keep")
     assert plan.achieved.average_bits <= 4.0
     assert packed + kept == pytest.approx(plan.achieved.bytes, rel=0.01)
@@ -212,22 +286,31 @@ def test_true_shapes_at_four_bits_take_the_bytes_of_the_plan(name: str) -> None:
     assert full / (packed + rest) >= 3.4
 
 
-def four_bits(graph: OpGraph) -> BitPlan:
+def four_bits(graph: OpGraph) -> Plan:
     """4.0 stored bits or less: 4 bits a channel, and 3 in as many layers, the largest last, as it takes."""
     chosen = {layer.name: "int4-c" if layer.quantizable else "keep" for layer in graph}
     for layer in sorted(graph.quantizable, key=lambda x: x.weights):
-        plan = BitPlan.make(graph, chosen)
+        plan = Plan.make(graph, chosen)
         if plan.achieved.average_bits <= 4.0:
             return plan
         chosen[layer.name] = "int3-c"
-    return BitPlan.make(graph, chosen)
+    return Plan.make(graph, chosen)
 
 
-def test_a_copy_of_a_loaded_model_is_saved_as_the_same_file(made: tuple[Path, nn.Module, OpGraph], tmp_path: Path) -> None:
+def test_a_copy_of_a_loaded_model_is_saved_as_the_same_file(
+    made: tuple[Path, nn.Module, OpGraph], tmp_path: Path
+) -> None:
     path, _, graph = made
     loaded = copy.deepcopy(packed_file.load(path, empty(), graph))
 
     packed_file.save(loaded, tmp_path / "m.safetensors", graph)
 
     assert contents(tmp_path / "m.safetensors")[0].keys() == contents(path)[0].keys()
-    assert all(torch.equal(a, b) for a, b in zip(contents(tmp_path / "m.safetensors")[0].values(), contents(path)[0].values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            contents(tmp_path / "m.safetensors")[0].values(),
+            contents(path)[0].values(),
+            strict=True,
+        )
+    )

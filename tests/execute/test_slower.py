@@ -1,4 +1,4 @@
-"""Packed layers that this CPU computes slower than full precision are named, once and with a remedy."""
+"""Packed layers that this CPU computes slower than full precision are named, with a remedy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qsearch.core.graph import LayerSpec
 from qsearch.core.scheme import Scheme
 from qsearch.execute.layers import QuantLayer
 from qsearch.execute.slower import SlowerWarning, slower_schemes, warn_of_slower
-from qsearch.execute.timing import random_layer
+from qsearch.race.timing import random_layer
 from qsearch_kernels import products
 from tests.kernels.made_up_cores import table
 
@@ -21,12 +21,14 @@ SCHEMES = ("int8-c+a8", "int4-g32", "e2m1-g32+a8", "keep+a8")
 
 @pytest.fixture
 def layers() -> list[tuple[str, QuantLayer]]:
-    """A layer of each scheme: a product of bytes, groups, floats that are widened, and a kept weight."""
+    """A layer of each scheme: a product of bytes, groups, widened floats, and a kept weight."""
     spec = LayerSpec("q", "attention-q", "linear", (24, 64), 64 * 24)
     return [(s, random_layer(nn.Linear(64, 24), Scheme.parse(s), spec)) for s in SCHEMES]
 
 
-def test_schemes_that_take_longer_than_full_precision_are_named_with_how_much(layers: list[tuple[str, QuantLayer]]) -> None:
+def test_schemes_that_take_longer_than_full_precision_are_named_with_how_much(
+    layers: list[tuple[str, QuantLayer]],
+) -> None:
     slow = table(W8A8_fp32="rounded", keep_fp32="fp32")
 
     with products.using(slow):
@@ -35,7 +37,9 @@ def test_schemes_that_take_longer_than_full_precision_are_named_with_how_much(la
     assert found == {"int4-g32": pytest.approx(10), "e2m1-g32+a8": pytest.approx(10)}
 
 
-def test_one_warning_names_them_all_and_says_what_to_do(layers: list[tuple[str, QuantLayer]]) -> None:
+def test_one_warning_names_them_all_and_says_what_to_do(
+    layers: list[tuple[str, QuantLayer]],
+) -> None:
     with products.using(table(keep_fp32="fp32")), pytest.warns(SlowerWarning) as caught:
         warn_of_slower(layers)
 

@@ -9,14 +9,29 @@ import pytest
 import torch
 from torch import nn
 
+from qsearch.choices.quantization import quantize
 from qsearch.core.scheme import FORMATS, Scheme, parts
 from qsearch.execute.packing import PackedWeight, stored_bytes
-from qsearch.measure.quantization import quantize
 from qsearch_kernels import layout
 
 FIXED = ("mxfp4", "mxfp6", "mxfp8", "nvfp4")
-SCHEMES = [f for f in FORMATS if f in FIXED] + [f"{f}-{g}" for f in FORMATS if f not in (*FIXED, "keep") for g in ("c", "t", "g4", "g16", "g33", "g1000")]
-WEIGHTS = [((6, 40), 0), ((5, 33), 0), ((5, 33), 1), ((1, 9), 0), ((7, 1), 0), ((4, 6, 3, 3), 0), ((4, 6, 3, 3), 1), ((3, 5, 7), 1), ((4, 17, 2, 1, 3), 0)]
+SCHEMES = [f for f in FORMATS if f in FIXED] + [
+    f"{f}-{g}"
+    for f in FORMATS
+    if f not in (*FIXED, "keep")
+    for g in ("c", "t", "g4", "g16", "g33", "g1000")
+]
+WEIGHTS = [
+    ((6, 40), 0),
+    ((5, 33), 0),
+    ((5, 33), 1),
+    ((1, 9), 0),
+    ((7, 1), 0),
+    ((4, 6, 3, 3), 0),
+    ((4, 6, 3, 3), 1),
+    ((3, 5, 7), 1),
+    ((4, 17, 2, 1, 3), 0),
+]
 
 
 @pytest.mark.parametrize("text", SCHEMES)
@@ -31,7 +46,11 @@ def test_stored_bytes_are_the_plans_and_what_fills_planes_of_a_row_up_to_a_byte(
             packed.append(PackedWeight(scheme, rows, columns))
             spare += rows * (8 * layout.row_bytes(columns, scheme.bits) - scheme.bits * columns)
 
-        assert 8 * stored_bytes(packed) == scheme.stored_bits(shape, axis, splits) + spare, (shape, axis, splits)
+        assert 8 * stored_bytes(packed) == scheme.stored_bits(shape, axis, splits) + spare, (
+            shape,
+            axis,
+            splits,
+        )
         assert sum(part.stored_bytes for part in packed) == stored_bytes(packed)
 
 

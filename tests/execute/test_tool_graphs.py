@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from qsearch.choices.quantization import quantize
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import KEEP
 from qsearch.execute.exporters import onnx, openvino
 from qsearch.execute.exporting import Export, formats
-from qsearch.measure.quantization import quantize
 from tests.core.test_hostile import mutate_bytes
 from tests.execute.tool_files import SHAPES, job
 
@@ -27,11 +27,13 @@ def test_rounding_inputs_needs_calibration(exporter: Any, graph: OpGraph, source
     for package in exporter.needs:
         pytest.importorskip(package)
     layer = graph.layer("odd")
-    plan = BitPlan.make(graph, {x.name: "int8-c+a8t" if x is layer else "keep" for x in graph})
+    plan = Plan.make(graph, {x.name: "int8-c+a8t" if x is layer else "keep" for x in graph})
     given = (Export(plan, graph, source), layer)
 
     with pytest.raises(QSearchError, match="export with calibration"):
-        onnx._Writer(_onnx_graph(graph, {}))._input(*given) if exporter is onnx else openvino._round_input(*given, None)
+        onnx._Writer(_onnx_graph(graph, {}))._input(
+            *given
+        ) if exporter is onnx else openvino._round_input(*given, None)
 
 
 def _onnx_graph(graph: OpGraph, weights: dict[str, torch.Tensor]) -> Any:
@@ -44,26 +46,47 @@ def _onnx_graph(graph: OpGraph, weights: dict[str, torch.Tensor]) -> Any:
         inputs.append(helper.make_tensor_value_info(f"{name}.x", TensorProto.FLOAT, None))
         outputs.append(helper.make_tensor_value_info(f"{name}.y", TensorProto.FLOAT, None))
         if layer.kind == "linear":
-            nodes.append(helper.make_node("Transpose", [f"{name}.weight"], [f"{name}.t"], perm=[1, 0]))
+            nodes.append(
+                helper.make_node("Transpose", [f"{name}.weight"], [f"{name}.t"], perm=[1, 0])
+            )
             nodes.append(helper.make_node("MatMul", [f"{name}.x", f"{name}.t"], [f"{name}.y"]))
         else:
-            nodes.append(helper.make_node("Conv", [f"{name}.x", f"{name}.weight"], [f"{name}.y"], pads=[1] * 4))
-    return helper.make_graph(nodes, "small", inputs, outputs, [numpy_helper.from_array(w.numpy(), n) for n, w in weights.items()])
+            nodes.append(
+                helper.make_node(
+                    "Conv", [f"{name}.x", f"{name}.weight"], [f"{name}.y"], pads=[1] * 4
+                )
+            )
+    return helper.make_graph(
+        nodes,
+        "small",
+        inputs,
+        outputs,
+        [numpy_helper.from_array(w.numpy(), n) for n, w in weights.items()],
+    )
 
 
 @pytest.fixture
-def onnx_folder(graph: OpGraph, source: Path, tmp_path: Path, weights: dict[str, torch.Tensor]) -> tuple[Path, BitPlan]:
+def onnx_folder(
+    graph: OpGraph, source: Path, tmp_path: Path, weights: dict[str, torch.Tensor]
+) -> tuple[Path, Plan]:
     """model.onnx of a graph made by hand, and its plan."""
     library = pytest.importorskip("onnx")
     asked = job("onnx", graph, source)
     made = _onnx_graph(graph, weights)
     onnx._Writer(made).write(asked, weights)
     (tmp_path / "onnx").mkdir()
-    library.save_model(library.helper.make_model(made, opset_imports=[library.helper.make_opsetid("", 21)], ir_version=10), tmp_path / "onnx" / "model.onnx")
+    library.save_model(
+        library.helper.make_model(
+            made, opset_imports=[library.helper.make_opsetid("", 21)], ir_version=10
+        ),
+        tmp_path / "onnx" / "model.onnx",
+    )
     return tmp_path / "onnx", asked.plan
 
 
-def test_onnx_graphs_read_back_and_compute_what_codes_stand_for(onnx_folder: tuple[Path, BitPlan], graph: OpGraph, weights: dict[str, torch.Tensor]) -> None:
+def test_onnx_graphs_read_back_and_compute_what_codes_stand_for(
+    onnx_folder: tuple[Path, Plan], graph: OpGraph, weights: dict[str, torch.Tensor]
+) -> None:
     from onnx.reference import ReferenceEvaluator
 
     folder, plan = onnx_folder
@@ -73,7 +96,10 @@ def test_onnx_graphs_read_back_and_compute_what_codes_stand_for(onnx_folder: tup
     for name in ("blocks.0.to_q", "blocks.0.ff"):
         scheme = plan.layers[name]
         wanted = x @ quantize(weights[f"{name}.weight"], scheme.weight_only).dequantize().T
-        feeds = {f"{other}.x": x.numpy() if other == name else torch.randn(1, *_inputs(other)).numpy() for other in SHAPES}
+        feeds = {
+            f"{other}.x": x.numpy() if other == name else torch.randn(1, *_inputs(other)).numpy()
+            for other in SHAPES
+        }
         [made] = evaluator.run([f"{name}.y"], feeds)
         torch.testing.assert_close(torch.from_numpy(made), wanted, rtol=1e-4, atol=1e-4)
 
@@ -83,7 +109,9 @@ def _inputs(name: str) -> tuple[int, ...]:
     return (shape[1],) if len(shape) == 2 else (shape[1], 4, 4)
 
 
-def test_onnx_data_beside_the_file_or_nowhere(onnx_folder: tuple[Path, BitPlan], graph: OpGraph) -> None:
+def test_onnx_data_beside_the_file_or_nowhere(
+    onnx_folder: tuple[Path, Plan], graph: OpGraph
+) -> None:
     import onnx as library
 
     folder, _ = onnx_folder
@@ -92,13 +120,17 @@ def test_onnx_data_beside_the_file_or_nowhere(onnx_folder: tuple[Path, BitPlan],
     tensor.data_location = library.TensorProto.EXTERNAL
     del tensor.external_data[:]
     tensor.external_data.add(key="location", value="../../etc/passwd")
-    (folder / "model.onnx").write_bytes(model.SerializeToString())  # onnx itself would refuse to save it
+    (folder / "model.onnx").write_bytes(
+        model.SerializeToString()
+    )  # onnx itself would refuse to save it
 
     with pytest.raises(QSearchError, match="data lies beside its file"):
         onnx.read(folder, graph)
 
 
-def test_hostile_onnx_files_are_errors_that_teach(onnx_folder: tuple[Path, BitPlan], graph: OpGraph) -> None:
+def test_hostile_onnx_files_are_errors_that_teach(
+    onnx_folder: tuple[Path, Plan], graph: OpGraph
+) -> None:
     folder, _ = onnx_folder
     path, rng, refused = folder / "model.onnx", random.Random(0), 0
     whole = path.read_bytes()
@@ -115,7 +147,9 @@ def test_hostile_onnx_files_are_errors_that_teach(onnx_folder: tuple[Path, BitPl
 
 
 @pytest.fixture
-def ir(graph: OpGraph, source: Path, tmp_path: Path, weights: dict[str, torch.Tensor]) -> tuple[Path, BitPlan]:
+def ir(
+    graph: OpGraph, source: Path, tmp_path: Path, weights: dict[str, torch.Tensor]
+) -> tuple[Path, Plan]:
     """model.xml with each weight alone, and its plan."""
     ov = pytest.importorskip("openvino")
     from qsearch.execute.codes import pieces
@@ -125,16 +159,26 @@ def ir(graph: OpGraph, source: Path, tmp_path: Path, weights: dict[str, torch.Te
     for layer in graph:
         scheme = asked.plan.layers[layer.name]
         weight = weights[f"{layer.name}.weight"]
-        node = ov.opset15.constant(weight.numpy()) if scheme == KEEP else openvino._constant(layer, scheme, pieces(asked, layer, weight))
+        node = (
+            ov.opset15.constant(weight.numpy())
+            if scheme == KEEP
+            else openvino._constant(layer, scheme, pieces(asked, layer, weight))
+        )
         node.set_friendly_name(f"self.model.{layer.name}.weight")
         data = ov.opset15.parameter([-1, *_inputs(layer.name)], name=layer.name)
-        user = ov.opset15.matmul(data, node, False, True) if layer.kind == "linear" else ov.opset15.convolution(data, node, [1, 1], [1, 1], [1, 1], [1, 1])
+        user = (
+            ov.opset15.matmul(data, node, False, True)
+            if layer.kind == "linear"
+            else ov.opset15.convolution(data, node, [1, 1], [1, 1], [1, 1], [1, 1])
+        )
         if scheme.activation:
             openvino._round_input(asked, layer, user)
         outputs.append(user)
     (tmp_path / "ir").mkdir()
     found = [x for user in outputs for x in _parameters(user)]
-    ov.save_model(ov.Model(outputs, found, "small"), tmp_path / "ir" / "model.xml", compress_to_fp16=False)
+    ov.save_model(
+        ov.Model(outputs, found, "small"), tmp_path / "ir" / "model.xml", compress_to_fp16=False
+    )
     return tmp_path / "ir", asked.plan
 
 
@@ -144,13 +188,13 @@ def _parameters(node: Any) -> list[Any]:
     return [x for port in node.inputs() for x in _parameters(port.get_source_output().get_node())]
 
 
-def test_irs_read_back_as_the_plan(ir: tuple[Path, BitPlan], graph: OpGraph) -> None:
+def test_irs_read_back_as_the_plan(ir: tuple[Path, Plan], graph: OpGraph) -> None:
     folder, plan = ir
 
     assert openvino.read(folder, graph) == formats(plan.layers)
 
 
-def test_hostile_irs_are_errors_that_teach(ir: tuple[Path, BitPlan], graph: OpGraph) -> None:
+def test_hostile_irs_are_errors_that_teach(ir: tuple[Path, Plan], graph: OpGraph) -> None:
     folder, _ = ir
     path, rng, refused = folder / "model.xml", random.Random(0), 0
     whole = path.read_text()

@@ -18,13 +18,24 @@ import yaml
 from torch import Tensor, nn
 
 from qsearch.core.scheme import KEEP, Scheme
-from qsearch.execute.exporters import aimet, autoround, comfyui, compressed_tensors, modelopt, onnx, openvino
+from qsearch.execute.exporters import (
+    aimet,
+    autoround,
+    comfyui,
+    compressed_tensors,
+    modelopt,
+    onnx,
+    openvino,
+)
 from qsearch.measure.calibration import calibrate
 from qsearch.measure.pipelines import example_inputs, run
 from qsearch.measure.simulation import simulate
 from tests.execute.tool_models import known, mixed, off
 
-pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
 
 
 def tool(name: str) -> Any:
@@ -43,17 +54,38 @@ def test_compressed_tensors_loads_every_layout_and_computes_as_simulated(tmp_pat
     from safetensors.torch import load_file
 
     there = known()
-    wanted = ["int4-c", "uint4-g32", "uint3-c", "int8-c+a8", "e4m3-c", "e4m3-c+ae4m3", "nvfp4", "mxfp4", "mxfp8", "int5-g16+a8", "uint2-g16", "uint6-c", "keep"]
+    wanted = [
+        "int4-c",
+        "uint4-g32",
+        "uint3-c",
+        "int8-c+a8",
+        "e4m3-c",
+        "e4m3-c+ae4m3",
+        "nvfp4",
+        "mxfp4",
+        "mxfp8",
+        "int5-g16+a8",
+        "uint2-g16",
+        "uint6-c",
+        "keep",
+    ]
     plan = mixed(there.graph, "compressed_tensors", wanted)
     compressed_tensors.write(there.job(plan), tmp_path)
 
-    model = PixArtTransformer2DModel.from_config(PixArtTransformer2DModel.load_config(tmp_path)).eval()
-    config = QuantizationConfig.model_validate(json.loads((tmp_path / "config.json").read_text())["quantization_config"])
+    model = PixArtTransformer2DModel.from_config(
+        PixArtTransformer2DModel.load_config(tmp_path)
+    ).eval()
+    config = QuantizationConfig.model_validate(
+        json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    )
     apply_quantization_config(model, config, show_progress=False)
     compressor = ModelCompressor(quantization_config=config)
     compressor.compress_model(model)
     model.load_state_dict(load_file(tmp_path / "diffusion_pytorch_model.safetensors"))
-    loaded = {name: getattr(model.get_submodule(name), "quantization_scheme", None) for name in plan.layers}
+    loaded = {
+        name: getattr(model.get_submodule(name), "quantization_scheme", None)
+        for name in plan.layers
+    }
     compressor.decompress_model(model)
     model = model.float()  # the tool's block formats come back in bf16
 
@@ -62,8 +94,15 @@ def test_compressed_tensors_loads_every_layout_and_computes_as_simulated(tmp_pat
         for name, scheme in plan.layers.items():
             error = {"nvfp4": 4e-3}.get(scheme.format, 2e-6)  # nvfp4 is multiplied out in bf16
             weight = there.model.get_submodule(name).weight
-            torch.testing.assert_close(model.get_submodule(name).weight, weight, rtol=error, atol=error * float(weight.abs().max()))
-    assert off(run(model, there.call), there.simulated(plan), there.output) < 0.1  # inputs are rounded after others that moved a little
+            torch.testing.assert_close(
+                model.get_submodule(name).weight,
+                weight,
+                rtol=error,
+                atol=error * float(weight.abs().max()),
+            )
+    assert (
+        off(run(model, there.call), there.simulated(plan), there.output) < 0.1
+    )  # inputs are rounded after others that moved a little
 
 
 def _scheme(found: Any) -> Scheme:
@@ -72,7 +111,9 @@ def _scheme(found: Any) -> Scheme:
     sign, size = "int" if w.symmetric else "uint", f"g{w.group_size}" if w.group_size else "c"
     floats = {(4, 16): "nvfp4", (4, 32): "mxfp4", (8, 32): "mxfp8", (8, None): "e4m3-c"}
     name = f"{sign}{w.num_bits}-{size}" if w.type == "int" else floats[w.num_bits, w.group_size]
-    return Scheme.parse(name if x is None else f"{name}+a{'e4m3' if x.type == 'float' else x.num_bits}")
+    return Scheme.parse(
+        name if x is None else f"{name}+a{'e4m3' if x.type == 'float' else x.num_bits}"
+    )
 
 
 def test_autoround_loads_every_layer_in_diffusers_and_computes_as_simulated(tmp_path: Path) -> None:
@@ -80,7 +121,11 @@ def test_autoround_loads_every_layer_in_diffusers_and_computes_as_simulated(tmp_
     from diffusers import PixArtTransformer2DModel
 
     there = known()
-    plan = mixed(there.graph, "autoround", ["int4-c", "uint4-g32", "int8-c", "uint8-c", "int2-g16", "uint2-g16", "keep", "int4-g80"])
+    plan = mixed(
+        there.graph,
+        "autoround",
+        ["int4-c", "uint4-g32", "int8-c", "uint8-c", "int2-g16", "uint2-g16", "keep", "int4-g80"],
+    )
     autoround.write(there.job(plan), tmp_path)
 
     model = PixArtTransformer2DModel.from_pretrained(tmp_path, torch_dtype=torch.float16).eval()
@@ -89,8 +134,13 @@ def test_autoround_loads_every_layer_in_diffusers_and_computes_as_simulated(tmp_
     assert set(packed) == {name for name, scheme in plan.layers.items() if scheme != KEEP}
     for name, layer in packed.items():
         width = there.graph.layer(name).weight_shape[1]
-        assert (layer.bits, layer.group_size % width) == (plan.layers[name].bits, plan.layers[name].group), name
-    made = run(model, replace(there.call, args=_half(there.call.args), kwargs=_half(there.call.kwargs)))
+        assert (layer.bits, layer.group_size % width) == (
+            plan.layers[name].bits,
+            plan.layers[name].group,
+        ), name
+    made = run(
+        model, replace(there.call, args=_half(there.call.args), kwargs=_half(there.call.kwargs))
+    )
     assert off(made, there.simulated(plan), there.output) < 0.03  # it computes in fp16
 
 
@@ -103,34 +153,62 @@ def _half(value: Any) -> Any:
 
 
 def _feed(there: Any) -> dict[str, Any]:
-    return {name: value.numpy() for name, value in example_inputs(there.call, there.model).items() if isinstance(value, Tensor)}
+    return {
+        name: value.numpy()
+        for name, value in example_inputs(there.call, there.model).items()
+        if isinstance(value, Tensor)
+    }
 
 
-QDQ = ["int4-c", "uint4-g32", "int8-c", "uint8-c", "e4m3-c", "int4-g16", "uint4-c", "keep", "uint8-g64", "int8-c+a8t", "uint4-g32+a8t"]
+QDQ = [
+    "int4-c",
+    "uint4-g32",
+    "int8-c",
+    "uint8-c",
+    "e4m3-c",
+    "int4-g16",
+    "uint4-c",
+    "keep",
+    "uint8-g64",
+    "int8-c+a8t",
+    "uint4-g32+a8t",
+]
 
 
-def test_onnxruntime_loads_convolutions_and_long_skips_and_computes_as_simulated(tmp_path: Path) -> None:
+def test_onnxruntime_loads_convolutions_and_long_skips_and_computes_as_simulated(
+    tmp_path: Path,
+) -> None:
     runtime = tool("onnxruntime")
     tool("onnxscript")
     there = known("scenes-unet")
     plan = mixed(there.graph, "onnx", QDQ)
     calibration = calibrate(there.model, there.graph, [there.call], moments=False)
-    assert len({str(plan.layers[layer.name]) for layer in there.graph if layer.kind == "conv2d"}) > 5
+    assert (
+        len({str(plan.layers[layer.name]) for layer in there.graph if layer.kind == "conv2d"}) > 5
+    )
     assert any(layer.parts and plan.layers[layer.name] != KEEP for layer in there.graph)
 
     onnx.write(there.job(plan, calibration), tmp_path)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = runtime.InferenceSession(str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(
+        str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"]
+    )
     feed = _feed(there)
-    made = torch.from_numpy(session.run(None, {i.name: feed[i.name] for i in session.get_inputs()})[0])
+    made = torch.from_numpy(
+        session.run(None, {i.name: feed[i.name] for i in session.get_inputs()})[0]
+    )
 
     assert onnx.read(tmp_path, there.graph) == plan.layers
-    assert off(made, there.simulated(plan, calibration), there.output) < 0.05  # products of 8-bit inputs and weights are fused, and rounded elsewhere
+    assert (
+        off(made, there.simulated(plan, calibration), there.output) < 0.05
+    )  # products of 8-bit inputs and weights are fused, and rounded elsewhere
 
 
 @pytest.mark.slow
-def test_openvino_loads_convolutions_and_long_skips_and_computes_as_simulated(tmp_path: Path) -> None:
+def test_openvino_loads_convolutions_and_long_skips_and_computes_as_simulated(
+    tmp_path: Path,
+) -> None:
     ov = tool("openvino")
     there = known("scenes-unet")
     plan = mixed(there.graph, "openvino", QDQ)
@@ -138,13 +216,25 @@ def test_openvino_loads_convolutions_and_long_skips_and_computes_as_simulated(tm
 
     openvino.write(there.job(plan, calibration), tmp_path)
     core, feed, wanted = ov.Core(), _feed(there), there.simulated(plan, calibration)
-    for exact, bound in (({"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}, 0.02), ({}, 0.3)):  # by default the CPU rounds inputs to 8 bits as it likes
-        compiled = core.compile_model(str(tmp_path / "model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32", **exact})
-        made = torch.from_numpy(compiled({i.get_any_name(): feed[i.get_any_name()] for i in compiled.inputs})[0])
+    for exact, bound in (
+        ({"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}, 0.02),
+        ({}, 0.3),
+    ):  # by default the CPU rounds inputs to 8 bits as it likes
+        compiled = core.compile_model(
+            str(tmp_path / "model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32", **exact}
+        )
+        made = torch.from_numpy(
+            compiled({i.get_any_name(): feed[i.get_any_name()] for i in compiled.inputs})[0]
+        )
         assert off(made, wanted, there.output) < bound
     assert openvino.read(tmp_path, there.graph) == plan.layers
-    kept = {op.get_friendly_name(): str(op.get_output_element_type(0)) for op in core.read_model(str(tmp_path / "model.xml")).get_ops()}
-    assert kept[f"self.model.{next(n for n, s in plan.layers.items() if s == KEEP)}.weight"].endswith("'float32'>")
+    kept = {
+        op.get_friendly_name(): str(op.get_output_element_type(0))
+        for op in core.read_model(str(tmp_path / "model.xml")).get_ops()
+    }
+    assert kept[
+        f"self.model.{next(n for n, s in plan.layers.items() if s == KEEP)}.weight"
+    ].endswith("'float32'>")
 
 
 @pytest.mark.slow
@@ -155,18 +245,39 @@ def test_modelopt_takes_the_list_and_computes_as_simulated(tmp_path: Path) -> No
     import modelopt.torch.quantization as mtq
 
     there = known("scenes-unet")
-    on_a_cpu = ["int4-c", "int4-g32", "int8-c", "e4m3-c", "int2-g16", "e4m3-t", "keep", "int4-g64", "int8-t", "int3-c"]  # its block formats want CUDA
+    on_a_cpu = [
+        "int4-c",
+        "int4-g32",
+        "int8-c",
+        "e4m3-c",
+        "int2-g16",
+        "e4m3-t",
+        "keep",
+        "int4-g64",
+        "int8-t",
+        "int3-c",
+    ]  # its block formats want CUDA
     plan = mixed(there.graph, "modelopt", on_a_cpu)
     modelopt.write(there.job(plan), tmp_path)
 
     model = copy.deepcopy(there.model)
-    mtq.quantize(model, yaml.safe_load((tmp_path / "quant_cfg.yaml").read_text()), lambda m: run(m, there.call))
+    mtq.quantize(
+        model,
+        yaml.safe_load((tmp_path / "quant_cfg.yaml").read_text()),
+        lambda m: run(m, there.call),
+    )
 
     found = {}
     for name in plan.layers:
         held = getattr(model.get_submodule(name), "weight_quantizer", None)
         off_ = held is None or not held.is_enabled
-        found[name] = KEEP if off_ else modelopt.scheme_of({"num_bits": held.num_bits, "axis": held.axis, "block_sizes": held.block_sizes})
+        found[name] = (
+            KEEP
+            if off_
+            else modelopt.scheme_of(
+                {"num_bits": held.num_bits, "axis": held.axis, "block_sizes": held.block_sizes}
+            )
+        )
     assert found == plan.layers
     # Its scales are fp32, ours fp16: at 8 bits that moves the outermost levels by up to 0.06 of a step. Measured: 0.056.
     assert off(run(model, there.call), there.simulated(plan), there.output) < 0.1
@@ -187,13 +298,19 @@ def test_comfyuis_own_kernels_read_every_weight_as_simulated(tmp_path: Path) -> 
         for name, scheme in plan.layers.items():
             weight, scale = held[f"{name}.weight"], held.get(f"{name}.weight_scale")
             made = {
-                "nvfp4": lambda w, s, n: eager.dequantize_nvfp4(w, held[f"{n}.weight_scale_2"], s, torch.float32),
-                "mxfp8": lambda w, s, _: eager.dequantize_mxfp8(w, s.view(torch.float8_e8m0fnu), torch.float32),
+                "nvfp4": lambda w, s, n: eager.dequantize_nvfp4(
+                    w, held[f"{n}.weight_scale_2"], s, torch.float32
+                ),
+                "mxfp8": lambda w, s, _: eager.dequantize_mxfp8(
+                    w, s.view(torch.float8_e8m0fnu), torch.float32
+                ),
                 "e4m3": lambda w, s, _: eager.dequantize_per_tensor_fp8(w, s, torch.float32),
                 "int8": lambda w, s, _: eager.dequantize_int8_simple(w, s),
                 "keep": lambda w, _s, _n: w.float(),
             }[scheme.format](weight, scale, name)
-            torch.testing.assert_close(made, there.model.get_submodule(name).weight.data, rtol=0, atol=0)
+            torch.testing.assert_close(
+                made, there.model.get_submodule(name).weight.data, rtol=0, atol=0
+            )
 
 
 class Side(nn.Module):
@@ -215,7 +332,11 @@ class Side(nn.Module):
         made = []
         for name in self.names:
             layer: Any = self.get_submodule(name)
-            x = rows[:, : layer.in_features] if isinstance(layer, nn.Linear) else picture[:, : layer.in_channels]
+            x = (
+                rows[:, : layer.in_features]
+                if isinstance(layer, nn.Linear)
+                else picture[:, : layer.in_channels]
+            )
             made.append(layer(x).sum())
         return torch.stack(made).sum()
 
@@ -228,10 +349,16 @@ def test_aimet_reads_the_encodings_and_rounds_as_simulated(tmp_path: Path) -> No
     there = known("scenes-unet")
     plan = mixed(there.graph, "aimet", ["int8-c", "uint4-c", "int4-c", "keep", "uint8-c", "int3-c"])
     [path] = aimet.write(there.job(plan), tmp_path)
-    names = [n for n, s in plan.layers.items() if s != KEEP and isinstance(there.model.get_submodule(n), nn.Linear | nn.Conv2d)]
+    names = [
+        n
+        for n, s in plan.layers.items()
+        if s != KEEP and isinstance(there.model.get_submodule(n), nn.Linear | nn.Conv2d)
+    ]
     wide = max(there.model.get_submodule(n).weight.shape[1] for n in names)
 
-    sim = QuantizationSimModel(Side(there.model, names), (torch.randn(2, wide), torch.randn(1, wide, 8, 8)))
+    sim = QuantizationSimModel(
+        Side(there.model, names), (torch.randn(2, wide), torch.randn(1, wide, 8, 8))
+    )
     sim.load_encodings(json.loads(path.read_text()), strict=False)
 
     assert len({plan.layers[n] for n in names}) == 5
@@ -239,6 +366,15 @@ def test_aimet_reads_the_encodings_and_rounds_as_simulated(tmp_path: Path) -> No
         for name in names:
             layer = sim.model.get_submodule(name)
             quantizer = layer.param_quantizers["weight"]
-            assert (quantizer.bitwidth, quantizer.symmetric) == (plan.layers[name].bits, plan.layers[name].family == "int"), name
-            own, made, expected = layer.weight, quantizer(layer.weight).dequantize(), there.model.get_submodule(name).weight
-            assert float((made - expected).square().sum() / (expected - own).square().sum()) < 0.02, name  # ties may fall to either side
+            assert (quantizer.bitwidth, quantizer.symmetric) == (
+                plan.layers[name].bits,
+                plan.layers[name].family == "int",
+            ), name
+            own, made, expected = (
+                layer.weight,
+                quantizer(layer.weight).dequantize(),
+                there.model.get_submodule(name).weight,
+            )
+            assert (
+                float((made - expected).square().sum() / (expected - own).square().sum()) < 0.02
+            ), name  # ties may fall to either side

@@ -11,15 +11,25 @@ from typing import Any
 from torch import Tensor, nn
 
 from qsearch import zoo
+from qsearch.choices.statistics import LayerInputs
 from qsearch.core import plugins
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
 from qsearch.execute.exporting import Export
 from qsearch.graphs.extraction import extract
-from qsearch.measure.calibration import LayerInputs
-from qsearch.measure.pipelines import Call, Sampling, denoiser_of, example_inputs, load_pipeline, record, run, scene_prompts
-from qsearch.measure.simulation import QuantizedWeights, simulate
+from qsearch.measure.pipelines import (
+    Call,
+    Sampling,
+    denoiser_of,
+    example_inputs,
+    load_pipeline,
+    record,
+    run,
+    scene_prompts,
+)
+from qsearch.measure.quantized_weights import QuantizedWeights
+from qsearch.measure.simulation import simulate
 
 
 @dataclass(frozen=True)
@@ -33,12 +43,17 @@ class Known:
     graph: OpGraph
     output: Tensor
 
-    def simulated(self, plan: BitPlan, calibration: Mapping[str, LayerInputs] | None = None) -> Tensor:
+    def simulated(self, plan: Plan, calibration: Mapping[str, LayerInputs] | None = None) -> Tensor:
         """The output as `simulate` has it."""
-        with simulate(self.model, plan, self.graph, QuantizedWeights(self.model, self.graph, calibration or {})):
+        with simulate(
+            self.model,
+            plan,
+            self.graph,
+            QuantizedWeights(self.model, self.graph, calibration or {}),
+        ):
             return run(self.model, self.call)
 
-    def job(self, plan: BitPlan, calibration: Mapping[str, LayerInputs] | None = None) -> Export:
+    def job(self, plan: Plan, calibration: Mapping[str, LayerInputs] | None = None) -> Export:
         """The plan on its way out."""
         return Export(plan, self.graph, self.folder, self.component, calibration or {})
 
@@ -51,14 +66,24 @@ def known(name: str = "scenes-dit") -> Known:
     model = denoiser_of(pipe)
     call = record(pipe, scene_prompts(1, seed=0), Sampling(steps=2), bins=1)[0]
     graph = extract(model, example_inputs(call, model), name=name)
-    return Known(folder, "transformer" if name == "scenes-dit" else "unet", model, call, graph, run(model, call))
+    return Known(
+        folder,
+        "transformer" if name == "scenes-dit" else "unet",
+        model,
+        call,
+        graph,
+        run(model, call),
+    )
 
 
-def mixed(graph: OpGraph, tool: str, schemes: Sequence[str]) -> BitPlan:
+def mixed(graph: OpGraph, tool: str, schemes: Sequence[str]) -> Plan:
     """A plan that gives the layers the schemes by turns, each as near as the tool has it."""
     exporter: Any = plugins.load("exporters", tool)
-    layers = {layer.name: exporter.nearest(Scheme.parse(schemes[i % len(schemes)]), layer) for i, layer in enumerate(graph)}
-    return BitPlan.make(graph, layers)
+    layers = {
+        layer.name: exporter.nearest(Scheme.parse(schemes[i % len(schemes)]), layer)
+        for i, layer in enumerate(graph)
+    }
+    return Plan.make(graph, layers)
 
 
 def off(made: Tensor, wanted: Tensor, full: Tensor) -> float:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from qsearch.core.attribution import Attribution
+from qsearch.core.cost import Budget
 from qsearch.core.graph import OpGraph
 from qsearch.core.latency import Latency
-from qsearch.core.plan import BitPlan, Budget
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
-from qsearch.core.stepplan import StepPlan
 from qsearch.core.table import SensitivityTable
 from qsearch.core.trials import Trials
 from qsearch.learn.contracts import small_graph
@@ -49,19 +49,34 @@ def test_every_version_of_a_table_loads(path: Path) -> None:
     assert table.frame.to_dict("records") == make.ROWS
 
 
-@pytest.mark.parametrize("path", every("plan"), ids=lambda path: path.name)
-def test_every_version_of_a_plan_loads(path: Path) -> None:
-    plan = BitPlan.load(path, make_graph())
+def test_a_plan_of_the_first_version_loads() -> None:
+    plan = Plan.load(make.FOLDER / "plan-1.json", make_graph())
 
     assert {name: str(scheme) for name, scheme in plan.layers.items()} == make.LAYERS
     assert (plan.budget, plan.solver) == (Budget(average_bits=8.0), make.SOLVER)
 
 
-@pytest.mark.parametrize("path", every("stepplan"), ids=lambda path: path.name)
-def test_every_version_of_a_step_wise_plan_loads(path: Path) -> None:
-    plan = StepPlan.load(path, make_graph())
+def test_a_plan_whose_schemes_have_ranges_of_steps_loads_as_a_plan_over_ranges() -> None:
+    plan = Plan.load(make.FOLDER / "ranged-plan-1.json", make_graph())
 
-    assert [str(b.layers["out"]) for b in plan.bins] == ["uint4-c", "uint8-t"]
+    assert len(plan.steps) == 2
+    assert plan.text("blocks.0.to_q") == "int2-c+a8~balance30 | int2-c+a8~balance30"
+    assert plan.text("out") == make.LAYERS["out"]
+
+
+def test_a_plan_over_ranges_of_steps_loads() -> None:
+    plan = Plan.load(make.FOLDER / "plan-2.json", make_graph())
+
+    assert len(plan.steps) == 2
+    assert plan.text("out") == "uint8-t | uint4-c+a8t"
+    assert plan.text("embed") == "keep"
+
+
+def test_a_step_wise_plan_of_before_loads() -> None:
+    plan = Plan.load(make.FOLDER / "stepplan-1.json", make_graph())
+
+    assert plan.text("out") == "uint4-c | uint8-t"
+    assert plan.text("blocks.0.ff") == make.LAYERS["blocks.0.ff"]
     assert (plan.budget, plan.solver) == (Budget(average_bits=9.0), make.SOLVER)
 
 
@@ -80,7 +95,7 @@ def test_every_version_of_a_trials_file_loads(path: Path, tmp_path: Path) -> Non
     (trial,) = Trials(tmp_path / path.name, make_graph()).all()
 
     assert (trial.name, trial.metrics, trial.setting) == ("golden", make.METRICS, "setting")
-    assert trial.layers == {name: Scheme.parse(text) for name, text in make.LAYERS.items()}
+    assert trial.choices == {name: (Scheme.parse(text),) for name, text in make.LAYERS.items()}
 
 
 @pytest.mark.parametrize("path", every("attribution"), ids=lambda path: path.name)
@@ -94,6 +109,14 @@ def test_every_version_of_an_attribution_loads(path: Path) -> None:
 def test_every_version_of_a_surrogate_loads(path: Path) -> None:
     found = Surrogate.load(path / "sqnr", small_graph().id)
 
-    assert (found.kind, found.metric, found.scores.plans, len(found.residuals)) == ("ridge", "sqnr", 6, 6)
-    average = Data(found.columns, np.array(json.loads((path / "sqnr" / "ridge.json").read_text())["centre"])[None])
+    assert (found.kind, found.metric, found.scores.plans, len(found.residuals)) == (
+        "ridge",
+        "sqnr",
+        6,
+        6,
+    )
+    average = Data(
+        found.columns,
+        np.array(json.loads((path / "sqnr" / "ridge.json").read_text())["centre"])[None],
+    )
     assert found.model.predict(average) == pytest.approx(14.67121668, rel=1e-6)

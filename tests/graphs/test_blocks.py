@@ -24,14 +24,28 @@ def test_pixart_has_its_layers_weights_and_blocks(pixart: OpGraph) -> None:
     assert (len(pixart.layers), pixart.weights) == (287, 610_228_224)
     assert set(Counter(x.block for x in pixart if x.block).values()) == {10}
     counts = Counter(block.kind for block in pixart.blocks)
-    assert (counts["self-attention"], counts["cross-attention"], counts["feed-forward"]) == (28, 28, 28)
-    assert counts == {"patchify": 1, "time-embedding": 1, "text-embedding": 1, "self-attention": 28, "cross-attention": 28, "feed-forward": 28, "output": 1}
+    assert (counts["self-attention"], counts["cross-attention"], counts["feed-forward"]) == (
+        28,
+        28,
+        28,
+    )
+    assert counts == {
+        "patchify": 1,
+        "time-embedding": 1,
+        "text-embedding": 1,
+        "self-attention": 28,
+        "cross-attention": 28,
+        "feed-forward": 28,
+        "output": 1,
+    }
 
 
 def test_blocks_follow_one_another_as_data_flows(pixart: OpGraph) -> None:
     assert [block.position for block in pixart.blocks] == list(range(len(pixart.blocks)))
     depth = {block.name: block.depth for block in pixart.blocks}
-    chain = [f"transformer_blocks.{i}.{part}" for i in range(28) for part in ("attn1", "attn2", "ff.net")]
+    chain = [
+        f"transformer_blocks.{i}.{part}" for i in range(28) for part in ("attn1", "attn2", "ff.net")
+    ]
     assert [depth[name] for name in chain] == list(range(depth[chain[0]], depth[chain[0]] + 84))
     assert all(depth[a] < depth[b] for a, b in pixart.block_edges)
     assert ("caption_projection", "transformer_blocks.27.attn2") in pixart.block_edges
@@ -52,7 +66,9 @@ def test_networkx_reads_both_graphs(pixart: OpGraph) -> None:
     assert networkx.is_directed_acyclic_graph(blocks)
     assert operations.nodes["transformer_blocks.0.attn1.to_q"]["kind"] == "linear"
     assert networkx.has_path(operations, "input:encoder_hidden_states", "output:0")
-    assert set(operations.predecessors("transformer_blocks.0.attn2.attention")) == {f"transformer_blocks.0.attn2.to_{x}" for x in "qkv"}
+    assert set(operations.predecessors("transformer_blocks.0.attn2.attention")) == {
+        f"transformer_blocks.0.attn2.to_{x}" for x in "qkv"
+    }
 
 
 def test_a_graph_comes_back_from_its_file(pixart: OpGraph, tmp_path: Path) -> None:
@@ -62,11 +78,15 @@ def test_a_graph_comes_back_from_its_file(pixart: OpGraph, tmp_path: Path) -> No
 
 
 def test_a_layer_that_runs_twice_is_in_the_block_of_its_first_call() -> None:
-    graph = extract(*models.others()["CogView4Transformer2DModel"]())  # one feed-forward for image and text
+    graph = extract(
+        *models.others()["CogView4Transformer2DModel"]()
+    )  # one feed-forward for image and text
     feed_forward = graph.layer("transformer_blocks.0.ff.net.2")
 
     assert feed_forward.calls == 2
-    assert [block.layers for block in graph.blocks if feed_forward.name in block.layers] == [("transformer_blocks.0.ff.net.0.proj", feed_forward.name)]
+    assert [block.layers for block in graph.blocks if feed_forward.name in block.layers] == [
+        ("transformer_blocks.0.ff.net.0.proj", feed_forward.name)
+    ]
 
 
 @pytest.mark.reference
@@ -74,12 +94,28 @@ def test_sdxl_has_exactly_the_layers_that_mixdq_counts(published: Path) -> None:
     graph = extract(*cards.load("sdxl"))
 
     shares = yaml.safe_load((published / "weight_ratio.yaml").read_text())
-    assert {f"model.{x.name}": x.weights for x in graph} == {name: round(share * 11520) for name, share in shares.items()}
+    assert {f"model.{x.name}": x.weights for x in graph} == {
+        name: round(share * 11520) for name, share in shares.items()
+    }
     assert (len(graph.layers), graph.weights) == (794, 2_565_880_320)
-    assert Counter(x.sees for x in graph) == {"text-only": 140, "step-only": 2, "pooled-only": 2, "mixed": 17, "image": 633}
-    assert {x.role for x in graph if x.sees == "text-only"} == {"cross-attention-k", "cross-attention-v"}
+    assert Counter(x.sees for x in graph) == {
+        "text-only": 140,
+        "step-only": 2,
+        "pooled-only": 2,
+        "mixed": 17,
+        "image": 633,
+    }
+    assert {x.role for x in graph if x.sees == "text-only"} == {
+        "cross-attention-k",
+        "cross-attention-v",
+    }
     counts = Counter(block.kind for block in graph.blocks)
-    assert (counts["self-attention"], counts["cross-attention"], counts["feed-forward"], counts["resnet"]) == (70, 70, 70, 17)
+    assert (
+        counts["self-attention"],
+        counts["cross-attention"],
+        counts["feed-forward"],
+        counts["resnet"],
+    ) == (70, 70, 70, 17)
 
 
 @pytest.mark.reference
@@ -87,7 +123,12 @@ def test_hunyuan_dit_has_the_layers_that_qua2sedimo_counts() -> None:
     graph = extract(*cards.load("hunyuan-dit"))
 
     counts = Counter(block.kind for block in graph.blocks)
-    assert (counts["self-attention"], counts["cross-attention"], counts["feed-forward"], counts["skip"]) == (40, 40, 40, 19)
+    assert (
+        counts["self-attention"],
+        counts["cross-attention"],
+        counts["feed-forward"],
+        counts["skip"],
+    ) == (40, 40, 40, 19)
     skips = [x.name for x in graph if x.role == "skip"]
     assert skips == [f"blocks.{i}.skip_linear" for i in range(21, 40)]
     assert {graph.layer(name).splits for name in skips} == {(1408, 1408)}

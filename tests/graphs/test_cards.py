@@ -17,14 +17,27 @@ from qsearch.graphs.families import cards
 ISSUE = """dit-xl-2-256 dit-xl-2-512 pixart-alpha pixart-sigma hunyuan-dit sd15 sdxl sdxl-turbo sd3-medium sd35-large flux-dev flux2
 sana-1.6b cogvideox-2b wan-1.3b wan-14b ltx qwen-image z-image""".split()
 #: parameters in billions, as the models' papers and pages say
-PUBLISHED = {"pixart-alpha": 0.6, "hunyuan-dit": 1.5, "sd15": 0.86, "sdxl": 2.6, "sd3-medium": 2.0, "sd35-large": 8.1, "flux-dev": 12, "flux2": 32}
+PUBLISHED = {
+    "pixart-alpha": 0.6,
+    "hunyuan-dit": 1.5,
+    "sd15": 0.86,
+    "sdxl": 2.6,
+    "sd3-medium": 2.0,
+    "sd35-large": 8.1,
+    "flux-dev": 12,
+    "flux2": 32,
+}
 PUBLISHED |= {"sana-1.6b": 1.6, "wan-14b": 14, "ltx": 1.9, "qwen-image": 20, "z-image": 6}
 
 
 def weights(model: nn.Module) -> dict[str, int]:
     """name -> weight elements of every linear layer, convolution and embedding."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
-    return {name: module.weight.numel() for name, module in model.named_modules() if isinstance(module, kinds)}
+    return {
+        name: module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, kinds)
+    }
 
 
 def test_every_model_of_the_issue_has_a_card() -> None:
@@ -54,7 +67,14 @@ def test_a_card_has_about_the_published_number_of_parameters(name: str, billions
     assert cards.card(name).parameters == pytest.approx(billions * 1e9, rel=0.03)
 
 
-@pytest.mark.parametrize(("name", "layers", "total"), [("sdxl", 794, 2_565_880_320), ("sdxl-turbo", 794, 2_565_880_320), ("pixart-alpha", 287, 610_228_224)])
+@pytest.mark.parametrize(
+    ("name", "layers", "total"),
+    [
+        ("sdxl", 794, 2_565_880_320),
+        ("sdxl-turbo", 794, 2_565_880_320),
+        ("pixart-alpha", 287, 610_228_224),
+    ],
+)
 def test_counts_published_by_others_are_met_exactly(name: str, layers: int, total: int) -> None:
     found = weights(cards.load(name)[0])
 
@@ -64,12 +84,19 @@ def test_counts_published_by_others_are_met_exactly(name: str, layers: int, tota
 
 def test_hunyuan_1_1_has_the_weights_that_qua2sedimo_counts() -> None:
     found = weights(cards.load("hunyuan-dit-1.1")[0])
-    pooler, style = "time_extra_emb.pooler.", "time_extra_emb.style_embedder"  # they leave the pooler out, and an embedding is no layer of theirs
+    pooler, style = (
+        "time_extra_emb.pooler.",
+        "time_extra_emb.style_embedder",
+    )  # they leave the pooler out, and an embedding is no layer of theirs
 
-    assert sum(n for name, n in found.items() if not name.startswith((pooler, style))) == 1_499_645_952
+    assert (
+        sum(n for name, n in found.items() if not name.startswith((pooler, style))) == 1_499_645_952
+    )
     skips = [name for name in found if name.endswith("skip_linear")]
     assert skips == [f"blocks.{i}.skip_linear" for i in range(21, 40)]
-    assert len([name for name in found if not name.startswith((pooler, style))]) + len(skips) == 487  # each skip layer is two to them
+    assert (
+        len([name for name in found if not name.startswith((pooler, style))]) + len(skips) == 487
+    )  # each skip layer is two to them
 
 
 @pytest.mark.parametrize("name", ["sd15", "pixart-alpha", "sana-1.6b"])
@@ -89,7 +116,12 @@ def test_the_shorter_side_is_given_and_the_other_keeps_the_ratio() -> None:
     half = cards.sizes(cards.card("wan-14b"), "wan-14b", resolution=352, frames=5, batch=3)
 
     assert native == {"batch": 1, "height": 720, "width": 1280, "frames": 81}
-    assert half == {"batch": 3, "height": 352, "width": 624, "frames": 5}  # 625.8 is no multiple of 16
+    assert half == {
+        "batch": 3,
+        "height": 352,
+        "width": 624,
+        "frames": 5,
+    }  # 625.8 is no multiple of 16
 
 
 def test_a_video_card_has_a_latent_for_every_four_frames_and_the_first() -> None:
@@ -105,18 +137,24 @@ def test_a_video_card_has_a_latent_for_every_four_frames_and_the_first() -> None
         ({"frames": 9}, r"single pictures, frames are for videos; given 9"),
     ],
 )
-def test_a_size_the_model_does_not_take_is_refused_with_the_nearest(size: dict[str, int], message: str) -> None:
+def test_a_size_the_model_does_not_take_is_refused_with_the_nearest(
+    size: dict[str, int], message: str
+) -> None:
     with pytest.raises(QSearchError, match=message):
         cards.load("sdxl", **size)
 
 
 def test_frames_that_do_not_fit_the_stride_are_refused() -> None:
-    with pytest.raises(QSearchError, match=r"multiple of 4 frames, plus one; given 80, the nearest is 81"):
+    with pytest.raises(
+        QSearchError, match=r"multiple of 4 frames, plus one; given 80, the nearest is 81"
+    ):
         cards.load("wan-1.3b", frames=80)
 
 
 def test_an_unknown_card_names_the_nearest() -> None:
-    with pytest.raises(QSearchError, match=r"no 'sdxl-trubo' among the models; did you mean 'sdxl-turbo'\?"):
+    with pytest.raises(
+        QSearchError, match=r"no 'sdxl-trubo' among the models; did you mean 'sdxl-turbo'\?"
+    ):
         cards.load("sdxl-trubo")
 
 
@@ -146,7 +184,13 @@ def test_an_expression_is_exact_arithmetic_and_nothing_else(expression: str, mes
 
 
 def test_inputs_are_built_as_declared() -> None:
-    declared = {"x": {"each": "batch", "of": "float32[2, height/8]"}, "n": "(height-1)*2 + 1", "pair": ["int64[]", 0.5], "flag": True, "none": None}
+    declared = {
+        "x": {"each": "batch", "of": "float32[2, height/8]"},
+        "n": "(height-1)*2 + 1",
+        "pair": ["int64[]", 0.5],
+        "flag": True,
+        "none": None,
+    }
 
     built = cards.build(declared, {"batch": 2, "height": 64})
 
@@ -183,7 +227,9 @@ def test_a_card_of_ones_own_with_a_wrong_key_or_class_is_refused(tmp_path: Path)
     path = tmp_path / "mine.yaml"
     path.write_text(CARD + "config: {num_layer: 2}\n", encoding="utf-8")
     other = tmp_path / "other.yaml"
-    other.write_text(CARD.replace("DiTTransformer2DModel", "NoSuchModel") + "config: {}\n", encoding="utf-8")
+    other.write_text(
+        CARD.replace("DiTTransformer2DModel", "NoSuchModel") + "config: {}\n", encoding="utf-8"
+    )
 
     with pytest.raises(QSearchError, match=r"has no 'num_layer'; did you mean 'num_layers'"):
         cards.load(str(path))
@@ -191,7 +237,9 @@ def test_a_card_of_ones_own_with_a_wrong_key_or_class_is_refused(tmp_path: Path)
         cards.load(str(other))
 
 
-def test_the_same_files_are_found_inside_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_files_are_found_inside_an_installed_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = tmp_path / "qsearch"
     (package / "configs" / "models").mkdir(parents=True)
     (package / "configs" / "models" / "only.yaml").touch()
@@ -203,7 +251,9 @@ def test_the_same_files_are_found_inside_an_installed_package(tmp_path: Path, mo
 def test_the_largest_card_takes_little_memory() -> None:
     script = "from qsearch.graphs.families import cards; import resource; cards.load('flux2'); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
 
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
 
     unit = 1 if sys.platform == "darwin" else 1024
     assert float(done.stdout) * unit <= 2e9

@@ -14,7 +14,13 @@ from qsearch.core.scheme import KEEP, Scheme
 from qsearch.graphs.costs import Device, costs, device, schemes_of, shares, timings, unit_of
 from tests.report.wired import transformer
 
-SLOW = Device(title="slow", source="made up", memory=1e9, bandwidth=100.0, peak={"fp32": 10.0, "bf16": 20.0, "int8": 40.0})
+SLOW = Device(
+    title="slow",
+    source="made up",
+    memory=1e9,
+    bandwidth=100.0,
+    peak={"fp32": 10.0, "bf16": 20.0, "int8": 40.0},
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +34,9 @@ def test_costs_are_the_sums_over_layers_and_operations(graph: OpGraph) -> None:
     assert found.weights == graph.weights
     assert found.bytes == 2 * graph.weights
     assert found.average_bits == 16.0
-    attention = 2 * (2 * 64 * 64 * 32 + 2 * 64 * 8 * 32)  # two blocks: scores and mixing of 64 tokens with 64, and with 8 of text
+    attention = 2 * (
+        2 * 64 * 64 * 32 + 2 * 64 * 8 * 32
+    )  # two blocks: scores and mixing of 64 tokens with 64, and with 8 of text
     assert found.macs == graph.macs + attention
     assert found.attention_bit_operations == attention * 16 * 16
     assert found.bit_operations == graph.macs * 16 * 16
@@ -46,17 +54,25 @@ def test_what_moves_is_weights_and_activations_at_their_bits(graph: OpGraph) -> 
 
 
 def test_sizes_are_those_of_the_plan(graph: OpGraph) -> None:
-    chosen = {layer.name: Scheme.parse("uint4-g8" if "attn1" in layer.name else "keep") for layer in graph}
+    chosen = {
+        layer.name: Scheme.parse("uint4-g8" if "attn1" in layer.name else "keep") for layer in graph
+    }
     expected = plan.cost(graph, chosen)
 
     found = costs(graph, chosen)
 
-    assert (found.bytes, found.average_bits, found.bit_operations) == (expected.bytes, expected.average_bits, expected.bit_operations)
+    assert (found.bytes, found.average_bits, found.bit_operations) == (
+        expected.bytes,
+        expected.average_bits,
+        expected.bit_operations,
+    )
 
 
 def test_layers_that_must_stay_are_kept_by_one_scheme_for_all(graph: OpGraph) -> None:
     first = graph.layers[0]
-    fixed = dataclasses.replace(graph, layers=(dataclasses.replace(first, quantizable=False), *graph.layers[1:]))
+    fixed = dataclasses.replace(
+        graph, layers=(dataclasses.replace(first, quantizable=False), *graph.layers[1:])
+    )
 
     chosen = schemes_of(fixed, "int4-c")
 
@@ -77,7 +93,9 @@ def test_an_operation_takes_the_longer_of_arithmetic_and_memory(graph: OpGraph) 
     assert "result" not in timed
 
 
-def test_eight_bit_arithmetic_is_used_where_weights_and_activations_have_eight_bits(graph: OpGraph) -> None:
+def test_eight_bit_arithmetic_is_used_where_weights_and_activations_have_eight_bits(
+    graph: OpGraph,
+) -> None:
     assert {t.unit for t in timings(graph, SLOW, "int8-c+a8") if t.layer} == {"int8"}
     assert {t.unit for t in timings(graph, SLOW, "int8-c+a8") if not t.layer} == {"bf16"}
     assert {t.unit for t in timings(graph, SLOW, "int8-c")} == {"bf16"}
@@ -90,7 +108,9 @@ def test_fewer_bits_save_time_where_that_side_of_the_roof_is_the_lower(graph: Op
         return sum(t.seconds for t in timings(graph, on, scheme))
 
     assert seconds(thin, "keep") > seconds(thin, "int8-c") > seconds(thin, "int8-c+a8")
-    assert seconds(SLOW, "keep") == pytest.approx(seconds(SLOW, "int8-c"))  # arithmetic in 16 bits takes as long whatever is stored
+    assert seconds(SLOW, "keep") == pytest.approx(
+        seconds(SLOW, "int8-c")
+    )  # arithmetic in 16 bits takes as long whatever is stored
     assert seconds(SLOW, "int8-c") > seconds(SLOW, "int8-c+a8")
 
 
@@ -104,7 +124,9 @@ def test_shares_by_kind_add_up_and_the_longest_is_first(graph: OpGraph) -> None:
     assert sum(s.macs for s in found) == costs(graph).macs
     assert [s.seconds for s in found] == sorted((s.seconds for s in found), reverse=True)
     assert found[0].kind == "linear"
-    assert next(s for s in found if s.kind == "norm").bound_by_memory == pytest.approx(next(s for s in found if s.kind == "norm").seconds)
+    assert next(s for s in found if s.kind == "norm").bound_by_memory == pytest.approx(
+        next(s for s in found if s.kind == "norm").seconds
+    )
 
 
 @pytest.mark.parametrize(
@@ -162,7 +184,10 @@ DEVICE = "title: t\nsource: s\nmemory: 1.0e+9\nbandwidth: 1.0e+9\n"
         (DEVICE + "peak: {bf17: 1.0}\n", r"peak\.bf17"),
         (DEVICE + "peak: {}\n", r"peak: "),
         (DEVICE + "peak: {bf16: -1.0}\n", r"peak\.bf16: input should be greater than 0"),
-        (DEVICE + "peak: {bf16: 1.0}\nbandwith: 3\n", r"unknown key 'bandwith'; did you mean 'bandwidth'"),
+        (
+            DEVICE + "peak: {bf16: 1.0}\nbandwith: 3\n",
+            r"unknown key 'bandwith'; did you mean 'bandwidth'",
+        ),
     ],
 )
 def test_a_wrong_device_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -57,24 +57,44 @@ def odd() -> models.Case:
 
 
 def tokens(graph: OpGraph, name: str) -> dict[str, Any]:
-    return next({"macs": op.macs, "inputs": op.inputs, "outputs": op.outputs, "shape": op.shape} for op in graph.ops if op.name == name)
+    return next(
+        {"macs": op.macs, "inputs": op.inputs, "outputs": op.outputs, "shape": op.shape}
+        for op in graph.ops
+        if op.name == name
+    )
 
 
-@pytest.mark.parametrize("case", [models.pixart, models.sdxl, models.flux, models.plain, odd], ids=lambda case: case.__name__)
-def test_every_weight_is_a_layer_whose_name_the_model_resolves(case: Callable[[], models.Case]) -> None:
+@pytest.mark.parametrize(
+    "case",
+    [models.pixart, models.sdxl, models.flux, models.plain, odd],
+    ids=lambda case: case.__name__,
+)
+def test_every_weight_is_a_layer_whose_name_the_model_resolves(
+    case: Callable[[], models.Case],
+) -> None:
     model, inputs = case()
 
     graph = extract(model, inputs)
 
     assert graph.source == "export"
-    held = {id(p): p for layer in graph for p in [model.get_parameter(f"{layer.name}.{layer.parameter}")]}
+    held = {
+        id(p): p
+        for layer in graph
+        for p in [model.get_parameter(f"{layer.name}.{layer.parameter}")]
+    }
     assert len(held) == len(graph.layers)
     matrices = {id(p) for n, p in model.named_parameters() if p.ndim >= 2 and "table" not in n}
     assert set(held) == matrices
-    assert all(layer.weight_shape == tuple(held[key].shape) for layer, key in zip(graph, held, strict=True))
+    assert all(
+        layer.weight_shape == tuple(held[key].shape) for layer, key in zip(graph, held, strict=True)
+    )
 
 
-@pytest.mark.parametrize("case", [models.pixart, models.sdxl, models.hunyuan, models.sana, models.plain], ids=lambda case: case.__name__)
+@pytest.mark.parametrize(
+    "case",
+    [models.pixart, models.sdxl, models.hunyuan, models.sana, models.plain],
+    ids=lambda case: case.__name__,
+)
 def test_multiply_accumulates_are_those_of_torch_s_counter(case: Callable[[], models.Case]) -> None:
     model, inputs = case()
 
@@ -84,7 +104,9 @@ def test_multiply_accumulates_are_those_of_torch_s_counter(case: Callable[[], mo
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.eval()(**inputs)
     assert 2 * graph.total_macs == counter.get_total_flops()
-    assert graph.total_macs - graph.macs == sum(op.macs for op in graph.ops if op.kind in ("attention", "matmul"))
+    assert graph.total_macs - graph.macs == sum(
+        op.macs for op in graph.ops if op.kind in ("attention", "matmul")
+    )
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -107,12 +129,18 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("case", [models.pixart, models.plain], ids=lambda case: case.__name__)
-def test_where_the_weights_lie_and_in_which_numbers_does_not_matter(case: Callable[[], models.Case]) -> None:
+def test_where_the_weights_lie_and_in_which_numbers_does_not_matter(
+    case: Callable[[], models.Case],
+) -> None:
     model, inputs = case()
     known = extract(model, inputs).id
 
     def moved(**kwargs: Any) -> dict[str, Any]:
-        return torch.utils._pytree.tree_map_only(Tensor, lambda x: x.to(**kwargs) if x.is_floating_point() or "device" in kwargs else x, inputs)
+        return torch.utils._pytree.tree_map_only(
+            Tensor,
+            lambda x: x.to(**kwargs) if x.is_floating_point() or "device" in kwargs else x,
+            inputs,
+        )
 
     assert extract(model, inputs).id == known
     with torch.no_grad():
@@ -147,13 +175,24 @@ def test_a_weight_used_twice_is_one_layer_with_its_calls_and_other_names() -> No
     assert [op.name for op in graph.ops if op.layer == "first"] == ["first", "first#2", "first#3"]
     assert graph.layer("dict.a layer-1@2").calls == 1
     plain = graph.layer("plain")
-    assert (plain.kind, plain.parameter, plain.channel_axis, plain.quantizable) == ("linear", "matrix", 1, False)
+    assert (plain.kind, plain.parameter, plain.channel_axis, plain.quantizable) == (
+        "linear",
+        "matrix",
+        1,
+        False,
+    )
 
 
 def test_a_layer_that_does_not_run_is_there_and_kept() -> None:
     never = extract(*odd()).layer("never")
 
-    assert (never.role, never.kind, never.calls, never.macs, never.quantizable) == ("unused", "conv2d", 0, 0, False)
+    assert (never.role, never.kind, never.calls, never.macs, never.quantizable) == (
+        "unused",
+        "conv2d",
+        0,
+        0,
+        False,
+    )
 
 
 def test_writes_in_place_are_followed() -> None:
@@ -169,12 +208,27 @@ def test_operations_stand_in_order_of_execution_and_count_their_elements() -> No
 
     assert len(place) == len(graph.ops)
     assert all(place[a] < place[b] for a, b in graph.edges)
-    assert tokens(graph, "transformer_blocks.0.attn1.to_q") == {"macs": 16 * 16 * 16, "inputs": 16 * 16, "outputs": 16 * 16, "shape": (1, 16, 16)}
+    assert tokens(graph, "transformer_blocks.0.attn1.to_q") == {
+        "macs": 16 * 16 * 16,
+        "inputs": 16 * 16,
+        "outputs": 16 * 16,
+        "shape": (1, 16, 16),
+    }
     assert tokens(graph, "transformer_blocks.0.attn2.attention") == {
         "macs": 2 * 16 * 7 * 16,
         "inputs": 16 * 16 + 2 * 7 * 16,
         "outputs": 16 * 16,
         "shape": (1, 2, 16, 8),
     }
-    assert not {op.kind for op in graph.ops} & {"view", "reshape", "transpose", "chunk", "slice", "expand", "to", "unsqueeze", "getitem"}
+    assert not {op.kind for op in graph.ops} & {
+        "view",
+        "reshape",
+        "transpose",
+        "chunk",
+        "slice",
+        "expand",
+        "to",
+        "unsqueeze",
+        "getitem",
+    }
     assert ("input:timestep", "adaln_single.emb.time_proj.sin") in graph.edges

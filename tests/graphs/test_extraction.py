@@ -38,13 +38,17 @@ def roles(graph: OpGraph) -> dict[str, str]:
 def test_every_layer_is_found_again_by_its_name(case: Case) -> None:
     model, _, graph = case
 
-    assert {layer.name: tuple(model.get_submodule(layer.name).weight.shape) for layer in graph} == {layer.name: layer.weight_shape for layer in graph}
+    assert {layer.name: tuple(model.get_submodule(layer.name).weight.shape) for layer in graph} == {
+        layer.name: layer.weight_shape for layer in graph
+    }
 
 
 def test_every_module_with_a_weight_matrix_is_a_layer(case: Case) -> None:
     model, _, graph = case
 
-    assert {layer.name for layer in graph} == {n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.Embedding)}
+    assert {layer.name for layer in graph} == {
+        n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.Embedding)
+    }
 
 
 def flops(model: nn.Module, inputs: dict[str, Any]) -> dict[str, int]:
@@ -52,14 +56,20 @@ def flops(model: nn.Module, inputs: dict[str, Any]) -> dict[str, int]:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(**inputs)
     prefix = f"{type(model).__name__}."
-    return {name.removeprefix(prefix): sum(ops.values()) for name, ops in counter.get_flop_counts().items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): sum(ops.values())
+        for name, ops in counter.get_flop_counts().items()
+        if name.startswith(prefix)
+    }
 
 
 def test_multiply_accumulates_of_every_layer_are_half_of_torch_s_flops(case: Case) -> None:
     model, inputs, graph = case
     counted = flops(model, inputs)
 
-    assert {layer.name: 2 * layer.macs for layer in graph} == {layer.name: counted.get(layer.name, 0) for layer in graph}
+    assert {layer.name: 2 * layer.macs for layer in graph} == {
+        layer.name: counted.get(layer.name, 0) for layer in graph
+    }
     assert graph.macs > 0
 
 
@@ -79,7 +89,9 @@ def test_multiply_accumulates_of_every_layer_are_half_of_torch_s_flops(case: Cas
     ],
     ids=str,
 )
-def test_every_kind_of_layer_is_counted_as_torch_counts_it(layer: nn.Module, shape: tuple[int, ...]) -> None:
+def test_every_kind_of_layer_is_counted_as_torch_counts_it(
+    layer: nn.Module, shape: tuple[int, ...]
+) -> None:
     model, inputs = nn.Sequential(layer), {"input": torch.randn(shape)}
 
     (found,) = extract(model, inputs)
@@ -89,7 +101,9 @@ def test_every_kind_of_layer_is_counted_as_torch_counts_it(layer: nn.Module, sha
     assert found.bias == (layer.bias is not None)
 
 
-@pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 3, groups=2), nn.ConvTranspose2d(4, 6, 3)], ids=str)
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(4, 6, 3, groups=2), nn.ConvTranspose2d(4, 6, 3)], ids=str
+)
 def test_the_channel_axis_is_that_of_the_output_channels(layer: nn.Conv2d) -> None:
     (found,) = extract(nn.Sequential(layer), {"input": torch.randn(1, 4, 5, 5)})
 
@@ -125,7 +139,10 @@ def test_an_attention_called_without_context_is_self_attention_whatever_it_is_ca
             rows = self.conv_in(sample).flatten(2).transpose(1, 2)
             return self.blocks[0].attn2(rows, rows)
 
-    assert roles(extract(Lonely(), {"sample": inputs["sample"]}))["blocks.0.attn2.to_k"] == "self-attention-k"
+    assert (
+        roles(extract(Lonely(), {"sample": inputs["sample"]}))["blocks.0.attn2.to_k"]
+        == "self-attention-k"
+    )
 
 
 def test_every_layer_has_a_role(case: Case) -> None:
@@ -137,12 +154,54 @@ def test_every_layer_has_a_role(case: Case) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("unet", {"conv_in": "input", "conv_out": "output", "time_embedding.linear_1": "time-embedding", "down_blocks.0.resnets.0.conv1": "resnet-conv"}),
-        ("unet", {"down_blocks.0.resnets.0.time_emb_proj": "modulation", "down_blocks.1.resnets.0.conv_shortcut": "shortcut"}),
-        ("unet", {"down_blocks.0.downsamplers.0.conv": "resample", "up_blocks.0.upsamplers.0.conv": "resample"}),
-        ("dit", {"pos_embed.proj": "input", "proj_out": "output", "adaln_single.linear": "modulation", "caption_projection.linear_1": "text-embedding"}),
-        ("dit", {"transformer_blocks.0.ff.net.0.proj": "feed-forward-in", "transformer_blocks.1.ff.net.2": "feed-forward-out"}),
-        ("plain", {"conv_in": "input", "conv_out": "output", "blocks.0.ff.0": "feed-forward-in", "blocks.0.ff.2": "feed-forward-out"}),
+        (
+            "unet",
+            {
+                "conv_in": "input",
+                "conv_out": "output",
+                "time_embedding.linear_1": "time-embedding",
+                "down_blocks.0.resnets.0.conv1": "resnet-conv",
+            },
+        ),
+        (
+            "unet",
+            {
+                "down_blocks.0.resnets.0.time_emb_proj": "modulation",
+                "down_blocks.1.resnets.0.conv_shortcut": "shortcut",
+            },
+        ),
+        (
+            "unet",
+            {
+                "down_blocks.0.downsamplers.0.conv": "resample",
+                "up_blocks.0.upsamplers.0.conv": "resample",
+            },
+        ),
+        (
+            "dit",
+            {
+                "pos_embed.proj": "input",
+                "proj_out": "output",
+                "adaln_single.linear": "modulation",
+                "caption_projection.linear_1": "text-embedding",
+            },
+        ),
+        (
+            "dit",
+            {
+                "transformer_blocks.0.ff.net.0.proj": "feed-forward-in",
+                "transformer_blocks.1.ff.net.2": "feed-forward-out",
+            },
+        ),
+        (
+            "plain",
+            {
+                "conv_in": "input",
+                "conv_out": "output",
+                "blocks.0.ff.0": "feed-forward-in",
+                "blocks.0.ff.2": "feed-forward-out",
+            },
+        ),
     ],
 )
 def test_roles_say_what_a_layer_is_for(name: str, expected: dict[str, str]) -> None:
@@ -165,9 +224,19 @@ def test_repeated_blocks_are_found_with_their_layers() -> None:
 
     kinds = [b.kind for b in graph.blocks]
     assert [b.position for b in graph.blocks] == list(range(len(kinds)))
-    assert [kinds.count(k) for k in ("self-attention", "cross-attention", "feed-forward")] == [2, 2, 2]
-    assert sorted(name for b in graph.blocks for name in b.layers) == sorted(layer.name for layer in graph)
-    assert [graph.layer(n).block for n in ("blocks.0.ff.2", "blocks.1.attn1.to_q", "conv_in")] == ["blocks.0", "blocks.1", ""]
+    assert [kinds.count(k) for k in ("self-attention", "cross-attention", "feed-forward")] == [
+        2,
+        2,
+        2,
+    ]
+    assert sorted(name for b in graph.blocks for name in b.layers) == sorted(
+        layer.name for layer in graph
+    )
+    assert [graph.layer(n).block for n in ("blocks.0.ff.2", "blocks.1.attn1.to_q", "conv_in")] == [
+        "blocks.0",
+        "blocks.1",
+        "",
+    ]
 
 
 class Twice(nn.Module):
@@ -185,7 +254,12 @@ class Twice(nn.Module):
 def test_a_module_used_twice_is_one_layer_and_its_calls_add_up() -> None:
     (layer,) = extract(Twice(), {"x": torch.randn(1, 3, 4)})
 
-    assert (layer.name, layer.calls, layer.macs, layer.inputs) == ("shared", 2, (3 + 2) * 16, (3 + 2) * 4)
+    assert (layer.name, layer.calls, layer.macs, layer.inputs) == (
+        "shared",
+        2,
+        (3 + 2) * 16,
+        (3 + 2) * 4,
+    )
 
 
 def test_a_layer_that_does_not_run_is_in_the_graph_without_calls() -> None:
@@ -228,7 +302,10 @@ class Words(nn.Module):
 def test_embeddings_are_in_the_graph_and_can_t_be_quantized() -> None:
     graph = extract(Words(), {"words": torch.tensor([[1, 2]])}, inputs={"words": "image"})
 
-    assert [(layer.name, layer.kind, layer.quantizable, layer.macs) for layer in graph] == [("embed", "embedding", False, 0), ("out", "linear", True, 32)]
+    assert [(layer.name, layer.kind, layer.quantizable, layer.macs) for layer in graph] == [
+        ("embed", "embedding", False, 0),
+        ("out", "linear", True, 32),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -241,7 +318,9 @@ def test_embeddings_are_in_the_graph_and_can_t_be_quantized() -> None:
     ],
     ids=["missing", "unknown", "shape", "none"],
 )
-def test_a_model_that_can_t_be_called_so_is_refused_with_its_signature(model: nn.Module, inputs: dict[str, Any]) -> None:
+def test_a_model_that_can_t_be_called_so_is_refused_with_its_signature(
+    model: nn.Module, inputs: dict[str, Any]
+) -> None:
     signature = "(sample: 'Tensor', timestep: 'Tensor', context: 'Tensor')"
 
     with pytest.raises(QSearchError) as caught:
@@ -268,7 +347,11 @@ def test_another_layer_makes_another_id(name: str) -> None:
     build, inputs = MODELS[name]
     model, given = build(), inputs()
     before = extract(model, given).id
-    victim = next(n for n, m in model.named_modules() if n.endswith(("to_out", "to_out.0")) and isinstance(m, nn.Linear))
+    victim = next(
+        n
+        for n, m in model.named_modules()
+        if n.endswith(("to_out", "to_out.0")) and isinstance(m, nn.Linear)
+    )
     own = model.get_submodule(victim)
 
     model.set_submodule(victim, nn.Linear(own.in_features, own.out_features, bias=False))

@@ -34,7 +34,21 @@ class Own(nn.Module):
 
 
 def layers(graph: OpGraph) -> list[tuple[Any, ...]]:
-    return [(x.name, x.role, x.sees, x.kind, x.weight_shape, x.macs, x.calls, x.inputs, x.outputs, x.channel_axis) for x in graph]
+    return [
+        (
+            x.name,
+            x.role,
+            x.sees,
+            x.kind,
+            x.weight_shape,
+            x.macs,
+            x.calls,
+            x.inputs,
+            x.outputs,
+            x.channel_axis,
+        )
+        for x in graph
+    ]
 
 
 def test_control_flow_that_depends_on_data_is_read_with_hooks_and_gives_the_same_layers() -> None:
@@ -45,7 +59,9 @@ def test_control_flow_that_depends_on_data_is_read_with_hooks_and_gives_the_same
 
     assert (exported.source, watched.source) == ("export", "hooks")
     assert layers(watched) == layers(exported)
-    assert [(b.name, b.kind, b.layers) for b in watched.blocks] == [(b.name, b.kind, b.layers) for b in exported.blocks]
+    assert [(b.name, b.kind, b.layers) for b in watched.blocks] == [
+        (b.name, b.kind, b.layers) for b in exported.blocks
+    ]
     assert watched.total_macs == exported.total_macs
     assert extract(moody, inputs).id == watched.id
 
@@ -76,7 +92,12 @@ def test_a_call_that_fails_is_answered_with_the_signature() -> None:
     model, inputs = models.plain()
     del inputs["context"]
 
-    with pytest.raises(QSearchError, match=re.escape("Plain can't be called with these example inputs") + ".*context.*" + re.escape("its forward takes (x: ")):
+    with pytest.raises(
+        QSearchError,
+        match=re.escape("Plain can't be called with these example inputs")
+        + ".*context.*"
+        + re.escape("its forward takes (x: "),
+    ):
         extract(model, inputs)
 
 
@@ -84,24 +105,38 @@ def test_a_model_without_weights_whose_way_depends_on_data_is_asked_for_weights(
     _, inputs = models.plain()
     meta = {name: value.to("meta") for name, value in inputs.items()}
 
-    with pytest.raises(QSearchError, match=r"give it weights \(of any value\) instead of the meta device"):
+    with pytest.raises(
+        QSearchError, match=r"give it weights \(of any value\) instead of the meta device"
+    ):
         extract(Moody().to("meta"), meta)
 
 
 def test_inputs_that_tell_nothing_are_answered_with_how_to_name_them() -> None:
     with pytest.raises(
-        QSearchError, match=r"none of apple looks like the noisy picture; say it with .*inputs=\{'NAME': 'image'\}.*the forward takes \(apple: "
+        QSearchError,
+        match=r"none of apple looks like the noisy picture; say it with .*inputs=\{'NAME': 'image'\}.*the forward takes \(apple: ",
     ):
         extract(Own(), {"apple": torch.ones(2)[:, None].expand(2, 8)})
 
-    assert extract(Own(), {"apple": torch.ones(2, 8)}, inputs={"apple": "image"}).layer("layer").sees == "image"
+    assert (
+        extract(Own(), {"apple": torch.ones(2, 8)}, inputs={"apple": "image"}).layer("layer").sees
+        == "image"
+    )
 
 
 @pytest.mark.parametrize(
     ("chosen", "says"),
-    [({"aple": "image"}, "no tensor among the example inputs called 'aple'; did you mean 'apple'"), ({"apple": "imagine"}, "did you mean 'image'")],
+    [
+        (
+            {"aple": "image"},
+            "no tensor among the example inputs called 'aple'; did you mean 'apple'",
+        ),
+        ({"apple": "imagine"}, "did you mean 'image'"),
+    ],
 )
-def test_a_wrong_word_about_an_input_is_answered_with_the_nearest(chosen: dict[str, str], says: str) -> None:
+def test_a_wrong_word_about_an_input_is_answered_with_the_nearest(
+    chosen: dict[str, str], says: str
+) -> None:
     with pytest.raises(QSearchError, match=re.escape(says)):
         extract(Own(), {"apple": torch.ones(2, 8)}, inputs=chosen)
 

@@ -30,4 +30,10 @@ def assert_near(made: torch.Tensor, expected: torch.Tensor, factor: float = 1.0)
     assert made.dtype == expected.dtype
     rounding = factor * ROUNDING[made.dtype]
     largest = float(expected.float().abs().max()) if expected.numel() else 0.0
-    torch.testing.assert_close(made.float().cpu(), expected.float().cpu(), rtol=rounding, atol=rounding * largest * 0.25, equal_nan=True)
+    torch.testing.assert_close(
+        made.float().cpu(),
+        expected.float().cpu(),
+        rtol=rounding,
+        atol=rounding * largest * 0.25,
+        equal_nan=True,
+    )

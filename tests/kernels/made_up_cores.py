@@ -1,4 +1,4 @@
-"""Tables of cores that are not here: every way takes a second, and a test says which one is faster."""
+"""Tables of cores that are not here: every way takes a second, a test says which one is faster."""
 
 from __future__ import annotations
 

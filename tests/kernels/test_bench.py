@@ -16,7 +16,10 @@ RATES = {"int8": 4e12, "float": 1e12, "bytes": 1e9}
 
 def shapes(device: str) -> dict[str, object]:
     with torch.no_grad():
-        return {name: getattr(call(), "shape", None) for name, call in bench.contenders(32, 128, 64, device).items()}
+        return {
+            name: getattr(call(), "shape", None)
+            for name, call in bench.contenders(32, 128, 64, device).items()
+        }
 
 
 def test_every_contender_is_a_product_of_its_shape() -> None:
@@ -27,14 +30,27 @@ def test_every_contender_is_a_product_of_its_shape() -> None:
 
 
 @pytest.mark.gpu
-def test_every_contender_on_a_gpu_is_a_product_of_its_shape_and_rounded_inputs_are_among_them() -> None:
+def test_every_contender_on_a_gpu_is_a_product_of_its_shape_and_rounded_inputs_are_among_them() -> (
+    None
+):
     found = shapes("cuda")
 
-    assert {"fp32", "bf16", "W8A8", "W8A8, bf16 in", "W4A8", "W4A8, bf16 in", "W4A8 g64, bf16 in", "W4 g64, bf16 in"} <= set(found)
+    assert {
+        "fp32",
+        "bf16",
+        "W8A8",
+        "W8A8, bf16 in",
+        "W4A8",
+        "W4A8, bf16 in",
+        "W4A8 g64, bf16 in",
+        "W4 g64, bf16 in",
+    } <= set(found)
     assert found == dict.fromkeys(found, (32, 64))
 
 
-def test_gemlite_is_left_alone_where_there_is_no_gpu_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gemlite_is_left_alone_where_there_is_no_gpu_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     trap = types.ModuleType("gemlite")
     trap.__spec__ = ModuleSpec("gemlite", None)
     monkeypatch.setitem(sys.modules, "gemlite", trap)  # importing gemlite.helper of it would fail
@@ -56,6 +72,12 @@ def test_gemlite_is_left_alone_where_there_is_no_gpu_for_it(monkeypatch: pytest.
         ("gemlite W4 g64, bf16 in", 4.25, 2, "float"),
     ],
 )
-def test_the_floor_is_the_slower_of_bytes_and_operations(name: str, weight: float, entry: int, rate: str) -> None:
-    assert bench.floor(name, 1, 100, 200, RATES) == pytest.approx((100 * 200 * weight / 8 + entry * 300) / RATES["bytes"])
-    assert bench.floor(name, 10**6, 100, 200, {**RATES, "bytes": 1e18}) == pytest.approx(2 * 10**6 * 100 * 200 / RATES[rate])
+def test_the_floor_is_the_slower_of_bytes_and_operations(
+    name: str, weight: float, entry: int, rate: str
+) -> None:
+    assert bench.floor(name, 1, 100, 200, RATES) == pytest.approx(
+        (100 * 200 * weight / 8 + entry * 300) / RATES["bytes"]
+    )
+    assert bench.floor(name, 10**6, 100, 200, {**RATES, "bytes": 1e18}) == pytest.approx(
+        2 * 10**6 * 100 * 200 / RATES[rate]
+    )

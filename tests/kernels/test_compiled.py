@@ -13,10 +13,18 @@ pytest.importorskip("triton", reason="triton has wheels for Linux on x86-64 only
 
 from qsearch_kernels.gpu import inspection, specimens, tiles
 
-pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing"
+)
 
 #: what multiplies what: warpgroup instructions for tiles of rows, those of one warp for at most 16 rows
-EXPECTED = {"linear_a8 int8": "IGMMA", "linear_a8 fp8": "QGMMA", "linear_packed_a8": "IGMMA", "conv2d_a8": "IGMMA", "linear_wna16": "HMMA"}
+EXPECTED = {
+    "linear_a8 int8": "IGMMA",
+    "linear_a8 fp8": "QGMMA",
+    "linear_packed_a8": "IGMMA",
+    "conv2d_a8": "IGMMA",
+    "linear_wna16": "HMMA",
+}
 #: one of each kind, the one that needs most registers; the others take as long again
 SHORT = {
     "linear_a8 int8 128 x 256", "linear_a8 fp8 128 x 128", "linear_packed_a8 4 bits, groups of 64, zeros",
@@ -29,14 +37,19 @@ def inspected(name: str) -> tuple[inspection.Inspection, ...]:
     return tuple(inspection.inspect(launch) for launch in specimens.specimen(name).launches)
 
 
-CASES = [name if name in SHORT else pytest.param(name, marks=pytest.mark.slow) for name in specimens.names()]
+CASES = [
+    name if name in SHORT else pytest.param(name, marks=pytest.mark.slow)
+    for name in specimens.names()
+]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_kernel_is_what_hopper_wants(name: str) -> None:
     found = inspected(name)
 
-    expected = next((instruction for kernel, instruction in EXPECTED.items() if name.startswith(kernel)), None)
+    expected = next(
+        (instruction for kernel, instruction in EXPECTED.items() if name.startswith(kernel)), None
+    )
     assert found[0].tensor_cores.keys() == ({expected} if expected else set())
     for part in found:
         assert part.spills == 0
@@ -45,7 +58,9 @@ def test_a_kernel_is_what_hopper_wants(name: str) -> None:
         assert sum(part.instructions.values()) > 40
 
 
-def test_operands_of_the_8_bit_product_come_through_the_copy_engine_and_rows_are_loaded_widely() -> None:
+def test_operands_of_the_8_bit_product_come_through_the_copy_engine_and_rows_are_loaded_widely() -> (
+    None
+):
     (product,) = inspected("linear_a8 int8 128 x 256")
     (rows,) = inspected("norm_quantize adaLN 1152")
 

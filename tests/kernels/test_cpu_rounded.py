@@ -33,23 +33,37 @@ def expected(x: Tensor, w: Weight, bias: Tensor | None = None, **ends: Tensor) -
 
 
 @pytest.mark.parametrize(("bits", "zero"), [*itertools.product((2, 4, 5, 8), (False, True))])
-def test_a_torch_that_takes_no_unsigned_bytes_is_given_signed_ones(bits: int, zero: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torch_that_takes_no_unsigned_bytes_is_given_signed_ones(
+    bits: int, zero: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if integer_sums.exactness("int_mm", torch.int8) != "all":
         pytest.skip("this core's products of signed bytes saturate")
     types = []
     multiply = torch._int_mm
-    monkeypatch.setattr(torch, "_int_mm", lambda a, b, **named: types.append(a.dtype) or multiply(a, b, **named))
+    monkeypatch.setattr(
+        torch, "_int_mm", lambda a, b, **named: types.append(a.dtype) or multiply(a, b, **named)
+    )
     monkeypatch.setattr(few, "exact", lambda: False)
     with products.using(table(unsigned=False, wide="int_mm", narrow="int_mm")):
         for m, k, n in ((1, 33, 6), (5, 13, 7), (40, 64, 9)):
             w, x, bias = make(n, k, bits, zero=zero), torch.randn(m, k), torch.randn(n)
 
-            agree(cpu.linear_rounded(x, w, bias, 8, None, None), expected(x, w, bias), torch.float32)
-            agree(cpu.linear_rounded(x, w, bias, 8, **STATIC), expected(x, w, bias, **STATIC), torch.float32)
+            agree(
+                cpu.linear_rounded(x, w, bias, 8, None, None), expected(x, w, bias), torch.float32
+            )
+            agree(
+                cpu.linear_rounded(x, w, bias, 8, **STATIC),
+                expected(x, w, bias, **STATIC),
+                torch.float32,
+            )
         picture, kernel = torch.randn(2, 4, 5, 5) + 1, make(6, 36, bits, zero=zero)
         places = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
         made = ops.conv2d_rounded(picture, kernel, None, 8, **places)
-    agree(made, reference.conv2d_wnaxi(picture, **arguments(kernel), activation=8, **places), torch.float32)  # type: ignore[arg-type]
+    agree(
+        made,
+        reference.conv2d_wnaxi(picture, **arguments(kernel), activation=8, **places),
+        torch.float32,
+    )  # type: ignore[arg-type]
 
     assert set(types) == {torch.int8}
 
@@ -70,7 +84,9 @@ def test_where_unsigned_bytes_are_exact_the_rows_are_unsigned() -> None:
 @pytest.mark.parametrize("channels", [1, 5])
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 2)])
 @pytest.mark.parametrize("kind", ["8", "8 zero", "3 zero", "5", "e2m1", "tensor"])
-def test_a_convolution_takes_weights_of_every_kind_and_pictures_in_every_order(kind: str, kernel: tuple[int, int], channels: int) -> None:
+def test_a_convolution_takes_weights_of_every_kind_and_pictures_in_every_order(
+    kind: str, kernel: tuple[int, int], channels: int
+) -> None:
     halves = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6]) / 4
     columns = channels * kernel[0] * kernel[1]
     w = (
@@ -84,10 +100,17 @@ def test_a_convolution_takes_weights_of_every_kind_and_pictures_in_every_order(k
     right = reference.conv2d_wnaxi(x, **arguments(w), activation=8, bias=bias, **places)  # type: ignore[arg-type]
     ends = {"low": torch.tensor([-1.5]), "high": torch.tensor([2.0])}
 
-    for given in (x, x.contiguous(memory_format=torch.channels_last), x.flip(3).flip(3), x.repeat(1, 1, 1, 2)[..., :6]):
+    for given in (
+        x,
+        x.contiguous(memory_format=torch.channels_last),
+        x.flip(3).flip(3),
+        x.repeat(1, 1, 1, 2)[..., :6],
+    ):
         agree(ops.conv2d_rounded(given, w, bias, 8, **places), right, torch.float32)
     agree(
-        ops.conv2d_rounded(x, w, bias, 8, **places, **ends), reference.conv2d_wnaxi(x, **arguments(w), activation=8, bias=bias, **places, **ends), torch.float32
+        ops.conv2d_rounded(x, w, bias, 8, **places, **ends),
+        reference.conv2d_wnaxi(x, **arguments(w), activation=8, bias=bias, **places, **ends),
+        torch.float32,
     )  # type: ignore[arg-type]
 
 
@@ -109,13 +132,23 @@ def test_many_rows_are_rounded_and_multiplied_in_pieces(monkeypatch: pytest.Monk
     monkeypatch.setattr(cpu_rounded, "_SPREAD", 24 * 70)
 
     for each, right in zip((w, packed), whole, strict=True):
-        torch.testing.assert_close(cpu.linear_rounded(x.clone(), each, None, 8, None, None), right, rtol=1e-6, atol=1e-5)
+        torch.testing.assert_close(
+            cpu.linear_rounded(x.clone(), each, None, 8, None, None), right, rtol=1e-6, atol=1e-5
+        )
 
 
-def test_three_layers_on_a_cpu_that_are_given_one_tensor_round_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_three_layers_on_a_cpu_that_are_given_one_tensor_round_it_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rounded: list[Tensor] = []
     rows_of = cpu.rows_of
-    monkeypatch.setattr(cpu, "rows_of", lambda rows, *given, **named: rounded.append(rows.clone()) or rows_of(rows, *given, **named))
+    monkeypatch.setattr(
+        cpu,
+        "rows_of",
+        lambda rows, *given, **named: (
+            rounded.append(rows.clone()) or rows_of(rows, *given, **named)
+        ),
+    )
     q, k, v = (make(n, 64, 8) for n in (6, 7, 5))
     uneven = make(6, 64, 4, zero=True)
     x = torch.randn(2, 20, 64)
@@ -125,7 +158,9 @@ def test_three_layers_on_a_cpu_that_are_given_one_tensor_round_it_once(monkeypat
     assert len(rounded) == 1
     x.mul_(2)
     agree(ops.linear_rounded(x, q, None, 8), expected(x, q), torch.float32)
-    agree(ops.linear_rounded(x, uneven, None, 8), expected(x, uneven), torch.float32)  # wants the sums of rows too
+    agree(
+        ops.linear_rounded(x, uneven, None, 8), expected(x, uneven), torch.float32
+    )  # wants the sums of rows too
     agree(ops.linear_rounded(x, k, None, 8, **STATIC), expected(x, k, **STATIC), torch.float32)
     assert len(rounded) == 4
 
@@ -133,18 +168,24 @@ def test_three_layers_on_a_cpu_that_are_given_one_tensor_round_it_once(monkeypat
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_product_that_is_taken_apart_computes_what_the_whole_one_does(dtype: torch.dtype, zero: bool, static: bool) -> None:
+def test_a_product_that_is_taken_apart_computes_what_the_whole_one_does(
+    dtype: torch.dtype, zero: bool, static: bool
+) -> None:
     w, x, bias = make(6, 21, 8, zero=zero), torch.randn(4, 15, 21).to(dtype), torch.randn(6)
     ends = STATIC if static else {}
 
     with torch.no_grad():
-        made = torch.compile(lambda x: ops.linear_rounded(x, w, bias, 8, **ends), backend="aot_eager", fullgraph=True)(x)
+        made = torch.compile(
+            lambda x: ops.linear_rounded(x, w, bias, 8, **ends), backend="aot_eager", fullgraph=True
+        )(x)
 
     agree(made, expected(x, w, bias, **ends), dtype)
 
 
 @INDUCTOR
-def test_what_inductor_writes_keeps_every_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_inductor_writes_keeps_every_rounding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     needs_int_mm()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     w, x, bias = make(6, 21, 8, zero=True), torch.randn(4, 15, 21), torch.randn(6)
@@ -164,13 +205,17 @@ def test_a_compiled_row_on_a_cpu_that_is_not_finite_does_not_become_a_number() -
     x[1, 3], x[2, 63], x[3, 0] = torch.nan, torch.inf, -torch.inf
 
     with torch.no_grad():
-        made = torch.compile(lambda x: ops.linear_rounded(x + 0.5, w, None, 8, **STATIC), fullgraph=True)(x)
+        made = torch.compile(
+            lambda x: ops.linear_rounded(x + 0.5, w, None, 8, **STATIC), fullgraph=True
+        )(x)
 
     assert made[1:4].isnan().all()
     assert made[[0, *range(4, 40)]].isfinite().all()
 
 
-def test_a_graph_on_a_cpu_rounds_once_what_three_layers_read_and_leaves_few_rows_to_their_own_product() -> None:
+def test_a_graph_on_a_cpu_rounds_once_what_three_layers_read_and_leaves_few_rows_to_their_own_product() -> (
+    None
+):
     needs_int_mm()
     weights = [make(n, 64, 8) for n in (6, 7, 5)]
 
@@ -187,7 +232,9 @@ def test_a_graph_on_a_cpu_rounds_once_what_three_layers_read_and_leaves_few_rows
 def test_where_a_gradient_is_wanted_a_compiler_gets_the_whole_product() -> None:
     w, x = make(6, 64, 8), torch.randn(40, 64, requires_grad=True)
 
-    made = torch.compile(lambda x: ops.linear_rounded(x * 2, w, None, 8), backend="aot_eager", fullgraph=True)(x)
+    made = torch.compile(
+        lambda x: ops.linear_rounded(x * 2, w, None, 8), backend="aot_eager", fullgraph=True
+    )(x)
     made.sum().backward()
 
     assert x.grad is not None

@@ -10,7 +10,16 @@ from qsearch_kernels import cpu, few, layout, reference, widened
 from qsearch_kernels.weight import Weight
 from tests.kernels.test_cpu import TOLERANCE, agree, arguments, check_linear, make
 
-SHAPES = [(1, 1, 8), (2, 1, 8), (1, 2, 9), (1, 13, 5), (2, 33, 7), (5, 129, 70), (16, 65, 9), (17, 40, 6)]  # rows, inputs, outputs
+SHAPES = [
+    (1, 1, 8),
+    (2, 1, 8),
+    (1, 2, 9),
+    (1, 13, 5),
+    (2, 33, 7),
+    (5, 129, 70),
+    (16, 65, 9),
+    (17, 40, 6),
+]  # rows, inputs, outputs
 GROUPS = [0, -1, 5, 8, 24]
 
 
@@ -32,7 +41,9 @@ def tables(w: Weight, per_group: bool) -> Weight:
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("bits", range(1, 9))
-def test_integers_of_any_width_and_group_are_the_reference(bits: int, zero: bool, dtype: torch.dtype) -> None:
+def test_integers_of_any_width_and_group_are_the_reference(
+    bits: int, zero: bool, dtype: torch.dtype
+) -> None:
     for (m, k, n), group in [(shape, group) for shape in SHAPES for group in GROUPS]:
         w = make(n, k, bits, zero=zero, group=group)
         check(shared(w) if group == -1 else w, m, dtype)
@@ -42,19 +53,25 @@ def test_integers_of_any_width_and_group_are_the_reference(bits: int, zero: bool
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_tables_of_any_size_and_shape_are_the_reference(bits: int, per_group: bool) -> None:
     for (m, k, n), group in [(shape, group) for shape in SHAPES for group in (0, 5, 8, 24)]:
-        check(tables(make(n, k, bits, zero=not per_group, group=group), per_group), m, torch.float32)
+        check(
+            tables(make(n, k, bits, zero=not per_group, group=group), per_group), m, torch.float32
+        )
 
 
 def test_double_precision_keeps_its_digits() -> None:
     for group in (0, 8):
         w, x = make(6, 40, 4, zero=True, group=group), torch.randn(2, 40, dtype=torch.float64)
 
-        torch.testing.assert_close(cpu.linear(x, w, None), x @ w.dequantize(torch.float64).T, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            cpu.linear(x, w, None), x @ w.dequantize(torch.float64).T, rtol=1e-12, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("columns", [1151, 2304])
 @pytest.mark.parametrize("bits", [2, 3, 4, 7])
-def test_pieces_of_a_weight_fit_together(bits: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_of_a_weight_fit_together(
+    bits: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(few, "_BYTES", 1)  # the least piece has 64 rows
     monkeypatch.setattr(widened, "_WEIGHTS", (1, 1))
     for group in (0, 64):
@@ -62,11 +79,15 @@ def test_pieces_of_a_weight_fit_together(bits: int, columns: int, monkeypatch: p
             check(make(150, columns, bits, zero=True, group=group), m, torch.bfloat16)
 
 
-@pytest.mark.skipif(not few.exact(), reason="this core's products of bytes saturate, and its weights are widened")
+@pytest.mark.skipif(
+    not few.exact(), reason="this core's products of bytes saturate, and its weights are widened"
+)
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_longest_row_of_the_largest_bytes_adds_up(count: int) -> None:
     w = make(2, few.LONGEST, 7, zero=True)
-    w = w._replace(codes=torch.full_like(w.codes, 255), zero=torch.zeros_like(w.zero))  # every bit of every plane: 127
+    w = w._replace(
+        codes=torch.full_like(w.codes, 255), zero=torch.zeros_like(w.zero)
+    )  # every bit of every plane: 127
     x = torch.full((count, few.LONGEST), 3.0)
 
     assert few.takes(w)
@@ -88,7 +109,9 @@ def test_what_is_not_finite_stays_so_and_stays_in_its_row(bad: float, group: int
 
 
 @pytest.mark.parametrize("group", [0, 8, 5])
-@pytest.mark.parametrize(("rows", "columns", "outputs"), [(0, 24, 5), (2, 24, 0), (1, 24, 0), (2, 0, 5)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "outputs"), [(0, 24, 5), (2, 24, 0), (1, 24, 0), (2, 0, 5)]
+)
 def test_nothing_gives_nothing(rows: int, columns: int, outputs: int, group: int) -> None:
     w = make(outputs, columns, 4, group=group)
     bias = torch.randn(outputs)
@@ -98,17 +121,32 @@ def test_nothing_gives_nothing(rows: int, columns: int, outputs: int, group: int
     assert torch.equal(y, bias.expand(rows, outputs))
 
 
-@pytest.mark.parametrize("row", [torch.zeros(1, 40), torch.randn(1, 40) * 1e25, torch.randn(1, 40) * 1e-20, torch.full((1, 40), -3.0)])
+@pytest.mark.parametrize(
+    "row",
+    [
+        torch.zeros(1, 40),
+        torch.randn(1, 40) * 1e25,
+        torch.randn(1, 40) * 1e-20,
+        torch.full((1, 40), -3.0),
+    ],
+)
 def test_rows_of_any_size_keep_their_digits(row: Tensor) -> None:
     w = make(6, 40, 4, zero=True)
 
     for x in (row, row.repeat(2, 1)):
         expected = reference.linear_wna16(x.double(), **arguments(w))  # type: ignore[arg-type]
-        torch.testing.assert_close(cpu.linear(x, w, None).double(), expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
+        torch.testing.assert_close(
+            cpu.linear(x, w, None).double(),
+            expected,
+            rtol=0,
+            atol=2e-6 * float(expected.abs().max()),
+        )
 
 
 @pytest.mark.parametrize("m", [1, 3])
-def test_a_machine_whose_bytes_are_not_exact_widens_instead(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_whose_bytes_are_not_exact_widens_instead(
+    m: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     w = make(6, 40, 4, zero=True)
     assert few.takes(w) == few.exact()
     monkeypatch.setattr(few, "exact", lambda: False)
@@ -120,7 +158,11 @@ def test_a_machine_whose_bytes_are_not_exact_widens_instead(m: int, monkeypatch:
 def test_saturating_products_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = few.exact.__wrapped__
     product = torch._int_mm
-    for wrong in (lambda a, b: product(a, b).clamp(min=-(2**15) * 32), lambda a, b: product(a, b) if len(a) > 1 else product(a, b) + 1, None):
+    for wrong in (
+        lambda a, b: product(a, b).clamp(min=-(2**15) * 32),
+        lambda a, b: product(a, b) if len(a) > 1 else product(a, b) + 1,
+        None,
+    ):
         monkeypatch.setattr(torch, "_int_mm", wrong or _none)
         assert not exact()
 

@@ -16,7 +16,12 @@ from .test_cpu import TOLERANCE, agree, arguments, make
 
 PLACES = {
     "3 x 3": {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)},
-    "3 x 2, every second": {"kernel": (3, 2), "stride": (2, 2), "padding": (2, 2), "dilation": (1, 1)},
+    "3 x 2, every second": {
+        "kernel": (3, 2),
+        "stride": (2, 2),
+        "padding": (2, 2),
+        "dilation": (1, 1),
+    },
     "2 x 3, apart": {"kernel": (2, 3), "stride": (1, 1), "padding": (0, 0), "dilation": (2, 2)},
     "1 x 1": {"kernel": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)},
 }
@@ -24,7 +29,13 @@ HALVES = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6]) / 4
 
 
 def cuda(
-    x: Tensor, w: Weight, bias: Tensor | None = None, activation: int = 8, low: Tensor | None = None, high: Tensor | None = None, **places: object
+    x: Tensor,
+    w: Weight,
+    bias: Tensor | None = None,
+    activation: int = 8,
+    low: Tensor | None = None,
+    high: Tensor | None = None,
+    **places: object,
 ) -> Tensor:
     """`ops.conv2d_rounded` as CUDA has it registered."""
     return ops._gpu_conv2d_rounded(x, *w, bias, activation, *places.values(), low, high)
@@ -33,9 +44,15 @@ def cuda(
 @pytest.mark.parametrize("bits", [8, 4, 3])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("places", PLACES.values(), ids=PLACES)
-def test_a_convolution_is_the_reference_on_ragged_pictures_in_every_memory_format(places: dict[str, tuple[int, int]], dtype: torch.dtype, bits: int) -> None:
+def test_a_convolution_is_the_reference_on_ragged_pictures_in_every_memory_format(
+    places: dict[str, tuple[int, int]], dtype: torch.dtype, bits: int
+) -> None:
     taps = places["kernel"][0] * places["kernel"][1]
-    w, x, bias = make(6, 5 * taps, bits), (torch.randn(3, 5, 9, 7) * torch.tensor([1.0, 9.0, 0.1]).view(3, 1, 1, 1) + 1).to(dtype), torch.randn(6)
+    w, x, bias = (
+        make(6, 5 * taps, bits),
+        (torch.randn(3, 5, 9, 7) * torch.tensor([1.0, 9.0, 0.1]).view(3, 1, 1, 1) + 1).to(dtype),
+        torch.randn(6),
+    )
     expected = reference.conv2d_wnaxi(x.float(), **arguments(w), activation=8, bias=bias, **places)  # type: ignore[arg-type]
 
     assert "cuda" in ops.devices(w, convolution=True)
@@ -51,15 +68,27 @@ def test_a_static_grid_is_one_for_all_pictures_or_one_each(activation: int, ends
 
     made = cuda(x, w, None, activation, **grids, **places)
 
-    agree(made, reference.conv2d_wnaxi(x, **arguments(w), activation=activation, **grids, **places), torch.float32)  # type: ignore[arg-type]
+    agree(
+        made,
+        reference.conv2d_wnaxi(x, **arguments(w), activation=activation, **grids, **places),
+        torch.float32,
+    )  # type: ignore[arg-type]
     agree(made, ops.conv2d_rounded(x, w, None, activation, **grids, **places), torch.float32)  # type: ignore[arg-type]
 
 
 def test_small_floats_whose_levels_are_whole_are_multiplied_as_bytes() -> None:
-    w, x, places = make(4, 5 * 9, 4, levels=torch.cat([HALVES, -HALVES])), torch.randn(2, 5, 6, 7), PLACES["3 x 3"]
+    w, x, places = (
+        make(4, 5 * 9, 4, levels=torch.cat([HALVES, -HALVES])),
+        torch.randn(2, 5, 6, 7),
+        PLACES["3 x 3"],
+    )
 
     assert "cuda" in ops.devices(w, convolution=True)
-    agree(cuda(x, w, **places), reference.conv2d_wnaxi(x, **arguments(w), activation=8, **places), torch.float32)  # type: ignore[arg-type]
+    agree(
+        cuda(x, w, **places),
+        reference.conv2d_wnaxi(x, **arguments(w), activation=8, **places),
+        torch.float32,
+    )  # type: ignore[arg-type]
 
 
 def test_one_scale_for_the_whole_weight_serves_every_row() -> None:
@@ -67,16 +96,25 @@ def test_one_scale_for_the_whole_weight_serves_every_row() -> None:
     w = w._replace(scale=w.scale[:1], group=-1)
 
     assert "cuda" in ops.devices(w, convolution=True)
-    agree(cuda(x, w, **places), reference.conv2d_wnaxi(x, **arguments(w), activation=8, **places), torch.float32)  # type: ignore[arg-type]
+    agree(
+        cuda(x, w, **places),
+        reference.conv2d_wnaxi(x, **arguments(w), activation=8, **places),
+        torch.float32,
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("places", PLACES.values(), ids=PLACES)
-def test_an_empty_batch_gives_an_empty_result_laid_out_as_the_compiler_was_told(places: dict[str, tuple[int, int]]) -> None:
+def test_an_empty_batch_gives_an_empty_result_laid_out_as_the_compiler_was_told(
+    places: dict[str, tuple[int, int]],
+) -> None:
     w = make(6, 5 * places["kernel"][0] * places["kernel"][1], 8)
     for batch in (0, 2):
         x = torch.randn(batch, 5, 9, 7)
 
-        made, told = cuda(x, w, **places), ops._shape_of_conv2d(x, *w, None, 8, *places.values(), None, None)
+        made, told = (
+            cuda(x, w, **places),
+            ops._shape_of_conv2d(x, *w, None, 8, *places.values(), None, None),
+        )
 
         assert (made.shape, made.stride(), made.dtype) == (told.shape, told.stride(), told.dtype)
 
@@ -105,7 +143,10 @@ def test_what_the_kernel_does_not_do_is_not_promised_and_refused_by_name() -> No
         gpu_ops.conv2d_rounded(x, prepare(*zeros), None, 8, *places.values())
     with pytest.raises(ValueError, match="one scale a row and no zeros; given groups of 32"):
         gpu_ops.conv2d_rounded(x, prepare(*grouped), None, 8, *places.values())
-    with pytest.raises(ValueError, match=r"one stride, padding and dilation for both axes .* given padding \(1, 2\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"one stride, padding and dilation for both axes .* given padding \(1, 2\)",
+    ):
         gpu_ops.conv2d_rounded(x, prepare(*make(4, 45, 4)), None, 8, (3, 3), (1, 1), (1, 2), (1, 1))
 
 
@@ -129,7 +170,9 @@ def test_what_the_kernel_does_not_do_is_not_promised_and_refused_by_name() -> No
         ("int8-c+a8", {"padding": 1, "padding_mode": "circular"}, set()),
     ],
 )
-def test_a_layer_promises_a_device_where_there_is_a_product_for_it(scheme: str, options: dict[str, object], expected: set[str]) -> None:
+def test_a_layer_promises_a_device_where_there_is_a_product_for_it(
+    scheme: str, options: dict[str, object], expected: set[str]
+) -> None:
     source = nn.Conv2d(4, 6, 3, **options)  # type: ignore[arg-type]
 
     assert QuantConv2d(Scheme.parse(scheme), source).devices == expected

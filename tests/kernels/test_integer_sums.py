@@ -1,5 +1,5 @@
 """Every product of this core's table against the reference: at the ends of the range, on ragged
-shapes, under every instruction set that the core has; and how weights are split where it saturates."""
+shapes, under every instruction set that it has; and how weights are split where it saturates."""
 
 from __future__ import annotations
 
@@ -38,11 +38,24 @@ def extremes(rows: int, columns: int, outputs: int) -> Iterator[tuple[Tensor, Te
     weights = torch.randint(-128, 128, (outputs, columns))
     signs = torch.where(torch.rand(outputs, columns) < 0.5, -128, 127)
     for codes in (drawn, torch.full_like(drawn, 255), (drawn > 127) * 255):
-        for matrix in (weights, signs, torch.full_like(weights, -128), torch.full_like(weights, 127)):
+        for matrix in (
+            weights,
+            signs,
+            torch.full_like(weights, -128),
+            torch.full_like(weights, 127),
+        ):
             yield codes, matrix
 
 
-SHAPES = [(1, 2, 1), (1, 33, 7), (3, 64, 5), (17, 130, 40), (70, 261, 19), (65, 520, 9), (9, 1029, 8)]
+SHAPES = [
+    (1, 2, 1),
+    (1, 33, 7),
+    (3, 64, 5),
+    (17, 130, 40),
+    (70, 261, 19),
+    (65, 520, 9),
+    (9, 1029, 8),
+]
 
 
 def check_every_product() -> int:
@@ -77,7 +90,14 @@ def check_every_product() -> int:
 def check_every_scheme() -> int:
     """Layers of every kind, by whatever serves them here, against the plain twins."""
     compared = 0
-    for bits, zero, group in ((8, False, 0), (8, True, 0), (7, True, 0), (4, False, 0), (3, True, 0), (4, True, 8)):
+    for bits, zero, group in (
+        (8, False, 0),
+        (8, True, 0),
+        (7, True, 0),
+        (4, False, 0),
+        (3, True, 0),
+        (4, True, 8),
+    ):
         for m, k, n in ((1, 40, 9), (5, 48, 70), (40, 264, 33), (300, 40, 70)):
             weight, bias = make(n, k, bits, zero=zero, group=group), torch.randn(n)
             for dtype in (torch.float32, torch.bfloat16):
@@ -91,7 +111,9 @@ def check_every_scheme() -> int:
                 if group:
                     continue
                 for activation in (8, 7, 4):
-                    twin = reference.linear_wnaxi(x.float(), **arguments(weight), activation=activation, bias=bias)  # type: ignore[arg-type]
+                    twin = reference.linear_wnaxi(
+                        x.float(), **arguments(weight), activation=activation, bias=bias
+                    )  # type: ignore[arg-type]
                     agree(ops.linear_rounded(x, weight, bias, activation), twin, dtype)
                     compared += 1
     for bits, channels, kernel in ((8, 5, (3, 3)), (8, 4, (1, 1)), (7, 3, (3, 2)), (4, 8, (3, 3))):
@@ -105,7 +127,9 @@ def check_every_scheme() -> int:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_every_product_and_every_scheme_is_the_reference_on_every_instruction_set(level: str, tmp_path: Path) -> None:
+def test_every_product_and_every_scheme_is_the_reference_on_every_instruction_set(
+    level: str, tmp_path: Path
+) -> None:
     script = (
         "import torch; torch.manual_seed(0)\n"
         "from tests.kernels import test_integer_sums as t\n"
@@ -164,7 +188,9 @@ def test_a_split_weight_and_its_rest_are_the_weight_and_no_pair_exceeds() -> Non
 
 def test_a_weight_that_exceeds_everywhere_is_not_split() -> None:
     assert saturation.split(torch.full((8, 64), 127, dtype=torch.int8)) is None
-    weight = Weight(torch.full((8, 64), 127, dtype=torch.int8), torch.ones(8, 1), None, 128.0, None, 8, 64, 0)
+    weight = Weight(
+        torch.full((8, 64), 127, dtype=torch.int8), torch.ones(8, 1), None, 128.0, None, 8, 64, 0
+    )
     x = torch.rand(20, 64)
 
     with products.using(table(exact="pairs", wide="int_mm + rest")):
@@ -209,5 +235,7 @@ def test_a_product_that_saturates_is_noticed_and_one_that_is_wrong_is_not_taken(
     ("activation", "weight", "fits"),
     [(255, 64, True), (255, 65, False), (127, 128, True), (128, 128, False), (255, 15, True)],
 )
-def test_pairs_of_products_fit_16_bits_up_to_7_bits_of_one_operand(activation: int, weight: int, fits: bool) -> None:
+def test_pairs_of_products_fit_16_bits_up_to_7_bits_of_one_operand(
+    activation: int, weight: int, fits: bool
+) -> None:
     assert integer_sums.fits_pairs(activation, weight) == fits

@@ -55,7 +55,16 @@ def test_three_bits_are_a_plane_of_two_and_a_plane_of_one() -> None:
 
 
 def test_planes_are_powers_of_two_that_add_up_to_the_width() -> None:
-    assert {bits: layout.planes(bits) for bits in BITS} == {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
+    assert {bits: layout.planes(bits) for bits in BITS} == {
+        1: (1,),
+        2: (2,),
+        3: (2, 1),
+        4: (4,),
+        5: (4, 1),
+        6: (4, 2),
+        7: (4, 2, 1),
+        8: (8,),
+    }
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -70,7 +79,9 @@ def test_padding_takes_less_than_a_byte_a_plane(columns: int, bits: int) -> None
 def test_rows_are_packed_each_for_itself(bits: int) -> None:
     codes = random_codes((4, 11), bits)
 
-    torch.testing.assert_close(layout.pack(codes, bits)[2], layout.pack(codes[2], bits), rtol=0, atol=0)
+    torch.testing.assert_close(
+        layout.pack(codes, bits)[2], layout.pack(codes[2], bits), rtol=0, atol=0
+    )
 
 
 def test_packing_leaves_its_input_alone_and_takes_any_integer_type_and_any_strides() -> None:
@@ -86,7 +97,10 @@ def test_packing_leaves_its_input_alone_and_takes_any_integer_type_and_any_strid
 
 @pytest.mark.parametrize("bits", [0, 9, -1])
 def test_a_width_outside_one_to_eight_is_refused(bits: int) -> None:
-    for call in (lambda: layout.pack(torch.zeros(3, dtype=torch.uint8), bits), lambda: layout.row_bytes(3, bits)):
+    for call in (
+        lambda: layout.pack(torch.zeros(3, dtype=torch.uint8), bits),
+        lambda: layout.row_bytes(3, bits),
+    ):
         with pytest.raises(ValueError, match=f"a code has 1 to 8 bits; given {bits}"):
             call()
 
@@ -103,7 +117,16 @@ def test_codes_that_are_no_integers_or_have_no_axis_are_refused(codes: torch.Ten
         layout.pack(codes, 4)
 
 
-@pytest.mark.parametrize("packed", [torch.zeros(2, 5, dtype=torch.uint8), torch.zeros(2, 6, dtype=torch.int32), torch.tensor(0, dtype=torch.uint8)])
+@pytest.mark.parametrize(
+    "packed",
+    [
+        torch.zeros(2, 5, dtype=torch.uint8),
+        torch.zeros(2, 6, dtype=torch.int32),
+        torch.tensor(0, dtype=torch.uint8),
+    ],
+)
 def test_a_packed_row_of_another_length_or_type_is_refused(packed: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match=r"13 codes of 3 bits are packed in uint8 \[\.\.\., 6\]; given torch\."):
+    with pytest.raises(
+        ValueError, match=r"13 codes of 3 bits are packed in uint8 \[\.\.\., 6\]; given torch\."
+    ):
         layout.unpack(packed, 3, 13)

@@ -23,7 +23,9 @@ def test_a_kernel_imports_torch_triton_and_its_own_package_by_relative_names(pat
             found = {str(node.module).partition(".")[0]}
         else:
             continue
-        assert found <= ALLOWED | (OPTIONAL if path.name == "bench.py" else set()), f"{path.name} imports {found}"
+        assert found <= ALLOWED | (OPTIONAL if path.name == "bench.py" else set()), (
+            f"{path.name} imports {found}"
+        )
 
 
 def test_the_package_is_loaded_under_another_name_from_where_it_lies(tmp_path: Path) -> None:
@@ -32,10 +34,10 @@ def test_the_package_is_loaded_under_another_name_from_where_it_lies(tmp_path: P
     variant = tmp_path / "build" / "torch-cpu" / "renamed"
     variant.parent.mkdir(parents=True)
     variant.symlink_to(PACKAGE)
-    script = (
-        f"import sys; sys.path.insert(0, {str(variant.parent)!r}); import renamed.layout, renamed.reference, renamed.ops, torch; print(renamed.ops.__name__)"
-    )
+    script = f"import sys; sys.path.insert(0, {str(variant.parent)!r}); import renamed.layout, renamed.reference, renamed.ops, torch; print(renamed.ops.__name__)"
 
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
 
     assert done.stdout.strip() == "renamed.ops"

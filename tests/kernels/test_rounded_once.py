@@ -64,7 +64,9 @@ def test_three_layers_that_are_given_one_tensor_round_it_once(roundings: list[Te
         assert len(roundings) == step + 1
 
 
-def test_what_is_written_into_the_tensor_between_two_calls_is_noticed(roundings: list[Tensor]) -> None:
+def test_what_is_written_into_the_tensor_between_two_calls_is_noticed(
+    roundings: list[Tensor],
+) -> None:
     x, (q, k, v) = torch.randn(5, 64), qkv()
     ops.linear_rounded(x, q, None, 8)
 
@@ -76,7 +78,9 @@ def test_what_is_written_into_the_tensor_between_two_calls_is_noticed(roundings:
     assert len(roundings) == 3
 
 
-def test_a_reader_that_comes_back_gets_fresh_rows_whatever_was_written_past_torch(roundings: list[Tensor]) -> None:
+def test_a_reader_that_comes_back_gets_fresh_rows_whatever_was_written_past_torch(
+    roundings: list[Tensor],
+) -> None:
     x, weights = torch.randn(5, 64), qkv()
     for _ in range(3):
         for w in weights:
@@ -86,17 +90,32 @@ def test_a_reader_that_comes_back_gets_fresh_rows_whatever_was_written_past_torc
     assert len(roundings) == 3
 
 
-def test_another_tensor_another_form_and_another_group_are_rounded_anew(roundings: list[Tensor]) -> None:
+def test_another_tensor_another_form_and_another_group_are_rounded_anew(
+    roundings: list[Tensor],
+) -> None:
     x, (q, k, v) = torch.randn(5, 64), qkv()
     grouped = make(4, 64, 4, zero=True, group=32)
 
-    for given, w, activation in ((x, q, 8), (x.clone(), k, 8), (x, v, 8), (x, k, 6), (x, grouped, 6), (x[:], q, 6)):
-        agree(ops.linear_rounded(given, w, None, activation), expected(given, w, activation), torch.float32)
+    for given, w, activation in (
+        (x, q, 8),
+        (x.clone(), k, 8),
+        (x, v, 8),
+        (x, k, 6),
+        (x, grouped, 6),
+        (x[:], q, 6),
+    ):
+        agree(
+            ops.linear_rounded(given, w, None, activation),
+            expected(given, w, activation),
+            torch.float32,
+        )
 
     assert len(roundings) == 6
 
 
-def test_static_grids_are_shared_only_where_they_are_the_same_tensors_unchanged(roundings: list[Tensor]) -> None:
+def test_static_grids_are_shared_only_where_they_are_the_same_tensors_unchanged(
+    roundings: list[Tensor],
+) -> None:
     x, (q, k, v) = torch.randn(5, 64), qkv()
     one, other = ({"low": torch.tensor([-low]), "high": torch.tensor([2.0])} for low in (1.5, 0.5))
 
@@ -127,7 +146,9 @@ class Own(Tensor):
     pass
 
 
-def test_nothing_is_shared_where_operations_are_watched_or_the_tensor_is_no_plain_one(roundings: list[Tensor]) -> None:
+def test_nothing_is_shared_where_operations_are_watched_or_the_tensor_is_no_plain_one(
+    roundings: list[Tensor],
+) -> None:
     x, (q, k, _) = torch.randn(5, 64), qkv()
     with Watching():
         for w in (q, k):
@@ -139,10 +160,14 @@ def test_nothing_is_shared_where_operations_are_watched_or_the_tensor_is_no_plai
     assert len(roundings) == 4
 
 
-def test_the_rows_go_when_the_tensor_goes(roundings: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rows_go_when_the_tensor_goes(
+    roundings: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[weakref.ref[Tensor]] = []
     quantize = gpu_ops.quantize_rows
-    monkeypatch.setattr(gpu_ops, "quantize_rows", lambda *given, **named: _seen(quantize(*given, **named), made))
+    monkeypatch.setattr(
+        gpu_ops, "quantize_rows", lambda *given, **named: _seen(quantize(*given, **named), made)
+    )
     gc.disable()
     try:
         x, w = torch.randn(5, 64), make(6, 64, 8)
@@ -159,7 +184,9 @@ def _seen(rows: Any, made: list[weakref.ref[Tensor]]) -> Any:
     return rows
 
 
-def test_where_a_gradient_is_wanted_rounding_and_product_stay_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_a_gradient_is_wanted_rounding_and_product_stay_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     x, asked = torch.randn(5, 64, requires_grad=True), []
     monkeypatch.setattr(Tensor, "is_cuda", property(lambda t: bool(asked.append(t)) or True))
 
@@ -185,8 +212,14 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize(("bits", "group"), [(8, 0), (4, 0), (4, 32)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_compiled_layer_computes_what_it_computes_eagerly(roundings: list[Tensor], dtype: torch.dtype, bits: int, group: int, static: bool) -> None:
-    w, x, bias = make(6, 64, bits, zero=True, group=group), torch.randn(2, 5, 64).to(dtype), torch.randn(6)
+def test_a_compiled_layer_computes_what_it_computes_eagerly(
+    roundings: list[Tensor], dtype: torch.dtype, bits: int, group: int, static: bool
+) -> None:
+    w, x, bias = (
+        make(6, 64, bits, zero=True, group=group),
+        torch.randn(2, 5, 64).to(dtype),
+        torch.randn(6),
+    )
     ends = {"low": torch.tensor([-1.5]), "high": torch.tensor([2.0])} if static else {}
     layer = lambda x: ops.linear_rounded(x, w, bias, 8, **ends)  # noqa: E731
 
@@ -199,7 +232,9 @@ def test_a_compiled_layer_computes_what_it_computes_eagerly(roundings: list[Tens
 
 
 @INDUCTOR
-def test_a_compiled_row_that_is_not_finite_does_not_become_a_number(roundings: list[Tensor]) -> None:
+def test_a_compiled_row_that_is_not_finite_does_not_become_a_number(
+    roundings: list[Tensor],
+) -> None:
     w, x = make(6, 64, 8), torch.randn(5, 64)
     x[1, 3], x[2, 63], x[3, 0] = torch.nan, torch.inf, -torch.inf
 
@@ -230,7 +265,9 @@ def rounded_in(graph: torch.fx.Graph) -> int:
 def test_a_graph_rounds_a_tensor_once_however_many_layers_read_it(roundings: list[Tensor]) -> None:
     graph = graph_of(block, *inputs(), qkv())
 
-    products = [node for node in graph.nodes if node.target is torch.ops.qsearch_kernels.linear_rows.default]
+    products = [
+        node for node in graph.nodes if node.target is torch.ops.qsearch_kernels.linear_rows.default
+    ]
     assert len(products) == 3
     assert len({node.args[0] for node in products}) == 1
     assert rounded_in(graph) == 1
@@ -249,7 +286,9 @@ def test_a_graph_rounds_again_what_was_written_to_in_between(roundings: list[Ten
 
     assert rounded_in(graph_of(changed, x)) == 2
     torch._dynamo.reset()
-    for made, right in zip(torch.compile(changed, backend="aot_eager", fullgraph=True)(x), changed(x), strict=True):
+    for made, right in zip(
+        torch.compile(changed, backend="aot_eager", fullgraph=True)(x), changed(x), strict=True
+    ):
         assert torch.equal(made, right)
 
 
@@ -259,7 +298,9 @@ def test_a_graph_rounds_for_each_grid_and_form(roundings: list[Tensor]) -> None:
 
     def several(x: Tensor, low: Tensor, high: Tensor) -> list[Tensor]:
         ends = ((None, None), (low, high), (low, high * 2))
-        return [ops.linear_rounded(x, w, None, 8, *two) for w, two in zip((q, k, v), ends, strict=True)] + [ops.linear_rounded(x, q, None, 6)]
+        return [
+            ops.linear_rounded(x, w, None, 8, *two) for w, two in zip((q, k, v), ends, strict=True)
+        ] + [ops.linear_rounded(x, q, None, 6)]
 
     x = torch.randn(5, 64)
     made = torch.compile(several, backend="aot_eager", fullgraph=True)(x, low, high)
@@ -278,7 +319,11 @@ def test_one_graph_serves_every_number_of_rows(roundings: list[Tensor], static: 
         graphs.append(module)
         return module.forward
 
-    compiled = torch.compile(lambda x: [ops.linear_rounded(x, w, None, 8, **ends) for w in weights], backend=aot_autograd(fw_compiler=keep), fullgraph=True)
+    compiled = torch.compile(
+        lambda x: [ops.linear_rounded(x, w, None, 8, **ends) for w in weights],
+        backend=aot_autograd(fw_compiler=keep),
+        fullgraph=True,
+    )
 
     with torch.no_grad():
         for rows in (5, 7, 12):
@@ -291,9 +336,14 @@ def test_one_graph_serves_every_number_of_rows(roundings: list[Tensor], static: 
 
 @INDUCTOR
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_inductor_writes_norm_modulation_and_one_rounding_into_one_kernel(roundings: list[Tensor], dtype: torch.dtype) -> None:
+def test_inductor_writes_norm_modulation_and_one_rounding_into_one_kernel(
+    roundings: list[Tensor], dtype: torch.dtype
+) -> None:
     given, weights = [x.to(dtype) for x in inputs()], qkv()
-    with torch.no_grad(), torch._inductor.config.patch(force_disable_caches=True):  # what they hold doesn't depend on an operator's tags
+    with (
+        torch.no_grad(),
+        torch._inductor.config.patch(force_disable_caches=True),
+    ):  # what they hold doesn't depend on an operator's tags
         made, [code] = run_and_get_code(torch.compile(block, fullgraph=True), *given, weights)
 
     assert len(re.findall(r"^ +cpp_fused\w+\(", code, re.M)) == 1
@@ -308,4 +358,8 @@ def test_inductor_writes_norm_modulation_and_one_rounding_into_one_kernel(roundi
 def test_the_operator_keeps_torchs_rules() -> None:
     w, rows = make(6, 16, 4, zero=True), gpu_ops.quantize_rows(torch.randn(2, 3, 16))
 
-    torch.library.opcheck(torch.ops.qsearch_kernels.linear_rows.default, (*rows, *w, None, torch.bfloat16), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(
+        torch.ops.qsearch_kernels.linear_rows.default,
+        (*rows, *w, None, torch.bfloat16),
+        test_utils=("test_schema", "test_faketensor"),
+    )

@@ -32,7 +32,15 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 def _as_in_its_schema(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """The dispatcher hands defaults and names over in their order; a kernel takes them as they come."""
-    order = {"form": 1, "activation": 2, "shift": 3, "divisor": 4, "scale": 5, "zero": 6, "group": 7}
+    order = {
+        "form": 1,
+        "activation": 2,
+        "shift": 3,
+        "divisor": 4,
+        "scale": 5,
+        "zero": 6,
+        "group": 7,
+    }
 
     def call(*given: Any, **named: Any) -> Any:
         if not named:
@@ -51,7 +59,13 @@ def on(device: str, w: Weight) -> list[Any]:
 
 def near(made: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     assert made.dtype == dtype
-    torch.testing.assert_close(made.float().cpu(), expected.float(), rtol=0, atol=NEAR[dtype] * float(expected.abs().max()), equal_nan=True)
+    torch.testing.assert_close(
+        made.float().cpu(),
+        expected.float(),
+        rtol=0,
+        atol=NEAR[dtype] * float(expected.abs().max()),
+        equal_nan=True,
+    )
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -59,11 +73,19 @@ def near(made: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", NEAR)
 def test_a_convolution(device: str, dtype: torch.dtype, bits: int, static: bool) -> None:
     w, x, bias = make(5, 6 * 9, bits), (torch.randn(2, 6, 5, 7) + 1).to(dtype), torch.randn(5)
-    ends = {"low": torch.tensor([-1.5]), "high": torch.tensor([2.5])} if static else {"low": None, "high": None}
-    expected = reference.conv2d_wnaxi(x.float(), **arguments(w), activation=8, bias=bias, **ends, **PLACES)  # type: ignore[arg-type]
+    ends = (
+        {"low": torch.tensor([-1.5]), "high": torch.tensor([2.5])}
+        if static
+        else {"low": None, "high": None}
+    )
+    expected = reference.conv2d_wnaxi(
+        x.float(), **arguments(w), activation=8, bias=bias, **ends, **PLACES
+    )  # type: ignore[arg-type]
     grids = [None if end is None else end.to(device) for end in ends.values()]
 
-    made = ops._gpu_conv2d_rounded(x.to(device), *on(device, w), bias.to(device), 8, *PLACES.values(), *grids)
+    made = ops._gpu_conv2d_rounded(
+        x.to(device), *on(device, w), bias.to(device), 8, *PLACES.values(), *grids
+    )
 
     near(made, expected, dtype)
 
@@ -73,7 +95,9 @@ def test_a_picture_that_is_not_finite(device: str, bad: float) -> None:
     w, x = make(5, 6 * 9, 8), torch.randn(2, 6, 5, 7)
     x[1, 3, 2, 2] = bad
 
-    made = ops._gpu_conv2d_rounded(x.to(device), *on(device, w), None, 8, *PLACES.values(), None, None).cpu()
+    made = ops._gpu_conv2d_rounded(
+        x.to(device), *on(device, w), None, 8, *PLACES.values(), None, None
+    ).cpu()
 
     assert made[1].isnan().all()
     assert made[0].isfinite().all()
@@ -82,9 +106,19 @@ def test_a_picture_that_is_not_finite(device: str, bad: float) -> None:
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize(("bits", "group"), [(8, 0), (4, 0), (4, 32)])
 @pytest.mark.parametrize("dtype", NEAR)
-def test_a_linear_layer(device: str, dtype: torch.dtype, bits: int, group: int, static: bool) -> None:
-    w, x, bias = make(6, 64, bits, zero=True, group=group), torch.randn(5, 64).to(dtype), torch.randn(6)
-    ends = {"low": torch.tensor([-1.5]), "high": torch.tensor([2.0])} if static else {"low": None, "high": None}
+def test_a_linear_layer(
+    device: str, dtype: torch.dtype, bits: int, group: int, static: bool
+) -> None:
+    w, x, bias = (
+        make(6, 64, bits, zero=True, group=group),
+        torch.randn(5, 64).to(dtype),
+        torch.randn(6),
+    )
+    ends = (
+        {"low": torch.tensor([-1.5]), "high": torch.tensor([2.0])}
+        if static
+        else {"low": None, "high": None}
+    )
     expected = reference.linear_wnaxi(x.float(), **arguments(w), activation=8, bias=bias, **ends)  # type: ignore[arg-type]
     grids = [None if end is None else end.to(device) for end in ends.values()]
 

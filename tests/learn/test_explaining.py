@@ -14,7 +14,7 @@ import pytest
 from qsearch.core.attribution import TOLERANCE, Attribution
 from qsearch.core.errors import QSearchError
 from qsearch.core.interactions import scores_of, trust_of
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.shares import Shares
 from qsearch.core.table import SensitivityTable
 from qsearch.learn.contracts import small_graph, small_plans, small_study, small_table
@@ -24,23 +24,42 @@ from qsearch.learn.shapley import explain_quadratic
 from qsearch.learn.surrogates import ridge
 
 GRAPH = small_graph(blocks=1)  # six layers: 64 coalitions
-PLAN = BitPlan.make(GRAPH, dict(zip([x.name for x in GRAPH], ("uint2-c", "km2-c", "uint3-c", "uint4-c", "keep", "uint2-c"), strict=True)))
+PLAN = Plan.make(
+    GRAPH,
+    dict(
+        zip(
+            [x.name for x in GRAPH],
+            ("uint2-c", "km2-c", "uint3-c", "uint4-c", "keep", "uint2-c"),
+            strict=True,
+        )
+    ),
+)
 
 
-def brute(table: SensitivityTable, plan: BitPlan, base: BitPlan, trust: float) -> dict[str, float]:
+def brute(table: SensitivityTable, plan: Plan, base: Plan, trust: float) -> dict[str, float]:
     """Shapley values by their definition: what a layer adds, averaged over all orders in which layers can change."""
     names = [layer.name for layer in GRAPH]
 
     def worth(changed: frozenset[str]) -> float:
         chosen = {n: (plan if n in changed else base).layers[n] for n in names}
-        return trust * table.predict(chosen)[0] + (1 - trust) * table.predict(chosen, interactions=False)[0]
+        return (
+            trust * table.predict(chosen)[0]
+            + (1 - trust) * table.predict(chosen, interactions=False)[0]
+        )
 
-    known = {frozenset(s): worth(frozenset(s)) for k in range(len(names) + 1) for s in itertools.combinations(names, k)}
+    known = {
+        frozenset(s): worth(frozenset(s))
+        for k in range(len(names) + 1)
+        for s in itertools.combinations(names, k)
+    }
     out = {}
     for name in names:
         rest = [n for n in names if n != name]
         out[name] = sum(
-            math.factorial(k) * math.factorial(len(rest) - k) / math.factorial(len(names)) * (known[frozenset({*s, name})] - known[frozenset(s)])
+            math.factorial(k)
+            * math.factorial(len(rest) - k)
+            / math.factorial(len(names))
+            * (known[frozenset({*s, name})] - known[frozenset(s)])
             for k in range(len(rest) + 1)
             for s in itertools.combinations(rest, k)
         )
@@ -50,12 +69,14 @@ def brute(table: SensitivityTable, plan: BitPlan, base: BitPlan, trust: float) -
 @pytest.mark.parametrize("trust", [1.0, 0.3, 0.0])
 @pytest.mark.parametrize("baseline", ["keep", "uint4-c"])
 def test_the_closed_form_equals_shapley_values_by_definition(baseline: str, trust: float) -> None:
-    table, base = small_table(GRAPH), BitPlan.uniform(GRAPH, baseline)
+    table, base = small_table(GRAPH), Plan.uniform(GRAPH, baseline)
 
     found = explain_quadratic(GRAPH, table, {"p": PLAN}, baseline=base, trust=trust)
 
     totals = found.totals(plan="p", method="shapley", kind="layer", metric="noise")
-    expected = {k: v for k, v in brute(table, PLAN, base, trust).items() if PLAN.layers[k] != base.layers[k]}
+    expected = {
+        k: v for k, v in brute(table, PLAN, base, trust).items() if PLAN.layers[k] != base.layers[k]
+    }
     assert totals == pytest.approx(expected, rel=1e-9)
     for column, plan in (("base", base), ("prediction", PLAN)):
         summed, whole = (table.predict(plan, interactions=i)[0] for i in (False, True))
@@ -84,7 +105,9 @@ def test_values_split_over_step_bins() -> None:
     frame = explain_quadratic(GRAPH, table, {"p": PLAN}, trust=1.0).frame
 
     for step in (0, 1):
-        assert frame.loc[frame["step"] == step, "value"].sum() == pytest.approx(table.predict(PLAN, steps=[step])[0] / 2)
+        assert frame.loc[frame["step"] == step, "value"].sum() == pytest.approx(
+            table.predict(PLAN, steps=[step])[0] / 2
+        )
 
 
 def test_parts_that_were_never_measured_explain_nothing() -> None:
@@ -92,14 +115,21 @@ def test_parts_that_were_never_measured_explain_nothing() -> None:
     shares = table.shares
     assert shares is not None
     first, second = shares.values
-    short = {first: shares.values[first].copy(), second: np.full_like(shares.values[second], np.nan)}
+    short = {
+        first: shares.values[first].copy(),
+        second: np.full_like(shares.values[second], np.nan),
+    }
     short[first][..., -1] = np.nan
     power = {first: shares.power[first].copy(), second: np.full_like(shares.power[second], np.nan)}
     power[first][-1] = np.nan
-    cut = Shares(shares.choices, {first: shares.values[first][..., :-1]}, {first: shares.power[first][:-1]})
+    cut = Shares(
+        shares.choices, {first: shares.values[first][..., :-1]}, {first: shares.power[first][:-1]}
+    )
 
     values, expected = (
-        explain_quadratic(GRAPH, replace(table, shares=s), {"p": PLAN}, pairs=3).totals(plan="p", method="shapley", kind="layer", metric="noise")
+        explain_quadratic(GRAPH, replace(table, shares=s), {"p": PLAN}, pairs=3).totals(
+            plan="p", method="shapley", kind="layer", metric="noise"
+        )
         for s in (Shares(shares.choices, short, power), cut)
     )
 
@@ -118,7 +148,9 @@ def test_pairs_add_up_to_the_same_and_halves_of_them_make_the_values() -> None:
             own[r["name"]] += r["value"] / 2
             own[r["other"]] += r["value"] / 2
     own.pop("(rest)")
-    assert own == pytest.approx(found.totals(plan="p", method="shapley", kind="layer", metric="noise"))
+    assert own == pytest.approx(
+        found.totals(plan="p", method="shapley", kind="layer", metric="noise")
+    )
 
 
 def test_pairs_that_are_not_listed_stand_together() -> None:
@@ -135,7 +167,9 @@ def test_values_of_many_plans_add_up_to_their_predictions(kind: str) -> None:
     surrogate = fit(study.graph, study.trials, study.tables, metric="sqnr", kind=kind, folds=2)
     plans = small_plans(study.graph, 200, seed=8)
 
-    sums = explain(study.graph, plans, tables=study.tables, surrogates=[surrogate], layers=False).sums()
+    sums = explain(
+        study.graph, plans, tables=study.tables, surrogates=[surrogate], layers=False
+    ).sums()
 
     predicted = [y for y, _, _ in surrogate.predict(study.graph, plans, study.tables).values()]
     assert len(sums) == 200
@@ -154,15 +188,30 @@ def test_an_explainer_that_does_not_add_up_is_caught(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(ridge.Ridge, "shares", shares)
 
-    with pytest.raises(QSearchError, match="values and base must add up to the prediction; those of ridge for sqnr of plan"):
-        explain(study.graph, small_plans(study.graph, 20), tables=study.tables, surrogates=[surrogate], layers=False)
+    with pytest.raises(
+        QSearchError,
+        match="values and base must add up to the prediction; those of ridge for sqnr of plan",
+    ):
+        explain(
+            study.graph,
+            small_plans(study.graph, 20),
+            tables=study.tables,
+            surrogates=[surrogate],
+            layers=False,
+        )
 
 
 def test_a_graph_predictor_scores_every_layer_and_block_with_every_scheme() -> None:
     study = small_study(12)
     surrogate = fit(study.graph, study.trials, study.tables, metric="sqnr", kind="gnn", folds=2)
 
-    found = explain(study.graph, small_plans(study.graph, 1), tables=study.tables, surrogates=[surrogate], layers=False)
+    found = explain(
+        study.graph,
+        small_plans(study.graph, 1),
+        tables=study.tables,
+        surrogates=[surrogate],
+        layers=False,
+    )
 
     assert len(found.select(kind="operation")) == len(study.graph.layers) * len(surrogate.schemes)
     assert len(found.select(kind="block")) == len(study.graph.blocks) * len(surrogate.schemes)
@@ -171,9 +220,15 @@ def test_a_graph_predictor_scores_every_layer_and_block_with_every_scheme() -> N
 
 def test_a_table_without_probes_explains_nothing(study_without_shares: Study) -> None:
     with pytest.raises(QSearchError, match="there is nothing to explain with"):
-        explain(study_without_shares.graph, study_without_shares.plans(), tables=study_without_shares.tables)
+        explain(
+            study_without_shares.graph,
+            study_without_shares.plans(),
+            tables=study_without_shares.tables,
+        )
     with pytest.raises(QSearchError, match="Shapley values need the shares that probes leave"):
-        explain_quadratic(study_without_shares.graph, study_without_shares.tables[0], study_without_shares.plans())
+        explain_quadratic(
+            study_without_shares.graph, study_without_shares.tables[0], study_without_shares.plans()
+        )
 
 
 @pytest.fixture
@@ -184,7 +239,7 @@ def study_without_shares() -> Study:
 
 def test_full_precision_has_nothing_to_explain() -> None:
     with pytest.raises(QSearchError, match="nothing to explain"):
-        explain_quadratic(GRAPH, small_table(GRAPH), {"p": BitPlan.uniform(GRAPH, "keep")})
+        explain_quadratic(GRAPH, small_table(GRAPH), {"p": Plan.uniform(GRAPH, "keep")})
 
 
 def test_an_attribution_comes_back_from_disk(tmp_path: Path) -> None:

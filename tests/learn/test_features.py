@@ -9,16 +9,24 @@ import numpy as np
 import pytest
 
 from qsearch.core.errors import QSearchError
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.learn.contracts import small_graph, small_plans, small_table
-from qsearch.learn.features import BLOCKS, FAMILIES, FLOOR, ROLES, block_group, featurize, role_group
+from qsearch.learn.features import (
+    BLOCKS,
+    FAMILIES,
+    FLOOR,
+    ROLES,
+    block_group,
+    featurize,
+    role_group,
+)
 from tests.conftest import make_graph
 
 
 def test_nothing_done_is_zero_everywhere() -> None:
     graph = small_graph()
 
-    found = featurize(graph, {"keep": BitPlan.uniform(graph, "keep")}, [small_table(graph)])
+    found = featurize(graph, {"keep": Plan.uniform(graph, "keep")}, [small_table(graph)])
 
     for name, value in zip(found.columns, found.values[0], strict=True):
         assert value == pytest.approx(FLOOR if name.startswith("noise/") else 0.0), name
@@ -27,7 +35,7 @@ def test_nothing_done_is_zero_everywhere() -> None:
 def test_every_architecture_has_the_same_columns() -> None:
     graphs = [small_graph(), small_graph(blocks=5, width=8), make_graph()]
 
-    columns = {featurize(g, {"p": BitPlan.uniform(g, "uint4-c")}).columns for g in graphs}
+    columns = {featurize(g, {"p": Plan.uniform(g, "uint4-c")}).columns for g in graphs}
 
     assert len(columns) == 1
 
@@ -37,12 +45,21 @@ def test_parts_add_up_to_the_whole() -> None:
     found = featurize(graph, small_plans(graph, 6), [small_table(graph)])
 
     def power(prefix: str) -> np.ndarray:
-        return sum(10 ** (found.column(c) / 10) - 10 ** (FLOOR / 10) for c in found.columns if c.startswith(prefix))
+        return sum(
+            10 ** (found.column(c) / 10) - 10 ** (FLOOR / 10)
+            for c in found.columns
+            if c.startswith(prefix)
+        )
 
     whole = power("noise/sum")
     for part in ("noise/role:", "noise/block:", "noise/depth:", "noise/share:", "noise/step:"):
-        np.testing.assert_allclose(power(part) / (2 if part == "noise/step:" else 1), whole, rtol=1e-4)
-    lost = [sum(found.column(c) for c in found.columns if c.startswith(f"lost/{part}:")) for part in ("role", "block", "depth")]
+        np.testing.assert_allclose(
+            power(part) / (2 if part == "noise/step:" else 1), whole, rtol=1e-4
+        )
+    lost = [
+        sum(found.column(c) for c in found.columns if c.startswith(f"lost/{part}:"))
+        for part in ("role", "block", "depth")
+    ]
     np.testing.assert_allclose(lost[0], lost[1], rtol=1e-5)
     np.testing.assert_allclose(lost[0], lost[2], rtol=1e-5)
     np.testing.assert_allclose(sum(found.column(f"share/{f}") for f in FAMILIES), 1.0, rtol=1e-5)
@@ -54,7 +71,9 @@ def test_the_prior_is_the_table_s_prediction_with_interactions() -> None:
 
     found = featurize(graph, plans, [table])
 
-    expected = [10 * math.log10(table.predict(plan)[0] + 10 ** (FLOOR / 10)) for plan in plans.values()]
+    expected = [
+        10 * math.log10(table.predict(plan)[0] + 10 ** (FLOOR / 10)) for plan in plans.values()
+    ]
     np.testing.assert_allclose(found.column("noise/plan"), expected, rtol=1e-5)
 
 
@@ -76,14 +95,16 @@ def test_a_role_has_its_group(role: str, group: str) -> None:
 
 
 def test_a_block_of_any_kind_has_its_group() -> None:
-    assert [block_group(k) for k in ("resnet", "text-embedding", "patchify", "pooling-attention")] == ["resnet", "embedding", "ends", "rest"]
+    assert [
+        block_group(k) for k in ("resnet", "text-embedding", "patchify", "pooling-attention")
+    ] == ["resnet", "embedding", "ends", "rest"]
     assert set(map(block_group, BLOCKS)) == set(BLOCKS)
 
 
 def test_a_plan_that_lacks_a_layer_is_refused() -> None:
     graph = small_graph()
-    plan = BitPlan.uniform(graph, "uint4-c")
-    some = replace(plan, layers={k: v for k, v in plan.layers.items() if k != "last"})
+    plan = Plan.uniform(graph, "uint4-c")
+    some = replace(plan, choices={k: v for k, v in plan.choices.items() if k != "last"})
 
     with pytest.raises(QSearchError, match="p has none for last"):
         featurize(graph, {"p": some})
@@ -91,11 +112,11 @@ def test_a_plan_that_lacks_a_layer_is_refused() -> None:
 
 def test_a_plan_of_another_graph_is_refused() -> None:
     with pytest.raises(QSearchError, match="plan p is for graph"):
-        featurize(small_graph(), {"p": BitPlan.uniform(small_graph(width=8), "uint4-c")})
+        featurize(small_graph(), {"p": Plan.uniform(small_graph(width=8), "uint4-c")})
 
 
 def test_a_choice_that_the_table_has_not_priced_is_named() -> None:
     graph = small_graph()
 
     with pytest.raises(QSearchError, match="the table has no e2m1-g64 for first"):
-        featurize(graph, {"p": BitPlan.uniform(graph, "e2m1-g64")}, [small_table(graph)])
+        featurize(graph, {"p": Plan.uniform(graph, "e2m1-g64")}, [small_table(graph)])

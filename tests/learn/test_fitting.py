@@ -12,10 +12,10 @@ from scipy.stats import kendalltau, spearmanr
 
 from qsearch.core import plugins
 from qsearch.core.errors import ArtifactError, QSearchError
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.learn.contracts import small_graph, small_plans, small_study
 from qsearch.learn.fitting import Study, by_graph, cross_validate, fit, lesson
-from qsearch.learn.scores import LOWER_IS_BETTER, half_width, linked, score, unlinked
+from qsearch.learn.scores import half_width, linked, score, unlinked
 from qsearch.learn.surrogate import Surrogate
 
 
@@ -35,7 +35,9 @@ def test_held_out_scores_come_near_those_of_new_plans(study: Study, fitted: Surr
 
     found = [y for y, _, _ in fitted.predict(new.graph, new.plans(), new.tables).values()]
 
-    assert fitted.scores.spearman == pytest.approx(spearmanr(found, new.target("sqnr")).statistic, abs=0.05)
+    assert fitted.scores.spearman == pytest.approx(
+        spearmanr(found, new.target("sqnr")).statistic, abs=0.05
+    )
     assert fitted.scores.spearman > 0.9
     assert fitted.scores.plans == 60
 
@@ -45,7 +47,10 @@ def test_intervals_hold_as_many_new_plans_as_they_promise(fitted: Surrogate) -> 
 
     found = fitted.predict(new.graph, new.plans(), new.tables, coverage=0.8)
 
-    inside = [low <= y <= high for (_, low, high), y in zip(found.values(), new.target("sqnr"), strict=True)]
+    inside = [
+        low <= y <= high
+        for (_, low, high), y in zip(found.values(), new.target("sqnr"), strict=True)
+    ]
     assert 0.7 < np.mean(inside) < 0.95
 
 
@@ -58,7 +63,12 @@ def test_the_conformal_width_is_the_promised_order_statistic() -> None:
 
 
 def test_plans_that_are_nearly_the_same_stay_on_one_side(study: Study) -> None:
-    twin = replace(study.trials[0], name="twin", plan="another", layers={**study.trials[0].layers, "last": study.trials[1].layers["last"]})
+    twin = replace(
+        study.trials[0],
+        name="twin",
+        plan="another",
+        choices={**study.trials[0].choices, "last": study.trials[1].choices["last"]},
+    )
 
     taken = lesson([replace(study, trials=[*study.trials, twin])], "sqnr", "ridge")
 
@@ -77,7 +87,10 @@ def test_every_plan_is_predicted_without_itself(study: Study) -> None:
 
 
 def test_a_graph_is_predicted_from_the_others() -> None:
-    studies = {"one": small_study(60), "two": small_study(60, seed=3, graph=small_graph(blocks=5, width=8))}
+    studies = {
+        "one": small_study(60),
+        "two": small_study(60, seed=3, graph=small_graph(blocks=5, width=8)),
+    }
 
     found = by_graph(studies, "sqnr", "ridge")
 
@@ -99,15 +112,22 @@ def test_a_surrogate_comes_back_as_it_was(kind: str, tmp_path: Path) -> None:
     again = Surrogate.load(tmp_path / "ssim", study.graph.id)
 
     plans = small_plans(study.graph, 3, seed=4)
-    assert again.predict(study.graph, plans, study.tables) == made.predict(study.graph, plans, study.tables)
-    assert (again.scores, again.graphs, again.schemes, again.metric) == (made.scores, made.graphs, made.schemes, "ssim")
+    assert again.predict(study.graph, plans, study.tables) == made.predict(
+        study.graph, plans, study.tables
+    )
+    assert (again.scores, again.graphs, again.schemes, again.metric) == (
+        made.scores,
+        made.graphs,
+        made.schemes,
+        "ssim",
+    )
 
 
 def test_a_plan_of_another_graph_is_refused_with_both_names(fitted: Surrogate) -> None:
     other = small_graph(width=8, model="other")
 
     with pytest.raises(QSearchError, match=r"was fitted on world \(.*\); other is graph"):
-        fitted.predict(other, {"p": BitPlan.uniform(other, "uint4-c")})
+        fitted.predict(other, {"p": Plan.uniform(other, "uint4-c")})
 
 
 def test_a_file_for_another_graph_is_refused(fitted: Surrogate, tmp_path: Path) -> None:
@@ -119,16 +139,22 @@ def test_a_file_for_another_graph_is_refused(fitted: Surrogate, tmp_path: Path) 
 
 def test_a_scheme_that_no_plan_had_is_refused(fitted: Surrogate, study: Study) -> None:
     with pytest.raises(QSearchError, match="plan p has e2m1-g64"):
-        fitted.predict(study.graph, {"p": BitPlan.uniform(study.graph, "e2m1-g64")}, study.tables)
+        fitted.predict(study.graph, {"p": Plan.uniform(study.graph, "e2m1-g64")}, study.tables)
 
 
-def test_predicting_without_the_table_that_was_learnt_with_is_refused(fitted: Surrogate, study: Study) -> None:
+def test_predicting_without_the_table_that_was_learnt_with_is_refused(
+    fitted: Surrogate, study: Study
+) -> None:
     with pytest.raises(QSearchError, match="it comes from a sensitivity table"):
         fitted.predict(study.graph, study.plans())
 
 
-@pytest.mark.parametrize("spoil", ['{"header": {}}', "{", '{"header": {"schema": "qsearch.surrogate/1"}}'])
-def test_a_file_that_is_no_surrogate_is_refused(fitted: Surrogate, tmp_path: Path, spoil: str) -> None:
+@pytest.mark.parametrize(
+    "spoil", ['{"header": {}}', "{", '{"header": {"schema": "qsearch.surrogate/1"}}']
+)
+def test_a_file_that_is_no_surrogate_is_refused(
+    fitted: Surrogate, tmp_path: Path, spoil: str
+) -> None:
     fitted.save(tmp_path)
     (tmp_path / "sqnr" / "surrogate.json").write_text(spoil)
 
@@ -146,7 +172,9 @@ def test_the_file_says_how_good_it_is(fitted: Surrogate, tmp_path: Path) -> None
 
 
 def test_a_metric_that_never_varies_is_refused(study: Study) -> None:
-    with pytest.raises(QSearchError, match=r"constant is 0\.5 for all 60 plans: measure coarser plans"):
+    with pytest.raises(
+        QSearchError, match=r"constant is 0\.5 for all 60 plans: measure coarser plans"
+    ):
         fit(study.graph, study.trials, study.tables, metric="constant")
 
 
@@ -161,10 +189,15 @@ def test_a_metric_that_was_not_measured_is_refused_with_the_nearest(study: Study
 
 
 def test_measured_plans_that_lack_a_layer_are_refused(study: Study) -> None:
-    layers = {k: v for k, v in study.trials[0].layers.items() if k != "last"}
+    layers = {k: v for k, v in study.trials[0].choices.items() if k != "last"}
 
     with pytest.raises(QSearchError, match="last has none"):
-        fit(study.graph, [replace(study.trials[0], layers=layers), *study.trials[1:]], study.tables, metric="sqnr")
+        fit(
+            study.graph,
+            [replace(study.trials[0], choices=layers), *study.trials[1:]],
+            study.tables,
+            metric="sqnr",
+        )
 
 
 def test_an_unknown_surrogate_is_answered_with_the_nearest(study: Study) -> None:
@@ -203,14 +236,9 @@ def test_predictions_of_a_share_never_exceed_one_by_more_than_the_least_loss() -
     study = small_study(40)
     made = fit(study.graph, study.trials, study.tables, metric="ssim", kind="ridge")
 
-    found = made.predict(study.graph, {"keep": BitPlan.uniform(study.graph, "keep"), **study.plans()}, study.tables)
+    found = made.predict(
+        study.graph, {"keep": Plan.uniform(study.graph, "keep"), **study.plans()}, study.tables
+    )
 
     assert all(low <= y <= high <= 1.001 for y, low, high in found.values())
     assert min(low for _, low, _ in found.values()) < 0.9
-
-
-def test_which_metrics_are_better_when_lower_agrees_with_the_metrics_themselves() -> None:
-    lower = {name for name in plugins.names("metrics") if not plugins.load("metrics", name).higher_is_better}
-
-    assert lower <= set(LOWER_IS_BETTER)
-    assert set(LOWER_IS_BETTER) - lower <= {"noise"}

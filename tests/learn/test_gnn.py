@@ -29,14 +29,18 @@ def gradients(nodes: tuple[Nodes, ...], loss: str, target: torch.Tensor) -> list
 
 
 @pytest.mark.parametrize("loss", ["spearman_loss", "lambda_rank_loss"])
-def test_each_ranking_loss_moves_the_network(batch: tuple[tuple[Nodes, ...], torch.Tensor], loss: str) -> None:
+def test_each_ranking_loss_moves_the_network(
+    batch: tuple[tuple[Nodes, ...], torch.Tensor], loss: str
+) -> None:
     found = gradients(batch[0], loss, batch[1])
 
     assert max(float(g.abs().max()) for g in found) > 1e-6
     assert all(bool(torch.isfinite(g).all()) for g in found)
 
 
-def test_what_is_minimised_has_the_gradients_of_all_its_parts(batch: tuple[tuple[Nodes, ...], torch.Tensor]) -> None:
+def test_what_is_minimised_has_the_gradients_of_all_its_parts(
+    batch: tuple[tuple[Nodes, ...], torch.Tensor],
+) -> None:
     nodes, target = batch
     torch.manual_seed(0)
     network = gnn.Network()
@@ -44,11 +48,17 @@ def test_what_is_minimised_has_the_gradients_of_all_its_parts(batch: tuple[tuple
     wanted = (target - target.mean()) / target.std()
     names = list(network.embed.parameters())
 
-    whole = torch.autograd.grad(gnn.loss_of(read, predicted, wanted, target), names, retain_graph=True)
+    whole = torch.autograd.grad(
+        gnn.loss_of(read, predicted, wanted, target), names, retain_graph=True
+    )
 
-    head = torch.autograd.grad(torch.nn.functional.mse_loss(predicted, wanted), names, retain_graph=True)
+    head = torch.autograd.grad(
+        torch.nn.functional.mse_loss(predicted, wanted), names, retain_graph=True
+    )
     norms = [level.abs().sum(1) for level in read]
-    srcc = torch.autograd.grad(sum(gnn.spearman_loss(n, target) for n in norms), names, retain_graph=True)
+    srcc = torch.autograd.grad(
+        sum(gnn.spearman_loss(n, target) for n in norms), names, retain_graph=True
+    )
     ranks = torch.autograd.grad(sum(gnn.lambda_rank_loss(n, target) for n in norms), names)
     for all_, a, b, c in zip(whole, head, srcc, ranks, strict=True):
         torch.testing.assert_close(all_, a + gnn.RANKING * (b + c), rtol=1e-4, atol=1e-6)
@@ -57,7 +67,9 @@ def test_what_is_minimised_has_the_gradients_of_all_its_parts(batch: tuple[tuple
 def test_soft_ranks_of_values_far_apart_are_their_ranks() -> None:
     x = torch.tensor([3.0, -1.0, 10.0, 0.5])
 
-    np.testing.assert_allclose(gnn.soft_ranks(x, temperature=1e-3).numpy() + 0.5, rankdata(x.numpy()), atol=1e-5)
+    np.testing.assert_allclose(
+        gnn.soft_ranks(x, temperature=1e-3).numpy() + 0.5, rankdata(x.numpy()), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("loss", [gnn.spearman_loss, gnn.lambda_rank_loss])
@@ -76,7 +88,9 @@ def test_a_step_down_lambda_rank_puts_the_best_plan_higher() -> None:
     assert x.grad[0] < 0 < x.grad[1]
 
 
-def test_plans_in_a_batch_do_not_see_each_other(batch: tuple[tuple[Nodes, ...], torch.Tensor]) -> None:
+def test_plans_in_a_batch_do_not_see_each_other(
+    batch: tuple[tuple[Nodes, ...], torch.Tensor],
+) -> None:
     torch.manual_seed(0)
     network = gnn.Network().eval()
 
@@ -93,5 +107,10 @@ def test_hop_levels_read_layers_first_then_blocks_then_all() -> None:
 
     assert len(roots) == HOPS + 1
     assert roots[0].tolist() == list(range(10))
-    assert [skeleton.graph.ops[i].layer for i in roots[1]] == ["0.self-attention-out", "0.feed-forward-out", "1.self-attention-out", "1.feed-forward-out"]
+    assert [skeleton.graph.ops[i].layer for i in roots[1]] == [
+        "0.self-attention-out",
+        "0.feed-forward-out",
+        "1.self-attention-out",
+        "1.feed-forward-out",
+    ]
     assert roots[-1].tolist() == list(range(10))

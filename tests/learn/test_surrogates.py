@@ -51,14 +51,20 @@ def test_shares_that_forget_a_column_are_rejected(base: Any) -> None:
 
 def test_a_surrogate_that_always_says_the_mean_is_rejected() -> None:
     with pytest.raises(AssertionError, match=r"Spearman 0\.000"):
-        check(broken(ridge, predict=lambda self, data: np.zeros(len(data))), "test_it_ranks_plans_that_it_has_not_seen")
+        check(
+            broken(ridge, predict=lambda self, data: np.zeros(len(data))),
+            "test_it_ranks_plans_that_it_has_not_seen",
+        )
 
 
 def test_a_surrogate_that_rolls_dice_is_rejected() -> None:
     dice = np.random.default_rng()
 
     with pytest.raises(AssertionError, match="they differ"):
-        check(broken(ridge, predict=lambda self, data: dice.normal(size=len(data))), "test_the_same_seed_gives_the_same_predictions")
+        check(
+            broken(ridge, predict=lambda self, data: dice.normal(size=len(data))),
+            "test_the_same_seed_gives_the_same_predictions",
+        )
 
 
 def test_a_surrogate_that_saves_a_pickle_is_rejected() -> None:

@@ -14,7 +14,14 @@ from qsearch.cli.common import folder_for
 from qsearch.core.errors import QSearchError
 from qsearch.core.table import SensitivityTable
 from qsearch.graphs.extraction import extract
-from qsearch.measure.pipelines import Prompts, Sampling, denoiser_of, example_inputs, load_pipeline, record
+from qsearch.measure.pipelines import (
+    Prompts,
+    Sampling,
+    denoiser_of,
+    example_inputs,
+    load_pipeline,
+    record,
+)
 from qsearch.measure.profiling import profile
 from qsearch.measure.trajectory import trajectories
 from tests.tiny_pipelines import BUILDERS, build
@@ -31,7 +38,9 @@ def never_moved(table: SensitivityTable) -> list[str]:
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_a_saved_pipeline_is_probed_step_by_step_and_through_its_own_loop(name: str, tmp_path: Path) -> None:
+def test_a_saved_pipeline_is_probed_step_by_step_and_through_its_own_loop(
+    name: str, tmp_path: Path
+) -> None:
     build(name).save_pretrained(tmp_path)
     pipe = load_pipeline(tmp_path)
     model, sampling = denoiser_of(pipe), VIDEO if name == "cogvideox" else SAMPLING
@@ -39,12 +48,22 @@ def test_a_saved_pipeline_is_probed_step_by_step_and_through_its_own_loop(name: 
     calls = record(pipe, PROMPTS, sampling, bins=1, batch=1)
     graph = extract(model, example_inputs(calls[0], model))
     assert len(calls) == 2
-    assert [call.sampled is None for call in calls] == [False, False]  # it is known which clean image each predicts
+    assert [call.sampled is None for call in calls] == [
+        False,
+        False,
+    ]  # it is known which clean image each predicts
 
     settings: dict[str, Any] = {"estimator": "probe", "probes": 2, "pipe": pipe}
     seen = ["noise", "sqnr", "temporal"] if name == "cogvideox" else ["noise", "sqnr"]
     steps = profile(model, graph, ["uint4-c"], calls, metrics=seen, **settings)
-    whole = profile(model, graph, ["uint4-c"], trajectories(pipe, PROMPTS[:1], sampling), metrics=["sqnr"], **settings)
+    whole = profile(
+        model,
+        graph,
+        ["uint4-c"],
+        trajectories(pipe, PROMPTS[:1], sampling),
+        metrics=["sqnr"],
+        **settings,
+    )
 
     wanted = {layer.name for layer in graph.quantizable}
     assert steps.metrics == sorted(seen)
@@ -58,12 +77,42 @@ def test_a_saved_pipeline_is_probed_step_by_step_and_through_its_own_loop(name: 
     assert (per_step > 0).all()
 
 
-def test_a_folder_and_a_file_of_prompts_are_all_that_the_command_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_and_a_file_of_prompts_are_all_that_the_command_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build("stable_diffusion").save_pretrained(tmp_path / "model")
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS.texts))
     run = tmp_path / "run"
-    few = ["--schemes", "uint4-c", "--estimator", "probe", "--metrics", "noise,sqnr", "--probes", "2", "--samples", "2", "--bins", "1", "--batch", "1"]
-    monkeypatch.setattr(sys, "argv", ["qsearch", "profile", str(tmp_path / "model"), "-o", str(run), "--prompts", str(tmp_path / "prompts.txt"), *few])
+    few = [
+        "--schemes",
+        "uint4-c",
+        "--estimator",
+        "probe",
+        "--metrics",
+        "noise,sqnr",
+        "--probes",
+        "2",
+        "--samples",
+        "2",
+        "--bins",
+        "1",
+        "--batch",
+        "1",
+    ]
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "qsearch",
+            "profile",
+            str(tmp_path / "model"),
+            "-o",
+            str(run),
+            "--prompts",
+            str(tmp_path / "prompts.txt"),
+            *few,
+        ],
+    )
 
     with pytest.raises(SystemExit, match="0"):
         cli.main()
@@ -72,5 +121,8 @@ def test_a_folder_and_a_file_of_prompts_are_all_that_the_command_needs(tmp_path:
     assert table.metrics == ["noise", "sqnr"]
     assert table.shares is not None
     assert {p.name for p in run.iterdir()} == {"config.yaml", "graph.json", "sensitivity.parquet"}
-    with pytest.raises(QSearchError, match=r"is a run of .*model, not of scenes-dit; give another folder with --output"):
+    with pytest.raises(
+        QSearchError,
+        match=r"is a run of .*model, not of scenes-dit; give another folder with --output",
+    ):
         folder_for("scenes-dit", run)

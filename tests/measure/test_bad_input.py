@@ -27,7 +27,10 @@ from qsearch.measure.trajectory import trajectories
 from tests.models import PlainDenoiser, plain, plain_calls, tiny_pipeline
 
 Case = tuple[PlainDenoiser, OpGraph]
-PROMPTS, SAMPLING = Prompts(("a red circle", "two blue squares", "a star", "a ring")), Sampling(steps=2)
+PROMPTS, SAMPLING = (
+    Prompts(("a red circle", "two blue squares", "a star", "a ring")),
+    Sampling(steps=2),
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,17 +66,27 @@ def test_a_full_disk_is_said_and_leaves_what_was_saved_before(
         if done == 3:
             request.getfixturevalue("small_files")
 
-    with pytest.raises(QSearchError, match=r"cannot write .*partial\.parquet: .*; give a folder with room and write permission"):
+    with pytest.raises(
+        QSearchError,
+        match=r"cannot write .*partial\.parquet: .*; give a folder with room and write permission",
+    ):
         profile(*case, ["uint4-c"], plain_calls(1), progress=fill_the_disk, **asked)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE,
+        (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]),
+    )
 
     assert [p.name for p in tmp_path.iterdir()] == ["partial.parquet"]
     told: list[int] = []
-    profile(*case, ["uint4-c"], plain_calls(1), progress=lambda done, total: told.append(done), **asked)
+    profile(
+        *case, ["uint4-c"], plain_calls(1), progress=lambda done, total: told.append(done), **asked
+    )
     assert told[0] == 3  # two choices were saved before the disk was full
 
 
-def test_out_of_memory_halves_the_batch_and_says_so(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_halves_the_batch_and_says_so(
+    pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (call,) = record(pipe, PROMPTS[:1], SAMPLING, 1)
     graph = extract(pipe.unet, example_inputs(call, pipe.unet))
     most, said, own = 2, [], pipe.unet.forward  # samples with guidance that fit
@@ -84,16 +97,24 @@ def test_out_of_memory_halves_the_batch_and_says_so(pipe: Any, monkeypatch: pyte
         return own(sample, *args, **kwargs)
 
     monkeypatch.setattr(pipe.unet, "forward", forward)
-    settings: dict[str, Any] = {"bins": 1, "batch": 4, "estimator": "probe", "probes": 2, "say": said.append}
+    settings: dict[str, Any] = {
+        "bins": 1,
+        "batch": 4,
+        "estimator": "probe",
+        "probes": 2,
+        "say": said.append,
+    }
 
-    table = profile_pipeline(pipe, graph, ["uint8-c"], PROMPTS, SAMPLING, **settings)
+    table = profile_pipeline(pipe, graph, PROMPTS, SAMPLING, schemes=["uint8-c"], **settings)
 
-    assert [line for line in said if "memory;" in line] == [f"profile: out of memory; going on with {n} samples at once" for n in (2, 1)]
+    assert [line for line in said if "memory;" in line] == [
+        f"profile: out of memory; going on with {n} samples at once" for n in (2, 1)
+    ]
     assert table.shares is not None
     assert table.shares.power["noise", 0].shape == (4,)  # every sample is there, each a part
     most = 1
     with pytest.raises(QSearchError, match="one sample at a time does not fit the memory"):
-        profile_pipeline(pipe, graph, ["uint8-c"], PROMPTS, SAMPLING, **settings)
+        profile_pipeline(pipe, graph, PROMPTS, SAMPLING, schemes=["uint8-c"], **settings)
 
 
 def test_latents_that_are_not_finite_name_the_first_layer(pipe: Any) -> None:
@@ -101,42 +122,78 @@ def test_latents_that_are_not_finite_name_the_first_layer(pipe: Any) -> None:
     graph = extract(pipe.unet, example_inputs(call, pipe.unet))
     pipe.unet.mid_block.resnets[0].conv1.weight.data[0] = torch.inf
 
-    with pytest.raises(QSearchError, match=r"latents that are not finite; the first layer to make such numbers is mid_block\.resnets\.0\.conv1 \(Conv2d\)"):
-        profile(pipe.unet, graph, ["uint8-c"], trajectories(pipe, PROMPTS[:1], SAMPLING), metrics=["sqnr"])
+    with pytest.raises(
+        QSearchError,
+        match=r"latents that are not finite; the first layer to make such numbers is mid_block\.resnets\.0\.conv1 \(Conv2d\)",
+    ):
+        profile(
+            pipe.unet,
+            graph,
+            ["uint8-c"],
+            trajectories(pipe, PROMPTS[:1], SAMPLING),
+            metrics=["sqnr"],
+        )
 
 
 def test_sites_need_a_scheme_that_rounds_inputs_alone(case: Case) -> None:
-    with pytest.raises(QSearchError, match=r"sites of attention are rounded and store nothing: give a scheme such as keep\+a8 beside uint4-c"):
+    with pytest.raises(
+        QSearchError,
+        match=r"sites of attention are rounded and store nothing: give a scheme such as keep\+a8 beside uint4-c",
+    ):
         profile(*case, ["uint4-c"], plain_calls(1), sites=["*:softmax"])
 
 
 def test_autocast_computes_in_another_type_and_leaves_the_model_as_it_was(case: Case) -> None:
     model, graph = case
     kinds: list[torch.dtype] = []
-    handle = model.conv_out.register_forward_hook(lambda module, args, output: kinds.append(output.dtype))
+    handle = model.conv_out.register_forward_hook(
+        lambda module, args, output: kinds.append(output.dtype)
+    )
     whole = profile(model, graph, ["uint4-c"], plain_calls(1), estimator="probe", probes=8).values()
     kinds.clear()
 
-    cast = profile(model, graph, ["uint4-c"], plain_calls(1), estimator="probe", probes=8, autocast="bfloat16").values()
+    cast = profile(
+        model, graph, ["uint4-c"], plain_calls(1), estimator="probe", probes=8, autocast="bfloat16"
+    ).values()
     handle.remove()
 
     assert set(kinds) == {torch.bfloat16}
     assert "forward" not in vars(model)
-    assert {n: row["uint4-c"] for n, row in cast.items()} == pytest.approx({n: row["uint4-c"] for n, row in whole.items()}, rel=0.2, abs=1e-9)
-    with pytest.raises(QSearchError, match="autocast computes in bfloat16 or float16; given 'bfloat'; did you mean 'bfloat16'"):
+    assert {n: row["uint4-c"] for n, row in cast.items()} == pytest.approx(
+        {n: row["uint4-c"] for n, row in whole.items()}, rel=0.2, abs=1e-9
+    )
+    with pytest.raises(
+        QSearchError,
+        match="autocast: input should be '', 'bfloat16' or 'float16'; given 'bfloat'",
+    ):
         profile(model, graph, ["uint4-c"], plain_calls(1), autocast="bfloat")
 
 
 def test_the_memory_that_is_stated_is_what_a_pass_keeps(case: Case) -> None:
     model, graph = case
-    small, large = (kept_bytes(model, call) for call in (plain_calls(1, samples=2)[0], plain_calls(1, samples=4)[0]))
+    small, large = (
+        kept_bytes(model, call)
+        for call in (plain_calls(1, samples=2)[0], plain_calls(1, samples=4)[0])
+    )
     rows = 2 * 16 * 8 * 4  # one map of 16 tokens and 8 channels for two samples, in bytes
 
     assert weight_bytes(model) == 4 * sum(p.numel() for p in model.parameters())
     assert large == pytest.approx(2 * small, rel=0.1)
-    assert 10 * rows < small < 40 * rows  # inputs of thirteen layers, and what two attentions and a GELU keep
-    question = Question(model, graph, (profiling.Scheme.parse("uint4-c"),), tuple(observations(model, plain_calls(1), ["noise"])), ("noise",))
-    assert "GiB of weights, 0.00 GiB of activations and 0.00 GiB of quantized weights" in Contraction(question).memory
+    assert (
+        10 * rows < small < 40 * rows
+    )  # inputs of thirteen layers, and what two attentions and a GELU keep
+    question = Question(
+        model,
+        graph,
+        (profiling.Scheme.parse("uint4-c"),),
+        tuple(observations(model, plain_calls(1), ["noise"])),
+        ("noise",),
+        probes=24,
+    )
+    assert (
+        "GiB of weights, 0.00 GiB of activations and 0.00 GiB of quantized weights"
+        in Contraction(question).memory
+    )
     assert all(p.requires_grad for p in model.parameters())
 
 
@@ -147,19 +204,27 @@ def test_a_trajectory_s_memory_is_counted_on_its_first_call(pipe: Any) -> None:
     call = observation.example()
 
     assert kept_bytes(pipe.unet, call) > 0
-    assert len(example_inputs(call, pipe.unet)["sample"]) == 4  # two samples, each with and without its caption
+    assert (
+        len(example_inputs(call, pipe.unet)["sample"]) == 4
+    )  # two samples, each with and without its caption
     assert "forward" not in vars(pipe.unet)
 
 
-@pytest.mark.parametrize("name", ["scenes-dit", "models/mine.yaml", "a b/c", "/root/model", "no/such/thing"])
-def test_what_looks_like_no_hub_id_is_not_asked_for(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name", ["scenes-dit", "models/mine.yaml", "a b/c", "/root/model", "no/such/thing"]
+)
+def test_what_looks_like_no_hub_id_is_not_asked_for(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
 
     assert hub.folder(name) is None
 
 
-def test_a_hub_id_goes_to_diffusers_and_offline_gives_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hub_id_goes_to_diffusers_and_offline_gives_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from diffusers import DiffusionPipeline
 
     monkeypatch.setattr(DiffusionPipeline, "download", lambda model: str(tmp_path / model))
@@ -169,7 +234,10 @@ def test_a_hub_id_goes_to_diffusers_and_offline_gives_one_line(monkeypatch: pyte
         raise OSError("\nno network\nand many more lines")
 
     monkeypatch.setattr(DiffusionPipeline, "download", offline)
-    with pytest.raises(QSearchError, match=r"^'someone/sd-tiny' is no folder here, and as an id of the hub it can't be fetched: no network$"):
+    with pytest.raises(
+        QSearchError,
+        match=r"^'someone/sd-tiny' is no folder here, and as an id of the hub it can't be fetched: no network$",
+    ):
         hub.folder("someone/sd-tiny")
 
 
@@ -181,3 +249,16 @@ def test_counting_memory_leaves_none_behind() -> None:
     assert kept_bytes(model, Call((torch.ones(2, 4),), {}, 0)) > 0
 
     assert [made() for made in alive] == [None]
+
+
+def test_an_estimator_that_prices_weights_alone_says_so_where_sites_are_asked_for(
+    case: Case,
+) -> None:
+    with pytest.raises(QSearchError, match=r"weight_error prices \d+ of the \d+ choices .* sites"):
+        profile(
+            *case,
+            ["uint4-c", "keep+a8"],
+            plain_calls(1),
+            estimator="weight_error",
+            sites=["*:softmax"],
+        )

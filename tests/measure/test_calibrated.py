@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qsearch.choices.fake_quantization import fake_quantize_between
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.core.scheme import Scheme
@@ -15,8 +16,8 @@ from qsearch.graphs.extraction import extract
 from qsearch.measure import simulation
 from qsearch.measure.pipelines import Call
 from qsearch.measure.profiling import profile
-from qsearch.measure.simulation import QuantizedWeights, calibrated_weights, simulate
-from qsearch.measure.treatment import rounded_between
+from qsearch.measure.quantized_weights import QuantizedWeights, calibrated_weights
+from qsearch.measure.simulation import simulate
 from tests.models import PlainDenoiser, plain, plain_calls
 
 Case = tuple[PlainDenoiser, OpGraph]
@@ -29,7 +30,9 @@ def case() -> Case:
 
 @pytest.mark.parametrize("estimator", ["sweep", "probe", "fisher", "weight_error"])
 def test_every_estimator_prices_schemes_that_choose_by_inputs(case: Case, estimator: str) -> None:
-    table = profile(*case, ["uint3-c", "uint3-c@gptq"], plain_calls(2), estimator=estimator, probes=2)
+    table = profile(
+        *case, ["uint3-c", "uint3-c@gptq"], plain_calls(2), estimator=estimator, probes=2
+    )
 
     values = table.values(table.metrics[0])
     assert set(values) == {layer.name for layer in case[1].quantizable}
@@ -43,11 +46,15 @@ def test_the_sweep_prices_static_inputs(case: Case) -> None:
     assert all(row["keep+a4t"] > row["keep+a8t"] > 0 for row in values.values())
 
 
-def test_other_calls_may_choose_than_those_that_measure(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_calls_may_choose_than_those_that_measure(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[list[int]] = []
     own = simulation.calibrate
 
-    def watched(model: object, graph: object, calls: list[Call], *rest: object, **settings: object) -> object:
+    def watched(
+        model: object, graph: object, calls: list[Call], *rest: object, **settings: object
+    ) -> object:
         seen.append([c.step for c in calls])
         return own(model, graph, calls, *rest, **settings)  # type: ignore[arg-type]
 
@@ -60,14 +67,24 @@ def test_other_calls_may_choose_than_those_that_measure(case: Case, monkeypatch:
     assert seen == [[70, 71], [0]]  # nothing is run where no scheme asks
 
 
-def test_only_what_asks_is_calibrated_and_moments_only_where_rounding_goes_by_them(case: Case) -> None:
-    wanted = {"conv_in": [Scheme.parse("keep+a8t")], "conv_out": [Scheme.parse("uint4-c+a8")], "blocks.0.ff.0": [Scheme.parse("uint4-c~balance")]}
+def test_only_what_asks_is_calibrated_and_moments_only_where_rounding_goes_by_them(
+    case: Case,
+) -> None:
+    wanted = {
+        "conv_in": [Scheme.parse("keep+a8t")],
+        "conv_out": [Scheme.parse("uint4-c+a8")],
+        "blocks.0.ff.0": [Scheme.parse("uint4-c~balance")],
+    }
 
     weights = calibrated_weights(*case, wanted, plain_calls(1))
 
     assert set(weights.calibration) == {"conv_in", "blocks.0.ff.0"}
     assert {inputs.moments for inputs in weights.calibration.values()} == {None}
-    moments = calibrated_weights(*case, {"conv_in": [Scheme.parse("uint4-c@gptq")]}, plain_calls(1)).calibration["conv_in"].moments
+    moments = (
+        calibrated_weights(*case, {"conv_in": [Scheme.parse("uint4-c@gptq")]}, plain_calls(1))
+        .calibration["conv_in"]
+        .moments
+    )
     assert moments is not None
 
 
@@ -81,7 +98,11 @@ class Odd(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.grouped, self.up, self.spare = nn.Conv2d(4, 4, 3, groups=2), nn.ConvTranspose2d(4, 2, 2), nn.Conv2d(2, 2, 1)
+        self.grouped, self.up, self.spare = (
+            nn.Conv2d(4, 4, 3, groups=2),
+            nn.ConvTranspose2d(4, 2, 2),
+            nn.Conv2d(2, 2, 1),
+        )
 
     def forward(self, sample: Tensor, more: bool = True) -> Tensor:
         made: Tensor = self.up(self.grouped(sample))
@@ -93,17 +114,37 @@ def odd() -> tuple[Odd, OpGraph, list[Call]]:
     torch.manual_seed(5)
     model = Odd().eval()
     sample = torch.randn(2, 4, 6, 6)
-    return model, extract(model, {"sample": sample}), [Call((), {"sample": sample, "more": False}, 0)]
+    return (
+        model,
+        extract(model, {"sample": sample}),
+        [Call((), {"sample": sample, "more": False}, 0)],
+    )
 
 
 @pytest.mark.parametrize(
     ("layer", "scheme", "message"),
     [
-        ("grouped", "uint4-c@gptq", r"@gptq is for linear layers and 2d convolutions in one group, padded with zeros; grouped is Conv2d"),
-        ("up", "uint4-c@adaround", r"@adaround is for linear layers and 2d convolutions in one group, padded with zeros; up is ConvTranspose2d"),
-        ("grouped", "uint4-c+a8~balance", r"~balance is for linear layers and convolutions in one group; grouped is Conv2d"),
+        (
+            "grouped",
+            "uint4-c@gptq",
+            r"@gptq is for linear layers and 2d convolutions in one group, padded with zeros; grouped is Conv2d",
+        ),
+        (
+            "up",
+            "uint4-c@adaround",
+            r"@adaround is for linear layers and 2d convolutions in one group, padded with zeros; up is ConvTranspose2d",
+        ),
+        (
+            "grouped",
+            "uint4-c+a8~balance",
+            r"~balance is for linear layers and convolutions in one group; grouped is Conv2d",
+        ),
         ("up", "uint4-c+a8t~shift", r"~shift is for linear layers; up is ConvTranspose2d"),
-        ("spare", "uint4-c+a8t", r"uint4-c\+a8t needs to know the inputs of spare, which the calls for calibration do not run"),
+        (
+            "spare",
+            "uint4-c+a8t",
+            r"uint4-c\+a8t needs to know the inputs of spare, which the calls for calibration do not run",
+        ),
     ],
 )
 @pytest.mark.parametrize("calibrated", [True, False])
@@ -113,32 +154,59 @@ def test_a_layer_that_can_t_have_a_scheme_is_named_with_the_reason(
     model, graph, calls = odd
     choice = Scheme.parse(scheme)
     other = Scheme.parse("keep+a8t")
-    weights = calibrated_weights(model, graph, {layer: [choice], "up": [other, choice] if layer == "up" else [other]}, calls) if calibrated else None
+    weights = (
+        calibrated_weights(
+            model,
+            graph,
+            {layer: [choice], "up": [other, choice] if layer == "up" else [other]},
+            calls,
+        )
+        if calibrated
+        else None
+    )
     if weights is None and layer == "spare":
         message = "needs to know the inputs of spare; give QuantizedWeights"
 
     with pytest.raises(QSearchError, match=message):
-        simulate(model, {layer: choice}, graph, weights or QuantizedWeights(model, graph)).__enter__()
+        simulate(
+            model, {layer: choice}, graph, weights or QuantizedWeights(model, graph)
+        ).__enter__()
 
 
 @pytest.mark.parametrize("layer", ["grouped", "up"])
-def test_odd_layers_may_have_what_does_not_multiply_rows(odd: tuple[Odd, OpGraph, list[Call]], layer: str) -> None:
+def test_odd_layers_may_have_what_does_not_multiply_rows(
+    odd: tuple[Odd, OpGraph, list[Call]], layer: str
+) -> None:
     model, graph, calls = odd
     choice = Scheme.parse("uint4-c+a8t")
     own = model(**calls[0].kwargs).detach()
 
-    with torch.no_grad(), simulate(model, {layer: choice}, graph, calibrated_weights(model, graph, {layer: [choice]}, calls)):
+    with (
+        torch.no_grad(),
+        simulate(
+            model,
+            {layer: choice},
+            graph,
+            calibrated_weights(model, graph, {layer: [choice]}, calls),
+        ),
+    ):
         made = model(**calls[0].kwargs)
 
     assert 0 < float((made - own).abs().max()) < float(own.abs().max())
 
 
-def test_weights_that_are_not_finite_name_their_layer_and_leave_the_model_as_it_was(odd: tuple[Odd, OpGraph, list[Call]]) -> None:
+def test_weights_that_are_not_finite_name_their_layer_and_leave_the_model_as_it_was(
+    odd: tuple[Odd, OpGraph, list[Call]],
+) -> None:
     model, graph, _ = odd
     model.spare.weight.data[0, 0] = torch.nan
     try:
-        with pytest.raises(QSearchError, match="weights must be finite to be quantized; spare holds 1 that are not"):
-            simulate(model, {"up": Scheme.parse("int4-c"), "spare": Scheme.parse("int4-c")}, graph).__enter__()
+        with pytest.raises(
+            QSearchError, match="weights must be finite to be quantized; spare holds 1 that are not"
+        ):
+            simulate(
+                model, {"up": Scheme.parse("int4-c"), "spare": Scheme.parse("int4-c")}, graph
+            ).__enter__()
         assert torch.isfinite(model.up.weight).all()
     finally:
         model.spare.weight.data[0, 0] = 0.5
@@ -154,14 +222,20 @@ def test_weights_that_are_not_finite_name_their_layer_and_leave_the_model_as_it_
         ("int4-c@nothing", "nothing"),
     ],
 )
-def test_schemes_that_nobody_can_carry_out_are_refused_before_anything_changes(case: Case, scheme: str, message: str) -> None:
+def test_schemes_that_nobody_can_carry_out_are_refused_before_anything_changes(
+    case: Case, scheme: str, message: str
+) -> None:
     with pytest.raises(QSearchError, match=message):
-        simulate(case[0], {"conv_in": Scheme.parse("uint4-c"), "conv_out": Scheme.parse(scheme)}, case[1]).__enter__()
+        simulate(
+            case[0], {"conv_in": Scheme.parse("uint4-c"), "conv_out": Scheme.parse(scheme)}, case[1]
+        ).__enter__()
 
     assert [n for n, m in case[0].named_modules() if m._forward_hooks or m._forward_pre_hooks] == []
 
 
-def test_a_group_that_does_not_divide_the_row_costs_its_scale_and_no_codes_but_its_own(case: Case) -> None:
+def test_a_group_that_does_not_divide_the_row_costs_its_scale_and_no_codes_but_its_own(
+    case: Case,
+) -> None:
     model, graph = case
     layer = graph.layer("conv_in")  # rows of 18
     scheme = Scheme.parse("int4-g8")
@@ -173,18 +247,28 @@ def test_a_group_that_does_not_divide_the_row_costs_its_scale_and_no_codes_but_i
 
 def test_the_parts_of_a_concatenated_input_have_ranges_of_their_own(case: Case) -> None:
     model, graph = case
-    layers = tuple(replace(x, splits=(1, 1), sees="image") if x.name == "conv_in" else x for x in graph.layers)
+    layers = tuple(
+        replace(x, splits=(1, 1), sees="image") if x.name == "conv_in" else x for x in graph.layers
+    )
     skip = OpGraph(graph.model, layers)
     call = plain_calls(1)[0]
     call.kwargs["sample"][:, 1] *= 50
     choice, own = {"conv_in": Scheme.parse("keep+a4t")}, call.kwargs["sample"]
     heard: list[Tensor] = []
 
-    with torch.no_grad(), simulate(model, choice, skip, calibrated_weights(model, skip, {"conv_in": list(choice.values())}, [call])):
+    with (
+        torch.no_grad(),
+        simulate(
+            model,
+            choice,
+            skip,
+            calibrated_weights(model, skip, {"conv_in": list(choice.values())}, [call]),
+        ),
+    ):
         handle = model.conv_in.register_forward_hook(lambda _, args, y: heard.append(args[0]))
         model(**call.kwargs)
         handle.remove()
 
     for part in range(2):
-        expected = rounded_between(own[:, part], own[:, part].min(), own[:, part].max(), "4")
+        expected = fake_quantize_between(own[:, part], own[:, part].min(), own[:, part].max(), "4")
         torch.testing.assert_close(heard[0][:, part], expected, rtol=1e-5, atol=1e-5)

@@ -12,19 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
-from scipy.stats import bootstrap
 
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.trials import Trials
 from qsearch.decide.draws import draw
 from qsearch.graphs.extraction import extract
 from qsearch.measure import campaign as module
-from qsearch.measure.campaign import Campaign, bootstrap_error, measure_plans
+from qsearch.measure.campaign import Campaign, measure_plans
 from qsearch.measure.evaluation import evaluate, make
+from qsearch.measure.options import CalibrateOptions
 from qsearch.measure.pipelines import Sampling, example_inputs, record, scene_prompts
+from qsearch.measure.quantized_weights import weights_for
+from qsearch.measure.setting import Calibration, EvaluationSetting
 from tests.models import tiny_pipeline
 
 SAMPLING = Sampling(steps=2, seed=3)
@@ -44,10 +47,16 @@ def graph(pipe: Any) -> OpGraph:
 
 @pytest.fixture
 def campaign(pipe: Any, graph: OpGraph, tmp_path: Path) -> Campaign:
-    return Campaign(tmp_path / "pipe", graph, scene_prompts(8, 1), SAMPLING, ("sqnr", "ssim"), "setting", tmp_path / "trials.db")
+    chosen_by = Calibration(scene_prompts(4, 0), Sampling(2, 4.0, 9, 4), CalibrateOptions(bins=2))
+    setting = EvaluationSetting(
+        scene_prompts(8, 1), SAMPLING, ("sqnr", "ssim"), "setting", chosen_by
+    )
+    return Campaign(tmp_path / "pipe", graph, setting, tmp_path / "trials.db")
 
 
-def test_every_plan_is_measured_once_as_it_is_measured_alone(pipe: Any, graph: OpGraph, campaign: Campaign) -> None:
+def test_every_plan_is_measured_once_as_it_is_measured_alone(
+    pipe: Any, graph: OpGraph, campaign: Campaign
+) -> None:
     plans = draw(graph, SCHEMES, 3)
     steps: list[int] = []
 
@@ -57,38 +66,88 @@ def test_every_plan_is_measured_once_as_it_is_measured_alone(pipe: Any, graph: O
     trials = Trials(campaign.where, graph).measured()
     assert sum(steps) == 3
     assert [t.name for t in trials] == [f"random-0-00{i}" for i in range(4)]
-    prompts = campaign.prompts
-    reference, made = (make(pipe, graph, p, prompts, SAMPLING) for p in (BitPlan.uniform(graph, "keep"), plans["random-0-001"]))
+    prompts = campaign.setting.prompts
+    reference, made = (
+        make(pipe, graph, p, prompts, SAMPLING)
+        for p in (Plan.uniform(graph, "keep"), plans["random-0-001"])
+    )
     for metric, (value, error) in evaluate(made, reference, ("sqnr", "ssim")).items():
         assert trials[1].metrics[metric][0] == pytest.approx(value, rel=1e-5)
-        assert trials[1].metrics[metric][1] == pytest.approx(error, rel=0.3)
+        assert trials[1].metrics[metric][1] == pytest.approx(error, rel=1e-5)
         assert np.mean(trials[1].samples[metric]) == pytest.approx(value, rel=1e-5)
         assert len(trials[1].samples[metric]) == 8
 
 
-def test_the_error_of_a_mean_is_scipy_s_bootstrap() -> None:
-    values = np.random.default_rng(0).lognormal(size=30)
+def test_plans_that_ask_for_calibration_are_measured_with_the_codes_that_it_gives(
+    pipe: Any, graph: OpGraph, campaign: Campaign
+) -> None:
+    plans = {s: Plan.uniform(graph, s) for s in ("uint3-c@gptq", "uint4-c+a8t~balance")}
+    said: list[str] = []
 
-    expected = bootstrap((values,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(1)).standard_error
+    assert measure_plans(campaign, plans, pipe=pipe, say=said.append) == 2
 
-    assert bootstrap_error(values.tolist()) == pytest.approx(expected, rel=0.08)
-    assert bootstrap_error([1.5]) == 0.0
+    assert said == []
+    setting = campaign.setting
+    assert setting.calibration is not None
+    calls = setting.calibration.record(pipe)
+    whole = make(pipe, graph, Plan.uniform(graph, "keep"), setting.prompts, SAMPLING)
+    for trial in Trials(campaign.where, graph).measured():
+        plan = plans[trial.name]
+        weights = weights_for(pipe.unet, graph, [plan], calls)
+        made = make(pipe, graph, plan, setting.prompts, SAMPLING, weights=weights)
+        expected = evaluate(made, whole, setting.metrics)
+        for metric, pair in expected.items():
+            assert trial.metrics[metric] == pytest.approx(pair, rel=1e-4), (trial.name, metric)
 
 
-def test_a_clearly_bad_plan_is_given_up_and_another_measured_in_two_parts_as_in_one(pipe: Any, graph: OpGraph, campaign: Campaign) -> None:
-    plans = {"bad": BitPlan.uniform(graph, "int2-t"), "good": BitPlan.uniform(graph, "uint8-c")}
+def test_measured_metrics_are_the_values_of_the_study_in_their_directions(
+    pipe: Any, graph: OpGraph, campaign: Campaign
+) -> None:
+    measure_plans(campaign, draw(graph, SCHEMES, 2), pipe=pipe)
+
+    url = f"sqlite:///{campaign.where}"
+    name = "qsearch.trials/1 sqnr+ ssim+"
+    study = optuna.load_study(study_name=name, storage=url)
+    assert [d.name for d in study.directions] == ["MAXIMIZE", "MAXIMIZE"]
+    assert study.metric_names == ["sqnr", "ssim"]
+    stored = {t.user_attrs["name"]: t.values for t in study.get_trials()}
+    for trial in Trials(campaign.where, graph).measured():
+        assert stored[trial.name] == [trial.metrics["sqnr"][0], trial.metrics["ssim"][0]]
+
+
+def test_where_no_plan_can_be_measured_the_reason_is_an_error(
+    pipe: Any, graph: OpGraph, campaign: Campaign
+) -> None:
+    blind = replace(campaign, setting=replace(campaign.setting, calibration=None))
+    plans = {s: Plan.uniform(graph, s) for s in ("uint3-c@gptq", "uint4-c@gptq")}
+
+    with pytest.raises(QSearchError, match="calibrat"):
+        measure_plans(blind, plans, pipe=pipe)
+
+
+def test_a_clearly_bad_plan_is_given_up_and_another_measured_in_two_parts_as_in_one(
+    pipe: Any, graph: OpGraph, campaign: Campaign
+) -> None:
+    plans = {"bad": Plan.uniform(graph, "int2-t"), "good": Plan.uniform(graph, "uint8-c")}
     said: list[str] = []
 
     measure_plans(replace(campaign, stop={"sqnr": 20.0}), plans, pipe=pipe, say=said.append)
-    measure_plans(replace(campaign, setting="whole"), plans, pipe=pipe)
+    whole_setting = replace(campaign.setting, key="whole")
+    measure_plans(replace(campaign, setting=whole_setting), plans, pipe=pipe)
 
     early = {t.name: t for t in Trials(campaign.where, graph).measured("setting")}
     whole = {t.name: t for t in Trials(campaign.where, graph).measured("whole")}
-    assert (early["bad"].stopped, len(early["bad"].samples["sqnr"]), early["good"].stopped) == (True, 3, False)
+    assert (early["bad"].stopped, len(early["bad"].samples["sqnr"]), early["good"].stopped) == (
+        True,
+        3,
+        False,
+    )
     assert said == ["bad was given up after 3 samples"]
     assert early["bad"].samples["sqnr"] == pytest.approx(whole["bad"].samples["sqnr"][:3], rel=1e-4)
     assert early["good"].samples["ssim"] == pytest.approx(whole["good"].samples["ssim"], rel=1e-4)
-    assert measure_plans(campaign, plans, pipe=pipe) == 1  # whoever gives nothing up wants the bad one whole
+    assert (
+        measure_plans(campaign, plans, pipe=pipe) == 1
+    )  # whoever gives nothing up wants the bad one whole
     assert [t.stopped for t in Trials(campaign.where, graph).measured("setting")] == [False, False]
 
 
@@ -103,10 +162,12 @@ def test_a_plan_that_another_worker_measured_meanwhile_is_not_measured_again(
     plans = draw(graph, SCHEMES, 2)
     honest = module.Bench.measure
 
-    def measure(self: module.Bench, plan: BitPlan) -> Any:
+    def measure(self: module.Bench, plan: Plan) -> Any:
         found = honest(self, plan)
         other = next(name for name, p in plans.items() if p.id != plan.id)
-        Trials(campaign.where, graph).add(other, plans[other], found[0], "setting")  # somebody else, while we were at it
+        Trials(campaign.where, graph).add(
+            other, plans[other], found[0], "setting"
+        )  # somebody else, while we were at it
         return found
 
     monkeypatch.setattr(module.Bench, "measure", measure)
@@ -115,12 +176,14 @@ def test_a_plan_that_another_worker_measured_meanwhile_is_not_measured_again(
     assert len(Trials(campaign.where, graph).all()) == 2
 
 
-def test_a_plan_that_cannot_be_measured_is_passed_over_with_a_word(pipe: Any, graph: OpGraph, campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_that_cannot_be_measured_is_passed_over_with_a_word(
+    pipe: Any, graph: OpGraph, campaign: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plans, said = draw(graph, SCHEMES, 2), list[str]()
     bad = plans["random-0-000"].id
     honest = module.Bench.measure
 
-    def measure(self: module.Bench, plan: BitPlan) -> Any:
+    def measure(self: module.Bench, plan: Plan) -> Any:
         if plan.id == bad:
             raise QSearchError("latents that are not finite")
         return honest(self, plan)
@@ -146,11 +209,13 @@ from qsearch.core.graph import OpGraph
 from qsearch.decide.draws import draw
 from qsearch.measure.campaign import Campaign, measure_plans
 from qsearch.measure.pipelines import Sampling, scene_prompts
+from qsearch.measure.setting import EvaluationSetting
 
 if __name__ == "__main__":
     folder, count, workers = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     graph = OpGraph.load(folder / "graph.json")
-    campaign = Campaign(folder / "pipe", graph, scene_prompts(4, 1), Sampling(steps=2, seed=3), ("sqnr",), "setting", folder / "trials.db")
+    setting = EvaluationSetting(scene_prompts(4, 1), Sampling(steps=2, seed=3), ("sqnr",), "setting")
+    campaign = Campaign(folder / "pipe", graph, setting, folder / "trials.db")
     try:
         measure_plans(campaign, draw(graph, ("uint2-c", "uint4-c"), count), workers=workers, progress=lambda n: print("one", flush=True) if n else None)
     except QSearchError as error:
@@ -161,17 +226,25 @@ if __name__ == "__main__":
 
 def run(folder: Path, count: int, workers: int) -> subprocess.Popen[str]:
     (folder / "script.py").write_text(SCRIPT)
-    return subprocess.Popen([sys.executable, str(folder / "script.py"), str(folder), str(count), str(workers)], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, str(folder / "script.py"), str(folder), str(count), str(workers)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def children(pid: int) -> list[int]:
     """Worker processes of a pool: children that hold the pipeline, which the resource tracker does not."""
-    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False).stdout.splitlines()
+    listed = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False
+    ).stdout.splitlines()
     return [int(line.split()[0]) for line in listed if "spawn_main" in line]
 
 
 @pytest.mark.slow
-def test_a_worker_killed_mid_evaluation_loses_its_plan_alone_and_the_next_call_goes_on(pipe: Any, graph: OpGraph, tmp_path: Path) -> None:
+def test_a_worker_killed_mid_evaluation_loses_its_plan_alone_and_the_next_call_goes_on(
+    pipe: Any, graph: OpGraph, tmp_path: Path
+) -> None:
     pipe.save_pretrained(tmp_path / "pipe")
     graph.save(tmp_path / "graph.json")
     process = run(tmp_path, 200, 2)
@@ -194,7 +267,9 @@ def test_a_worker_killed_mid_evaluation_loses_its_plan_alone_and_the_next_call_g
     assert len({t.plan for t in Trials(tmp_path / "trials.db", graph).all()}) >= len(stored) + 1
 
 
-def test_a_process_killed_at_any_moment_leaves_whole_trials(pipe: Any, graph: OpGraph, tmp_path: Path) -> None:
+def test_a_process_killed_at_any_moment_leaves_whole_trials(
+    pipe: Any, graph: OpGraph, tmp_path: Path
+) -> None:
     pipe.save_pretrained(tmp_path / "pipe")
     graph.save(tmp_path / "graph.json")
     process = run(tmp_path, 10_000, 1)

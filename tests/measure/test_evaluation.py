@@ -14,7 +14,7 @@ from torch import Tensor
 from qsearch.core import plugins
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.graphs.extraction import extract
 from qsearch.measure import evaluation
 from qsearch.measure.evaluation import FOLDS, Outcome, evaluate, make
@@ -36,17 +36,24 @@ def measured() -> dict[str, Found]:
     graph = extract(pipe.unet, example_inputs(calls[0], pipe.unet))
     before = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
     reference = outcome_of(pipe, graph, "keep", prompts, calls)
-    found = {s: evaluate(outcome_of(pipe, graph, s, prompts, calls), reference, METRICS) for s in ("keep", "uint8-c", "uint3-c")}
+    found = {
+        s: evaluate(outcome_of(pipe, graph, s, prompts, calls), reference, METRICS)
+        for s in ("keep", "uint8-c", "uint3-c")
+    }
     wounds = [k for k, v in pipe.unet.state_dict().items() if not torch.equal(v, before[k])]
     return found | {"wounds": dict.fromkeys(wounds, (0.0, 0.0))}
 
 
 def outcome_of(pipe: Any, graph: OpGraph, scheme: str, prompts: Prompts, calls: Any) -> Outcome:
-    return make(pipe, graph, BitPlan.uniform(graph, scheme), prompts, SAMPLING, calls)
+    return make(pipe, graph, Plan.uniform(graph, scheme), prompts, SAMPLING, calls)
 
 
 def test_full_precision_against_itself_is_perfect(measured: dict[str, Found]) -> None:
-    assert measured["keep"] == {"sqnr": (sqnr.CEILING, 0.0), "ssim": (pytest.approx(1.0, abs=1e-6), pytest.approx(0.0, abs=1e-6)), "noise": (0.0, 0.0)}
+    assert measured["keep"] == {
+        "sqnr": (sqnr.CEILING, 0.0),
+        "ssim": (pytest.approx(1.0, abs=1e-6), pytest.approx(0.0, abs=1e-6)),
+        "noise": (0.0, 0.0),
+    }
 
 
 def test_coarser_plans_measure_worse_on_every_metric(measured: dict[str, Found]) -> None:
@@ -63,7 +70,9 @@ def test_decibels_and_noise_say_the_same(measured: dict[str, Found]) -> None:
     level, spread = measured["uint3-c"]["output_sqnr"]
 
     assert level == pytest.approx(-10 * math.log10(noise))
-    assert spread == pytest.approx(10 * math.log10(1 + error / noise), rel=0.3)  # first order against the curve
+    assert spread == pytest.approx(
+        10 * math.log10(1 + error / noise), rel=0.3
+    )  # first order against the curve
 
 
 def test_measuring_leaves_the_model_as_it_was(measured: dict[str, Found]) -> None:
@@ -72,15 +81,26 @@ def test_measuring_leaves_the_model_as_it_was(measured: dict[str, Found]) -> Non
 
 def outcome(values: Tensor) -> Outcome:
     """An outcome whose latents are given numbers, one a sample."""
-    return Outcome(Prompts(tuple(f"prompt {i}" for i in range(len(values)))), values[:, None], torch.zeros(len(values), 3, 2, 2), ())
+    return Outcome(
+        Prompts(tuple(f"prompt {i}" for i in range(len(values)))),
+        values[:, None],
+        torch.zeros(len(values), 3, 2, 2),
+        (),
+    )
 
 
-def measured_by(monkeypatch: pytest.MonkeyPatch, measure: Any, values: Tensor) -> tuple[float, float]:
-    monkeypatch.setattr(evaluation.plugins, "load", lambda kind, name: SimpleNamespace(measure=measure))
+def measured_by(
+    monkeypatch: pytest.MonkeyPatch, measure: Any, values: Tensor
+) -> tuple[float, float]:
+    monkeypatch.setattr(
+        evaluation.plugins, "load", lambda kind, name: SimpleNamespace(measure=measure)
+    )
     return evaluate(outcome(values), outcome(values), ["any"])["any"]
 
 
-def test_a_metric_with_a_value_a_sample_gets_the_error_of_their_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_metric_with_a_value_a_sample_gets_the_error_of_their_mean(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     values = torch.tensor([1.0, 2.0, 4.0, 9.0])
 
     found = measured_by(monkeypatch, lambda outcome, reference: outcome.latents[:, 0], values)
@@ -88,26 +108,38 @@ def test_a_metric_with_a_value_a_sample_gets_the_error_of_their_mean(monkeypatch
     assert found == pytest.approx((4.0, math.sqrt((9 + 4 + 0 + 25) / 3 / 4)))
 
 
-def test_the_jackknife_error_of_a_mean_is_that_of_the_means_of_its_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_jackknife_error_of_a_mean_is_that_of_the_means_of_its_folds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     values = torch.randn(5 * FOLDS, generator=torch.Generator().manual_seed(0))
     folds = values.view(5, FOLDS).mean(0)  # sample i is in fold i modulo FOLDS
 
-    found = measured_by(monkeypatch, lambda outcome, reference: float(outcome.latents.mean()), values)
+    found = measured_by(
+        monkeypatch, lambda outcome, reference: float(outcome.latents.mean()), values
+    )
 
-    assert found == pytest.approx((float(values.mean()), float(folds.std() / math.sqrt(FOLDS))), rel=1e-5)
+    assert found == pytest.approx(
+        (float(values.mean()), float(folds.std() / math.sqrt(FOLDS))), rel=1e-5
+    )
 
 
-def test_the_jackknife_error_of_a_square_is_that_of_the_delta_method(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_jackknife_error_of_a_square_is_that_of_the_delta_method(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     values = 3 + torch.randn(400 * FOLDS, generator=torch.Generator().manual_seed(0)) / 10
     folds = values.view(400, FOLDS).mean(0)
 
-    found = measured_by(monkeypatch, lambda outcome, reference: float(outcome.latents.double().mean()) ** 2, values)
+    found = measured_by(
+        monkeypatch, lambda outcome, reference: float(outcome.latents.double().mean()) ** 2, values
+    )
 
     assert found[1] == pytest.approx(2 * 3 * float(folds.std() / math.sqrt(FOLDS)), rel=0.01)
 
 
 @pytest.mark.parametrize("count", [2, 5, 11])
-def test_few_samples_are_folds_of_their_own_and_every_sample_is_left_out_once(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+def test_few_samples_are_folds_of_their_own_and_every_sample_is_left_out_once(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
     seen: list[set[int]] = []
 
     def measure(outcome: Outcome, reference: Outcome) -> float:
@@ -129,17 +161,23 @@ def test_captions_are_left_out_with_their_samples() -> None:
 
     left = full.without(torch.tensor([False, True, False]))
 
-    assert left.prompts == Prompts((prompts.texts[0], prompts.texts[2]), (prompts.captions[0], prompts.captions[2]))
+    assert left.prompts == Prompts(
+        (prompts.texts[0], prompts.texts[2]), (prompts.captions[0], prompts.captions[2])
+    )
     assert left.latents.flatten().tolist() == [0.0, 2.0]
 
 
 def test_alignment_needs_captions_of_the_zoo_s_world() -> None:
     with pytest.raises(QSearchError, match="alignment needs captions of the zoo's scenes"):
-        evaluate(*[replace(rendered(2), prompts=Prompts(("a red circle", "a dog")))] * 2, ["alignment"])
+        evaluate(
+            *[replace(rendered(2), prompts=Prompts(("a red circle", "a dog")))] * 2, ["alignment"]
+        )
 
 
 def test_an_unknown_metric_is_answered_with_the_nearest() -> None:
-    with pytest.raises(QSearchError, match="no plug-in 'ssmi' among the metrics; did you mean 'ssim'"):
+    with pytest.raises(
+        QSearchError, match="no plug-in 'ssmi' among the metrics; did you mean 'ssim'"
+    ):
         evaluate(outcome(torch.zeros(2)), outcome(torch.zeros(2)), ["ssmi"])
 
 
@@ -148,17 +186,28 @@ def rendered(count: int) -> Outcome:
     dice = torch.Generator().manual_seed(0)
     scenes = draw_scenes(count, dice)
     captions = tuple(describe(scenes, dice))
-    return Outcome(Prompts(tuple(c.text for c in captions), captions), torch.randn(count, 4, 16, 16), render(scenes), ())
+    return Outcome(
+        Prompts(tuple(c.text for c in captions), captions),
+        torch.randn(count, 4, 16, 16),
+        render(scenes),
+        (),
+    )
 
 
 def test_three_samples_are_enough_for_every_metric() -> None:
-    names = [name for name in plugins.names("metrics") if not plugins.load("metrics", name).needs_video]
+    names = [
+        name for name in plugins.names("metrics") if not plugins.load("metrics", name).needs_video
+    ]
 
     found = evaluate(rendered(3), rendered(3), names)
 
     assert len(found) >= 4
 
-    assert [name for name, (value, error) in found.items() if not (math.isfinite(value) and math.isfinite(error) and error >= 0)] == []
+    assert [
+        name
+        for name, (value, error) in found.items()
+        if not (math.isfinite(value) and math.isfinite(error) and error >= 0)
+    ] == []
 
 
 def test_two_samples_are_too_few_for_the_error_of_a_frechet_distance() -> None:

@@ -35,13 +35,18 @@ def test_samples_with_more_power_weigh_more() -> None:
 
 
 def test_one_sample_has_an_unknown_error() -> None:
-    assert relative_noise(torch.ones(1, 5) * 1.1, torch.ones(1, 5)) == (pytest.approx(0.01, rel=1e-5), math.inf)
+    assert relative_noise(torch.ones(1, 5) * 1.1, torch.ones(1, 5)) == (
+        pytest.approx(0.01, rel=1e-5),
+        math.inf,
+    )
 
 
 def test_noise_does_not_depend_on_the_size_of_the_output() -> None:
     reference, change = torch.randn(6, 10), torch.randn(6, 10)
 
-    assert relative_noise((reference + change) * 1e6, reference * 1e6)[0] == pytest.approx(relative_noise(reference + change, reference)[0], rel=1e-5)
+    assert relative_noise((reference + change) * 1e6, reference * 1e6)[0] == pytest.approx(
+        relative_noise(reference + change, reference)[0], rel=1e-5
+    )
 
 
 def test_an_output_of_nothing_is_refused() -> None:
@@ -55,7 +60,9 @@ def test_nearly_all_error_bars_hold_the_truth() -> None:
     for _ in range(rounds):
         size = 1 + torch.rand(32, 1, generator=dice)
         reference = size * torch.randn(32, 64, generator=dice)
-        value, error = relative_noise(reference + 0.3 * torch.randn(32, 64, generator=dice), reference)
+        value, error = relative_noise(
+            reference + 0.3 * torch.randn(32, 64, generator=dice), reference
+        )
         inside += abs(value - 0.09 / (7 / 3)) < 2 * error
 
     # Two standard errors: 95% for a normal ratio; the tolerance is three deviations of a count of 400 and the skew at 32 samples.

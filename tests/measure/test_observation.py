@@ -15,7 +15,16 @@ from qsearch.core.table import SensitivityTable
 from qsearch.graphs.extraction import extract
 from qsearch.measure.clean import Clean, coefficients, guidance_weights
 from qsearch.measure.metrics import ssim
-from qsearch.measure.pipelines import Prompts, Sampling, denoiser_of, example_inputs, record, run, sample, scene_prompts
+from qsearch.measure.pipelines import (
+    Prompts,
+    Sampling,
+    denoiser_of,
+    example_inputs,
+    record,
+    run,
+    sample,
+    scene_prompts,
+)
 from qsearch.measure.profiling import profile
 from qsearch.measure.trajectory import trajectories
 from tests.models import tiny_scenes_pipeline
@@ -49,7 +58,9 @@ SCHEDULERS = {
 }
 
 
-@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, kinds in SCHEDULERS.items() for kind in kinds])
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name, kinds in SCHEDULERS.items() for kind in kinds]
+)
 def test_the_clean_image_is_the_one_that_the_scheduler_predicts(name: str, kind: str) -> None:
     import diffusers
 
@@ -61,12 +72,18 @@ def test_the_clean_image_is_the_one_that_the_scheduler_predicts(name: str, kind:
     for t in scheduler.timesteps:
         output = torch.randn(2, 3, 4, 4)
         scheduler.scale_model_input(x, t)
-        told = scheduler.convert_model_output(output, sample=x) if hasattr(scheduler, "convert_model_output") and scheduler.step_index is not None else None
+        told = (
+            scheduler.convert_model_output(output, sample=x)
+            if hasattr(scheduler, "convert_model_output") and scheduler.step_index is not None
+            else None
+        )
         made = scheduler.step(output, t, x)
         told = made.pred_original_sample if hasattr(made, "pred_original_sample") else told
         keep, take = coefficients(scheduler, t)
         if told is not None:
-            torch.testing.assert_close(keep * x + take * output, told, rtol=1e-3, atol=1e-3 * float(told.abs().max()))
+            torch.testing.assert_close(
+                keep * x + take * output, told, rtol=1e-3, atol=1e-3 * float(told.abs().max())
+            )
         x = made.prev_sample
 
 
@@ -87,9 +104,13 @@ def test_guidance_is_found_whatever_it_is() -> None:
     a, b = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
 
     assert guidance_weights(torch.cat([a, b]), a + 4 * (b - a), 4.0) == (-3.0, 4.0)
-    assert guidance_weights(torch.cat([a, b]), b + 2 * (a - b), 7.0) == pytest.approx((2.0, -1.0), abs=1e-5)
+    assert guidance_weights(torch.cat([a, b]), b + 2 * (a - b), 7.0) == pytest.approx(
+        (2.0, -1.0), abs=1e-5
+    )
     assert guidance_weights(a, a, 4.0) == pytest.approx((1.0,))
-    assert guidance_weights(torch.cat([a, b], 1), a, 4.0) == pytest.approx((1.0,))  # learned variance behind it
+    assert guidance_weights(torch.cat([a, b], 1), a, 4.0) == pytest.approx(
+        (1.0,)
+    )  # learned variance behind it
     assert guidance_weights(torch.cat([a, b]), a * b, 4.0) is None
     assert guidance_weights(a, torch.randn(3, 4, 3, 3), 4.0) is None
 
@@ -100,7 +121,9 @@ def test_a_recorded_call_predicts_where_the_sampler_goes(pipe: Any, prompts: Pro
     last = calls[-1]
     assert last.sampled is not None
     final = sample(pipe, prompts, SAMPLING)
-    torch.testing.assert_close(last.sampled.clean(run(pipe.unet, last)), final, rtol=1e-3, atol=1e-3)  # the last step ends in its own prediction
+    torch.testing.assert_close(
+        last.sampled.clean(run(pipe.unet, last)), final, rtol=1e-3, atol=1e-3
+    )  # the last step ends in its own prediction
     assert last.sampled.guidance == (-3.0, 4.0)
 
 
@@ -109,7 +132,9 @@ def test_recording_in_parts_hears_the_same_calls(pipe: Any, prompts: Prompts) ->
 
     assert [c.step for c in parts] == [c.step for c in whole for _ in range(2)]
     joined = torch.cat([example_inputs(c, pipe.unet)["sample"].chunk(2)[1] for c in parts[:2]])
-    torch.testing.assert_close(joined, example_inputs(whole[0], pipe.unet)["sample"].chunk(2)[1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        joined, example_inputs(whole[0], pipe.unet)["sample"].chunk(2)[1], rtol=1e-4, atol=1e-4
+    )
 
 
 def test_the_structure_metric_is_one_minus_ssim_for_small_changes() -> None:
@@ -119,8 +144,12 @@ def test_the_structure_metric_is_one_minus_ssim_for_small_changes() -> None:
 
     pictures = render(draw_scenes(4, torch.Generator().manual_seed(0)))
     other = (pictures + 0.02 * torch.randn(pictures.shape)).clamp(-1, 1)
-    values, scale = ssim.features(Clean(torch.empty(4), lambda _: other), Clean(torch.empty(4), lambda _: pictures))
-    same, _ = ssim.features(Clean(torch.empty(4), lambda _: pictures), Clean(torch.empty(4), lambda _: pictures))
+    values, scale = ssim.features(
+        Clean(torch.empty(4), lambda _: other), Clean(torch.empty(4), lambda _: pictures)
+    )
+    same, _ = ssim.features(
+        Clean(torch.empty(4), lambda _: pictures), Clean(torch.empty(4), lambda _: pictures)
+    )
 
     ours = ((values - same).double().square().sum(1) / scale).mean()
     window = {"gaussian_kernel": False, "kernel_size": 7, "data_range": 1.0}
@@ -141,15 +170,22 @@ def agreement(a: SensitivityTable, b: SensitivityTable, metric: str) -> tuple[fl
 
 
 @pytest.fixture(scope="module")
-def tables(pipe: Any, graph: OpGraph, prompts: Prompts) -> tuple[SensitivityTable, SensitivityTable]:
+def tables(
+    pipe: Any, graph: OpGraph, prompts: Prompts
+) -> tuple[SensitivityTable, SensitivityTable]:
     """All metrics at once, by probes and by the sweep."""
     calls = record(pipe, prompts[:2], SAMPLING, 1, batch=1)
     asked: dict[str, Any] = {"metrics": METRICS, "pipe": pipe}
-    return tuple(profile(pipe.unet, graph, ["uint8-c"], calls, estimator=e, probes=24, **asked) for e in ("probe", "sweep"))  # type: ignore[return-value]
+    return tuple(
+        profile(pipe.unet, graph, ["uint8-c"], calls, estimator=e, probes=24, **asked)
+        for e in ("probe", "sweep")
+    )  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_probes_agree_with_the_sweep_by_every_metric(tables: tuple[SensitivityTable, SensitivityTable], metric: str) -> None:
+def test_probes_agree_with_the_sweep_by_every_metric(
+    tables: tuple[SensitivityTable, SensitivityTable], metric: str
+) -> None:
     median, correlation = agreement(*tables, metric)
 
     # 24 probes on two parts: a fifth of relative error, much of it common to all layers, since they share the sign vectors
@@ -157,10 +193,14 @@ def test_probes_agree_with_the_sweep_by_every_metric(tables: tuple[SensitivityTa
     assert correlation > 0.9
 
 
-def test_a_trajectory_is_what_the_pipeline_samples(pipe: Any, graph: OpGraph, prompts: Prompts) -> None:
+def test_a_trajectory_is_what_the_pipeline_samples(
+    pipe: Any, graph: OpGraph, prompts: Prompts
+) -> None:
     one = trajectories(pipe, prompts, SAMPLING, batch=2)[1].observed(pipe.unet, ["sqnr"])
 
-    expected = sample(pipe, prompts, Sampling(SAMPLING.steps, SAMPLING.guidance, SAMPLING.seed, batch=2))[2:].flatten(1)
+    expected = sample(
+        pipe, prompts, Sampling(SAMPLING.steps, SAMPLING.guidance, SAMPLING.seed, batch=2)
+    )[2:].flatten(1)
     torch.testing.assert_close(one.reference["sqnr"], expected)
     differentiable = one.features()["sqnr"]
     torch.testing.assert_close(differentiable.detach(), expected)
@@ -168,18 +208,35 @@ def test_a_trajectory_is_what_the_pipeline_samples(pipe: Any, graph: OpGraph, pr
     assert one.sampler_steps == SAMPLING.steps
 
 
-def test_a_trajectory_s_gradient_is_the_sum_of_its_steps(pipe: Any, graph: OpGraph, prompts: Prompts) -> None:
-    table = profile(pipe.unet, graph, ["uint8-c"], trajectories(pipe, prompts[:2], SAMPLING, 2), estimator="probe", metrics=["sqnr"], probes=4)
+def test_a_trajectory_s_gradient_is_the_sum_of_its_steps(
+    pipe: Any, graph: OpGraph, prompts: Prompts
+) -> None:
+    table = profile(
+        pipe.unet,
+        graph,
+        ["uint8-c"],
+        trajectories(pipe, prompts[:2], SAMPLING, 2),
+        estimator="probe",
+        metrics=["sqnr"],
+        probes=4,
+    )
 
     assert table.shares is not None
     values = table.shares.values["sqnr", 0]
     assert values.shape == (len(graph.quantizable), SAMPLING.steps, 4, 1)
-    assert {int(np.count_nonzero(np.abs(values[:, t]).max((1, 2)) > 0)) for t in range(SAMPLING.steps)} == {len(graph.quantizable)}
+    assert {
+        int(np.count_nonzero(np.abs(values[:, t]).max((1, 2)) > 0)) for t in range(SAMPLING.steps)
+    } == {len(graph.quantizable)}
 
 
-def test_probes_through_the_sampler_agree_with_the_sweep(pipe: Any, graph: OpGraph, prompts: Prompts) -> None:
+def test_probes_through_the_sampler_agree_with_the_sweep(
+    pipe: Any, graph: OpGraph, prompts: Prompts
+) -> None:
     parts = trajectories(pipe, prompts[:1], Sampling(2, SAMPLING.guidance, SAMPLING.seed))
-    ours, theirs = (profile(pipe.unet, graph, ["uint8-c"], parts, estimator=e, metrics=["sqnr"], probes=48) for e in ("probe", "sweep"))
+    ours, theirs = (
+        profile(pipe.unet, graph, ["uint8-c"], parts, estimator=e, metrics=["sqnr"], probes=48)
+        for e in ("probe", "sweep")
+    )
 
     median, correlation = agreement(ours, theirs, "sqnr")
     assert median == pytest.approx(1.0, abs=0.2)
@@ -197,39 +254,76 @@ def test_the_pipeline_is_left_as_it_was(pipe: Any) -> None:
 
 def test_noise_of_a_trajectory_is_refused(pipe: Any, graph: OpGraph, prompts: Prompts) -> None:
     with pytest.raises(QSearchError, match="of a whole trajectory measure sqnr"):
-        profile(pipe.unet, graph, ["uint8-c"], trajectories(pipe, prompts[:1], SAMPLING), estimator="probe")
+        profile(
+            pipe.unet,
+            graph,
+            ["uint8-c"],
+            trajectories(pipe, prompts[:1], SAMPLING),
+            estimator="probe",
+        )
 
 
-def test_a_sampler_without_gradients_says_so(pipe: Any, graph: OpGraph, prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sampler_without_gradients_says_so(
+    pipe: Any, graph: OpGraph, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = pipe.scheduler.step
 
     def cut(output: Tensor, *args: Any, **kwargs: Any) -> Any:
         return own(output.detach(), *args, **kwargs)
 
     monkeypatch.setattr(pipe.scheduler, "step", cut)
-    with pytest.raises(QSearchError, match="DPMSolverMultistepScheduler gives no gradient through its steps"):
-        profile(pipe.unet, graph, ["uint8-c"], trajectories(pipe, prompts[:1], SAMPLING), estimator="probe", metrics=["sqnr"])
+    with pytest.raises(
+        QSearchError, match="DPMSolverMultistepScheduler gives no gradient through its steps"
+    ):
+        profile(
+            pipe.unet,
+            graph,
+            ["uint8-c"],
+            trajectories(pipe, prompts[:1], SAMPLING),
+            estimator="probe",
+            metrics=["sqnr"],
+        )
 
 
-def test_pictures_that_the_judge_does_not_know_are_refused(graph: OpGraph, prompts: Prompts) -> None:
+def test_pictures_that_the_judge_does_not_know_are_refused(
+    graph: OpGraph, prompts: Prompts
+) -> None:
     from tests.models import tiny_pipeline
 
     small = tiny_pipeline()
     calls = record(small, prompts[:1], SAMPLING, 1)
-    with pytest.raises(QSearchError, match="alignment of pictures that are not the zoo's 3x64x64 scenes goes by CLIP"):
-        profile(denoiser_of(small), graph, ["uint8-c"], calls, estimator="probe", metrics=["alignment"], pipe=small)
+    with pytest.raises(
+        QSearchError,
+        match="alignment of pictures that are not the zoo's 3x64x64 scenes goes by CLIP",
+    ):
+        profile(
+            denoiser_of(small),
+            graph,
+            ["uint8-c"],
+            calls,
+            estimator="probe",
+            metrics=["alignment"],
+            pipe=small,
+        )
 
 
 def test_checkpointing_changes_no_number(pipe: Any, graph: OpGraph, prompts: Prompts) -> None:
     calls = record(pipe, prompts[:1], SAMPLING, 1)
-    kept, again = (profile(pipe.unet, graph, ["uint4-c"], calls, estimator="probe", probes=3, checkpointing=c) for c in (False, True))
+    kept, again = (
+        profile(pipe.unet, graph, ["uint4-c"], calls, estimator="probe", probes=3, checkpointing=c)
+        for c in (False, True)
+    )
 
-    assert again.frame["estimate"].tolist() == pytest.approx(kept.frame["estimate"].tolist(), rel=1e-4)
+    assert again.frame["estimate"].tolist() == pytest.approx(
+        kept.frame["estimate"].tolist(), rel=1e-4
+    )
     assert not pipe.unet.is_gradient_checkpointing
 
 
 def test_checkpointing_of_a_plain_module_is_refused() -> None:
     from tests.models import plain, plain_calls
 
-    with pytest.raises(QSearchError, match="checkpointing is built into diffusers' models; PlainDenoiser has none"):
+    with pytest.raises(
+        QSearchError, match="checkpointing is built into diffusers' models; PlainDenoiser has none"
+    ):
         profile(*plain(), ["uint4-c"], plain_calls(), estimator="probe", checkpointing=True)

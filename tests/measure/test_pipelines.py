@@ -12,7 +12,19 @@ from torch import Tensor, nn
 from qsearch.core.errors import QSearchError
 from qsearch.graphs.extraction import extract
 from qsearch.measure import pipelines
-from qsearch.measure.pipelines import Call, Prompts, Sampling, decode, denoiser_of, example_inputs, load_pipeline, record, run, sample, scene_prompts
+from qsearch.measure.pipelines import (
+    Call,
+    Prompts,
+    Sampling,
+    decode,
+    denoiser_of,
+    example_inputs,
+    load_pipeline,
+    record,
+    run,
+    sample,
+    scene_prompts,
+)
 from tests.models import tiny_pipeline
 
 SAMPLING = Sampling(steps=6, guidance=4.0, seed=3, batch=8)
@@ -35,7 +47,9 @@ def prompts() -> Prompts:
 def first_inputs(pipe: Any, prompts: Prompts, batch: int) -> Tensor:
     """What the denoiser is given first: noise alone, without its copy for guidance."""
     heard: list[Tensor] = []
-    handle = pipe.unet.register_forward_pre_hook(lambda module, args, kwargs: heard.append(args[0].clone()), with_kwargs=True)
+    handle = pipe.unet.register_forward_pre_hook(
+        lambda module, args, kwargs: heard.append(args[0].clone()), with_kwargs=True
+    )
     sample(pipe, prompts, Sampling(steps=2, batch=batch))
     handle.remove()
     return torch.cat([x.chunk(2)[0] for x in heard[::2]])
@@ -69,29 +83,44 @@ def test_progress_counts_the_samples(pipe: Any, prompts: Prompts) -> None:
     assert told == [2, 2, 1]
 
 
-@pytest.mark.parametrize(("bins", "middle"), [(1, [3]), (2, [1, 4]), (3, [1, 3, 5]), (6, [0, 1, 2, 3, 4, 5])])
-def test_the_call_in_the_middle_of_each_bin_is_recorded(pipe: Any, prompts: Prompts, bins: int, middle: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("bins", "middle"), [(1, [3]), (2, [1, 4]), (3, [1, 3, 5]), (6, [0, 1, 2, 3, 4, 5])]
+)
+def test_the_call_in_the_middle_of_each_bin_is_recorded(
+    pipe: Any, prompts: Prompts, bins: int, middle: list[int]
+) -> None:
     calls = record(pipe, prompts, SAMPLING, bins)
 
     assert [c.step for c in calls] == middle
     times = [float(example_inputs(c, pipe.unet)["timestep"]) for c in calls]
     assert times == sorted(times, reverse=True)
-    assert {len(example_inputs(c, pipe.unet)["sample"]) for c in calls} == {2 * len(prompts)}  # with and without the caption
+    assert {len(example_inputs(c, pipe.unet)["sample"]) for c in calls} == {
+        2 * len(prompts)
+    }  # with and without the caption
 
 
 @pytest.mark.parametrize("bins", [0, 7])
-def test_bins_that_the_sampler_does_not_have_are_refused(pipe: Any, prompts: Prompts, bins: int) -> None:
-    with pytest.raises(QSearchError, match=f"between 1 and the number of denoiser calls; given {bins} bins for 6 calls"):
+def test_bins_that_the_sampler_does_not_have_are_refused(
+    pipe: Any, prompts: Prompts, bins: int
+) -> None:
+    with pytest.raises(
+        QSearchError,
+        match=f"between 1 and the number of denoiser calls; given {bins} bins for 6 calls",
+    ):
         record(pipe, prompts, SAMPLING, bins)
 
 
 def test_a_recorded_call_repeats_what_happened(pipe: Any, prompts: Prompts) -> None:
     made: list[Tensor] = []
-    handle = pipe.unet.register_forward_hook(lambda module, args, output: made.append(output[0].clone()))
+    handle = pipe.unet.register_forward_hook(
+        lambda module, args, output: made.append(output[0].clone())
+    )
     calls = record(pipe, prompts, SAMPLING, 6)
     handle.remove()
 
-    assert [i for i, call in enumerate(calls) if not torch.equal(run(pipe.unet, call), made[i])] == []
+    assert [
+        i for i, call in enumerate(calls) if not torch.equal(run(pipe.unet, call), made[i])
+    ] == []
 
 
 def test_a_recorded_call_is_an_example_for_extract(pipe: Any, prompts: Prompts) -> None:
@@ -146,12 +175,16 @@ def test_latents_that_are_not_finite_are_refused(prompts: Prompts) -> None:
     pipe = tiny_pipeline()
     nn.init.constant_(pipe.unet.conv_out.weight, torch.nan)
 
-    with pytest.raises(QSearchError, match="StableDiffusionPipeline made latents that are not finite"):
+    with pytest.raises(
+        QSearchError, match="StableDiffusionPipeline made latents that are not finite"
+    ):
         sample(pipe, prompts, SAMPLING)
 
 
 def test_a_pipeline_without_a_denoiser_is_refused() -> None:
-    with pytest.raises(QSearchError, match="object has none of the components transformer, unet, prior"):
+    with pytest.raises(
+        QSearchError, match="object has none of the components transformer, unet, prior"
+    ):
         denoiser_of(object())
 
 
@@ -188,9 +221,19 @@ def copied(folder: Path, to: Path) -> Path:
     return Path(shutil.copytree(folder, to / "broken"))
 
 
-@pytest.mark.parametrize("missing", ["model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"])
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "model_index.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+    ],
+)
 @pytest.mark.parametrize("share", [None, 0.5], ids=["missing", "truncated"])
-def test_a_broken_folder_is_refused_in_one_line_that_names_it(saved: Path, tmp_path: Path, missing: str, share: float | None) -> None:
+def test_a_broken_folder_is_refused_in_one_line_that_names_it(
+    saved: Path, tmp_path: Path, missing: str, share: float | None
+) -> None:
     folder = copied(saved, tmp_path)
     path = folder / missing
     whole = path.read_bytes()
@@ -201,7 +244,9 @@ def test_a_broken_folder_is_refused_in_one_line_that_names_it(saved: Path, tmp_p
     with pytest.raises(QSearchError) as caught:
         load_pipeline(folder)
 
-    assert str(caught.value).startswith(f"{folder} must hold a whole diffusers pipeline; loading it failed: ")
+    assert str(caught.value).startswith(
+        f"{folder} must hold a whole diffusers pipeline; loading it failed: "
+    )
     assert "\n" not in str(caught.value)
 
 

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qsearch.choices.quantization import quantize, quantize_parts
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
-from qsearch.core.plan import BitPlan
+from qsearch.core.plan import Plan
 from qsearch.core.scheme import KEEP, Scheme
 from qsearch.graphs.extraction import extract
-from qsearch.measure.quantization import quantize, quantize_parts
-from qsearch.measure.simulation import QuantizedWeights, simulate
+from qsearch.measure.quantized_weights import QuantizedWeights
+from qsearch.measure.simulation import simulate
 from tests.models import PlainDenoiser, plain, plain_inputs
 
 Case = tuple[PlainDenoiser, OpGraph]
@@ -37,7 +38,7 @@ def test_inside_every_layer_holds_what_its_scheme_stores(case: Case) -> None:
     model, graph = case
     own = weights(model, graph)
 
-    with simulate(model, BitPlan.uniform(graph, "uint3-c"), graph):
+    with simulate(model, Plan.uniform(graph, "uint3-c"), graph):
         inside = weights(model, graph)
 
     expected = {n: quantize(w, Scheme.parse("uint3-c")).dequantize() for n, w in own.items()}
@@ -49,7 +50,7 @@ def test_after_the_block_every_weight_is_the_same_tensor_with_the_same_bits(case
     model, graph = case
     own, places = weights(model, graph), {n: p.data_ptr() for n, p in model.named_parameters()}
 
-    with simulate(model, BitPlan.uniform(graph, "uint2-c"), graph):
+    with simulate(model, Plan.uniform(graph, "uint2-c"), graph):
         pass
 
     assert changed(own, weights(model, graph)) == set()
@@ -60,7 +61,10 @@ def test_an_exception_in_the_block_leaves_the_model_as_it_was(case: Case) -> Non
     model, graph = case
     own = weights(model, graph)
 
-    with pytest.raises(ZeroDivisionError), simulate(model, BitPlan.uniform(graph, "uint2-c"), graph):
+    with (
+        pytest.raises(ZeroDivisionError),
+        simulate(model, Plan.uniform(graph, "uint2-c"), graph),
+    ):
         raise ZeroDivisionError
 
     assert changed(own, weights(model, graph)) == set()
@@ -73,7 +77,11 @@ def test_an_exception_while_entering_leaves_the_model_as_it_was(case: Case) -> N
 
     with (
         pytest.raises(QSearchError, match="minmax can't make km2"),
-        simulate(model, {"conv_in": Scheme.parse("uint2-c"), "conv_out": Scheme.parse("km2@minmax")}, graph),
+        simulate(
+            model,
+            {"conv_in": Scheme.parse("uint2-c"), "conv_out": Scheme.parse("km2@minmax")},
+            graph,
+        ),
     ):
         raise AssertionError("the block must not begin")
 
@@ -103,7 +111,7 @@ def test_keeping_everything_computes_the_same_bits(case: Case) -> None:
     model, graph = case
     inputs = plain_inputs()
 
-    with simulate(model, BitPlan.uniform(graph, KEEP), graph):
+    with simulate(model, Plan.uniform(graph, KEEP), graph):
         inside = model(**inputs)
 
     assert torch.equal(inside, model(**inputs))
@@ -117,7 +125,7 @@ def test_the_output_is_that_of_a_model_with_the_stored_weights(case: Case) -> No
         weight = twin.get_submodule(layer.name).weight
         weight.data.copy_(quantize(weight.data, Scheme.parse("uint4-g8")).dequantize())
 
-    with simulate(model, BitPlan.uniform(graph, "uint4-g8"), graph):
+    with simulate(model, Plan.uniform(graph, "uint4-g8"), graph):
         inside = model(**plain_inputs())
 
     assert torch.equal(inside, twin(**plain_inputs()))
@@ -128,10 +136,13 @@ def test_transposed_convolutions_get_a_scale_for_each_output_channel() -> None:
     graph = extract(model, {"input": torch.randn(1, 3, 4, 4)})
     own = model[0].weight.detach().clone()
 
-    with simulate(model, BitPlan.uniform(graph, "uint4-c"), graph):
+    with simulate(model, Plan.uniform(graph, "uint4-c"), graph):
         inside = model[0].weight.detach().clone()
 
-    channels = [quantize(own[:, i].flatten()[None], Scheme.parse("uint4-c")).dequantize().view(3, 2, 2) for i in range(5)]
+    channels = [
+        quantize(own[:, i].flatten()[None], Scheme.parse("uint4-c")).dequantize().view(3, 2, 2)
+        for i in range(5)
+    ]
     assert torch.equal(inside, torch.stack(channels, 1))
 
 
@@ -139,7 +150,7 @@ def test_half_precision_weights_stay_in_half_precision(case: Case) -> None:
     model, graph = case
     model.half()
 
-    with simulate(model, BitPlan.uniform(graph, "uint4-c"), graph):
+    with simulate(model, Plan.uniform(graph, "uint4-c"), graph):
         assert {p.dtype for p in model.parameters()} == {torch.float16}
 
 
@@ -147,15 +158,21 @@ def test_a_plan_of_another_graph_is_refused_with_both_graphs(case: Case) -> None
     model, graph = case
     other = extract(PlainDenoiser(blocks=2), plain_inputs())
 
-    with pytest.raises(QSearchError, match=f"the plan was made for graph {other.id}, PlainDenoiser is graph {graph.id}"):
-        simulate(model, BitPlan.uniform(other, "uint4-c"), graph).__enter__()
+    with pytest.raises(
+        QSearchError,
+        match=f"the plan was made for graph {other.id}, PlainDenoiser is graph {graph.id}",
+    ):
+        simulate(model, Plan.uniform(other, "uint4-c"), graph).__enter__()
 
 
 @pytest.mark.parametrize("scheme", ["uint4-c", "keep"])
 def test_an_unknown_layer_is_refused_even_where_it_would_be_kept(case: Case, scheme: str) -> None:
     model, graph = case
 
-    with pytest.raises(QSearchError, match=r"blocks\.0\.attn9\.to_q"), simulate(model, {"blocks.0.attn9.to_q": Scheme.parse(scheme)}, graph):
+    with (
+        pytest.raises(QSearchError, match=r"blocks\.0\.attn9\.to_q"),
+        simulate(model, {"blocks.0.attn9.to_q": Scheme.parse(scheme)}, graph),
+    ):
         raise AssertionError("the block must not begin")
 
 
@@ -163,14 +180,20 @@ def test_a_model_that_lost_a_layer_of_its_graph_is_refused(case: Case) -> None:
     model, graph = case
     model.conv_out = nn.Identity()
 
-    with pytest.raises(QSearchError, match="PlainDenoiser has no layer 'conv_out' with a weight; extract its graph again"):
-        simulate(model, BitPlan.uniform(graph, "uint4-c"), graph).__enter__()
+    with pytest.raises(
+        QSearchError,
+        match="PlainDenoiser has no layer 'conv_out' with a weight; extract its graph again",
+    ):
+        simulate(model, Plan.uniform(graph, "uint4-c"), graph).__enter__()
 
 
 def test_shared_weights_are_quantized_once(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     model, graph = case
     made: list[str] = []
-    monkeypatch.setattr("qsearch.measure.simulation.quantize_parts", lambda *a, **k: (made.append(k["layer"]), quantize_parts(*a, **k))[1])
+    monkeypatch.setattr(
+        "qsearch.measure.simulation.quantize_parts",
+        lambda *a, **k: (made.append(k["layer"]), quantize_parts(*a, **k))[1],
+    )
     store = QuantizedWeights(model, graph)
 
     for _ in range(3):

@@ -21,7 +21,9 @@ GRAPH = transformer(2)
 WHOLE = make_attribution(GRAPH, plans=30)
 
 
-def features(values: dict[str, list[float]], data: dict[str, list[float]] | None = None) -> Attribution:
+def features(
+    values: dict[str, list[float]], data: dict[str, list[float]] | None = None
+) -> Attribution:
     """A method that adds `values` to zero: name -> a value a plan."""
     count = len(next(iter(values.values())))
     rows = [
@@ -43,7 +45,12 @@ def features(values: dict[str, list[float]], data: dict[str, list[float]] | None
 
 
 def test_rows_stand_by_their_mean_absolute_value_and_the_rest_is_added_up() -> None:
-    data = beeswarm.beeswarm(features({"a": [1, -1], "b": [3, -4], "c": [0.5, 0.25], "d": [0.25, 0.5]}), metric="ssim", method="shap", count=2)
+    data = beeswarm.beeswarm(
+        features({"a": [1, -1], "b": [3, -4], "c": [0.5, 0.25], "d": [0.25, 0.5]}),
+        metric="ssim",
+        method="shap",
+        count=2,
+    )
 
     assert data.rows == ("b", "a", "the other 2 together")
     assert data.values.tolist() == [[3, -4], [1, -1], [0.75, 0.75]]
@@ -59,7 +66,9 @@ def test_what_is_shown_adds_up_to_the_prediction_of_every_plan() -> None:
 
 
 def test_a_level_is_the_rank_of_the_features_own_value_and_equal_values_share_it() -> None:
-    made = features({"a": [1, 2, 3, 4], "b": [1, 1, 1, 1]}, {"a": [7, 5, 5, 100], "b": [2, 2, 2, 2]})
+    made = features(
+        {"a": [1, 2, 3, 4], "b": [1, 1, 1, 1]}, {"a": [7, 5, 5, 100], "b": [2, 2, 2, 2]}
+    )
 
     data = beeswarm.beeswarm(made, metric="ssim", method="shap")
 
@@ -75,11 +84,15 @@ def test_a_layer_is_coloured_by_the_bits_of_its_choice() -> None:
     bits = [int(SCHEMES[(i + p) % 4][4]) for p in range(30)]
     assert np.argsort(data.levels[0][:4]).tolist() == np.argsort(bits[:4]).tolist()
     assert data.colour == "bits of the choice"
-    assert data.values[0][0] == pytest.approx(sum(noise(i, SCHEMES[i % 4], t) / 2 for t in range(2)))
+    assert data.values[0][0] == pytest.approx(
+        sum(noise(i, SCHEMES[i % 4], t) / 2 for t in range(2))
+    )
 
 
 def test_no_dot_hides_another_and_none_leaves_its_row() -> None:
-    data = beeswarm.beeswarm(features({"a": [1.0] * 25 + [0.0], "b": [0.0] * 26}), metric="ssim", method="shap")
+    data = beeswarm.beeswarm(
+        features({"a": [1.0] * 25 + [0.0], "b": [0.0] * 26}), metric="ssim", method="shap"
+    )
 
     same = data.offsets[0][:25]
     assert len(set(np.round(same, 9))) == 25
@@ -93,7 +106,9 @@ def test_dots_are_drawn_where_the_values_are() -> None:
     ax = beeswarm.draw_beeswarm(data).axes[0]
 
     for row, dots in enumerate(ax.collections):
-        np.testing.assert_allclose(np.asarray(dots.get_offsets()), np.stack([data.values[row], row + data.offsets[row]], 1))
+        np.testing.assert_allclose(
+            np.asarray(dots.get_offsets()), np.stack([data.values[row], row + data.offsets[row]], 1)
+        )
 
 
 def test_one_plan_is_no_swarm() -> None:
@@ -107,37 +122,56 @@ def test_a_method_that_explained_nothing_is_answered_with_the_nearest() -> None:
 
 
 def test_bars_and_the_rest_and_the_base_add_up_to_the_prediction() -> None:
-    data = contributions.contributions(GRAPH, WHOLE, plan="plan 3", metric="noise", method="shapley", count=5)
+    data = contributions.contributions(
+        GRAPH, WHOLE, plan="plan 3", metric="noise", method="shapley", count=5
+    )
 
     assert len(data.rows) == 5
     assert data.rest[0] == len(GRAPH.quantizable) - 5
-    assert sum(value for _, _, value, _, _ in data.rows) + data.rest[1] + data.base == pytest.approx(data.prediction, rel=1e-12)
+    assert sum(value for _, _, value, _, _ in data.rows) + data.rest[
+        1
+    ] + data.base == pytest.approx(data.prediction, rel=1e-12)
     values = [value for _, _, value, _, _ in data.rows]
     assert values == sorted(values, reverse=True)
 
 
 def test_a_bar_carries_its_choice_its_family_and_the_error_of_both_bins() -> None:
-    data = contributions.contributions(GRAPH, WHOLE, plan="plan 0", metric="noise", method="shapley", count=100)
+    data = contributions.contributions(
+        GRAPH, WHOLE, plan="plan 0", metric="noise", method="shapley", count=100
+    )
 
     found = {name: rest for name, *rest in data.rows}
     i = [layer.name for layer in GRAPH.quantizable].index("blocks.1.ff.up")
     scheme = SCHEMES[i % 4]
     parts = [noise(i, scheme, t) / 2 for t in range(2)]
-    assert found["blocks.1.ff.up"] == [scheme, pytest.approx(sum(parts)), pytest.approx(math.hypot(*(v / 4 for v in parts))), "feed-forward"]
+    assert found["blocks.1.ff.up"] == [
+        scheme,
+        pytest.approx(sum(parts)),
+        pytest.approx(math.hypot(*(v / 4 for v in parts))),
+        "feed-forward",
+    ]
     assert data.rest == (0, 0.0)
 
 
 def test_bars_are_as_long_as_the_values() -> None:
-    data = contributions.contributions(GRAPH, WHOLE, plan="plan 0", metric="noise", method="shapley", count=4)
+    data = contributions.contributions(
+        GRAPH, WHOLE, plan="plan 0", metric="noise", method="shapley", count=4
+    )
 
     ax = contributions.draw_contributions(data).axes[0]
 
-    assert [bar.get_width() for bar in ax.patches] == pytest.approx([value for _, _, value, _, _ in data.rows] + [data.rest[1]])
-    assert [label.get_text().split()[-1] for label in ax.get_yticklabels()][:4] == [choice for _, choice, *_ in data.rows]
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx(
+        [value for _, _, value, _, _ in data.rows] + [data.rest[1]]
+    )
+    assert [label.get_text().split()[-1] for label in ax.get_yticklabels()][:4] == [
+        choice for _, choice, *_ in data.rows
+    ]
 
 
 def test_short_names_are_each_one_layers_and_their_key_is_said() -> None:
-    data = contributions.contributions(GRAPH, WHOLE, plan="plan 0", metric="noise", method="shapley", count=100)
+    data = contributions.contributions(
+        GRAPH, WHOLE, plan="plan 0", metric="noise", method="shapley", count=100
+    )
 
     assert len(set(data.labels)) == len(data.labels)
     assert "1 ff.up" in data.labels
@@ -158,12 +192,27 @@ def test_the_terminal_shows_the_largest_the_rest_and_the_sum() -> None:
     largest = max(rows, key=lambda name: rows[name])
     assert f"{rows[largest]:+.2e}" in text
     assert f"the other {len(rows) - 15} together" in text
-    assert f"0 before any + {sum(rows.values()):.4g} = {sum(rows.values()):.4g}, as predicted" in text
+    assert (
+        f"0 before any + {sum(rows.values()):.4g} = {sum(rows.values()):.4g}, as predicted" in text
+    )
 
 
 def test_the_terminal_marks_what_may_be_nothing() -> None:
-    rows = {"plan": "plan", "method": "shapley", "kind": "layer", "metric": "noise", "base": 0.0, "prediction": 3.0}
-    found = Attribution.from_rows("g", [rows | {"name": "sure", "value": 2.0, "error": 0.1}, rows | {"name": "unsure", "value": 1.0, "error": 0.6}])
+    rows = {
+        "plan": "plan",
+        "method": "shapley",
+        "kind": "layer",
+        "metric": "noise",
+        "base": 0.0,
+        "prediction": 3.0,
+    }
+    found = Attribution.from_rows(
+        "g",
+        [
+            rows | {"name": "sure", "value": 2.0, "error": 0.1},
+            rows | {"name": "unsure", "value": 1.0, "error": 0.6},
+        ],
+    )
 
     lines = shown(found).splitlines()
 
@@ -171,8 +220,22 @@ def test_the_terminal_marks_what_may_be_nothing() -> None:
 
 
 def test_the_terminal_shows_means_of_many_plans_and_scores_without_a_sum() -> None:
-    scores = {"plan": "uniform uint4-c", "method": "gnn", "kind": "block", "metric": "sqnr", "base": 0.0, "prediction": math.nan}
-    found = Attribution.together([WHOLE, Attribution.from_rows(WHOLE.graph, [scores | {"name": "mid", "value": -2.5, "choice": "uint4-c"}])])
+    scores = {
+        "plan": "uniform uint4-c",
+        "method": "gnn",
+        "kind": "block",
+        "metric": "sqnr",
+        "base": 0.0,
+        "prediction": math.nan,
+    }
+    found = Attribution.together(
+        [
+            WHOLE,
+            Attribution.from_rows(
+                WHOLE.graph, [scores | {"name": "mid", "value": -2.5, "choice": "uint4-c"}]
+            ),
+        ]
+    )
 
     text = " ".join(shown(found).split())
 

@@ -12,7 +12,7 @@ import pytest
 
 from qsearch.core.errors import ArtifactError, QSearchError
 from qsearch.core.graph import Block, LayerSpec, OpGraph
-from qsearch.report import graph_view, text
+from qsearch.report import graph_picture, graph_view, text
 from qsearch.report.graph_picture import draw, write
 from qsearch.report.layered import layered
 
@@ -30,7 +30,14 @@ def test_graphml_is_read_back_by_networkx_with_the_same_nodes_and_edges(graph: O
     assert set(found.edges) == set(graph.edges)
     assert list(found) == [op.name for op in graph.ops]
     node = found.nodes["blocks.2.attn2.to_k"]
-    assert (node["kind"], node["layer"], node["role"], node["weight"], node["macs"], node["sees"]) == (
+    assert (
+        node["kind"],
+        node["layer"],
+        node["role"],
+        node["weight"],
+        node["macs"],
+        node["sees"],
+    ) == (
         "linear",
         "blocks.2.attn2.to_k",
         "cross-attention-k",
@@ -38,7 +45,11 @@ def test_graphml_is_read_back_by_networkx_with_the_same_nodes_and_edges(graph: O
         8 * 32 * 32,
         "text-only",
     )
-    assert (node["block"], node["blockkind"], node["module"]) == ("blocks.2.attn2", "cross-attention", "blocks.2")
+    assert (node["block"], node["blockkind"], node["module"]) == (
+        "blocks.2.attn2",
+        "cross-attention",
+        "blocks.2",
+    )
 
 
 def test_json_is_networkx_node_link_form(graph: OpGraph) -> None:
@@ -59,13 +70,20 @@ def test_dot_names_every_operation_and_edge_once(graph: OpGraph) -> None:
 
 def test_dot_keeps_odd_letters_in_names_apart() -> None:
     odd = 'a "b\\n" {c}'
-    graph = OpGraph("m", (LayerSpec("l", "output", "linear", (2, 2), 4),), (transformer().ops[0].__class__(odd, "linear", "l"),))
+    graph = OpGraph(
+        "m",
+        (LayerSpec("l", "output", "linear", (2, 2), 4),),
+        (transformer().ops[0].__class__(odd, "linear", "l"),),
+    )
 
     assert '"a \\"b\\\\n\\" {c}" [' in graph_view.export(graph, "dot")
 
 
 def test_an_unknown_form_names_the_nearest(graph: OpGraph) -> None:
-    with pytest.raises(QSearchError, match=r"shown as table, graphml, dot, json; given 'graphlm'; did you mean 'graphml'"):
+    with pytest.raises(
+        QSearchError,
+        match=r"shown as table, graphml, dot, json; given 'graphlm'; did you mean 'graphml'",
+    ):
         graph_view.export(graph, "graphlm")
 
 
@@ -73,15 +91,31 @@ def test_the_whole_model_shows_what_repeats_once_with_its_count(graph: OpGraph) 
     sketch = graph_view.model_sketch(graph)
 
     assert [(len(g.boxes), g.times) for g in sketch.groups] == [(1, 1), (3, 4), (1, 1)]
-    assert [sketch.boxes[name].title for g in sketch.groups for name in g.boxes] == ["patchify", "self-attention", "cross-attention", "feed-forward", "output"]
-    assert sketch.title == "written transformer: 45 layers, 68.4 k weights, 4.99 M multiply-accumulates a call"
+    assert [sketch.boxes[name].title for g in sketch.groups for name in g.boxes] == [
+        "patchify",
+        "self-attention",
+        "cross-attention",
+        "feed-forward",
+        "output",
+    ]
+    assert (
+        sketch.title
+        == "written transformer: 45 layers, 68.4 k weights, 4.99 M multiply-accumulates a call"
+    )
 
 
 def test_conditions_are_marks_on_what_they_condition(graph: OpGraph) -> None:
     sketch = graph_view.model_sketch(graph)
 
-    assert [sketch.boxes[name].title for name in sketch.conditions] == ["time-embedding", "text-embedding"]
-    marks = {sketch.boxes[name].title: sketch.boxes[name].marks for g in sketch.groups for name in g.boxes}
+    assert [sketch.boxes[name].title for name in sketch.conditions] == [
+        "time-embedding",
+        "text-embedding",
+    ]
+    marks = {
+        sketch.boxes[name].title: sketch.boxes[name].marks
+        for g in sketch.groups
+        for name in g.boxes
+    }
     assert marks == {
         "patchify": (),
         "self-attention": ("time-embedding",),
@@ -102,16 +136,29 @@ def test_the_edges_of_the_whole_go_forwards_and_connect_every_row(graph: OpGraph
 
 @pytest.mark.parametrize(
     ("letters", "found"),
-    [("abcabcabcx", "3x3 1x1"), ("xaay", "1x1 1x2 1x1"), ("abab", "2x2"), ("aaaa", "1x4"), ("abcd", "1x1 1x1 1x1 1x1"), ("", ""), ("aabaab", "3x2")],
+    [
+        ("abcabcabcx", "3x3 1x1"),
+        ("xaay", "1x1 1x2 1x1"),
+        ("abab", "2x2"),
+        ("aaaa", "1x4"),
+        ("abcd", "1x1 1x1 1x1 1x1"),
+        ("", ""),
+        ("aabaab", "3x2"),
+    ],
 )
 def test_repeats_cover_the_most_with_the_shortest_pattern(letters: str, found: str) -> None:
-    assert " ".join(f"{period}x{times}" for _, period, times in graph_view.repeats(list(letters))) == found
+    assert (
+        " ".join(f"{period}x{times}" for _, period, times in graph_view.repeats(list(letters)))
+        == found
+    )
 
 
 def test_a_block_shows_its_operations_and_where_it_hangs(graph: OpGraph) -> None:
     sketch = graph_view.block_sketch(graph, "blocks.1")
 
-    assert sum(box.colour == "outside" for box in sketch.boxes.values()) == 4  # the block before, timestep, text, the block after
+    assert (
+        sum(box.colour == "outside" for box in sketch.boxes.values()) == 4
+    )  # the block before, timestep, text, the block after
     assert sketch.boxes["blocks.1.attn2.to_k"].title == "attn2.to_k"
     assert sketch.boxes["blocks.1.attn2.to_k"].detail == "linear  32 → 32"
     assert sketch.boxes["blocks.1.ff.up"].colour == "feed-forward"
@@ -119,7 +166,10 @@ def test_a_block_shows_its_operations_and_where_it_hangs(graph: OpGraph) -> None
     assert sketch.boxes["to blocks.2"].title == "to blocks.2"
     assert ("from caption", "blocks.1.attn2.to_k") in sketch.edges
     inside = {op.name for op in graph.ops if op.block == "blocks.1"}
-    assert set(sketch.boxes) - {name for name, box in sketch.boxes.items() if box.colour == "outside"} == inside
+    assert (
+        set(sketch.boxes) - {name for name, box in sketch.boxes.items() if box.colour == "outside"}
+        == inside
+    )
 
 
 def test_what_many_operations_of_a_block_read_is_a_mark_on_them() -> None:
@@ -133,22 +183,37 @@ def test_what_many_operations_of_a_block_read_is_a_mark_on_them() -> None:
     sketch = graph_view.block_sketch(w.graph("g"), "m.0")
 
     assert sketch.conditions == ("from many",)
-    assert {name: box.marks for name, box in sketch.boxes.items() if box.marks} == {f"m.{i}": ("from many",) for i in range(4)}
+    assert {name: box.marks for name, box in sketch.boxes.items() if box.marks} == {
+        f"m.{i}": ("from many",) for i in range(4)
+    }
     assert sketch.edges == (("from few", "m.last"),)
 
 
 def test_a_repeated_module_is_shown_whole_though_a_block_bears_its_name(graph: OpGraph) -> None:
-    named = dataclasses.replace(graph, blocks=(Block("blocks.1", "feed-forward", ("blocks.1.ff.up",), 0, ops=("blocks.1.ff.up",)),))
+    named = dataclasses.replace(
+        graph,
+        blocks=(
+            Block("blocks.1", "feed-forward", ("blocks.1.ff.up",), 0, ops=("blocks.1.ff.up",)),
+        ),
+    )
 
     assert graph_view.block_sketch(named, "blocks.1") == graph_view.block_sketch(graph, "blocks.1")
 
 
 def test_a_text_without_an_embedding_is_a_condition_of_the_whole() -> None:
     w = Writer()
-    x, words = w.op("input:noise", "input", [], (1, 4, 8)), w.op("input:words", "input", [], (1, 3, 8))
+    x, words = (
+        w.op("input:noise", "input", [], (1, 4, 8)),
+        w.op("input:words", "input", [], (1, 3, 8)),
+    )
     w._done = 2
     for i in range(4):
-        x = w.op(f"a.{i}", "attention", [w.linear(f"q.{i}", "cross-attention-q", x, 4, 8, 8), words], (1, 4, 8))
+        x = w.op(
+            f"a.{i}",
+            "attention",
+            [w.linear(f"q.{i}", "cross-attention-q", x, 4, 8, 8), words],
+            (1, 4, 8),
+        )
         w.block(f"b.{i}", "cross-attention")
 
     sketch = graph_view.model_sketch(w.graph("g"))
@@ -169,12 +234,15 @@ def test_a_named_block_shows_only_its_own_operations(graph: OpGraph) -> None:
     sketch = graph_view.block_sketch(graph, "blocks.1.attn2")
 
     assert {name for name, box in sketch.boxes.items() if box.colour != "outside"} == {
-        f"blocks.1.attn2.{part}" for part in ("norm", "to_q", "to_k", "to_v", "sdpa", "to_out", "add")
+        f"blocks.1.attn2.{part}"
+        for part in ("norm", "to_q", "to_k", "to_v", "sdpa", "to_out", "add")
     }
 
 
 def test_an_unknown_block_names_the_nearest(graph: OpGraph) -> None:
-    with pytest.raises(QSearchError, match=r"no block 'blocks.1.atn2'; did you mean 'blocks.1.attn2'"):
+    with pytest.raises(
+        QSearchError, match=r"no block 'blocks.1.atn2'; did you mean 'blocks.1.attn2'"
+    ):
         graph_view.block_sketch(graph, "blocks.1.atn2")
 
 
@@ -197,9 +265,16 @@ def test_boxes_of_a_block_do_not_overlap_and_lines_go_down(graph: OpGraph, block
     for (a, b), points in laid.routes.items():
         assert laid.places[a][1] < laid.places[b][1]
         assert points == sorted(points, key=lambda p: p[1])
-    for (a, b), points in laid.routes.items():  # a line passes boxes that are not its own at a distance
+    for (
+        a,
+        b,
+    ), points in laid.routes.items():  # a line passes boxes that are not its own at a distance
         for x, y in points[1:-1]:
-            assert [n for n, (nx_, ny) in laid.places.items() if n not in (a, b) and abs(nx_ - x) < 45 and abs(ny - y) < 15 - 1e-9] == []
+            assert [
+                n
+                for n, (nx_, ny) in laid.places.items()
+                if n not in (a, b) and abs(nx_ - x) < 45 and abs(ny - y) < 15 - 1e-9
+            ] == []
 
 
 def test_a_unet_folds_where_its_skips_meet() -> None:
@@ -210,21 +285,23 @@ def test_a_unet_folds_where_its_skips_meet() -> None:
         heights[t.get_text()].append(t.get_position())
     (input_x, input_y), (output_x, output_y) = heights["input"][0], heights["output"][0]
     assert output_x > input_x + 100
-    assert abs(output_y - input_y) < 150  # the second leg ends where the first began, not ten rows below
+    assert (
+        abs(output_y - input_y) < 150
+    )  # the second leg ends where the first began, not ten rows below
 
 
 @pytest.mark.parametrize("ending", ["svg", "png"])
 def test_the_same_picture_has_the_same_bytes(graph: OpGraph, tmp_path: Path, ending: str) -> None:
     paths = [tmp_path / folder / f"whole.{ending}" for folder in ("a", "b")]
     for path in paths:
-        graph_view.save_picture(graph, path)
+        graph_picture.save_picture(graph, path)
 
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert len(paths[0].read_bytes()) > 2000
 
 
 def test_text_in_an_svg_stays_text(graph: OpGraph, tmp_path: Path) -> None:
-    graph_view.save_picture(graph, tmp_path / "block.svg", "blocks.0")
+    graph_picture.save_picture(graph, tmp_path / "block.svg", "blocks.0")
 
     assert ">attn1.to_q</text>" in (tmp_path / "block.svg").read_text(encoding="utf-8")
 
@@ -234,21 +311,28 @@ def test_a_picture_of_another_kind_is_refused(graph: OpGraph, tmp_path: Path) ->
         write(draw(graph_view.model_sketch(graph)), tmp_path / "whole.pdf")
 
 
-def test_a_graph_is_shown_with_its_costs_and_its_time_on_a_device(graph: OpGraph, tmp_path: Path) -> None:
+def test_a_graph_is_shown_with_its_costs_and_its_time_on_a_device(
+    graph: OpGraph, tmp_path: Path
+) -> None:
     graph.save(tmp_path / "graph.json")
 
     roles, line, blocks, ops, roofline = text.show(tmp_path / "graph.json", "h200")
 
     assert roles.row_count == 1 + len({layer.role for layer in graph})
     assert line.startswith("0.000137 GB of weights at 16 bits; ")
-    assert blocks == "16 blocks: 4 self-attention, 4 cross-attention, 4 feed-forward, 1 time-embedding, 1 text-embedding, 1 patchify, 1 output"
+    assert (
+        blocks
+        == "16 blocks: 4 self-attention, 4 cross-attention, 4 feed-forward, 1 time-embedding, 1 text-embedding, 1 patchify, 1 output"
+    )
     assert "12 norm" in ops
     assert "NVIDIA H200 SXM" in roofline.title
     assert len(text.show(tmp_path / "graph.json")) == 4
 
 
 def test_only_a_graph_is_timed_on_a_device(tmp_path: Path) -> None:
-    (tmp_path / "plan.json").write_text(json.dumps({"header": {"schema": "qsearch.plan/1"}}), encoding="utf-8")
+    (tmp_path / "plan.json").write_text(
+        json.dumps({"header": {"schema": "qsearch.plan/1"}}), encoding="utf-8"
+    )
 
     with pytest.raises(QSearchError, match=r"a device times a graph.json; .* is a qsearch.plan"):
         text.show(tmp_path / "plan.json", "h200")

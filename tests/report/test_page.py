@@ -7,20 +7,33 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from qsearch import pipeline
-from qsearch.config import Config
 from qsearch.core.attribution import Attribution
+from qsearch.core.cost import Budget
 from qsearch.core.errors import ArtifactError, QSearchError
-from qsearch.core.plan import BitPlan
-from qsearch.job import Run, Silent
+from qsearch.core.plan import Plan
+from qsearch.core.progress import Silent
+from qsearch.report.findings import Findings
 from qsearch.report.frontier import frontier
 from qsearch.report.page import write_report
-from tests.report.synthetic import CAPTIONS, PLANS, make_attribution, make_plan, make_rows, make_table, pixart, save_run
+from qsearch.stages.config import Config
+from qsearch.stages.folder import Run
+from qsearch.stages.report import report
+from tests.report.synthetic import (
+    CAPTIONS,
+    PLANS,
+    make_attribution,
+    make_plan,
+    make_rows,
+    make_table,
+    pixart,
+    save_run,
+)
 from tests.report.wired import unet
 
 GRAPH = pixart()
@@ -28,7 +41,14 @@ TABLE, PLAN = make_table(GRAPH), make_plan(GRAPH)
 ROWS = make_rows(GRAPH, PLAN)
 NASTY = "<script>alert('x')</script>"
 VOID = {"meta", "img", "br", "wbr"}
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
+        if (path := shutil.which(name))
+    ),
+    None,
+)
 
 
 class Page(HTMLParser):
@@ -67,7 +87,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_run(folder)
     PLAN.save(folder / "plan.json", key="k", seed=17)
     (folder / "config.yaml").write_text("model: scenes-dit\n")
-    write_report(folder, GRAPH, TABLE, PLAN, ROWS, CAPTIONS)
+    write_report(folder, Findings(GRAPH, TABLE, PLAN, ROWS, CAPTIONS))
     return folder
 
 
@@ -89,10 +109,13 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     graph = unet()
     table, plan = make_table(graph, floor=1e-5), make_plan(graph)
     rows = make_rows(graph, plan)
-    curve = frontier(graph, {name: {"keep": 0.0, **row} for name, row in table.values().items()}, [plan], rows)
+    curve = frontier(
+        graph, {name: {"keep": 0.0, **row} for name, row in table.values().items()}, [plan], rows
+    )
     many = make_attribution(graph, 12)
     ours = Attribution(graph.id, many.select(method="shapley", plan="plan 3").assign(plan="plan"))
-    write_report(folder, graph, table, plan, rows, CAPTIONS, frontier=curve, attributions=[ours, many])
+    found = Findings(graph, table, plan, rows, CAPTIONS, frontier=curve, attributions=[ours, many])
+    write_report(folder, found)
     return folder
 
 
@@ -105,7 +128,8 @@ def nasty(tmp_path_factory: pytest.TempPathFactory) -> Page:
     plan = make_plan(graph)
     (folder / "config.yaml").write_text(f"model: {NASTY}\n")
     rows = [dict(r, metrics=r["metrics"] | {NASTY: [1.0, 0.1]}) for r in make_rows(graph, plan)]
-    write_report(folder, graph, make_table(graph), plan, rows, [f"{c} {NASTY}\"'" for c in CAPTIONS])
+    captions = [f"{c} {NASTY}\"'" for c in CAPTIONS]
+    write_report(folder, Findings(graph, make_table(graph), plan, rows, captions))
     return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
@@ -118,7 +142,9 @@ def test_the_page_is_whole_html(page: Page) -> None:
 
 def test_ids_are_unique_and_what_is_referred_to_is_there(page: Page) -> None:
     ids = Counter(a["id"] for _, a in page.tags if "id" in a)
-    used = {a["aria-labelledby"] for _, a in page.tags if "aria-labelledby" in a} | {str(a["xlink:href"])[1:] for a in page.all("use")}
+    used = {a["aria-labelledby"] for _, a in page.tags if "aria-labelledby" in a} | {
+        str(a["xlink:href"])[1:] for a in page.all("use")
+    }
 
     assert ids.most_common(1)[0][1] == 1
     assert used
@@ -126,10 +152,26 @@ def test_ids_are_unique_and_what_is_referred_to_is_there(page: Page) -> None:
 
 
 def test_nothing_is_fetched_and_nothing_runs(page: Page, text: str) -> None:
-    sources = [str(a[k]) for _, a in page.tags for k in ("src", "href", "xlink:href", "srcset", "data", "poster", "action") if k in a]
+    sources = [
+        str(a[k])
+        for _, a in page.tags
+        for k in ("src", "href", "xlink:href", "srcset", "data", "poster", "action")
+        if k in a
+    ]
 
-    assert {s.split(",")[0] if s.startswith("data:") else s[:1] for s in sources} == {"data:image/png;base64", "#"}
-    assert {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed", "base", "form"} == set()
+    assert {s.split(",")[0] if s.startswith("data:") else s[:1] for s in sources} == {
+        "data:image/png;base64",
+        "#",
+    }
+    assert {tag for tag, _ in page.tags} & {
+        "script",
+        "link",
+        "iframe",
+        "object",
+        "embed",
+        "base",
+        "form",
+    } == set()
     assert re.findall(r"@import|url\((?!#)", text) == []
     assert [k for _, a in page.tags for k in a if k.startswith("on")] == []
 
@@ -149,12 +191,20 @@ def test_tables_have_captions_and_headers_with_a_scope(page: Page) -> None:
 
 
 def test_what_was_asked_is_said(page: Page) -> None:
-    for words in ("at most 12 stored bits a weight", f"{GRAPH.weights:,} weights", "uint2-c, uint3-c, uint4-c, uint8-c, keep (full precision)", *CAPTIONS):
+    for words in (
+        "at most 12 stored bits a weight",
+        f"{GRAPH.weights:,} weights",
+        "uint2-c, uint3-c, uint4-c, uint8-c, keep (full precision)",
+        *CAPTIONS,
+    ):
         assert words in page.text
 
 
 def test_the_outcome_is_said_in_words(page: Page) -> None:
-    assert "stands 21.3 ± 0.1 dB above its error; the plans beside it: uniform uint4-c 14.2 ± 0.1 dB, random 6.7 ± 0.1 dB" in page.text
+    assert (
+        "stands 21.3 ± 0.1 dB above its error; the plans beside it: uniform uint4-c 14.2 ± 0.1 dB, random 6.7 ± 0.1 dB"
+        in page.text
+    )
 
 
 def test_every_result_is_in_the_table_and_the_best_is_bold(page: Page, text: str) -> None:
@@ -172,7 +222,10 @@ def test_every_result_is_in_the_table_and_the_best_is_bold(page: Page, text: str
 
 
 def test_directions_of_metrics_are_arrows_with_words(page: Page) -> None:
-    assert Counter(a["aria-label"] for a in page.all("span") if a.get("role") == "img") == {"more is better": 4, "less is better": 2}
+    assert Counter(a["aria-label"] for a in page.all("span") if a.get("role") == "img") == {
+        "more is better": 4,
+        "less is better": 2,
+    }
 
 
 def test_the_worst_cases_are_marked_with_their_rank(text: str) -> None:
@@ -191,20 +244,30 @@ def test_every_layer_is_listed_with_its_scheme(page: Page) -> None:
 
 
 def test_where_it_comes_from_is_said(page: Page, run: Path) -> None:
-    header = BitPlan.load(run / "plan.json", GRAPH).header
+    header = Plan.load(run / "plan.json", GRAPH).header
     assert header is not None
 
-    for words in (GRAPH.id, PLAN.id, "ilp: optimal, gap 0, bound 0.25", "17", header.command, f"torch {header.versions['torch']}", "model: scenes-dit"):
+    for words in (
+        GRAPH.id,
+        PLAN.id,
+        "ilp: optimal, gap 0, bound 0.25",
+        "17",
+        header.command,
+        f"torch {header.versions['torch']}",
+        "model: scenes-dit",
+    ):
         assert words in page.text
 
 
 def test_a_plan_on_disk_that_is_another_says_nothing_of_this_one(tmp_path: Path) -> None:
     save_run(tmp_path)
-    BitPlan.uniform(GRAPH, "uint8-c").save(tmp_path / "plan.json")
+    Plan.uniform(GRAPH, "uint8-c").save(tmp_path / "plan.json")
 
-    write_report(tmp_path, GRAPH, TABLE, PLAN, ROWS, CAPTIONS)
+    write_report(tmp_path, Findings(GRAPH, TABLE, PLAN, ROWS, CAPTIONS))
 
-    assert "not recorded: the plan has no file in this run" in (tmp_path / "report.html").read_text()
+    assert (
+        "not recorded: the plan has no file in this run" in (tmp_path / "report.html").read_text()
+    )
 
 
 def test_markup_in_data_is_text(nasty: Page) -> None:
@@ -217,23 +280,36 @@ def test_markup_in_data_is_text(nasty: Page) -> None:
 
 def test_the_contact_sheet_lies_beside_the_page(run: Path) -> None:
     assert (run / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(p.name for p in run.iterdir()) == ["config.yaml", "contact_sheet.png", "pictures", "plan.json", "report.html"]
+    assert sorted(p.name for p in run.iterdir()) == [
+        "config.yaml",
+        "contact_sheet.png",
+        "pictures",
+        "plan.json",
+        "report.html",
+    ]
 
 
 def test_written_twice_it_is_the_same(run: Path, text: str) -> None:
-    write_report(run, GRAPH, TABLE, PLAN, ROWS, CAPTIONS)
+    write_report(run, Findings(GRAPH, TABLE, PLAN, ROWS, CAPTIONS))
 
     assert (run / "report.html").read_text(encoding="utf-8") == text
 
 
 def test_a_run_with_little_in_it_has_a_page_still(tmp_path: Path) -> None:
     save_run(tmp_path)
-    rows = [dict(r, metrics={"ssim": r["metrics"]["ssim"]}) for r in ROWS if r["plan"] in ("full precision", "plan")]
+    rows = [
+        dict(r, metrics={"ssim": r["metrics"]["ssim"]})
+        for r in ROWS
+        if r["plan"] in ("full precision", "plan")
+    ]
 
-    write_report(tmp_path, GRAPH, make_table(GRAPH, bins=1), BitPlan.make(GRAPH, PLAN.layers), rows, CAPTIONS)
+    plan = Plan.make(GRAPH, PLAN.layers)
+    write_report(tmp_path, Findings(GRAPH, make_table(GRAPH, bins=1), plan, rows, CAPTIONS))
 
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert len(page.all("svg")) == 6  # bits, noise and roles: no step bins, no blocks, nothing against size
+    assert (
+        len(page.all("svg")) == 6
+    )  # bits, noise and roles: no step bins, no blocks, nothing against size
     assert len(page.all("img")) == 8 * 2
 
 
@@ -241,15 +317,26 @@ def test_a_run_with_much_in_it_shows_all_of_it(full: Path) -> None:
     page = Page((full / "report.html").read_text(encoding="utf-8"))
 
     labels = [str(a["aria-label"]) for a in page.all("svg")]
-    for start in ("Curve: stored bits", "Bars: noise of", "The graph of", "Boxes: SQNR", "Bars: added to predicted noise of the plan", "Dots: what"):
+    for start in (
+        "Curve: stored bits",
+        "Bars: noise of",
+        "The graph of",
+        "Boxes: SQNR",
+        "Bars: added to predicted noise of the plan",
+        "Dots: what",
+    ):
         assert [label for label in labels if label.startswith(start)] != [], start
-    assert not any("SQNR of the denoiser's output" in label and label.startswith("Points") for label in labels)  # the frontier has those points
+    assert not any(
+        "SQNR of the denoiser's output" in label and label.startswith("Points") for label in labels
+    )  # the frontier has those points
     assert page.open == []
     ids = Counter(a["id"] for _, a in page.tags if "id" in a)
     assert ids.most_common(1)[0][1] == 1
 
 
-def test_an_explanation_of_another_model_is_left_out_and_the_page_is_not_lost(tmp_path: Path) -> None:
+def test_an_explanation_of_another_model_is_left_out_and_the_page_is_not_lost(
+    tmp_path: Path,
+) -> None:
     save_run(tmp_path)
     make_attribution(pixart(1)).save(tmp_path / "attribution.parquet")
     said: list[str] = []
@@ -258,35 +345,67 @@ def test_an_explanation_of_another_model_is_left_out_and_the_page_is_not_lost(tm
         def say(self, line: str) -> None:
             said.append(line)
 
-    pipeline.report(Run(Config(model="scenes-dit", folder=tmp_path), Listener()), GRAPH, TABLE, PLAN, ROWS)
+    report(Run(Config(model="scenes-dit", folder=tmp_path), Listener()), GRAPH, TABLE, PLAN, ROWS)
 
-    assert said[0].startswith(f"report: left out of the page: {tmp_path / 'attribution.parquet'} was made for graph")
-    labels = [str(a["aria-label"]) for a in Page((tmp_path / "report.html").read_text(encoding="utf-8")).all("svg")]
+    assert said[0].startswith(
+        f"report: left out of the page: {tmp_path / 'attribution.parquet'} was made for graph"
+    )
+    labels = [
+        str(a["aria-label"])
+        for a in Page((tmp_path / "report.html").read_text(encoding="utf-8")).all("svg")
+    ]
     assert [label for label in labels if label.startswith("Curve: stored bits")] != []
     assert [label for label in labels if label.startswith("Dots")] == []
 
 
 def test_a_table_of_another_model_is_refused(run: Path) -> None:
     with pytest.raises(QSearchError, match="the table was made for graph"):
-        write_report(run, GRAPH, make_table(pixart(1)), PLAN, ROWS, CAPTIONS)
+        write_report(run, Findings(GRAPH, make_table(pixart(1)), PLAN, ROWS, CAPTIONS))
 
 
 def test_a_run_without_pictures_writes_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"full-precision\.png does not exist; make it with `qsearch evaluate`"):
-        write_report(tmp_path, GRAPH, TABLE, PLAN, ROWS, CAPTIONS)
+    with pytest.raises(
+        ArtifactError, match=r"full-precision\.png does not exist; make it with `qsearch evaluate`"
+    ):
+        write_report(tmp_path, Findings(GRAPH, TABLE, PLAN, ROWS, CAPTIONS))
     assert list(tmp_path.iterdir()) == []
 
 
-def browse(tmp_path: Path, document: str, widths: tuple[int, ...]) -> tuple[dict[int, int], list[str]]:
+def browse(
+    tmp_path: Path, document: str, widths: tuple[int, ...]
+) -> tuple[dict[int, int], list[str]]:
     """width -> how wide the page wants to be in a frame of that width, and what the console said; frames, since a window has a least width."""
     assert CHROMIUM is not None
-    frames = "".join(f'<iframe width="{w}" height="900" style="border:0" srcdoc="{html.escape(document)}"></iframe>' for w in widths)
+    frames = "".join(
+        f'<iframe width="{w}" height="900" style="border:0" srcdoc="{html.escape(document)}"></iframe>'
+        for w in widths
+    )
     measure = "document.title = [...document.querySelectorAll('iframe')].map(f => f.width + ':' + f.contentDocument.documentElement.scrollWidth).join(' ')"
-    (tmp_path / "frames.html").write_text(f"<!doctype html><title>-</title>{frames}<script>onload = () => {{ {measure} }}</script>", encoding="utf-8")
-    quiet = [f"--disable-{what}" for what in ("gpu", "quic", "background-networking", "component-update", "sync")]
-    flags = ["--headless", "--no-sandbox", "--no-first-run", "--hide-scrollbars", "--enable-logging=stderr", "--virtual-time-budget=10000", *quiet]
+    (tmp_path / "frames.html").write_text(
+        f"<!doctype html><title>-</title>{frames}<script>onload = () => {{ {measure} }}</script>",
+        encoding="utf-8",
+    )
+    quiet = [
+        f"--disable-{what}"
+        for what in ("gpu", "quic", "background-networking", "component-update", "sync")
+    ]
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--no-first-run",
+        "--hide-scrollbars",
+        "--enable-logging=stderr",
+        "--virtual-time-budget=10000",
+        *quiet,
+    ]
     done = subprocess.run(
-        [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", (tmp_path / "frames.html").as_uri()],
+        [
+            CHROMIUM,
+            *flags,
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--dump-dom",
+            (tmp_path / "frames.html").as_uri(),
+        ],
         capture_output=True,
         text=True,
         timeout=240,
@@ -295,13 +414,21 @@ def browse(tmp_path: Path, document: str, widths: tuple[int, ...]) -> tuple[dict
     title = re.search(r"<title>([^<]*)</title>", done.stdout)
     assert title is not None
     wanted = dict(pair.split(":") for pair in title[1].split())
-    return {int(k): int(v) for k, v in wanted.items()}, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return {int(k): int(v) for k, v in wanted.items()}, [
+        line for line in done.stderr.splitlines() if "CONSOLE" in line
+    ]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs a chromium binary, e.g. `apt-get install chromium`")
-def test_a_browser_shows_it_without_errors_or_overflow_on_a_telephone_and_on_a_screen(tmp_path: Path, full: Path) -> None:
-    opened = (full / "report.html").read_text(encoding="utf-8").replace("<details>", "<details open>")  # what is folded away must fit as well
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="needs a chromium binary, e.g. `apt-get install chromium`"
+)
+def test_a_browser_shows_it_without_errors_or_overflow_on_a_telephone_and_on_a_screen(
+    tmp_path: Path, full: Path
+) -> None:
+    opened = (
+        (full / "report.html").read_text(encoding="utf-8").replace("<details>", "<details open>")
+    )  # what is folded away must fit as well
 
     wanted, said = browse(tmp_path, opened, (390, 1400))
 
@@ -310,10 +437,53 @@ def test_a_browser_shows_it_without_errors_or_overflow_on_a_telephone_and_on_a_s
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs a chromium binary, e.g. `apt-get install chromium`")
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="needs a chromium binary, e.g. `apt-get install chromium`"
+)
 def test_the_browser_would_notice_an_error_and_an_overflow(tmp_path: Path) -> None:
-    wanted, said = browse(tmp_path, '<p style="width: 500px">wide</p><script>console.error("broken")</script>', (390, 1400))
+    wanted, said = browse(
+        tmp_path,
+        '<p style="width: 500px">wide</p><script>console.error("broken")</script>',
+        (390, 1400),
+    )
 
     assert wanted[390] > 390
     assert len(said) == 2
     assert "broken" in said[0]
+
+
+def test_every_limit_of_a_budget_has_its_words_those_of_groups_too(tmp_path: Path) -> None:
+    save_run(tmp_path)
+    budget = Budget(
+        average_bits=16.0,
+        bytes=10**9,
+        bit_operations=1e18,
+        activation_bytes=10**9,
+        latency=0.25,
+        groups={"transformer_blocks.*": {"bytes": 10**8}},
+    )
+    plan = replace(PLAN, budget=budget)
+
+    write_report(tmp_path, Findings(GRAPH, TABLE, plan, ROWS, CAPTIONS))
+
+    text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    for words in (
+        "at most 16 stored bits a weight",
+        "at most 1,000,000,000 bytes of weights",
+        "at most 1e+18 bit operations a call",
+        "at most 1,000,000,000 bytes of layers' inputs a call",
+        "at most 0.25 seconds a call",
+        "at most 100,000,000 bytes of weights in transformer_blocks.*",
+    ):
+        assert words in text, words
+
+
+def test_a_page_holds_neither_passwords_nor_places_of_the_machine(tmp_path: Path) -> None:
+    save_run(tmp_path)
+    (tmp_path / "config.yaml").write_text("model: /home/ada/models/pipe\nprompts: /srv/ada/p.txt\n")
+
+    write_report(tmp_path, Findings(GRAPH, TABLE, PLAN, ROWS, CAPTIONS))
+
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "/ada/" not in text
+    assert "…/pipe" in text

@@ -11,14 +11,25 @@ from sklearn.linear_model import LogisticRegression
 
 from qsearch import zoo
 from qsearch.zoo import painters, train
-from qsearch.zoo.scenes import RELATIONS, SHAPES, Caption, Scenes, describe, draw_scenes, places, render
+from qsearch.zoo.scenes import (
+    RELATIONS,
+    SHAPES,
+    Caption,
+    Scenes,
+    describe,
+    draw_scenes,
+    places,
+    render,
+)
 
 
 def sentences(count: int, causal: bool, seed: int = 3) -> tuple[list[Caption], Any]:
     """Captions of held-out scenes, and their tokens."""
     generator = torch.Generator().manual_seed(seed)
     captions = describe(draw_scenes(count, generator, held_out=True), generator)
-    return captions, painters.new_tokenizer(causal)([c.text for c in captions], padding="longest", return_tensors="pt")
+    return captions, painters.new_tokenizer(causal)(
+        [c.text for c in captions], padding="longest", return_tensors="pt"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +53,23 @@ def test_each_place_shows_the_object_whose_centre_lies_in_it(scenes: Scenes) -> 
         there &= scenes.shape[:, k] != SHAPES.index("ring")
         index = (cell[there, k, 1] * 8 + cell[there, k, 0])[:, None]
         for attribute in ("shape", "colour", "size", "texture"):
-            assert torch.equal(seen[attribute][there].gather(1, index)[:, 0], getattr(scenes, attribute)[there, k])
+            assert torch.equal(
+                seen[attribute][there].gather(1, index)[:, 0], getattr(scenes, attribute)[there, k]
+            )
 
 
-def test_where_no_object_is_the_last_class_stands_and_the_background_is_everywhere(scenes: Scenes) -> None:
-    seen = painters.visible(scenes, torch.cat([where_objects_are(scenes)[:-1], torch.ones(1, 1, 16, 16)]).clamp(max=5))
+def test_where_no_object_is_the_last_class_stands_and_the_background_is_everywhere(
+    scenes: Scenes,
+) -> None:
+    seen = painters.visible(
+        scenes, torch.cat([where_objects_are(scenes)[:-1], torch.ones(1, 1, 16, 16)]).clamp(max=5)
+    )
     corner = seen["shape"][:, 0]
 
     assert (seen["shape"][-1] == len(SHAPES)).all()
-    assert (corner == len(SHAPES)).float().mean() > 0.9  # no layout has an object in the very corner; a large star's tip may reach it
+    assert (
+        (corner == len(SHAPES)).float().mean() > 0.9
+    )  # no layout has an object in the very corner; a large star's tip may reach it
     assert torch.equal(seen["background"], scenes.background[:, None].expand(-1, 64))
 
 
@@ -79,7 +98,9 @@ def test_the_shipped_text_encoder_knows_left_from_right_and_each_object_s_colour
     captions, tokens = sentences(700, causal)
     carriers = painters.Reader(painters.new_tokenizer(causal), causal).carriers(tokens.input_ids)
     with torch.no_grad():
-        features = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0][carriers].numpy()
+        features = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0][
+            carriers
+        ].numpy()
     order = [k for c in captions for w, k, _ in c.named if w == "shape"]
     colour = [value for c in captions for w, _, value in c.named if w == "colour"]
 
@@ -94,11 +115,17 @@ def test_a_denoiser_s_training_leaves_the_text_encoder_alone(tmp_path: Path) -> 
     words, mask = torch.randint(4, 20, (2, 9)), torch.ones(2, 9)
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        velocity, logits = painter.paint(torch.randn(2, 4, 16, 16, generator=generator), torch.full((2,), 0.7), words, mask)
+        velocity, logits = painter.paint(
+            torch.randn(2, 4, 16, 16, generator=generator), torch.full((2,), 0.7), words, mask
+        )
         return velocity.square().mean() + sum(x.square().mean() for x in logits.values())
 
     train.fit(painter, loss, train.Run(tmp_path, torch.device("cpu"), steps=2, rate=1e-3))
 
     moved = {k for k, v in painter.state_dict().items() if not torch.equal(v, before[k])}
     assert not any(k.startswith("text_encoder") for k in moved)
-    assert {"head.weight", "denoiser.proj_out.weight", "denoiser.transformer_blocks.0.attn2.to_k.weight"} <= moved
+    assert {
+        "head.weight",
+        "denoiser.proj_out.weight",
+        "denoiser.transformer_blocks.0.attn2.to_k.weight",
+    } <= moved

@@ -8,9 +8,29 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from qsearch.zoo.scenes import BACKGROUNDS, COLOURS, LAYOUTS, SHAPES, SIZES, TEXTURES, Caption, Scenes, describe, draw_scenes, render, vocabulary
+from qsearch.zoo.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    LAYOUTS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    Caption,
+    Scenes,
+    describe,
+    draw_scenes,
+    render,
+    vocabulary,
+)
 
-NAMES = {"colour": tuple(COLOURS), "shape": SHAPES, "size": SIZES, "texture": TEXTURES, "background": tuple(BACKGROUNDS), "layout": tuple(LAYOUTS)}
+NAMES = {
+    "colour": tuple(COLOURS),
+    "shape": SHAPES,
+    "size": SIZES,
+    "texture": TEXTURES,
+    "background": tuple(BACKGROUNDS),
+    "layout": tuple(LAYOUTS),
+}
 Named = set[tuple[str, int, int]]
 
 
@@ -20,7 +40,14 @@ def dice(seed: int) -> torch.Generator:
 
 def attributes(scenes: Scenes) -> set[tuple[int, ...]]:
     """What there is to see in each scene, apart from jitter and light."""
-    columns = [scenes.layout[:, None], scenes.background[:, None], scenes.colour, scenes.shape, scenes.size, scenes.texture]
+    columns = [
+        scenes.layout[:, None],
+        scenes.background[:, None],
+        scenes.colour,
+        scenes.shape,
+        scenes.size,
+        scenes.texture,
+    ]
     return {tuple(row) for row in torch.cat(columns, 1).tolist()}
 
 
@@ -28,7 +55,10 @@ def truth(scenes: Scenes, index: int) -> Named:
     """Every attribute of one scene as (attribute, object or -1, value)."""
     found = {(name, -1, int(getattr(scenes, name)[index])) for name in ("layout", "background")}
     return found | {
-        (name, k, int(getattr(scenes, name)[index, k])) for name in ("colour", "shape", "size", "texture") for k in range(3) if scenes.shape[index, k] >= 0
+        (name, k, int(getattr(scenes, name)[index, k]))
+        for name in ("colour", "shape", "size", "texture")
+        for k in range(3)
+        if scenes.shape[index, k] >= 0
     }
 
 
@@ -45,7 +75,9 @@ def test_the_same_seed_draws_and_renders_the_same_pictures() -> None:
 def test_a_picture_does_not_depend_on_its_batch() -> None:
     scenes = draw_scenes(12, dice(0))
 
-    torch.testing.assert_close(render(scenes)[5:8], render(scenes[5:8]), rtol=0, atol=1e-5)  # vectorised sines differ in the last bits
+    torch.testing.assert_close(
+        render(scenes)[5:8], render(scenes[5:8]), rtol=0, atol=1e-5
+    )  # vectorised sines differ in the last bits
 
 
 def test_pictures_have_64_by_64_pixels_in_range() -> None:
@@ -73,10 +105,18 @@ def test_every_attribute_of_every_object_can_be_seen(name: str) -> None:
 
 
 def test_edges_are_anti_aliased() -> None:
-    still = {"layout": torch.tensor([0]), "background": torch.tensor([1]), "jitter": torch.full((1, 3, 4), 0.5), "light": torch.zeros(1, 4)}
+    still = {
+        "layout": torch.tensor([0]),
+        "background": torch.tensor([1]),
+        "jitter": torch.full((1, 3, 4), 0.5),
+        "light": torch.zeros(1, 4),
+    }
     scenes = Scenes(
         **still,
-        **{name: torch.tensor([[v, v, -1]]) for name, v in {"colour": 7, "shape": 0, "size": 1, "texture": 0}.items()},
+        **{
+            name: torch.tensor([[v, v, -1]])
+            for name, v in {"colour": 7, "shape": 0, "size": 1, "texture": 0}.items()
+        },
     )
     row = render(scenes)[0, 0, 32]  # through the middle of a white circle on black
 
@@ -89,11 +129,15 @@ def test_edges_are_anti_aliased() -> None:
 def test_two_and_three_objects_are_equally_likely() -> None:
     scenes = draw_scenes(8000, dice(0))
 
-    assert float((scenes.shape[:, 2] >= 0).float().mean()) == pytest.approx(0.5, abs=0.02)  # 3.6 standard errors
+    assert float((scenes.shape[:, 2] >= 0).float().mean()) == pytest.approx(
+        0.5, abs=0.02
+    )  # 3.6 standard errors
 
 
 def test_training_and_held_out_scenes_do_not_meet() -> None:
-    training, held_out = (draw_scenes(5000, dice(seed), held_out=split) for seed, split in ((0, False), (1, True)))
+    training, held_out = (
+        draw_scenes(5000, dice(seed), held_out=split) for seed, split in ((0, False), (1, True))
+    )
 
     assert len(training) == len(held_out) == 5000
     assert attributes(training) & attributes(held_out) == set()
@@ -102,7 +146,9 @@ def test_training_and_held_out_scenes_do_not_meet() -> None:
 
 
 def test_an_eleventh_of_all_scenes_is_held_out() -> None:
-    assert float(draw_scenes(20_000, dice(0)).held_out().float().mean()) == pytest.approx(1 / 11, abs=0.01)
+    assert float(draw_scenes(20_000, dice(0)).held_out().float().mean()) == pytest.approx(
+        1 / 11, abs=0.01
+    )
 
 
 def test_held_out_scenes_show_every_value_of_every_attribute() -> None:
@@ -117,7 +163,10 @@ def test_scenes_can_be_cut_and_picked() -> None:
     picked = scenes[torch.tensor([7, 2])]
 
     for field in fields(Scenes):
-        assert torch.equal(getattr(picked, field.name), torch.stack([getattr(scenes, field.name)[i] for i in (7, 2)]))
+        assert torch.equal(
+            getattr(picked, field.name),
+            torch.stack([getattr(scenes, field.name)[i] for i in (7, 2)]),
+        )
     assert len(scenes[2:6]) == 4
 
 
@@ -126,7 +175,14 @@ def test_scenes_can_be_cut_and_picked() -> None:
 RELATIONS = {"left of": "row", "to the left of": "row", "right of": "row", "to the right of": "row"}
 RELATIONS |= {"above": "column", "over": "column", "below": "column", "under": "column"}
 SECOND_FIRST = {"right of", "to the right of", "below", "under"}
-APART = {"below": "row-below", "under": "row-below", "above": "row-above", "over": "row-above", "on the left": "column-left", "on the right": "column-right"}
+APART = {
+    "below": "row-below",
+    "under": "row-below",
+    "above": "row-above",
+    "over": "row-above",
+    "on the left": "column-left",
+    "on the right": "column-right",
+}
 PHRASES = "|".join(sorted(RELATIONS, key=len, reverse=True))
 
 
@@ -134,7 +190,12 @@ def thing(words: str, k: int) -> Named:
     """Attributes of "a small red ring", each word in one vocabulary only."""
     article, *rest = words.split()
     assert article == "a"
-    found = [(name, k, NAMES[name].index(w)) for w in rest for name in ("colour", "shape", "size", "texture") if w in NAMES[name]]
+    found = [
+        (name, k, NAMES[name].index(w))
+        for w in rest
+        for name in ("colour", "shape", "size", "texture")
+        if w in NAMES[name]
+    ]
     assert len(found) == len(rest) == len({name for name, _, _ in found}), words
     assert found[-1][0] == "shape"
     assert found[-2][0] == "colour"
@@ -177,7 +238,11 @@ def described() -> tuple[Scenes, list[Caption]]:
 def test_captions_say_what_they_claim_to_name(described: tuple[Scenes, list[Caption]]) -> None:
     _, captions = described
 
-    assert [c.text for c in captions if read(c.text) != set(c.named) or len(set(c.named)) != len(c.named)] == []
+    assert [
+        c.text
+        for c in captions
+        if read(c.text) != set(c.named) or len(set(c.named)) != len(c.named)
+    ] == []
 
 
 def test_captions_say_nothing_but_the_truth(described: tuple[Scenes, list[Caption]]) -> None:
@@ -186,19 +251,30 @@ def test_captions_say_nothing_but_the_truth(described: tuple[Scenes, list[Captio
     assert [c.text for i, c in enumerate(captions) if not read(c.text) <= truth(scenes, i)] == []
 
 
-def test_captions_always_name_layout_colours_and_shapes(described: tuple[Scenes, list[Caption]]) -> None:
+def test_captions_always_name_layout_colours_and_shapes(
+    described: tuple[Scenes, list[Caption]],
+) -> None:
     scenes, captions = described
     always = {"layout", "colour", "shape"}
 
-    assert [c.text for i, c in enumerate(captions) if {x for x in truth(scenes, i) if x[0] in always} != {x for x in read(c.text) if x[0] in always}] == []
+    assert [
+        c.text
+        for i, c in enumerate(captions)
+        if {x for x in truth(scenes, i) if x[0] in always}
+        != {x for x in read(c.text) if x[0] in always}
+    ] == []
 
 
 @pytest.mark.parametrize("name", ["size", "texture", "background"])
-def test_captions_name_the_rest_three_times_in_four(described: tuple[Scenes, list[Caption]], name: str) -> None:
+def test_captions_name_the_rest_three_times_in_four(
+    described: tuple[Scenes, list[Caption]], name: str
+) -> None:
     scenes, captions = described
     there = sum(len({x for x in truth(scenes, i) if x[0] == name}) for i in range(len(captions)))
 
-    assert sum(w == name for c in captions for w, _, _ in c.named) / there == pytest.approx(0.75, abs=0.03)
+    assert sum(w == name for c in captions for w, _, _ in c.named) / there == pytest.approx(
+        0.75, abs=0.03
+    )
 
 
 def test_a_left_of_b_and_b_right_of_a_name_the_same_attributes() -> None:
@@ -220,7 +296,9 @@ def test_a_scene_is_described_in_many_ways() -> None:
     assert len({describe(scenes, dice(seed))[0].text for seed in range(50)}) > 40
 
 
-def test_the_vocabulary_is_every_word_of_5000_captions_and_no_other(described: tuple[Scenes, list[Caption]]) -> None:
+def test_the_vocabulary_is_every_word_of_5000_captions_and_no_other(
+    described: tuple[Scenes, list[Caption]],
+) -> None:
     _, captions = described
 
     assert {word for c in captions for word in c.text.split()} == set(vocabulary())

@@ -59,9 +59,29 @@ train.main(argv)
 
 def run(folder: Path, what: str = "never", when: int = 0) -> subprocess.CompletedProcess[str]:
     """`python -m qsearch.zoo.train judge`, a few steps long, a checkpoint after each; one thread, so that sums are in one order."""
-    argv = ["judge", "--steps", STEPS, "--batch", 4, "--save-seconds", 0, "--runs", folder / "runs", "--out", folder / "out", "--device", "cpu"]
+    argv = [
+        "judge",
+        "--steps",
+        STEPS,
+        "--batch",
+        4,
+        "--save-seconds",
+        0,
+        "--runs",
+        folder / "runs",
+        "--out",
+        folder / "out",
+        "--device",
+        "cpu",
+    ]
     command = [sys.executable, "-c", CHILD, what, when, *argv]
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -84,29 +104,51 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]
     return folder, [d.stdout.splitlines()[0] if d.stdout else "" for d in (*deaths, done)]
 
 
-def test_a_killed_training_goes_on_from_its_last_whole_checkpoint(disturbed: tuple[Path, list[str]]) -> None:
+def test_a_killed_training_goes_on_from_its_last_whole_checkpoint(
+    disturbed: tuple[Path, list[str]],
+) -> None:
     assert disturbed[1] == ["", "resumes at step 2 of 6", "resumes at step 3 of 6"]
 
 
 def flat(content: Any, name: str = "") -> dict[str, Any]:
     """Every leaf of nested mappings and lists by its path."""
-    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list | tuple) else None
+    items = (
+        content.items()
+        if isinstance(content, dict)
+        else enumerate(content)
+        if isinstance(content, list | tuple)
+        else None
+    )
     if items is None:
         return {name: content}
     return {k: v for key, value in items for k, v in flat(value, f"{name}/{key}").items()}
 
 
-def test_a_killed_training_ends_with_the_same_state(left_alone: Path, disturbed: tuple[Path, list[str]]) -> None:
-    ours, theirs = (flat(torch.load(f / "runs" / "judge" / "checkpoint.pt", weights_only=True)) for f in (disturbed[0], left_alone))
+def test_a_killed_training_ends_with_the_same_state(
+    left_alone: Path, disturbed: tuple[Path, list[str]]
+) -> None:
+    ours, theirs = (
+        flat(torch.load(f / "runs" / "judge" / "checkpoint.pt", weights_only=True))
+        for f in (disturbed[0], left_alone)
+    )
 
     assert set(ours) == set(theirs)
     assert ours["/step"] == STEPS
-    different = [k for k, v in theirs.items() if not (torch.equal(v, ours[k]) if isinstance(v, Tensor) else v == ours[k])]
+    different = [
+        k
+        for k, v in theirs.items()
+        if not (torch.equal(v, ours[k]) if isinstance(v, Tensor) else v == ours[k])
+    ]
     assert different == ["/seconds"]
 
 
-def test_a_killed_training_ends_with_the_same_weights(left_alone: Path, disturbed: tuple[Path, list[str]]) -> None:
-    ours, theirs = (load_file(f / "out" / "judge_weights" / "judge.safetensors") for f in (disturbed[0], left_alone))
+def test_a_killed_training_ends_with_the_same_weights(
+    left_alone: Path, disturbed: tuple[Path, list[str]]
+) -> None:
+    ours, theirs = (
+        load_file(f / "out" / "judge_weights" / "judge.safetensors")
+        for f in (disturbed[0], left_alone)
+    )
 
     assert set(ours) == set(theirs)
     assert [k for k, v in theirs.items() if not torch.equal(v, ours[k])] == []
@@ -115,9 +157,19 @@ def test_a_killed_training_ends_with_the_same_weights(left_alone: Path, disturbe
 def test_recipe_loss_and_scores_lie_beside_the_weights(disturbed: tuple[Path, list[str]]) -> None:
     folder = disturbed[0] / "out" / "judge_weights"
 
-    assert {p.name for p in folder.iterdir()} == {"judge.safetensors", "recipe.json", "loss.csv", "scores.json"}
+    assert {p.name for p in folder.iterdir()} == {
+        "judge.safetensors",
+        "recipe.json",
+        "loss.csv",
+        "scores.json",
+    }
     recipe = json.loads((folder / "recipe.json").read_text())
-    assert {k: recipe[k] for k in ("name", "steps", "batch", "seed")} == {"name": "judge", "steps": STEPS, "batch": 4, "seed": 0}
+    assert {k: recipe[k] for k in ("name", "steps", "batch", "seed")} == {
+        "name": "judge",
+        "steps": STEPS,
+        "batch": 4,
+        "seed": 0,
+    }
 
 
 class Killed(Exception):
@@ -138,7 +190,11 @@ def fit(folder: Path, *, rate: float = 1e-2, stop: int | None = None) -> nn.Modu
         x = torch.randn(8, 3, generator=generator)
         return (model(x) - x[:, :2]).square().mean()
 
-    return train.fit(model, loss, train.Run(folder, torch.device("cpu"), 300, rate, save_seconds=-1.0 if stop else 120.0))
+    return train.fit(
+        model,
+        loss,
+        train.Run(folder, torch.device("cpu"), 300, rate, save_seconds=-1.0 if stop else 120.0),
+    )
 
 
 def log(folder: Path) -> list[dict[str, str]]:
@@ -164,9 +220,13 @@ def test_the_logged_loss_is_a_mean_also_after_a_resumption(tmp_path: Path) -> No
         fit(tmp_path / "killed", rate=0.0, stop=151)
     fit(tmp_path / "killed", rate=0.0)
 
-    alone, killed = ([float(row["loss"]) for row in log(tmp_path / name)] for name in ("alone", "killed"))
+    alone, killed = (
+        [float(row["loss"]) for row in log(tmp_path / name)] for name in ("alone", "killed")
+    )
     assert (killed[0], killed[2]) == (alone[0], alone[2])
-    assert killed[1] == pytest.approx(alone[1], rel=0.2)  # of the fifty steps since the resumption, where nothing learns
+    assert killed[1] == pytest.approx(
+        alone[1], rel=0.2
+    )  # of the fifty steps since the resumption, where nothing learns
 
 
 def test_the_loss_falls_and_the_average_follows(tmp_path: Path) -> None:
@@ -175,7 +235,9 @@ def test_the_loss_falls_and_the_average_follows(tmp_path: Path) -> None:
     losses = [float(row["loss"]) for row in log(tmp_path)]
     assert losses[0] > 3 * losses[-1]
     assert not average.training
-    assert [(p.requires_grad, p.grad_fn) for p in average.parameters()] == [(False, None)] * 2  # no history of the steps behind it
+    assert [(p.requires_grad, p.grad_fn) for p in average.parameters()] == [
+        (False, None)
+    ] * 2  # no history of the steps behind it
 
 
 def test_the_rate_warms_up_holds_and_falls_over_the_last_fifth() -> None:
@@ -184,7 +246,9 @@ def test_the_rate_warms_up_holds_and_falls_over_the_last_fifth() -> None:
     assert rates == pytest.approx([1 / 200, 0.5, 1.0, 1.0, 1.0, 0.5, 0.02])
 
 
-def test_an_unknown_part_is_answered_with_the_parts_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_part_is_answered_with_the_parts_that_there_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(SystemExit) as caught:
         train.main(["jugde"])
 

@@ -38,20 +38,45 @@ def pipe(name: str) -> Any:
 
 
 def test_plain_diffusers_loads_it_with_no_code_of_ours(name: str, pipe: Any) -> None:
-    assert type(pipe).__name__ == {"scenes-dit": "PixArtAlphaPipeline", "scenes-unet": "StableDiffusionPipeline"}[name]
-    parts = {type(part).__module__.partition(".")[0] for part in pipe.components.values() if part is not None}
+    assert (
+        type(pipe).__name__
+        == {"scenes-dit": "PixArtAlphaPipeline", "scenes-unet": "StableDiffusionPipeline"}[name]
+    )
+    parts = {
+        type(part).__module__.partition(".")[0]
+        for part in pipe.components.values()
+        if part is not None
+    }
     assert parts == {"diffusers", "transformers"}
     assert not [p.name for p in zoo.folder(name).rglob("*.py")]
 
 
 def test_it_paints_when_called_as_diffusers_is_called(name: str, pipe: Any) -> None:
     # PixArt's own defaults want a table of resolutions for large pictures and packages that rewrite the prompt.
-    plain = {"use_resolution_binning": False, "clean_caption": False, "max_sequence_length": 36} if name == "scenes-dit" else {}
+    plain = (
+        {"use_resolution_binning": False, "clean_caption": False, "max_sequence_length": 36}
+        if name == "scenes-dit"
+        else {}
+    )
 
-    (picture,) = pipe("a small red ring left of a striped blue square", num_inference_steps=3, generator=torch.Generator().manual_seed(0), **plain).images
+    (picture,) = pipe(
+        "a small red ring left of a striped blue square",
+        num_inference_steps=3,
+        generator=torch.Generator().manual_seed(0),
+        **plain,
+    ).images
 
     assert picture.size == (64, 64)
-    assert len(set(picture.getdata() if not hasattr(picture, "get_flattened_data") else picture.get_flattened_data())) > 100
+    assert (
+        len(
+            set(
+                picture.getdata()
+                if not hasattr(picture, "get_flattened_data")
+                else picture.get_flattened_data()
+            )
+        )
+        > 100
+    )
 
 
 def test_it_is_at_most_12_megabytes(name: str) -> None:
@@ -76,7 +101,10 @@ def test_its_weights_are_finite_and_the_denoiser_s_are_fp16(name: str) -> None:
 
 
 def test_both_share_one_vae() -> None:
-    weights = [(zoo.folder(n) / "vae" / "diffusion_pytorch_model.safetensors").read_bytes() for n in zoo.NAMES]
+    weights = [
+        (zoo.folder(n) / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
+        for n in zoo.NAMES
+    ]
 
     assert weights[0] == weights[1]
 
@@ -90,10 +118,19 @@ def roles(name: str, pipe: Any) -> dict[str, str]:
     return {layer.name: layer.role for layer in extract(model, example_inputs(call, model))}
 
 
-def test_the_dit_has_8_blocks_and_the_unet_resnets_and_both_have_both_attentions(name: str, pipe: Any, roles: dict[str, str]) -> None:
+def test_the_dit_has_8_blocks_and_the_unet_resnets_and_both_have_both_attentions(
+    name: str, pipe: Any, roles: dict[str, str]
+) -> None:
     found = set(roles.values())
 
-    assert {"self-attention-q", "cross-attention-k", "feed-forward-in", "time-embedding", "input", "output"} <= found
+    assert {
+        "self-attention-q",
+        "cross-attention-k",
+        "feed-forward-in",
+        "time-embedding",
+        "input",
+        "output",
+    } <= found
     if name == "scenes-dit":
         assert len(pipe.transformer.transformer_blocks) >= 8
     else:
@@ -102,20 +139,35 @@ def test_the_dit_has_8_blocks_and_the_unet_resnets_and_both_have_both_attentions
 
 def test_no_layer_of_the_denoiser_was_left_untrained(pipe: Any) -> None:
     # The recipe starts some output layers at zero; weights that are still all zero never learnt.
-    dead = [n for n, m in denoiser_of(pipe).named_modules() if isinstance(m, nn.Linear | nn.Conv2d) and not m.weight.any()]
+    dead = [
+        n
+        for n, m in denoiser_of(pipe).named_modules()
+        if isinstance(m, nn.Linear | nn.Conv2d) and not m.weight.any()
+    ]
 
     assert dead == []
 
 
 def states(pipe: Any, texts: list[str]) -> torch.Tensor:
     """Hidden states [N, T, width] of the text encoder."""
-    tokens = pipe.tokenizer(texts, padding="max_length", max_length=pipe.tokenizer.model_max_length, return_tensors="pt")
+    tokens = pipe.tokenizer(
+        texts, padding="max_length", max_length=pipe.tokenizer.model_max_length, return_tensors="pt"
+    )
     with torch.no_grad():
         return pipe.text_encoder.float()(tokens.input_ids)[0]
 
 
-def test_the_clip_encoder_is_causal_so_its_first_embedding_is_the_same_for_all_prompts(name: str, pipe: Any) -> None:
-    found = states(pipe, ["", "a red ring left of a blue square", "on navy , a large striped star above a white cross"])
+def test_the_clip_encoder_is_causal_so_its_first_embedding_is_the_same_for_all_prompts(
+    name: str, pipe: Any
+) -> None:
+    found = states(
+        pipe,
+        [
+            "",
+            "a red ring left of a blue square",
+            "on navy , a large striped star above a white cross",
+        ],
+    )
     spread = found.std(0).amax(-1)  # of each place, over the prompts
 
     if name == "scenes-unet":
@@ -128,7 +180,9 @@ def test_the_clip_encoder_is_causal_so_its_first_embedding_is_the_same_for_all_p
 
 def test_every_word_of_a_caption_has_its_own_token(pipe: Any) -> None:
     for text in scene_prompts(200, 3).texts:
-        tokens = [t for t in pipe.tokenizer(text).input_ids if t not in pipe.tokenizer.all_special_ids]
+        tokens = [
+            t for t in pipe.tokenizer(text).input_ids if t not in pipe.tokenizer.all_special_ids
+        ]
         assert [pipe.tokenizer.decode([t]) for t in tokens] == text.split()
 
 

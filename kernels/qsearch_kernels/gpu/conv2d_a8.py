@@ -38,11 +38,39 @@ def _conv2d_a8(
         v = q * STRIDE - PADDING + tap % S * DILATION
         inside = (rows < M) & (h >= 0) & (h < H) & (v >= 0) & (v < W)
         begin = ((picture * H + h) * W + v).to(tl.int64) * C
-        x = tl.load(a + begin[:, None] + channel[None, :], mask=inside[:, None] & (channel < C)[None, :], other=0)
+        x = tl.load(
+            a + begin[:, None] + channel[None, :],
+            mask=inside[:, None] & (channel < C)[None, :],
+            other=0,
+        )
         x = tl.where(inside[:, None], x, outside[:, None])
-        y = tl.load(w + (columns * (R * S) + tap)[:, None].to(tl.int64) * C + channel[None, :], mask=(columns < N)[:, None] & (channel < C)[None, :], other=0)
+        y = tl.load(
+            w + (columns * (R * S) + tap)[:, None].to(tl.int64) * C + channel[None, :],
+            mask=(columns < N)[:, None] & (channel < C)[None, :],
+            other=0,
+        )
         acc = tl.dot(x, y.T, acc, out_dtype=tl.int32)
-    finish(acc, out, rows, column_tile * BN, M, N, a_scale, a_zero, sums, w_scale, w_zero, w_total, bias, gate, residual, per_scale, per_gate, BM, BN)
+    finish(
+        acc,
+        out,
+        rows,
+        column_tile * BN,
+        M,
+        N,
+        a_scale,
+        a_zero,
+        sums,
+        w_scale,
+        w_zero,
+        w_total,
+        bias,
+        gate,
+        residual,
+        per_scale,
+        per_gate,
+        BM,
+        BN,
+    )
 
 
 def conv2d_a8(
@@ -61,18 +89,31 @@ def conv2d_a8(
     tile: Tile | None = None,
 ) -> tuple[tuple[Launch, ...], Tensor]:
     """The launches (none where there is nothing to compute) and the output that they fill: `reference_a8.conv2d_a8`. Raises `ValueError` for shapes that don't fit."""
-    if codes.ndim != 4 or weight.ndim != 4 or weight.shape[3] != codes.shape[3] or codes.dtype != torch.int8 or weight.dtype != torch.int8:
+    if (
+        codes.ndim != 4
+        or weight.ndim != 4
+        or weight.shape[3] != codes.shape[3]
+        or codes.dtype != torch.int8
+        or weight.dtype != torch.int8
+    ):
         raise ValueError(
             "int8 pictures [batch, H, W, C] need int8 weights [N, R, S, C], in one group; "
             f"given {codes.dtype} {tuple(codes.shape)} and {weight.dtype} {tuple(weight.shape)}"
         )
     batch, H, W, C = codes.shape
     N, R, S, _ = weight.shape
-    P, Q = ((size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1 for size, taps in ((H, R), (W, S)))
+    P, Q = (
+        (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+        for size, taps in ((H, R), (W, S))
+    )
     if P < 1 or Q < 1:
-        raise ValueError(f"a picture must be as large as the kernel's window; given {H} x {W} with padding {padding}, and {R} x {S} taps {dilation} apart")
+        raise ValueError(
+            f"a picture must be as large as the kernel's window; given {H} x {W} with padding {padding}, and {R} x {S} taps {dilation} apart"
+        )
     if len(a_scale) != batch or len(a_zero) != batch:
-        raise ValueError(f"a convolution mixes places, so that each of {batch} pictures has one grid; given {len(a_scale)}")
+        raise ValueError(
+            f"a convolution mixes places, so that each of {batch} pictures has one grid; given {len(a_scale)}"
+        )
     out = torch.empty(batch, P, Q, N, device=codes.device, dtype=dtype)
     if not out.numel():
         return (), out
@@ -84,4 +125,8 @@ def conv2d_a8(
         "M": rows, "N": N, "H": H, "W": W, "C": C, "P": P, "Q": Q, "R": R, "S": S, "STRIDE": stride, "PADDING": padding, "DILATION": dilation,
         "BM": tile.m, "BN": tile.n, "BK": min(tile.k, 64), "BAND": 8,
     }  # fmt: skip
-    return (Launch(_conv2d_a8, (-(-rows // tile.m) * -(-N // tile.n),), arguments, tile.warps, tile.stages),), out
+    return (
+        Launch(
+            _conv2d_a8, (-(-rows // tile.m) * -(-N // tile.n),), arguments, tile.warps, tile.stages
+        ),
+    ), out

@@ -37,11 +37,23 @@ def _dequantize(
     if scale is not None:
         level *= spread(scale, rows, row_mask, groups, k0, K, GROUP, BK)
     at = k0 + tl.arange(0, BK)
-    tl.store(out + rows[:, None].to(tl.int64) * K + at[None, :], level.to(out.dtype.element_ty), mask=row_mask[:, None] & (at < K)[None, :])
+    tl.store(
+        out + rows[:, None].to(tl.int64) * K + at[None, :],
+        level.to(out.dtype.element_ty),
+        mask=row_mask[:, None] & (at < K)[None, :],
+    )
 
 
 def dequantize(
-    packed: Tensor, scale: Tensor | None, zero: Tensor | None, offset: float, levels: Tensor | None, bits: int, columns: int, group: int, dtype: torch.dtype
+    packed: Tensor,
+    scale: Tensor | None,
+    zero: Tensor | None,
+    offset: float,
+    levels: Tensor | None,
+    bits: int,
+    columns: int,
+    group: int,
+    dtype: torch.dtype,
 ) -> tuple[tuple[Launch, ...], Tensor]:
     """The launches (none where there is nothing to do) and the weight [rows, columns] in `dtype` that they fill: `reference_levels.dequantize_levels`.
 
@@ -59,4 +71,8 @@ def dequantize(
         "bytes_a_row": packed.shape[1], "groups": groups, "table_stride": 0 if table is None or table.shape[0] == 1 else table[0].numel(),
         "BITS": bits, "GROUP": group, "TABLE_GROUP": group if table is not None and table.ndim == 3 else 0, "BN": _ROWS, "BK": _COLUMNS,
     }  # fmt: skip
-    return (Launch(_dequantize, (-(-rows // _ROWS), -(-columns // _COLUMNS)), arguments, warps=4, stages=1),), out
+    return (
+        Launch(
+            _dequantize, (-(-rows // _ROWS), -(-columns // _COLUMNS)), arguments, warps=4, stages=1
+        ),
+    ), out

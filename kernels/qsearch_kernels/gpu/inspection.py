@@ -24,8 +24,16 @@ _TYPES = {
     torch.float8_e4m3fn: "fp8e4nv",
 }  # fmt: skip
 HOPPER = 90
-SHARED_BYTES = 227 * 1024  # what one block may have on compute capability 9.0 (CUDA C++ Programming Guide, table of compute capabilities)
-TENSOR_CORES = {"int8": "IGMMA", "fp8": "QGMMA", "16 bits": "HGMMA", "int8, one warp": "IMMA", "16 bits, one warp": "HMMA"}
+SHARED_BYTES = (
+    227 * 1024
+)  # what one block may have on compute capability 9.0 (CUDA C++ Programming Guide, table of compute capabilities)
+TENSOR_CORES = {
+    "int8": "IGMMA",
+    "fp8": "QGMMA",
+    "16 bits": "HGMMA",
+    "int8, one warp": "IMMA",
+    "16 bits, one warp": "HMMA",
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,11 @@ class Inspection:
     @property
     def tensor_cores(self) -> dict[str, int]:
         """Which tensor-core instructions stand there, and how often."""
-        return {name: self.instructions[name] for name in TENSOR_CORES.values() if self.instructions[name]}
+        return {
+            name: self.instructions[name]
+            for name in TENSOR_CORES.values()
+            if self.instructions[name]
+        }
 
 
 def inspect(launch: Launch, capability: int = HOPPER) -> Inspection:
@@ -72,13 +84,34 @@ def inspect(launch: Launch, capability: int = HOPPER) -> Inspection:
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "kernel.cubin"
         binary.write_bytes(made.asm["cubin"])
-        code = subprocess.run([tools / "nvdisasm", "-c", binary], capture_output=True, text=True, check=True).stdout
-        usage = subprocess.run([tools / "cuobjdump", "--dump-resource-usage", binary], capture_output=True, text=True, check=True).stdout
-    found = Counter(re.findall(r"^\s+(?:/\*[0-9a-f]+\*/\s+)?(?:@!?U?P[T0-9]+\s+)?([A-Z][A-Z0-9]+)[. ;]", code, re.MULTILINE))
+        code = subprocess.run(
+            [tools / "nvdisasm", "-c", binary], capture_output=True, text=True, check=True
+        ).stdout
+        usage = subprocess.run(
+            [tools / "cuobjdump", "--dump-resource-usage", binary],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    found = Counter(
+        re.findall(
+            r"^\s+(?:/\*[0-9a-f]+\*/\s+)?(?:@!?U?P[T0-9]+\s+)?([A-Z][A-Z0-9]+)[. ;]",
+            code,
+            re.MULTILINE,
+        )
+    )
     numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     wide = len(re.findall(r"\bLDG(?:STS)?\.[A-Z0-9.]*128\b", code))
     stack, spills = numbers["STACK"] + numbers.get("LOCAL", 0), found["STL"] + found["LDL"]
-    return Inspection(launch.kernel.__name__, found, numbers["REG"], stack, int(made.metadata.shared), spills, wide)
+    return Inspection(
+        launch.kernel.__name__,
+        found,
+        numbers["REG"],
+        stack,
+        int(made.metadata.shared),
+        spills,
+        wide,
+    )
 
 
 def _type_of(name: str, value: Any) -> str:
@@ -86,7 +119,13 @@ def _type_of(name: str, value: Any) -> str:
     if isinstance(value, Tensor):
         return "*" + _TYPES[value.dtype]
     if hasattr(value, "block_shape"):
-        return f"tensordesc<{_TYPES[value.base.dtype]}[{','.join(str(n) for n in value.block_shape)}]>"
-    if (name.isupper() and len(name) > 1) or value is None or (isinstance(value, int) and value == 1):
+        return (
+            f"tensordesc<{_TYPES[value.base.dtype]}[{','.join(str(n) for n in value.block_shape)}]>"
+        )
+    if (
+        (name.isupper() and len(name) > 1)
+        or value is None
+        or (isinstance(value, int) and value == 1)
+    ):
         return "constexpr"
     return "fp32" if isinstance(value, float) else "i32"

@@ -26,7 +26,9 @@ class Launch:
 
     def run(self) -> None:
         """Carry it out, on the current stream of the tensors' device."""
-        device = next(value.device for value in self.arguments.values() if isinstance(value, Tensor))
+        device = next(
+            value.device for value in self.arguments.values() if isinstance(value, Tensor)
+        )
         if device.type != "cuda":  # the interpreter
             self.kernel[self.grid](**self.arguments)
             return
@@ -36,7 +38,11 @@ class Launch:
 
 def processors(x: Tensor) -> int:
     """Multiprocessors of the GPU that `x` lies on; 132, an H200's, where it lies on none and a launch is only made to be looked at."""
-    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.device.type == "cuda" else 132
+    return (
+        torch.cuda.get_device_properties(x.device).multi_processor_count
+        if x.device.type == "cuda"
+        else 132
+    )
 
 
 def interpreting() -> bool:
@@ -48,5 +54,7 @@ def interpreting() -> bool:
 
 def rows_of(x: Tensor) -> Tensor:
     """`x` [..., columns] as [rows, columns] whose columns lie side by side; copied only where no view does."""
-    rows = x.reshape(-1, x.shape[-1]) if x.numel() else x.new_empty(x.shape[:-1].numel(), x.shape[-1])
+    rows = (
+        x.reshape(-1, x.shape[-1]) if x.numel() else x.new_empty(x.shape[:-1].numel(), x.shape[-1])
+    )
     return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()

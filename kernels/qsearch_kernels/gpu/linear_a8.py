@@ -41,14 +41,42 @@ def _linear_a8(
             else:
                 at = k0 + tl.arange(0, BK)
                 inside = at[None, :] < K
-                x = tl.load(a + rows[:, None].to(tl.int64) * K + at[None, :], mask=(rows < M)[:, None] & inside, other=0.0)
-                y = tl.load(w + columns[:, None].to(tl.int64) * K + at[None, :], mask=(columns < N)[:, None] & inside, other=0.0)
+                x = tl.load(
+                    a + rows[:, None].to(tl.int64) * K + at[None, :],
+                    mask=(rows < M)[:, None] & inside,
+                    other=0.0,
+                )
+                y = tl.load(
+                    w + columns[:, None].to(tl.int64) * K + at[None, :],
+                    mask=(columns < N)[:, None] & inside,
+                    other=0.0,
+                )
             if INTEGER:
                 acc = tl.dot(x, y.T, acc, out_dtype=tl.int32)
             else:
                 acc = tl.dot(x, y.T, acc, max_num_imprecise_acc=BK)
         first = column_tile * BN
-        finish(acc, out, rows, first, M, N, a_scale, a_zero, sums, w_scale, w_zero, w_total, bias, gate, residual, per_scale, per_gate, BM, BN)
+        finish(
+            acc,
+            out,
+            rows,
+            first,
+            M,
+            N,
+            a_scale,
+            a_zero,
+            sums,
+            w_scale,
+            w_zero,
+            w_total,
+            bias,
+            gate,
+            residual,
+            per_scale,
+            per_gate,
+            BM,
+            BN,
+        )
 
 
 def linear_a8(
@@ -68,7 +96,11 @@ def linear_a8(
 ) -> tuple[tuple[Launch, ...], Tensor]:
     """The launches (none where there is nothing to compute) and the output that they fill: `reference_a8.linear_a8`. Raises `ValueError` for shapes that don't fit."""
     rows, columns = codes.shape[:-1].numel(), codes.shape[-1]
-    if weight.shape[1:] != (columns,) or weight.dtype != codes.dtype or codes.dtype not in (torch.int8, torch.float8_e4m3fn):
+    if (
+        weight.shape[1:] != (columns,)
+        or weight.dtype != codes.dtype
+        or codes.dtype not in (torch.int8, torch.float8_e4m3fn)
+    ):
         raise ValueError(
             f"int8 (or e4m3) rows of {columns} need weights [N, {columns}] of their type; given {codes.dtype} and {weight.dtype} of shape {tuple(weight.shape)}"
         )
@@ -77,7 +109,14 @@ def linear_a8(
     if not out.numel():
         return (), out
     integer = codes.dtype == torch.int8
-    tile = tile or choose(f"linear_a8 {codes.dtype}", rows, N, columns, processors(codes), TILES if integer else FP8_TILES)
+    tile = tile or choose(
+        f"linear_a8 {codes.dtype}",
+        rows,
+        N,
+        columns,
+        processors(codes),
+        TILES if integer else FP8_TILES,
+    )
     programs = min(processors(codes), -(-rows // tile.m) * -(-N // tile.n))
     a, w, described = operands(codes.reshape(rows, columns).contiguous(), weight.contiguous(), tile)
     arguments = {
@@ -93,9 +132,16 @@ def operands(a: Tensor, w: Tensor, tile: Tile) -> tuple[Any, Any, bool]:
     """(rows, weights, True) as tensor descriptors where the copy engine takes them, else as they are and False."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    if a.shape[-1] == 0 or any((t.shape[-1] * t.element_size()) % 16 or (t.device.type != "meta" and t.data_ptr() % 16) for t in (a, w)):
+    if a.shape[-1] == 0 or any(
+        (t.shape[-1] * t.element_size()) % 16 or (t.device.type != "meta" and t.data_ptr() % 16)
+        for t in (a, w)
+    ):
         return a, w, False
-    return TensorDescriptor.from_tensor(a, [tile.m, tile.k]), TensorDescriptor.from_tensor(w, [tile.n, tile.k]), True
+    return (
+        TensorDescriptor.from_tensor(a, [tile.m, tile.k]),
+        TensorDescriptor.from_tensor(w, [tile.n, tile.k]),
+        True,
+    )
 
 
 def epilogue_arguments(
@@ -119,16 +165,27 @@ def epilogue_arguments(
         raise ValueError("weights with zeros need sums, those of each row's codes; given none")
     runs, batches = len(a_scale), len(gate) if gate is not None else 1
     if not runs or rows % runs or not batches or rows % batches:
-        raise ValueError(f"rows are shared out in equal runs; given {rows} rows, {runs} scales and {batches} gates")
+        raise ValueError(
+            f"rows are shared out in equal runs; given {rows} rows, {runs} scales and {batches} gates"
+        )
     wide: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
         "a_zero": (a_zero, (runs,)), "sums": (sums if w_zero is not None else None, (rows, groups)), "w_total": (w_total, (columns,)), "bias": (bias, (columns,)),
         "gate": (gate, (batches, columns)), "w_scale": (w_scale, (columns, groups)), "w_zero": (w_zero, (columns, groups)),
     }  # fmt: skip
     for name, (value, shape) in wide.items():
         if value is not None and value.numel() != torch.Size(shape).numel():
-            raise ValueError(f"{rows} x {columns} outputs need {name} of shape {shape}; given {tuple(value.shape)}")
+            raise ValueError(
+                f"{rows} x {columns} outputs need {name} of shape {shape}; given {tuple(value.shape)}"
+            )
     if residual is not None and residual.numel() != rows * columns:
-        raise ValueError(f"{rows} x {columns} outputs need a residual of that shape; given {tuple(residual.shape)}")
-    found = {name: None if value is None else value.contiguous() for name, (value, _) in wide.items()}
-    rest = {"a_scale": a_scale.contiguous(), "residual": None if residual is None else residual.contiguous()}
+        raise ValueError(
+            f"{rows} x {columns} outputs need a residual of that shape; given {tuple(residual.shape)}"
+        )
+    found = {
+        name: None if value is None else value.contiguous() for name, (value, _) in wide.items()
+    }
+    rest = {
+        "a_scale": a_scale.contiguous(),
+        "residual": None if residual is None else residual.contiguous(),
+    }
     return {**found, **rest, "per_scale": rows // runs, "per_gate": rows // batches}

@@ -32,10 +32,16 @@ def _linear_packed_a8(
     total = tl.zeros((BM, BN), tl.float32)
     for k0 in range(0, K, BK):
         at = k0 + tl.arange(0, BK)
-        x = tl.load(a + rows[:, None].to(tl.int64) * K + at[None, :], mask=row_mask[:, None] & (at < K)[None, :], other=0)
+        x = tl.load(
+            a + rows[:, None].to(tl.int64) * K + at[None, :],
+            mask=row_mask[:, None] & (at < K)[None, :],
+            other=0,
+        )
         codes = codes_at(packed, columns, column_mask, bytes_a_row, k0, K, BITS, BN, BK)
         if table is not None:
-            y = levels_at(codes, table, columns, column_mask, table_stride, k0, K, 0, BITS).to(tl.int8)
+            y = levels_at(codes, table, columns, column_mask, table_stride, k0, K, 0, BITS).to(
+                tl.int8
+            )
         elif packed.dtype.element_ty == tl.int8:
             y = codes
         else:
@@ -46,14 +52,64 @@ def _linear_packed_a8(
             part = tl.dot(x, y.T, out_dtype=tl.int32).to(tl.float32)
             group = k0 // GROUP
             if w_zero is not None:
-                sum_a = tl.load(sums + rows * groups + group, mask=row_mask & (k0 % GROUP == 0), other=0).to(tl.float32)
-                part -= sum_a[:, None] * tl.load(w_zero + columns * groups + group, mask=column_mask, other=0.0)[None, :]
-            total += part * tl.load(w_scale + columns * groups + group, mask=column_mask, other=0.0)[None, :]
+                sum_a = tl.load(
+                    sums + rows * groups + group, mask=row_mask & (k0 % GROUP == 0), other=0
+                ).to(tl.float32)
+                part -= (
+                    sum_a[:, None]
+                    * tl.load(w_zero + columns * groups + group, mask=column_mask, other=0.0)[
+                        None, :
+                    ]
+                )
+            total += (
+                part
+                * tl.load(w_scale + columns * groups + group, mask=column_mask, other=0.0)[None, :]
+            )
     first = column_tile * BN
     if GROUP == 0:
-        finish(whole, out, rows, first, M, N, a_scale, a_zero, sums, w_scale, w_zero, w_total, bias, gate, residual, per_scale, per_gate, BM, BN)
+        finish(
+            whole,
+            out,
+            rows,
+            first,
+            M,
+            N,
+            a_scale,
+            a_zero,
+            sums,
+            w_scale,
+            w_zero,
+            w_total,
+            bias,
+            gate,
+            residual,
+            per_scale,
+            per_gate,
+            BM,
+            BN,
+        )
     else:
-        finish(total, out, rows, first, M, N, a_scale, a_zero, sums, None, None, w_total, bias, gate, residual, per_scale, per_gate, BM, BN)
+        finish(
+            total,
+            out,
+            rows,
+            first,
+            M,
+            N,
+            a_scale,
+            a_zero,
+            sums,
+            None,
+            None,
+            w_total,
+            bias,
+            gate,
+            residual,
+            per_scale,
+            per_gate,
+            BM,
+            BN,
+        )
 
 
 def linear_packed_a8(
@@ -80,24 +136,44 @@ def linear_packed_a8(
     """
     rows, columns = codes.shape[:-1].numel(), codes.shape[-1]
     if group and (group < 32 or group & (group - 1)):
-        raise ValueError(f"int8 tensor cores add up 32, 64, 128, ... columns before a scale; given groups of {group}: dequantize this weight instead")
+        raise ValueError(
+            f"int8 tensor cores add up 32, 64, 128, ... columns before a scale; given groups of {group}: dequantize this weight instead"
+        )
     signed = packed.dtype == torch.int8 and bits == 8 and table is None
-    if codes.dtype != torch.int8 or not (packed.dtype == torch.uint8 or signed) or packed.shape[1:] != (row_bytes(columns, bits),):
+    if (
+        codes.dtype != torch.int8
+        or not (packed.dtype == torch.uint8 or signed)
+        or packed.shape[1:] != (row_bytes(columns, bits),)
+    ):
         raise ValueError(
             f"int8 rows of {columns} need {bits}-bit weights uint8 [N, {row_bytes(columns, bits)}]; given {codes.dtype} and {packed.dtype} of shape {tuple(packed.shape)}"
         )
     N, groups = packed.shape[0], -(-columns // group) if group else 1
-    if table is not None and (table.dtype != torch.int8 or table.shape[1:] != (2**bits,) or table.shape[0] not in (1, N)):
-        raise ValueError(f"a table for {bits} bits is int8 [1 or {N}, {2**bits}]; given {table.dtype} of shape {tuple(table.shape)}")
+    if table is not None and (
+        table.dtype != torch.int8 or table.shape[1:] != (2**bits,) or table.shape[0] not in (1, N)
+    ):
+        raise ValueError(
+            f"a table for {bits} bits is int8 [1 or {N}, {2**bits}]; given {table.dtype} of shape {tuple(table.shape)}"
+        )
     out = torch.empty(*codes.shape[:-1], N, device=codes.device, dtype=dtype)
     if not out.numel():
         return (), out
     tiles = CORRECTING_TILES if group and w_zero is not None else UNPACKING_TILES
-    tile = tile or choose(f"linear_packed_a8 {bits} {group}", rows, N, columns, processors(codes), tiles)
+    tile = tile or choose(
+        f"linear_packed_a8 {bits} {group}", rows, N, columns, processors(codes), tiles
+    )
     arguments = {
         "a": codes.reshape(rows, columns).contiguous(), "packed": packed.contiguous(), "table": None if table is None else table.contiguous(), "out": out,
         **epilogue_arguments(rows, N, groups, a_scale, a_zero, sums, w_scale, w_zero, w_total, bias, gate, residual),
         "M": rows, "N": N, "K": columns, "bytes_a_row": packed.shape[1], "table_stride": 0 if table is None or len(table) == 1 else 2**bits, "groups": groups,
         "BITS": bits, "GROUP": group, "BM": tile.m, "BN": tile.n, "BK": min(tile.k, group or tile.k), "BAND": 8,
     }  # fmt: skip
-    return (Launch(_linear_packed_a8, (-(-rows // tile.m) * -(-N // tile.n),), arguments, tile.warps, tile.stages),), out
+    return (
+        Launch(
+            _linear_packed_a8,
+            (-(-rows // tile.m) * -(-N // tile.n),),
+            arguments,
+            tile.warps,
+            tile.stages,
+        ),
+    ), out

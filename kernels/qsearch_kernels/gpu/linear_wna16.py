@@ -29,7 +29,11 @@ def _partial(
     acc = tl.zeros((16, BN), tl.float32)
     for k0 in range(begin, tl.minimum(begin + span, K), BK):
         at = k0 + tl.arange(0, BK)
-        a = tl.load(x + rows[:, None] * x_stride + at[None, :], mask=(rows < M)[:, None] & (at < K)[None, :], other=0.0)
+        a = tl.load(
+            x + rows[:, None] * x_stride + at[None, :],
+            mask=(rows < M)[:, None] & (at < K)[None, :],
+            other=0.0,
+        )
         codes = codes_at(packed, columns, column_mask, bytes_a_row, k0, K, BITS, BN, BK)
         if table is not None:
             level = levels_at(codes, table, columns, column_mask, table_stride, k0, K, 0, BITS)
@@ -42,7 +46,9 @@ def _partial(
         sum_a = tl.sum(a.to(tl.float32), axis=1)[:, None]
         group = columns * (groups * ROW) + (k0 // GROUP if GROUP > 0 else 0)
         if zero is not None:
-            part -= sum_a * tl.load(zero + group, mask=column_mask, other=0.0).to(tl.float32)[None, :]
+            part -= (
+                sum_a * tl.load(zero + group, mask=column_mask, other=0.0).to(tl.float32)[None, :]
+            )
         part -= sum_a * offset
         acc += part * tl.load(scale + group, mask=column_mask, other=0.0).to(tl.float32)[None, :]
     out = (tl.program_id(1) * M + rows)[:, None] * N + columns[None, :]
@@ -85,7 +91,9 @@ def linear_wna16(
         )
     check_weight(packed, scale, zero, bits, columns, group)
     if x.shape[-1] != columns:
-        raise ValueError(f"a weight of {columns} columns takes rows of as many entries; given {tuple(x.shape)}")
+        raise ValueError(
+            f"a weight of {columns} columns takes rows of as many entries; given {tuple(x.shape)}"
+        )
     table = table_of(levels, N, 1, bits)
     out = torch.empty(*x.shape[:-1], N, device=x.device, dtype=x.dtype)
     if not out.numel():
@@ -101,5 +109,16 @@ def linear_wna16(
         "table_stride": 0 if table is None or len(table) == 1 else 2**bits, "span": span,
         "BITS": bits, "GROUP": group, "ROW": int(group >= 0), "EXACT": x.dtype == torch.float32 or interpreting(), "BN": width, "BK": depth,
     }  # fmt: skip
-    adding = {"partial": partial, "bias": bias, "out": out, "MN": out.numel(), "N": N, "PARTS": parts, "BLOCK": 256}
-    return (Launch(_partial, (-(-N // width), parts), arguments, 4, 4), Launch(_add_up, (-(-out.numel() // 256),), adding, 4, 1)), out
+    adding = {
+        "partial": partial,
+        "bias": bias,
+        "out": out,
+        "MN": out.numel(),
+        "N": N,
+        "PARTS": parts,
+        "BLOCK": 256,
+    }
+    return (
+        Launch(_partial, (-(-N // width), parts), arguments, 4, 4),
+        Launch(_add_up, (-(-out.numel() // 256),), adding, 4, 1),
+    ), out

@@ -17,7 +17,9 @@ from .rounding import blocks_of, store_row, taken, warps_of
 
 
 @triton.jit
-def _moved(y, at, K, weight, bias, modulation_scale, modulation_shift, shift, divisor, MASKED: tl.constexpr):
+def _moved(
+    y, at, K, weight, bias, modulation_scale, modulation_shift, shift, divisor, MASKED: tl.constexpr
+):
     if weight is not None:
         y *= taken(weight, at, K, 0.0, MASKED)
     if bias is not None:
@@ -65,9 +67,53 @@ def _norm_quantize(
         modulation_scale += row // per_batch * K
     if modulation_shift is not None:
         modulation_shift += row // per_batch * K
-    first = _moved(first * factor, at, K, weight, bias, modulation_scale, modulation_shift, shift, divisor, MASKED)
-    second = _moved(second * factor, after, K, weight, bias, modulation_scale, modulation_shift, shift, divisor, True) if TAIL > 0 else first
-    store_row(first, second, row, K, codes, scale_out, zero_out, sums, None, None, 1, BITS, TOP, GROUP, MAIN, TAIL, MASKED)
+    first = _moved(
+        first * factor,
+        at,
+        K,
+        weight,
+        bias,
+        modulation_scale,
+        modulation_shift,
+        shift,
+        divisor,
+        MASKED,
+    )
+    second = (
+        _moved(
+            second * factor,
+            after,
+            K,
+            weight,
+            bias,
+            modulation_scale,
+            modulation_shift,
+            shift,
+            divisor,
+            True,
+        )
+        if TAIL > 0
+        else first
+    )
+    store_row(
+        first,
+        second,
+        row,
+        K,
+        codes,
+        scale_out,
+        zero_out,
+        sums,
+        None,
+        None,
+        1,
+        BITS,
+        TOP,
+        GROUP,
+        MAIN,
+        TAIL,
+        MASKED,
+    )
 
 
 def norm_quantize(
@@ -90,7 +136,9 @@ def norm_quantize(
         return (), out
     batches = {len(m) for m in (modulation_scale, modulation_shift) if m is not None} or {1}
     if len(batches) > 1 or 0 in batches or len(rows) % min(batches):
-        raise ValueError(f"rows are shared out in equal runs; given {len(rows)} rows and modulations for {sorted(batches)} batches")
+        raise ValueError(
+            f"rows are shared out in equal runs; given {len(rows)} rows and modulations for {sorted(batches)} batches"
+        )
     bits, top = form_of(form)
     arguments = {
         "x": rows, "codes": out.codes, "scale_out": out.scale, "zero_out": out.zero, "sums": out.sums, "weight": weight, "bias": bias,
@@ -100,4 +148,6 @@ def norm_quantize(
         "RMS": rms, "BITS": bits, "TOP": top, "GROUP": group,
         **blocks_of(x.shape[-1], group),
     }  # fmt: skip
-    return (Launch(_norm_quantize, (len(rows),), arguments, warps=warps_of(x.shape[-1]), stages=1),), out
+    return (
+        Launch(_norm_quantize, (len(rows),), arguments, warps=warps_of(x.shape[-1]), stages=1),
+    ), out

@@ -43,7 +43,25 @@ def _quantize(
         second = _read(begin, MAIN + tl.arange(0, TAIL), K, shift, divisor, KIND, True)
     else:
         second = first
-    store_row(first, second, row, K, codes, scale_out, zero_out, sums, scale, zero, per_scale, BITS, TOP, GROUP, MAIN, TAIL, MASKED)
+    store_row(
+        first,
+        second,
+        row,
+        K,
+        codes,
+        scale_out,
+        zero_out,
+        sums,
+        scale,
+        zero,
+        per_scale,
+        BITS,
+        TOP,
+        GROUP,
+        MAIN,
+        TAIL,
+        MASKED,
+    )
 
 
 def quantize_rows(
@@ -58,10 +76,14 @@ def quantize_rows(
 ) -> tuple[tuple[Launch, ...], Rows]:
     """The launches (none where there are no rows) and the rows that they fill: `reference_a8.quantize_rows`. Raises `ValueError` for what it can't do."""
     if activation not in ACTIVATIONS:
-        raise ValueError(f"an activation is one of {', '.join(repr(a) for a in ACTIVATIONS)}; given {activation!r}")
+        raise ValueError(
+            f"an activation is one of {', '.join(repr(a) for a in ACTIVATIONS)}; given {activation!r}"
+        )
     columns = x.shape[-1] // 2 if activation == "geglu" else x.shape[-1]
     rows = rows_of(x)
-    out = empty_rows(x.shape[:-1], columns, form, group, None if scale is None else len(scale), x.device)
+    out = empty_rows(
+        x.shape[:-1], columns, form, group, None if scale is None else len(scale), x.device
+    )
     if not len(rows):
         return (), out
     bits, top = form_of(form)
@@ -74,15 +96,24 @@ def quantize_rows(
     return (Launch(_quantize, (len(rows),), arguments, warps=warps_of(columns), stages=1),), out
 
 
-def empty_rows(shape: torch.Size, columns: int, form: str, group: int, grids: int | None, device: torch.device) -> Rows:
+def empty_rows(
+    shape: torch.Size, columns: int, form: str, group: int, grids: int | None, device: torch.device
+) -> Rows:
     """`Rows` to be filled, with `grids` grids (None = one a row). Raises `ValueError` for groups that no reshape of a row can show."""
     if group and (group < 2 or group & (group - 1)):
-        raise ValueError(f"sums are taken over groups of 2, 4, 8, ... columns, or over the row (0); given {group}")
+        raise ValueError(
+            f"sums are taken over groups of 2, 4, 8, ... columns, or over the row (0); given {group}"
+        )
     bits, _ = form_of(form)
     rows = shape.numel()
     if grids is not None and (not grids or rows % grids):
         raise ValueError(f"rows are shared out in equal runs; given {rows} rows and {grids} grids")
-    codes = torch.empty(*shape, columns, device=device, dtype=torch.int8 if bits else torch.float8_e4m3fn)
-    scale, zero = (torch.empty(rows if grids is None else grids, device=device, dtype=torch.float32) for _ in range(2))
+    codes = torch.empty(
+        *shape, columns, device=device, dtype=torch.int8 if bits else torch.float8_e4m3fn
+    )
+    scale, zero = (
+        torch.empty(rows if grids is None else grids, device=device, dtype=torch.float32)
+        for _ in range(2)
+    )
     sums = torch.zeros(rows, -(-columns // group) if group else 1, device=device, dtype=torch.int32)
     return Rows(codes, scale, zero, sums)

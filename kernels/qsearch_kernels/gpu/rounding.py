@@ -51,7 +51,9 @@ def grid_of(low, high, BITS: tl.constexpr, TOP: tl.constexpr):
     else:
         wide = high - low
         scale = tl.div_rn(wide, ((1 << BITS) - 1) * 1.0)
-    scale = tl.minimum(tl.maximum(scale, 5.9604644775390625e-08), 65504.0).to(tl.float16).to(tl.float32)
+    scale = (
+        tl.minimum(tl.maximum(scale, 5.9604644775390625e-08), 65504.0).to(tl.float16).to(tl.float32)
+    )
     if BITS == 0:
         zero = 0.0
     else:
@@ -61,7 +63,19 @@ def grid_of(low, high, BITS: tl.constexpr, TOP: tl.constexpr):
 
 
 @triton.jit
-def store_codes(y, begin, at, K, reciprocal, zero, sums, BITS: tl.constexpr, TOP: tl.constexpr, GROUP: tl.constexpr, MASKED: tl.constexpr):
+def store_codes(
+    y,
+    begin,
+    at,
+    K,
+    reciprocal,
+    zero,
+    sums,
+    BITS: tl.constexpr,
+    TOP: tl.constexpr,
+    GROUP: tl.constexpr,
+    MASKED: tl.constexpr,
+):
     """Round fp32 `y` to codes and write them, and the sums of its groups; for a GROUP of 0 the sum of all comes back."""
     if BITS == 0:
         code = tl.minimum(tl.maximum(y * reciprocal, -TOP), TOP).to(tl.float8e4nv)
@@ -79,7 +93,11 @@ def store_codes(y, begin, at, K, reciprocal, zero, sums, BITS: tl.constexpr, TOP
         if GROUP > 0:
             GROUPS: tl.constexpr = y.shape[0] // GROUP
             group = tl.min(at, axis=0) // GROUP + tl.arange(0, GROUPS)
-            tl.store(sums + group, tl.sum(tl.reshape(code, (GROUPS, GROUP)), axis=1), mask=group * GROUP < K)
+            tl.store(
+                sums + group,
+                tl.sum(tl.reshape(code, (GROUPS, GROUP)), axis=1),
+                mask=group * GROUP < K,
+            )
         else:
             total = tl.sum(code, axis=0)
     return total
@@ -96,16 +114,42 @@ def store_row(
         z = tl.load(zero + row // per_scale)
         at_grid, owner, poison = row // per_scale, row % per_scale == 0, 0.0
     else:
-        s, z, poison = grid_of(-top_of(-first, -second, TAIL), top_of(first, second, TAIL), BITS, TOP)
+        s, z, poison = grid_of(
+            -top_of(-first, -second, TAIL), top_of(first, second, TAIL), BITS, TOP
+        )
         at_grid, owner = row, True
     tl.store(scale_out + at_grid, s + poison, mask=owner)
     tl.store(zero_out + at_grid, z, mask=owner)
     begin = codes + row.to(tl.int64) * K
     reciprocal = tl.div_rn(1.0, s)
     groups = (K + GROUP - 1) // GROUP if GROUP > 0 else 1
-    total = store_codes(first, begin, tl.arange(0, MAIN), K, reciprocal, z, sums + row * groups, BITS, TOP, GROUP, MASKED)
+    total = store_codes(
+        first,
+        begin,
+        tl.arange(0, MAIN),
+        K,
+        reciprocal,
+        z,
+        sums + row * groups,
+        BITS,
+        TOP,
+        GROUP,
+        MASKED,
+    )
     if TAIL > 0:
-        total += store_codes(second, begin, MAIN + tl.arange(0, TAIL), K, reciprocal, z, sums + row * groups, BITS, TOP, GROUP, True)
+        total += store_codes(
+            second,
+            begin,
+            MAIN + tl.arange(0, TAIL),
+            K,
+            reciprocal,
+            z,
+            sums + row * groups,
+            BITS,
+            TOP,
+            GROUP,
+            True,
+        )
     if BITS > 0 and GROUP == 0:
         tl.store(sums + row, total)
 

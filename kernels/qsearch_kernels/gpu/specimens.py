@@ -64,7 +64,15 @@ def _numbers(device: str, *shape: int, dtype: torch.dtype = torch.float32) -> Te
     return torch.randn(shape, device=device).to(dtype)
 
 
-def _linear(name: str, device: str, tile: Tile | None, dtype: torch.dtype = torch.int8, m: int = TOKENS, n: int = WIDTH, k: int = WIDTH) -> Specimen:
+def _linear(
+    name: str,
+    device: str,
+    tile: Tile | None,
+    dtype: torch.dtype = torch.int8,
+    m: int = TOKENS,
+    n: int = WIDTH,
+    k: int = WIDTH,
+) -> Specimen:
     """With all that the epilogue can do: zeros of the rows, bias, adaLN's gate and the residual."""
     new = partial(_numbers, device)
     integer = dtype == torch.int8
@@ -73,10 +81,20 @@ def _linear(name: str, device: str, tile: Tile | None, dtype: torch.dtype = torc
         new(m, k, dtype=dtype), rows, rows if integer else None, None, new(n, k, dtype=dtype), columns, None, columns if integer else None,
         columns, new(2, n, dtype=torch.bfloat16), new(m, n, dtype=torch.bfloat16), torch.bfloat16, tile,
     )  # fmt: skip
-    return Specimen(name, launches, "int8" if integer else "fp8", 2.0 * m * n * k, m * k + n * k + 4 * m * n)
+    return Specimen(
+        name, launches, "int8" if integer else "fp8", 2.0 * m * n * k, m * k + n * k + 4 * m * n
+    )
 
 
-def _packed(name: str, device: str, tile: Tile | None, bits: int, group: int = 0, zeros: bool = False, table: bool = False) -> Specimen:
+def _packed(
+    name: str,
+    device: str,
+    tile: Tile | None,
+    bits: int,
+    group: int = 0,
+    zeros: bool = False,
+    table: bool = False,
+) -> Specimen:
     new, groups = partial(_numbers, device), WIDTH // group if group else 1
     side = new(WIDTH, groups)
     sums = torch.zeros(TOKENS, groups, dtype=torch.int32, device=device)
@@ -87,28 +105,39 @@ def _packed(name: str, device: str, tile: Tile | None, bits: int, group: int = 0
         new(TOKENS, WIDTH, dtype=torch.int8), rows, rows, sums if zeros else None, packed, side, side if zeros else None, columns, levels, bits, group,
         columns, new(2, WIDTH, dtype=torch.bfloat16), new(TOKENS, WIDTH, dtype=torch.bfloat16), torch.bfloat16, tile,
     )  # fmt: skip
-    return Specimen(name, launches, "int8", 2.0 * TOKENS * WIDTH**2, TOKENS * WIDTH * 5 + packed.numel())
+    return Specimen(
+        name, launches, "int8", 2.0 * TOKENS * WIDTH**2, TOKENS * WIDTH * 5 + packed.numel()
+    )
 
 
-def _conv(name: str, device: str, tile: Tile | None, size: int = 64, channels: int = 640) -> Specimen:
+def _conv(
+    name: str, device: str, tile: Tile | None, size: int = 64, channels: int = 640
+) -> Specimen:
     new = partial(_numbers, device)
     pictures, columns = new(2), new(channels)
     launches, out = conv2d_a8(
         new(2, size, size, channels, dtype=torch.int8), pictures, pictures, new(channels, 3, 3, channels, dtype=torch.int8), columns, columns,
         1, 1, 1, columns, new(2, size, size, channels, dtype=torch.bfloat16), torch.bfloat16, tile,
     )  # fmt: skip
-    return Specimen(name, launches, "int8", 2.0 * out.numel() * channels * 9, 5 * out.numel() + 9 * channels**2)
+    return Specimen(
+        name, launches, "int8", 2.0 * out.numel() * channels * 9, 5 * out.numel() + 9 * channels**2
+    )
 
 
 def _rows(name: str, device: str, columns: int, activation: str, form: str = "8") -> Specimen:
     wide = columns * (2 if activation == "geglu" else 1)
-    launches, _ = quantize_rows(_numbers(device, TOKENS, wide, dtype=torch.bfloat16), form, activation)
+    launches, _ = quantize_rows(
+        _numbers(device, TOKENS, wide, dtype=torch.bfloat16), form, activation
+    )
     return Specimen(name, launches, "bf16", 0.0, TOKENS * (2 * wide + columns))
 
 
 def _norm(name: str, device: str, columns: int, form: str, group: int = 0) -> Specimen:
     new = partial(_numbers, device, dtype=torch.bfloat16)
-    modulation: dict[str, Any] = {"modulation_scale": new(2, columns), "modulation_shift": new(2, columns)}
+    modulation: dict[str, Any] = {
+        "modulation_scale": new(2, columns),
+        "modulation_shift": new(2, columns),
+    }
     launches, _ = norm_quantize(new(TOKENS, columns), form, **modulation, group=group)
     return Specimen(name, launches, "bf16", 0.0, TOKENS * columns * 3)
 
@@ -116,7 +145,11 @@ def _norm(name: str, device: str, columns: int, form: str, group: int = 0) -> Sp
 def _weight(device: str, n: int, bits: int, group: int) -> tuple[Any, ...]:
     groups = WIDTH // group if group else 1
     new = partial(_numbers, device)
-    return new(n, row_bytes(WIDTH, bits), dtype=torch.uint8), new(n, groups, dtype=torch.float16), new(n, groups, dtype=torch.float16)
+    return (
+        new(n, row_bytes(WIDTH, bits), dtype=torch.uint8),
+        new(n, groups, dtype=torch.float16),
+        new(n, groups, dtype=torch.float16),
+    )
 
 
 def _dequantized(name: str, device: str, bits: int, group: int, dtype: torch.dtype) -> Specimen:
@@ -129,7 +162,18 @@ def _few_rows(name: str, device: str, bits: int, group: int, table: bool = False
     packed, scale, zero = _weight(device, 6 * WIDTH, bits, group)
     levels = _numbers(device, 2**bits, dtype=torch.float16) if table else None
     x = _numbers(device, 2, WIDTH, dtype=torch.bfloat16)
-    launches, _ = linear_wna16(x, packed, scale, None if table else zero, 0.0, levels, bits, WIDTH, group, x.new_empty(6 * WIDTH))
+    launches, _ = linear_wna16(
+        x,
+        packed,
+        scale,
+        None if table else zero,
+        0.0,
+        levels,
+        bits,
+        WIDTH,
+        group,
+        x.new_empty(6 * WIDTH),
+    )
     return Specimen(name, launches, "bf16", 4.0 * 6 * WIDTH**2, packed.numel() + 2 * scale.numel())
 
 
@@ -139,13 +183,30 @@ def _title(tile: Tile) -> str:
 
 _MAKERS: dict[str, Callable[[str, str], Specimen]] = {
     **{f"linear_a8 int8 {_title(t)}": partial(_linear, tile=t) for t in TILES},
-    **{f"linear_a8 fp8 {_title(t)}": partial(_linear, tile=t, dtype=torch.float8_e4m3fn) for t in FP8_TILES},
-    **{f"linear_packed_a8 4 bits {_title(t)}": partial(_packed, tile=t, bits=4) for t in UNPACKING_TILES},
-    **{f"linear_packed_a8 {bits} bits": partial(_packed, tile=UNPACKING_TILES[0], bits=bits) for bits in (2, 3, 5)},
-    "linear_packed_a8 4 bits, groups of 64": partial(_packed, tile=UNPACKING_TILES[0], bits=4, group=64),
-    "linear_packed_a8 4 bits, groups of 64, zeros": partial(_packed, tile=CORRECTING_TILES[0], bits=4, group=64, zeros=True),
-    "linear_packed_a8 codebooks of 16": partial(_packed, tile=UNPACKING_TILES[0], bits=4, table=True),
-    "linear_packed_a8 codebooks of 8": partial(_packed, tile=UNPACKING_TILES[0], bits=3, table=True),
+    **{
+        f"linear_a8 fp8 {_title(t)}": partial(_linear, tile=t, dtype=torch.float8_e4m3fn)
+        for t in FP8_TILES
+    },
+    **{
+        f"linear_packed_a8 4 bits {_title(t)}": partial(_packed, tile=t, bits=4)
+        for t in UNPACKING_TILES
+    },
+    **{
+        f"linear_packed_a8 {bits} bits": partial(_packed, tile=UNPACKING_TILES[0], bits=bits)
+        for bits in (2, 3, 5)
+    },
+    "linear_packed_a8 4 bits, groups of 64": partial(
+        _packed, tile=UNPACKING_TILES[0], bits=4, group=64
+    ),
+    "linear_packed_a8 4 bits, groups of 64, zeros": partial(
+        _packed, tile=CORRECTING_TILES[0], bits=4, group=64, zeros=True
+    ),
+    "linear_packed_a8 codebooks of 16": partial(
+        _packed, tile=UNPACKING_TILES[0], bits=4, table=True
+    ),
+    "linear_packed_a8 codebooks of 8": partial(
+        _packed, tile=UNPACKING_TILES[0], bits=3, table=True
+    ),
     **{f"conv2d_a8 3 x 3 {_title(t)}": partial(_conv, tile=t) for t in UNPACKING_TILES},
     "norm_quantize adaLN 1152": partial(_norm, columns=1152, form="8"),
     "norm_quantize adaLN 3072 fp8": partial(_norm, columns=3072, form="e4m3"),
@@ -153,8 +214,12 @@ _MAKERS: dict[str, Callable[[str, str], Specimen]] = {
     "quantize_rows 1152": partial(_rows, columns=1152, activation=""),
     "quantize_rows gelu-tanh 4608": partial(_rows, columns=4608, activation="gelu-tanh"),
     "quantize_rows geglu 5120": partial(_rows, columns=5120, activation="geglu"),
-    "quantize_rows gelu-tanh 15360 fp8": partial(_rows, columns=15360, activation="gelu-tanh", form="e4m3"),
-    "dequantize 4 bits, groups of 64": partial(_dequantized, bits=4, group=64, dtype=torch.bfloat16),
+    "quantize_rows gelu-tanh 15360 fp8": partial(
+        _rows, columns=15360, activation="gelu-tanh", form="e4m3"
+    ),
+    "dequantize 4 bits, groups of 64": partial(
+        _dequantized, bits=4, group=64, dtype=torch.bfloat16
+    ),
     "dequantize 3 bits": partial(_dequantized, bits=3, group=0, dtype=torch.bfloat16),
     "linear_wna16 4 bits, groups of 64": partial(_few_rows, bits=4, group=64),
     "linear_wna16 3 bits": partial(_few_rows, bits=3, group=0),

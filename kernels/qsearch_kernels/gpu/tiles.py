@@ -50,12 +50,23 @@ def seconds_of(tile: Tile, m: int, n: int, processors: int) -> float:
     return -(-tiles // processors) * tile.m * tile.n / tile.rate
 
 
-def choose(kernel: str, m: int, n: int, k: int, processors: int, tiles: tuple[Tile, ...] = TILES) -> Tile:
+def choose(
+    kernel: str, m: int, n: int, k: int, processors: int, tiles: tuple[Tile, ...] = TILES
+) -> Tile:
     """The tile measured best for this kernel and shape, else the one that takes least time by the table."""
-    return _MEASURED.get((kernel, m, n, k)) or min(tiles, key=lambda tile: seconds_of(tile, m, n, processors))
+    return _MEASURED.get((kernel, m, n, k)) or min(
+        tiles, key=lambda tile: seconds_of(tile, m, n, processors)
+    )
 
 
-def tune(kernel: str, m: int, n: int, k: int, measure: Callable[[Tile], float], tiles: tuple[Tile, ...] = TILES) -> dict[Tile, float]:
+def tune(
+    kernel: str,
+    m: int,
+    n: int,
+    k: int,
+    measure: Callable[[Tile], float],
+    tiles: tuple[Tile, ...] = TILES,
+) -> dict[Tile, float]:
     """Time every tile with `measure` (seconds), and let `choose` answer with the fastest from now on, in this process."""
     taken = {tile: measure(tile) for tile in tiles}
     _MEASURED[kernel, m, n, k] = min(taken, key=taken.__getitem__)

@@ -16,10 +16,14 @@ quadratic = False
 def solve(problem: Problem, *, seconds: float = 60.0) -> tuple[dict[str, Choice], Solver]:
     """Assignment within all limits. Sites x choices changes at the most, each priced once a round. Raises `InfeasibleBudget` where there is none."""
     if problem.scores is not None:
-        raise QSearchError("greedy adds up single values and knows no interactions; take the solver local, or leave the interactions out")
+        raise QSearchError(
+            "greedy adds up single values and knows no interactions; take the solver local, or leave the interactions out"
+        )
     picks = limited(problem, lambda part: allowed(part, Moves(part).cheapest(), seconds))
     if picks is None and problem.formats is not None:
-        raise QSearchError(f"greedy found no plan with at most {problem.formats} formats; the solver ilp decides whether there is one")
+        raise QSearchError(
+            f"greedy found no plan with at most {problem.formats} formats; the solver ilp decides whether there is one"
+        )
     if picks is None:
         raise contradiction(problem)
     return problem.chosen(picks), Solver("greedy", "feasible", objective=problem.worth(picks))

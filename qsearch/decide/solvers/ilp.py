@@ -26,7 +26,9 @@ def solve(problem: Problem, *, seconds: float = 60.0) -> tuple[dict[str, Choice]
     Raises `InfeasibleBudget`, naming two limits that contradict each other, when there is none.
     """
     if problem.scores is not None:
-        raise QSearchError("ilp is linear and knows no interactions; take the solver local, or leave the interactions out")
+        raise QSearchError(
+            "ilp is linear and knows no interactions; take the solver local, or leave the interactions out"
+        )
     began = time.monotonic()
     start = approximate(problem, seconds=seconds)
     if start.relaxed is None:
@@ -34,13 +36,24 @@ def solve(problem: Problem, *, seconds: float = 60.0) -> tuple[dict[str, Choice]
     known = None if start.picks is None else problem.worth(start.picks)
     if known is not None and gap_of(known, start.relaxed.bound) <= _SAME:
         assert start.picks is not None
-        return problem.chosen(start.picks), Solver("ilp", "optimal", 0.0, start.relaxed.bound, known)
-    found = solve_program(problem, seconds=max(0.05, seconds - (time.monotonic() - began)), relaxed=start.relaxed, incumbent=known)
+        return problem.chosen(start.picks), Solver(
+            "ilp", "optimal", 0.0, start.relaxed.bound, known
+        )
+    found = solve_program(
+        problem,
+        seconds=max(0.05, seconds - (time.monotonic() - began)),
+        relaxed=start.relaxed,
+        incumbent=known,
+    )
     if found is None and start.picks is None:
         raise contradiction(problem)
     picks, bound, status = start.picks, start.relaxed.bound, "feasible"
     value = None if found is None or found.picks is None else problem.worth(found.picks)
-    better = found is not None and value is not None and (known is None or value <= known + _SAME * abs(known))
+    better = (
+        found is not None
+        and value is not None
+        and (known is None or value <= known + _SAME * abs(known))
+    )
     if found is not None and better:
         picks = found.picks
     if found is not None and (better or not found.proven):

@@ -19,17 +19,23 @@ def solve(problem: Problem, *, seconds: float = 60.0) -> tuple[dict[str, Choice]
     keeps the limits. `frontier.py` uses the same relaxation for every budget at once.
     """
     if problem.scores is not None:
-        raise QSearchError("lagrangian prices each site alone and knows no interactions; take the solver local, or leave the interactions out")
+        raise QSearchError(
+            "lagrangian prices each site alone and knows no interactions; take the solver local, or leave the interactions out"
+        )
     start = approximate(problem, seconds=seconds)
     if start.relaxed is None:
         raise contradiction(problem)
     if start.picks is None:
         raise _none(problem, "lagrangian")
     value = problem.worth(start.picks)
-    return problem.chosen(start.picks), Solver("lagrangian", "feasible", gap_of(value, start.relaxed.bound), start.relaxed.bound, value)
+    return problem.chosen(start.picks), Solver(
+        "lagrangian", "feasible", gap_of(value, start.relaxed.bound), start.relaxed.bound, value
+    )
 
 
 def _none(problem: Problem, name: str) -> QSearchError:
     if problem.formats is None:
         return contradiction(problem)
-    return QSearchError(f"{name} found no plan with at most {problem.formats} formats; the solver ilp decides whether there is one")
+    return QSearchError(
+        f"{name} found no plan with at most {problem.formats} formats; the solver ilp decides whether there is one"
+    )

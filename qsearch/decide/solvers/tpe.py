@@ -15,12 +15,28 @@ exact = False
 quadratic = True
 
 
-def solve(problem: Problem, *, seconds: float = 60.0, evaluate: Evaluate | None = None, trials: int = 60, seed: int = 0) -> tuple[dict[str, Choice], Solver]:
+def solve(
+    problem: Problem,
+    *,
+    seconds: float = 60.0,
+    evaluate: Evaluate | None = None,
+    trials: int = 60,
+    seed: int = 0,
+) -> tuple[dict[str, Choice], Solver]:
     """Best allowed assignment of `trials` evaluations (Bergstra et al. 2011, "Algorithms for hyper-parameter optimization").
 
     `evaluate`: assignment -> measured loss; by default the problem's own total. Raises `InfeasibleBudget` where no assignment is allowed.
     """
-    return search(problem, _sampler, "tpe", evaluate=evaluate, trials=trials, seconds=seconds, seed=seed, two_sided=False)
+    return search(
+        problem,
+        _sampler,
+        "tpe",
+        evaluate=evaluate,
+        trials=trials,
+        seconds=seconds,
+        seed=seed,
+        two_sided=False,
+    )
 
 
 def _sampler(seed: int) -> optuna.samplers.BaseSampler:

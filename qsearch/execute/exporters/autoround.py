@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 needs: tuple[str, ...] = ()
 writes_weights = True
 fuses = False
+has_steps = False
 BITS = (2, 4, 8)
 WORD = 32
 
@@ -35,15 +36,37 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
     """Integers of 2, 4 or 8 bits a channel or in groups, of linear layers whose sides 32 divides."""
     if layer.kind != "linear" or layer.parts or any(n % WORD for n in layer.weight_shape):
         return nearest_of(scheme, layer, [])
-    sizes = ["c", *(f"g{g}" for g in sorted({16, 32, 64, 128, 256, *([scheme.group] if scheme.group > 0 else [])}) if divides(g, layer))]
-    return nearest_of(whole(scheme), layer, [Scheme.parse(f"{sign}{bits}-{size}") for sign in ("int", "uint") for bits in BITS for size in sizes])
+    sizes = [
+        "c",
+        *(
+            f"g{g}"
+            for g in sorted({16, 32, 64, 128, 256, *([scheme.group] if scheme.group > 0 else [])})
+            if divides(g, layer)
+        ),
+    ]
+    return nearest_of(
+        whole(scheme),
+        layer,
+        [
+            Scheme.parse(f"{sign}{bits}-{size}")
+            for sign in ("int", "uint")
+            for bits in BITS
+            for size in sizes
+        ],
+    )
 
 
 def entry(scheme: Scheme) -> dict[str, Any]:
     """A layer's entry in `extra_config`."""
     if scheme == KEEP:
         return {"bits": 16, "act_bits": 16}
-    return {"bits": scheme.bits, "group_size": scheme.group or -1, "sym": scheme.family == "int", "data_type": "int", "act_bits": 16}
+    return {
+        "bits": scheme.bits,
+        "group_size": scheme.group or -1,
+        "sym": scheme.family == "int",
+        "data_type": "int",
+        "act_bits": 16,
+    }
 
 
 def scheme_of(said: Any) -> Scheme:
@@ -52,18 +75,26 @@ def scheme_of(said: Any) -> Scheme:
         if int(said["bits"]) >= 16:
             return KEEP
         size = int(said["group_size"])
-        found = Scheme.parse(f"{'int' if said['sym'] else 'uint'}{int(said['bits'])}-{'c' if size == -1 else f'g{size}'}")
+        found = Scheme.parse(
+            f"{'int' if said['sym'] else 'uint'}{int(said['bits'])}-{'c' if size == -1 else f'g{size}'}"
+        )
         if said.get("data_type", "int") != "int" or int(said.get("act_bits") or 16) < 16:
-            raise QSearchError(f"AutoRound's {said['data_type']} with inputs of {said.get('act_bits')} bits means no scheme here")
+            raise QSearchError(
+                f"AutoRound's {said['data_type']} with inputs of {said.get('act_bits')} bits means no scheme here"
+            )
         return found
     except MISSHAPEN as error:
-        raise QSearchError(f"an entry of extra_config has bits, group_size and sym; given {str(said)[:80]!r} ({type(error).__name__}: {error})") from error
+        raise QSearchError(
+            f"an entry of extra_config has bits, group_size and sym; given {str(said)[:80]!r} ({type(error).__name__}: {error})"
+        ) from error
 
 
 def write(job: Export, folder: Path) -> list[Path]:
     """config.json with `quantization_config`, and safetensors with packed layers."""
-    weights = Weights(job.source / job.component)
-    entries = {layer.name: entry(_plain(job, layer)) for layer in job.graph if layer.kind == "linear"}
+    weights = job.weights
+    entries = {
+        layer.name: entry(_plain(job, layer)) for layer in job.graph if layer.kind == "linear"
+    }
     said = {
         "quant_method": "auto-round",
         "packing_format": "auto_round",
@@ -84,7 +115,14 @@ def _plain(job: Export, layer: LayerSpec) -> Scheme:
 
 
 def _tensors(job: Export, weights: Weights) -> Iterator[dict[str, Tensor]]:
-    return replaced(weights, {key(layer): partial(packed, job, layer) for layer in job.graph if _plain(job, layer) != KEEP})
+    return replaced(
+        weights,
+        {
+            key(layer): partial(packed, job, layer)
+            for layer in job.graph
+            if _plain(job, layer) != KEEP
+        },
+    )
 
 
 def packed(job: Export, layer: LayerSpec, weight: Tensor) -> dict[str, Tensor]:
@@ -116,19 +154,25 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         entries = weights.config["quantization_config"]["extra_config"]
         asked = {str(name): scheme_of(said) for name, said in entries.items()}
     except MISSHAPEN as error:
-        raise ArtifactError(f"{folder / 'config.json'} holds no extra_config ({type(error).__name__}: {error}); export again") from error
+        raise ArtifactError(
+            f"{folder / 'config.json'} holds no extra_config ({type(error).__name__}: {error}); export again"
+        ) from error
     for name in asked:
         graph.layer(name)
     made = {layer.name: asked.get(layer.name, KEEP) for layer in graph}
     for layer in graph:
         scheme = made[layer.name]
         if scheme != KEEP and nearest(scheme, layer) != scheme:
-            raise QSearchError(f"{folder} says {scheme} of {layer.name} {layer.weight_shape}, which the tool can't hold")
+            raise QSearchError(
+                f"{folder} says {scheme} of {layer.name} {layer.weight_shape}, which the tool can't hold"
+            )
         for part, shape in _shapes(scheme, layer).items():
             name = f"{layer.name}.{part}"
             if name not in weights.files or weights.shape(name) != shape:
                 there = weights.shape(name) if name in weights.files else "nothing"
-                raise QSearchError(f"{folder} says {scheme} of {layer.name}: {name} must be {shape}, there is {there}")
+                raise QSearchError(
+                    f"{folder} says {scheme} of {layer.name}: {name} must be {shape}, there is {there}"
+                )
     return made
 
 
@@ -137,4 +181,8 @@ def _shapes(scheme: Scheme, layer: LayerSpec) -> dict[str, tuple[int, ...]]:
         return {layer.parameter: layer.weight_shape}
     out, width = layer.weight_shape
     groups = width // scheme.group if scheme.group else 1
-    return {"qweight": (width // WORD * scheme.bits, out), "qzeros": (groups, out // WORD * scheme.bits), "scales": (groups, out)}
+    return {
+        "qweight": (width // WORD * scheme.bits, out),
+        "qzeros": (groups, out // WORD * scheme.bits),
+        "scales": (groups, out),
+    }

@@ -21,6 +21,7 @@ from ..nearest import nearest as nearest_of
 needs = ("bitsandbytes",)
 writes_weights = False
 fuses = False
+has_steps = False
 FILE = "bitsandbytes.json"
 _EIGHT, _FOUR = Scheme.parse("int8-c+a8"), Scheme.parse("e2m1-g64")
 
@@ -29,29 +30,48 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
     """Linear layers: 8 bits with 8-bit tokens, or 4-bit floats where blocks of 64 fill the rows."""
     if layer.kind != "linear":
         return nearest_of(scheme, layer, [])
-    found = nearest_of(scheme, layer, [*([] if layer.parts else [_EIGHT]), *([_FOUR] if divides(64, layer) else [])])
-    return Scheme(found.format, found.group, found.activation, found.grain)  # the tool chooses codes itself
+    found = nearest_of(
+        scheme,
+        layer,
+        [*([] if layer.parts else [_EIGHT]), *([_FOUR] if divides(64, layer) else [])],
+    )
+    return Scheme(
+        found.format, found.group, found.activation, found.grain
+    )  # the tool chooses codes itself
 
 
 def write(job: Export, folder: Path) -> list[Path]:
     """bitsandbytes.json: the arguments of diffusers' `BitsAndBytesConfig`."""
     used = sorted({str(s) for s in job.plan.layers.values() if s != KEEP})
     if len(used) > 1:
-        raise QSearchError(f"bitsandbytes has one format for all layers it quantizes; the plan has {' and '.join(used)}: allocate with --for bitsandbytes")
+        raise QSearchError(
+            f"bitsandbytes has one format for all layers it quantizes; the plan has {' and '.join(used)}: allocate with --for bitsandbytes"
+        )
     linear = [layer.name for layer in job.graph if layer.kind == "linear"]
     skipped = [name for name in linear if job.plan.layers[name] == KEEP]
     for name in linear:
         if name not in skipped and _skips(name, skipped):
-            raise QSearchError(f"bitsandbytes would skip {name} as well, since its last name is that of a layer that is kept; keep it too")
-    rules = {"load_in_8bit": True} if used == [str(_EIGHT)] else {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}
+            raise QSearchError(
+                f"bitsandbytes would skip {name} as well, since its last name is that of a layer that is kept; keep it too"
+            )
+    rules = (
+        {"load_in_8bit": True}
+        if used == [str(_EIGHT)]
+        else {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}
+    )
     path = folder / FILE
-    path.write_text(json.dumps({**rules, "llm_int8_skip_modules": skipped}, indent=2) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps({**rules, "llm_int8_skip_modules": skipped}, indent=2) + "\n", encoding="utf-8"
+    )
     return [path]
 
 
 def _skips(name: str, skipped: Iterable[str]) -> bool:
     """What diffusers' `_replace_with_bnb_linear` does."""
-    return any(name.rpartition(".")[2] == entry or f"{entry}." in name or entry == name for entry in skipped)
+    return any(
+        name.rpartition(".")[2] == entry or f"{entry}." in name or entry == name
+        for entry in skipped
+    )
 
 
 def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
@@ -60,11 +80,20 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         said = json.loads((folder / FILE).read_text(encoding="utf-8"))
         skipped = [str(name) for name in said["llm_int8_skip_modules"]]
         scheme = _EIGHT if said.get("load_in_8bit") is True else _FOUR
-        known = said.get("load_in_8bit") is True or (said["load_in_4bit"] is True and said["bnb_4bit_quant_type"] == "fp4")
+        known = said.get("load_in_8bit") is True or (
+            said["load_in_4bit"] is True and said["bnb_4bit_quant_type"] == "fp4"
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{folder / FILE} holds no arguments of BitsAndBytesConfig ({type(error).__name__}: {error}); export again") from error
+        raise ArtifactError(
+            f"{folder / FILE} holds no arguments of BitsAndBytesConfig ({type(error).__name__}: {error}); export again"
+        ) from error
     if not known:
-        raise QSearchError(f"{folder / FILE} asks for neither 8 bits nor fp4, which are what qsearch knows of bitsandbytes")
+        raise QSearchError(
+            f"{folder / FILE} asks for neither 8 bits nor fp4, which are what qsearch knows of bitsandbytes"
+        )
     for name in skipped:
         graph.layer(name)
-    return {layer.name: scheme if layer.kind == "linear" and not _skips(layer.name, skipped) else KEEP for layer in graph}
+    return {
+        layer.name: scheme if layer.kind == "linear" and not _skips(layer.name, skipped) else KEEP
+        for layer in graph
+    }

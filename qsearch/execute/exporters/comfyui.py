@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 needs: tuple[str, ...] = ()
 writes_weights = True
 fuses = True
+has_steps = False
 METADATA = "_quantization_metadata"
 #: scheme -> ComfyUI's name of its layout, and what its marker says besides
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -42,24 +43,37 @@ _TILE = (128, 4)
 
 def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
     """e4m3 a tensor, int8 a tensor or a channel, nvfp4 and mxfp8, of linear layers; inputs as they are."""
-    offers = [name for name in FORMATS if name not in _BLOCK or divides(_BLOCK[name], layer)] if layer.kind == "linear" and not layer.parts else []
+    offers = (
+        [name for name in FORMATS if name not in _BLOCK or divides(_BLOCK[name], layer)]
+        if layer.kind == "linear" and not layer.parts
+        else []
+    )
     return nearest_of(scheme, layer, map(Scheme.parse, offers))
 
 
 def write(job: Export, folder: Path) -> list[Path]:
     """One safetensors file, as ComfyUI reads them."""
-    weights = Weights(job.source / job.component)
-    layers = {name: {"format": FORMATS[text][0], **FORMATS[text][1]} for name, text in _chosen(job).items()}
+    weights = job.weights
+    layers = {
+        name: {"format": FORMATS[text][0], **FORMATS[text][1]}
+        for name, text in _chosen(job).items()
+    }
     said = json.dumps({"format_version": "1.0", "layers": layers})
     return write_shards(folder, _tensors(job, weights, layers), 2**62, lambda _: {METADATA: said})
 
 
 def _chosen(job: Export) -> dict[str, str]:
-    plain = {layer.name: Scheme(s.format, s.group) for layer in job.graph if (s := job.plan.layers[layer.name]) != KEEP}
+    plain = {
+        layer.name: Scheme(s.format, s.group)
+        for layer in job.graph
+        if (s := job.plan.layers[layer.name]) != KEEP
+    }
     return {name: str(scheme) for name, scheme in plain.items()}
 
 
-def _tensors(job: Export, weights: Weights, said: dict[str, dict[str, Any]]) -> Iterator[dict[str, Tensor]]:
+def _tensors(
+    job: Export, weights: Weights, said: dict[str, dict[str, Any]]
+) -> Iterator[dict[str, Tensor]]:
     import torch
 
     layers = {key(layer): layer for layer in job.graph if layer.name in said}
@@ -69,7 +83,9 @@ def _tensors(job: Export, weights: Weights, said: dict[str, dict[str, Any]]) -> 
             yield {name: held}
             continue
         marker = json.dumps(said[layers[name].name]).encode()
-        yield packed(job, layers[name], held) | {f"{layers[name].name}.comfy_quant": torch.tensor(list(marker), dtype=torch.uint8)}
+        yield packed(job, layers[name], held) | {
+            f"{layers[name].name}.comfy_quant": torch.tensor(list(marker), dtype=torch.uint8)
+        }
 
 
 def packed(job: Export, layer: LayerSpec, weight: Tensor) -> dict[str, Tensor]:
@@ -82,14 +98,24 @@ def packed(job: Export, layer: LayerSpec, weight: Tensor) -> dict[str, Tensor]:
         scale = made.scale.reshape(()) if scheme.group == -1 else made.scale
         return {name: level.to(torch.int8), f"{name}_scale": scale.float()}
     if scheme.family == "float":
-        return {name: level.to(torch.float8_e4m3fn), f"{name}_scale": made.scale.reshape(()).float()}
+        return {
+            name: level.to(torch.float8_e4m3fn),
+            f"{name}_scale": made.scale.reshape(()).float(),
+        }
     code = coded(job, layer, weight)
     scale = code.scale[..., 0]
     if scheme.format == "mxfp8":
-        return {name: level.to(torch.float8_e4m3fn), f"{name}_scale": tiled((scale.log2() + 127).to(torch.uint8))}
+        return {
+            name: level.to(torch.float8_e4m3fn),
+            f"{name}_scale": tiled((scale.log2() + 127).to(torch.uint8)),
+        }
     nibble = code.codes.reshape(weight.shape)
     halves = (nibble[:, ::2] << 4) | nibble[:, 1::2]  # the first of two codes in the high bits
-    return {name: halves, f"{name}_scale": tiled(scale.to(torch.float8_e4m3fn)), f"{name}_scale_2": torch.tensor(code.unit)}
+    return {
+        name: halves,
+        f"{name}_scale": tiled(scale.to(torch.float8_e4m3fn)),
+        f"{name}_scale_2": torch.tensor(code.unit),
+    }
 
 
 def tiled(scales: Tensor) -> Tensor:
@@ -116,15 +142,21 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         named = dict(said.items())
         forms = {name: str(entry["format"]) for name, entry in named.items()}
     except (OSError, *MISSHAPEN) as error:
-        raise ArtifactError(f"{path} has no {METADATA} of ComfyUI's ({type(error).__name__}: {error}); export again") from error
+        raise ArtifactError(
+            f"{path} has no {METADATA} of ComfyUI's ({type(error).__name__}: {error}); export again"
+        ) from error
     for name, form in forms.items():
         layer = graph.layer(name)
         made[name] = _scheme(weights, layer, form)
         if _marker(weights, name) != named[name]:
             raise QSearchError(f"{path}: the marker of {name} and the header differ")
     for layer in graph:
-        if made[layer.name] == KEEP and (key(layer) not in weights.files or weights.shape(key(layer)) != layer.weight_shape):
-            raise QSearchError(f"{path} keeps {layer.name}, and holds no {key(layer)} of {layer.weight_shape}")
+        if made[layer.name] == KEEP and (
+            key(layer) not in weights.files or weights.shape(key(layer)) != layer.weight_shape
+        ):
+            raise QSearchError(
+                f"{path} keeps {layer.name}, and holds no {key(layer)} of {layer.weight_shape}"
+            )
     return made
 
 
@@ -132,20 +164,29 @@ def _marker(weights: Weights, name: str) -> Any:
     try:
         return json.loads(bytes(weights.tensor(f"{name}.comfy_quant").tolist()))
     except (ValueError, TypeError) as error:
-        raise ArtifactError(f"{weights.folder}: {name}.comfy_quant is no JSON ({error}); export again") from error
+        raise ArtifactError(
+            f"{weights.folder}: {name}.comfy_quant is no JSON ({error}); export again"
+        ) from error
 
 
 def _scheme(weights: Weights, layer: LayerSpec, form: str) -> Scheme:
     name = f"{layer.name}.weight"
     texts = [text for text, (known, _) in FORMATS.items() if known == form]
     if not texts or f"{name}_scale" not in weights.files or name not in weights.files:
-        raise QSearchError(f"{weights.folder} says {form!r} of {layer.name}: no scheme means it, or it lacks weight or weight_scale")
-    scheme = Scheme.parse("int8-c" if form == "int8_tensorwise" and weights.shape(f"{name}_scale") else texts[0])
+        raise QSearchError(
+            f"{weights.folder} says {form!r} of {layer.name}: no scheme means it, or it lacks weight or weight_scale"
+        )
+    scheme = Scheme.parse(
+        "int8-c" if form == "int8_tensorwise" and weights.shape(f"{name}_scale") else texts[0]
+    )
     out, width = layer.weight_shape
     blocks = width // scheme.group if scheme.group > 0 else 0
     tall, wide = (-(-n // size) * size for n, size in zip((out, blocks), _TILE, strict=True))
     shapes = {
-        name: ((out, width // 2) if form == "nvfp4" else (out, width), {"nvfp4": "U8", "int8_tensorwise": "I8"}.get(form, "F8_E4M3")),
+        name: (
+            (out, width // 2) if form == "nvfp4" else (out, width),
+            {"nvfp4": "U8", "int8_tensorwise": "I8"}.get(form, "F8_E4M3"),
+        ),
         f"{name}_scale": (
             (tall, wide) if blocks else (out, 1) if scheme.group == 0 else (),
             {"nvfp4": "F8_E4M3", "mxfp8": "U8"}.get(form, "F32"),
@@ -153,5 +194,7 @@ def _scheme(weights: Weights, layer: LayerSpec, form: str) -> Scheme:
     }
     for part, wanted in shapes.items():
         if (weights.shape(part), weights.dtype(part)) != wanted:
-            raise QSearchError(f"{weights.folder}: {part} is {weights.dtype(part)} {weights.shape(part)}, {form} wants {wanted[1]} {wanted[0]}")
+            raise QSearchError(
+                f"{weights.folder}: {part} is {weights.dtype(part)} {weights.shape(part)}, {form} wants {wanted[1]} {wanted[0]}"
+            )
     return scheme

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 needs = ("compressed-tensors",)
 writes_weights = True
 fuses = False
+has_steps = False
 GROUPS = (16, 32, 64, 128, 256)
 #: block format -> (bits, group, the tool's name of the layout, whether the tensor has a scale of its own)
 BLOCKS = {
@@ -40,9 +41,26 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
     """Integers of 2 to 8 bits a channel or in groups, e4m3 a channel, nvfp4, mxfp4 and mxfp8; inputs per token in integers, or in e4m3 where weights are."""
     if layer.kind != "linear" or layer.parts:
         return nearest_of(scheme, layer, [])
-    sizes = ["c", *(f"g{g}" for g in sorted({*GROUPS, *([scheme.group] if scheme.group > 0 else [])}) if divides(g, layer))]
-    names = [f"{sign}{bits}-{size}{inputs}" for sign in ("int", "uint") for bits in range(2, 9) for size in sizes for inputs in ("", "+a8", "+a6", "+a4")]
-    names += ["e4m3-c", "e4m3-c+ae4m3", *(form for form, (_, group, *_) in BLOCKS.items() if divides(group, layer))]
+    sizes = [
+        "c",
+        *(
+            f"g{g}"
+            for g in sorted({*GROUPS, *([scheme.group] if scheme.group > 0 else [])})
+            if divides(g, layer)
+        ),
+    ]
+    names = [
+        f"{sign}{bits}-{size}{inputs}"
+        for sign in ("int", "uint")
+        for bits in range(2, 9)
+        for size in sizes
+        for inputs in ("", "+a8", "+a6", "+a4")
+    ]
+    names += [
+        "e4m3-c",
+        "e4m3-c+ae4m3",
+        *(form for form, (_, group, *_) in BLOCKS.items() if divides(group, layer)),
+    ]
     return nearest_of(whole(scheme), layer, map(Scheme.parse, names))
 
 
@@ -52,24 +70,53 @@ def layout(scheme: Scheme) -> str:
         return BLOCKS[scheme.format][2]
     if scheme.family == "float":
         return "float-quantized"
-    return "int-quantized" if scheme.format == "int8" and scheme.group == 0 and scheme.activation else "pack-quantized"
+    return (
+        "int-quantized"
+        if scheme.format == "int8" and scheme.group == 0 and scheme.activation
+        else "pack-quantized"
+    )
 
 
 def entry(scheme: Scheme) -> dict[str, Any]:
     """A config group without its targets."""
     kind = "float" if scheme.family in ("float", "block") else "int"
-    weights: dict[str, Any] = {"num_bits": scheme.bits, "type": kind, "symmetric": scheme.family != "uint", "dynamic": False}
+    weights: dict[str, Any] = {
+        "num_bits": scheme.bits,
+        "type": kind,
+        "symmetric": scheme.family != "uint",
+        "dynamic": False,
+    }
     if scheme.format in BLOCKS:
         own = BLOCKS[scheme.format][3]
         scales = "torch.float8_e4m3fn" if own else "torch.uint8"
-        weights |= {"strategy": "tensor_group" if own else "group", "group_size": scheme.group, "scale_dtype": scales, "zp_dtype": scales}
+        weights |= {
+            "strategy": "tensor_group" if own else "group",
+            "group_size": scheme.group,
+            "scale_dtype": scales,
+            "zp_dtype": scales,
+        }
     else:
-        weights |= {"strategy": "group", "group_size": scheme.group} if scheme.group else {"strategy": "channel"}
+        weights |= (
+            {"strategy": "group", "group_size": scheme.group}
+            if scheme.group
+            else {"strategy": "channel"}
+        )
     inputs = None
     if scheme.activation:
         integer = scheme.activation.isdigit()
-        inputs = {"num_bits": scheme.activation_bits, "type": "int" if integer else "float", "symmetric": not integer, "strategy": "token", "dynamic": True}
-    return {"weights": weights, "input_activations": inputs, "output_activations": None, "format": layout(scheme)}
+        inputs = {
+            "num_bits": scheme.activation_bits,
+            "type": "int" if integer else "float",
+            "symmetric": not integer,
+            "strategy": "token",
+            "dynamic": True,
+        }
+    return {
+        "weights": weights,
+        "input_activations": inputs,
+        "output_activations": None,
+        "format": layout(scheme),
+    }
 
 
 def scheme_of(group: Mapping[str, Any]) -> Scheme:
@@ -78,7 +125,10 @@ def scheme_of(group: Mapping[str, Any]) -> Scheme:
         weights, inputs = group["weights"], group.get("input_activations")
         bits, size = int(weights["num_bits"]), weights.get("group_size")
         if weights["type"] == "float":
-            name = next((form for form, (b, g, *_) in BLOCKS.items() if (b, g) == (bits, size)), "e4m3-c" if bits == 8 else f"float{bits}")
+            name = next(
+                (form for form, (b, g, *_) in BLOCKS.items() if (b, g) == (bits, size)),
+                "e4m3-c" if bits == 8 else f"float{bits}",
+            )
         else:
             name = f"{'int' if weights.get('symmetric', True) else 'uint'}{bits}-{f'g{int(size)}' if weights['strategy'] == 'group' else 'c'}"
         if inputs is not None:
@@ -97,12 +147,15 @@ def write(job: Export, folder: Path) -> list[Path]:
     """config.json with `quantization_config`, and safetensors in the tool's layouts."""
     from importlib import metadata
 
-    weights = Weights(job.source / job.component)
+    weights = job.weights
     found: dict[str, list[str]] = {}
     for layer in job.graph:
         found.setdefault(str(_plain(job, layer)), []).append(layer.name)
     kept = found.pop(str(KEEP), [])
-    groups = {f"group_{i}": {**entry(Scheme.parse(text)), "targets": names} for i, (text, names) in enumerate(found.items())}
+    groups = {
+        f"group_{i}": {**entry(Scheme.parse(text)), "targets": names}
+        for i, (text, names) in enumerate(found.items())
+    }
     layouts = {group["format"] for group in groups.values()}
     said = {
         "quant_method": "compressed-tensors",
@@ -123,7 +176,14 @@ def _plain(job: Export, layer: LayerSpec) -> Scheme:
 
 
 def _tensors(job: Export, weights: Weights) -> Iterator[dict[str, Tensor]]:
-    return replaced(weights, {key(layer): partial(packed, job, layer) for layer in job.graph if _plain(job, layer) != KEEP})
+    return replaced(
+        weights,
+        {
+            key(layer): partial(packed, job, layer)
+            for layer in job.graph
+            if _plain(job, layer) != KEEP
+        },
+    )
 
 
 def packed(job: Export, layer: LayerSpec, weight: Tensor) -> dict[str, Tensor]:
@@ -136,10 +196,17 @@ def packed(job: Export, layer: LayerSpec, weight: Tensor) -> dict[str, Tensor]:
     at = f"{layer.name}."
     if scheme.format in BLOCKS:
         code, level = coded(job, layer, weight), rows(job, layer, weight).level.reshape(shape)
-        whole = {f"{at}weight_packed": pack_fp4_to_uint8(level)} if scheme.bits == 4 else {f"{at}weight": level.to(torch.float8_e4m3fn)}
+        whole = (
+            {f"{at}weight_packed": pack_fp4_to_uint8(level)}
+            if scheme.bits == 4
+            else {f"{at}weight": level.to(torch.float8_e4m3fn)}
+        )
         if BLOCKS[scheme.format][3]:
             one = torch.tensor([1 / code.unit])
-            return whole | {f"{at}weight_scale": code.scale[..., 0].to(torch.float8_e4m3fn), f"{at}weight_global_scale": one}
+            return whole | {
+                f"{at}weight_scale": code.scale[..., 0].to(torch.float8_e4m3fn),
+                f"{at}weight_global_scale": one,
+            }
         return whole | {f"{at}weight_scale": (code.scale[..., 0].log2() + 127).to(torch.uint8)}
     made = rows(job, layer, weight)
     level, scale = made.level.reshape(shape), made.scale.to(weight.dtype)
@@ -149,9 +216,15 @@ def packed(job: Export, layer: LayerSpec, weight: Tensor) -> dict[str, Tensor]:
     signed = (level - half).to(torch.int8)
     if kind == "int-quantized":
         return {f"{at}weight": signed, f"{at}weight_scale": scale}
-    held = {f"{at}weight_packed": pack_to_int32(signed, scheme.bits), f"{at}weight_scale": scale, f"{at}weight_shape": torch.tensor(shape)}
+    held = {
+        f"{at}weight_packed": pack_to_int32(signed, scheme.bits),
+        f"{at}weight_scale": scale,
+        f"{at}weight_shape": torch.tensor(shape),
+    }
     if scheme.family == "uint":
-        held[f"{at}weight_zero_point"] = pack_to_int32((made.zero - half).to(torch.int8), scheme.bits, packed_dim=0)
+        held[f"{at}weight_zero_point"] = pack_to_int32(
+            (made.zero - half).to(torch.int8), scheme.bits, packed_dim=0
+        )
     return held
 
 
@@ -162,12 +235,28 @@ def shapes(scheme: Scheme, layer: LayerSpec) -> dict[str, tuple[int, ...]]:
     if scheme == KEEP or scheme.family == "keep":
         return {layer.parameter: layer.weight_shape}
     if scheme.format in BLOCKS:
-        held: dict[str, tuple[int, ...]] = {"weight_packed": (out, width // 2)} if scheme.bits == 4 else {"weight": layer.weight_shape}
-        return held | {"weight_scale": (out, groups)} | ({"weight_global_scale": (1,)} if BLOCKS[scheme.format][3] else {})
+        held: dict[str, tuple[int, ...]] = (
+            {"weight_packed": (out, width // 2)}
+            if scheme.bits == 4
+            else {"weight": layer.weight_shape}
+        )
+        return (
+            held
+            | {"weight_scale": (out, groups)}
+            | ({"weight_global_scale": (1,)} if BLOCKS[scheme.format][3] else {})
+        )
     if layout(scheme) != "pack-quantized":
         return {"weight": layer.weight_shape, "weight_scale": (out, groups)}
-    held = {"weight_packed": (out, -(-width * scheme.bits // 32)), "weight_scale": (out, groups), "weight_shape": (2,)}
-    return held | ({"weight_zero_point": (-(-out * scheme.bits // 32), groups)} if scheme.family == "uint" else {})
+    held = {
+        "weight_packed": (out, -(-width * scheme.bits // 32)),
+        "weight_scale": (out, groups),
+        "weight_shape": (2,),
+    }
+    return held | (
+        {"weight_zero_point": (-(-out * scheme.bits // 32), groups)}
+        if scheme.family == "uint"
+        else {}
+    )
 
 
 def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
@@ -179,17 +268,25 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
             for target in group["targets"]:
                 graph.layer(str(target))
                 if target in asked:
-                    raise QSearchError(f"{folder / 'config.json'} names {target} twice, the second time in {name}")
+                    raise QSearchError(
+                        f"{folder / 'config.json'} names {target} twice, the second time in {name}"
+                    )
                 asked[target] = scheme_of(group)
     except MISSHAPEN as error:
-        raise ArtifactError(f"{folder / 'config.json'} holds no config_groups ({type(error).__name__}: {error}); export again") from error
+        raise ArtifactError(
+            f"{folder / 'config.json'} holds no config_groups ({type(error).__name__}: {error}); export again"
+        ) from error
     made = {layer.name: asked.get(layer.name, KEEP) for layer in graph}
     for layer in graph:
         if made[layer.name] != KEEP and nearest(made[layer.name], layer) != made[layer.name]:
-            raise QSearchError(f"{folder} says {made[layer.name]} of {layer.name} {layer.weight_shape}, which the tool can't hold")
+            raise QSearchError(
+                f"{folder} says {made[layer.name]} of {layer.name} {layer.weight_shape}, which the tool can't hold"
+            )
         for part, shape in shapes(made[layer.name], layer).items():
             name = f"{layer.name}.{part}"
             if name not in weights.files or weights.shape(name) != shape:
                 there = weights.shape(name) if name in weights.files else "nothing"
-                raise QSearchError(f"{folder} says {made[layer.name]} of {layer.name}: {name} must be {shape}, there is {there}")
+                raise QSearchError(
+                    f"{folder} says {made[layer.name]} of {layer.name}: {name} must be {shape}, there is {there}"
+                )
     return made

@@ -29,9 +29,16 @@ if TYPE_CHECKING:
 needs = ("gguf",)
 writes_weights = True
 fuses = False
+has_steps = False
 BLOCK = 32
 #: type -> scheme
-TYPES = {"Q4_0": "int4-g32", "Q4_1": "uint4-g32", "Q5_0": "int5-g32", "Q5_1": "uint5-g32", "Q8_0": "int8-g32"}
+TYPES = {
+    "Q4_0": "int4-g32",
+    "Q4_1": "uint4-g32",
+    "Q5_0": "int5-g32",
+    "Q5_1": "uint5-g32",
+    "Q8_0": "int8-g32",
+}
 _PLAIN = ("F32", "F16", "BF16")
 FILE, RULES = "model.gguf", "tensor-type-rules.txt"
 
@@ -47,7 +54,7 @@ def write(job: Export, folder: Path) -> list[Path]:
     import gguf
     import numpy as np
 
-    weights = Weights(job.source / job.component)
+    weights = job.weights
     layers = {key(layer): layer for layer in job.graph}
     types = {name: _type(job, layers.get(name), weights, name) for name in weights.files}
     writer = gguf.GGUFWriter(folder / FILE, str(weights.config.get("_class_name", "diffusion")))
@@ -56,7 +63,9 @@ def write(job: Export, folder: Path) -> list[Path]:
         raw = getattr(gguf.GGMLQuantizationType, kind)
         block, size = gguf.GGML_QUANT_SIZES[raw]
         shape = weights.shape(name)
-        writer.add_tensor_info(name, shape, np.dtype(np.float32), math.prod(shape) // block * size, raw)  # the dtype counts only where there is no raw type
+        writer.add_tensor_info(
+            name, shape, np.dtype(np.float32), math.prod(shape) // block * size, raw
+        )  # the dtype counts only where there is no raw type
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -64,7 +73,15 @@ def write(job: Export, folder: Path) -> list[Path]:
         writer.write_tensor_data(_data(job, layers.get(name), weights.tensor(name), kind))
     writer.close()
     rules = folder / RULES
-    rules.write_text(",".join(f"^(.*\\.)?{re.escape(name)}$={kind.lower()}" for name, kind in types.items() if kind in TYPES) + "\n", encoding="utf-8")
+    rules.write_text(
+        ",".join(
+            f"^(.*\\.)?{re.escape(name)}$={kind.lower()}"
+            for name, kind in types.items()
+            if kind in TYPES
+        )
+        + "\n",
+        encoding="utf-8",
+    )
     return [folder / FILE, copy_config(weights, folder), rules]
 
 
@@ -73,27 +90,40 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
     import gguf
 
     try:
-        found = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(folder / FILE).tensors}
+        found = {
+            tensor.name: tensor.tensor_type.name
+            for tensor in gguf.GGUFReader(folder / FILE).tensors
+        }
     except (OSError, ValueError, IndexError, KeyError) as error:
-        raise ArtifactError(f"{folder / FILE} is not readable as GGUF ({type(error).__name__}: {error}); export again") from error
+        raise ArtifactError(
+            f"{folder / FILE} is not readable as GGUF ({type(error).__name__}: {error}); export again"
+        ) from error
     made = {}
     for layer in graph:
         kind = found.pop(key(layer), None)
         if kind is None:
-            raise QSearchError(f"{folder / FILE} has no tensor {key(layer)}, which {graph.model} needs")
+            raise QSearchError(
+                f"{folder / FILE} has no tensor {key(layer)}, which {graph.model} needs"
+            )
         if kind not in (*TYPES, *_PLAIN):
-            raise QSearchError(f"{key(layer)} has type {kind} in {folder / FILE}, which no scheme means")
+            raise QSearchError(
+                f"{key(layer)} has type {kind} in {folder / FILE}, which no scheme means"
+            )
         made[layer.name] = Scheme.parse(TYPES[kind]) if kind in TYPES else KEEP
     for name, kind in found.items():
         if kind not in _PLAIN:
-            raise QSearchError(f"{folder / FILE} quantizes {name}, which is no layer of {graph.model}")
+            raise QSearchError(
+                f"{folder / FILE} quantizes {name}, which is no layer of {graph.model}"
+            )
     return made
 
 
 def _type(job: Export, layer: LayerSpec | None, weights: Weights, name: str) -> str:
     scheme = KEEP if layer is None else job.plan.layers[layer.name]
     if scheme != KEEP:
-        return {text: kind for kind, text in TYPES.items()}[str(Scheme(scheme.format, scheme.group))]
+        return {text: kind for kind, text in TYPES.items()}[
+            str(Scheme(scheme.format, scheme.group))
+        ]
     kept = {"F16": "F16", "BF16": "BF16"}.get(weights.dtype(name), "F32")
     # diffusers unpacks bf16 in linear layers alone; fp32 holds every bf16 number.
     return kept if kept != "BF16" or (layer is not None and layer.kind == "linear") else "F32"

@@ -22,10 +22,16 @@ from ..nearest import nearest as nearest_of
 needs: tuple[str, ...] = ()
 writes_weights = False
 fuses = False
+has_steps = False
 CONFIG, CHECKPOINT = "quant_cfg.yaml", "hf_quant_config.json"
 _KINDS = ("linear", "conv1d", "conv2d", "conv3d")
 #: block format -> exponent and mantissa bits of its codes, its block, and the type of its scales
-BLOCKS = {"nvfp4": ([2, 1], 16, [4, 3]), "mxfp4": ([2, 1], 32, [8, 0]), "mxfp6": ([2, 3], 32, [8, 0]), "mxfp8": ([4, 3], 32, [8, 0])}
+BLOCKS = {
+    "nvfp4": ([2, 1], 16, [4, 3]),
+    "mxfp4": ([2, 1], 32, [8, 0]),
+    "mxfp6": ([2, 3], 32, [8, 0]),
+    "mxfp8": ([4, 3], 32, [8, 0]),
+}
 #: scheme -> the algorithm that `hf_quant_config.json` calls it
 ALGORITHMS = {"nvfp4": "W4A16_NVFP4", "mxfp8": "MXFP8", "int8-c": "W8A16"}
 
@@ -36,9 +42,21 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
     if layer.kind not in _KINDS or layer.channel_axis != 0 or layer.parts:
         return nearest_of(scheme, layer, [])
     linear = layer.kind == "linear"
-    sizes = ["t", "c", *(f"g{g}" for g in sorted({16, 32, 64, 128, 256, *([scheme.group] if scheme.group > 0 else [])}) if linear and divides(g, layer))]
+    sizes = [
+        "t",
+        "c",
+        *(
+            f"g{g}"
+            for g in sorted({16, 32, 64, 128, 256, *([scheme.group] if scheme.group > 0 else [])})
+            if linear and divides(g, layer)
+        ),
+    ]
     names = [f"int{bits}-{size}" for bits in range(2, 9) for size in sizes]
-    names += ["e4m3-t", "e4m3-c", *(form for form, (_, block, _) in BLOCKS.items() if linear and divides(block, layer))]
+    names += [
+        "e4m3-t",
+        "e4m3-c",
+        *(form for form, (_, block, _) in BLOCKS.items() if linear and divides(block, layer)),
+    ]
     return nearest_of(scheme, layer, map(Scheme.parse, names))
 
 
@@ -46,7 +64,10 @@ def entry(scheme: Scheme) -> dict[str, Any]:
     """What a layer's weight quantizer is set to."""
     if scheme.format in BLOCKS:
         bits, block, scales = BLOCKS[scheme.format]
-        return {"num_bits": bits, "block_sizes": {-1: block, "type": "dynamic", "scale_bits": scales}}
+        return {
+            "num_bits": bits,
+            "block_sizes": {-1: block, "type": "dynamic", "scale_bits": scales},
+        }
     plain: Any = scheme.bits if scheme.family == "int" else [4, 3]
     if scheme.group > 0:
         return {"num_bits": plain, "block_sizes": {-1: scheme.group}}
@@ -61,7 +82,9 @@ def scheme_of(said: Any) -> Scheme:
         sizes = {str(k): v for k, v in blocks.items()}
         if "scale_bits" in sizes:
             own = (list(bits), sizes["-1"], list(sizes["scale_bits"]))
-            return Scheme.parse(next((name for name, known in BLOCKS.items() if known == own), form + "-block"))
+            return Scheme.parse(
+                next((name for name, known in BLOCKS.items() if known == own), form + "-block")
+            )
         if sizes.get("type", "static") == "static" and set(sizes) - {"type"} == {"-1"}:
             return Scheme.parse(f"{form}-g{int(sizes['-1'])}")
         axis = said.get("axis")
@@ -69,25 +92,45 @@ def scheme_of(said: Any) -> Scheme:
             raise QSearchError(f"blocks and axes of {str(said)[:80]!r} mean no scheme here")
         return Scheme.parse(f"{form}-{'t' if axis is None else 'c'}")
     except MISSHAPEN as error:
-        raise QSearchError(f"a quantizer has num_bits, axis or block_sizes; given {str(said)[:80]!r} ({type(error).__name__}: {error})") from error
+        raise QSearchError(
+            f"a quantizer has num_bits, axis or block_sizes; given {str(said)[:80]!r} ({type(error).__name__}: {error})"
+        ) from error
 
 
 def write(job: Export, folder: Path) -> list[Path]:
     """quant_cfg.yaml, and hf_quant_config.json where every scheme of the plan has a name there."""
     import yaml
 
-    chosen = {layer.name: scheme for layer in job.graph if (scheme := job.plan.layers[layer.name]) != KEEP}
-    entries = [{"quantizer_name": f"{name}.weight_quantizer", "cfg": entry(scheme)} for name, scheme in chosen.items()]
+    chosen = {
+        layer.name: scheme for layer in job.graph if (scheme := job.plan.layers[layer.name]) != KEEP
+    }
+    entries = [
+        {"quantizer_name": f"{name}.weight_quantizer", "cfg": entry(scheme)}
+        for name, scheme in chosen.items()
+    ]
     config = {"quant_cfg": [{"quantizer_name": "*", "enable": False}, *entries], "algorithm": "max"}
     path = folder / CONFIG
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    named = {name: ALGORITHMS.get(str(scheme.weight_only)) or _grouped(scheme) for name, scheme in chosen.items()}
+    named = {
+        name: ALGORITHMS.get(str(scheme.weight_only)) or _grouped(scheme)
+        for name, scheme in chosen.items()
+    }
     if not all(named.values()):
         return [path]
-    layers = {n: {"quant_algo": a, **({"group_size": s.group} if (s := chosen[n]).group > 0 else {})} for n, a in named.items()}
-    said = {"quant_algo": "MIXED_PRECISION", "kv_cache_quant_algo": None, "quantized_layers": layers}
+    layers = {
+        n: {"quant_algo": a, **({"group_size": s.group} if (s := chosen[n]).group > 0 else {})}
+        for n, a in named.items()
+    }
+    said = {
+        "quant_algo": "MIXED_PRECISION",
+        "kv_cache_quant_algo": None,
+        "quantized_layers": layers,
+    }
     checkpoint = folder / CHECKPOINT
-    checkpoint.write_text(json.dumps({"producer": {"name": "qsearch"}, "quantization": said}, indent=2) + "\n", encoding="utf-8")
+    checkpoint.write_text(
+        json.dumps({"producer": {"name": "qsearch"}, "quantization": said}, indent=2) + "\n",
+        encoding="utf-8",
+    )
     return [path, checkpoint]
 
 
@@ -103,14 +146,20 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         said = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
         first, *entries = said["quant_cfg"]
         if first != {"quantizer_name": "*", "enable": False}:
-            raise QSearchError(f"{folder / CONFIG} must open by switching every quantizer off; it opens with {str(first)[:80]!r}")
+            raise QSearchError(
+                f"{folder / CONFIG} must open by switching every quantizer off; it opens with {str(first)[:80]!r}"
+            )
         made = {layer.name: KEEP for layer in graph}
         for item in entries:
             name, dot, which = str(item["quantizer_name"]).rpartition(".")
             graph.layer(name)
             if which != "weight_quantizer" or not dot:
-                raise QSearchError(f"{folder / CONFIG} sets {item['quantizer_name']}, which is no weight quantizer")
+                raise QSearchError(
+                    f"{folder / CONFIG} sets {item['quantizer_name']}, which is no weight quantizer"
+                )
             made[name] = scheme_of(item["cfg"])
         return made
     except (OSError, yaml.YAMLError, *MISSHAPEN) as error:
-        raise ArtifactError(f"{folder / CONFIG} is no configuration of ModelOpt's ({type(error).__name__}: {error}); export again") from error
+        raise ArtifactError(
+            f"{folder / CONFIG} is no configuration of ModelOpt's ({type(error).__name__}: {error}); export again"
+        ) from error

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 needs = ("onnx", "onnxscript")
 writes_weights = True
 fuses = False
+has_steps = False
 OPSET = 21
 FILE = "model.onnx"
 #: format -> ONNX's name of its type
@@ -47,7 +48,15 @@ def write(job: Export, folder: Path) -> list[Path]:
     model, inputs = traced(job)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporter warns of torch's own deprecations
-        program = torch.onnx.export(model, (), kwargs=inputs, dynamo=True, optimize=False, opset_version=OPSET, verbose=False)
+        program = torch.onnx.export(
+            model,
+            (),
+            kwargs=inputs,
+            dynamo=True,
+            optimize=False,
+            opset_version=OPSET,
+            verbose=False,
+        )
     assert program is not None
     made = program.model_proto
     _idle_squeezes(made.graph)
@@ -62,11 +71,25 @@ def _idle_squeezes(graph: Any) -> None:
     """Squeezing an axis longer than one does nothing in torch (PixArt does it), and is an error in ONNX: such nodes hand on what they get."""
     from onnx import numpy_helper
 
-    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*graph.value_info, *graph.input]}
+    shapes = {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in [*graph.value_info, *graph.input]
+    }
     held = {t.name: t for t in graph.initializer}
-    held |= {node.output[0]: a.t for node in graph.node if node.op_type == "Constant" for a in node.attribute if a.name == "value"}
+    held |= {
+        node.output[0]: a.t
+        for node in graph.node
+        if node.op_type == "Constant"
+        for a in node.attribute
+        if a.name == "value"
+    }
     for node in graph.node:
-        if node.op_type == "Squeeze" and len(node.input) == 2 and node.input[1] in held and node.input[0] in shapes:
+        if (
+            node.op_type == "Squeeze"
+            and len(node.input) == 2
+            and node.input[1] in held
+            and node.input[0] in shapes
+        ):
             axes = numpy_helper.to_array(held[node.input[1]]).ravel().tolist()
             if all(shapes[node.input[0]][axis] > 1 for axis in axes):
                 node.op_type = "Identity"
@@ -87,7 +110,9 @@ class _Writer:
             if scheme.format == "keep":
                 continue
             if key(layer) not in self.initializers:
-                raise QSearchError(f"torch exported the model without {key(layer)}: {layer.name} is not run by its pipeline's call; keep it")
+                raise QSearchError(
+                    f"torch exported the model without {key(layer)}: {layer.name} is not run by its pipeline's call; keep it"
+                )
             self._weight(layer, scheme, pieces(job, layer, weights[key(layer)]))
             if scheme.activation:
                 self._input(job, layer)
@@ -109,34 +134,51 @@ class _Writer:
             axis = {"axis": 1, "block_size": scheme.group} if blocked else {"axis": 0}
             named = [f"{out}.codes", f"{out}.scale"]
             self._tensor(named[0], TYPES[scheme.format], flat if blocked else shape, part.level)
-            self._tensor(named[1], "FLOAT", tuple(part.scale.shape) if blocked else (shape[0],), part.scale)
+            self._tensor(
+                named[1], "FLOAT", tuple(part.scale.shape) if blocked else (shape[0],), part.scale
+            )
             if scheme.family == "uint":
                 named.append(f"{out}.zero")
-                self._tensor(named[2], TYPES[scheme.format], tuple(part.zero.shape) if blocked else (shape[0],), part.zero)
+                self._tensor(
+                    named[2],
+                    TYPES[scheme.format],
+                    tuple(part.zero.shape) if blocked else (shape[0],),
+                    part.zero,
+                )
             rows = f"{out}.rows" if blocked and not plain else out
-            self.nodes.append(helper.make_node("DequantizeLinear", named, [rows], f"{out}.dequantize", **axis))
+            self.nodes.append(
+                helper.make_node("DequantizeLinear", named, [rows], f"{out}.dequantize", **axis)
+            )
             if rows != out:
                 self._tensor(f"{out}.shape", "INT64", (len(shape),), shape)
-                self.nodes.append(helper.make_node("Reshape", [rows, f"{out}.shape"], [out], f"{out}.reshape"))
+                self.nodes.append(
+                    helper.make_node("Reshape", [rows, f"{out}.shape"], [out], f"{out}.reshape")
+                )
         if len(outs) > 1:
             self.nodes.append(helper.make_node("Concat", outs, [name], f"{name}.concat", axis=1))
 
     def _input(self, job: Export, layer: LayerSpec) -> None:
         from onnx import helper
 
-        from ...measure.codes import spanning
+        from ...choices.codes import qparams_from_range
 
         seen = job.calibration.get(layer.name)
         if seen is None:
-            raise QSearchError(f"{job.plan.layers[layer.name]} needs the range of what goes into {layer.name}; export with calibration")
-        scale, zero = spanning(seen.low.min(), seen.high.max(), Scheme("uint8"))
+            raise QSearchError(
+                f"{job.plan.layers[layer.name]} needs the range of what goes into {layer.name}; export with calibration"
+            )
+        scale, zero = qparams_from_range(seen.low.min(), seen.high.max(), Scheme("uint8"))
         names = [f"{layer.name}.input.scale", f"{layer.name}.input.zero"]
         self._tensor(names[0], "FLOAT", (), scale)
         self._tensor(names[1], "UINT8", (), zero)
         for i, node in enumerate(consumers(self.graph, key(layer))):
             at = f"{layer.name}.input{i}"
-            quantize = helper.make_node("QuantizeLinear", [node.input[0], *names], [f"{at}.codes"], f"{at}.quantize")
-            dequantize = helper.make_node("DequantizeLinear", [f"{at}.codes", *names], [f"{at}.rounded"], f"{at}.dequantize")
+            quantize = helper.make_node(
+                "QuantizeLinear", [node.input[0], *names], [f"{at}.codes"], f"{at}.quantize"
+            )
+            dequantize = helper.make_node(
+                "DequantizeLinear", [f"{at}.codes", *names], [f"{at}.rounded"], f"{at}.dequantize"
+            )
             node.input[0] = f"{at}.rounded"
             position = list(self.graph.node).index(node)
             for offset, made in enumerate((quantize, dequantize)):
@@ -155,8 +197,18 @@ class _Writer:
         elif kind == "FLOAT8E4M3FN":
             raw = flat.to(torch.float8_e4m3fn).view(torch.uint8).numpy().tobytes()
         else:
-            raw = flat.numpy().astype({"FLOAT": np.float32, "INT64": np.int64, "INT8": np.int8, "UINT8": np.uint8}[kind]).tobytes()
-        self.graph.initializer.append(helper.make_tensor(name, getattr(TensorProto, kind), shape, raw, raw=True))
+            raw = (
+                flat.numpy()
+                .astype(
+                    {"FLOAT": np.float32, "INT64": np.int64, "INT8": np.int8, "UINT8": np.uint8}[
+                        kind
+                    ]
+                )
+                .tobytes()
+            )
+        self.graph.initializer.append(
+            helper.make_tensor(name, getattr(TensorProto, kind), shape, raw, raw=True)
+        )
 
 
 def consumers(graph: Any, name: str) -> list[Any]:
@@ -176,11 +228,17 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
     try:
         held = onnx.load(folder / FILE, load_external_data=False).graph
     except (OSError, DecodeError, ValueError) as error:
-        raise ArtifactError(f"{folder / FILE} is not readable as ONNX ({type(error).__name__}: {error}); export again") from error
+        raise ArtifactError(
+            f"{folder / FILE} is not readable as ONNX ({type(error).__name__}: {error}); export again"
+        ) from error
     for tensor in held.initializer:
         for entry in tensor.external_data:
-            if entry.key == "location" and (Path(entry.value).name != entry.value or entry.value in ("", ".", "..")):
-                raise ArtifactError(f"{folder / FILE}: data lies beside its file; {tensor.name} wants it from {entry.value!r}")
+            if entry.key == "location" and (
+                Path(entry.value).name != entry.value or entry.value in ("", ".", "..")
+            ):
+                raise ArtifactError(
+                    f"{folder / FILE}: data lies beside its file; {tensor.name} wants it from {entry.value!r}"
+                )
     return _Reader(held, folder).read(graph)
 
 
@@ -196,31 +254,47 @@ class _Reader:
         made = {layer.name: self._layer(layer) for layer in graph}
         known = {key(layer) for layer in graph}
         for node in self.graph.node:
-            if node.op_type == "DequantizeLinear" and node.input and node.input[0] in self.initializers:
-                owner = node.input[0].removesuffix(".codes").rpartition(".part")[0] or node.input[0].removesuffix(".codes")
+            if (
+                node.op_type == "DequantizeLinear"
+                and node.input
+                and node.input[0] in self.initializers
+            ):
+                owner = node.input[0].removesuffix(".codes").rpartition(".part")[0] or node.input[
+                    0
+                ].removesuffix(".codes")
                 if owner not in known:
-                    raise QSearchError(f"{self.folder / FILE} quantizes {owner}, which is no layer of {graph.model}")
+                    raise QSearchError(
+                        f"{self.folder / FILE} quantizes {owner}, which is no layer of {graph.model}"
+                    )
         return made
 
     def _layer(self, layer: LayerSpec) -> Scheme:
         name = key(layer)
         if name in self.initializers:
             if tuple(self.initializers[name].dims) != layer.weight_shape:
-                raise QSearchError(f"{self.folder / FILE}: {name} is {tuple(self.initializers[name].dims)}, the graph says {layer.weight_shape}")
+                raise QSearchError(
+                    f"{self.folder / FILE}: {name} is {tuple(self.initializers[name].dims)}, the graph says {layer.weight_shape}"
+                )
             return KEEP
         last = self.makers.get(name)
         if last is None:
             if not layer.quantizable:  # a weight that this call does not run is left out by torch
                 return KEEP
-            raise QSearchError(f"{self.folder / FILE} has no {name}, which the graph needs; export the model of this graph")
+            raise QSearchError(
+                f"{self.folder / FILE} has no {name}, which the graph needs; export the model of this graph"
+            )
         parts = list(last.input) if last.op_type == "Concat" else [name]
         found = {self._part(part, layer) for part in parts}
         if len(found) != 1:
-            raise QSearchError(f"{self.folder / FILE}: the parts of {name} differ: {', '.join(map(str, sorted(found)))}")
+            raise QSearchError(
+                f"{self.folder / FILE}: the parts of {name} differ: {', '.join(map(str, sorted(found)))}"
+            )
         scheme = found.pop()
         rounded = [self._rounded(node) for node in consumers(self.graph, name)]
         if any(rounded) and not all(rounded):
-            raise QSearchError(f"{self.folder / FILE} rounds the input of {layer.name} in one place and not in another")
+            raise QSearchError(
+                f"{self.folder / FILE} rounds the input of {layer.name} in one place and not in another"
+            )
         return Scheme.parse(f"{scheme}+a8t") if any(rounded) else scheme
 
     def _part(self, name: str, layer: LayerSpec) -> Scheme:
@@ -229,13 +303,21 @@ class _Reader:
         node = self.makers.get(name)
         if node is not None and node.op_type == "Reshape" and node.input:
             node = self.makers.get(node.input[0])
-        tensor = self.initializers.get(node.input[0]) if node is not None and node.op_type == "DequantizeLinear" and node.input else None
+        tensor = (
+            self.initializers.get(node.input[0])
+            if node is not None and node.op_type == "DequantizeLinear" and node.input
+            else None
+        )
         if node is None or tensor is None:
-            raise QSearchError(f"{self.folder / FILE}: {name} must be a weight, or a DequantizeLinear of one; it is made otherwise")
+            raise QSearchError(
+                f"{self.folder / FILE}: {name} must be a weight, or a DequantizeLinear of one; it is made otherwise"
+            )
         kinds = {getattr(TensorProto, kind): form for form, kind in TYPES.items()}
         said = {a.name: a.i for a in node.attribute}
         if tensor.data_type not in kinds or math.prod(tensor.dims) > layer.weights:
-            raise QSearchError(f"{self.folder / FILE}: {tensor.name} has type {tensor.data_type} and dims {list(tensor.dims)}; export again")
+            raise QSearchError(
+                f"{self.folder / FILE}: {tensor.name} has type {tensor.data_type} and dims {list(tensor.dims)}; export again"
+            )
         block = said.get("block_size", 0)
         return Scheme.parse(f"{kinds[tensor.data_type]}-{f'g{block}' if block else 'c'}")
 

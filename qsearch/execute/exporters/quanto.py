@@ -26,8 +26,15 @@ if TYPE_CHECKING:
 needs = ("optimum-quanto",)
 writes_weights = True
 fuses = False
+has_steps = False
 FILE = "quanto_qmap.json"
-TYPES = {"int8": "qint8", "e4m3": "qfloat8_e4m3fn", "e5m2": "qfloat8_e5m2", "uint4": "qint4", "uint2": "qint2"}
+TYPES = {
+    "int8": "qint8",
+    "e4m3": "qfloat8_e4m3fn",
+    "e5m2": "qfloat8_e5m2",
+    "uint4": "qint4",
+    "uint2": "qint2",
+}
 
 
 def _offers(layer: LayerSpec) -> list[Scheme]:
@@ -49,11 +56,25 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
 
 def write(job: Export, folder: Path) -> list[Path]:
     """config.json, quanto_qmap.json, and safetensors in quanto's layout."""
-    weights = Weights(job.source / job.component)
-    formats = {layer.name: TYPES[scheme.format] for layer in job.graph if (scheme := job.plan.layers[layer.name]) != KEEP}
+    weights = job.weights
+    formats = {
+        layer.name: TYPES[scheme.format]
+        for layer in job.graph
+        if (scheme := job.plan.layers[layer.name]) != KEEP
+    }
     path = folder / FILE
-    path.write_text(json.dumps({name: {"weights": kind, "activations": "none"} for name, kind in formats.items()}, indent=4), encoding="utf-8")
-    return [copy_config(weights, folder), path, *write_shards(folder, _groups(job, weights), limit_of(weights))]
+    path.write_text(
+        json.dumps(
+            {name: {"weights": kind, "activations": "none"} for name, kind in formats.items()},
+            indent=4,
+        ),
+        encoding="utf-8",
+    )
+    return [
+        copy_config(weights, folder),
+        path,
+        *write_shards(folder, _groups(job, weights), limit_of(weights)),
+    ]
 
 
 def _groups(job: Export, weights: Weights) -> Iterator[dict[str, Tensor]]:
@@ -70,35 +91,56 @@ def _tensors(job: Export, layer: LayerSpec, weight: Tensor) -> dict[str, Tensor]
 
     scheme, made = job.plan.layers[layer.name], rows(job, layer, weight)
     scale = made.scale.to(weight.dtype)
-    ones = {f"{layer.name}.{end}_scale": torch.ones((), dtype=weight.dtype) for end in ("input", "output")}
+    ones = {
+        f"{layer.name}.{end}_scale": torch.ones((), dtype=weight.dtype)
+        for end in ("input", "output")
+    }
     name = key(layer)
     if scheme.bits == 8:
         data = made.level.reshape(weight.shape).to(qtypes[TYPES[scheme.format]].dtype)
-        return {f"{name}._data": data, f"{name}._scale": scale.reshape(-1, *[1] * (weight.ndim - 1)), **ones}
+        return {
+            f"{name}._data": data,
+            f"{name}._scale": scale.reshape(-1, *[1] * (weight.ndim - 1)),
+            **ones,
+        }
     code = made.level.to(torch.uint8).reshape((-1, scheme.group) if scheme.group else weight.shape)
     shape = (-1, *[1] * (code.ndim - 1))  # quanto's groups are rows of their own
     shift = (made.scale * made.zero).to(weight.dtype)
-    return {f"{name}._data._data": pack_weights(code, scheme.bits), f"{name}._scale": scale.reshape(shape), f"{name}._shift": shift.reshape(shape), **ones}
+    return {
+        f"{name}._data._data": pack_weights(code, scheme.bits),
+        f"{name}._scale": scale.reshape(shape),
+        f"{name}._shift": shift.reshape(shape),
+        **ones,
+    }
 
 
 def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
     """The map of formats, and that the files hold tensors of them."""
     try:
-        said = {name: str(entry["weights"]) for name, entry in json.loads((folder / FILE).read_text(encoding="utf-8")).items()}
+        said = {
+            name: str(entry["weights"])
+            for name, entry in json.loads((folder / FILE).read_text(encoding="utf-8")).items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{folder / FILE} is not a map of formats ({type(error).__name__}: {error}); export again") from error
+        raise ArtifactError(
+            f"{folder / FILE} is not a map of formats ({type(error).__name__}: {error}); export again"
+        ) from error
     weights = Weights(folder)
     names = {kind: form for form, kind in TYPES.items()}
     made = {layer.name: KEEP for layer in graph}
     for name, kind in said.items():
         layer = graph.layer(name)
         if kind not in names:
-            raise QSearchError(f"{name} is {kind!r} in {folder / FILE}, which no scheme means; known are {', '.join(names)}")
+            raise QSearchError(
+                f"{name} is {kind!r} in {folder / FILE}, which no scheme means; known are {', '.join(names)}"
+            )
         form = names[kind]
         made[name] = Scheme(form, _group(width(layer)) if form.startswith("uint") else 0)
     for layer in graph:
         form = made[layer.name].format
         part = "" if form == "keep" else "._data._data" if form.startswith("uint") else "._data"
         if key(layer) + part not in weights.files:
-            raise QSearchError(f"{folder / FILE} says {made[layer.name]} of {layer.name}, and the weights hold no {key(layer)}{part}")
+            raise QSearchError(
+                f"{folder / FILE} says {made[layer.name]} of {layer.name}, and the weights hold no {key(layer)}{part}"
+            )
     return made

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 needs = ("sdnq",)
 writes_weights = True
 fuses = False
+has_steps = False
 GROUPS = (16, 32, 64, 128, 256)
 _FLOATS = {
     "e4m3": "float8_e4m3fn",
@@ -36,7 +37,9 @@ _FLOATS = {
     "e1m2": "float4_e1m2fn",
     "e3m0": "float4_e3m0fn",
 }
-TYPES = {f"{kind}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in range(2, 9)} | _FLOATS
+TYPES = {
+    f"{kind}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in range(2, 9)
+} | _FLOATS
 
 
 def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
@@ -45,7 +48,11 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
         return nearest_of(scheme, layer, [])
     sizes = [] if layer.parts else [0]
     if layer.weights == layer.weight_shape[0] * layer.weight_shape[1]:
-        sizes += [n for n in dict.fromkeys((*GROUPS, max(0, scheme.group))) if 1 < n < width(layer) and divides(n, layer)]
+        sizes += [
+            n
+            for n in dict.fromkeys((*GROUPS, max(0, scheme.group)))
+            if 1 < n < width(layer) and divides(n, layer)
+        ]
     return nearest_of(scheme, layer, [Scheme(form, size) for form in TYPES for size in sizes])
 
 
@@ -53,11 +60,16 @@ def write(job: Export, folder: Path) -> list[Path]:
     """config.json with the plan in it, and safetensors in SDNQ's layout."""
     from sdnq import SDNQConfig
 
-    weights = Weights(job.source / job.component)
+    weights = job.weights
     layers = {key(layer): layer for layer in job.graph if job.plan.layers[layer.name] != KEEP}
     chosen = {name: _settings(job.plan.layers[layer.name]) for name, layer in layers.items()}
     kept = sorted(name for name in weights.files if name.endswith(".weight") and name not in layers)
-    config = SDNQConfig(quant_conv=True, add_skip_keys=False, modules_quant_config=chosen, modules_to_not_convert=kept).to_dict()
+    config = SDNQConfig(
+        quant_conv=True,
+        add_skip_keys=False,
+        modules_quant_config=chosen,
+        modules_to_not_convert=kept,
+    ).to_dict()
     config |= {"quant_method": "sdnq", "modules_to_not_convert": kept}
     files = write_shards(folder, _groups(job, weights, layers), limit_of(weights))
     return [copy_config(weights, folder, quantization_config=config), *files]
@@ -67,7 +79,9 @@ def _settings(scheme: Scheme) -> dict[str, Any]:
     return {"weights_dtype": TYPES[scheme.format], "group_size": scheme.group or -1}
 
 
-def _groups(job: Export, weights: Weights, layers: dict[str, LayerSpec]) -> Iterator[dict[str, Tensor]]:
+def _groups(
+    job: Export, weights: Weights, layers: dict[str, LayerSpec]
+) -> Iterator[dict[str, Tensor]]:
     for name in weights.files:
         held = weights.tensor(name)
         yield _tensors(job, layers[name], held) if name in layers else {name: held}
@@ -81,10 +95,14 @@ def _tensors(job: Export, layer: LayerSpec, weight: Tensor) -> dict[str, Tensor]
     scheme, made = job.plan.layers[layer.name], rows(job, layer, weight)
     kind, taps = TYPES[scheme.format], weight.shape[2:]
     groups = made.scale.shape[1]
-    shape = weight.shape if groups == 1 else (weight.shape[0], groups, weight.shape[1] // groups, *taps)
+    shape = (
+        weight.shape if groups == 1 else (weight.shape[0], groups, weight.shape[1] // groups, *taps)
+    )
     level = made.level.reshape(shape)
     if dtype_dict[kind]["is_packed"]:
-        data = (pack_int if dtype_dict[kind]["is_integer"] else pack_float)(level.to(dtype_dict[kind]["torch_dtype"]), kind)
+        data = (pack_int if dtype_dict[kind]["is_integer"] else pack_float)(
+            level.to(dtype_dict[kind]["torch_dtype"]), kind
+        )
     else:
         data = level.to(dtype_dict[kind]["torch_dtype"])
     spread = (shape[0], *([1] if groups == 1 else [groups, 1]), *[1] * len(taps))
@@ -103,19 +121,34 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
     weights = Weights(folder)
     try:
         config = weights.config["quantization_config"]
-        chosen = {str(name): (str(entry["weights_dtype"]), int(entry["group_size"])) for name, entry in config["modules_quant_config"].items()}
+        chosen = {
+            str(name): (str(entry["weights_dtype"]), int(entry["group_size"]))
+            for name, entry in config["modules_quant_config"].items()
+        }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"{folder / 'config.json'} holds no configuration of SDNQ's ({type(error).__name__}: {error}); export again") from error
+        raise ArtifactError(
+            f"{folder / 'config.json'} holds no configuration of SDNQ's ({type(error).__name__}: {error}); export again"
+        ) from error
     forms = {kind: form for form, kind in TYPES.items()}
     made = {layer.name: KEEP for layer in graph}
     for name, (kind, size) in chosen.items():
         layer = graph.layer(name.removesuffix(".weight"))
         if kind not in forms or name != key(layer):
-            raise QSearchError(f"{folder / 'config.json'} says {kind} of {name}; SDNQ names weights whole, and qsearch knows {', '.join(forms)}")
+            raise QSearchError(
+                f"{folder / 'config.json'} says {kind} of {name}; SDNQ names weights whole, and qsearch knows {', '.join(forms)}"
+            )
         made[layer.name] = Scheme(forms[kind], max(0, size))
     for layer in graph:
         if (f"{layer.name}.scale" in weights.files) != (made[layer.name] != KEEP):
-            raise QSearchError(f"{folder} says {made[layer.name]} of {layer.name}, and its weights say otherwise")
-        if made[layer.name] == KEEP and layer.kind in ("linear", "conv2d") and key(layer) not in config["modules_to_not_convert"]:
-            raise QSearchError(f"{folder / 'config.json'} keeps {layer.name} and does not name it among modules_to_not_convert")
+            raise QSearchError(
+                f"{folder} says {made[layer.name]} of {layer.name}, and its weights say otherwise"
+            )
+        if (
+            made[layer.name] == KEEP
+            and layer.kind in ("linear", "conv2d")
+            and key(layer) not in config["modules_to_not_convert"]
+        ):
+            raise QSearchError(
+                f"{folder / 'config.json'} keeps {layer.name} and does not name it among modules_to_not_convert"
+            )
     return made

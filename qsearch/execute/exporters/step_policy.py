@@ -1,7 +1,7 @@
 """A step policy beside an FP8 configuration: full-precision inputs in the first and last sampler steps, 8-bit ones between (schema 1, `first_last_n`).
 
 vLLM-Omni, SGLang, TensorRT-LLM and diffusers' Cosmos 3 read it from `quantization_config.runtime.diffusion_step_policy` of the denoiser's config.json.
-Weights are the same at every step and inputs are rounded in all layers or in none, so that a step-wise plan fits where its bins say just that.
+Weights are the same at every step and inputs are rounded in all layers or in none, so that a plan over ranges fits where it says just that.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from typing import Any
 
 from ...core.errors import ArtifactError, QSearchError
 from ...core.graph import LayerSpec, OpGraph
+from ...core.plan import Plan
 from ...core.scheme import KEEP, Scheme
-from ...core.stepplan import StepPlan
 from ..exporting import Export, formats
 from ..nearest import nearest as nearest_of
-from ..weights import Weights, copy_config
+from ..weights import copy_config
 
 needs: tuple[str, ...] = ()
 writes_weights = False
 fuses = False
+has_steps = True
 _FP8 = Scheme.parse("e4m3-t+ae4m3t")
 
 
@@ -45,34 +46,61 @@ def write(job: Export, folder: Path) -> list[Path]:
         "reasoner": "a16",
     }
     kept = [layer.name for layer in job.graph if job.plan.layers[layer.name] == KEEP]
-    config = {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": kept, "runtime": {"diffusion_step_policy": policy}}
-    return [copy_config(Weights(job.source / job.component), folder, quantization_config=config)]
+    config = {
+        "quant_method": "modelopt",
+        "quant_algo": "FP8",
+        "ignore": kept,
+        "runtime": {"diffusion_step_policy": policy},
+    }
+    return [copy_config(job.weights, folder, quantization_config=config)]
 
 
-def _ends(steps: StepPlan, job: Export) -> tuple[int, int]:
+def _ends(steps: Plan, job: Export) -> tuple[int, int]:
     """How many of the sampler's steps at each end round no inputs."""
-    rounds = [any(s.activation for s in plan.layers.values()) for plan in steps.bins]
-    native = [formats(plan.layers) for plan, has in zip(steps.bins, rounds, strict=True) if has]
-    weights = {tuple(s.weight_only for s in plan.layers.values()) for plan in steps.bins}
-    if len(weights) != 1 or any(layers != native[0] for layers in native) or not native:
-        raise QSearchError("a step policy switches the inputs of all layers at once and leaves weights alone; this step-wise plan does more")
+    parts = [steps.at(i) for i in range(len(steps.steps))]
+    rounds = [any(s.activation for s in part.values()) for part in parts]
+    native = [formats(part) for part, has in zip(parts, rounds, strict=True) if has]
+    weights = {tuple(s.weight_only for s in part.values()) for part in parts}
+    if len(weights) != 1 or not native or any(layers != native[0] for layers in native):
+        raise QSearchError(
+            "a step policy switches the inputs of all layers at once and leaves weights alone; this plan over ranges does more"
+        )
     first, last = rounds.index(True), rounds[::-1].index(True)
     if not all(rounds[first : len(rounds) - last]):
-        raise QSearchError(f"a step policy has full-precision inputs at its ends alone; of the plan's {len(rounds)} bins {rounds} round them")
-    return round(first * job.sampler_steps / len(rounds)), round(last * job.sampler_steps / len(rounds))
+        raise QSearchError(
+            f"a step policy has full-precision inputs at its ends alone; of the plan's {len(rounds)} ranges {rounds} round them"
+        )
+    members = steps.steps.members(job.sampler_steps)
+    return (
+        sum(len(m) for m in members[:first]),
+        sum(len(m) for m in members[len(members) - last :]),
+    )
 
 
 def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
     """FP8 at every linear layer that is not ignored; the policy's form is checked."""
     try:
-        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
-        ignored, policy = {str(name) for name in config["ignore"]}, config["runtime"]["diffusion_step_policy"]
-        good = config["quant_algo"] == "FP8" and policy["schema_version"] == 1 and policy["type"] == "first_last_n"
+        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))[
+            "quantization_config"
+        ]
+        ignored, policy = (
+            {str(name) for name in config["ignore"]},
+            config["runtime"]["diffusion_step_policy"],
+        )
+        good = (
+            config["quant_algo"] == "FP8"
+            and policy["schema_version"] == 1
+            and policy["type"] == "first_last_n"
+        )
         counts = [policy[end]["count"] for end in ("first_steps", "last_steps")]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{folder / 'config.json'} holds no step policy ({type(error).__name__}: {error}); export again") from error
+        raise ArtifactError(
+            f"{folder / 'config.json'} holds no step policy ({type(error).__name__}: {error}); export again"
+        ) from error
     if not good or not all(isinstance(n, int) and n >= 0 for n in counts):
-        raise QSearchError(f"{folder / 'config.json'} must hold FP8 with a first_last_n policy of schema 1; it holds {policy!r}")
+        raise QSearchError(
+            f"{folder / 'config.json'} must hold FP8 with a first_last_n policy of schema 1; it holds {policy!r}"
+        )
     for name in ignored:
         graph.layer(name)
     return {layer.name: KEEP if layer.name in ignored else _FP8 for layer in graph}

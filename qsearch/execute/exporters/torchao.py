@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 needs = ("torchao",)
 writes_weights = True
 fuses = False
+has_steps = False
 GROUPS = (32, 64, 128, 256)
 
 
@@ -35,20 +36,29 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
     """Linear layers: integers of 2 to 8 bits by channel or group, e4m3 and int8 with 8-bit tokens by channel."""
     if layer.kind != "linear":
         return nearest_of(scheme, layer, [])
-    sizes = ["c"] * (not layer.parts) + [f"g{n}" for n in dict.fromkeys((*GROUPS, max(0, scheme.group))) if n >= 2 and divides(n, layer)]
-    integers = [f"{kind}{bits}-{size}" for kind in ("int", "uint") for bits in range(2, 9) for size in sizes]
+    sizes = ["c"] * (not layer.parts) + [
+        f"g{n}"
+        for n in dict.fromkeys((*GROUPS, max(0, scheme.group)))
+        if n >= 2 and divides(n, layer)
+    ]
+    integers = [
+        f"{kind}{bits}-{size}" for kind in ("int", "uint") for bits in range(2, 9) for size in sizes
+    ]
     by_channel = [] if layer.parts else ["int8-c+a8", "e4m3-c"]
     return nearest_of(scheme, layer, map(Scheme.parse, [*integers, *by_channel]))
 
 
 def write(job: Export, folder: Path) -> list[Path]:
     """config.json with the plan in it, and safetensors in torchao's layout."""
-    weights = Weights(job.source / job.component)
+    weights = job.weights
     said: dict[str, str] = {}
     names = json.dumps(list(weights.files))
 
     def metadata(_: Iterable[str]) -> dict[str, str]:
-        out = {**said, "tensor_names": names}  # diffusers merges the headers of shards, and the last list of names wins
+        out = {
+            **said,
+            "tensor_names": names,
+        }  # diffusers merges the headers of shards, and the last list of names wins
         said.clear()
         return out
 
@@ -56,8 +66,16 @@ def write(job: Export, folder: Path) -> list[Path]:
     from torchao.core.config import config_to_dict
     from torchao.quantization import FqnToConfig
 
-    chosen = {layer.name: config(scheme) for layer in job.graph if (scheme := job.plan.layers[layer.name]) != KEEP}
-    said_config = {"quant_method": "torchao", "quant_type": {"default": config_to_dict(FqnToConfig(chosen))}, "modules_to_not_convert": None}
+    chosen = {
+        layer.name: config(scheme)
+        for layer in job.graph
+        if (scheme := job.plan.layers[layer.name]) != KEEP
+    }
+    said_config = {
+        "quant_method": "torchao",
+        "quant_type": {"default": config_to_dict(FqnToConfig(chosen))},
+        "modules_to_not_convert": None,
+    }
     return [copy_config(weights, folder, quantization_config=said_config), *files]
 
 
@@ -67,7 +85,9 @@ def _groups(job: Export, weights: Weights, said: dict[str, str]) -> Iterator[dic
     layers = {key(layer): layer for layer in job.graph if job.plan.layers[layer.name] != KEEP}
     for name in weights.files:
         held = weights.tensor(name)
-        flat, header = flatten_tensor_state_dict({name: tensor(job, layers[name], held) if name in layers else held})
+        flat, header = flatten_tensor_state_dict(
+            {name: tensor(job, layers[name], held) if name in layers else held}
+        )
         said.update({k: v for k, v in header.items() if k != "tensor_names"})
         yield flat
 
@@ -76,8 +96,13 @@ def tensor(job: Export, layer: LayerSpec, weight: Tensor) -> Any:
     """A layer's weight as the tensor of torchao that its scheme means."""
     import torch
     from torchao.quantization.quantize_.workflows.float8.float8_tensor import Float8Tensor
-    from torchao.quantization.quantize_.workflows.int8.int8_tensor import Int8Tensor, QuantizeTensorToInt8Kwargs
-    from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor import IntxUnpackedToInt8Tensor
+    from torchao.quantization.quantize_.workflows.int8.int8_tensor import (
+        Int8Tensor,
+        QuantizeTensorToInt8Kwargs,
+    )
+    from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor import (
+        IntxUnpackedToInt8Tensor,
+    )
 
     scheme, made = job.plan.layers[layer.name], rows(job, layer, weight)
     level = made.level.reshape(weight.shape)
@@ -86,12 +111,20 @@ def tensor(job: Export, layer: LayerSpec, weight: Tensor) -> Any:
         return Float8Tensor(level.to(torch.float8_e4m3fn), made.scale, block, dtype=weight.dtype)
     if _plain_int8(scheme):
         kwargs = QuantizeTensorToInt8Kwargs(**_tokens()) if scheme.activation else None
-        return Int8Tensor(level.to(torch.int8), made.scale, block, weight.dtype, act_quant_kwargs=kwargs)
+        return Int8Tensor(
+            level.to(torch.int8), made.scale, block, weight.dtype, act_quant_kwargs=kwargs
+        )
     half = 0 if scheme.family == "int" else 2 ** (scheme.bits - 1)
     codes, zero = (level - half).to(torch.int8), made.zero - half
     whole = bool((zero == zero.round()).all())  # min-max has whole zero points, hqq has not
     return IntxUnpackedToInt8Tensor(
-        codes, made.scale, zero.to(torch.int8) if whole else zero, getattr(torch, f"int{scheme.bits}"), tuple(block), weight.dtype, None
+        codes,
+        made.scale,
+        zero.to(torch.int8) if whole else zero,
+        getattr(torch, f"int{scheme.bits}"),
+        tuple(block),
+        weight.dtype,
+        None,
     )
 
 
@@ -114,11 +147,17 @@ def config(scheme: Scheme) -> Any:
     if scheme.family == "float":
         return ao.Float8WeightOnlyConfig()
     if _plain_int8(scheme):
-        return ao.Int8DynamicActivationInt8WeightConfig(act_mapping_type=ao.MappingType.ASYMMETRIC) if scheme.activation else ao.Int8WeightOnlyConfig()
+        return (
+            ao.Int8DynamicActivationInt8WeightConfig(act_mapping_type=ao.MappingType.ASYMMETRIC)
+            if scheme.activation
+            else ao.Int8WeightOnlyConfig()
+        )
     return ao.IntxWeightOnlyConfig(
         weight_dtype=getattr(torch, f"int{scheme.bits}"),
         granularity=ao.PerGroup(scheme.group) if scheme.group else ao.PerAxis(0),
-        mapping_type=ao.MappingType.SYMMETRIC if scheme.family == "int" else ao.MappingType.ASYMMETRIC,
+        mapping_type=ao.MappingType.SYMMETRIC
+        if scheme.family == "int"
+        else ao.MappingType.ASYMMETRIC,
     )
 
 
@@ -135,9 +174,13 @@ def scheme_of(config: Any) -> Scheme:
             grain = data[f"{prefix}granularity"]
             size = f"g{grain['_data']['group_size']}" if grain["_type"] == "PerGroup" else "c"
             sign = "int" if data[f"{prefix}mapping_type"]["_data"] == "SYMMETRIC" else "uint"
-            return Scheme.parse(f"{sign}{data['weight_dtype']['_data'].removeprefix('int')}-{size}{inputs}")
+            return Scheme.parse(
+                f"{sign}{data['weight_dtype']['_data'].removeprefix('int')}-{size}{inputs}"
+            )
     except (KeyError, TypeError, AttributeError) as error:
-        raise QSearchError(f"a configuration of torchao's has _type and _data; given {str(config)[:80]!r} ({type(error).__name__}: {error})") from error
+        raise QSearchError(
+            f"a configuration of torchao's has _type and _data; given {str(config)[:80]!r} ({type(error).__name__}: {error})"
+        ) from error
     raise QSearchError(f"torchao's {kind} means no scheme here")
 
 
@@ -145,10 +188,14 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
     """The configuration's names, and that the tensors in the files are of those formats."""
     weights = Weights(folder)
     try:
-        entries = weights.config["quantization_config"]["quant_type"]["default"]["_data"]["fqn_to_config"]
+        entries = weights.config["quantization_config"]["quant_type"]["default"]["_data"][
+            "fqn_to_config"
+        ]
         asked = {str(name): scheme_of(entry) for name, entry in entries.items()}
     except (KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{folder / 'config.json'} holds no FqnToConfig ({type(error).__name__}: {error}); export again") from error
+        raise ArtifactError(
+            f"{folder / 'config.json'} holds no FqnToConfig ({type(error).__name__}: {error}); export again"
+        ) from error
     for name in asked:
         graph.layer(name)
     kinds = _kinds(weights)
@@ -156,7 +203,9 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
     for layer in graph:
         wanted = _kind(made[layer.name])
         if kinds.get(key(layer)) != wanted:
-            raise QSearchError(f"{folder} says {made[layer.name]} of {layer.name}, and holds it as {kinds.get(key(layer))} instead of {wanted}")
+            raise QSearchError(
+                f"{folder} says {made[layer.name]} of {layer.name}, and holds it as {kinds.get(key(layer))} instead of {wanted}"
+            )
     return made
 
 

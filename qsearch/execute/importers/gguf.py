@@ -50,14 +50,31 @@ def read(path: Path, graph: OpGraph) -> Found:
     from importlib import util
 
     if util.find_spec("gguf") is None:
-        raise QSearchError("importing GGUF files needs gguf, which is not installed: pip install gguf")
+        raise QSearchError(
+            "importing GGUF files needs gguf, which is not installed: pip install gguf"
+        )
     import gguf
 
     path = path / "model.gguf" if path.is_dir() else path
     try:
-        tensors = {str(t.name): (t.tensor_type.name, tuple(int(n) for n in reversed(t.shape))) for t in gguf.GGUFReader(path).tensors}
-    except (OSError, ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, UnicodeDecodeError, AttributeError) as error:
-        raise ArtifactError(f"{path} is not readable as GGUF ({type(error).__name__}: {error}); copy it again") from error
+        tensors = {
+            str(t.name): (t.tensor_type.name, tuple(int(n) for n in reversed(t.shape)))
+            for t in gguf.GGUFReader(path).tensors
+        }
+    except (
+        OSError,
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        OverflowError,
+        MemoryError,
+        UnicodeDecodeError,
+        AttributeError,
+    ) as error:
+        raise ArtifactError(
+            f"{path} is not readable as GGUF ({type(error).__name__}: {error}); copy it again"
+        ) from error
     prefix = next((p for p in _PREFIXES if any(p + key(layer) in tensors for layer in graph)), "")
     keys = {prefix + key(layer): layer for layer in graph}
     layers: dict[str, Scheme] = {}
@@ -66,16 +83,28 @@ def read(path: Path, graph: OpGraph) -> Found:
         layer = keys.get(name)
         if layer is None:
             if kind not in _PLAIN:
-                graph.layer(name.removeprefix(prefix).removesuffix(".weight"))  # says which layer is nearest
+                graph.layer(
+                    name.removeprefix(prefix).removesuffix(".weight")
+                )  # says which layer is nearest
             continue
         if len(shape) <= len(layer.weight_shape) and _elements(shape) != layer.weights:
-            raise QSearchError(f"{path}: {name} has shape {shape}, {graph.model} says {layer.weight_shape}")
+            raise QSearchError(
+                f"{path}: {name} has shape {shape}, {graph.model} says {layer.weight_shape}"
+            )
         if kind not in (*EXACT, *NEAREST, *_PLAIN):
             raise QSearchError(f"{path}: {name} has type {kind}, which no scheme comes near")
-        layers[layer.name] = KEEP if kind in _PLAIN else Scheme.parse(EXACT.get(kind) or NEAREST[kind])
+        layers[layer.name] = (
+            KEEP if kind in _PLAIN else Scheme.parse(EXACT.get(kind) or NEAREST[kind])
+        )
         if kind in NEAREST:
             rounded[kind] = rounded.get(kind, 0) + 1
-    return Found(layers, notes=tuple(f"{count} tensors of type {kind} stand as {NEAREST[kind]}, the nearest of their size" for kind, count in rounded.items()))
+    return Found(
+        layers,
+        notes=tuple(
+            f"{count} tensors of type {kind} stand as {NEAREST[kind]}, the nearest of their size"
+            for kind, count in rounded.items()
+        ),
+    )
 
 
 def _elements(shape: tuple[int, ...]) -> int:

@@ -33,14 +33,20 @@ def _bits(value: Any) -> bool:
 
 
 def _measured(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == len(BITS) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+    return (
+        isinstance(value, list)
+        and len(value) == len(BITS)
+        and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+    )
 
 
 def read(path: Path, graph: OpGraph) -> Found:
     """A plan, or the rows of a table in noise power (metric `noise`), or in what is missing to an SSIM of 1 (metric `ssim`)."""
     said = parse(path)
     if not isinstance(said, dict) or not said:
-        raise QSearchError(f"{path} must hold layers and their bits; it holds {type(said).__name__}")
+        raise QSearchError(
+            f"{path} must hold layers and their bits; it holds {type(said).__name__}"
+        )
     named: dict[str, Any] = {}
     for name, value in said.items():
         layer = graph.layer(str(name).removeprefix(_PREFIX)).name
@@ -48,13 +54,21 @@ def read(path: Path, graph: OpGraph) -> Found:
             raise QSearchError(f"{path} names {layer} twice")
         named[layer] = value
     if all(_measured(v) for v in named.values()):
-        return Found(rows=_rows(path, named), notes=("the source states no error bars and no floor; both stand as 0",))
-    return Found({name: _scheme(path, name, bits) for name, bits in named.items()}, notes=("weights are asymmetric integers a channel",))
+        return Found(
+            rows=_rows(path, named),
+            notes=("the source states no error bars and no floor; both stand as 0",),
+        )
+    return Found(
+        {name: _scheme(path, name, bits) for name, bits in named.items()},
+        notes=("weights are asymmetric integers a channel",),
+    )
 
 
 def _scheme(path: Path, name: str, bits: Any) -> Scheme:
     if not _bits(bits) or bits not in (*range(2, 9), 16, 32):
-        raise QSearchError(f"{path} gives {name} {str(bits)[:40]!r}; a layer has 2 to 8, 16 or 32 bits")
+        raise QSearchError(
+            f"{path} gives {name} {str(bits)[:40]!r}; a layer has 2 to 8, 16 or 32 bits"
+        )
     return KEEP if bits >= 16 else Scheme.parse(f"uint{bits}-c")
 
 
@@ -63,9 +77,21 @@ def _rows(path: Path, named: Mapping[str, list[float]]) -> tuple[dict[str, Any],
     if not all(math.isfinite(v) for v in values):
         raise QSearchError(f"{path} holds values that are no numbers")
     similar = max(values) <= 1
-    fixed = {"step": 0, "metric": "ssim" if similar else "noise", "error": 0.0, "floor": 0.0, "estimator": "mixdq", "seed": 0}
+    fixed = {
+        "step": 0,
+        "metric": "ssim" if similar else "noise",
+        "error": 0.0,
+        "floor": 0.0,
+        "estimator": "mixdq",
+        "seed": 0,
+    }
     return tuple(
-        {"site": name, "scheme": f"uint{bits}-c", "estimate": 1 - v if similar else 10 ** (-v / 10), **fixed}
+        {
+            "site": name,
+            "scheme": f"uint{bits}-c",
+            "estimate": 1 - v if similar else 10 ** (-v / 10),
+            **fixed,
+        }
         for name, row in named.items()
         for bits, v in zip(BITS, row, strict=True)
     )

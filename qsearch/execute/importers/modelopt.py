@@ -36,12 +36,19 @@ ALGORITHMS = {
 def recognises(path: Path) -> bool:
     """A file (or a folder with one) that holds `quant_cfg`, or `quantization` with a `quant_algo`."""
     said = peek(_file(path))
-    return isinstance(said, dict) and ("quant_cfg" in said or (isinstance(said.get("quantization"), dict) and "quant_algo" in said["quantization"]))
+    return isinstance(said, dict) and (
+        "quant_cfg" in said
+        or (isinstance(said.get("quantization"), dict) and "quant_algo" in said["quantization"])
+    )
 
 
 def _file(path: Path) -> Path:
     names = (CONFIG, "hf_quant_config.json")
-    return next((path / name for name in names if (path / name).is_file()), path / names[0]) if path.is_dir() else path
+    return (
+        next((path / name for name in names if (path / name).is_file()), path / names[0])
+        if path.is_dir()
+        else path
+    )
 
 
 def read(path: Path, graph: OpGraph) -> Found:
@@ -53,11 +60,17 @@ def read(path: Path, graph: OpGraph) -> Found:
             return _quantizers(file, said["quant_cfg"], graph)
         return _checkpoint(file, said["quantization"], graph)
     except MISSHAPEN as error:
-        raise QSearchError(f"{file} is no configuration of ModelOpt's ({type(error).__name__}: {error})") from error
+        raise QSearchError(
+            f"{file} is no configuration of ModelOpt's ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _quantizers(file: Path, said: Any, graph: OpGraph) -> Found:
-    entries = said if isinstance(said, list) else [{"quantizer_name": name, **_old(entry)} for name, entry in said.items()]
+    entries = (
+        said
+        if isinstance(said, list)
+        else [{"quantizer_name": name, **_old(entry)} for name, entry in said.items()]
+    )
     layers: dict[str, Scheme] = {}
     last: dict[str, Scheme] = {}
     notes: list[str] = []
@@ -65,8 +78,14 @@ def _quantizers(file: Path, said: Any, graph: OpGraph) -> Found:
         pattern = str(entry["quantizer_name"])
         hit = [x for x in graph if fnmatchcase(f"{x.name}.weight_quantizer", pattern)]
         if not hit:
-            if not any(fnmatchcase(f"{x.name}.{which}_quantizer", pattern) for x in graph for which in ("input", "output")) and not _anything(pattern):
-                raise QSearchError(f"{file}: {pattern!r} matches no layer of {graph.model}{nearest(pattern.rpartition('.')[0], [x.name for x in graph])}")
+            if not any(
+                fnmatchcase(f"{x.name}.{which}_quantizer", pattern)
+                for x in graph
+                for which in ("input", "output")
+            ) and not _anything(pattern):
+                raise QSearchError(
+                    f"{file}: {pattern!r} matches no layer of {graph.model}{nearest(pattern.rpartition('.')[0], [x.name for x in graph])}"
+                )
             notes.append("inputs and outputs are left as they are")
             continue
         cfg = entry.get("cfg")
@@ -74,14 +93,18 @@ def _quantizers(file: Path, said: Any, graph: OpGraph) -> Found:
             if cfg is not None:
                 last[layer.name] = scheme_of(cfg)
             on = entry.get("enable", True)
-            layers[layer.name] = last.get(layer.name, Scheme.parse("int8-t")) if on else KEEP  # a quantizer that nothing set has 8 bits and one scale
+            layers[layer.name] = (
+                last.get(layer.name, Scheme.parse("int8-t")) if on else KEEP
+            )  # a quantizer that nothing set has 8 bits and one scale
     return Found(layers, notes=tuple(dict.fromkeys(notes)))
 
 
 def _old(entry: Any) -> dict[str, Any]:
     """An entry of the dictionary form, which mixes settings and the switch."""
     settings = {k: v for k, v in entry.items() if k != "enable"}
-    return ({"cfg": settings} if settings else {}) | ({"enable": entry["enable"]} if "enable" in entry else {})
+    return ({"cfg": settings} if settings else {}) | (
+        {"enable": entry["enable"]} if "enable" in entry else {}
+    )
 
 
 def _anything(pattern: str) -> bool:
@@ -93,17 +116,29 @@ def _checkpoint(file: Path, said: Any, graph: OpGraph) -> Found:
     algorithm, notes = str(said["quant_algo"]), []
     if algorithm == "MIXED_PRECISION":
         entries = {str(name): entry for name, entry in said["quantized_layers"].items()}
-        layers = {graph.layer(name).name: _scheme(file, str(entry["quant_algo"]), entry) for name, entry in entries.items()}
+        layers = {
+            graph.layer(name).name: _scheme(file, str(entry["quant_algo"]), entry)
+            for name, entry in entries.items()
+        }
     else:
         excluded = [str(pattern) for pattern in said.get("exclude_modules") or []]
         chosen = _scheme(file, algorithm, said)
         linear = [x.name for x in graph if x.kind == "linear"]
-        layers = {name: KEEP if any(fnmatchcase(name, p) or name.startswith(p.rstrip("*")) for p in excluded) else chosen for name in linear}
+        layers = {
+            name: KEEP
+            if any(fnmatchcase(name, p) or name.startswith(p.rstrip("*")) for p in excluded)
+            else chosen
+            for name in linear
+        }
     notes.append("an algorithm stands for the format of its weights; inputs are left as they are")
     return Found(layers, notes=tuple(notes))
 
 
 def _scheme(file: Path, algorithm: str, entry: Any) -> Scheme:
     if algorithm not in ALGORITHMS:
-        raise QSearchError(f"{file}: ModelOpt's {algorithm!r} means no scheme here{nearest(algorithm, ALGORITHMS)}")
-    return Scheme.parse(ALGORITHMS[algorithm].replace("G", str(int(entry.get("group_size") or 128))))
+        raise QSearchError(
+            f"{file}: ModelOpt's {algorithm!r} means no scheme here{nearest(algorithm, ALGORITHMS)}"
+        )
+    return Scheme.parse(
+        ALGORITHMS[algorithm].replace("G", str(int(entry.get("group_size") or 128)))
+    )

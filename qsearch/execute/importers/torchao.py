@@ -31,8 +31,16 @@ def _file(path: Path) -> Path:
 def _entries(said: Any) -> Mapping[str, Any] | None:
     for step in ("quantization_config", "quant_type", "default"):
         said = said[step] if isinstance(said, dict) and step in said else said
-    data = said.get("_data") if isinstance(said, dict) and str(said.get("_type")) in ("FqnToConfig", "ModuleFqnToConfig") else None
-    found = data.get("fqn_to_config") or data.get("module_fqn_to_config") if isinstance(data, dict) else None
+    data = (
+        said.get("_data")
+        if isinstance(said, dict) and str(said.get("_type")) in ("FqnToConfig", "ModuleFqnToConfig")
+        else None
+    )
+    found = (
+        data.get("fqn_to_config") or data.get("module_fqn_to_config")
+        if isinstance(data, dict)
+        else None
+    )
     return found if isinstance(found, dict) else None
 
 
@@ -40,15 +48,21 @@ def read(path: Path, graph: OpGraph) -> Found:
     """Schemes of the layers that some rule reaches."""
     entries = _entries(parse(_file(path)))
     if entries is None:
-        raise QSearchError(f"{path} holds no FqnToConfig of torchao's, alone or under quantization_config")
+        raise QSearchError(
+            f"{path} holds no FqnToConfig of torchao's, alone or under quantization_config"
+        )
     notes: list[str] = []
-    schemes = {name: KEEP if entry is None else _scheme(entry, notes) for name, entry in entries.items()}
+    schemes = {
+        name: KEEP if entry is None else _scheme(entry, notes) for name, entry in entries.items()
+    }
     names = {key(layer) for layer in graph} | {layer.name for layer in graph}
     used: set[str] = set()
     layers: dict[str, Scheme] = {}
     for name in schemes:
         if not name.startswith("re:") and name != "_default" and name not in names:
-            raise QSearchError(f"{path} names {name!r}, which is no layer of {graph.model}{nearest(name, names)}")
+            raise QSearchError(
+                f"{path} names {name!r}, which is no layer of {graph.model}{nearest(name, names)}"
+            )
     patterns = {name: _pattern(path, name) for name in schemes if name.startswith("re:")}
     for layer in graph:
         rule = _rule(layer, schemes, patterns)
@@ -61,7 +75,9 @@ def read(path: Path, graph: OpGraph) -> Found:
     return Found(layers, notes=tuple(dict.fromkeys(notes)))
 
 
-def _rule(layer: LayerSpec, schemes: Mapping[str, Scheme], patterns: Mapping[str, re.Pattern[str]]) -> str | None:
+def _rule(
+    layer: LayerSpec, schemes: Mapping[str, Scheme], patterns: Mapping[str, re.Pattern[str]]
+) -> str | None:
     for name in (key(layer), layer.name):
         if name in schemes:
             return name
@@ -76,7 +92,9 @@ def _pattern(path: Path, name: str) -> re.Pattern[str]:
     text = name.removeprefix("re:")
     repeats = re.findall(r"(?<!\\)[*+{]", text)
     if len(text) > 200 or len(repeats) > 4 or re.search(r"(?<!\\)\)[*+?{]|\\\d|\(\?", text):
-        raise QSearchError(f"{path}: the pattern {name[:60]!r} repeats groups or is too long to be tried safely; name the layers")
+        raise QSearchError(
+            f"{path}: the pattern {name[:60]!r} repeats groups or is too long to be tried safely; name the layers"
+        )
     try:
         return re.compile(text)
     except (re.error, OverflowError) as error:
@@ -98,5 +116,7 @@ def _scheme(entry: Any, notes: list[str]) -> Scheme:
         if kind == "NVFP4WeightOnlyConfig":
             return Scheme.parse("nvfp4")
     except MISSHAPEN as error:
-        raise QSearchError(f"torchao's {kind} with {str(data)[:80]!r} can't be read ({type(error).__name__}: {error})") from error
+        raise QSearchError(
+            f"torchao's {kind} with {str(data)[:80]!r} can't be read ({type(error).__name__}: {error})"
+        ) from error
     return scheme_of(entry)

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 _TENSOR = re.compile(r"(float32|float16|bfloat16|int64|int32|bool)\[(.*)\]")
-_OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
+_OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+}
 
 
 class Native(BaseModel):
@@ -72,7 +76,9 @@ def folder(model: str) -> Path | None:
     return None
 
 
-def load(name: str, *, resolution: int | None = None, batch: int = 1, frames: int | None = None) -> tuple[nn.Module, dict[str, Any]]:
+def load(
+    name: str, *, resolution: int | None = None, batch: int = 1, frames: int | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
     """The model on the meta device, in `eval()` mode, and the keyword arguments of one call.
 
     `resolution`: pixels of the shorter side, the other keeps the card's ratio; `frames`: of a video. None = the card's own.
@@ -81,19 +87,32 @@ def load(name: str, *, resolution: int | None = None, batch: int = 1, frames: in
     import torch
 
     chosen = card(name)
-    inputs = build(chosen.inputs, sizes(chosen, name, resolution=resolution, batch=batch, frames=frames))
+    inputs = build(
+        chosen.inputs, sizes(chosen, name, resolution=resolution, batch=batch, frames=frames)
+    )
     made = getattr(diffusers, chosen.class_name, None)
     if made is None:
-        raise QSearchError(f"{name} needs diffusers' {chosen.class_name}, which diffusers {diffusers.__version__} does not have; install a newer one")
+        raise QSearchError(
+            f"{name} needs diffusers' {chosen.class_name}, which diffusers {diffusers.__version__} does not have; install a newer one"
+        )
     unknown = [key for key in chosen.config if key not in _arguments(made)]
     if unknown:
-        raise QSearchError(f"{name}: {chosen.class_name} of diffusers {diffusers.__version__} has no {unknown[0]!r}{nearest(unknown[0], _arguments(made))}")
+        raise QSearchError(
+            f"{name}: {chosen.class_name} of diffusers {diffusers.__version__} has no {unknown[0]!r}{nearest(unknown[0], _arguments(made))}"
+        )
     with torch.device("meta"):
         model: nn.Module = made(**chosen.config)
     return model.to("meta").eval(), inputs  # tables that a constructor computes on the CPU go along
 
 
-def sizes(chosen: Card, name: str, *, resolution: int | None = None, batch: int = 1, frames: int | None = None) -> dict[str, int]:
+def sizes(
+    chosen: Card,
+    name: str,
+    *,
+    resolution: int | None = None,
+    batch: int = 1,
+    frames: int | None = None,
+) -> dict[str, int]:
     """What the shapes are made of: batch, height, width, frames. Raises `QSearchError` with the nearest size the model takes."""
     native = chosen.native
     if batch < 1:
@@ -104,13 +123,18 @@ def sizes(chosen: Card, name: str, *, resolution: int | None = None, batch: int 
         raise QSearchError(
             f"the shorter side of {name} must be a multiple of {step} pixels; given {wanted}, the nearest is {max(step, round(wanted / step) * step)}"
         )
-    scaled = {axis: max(step, round(length * wanted / side / step) * step) for axis, length in (("height", native.height), ("width", native.width))}
+    scaled = {
+        axis: max(step, round(length * wanted / side / step) * step)
+        for axis, length in (("height", native.height), ("width", native.width))
+    }
     if frames is not None and native.frames is None:
         raise QSearchError(f"{name} makes single pictures, frames are for videos; given {frames}")
     count = frames if frames is not None else native.frames or 1
     if count < 1 or (count - 1) % native.stride:
         near = max(0, round((count - 1) / native.stride)) * native.stride + 1
-        raise QSearchError(f"{name} takes a multiple of {native.stride} frames, plus one; given {count}, the nearest is {near}")
+        raise QSearchError(
+            f"{name} takes a multiple of {native.stride} frames, plus one; given {count}, the nearest is {near}"
+        )
     return {"batch": batch, **scaled, "frames": count}
 
 
@@ -138,7 +162,9 @@ def evaluate(expression: str, known: Mapping[str, int]) -> int:
             return node.value
         if isinstance(node, ast.Name):
             if node.id not in known:
-                raise QSearchError(f"a shape may speak of {', '.join(known)}; given {node.id!r} in {expression!r}{nearest(node.id, known)}")
+                raise QSearchError(
+                    f"a shape may speak of {', '.join(known)}; given {node.id!r} in {expression!r}{nearest(node.id, known)}"
+                )
             return known[node.id]
         if isinstance(node, ast.BinOp):
             left, right = of(node.left), of(node.right)
@@ -147,13 +173,19 @@ def evaluate(expression: str, known: Mapping[str, int]) -> int:
             if isinstance(node.op, ast.Div) and right and left % right == 0:
                 return left // right
             if isinstance(node.op, ast.Div):
-                raise QSearchError(f"{expression.strip()!r} must come out whole; {left}/{right} does not")
-        raise QSearchError(f"a shape is whole numbers, names and + - * /; given {expression.strip()!r}")
+                raise QSearchError(
+                    f"{expression.strip()!r} must come out whole; {left}/{right} does not"
+                )
+        raise QSearchError(
+            f"a shape is whole numbers, names and + - * /; given {expression.strip()!r}"
+        )
 
     try:
         return of(ast.parse(expression.strip(), mode="eval").body)
     except SyntaxError:
-        raise QSearchError(f"a shape is whole numbers, names and + - * /; given {expression.strip()!r}") from None
+        raise QSearchError(
+            f"a shape is whole numbers, names and + - * /; given {expression.strip()!r}"
+        ) from None
 
 
 def _arguments(made: Any) -> list[str]:

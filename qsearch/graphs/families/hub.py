@@ -19,5 +19,9 @@ def folder(model: str) -> Path | None:
     try:
         return Path(DiffusionPipeline.download(model))
     except Exception as error:  # the hub's, requests' and diffusers' own kinds
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
-        raise QSearchError(f"{model!r} is no folder here, and as an id of the hub it can't be fetched: {reason}") from error
+        reason = next(
+            (line for line in str(error).splitlines() if line.strip()), type(error).__name__
+        ).strip()
+        raise QSearchError(
+            f"{model!r} is no folder here, and as an id of the hub it can't be fetched: {reason}"
+        ) from error

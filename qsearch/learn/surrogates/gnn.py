@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...core.artifacts import Header, read_json, write_json
+from ...core.artifacts import Header, read_json, write_json, writing
 from ...core.errors import ArtifactError, QSearchError
 from ..data import AbstractModel, Data, Line
 from ..features import Array
@@ -39,10 +39,14 @@ class Network(nn.Module):
         super().__init__()
         from torch_geometric.nn import GATv2Conv
 
-        self.embed = nn.Sequential(nn.Linear(STATIC + CHOICE, 2 * WIDTH), nn.ReLU(), nn.Linear(2 * WIDTH, WIDTH), nn.ReLU())
+        self.embed = nn.Sequential(
+            nn.Linear(STATIC + CHOICE, 2 * WIDTH), nn.ReLU(), nn.Linear(2 * WIDTH, WIDTH), nn.ReLU()
+        )
         self.rounds = nn.ModuleList(GATv2Conv(WIDTH, WIDTH) for _ in range(HOPS))
         self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(HOPS))
-        self.head = nn.Sequential(nn.Linear((HOPS + 1) * WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 1))
+        self.head = nn.Sequential(
+            nn.Linear((HOPS + 1) * WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 1)
+        )
 
     def levels(self, values: Tensor, edges: Tensor) -> list[Tensor]:
         """Node embeddings [nodes, WIDTH] after 0, 1, … `HOPS` rounds."""
@@ -55,7 +59,12 @@ class Network(nn.Module):
         """(readouts of each level, predictions)."""
         from torch_geometric.nn import global_mean_pool
 
-        read = [global_mean_pool(x[roots], owner, batch.size) for x, (roots, owner) in zip(self.levels(batch.values, batch.edges), batch.roots, strict=True)]
+        read = [
+            global_mean_pool(x[roots], owner, batch.size)
+            for x, (roots, owner) in zip(
+                self.levels(batch.values, batch.edges), batch.roots, strict=True
+            )
+        ]
         return read, self.head(torch.cat(read, 1)).squeeze(1)
 
 
@@ -66,7 +75,9 @@ class Batch:
         self.size = len(plans)
         starts = np.cumsum([0, *(len(p.values) for p in plans)])
         self.values = torch.from_numpy(np.concatenate([p.values for p in plans]))
-        self.edges = torch.from_numpy(np.concatenate([p.edges + s for p, s in zip(plans, starts, strict=False)], 1))
+        self.edges = torch.from_numpy(
+            np.concatenate([p.edges + s for p, s in zip(plans, starts, strict=False)], 1)
+        )
         self.roots = []
         for level in range(HOPS + 1):
             rows = np.concatenate([p.roots[level] + s for p, s in zip(plans, starts, strict=False)])
@@ -95,7 +106,9 @@ def lambda_rank_loss(x: Tensor, target: Tensor) -> Tensor:
     gain = (target - target.min()) / (target.max() - target.min() + 1e-9)
     place = (-x).argsort().argsort().to(x.dtype)
     discount = 1 / torch.log2(place + 2)
-    best = (gain.sort(descending=True).values / torch.log2(torch.arange(len(x), dtype=x.dtype) + 2)).sum() + 1e-9
+    best = (
+        gain.sort(descending=True).values / torch.log2(torch.arange(len(x), dtype=x.dtype) + 2)
+    ).sum() + 1e-9
     change = ((gain[:, None] - gain[None]) * (discount[:, None] - discount[None])).abs() / best
     pairs = nn.functional.softplus(-(x[:, None] - x[None]) / (x.std().detach() + 1e-9))
     return (change.detach() * pairs * (gain[:, None] > gain[None])).sum()
@@ -113,19 +126,36 @@ def loss_of(read: Sequence[Tensor], predicted: Tensor, wanted: Tensor, ranked: T
 class GraphPredictor(AbstractModel):
     """A trained network. `line`: through the table's prediction; `spread`: of what it leaves over. `weights`, `moments`: of each level, how well its norms rank the plans learnt from, and their mean and spread."""
 
-    def __init__(self, network: Network, line: Line, spread: float, weights: list[float], moments: list[tuple[float, float]]) -> None:
-        self.network, self.line, self.spread, self.weights, self.moments = network, line, spread, weights, moments
+    def __init__(
+        self,
+        network: Network,
+        line: Line,
+        spread: float,
+        weights: list[float],
+        moments: list[tuple[float, float]],
+    ) -> None:
+        self.network, self.line, self.spread, self.weights, self.moments = (
+            network,
+            line,
+            spread,
+            weights,
+            moments,
+        )
 
     @torch.no_grad()
     def predict(self, data: Data) -> Array:
         """[plans]."""
         self.network.eval()
-        parts = [self.network(Batch(data.nodes[i : i + 64]))[1] for i in range(0, len(data.nodes), 64)]
+        parts = [
+            self.network(Batch(data.nodes[i : i + 64]))[1] for i in range(0, len(data.nodes), 64)
+        ]
         return np.asarray(torch.cat(parts).double().numpy() * self.spread + self.line.of(data))
 
     def shares(self, data: Data) -> tuple[Array, float]:
         """None: it reads no columns."""
-        raise QSearchError("a graph predictor reads no columns to share a prediction among; it scores operations and blocks")
+        raise QSearchError(
+            "a graph predictor reads no columns to share a prediction among; it scores operations and blocks"
+        )
 
     @torch.no_grad()
     def scores(self, skeleton: Skeleton, nodes: Nodes) -> tuple[dict[str, float], dict[str, float]]:
@@ -142,22 +172,33 @@ class GraphPredictor(AbstractModel):
             return float((norms[level][node] - mean) / spread * self.weights[level])
 
         layers = {name: at(0, i) for name, i in skeleton.of_layer.items()}
-        return layers, {name: at(min(distance, HOPS), root) for name, (root, distance) in skeleton.blocks.items()}
+        return layers, {
+            name: at(min(distance, HOPS), root)
+            for name, (root, distance) in skeleton.blocks.items()
+        }
 
     def save(self, folder: Path) -> None:
         """Write `network.safetensors` and `network.json`."""
         from safetensors.torch import save_file
 
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.network.state_dict(), folder / "network.safetensors")
-        content = {"line": asdict(self.line), "spread": self.spread, "weights": self.weights, "moments": self.moments}
+        with writing(folder / "network.safetensors"):
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(self.network.state_dict(), folder / "network.safetensors")
+        content = {
+            "line": asdict(self.line),
+            "spread": self.spread,
+            "weights": self.weights,
+            "moments": self.moments,
+        }
         write_json(folder / "network.json", Header(SCHEMA), content)
 
 
 def fit(data: Data, target: Array, seed: int) -> GraphPredictor:
     """A network trained on plans with `nodes` and what was measured of them [plans]."""
     if not data.nodes:
-        raise QSearchError("a graph predictor learns from plans on their graphs; these have columns alone")
+        raise QSearchError(
+            "a graph predictor learns from plans on their graphs; these have columns alone"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Network()
@@ -182,7 +223,9 @@ def fit(data: Data, target: Array, seed: int) -> GraphPredictor:
 
 
 @torch.no_grad()
-def _levels(network: Network, nodes: Sequence[Nodes], target: Array) -> tuple[list[float], list[tuple[float, float]]]:
+def _levels(
+    network: Network, nodes: Sequence[Nodes], target: Array
+) -> tuple[list[float], list[tuple[float, float]]]:
     """Of each level: Spearman of the plans' norms with the target, and mean and spread of all nodes' norms."""
     from scipy.stats import spearmanr
 
@@ -196,7 +239,9 @@ def _levels(network: Network, nodes: Sequence[Nodes], target: Array) -> tuple[li
         for level, x in enumerate(network(batch)[0]):
             read[level].append(x.abs().sum(1))
     found = [float(spearmanr(torch.cat(part).numpy(), target).statistic) for part in read]
-    return [x if np.isfinite(x) else 0.0 for x in found], [(float(torch.cat(n).mean()), float(torch.cat(n).std()) or 1.0) for n in norms]
+    return [x if np.isfinite(x) else 0.0 for x in found], [
+        (float(torch.cat(n).mean()), float(torch.cat(n).std()) or 1.0) for n in norms
+    ]
 
 
 def load(folder: Path) -> GraphPredictor:
@@ -209,5 +254,9 @@ def load(folder: Path) -> GraphPredictor:
     try:
         network.load_state_dict(load_file(folder / "network.safetensors"))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise ArtifactError(f"{folder / 'network.safetensors'} is not this network ({str(error).splitlines()[0]}); fit again") from error
-    return GraphPredictor(network, Line(**c["line"]), c["spread"], c["weights"], [(a, b) for a, b in c["moments"]])
+        raise ArtifactError(
+            f"{folder / 'network.safetensors'} is not this network ({str(error).splitlines()[0]}); fit again"
+        ) from error
+    return GraphPredictor(
+        network, Line(**c["line"]), c["spread"], c["weights"], [(a, b) for a, b in c["moments"]]
+    )

@@ -27,11 +27,17 @@ class Ridge(AbstractModel):
 
     def shares(self, data: Data) -> tuple[Array, float]:
         """Linear, so exact: weight times distance from the average plan learnt from (interventional Shapley values)."""
-        return (data.values - self.centre) * self.weights, float(self.centre @ self.weights + self.intercept)
+        return (data.values - self.centre) * self.weights, float(
+            self.centre @ self.weights + self.intercept
+        )
 
     def save(self, folder: Path) -> None:
         """Write `ridge.json`."""
-        content = {"intercept": self.intercept, "weights": self.weights.tolist(), "centre": self.centre.tolist()}
+        content = {
+            "intercept": self.intercept,
+            "weights": self.weights.tolist(),
+            "centre": self.centre.tolist(),
+        }
         write_json(folder / "ridge.json", Header(SCHEMA), content)
 
 
@@ -55,4 +61,6 @@ def fit(data: Data, target: Array, seed: int) -> Ridge:
 def load(folder: Path) -> Ridge:
     """Read `ridge.json`."""
     _, content = read_json(folder / "ridge.json", SCHEMA)
-    return Ridge(np.array(content["weights"]), float(content["intercept"]), np.array(content["centre"]))
+    return Ridge(
+        np.array(content["weights"]), float(content["intercept"]), np.array(content["centre"])
+    )

@@ -45,20 +45,33 @@ class Boosted(AbstractModel):
         """[plans], the leaves added up in fp64: xgboost's own fp32 sum would miss what SHAP adds up to."""
         import xgboost
 
-        leaves = self.trees.predict(xgboost.DMatrix(data.values), pred_leaf=True).astype(int).reshape(len(data), -1)
-        found: Array = self.line.of(data) + sum(values[leaves[:, i]] for i, values in enumerate(_leaf_values(self.trees)))
+        leaves = (
+            self.trees.predict(xgboost.DMatrix(data.values), pred_leaf=True)
+            .astype(int)
+            .reshape(len(data), -1)
+        )
+        found: Array = self.line.of(data) + sum(
+            values[leaves[:, i]] for i, values in enumerate(_leaf_values(self.trees))
+        )
         return found
 
     def shares(self, data: Data) -> tuple[Array, float]:
         """TreeSHAP, interventional against the plans learnt from, and the line's own part in the prior's column."""
         import shap
 
-        explainer = shap.TreeExplainer(self.trees, self.background, feature_perturbation="interventional")
-        parts = [explainer.shap_values(data.values[i : i + _AT_ONCE], check_additivity=False) for i in range(0, len(data), _AT_ONCE)]
+        explainer = shap.TreeExplainer(
+            self.trees, self.background, feature_perturbation="interventional"
+        )
+        parts = [
+            explainer.shap_values(data.values[i : i + _AT_ONCE], check_additivity=False)
+            for i in range(0, len(data), _AT_ONCE)
+        ]
         values = np.concatenate(parts).astype(np.float64)
         known, prior = Data(data.columns, self.background), self.line.column
         if prior is not None:
-            values[:, prior] += self.line.slope * (data.values[:, prior] - self.background[:, prior].mean())
+            values[:, prior] += self.line.slope * (
+                data.values[:, prior] - self.background[:, prior].mean()
+            )
         return values, float(self.predict(known).mean())
 
     def save(self, folder: Path) -> None:
@@ -76,7 +89,9 @@ def fit(data: Data, target: Array, seed: int) -> Boosted:
     line = Line.through(data, target)
     given = xgboost.DMatrix(data.values, target, base_margin=line.of(data))
     trees = xgboost.train({**_SETTINGS, "seed": seed}, given, _ROUNDS)
-    return Boosted(trees, line, data.values[np.random.default_rng(seed).permutation(len(data))[:_BACKGROUND]])
+    return Boosted(
+        trees, line, data.values[np.random.default_rng(seed).permutation(len(data))[:_BACKGROUND]]
+    )
 
 
 def load(folder: Path) -> Boosted:
@@ -88,7 +103,9 @@ def load(folder: Path) -> Boosted:
     try:
         trees.load_model(folder / "trees.json")
     except xgboost.core.XGBoostError as error:
-        raise ArtifactError(f"{folder / 'trees.json'} is not readable as xgboost's trees ({str(error).splitlines()[0]}); fit again") from error
+        raise ArtifactError(
+            f"{folder / 'trees.json'} is not readable as xgboost's trees ({str(error).splitlines()[0]}); fit again"
+        ) from error
     return Boosted(trees, Line(**content["line"]), np.array(content["background"]))
 
 

@@ -24,7 +24,9 @@ needs_calls = True
 
 def plan(question: Question) -> str:
     """Passes and memory."""
-    passes = sum(o.sampler_steps for o in question.observations) * (1 + 2 * question.probes * len(question.metrics))
+    passes = sum(o.sampler_steps for o in question.observations) * (
+        1 + 2 * question.probes * len(question.metrics)
+    )
     return f"{passes:,} denoiser passes (a backward counts two) for all choices at once; {Contraction(question).memory}"
 
 
@@ -46,21 +48,41 @@ def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[A
                 count += len(parts)
                 yield Answer(count, len(question.observations), table)
                 continue
-            found = {metric: np.empty((len(contraction.choices), question.probes, len(parts))) for metric in question.metrics}
+            found = {
+                metric: np.empty((len(contraction.choices), question.probes, len(parts)))
+                for metric in question.metrics
+            }
             power = {metric: np.empty(len(parts)) for metric in question.metrics}
             for i, observation in enumerate(parts):
                 scale, features = observation.scale, observation.features()
                 for metric, made in features.items():
                     power[metric][i] = float(scale[metric].sum())
-                    seeds = [int(digest([question.seed, metric, step, i, k]), 16) % 2**63 for k in range(question.probes)]
-                    found[metric][:, :, i] = contraction.of(made, seeds, observation, retain=metric != question.metrics[-1]).sum(1).T
+                    seeds = [
+                        int(digest([question.seed, metric, step, i, k]), 16) % 2**63
+                        for k in range(question.probes)
+                    ]
+                    found[metric][:, :, i] = (
+                        contraction.of(
+                            made, seeds, observation, retain=metric != question.metrics[-1]
+                        )
+                        .sum(1)
+                        .T
+                    )
                 if i < len(parts) - 1:
                     count += 1
                     yield Answer(count, len(question.observations), table)
             for metric, squares in found.items():
                 for j, (site, scheme) in enumerate(contraction.choices):
                     value, error = ratio(squares[j], power[metric])
-                    row = {"site": site, "scheme": scheme, "step": step, "metric": metric, "estimate": value, "error": error, "floor": floors[metric, step]}
+                    row = {
+                        "site": site,
+                        "scheme": scheme,
+                        "step": step,
+                        "metric": metric,
+                        "estimate": value,
+                        "error": error,
+                        "floor": floors[metric, step],
+                    }
                     rows.append(row | {"estimator": "fisher", "seed": question.seed})
             count += 1
             yield Answer(count, len(question.observations), table)

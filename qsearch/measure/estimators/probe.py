@@ -39,7 +39,10 @@ def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[A
     if earlier is not None and earlier.shares is not None:
         _fill(shares, earlier.shares)
     work = [
-        (first, b, part) for first in range(0, question.probes, ROUND) for b, parts in question.bins.items() for part in range(len(parts))
+        (first, b, part)
+        for first in range(0, question.probes, ROUND)
+        for b, parts in question.bins.items()
+        for part in range(len(parts))
     ]  # rounds outermost
     floors = question.floors
 
@@ -50,18 +53,24 @@ def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[A
         for count, (first, b, part) in enumerate(work, start=1):
             probes = range(first, min(first + ROUND, question.probes))
             cells = [(metric, b) for metric in question.metrics]
-            if not all(np.isfinite(shares.values[cell][:, :, list(probes), part]).all() for cell in cells):
+            if not all(
+                np.isfinite(shares.values[cell][:, :, list(probes), part]).all() for cell in cells
+            ):
                 _round(question, contraction, shares, b, part, probes)
             yield Answer(count, len(work), table)
 
 
-def _round(question: Question, contraction: Contraction, shares: Shares, b: int, part: int, probes: range) -> None:
+def _round(
+    question: Question, contraction: Contraction, shares: Shares, b: int, part: int, probes: range
+) -> None:
     observation = question.bins[b][part]
     scale = {metric: float(s.sum()) for metric, s in observation.scale.items()}
     features = observation.features()
     for metric in question.metrics:
         seeds = [int(digest([question.seed, metric, b, part, k]), 16) % 2**63 for k in probes]
-        found = contraction.of(features[metric], seeds, observation, retain=metric != question.metrics[-1])
+        found = contraction.of(
+            features[metric], seeds, observation, retain=metric != question.metrics[-1]
+        )
         shares.values[metric, b][:, :, list(probes), part] = found.transpose(2, 1, 0)
         shares.power[metric, b][part] = scale[metric]
 
@@ -86,15 +95,29 @@ def _fill(shares: Shares, earlier: Shares) -> None:
             shares.values[cell][:], shares.power[cell][:] = values, earlier.power[cell]
 
 
-def _table(question: Question, shares: Shares, floors: dict[tuple[str, int], float]) -> SensitivityTable:
+def _table(
+    question: Question, shares: Shares, floors: dict[tuple[str, int], float]
+) -> SensitivityTable:
     rows: list[dict[str, Any]] = []
     for (metric, step), values in shares.values.items():
         if np.isnan(values).all():
             continue
         for i, (site, scheme) in enumerate(shares.choices):
             value, error = shares.error((metric, step), [i])
-            row = {"site": site, "scheme": scheme, "step": step, "metric": metric, "estimate": value, "error": error, "floor": floors[metric, step]}
+            row = {
+                "site": site,
+                "scheme": scheme,
+                "step": step,
+                "metric": metric,
+                "estimate": value,
+                "error": error,
+                "floor": floors[metric, step],
+            }
             rows.append(row | {"estimator": "probe", "seed": question.seed})
     seen = {cell for cell, values in shares.values.items() if not np.isnan(values).all()}
-    found = Shares(shares.choices, {c: v for c, v in shares.values.items() if c in seen}, {c: p for c, p in shares.power.items() if c in seen})
+    found = Shares(
+        shares.choices,
+        {c: v for c, v in shares.values.items() if c in seen},
+        {c: p for c, p in shares.power.items() if c in seen},
+    )
     return SensitivityTable.from_rows(question.graph.id, rows, found)

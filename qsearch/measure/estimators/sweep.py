@@ -51,13 +51,29 @@ def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[A
         for scheme in schemes:
             if (site, str(scheme)) in done:
                 continue
-            with simulate(question.model, {site: scheme}, graph, weights):
+            with torch.no_grad(), simulate(question.model, {site: scheme}, graph, weights):
                 for step, parts in question.bins.items():
                     for metric, (value, error) in _compared(parts).items():
                         if not math.isfinite(value):
-                            raise QSearchError(f"the output is not finite with {site} at {scheme} in step bin {step}")
-                        row = {"site": site, "scheme": str(scheme), "step": step, "metric": metric, "estimate": value, "error": error}
-                        rows.append(row | {"floor": floors[metric, step], "estimator": "sweep", "seed": question.seed})
+                            raise QSearchError(
+                                f"the output is not finite with {site} at {scheme} in step bin {step}"
+                            )
+                        row = {
+                            "site": site,
+                            "scheme": str(scheme),
+                            "step": step,
+                            "metric": metric,
+                            "estimate": value,
+                            "error": error,
+                        }
+                        rows.append(
+                            row
+                            | {
+                                "floor": floors[metric, step],
+                                "estimator": "sweep",
+                                "seed": question.seed,
+                            }
+                        )
             count += 1
             yield Answer(count, total, table)
 
@@ -67,6 +83,9 @@ def _compared(parts: list[Any]) -> dict[str, tuple[float, float]]:
     made = [part.features() for part in parts]
     found = {}
     for metric in made[0]:
-        errors = [(m[metric] - p.reference[metric]).double().square().sum(1) for m, p in zip(made, parts, strict=True)]
+        errors = [
+            (m[metric] - p.reference[metric]).double().square().sum(1)
+            for m, p in zip(made, parts, strict=True)
+        ]
         found[metric] = ratio(torch.cat(errors), torch.cat([p.scale[metric] for p in parts]))
     return found

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...core.table import SensitivityTable
+from ..quantized_weights import weight_of
 from ..question import Answer, Question
-from ..simulation import weight_of
 
 needs_calls = False
 
@@ -34,7 +34,18 @@ def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[A
         for scheme in question.schemes:
             error = float((weights.get(layer.name, scheme).double() - weight).square().sum())
             power = float(weight.square().sum())
-            for metric, value in (("weight_error", error), ("relative_weight_error", error / power if power else 0.0)):
-                row = {"site": layer.name, "scheme": str(scheme), "step": 0, "metric": metric, "estimate": value, "error": 0.0, "floor": 0.0}
+            for metric, value in (
+                ("weight_error", error),
+                ("relative_weight_error", error / power if power else 0.0),
+            ):
+                row = {
+                    "site": layer.name,
+                    "scheme": str(scheme),
+                    "step": 0,
+                    "metric": metric,
+                    "estimate": value,
+                    "error": 0.0,
+                    "floor": 0.0,
+                }
                 rows.append(row | {"estimator": "weight_error", "seed": question.seed})
         yield Answer(count, len(layers), table)

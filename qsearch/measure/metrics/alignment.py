@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,13 +11,29 @@ from torch import Tensor
 from ...core.errors import QSearchError
 from ...zoo import judge
 from ..clean import Clean
-from ..clip import load_clip
+from ..clip import clip_folder, load_clip
 from ..evaluation import Outcome
+from ..pipelines import Prompts
 
 higher_is_better = True
+title = "alignment with the caption"
+label = "alignment"
+link = "loss_db"
 needs_video = False
+needs_pictures = True
 #: pictures of the zoo's world
 SCENES = (3, 64, 64)
+_NO_CAPTIONS = "alignment needs captions of the zoo's scenes; these prompts are free text, leave the metric out"
+
+
+def check(shape: tuple[int, ...] | None, prompts: Prompts) -> None:
+    """Refuse free text for the zoo's scenes, and other pictures where no CLIP is named."""
+    if shape is None:
+        return
+    if tuple(shape) == SCENES and not prompts.captions:
+        raise QSearchError(_NO_CAPTIONS)
+    if tuple(shape) != SCENES:
+        clip_folder()
 
 
 def measure(outcome: Outcome, reference: Outcome) -> Tensor:
@@ -27,9 +44,10 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
     if outcome.pictures.shape[1:] != SCENES:
         clip = load_clip(outcome.pictures.device)
         with torch.no_grad():
-            return (clip.pictures(outcome.pictures) * clip.texts(outcome.prompts.texts)).sum(-1).clamp(min=0)
+            seen = _directions(clip, outcome.pictures)
+            return (seen * clip.texts(outcome.prompts.texts)).sum(-1).clamp(min=0)
     if not outcome.prompts.captions:
-        raise QSearchError("alignment needs captions of the zoo's scenes; these prompts are free text, leave the metric out")
+        raise QSearchError(_NO_CAPTIONS)
     return judge.alignment(judge.load_judge(), outcome.pictures, outcome.prompts.captions)
 
 
@@ -40,11 +58,26 @@ def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
     """
     pictures = made.pictures
     if pictures.shape[1:] != SCENES:
-        return load_clip(pictures.device).pictures(pictures), torch.full((len(pictures),), 2.0, dtype=torch.float64, device=pictures.device)
+        return _directions(load_clip(pictures.device), pictures), torch.full(
+            (len(pictures),), 2.0, dtype=torch.float64, device=pictures.device
+        )
     read = _judge(pictures.device)(pictures)
-    roots = [torch.softmax(logits, -1).clamp(min=1e-12).sqrt().flatten(1) for logits in read.values()]
+    roots = [
+        torch.softmax(logits, -1).clamp(min=1e-12).sqrt().flatten(1) for logits in read.values()
+    ]
     answers = sum(logits[0, ..., 0].numel() for logits in read.values())
-    return torch.cat(roots, 1), torch.full((len(pictures),), float(answers), dtype=torch.float64, device=pictures.device)
+    return torch.cat(roots, 1), torch.full(
+        (len(pictures),), float(answers), dtype=torch.float64, device=pictures.device
+    )
+
+
+def _directions(clip: Any, pictures: Tensor) -> Tensor:
+    """CLIP's direction of each picture, of a video the mean of its frames'."""
+    if pictures.ndim == 4:
+        found: Tensor = clip.pictures(pictures)
+        return found
+    seen = clip.pictures(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2]).mean(1)
+    return torch.nn.functional.normalize(seen, dim=-1)
 
 
 @cache

@@ -13,11 +13,33 @@ from ...zoo import judge
 from ...zoo.scenes import draw_scenes, render
 from ..clean import Clean
 from ..evaluation import Outcome
+from ..pipelines import Prompts
 
 higher_is_better = False
+title = "Fréchet distance"
+label = "Fréchet"
+digits = 4
 needs_video = False
+#: pictures of the zoo's world, which the judge reads
+SCENES = (3, 64, 64)
+needs_pictures = True
+needs_scenes = True
 #: scenes that the pictures are compared with, and the seed that draws them
 REAL, REAL_SEED = 2048, 777
+
+
+def check(shape: tuple[int, ...] | None, prompts: Prompts) -> None:
+    """Refuse pictures that are not the zoo's scenes."""
+    if shape is not None:
+        _check_shape(shape)
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+    if tuple(shape) != SCENES:
+        raise QSearchError(
+            f"frechet goes by a judge of the zoo's scenes of 3x64x64; these pictures are "
+            f"{'x'.join(map(str, shape))}: leave frechet out"
+        )
 
 
 def measure(outcome: Outcome, reference: Outcome) -> float:
@@ -27,8 +49,11 @@ def measure(outcome: Outcome, reference: Outcome) -> float:
 
 def frechet(pictures: Tensor) -> float:
     """Fréchet distance of pictures [N, 3, 64, 64] in [-1, 1] to `REAL` rendered scenes. Raises `QSearchError` for fewer than two."""
+    _check_shape(tuple(pictures.shape[1:]))
     if len(pictures) < 2:
-        raise QSearchError("a Fréchet distance needs two pictures, and three for its error bar; evaluate more samples, or leave the metric out")
+        raise QSearchError(
+            "a Fréchet distance needs two pictures, and three for its error bar; evaluate more samples, or leave the metric out"
+        )
     metric = _metric()
     metric.reset()  # of the pictures; the real scenes stay
     for batch in pictures.split(256):
@@ -38,7 +63,12 @@ def frechet(pictures: Tensor) -> float:
 
 @cache
 def _metric() -> FrechetInceptionDistance:
-    metric = FrechetInceptionDistance(_Features(judge.load_judge()), reset_real_features=False, normalize=True, input_img_size=(3, 64, 64))
+    metric = FrechetInceptionDistance(
+        _Features(judge.load_judge()),
+        reset_real_features=False,
+        normalize=True,
+        input_img_size=(3, 64, 64),
+    )
     for batch in render(draw_scenes(REAL, torch.Generator().manual_seed(REAL_SEED))).split(256):
         metric.update(batch / 2 + 0.5, real=True)
     return metric
@@ -62,10 +92,11 @@ def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
     Raises `QSearchError` for pictures of another world: the judge knows the zoo's 64x64 scenes only.
     """
     pictures = made.pictures
-    if pictures.shape[1:] != (3, 64, 64):
-        raise QSearchError(f"the judge reads the zoo's scenes of 3x64x64; these pictures are {'x'.join(map(str, pictures.shape[1:]))}: leave frechet out")
+    _check_shape(tuple(pictures.shape[1:]))
     network = _judge(pictures.device)
-    return network.embed(pictures), network.embed(reference.pictures.detach()).double().square().sum(1)
+    return network.embed(pictures), network.embed(
+        reference.pictures.detach()
+    ).double().square().sum(1)
 
 
 @cache

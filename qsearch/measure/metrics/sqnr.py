@@ -9,7 +9,13 @@ from ..clean import Clean
 from ..evaluation import Outcome
 
 higher_is_better = True
+title = "SQNR of the final latent"
+label = "latent SQNR"
+unit = "dB"
+digits = 1
+against_size = True
 needs_video = False
+needs_pictures = False
 #: samples that are identical would have an infinite ratio; this is the ratio at fp32's own precision
 CEILING = 140.0
 

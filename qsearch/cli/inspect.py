@@ -1,0 +1,127 @@
+"""Commands that look at a run and change its settings: show, set, list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..core import plugins
+from ..core.errors import QSearchError
+from .common import Folder, app, console
+
+
+@app.command()
+def show(
+    artefact: Annotated[
+        Path,
+        typer.Argument(
+            help="graph.json, plan.json, sensitivity.parquet, attribution.parquet, results.json or trials.db",
+            show_default=False,
+        ),
+    ],
+    form: Annotated[
+        str, typer.Option("--format", help="table; of a graph also graphml, dot or json")
+    ] = "table",
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="of a graph: time at best on one of `qsearch list devices`", show_default=False
+        ),
+    ] = None,
+    svg: Annotated[
+        Path | None,
+        typer.Option(help="of a graph: write a picture, .svg or .png", show_default=False),
+    ] = None,
+    block: Annotated[
+        str | None,
+        typer.Option(
+            help="of a graph: the picture is of this block, else of the whole", show_default=False
+        ),
+    ] = None,
+    why: Annotated[
+        str | None,
+        typer.Option(
+            help="of a plan: the choices of this layer, and what another one would cost",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Print an artefact of a run; a graph also as a file for other tools, as a picture, and with the time it takes at best; a plan's reasons."""
+    from ..core.graph import OpGraph
+    from ..report import graph_picture, graph_view
+    from ..report.text import show as text
+
+    if block is not None and svg is None:
+        raise QSearchError(f"--block chooses what --svg draws; given {block!r} without --svg FILE")
+    if why is not None:
+        from ..report.why import reasons
+        from ..stages.why import ask_why
+
+        for part in reasons(ask_why(artefact, why)):
+            console().print(part)
+        return
+    if form != "table":
+        typer.echo(graph_view.export(OpGraph.load(artefact), form))
+    if svg is not None:
+        graph_picture.save_picture(OpGraph.load(artefact), svg, block)
+        typer.echo(f"wrote {svg}")
+    if device is not None or (form == "table" and svg is None):
+        for part in text(artefact, device):
+            console().print(part)
+
+
+@app.command(name="list")
+def list_(
+    kind: Annotated[
+        str | None,
+        typer.Argument(
+            help="models, devices, quantizers, metrics, solvers, …; all when left out",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """List models, devices and plug-ins with their captions."""
+    from .. import zoo
+    from ..core import shipped
+    from ..core.errors import nearest
+
+    kinds = sorted([*plugins.KINDS, *shipped.KINDS])
+    if kind not in (None, *kinds):
+        raise QSearchError(
+            f"there is nothing to list by the name of {kind!r}{nearest(str(kind), kinds)}"
+        )
+    if kind in (None, "models"):
+        for name in zoo.NAMES:
+            typer.echo(f"{'models':12} {name:16} the zoo's, with weights")
+    for one in [kind] if kind else kinds:
+        known = shipped if one in shipped.KINDS else plugins
+        for name in known.names(one):
+            typer.echo(f"{one:12} {name:16} {known.caption(one, name)}")
+
+
+@app.command(name="set")
+def set_(
+    folder: Folder,
+    changes: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KEY=VALUE...",
+            help="e.g. allocate.average_bits=3.5; KEY= is back to the default",
+            show_default=False,
+        ),
+    ],
+) -> None:
+    """Change settings of a run, or take them back to their defaults."""
+    from ..stages.config import NAME, load, save, with_changes
+
+    asked = {}
+    for text in changes:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise QSearchError(
+                f"a setting is KEY=VALUE, e.g. allocate.average_bits=3.5; given {text!r}"
+            )
+        asked[key] = value
+    save(with_changes(load(folder / NAME), asked), folder / NAME)

@@ -1,0 +1,383 @@
+"""Sampler steps: how a plan cuts them into ranges, and the clock that says which step a call of a denoiser belongs to.
+
+A plan is made for any number of sampler steps, so its ranges are fractions of the sampler's schedule. The clock counts sampler
+steps, not calls of the denoiser: guidance in two calls, two denoisers, and solvers of second order call more than once a step.
+It follows the scheduler of a diffusers pipeline (`set_timesteps` begins a sampling, `step` ends a step), wherever img2img begins.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from .errors import QSearchError
+
+MOST_RANGES = 64
+_ROUNDING = 1e-9  # of a bound times the number of steps
+
+
+@dataclass(frozen=True)
+class StepRanges:
+    """Ranges of sampler steps, the noisiest first. Step i of n lies in the range whose number is that of the bounds <= i / n.
+
+    Args:
+        bounds: where one range ends and the next begins, as ascending fractions of the steps in (0, 1); none for one range.
+    """
+
+    bounds: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        ends = (0.0, *self.bounds, 1.0)
+        numbers = all(isinstance(b, int | float) and not isinstance(b, bool) for b in self.bounds)
+        if not numbers or not all(a < b for a, b in itertools.pairwise(ends)):
+            raise QSearchError(
+                f"ranges of steps cover the sampler from its first step to its last: bounds are ascending fractions between 0 and 1; given {list(self.bounds)}"
+            )
+        if len(self) > MOST_RANGES:
+            raise QSearchError(
+                f"a plan has at most {MOST_RANGES} ranges of steps; given {len(self)}"
+            )
+
+    @staticmethod
+    def equal(count: int) -> StepRanges:
+        """`count` ranges of the same length. Raises `QSearchError` for less than one."""
+        if not 1 <= count <= MOST_RANGES:
+            raise QSearchError(f"a plan has 1 to {MOST_RANGES} ranges of steps; given {count}")
+        return StepRanges(tuple(i / count for i in range(1, count)))
+
+    def __len__(self) -> int:
+        return len(self.bounds) + 1
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The part of the steps that each range holds; they add up to 1."""
+        ends = (0.0, *self.bounds, 1.0)
+        return tuple(b - a for a, b in itertools.pairwise(ends))
+
+    def of(self, step: int, total: int) -> int:
+        """The range of sampler step `step` (from 0) of `total`."""
+        return sum(bound * total <= step + _ROUNDING for bound in self.bounds)
+
+    def members(self, total: int) -> tuple[tuple[int, ...], ...]:
+        """The steps of each range for a sampler of `total` steps.
+
+        Raises:
+            QSearchError: a range would be empty, since there are fewer steps than ranges need.
+        """
+        found = tuple(
+            tuple(i for i in range(total) if self.of(i, total) == r) for r in range(len(self))
+        )
+        if not all(found):
+            raise QSearchError(
+                f"each of {len(self)} ranges of steps needs a sampler step; range "
+                f"{found.index(())} has none of {total}: sample with more steps, or plan with fewer ranges"
+            )
+        return found
+
+    def content(self) -> dict[str, Any]:
+        """Plain data for a file; `StepRanges.parse` reads it."""
+        count = len(self)
+        return (
+            {"ranges": count} if self == StepRanges.equal(count) else {"bounds": list(self.bounds)}
+        )
+
+    @staticmethod
+    def parse(content: Mapping[str, Any] | int | None) -> StepRanges:
+        """Ranges from `content()`, a number of equal ranges, or nothing."""
+        if content is None:
+            return StepRanges()
+        if isinstance(content, int) and not isinstance(content, bool):
+            return StepRanges.equal(content)
+        if isinstance(content, Mapping) and set(content) == {"ranges"}:
+            return StepRanges.parse(content["ranges"])
+        if (
+            isinstance(content, Mapping)
+            and set(content) == {"bounds"}
+            and isinstance(content["bounds"], list)
+        ):
+            return StepRanges(tuple(content["bounds"]))
+        raise QSearchError(
+            f"steps are a number of equal ranges, or {{bounds: [fractions]}}; given {content!r}"
+        )
+
+
+class StepClock:
+    """The sampler step that the denoisers of one pipeline are at.
+
+    Attributes:
+        step: number of the sampler step, from 0.
+        total: sampler steps of the whole schedule; 0 while nobody has said.
+    """
+
+    def __init__(self) -> None:
+        self.step, self.total = 0, 0
+        self._followed: list[Any] = []
+        self._told = 0  # contexts that say which step it is
+
+    def __repr__(self) -> str:
+        return f"StepClock(step {self.step} of {self.total})"
+
+    @property
+    def known(self) -> bool:
+        """Whether somebody says which step it is: a scheduler that is followed, or `at`."""
+        return self.total > 0
+
+    @contextmanager
+    def at(self, step: int, total: int) -> Iterator[None]:
+        """Inside, it is step `step` of `total`: for a recorded call."""
+        before = self.step, self.total
+        self.step, self.total = step, total
+        self._told += 1
+        try:
+            yield
+        finally:
+            self._told -= 1
+            self.step, self.total = before
+
+    def range_of(self, ranges: StepRanges) -> int:
+        """The range of now.
+
+        Raises:
+            QSearchError: nobody has said which step it is, or a range has no step at all.
+        """
+        if len(ranges) == 1:
+            return 0
+        if not self.known:
+            raise QSearchError(
+                f"a plan of {len(ranges)} ranges goes by the sampler's steps, and no scheduler is followed: "
+                "call the denoiser through its diffusers pipeline, or inside `clock_of(model).at(step, total)`"
+            )
+        if self.total < len(ranges):
+            ranges.members(self.total)
+        return ranges.of(self.step, self.total)
+
+    @contextmanager
+    def following(self, scheduler: Any) -> Iterator[None]:
+        """Inside, the clock goes by a diffusers scheduler."""
+        before = self.step, self.total
+        detach = self.follow(scheduler)
+        self._told += 1
+        try:
+            yield
+        finally:
+            self._told -= 1
+            detach()
+            self.step, self.total = before
+
+    def range_in_call(self, model: Any, ranges: StepRanges) -> int:
+        """The range of the call of `model` that is being made: by who tells the clock, else by the pipeline that calls.
+
+        Raises:
+            QSearchError: nobody tells, and no diffusers pipeline is among the callers.
+        """
+        if len(ranges) > 1 and not self._told:
+            follow_caller(model, self)
+        return self.range_of(ranges)
+
+    def follow(self, scheduler: Any) -> Callable[[], None]:
+        """Go by `scheduler` from now on, which may be in the middle of a sampling; returns what ends that.
+
+        Raises:
+            QSearchError: the scheduler has no `step` or no `set_timesteps`.
+        """
+        if any(scheduler is one for one in self._followed):
+            return lambda: None
+        for name in ("set_timesteps", "step"):
+            if not callable(getattr(scheduler, name, None)):
+                raise QSearchError(
+                    f"steps are counted by a scheduler's set_timesteps and step; {type(scheduler).__name__} has no {name}"
+                )
+        hooks = {
+            "set_timesteps": self._begun,
+            "set_begin_index": self._begun,
+            "scale_model_input": self._scaled,
+            "step": self._stepped,
+        }
+        self._followed.append(scheduler)
+        restore = overridden(
+            scheduler,
+            {
+                name: functools.partial(_then, hook)
+                for name, hook in hooks.items()
+                if callable(getattr(scheduler, name, None))
+            },
+        )
+        if getattr(scheduler, "timesteps", None) is not None:
+            self._go(scheduler, _index(scheduler))
+
+        def detach() -> None:
+            restore()
+            self._followed = [one for one in self._followed if one is not scheduler]
+
+        return detach
+
+    def follows(self, scheduler: Any) -> bool:
+        """Whether the clock goes by this scheduler."""
+        return any(scheduler is one for one in self._followed)
+
+    def _begun(self, scheduler: Any, given: Mapping[str, Any]) -> None:
+        self._go(scheduler, _index(scheduler))
+
+    def _scaled(self, scheduler: Any, given: Mapping[str, Any]) -> None:
+        if _counts(scheduler):
+            self._go(scheduler, _index(scheduler))
+            return
+        if _index(scheduler):
+            return
+        found = _places(scheduler, given.get("timestep"))
+        if found and self.step not in [i // _order(scheduler) for i in found]:
+            self._go(scheduler, found[0])
+
+    def _stepped(self, scheduler: Any, given: Mapping[str, Any]) -> None:
+        if _counts(scheduler):
+            self._go(scheduler, _index(scheduler))
+            return
+        found = _places(scheduler, given.get("timestep"))
+        order = _order(scheduler)
+        self._go(scheduler, found[0] + 1 if len(found) == 1 else (self.step + 1) * order)
+
+    def _go(self, scheduler: Any, index: int) -> None:
+        order = _order(scheduler)
+        self.total = max(1, math.ceil(len(scheduler.timesteps) / order))
+        self.step = min(index // order, self.total - 1)
+
+
+def overridden(thing: Any, around: Mapping[str, Callable[..., Any]]) -> Callable[[], None]:
+    """Let `thing.name(...)` call `around[name](own, thing, ...)`, where `own` is its own method; returns what ends that.
+
+    The methods live in a class made for `thing` alone, under its class's name, and not in its `__dict__`: a pipeline
+    that copies its scheduler (LTX-2 has one for sound) gets a copy whose methods are the copy's own.
+    """
+    base = type(thing)
+    active = True
+
+    def made(name: str) -> Any:
+        own = getattr(base, name)
+
+        @functools.wraps(own)
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            bound = functools.partial(own, self)
+            if not active or self is not thing:
+                return bound(*args, **kwargs)
+            return around[name](bound, self, *args, **kwargs)
+
+        return method
+
+    space = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+    }
+    thing.__class__ = type(
+        base.__name__, (base,), {**space, **{name: made(name) for name in around}}
+    )
+    mine = type(thing)
+
+    def restore() -> None:
+        nonlocal active
+        active = False
+        if type(thing) is mine:
+            thing.__class__ = base
+
+    return restore
+
+
+def arguments_of(own: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by the names that `own` gives them."""
+    try:
+        found = dict(inspect.signature(own).bind(*args, **kwargs).arguments)
+        rest = found.pop("args", ())
+        # `scale_model_input(sample, *args)` of a scheduler that scales nothing
+        return {**found, **found.pop("kwargs", {}), **({"timestep": rest[0]} if rest else {})}
+    except (TypeError, ValueError):  # the call itself says what is wrong with it
+        return dict(kwargs)
+
+
+def _then(hook: Callable[..., None], own: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+    made = own(*args, **kwargs)
+    hook(scheduler, arguments_of(own, args, kwargs))
+    return made
+
+
+def _order(scheduler: Any) -> int:
+    """Calls of `step` that make one sampler step: 2 for Heun and KDPM2, as diffusers says in `order`."""
+    return max(1, int(getattr(scheduler, "order", 1) or 1))
+
+
+def _counts(scheduler: Any) -> bool:
+    """Whether the scheduler counts its own steps and has begun to."""
+    return getattr(scheduler, "step_index", None) is not None
+
+
+def _index(scheduler: Any) -> int:
+    """Position in `scheduler.timesteps` of the step to come, as far as the scheduler knows."""
+    for name in ("step_index", "begin_index"):
+        value = getattr(scheduler, name, None)
+        if value is not None:
+            return int(value)
+    return 0
+
+
+def _places(scheduler: Any, timestep: Any) -> list[int]:
+    """Where `timestep` (a number, or a tensor whose first is taken) stands in the schedule."""
+    if timestep is None:
+        return []
+    flat = getattr(timestep, "flatten", None)
+    wanted = float(timestep if flat is None else flat()[0])
+    times = scheduler.timesteps
+    listed = times.tolist() if callable(getattr(times, "tolist", None)) else list(times)
+    return [i for i, t in enumerate(listed) if float(t) == wanted]
+
+
+_clocks: WeakKeyDictionary[Any, StepClock] = WeakKeyDictionary()
+
+
+def clock_of(model: Any) -> StepClock:
+    """The clock that calls of a denoiser go by; made at the first question."""
+    if model not in _clocks:
+        _clocks[model] = StepClock()
+    return _clocks[model]
+
+
+def share_clock(models: Iterable[Any]) -> StepClock:
+    """One clock for all of `models`: the denoisers of one pipeline."""
+    held = list(models)
+    clock = clock_of(held[0])
+    for model in held[1:]:
+        _clocks[model] = clock
+    return clock
+
+
+def follow_caller(model: Any, clock: StepClock) -> bool:
+    """Let `clock` go by the scheduler of the diffusers pipeline that is calling `model` right now; False where none is.
+
+    A packed denoiser is loaded before its pipeline exists, so the pipeline is looked for among the callers: an object with a
+    `scheduler` and with `model` among its components.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self") if frame.f_code.co_name == "__call__" else None
+        scheduler = getattr(owner, "scheduler", None)
+        if scheduler is not None and any(part is model for part in vars(owner).values()):
+            if not clock.follows(scheduler):
+                clock.follow(scheduler)
+                timestep = frame.f_locals.get("t")
+                if (
+                    not _counts(scheduler)
+                    and getattr(scheduler, "begin_index", None) is None
+                    and timestep is not None
+                ):
+                    found = _places(scheduler, timestep)
+                    if len(found) == 1:
+                        clock._go(scheduler, found[0])
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False

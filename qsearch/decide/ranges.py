@@ -1,0 +1,132 @@
+"""How a plan may differ between ranges of sampler steps: the choices of a site over the ranges, and what each range loses by them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..core.errors import QSearchError, nearest
+from ..core.plan import ONE_RANGE
+from ..core.scheme import KEEP, Scheme
+from ..core.steps import StepRanges
+from ..core.table import SensitivityTable
+from .objectives import Objective, Values
+from .problem import Choice
+
+#: what is looked at for one site: schemes over the ranges of steps
+COMBINATIONS = 4096
+#: what the ranges of a plan have in common
+SHARES = ("weights", "none")
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """How a plan may differ between ranges of sampler steps.
+
+    Attributes:
+        steps: the ranges.
+        values: layer -> scheme -> what each range adds to the loss of all steps.
+        share: "weights" where a layer has one stored weight for all ranges and its input may differ, "none" where each range may
+            store its own.
+    """
+
+    steps: StepRanges = ONE_RANGE
+    values: Sequence[Values] = ()
+    share: str = "weights"
+
+    def __post_init__(self) -> None:
+        if self.share not in SHARES:
+            raise QSearchError(
+                f"ranges of steps share {' or '.join(SHARES)}; given {self.share!r}"
+                f"{nearest(self.share, SHARES)}"
+            )
+
+    def choices(self, schemes: Sequence[Scheme], layer: str) -> list[Choice]:
+        """Every choice over the ranges that `schemes` make, one for all of them first."""
+        made: list[Choice] = list(schemes)
+        count = len(self.steps)
+        if count == 1:
+            return made
+        families: dict[Scheme, list[Scheme]] = {}
+        for scheme in schemes:
+            key = KEEP if self.share == "none" else scheme.weight_only
+            families.setdefault(key, []).append(scheme)
+        if sum(len(f) ** count for f in families.values()) > COMBINATIONS:
+            raise QSearchError(
+                f"{len(schemes)} schemes at {layer} over {count} ranges of steps are more combinations than can be looked at "
+                f"({COMBINATIONS}); give fewer schemes or ranges, or share weights"
+            )
+        for family in families.values():
+            for combination in itertools.product(family, repeat=count):
+                fitted = any(s.scales_weight for s in combination) and self.share == "weights"
+                if len(set(combination)) > 1 and not fitted:
+                    made.append(combination)
+        return made
+
+    def loss(self, layer: str, choice: tuple[Scheme, ...]) -> float:
+        """What a choice for each range adds to the loss."""
+        rows = (values.get(layer, {}) for values in self.values)
+        return sum(
+            0.0 if scheme == KEEP else row[str(scheme)]
+            for row, scheme in zip(rows, choice, strict=True)
+        )
+
+
+def ranges_of(
+    table: SensitivityTable, objective: Objective, steps: StepRanges, share: str = "weights"
+) -> Ranges:
+    """The ranges with what each adds to the loss, by the step bins (or the sampler steps of a trajectory) of a table.
+
+    Raises:
+        QSearchError: an objective that is no sum over the steps, or a range without a bin of its own.
+    """
+    if len(steps) == 1:
+        return Ranges()
+    if objective.decibels or objective.at_most:
+        raise QSearchError(
+            "a plan over ranges of steps minimises losses that add up over the steps: leave decibels and at_most out"
+        )
+    parts: list[dict[str, dict[str, float]]] = [{} for _ in range(len(steps))]
+    for metric, weight in objective.weights.items():
+        for part, losses in zip(parts, _by_range(table, metric, steps), strict=True):
+            for site, row in losses.items():
+                mine = part.setdefault(site, {})
+                for scheme, loss in row.items():
+                    mine[scheme] = mine.get(scheme, 0.0) + weight * loss
+    return Ranges(steps, tuple(parts), share)
+
+
+def _by_range(
+    table: SensitivityTable, metric: str, steps: StepRanges
+) -> list[dict[str, dict[str, float]]]:
+    count = table.bins(metric)
+    cell = (metric, 0)
+    shares = table.shares
+    if count == 1 and shares is not None and cell in shares.values:
+        length = shares.values[cell].shape[1]
+        if length >= len(steps):
+            found: list[dict[str, dict[str, float]]] = [{} for _ in range(len(steps))]
+            members = steps.members(length)
+            for row, (site, scheme) in enumerate(shares.choices):
+                own = shares.step_shares(cell, row)
+                for part, mine in zip(found, members, strict=True):
+                    part.setdefault(site, {})[scheme] = float(np.sum(own[list(mine)]))
+            return found
+    bins: list[list[int]] = [[] for _ in range(len(steps))]
+    for b in range(count):
+        bins[steps.of(2 * b + 1, 2 * count)].append(b)
+    if not all(bins):
+        raise QSearchError(
+            f"{len(steps)} ranges of steps need a step bin each; the table has {count}, and range {bins.index([])} "
+            f"has none: profile with --bins {len(steps)} or a multiple"
+        )
+    return [
+        {
+            site: {s: loss * len(mine) / count for s, loss in row.items()}
+            for site, row in table.values(metric, mine).items()
+        }
+        for mine in bins
+    ]

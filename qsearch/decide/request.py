@@ -1,0 +1,68 @@
+"""AllocationRequest: what is asked of a plan besides its budget, and of whom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.errors import QSearchError, nearest
+from ..core.latency import Latency
+from ..core.plan import Plan
+from ..core.scheme import Scheme
+from ..core.steps import StepRanges
+from .constraints import Constraints
+from .objectives import Objective
+
+
+@dataclass(frozen=True)
+class AllocationRequest:
+    """What is minimised, what must hold, which choices there are, and who looks for the plan.
+
+    `metric`: column of the table that is minimised; an `objective` says more: weights, limits on
+    losses, decibels. `constraints`: what must hold besides the budget. `latency`: table of times,
+    for a budget in seconds. `schemes`: choices, of those in the table. `scores`: layer -> scheme ->
+    one number a probe, the model of interactions (a table made by probes has them), and `trust`:
+    how much of it counts. `steps`: ranges of sampler steps between which the plan may differ, by the
+    table's step bins; `share`: what they have in common (`decide.ranges.SHARES`). `solver`: plug-in; `seconds`: its time limit. `evaluate`: plan -> its
+    measured loss, for a solver that searches on real evaluations (`tpe`, `nsga2`).
+    """
+
+    metric: str = "noise"
+    objective: Objective | None = None
+    constraints: Constraints | None = None
+    latency: Latency | None = None
+    schemes: Sequence[Scheme | str] | None = None
+    scores: Mapping[str, Mapping[str, NDArray[np.float64]]] | None = None
+    trust: float | None = None
+    steps: StepRanges | None = None
+    share: str = "weights"
+    solver: str = "ilp"
+    seconds: float = 60.0
+    evaluate: Callable[[Plan], float] | None = None
+
+    @property
+    def minimised(self) -> Objective:
+        """The objective, or the single metric as one."""
+        return self.objective or Objective({self.metric: 1.0})
+
+    @property
+    def ranged(self) -> bool:
+        """Whether the plan may differ between ranges of steps."""
+        return self.steps is not None and len(self.steps) > 1
+
+    def with_named(self, named: Mapping[str, Any]) -> AllocationRequest:
+        """The request with fields given by name. Raises `QSearchError` with the nearest name."""
+        known = [f.name for f in fields(self)]
+        for name in named:
+            if name not in known:
+                raise QSearchError(f"an allocation has no {name!r}{nearest(name, known)}")
+        return replace(self, **named)
+
+
+def requested(request: AllocationRequest | None, named: Mapping[str, Any]) -> AllocationRequest:
+    """A request, or the default one, with fields given by name."""
+    return (request or AllocationRequest()).with_named(named)

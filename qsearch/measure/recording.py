@@ -1,0 +1,182 @@
+"""Recording: the denoiser's calls in the middle of each range of the sampler's steps, from one full-precision run of the pipeline.
+
+All calls of a step are recorded: the branches of guidance where they are calls of their own (Wan), both calls of a solver of second
+order (Heun). Each is a copy of its arguments, taken when it was made, and knows what the sampler made of its output.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import QSearchError
+from ..core.steps import StepClock, arguments_of, overridden
+from ..graphs.components import Denoisers
+from .calling import sample
+from .calls import Call, Copier, example_inputs, output_of
+from .clean import Sampled, checked, own_prediction, step_weights
+from .components import denoisers_of, model_of, schedulers_of, ticking
+from .prompts import Prompts
+from .sampling import Sampling
+
+
+@dataclass
+class _Heard:
+    """Calls as they come, and the outputs that the sampler has not yet taken, with the numbers of their calls."""
+
+    calls: list[Call] = field(default_factory=list)
+    outputs: list[tuple[int, Tensor]] = field(default_factory=list)
+
+
+@contextmanager
+def _listening(pipe: Any, guidance: float, clock: StepClock) -> Iterator[_Heard]:
+    """Hears the calls of the denoisers, and what the scheduler makes of them; the pipeline computes as ever."""
+    heard = _Heard()
+
+    def hooks(name: str, model: nn.Module) -> list[Any]:
+        copier = Copier()
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            nonlocal copier
+            copier = Copier(copier.known)
+            args, kwargs = copier((args, kwargs))
+            step = clock.step if clock.known else len(heard.calls)
+            heard.calls.append(Call(args, kwargs, step, None, clock.total, name))
+
+        def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            heard.outputs.append((len(heard.calls) - 1, output_of(output)))
+
+        return [
+            model.register_forward_pre_hook(before, with_kwargs=True),
+            model.register_forward_hook(after),
+        ]
+
+    def stepped(own: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+        given = arguments_of(own, args, kwargs)
+        predicted = own_prediction(scheduler, given)  # before the step changes what it goes by
+        made = own(*args, **kwargs)
+        _note(heard, scheduler, given, made, predicted, guidance)
+        heard.outputs.clear()
+        return made
+
+    parts = denoisers_of(pipe)
+    single = len(parts) == 1
+    with ExitStack() as stack:
+        for name, model in parts.items():
+            for handle in hooks("" if single else name, model):
+                stack.callback(handle.remove)
+        for scheduler in schedulers_of(pipe):
+            stack.callback(overridden(scheduler, {"step": stepped}))
+        yield heard
+
+
+def _note(
+    heard: _Heard,
+    scheduler: Any,
+    given: dict[str, Any],
+    made: Any,
+    predicted: Tensor | None,
+    guidance: float,
+) -> None:
+    """What a step made of the outputs since the last one, into their calls."""
+    numbers = [i for i, _ in heard.outputs]
+    given_output, latents = given.get("model_output"), given.get("sample")
+    if not numbers or not isinstance(given_output, Tensor) or not isinstance(latents, Tensor):
+        return
+    outputs = [output for _, output in heard.outputs]
+    weights = step_weights(outputs, given_output, guidance)
+    if weights is None:
+        why = "what the scheduler was given is no linear combination of the denoiser's outputs"
+        held: tuple[float, float] | str = why
+    else:
+        held = checked(scheduler, given, made, predicted)
+    for place, number in enumerate(numbers):
+        if isinstance(held, str) or weights is None:
+            heard.calls[number] = replace(heard.calls[number], unsampled=str(held))
+            continue
+        others = [
+            Sampled(latents, 0.0, 1.0, w, given_output.shape[1]).clean(output)
+            for i, (w, output) in enumerate(zip(weights, outputs, strict=True))
+            if i != place
+        ]
+        rest = sum(others[1:], others[0]) if others else None
+        sampled = Sampled(latents, *held, weights[place], given_output.shape[1], rest)
+        heard.calls[number] = replace(heard.calls[number], sampled=sampled)
+
+
+def record(
+    pipe: Any, prompts: Prompts, sampling: Sampling, bins: int, batch: int | None = None
+) -> list[Call]:
+    """The denoisers' calls in the middle of each of `bins` equal ranges of sampler steps, all of the middle step.
+
+    Args:
+        pipe: a diffusers pipeline in full precision.
+        prompts: what is sampled.
+        sampling: how.
+        bins: ranges of equal length. A component that runs in the middle of none gets its own middle step besides; of more
+            bins than steps, where a step has several calls, every step is one.
+        batch: samples at a time; each bin has calls for each part of the samples then. All at once when left out.
+
+    Returns:
+        Calls ordered by step; those of one step belong to one bin.
+
+    Raises:
+        QSearchError: more bins than sampler steps; no denoiser was called where hooks hear it.
+    """
+    ends, model = [0], model_of(pipe)
+    with ticking(pipe) as clock, _listening(pipe, sampling.guidance, clock) as heard:
+        sample(
+            pipe,
+            prompts,
+            replace(sampling, batch=batch or len(prompts)),
+            lambda _: ends.append(len(heard.calls)),
+        )
+    if not heard.calls:
+        raise QSearchError(
+            f"{type(pipe).__name__} called none of {', '.join(denoisers_of(pipe))} where a hook hears it; "
+            "is its forward called in another way, or replaced?"
+        )
+    parts = [_numbered(heard.calls[a:b]) for a, b in itertools.pairwise(ends)]
+    wanted = middles(parts[0], bins)
+    calls = [call for step in wanted for part in parts for call in part if call.step == step]
+    if isinstance(model, Denoisers):
+        for call in calls:
+            model.examples.update({call.component: example_inputs(call, model)[call.component]})
+    return calls
+
+
+def _numbered(part: list[Call]) -> list[Call]:
+    """Calls that nobody counted, numbered in their order."""
+    if any(call.steps for call in part):
+        return part
+    return [replace(call, step=i, steps=len(part)) for i, call in enumerate(part)]
+
+
+def middles(calls: Sequence[Call], bins: int) -> list[int]:
+    """The middle step of each of `bins` equal parts of the steps that were heard, and of each component that has none of them."""
+    heard = sorted({call.step for call in calls})
+    if not 1 <= bins <= len(calls):
+        raise QSearchError(
+            f"step bins must lie between 1 and the number of denoiser calls; given {bins} bins for "
+            f"{len(calls)} calls in {len(heard)} sampler steps"
+        )
+    found = {heard[int((b + 0.5) * len(heard) / bins)] for b in range(bins)}
+    for name in dict.fromkeys(call.component for call in calls):
+        own = sorted({call.step for call in calls if call.component == name})
+        if not found.intersection(own):
+            found.add(own[len(own) // 2])
+    return sorted(found)
+
+
+@torch.no_grad()
+def heard_steps(pipe: Any, prompts: Prompts, sampling: Sampling) -> list[tuple[str, int, int]]:
+    """(component, sampler step, of how many) of every call of the denoisers, in their order."""
+    with ticking(pipe) as clock, _listening(pipe, sampling.guidance, clock) as heard:
+        sample(pipe, prompts, replace(sampling, batch=len(prompts)))
+    return [(call.component, call.step, call.steps) for call in _numbered(heard.calls)]

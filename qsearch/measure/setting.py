@@ -1,0 +1,38 @@
+"""EvaluationSetting: all that a measurement depends on besides the plan, and the key that says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .options import CalibrateOptions
+from .pipelines import Call, Prompts, Sampling, record
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is recorded for schemes that choose by calls: prompts, sampler, bins and batch."""
+
+    prompts: Prompts
+    sampling: Sampling
+    options: CalibrateOptions
+
+    def record(self, pipe: Any) -> list[Call]:
+        """The denoiser's calls in the middle of each step bin."""
+        bins = min(self.options.bins, self.sampling.steps)
+        return record(pipe, self.prompts, self.sampling, bins, self.options.batch)
+
+
+@dataclass(frozen=True)
+class EvaluationSetting:
+    """Prompts, sampler and metrics of a measurement, what schemes are calibrated on, and its `key`.
+
+    Plans that are measured under one key can be compared. `calibration`: None where no scheme may
+    ask for it.
+    """
+
+    prompts: Prompts
+    sampling: Sampling
+    metrics: tuple[str, ...]
+    key: str
+    calibration: Calibration | None = None

@@ -1,0 +1,1 @@
+"""Race: whole denoisers, other tools and single layers timed on this machine."""

@@ -1,0 +1,45 @@
+"""apply: the plan's packed model, in model.safetensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..core.graph import OpGraph
+from ..core.plan import Plan
+from .calibrate import calibration_calls, plan_weights
+
+if TYPE_CHECKING:
+    from .folder import Run
+
+
+def apply(run: Run, graph: OpGraph, plan: Plan, *, required: bool = False) -> Path:
+    """Pack the run's denoiser as the plan says.
+
+    Args:
+        run: the run, whose model is loaded and packed in place.
+        graph: the model's graph.
+        plan: the plan.
+        required: refuse layers whose low-bit arithmetic this machine has no kernel for.
+
+    Returns:
+        The file.
+    """
+    from ..execute.packed_file import save
+    from ..execute.runtime import apply as verb
+    from ..execute.runtime import packed_layers, stored_bytes
+    from ..measure.pipelines import model_of
+
+    model = model_of(run.pipe)
+    before = sum(2 * parameter.numel() for parameter in model.parameters())
+    calls = calibration_calls(run, plan.schemes)
+    weights = plan_weights(run, graph, plan, calls, learn=True)
+    verb(model, plan, graph, weights, kernels="required" if required else "preferred")
+    path = run.path("model.safetensors")
+    save(model, path, graph, plan)
+    after = stored_bytes(model) - sum(t.nbytes - 2 * t.numel() for t in model.parameters())
+    run.progress.say(
+        f"apply: {len(packed_layers(model))} packed layers, the model takes {after:,} bytes, "
+        f"{before / after:.2f} times less than in 16 bits; {path}"
+    )
+    return path

@@ -1,0 +1,79 @@
+"""Calibration of a run: the calls that schemes choose by, and weights as a plan stores them.
+
+One place for both, so that profiling, refinement, evaluation, the packed model and exports choose
+the same codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..core.graph import OpGraph
+from ..core.plan import Plan
+from ..core.scheme import Scheme
+
+if TYPE_CHECKING:
+    from ..measure.pipelines import Call
+    from ..measure.quantized_weights import QuantizedWeights
+    from ..measure.setting import Calibration
+    from .folder import Run
+
+
+def calibration_of(run: Run) -> Calibration:
+    """What is recorded for calibration: prompts, sampler with a noise of its own, bins, batch."""
+    from ..measure.setting import Calibration
+
+    c = run.config
+    prompts = run.prompts(c.calibrate.samples or c.profile.samples, part=0)
+    return Calibration(prompts, run.sampling_for("calibrate"), c.calibrate)
+
+
+def calibration_calls(run: Run, schemes: Iterable[Scheme]) -> list[Call]:
+    """Recorded calls for schemes that choose by them, or that are learnt; none where none does."""
+    from ..choices.input_quantizer import needs_inputs
+
+    if run.config.reconstruct.order == "none" and not any(needs_inputs(s) for s in schemes):
+        return []
+    return calibration_of(run).record(run.pipe)
+
+
+def plan_weights(
+    run: Run, graph: OpGraph, plan: Plan, calls: Sequence[Call], *, learn: bool
+) -> QuantizedWeights:
+    """What `simulate` needs for a plan.
+
+    Args:
+        run: the run.
+        graph: the model's graph.
+        plan: the plan.
+        calls: of `calibration_calls`.
+        learn: whether it is reconstructed as the config says, besides being calibrated.
+
+    Returns:
+        Weights that carry out the plan's schemes.
+    """
+    from ..measure.pipelines import model_of
+    from ..measure.quantized_weights import weights_for
+    from ..measure.reconstruction import reconstruct
+
+    model, options = model_of(run.pipe), run.config.reconstruct
+    if learn and options.order != "none":
+        return reconstruct(model, graph, plan, calls, options, seed=run.config.seed).weights
+    return weights_for(model, graph, [plan], calls)
+
+
+def calibration_question(
+    run: Run, schemes: Iterable[Scheme], *, always: bool = False
+) -> dict[str, Any]:
+    """What the choices of these schemes depend on, for keys; nothing where none is calibrated.
+
+    `always`: where calls are recorded whatever the schemes are.
+    """
+    from ..choices.input_quantizer import needs_inputs
+
+    c = run.config
+    if not always and not any(needs_inputs(s) for s in schemes):
+        return {}
+    prompts = run.prompts(c.calibrate.samples or c.profile.samples, part=0)
+    return {"calibrate": c.calibrate.model_dump(), "chosen_by": list(prompts.texts)}

@@ -1,0 +1,102 @@
+"""evaluate --plans: many plans measured for surrogates to learn from, into the run's trials.
+
+Drawn plans of the run's schemes, or plans that are given as files. What is measured before is not
+measured again; several processes or machines may do it at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from ..core.artifacts import without_secrets
+from ..core.errors import QSearchError
+from ..core.graph import OpGraph
+from ..core.plan import Plan
+from ..core.settings import Settings
+from .evaluate import setting_of
+
+if TYPE_CHECKING:
+    from .folder import Run
+
+
+class CampaignSettings(Settings):
+    """Which plans are measured, by how many, and where they are kept."""
+
+    plans: int = Field(0, ge=0, description="drawn plans of the run's schemes")
+    draw: str = Field("random", description="random, latin (roles) or frontier (around the best)")
+    given: Path | None = Field(None, description="a plan, or a folder of plans, instead")
+    workers: int = Field(1, description="processes at once")
+    storage: str | None = Field(None, description="URL of the trials; trials.db when left out")
+    stop: dict[str, float] = Field({}, description="metric -> value by which a plan is given up")
+
+
+def measure(run: Run, graph: OpGraph, settings: CampaignSettings) -> int:
+    """Measure many plans.
+
+    Args:
+        run: the run, with its graph and, for draws around the frontier, its table.
+        graph: the model's graph.
+        settings: which plans, and how.
+
+    Returns:
+        How many were measured now.
+
+    Raises:
+        QSearchError: where no plan of several could be measured, for what is given wrongly.
+    """
+    from ..decide.draws import draw as draw_plans
+    from ..measure.campaign import Campaign, measure_plans
+    from .calibrate import calibration_question
+    from .checks import check_metrics
+
+    c = run.config
+    if settings.given is not None:
+        plans = plans_in(settings.given, graph)
+    else:
+        tables = run.tables(graph)
+        table = tables[0] if tables else None
+        plans = draw_plans(
+            graph, c.profile.schemes, settings.plans, settings.draw, seed=c.seed, table=table
+        )
+    chosen_by = calibration_question(run, (), always=True)
+    setting = setting_of(run, "campaign", graph=graph.id, **chosen_by)
+    check_metrics(run, setting.metrics, setting.prompts, "evaluate.metrics")
+    where = settings.storage or run.path("trials.db")
+    campaign = Campaign(run.model_folder, graph, setting, where, c.device, settings.stop)
+    with run.progress.track("evaluate", len(plans)) as advance:
+        done = measure_plans(
+            campaign, plans, workers=settings.workers, progress=advance, say=run.progress.say
+        )
+    run.progress.say(
+        f"evaluate: {done} plans measured, {len(plans) - done} of {len(plans)} were there or "
+        f"passed over; all in {without_secrets(str(where))}"
+    )
+    return done
+
+
+def plans_in(path: Path, graph: OpGraph) -> Mapping[str, Plan]:
+    """The plan of a file, or those of all `*.json` in a folder, by their names."""
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise QSearchError(
+            f"{path} holds no plans; give a plan.json, or a folder of them such as RUN/frontier"
+        )
+    return {file.stem: Plan.load(file, graph) for file in files}
+
+
+def limits_of(asked: Sequence[str]) -> dict[str, float]:
+    """`["sqnr=3"]` as metric -> value. Raises `QSearchError` for what is neither."""
+    found = {}
+    for text in asked:
+        metric, _, value = text.partition("=")
+        try:
+            found[metric] = float(value)
+        except ValueError:
+            raise QSearchError(
+                f"a plan is given up by METRIC=VALUE, e.g. sqnr=3; given {text!r}"
+            ) from None
+    return found

@@ -1,0 +1,210 @@
+"""Config: a whole run's settings, a section a verb; YAML that holds wherever one stands.
+
+Everything has a default but the model, so that the shortest config is one line. Relative paths are
+read from the config's own folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field
+
+from ..core import plugins
+from ..core.artifacts import write_text
+from ..core.errors import QSearchError, nearest
+from ..core.scheme import Scheme, input_part
+from ..core.settings import Settings, checked, field_names
+from ..measure.options import CalibrateOptions, ProfileOptions, ReconstructOptions
+from ..measure.sampling import Sampling
+from .allocate import AllocateSettings
+from .evaluate import EvaluateSettings
+from .explain import ExplainSettings
+from .fit import FitSettings
+
+#: what a run's own config is called
+NAME = "config.yaml"
+
+
+class Config(Settings):
+    """A whole run. `folder`: where its files go; runs/NAME of the config file when left out."""
+
+    model: str
+    folder: Path | None = None
+    seed: int = Field(0, ge=0)
+    device: str = Field("cpu", description="torch device")
+    prompts: Path | None = Field(
+        None, description="text file, one prompt a line; without it, captions of the zoo's scenes"
+    )
+    sampling: Sampling = Sampling()
+    profile: ProfileOptions = ProfileOptions()
+    calibrate: CalibrateOptions = CalibrateOptions()
+    allocate: AllocateSettings = AllocateSettings()
+    reconstruct: ReconstructOptions = ReconstructOptions()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    fit: FitSettings = FitSettings()
+    explain: ExplainSettings = ExplainSettings()
+
+    @property
+    def first_prompts(self) -> int:
+        """How many prompts of the file profiling and calibration take; evaluation has the next."""
+        return max(self.profile.samples, self.calibrate.samples or 0)
+
+
+def parse(content: Any, source: str, place: Path | None = None) -> Config:
+    """Config from plain data.
+
+    Args:
+        content: the mapping of sections.
+        source: where it was read, for errors.
+        place: folder that relative paths start from; the working directory when left out.
+
+    Returns:
+        The config, with paths that hold wherever one stands.
+
+    Raises:
+        QSearchError: naming the key, what was given, and the nearest known key.
+    """
+    if not isinstance(content, dict):
+        raise QSearchError(
+            f"{source} must hold a mapping of sections, it holds {type(content).__name__}"
+        )
+    config = checked(Config, _placed(content, place) if place else content, source)
+    _check(config, source)
+    return config
+
+
+def _placed(content: Mapping[str, Any], place: Path) -> dict[str, Any]:
+    """The content with its relative paths read from `place`."""
+    found = dict(content)
+    for name in ("folder", "prompts"):
+        if isinstance(found.get(name), str):
+            found[name] = str(place / found[name])
+    model, section = found.get("model"), found.get("allocate")
+    if isinstance(model, str) and (place / model / "model_index.json").is_file():
+        found["model"] = str((place / model).resolve())
+    if isinstance(section, dict) and str(section.get("device") or "").endswith(".json"):
+        found["allocate"] = section | {"device": str(place / str(section["device"]))}
+    return found
+
+
+def _check(config: Config, source: str) -> None:
+    """What types can't say and nobody wants to hear after minutes of work: names, schemes, budgets."""
+    profile, allocate, evaluate = config.profile, config.allocate, config.evaluate
+    questions: dict[str, Callable[[], object]] = {
+        "profile.schemes": lambda: [Scheme.parse(s) for s in profile.schemes],
+        "profile.estimator": lambda: plugins.check("estimators", profile.estimator),
+        "profile.metrics": lambda: _check_metrics(profile),
+        "allocate": lambda: (allocate.budget, allocate.objective, allocate.constraints),
+        "allocate.refine": allocate.check_refinement,
+        "allocate.allowed": lambda: [
+            Scheme.parse(s) for schemes in allocate.allowed.values() for s in schemes
+        ],
+        "allocate.target": lambda: allocate.target and plugins.check("exporters", allocate.target),
+        "allocate.sites": lambda: _parsed(allocate.sites),
+        "allocate.layers": lambda: _parsed(allocate.layers),
+        "allocate.inputs": lambda: [input_part(s) for s in allocate.inputs.values()],
+        "allocate.solver": lambda: plugins.check("solvers", allocate.solver),
+        "evaluate.metrics": lambda: [plugins.check("metrics", m) for m in evaluate.metrics],
+        "evaluate.uniform": lambda: evaluate.uniform and Scheme.parse(evaluate.uniform),
+        "fit.surrogate": lambda: plugins.check("surrogates", config.fit.surrogate),
+    }
+    for place, ask in questions.items():
+        try:
+            ask()
+        except QSearchError as error:
+            raise QSearchError(f"{source}: {place}: {error}") from None
+
+
+def _parsed(spelt: Mapping[str, str | tuple[str, ...]]) -> list[Scheme]:
+    """Every scheme in a section that may hold one for each range of steps."""
+    texts = [[text] if isinstance(text, str) else list(text) for text in spelt.values()]
+    return [Scheme.parse(text) for held in texts for text in held]
+
+
+def _check_metrics(profile: ProfileOptions) -> None:
+    for pattern, metric in profile.score.items():
+        if metric not in profile.metrics:
+            raise QSearchError(
+                f"score: {pattern!r} is scored by {metric!r}, which is not among profile.metrics"
+                f"{nearest(metric, profile.metrics)}"
+            )
+    for metric in profile.metrics:
+        if metric == "noise" and profile.mode == "trajectory":
+            raise QSearchError(
+                "noise is that of one call of the denoiser; of a whole trajectory measure sqnr, "
+                "the same of the final latents"
+            )
+        if metric != "noise":
+            plugins.check("metrics", metric)
+
+
+def load(path: Path) -> Config:
+    """Config of a YAML file, or of a run's folder; `folder` is filled in."""
+    path = Path(path)
+    path = path / NAME if path.is_dir() else path
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise QSearchError(f"{path} does not exist{_neighbours(path)}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise QSearchError(
+            f"{path} is not readable as YAML: {str(error).splitlines()[0]}"
+        ) from error
+    config = parse(content if content is not None else {}, str(path), path.parent)
+    return (
+        config if config.folder else config.model_copy(update={"folder": Path("runs") / path.stem})
+    )
+
+
+def save(config: Config, path: Path) -> None:
+    """Write a config so that `load` gives it back; its own folder is `.`, and moves with it."""
+    path = Path(path)
+    content = config.model_dump(mode="json")
+    folder = config.folder
+    if folder is not None:
+        content["folder"] = os.path.relpath(folder.resolve(), path.parent.resolve())
+    if config.prompts is not None:
+        content["prompts"] = str(config.prompts.resolve())
+    if (config.allocate.device or "").endswith(".json"):
+        content["allocate"]["device"] = str(Path(str(config.allocate.device)).resolve())
+    if (Path(config.model) / "model_index.json").is_file():
+        content["model"] = str(Path(config.model).resolve())
+    write_text(path, yaml.safe_dump(content, sort_keys=False))
+
+
+def with_changes(config: Config, changes: Mapping[str, str]) -> Config:
+    """A config with keys such as `allocate.bytes` set to YAML text; empty text is the default.
+
+    Raises `QSearchError` for an unknown key and for a value that does not fit.
+    """
+    content = config.model_dump(mode="json")
+    for key, text in changes.items():
+        *sections, name = key.split(".")
+        kind: Any = Config
+        held = content
+        for part in sections:
+            _known(kind, part, key)
+            kind = Config.model_fields[part].annotation
+            held = held[part] if isinstance(held.get(part), dict) else {}
+            content[part] = held
+        _known(kind, name, key)
+        if text == "":
+            held.pop(name, None)
+        else:
+            held[name] = yaml.safe_load(text)
+    return parse(content, "the settings")
+
+
+def _known(kind: Any, name: str, key: str) -> None:
+    if name not in field_names(kind):
+        raise QSearchError(f"there is no setting {key!r}{nearest(name, field_names(kind))}")
+
+
+def _neighbours(path: Path) -> str:
+    found = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    return nearest(str(path), found) if found else ""

@@ -1,0 +1,204 @@
+"""evaluate: the plan beside full precision, a uniform and random plans, with common noise.
+
+Measurements go to trials.db, pictures to pictures/, the table that compares them to results.json.
+Many plans for surrogates to learn from are measured by `stages/campaign.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from ..core.artifacts import Header, digest, write_json
+from ..core.graph import OpGraph
+from ..core.plan import Plan
+from ..core.scheme import KEEP
+from ..core.settings import Settings
+from .keys import file_key, sampled
+
+if TYPE_CHECKING:
+    from ..core.trials import Trial, Trials
+    from ..measure.setting import EvaluationSetting
+    from .folder import Run
+
+RESULTS = "qsearch.results/1"
+FULL_PRECISION, OWN = "full precision", "plan"
+#: prompts on which the denoiser's own output is compared
+_CALLS = 16
+
+
+class EvaluateSettings(Settings):
+    """Which plans are measured, on what, by which metrics."""
+
+    samples: int = Field(96, ge=3, description="captions, each with its own noise")
+    metrics: tuple[str, ...] = Field(
+        ("sqnr", "ssim", "frechet", "alignment"), description="plug-ins of `qsearch list metrics`"
+    )
+    uniform: str | None = Field(
+        "uint4-c", description="scheme of the uniform plan beside ours; none leaves it out"
+    )
+    random: int = Field(1, ge=0, description="random plans of the same size beside ours")
+
+
+def setting_of(run: Run, verb: str, **more: Any) -> EvaluationSetting:
+    """What a run's measurements depend on besides the plan.
+
+    Args:
+        run: the run.
+        verb: who measures; only measurements of one verb are compared.
+        more: what else counts for that verb, such as the calibration of its schemes.
+
+    Returns:
+        Prompts, sampler, metrics, calibration, and the key of all that.
+    """
+    from ..measure.setting import EvaluationSetting
+    from .calibrate import calibration_of
+
+    c = run.config
+    prompts = run.prompts(c.evaluate.samples, part=1)
+    key = run.key(
+        verb,
+        model=run.fingerprint,
+        seed=c.seed,
+        prompts=digest(prompts.texts),
+        metrics=sorted(c.evaluate.metrics),
+        sampling=sampled(c.sampling),
+        **more,
+    )
+    sampling = run.sampling_for("evaluate")
+    return EvaluationSetting(prompts, sampling, c.evaluate.metrics, key, calibration_of(run))
+
+
+def evaluation_setting(run: Run, plans: Iterable[Plan]) -> EvaluationSetting:
+    """The setting in which `evaluate` measures these plans."""
+    from .calibrate import calibration_question
+
+    c = run.config
+    learnt = c.reconstruct.order != "none"
+    schemes = {s for plan in plans for s in plan.schemes}
+    return setting_of(
+        run,
+        "evaluate",
+        bins=c.profile.bins,
+        reconstruct=c.reconstruct.model_dump() if learnt else {},
+        **calibration_question(run, schemes, always=learnt),
+    )
+
+
+def evaluate(run: Run, graph: OpGraph, plan: Plan) -> list[dict[str, Any]]:
+    """Measure the plan and those beside it, as far as they were not measured before.
+
+    Args:
+        run: the run; `config.evaluate` says what is measured.
+        graph: the model's graph.
+        plan: the run's plan.
+
+    Returns:
+        A row a plan, as in results.json: name, size, metrics with standard errors.
+    """
+    from ..core.trials import Trials
+    from ..report.pictures import picture_path, pictures_of
+
+    c = run.config
+    plans = _plans(run, graph, plan)
+    setting = evaluation_setting(run, plans.values())
+    trials = Trials(run.path("trials.db"), graph)
+    found = {name: trials.find(p, setting.key) for name, p in plans.items()}
+    missing = [
+        name
+        for name, trial in found.items()
+        if trial is None
+        or pictures_of(picture_path(run.folder, name)) != f"{plans[name].id} {setting.key}"
+    ]
+    if missing:
+        _measure(run, graph, plans, missing, setting, trials)
+        found = {name: trials.find(p, setting.key) for name, p in plans.items()}
+    else:
+        run.progress.say("evaluate: every plan was measured before")
+    rows = [_row(name, plans[name], trial) for name, trial in found.items() if trial is not None]
+    key = digest([setting.key, rows])
+    if file_key(run.path("results.json"), RESULTS) != key:
+        header = Header(RESULTS, graph=graph.id, key=key, parents={"plan": plan.id}, seed=c.seed)
+        write_json(run.path("results.json"), header, {"rows": rows})
+    return rows
+
+
+def _plans(run: Run, graph: OpGraph, plan: Plan) -> dict[str, Plan]:
+    """Name -> plan, in the order of the table."""
+    from ..decide.allocation import random_plan
+    from .plans import sized, with_inputs
+
+    c = run.config
+    plans = {FULL_PRECISION: Plan.uniform(graph, KEEP)}
+    if c.evaluate.uniform is not None:
+        plans[f"uniform {c.evaluate.uniform}"] = Plan.uniform(graph, c.evaluate.uniform)
+    plans[OWN] = plan
+    many = c.evaluate.random > 1
+    for i in range(0 if c.allocate.layers else c.evaluate.random):  # by hand fills no budget
+        budget = sized(c.allocate.budget, plan)
+        drawn = random_plan(graph, c.profile.schemes, budget, c.seed * 1000 + i)
+        plans[f"random {i}" if many else "random"] = with_inputs(graph, drawn, c.allocate.inputs)
+    return plans
+
+
+def _row(name: str, plan: Plan, trial: Trial) -> dict[str, Any]:
+    return {
+        "plan": name,
+        "average_bits": plan.achieved.average_bits,
+        "bytes": plan.achieved.bytes,
+        "metrics": {k: list(v) for k, v in trial.metrics.items()},
+    }
+
+
+def _measure(
+    run: Run,
+    graph: OpGraph,
+    plans: Mapping[str, Plan],
+    missing: Sequence[str],
+    setting: EvaluationSetting,
+    trials: Trials,
+) -> None:
+    from ..measure.evaluation import directions, make
+    from ..measure.evaluation import evaluate as verb
+    from ..measure.pipelines import record
+    from ..report.pictures import picture_path, save_pictures
+    from .calibrate import calibration_calls, plan_weights
+    from .checks import check_metrics
+
+    check_metrics(run, setting.metrics, setting.prompts, "evaluate.metrics")
+    prompts, sampling = setting.prompts, setting.sampling
+    first = prompts[: min(_CALLS, len(prompts))]
+    calls = record(run.pipe, first, sampling, run.config.profile.bins)
+    todo = [n for n in missing if n != FULL_PRECISION]
+    choosing = calibration_calls(run, {s for name in todo for s in plans[name].schemes})
+    with run.progress.track("evaluate", len(prompts) * (1 + len(todo))) as advance:
+        reference = make(
+            run.pipe, graph, plans[FULL_PRECISION], prompts, sampling, calls, progress=advance
+        )
+        for name in [FULL_PRECISION, *todo]:
+            plan, outcome = plans[name], reference
+            if name != FULL_PRECISION:
+                weights = plan_weights(run, graph, plan, choosing, learn=name == OWN)
+                outcome = make(
+                    run.pipe,
+                    graph,
+                    plan,
+                    prompts,
+                    sampling,
+                    calls,
+                    weights=weights,
+                    progress=advance,
+                )
+            if trials.find(plan, setting.key) is None:
+                trials.add(
+                    name,
+                    plan,
+                    verb(outcome, reference, setting.metrics),
+                    setting.key,
+                    higher_is_better=directions([*setting.metrics, "noise"]),
+                )
+            save_pictures(
+                picture_path(run.folder, name), outcome.pictures, of=f"{plan.id} {setting.key}"
+            )

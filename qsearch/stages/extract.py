@@ -1,0 +1,110 @@
+"""extract: the model's graph, in graph.json.
+
+It depends on the recorded call: guidance doubles its batch or does not, resolution and frames are
+in its shapes. All that is in the key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..core.artifacts import digest
+from ..core.errors import QSearchError
+from ..core.graph import OpGraph
+from ..core.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from .folder import Run
+
+
+def graph_key(run: Run) -> str:
+    """Digest of what changes the recorded call, and with it the graph."""
+    c = run.config
+    return run.key(
+        "extract",
+        model=run.fingerprint,
+        guidance=c.sampling.guidance,
+        resolution=c.sampling.resolution,
+        frames=c.sampling.frames,
+        # captions of the zoo's scenes are all of one length; a text of one's own may have another
+        prompts="" if c.prompts is None else run.prompts(1, part=0).texts,
+    )
+
+
+def extract(run: Run) -> OpGraph:
+    """The graph of the run's model on a call that its pipeline makes.
+
+    Args:
+        run: the run; `config.sampling` says at what size and with what guidance.
+
+    Returns:
+        The graph, read from graph.json where that answers the question.
+    """
+    key = graph_key(run)
+    known: OpGraph | None = run.found("graph.json", key, OpGraph.load)
+    if known is not None:
+        run.progress.say("extract: graph.json is up to date")
+        return known
+    from ..graphs.extraction import extract as verb
+    from ..measure.pipelines import example_inputs, model_of, record
+
+    # Two steps: PixArt treats one step as a distilled model.
+    once = replace(run.sampling, steps=2, batch=1)
+    [call] = record(run.pipe, run.prompts(1, part=0), once, bins=1)
+    model = model_of(run.pipe)
+    graph = verb(model, example_inputs(call, model), name=run.model_name)
+    graph.save(run.path("graph.json"), key=key)
+    run.progress.say(_extracted(graph))
+    return graph
+
+
+def extract_to(
+    folder: Path, model: str, progress: Progress | None = None, **size: int | None
+) -> OpGraph:
+    """A run folder with the graph of `model`.
+
+    Args:
+        folder: the run folder to make.
+        model: name of the zoo, card, local diffusers folder or hub id.
+        progress: who is told.
+        size: of a card: `resolution`, `batch`, `frames`.
+
+    Returns:
+        The graph.
+
+    Raises:
+        QSearchError: for an unknown model, and a size given with a pipeline.
+    """
+    from ..graphs.families import cards
+    from .config import NAME, Config, save
+    from .folder import Run
+
+    run = Run(Config(model=model, folder=folder), progress or Silent())
+    asked = {name: value for name, value in size.items() if value is not None}
+    if not cards.has(model):
+        _ = run.model_folder  # a wrong name is said before anything is written
+        if asked:
+            raise QSearchError(
+                f"{', '.join(asked)} are for cards, a pipeline is read as it runs; given with "
+                f"{model}"
+            )
+        save(run.config, run.path(NAME))
+        return extract(run)
+    from ..graphs.extraction import extract as verb
+
+    denoiser, inputs = cards.load(model, **asked)
+    graph = verb(denoiser, inputs, name=model)
+    save(run.config, run.path(NAME))
+    card = cards.card(model).model_dump(mode="json")
+    graph.save(run.path("graph.json"), key=digest({"verb": "extract", "card": card, **asked}))
+    run.progress.say(_extracted(graph))
+    return graph
+
+
+def _extracted(graph: OpGraph) -> str:
+    return (
+        f"extract: {len(graph.layers)} layers, {graph.weights:,} weights, "
+        f"{graph.total_macs / 1e6:,.1f} M multiply-accumulates a call"
+    )

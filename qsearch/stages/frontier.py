@@ -1,0 +1,83 @@
+"""Frontier: plans of many sizes by a run's settings, in `frontier/` and drawn in frontier.svg."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..core.graph import OpGraph
+from ..core.plan import Plan
+from ..core.table import SensitivityTable
+
+if TYPE_CHECKING:
+    from ..report.frontier import Frontier
+    from .allocate import AllocateSettings
+    from .folder import Run
+
+#: budgets of `qsearch allocate --frontier`, in stored bits a weight
+FRONTIER = tuple(2.5 + 0.25 * i for i in range(23))
+
+
+def make_frontier(
+    settings: AllocateSettings,
+    graph: OpGraph,
+    table: SensitivityTable,
+    bits: Sequence[float] = FRONTIER,
+) -> list[Plan]:
+    """A plan for each of `bits` that can be reached, the settings' other limits kept.
+
+    `ilp`, their default, is answered by the relaxation in one pass.
+    """
+    from ..decide.allocation import allocate_frontier
+    from .allocate import request_of
+
+    asked = request_of(settings, graph, table)
+    if asked.solver == "ilp":
+        asked = replace(asked, solver="lagrangian")
+    budget = replace(settings.budget, average_bits=max(bits))
+    return allocate_frontier(graph, table, bits, budget, asked)
+
+
+def frontier(
+    run: Run, graph: OpGraph, table: SensitivityTable, bits: Sequence[float] = FRONTIER
+) -> list[Plan]:
+    """`make_frontier`, written as `frontier/plan-BITS.json` and drawn in frontier.svg.
+
+    Plans of an earlier call are taken away.
+    """
+    from ..report.frontier import draw_frontier
+    from ..report.svg import save_svg
+
+    settings = run.config.allocate
+    plans = make_frontier(settings, graph, table, bits)
+    for old in run.path("frontier").glob("plan-*.json"):
+        old.unlink()
+    for plan in plans:
+        assert plan.budget is not None
+        plan.save(run.path("frontier") / f"plan-{plan.budget.average_bits:.2f}.json")
+    save_svg(
+        run.path("frontier.svg"),
+        draw_frontier(frontier_of(settings, graph, table, plans)),
+        label="stored size against predicted loss, planned and uniform",
+    )
+    first, last = plans[0].achieved.average_bits, plans[-1].achieved.average_bits
+    run.progress.say(
+        f"allocate: {len(plans)} plans from {first:.2f} to {last:.2f} stored bits a weight in "
+        f"{run.path('frontier')}, drawn in frontier.svg"
+    )
+    return plans
+
+
+def frontier_of(
+    settings: AllocateSettings,
+    graph: OpGraph,
+    table: SensitivityTable,
+    plans: Sequence[Plan],
+    rows: Sequence[Any] = (),
+) -> Frontier:
+    """The frontier's picture as data, by the section's objective; `rows`: results of a run, to stand beside what is predicted."""
+    from ..report.frontier import frontier as picture
+
+    power = not settings.decibels and set(settings.objective.weights) == {"noise"}
+    return picture(graph, settings.objective.values(table), plans, rows, power=power)

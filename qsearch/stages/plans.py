@@ -1,0 +1,154 @@
+"""Plans by a run's settings: its limits and constraints, plans by hand, inputs that are added."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core import plugins
+from ..core.cost import Budget, select
+from ..core.errors import QSearchError
+from ..core.graph import OpGraph
+from ..core.latency import Latency
+from ..core.plan import Plan, Solver
+from ..core.scheme import KEEP, Scheme, input_part
+from ..core.sites import sites_of
+from ..core.steps import StepRanges
+from ..core.table import SensitivityTable
+from ..decide.constraints import Constraints
+
+if TYPE_CHECKING:
+    from .allocate import AllocateSettings
+
+
+def latency_of(
+    settings: AllocateSettings, graph: OpGraph, table: SensitivityTable
+) -> Latency | None:
+    """The latency table that the section names: a measured file, or a device's roofline over the table's schemes; None where no time is limited."""
+    if settings.device is None:
+        if settings.latency is not None:
+            raise QSearchError(
+                "a budget in latency needs allocate.device: one of `qsearch list devices`, or a latency.json that was measured"
+            )
+        return None
+    if settings.device.endswith(".json"):
+        return Latency.load(Path(settings.device), graph.id)
+    from ..graphs.costs import device
+    from ..graphs.latency import roofline
+
+    return roofline(graph, device(settings.device), sorted(table.frame["scheme"].unique()))
+
+
+def constraints_of(
+    settings: AllocateSettings, graph: OpGraph, table: SensitivityTable
+) -> Constraints:
+    """The section's constraints and, where it names a target, that tool's: its formats at each layer, and the layers that it stores as one."""
+    rules = settings.constraints
+    if settings.target is None:
+        return rules
+    exporter = plugins.load("exporters", settings.target)
+    able: dict[str, list[str]] = {}
+    known = table.values(settings.metric)
+    for layer in graph.quantizable:
+        offered = [str(KEEP), *known.get(layer.name, {})]
+        able[layer.name] = [
+            s for s in offered if exporter.nearest(Scheme.parse(s), layer) == Scheme.parse(s)
+        ]
+    if all(schemes == [str(KEEP)] for schemes in able.values()):
+        measured = sorted({s for row in known.values() for s in row})
+        raise QSearchError(
+            f"{settings.target} has none of the schemes in the table ({', '.join(measured[:8])}) at any layer; profile some that it has"
+        )
+    return replace(rules, fused=rules.fused or exporter.fuses, allowed={**rules.allowed, **able})
+
+
+#: a scheme, or one for each range of steps, as a config spells it
+Spelt = str | tuple[str, ...]
+
+
+def plan_by_hand(
+    graph: OpGraph, layers: Mapping[str, Spelt], steps: StepRanges | None = None
+) -> Plan:
+    """The plan in which each layer has what the first pattern of `layers` that matches it says.
+
+    Args:
+        graph: the model's graph.
+        layers: pattern -> a scheme, or one for each range of steps.
+        steps: the ranges.
+
+    Raises:
+        QSearchError: a layer that no pattern matches, a list of another length than there are ranges.
+    """
+    chosen = _matched(graph, layers)
+    for layer in graph.quantizable:
+        if layer.name not in chosen:
+            raise QSearchError(
+                f"a plan by hand gives every layer a scheme; {layer.name} ({layer.role}) has none: end with '*': keep, or what it should be"
+            )
+    return Plan.make(
+        graph,
+        {x.name: chosen[x.name] if x.quantizable else KEEP for x in graph},
+        solver=Solver("by hand", "unsolved"),
+        steps=steps,
+    )
+
+
+def with_inputs(graph: OpGraph, plan: Plan, inputs: Mapping[str, str]) -> Plan:
+    """`plan` with the inputs of its layers treated as the first pattern of `inputs` that matches says; layers that it keeps are left alone."""
+    if not inputs:
+        return plan
+    added = {name: input_part(text) for name, text in _matched(graph, inputs).items()}
+    choices = {
+        name: tuple(
+            s if s == KEEP or name not in added else s.with_input(added[name]) for s in held
+        )
+        for name, held in plan.choices.items()
+    }
+    return Plan.make(graph, choices, solver=plan.solver, steps=plan.steps)
+
+
+def with_sites(
+    graph: OpGraph, plan: Plan, sites: Mapping[str, Spelt], steps: StepRanges | None = None
+) -> Plan:
+    """`plan` with tensors of attention rounded as the first pattern of `sites` that matches says, in every range or in each.
+
+    Raises:
+        QSearchError: a pattern that matches no tensor of attention, or a scheme that none can have.
+    """
+    if not sites:
+        return plan
+    found: dict[str, Spelt] = {}
+    for pattern, text in sites.items():
+        for site in sites_of(graph, (pattern,)):
+            found.setdefault(site, text)
+    ranges = plan.steps if len(plan.steps) > 1 else steps
+    choices: dict[str, Any] = {**plan.choices, **found}
+    return Plan.make(graph, choices, solver=plan.solver, steps=ranges)
+
+
+def fitted_apart(graph: OpGraph, plan: Plan, steps: StepRanges) -> Plan:
+    """`plan` with everything that calibration chooses fitted for each range of steps: a copy of a scaled weight for each."""
+    if len(steps) == 1:
+        return plan
+    choices = {
+        name: held * len(steps) if len(held) == 1 and held[0].fitted_by_range else held
+        for name, held in plan.choices.items()
+    }
+    return Plan.make(graph, choices, solver=plan.solver, steps=steps)
+
+
+def _matched(graph: OpGraph, patterns: Mapping[str, Spelt]) -> dict[str, Any]:
+    """Layer -> what the first pattern that matches it says."""
+    found: dict[str, Any] = {}
+    for pattern, text in patterns.items():
+        for layer in select(graph, pattern):
+            found.setdefault(layer.name, text)
+    return found
+
+
+def sized(budget: Budget, plan: Plan) -> Budget:
+    """A budget without latency, for which a random plan would need a table; of a budget in latency alone, the plan's own size."""
+    rest = {name: limit for name, limit in budget.content().items() if name != "latency"}
+    return Budget(**rest) if rest else Budget(average_bits=plan.achieved.average_bits)

@@ -1,0 +1,103 @@
+"""profile: the sensitivity of every layer to every scheme, in sensitivity.parquet.
+
+Its settings are `qsearch.measure.options.ProfileOptions`. Unfinished work lies beside the table in
+sensitivity.partial.parquet, and is gone on with.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from ..core.artifacts import digest
+from ..core.graph import OpGraph
+from ..core.scheme import Scheme
+from ..core.table import SensitivityTable
+from .calibrate import calibration_calls, calibration_question
+from .checks import check_metrics
+from .keys import sampled
+
+if TYPE_CHECKING:
+    from .folder import Run
+
+PARTIAL = "sensitivity.partial.parquet"
+#: less than this share of a ranking's variance between layers is real: say so
+_RELIABLE = 0.5
+
+
+def profile_key(run: Run, graph: OpGraph) -> str:
+    """Digest of what the whole table depends on, however long it may take."""
+    c = run.config
+    schemes = [Scheme.parse(s) for s in c.profile.schemes]
+    return run.key(
+        "profile",
+        graph=graph.id,
+        model=run.fingerprint,
+        seed=c.seed,
+        prompts=list(run.prompts(c.profile.samples, part=0).texts),
+        sampling=sampled(c.sampling),
+        profile=c.profile.model_dump(exclude={"budget_seconds", "checkpointing"}),
+        **calibration_question(run, schemes),
+    )
+
+
+def profile(run: Run, graph: OpGraph) -> SensitivityTable:
+    """The run's sensitivity table.
+
+    Args:
+        run: the run; `config.profile` says what is measured, on prompts of `config.prompts`.
+        graph: the model's graph.
+
+    Returns:
+        The table, read from sensitivity.parquet where that answers the question.
+    """
+    c = run.config
+    whole = profile_key(run, graph)
+    limit = c.profile.budget_seconds
+    key = whole if limit is None else digest([whole, limit])
+    known: SensitivityTable | None = run.found(
+        "sensitivity.parquet", key, lambda path: SensitivityTable.load(path, graph.id)
+    )
+    if known is not None:
+        run.progress.say("profile: sensitivity.parquet is up to date")
+        return known
+    from ..measure.profiling import ProfileWork, profile_pipeline
+
+    prompts = run.prompts(c.profile.samples, part=0)
+    check_metrics(run, c.profile.metrics, prompts, "profile.metrics")
+    with ExitStack() as stack:
+        seen, advance = 0, None
+
+        def step(done: int, total: int) -> None:
+            nonlocal seen, advance
+            advance = advance or stack.enter_context(run.progress.track("profile", total))
+            advance(done - seen)
+            seen = done
+
+        work = ProfileWork(
+            calibration=calibration_calls(run, [Scheme.parse(s) for s in c.profile.schemes]),
+            partial=run.path(PARTIAL),
+            key=whole,
+            progress=step,
+            say=run.progress.say,
+        )
+        options = c.profile.model_copy(update={"seed": c.seed + c.profile.seed})
+        table = profile_pipeline(run.pipe, graph, prompts, run.sampling, options, work)
+    table.save(run.path("sensitivity.parquet"), key=key, parents={"graph": graph.id}, seed=c.seed)
+    if limit is None:  # else it is what more time goes on from
+        run.path(PARTIAL).unlink(missing_ok=True)
+    _say(run, table)
+    return table
+
+
+def _say(run: Run, table: SensitivityTable) -> None:
+    run.progress.say(
+        f"profile: {len(table.frame):,} measurements, {len(table.at_floor())} of them at the "
+        "measurement floor"
+    )
+    for metric in table.metrics:
+        if (reliability := table.reliability(metric)) < _RELIABLE:
+            run.progress.say(
+                f"profile: the ranking by {metric} is mostly noise (reliability {reliability:.2f});"
+                " take more probes or samples"
+            )

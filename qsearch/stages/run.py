@@ -1,0 +1,51 @@
+"""run: a config end to end: extract, profile, allocate, evaluate, report; nothing is done twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..core.progress import Progress, Silent
+from .allocate import allocate
+from .checks import check_run
+from .config import NAME, Config, load, save
+from .evaluate import evaluate
+from .extract import extract
+from .folder import Run
+from .plans import plan_by_hand
+from .profile import profile
+from .report import report
+
+
+def run(config: Config | Path | str, progress: Progress | None = None) -> list[dict[str, Any]]:
+    """The whole job.
+
+    Args:
+        config: a config, the path of one, or a run's folder.
+        progress: who is told.
+
+    Returns:
+        The rows of the table that compares the plans.
+
+    Raises:
+        QSearchError: before any work, for a model, prompts, metrics or a budget that don't do.
+    """
+    from ..decide.building import check_budget
+
+    loaded = load(Path(config)) if isinstance(config, str | Path) else config
+    job = Run(loaded, progress or Silent())
+    _ = job.model_folder  # a wrong name is said before anything is written
+    check_run(job)
+    save(job.config, job.path(NAME))
+    graph = extract(job)
+    settings = job.config.allocate
+    if settings.layers:
+        plan_by_hand(graph, settings.layers, settings.ranges)
+    else:  # before minutes of work, not after
+        schemes = job.config.profile.schemes
+        check_budget(graph, settings.budget, schemes, constraints=settings.constraints)
+    table = profile(job, graph)
+    plan = allocate(job, graph, table, keep=True)
+    rows = evaluate(job, graph, plan)
+    report(job, graph, table, plan, rows)
+    return rows
