@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-VERSION = 2  # of the content; a table of another version is made again
-#: rows at which products are timed: one, a few, dozens, hundreds
-ROWS = (1, 8, 64, 256)
+VERSION = 3  # of the content; a table of another version is made again
+#: rows at which products are timed: one, a few, dozens, hundreds, thousands
+ROWS = (1, 8, 64, 256, 1024)
 #: what caps a newer core's instructions in oneDNN, ATen, MKL and FBGEMM
 _CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
 

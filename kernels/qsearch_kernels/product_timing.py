@@ -24,6 +24,7 @@ SIZE = 768  # inputs, and outputs for many rows
 #: outputs for a few rows, where reading the weight is what takes time and a small one is in a cache
 WIDE = 4096
 _ROUNDS = 5
+_LONG = 1024  # rows from which three rounds are enough
 _HOPELESS = 4.0  # times as slow as the fastest way so far
 _MANY = 64  # rows: what is hopeless for so many is not tried for more
 
@@ -141,7 +142,7 @@ def _times(make: Callable[[int], Ways], dtype: torch.dtype) -> dict[str, tuple[f
         left = {way: call for way, call in ways.items() if way not in lost}
         for call in left.values():
             call(x)  # what is worked out once, and memory that is new
-        for turn in range(_ROUNDS):
+        for turn in range(_ROUNDS if count < _LONG else 3):
             for way, call in list(left.items()):
                 best[way] = min(best[way], _seconds(call, x))
                 if turn and best[way] > _HOPELESS * min(best.values()):

@@ -28,7 +28,7 @@ from . import integer_sums
 from .product_table import ROWS, Table, keep, load
 from .weight import Weight
 
-_ENDS = (1, 16, 128)  # of the ranges that the entries of `ROWS` stand for
+_ENDS = (1, 16, 128, 512)  # of the ranges that the entries of `ROWS` stand for
 #: schemes that a table says the worth of, each with fp32 and with bf16 inputs
 SCHEMES = ("W8A8", "W8A7", "W4A8", "W8", "W4", "W4 groups")
 _FORCED = "QSEARCH_PRODUCTS"
@@ -41,7 +41,7 @@ _CHOSEN: dict[tuple[int, str, str, int, tuple[str, ...]], str] = {}
 
 
 def range_of(rows: int) -> int:
-    """The place in `ROWS` that stands for so many rows: 1, 2 to 16, 17 to 128, more."""
+    """The place in `ROWS` that stands for so many rows: 1, 2 to 16, to 128, to 512, more."""
     return bisect.bisect_left(_ENDS, rows)
 
 

@@ -41,11 +41,11 @@ def test_the_fastest_way_of_each_range_of_rows_is_taken() -> None:
     made = table()
     seconds = {
         **made.seconds,
-        "wide": {"int_mm": (4.0, 1.0, 4.0, 4.0), "fp32": (2.0, 2.0, 2.0, 5.0)},
+        "wide": {"int_mm": (4.0, 1.0, 4.0, 4.0, 4.0), "fp32": (2.0, 2.0, 2.0, 5.0, 2.0)},
     }
 
     with products.using(made._replace(seconds=seconds)):
-        found = {rows: products.way("wide", rows) for rows in (1, 2, 16, 17, 128, 129, 10**6)}
+        found = {rows: products.way("wide", rows) for rows in (1, 2, 16, 17, 128, 129, 512, 10**6)}
 
     assert found == {
         1: "fp32",
@@ -54,7 +54,8 @@ def test_the_fastest_way_of_each_range_of_rows_is_taken() -> None:
         17: "fp32",
         128: "fp32",
         129: "int_mm",
-        10**6: "int_mm",
+        512: "int_mm",
+        10**6: "fp32",
     }
 
 
@@ -132,7 +133,7 @@ def test_a_broken_table_and_one_of_another_core_are_made_again(
 
 
 def test_what_was_given_up_stays_so_on_disk(cache: Path) -> None:
-    made = table()._replace(seconds={"wide": {"int_mm": (1.0, math.inf, 2.0, math.inf)}})
+    made = table()._replace(seconds={"wide": {"int_mm": (1.0, math.inf, 2.0, math.inf, 3.0)}})
 
     product_table.keep(made)
 
