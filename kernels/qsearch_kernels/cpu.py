@@ -1,10 +1,11 @@
-"""Products on a CPU: 8-bit integers wherever a row of weights has one scale, else widened weights and a dense product.
+"""Products on a CPU: int8 GEMMs where they are fast and exact, else widened weights.
 
-A core that multiplies bytes (AVX512-VNNI, AMX) does 4 to 8 times as many a cycle as in fp32, and a byte is a quarter of what it reads. So activations
-that the plan rounds are multiplied as they are, and those that it leaves alone are cut into digits first: a row is a scale times whole
-numbers of 16 bits (for half precision) or 24 (for fp32), and those are two or three bytes, each a product of its own. A few rows with weights of fewer bits, groups
-or tables have ways of their own (`few`, `widened`). For more rows and for rounded ones weights of fewer bits
-are spread to bytes in pieces, in the order in which they come out of their bytes (`layout.unpack_by_phase`).
+Which product serves which weight, inputs and number of rows is asked of this core's table
+(`products`): int8 GEMMs where the core has units for them and they are exact, with inputs that the
+plan rounds (`cpu_rounded`) or cut into digits (`digits`, `few`); elsewhere a dense GEMM with the
+weight widened a piece at a time (`widened`), in the type that the core multiplies fastest. For
+rounded inputs, weights of fewer bits are spread to bytes in the order in which they come out of
+their bytes (`layout.unpack_by_phase`), and convolutions lay their windows out as rows.
 A row that holds something not finite becomes NaN.
 """
 
@@ -13,54 +14,112 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import few, layout, widened
+from . import digits, few, integer_sums, layout, products, reference, widened
 from .cpu_rounded import (
     Bytes,
+    base_of,
     factor_of,
     in_bytes,
+    largest_weight,
     product,
     row_sums,
     rows_of,
-    spreader,
     uneven,
     whole_levels,
-    zero_of,
 )
 from .reference import convolved
 from .rounded_once import shared
 from .weight import Weight
 
-FEW = 16  # rows up to which reading the weights is what takes time, so that fp32 activations too are worth their digits
-_BYTES = 2**20  # of weights, spread at a time
-_ROWS = 512  # of activations at a time
+FEW = few.MOST  # so that fp32 activations too are worth their digits
+_BYTES = 2**20  # of weights, widened at a time
+#: what torch 2.13's `_weight_int8pack_mm` wants inputs and outputs to be multiples of
+_WHOLE = 32
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
-    """`reference.linear_wna16`: digits where they pay, else the weight widened, piece by piece for a few rows, and a dense product."""
+    """`reference.linear_wna16`: as digits, or with the weight widened, whichever is faster here (`products`)."""
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
-    short = x.dtype in (torch.bfloat16, torch.float16)
-    little = 0 < len(rows) <= FEW and x.dtype != torch.float64
-    if little and few.takes(weight):
-        y = _with_bias(few.product(rows.float(), weight, 2 if short else 3), bias, x.dtype)
-    elif (
-        little
-        and not (in_bytes(weight) and weight.codes.dtype == torch.int8)
-        and widened.takes(weight)
-    ):
-        y = _with_bias(widened.product(rows.float(), weight), bias, x.dtype)
-    elif not in_bytes(weight) or (not short and len(rows) > FEW) or x.dtype == torch.float64:
-        wide = x.dtype if not short or has_bf16() else torch.float32
-        y = F.linear(
-            rows.to(wide), weight.dequantize(wide), None if bias is None else bias.to(wide)
-        ).to(x.dtype)
+    if products.reference_forced():
+        made = reference.linear_wna16(rows, **_twin(weight), bias=bias)
+    elif x.dtype == torch.float64 or not rows.numel() or not len(weight.codes):
+        made = F.linear(
+            rows, weight.dequantize(x.dtype), None if bias is None else bias.to(x.dtype)
+        )
     else:
-        y = _product(*_digits(rows.float(), 2 if short else 3), weight, bias, x.dtype)
-    return y.view(*x.shape[:-1], y.shape[-1])
+        made = linear_by(weight_way(weight, len(rows), x.dtype), rows, weight, bias)
+    return made.view(*x.shape[:-1], made.shape[-1])
+
+
+def weight_way(weight: Weight, rows: int, dtype: torch.dtype) -> str:
+    """How a weight is multiplied with so many rows of `dtype` as they are: "digits", "int8pack", or the type that it is widened to."""
+    inputs = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32")
+    return products.way(
+        f"{products.kind_of(weight, None)} {inputs}", rows, weight_ways(weight, rows, dtype)
+    )
+
+
+def weight_ways(weight: Weight, rows: int, dtype: torch.dtype) -> tuple[str, ...]:
+    """The ways of `linear_by` that there are for a weight and so many rows of `dtype`."""
+    short = dtype == torch.bfloat16
+    found = ["fp32"]
+    if in_bytes(weight) and few.exact():
+        found.append("digits")
+    if short and rows > FEW:
+        found.append("bf16")
+    even = weight.codes.dtype == torch.int8 and weight.group <= 0 and not uneven(weight)
+    if (
+        short
+        and rows <= FEW
+        and even
+        and len(weight.codes) % _WHOLE == 0
+        and weight.columns % _WHOLE == 0
+    ):
+        found.append("int8pack")
+    return tuple(found)
+
+
+def linear_by(way: str, rows: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+    """The product [M, N] of `rows` [M, K] in their type, in one of `weight_ways`.
+
+    "digits": rows as two or three bytes each, in products of bytes; "int8pack": torch's own product of bf16 rows with bytes about zero; "fp32", "bf16":
+    the weight widened to that type.
+    """
+    short = rows.dtype in (torch.bfloat16, torch.float16)
+    if way == "digits":
+        count = 2 if short else 3
+        if len(rows) <= FEW and few.takes(weight):
+            return _with_bias(few.product(rows.float(), weight, count), bias, rows.dtype)
+        return digits.product(*digits.digits_of(rows.float(), count), weight, bias, rows.dtype)
+    if way == "int8pack":
+        sums = torch._weight_int8pack_mm(
+            rows.contiguous(), weight.codes, torch.ones(len(weight.codes), dtype=rows.dtype)
+        )
+        return _with_bias(sums.float().mul_(weight.scale.float().flatten()), bias, rows.dtype)
+    wide = torch.bfloat16 if way == "bf16" else torch.float32
+    if widened.takes(weight):
+        return _with_bias(widened.product(rows.to(wide), weight), bias, rows.dtype)
+    return F.linear(
+        rows.to(wide), weight.dequantize(wide), None if bias is None else bias.to(wide)
+    ).to(rows.dtype)
+
+
+def _twin(weight: Weight) -> dict[str, Any]:
+    """A weight as the arguments of the plain twins in `reference.py`."""
+    zero = weight.offset if weight.zero is None else weight.zero
+    numbers = {
+        "bits": weight.bits,
+        "columns": weight.columns,
+        "group": weight.group,
+        "levels": weight.levels,
+    }
+    return {"packed": weight.codes, "scale": weight.scale, "zero": zero, **numbers}
 
 
 def _with_bias(y: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -77,16 +136,20 @@ def linear_rounded(
 ) -> Tensor:
     """`reference.linear_wnaxi`. Raises `ValueError` for a weight that can't be multiplied as bytes."""
     _check(weight)
+    if products.reference_forced():
+        return reference.linear_wnaxi(
+            x, **_twin(weight), activation=activation, low=low, high=high, bias=bias
+        )
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
-    if (
-        len(rows) == 1
-        and low is None
+    plain = (
+        low is None
         and high is None
         and weight.codes.dtype == torch.int8
         and not uneven(weight)
         and weight.columns > 1
-    ):
-        return _one_row(rows, weight, bias, activation).view(*x.shape[:-1], -1)
+    )
+    if len(rows) == 1 and plain and (way := products.way("wide", 1)) in ("int_mm", "fp32"):
+        return _one_row(rows, weight, bias, activation, way).view(*x.shape[:-1], -1)
     sums = uneven(weight)
     rounded = shared(
         x,
@@ -99,7 +162,7 @@ def linear_rounded(
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
-def _one_row(x: Tensor, weight: Weight, bias: Tensor | None, activation: int) -> Tensor:
+def _one_row(x: Tensor, weight: Weight, bias: Tensor | None, activation: int, way: str) -> Tensor:
     """The same for one row [1, K] and bytes about zero, where as little as possible is done beside reading the weight: ends, scale and zero are plain numbers."""
     row = x.float()
     ends = torch.aminmax(row)
@@ -111,9 +174,23 @@ def _one_row(x: Tensor, weight: Weight, bias: Tensor | None, activation: int) ->
         "e", min(max(_rounded("f", _rounded("f", high - low) / top), 2.0**-24), 65504.0)
     )
     zero = min(max(round(_rounded("f", -low / scale)), 0), top)
-    less, form = (0, torch.uint8) if few.exact() else (128, torch.int8)
+    less, form = (
+        (0, torch.uint8) if way == "int_mm" and products.table().unsigned else (128, torch.int8)
+    )
     codes = row.div(scale).add_(zero).round_().clamp_(0, top).sub_(less).to(form)
-    y = torch._int_mm(codes, weight.codes.t()).float()
+    if way == "int_mm":
+        y = torch._int_mm(codes, weight.codes.t()).float()
+    else:
+        parts = weight.codes.split(max(64, _BYTES // weight.columns))
+        y = torch.cat(
+            [
+                integer_sums.in_fp32(
+                    part, 128 * 128, widened.scratch(len(part), weight.columns, torch.float32)
+                )(codes)
+                for part in parts
+            ],
+            1,
+        )
     y.sub_(row_sums(weight), alpha=zero - less).mul_(weight.scale.float().flatten()).mul_(scale)
     return (y if bias is None else y.add_(bias)).to(x.dtype)
 
@@ -141,6 +218,16 @@ def conv2d_rounded(
     Windows are copied channels last, a run of channels at a time: byte by byte that took up to twice as long as the product.
     """
     _check(weight)
+    if products.reference_forced():
+        places: dict[str, Any] = {
+            "kernel": kernel,
+            "stride": stride,
+            "padding": padding,
+            "dilation": dilation,
+        }
+        return reference.conv2d_wnaxi(
+            x, **_twin(weight), **places, activation=activation, low=low, high=high, bias=bias
+        )
     batch, channels, height, width = x.shape
     size = convolved((height, width), kernel, stride, padding, dilation)
     if not x.numel():
@@ -168,7 +255,9 @@ def conv2d_rounded(
     )
     moved = _taps_first(weight, channels)
     sums = rows.sum(-1, keepdim=True, dtype=torch.int32).float() if uneven(moved) else None
-    y = product(Bytes(rows, scale, zero, sums), moved, bias, x.dtype, row_sums(weight))
+    given_rows = Bytes(rows, scale, zero, sums, rounded.largest)
+    origin, largest = (weight.codes, channels), largest_weight(weight)
+    y = product(given_rows, moved, bias, x.dtype, row_sums(weight), origin=origin, largest=largest)
     return y.view(batch, *size, -1).permute(0, 3, 1, 2)
 
 
@@ -178,11 +267,10 @@ def _taps_first(weight: Weight, channels: int) -> Weight:
     if codes.dtype != torch.int8:
         numbers = layout.unpack(codes, weight.bits, weight.columns)
         table = None if weight.levels is None else whole_levels(weight.levels)
-        codes = numbers.view(torch.int8) if table is None else table[0][numbers.int()]
-        offset, zero = (
-            offset + 128,
-            None if zero is None else zero.float() / factor + 128,
-        )  # a byte is 128 less than a code of 8 bits
+        less = base_of(weight)
+        codes = numbers.sub_(less).view(torch.int8) if table is None else table[0][numbers.int()]
+        more = 128 - less  # a byte is 128 less than a code of 8 bits
+        offset, zero = offset + more, None if zero is None else zero.float() / factor + more
     moved = codes.view(len(codes), channels, -1).transpose(1, 2).reshape(len(codes), -1)
     return Weight(
         moved, weight.scale.float() * factor, zero, offset, None, 8, weight.columns, weight.group
@@ -194,82 +282,3 @@ def _check(weight: Weight) -> None:
         raise ValueError(
             f"products of bytes need one scale a row and whole levels of 8 bits; given {weight.bits} bits in groups of {weight.group}"
         )
-
-
-def has_bf16() -> bool:
-    """Whether bf16 is multiplied by the machine itself; where it isn't, it takes several times as long as fp32."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def _digits(rows: Tensor, count: int) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-    """fp32 rows as `count` bytes each, the highest first: scale * (256 * (256 * d0 + d1) + d2); and the sums of each digit's rows."""
-    top = 127.0 * sum(256**i for i in range(count))
-    scale = (
-        rows.abs().amax(-1, keepdim=True) if rows.shape[-1] else rows.new_zeros(len(rows), 1)
-    ).clamp(min=1e-30) / top
-    left, digits, sums = (rows / scale).round_().clamp_(-top, top), [], []
-    for place in range(count - 1, -1, -1):
-        unit = 256**place
-        half = 128 * sum(
-            256**i for i in range(place)
-        )  # what the lower digits can make up for, downwards
-        digit = ((left + half) / unit).floor_() if place else left
-        digits.append(digit.to(torch.int8))
-        sums.append(digit.sum(-1))
-        if place:
-            left.sub_(digit, alpha=unit)
-    return digits, scale + torch.stack(sums).sum(0)[:, None] * 0, sums
-
-
-def _product(
-    digits: list[Tensor],
-    scale: Tensor,
-    sums: list[Tensor],
-    weight: Weight,
-    bias: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    """[M, N]: the sum over `digits` [M, K] of 256**place times their product with the weights, scaled.
-
-    `scale`: fp32 [M, 1]; `sums`: [M] of each digit's rows.
-    """
-    count, columns = digits[0].shape
-    out = torch.empty(count, len(weight.codes), dtype=dtype)
-    if not out.numel() or not columns:
-        return out.zero_() if bias is None else out.copy_(bias.expand_as(out))
-    spread, order = spreader(weight)
-    digits, factor = [order(d) for d in digits], factor_of(weight)
-    whole = (
-        weight.codes.dtype == torch.int8 and count <= FEW
-    )  # nothing to spread, and little to keep in the cache
-    step = len(weight.codes) if whole else max(64, _BYTES // max(1, digits[0].shape[1]))
-    for begin in range(0, len(weight.codes), step):
-        part = weight.part(begin, begin + step)
-        places = slice(begin, begin + len(part.codes))
-        matrix = spread(part.codes).t()
-        u = zero_of(part) if uneven(part) else None
-        row_scale = part.scale.float().flatten() * factor
-        for first in range(0, count, _ROWS):
-            some = slice(first, first + _ROWS)
-            y = _integers([d[some] for d in digits], [s[some] for s in sums], matrix, u).mul_(
-                row_scale
-            )
-            if bias is None:
-                torch.mul(y, scale[some], out=out[some, places])
-            else:
-                torch.addcmul(bias[places].float(), y, scale[some], out=out[some, places])
-    return out
-
-
-def _integers(
-    digits: list[Tensor], sums: list[Tensor], matrix: Tensor, zero: Tensor | None
-) -> Tensor:
-    """fp32 [m, n]: products with `matrix` less `zero` times the sums, digit by digit; each is exact before it is rounded to fp32."""
-    y: Tensor | None = None
-    for digit, total in zip(digits, sums, strict=True):
-        product = torch._int_mm(digit.contiguous(), matrix).float()
-        if zero is not None:
-            product.addcmul_(total[:, None], zero.expand(matrix.shape[1])[None], value=-1)
-        y = product if y is None else y.mul_(256).add_(product)
-    assert y is not None
-    return y

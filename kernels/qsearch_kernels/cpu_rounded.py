@@ -16,13 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import few, layout
+from . import few, integer_sums, layout, products, saturation, widened
 from .reference import grid
 from .weight import Weight
 
+_WIDE = (
+    2**20
+)  # weights at a time that are widened to fp32 or split, where that is how integers are multiplied
 _SPREAD = 2**23  # bytes of weights, spread at a time
 _NUMBERS = (
-    2**22
+    2**20
 )  # of a product's results, or of its rows, at a time: what is computed between them stays in the last cache
 _TOTALS = WeakTensorKeyDictionary()  # codes -> (version of the tensor, sums of its rows): four bytes a row, and not a pass over the weights each call
 
@@ -30,13 +33,15 @@ _TOTALS = WeakTensorKeyDictionary()  # codes -> (version of the tensor, sums of 
 class Bytes(NamedTuple):
     """Rounded rows. `codes`: uint8 [M, K], or int8, 128 less; `scale`, `zero`: fp32 [M, 1]; `sums`: fp32 [M, 1], of each row's codes, or None.
 
-    Unsigned bytes are multiplied up to three times as fast as signed ones where rows are few, on cores that do it exactly (`few.exact`).
+    Unsigned bytes are multiplied up to three times as fast as signed ones where rows are few, on cores that take them (`products.Table.unsigned`).
+    `largest`: the magnitude that no code exceeds.
     """
 
     codes: Tensor
     scale: Tensor
     zero: Tensor
     sums: Tensor | None
+    largest: int = 255
 
 
 def whole_levels(levels: Tensor) -> tuple[Tensor, float] | None:
@@ -65,7 +70,7 @@ def in_bytes(weight: Weight) -> bool:
 
 def uneven(weight: Weight) -> bool:
     """Whether the weights' zero is anything but the byte 0, so that the sums of rows are needed."""
-    return weight.zero is not None or (weight.levels is None and weight.offset != _base(weight))
+    return weight.zero is not None or (weight.levels is None and weight.offset != base_of(weight))
 
 
 def factor_of(weight: Weight) -> float:
@@ -81,7 +86,7 @@ def zero_of(weight: Weight) -> Tensor:
     """u, fp32 [1 or N]: the byte that stands for the weight 0."""
     return (
         torch.full((1,), weight.offset) if weight.zero is None else weight.zero.float().flatten()
-    ) - _base(weight)
+    ) - base_of(weight)
 
 
 def rows_of(
@@ -123,12 +128,14 @@ def rows_of(
             totals.append(place.sum(-1, keepdim=True))
     if not scales:
         return Bytes(codes, torch.ones(0, 1), torch.zeros(0, 1), None)
-    made = Bytes(codes, torch.cat(scales), torch.cat(zeros), torch.cat(totals) if sums else None)
-    if not few.exact():
+    made = Bytes(
+        codes, torch.cat(scales), torch.cat(zeros), torch.cat(totals) if sums else None, 128
+    )
+    if not products.table().unsigned:
         return made
     codes.bitwise_xor_(-128)  # torch turns fp32 into int8 eight times as fast as into uint8
     more = None if made.sums is None else made.sums.add_(128 * columns)
-    return Bytes(codes.view(torch.uint8), made.scale, made.zero.add_(128), more)
+    return Bytes(codes.view(torch.uint8), made.scale, made.zero.add_(128), more, 2**activation - 1)
 
 
 def product(
@@ -137,8 +144,19 @@ def product(
     bias: Tensor | None,
     dtype: torch.dtype,
     totals: Tensor | None = None,
+    *,
+    origin: tuple[Tensor, int] | None = None,
+    largest: int | None = None,
+    way: str | None = None,
 ) -> Tensor:
-    """[M, N] in `dtype`: rounded rows times weights, plus `bias`. `totals`: `row_sums` of the weight, where they are known."""
+    """[M, N] in `dtype`: rounded rows times weights, plus `bias`.
+
+    Args:
+        totals: `row_sums` of the weight, where they are known.
+        origin: the stored codes that the weight's were made of, and in which order of columns.
+        largest: the magnitude that no byte of the weight exceeds, where it is less than its type says.
+        way: a key of `products.Table.seconds`; None = the fastest one here.
+    """
     count, columns = rounded.codes.shape
     out = torch.empty(count, len(weight.codes), dtype=dtype)
     if not out.numel() or not columns:
@@ -147,30 +165,61 @@ def product(
     codes, factor = order(rounded.codes), factor_of(weight)
     totals = row_sums(weight) if totals is None else totals
     left = _left(rounded)
+    largest = largest_weight(weight) if largest is None else largest
+    narrow = integer_sums.fits_pairs(rounded.largest, largest)
+    name, _, rest = (way or products.way("narrow" if narrow else "wide", count)).partition(" + ")
+    if name != "fp32" and products.table().exact[name] == "pairs":
+        codes, spread = integer_sums.aligned(codes), _aligned(spread)
+    excess = None
+    if rest:
+        excess = saturation.rest_of(*(origin or (weight.codes, 0)), lambda: spread(weight.codes))
+        name = name if excess is not None else "fp32"
     step = (
         len(weight.codes)
         if weight.codes.dtype == torch.int8
         else max(64, _SPREAD // max(1, codes.shape[1]))
     )
+    if (
+        name == "fp32" or excess is not None
+    ):  # the rest brings the rows into another order for each piece
+        step = min(
+            step,
+            max(64, (_WIDE if name == "fp32" or count <= few.MOST else _SPREAD) // codes.shape[1]),
+        )
     for begin in range(0, len(weight.codes), step):
         part, places = weight.part(begin, begin + step), slice(begin, begin + step)
-        matrix, scale = spread(part.codes).t(), part.scale.float().flatten() * factor
+        matrix, scale = spread(part.codes), part.scale.float().flatten() * factor
+        more = None if excess is None else excess.part(begin, begin + step, codes.shape[1])
+        if name == "fp32":
+            sums = integer_sums.in_fp32(
+                matrix,
+                rounded.largest * largest,
+                widened.scratch(len(matrix), matrix.shape[1], torch.float32),
+            )
+        else:
+            if more is not None:
+                matrix = saturation.without(
+                    matrix, more, widened.scratch(len(matrix), matrix.shape[1], torch.int8)
+                )
+            sums = integer_sums.PRODUCTS[name](matrix, 0)
         right = _right(part, totals[places])
-        rows = max(256, _NUMBERS // matrix.shape[1])
+        rows = max(256, _NUMBERS // len(matrix))
         for first in range(0, count, rows):
             some = slice(first, first + rows)
-            y = (
-                torch._int_mm(codes[some], matrix)
-                .float()
-                .addmm_(left[some, : len(right)], right)
-                .mul_(scale)
-            )
-            out[some, places] = (
-                y.mul_(rounded.scale[some])
-                if bias is None
-                else torch.addcmul(bias[places].float(), y, rounded.scale[some])
-            )
+            y = _fp32(sums(codes[some]))
+            if more is not None:
+                saturation.add_rest(y, codes[some], more)
+            y.addmm_(left[some, : len(right)], right).mul_(scale)
+            if bias is None:
+                torch.mul(y, rounded.scale[some], out=out[some, places])
+            else:
+                torch.addcmul(bias[places].float(), y, rounded.scale[some], out=out[some, places])
     return out
+
+
+def _fp32(sums: Tensor) -> Tensor:
+    """fp32 of sums that may be int32, in the same memory: to map new memory takes longer than to convert."""
+    return sums if sums.dtype == torch.float32 else sums.view(torch.float32).copy_(sums)
 
 
 def traced_rows(x: Tensor, activation: int, low: Tensor | None, high: Tensor | None) -> Bytes:
@@ -213,10 +262,16 @@ def row_sums(weight: Weight) -> Tensor:
     version = 0 if weight.codes.is_inference() else weight.codes._version
     found = _TOTALS.get(weight.codes)
     if found is None or found[0] != version:
-        sums, (spread, _) = [], spreader(weight)
+        sums, (spread, _), base = (
+            [],
+            spreader(weight),
+            0 if weight.codes.dtype == torch.int8 else base_of(weight),
+        )
         for codes in weight.codes.split(max(64, _SPREAD // max(1, weight.columns))):
-            matrix = spread(codes).t()
-            sums.append(torch._int_mm(torch.ones(1, len(matrix), dtype=torch.int8), matrix)[0])
+            matrix = spread(codes)
+            sums.append(
+                matrix.sum(-1, dtype=torch.int32).add_(base * (matrix.shape[1] - weight.columns))
+            )  # columns that pad hold the code 0
         found = _TOTALS[weight.codes] = (version, torch.cat(sums).float())
     totals: Tensor = found[1]
     return totals
@@ -237,14 +292,35 @@ def spreader(weight: Weight) -> tuple[Callable[[Tensor], Tensor], Callable[[Tens
     def spread(codes: Tensor) -> Tensor:
         out = torch.empty(len(codes), padded, dtype=torch.uint8)
         layout.unpack_by_phase(codes, bits, weight.columns, out)
-        return out.view(torch.int8) if table is None else table[0][out.int()]
+        if table is None:
+            return (
+                out.sub_(out.new_tensor(base_of(weight))).view(torch.int8)
+                if base_of(weight)
+                else out.view(torch.int8)
+            )
+        return table[0][out.int()]
 
     return spread, lambda x: layout.by_phase(x, bits)
 
 
-def _base(weight: Weight) -> float:
-    """What a byte is less than the code that it stands for."""
-    return 128.0 if weight.levels is None and weight.codes.dtype == torch.int8 else 0.0
+def largest_weight(weight: Weight) -> int:
+    """The magnitude that no byte of a weight exceeds."""
+    if weight.levels is not None:
+        found = whole_levels(weight.levels)
+        assert found is not None, "asked for bytes of levels that are not whole"
+        return int(found[0].short().abs().max())
+    return 128 if weight.bits == 8 else 64 if weight.bits == 7 else int(2**weight.bits - 1)
+
+
+def _aligned(spread: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda codes: integer_sums.aligned(spread(codes))
+
+
+def base_of(weight: Weight) -> int:
+    """What a byte is less than the code that it stands for; 7 bits lie about zero, so that the products of two neighbours fit 16 bits."""
+    if weight.levels is not None:
+        return 0
+    return 128 if weight.codes.dtype == torch.int8 else 64 if weight.bits == 7 else 0
 
 
 def _left(rounded: Bytes) -> Tensor:

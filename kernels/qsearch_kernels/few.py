@@ -24,6 +24,7 @@ from . import layout
 from .weight import Weight
 
 _BYTES = 2**21  # of weights, spread at a time
+MOST = 16  # rows up to which reading the weights is what takes time
 LONGEST = 2**16  # columns whose products of 255 and -128 add up in 32 bits
 
 

@@ -22,7 +22,6 @@ import functools
 import torch
 from torch import Tensor
 
-from .cpu import has_bf16
 from .cpu_rounded import Bytes, rows_of
 from .jit import compiled
 from .reference_a8 import Rows, _activated, quantize_rows
@@ -77,7 +76,7 @@ def rotate(x: Tensor, group: int) -> Tensor:
     fast = None if x.requires_grad or x.device.type != "cpu" else compiled("hadamard_numba")
     if fast is None or x.dtype == torch.float64 or not x.numel():
         return _rotate_torch(x, group)
-    if x.dtype == torch.bfloat16 and group <= 64 and has_bf16():  # a product is faster
+    if x.dtype == torch.bfloat16 and group <= 64 and _has_bf16():  # a product is faster
         turned = x.reshape(-1, group) @ matrix(group).bfloat16()  # exact, but for one rounding
         return turned.view(x.shape)
     rows = x.reshape(-1, x.shape[-1])
@@ -108,6 +107,11 @@ def rotate_columns(rows: Tensor, group: int, taps: int = 1) -> Tensor:
 def rotate_moments(moments: Tensor, group: int, taps: int = 1) -> Tensor:
     """Second moments [columns, columns] of inputs whose channels are rotated: both sides of them."""
     return rotate_columns(rotate_columns(moments, group, taps).T.contiguous(), group, taps)
+
+
+def _has_bf16() -> bool:
+    """Whether the machine multiplies bf16 itself."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def rotate_quantize_rows(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import cpu, cpu_rounded
+from . import cpu, cpu_rounded, products
 from .reference import convolved, grid
 from .reference_a8 import quantize_rows
 from .rounded_once import shared, traced
@@ -126,24 +126,37 @@ def linear_rounded(
     return out
 
 
+def fast_float(x: Tensor) -> Tensor:
+    """`x` in the type in which its device multiplies it fastest: 16 bits become fp32 on a CPU that has no units for them."""
+    return x.to(products.float_type(x.dtype)) if x.device.type == "cpu" else x
+
+
+def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear` of a weight in full precision, in the type of `x`, computed in the type that is fastest here."""
+    wide = fast_float(x)
+    if wide is x:
+        return torch.nn.functional.linear(x, weight, bias)
+    return torch.nn.functional.linear(
+        wide, weight.to(wide.dtype), None if bias is None else bias.to(wide.dtype)
+    ).to(x.dtype)
+
+
 def _in_two_steps(x: Tensor) -> bool:
     return x.is_cuda and not (x.requires_grad and torch.is_grad_enabled())
 
 
 def _taken_apart(x: Tensor, weight: Weight) -> bool:
-    """Whether a compiler gets a product on a CPU as operations of torch's own, so that it fuses all that stands around the product of bytes: not for a few rows."""
+    """Whether a compiler gets a product on a CPU as operations of torch's own, so that it fuses all that stands around the product of bytes: not for a few rows, and
+    not where torch's own product of bytes is slow or saturates (`products`)."""
+    if not (torch.compiler.is_compiling() and x.device.type == "cpu" and products.fused_int_mm()):
+        return False
     plain = (
         weight.codes.dtype == torch.int8
         and weight.group <= 0
         and weight.columns > 1
         and x.numel() > cpu.FEW * weight.columns
     )
-    return (
-        plain
-        and torch.compiler.is_compiling()
-        and x.device.type == "cpu"
-        and not (x.requires_grad and torch.is_grad_enabled())
-    )
+    return plain and not (x.requires_grad and torch.is_grad_enabled())
 
 
 def conv2d_rounded(
@@ -296,7 +309,7 @@ def _rounded_bytes(
         x,
         (activation,),
         (low, high),
-        lambda: tuple(cpu_rounded.traced_rows(x, activation, low, high)),
+        lambda: tuple(cpu_rounded.traced_rows(x, activation, low, high)[:4]),
     )
 
 

@@ -12,13 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
-from qsearch_kernels import cpu, cpu_rounded, few, ops, reference
+from qsearch_kernels import cpu, cpu_rounded, few, integer_sums, ops, products, reference
 from qsearch_kernels.weight import Weight
 
+from .made_up_cores import table
 from .test_cpu import agree, arguments, make
 from .test_rounded_once import INDUCTOR, graph_of, rounded_in
 
 STATIC = {"low": torch.tensor([-1.5]), "high": torch.tensor([2.0])}
+
+
+def needs_int_mm() -> None:
+    """Skip where compilers get the product of bytes whole, since this core has a faster exact one than torch's own."""
+    if not products.fused_int_mm():
+        pytest.skip("this core has a faster exact product of bytes than torch's own")
 
 
 def expected(x: Tensor, w: Weight, bias: Tensor | None = None, **ends: Tensor) -> Tensor:
@@ -26,27 +33,32 @@ def expected(x: Tensor, w: Weight, bias: Tensor | None = None, **ends: Tensor) -
 
 
 @pytest.mark.parametrize(("bits", "zero"), [*itertools.product((2, 4, 5, 8), (False, True))])
-def test_a_core_that_adds_unsigned_bytes_in_16_bits_is_given_signed_ones(
+def test_a_torch_that_takes_no_unsigned_bytes_is_given_signed_ones(
     bits: int, zero: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(few, "exact", lambda: False)
+    if integer_sums.exactness("int_mm", torch.int8) != "all":
+        pytest.skip("this core's products of signed bytes saturate")
     types = []
     multiply = torch._int_mm
     monkeypatch.setattr(
         torch, "_int_mm", lambda a, b, **named: types.append(a.dtype) or multiply(a, b, **named)
     )
-    for m, k, n in ((1, 33, 6), (5, 13, 7), (40, 64, 9)):
-        w, x, bias = make(n, k, bits, zero=zero), torch.randn(m, k), torch.randn(n)
+    monkeypatch.setattr(few, "exact", lambda: False)
+    with products.using(table(unsigned=False, wide="int_mm", narrow="int_mm")):
+        for m, k, n in ((1, 33, 6), (5, 13, 7), (40, 64, 9)):
+            w, x, bias = make(n, k, bits, zero=zero), torch.randn(m, k), torch.randn(n)
 
-        agree(cpu.linear_rounded(x, w, bias, 8, None, None), expected(x, w, bias), torch.float32)
-        agree(
-            cpu.linear_rounded(x, w, bias, 8, **STATIC),
-            expected(x, w, bias, **STATIC),
-            torch.float32,
-        )
-    picture, kernel = torch.randn(2, 4, 5, 5) + 1, make(6, 36, bits, zero=zero)
-    places = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
-    made = ops.conv2d_rounded(picture, kernel, None, 8, **places)
+            agree(
+                cpu.linear_rounded(x, w, bias, 8, None, None), expected(x, w, bias), torch.float32
+            )
+            agree(
+                cpu.linear_rounded(x, w, bias, 8, **STATIC),
+                expected(x, w, bias, **STATIC),
+                torch.float32,
+            )
+        picture, kernel = torch.randn(2, 4, 5, 5) + 1, make(6, 36, bits, zero=zero)
+        places = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+        made = ops.conv2d_rounded(picture, kernel, None, 8, **places)
     agree(
         made,
         reference.conv2d_wnaxi(picture, **arguments(kernel), activation=8, **places),
@@ -56,8 +68,9 @@ def test_a_core_that_adds_unsigned_bytes_in_16_bits_is_given_signed_ones(
     assert set(types) == {torch.int8}
 
 
-@pytest.mark.skipif(not few.exact(), reason="this core adds unsigned bytes in 16 bits")
 def test_where_unsigned_bytes_are_exact_the_rows_are_unsigned() -> None:
+    if not products.table().unsigned:
+        pytest.skip("this torch multiplies no unsigned bytes")
     x = torch.randn(5, 13)
 
     rounded = cpu_rounded.rows_of(x, 8, None, None, sums=True)
@@ -173,6 +186,7 @@ def test_a_product_that_is_taken_apart_computes_what_the_whole_one_does(
 def test_what_inductor_writes_keeps_every_rounding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    needs_int_mm()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     w, x, bias = make(6, 21, 8, zero=True), torch.randn(4, 15, 21), torch.randn(6)
     layer: Any = lambda x: ops.linear_rounded(x, w, bias, 8)  # noqa: E731
@@ -202,6 +216,7 @@ def test_a_compiled_row_on_a_cpu_that_is_not_finite_does_not_become_a_number() -
 def test_a_graph_on_a_cpu_rounds_once_what_three_layers_read_and_leaves_few_rows_to_their_own_product() -> (
     None
 ):
+    needs_int_mm()
     weights = [make(n, 64, 8) for n in (6, 7, 5)]
 
     def block(x: Tensor) -> list[Tensor]:

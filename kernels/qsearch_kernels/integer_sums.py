@@ -1,0 +1,147 @@
+"""Exact integer GEMM on a CPU: the int8 products that torch has, and what each is exact for.
+
+`torch._int_mm` is oneDNN's int8 GEMM where torch finds AVX512-VNNI, and a scalar loop elsewhere.
+`onednn.qlinear_pointwise` is the same GEMM on every x86 core, for a weight that is repacked first.
+A core without VNNI multiplies bytes with `vpmaddubsw`, which adds two neighbouring products in 16
+bits and saturates: 255 * 127 + 255 * 127 does not fit. Such a core is exact only where all pairs
+fit (weights of 7 bits or fewer, or activations of 7 bits), and `saturation.py` splits other
+weights so that they do. fp32 multiplies integers exactly as long as sums stay below 2**24, so that
+a product over pieces of the columns is exact on every core.
+
+`exactness` tries a product at the ends of the range and on ragged shapes. Nothing is believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Exact = Literal["all", "pairs", ""]
+#: int8 or uint8 [M, K] -> int32 or fp32 [M, N], the product with a weight
+Sums = Callable[[Tensor], Tensor]
+#: magnitudes whose pairs of products `vpmaddubsw` adds without saturating
+PAIR = 2**15 - 1
+_WHOLE = 2**24  # fp32 holds every integer up to here
+#: columns that pairs want a multiple of: oneDNN cuts longer rows in the middle of a pair otherwise
+ALIGNED = 4
+#: rows, columns, outputs
+_PROBES = (
+    (1, 2, 1), (1, 64, 33), (2, 33, 5), (5, 66, 32), (17, 131, 48), (64, 261, 31), (33, 4, 64),
+    (8, 390, 16), (3, 1033, 9),
+)  # fmt: skip
+
+
+def fits_pairs(activation: int, weight: int) -> bool:
+    """Whether any two products of entries up to these magnitudes add up in 16 bits."""
+    return 2 * activation * weight <= PAIR
+
+
+def aligned(codes: Tensor) -> Tensor:
+    """`codes` [rows, columns] with columns of zeros, up to a multiple of `ALIGNED`."""
+    short = -codes.shape[1] % ALIGNED
+    return F.pad(codes, (0, short)) if short else codes
+
+
+def int_mm(matrix: Tensor, largest: int) -> Sums:
+    """`torch._int_mm` with `matrix` int8 [N, K], which is used as it lies."""
+    return lambda codes: torch._int_mm(codes, matrix.t())
+
+
+def onednn(matrix: Tensor, largest: int) -> Sums:
+    """oneDNN's int8 linear layer with unit scales; `matrix` int8 [N, K] is repacked once."""
+    packed = torch.ops.onednn.qlinear_prepack(matrix.contiguous(), None)
+    ones = torch.ones(len(matrix))
+    zeros = torch.zeros(len(matrix), dtype=torch.int64)
+
+    def sums(codes: Tensor) -> Tensor:
+        made: Tensor = torch.ops.onednn.qlinear_pointwise(
+            codes, 1.0, 0, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return made
+
+    return sums
+
+
+def in_fp32(matrix: Tensor, largest: int, wide: Tensor | None = None) -> Sums:
+    """fp32 GEMM over as many columns at a time as keep every sum below 2**24.
+
+    Of one or two pieces, and of more that are added in fp64, the sum is rounded to fp32 once, as
+    the int32 sums of the other products are.
+
+    Args:
+        matrix: int8 [N, K].
+        largest: bound of |activation * weight|; 128 * 128 gives 1,024 columns a piece.
+        wide: fp32 [N, K] to widen the matrix into, which must stay so while sums are taken.
+    """
+    step = max(1, _WHOLE // max(1, largest))
+    wide = matrix.float() if wide is None else wide.copy_(matrix)
+
+    def sums(codes: Tensor) -> Tensor:
+        rows, columns = codes.float(), codes.shape[1]
+        made = rows[:, :step] @ wide[:, :step].t()
+        if columns > 2 * step:
+            made = made.double()
+        for begin in range(step, columns, step):
+            made.add_(rows[:, begin : begin + step] @ wide[:, begin : begin + step].t())
+        return made.float()
+
+    return sums
+
+
+#: name -> what makes the product of a weight; the last one is exact everywhere
+PRODUCTS: dict[str, Callable[[Tensor, int], Sums]] = {
+    "int_mm": int_mm,
+    "onednn": onednn,
+    "fp32": in_fp32,
+}
+
+
+def exactness(name: str, dtype: torch.dtype) -> Exact:
+    """What the product `name` is exact for, with activations of `dtype` (uint8 or int8).
+
+    Returns:
+        "all" of 8 bits; "pairs" where two neighbouring products have to fit 16 bits; "" for
+        a product that is wrong even there, or that this torch does not have.
+    """
+    try:
+        if _agrees(name, dtype, pairs=False):
+            return "all"
+        return "pairs" if _agrees(name, dtype, pairs=True) else ""
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return ""
+
+
+def _agrees(name: str, dtype: torch.dtype, *, pairs: bool) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    least, most = (0, 255) if dtype == torch.uint8 else (-128, 127)
+    for rows, columns, outputs in _PROBES:
+        drawn = torch.randint(least, most + 1, (rows, columns), generator=generator)
+        ends = torch.where(torch.rand(rows, columns, generator=generator) < 0.5, least, most)
+        for codes in (drawn, ends, torch.full_like(ends, most), torch.full_like(ends, least)):
+            for matrix in _weights(outputs, columns, generator, pairs=pairs):
+                right = (codes.double() @ matrix.double().t()).float()
+                given, activations = matrix.to(torch.int8), codes.to(dtype)
+                if pairs:
+                    given, activations = aligned(given), aligned(activations)
+                made = PRODUCTS[name](given, 255 * 128)(activations).float()
+                if made.shape != right.shape or not torch.equal(made, right):
+                    return False
+    return True
+
+
+def _weights(n: int, k: int, generator: torch.Generator, *, pairs: bool) -> list[Tensor]:
+    """Weights at the ends of the range: of 8 bits, or of pairs that add up to 128 at most."""
+    coin = torch.rand(n, k, generator=generator) < 0.5
+    if not pairs:
+        drawn = torch.randint(-128, 128, (n, k), generator=generator)
+        ends = torch.where(coin, -128, 127)
+        return [drawn, ends, torch.full_like(ends, 127), torch.full_like(ends, -128)]
+    first = torch.randint(0, 129, (n, -(-k // 2)), generator=generator)
+    couples = torch.stack([first, 128 - first], -1).flatten(1)[:, :k]  # 128 in 255 * 128 twice
+    half = torch.full((n, k), 64)
+    opposite = torch.stack([torch.full_like(first, 127), torch.full_like(first, -128)], -1)
+    return [couples.clamp(max=127), -couples, half, -half, opposite.flatten(1)[:, :k]]

@@ -1,0 +1,161 @@
+"""Timing the products of this CPU for the table: a second or two, once for a core and a torch.
+
+Every way of every kind is called in turn, round after round, and the least time counts: what else
+the machine does at the moment makes a call longer, never shorter. A way that is many times slower
+than another is given up: a scalar loop would take minutes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import bench, cpu, cpu_rounded, integer_sums, products
+from .product_table import ROWS, Table
+from .weight import Weight
+
+SIZE = 768  # inputs, and outputs for many rows
+#: outputs for a few rows, where reading the weight is what takes time and a small one is in a cache
+WIDE = 4096
+_ROUNDS = 5
+_LONG = 1024  # rows from which three rounds are enough
+_HOPELESS = 4.0  # times as slow as the fastest way so far
+_MANY = 64  # rows: what is hopeless for so many is not tried for more
+
+Ways = dict[str, Callable[[Tensor], object]]
+_BF16 = ("bf16", "int8pack")  # ways of bf16 inputs alone
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@torch.no_grad()
+def timed() -> Table:
+    """A table of this core with this torch and this number of threads."""
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+        torch.manual_seed(0)
+        unsigned, exact = _exact()
+        seconds: dict[str, dict[str, tuple[float, ...]]] = {}
+        made = Table(unsigned, exact, seconds)
+        for inputs, dtype in _TYPES.items():
+            seconds[f"keep {inputs}"] = _times(partial(_keep, dtype), dtype)
+        with products.using(made):
+            for kind, bits in (("wide", 8), ("narrow", 4)):
+                seconds[kind] = _times(partial(_integer, made, bits), _codes(made))
+            for inputs in ("fp32", "bf16"):
+                dtype = _TYPES[inputs]
+                for scheme, bits, group in (("W8", 8, 0), ("W4", 4, 0), ("W4 groups", 4, 64)):
+                    ways = partial(_weight_only, bits, group, dtype)
+                    seconds[f"{scheme} {inputs}"] = _times(ways, dtype)
+                for scheme, bits, activation in (("W8A8", 8, 8), ("W8A7", 8, 7), ("W4A8", 4, 8)):
+                    ways = partial(_rounded, bits, activation)
+                    seconds[f"{scheme} {inputs}"] = _times(ways, dtype)
+            for scheme in products.SCHEMES:  # fp16 inputs: as bf16 ones, but for the bf16 GEMM
+                times = seconds[f"{scheme} bf16"]
+                seconds[f"{scheme} fp16"] = {way: t for way, t in times.items() if way not in _BF16}
+        return made
+
+
+def _exact() -> tuple[bool, dict[str, str]]:
+    """Whether activations are uint8, and what each integer product is exact for with them."""
+    found: dict[str, str] = {
+        name: integer_sums.exactness(name, torch.uint8) for name in integer_sums.PRODUCTS
+    }
+    if found["int_mm"] or found["onednn"]:
+        return True, found
+    signed = integer_sums.exactness("int_mm", torch.int8)
+    return False, {"int_mm": signed, "onednn": "", "fp32": "all"}
+
+
+def _codes(table: Table) -> torch.dtype:
+    return torch.uint8 if table.unsigned else torch.int8
+
+
+def _weight(bits: int, outputs: int, group: int = 0) -> Weight:
+    return bench.random_weight(outputs, SIZE, bits, group=group)
+
+
+def _integer(table: Table, bits: int, outputs: int) -> Ways:
+    """The integer products that are exact for weights of so many bits."""
+    weight, narrow, ways = _weight(bits, outputs), bits < 8, {}
+    for name, exact in table.exact.items():
+        whole = name == "fp32" or exact == "all" or (narrow and exact == "pairs")
+        if whole or exact == "pairs":
+            way = name if whole else f"{name} + rest"
+            ways[way] = _product(weight, way, table.unsigned)
+    return ways
+
+
+def _product(weight: Weight, way: str, unsigned: bool) -> Callable[[Tensor], object]:
+    totals = cpu_rounded.row_sums(weight)
+
+    def call(codes: Tensor) -> object:
+        column = torch.ones(len(codes), 1)
+        rows = cpu_rounded.Bytes(codes, column, column, column, 255 if unsigned else 128)
+        return cpu_rounded.product(rows, weight, None, torch.float32, totals, way=way)
+
+    return call
+
+
+def _weight_only(bits: int, group: int, dtype: torch.dtype, outputs: int) -> Ways:
+    weight, rows = _weight(bits, outputs, group), 1 if outputs == WIDE else _MANY
+
+    def by(way: str) -> Callable[[Tensor], object]:
+        return lambda x: cpu.linear_by(way, x, weight, None)
+
+    return {way: by(way) for way in cpu.weight_ways(weight, rows, dtype)}
+
+
+def _rounded(bits: int, activation: int, outputs: int) -> Ways:
+    weight = _weight(bits, outputs)
+
+    def call(x: Tensor) -> object:
+        own = x.view_as(x)  # a tensor object each: layers that are given one round it once
+        return cpu.linear_rounded(own, weight, None, activation, None, None)
+
+    return {"rounded": call}
+
+
+def _keep(dtype: torch.dtype, outputs: int) -> Ways:
+    weight = torch.randn(outputs, SIZE)
+    own = weight.to(dtype)
+    ways: Ways = {"fp32": lambda x: F.linear(x.float(), weight)}
+    if dtype != torch.float32:
+        ways["bf16" if dtype == torch.bfloat16 else "fp16"] = lambda x: F.linear(x, own)
+    return ways
+
+
+def _times(make: Callable[[int], Ways], dtype: torch.dtype) -> dict[str, tuple[float, ...]]:
+    """Way -> its least seconds at each of `ROWS`, of rows of `dtype`."""
+    found: dict[str, list[float]] = {}
+    lost: set[str] = set()
+    for place, count in enumerate(ROWS):
+        if count in (ROWS[0], _MANY):
+            ways = make(SIZE if count >= _MANY else WIDE)
+        x = torch.randint(0, 128, (count, SIZE)).to(dtype)
+        x = x / 64 - 1 if dtype.is_floating_point else x
+        best = dict.fromkeys(ways, math.inf)
+        left = {way: call for way, call in ways.items() if way not in lost}
+        for call in left.values():
+            call(x)  # what is worked out once, and memory that is new
+        for turn in range(_ROUNDS if count < _LONG else 3):
+            for way, call in list(left.items()):
+                best[way] = min(best[way], _seconds(call, x))
+                if turn and best[way] > _HOPELESS * min(best.values()):
+                    del left[way]
+        for way in ways:
+            found.setdefault(way, [math.inf] * len(ROWS))[place] = best[way]
+            if count >= _MANY and way not in left:
+                lost.add(way)
+    return {way: tuple(times) for way, times in found.items()}
+
+
+def _seconds(call: Callable[[Tensor], object], x: Tensor) -> float:
+    """Of one call by the clock; of its threads' work where that is less: others were served."""
+    wall, work = time.perf_counter(), time.process_time()
+    call(x)
+    return min(time.perf_counter() - wall, time.process_time() - work)
