@@ -159,7 +159,7 @@ def rotated_rows(
     totals = torch.cat([m.sums for m in made if m.sums is not None]) if sums else None
     codes = torch.cat([m.codes for m in made])
     scale, zero = torch.cat([m.scale for m in made]), torch.cat([m.zero for m in made])
-    return Bytes(codes, scale, zero, totals)
+    return Bytes(codes, scale, zero, totals, max(m.largest for m in made))
 
 
 def check(group: int, channels: int = 0) -> None:

@@ -103,8 +103,10 @@ def test_rotated_rows_are_rounded_as_rows_are(
     made = hadamard.rotated_rows(x, 64, 8, *ends, sums=True)
 
     expected = rows_of(hadamard.rotate(x, 64), 8, *ends, sums=True)
-    for ours, theirs in zip(made, expected, strict=True):
-        assert ours is not None and theirs is not None
+    assert made.largest == expected.largest
+    for ours, theirs in zip(made[:4], expected[:4], strict=True):
+        assert isinstance(ours, torch.Tensor)
+        assert isinstance(theirs, torch.Tensor)
         assert torch.equal(ours, theirs)
 
 
