@@ -10,7 +10,7 @@ from ..core.graph import OpGraph
 from ..core.metrics import metric_words
 from ..core.plan import Plan
 from ..core.table import SensitivityTable
-from . import beeswarm, block_bars, boxes, contributions, drawing, graph_heat, plots
+from . import beeswarm, block_bars, boxes, contributions, drawing, graph_heat, plots, range_heat
 from .findings import Findings
 from .frontier import draw_frontier
 from .style import HALF, NARROW, WIDE
@@ -91,6 +91,10 @@ def _of_layers(
     roles = boxes.role_boxes({graph.model: (graph, table)}, scheme, metric=metric)
     label = f"Bars: stored bits a weight of {len(bits.stored)} layers, average {bits.average:.2f}. {_NUMBERS}"
     found = {"bits": _drawn("bits", drawing.draw_layer_bits, bits, label)}
+    if len(plan.steps) > 1:
+        ranges = range_heat.range_bits(graph, plan)
+        label = f"Heat map: {ranges.title}, {len(ranges.bits)} layers by {len(ranges.columns)} ranges of steps."
+        found["ranges"] = _drawn("ranges", range_heat.draw_range_bits, ranges, label)
     label = f"Heat map: SQNR in dB, {len(noise.chosen)} layers by {len(noise.columns)} schemes. {_NUMBERS}"
     found["noise"] = _drawn("noise", drawing.draw_layer_noise, noise, label)
     if len(steps.columns) > 1:

@@ -18,6 +18,7 @@ from qsearch.core.cost import Budget
 from qsearch.core.errors import ArtifactError, QSearchError
 from qsearch.core.plan import Plan
 from qsearch.core.progress import Silent
+from qsearch.core.steps import StepRanges
 from qsearch.report.findings import Findings
 from qsearch.report.frontier import frontier
 from qsearch.report.page import write_report
@@ -487,3 +488,15 @@ def test_a_page_holds_neither_passwords_nor_places_of_the_machine(tmp_path: Path
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "/ada/" not in text
     assert "…/pipe" in text
+
+
+def test_a_plan_over_ranges_shows_its_ranges(tmp_path: Path) -> None:
+    choices: dict[str, str | list[str]] = {x.name: "keep" for x in GRAPH}
+    choices |= {x.name: "uint4-c" for x in GRAPH.quantizable}
+    choices[GRAPH.quantizable[0].name] = ["uint4-c", "uint8-c"]
+    plan = Plan.make(GRAPH, choices, steps=StepRanges((0.5,)))
+    save_run(tmp_path)
+    write_report(tmp_path, Findings(GRAPH, TABLE, plan, make_rows(GRAPH, plan), CAPTIONS))
+
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"bits of the weight, {len(GRAPH.quantizable)} layers by 2 ranges of steps" in text.replace("\n", " ")

@@ -17,7 +17,8 @@ from qsearch.core.cost import Budget
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import LayerSpec, OpGraph
 from qsearch.core.plan import Plan
-from qsearch.report import drawing, plots, style
+from qsearch.core.steps import StepRanges
+from qsearch.report import drawing, plots, range_heat, style
 from qsearch.report.svg import svg
 from tests.report.synthetic import SCHEMES, make_plan, make_rows, make_table, noise, pixart
 
@@ -335,3 +336,47 @@ def test_drawing_needs_neither_pyplot_nor_torch() -> None:
     loaded = set(done.stdout.split())
     assert "matplotlib.figure" in loaded
     assert loaded & {"torch", "matplotlib.pyplot"} == set()
+
+
+def in_ranges(weights: str = "", inputs: str = "") -> Plan:
+    """Every layer in `uint4-g64` early; late the first quantizable layer with other weights or inputs."""
+    late = f"{weights or 'uint4-g64'}{inputs}"
+    choices: dict[str, str | list[str]] = {x.name: "keep" for x in GRAPH}
+    choices |= {x.name: "uint4-g64" for x in GRAPH.quantizable}
+    choices[GRAPH.quantizable[0].name] = ["uint4-g64", late]
+    return Plan.make(GRAPH, choices, steps=StepRanges((0.25,)))
+
+
+@pytest.mark.parametrize(
+    "weights, inputs, title, early, late",
+    [
+        ("", "+a8", "bits of the input", 16, 8),
+        ("uint8-c", "", "bits of the weight", 4, 8),
+        ("uint8-c", "+a8", "weight bits x input bits", 64, 64),
+    ],
+)
+def test_ranges_show_the_bits_of_what_differs_between_them(
+    weights: str, inputs: str, title: str, early: int, late: int
+) -> None:
+    data = range_heat.range_bits(GRAPH, in_ranges(weights, inputs))
+
+    assert data.title == title
+    assert data.columns == ("0% to 25%", "25% to 100%")
+    assert data.bits.shape == (len(GRAPH.quantizable), 2)
+    assert data.bits[0].tolist() == [early, late]
+    assert (data.bits[1:] == early).all()
+
+
+@WIDTHS
+def test_ranges_are_drawn_a_cell_a_layer_and_range(width: int) -> None:
+    data = range_heat.range_bits(GRAPH, in_ranges("uint8-c"))
+    figure = range_heat.draw_range_bits(data, width)
+
+    mesh = next(c for c in figure.axes[0].collections if isinstance(c, QuadMesh))
+    shown = np.asarray(mesh.get_array()).reshape(2, -1) if width == style.WIDE else mesh.get_array()
+    assert np.array_equal(shown, data.bits.T if width == style.WIDE else data.bits)
+
+
+def test_a_plan_of_one_range_has_no_ranges_to_draw() -> None:
+    with pytest.raises(QSearchError, match="nothing to draw"):
+        range_heat.range_bits(GRAPH, PLAN)
