@@ -270,12 +270,12 @@ class TransformContract(Contract):
     def _layer(self) -> tuple[nn.Linear, Tensor, LayerInputs]:
         """(a linear layer, inputs like text with one token for all, their record); a channel in six is large, and all are off centre."""
         dice = torch.Generator().manual_seed(0)
-        module = nn.Linear(24, 16)
+        module = nn.Linear(48, 32)
         nn.init.normal_(module.weight, std=0.2, generator=dice)
         nn.init.normal_(module.bias, generator=dice)
-        x = torch.randn(6, 9, 24, generator=dice) * torch.where(
-            torch.arange(24) % 6 == 0, 6.0, 0.5
-        ) + torch.randn(24, generator=dice)
+        x = torch.randn(6, 9, 48, generator=dice) * torch.where(
+            torch.arange(48) % 6 == 0, 6.0, 0.5
+        ) + torch.randn(48, generator=dice)
         x[:, 0] = x[0, 0]
         inputs = replace(statistics_of(x), first=x[0, 0].clone(), rest=statistics_of(x[:, 1:]))
         return module, x, inputs

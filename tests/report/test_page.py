@@ -499,4 +499,7 @@ def test_a_plan_over_ranges_shows_its_ranges(tmp_path: Path) -> None:
     write_report(tmp_path, Findings(GRAPH, TABLE, plan, make_rows(GRAPH, plan), CAPTIONS))
 
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert f"bits of the weight, {len(GRAPH.quantizable)} layers by 2 ranges of steps" in text.replace("\n", " ")
+    assert (
+        f"bits of the weight, {len(GRAPH.quantizable)} layers by 2 ranges of steps"
+        in text.replace("\n", " ")
+    )
