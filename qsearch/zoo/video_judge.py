@@ -91,7 +91,7 @@ class VideoJudge(nn.Module):
             nn.Linear(3 * FRAMES + _OF_CLIP, 64), nn.SiLU(), nn.Linear(64, _OF_TRACK)
         )
         self.frame = nn.Sequential(nn.Linear(128 + 1, 64), nn.SiLU())
-        heads = {k: nn.Linear(_OF_CLIP, v) for k, v in _SCENE_HEADS.items()}
+        heads: dict[str, nn.Module] = {k: nn.Linear(_OF_CLIP, v) for k, v in _SCENE_HEADS.items()}
         for k, v in _OBJECT_HEADS.items():
             size = (_OF_TRACK if k in OF_MOTION else _OF_LOOKS) + _OF_CLIP
             heads[k] = nn.Sequential(nn.SiLU(), nn.Linear(size, 64), nn.SiLU(), nn.Linear(64, v))
