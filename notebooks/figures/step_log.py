@@ -42,6 +42,12 @@ SCHEDULERS = {
     "EulerDiscreteScheduler": {},
     "FlowMatchEulerDiscreteScheduler": {},
 }
+#: PixArtAlphaPipeline scales inputs, StableDiffusion3Pipeline asks for sigmas, WanPipeline sets a begin index
+NOT_WITH = {
+    "scenes-dit, one batch": ("FlowMatchEulerDiscreteScheduler",),
+    "SD3, one batch": tuple(list(SCHEDULERS)[:3]),
+    "Wan, two calls": ("DDIMScheduler",),
+}
 FIRST = {
     "scenes-dit, one batch": "transformer_blocks.0.ff.net.0.proj",
     "SD3, one batch": "transformer_blocks.0.ff.net.0.proj",
@@ -139,9 +145,8 @@ def main() -> None:
         log: list[int] = []
         layer.register_forward_hook(lambda one, *_: log.append(one.now))  # noqa: B023
         for name, settings in SCHEDULERS.items():
-            flow = name.startswith("FlowMatch")
-            if title.startswith("scenes-dit" if flow else "SD3"):
-                continue  # PixArtAlphaPipeline scales inputs, StableDiffusion3Pipeline asks for sigmas
+            if name in NOT_WITH[title]:
+                continue
             pipe.scheduler = getattr(diffusers, name)(**settings)
             pipe.set_progress_bar_config(disable=True)
             for steps in STEPS:
