@@ -385,6 +385,79 @@ def cogvideox() -> Any:
     )
 
 
+def wan_22() -> Any:
+    """Wan 2.2: video, a denoiser for the noisiest steps and another for the rest, guidance in two calls."""
+    from diffusers import (
+        AutoencoderKLWan,
+        UniPCMultistepScheduler,
+        WanPipeline,
+        WanTransformer3DModel,
+    )
+
+    def denoiser() -> Any:
+        heads = {"num_attention_heads": 2, "attention_head_dim": 16}
+        sizes = {"text_dim": WIDTH, "freq_dim": 16, "ffn_dim": 64, "rope_max_seq_len": 32}
+        return WanTransformer3DModel(
+            in_channels=4, out_channels=4, num_layers=2, cross_attn_norm=True, **heads, **sizes
+        )
+
+    vae = AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1, -0.2, 0.0, 0.3],
+        latents_std=[1.0, 2.0, 1.5, 0.5],
+    )
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    return WanPipeline(
+        transformer=denoiser(),
+        transformer_2=denoiser(),
+        boundary_ratio=0.875,
+        vae=vae,
+        text_encoder=_t5(),
+        tokenizer=new_tokenizer(causal=False),
+        scheduler=scheduler,
+    )
+
+
+def z_image() -> Any:
+    """Z-Image: lists of latents and of texts, one a sample."""
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        ZImagePipeline,
+        ZImageTransformer2DModel,
+    )
+    from transformers import Qwen3Config, Qwen3Model
+
+    tokenizer = new_tokenizer(causal=True)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+    qwen = Qwen3Model(Qwen3Config(vocab_size=len(tokenizer), pad_token_id=0, **sizes, **heads))
+    model = ZImageTransformer2DModel(
+        in_channels=4,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=WIDTH,
+        axes_dims=[8, 4, 4],
+        axes_lens=[128, 32, 32],
+    )
+    return ZImagePipeline(
+        transformer=model,
+        vae=_vae(),
+        text_encoder=qwen,
+        tokenizer=tokenizer,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+
+
 BUILDERS = {
     f.__name__: f
     for f in (
@@ -397,6 +470,8 @@ BUILDERS = {
         flux,
         sana,
         cogvideox,
+        wan_22,
+        z_image,
     )
 }
 
@@ -405,10 +480,11 @@ def build(name: str) -> Any:
     """A pipeline by name, in evaluation mode, with weights that matter: diffusers starts some of them at zero."""
     torch.manual_seed(4)
     pipe = BUILDERS[name]()
-    model = getattr(pipe, "unet", None) or pipe.transformer
-    for parameter in model.parameters():
-        if parameter.ndim > 1 and not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.1)
+    for component in ("unet", "transformer", "transformer_2"):
+        model = getattr(pipe, component, None)
+        for parameter in model.parameters() if model is not None else ():
+            if parameter.ndim > 1 and not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.1)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval()

@@ -126,21 +126,6 @@ def linear_rounded(
     return out
 
 
-def fast_float(x: Tensor) -> Tensor:
-    """`x` in the type in which its device multiplies it fastest: 16 bits become fp32 on a CPU that has no units for them."""
-    return x.to(products.float_type(x.dtype)) if x.device.type == "cpu" else x
-
-
-def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear` of a weight in full precision, in the type of `x`, computed in the type that is fastest here."""
-    wide = fast_float(x)
-    if wide is x:
-        return torch.nn.functional.linear(x, weight, bias)
-    return torch.nn.functional.linear(
-        wide, weight.to(wide.dtype), None if bias is None else bias.to(wide.dtype)
-    ).to(x.dtype)
-
-
 def _in_two_steps(x: Tensor) -> bool:
     return x.is_cuda and not (x.requires_grad and torch.is_grad_enabled())
 

@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import integer_sums
 from .product_table import ROWS, Table, keep, load
@@ -218,3 +219,18 @@ def _restricted(full: Table, forced: str) -> Table:
 
 def _keep(found: Table, name: str, place: int) -> float:
     return found.seconds[f"keep {name}"][name][place]
+
+
+def fast_float(x: Tensor) -> Tensor:
+    """`x` in the type in which its device multiplies it fastest: 16 bits become fp32 on a CPU that has no units for them."""
+    return x.to(float_type(x.dtype)) if x.device.type == "cpu" else x
+
+
+def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear` of a weight in full precision, in the type of `x`, computed in the type that is fastest here."""
+    wide = fast_float(x)
+    if wide is x:
+        return torch.nn.functional.linear(x, weight, bias)
+    return torch.nn.functional.linear(
+        wide, weight.to(wide.dtype), None if bias is None else bias.to(wide.dtype)
+    ).to(x.dtype)

@@ -1,6 +1,6 @@
 """Does time pay? Inputs of so many bits in the mean, in all steps alike or by ranges of sampler steps, at equal stored bits.
 
-    python notebooks/figures/ranges.py [--models scenes-dit scenes-unet] [--seeds 5] [--samples 32]
+    python notebooks/figures/ranges.py [--models scenes-dit scenes-unet] [--seeds 5] [--samples 32] [--workers 2]
 
 Weights are stored once (uint4-c@gptq), so that every plan takes the same bytes. The budget is bit operations: those of inputs of 6
 (or 5) bits at every layer in every step. `uniform` has 6 bits everywhere; `1 range` chooses 4, 6 or 8 bits for each layer, `3 ranges`
@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from multiprocessing import get_context
 from typing import Any
 
 from figure import publish
@@ -104,7 +106,7 @@ def measured(model: str, seed: int, options: argparse.Namespace) -> list[dict[st
     return rows
 
 
-def summed(rows: list[dict[str, Any]], seeds: int) -> list[dict[str, Any]]:
+def summed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Means over the seeds with standard errors, and paired differences from one range."""
     found = []
     keys = dict.fromkeys((r["model"], r["bits"], r["plan"]) for r in rows)
@@ -112,6 +114,7 @@ def summed(rows: list[dict[str, Any]], seeds: int) -> list[dict[str, Any]]:
         mine = [r for r in rows if (r["model"], r["bits"], r["plan"]) == (model, bits, plan)]
         one = [r for r in rows if (r["model"], r["bits"], r["plan"]) == (model, bits, "1 range")]
         row: dict[str, Any] = {"model": model, "mean bits": bits, "plan": plan}
+        row["seeds"] = len(mine)
         row["stored bits"] = mine[0]["stored"]
         for metric in ("predicted", "output", "latent"):
             values = [r[metric] for r in mine]
@@ -132,20 +135,22 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["scenes-dit", "scenes-unet"])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
     options = parser.parse_args()
-    rows = [
-        row
-        for model in options.models
-        for seed in range(options.seeds)
-        for row in measured(model, seed, options)
-    ]
-    publish(
-        __file__,
-        summed(rows, options.seeds),
-        title="inputs by ranges of sampler steps, weights stored once",
-        seed=0,
-        extra={"each": rows},
-    )
+    work = [(m, seed, options) for seed in range(options.seeds) for m in options.models]
+    done: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(measured, *each): each[:2] for each in work}
+        for future in as_completed(waiting):  # published as far as it goes, so that nothing is lost
+            done[waiting[future]] = future.result()
+            rows = [row for key in sorted(done) for row in done[key]]
+            publish(
+                __file__,
+                summed(rows),
+                title="inputs by ranges of sampler steps, weights stored once",
+                seed=0,
+                extra={"each": rows},
+            )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from ..core.plan import Plan
 from ..core.scheme import Scheme
 from ..core.sites import check
 from ..core.table import SensitivityTable
+from ..graphs.components import part
 from .exporting import AbstractExporter, Export, every_name, formats
 from .weights import component
 
@@ -118,7 +119,7 @@ def export(
         graph: the model's graph.
         source: diffusers folder of the pipeline that the plan is for.
         to: one of `qsearch list exporters`.
-        folder: to be made.
+        folder: to be made; of a pipeline of several denoisers it holds a folder for each.
         options: rounding, calibration and the like.
         named: fields of the options by their names, e.g. `nearest=True`.
 
@@ -130,13 +131,61 @@ def export(
             existing folder, and files that read back as something else.
     """
     asked = replace(options or ExportOptions(), **named)
-    nearest, force, table, say = asked.nearest, asked.force, asked.table, asked.say
-    calibration, sampler_steps = asked.calibration, asked.sampler_steps
     plugin, source, folder = exporter(to), Path(source), Path(folder)
     _check(plan, graph)
+    if len(graph.components) > 1:
+        parts = {name: _part(plan, graph, asked, name) for name in graph.components}
+        jobs = {
+            folder / name: _job(plugin, to, source, name, *given) for name, given in parts.items()
+        }
+    else:
+        jobs = {folder: _job(plugin, to, source, component(source), plan, graph, asked)}
+    there = folder.exists()
+    if there and not (asked.force and folder.is_dir()):
+        raise QSearchError(
+            f"{folder} exists and would be overwritten; give --force, or another folder with --output"
+        )
+    try:
+        return [path for place, job in jobs.items() for path in _written(plugin, job, place, to)]
+    except BaseException:
+        if not there and len(jobs) > 1:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _part(
+    plan: Plan, graph: OpGraph, options: ExportOptions, name: str
+) -> tuple[Plan, OpGraph, ExportOptions]:
+    """(plan, graph, options) of one of several components, by the names of its own model."""
+    start = f"{name}."
+
+    def own(held: Mapping[str, Any]) -> dict[str, Any]:
+        return {n.removeprefix(start): v for n, v in held.items() if n.startswith(start)}
+
+    cut = part(graph, name)
+    known = None if options.calibration is None else own(options.calibration)
+    # The table is of the whole graph: roundings go without a price here.
+    return (
+        Plan.make(cut, own(plan.choices), steps=plan.steps, solver=plan.solver),
+        cut,
+        replace(options, calibration=known, table=None),
+    )
+
+
+def _job(
+    plugin: AbstractExporter,
+    to: str,
+    source: Path,
+    name: str,
+    plan: Plan,
+    graph: OpGraph,
+    options: ExportOptions,
+) -> Export:
+    """What is written of the component `name`, with every layer in a scheme that the tool has."""
+    say = options.say
     steps = plan if len(plan.steps) > 1 else None
     plan = _one_range(plan, graph, plugin, to)
-    job = Export(plan, graph, source, component(source), calibration or {}, steps, sampler_steps)
+    job = Export(plan, graph, source, name, options.calibration or {}, steps, options.sampler_steps)
     plan, graph, same = every_name(plan, graph)
     held = dict(job.calibration)
     for alias, first in same.items():  # names of tensors, and so of their layers
@@ -145,8 +194,8 @@ def export(
             held[alias.rpartition(".")[0]] = known
     job = replace(job, plan=plan, graph=graph, same=same, calibration=held)
     job.weights.check(graph)
-    rounded = roundings(plan, graph, to, table)
-    if rounded and not nearest:
+    rounded = roundings(plan, graph, to, options.table)
+    if rounded and not options.nearest:
         words = "; ".join(map(str, rounded[:_SHOWN])) + (
             f"; and {len(rounded) - _SHOWN} more" if len(rounded) > _SHOWN else ""
         )
@@ -161,12 +210,7 @@ def export(
             f"{len(rounded)} layers rounded; {sum(measured):+.2e} predicted noise for the {len(measured)} whose rounding was measured"
         )
     given = {**plan.layers, **{r.layer: r.given for r in rounded}}
-    job = replace(job, plan=Plan.make(graph, given))
-    if folder.exists() and not (force and folder.is_dir()):
-        raise QSearchError(
-            f"{folder} exists and would be overwritten; give --force, or another folder with --output"
-        )
-    return _written(plugin, job, folder, to)
+    return replace(job, plan=Plan.make(graph, given))
 
 
 def _check(plan: Plan, graph: OpGraph) -> None:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qsearch_kernels import ops
+from qsearch_kernels import ops, products
 
 from ..core.scheme import Scheme
 from ..core.scheme import parts as split
@@ -190,7 +190,7 @@ class QuantLinear(_Layer):
     ) -> Tensor:
         if isinstance(part, KeptWeight):
             values = part()
-            return ops.dense_linear(x.to(values.dtype), values, bias)
+            return products.dense_linear(x.to(values.dtype), values, bias)
         if self.input is not None and x.device.type in self.devices:
             return ops.linear_rounded(x, part(), bias, self.input.bits, low, high)
         return ops.linear(x, part(), bias)
@@ -255,7 +255,7 @@ class QuantConv2d(_Layer):
                 y = made if y is None else y + made
             assert y is not None
             return given.output(y.to(x.dtype))
-        inside = ops.fast_float(given.x)
+        inside = products.fast_float(given.x)
         whole = _whole(self.weights, self.shape, 0, self.splits, inside.dtype)
         bias = None if self.bias is None else self.bias.to(inside.dtype)
         if self.padding_mode != "zeros":
@@ -329,7 +329,7 @@ class QuantConvolution(_Layer):
     def forward(self, x: Tensor) -> Tensor:
         """As the convolution that it stands for, in the type of `x`."""
         given = Given(x) if self.input is None else self.input(x, rounds=True)
-        inside = ops.fast_float(given.x)
+        inside = products.fast_float(given.x)
         whole = _whole(self.weights, self.shape, self.axis, self.splits, inside.dtype)
         bias = None if self.bias is None else self.bias.to(inside.dtype)
         convolve = _CONVOLVE[len(self.kernel_size), self.transposed]

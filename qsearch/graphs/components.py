@@ -6,7 +6,7 @@ module whose names are the pipeline's own: `transformer_2.blocks.0.attn1.to_q` r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -133,4 +133,49 @@ def merged(graphs: Mapping[str, OpGraph]) -> OpGraph:
         blocks=tuple(blocks),
         source=sources.pop() if len(sources) == 1 else "hooks",
         components=tuple(graphs),
+    )
+
+
+def part(graph: OpGraph, component: str) -> OpGraph:
+    """The graph of one component, its names those of its own model: what `merged` was given."""
+    start = f"{component}."
+
+    def own(name: str) -> str:
+        return name.removeprefix(start)
+
+    def within(names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(own(name) for name in names if name.startswith(start))
+
+    blocks = [block for block in graph.blocks if block.name.startswith(start)]
+    first = min((block.position for block in blocks), default=0)
+    return OpGraph(
+        model=graph.model,
+        layers=tuple(
+            replace(
+                layer,
+                name=own(layer.name),
+                block=own(layer.block),
+                aliases=within(layer.aliases),
+                shared=within(layer.shared),
+            )
+            for layer in graph.layers
+            if layer.name.startswith(start)
+        ),
+        ops=tuple(
+            replace(op, name=own(op.name), layer=own(op.layer), block=own(op.block))
+            for op in graph.ops
+            if op.name.startswith(start)
+        ),
+        edges=tuple((own(a), own(b)) for a, b in graph.edges if a.startswith(start)),
+        blocks=tuple(
+            replace(
+                block,
+                name=own(block.name),
+                layers=within(block.layers),
+                position=block.position - first,
+                ops=within(block.ops),
+            )
+            for block in blocks
+        ),
+        source=graph.source,
     )

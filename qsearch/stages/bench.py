@@ -113,6 +113,7 @@ def _subject(
     target: str, resolution: int | None, batch: int = 1
 ) -> tuple[Any, OpGraph, dict[str, Any]]:
     """(denoiser, its graph, arguments of one call); of a card all on the meta device."""
+    from ..graphs.components import Denoisers
     from ..graphs.extraction import extract as verb
     from ..graphs.families import cards
     from ..measure.pipelines import example_inputs, model_of, record
@@ -125,9 +126,10 @@ def _subject(
         model, inputs = cards.load(name, resolution=resolution, batch=batch)
     else:
         run = Run(config)
-        once = replace(run.sampling, steps=2, batch=batch)
-        [call] = record(run.pipe, run.prompts(batch, part=0), once, bins=1)
         model = model_of(run.pipe)
+        once = replace(run.sampling, batch=batch)
+        once = once if isinstance(model, Denoisers) else replace(once, steps=2)
+        call, *_ = record(run.pipe, run.prompts(batch, part=0), once, bins=1)
         inputs = example_inputs(call, model)
     graph = OpGraph.load(folder / "graph.json") if kept else verb(model, inputs, name=name)
     return model, graph, inputs

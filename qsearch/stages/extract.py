@@ -48,13 +48,15 @@ def extract(run: Run) -> OpGraph:
     if known is not None:
         run.progress.say("extract: graph.json is up to date")
         return known
+    from ..graphs.components import Denoisers
     from ..graphs.extraction import extract as verb
     from ..measure.pipelines import example_inputs, model_of, record
 
-    # Two steps: PixArt treats one step as a distilled model.
-    once = replace(run.sampling, steps=2, batch=1)
-    [call] = record(run.pipe, run.prompts(1, part=0), once, bins=1)
     model = model_of(run.pipe)
+    # Two steps: PixArt treats one step as a distilled model. Of several denoisers each has its own part of the steps.
+    once = replace(run.sampling, batch=1)
+    once = once if isinstance(model, Denoisers) else replace(once, steps=2)
+    call, *_ = record(run.pipe, run.prompts(1, part=0), once, bins=1)
     graph = verb(model, example_inputs(call, model), name=run.model_name)
     graph.save(run.path("graph.json"), key=key)
     run.progress.say(_extracted(graph))

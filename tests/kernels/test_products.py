@@ -65,7 +65,7 @@ def test_bf16_without_units_is_computed_in_fp32_and_handed_back() -> None:
     with products.using(table(keep_bf16="fp32", W8_bf16="fp32")):
         assert products.float_type(torch.bfloat16) == torch.float32
         assert products.float_type(torch.float32) == torch.float32
-        made, bytes_ = ops.dense_linear(x, weight), ops.linear(x, make(5, 24, 8))
+        made, bytes_ = products.dense_linear(x, weight), ops.linear(x, make(5, 24, 8))
     with products.using(table(keep_bf16="bf16")):
         assert products.float_type(torch.bfloat16) == torch.bfloat16
 

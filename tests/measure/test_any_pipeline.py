@@ -17,9 +17,9 @@ from qsearch.graphs.extraction import extract
 from qsearch.measure.pipelines import (
     Prompts,
     Sampling,
-    denoiser_of,
     example_inputs,
     load_pipeline,
+    model_of,
     record,
 )
 from qsearch.measure.profiling import profile
@@ -43,18 +43,16 @@ def test_a_saved_pipeline_is_probed_step_by_step_and_through_its_own_loop(
 ) -> None:
     build(name).save_pretrained(tmp_path)
     pipe = load_pipeline(tmp_path)
-    model, sampling = denoiser_of(pipe), VIDEO if name == "cogvideox" else SAMPLING
+    video = name in ("cogvideox", "wan_22")
+    model, sampling = model_of(pipe), VIDEO if video else SAMPLING
 
     calls = record(pipe, PROMPTS, sampling, bins=1, batch=1)
     graph = extract(model, example_inputs(calls[0], model))
-    assert len(calls) == 2
-    assert [call.sampled is None for call in calls] == [
-        False,
-        False,
-    ]  # it is known which clean image each predicts
+    assert len(calls) == (8 if name == "wan_22" else 2)  # two denoisers, two calls a step
+    assert [call.unsampled for call in calls if call.sampled is None] == []  # what each predicts
 
     settings: dict[str, Any] = {"estimator": "probe", "probes": 2, "pipe": pipe}
-    seen = ["noise", "sqnr", "temporal"] if name == "cogvideox" else ["noise", "sqnr"]
+    seen = ["noise", "sqnr", "temporal"] if video else ["noise", "sqnr"]
     steps = profile(model, graph, ["uint4-c"], calls, metrics=seen, **settings)
     whole = profile(
         model,

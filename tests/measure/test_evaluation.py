@@ -18,8 +18,9 @@ from qsearch.core.plan import Plan
 from qsearch.graphs.extraction import extract
 from qsearch.measure import evaluation
 from qsearch.measure.evaluation import FOLDS, Outcome, evaluate, make
-from qsearch.measure.metrics import sqnr
+from qsearch.measure.metrics import frechet, sqnr
 from qsearch.measure.pipelines import Prompts, Sampling, example_inputs, record, scene_prompts
+from qsearch.zoo import judge
 from qsearch.zoo.scenes import describe, draw_scenes, render
 from tests.models import tiny_pipeline
 
@@ -208,6 +209,22 @@ def test_three_samples_are_enough_for_every_metric() -> None:
         for name, (value, error) in found.items()
         if not (math.isfinite(value) and math.isfinite(error) and error >= 0)
     ] == []
+
+
+def test_the_frechet_distance_is_that_of_the_judge_s_features_of_the_pictures() -> None:
+    # By hand: |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)). Older versions of torchmetrics hand over bytes, newer ones do not.
+    network, dice = judge.load_judge(), torch.Generator().manual_seed(frechet.REAL_SEED)
+    found = []
+    made = render(draw_scenes(64, torch.Generator().manual_seed(1)))
+    for pictures in (made, render(draw_scenes(frechet.REAL, dice))):
+        with torch.no_grad():
+            held = torch.cat([network.embed(part) for part in pictures.split(256)]).double()
+        found.append((held.mean(0), torch.cov(held.mT)))
+    (m1, c1), (m2, c2) = found
+    root = torch.linalg.eigvals(c1 @ c2).sqrt().real.sum()
+    expected = float((m1 - m2).square().sum() + c1.trace() + c2.trace() - 2 * root)
+
+    assert frechet.frechet(made) == pytest.approx(expected, rel=1e-3)
 
 
 def test_two_samples_are_too_few_for_the_error_of_a_frechet_distance() -> None:

@@ -57,7 +57,7 @@ def frechet(pictures: Tensor) -> float:
     metric = _metric()
     metric.reset()  # of the pictures; the real scenes stay
     for batch in pictures.split(256):
-        metric.update(batch / 2 + 0.5, real=False)
+        metric.update(batch, real=False)
     return float(metric.compute())
 
 
@@ -66,23 +66,22 @@ def _metric() -> FrechetInceptionDistance:
     metric = FrechetInceptionDistance(
         _Features(judge.load_judge()),
         reset_real_features=False,
-        normalize=True,
         input_img_size=(3, 64, 64),
     )
     for batch in render(draw_scenes(REAL, torch.Generator().manual_seed(REAL_SEED))).split(256):
-        metric.update(batch / 2 + 0.5, real=True)
+        metric.update(batch, real=True)
     return metric
 
 
 class _Features(torch.nn.Module):
-    """The judge's features for torchmetrics, which hands over bytes [N, 3, H, W] and reads `num_features`."""
+    """The judge's features for torchmetrics, which hands pictures of a network of one's own on as they are, and reads `num_features`."""
 
     def __init__(self, network: judge.Judge) -> None:
         super().__init__()
         self.network, self.num_features = network, network.num_features
 
     def forward(self, pictures: Tensor) -> Tensor:
-        features: Tensor = self.network.embed(pictures.float() / 127.5 - 1)
+        features: Tensor = self.network.embed(pictures)
         return features
 
 
