@@ -2,8 +2,9 @@
 
     python notebooks/figures/ecar.py --rivals FOLDER [--models NAME ...] [--steps 6 12 24]
 
-`FOLDER` holds the trained rivals (`python -m qsearch.zoo.train NAME --out FOLDER`). Writes
-ecar.json and ecar.png beside this file and scores.json into the pipeline's folder. Rows that
+`FOLDER` holds the trained rivals (`python -m qsearch.zoo.train NAME --out FOLDER`), and scenes-ecar
+too where it is compared as it was after as many steps; what is not there is the package's. Writes
+ecar.json and ecar.png beside this file and scores.json into the folder of scenes-ecar. Rows that
 ecar.partial.json has already, of the same weights, are not measured again.
 """
 
@@ -67,9 +68,10 @@ class Row:
 
 
 def load(name: str, rivals: Path) -> tuple[Any, Path]:
-    """A pipeline in fp32, and its folder."""
-    inside = name in ("scenes-ecar", "scenes-dit")
-    folder = zoo.folder(name) if inside else rivals / name.replace("-", "_")
+    """A pipeline in fp32, and its folder: among the rivals where it is there, else in the package."""
+    folder = rivals / name.replace("-", "_")
+    if not folder.is_dir():
+        folder = zoo.folder(name)
     if name == "scenes-dit":
         return load_pipeline(folder), folder
     pipe = EcarPipeline.from_pretrained(folder, local_files_only=True).to(torch.float32)
@@ -174,19 +176,22 @@ def measure(name: str, steps: int, options: argparse.Namespace, real: Tensor) ->
     )
 
 
-def wall_times(rows: Sequence[Row], options: argparse.Namespace) -> list[float]:
-    """Seconds a picture, 16 at a time: the median of three rounds in which the rows take turns."""
+def times(rows: Sequence[Row], options: argparse.Namespace) -> list[float]:
+    """Seconds a picture, 16 at a time: the median of three rounds in which the rows take turns.
+
+    CPU time of this process, which on one thread is the wall time of a machine that nobody shares.
+    """
     pipes = {name: load(MODELS[name][0], options.rivals)[0] for name in {r.model for r in rows}}
-    rounds = []
+    prompts, rounds = scene_prompts(16, 0), []
     for _ in range(3):
-        times = []
+        each = []
         for row in rows:
             sampling = Sampling(row.steps, options.guidance, 0, 16)
-            began = time.perf_counter()
-            sample(pipes[row.model], scene_prompts(16, 0), sampling)
-            times.append((time.perf_counter() - began) / 16)
-        rounds.append(times)
-    return [sorted(each)[1] for each in zip(*rounds, strict=True)]
+            began = time.process_time()
+            sample(pipes[row.model], prompts, sampling)
+            each.append((time.process_time() - began) / 16)
+        rounds.append(each)
+    return [sorted(found)[1] for found in zip(*rounds, strict=True)]
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -226,6 +231,7 @@ def main() -> None:
     parser.add_argument("--rivals", type=Path, default=Path("runs/zoo/out"))
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--measure-only", action="store_true", help="neither time nor draw")
+    parser.add_argument("--known-only", action="store_true", help="draw what is measured already")
     options = parser.parse_args()
     partial = HERE / "ecar.partial.json"
     known: dict[str, Any] = json.loads(partial.read_text()) if partial.exists() else {}
@@ -236,6 +242,8 @@ def main() -> None:
         for steps in options.steps:
             weights = fingerprint(load(MODELS[name][0], options.rivals)[1])
             key = f"{name}, {steps} steps, {options.samples} samples, {options.guidance}, {weights}"
+            if key not in known and options.known_only:
+                continue
             if key not in known:
                 known[key] = asdict(measure(name, steps, options, real))
                 partial.write_text(json.dumps(known, indent=1))
@@ -246,8 +254,8 @@ def main() -> None:
             rows.append(Row(**known[key]))
     if options.measure_only:
         return
-    times = wall_times(rows, options)
-    rows = [Row(**{**asdict(r), "seconds": t}) for r, t in zip(rows, times, strict=True)]
+    timed = zip(rows, times(rows, options), strict=True)
+    rows = [Row(**{**asdict(row), "seconds": seconds}) for row, seconds in timed]
     draw(rows, HERE / "ecar.png")
     title = (
         f"{options.samples} held-out captions, guidance {options.guidance}; ± one standard error"
