@@ -110,3 +110,19 @@ def test_no_file_names_the_host_of_a_package_registry() -> None:
 
     assert hosts.search(b"files.%s.org" % b"".join([b"python", b"hosted"])) is not None
     assert [name(path) for path in public_files() if hosts.search(path.read_bytes())] == []
+
+
+def test_a_file_that_is_named_is_there() -> None:
+    """In prose, docstrings and comments; `NAME` and `*` stand for any."""
+    texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    texts += [p for d in ("qsearch", "kernels", "tests", "configs") for p in (ROOT / d).rglob("*")]
+    named = re.compile(r"`((?:tests|qsearch|kernels|configs|docs)/[\w/.-]+\.(?:py|md|yaml|json))`")
+    lost = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in texts
+        if path.suffix in (".py", ".md", ".yaml")
+        for name in named.findall(path.read_text(encoding="utf-8"))
+        if "NAME" not in name and not (ROOT / name).exists()
+    }
+
+    assert lost == set()

@@ -5,7 +5,7 @@ programme over the borders of at most `CELLS` cells then finds the best partitio
 operation; Lloyd's iterations over all weights, each a few look-ups in the prefix sums, move the borders to where they belong.
 Exact (up to the rounding of codebook entries to fp16) for groups of at most `CELLS` weights, where every weight is a cell. For longer ones
 it is the optimum over cells, refined: never above it. Optimal one-dimensional k-means for all lengths
-(Wang and Song, Ckmeans.1d.dp, 2011) costs k n log n steps a group; `tests/measure/test_kmeans.py` holds it as the slow twin.
+(Wang and Song, Ckmeans.1d.dp, 2011) costs k n log n steps a group; `tests/choices/test_kmeans.py` holds it as the slow twin.
 """
 
 from __future__ import annotations
