@@ -245,7 +245,11 @@ def _recorded(
 
 
 def weight_of(model: nn.Module, layer: str) -> nn.Parameter:
-    """The weight parameter of a layer. Raises `QSearchError` when the model has no such layer."""
+    """The weight parameter of a layer.
+
+    Raises:
+        QSearchError: the model has no such layer; its weight is not there between calls, or is cast for each.
+    """
     try:
         weight = model.get_submodule(layer).weight
     except AttributeError:
@@ -253,4 +257,14 @@ def weight_of(model: nn.Module, layer: str) -> nn.Parameter:
             f"{type(model).__name__} has no layer {layer!r} with a weight; extract its graph again"
         ) from None
     assert isinstance(weight, nn.Parameter)
+    if weight.is_meta:
+        raise QSearchError(
+            f"the weight of {layer} is on the meta device between calls: an offload hook brings it in. Load the model without "
+            "sequential offload, or call `accelerate.hooks.remove_hook_from_submodules(model)` first"
+        )
+    if weight.is_floating_point() and weight.element_size() == 1:
+        raise QSearchError(
+            f"the weight of {layer} is stored as {str(weight.dtype).removeprefix('torch.')} and cast for each call: load the model "
+            "without `enable_layerwise_casting`"
+        )
     return weight

@@ -11,10 +11,13 @@ from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.core.plan import Plan
 from qsearch.core.scheme import KEEP, Scheme
+from qsearch.execute.runtime import apply
 from qsearch.graphs.extraction import extract
+from qsearch.measure.pipelines import Call
+from qsearch.measure.profiling import profile
 from qsearch.measure.quantized_weights import QuantizedWeights
 from qsearch.measure.simulation import simulate
-from tests.models import PlainDenoiser, plain, plain_inputs
+from tests.models import PlainDenoiser, dit_inputs, plain, plain_inputs, tiny_dit
 
 Case = tuple[PlainDenoiser, OpGraph]
 
@@ -201,3 +204,28 @@ def test_shared_weights_are_quantized_once(case: Case, monkeypatch: pytest.Monke
             pass
 
     assert made == ["conv_in"]
+
+
+@pytest.mark.parametrize("way", ["offloaded", "cast"])
+def test_weights_that_are_not_there_between_calls_are_refused_in_words(way: str) -> None:
+    from accelerate import cpu_offload
+
+    model = tiny_dit().eval()
+    graph = extract(model, dit_inputs())
+    if way == "offloaded":
+        cpu_offload(model, torch.device("cpu"), offload_buffers=True)
+    else:
+        model.enable_layerwise_casting(
+            storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32
+        )
+    plan, call = Plan.uniform(graph, "int4-c"), Call((), dit_inputs(), 0)
+    words = "remove_hook_from_submodules" if way == "offloaded" else "enable_layerwise_casting"
+
+    with pytest.raises(QSearchError, match=words), simulate(model, plan, graph):
+        pass
+    with pytest.raises(QSearchError, match=words):
+        apply(model, plan, graph)
+    with pytest.raises(QSearchError, match=words):
+        profile(model, graph, ["int4-c"], [call], estimator="probe", probes=2)
+    with pytest.raises(QSearchError, match=words):
+        profile(model, graph, ["int4-c"], [call], estimator="sweep")
