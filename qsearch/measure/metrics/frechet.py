@@ -18,7 +18,7 @@ from ..pipelines import Prompts
 higher_is_better = False
 title = "Fréchet distance"
 label = "Fréchet"
-digits = 4
+digits = 1
 needs_video = False
 #: pictures of the zoo's world, which the judge reads
 SCENES = (3, 64, 64)
