@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from ..core.latency import Latency
 from ..core.plan import Plan
 from ..core.settings import Settings
 from .config import NAME, Config, load
+from .extract import example
 from .folder import Run
 
 
@@ -113,10 +113,8 @@ def _subject(
     target: str, resolution: int | None, batch: int = 1
 ) -> tuple[Any, OpGraph, dict[str, Any]]:
     """(denoiser, its graph, arguments of one call); of a card all on the meta device."""
-    from ..graphs.components import Denoisers
     from ..graphs.extraction import extract as verb
     from ..graphs.families import cards
-    from ..measure.pipelines import example_inputs, model_of, record
 
     folder = Path(target)
     kept = (folder / NAME).is_file()
@@ -125,11 +123,6 @@ def _subject(
     if cards.has(name):
         model, inputs = cards.load(name, resolution=resolution, batch=batch)
     else:
-        run = Run(config)
-        model = model_of(run.pipe)
-        once = replace(run.sampling, batch=batch)
-        once = once if isinstance(model, Denoisers) else replace(once, steps=2)
-        call, *_ = record(run.pipe, run.prompts(batch, part=0), once, bins=1)
-        inputs = example_inputs(call, model)
+        model, inputs = example(Run(config), batch)
     graph = OpGraph.load(folder / "graph.json") if kept else verb(model, inputs, name=name)
     return model, graph, inputs

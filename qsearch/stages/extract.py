@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core.artifacts import digest
 from ..core.errors import QSearchError
@@ -48,19 +48,26 @@ def extract(run: Run) -> OpGraph:
     if known is not None:
         run.progress.say("extract: graph.json is up to date")
         return known
-    from ..graphs.components import Denoisers
     from ..graphs.extraction import extract as verb
+
+    model, inputs = example(run)
+    graph = verb(model, inputs, name=run.model_name)
+    graph.save(run.path("graph.json"), key=key)
+    run.progress.say(_extracted(graph))
+    return graph
+
+
+def example(run: Run, batch: int = 1) -> tuple[Any, dict[str, Any]]:
+    """(the run's denoiser, arguments of one call of it that its pipeline makes for `batch` prompts)."""
+    from ..graphs.components import Denoisers
     from ..measure.pipelines import example_inputs, model_of, record
 
     model = model_of(run.pipe)
     # Two steps: PixArt treats one step as a distilled model. Of several denoisers each has its own part of the steps.
-    once = replace(run.sampling, batch=1)
+    once = replace(run.sampling, batch=batch)
     once = once if isinstance(model, Denoisers) else replace(once, steps=2)
-    call, *_ = record(run.pipe, run.prompts(1, part=0), once, bins=1)
-    graph = verb(model, example_inputs(call, model), name=run.model_name)
-    graph.save(run.path("graph.json"), key=key)
-    run.progress.say(_extracted(graph))
-    return graph
+    call, *_ = record(run.pipe, run.prompts(batch, part=0), once, bins=1)
+    return model, example_inputs(call, model)
 
 
 def extract_to(
