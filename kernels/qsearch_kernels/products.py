@@ -19,7 +19,7 @@ import contextlib
 import importlib
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -161,7 +161,7 @@ def describe() -> list[dict[str, Any]]:
                 taken = found.seconds[kind][chosen][place]
                 product = way("wide" if scheme == "W8A8" else "narrow", count)
                 row: dict[str, Any] = {"scheme": scheme, "inputs": inputs, "rows": count}
-                row |= {"product": product if "A8" in scheme else chosen, "ms": taken * 1e3}
+                row |= {"product": product if "A" in scheme else chosen, "ms": taken * 1e3}
                 for name in ("fp32", "bf16"):
                     row[f"x {name}"] = _keep(found, name, place) / taken
                 rows.append(row)
@@ -178,27 +178,6 @@ def worth(kind: str, rows: int, dtype: torch.dtype) -> float:
     times = found.seconds[f"{kind} {name}"]
     keep = min(_keep(found, each, place) for each in ("fp32", name))
     return keep / min(each[place] for each in times.values())
-
-
-def slower_than_keep(
-    layers: Iterable[tuple[str, Weight, int | None, int]], dtype: torch.dtype, slack: float = 1.1
-) -> dict[str, float]:
-    """Schemes of packed layers that this CPU computes slower than full precision.
-
-    Args:
-        layers: scheme's name, packed weight, bits of rounded activations or None, rows of one call.
-        dtype: of the inputs.
-        slack: how much slower is not worth a word.
-
-    Returns:
-        Name -> the most that a layer of it takes, as a multiple of full precision's time.
-    """
-    found: dict[str, float] = {}
-    for name, weight, activation, rows in layers:
-        times = 1 / worth(kind_of(weight, activation), rows, dtype)
-        if times > slack:
-            found[name] = max(times, found.get(name, 0.0))
-    return found
 
 
 def _restricted(full: Table, forced: str) -> Table:

@@ -28,6 +28,8 @@ Folder = Annotated[
         help="run folder, made by `qsearch extract` or `qsearch run`", show_default=False
     ),
 ]
+#: title of the table of products, of `bench` and `doctor`
+PRODUCTS = "the product that serves each scheme here, and how many times as fast as keep it is"
 
 
 class Terminal:

@@ -9,7 +9,7 @@ import typer
 
 from ..core.errors import QSearchError
 from ..core.settings import checked
-from .common import Folder, Terminal, app, changed_run, console, words
+from .common import PRODUCTS, Folder, Terminal, app, changed_run, console, words
 
 
 @app.command()
@@ -111,6 +111,8 @@ def bench(
     if target is None:
         _refuse_alone(output, whole)
         console().print(plain(stage.kernels(asked), "qsearch bench"))
+        if rows := stage.products(asked):
+            console().print(plain(rows, PRODUCTS))
     elif whole:
         if output is not None:
             raise QSearchError(

@@ -9,7 +9,7 @@ import typer
 
 from ..core import plugins
 from ..core.errors import QSearchError
-from .common import Folder, app, console
+from .common import PRODUCTS, Folder, app, console
 
 
 @app.command()
@@ -125,3 +125,14 @@ def set_(
             )
         asked[key] = value
     save(with_changes(load(folder / NAME), asked), folder / NAME)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has: versions, devices, the products that serve each scheme, memory, disk."""
+    from ..report.text import plain
+    from ..stages.doctor import doctor as stage
+
+    found = stage()
+    console().print(plain(found.facts, "qsearch doctor"))
+    console().print(plain(found.products, PRODUCTS))

@@ -26,7 +26,7 @@ from ..core.steps import StepRanges
 from ..measure.simulation import roots
 from .layers import QuantLayer
 from .ranged import RangedLayer, choices_of, follow_steps, layers_in, steps_in
-from .runtime import packed_layers, place_empty, warn_of_widened
+from .runtime import packed_layers, place_empty, warn_of_widened, warn_where_slower
 
 SCHEMA = "qsearch.model/2"
 _EARLIER = ("qsearch.model/1",)
@@ -105,6 +105,7 @@ def load(path: Path, model: nn.Module, graph: OpGraph, device: str = "cpu") -> n
     _assign(path, model, found)
     model.to(device)  # tables that are part of a format
     warn_of_widened(packed_layers(model).items(), device, "preferred")
+    warn_where_slower(model, graph, device)
     follow_steps(model, roots(model, graph), StepRanges.parse(content.get("steps")))
     return model
 

@@ -26,6 +26,7 @@ from ..measure.simulation import roots
 from .layers import Convolution, QuantConv2d, QuantConvolution, QuantLayer, QuantLinear, empty_layer
 from .packing import PackedWeight, stored_bytes
 from .ranged import RangedLayer, follow_steps
+from .slower import rows_of, warn_of_slower
 
 __all__ = [
     "QuantConv2d",
@@ -78,6 +79,7 @@ def apply(
     weights = weights or QuantizedWeights(model, graph)
     splits = {name: graph.layer(name).parts for name in chosen}
     _check_kernels(_templates(model, graph, chosen, splits), kernels)
+    device = torch.device("meta")
     for name, choices in chosen.items():
         source = model.get_submodule(name)
         device = weight_of(model, name).device
@@ -94,7 +96,16 @@ def apply(
         replace_layer(model, source, layer)
         weights.forget(name)
     follow_steps(model, roots(model, graph), steps)
+    warn_where_slower(model, graph, device)
     return model
+
+
+def warn_where_slower(model: nn.Module, graph: OpGraph, device: torch.device | str) -> None:
+    """`warn_of_slower` for the packed layers of a model that lies on a CPU."""
+    if torch.device(device).type == "cpu":
+        floats = (p.dtype for p in model.parameters() if p.is_floating_point())
+        layers = packed_layers(model).items()
+        warn_of_slower(layers, next(floats, torch.float32), rows_of(graph))
 
 
 def place_empty(

@@ -25,6 +25,7 @@ from ..core.latency import Latency
 from ..core.scheme import KEEP, Scheme
 from ..execute.layers import Convolution, QuantLayer, empty_layer
 from ..execute.packing import PackedWeight
+from ..execute.slower import check_products
 
 
 def kernels(device: str, seconds: float) -> list[dict[str, Any]]:
@@ -94,13 +95,15 @@ def time_layers(
 
 
 def check(device: str) -> None:
-    """Raise `QSearchError` for a device that is not on this machine."""
+    """Raise `QSearchError` for a device that is not here, and a `QSEARCH_PRODUCTS` that says no product."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise QSearchError(
             f"a device to time on must be here; {device!r} is not ({str(error).splitlines()[0]}); use --device cpu"
         ) from None
+    if torch.device(device).type == "cpu":
+        check_products()
 
 
 def _processor() -> str:

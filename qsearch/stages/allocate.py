@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,9 +22,11 @@ from ..decide.request import AllocationRequest
 from .keys import file_digest, sampled, table_key
 from .plans import (
     constraints_of,
+    faster_only,
     fitted_apart,
     latency_of,
     plan_by_hand,
+    slower_in,
     with_inputs,
     with_sites,
 )
@@ -56,7 +59,9 @@ class AllocateSettings(Settings):
     latency: float | None = Field(None, description="seconds of one call on `device`")
     device: str | None = Field(
         None,
-        description="for latency: one of `qsearch list devices` (a roofline), or a latency.json that was measured",
+        description="where it runs: one of `qsearch list devices` (a roofline), or a latency.json "
+        "that was measured; schemes that are slower there than keep are avoided where the budget "
+        "can be met without them, or `latency` limits the time",
     )
     groups: dict[str, dict[str, float]] = Field(
         {}, description="pattern -> limit -> value, for those layers alone"
@@ -204,7 +209,22 @@ def allocate(run: Run, graph: OpGraph, table: SensitivityTable, *, keep: bool = 
         f"allocate: {plan.achieved.average_bits:.3f} stored bits a weight, {plan.solver.name} says "
         f"{plan.solver.status} in {plan.solver.seconds:.2f} s"
     )
+    _say_slower(run, graph, table, plan)
     return plan
+
+
+def _say_slower(run: Run, graph: OpGraph, table: SensitivityTable, plan: Plan) -> None:
+    latency = latency_of(run.config.allocate, graph, table)
+    if latency is None or not (slow := slower_in(plan, latency)):
+        return
+    listed = ", ".join(
+        f"{scheme} ({count} layers, up to {times:.1f} times)"
+        for scheme, (count, times) in sorted(slow.items())
+    )
+    run.progress.say(
+        f"allocate: slower on {latency.device} than full precision, and within the limits only "
+        f"so: {listed}"
+    )
 
 
 def allocation_key(run: Run, graph: OpGraph, table: SensitivityTable) -> str:
@@ -284,7 +304,18 @@ def make_plan(settings: AllocateSettings, graph: OpGraph, table: SensitivityTabl
     if settings.layers:
         plan = plan_by_hand(graph, settings.layers, settings.ranges)
     else:
-        plan = verb(graph, table, settings.budget, request_of(settings, graph, table))
+        asked = request_of(settings, graph, table)
+        quick = faster_only(
+            constraints_of(settings, graph, table),
+            asked.latency if settings.latency is None else None,
+            graph,
+            table,
+            settings.metric,
+        )
+        try:
+            plan = verb(graph, table, settings.budget, replace(asked, constraints=quick))
+        except QSearchError:  # the budget needs schemes that are slow here, or nothing would do
+            plan = verb(graph, table, settings.budget, asked)
     plan = with_inputs(graph, plan, settings.inputs)
     plan = with_sites(graph, plan, settings.sites, settings.ranges)
     return fitted_apart(graph, plan, settings.ranges) if settings.share == "none" else plan
@@ -319,6 +350,10 @@ def _refine(run: Run, graph: OpGraph, table: SensitivityTable, plan: Plan) -> Pl
     calls = record(run.pipe, prompts, run.sampling, c.profile.bins, c.profile.batch)
     wanted = {x.name: [*offered, KEEP, plan.single[x.name]] for x in graph.quantizable}
     choosing = calibration_calls(run, {s for schemes in wanted.values() for s in schemes})
+    latency = latency_of(c.allocate, graph, table)
+    rules = constraints_of(c.allocate, graph, table)
+    if latency is not None and c.allocate.latency is None and not slower_in(plan, latency):
+        rules = faster_only(rules, latency, graph, table, c.allocate.metric)
     found = refine(
         model,
         graph,
@@ -328,8 +363,8 @@ def _refine(run: Run, graph: OpGraph, table: SensitivityTable, plan: Plan) -> Pl
         weights=calibrated_weights(model, graph, wanted, choosing),
         rounds=c.allocate.refine,
         seed=c.seed,
-        constraints=constraints_of(c.allocate, graph, table),
-        latency=latency_of(c.allocate, graph, table),
+        constraints=rules,
+        latency=latency,
     )
     kept = sum(r.kept for r in found.rounds)
     run.progress.say(

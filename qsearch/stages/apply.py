@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +37,8 @@ def apply(run: Run, graph: OpGraph, plan: Plan, *, required: bool = False) -> Pa
     before = sum(2 * parameter.numel() for parameter in model.parameters())
     calls = calibration_calls(run, plan.schemes)
     weights = plan_weights(run, graph, plan, calls, learn=True)
-    verb(model, plan, graph, weights, kernels="required" if required else "preferred")
+    with _warnings_said(run):
+        verb(model, plan, graph, weights, kernels="required" if required else "preferred")
     path = run.path("model.safetensors")
     save(model, path, graph, plan)
     after = stored_bytes(model) - sum(t.nbytes - 2 * t.numel() for t in model.parameters())
@@ -43,3 +47,19 @@ def apply(run: Run, graph: OpGraph, plan: Plan, *, required: bool = False) -> Pa
         f"{before / after:.2f} times less than in 16 bits; {path}"
     )
     return path
+
+
+@contextmanager
+def _warnings_said(run: Run) -> Iterator[None]:
+    """Warnings about packed layers become lines of progress; those of others are passed on."""
+    from ..execute.runtime import WidenedWarning
+    from ..execute.slower import SlowerWarning
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        yield
+    for one in seen:
+        if issubclass(one.category, WidenedWarning | SlowerWarning):
+            run.progress.say(f"apply: {one.message}")
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)

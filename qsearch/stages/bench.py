@@ -46,6 +46,13 @@ def kernels(settings: BenchSettings) -> list[dict[str, Any]]:
     return verb(settings.device, settings.seconds)
 
 
+def products(settings: BenchSettings) -> list[dict[str, Any]]:
+    """What serves each scheme on this CPU and its worth (`execute.slower.products_here`); nothing for another device."""
+    from ..execute.slower import products_here
+
+    return products_here() if settings.device == "cpu" else []
+
+
 def bench(
     target: str, settings: BenchSettings, output: Path | None = None
 ) -> tuple[Path, list[dict[str, Any]]]:

@@ -64,6 +64,63 @@ def constraints_of(
     return replace(rules, fused=rules.fused or exporter.fuses, allowed={**rules.allowed, **able})
 
 
+#: a scheme may take so many times as long as `keep` before a plan avoids it
+_SLACK = 1.1
+
+
+def faster_only(
+    rules: Constraints,
+    latency: Latency | None,
+    graph: OpGraph,
+    table: SensitivityTable,
+    metric: str,
+) -> Constraints:
+    """Constraints without the choices that a latency table says are slower than full precision.
+
+    Args:
+        rules: what must hold anyway.
+        latency: seconds of each layer with each scheme; None leaves the rules as they are.
+        graph: the model's graph.
+        table: sensitivities, whose schemes are the choices.
+        metric: of the table.
+
+    Returns:
+        The rules, with the schemes of each layer that take at most 1.1 times as long as `keep`.
+    """
+    if latency is None:
+        return rules
+    known, allowed = table.values(metric), dict(rules.allowed)
+    for layer in graph.quantizable:
+        seconds = latency.seconds.get(layer.name, {})
+        offered = allowed.get(layer.name, [str(KEEP), *known.get(layer.name, {})])
+        quick = [s for s in offered if not _slower(seconds, s)]
+        if len(quick) < len(offered):
+            allowed[layer.name] = quick or [str(KEEP)]
+    return replace(rules, allowed=allowed)
+
+
+def slower_in(plan: Plan, latency: Latency) -> dict[str, tuple[int, float]]:
+    """Schemes of a plan that a latency table says are slower than full precision.
+
+    Returns:
+        Scheme -> (layers that have it and are slower with it, the most times as long as `keep`).
+    """
+    found: dict[str, tuple[int, float]] = {}
+    for name, held in plan.choices.items():
+        seconds = latency.seconds.get(name, {})
+        for scheme in {str(s) for s in held}:
+            if _slower(seconds, scheme):
+                count, most = found.get(scheme, (0, 0.0))
+                times = seconds[scheme] / seconds[str(KEEP)]
+                found[scheme] = (count + 1, max(most, times))
+    return found
+
+
+def _slower(seconds: Mapping[str, float], scheme: str) -> bool:
+    keep = seconds.get(str(KEEP), 0.0)
+    return 0 < keep * _SLACK < seconds.get(scheme, 0.0)
+
+
 #: a scheme, or one for each range of steps, as a config spells it
 Spelt = str | tuple[str, ...]
 

@@ -13,10 +13,12 @@ from qsearch.execute import packed_file
 from qsearch.execute.runtime import packed_layers
 from qsearch.measure.pipelines import denoiser_of, load_pipeline
 from qsearch.race.timing import time_layers
-from qsearch.stages import config
+from qsearch.stages import bench, config
 from qsearch.stages.extract import extract
 from qsearch.stages.folder import Run
+from qsearch_kernels import products
 from tests.conftest import Command
+from tests.kernels.made_up_cores import table
 from tests.models import plain, plain_inputs, tiny_pipeline
 
 
@@ -100,6 +102,49 @@ def test_bench_of_a_card_needs_a_place_and_a_device_must_be_here(command: Comman
     assert (code, "use --device cpu" in " ".join(said.split())) == (2, True)
     code, _, said = command("bench", "--output", "x.json")
     assert (code, "give a run folder or a card" in " ".join(said.split())) == (2, True)
+
+
+def test_doctor_and_bench_say_which_product_serves_which_scheme(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(bench, "kernels", lambda asked: [{"kernels": "timed elsewhere"}])
+    with products.using(table(W8A8_fp32="rounded")):
+        said = {verb: command(verb) for verb in ("doctor", "bench")}
+
+    for code, out, error in said.values():
+        assert code == 0, error
+        assert "times as fast as keep" in out
+        assert " 10.00" in next(line for line in out.splitlines() if "W8A8" in line)
+    for word in ("torch", "memory", "MiB free", "threads", "disk"):
+        assert word in said["doctor"][1]
+
+
+@pytest.mark.parametrize("arguments", [("doctor",), ("bench", "--seconds", "0")], ids=" ".join)
+def test_a_product_that_does_not_exist_is_one_line(
+    command: Command, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("QSEARCH_PRODUCTS", "avx")
+
+    code, _, said = command(*arguments)
+
+    assert code == 2
+    assert "QSEARCH_PRODUCTS is one of reference" in said
+    assert "Traceback" not in said
+
+
+def test_apply_says_once_that_a_plan_is_slower_here(command: Command, folder: Path) -> None:
+    graph = OpGraph.load(folder / "graph.json")
+    Plan.uniform(graph, "uint4-c").save(folder / "plan.json")
+
+    with products.using(table(keep_fp32="fp32")):
+        code, _, said = command("apply", folder)
+
+    assert code == 0, said
+    flat = " ".join(said.split())
+    assert flat.count("times as long as full precision") == 1
+    assert "uint4-c (10.0 times)" in flat
+    assert "Warning" not in said
 
 
 def test_layers_of_one_shape_are_timed_once_and_counted() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -233,17 +236,21 @@ def test_every_scheme_says_what_serves_it_and_what_it_is_worth() -> None:
         assert rows["W4 groups", "fp32", 8]["x fp32"] == pytest.approx(1)
 
 
-def test_schemes_that_are_slower_here_than_full_precision_are_named() -> None:
-    made = table(keep_fp32="fp32")  # ten times as fast as any scheme
-    layers = [("int8-c+a8", make(6, 64, 8), 8, 256), ("uint4-c", make(6, 64, 4), None, 256)]
+@pytest.mark.slow
+def test_two_processes_that_ask_at_once_end_with_one_whole_table(cache: Path) -> None:
+    ask = "from qsearch_kernels import products; print(products.way('wide', 300))"
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    asking = [
+        subprocess.Popen([sys.executable, "-c", ask], stdout=subprocess.PIPE, text=True, env=alone)
+        for _ in range(2)
+    ]
 
-    with products.using(made):
-        found = products.slower_than_keep(layers, torch.float32)
-    with products.using(table(W8A8_fp32="rounded", W4_fp32="fp32")):
-        none = products.slower_than_keep(layers, torch.float32)
+    said = [process.communicate(timeout=120)[0].strip() for process in asking]
 
-    assert found == {"int8-c+a8": pytest.approx(10), "uint4-c": pytest.approx(10)}
-    assert none == {}
+    assert [process.returncode for process in asking] == [0, 0]
+    [file] = (cache / "qsearch").iterdir()
+    wide = json.loads(file.read_text())["seconds"]["wide"]
+    assert set(said) <= set(wide)
 
 
 @pytest.mark.parametrize(
