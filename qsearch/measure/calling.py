@@ -52,8 +52,8 @@ def arguments(
         **_PLAIN,
     }
     sizes = {
-        "height": sampling.resolution,
-        "width": sampling.resolution,
+        "height": sampling.size[0],
+        "width": sampling.size[1],
         "num_frames": sampling.frames,
     }
     wanted |= {name: size for name, size in sizes.items() if size is not None}

@@ -54,6 +54,7 @@ class Campaign:
     where: Path | str
     device: str = "cpu"
     stop: Mapping[str, float] = field(default_factory=dict)
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         for metric in self.stop:
@@ -211,7 +212,7 @@ def _results(
     if not plans:
         return
     if workers == 1:
-        bench = Bench(campaign, pipe or load_pipeline(campaign.folder, campaign.device), plans)
+        bench = Bench(campaign, pipe or _loaded(campaign), plans)
         for name, plan in plans.items():
             yield _one(bench, name, plan)
         return
@@ -228,7 +229,11 @@ _own: tuple[Bench, dict[str, Plan]] | None = None  # of a worker process
 def _begin(campaign: Campaign, plans: dict[str, Plan], workers: int) -> None:
     global _own  # noqa: PLW0603 (a worker process has one bench, and a pool hands it nothing but the next name)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
-    _own = Bench(campaign, load_pipeline(campaign.folder, campaign.device), plans), plans
+    _own = Bench(campaign, _loaded(campaign), plans), plans
+
+
+def _loaded(campaign: Campaign) -> Any:
+    return load_pipeline(campaign.folder, campaign.device, campaign.dtype)
 
 
 def _work(name: str) -> _Done:

@@ -66,7 +66,7 @@ def decode_batch(
     sampling = sampling or Sampling()
     if _are_pictures(pipe, latents):
         return latents.clamp(-1, 1)
-    key = (sampling.resolution, sampling.frames, tuple(latents.shape[1:]))
+    key = (*sampling.size, sampling.frames, tuple(latents.shape[1:]))
     known = _ways.setdefault(pipe, {})
     if key not in known:
         with torch.no_grad():

@@ -56,6 +56,20 @@ def scene_prompts(count: int, seed: int) -> Prompts:
     return Prompts(tuple(c.text for c in captions), captions)
 
 
+#: prompts of things and places that most models were trained on, for who gives none
+SHIPPED = Path(__file__).with_name("prompts.txt")
+
+
+def in_turn(prompts: Prompts, count: int) -> Prompts:
+    """`count` prompts, from the first again where there are fewer; each sample has a noise of its own."""
+    order = [i % len(prompts) for i in range(count)]
+    return Prompts(
+        tuple(prompts.texts[i] for i in order),
+        tuple(prompts.captions[i] for i in order) if prompts.captions else (),
+        tuple(prompts.values[i] for i in order) if prompts.values else (),
+    )
+
+
 def read_text(path: Path) -> str:
     """A text file as editors leave it: UTF-8, with or without a byte order mark, or UTF-16 with one (PowerShell).
 

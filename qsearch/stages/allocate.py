@@ -19,6 +19,7 @@ from ..core.table import SensitivityTable
 from ..decide.constraints import Constraints
 from ..decide.objectives import Objective
 from ..decide.request import AllocationRequest
+from .announce import begin
 from .keys import file_digest, sampled, table_key
 from .plans import (
     constraints_of,
@@ -234,10 +235,10 @@ def allocation_key(run: Run, graph: OpGraph, table: SensitivityTable) -> str:
     asked["budget"] = c.allocate.budget.content()
     if c.allocate.refine:
         asked["refined"] = [
-            run.fingerprint,
+            run.model_key,
             c.seed,
-            sampled(c.sampling),
-            c.profile.model_dump(include={"schemes", "samples", "bins", "batch"}),
+            sampled(run.sampling),
+            c.profile.model_dump(include={"schemes", "samples", "batch"}) | {"bins": run.bins},
             c.calibrate.model_dump(),
             run.prompts(c.first_prompts, part=0).texts,
         ]
@@ -344,10 +345,11 @@ def _refine(run: Run, graph: OpGraph, table: SensitivityTable, plan: Plan) -> Pl
     from ..measure.quantized_weights import calibrated_weights
     from .calibrate import calibration_calls
 
+    begin(run, "profile")
     c = run.config
     model, offered = model_of(run.pipe), [Scheme.parse(s) for s in c.profile.schemes]
     prompts = run.prompts(c.profile.samples, part=0)
-    calls = record(run.pipe, prompts, run.sampling, c.profile.bins, c.profile.batch)
+    calls = record(run.pipe, prompts, run.sampling, run.bins, c.profile.batch)
     wanted = {x.name: [*offered, KEEP, plan.single[x.name]] for x in graph.quantizable}
     choosing = calibration_calls(run, {s for schemes in wanted.values() for s in schemes})
     latency = latency_of(c.allocate, graph, table)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..core.graph import OpGraph
 from ..core.plan import Plan
+from .announce import begin
 from .calibrate import calibration_calls, plan_weights
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def apply(run: Run, graph: OpGraph, plan: Plan, *, required: bool = False) -> Pa
     from ..execute.runtime import packed_layers, stored_bytes
     from ..measure.pipelines import model_of
 
+    begin(run, "apply")
     model = model_of(run.pipe)
     before = sum(2 * parameter.numel() for parameter in model.parameters())
     calls = calibration_calls(run, plan.schemes)

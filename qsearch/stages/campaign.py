@@ -17,6 +17,7 @@ from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.plan import Plan
 from ..core.settings import Settings
+from .announce import begin
 from .evaluate import setting_of
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ def measure(run: Run, graph: OpGraph, settings: CampaignSettings) -> int:
     from ..decide.draws import draw as draw_plans
     from ..measure.campaign import Campaign, measure_plans
     from .calibrate import calibration_question
-    from .checks import check_metrics
 
     c = run.config
     if settings.given is not None:
@@ -64,9 +64,11 @@ def measure(run: Run, graph: OpGraph, settings: CampaignSettings) -> int:
         )
     chosen_by = calibration_question(run, (), always=True)
     setting = setting_of(run, "campaign", graph=graph.id, **chosen_by)
-    check_metrics(run, setting.metrics, setting.prompts, "evaluate.metrics")
+    begin(run, "evaluate")
     where = settings.storage or run.path("trials.db")
-    campaign = Campaign(run.model_folder, graph, setting, where, c.device, settings.stop)
+    campaign = Campaign(
+        run.model_folder, graph, setting, where, run.device, settings.stop, run.config.dtype
+    )
     with run.progress.track("evaluate", len(plans)) as advance:
         done = measure_plans(
             campaign, plans, workers=settings.workers, progress=advance, say=run.progress.say

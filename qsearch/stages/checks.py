@@ -1,35 +1,119 @@
-"""Checks before work: do the metrics fit what the pipeline makes, are there prompts enough.
+"""Checks before work: model, memory, disk, prompts and metrics, in the first second and not after minutes.
 
-All is read from the saved pipeline's own small files, so that a mistake is said in the first second
-and not after a model was loaded and sampled.
+All is read from the saved pipeline's own small files and from the headers of its weights; no model is loaded.
 """
 
 from __future__ import annotations
 
-import inspect
-import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..core import plugins
-from ..core.errors import QSearchError
+from ..core.errors import QSearchError, nearest
 
 if TYPE_CHECKING:
-    from ..measure.pipelines import Prompts
-    from ..measure.sampling import Sampling
+    from ..measure.prompts import Prompts
     from .folder import Run
 
-#: components that may say at which size they denoise
-_DENOISERS = ("transformer", "unet", "prior")
+#: verbs that run the model, in the order of work
+VERBS = ("extract", "profile", "allocate", "evaluate", "apply", "export")
+_WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
+_GB = 1e9
 
 
 def check_run(run: Run) -> None:
-    """What the whole job needs. Raises `QSearchError` for prompts and metrics that don't do."""
+    """What the whole job needs. Raises `QSearchError` as `check` does."""
+    check(run, "extract", "profile", "evaluate")
+
+
+def check(run: Run, *verbs: str) -> None:
+    """What these verbs need of the run's model, machine, prompts and metrics.
+
+    Args:
+        run: the run.
+        verbs: some of `VERBS`.
+
+    Raises:
+        QSearchError: the pipeline lacks files, its weights do not fit the memory, the disk is full,
+            prompts can't be read or are too few, or a metric can't be taken of what the model makes.
+    """
+    _whole(run.model_folder)
+    _memory(run)
+    if "apply" in verbs or "export" in verbs:
+        _disk(run)
     c = run.config
-    check_metrics(run, c.profile.metrics, run.prompts(c.first_prompts, part=0), "profile.metrics")
-    prompts = run.prompts(c.evaluate.samples, part=1)
-    check_metrics(run, c.evaluate.metrics, prompts, "evaluate.metrics")
+    prompts = run.prompts(c.first_prompts, part=0)
+    if "profile" in verbs:
+        check_metrics(run, c.profile.metrics, prompts, "profile.metrics")
+        _bins(run)
+    if "evaluate" in verbs:
+        check_metrics(run, run.metrics, run.prompts(run.samples, part=1), "evaluate.metrics")
+
+
+def _whole(folder: Path) -> None:
+    """Refuse a pipeline that lacks a component's folder or weights."""
+    from ..measure.own import read_config
+    from ..measure.sizes import weight_files
+
+    for name, held in read_config(folder / "model_index.json").items():
+        if name.startswith("_") or not isinstance(held, list) or len(held) < 2 or held[1] is None:
+            continue
+        part = folder / name
+        if not part.is_dir():
+            near = nearest(name, [p.name for p in folder.iterdir() if p.is_dir()])
+            raise QSearchError(
+                f"{folder} must hold a whole diffusers pipeline; its model_index.json names "
+                f"{name}, and there is no such folder{near}"
+            )
+        if (part / "config.json").is_file() and not weight_files(part):
+            raise QSearchError(
+                f"{folder} must hold a whole diffusers pipeline; {name} has no weights "
+                "(*.safetensors or *.bin)"
+            )
+
+
+def _memory(run: Run) -> None:
+    """Refuse weights that can't fit the memory of this machine in the type that is asked for."""
+    from ..measure.sizes import components_in, free_memory, total_memory
+
+    if run.device.partition(":")[0] != "cpu":
+        return
+    count = sum(held.parameters for held in components_in(run.model_folder).values())
+    need, free, total = count * _WIDTH[run.config.dtype], free_memory(), total_memory()
+    if free is None or total is None or need <= free:
+        return
+    half = " (--dtype bfloat16 takes half)" if run.config.dtype == "float32" else ""
+    words = (
+        f"{run.model_name} has {count / 1e9:.1f} B weights, {need / _GB:.1f} GB in "
+        f"{run.config.dtype}{half}; {free / _GB:.1f} of {total / _GB:.1f} GB of memory are free"
+    )
+    if need > total:
+        raise QSearchError(words)
+    run.progress.say(f"warning: {words}")
+
+
+def _disk(run: Run) -> None:
+    """Refuse to begin what the disk has no room for: the weights in 8 bits, at least."""
+    from ..measure.sizes import components_in
+
+    place = next(p for p in (run.folder, *run.folder.resolve().parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    need = sum(held.parameters for held in components_in(run.model_folder).values()) // 2
+    if need > free:
+        raise QSearchError(
+            f"{place} has {free / _GB:.2f} GB left, the plan's weights take {need / _GB:.2f} GB or "
+            "more; make room, or give another folder with --output"
+        )
+
+
+def _bins(run: Run) -> None:
+    asked = run.config.profile.bins
+    if run.bins < asked and "bins" in run.config.profile.model_fields_set:
+        run.progress.say(
+            f"profile: {run.bins} step bins instead of {asked}, one for each sampler step"
+        )
 
 
 def check_metrics(run: Run, metrics: Iterable[str], prompts: Prompts, place: str) -> None:
@@ -44,16 +128,20 @@ def check_metrics(run: Run, metrics: Iterable[str], prompts: Prompts, place: str
     Raises:
         QSearchError: naming the key and the metric.
     """
-    shape = picture_shape(run.model_folder, run.config.sampling)
+    shape = picture_shape(run)
     for name in metrics:
         if name == "noise":
             continue
         metric = plugins.load("metrics", name)
         check = getattr(metric, "check", None)  # optional: most metrics take anything
         try:
-            if metric.needs_video and not _makes_videos(run.model_folder):
+            if metric.needs_video and run.own.makes not in ("videos", ""):
                 raise QSearchError(
-                    f"{name} compares frames of a video; this pipeline makes pictures"
+                    f"{name} compares frames of a video; this pipeline makes {run.own.makes}"
+                )
+            if getattr(metric, "needs_pictures", False) and run.own.makes == "other":
+                raise QSearchError(
+                    f"{name} looks at pictures; {run.own.kind} makes none: measure sqnr"
                 )
             if check is not None:
                 check(shape, prompts)
@@ -61,34 +149,7 @@ def check_metrics(run: Run, metrics: Iterable[str], prompts: Prompts, place: str
             raise QSearchError(f"{place}: {error}") from None
 
 
-def picture_shape(folder: Path, sampling: Sampling) -> tuple[int, int, int] | None:
-    """Shape [3, H, W] of what a saved pipeline makes, by its configurations; None where they don't say."""
-    side = sampling.resolution
-    if side is None:
-        found = next((c for name in _DENOISERS if (c := _config(folder / name))), {})
-        size, scale = found.get("sample_size"), _config(folder / "vae").get("block_out_channels")
-        if not isinstance(size, int) or not isinstance(scale, list):
-            return None
-        side = size * 2 ** (len(scale) - 1)
-    return (3, side, side)
-
-
-def _makes_videos(folder: Path) -> bool:
-    import diffusers
-
-    kind = getattr(diffusers, str(_read(folder / "model_index.json").get("_class_name")), None)
-    if kind is None:
-        return True  # a class of one's own: sampling will tell
-    return "num_frames" in inspect.signature(kind.__call__).parameters
-
-
-def _config(component: Path) -> dict[str, Any]:
-    return _read(component / "config.json")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def picture_shape(run: Run) -> tuple[int, int, int] | None:
+    """Shape [3, H, W] of what the run's pipeline makes; None where its configurations don't say."""
+    size = run.own.sized(run.sampling)
+    return None if size is None else (3, *size)

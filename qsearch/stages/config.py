@@ -20,7 +20,7 @@ from ..core.errors import QSearchError, nearest
 from ..core.scheme import Scheme, input_part
 from ..core.settings import Settings, checked, field_names
 from ..measure.options import CalibrateOptions, ProfileOptions, ReconstructOptions
-from ..measure.sampling import Sampling
+from ..measure.sampling import SamplingSettings
 from .allocate import AllocateSettings
 from .evaluate import EvaluateSettings
 from .explain import ExplainSettings
@@ -28,6 +28,8 @@ from .fit import FitSettings
 
 #: what a run's own config is called
 NAME = "config.yaml"
+#: types that a model's weights are loaded in (`measure.loading.TYPES`, which imports torch)
+DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 
 
 class Config(Settings):
@@ -36,11 +38,16 @@ class Config(Settings):
     model: str
     folder: Path | None = None
     seed: int = Field(0, ge=0)
-    device: str = Field("cpu", description="torch device")
-    prompts: Path | None = Field(
-        None, description="text file, one prompt a line; without it, captions of the zoo's scenes"
+    device: str | None = Field(
+        None, description="torch device; the GPU where there is one when left out, else cpu"
     )
-    sampling: Sampling = Sampling()
+    dtype: str = Field("float32", description="type of the model's weights while measuring")
+    prompts: Path | None = Field(
+        None,
+        description="text file, one prompt a line; without it, captions of the zoo's scenes for "
+        "the zoo's models, a handful of neutral prompts for others",
+    )
+    sampling: SamplingSettings = SamplingSettings()
     profile: ProfileOptions = ProfileOptions()
     calibrate: CalibrateOptions = CalibrateOptions()
     allocate: AllocateSettings = AllocateSettings()
@@ -96,6 +103,8 @@ def _check(config: Config, source: str) -> None:
     """What types can't say and nobody wants to hear after minutes of work: names, schemes, budgets."""
     profile, allocate, evaluate = config.profile, config.allocate, config.evaluate
     questions: dict[str, Callable[[], object]] = {
+        "sampling": config.sampling.check,
+        "dtype": lambda: _check_type(config.dtype),
         "profile.schemes": lambda: [Scheme.parse(s) for s in profile.schemes],
         "profile.estimator": lambda: plugins.check("estimators", profile.estimator),
         "profile.metrics": lambda: _check_metrics(profile),
@@ -109,7 +118,7 @@ def _check(config: Config, source: str) -> None:
         "allocate.layers": lambda: _parsed(allocate.layers),
         "allocate.inputs": lambda: [input_part(s) for s in allocate.inputs.values()],
         "allocate.solver": lambda: plugins.check("solvers", allocate.solver),
-        "evaluate.metrics": lambda: [plugins.check("metrics", m) for m in evaluate.metrics],
+        "evaluate.metrics": lambda: [plugins.check("metrics", m) for m in evaluate.metrics or ()],
         "evaluate.uniform": lambda: evaluate.uniform and Scheme.parse(evaluate.uniform),
         "fit.surrogate": lambda: plugins.check("surrogates", config.fit.surrogate),
     }
@@ -124,6 +133,14 @@ def _parsed(spelt: Mapping[str, str | tuple[str, ...]]) -> list[Scheme]:
     """Every scheme in a section that may hold one for each range of steps."""
     texts = [[text] if isinstance(text, str) else list(text) for text in spelt.values()]
     return [Scheme.parse(text) for held in texts for text in held]
+
+
+def _check_type(dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise QSearchError(
+            f"a type of weights is one of {', '.join(DTYPES)}; given {dtype!r}"
+            f"{nearest(dtype, DTYPES)}"
+        )
 
 
 def _check_metrics(profile: ProfileOptions) -> None:

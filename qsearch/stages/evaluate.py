@@ -16,6 +16,7 @@ from ..core.graph import OpGraph
 from ..core.plan import Plan
 from ..core.scheme import KEEP
 from ..core.settings import Settings
+from .announce import begin
 from .keys import file_key, sampled
 
 if TYPE_CHECKING:
@@ -32,9 +33,17 @@ _CALLS = 16
 class EvaluateSettings(Settings):
     """Which plans are measured, on what, by which metrics."""
 
-    samples: int = Field(96, ge=3, description="captions, each with its own noise")
-    metrics: tuple[str, ...] = Field(
-        ("sqnr", "ssim", "frechet", "alignment"), description="plug-ins of `qsearch list metrics`"
+    samples: int | None = Field(
+        None,
+        ge=3,
+        description="prompts, each with its own noise; 96 captions of the zoo's models when left "
+        "out, of others 8 prompts or as many as the file has left",
+    )
+    metrics: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="plug-ins of `qsearch list metrics`; what the model's pictures can have when "
+        "left out",
     )
     uniform: str | None = Field(
         "uint4-c", description="scheme of the uniform plan beside ours; none leaves it out"
@@ -57,18 +66,18 @@ def setting_of(run: Run, verb: str, **more: Any) -> EvaluationSetting:
     from .calibrate import calibration_of
 
     c = run.config
-    prompts = run.prompts(c.evaluate.samples, part=1)
+    prompts = run.prompts(run.samples, part=1)
     key = run.key(
         verb,
-        model=run.fingerprint,
+        model=run.model_key,
         seed=c.seed,
         prompts=digest(prompts.texts),
-        metrics=sorted(c.evaluate.metrics),
-        sampling=sampled(c.sampling),
+        metrics=sorted(run.metrics),
+        sampling=sampled(run.sampling),
         **more,
     )
     sampling = run.sampling_for("evaluate")
-    return EvaluationSetting(prompts, sampling, c.evaluate.metrics, key, calibration_of(run))
+    return EvaluationSetting(prompts, sampling, run.metrics, key, calibration_of(run))
 
 
 def evaluation_setting(run: Run, plans: Iterable[Plan]) -> EvaluationSetting:
@@ -81,7 +90,7 @@ def evaluation_setting(run: Run, plans: Iterable[Plan]) -> EvaluationSetting:
     return setting_of(
         run,
         "evaluate",
-        bins=c.profile.bins,
+        bins=run.bins,
         reconstruct=c.reconstruct.model_dump() if learnt else {},
         **calibration_question(run, schemes, always=learnt),
     )
@@ -165,12 +174,11 @@ def _measure(
     from ..measure.pipelines import record
     from ..report.pictures import picture_path, save_pictures
     from .calibrate import calibration_calls, plan_weights
-    from .checks import check_metrics
 
-    check_metrics(run, setting.metrics, setting.prompts, "evaluate.metrics")
+    begin(run, "evaluate")
     prompts, sampling = setting.prompts, setting.sampling
     first = prompts[: min(_CALLS, len(prompts))]
-    calls = record(run.pipe, first, sampling, run.config.profile.bins)
+    calls = record(run.pipe, first, sampling, run.bins)
     todo = [n for n in missing if n != FULL_PRECISION]
     choosing = calibration_calls(run, {s for name in todo for s in plans[name].schemes})
     with run.progress.track("evaluate", len(prompts) * (1 + len(todo))) as advance:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from ..core.plan import Plan
 from ..core.settings import Settings
+from .announce import begin
 from .calibrate import calibration_calls, plan_weights
 
 if TYPE_CHECKING:
@@ -48,11 +49,12 @@ def export(run: Run, settings: ExportSettings) -> list[Path]:
     graph = run.graph()
     plan = Plan.load(run.path("plan.json"), graph)
     tables = run.tables(graph)
+    begin(run, "export")
     options = ExportOptions(
         nearest=settings.nearest,
         force=settings.force,
         table=tables[0] if tables else None,
-        sampler_steps=run.config.sampling.steps,
+        sampler_steps=run.sampling.steps,
         say=run.progress.say,
         calibration=_calibration(run, plan) if plugin.writes_weights else None,
     )

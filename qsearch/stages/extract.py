@@ -14,6 +14,7 @@ from ..core.artifacts import digest
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.progress import Progress, Silent
+from .announce import begin
 
 if TYPE_CHECKING:
     from .folder import Run
@@ -25,8 +26,8 @@ def graph_key(run: Run) -> str:
     return run.key(
         "extract",
         model=run.fingerprint,
-        guidance=c.sampling.guidance,
-        resolution=c.sampling.resolution,
+        guidance=run.sampling.guidance,
+        size=run.sampling.size,
         frames=c.sampling.frames,
         call=sorted(map(str, c.sampling.call.items())),
         # captions of the zoo's scenes are all of one length; a text of one's own may have another
@@ -50,6 +51,7 @@ def extract(run: Run) -> OpGraph:
         return known
     from ..graphs.extraction import extract as verb
 
+    begin(run, "extract")
     model, inputs = example(run)
     graph = verb(model, inputs, name=run.model_name)
     graph.save(run.path("graph.json"), key=key)

@@ -23,10 +23,14 @@ from .config import Config
 if TYPE_CHECKING:
     from ..core.graph import OpGraph
     from ..core.table import SensitivityTable
-    from ..measure.pipelines import Prompts, Sampling
+    from ..measure.own import Own
+    from ..measure.prompts import Prompts
+    from ..measure.sampling import Sampling
 
 #: lie beside a model's weights and say nothing that is computed with
 _RECORDS = ("scores.json", "recipe.json")
+#: samples of evaluation where nothing is asked: of the zoo's models, of others, at least
+_ZOO_SAMPLES, _SAMPLES, _LEAST = 96, 8, 3
 #: the noise of calibration and of evaluation is not that of profiling: added to the seed of each
 NOISES = {"profile": 0, "calibrate": 250_000, "evaluate": 500_000}
 
@@ -37,6 +41,8 @@ class Run:
 
     config: Config
     progress: Progress = field(default_factory=Silent)
+    #: lines that were said about this run, so that none is said twice
+    said: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         if self.config.folder is None:
@@ -101,41 +107,103 @@ class Run:
             )
         return sha.hexdigest()[:16]
 
+    @property
+    def model_key(self) -> str:
+        """Digest of what is measured: the saved pipeline, and the type that it is loaded in."""
+        dtype = self.config.dtype
+        return self.fingerprint if dtype == "float32" else f"{self.fingerprint} {dtype}"
+
     @cached_property
     def pipe(self) -> Any:
         """The diffusers pipeline, loaded."""
         from ..measure.pipelines import load_pipeline
 
-        return load_pipeline(self.model_folder, self.config.device)
+        return load_pipeline(self.model_folder, self.device, self.config.dtype)
+
+    @cached_property
+    def own(self) -> Own:
+        """What the model does where nothing is asked."""
+        from ..measure.own import own_of
+
+        return own_of(self.model_folder)
+
+    @cached_property
+    def device(self) -> str:
+        """The torch device: the config's, or the GPU where there is one."""
+        if self.config.device is not None:
+            return self.config.device
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
 
     @property
     def sampling(self) -> Sampling:
         """Sampler settings of profiling: the section's, with the run's seed."""
         return self.sampling_for("profile")
 
+    @property
+    def bins(self) -> int:
+        """Step bins of profiling: no more than there are sampler steps."""
+        return min(self.config.profile.bins, self.sampling.steps)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Metrics of evaluation: the config's, or those that the model's pictures can have."""
+        return self.config.evaluate.metrics or self.own.metrics()
+
+    @property
+    def samples(self) -> int:
+        """Samples of evaluation: the config's, the zoo's, or as many as the file has left."""
+        asked = self.config.evaluate.samples
+        if asked is not None:
+            return asked
+        if self.own.zoo:
+            return _ZOO_SAMPLES
+        return max(_LEAST, min(_SAMPLES, len(self.prompt_parts[1])))
+
+    @cached_property
+    def prompt_parts(self) -> tuple[Prompts, Prompts]:
+        """Prompts of profiling (the first half of the file at most), and those after them."""
+        from ..measure.prompts import SHIPPED, read_prompts
+
+        held = read_prompts(self.config.prompts or SHIPPED)
+        half = max(1, len(held) // 2)
+        own = self.config.prompts is not None
+        first = min(self.config.first_prompts, half) if own else half
+        return held[:first], held[first:] if len(held) > first else held
+
     def sampling_for(self, verb: str) -> Sampling:
         """Sampler settings with the noise of a verb: "profile", "calibrate" or "evaluate"."""
-        s = self.config.sampling
+        s = self.own.sampler(self.config.sampling)
         return replace(s, seed=self.config.seed + s.seed + NOISES[verb])
 
     def prompts(self, count: int, *, part: int) -> Prompts:
         """`count` prompts of part 0 (profiling, calibration) or 1 (evaluation).
 
-        They are those of the file, or captions of scenes that no training saw. Raises
-        `QSearchError` where the file holds too few.
+        They are those of the file, in turn; without one, captions of scenes that no training saw
+        (models of the zoo), or those that ship. Raises `QSearchError` where evaluation asks for
+        more prompts than the file has beside those of profiling.
         """
-        from ..measure.pipelines import read_prompts, scene_prompts
+        from ..measure.prompts import in_turn, scene_prompts
 
-        if self.config.prompts is None:
+        if self.config.prompts is None and self.own.zoo:
             return scene_prompts(count, self.config.seed * 2 + part)
-        held = read_prompts(self.config.prompts)
-        start = self.config.first_prompts if part else 0
-        if len(held) < start + count:
+        first, rest = self.prompt_parts
+        if part and self.config.evaluate.samples is not None and len(rest) < count:
+            held = len(first) + len(rest)
             raise QSearchError(
-                f"{self.config.prompts} holds {len(held)} prompts; profiling and evaluation need "
-                f"{start + count}"
+                f"{self.prompts_name} holds {held} prompts; profiling and evaluation need "
+                f"{len(first) + count}: give a longer file (--prompts), or fewer (--samples "
+                f"{max(_LEAST, len(rest))})"
             )
-        return held[start : start + count]
+        return in_turn(rest if part else first, count)
+
+    @property
+    def prompts_name(self) -> str:
+        """What the prompts are, for people."""
+        if self.config.prompts is not None:
+            return str(self.config.prompts)
+        return "captions of the zoo" if self.own.zoo else "the prompts that ship"
 
     def key(self, verb: str, **question: Any) -> str:
         """Digest of the question that a stage answers; another version of qsearch asks again."""

@@ -13,8 +13,8 @@ from ..core.artifacts import digest
 from ..core.graph import OpGraph
 from ..core.scheme import Scheme
 from ..core.table import SensitivityTable
+from .announce import begin
 from .calibrate import calibration_calls, calibration_question
-from .checks import check_metrics
 from .keys import sampled
 
 if TYPE_CHECKING:
@@ -32,11 +32,12 @@ def profile_key(run: Run, graph: OpGraph) -> str:
     return run.key(
         "profile",
         graph=graph.id,
-        model=run.fingerprint,
+        model=run.model_key,
         seed=c.seed,
         prompts=list(run.prompts(c.profile.samples, part=0).texts),
-        sampling=sampled(c.sampling),
-        profile=c.profile.model_dump(exclude={"budget_seconds", "checkpointing"}),
+        sampling=sampled(run.sampling),
+        profile=c.profile.model_dump(exclude={"budget_seconds", "checkpointing"})
+        | {"bins": run.bins},
         **calibration_question(run, schemes),
     )
 
@@ -63,8 +64,8 @@ def profile(run: Run, graph: OpGraph) -> SensitivityTable:
         return known
     from ..measure.profiling import ProfileWork, profile_pipeline
 
+    begin(run, "profile")
     prompts = run.prompts(c.profile.samples, part=0)
-    check_metrics(run, c.profile.metrics, prompts, "profile.metrics")
     with ExitStack() as stack:
         seen, advance = 0, None
 
@@ -81,7 +82,7 @@ def profile(run: Run, graph: OpGraph) -> SensitivityTable:
             progress=step,
             say=run.progress.say,
         )
-        options = c.profile.model_copy(update={"seed": c.seed + c.profile.seed})
+        options = c.profile.model_copy(update={"seed": c.seed + c.profile.seed, "bins": run.bins})
         table = profile_pipeline(run.pipe, graph, prompts, run.sampling, options, work)
     table.save(run.path("sensitivity.parquet"), key=key, parents={"graph": graph.id}, seed=c.seed)
     if limit is None:  # else it is what more time goes on from

@@ -71,7 +71,7 @@ def report(
         attempt(lambda: _shapley(graph, table, plan)),
         attempt(lambda: _explained(explained, graph)),
     ]
-    captions = run.prompts(run.config.evaluate.samples, part=1).texts
+    captions = run.prompts(run.samples, part=1).texts
     write_report(
         run.folder,
         Findings(

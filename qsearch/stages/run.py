@@ -7,7 +7,7 @@ from typing import Any
 
 from ..core.progress import Progress, Silent
 from .allocate import allocate
-from .checks import check_run
+from .announce import begin
 from .config import NAME, Config, load, save
 from .evaluate import evaluate
 from .extract import extract
@@ -35,7 +35,7 @@ def run(config: Config | Path | str, progress: Progress | None = None) -> list[d
     loaded = load(Path(config)) if isinstance(config, str | Path) else config
     job = Run(loaded, progress or Silent())
     _ = job.model_folder  # a wrong name is said before anything is written
-    check_run(job)
+    begin(job, "extract", "profile", "evaluate")
     save(job.config, job.path(NAME))
     graph = extract(job)
     settings = job.config.allocate

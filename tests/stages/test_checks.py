@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from qsearch.core.errors import QSearchError
-from qsearch.measure.sampling import Sampling
+from qsearch.measure.own import own_of
+from qsearch.stages.announce import settings_lines
 from qsearch.stages.checks import check_run, picture_shape
 from qsearch.stages.config import parse
 from qsearch.stages.folder import Run
+from tests.tiny_pipelines import build
 
 
 def saved(folder: Path, size: int, *, kind: str = "StableDiffusionPipeline") -> Path:
@@ -34,16 +38,96 @@ def run(tmp_path: Path, size: int, **changes: Any) -> Run:
 
 
 def test_the_size_of_pictures_is_read_from_the_pipeline_s_own_files(tmp_path: Path) -> None:
-    folder = saved(tmp_path, 16)
-
-    assert picture_shape(folder, Sampling()) == (3, 64, 64)
-    assert picture_shape(folder, Sampling(resolution=128)) == (3, 128, 128)
-    (folder / "vae" / "config.json").unlink()
-    assert picture_shape(folder, Sampling()) is None
+    assert picture_shape(run(tmp_path, 16)) == (3, 64, 64)
+    assert picture_shape(run(tmp_path, 16, sampling={"resolution": 128})) == (3, 128, 128)
+    assert picture_shape(run(tmp_path, 16, sampling={"height": 96})) == (3, 96, 64)
+    job = run(tmp_path, 16)
+    (tmp_path / "pipe" / "vae" / "config.json").unlink()
+    assert picture_shape(job) is None
 
 
 def test_the_zoo_s_metrics_fit_the_zoo_s_pictures(tmp_path: Path) -> None:
-    check_run(run(tmp_path, 16))
+    job = Run(parse({"model": "scenes-dit", "folder": str(tmp_path)}, "a test"))
+
+    check_run(job)
+
+    assert job.metrics == ("sqnr", "ssim", "frechet", "alignment")
+    assert (job.samples, job.sampling.steps, job.sampling.guidance) == (96, 20, 4.0)
+    assert job.sampling.batch == 32
+
+
+def test_a_model_of_one_s_own_has_its_class_s_defaults_and_metrics_that_its_pictures_can_have(
+    tmp_path: Path,
+) -> None:
+    job = run(tmp_path, 64)
+
+    check_run(job)
+
+    assert (job.sampling.steps, job.sampling.guidance) == (50, 7.5)
+    assert (job.metrics, job.samples) == (("sqnr", "ssim"), 8)
+    assert job.prompts(8, part=0).texts != job.prompts(8, part=1).texts
+
+
+def test_what_was_chosen_is_said_in_lines(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join(f"a ring {i}" for i in range(4)))
+    job = run(tmp_path, 64, prompts=str(tmp_path / "prompts.txt"), sampling={"steps": 5})
+
+    model, profile, evaluate = settings_lines(job, "profile", "evaluate")
+
+    assert model == (
+        "pipe: 5 steps, guidance 7.5*, 256x256*, float32 on cpu (*: the pipeline's own)"
+    )
+    assert f"8 samples of 2 prompts of {tmp_path / 'prompts.txt'}, in turn" in profile
+    assert "3 samples of 2 prompts of" in evaluate
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("stable_diffusion_xl", (50, 5.0, (16, 16), "pictures")),
+        ("stable_diffusion_3", (28, 7.0, None, "pictures")),
+        ("flux", (28, 3.5, (256, 256), "pictures")),
+        ("wan_22", (50, 5.0, (480, 832), "videos")),
+        ("sana", (20, 4.5, (1024, 1024), "pictures")),
+    ],
+)
+def test_steps_guidance_and_size_are_those_of_class_and_scheduler(
+    name: str, own: tuple[Any, ...], tmp_path: Path
+) -> None:
+    build(name).save_pretrained(tmp_path / "pipe")
+
+    found = own_of(tmp_path / "pipe")
+
+    assert (found.steps, found.guidance, found.makes) == (own[0], own[1], own[3])
+    assert own[2] is None or found.size == own[2]
+
+
+def test_a_component_without_weights_is_said_before_any_work(tmp_path: Path) -> None:
+    job = run(tmp_path, 16)
+    index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet"]}
+    (job.model_folder / "model_index.json").write_text(json.dumps(index))
+
+    with pytest.raises(QSearchError, match="unet has no weights"):
+        check_run(job)
+
+
+def test_weights_that_can_t_fit_the_memory_are_said_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = run(tmp_path, 16)
+    save_file({"w": torch.zeros(64, 64)}, job.model_folder / "unet" / "model.safetensors")
+    monkeypatch.setattr("qsearch.measure.sizes.free_memory", lambda: 10_000)
+    monkeypatch.setattr("qsearch.measure.sizes.total_memory", lambda: 12_000)
+
+    with pytest.raises(QSearchError, match=r"--dtype bfloat16 takes half"):
+        check_run(job)
+
+
+def test_a_prompts_file_that_is_a_picture_is_said_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00")
+
+    with pytest.raises(QSearchError, match="must be a text file in UTF-8"):
+        check_run(run(tmp_path, 16, prompts=str(tmp_path / "prompts.txt")))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +162,7 @@ def test_alignment_of_the_zoo_s_scenes_needs_their_captions(tmp_path: Path) -> N
 
 def test_too_few_prompts_are_said_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("\n".join(f"a ring {i}" for i in range(20)))
-    job = run(tmp_path, 16, prompts=str(tmp_path / "prompts.txt"), evaluate={"metrics": ["sqnr"]})
+    job = run(tmp_path, 16, prompts=str(tmp_path / "prompts.txt"), evaluate={"samples": 96})
 
     with pytest.raises(QSearchError, match="holds 20 prompts; profiling and evaluation need 104"):
         check_run(job)

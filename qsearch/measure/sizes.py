@@ -1,0 +1,102 @@
+"""Sizes: how many parameters a saved pipeline's components hold and what a machine has, without loading a tensor.
+
+Safetensors files begin with a header that names every tensor with its type and shape; of other files the bytes are counted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
+_SHARD = re.compile(r"-\d+-of-\d+")
+#: weights in files without such a header take four bytes each
+_ELSE = 4
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a component's files hold: `parameters` of them, in `bytes` on disk; `dtype` as most are stored, e.g. "F16"."""
+
+    parameters: int
+    bytes: int
+    dtype: str
+
+
+def weight_files(component: Path) -> list[Path]:
+    """The files of a component's weights, of one variant: safetensors before others, plain before named variants."""
+    files = sorted(p for p in component.glob("*") if p.suffix in (".safetensors", ".bin"))
+    safe = [p for p in files if p.suffix == ".safetensors"]
+    by_kind: dict[str, list[Path]] = {}
+    for path in safe or files:
+        by_kind.setdefault(_SHARD.sub("", path.name), []).append(path)
+    return by_kind[min(by_kind, key=lambda n: (n.count("."), n))] if by_kind else []
+
+
+def held_in(component: Path) -> Held:
+    """What the weight files in a component's folder hold."""
+    count = size = 0
+    types: dict[str, int] = {}
+    for path in weight_files(component):
+        size += path.stat().st_size
+        for dtype, shape in _tensors(path):
+            n = math.prod(shape)
+            count += n
+            types[dtype] = types.get(dtype, 0) + n
+    return Held(count, size, max(types, key=lambda t: types[t]) if types else "")
+
+
+def _tensors(path: Path) -> list[tuple[str, list[int]]]:
+    """(type, shape) of every tensor; of a file without a header one tensor of as many weights as its bytes allow."""
+    if path.suffix != ".safetensors":
+        return [("", [path.stat().st_size // _ELSE])]
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header: dict[str, Any] = json.loads(file.read(min(length, 10**8)))
+    except (OSError, ValueError, MemoryError):
+        return []
+    return [(v["dtype"], v["shape"]) for n, v in header.items() if n != "__metadata__"]
+
+
+def components_in(folder: Path) -> dict[str, Held]:
+    """Component -> what its files hold, of those of a saved pipeline that have weights."""
+    found = {p.name: held_in(p) for p in sorted(folder.iterdir()) if p.is_dir()}
+    return {name: held for name, held in found.items() if held.parameters}
+
+
+def free_memory() -> int | None:
+    """Bytes that a process can still take, by the kernel and by the group of processes it is in; None where nobody says."""
+    found = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        if limit.isdigit():
+            cached = _cached()
+            found.append(int(limit) - used + cached)
+    except (OSError, ValueError):
+        pass
+    return min(found) if found else None
+
+
+def _cached() -> int:
+    for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines():
+        if line.startswith("inactive_file "):
+            return int(line.split()[1])
+    return 0
+
+
+def total_memory() -> int | None:
+    """Bytes of memory that the machine has; None where nobody says."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError, AttributeError):
+        return None
