@@ -161,7 +161,8 @@ class SolverContract(Contract):
 class MetricContract(Contract):
     """What holds for every file in `metrics/`: perfect on identical outcomes, finite, worse when noise grows.
 
-    A module says `higher_is_better`, and whether it `needs_video`: latents with frames.
+    A module says `higher_is_better`, and whether it `needs_video`: latents with frames; `smallest`, the least side of pictures
+    that it takes, where that is more than 64. One without `features` is for evaluation alone.
     """
 
     kind = "metrics"
@@ -178,6 +179,10 @@ class MetricContract(Contract):
         scenes = draw_scenes(48, generator)
         captions = tuple(describe(scenes, generator))
         pictures, latents = render(scenes), torch.randn(48, 4, 16, 16, generator=generator)
+        side = getattr(self.module, "smallest", 64)  # of pictures that the metric takes
+        if side > 64:
+            pictures = torch.nn.functional.interpolate(pictures, (side, side), mode="bicubic")
+            pictures = pictures.clamp(-1, 1)
         noise = torch.randn(pictures.shape, generator=generator)
         blur = torch.randn(latents.shape, generator=generator)
         prompts = Prompts(tuple(c.text for c in captions), captions)
@@ -209,6 +214,8 @@ class MetricContract(Contract):
 
         from .measure.clean import Clean
 
+        if not hasattr(self.module, "features"):
+            return  # of sets of pictures, or without gradients: evaluated only
         reference, *_ = outcomes = self.outcomes()
         whole = Clean(reference.latents, lambda _: reference.pictures, 4)
         found = []

@@ -55,20 +55,48 @@ class Clip:
         return F.normalize(made.pooler_output, dim=-1)
 
 
-def clip_folder() -> Path:
-    """The folder in `QSEARCH_CLIP`. Raises `QSearchError` where none is named."""
+def clip_folder(metric: str = "alignment") -> Path:
+    """The folder in `QSEARCH_CLIP`.
+
+    Args:
+        metric: who asks, for the error.
+
+    Raises:
+        QSearchError: none is named.
+    """
     folder = os.environ.get(VARIABLE, "")
     if not folder:
+        what = (
+            "alignment of pictures that are not the zoo's 3x64x64 scenes"
+            if metric == "alignment"
+            else metric
+        )
         raise QSearchError(
-            "alignment of pictures that are not the zoo's 3x64x64 scenes goes by CLIP: name a "
-            f"local folder of a CLIPModel in {VARIABLE}, or leave alignment out"
+            f"{what} goes by CLIP: name a local folder of a CLIPModel in {VARIABLE} (`hf download "
+            f"openai/clip-vit-large-patch14 --local-dir FOLDER` makes one), or leave {metric} out"
         )
     return Path(folder)
 
 
-def load_clip(device: torch.device) -> Clip:
-    """CLIP of the folder in `QSEARCH_CLIP`. Raises `QSearchError` where it names no CLIP."""
-    return _load(clip_folder(), device)
+def directions(clip: Clip, pictures: Tensor) -> Tensor:
+    """CLIP's direction [N, D] of each picture [N, 3, H, W], of a video [N, T, 3, H, W] the mean of its frames'."""
+    if pictures.ndim == 4:
+        return clip.pictures(pictures)
+    seen = clip.pictures(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2]).mean(1)
+    return F.normalize(seen, dim=-1)
+
+
+def load_clip(device: torch.device, metric: str = "alignment") -> Clip:
+    """CLIP of the folder in `QSEARCH_CLIP`, once a device.
+
+    Args:
+        device: where it computes.
+        metric: who asks, for the error.
+
+    Raises:
+        QSearchError: no folder is named, or it holds no CLIP.
+    """
+    return _load(clip_folder(metric), device)
 
 
 @cache

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from .pipelines import (
     sample,
 )
 from .quantized_weights import QuantizedWeights
+from .sets import compared_features
 from .simulation import simulate
 
 FOLDS = 8
@@ -47,6 +49,7 @@ class Outcome:
         pictures: [N, 3, H, W], or frames [N, T, 3, H, W], in [-1, 1]; [N, 0] where the pipeline makes none.
         outputs: the denoiser's outputs on the recorded calls.
         channels: of the latents; 0 where not known.
+        real: of full precision's outcome, a folder of real pictures that sets of pictures are compared with.
     """
 
     prompts: Prompts
@@ -54,6 +57,7 @@ class Outcome:
     pictures: Tensor
     outputs: tuple[Tensor, ...]
     channels: int = 0
+    real: Path | None = None
 
     def without(self, part: Tensor) -> Outcome:
         """The same outcome without the samples in `part` (a bool mask [N])."""
@@ -69,6 +73,7 @@ class Outcome:
             self.pictures[kept],
             self.outputs,
             self.channels,
+            self.real,
         )
 
 
@@ -167,18 +172,46 @@ def evaluate(
 
 
 def _measured(metric: Any, outcome: Outcome, reference: Outcome) -> Measurement:
+    if hasattr(metric, "embed"):
+        return _of_sets(metric, outcome, reference)
     value = metric.measure(outcome, reference)
     if isinstance(value, Tensor):
         n = len(value)
         error = float(value.std() / math.sqrt(n)) if n > 1 else 0.0
         return Measurement(float(value.mean()), error, tuple(value.tolist()))
+    return Measurement(
+        float(value),
+        _jackknife(
+            len(outcome.prompts),
+            lambda part: metric.measure(outcome.without(part), reference.without(part)),
+        ),
+    )
+
+
+def _of_sets(metric: Any, outcome: Outcome, reference: Outcome) -> Measurement:
+    """A metric of sets: pictures go through its network once, and parts of their features are left out."""
     n = len(outcome.prompts)
-    folds = min(FOLDS, n)
-    fold = torch.arange(n) % folds
-    left = [
-        metric.measure(outcome.without(fold == i), reference.without(fold == i))
-        for i in range(folds)
-    ]
-    mean = sum(left) / folds
-    error = math.sqrt((folds - 1) / folds * sum((v - mean) ** 2 for v in left))
-    return Measurement(float(value), error)
+    if n < 3:
+        raise QSearchError(
+            f"{metric.title} compares sets of pictures and needs three for its error bar; "
+            "evaluate more samples, or leave the metric out"
+        )
+    made, own = metric.embed(outcome.pictures), compared_features(metric, reference)
+    value = metric.distance(made, own)
+    frames = len(made) // n
+
+    def left(part: Tensor) -> float:
+        kept = (~part).repeat_interleave(frames)
+        paired = reference.real is None and len(own) == len(made)
+        return float(metric.distance(made[kept], own[kept] if paired else own))
+
+    return Measurement(value, _jackknife(n, left))
+
+
+def _jackknife(count: int, left: Callable[[Tensor], float]) -> float:
+    """Standard error by leaving out one of `FOLDS` parts at a time; `left`: the value without those in a mask [count]."""
+    folds = min(FOLDS, count)
+    fold = torch.arange(count) % folds
+    values = [left(fold == i) for i in range(folds)]
+    mean = sum(values) / folds
+    return math.sqrt((folds - 1) / folds * sum((v - mean) ** 2 for v in values))

@@ -189,7 +189,13 @@ def measured(
                 )
             made[name] = output.flatten(1), reference_output.double().flatten(1).square().sum(1)
         else:
-            features, scale = plugins.load("metrics", name).features(clean, reference)
+            metric = plugins.load("metrics", name)
+            if not hasattr(metric, "features"):
+                raise QSearchError(
+                    f"{name} has no gradients that a sensitivity could be measured by; it is for "
+                    "evaluate"
+                )
+            features, scale = metric.features(clean, reference)
             made[name] = features.flatten(1), scale.double()
     return made
 

@@ -145,6 +145,11 @@ def check_metrics(run: Run, metrics: Iterable[str], prompts: Prompts, place: str
                 )
             if check is not None:
                 check(shape, prompts)
+            if place == "profile.metrics" and not hasattr(metric, "features"):
+                raise QSearchError(
+                    f"{name} has no gradients that a sensitivity could be measured by; it is for "
+                    "evaluate.metrics"
+                )
         except QSearchError as error:
             raise QSearchError(f"{place}: {error}") from None
 

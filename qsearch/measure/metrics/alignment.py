@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from ...core.errors import QSearchError
 from ...zoo import judge
 from ..clean import Clean
-from ..clip import clip_folder, load_clip
+from ..clip import clip_folder, directions, load_clip
 from ..evaluation import Outcome
 from ..pipelines import Prompts
 
@@ -44,7 +43,7 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
     if outcome.pictures.shape[1:] != SCENES:
         clip = load_clip(outcome.pictures.device)
         with torch.no_grad():
-            seen = _directions(clip, outcome.pictures)
+            seen = directions(clip, outcome.pictures)
             return (seen * clip.texts(outcome.prompts.texts)).sum(-1).clamp(min=0)
     if not outcome.prompts.captions:
         raise QSearchError(_NO_CAPTIONS)
@@ -58,7 +57,7 @@ def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
     """
     pictures = made.pictures
     if pictures.shape[1:] != SCENES:
-        return _directions(load_clip(pictures.device), pictures), torch.full(
+        return directions(load_clip(pictures.device), pictures), torch.full(
             (len(pictures),), 2.0, dtype=torch.float64, device=pictures.device
         )
     read = _judge(pictures.device)(pictures)
@@ -69,15 +68,6 @@ def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
     return torch.cat(roots, 1), torch.full(
         (len(pictures),), float(answers), dtype=torch.float64, device=pictures.device
     )
-
-
-def _directions(clip: Any, pictures: Tensor) -> Tensor:
-    """CLIP's direction of each picture, of a video the mean of its frames'."""
-    if pictures.ndim == 4:
-        found: Tensor = clip.pictures(pictures)
-        return found
-    seen = clip.pictures(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2]).mean(1)
-    return torch.nn.functional.normalize(seen, dim=-1)
 
 
 @cache

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..clean import Clean
 from ..evaluation import Outcome
+from ..networks import a_sample, each_frame
 
 higher_is_better = True
 title = "SSIM of the pictures"
@@ -23,10 +24,10 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
     """SSIM a sample [N] in [-1, 1], on pictures scaled to [0, 1]; of a video the mean over its frames."""
     from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-    own, given = (frames(x.pictures) / 2 + 0.5 for x in (reference, outcome))
+    own, given = (each_frame(x.pictures) / 2 + 0.5 for x in (reference, outcome))
     value = ssim(given, own, data_range=1.0, reduction="none")
     assert isinstance(value, Tensor)
-    return value.reshape(len(outcome.pictures), -1).mean(1)
+    return a_sample(value, len(outcome.pictures))
 
 
 def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
@@ -36,19 +37,20 @@ def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
     small e (Wang et al. 2004, eq. 13, expanded around equality), averaged over windows and channels.
     """
     count = len(made.pictures)
-    own, given = _windows(frames(reference.pictures.detach())), _windows(frames(made.pictures))
+    own, given = each_frame(reference.pictures.detach()), each_frame(made.pictures)
+    contrast, brightness, windows = contrast_and_brightness(given, own)
+    values = torch.cat([contrast, brightness], -1).reshape(count, -1)
+    return values, torch.full((count,), windows / count, dtype=torch.float64, device=values.device)
+
+
+def contrast_and_brightness(given: Tensor, own: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Windows of `given` [N, 3, H, W] over the contrast of `own`'s, their means over its brightness, and the number of windows."""
+    own, given = _windows(own), _windows(given)
     mean, variance = own.mean(-1, keepdim=True), own.var(-1, keepdim=True, unbiased=False)
     centre = given.mean(-1, keepdim=True)
     contrast = (given - centre) / (2 * variance + _C2).sqrt() / WINDOW
     brightness = centre / (2 * mean.square() + _C1).sqrt()
-    values = torch.cat([contrast, brightness], -1).reshape(count, -1)
-    windows = float(own[..., 0].numel() // count)
-    return values, torch.full((count,), windows, dtype=torch.float64, device=values.device)
-
-
-def frames(pictures: Tensor) -> Tensor:
-    """Pictures [N, 3, H, W] as they are; the frames of videos [N, T, 3, H, W] as pictures [N * T, 3, H, W]."""
-    return pictures.flatten(0, 1) if pictures.ndim == 5 else pictures
+    return contrast, brightness, float(own[..., 0].numel())
 
 
 def _windows(pictures: Tensor) -> Tensor:
