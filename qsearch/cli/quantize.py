@@ -21,9 +21,19 @@ def run(
     ],
 ) -> None:
     """Do the whole job of a config: extract, profile, allocate, evaluate, report."""
+    from ..stages.config import load
     from ..stages.run import run as stage
 
-    print_table(stage(config, Terminal()))
+    _show(stage(config, Terminal()), load(Path(config)).gates)
+
+
+def _show(rows: list[dict[str, Any]], gates: dict[str, str]) -> None:
+    """The table of results, and whether the plan keeps its gates: exit code 3 where it does not."""
+    from ..stages.gates import check_gates
+
+    print_table(rows)
+    if kept := check_gates(gates, rows):
+        typer.echo(f"gates kept: {', '.join(kept)}", err=True)
 
 
 @app.command()
@@ -184,10 +194,18 @@ def allocate(
             "--frontier", help="plans from 2.5 to 8 bits instead of one, and a picture of the curve"
         ),
     ] = False,
+    passing: Annotated[
+        bool,
+        typer.Option(
+            "--passing",
+            help="the smallest plan that keeps the config's gates, by measuring at most 8",
+        ),
+    ] = False,
 ) -> None:
     """Find the best plan within a budget; constraints and more limits are set in the run's config.yaml."""
     from ..stages.allocate import allocate as stage
     from ..stages.frontier import frontier as curve
+    from ..stages.gates import smallest_passing
 
     asked = {
         "average_bits": average_bits,
@@ -201,7 +219,13 @@ def allocate(
     }
     with changed_run(folder, allocate=asked) as job:
         graph = job.graph()
-        (curve if frontier else stage)(job, graph, job.table(graph))
+        table = job.table(graph)
+        if not passing:
+            (curve if frontier else stage)(job, graph, table)
+            return
+        bits = smallest_passing(job, graph, table)
+    with changed_run(folder, allocate={"average_bits": bits}) as job:
+        stage(job, graph, table)
 
 
 @app.command()
@@ -251,4 +275,5 @@ def evaluate(
             content = {**many, "storage": storage, "stop": limits}
             measure(job, graph, checked(CampaignSettings, content, "qsearch evaluate"))
             return
-        print_table(stage(job, graph, Plan.load(job.path("plan.json"), graph)))
+        rows = stage(job, graph, Plan.load(job.path("plan.json"), graph))
+    _show(rows, job.config.gates)

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,8 @@ class Bench:
         self.weights = weights_for(model_of(pipe), graph, common, self.calls)
         kept = {(n, s) for plan in common for n, (s, *_) in plan.weights.items() if s != KEEP}
         self.keeps = sum(4 * graph.layer(name).weights for name, _ in kept) <= _KEPT
-        self.reference = self._made(Plan.uniform(graph, KEEP), 0, self.total)
+        own = self._made(Plan.uniform(graph, KEEP), 0, self.total)
+        self.reference = replace(own, real=campaign.setting.real)
 
     def _weights(self, plan: Plan) -> QuantizedWeights:
         """What a plan is carried out with; one over ranges of steps is calibrated by itself."""

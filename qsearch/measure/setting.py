@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .options import CalibrateOptions
@@ -28,7 +29,7 @@ class EvaluationSetting:
     """Prompts, sampler and metrics of a measurement, what schemes are calibrated on, and its `key`.
 
     Plans that are measured under one key can be compared. `calibration`: None where no scheme may
-    ask for it.
+    ask for it. `real`: folder of real pictures that sets of pictures are compared with.
     """
 
     prompts: Prompts
@@ -36,3 +37,4 @@ class EvaluationSetting:
     metrics: tuple[str, ...]
     key: str
     calibration: Calibration | None = None
+    real: Path | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 from pydantic import Field
@@ -17,6 +17,7 @@ from pydantic import Field
 from ..core import plugins
 from ..core.artifacts import write_text
 from ..core.errors import QSearchError, nearest
+from ..core.gates import gates_of
 from ..core.scheme import Scheme, input_part
 from ..core.settings import Settings, checked, field_names
 from ..measure.options import CalibrateOptions, ProfileOptions, ReconstructOptions
@@ -53,6 +54,11 @@ class Config(Settings):
     allocate: AllocateSettings = AllocateSettings()
     reconstruct: ReconstructOptions = ReconstructOptions()
     evaluate: EvaluateSettings = EvaluateSettings()
+    gates: dict[str, str] = Field(
+        {},
+        description="metric -> limit that the plan must keep, such as lpips: '<= 0.15'; `qsearch "
+        "evaluate` exits with 3 where it does not",
+    )
     fit: FitSettings = FitSettings()
     explain: ExplainSettings = ExplainSettings()
 
@@ -92,6 +98,9 @@ def _placed(content: Mapping[str, Any], place: Path) -> dict[str, Any]:
         if isinstance(found.get(name), str):
             found[name] = str(place / found[name])
     model, section = found.get("model"), found.get("allocate")
+    evaluate = found.get("evaluate")
+    if isinstance(evaluate, dict) and isinstance(evaluate.get("real"), str):
+        found["evaluate"] = evaluate | {"real": str(place / evaluate["real"])}
     if isinstance(model, str) and (place / model / "model_index.json").is_file():
         found["model"] = str((place / model).resolve())
     if isinstance(section, dict) and str(section.get("device") or "").endswith(".json"):
@@ -119,6 +128,7 @@ def _check(config: Config, source: str) -> None:
         "allocate.inputs": lambda: [input_part(s) for s in allocate.inputs.values()],
         "allocate.solver": lambda: plugins.check("solvers", allocate.solver),
         "evaluate.metrics": lambda: [plugins.check("metrics", m) for m in evaluate.metrics or ()],
+        "gates": lambda: _check_gates(config),
         "evaluate.uniform": lambda: evaluate.uniform and Scheme.parse(evaluate.uniform),
         "fit.surrogate": lambda: plugins.check("surrogates", config.fit.surrogate),
     }
@@ -133,6 +143,16 @@ def _parsed(spelt: Mapping[str, str | tuple[str, ...]]) -> list[Scheme]:
     """Every scheme in a section that may hold one for each range of steps."""
     texts = [[text] if isinstance(text, str) else list(text) for text in spelt.values()]
     return [Scheme.parse(text) for held in texts for text in held]
+
+
+def _check_gates(config: Config) -> None:
+    measured = config.evaluate.metrics
+    for gate in gates_of(config.gates):
+        plugins.check("metrics", gate.metric)
+        if measured is not None and gate.metric not in measured:
+            raise QSearchError(
+                f"{gate.metric} is not among evaluate.metrics, {', '.join(measured)}; add it there"
+            )
 
 
 def _check_type(dtype: str) -> None:
@@ -213,11 +233,21 @@ def with_changes(config: Config, changes: Mapping[str, str]) -> Config:
         if text == "":
             held.pop(name, None)
         else:
-            held[name] = yaml.safe_load(text)
+            held[name] = _value(text)
     return parse(content, "the settings")
 
 
+def _value(text: str) -> Any:
+    """YAML's reading of a value; a limit such as `>= 0.9`, which YAML can't read, as it is."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
 def _known(kind: Any, name: str, key: str) -> None:
+    if get_origin(kind) is dict:
+        return  # any name: a metric's gate, a layer's pattern
     if name not in field_names(kind):
         raise QSearchError(f"there is no setting {key!r}{nearest(name, field_names(kind))}")
 

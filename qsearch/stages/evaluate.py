@@ -7,6 +7,8 @@ Many plans for surrogates to learn from are measured by `stages/campaign.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -49,6 +51,11 @@ class EvaluateSettings(Settings):
         "uint4-c", description="scheme of the uniform plan beside ours; none leaves it out"
     )
     random: int = Field(1, ge=0, description="random plans of the same size beside ours")
+    real: Path | None = Field(
+        None,
+        description="folder of real pictures that fid, kid and cmmd compare with; full precision's "
+        "pictures when left out",
+    )
 
 
 def setting_of(run: Run, verb: str, **more: Any) -> EvaluationSetting:
@@ -62,10 +69,12 @@ def setting_of(run: Run, verb: str, **more: Any) -> EvaluationSetting:
     Returns:
         Prompts, sampler, metrics, calibration, and the key of all that.
     """
+    from ..measure.sets import real_files
     from ..measure.setting import EvaluationSetting
     from .calibrate import calibration_of
 
     c = run.config
+    real = c.evaluate.real
     prompts = run.prompts(run.samples, part=1)
     key = run.key(
         verb,
@@ -74,10 +83,11 @@ def setting_of(run: Run, verb: str, **more: Any) -> EvaluationSetting:
         prompts=digest(prompts.texts),
         metrics=sorted(run.metrics),
         sampling=sampled(run.sampling),
+        **({"real": [file.name for file in real_files(real)]} if real else {}),
         **more,
     )
     sampling = run.sampling_for("evaluate")
-    return EvaluationSetting(prompts, sampling, run.metrics, key, calibration_of(run))
+    return EvaluationSetting(prompts, sampling, run.metrics, key, calibration_of(run), real)
 
 
 def evaluation_setting(run: Run, plans: Iterable[Plan]) -> EvaluationSetting:
@@ -182,8 +192,11 @@ def _measure(
     todo = [n for n in missing if n != FULL_PRECISION]
     choosing = calibration_calls(run, {s for name in todo for s in plans[name].schemes})
     with run.progress.track("evaluate", len(prompts) * (1 + len(todo))) as advance:
-        reference = make(
-            run.pipe, graph, plans[FULL_PRECISION], prompts, sampling, calls, progress=advance
+        reference = replace(
+            make(
+                run.pipe, graph, plans[FULL_PRECISION], prompts, sampling, calls, progress=advance
+            ),
+            real=setting.real,
         )
         for name in [FULL_PRECISION, *todo]:
             plan, outcome = plans[name], reference
