@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -84,6 +84,10 @@ class SparseAttentionState:
         """A sampling begins: nothing is carried."""
         self._carried.clear()
         self._choice, self._step, self._call = None, -1, 0
+
+    def copied(self) -> SparseAttentionState:
+        """The same state, for a call that must not change this one."""
+        return replace(self, _carried=list(self._carried))
 
     @property
     def bytes(self) -> int:

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from ..core import plugins
 from ..core.errors import QSearchError
 from ..core.scheme import Scheme
-from ..core.words import Needs, number_of, split_word
+from ..core.words import Needs, attention_word, number_of, split_word
 from .fake_quantization import fake_quantize, straight_through
 from .quantization import method_of
 from .statistics import LayerInputs
@@ -122,7 +122,9 @@ class InputQuantizer:
 
 
 def needs_inputs(scheme: Scheme) -> bool:
-    """Whether carrying out a scheme takes calibration: for its method, for static ranges, or for a transform."""
+    """Whether carrying out a scheme takes calibration: for its method, for static ranges, for a transform, or for an attention."""
+    if scheme.attention:
+        return attention_word(scheme.attention).fitted(scheme.attention)
     return (
         any(word.plugin.needs for word in words_of(scheme))
         or scheme.static_input

@@ -11,14 +11,16 @@ from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from .attentions import attention_work
 from .errors import InfeasibleBudget, QSearchError, nearest
 from .graph import LayerSpec, OpGraph
 from .latency import Latency
-from .scheme import Scheme
+from .scheme import FULL_BITS, KEEP, Scheme
 from .steps import StepRanges
 
-#: what a budget may limit, of the whole and (but for latency, whose rest belongs to no layer) of a group of layers
-LIMITS = ("average_bits", "bytes", "bit_operations", "activation_bytes", "latency")
+#: what a budget may limit of a group of layers, and of the whole: attention and the rest of the time belong to no layer
+LAYER_LIMITS = ("average_bits", "bytes", "bit_operations", "activation_bytes")
+LIMITS = (*LAYER_LIMITS, "attention_share", "total_bit_operations", "latency")
 #: one scheme for all steps, or one for each range of them
 Choices = tuple[Scheme, ...]
 
@@ -35,7 +37,9 @@ class Cost:
         activation_bytes: inputs of all layers in one call at their activation bits, rounded up (what MixDQ budgets; inputs, not the
             peak of an allocator); of several ranges of steps the largest.
         latency: seconds of one call by a latency table, the mean over the steps; None without a table.
-        groups: the same, but for latency, for each group of layers that a budget names.
+        groups: what belongs to layers, for each group of layers that a budget names.
+        attention_share: FLOPs of all attentions over those of dense ones, the mean over the steps.
+        total_bit_operations: `bit_operations`, and those of attentions' products.
     """
 
     bits: int
@@ -45,6 +49,8 @@ class Cost:
     activation_bytes: int = 0
     latency: float | None = None
     groups: dict[str, dict[str, float]] = field(default_factory=dict)
+    attention_share: float = 1.0
+    total_bit_operations: float = 0.0
 
 
 def select(graph: OpGraph, pattern: str) -> tuple[LayerSpec, ...]:
@@ -122,11 +128,12 @@ def cost(
     if latency is not None:
         latency.check(graph)
     whole = _sums(graph, held, steps)
+    share, products = attention_work(graph, held, steps, FULL_BITS)
     shares = {
         pattern: {
             k: v
             for k, v in asdict(_sums(select(graph, pattern), held, steps)).items()
-            if k in LIMITS and v is not None
+            if k in LAYER_LIMITS
         }
         for pattern in groups
     }
@@ -137,7 +144,19 @@ def cost(
             for x in graph
             for share, scheme in over_steps(steps, held[x.name])
         )
-    return replace(whole, latency=seconds, groups=shares)
+        seconds += sum(
+            share * (latency.of(spec.site, scheme) - latency.of(spec.site, KEEP))
+            for spec in graph.self_attentions.values()
+            for share, scheme in over_steps(steps, held.get(spec.site, (KEEP,)))
+            if scheme != KEEP
+        )
+    return replace(
+        whole,
+        latency=seconds,
+        groups=shares,
+        attention_share=share,
+        total_bit_operations=whole.bit_operations + products,
+    )
 
 
 def _sums(held: Iterable[LayerSpec], choices: Mapping[str, Choices], steps: StepRanges) -> Cost:
@@ -170,17 +189,17 @@ class Budget:
     activation_bytes: int | None = None
     latency: float | None = None
     groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    attention_share: float | None = None
+    total_bit_operations: float | None = None
 
     def __post_init__(self) -> None:
         if not self.limits and not any(self.groups.values()):
-            raise QSearchError(
-                "a budget needs at least one limit: average_bits, bytes or bit_operations (or activation_bytes, or latency)"
-            )
+            raise QSearchError(f"a budget needs at least one limit of {', '.join(LIMITS)}")
         for pattern, limits in self.groups.items():
             for name in limits:
-                if name not in LIMITS or name == "latency":
+                if name not in LAYER_LIMITS:
                     raise QSearchError(
-                        f"the group {pattern!r} can't be limited in {name!r}{nearest(name, LIMITS[:-1])}"
+                        f"the group {pattern!r} can't be limited in {name!r}{nearest(name, LAYER_LIMITS)}"
                     )
         flat = [
             *self.limits.items(),

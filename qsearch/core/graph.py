@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .artifacts import Header, digest, graph_name, read_json, rename_graph, write_json
+from .attentions import AttentionSpec, self_attentions
 from .errors import ArtifactError, QSearchError, nearest
 
 if TYPE_CHECKING:
@@ -166,6 +167,11 @@ class OpGraph:
         """The modules that call attention, in order of execution."""
         found = (op.name.rpartition(".")[0] for op in self.ops if op.kind == "attention")
         return tuple(dict.fromkeys(found))
+
+    @cached_property
+    def self_attentions(self) -> dict[str, AttentionSpec]:
+        """Module -> the self-attention that it calls, in order of execution."""
+        return self_attentions(self.ops)
 
     @property
     def quantizable(self) -> tuple[LayerSpec, ...]:

@@ -28,6 +28,7 @@ KINDS = {
     "quantizers": "qsearch.choices.quantizers",
     "activations": "qsearch.choices.activations",
     "transforms": "qsearch.choices.transforms",
+    "attentions": "qsearch.choices.attentions",
     "metrics": "qsearch.measure.metrics",
     "estimators": "qsearch.measure.estimators",
     "surrogates": "qsearch.learn.surrogates",

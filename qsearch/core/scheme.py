@@ -12,6 +12,8 @@
     int4-c+a8t~shift~migrate   TaQ-DiT's treatment of a post-GELU input: shift, then migration into the weight
     int8-c+a8t~bos    MixDQ's treatment of text: the first token is computed beforehand in full precision
 
+The scheme of a whole attention (`core/attentions.py`) is spelt by a plug-in in `choices/attentions/`: `window8~rettention`.
+
 GRAIN and TRANSFORM are words of plug-ins (`choices/activations/`, `choices/transforms/`), which say themselves how they are
 spelt, what number they take and what they store: see `core/words.py`.
 
@@ -29,7 +31,16 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from .errors import QSearchError, nearest
-from .words import canonical_word, check_order, grain_of, grain_word, number_of, transform_word
+from .words import (
+    attention_of,
+    attention_word,
+    canonical_word,
+    check_order,
+    grain_of,
+    grain_word,
+    number_of,
+    transform_word,
+)
 
 FULL_BITS = 16  # what one weight kept in full precision costs
 _SIDE_BITS = 16  # a scale, a zero point or a codebook entry
@@ -68,6 +79,7 @@ class Scheme:
         grain: plug-in that says what shares a scale of the input (token, tensor, channel).
         method: plug-in that chooses scales and rounding; "" = the format's default.
         transforms: words of plug-ins in the order in which they are applied, with a number where they have one.
+        attention: what is done to a whole attention, in a plug-in's words; "" at layers, and where it is dense.
     """
 
     format: str
@@ -76,6 +88,7 @@ class Scheme:
     grain: str = "token"
     method: str = ""
     transforms: tuple[str, ...] = ()
+    attention: str = ""
 
     @staticmethod
     def parse(text: str | Scheme) -> Scheme:
@@ -83,6 +96,8 @@ class Scheme:
         return text if isinstance(text, Scheme) else _parse(text)
 
     def __str__(self) -> str:
+        if self.attention:
+            return self.attention
         fixed = self.format == "keep" or self.format in _BLOCKS
         granularity = "" if fixed else {-1: "-t", 0: "-c"}.get(self.group, f"-g{self.group}")
         activation = f"+a{self.activation}{_spelt(self.grain)}" if self.activation else ""
@@ -142,8 +157,15 @@ class Scheme:
 
     @property
     def fitted_by_range(self) -> bool:
-        """Whether calibration chooses something besides the weight: transforms, and static scales of inputs."""
+        """Whether calibration chooses something besides the weight, or something is carried from step to step."""
+        if self.attention:
+            return self.carried
         return any(transform_word(t).needs for t in self.transforms) or self.static_input
+
+    @property
+    def carried(self) -> bool:
+        """Whether an attention carries something from one step to the next."""
+        return bool(self.attention) and attention_word(self.attention).every(self.attention) > 0
 
     @property
     def weight_only(self) -> Scheme:
@@ -248,6 +270,8 @@ def _parse(text: str) -> Scheme:
     rule = (
         "a scheme is FORMAT[-t|-c|-gN][+aBITS][~TRANSFORM][@METHOD] or keep, e.g. int4-g64+a8@hqq"
     )
+    if isinstance(text, str) and (attention := attention_of(text)) is not None:
+        return Scheme("keep", attention=attention)
     match = _SHAPE.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise QSearchError(f"{rule}; given {text!r}")

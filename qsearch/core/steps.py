@@ -115,10 +115,11 @@ class StepClock:
     Attributes:
         step: number of the sampler step, from 0.
         total: sampler steps of the whole schedule; 0 while nobody has said.
+        samplings: how many times a scheduler that is followed began.
     """
 
     def __init__(self) -> None:
-        self.step, self.total = 0, 0
+        self.step, self.total, self.samplings = 0, 0, 0
         self._followed: list[Any] = []
         self._told = 0  # contexts that say which step it is
 
@@ -172,6 +173,21 @@ class StepClock:
             detach()
             self.step, self.total = before
 
+    def step_in_call(self, model: Any) -> int:
+        """The step of the call of `model` that is being made: by who tells the clock, else by the pipeline that calls.
+
+        Raises:
+            QSearchError: nobody tells, and no diffusers pipeline is among the callers.
+        """
+        if not self._told:
+            follow_caller(model, self)
+        if not self.known:
+            raise QSearchError(
+                "what attention carries goes by the sampler's steps, and no scheduler is followed: call the denoiser through its "
+                "diffusers pipeline, or inside `clock_of(model).at(step, total)`"
+            )
+        return self.step
+
     def range_in_call(self, model: Any, ranges: StepRanges) -> int:
         """The range of the call of `model` that is being made: by who tells the clock, else by the pipeline that calls.
 
@@ -224,6 +240,7 @@ class StepClock:
         return any(scheduler is one for one in self._followed)
 
     def _begun(self, scheduler: Any, given: Mapping[str, Any]) -> None:
+        self.samplings += 1
         self._go(scheduler, _index(scheduler))
 
     def _scaled(self, scheduler: Any, given: Mapping[str, Any]) -> None:

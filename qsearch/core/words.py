@@ -12,10 +12,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
 
 from . import plugins
 from .errors import QSearchError, nearest
+
+if TYPE_CHECKING:
+    from .attentions import AttentionSpec
 
 #: type of a stored tensor -> its bits
 _BITS = {"uint8": 8, "int8": 8, "float16": 16, "bfloat16": 16, "float32": 32}
@@ -180,4 +184,66 @@ def grain_of(word: str) -> str | None:
         for name in plugins.names("activations", outside=outside):
             if grain_word(name).word == word:
                 return name
+    return None
+
+
+class AttentionWord(Protocol):
+    """What the grammar and the costs read of a module in `choices/attentions/`.
+
+    The whole is `choices.attention.AbstractAttentionChoice`.
+    """
+
+    def canonical(self, text: str) -> str | None:
+        """The one spelling of a choice; "" for dense attention; None for text that is none of the plug-in's.
+
+        Raises:
+            QSearchError: for the plug-in's words in a combination that means nothing.
+        """
+        ...
+
+    def every(self, text: str) -> int:
+        """Steps from one dense step to the next; 0 where nothing is carried from step to step."""
+        ...
+
+    def fitted(self, text: str) -> bool:
+        """Whether calibration chooses something of it."""
+        ...
+
+    def fault(self, text: str, spec: AttentionSpec) -> str:
+        """Why an attention can't have the choice, in words; "" where it can."""
+        ...
+
+    def work(self, text: str, spec: AttentionSpec, bits: int = 0) -> float:
+        """Work over that of dense attention, the mean over the steps; with `bits`, a product of two
+        numbers counts the product of their bits over `bits` squared."""
+        ...
+
+
+def attention_of(text: str) -> str | None:
+    """The one spelling of an attention's choice, "" for dense; None where `text` is a layer's scheme."""
+    found = _attention(text)
+    return None if found is None else found[1]
+
+
+def attention_name(text: str) -> str:
+    """Name of the plug-in of an attention's choice, as a scheme spells it."""
+    found = _attention(text)
+    assert found is not None, f"{text} was parsed, so that a plug-in knows it"
+    return found[0]
+
+
+def attention_word(text: str) -> AttentionWord:
+    """The plug-in of an attention's choice, as a scheme spells it."""
+    plugin: AttentionWord = plugins.load("attentions", attention_name(text))
+    return plugin
+
+
+@lru_cache(maxsize=1024)
+def _attention(text: str) -> tuple[str, str] | None:
+    """(plug-in, spelling); ours are asked first."""
+    for outside in (False, True):
+        for name in plugins.names("attentions", outside=outside):
+            plugin: AttentionWord = plugins.load("attentions", name)
+            if (found := plugin.canonical(text)) is not None:
+                return name, found
     return None

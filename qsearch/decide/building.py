@@ -1,6 +1,7 @@
 """make_problem(graph, values, budget): a problem from a graph, what its choices are worth, a budget and constraints.
 
-Layers that are tied become one site; layers that can't be quantized are paid for first. A choice of a site is a scheme for each
+Layers that are tied become one site; layers that can't be quantized are paid for first; attentions that `values` speak of are sites
+beside them (`attentions.py`). A choice of a site is a scheme for each
 range of sampler steps (one, where there is one range). Of the many combinations only those are kept that no other one beats in loss
 and in every cost at once. What no choice can reach is refused here, with the best that can be reached, limit by limit; limits that
 only together can't be kept are found by the solver (`diagnosis.py`).
@@ -22,6 +23,7 @@ from ..core.interactions import trust_of
 from ..core.latency import Latency
 from ..core.scheme import KEEP, Scheme
 from ..core.steps import StepRanges
+from .attentions import attention_costs, attention_rest, attention_sites
 from .constraints import Constraints
 from .objectives import Values
 from .problem import Choice, Matrix, Problem, schemes_of
@@ -42,7 +44,7 @@ def make_problem(
     ranges: Ranges | None = None,
     **named: Any,
 ) -> Problem:
-    """Problem over the quantizable layers.
+    """Problem over the quantizable layers, and over the attentions that `values` speak of.
 
     Args:
         graph: the model's graph.
@@ -73,7 +75,7 @@ def make_problem(
         )
     choices = constraints.choices(graph, _offered(graph, values, schemes))
     groups = constraints.groups(graph, choices)
-    sites = tuple(names[0] for names in groups)
+    sites = [names[0] for names in groups]
     singles = [
         tuple(s for s in choices[names[0]] if all(s in choices[n] for n in names))
         for names in groups
@@ -111,11 +113,29 @@ def make_problem(
             options[i], worth[i] = [options[i][k] for k in kept], worth[i][kept]
             for rows in costs.values():
                 rows[i] = rows[i][kept]
+    attentions = attention_sites(graph, values, schemes, ranges.steps, ranges.values)
+    prices = attention_costs(graph, attentions, budget, latency)
+    for name, rows in costs.items():
+        spent[name] += attention_rest(graph, attentions, name, latency)
+        if name in prices:
+            rows += [np.array(row, float) for row in prices[name]]
+        else:  # a limit of a group of layers, or on the losses of a metric
+            losses, _ = (at_most or {}).get(name.removeprefix("loss of "), ({}, 0.0))
+            rows += [
+                _sum(losses, (x.name,), x.options, name) if losses else np.zeros(len(x.options))
+                for x in attentions
+            ]
+    for one in attentions:
+        sites.append(one.name)
+        groups.append((one.name,))
+        singles.append(one.options)
+        options.append(list(one.options))
+        worth.append(np.array(one.values, float))
     for name, rows in costs.items():
         refuse(name, limits[name], spent[name] + float(sum(row.min() for row in rows)))
     made = None if scores is None else _scores(scores, groups, singles)
     return Problem(
-        sites=sites,
+        sites=tuple(sites),
         choices=tuple(map(tuple, options)),
         values=tuple(worth),
         costs={name: tuple(rows) for name, rows in costs.items()},
@@ -138,16 +158,13 @@ def check_budget(
 ) -> None:
     """Raise what `make_problem` would, where it can be known before anything is measured: contradictions, and limits that can't be reached."""
     options = {str(s): 0.0 for s in [*map(Scheme.parse, schemes), KEEP]}
-    known = (
-        Budget(**{k: v for k, v in budget.content().items() if k != "latency"})
-        if budget.latency is not None and len(budget.content()) > 1
-        else budget
-    )
-    if known.latency is None:  # times need a table that may not be there yet
+    unknown = ("latency", "attention_share", "total_bit_operations")
+    known = {k: v for k, v in budget.content().items() if k not in unknown}
+    if known:  # times need a table that may not be there yet, and attentions their choices
         make_problem(
             graph,
             {layer.name: options for layer in graph.quantizable},
-            known,
+            Budget(**known),
             constraints=constraints,
         )
 
@@ -200,11 +217,13 @@ def _cost_of(
         schemes = schemes_of(choice)
         if name in ("average_bits", "bytes"):
             return stored_bits(layer, schemes) / (weights if name == "average_bits" else 8)
+        if name == "attention_share":
+            return 0.0
         timed = over_steps(steps, schemes)
         if name == "latency":
             assert latency is not None
             return sum(share * latency.of(layer.name, s) for share, s in timed)
-        if name == "bit_operations":
+        if name in ("bit_operations", "total_bit_operations"):
             return sum(share * operations(layer, s) for share, s in timed)
         return sum(share * input_bits(layer, s) for share, s in timed) / 8
 

@@ -134,6 +134,11 @@ def refine(
         raise QSearchError(
             f"refinement changes one weight for all steps; this plan has {len(plan.steps)} ranges of them: allocate without refine"
         )
+    if stateful := [f"{n}: {c[0]}" for n, c in plan.sites.items() if any(s.carried for s in c)]:
+        raise QSearchError(
+            "refinement measures recorded calls one by one, and an attention that carries statistics from step to step has "
+            f"none there ({stateful[0]}): allocate without refine"
+        )
     references = [run(model, call) for call in calls]
     offered = [*dict.fromkeys(Scheme.parse(s) for s in schemes if Scheme.parse(s) != KEEP), KEEP]
     if weights is None:

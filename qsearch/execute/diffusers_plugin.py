@@ -108,7 +108,8 @@ def _plain(plan: str | Path | Plan, graph: str | Path | OpGraph | None) -> _Plai
     if made.sites:
         site = next(iter(made.sites))
         raise QSearchError(
-            f"packed layers round their own inputs, not attention's tensors; the plan says {made.text(site)} at {site}: keep it"
+            f"weights are packed as they are read, and attention is not changed; the plan says {made.text(site)} at {site}: keep it, "
+            "or pack with `qsearch apply`"
         )
     choices = dict(made.choices)
     for layer in graph:

@@ -24,6 +24,7 @@ from ..core.plan import Plan, said
 from ..core.scheme import Scheme
 from ..core.steps import StepRanges
 from ..measure.simulation import roots
+from .attentions import attentions_in, follow_attentions, read, written
 from .layers import QuantLayer
 from .ranged import RangedLayer, choices_of, follow_steps, layers_in, steps_in
 from .runtime import packed_layers, place_empty, warn_of_widened, warn_where_slower
@@ -57,6 +58,8 @@ def save(model: nn.Module, path: Path, graph: OpGraph, plan: Plan | None = None)
             Header(SCHEMA, graph=graph.id, parents={} if plan is None else {"plan": plan.id})
         ),
     }
+    if (switch := attentions_in(model)) is not None:
+        content["attentions"] = written(switch)
     whole = _Digest(content)
     for name in sorted(tensors):
         whole.add(name, tensors[name])
@@ -107,6 +110,8 @@ def load(path: Path, model: nn.Module, graph: OpGraph, device: str = "cpu") -> n
     warn_of_widened(packed_layers(model).items(), device, "preferred")
     warn_where_slower(model, graph, device)
     follow_steps(model, roots(model, graph), StepRanges.parse(content.get("steps")))
+    if "attentions" in content:
+        follow_attentions(model, roots(model, graph), graph, *read(content["attentions"]))
     return model
 
 

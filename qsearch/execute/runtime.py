@@ -23,6 +23,7 @@ from ..core.scheme import KEEP, Scheme
 from ..core.sites import is_site
 from ..measure.quantized_weights import Fit, QuantizedWeights, fits, weight_of
 from ..measure.simulation import roots
+from .attentions import follow_attentions
 from .layers import Convolution, QuantConv2d, QuantConvolution, QuantLayer, QuantLinear, empty_layer
 from .packing import PackedWeight, stored_bytes
 from .ranged import RangedLayer, follow_steps
@@ -55,6 +56,8 @@ def apply(
     kernels: Kernels = "preferred",
 ) -> nn.Module:
     """Replace the layers of `model`, in place, by packed ones; returns it. Layers that the plan keeps, or does not name, stay as they are.
+
+    Attentions as a whole are computed as the plan says from then on.
 
     `weights`: of this model, with the calibration that some schemes ask for, or with what reconstruction learnt (as for `simulate`). Raises
     `QSearchError` for a plan of another graph, for what has no packed form (layers of other classes, attention's own tensors), and,
@@ -97,6 +100,7 @@ def apply(
         weights.forget(name)
     follow_steps(model, roots(model, graph), steps)
     warn_where_slower(model, graph, device)
+    follow_attentions(model, roots(model, graph), graph, held, steps, weights.drifts)
     return model
 
 

@@ -16,28 +16,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..core.attentions import PART
 from ..core.errors import QSearchError
 from ..core.sites import cut
 
 Through = Callable[[Tensor], Tensor]
-_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+#: (what attention made, its queries, keys and values, their scale) -> what goes on
+WholeThrough = Callable[[Tensor, tuple[Tensor, Tensor, Tensor], float | None], Tensor]
+#: of torch's scaled_dot_product_attention, in its order
+ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 
 
 @contextmanager
-def passing(model: nn.Module, through: Mapping[str, Through]) -> Iterator[None]:
-    """Inside, the tensor at each site goes through its function.
+def passing(model: nn.Module, through: Mapping[str, Through | WholeThrough]) -> Iterator[None]:
+    """Inside, the tensor at each site goes through its function; at `MODULE:attention` what attention made, with what it was made of.
 
-    Raises `QSearchError` where a module ran and no attention was seen in it: a plan must not be carried out in silence by doing nothing.
+    Raises `QSearchError` where a module ran and no attention was seen in it: a plan must not be carried out in silence by doing nothing;
+    and at `MODULE:attention` for what is no self-attention of all tokens.
     """
     if not through:
         yield
         return
-    wanted: dict[str, dict[str, Through]] = {}
+    wanted: dict[str, dict[str, Any]] = {}
     for site, function in through.items():
         module, part = cut(site)
         wanted.setdefault(module, {})[part] = function
     modules = dict(model.named_modules())
-    held = {module: _Held(parts) for module, parts in wanted.items()}
+    held = {module: _Held(module, parts) for module, parts in wanted.items()}
     with ExitStack() as stack:
         for name, one in held.items():
             stack.callback(modules[name].register_forward_pre_hook(one.enter).remove)
@@ -52,9 +57,9 @@ def passing(model: nn.Module, through: Mapping[str, Through]) -> Iterator[None]:
 class _Held(TorchFunctionMode):
     """Sends the tensors of a module's attention through functions. `ran`: the module did; `seen`: its attention came by."""
 
-    def __init__(self, through: Mapping[str, Through]) -> None:
+    def __init__(self, module: str, through: Mapping[str, Any]) -> None:
         super().__init__()
-        self.through = through
+        self.module, self.through = module, through
         self.ran = self.seen = False
 
     def enter(self, _: nn.Module, args: Any) -> None:
@@ -78,11 +83,48 @@ class _Held(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention:
             return func(*args, **given)
         self.seen = True
-        return _attention(self.through, **{**dict(zip(_ARGUMENTS, args, strict=False)), **given})
+        called = {**dict(zip(ARGUMENTS, args, strict=False)), **given}
+        if PART in self.through:
+            check_whole(self.module, **called)
+        return _attention(self.through, **called)
+
+
+def check_whole(
+    module: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> None:
+    """Refuse an attention that no sparse one stands for, by the name of its module.
+
+    Raises:
+        QSearchError: for a mask, dropout, grouped heads, or keys of other tokens than the queries.
+    """
+    for fault, wrong in (
+        ("a mask of its own", attn_mask is not None),
+        ("a causal mask", is_causal),
+        (f"dropout of {dropout_p}", dropout_p > 0.0),
+        (f"{query.ndim} dimensions", query.ndim not in (3, 4)),
+        ("grouped heads", query.ndim == 4 and key.ndim == 4 and key.shape[1] != query.shape[1]),
+        (
+            f"{query.shape[-2]} queries and {key.shape[-2]} keys: cross-attention",
+            query.shape[-2] != key.shape[-2],
+        ),
+    ):
+        if wrong:
+            raise QSearchError(
+                "sparse attention stands for self-attention of all tokens, without a mask, "
+                f"dropout or grouped heads; {module} has {fault}: leave it dense"
+            )
 
 
 def _attention(
-    through: Mapping[str, Through], query: Tensor, key: Tensor, value: Tensor, **settings: Any
+    through: Mapping[str, Any], query: Tensor, key: Tensor, value: Tensor, **settings: Any
 ) -> Tensor:
     query, key, value = (
         through[part](x) if part in through else x
@@ -92,6 +134,8 @@ def _attention(
         made = step_by_step(query, key, value, weights=through["softmax"], **settings)
     else:
         made = F.scaled_dot_product_attention(query, key, value, **settings)
+    if PART in through:
+        made = through[PART](made, (query, key, value), settings.get("scale"))
     return through["output"](made) if "output" in through else made
 
 

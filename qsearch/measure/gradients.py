@@ -22,11 +22,15 @@ from ..choices.fake_quantization import site_rounding
 from ..choices.input_quantizer import with_first, words_of
 from ..core.errors import QSearchError
 from ..core.scheme import Scheme
+from ..core.sites import cut
+from ..core.steps import clock_of
 from .attention import passing
 from .memory import kept_bytes, wanting, weight_bytes
 from .observation import AbstractObservation
+from .priced_attention import PricedAttention
 from .quantized_weights import weight_of
 from .question import Question
+from .simulation import roots
 
 #: moves of weights that take no more bytes than this are kept; others are made again at every backward
 KEPT = 4 * 2**30
@@ -92,6 +96,11 @@ class Contraction:
                     self._read.setdefault(site, {}).setdefault(read, []).append(
                         place[site, str(scheme)]
                     )
+        self._whole_attentions = {
+            site: {s: [place[site, str(s)]] for s in schemes if s.attention}
+            for site, schemes in question.choices.items()
+            if any(s.attention for s in schemes)
+        }
         self._moves: dict[str, Tensor] = {}
         self._weights = question.weights()
         self._anchor = torch.zeros((), requires_grad=True)
@@ -157,7 +166,17 @@ class Contraction:
                             partial(self._meet_weight, name)
                         ).remove
                     )
-            sites = {}
+            sites: dict[str, Any] = {}
+            for name, ways in self._whole_attentions.items():
+                sites[name] = PricedAttention(
+                    self.question.graph.self_attentions[cut(name)[0]],
+                    ways,
+                    clock_of(roots(self.model, self.question.graph)[0]),
+                    self._weights.drifts,
+                    self._watch,
+                    self._add_now,
+                    squared=self.squared,
+                )
             for name, read in self._read.items():
                 if name in self.question.sites:
                     sites[name] = self._priced(
@@ -198,10 +217,18 @@ class Contraction:
 
     def _priced(self, meet: Callable[[Tensor, Tensor], None]) -> Callable[[Tensor], Tensor]:
         def through(x: Tensor) -> Tensor:
-            made: Tensor = _Priced.apply(x, self._anchor, meet) if torch.is_grad_enabled() else x  # type: ignore[no-untyped-call]  # autograd's
-            return made
+            return self._watch(x, meet) if torch.is_grad_enabled() else x
 
         return through
+
+    def _watch(self, x: Tensor, meet: Callable[[Tensor, Tensor], None]) -> Tensor:
+        made: Tensor = _Priced.apply(x, self._anchor, meet)  # type: ignore[no-untyped-call]  # autograd's
+        return made
+
+    def _add_now(self, ways: Sequence[list[int]], shares: Tensor) -> None:
+        """`_add` for the probe and the sampler step of now."""
+        assert self._now is not None
+        self._add(ways, shares, self._now[0], self._now[1].now)
 
     def _add(self, ways: Sequence[list[int]], shares: Tensor, probe: int, step: int) -> None:
         """Give each choice the share of the way that it goes: `ways` lists the choices of each of `shares`."""
@@ -249,7 +276,7 @@ class Contraction:
             for changed, _ in ways:
                 product = gradient.float() * (changed(x) - x).float()
                 found.append((product.square() if self.squared else product).sum())
-        self._add([at for _, at in ways], torch.stack(found), self._now[0], self._now[1].now)
+        self._add_now([at for _, at in ways], torch.stack(found))
 
     def of(
         self,

@@ -47,6 +47,14 @@ class ProfileOptions(Settings):
         description="patterns of attention's sites, e.g. '*:softmax'; they get those schemes "
         "that are keep+aFORMAT",
     )
+    attentions: tuple[str, ...] = Field(
+        (),
+        description="choices for whole self-attentions, e.g. window8~rettention; those that carry "
+        "something from step to step are priced with mode trajectory",
+    )
+    attention_sites: tuple[str, ...] = Field(
+        ("*",), description="patterns of the sites MODULE:attention that get those choices"
+    )
     score: dict[str, str] = Field(
         {},
         description="pattern of layers -> metric that scores them, for the metric `scored`; "

@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from ..core import plugins
+from ..core.attentions import PART, fault_of
 from ..core.errors import ArtifactError, QSearchError
 from ..core.graph import OpGraph
-from ..core.scheme import Scheme
+from ..core.scheme import KEEP, Scheme
 from ..core.settings import changed
-from ..core.sites import allowed, sites_of
+from ..core.sites import allowed, cut, sites_of
 from ..core.table import SensitivityTable, scorers
 from .calls import measuring
 from .observation import observations
@@ -202,14 +203,13 @@ def _question(
     channels = 0 if given.pipe is None else latent_channels(given.pipe)
     watched = [t.observed(model, asked.metrics) for t in calls if isinstance(t, Trajectory)]
     seen = watched or observations(model, plain, asked.metrics, decoder, channels)
+    attentions, whole = _attentions(graph, asked, bool(watched))
+    wanted = {layer.name: choices for layer in graph.quantizable}
     calibrated = given.weights or calibrated_weights(
-        model,
-        graph,
-        {layer.name: choices for layer in graph.quantizable},
-        given.calibration or plain,
+        model, graph, wanted | dict.fromkeys(whole, attentions), given.calibration or plain
     )
-    sites = sites_of(graph, asked.sites) if asked.sites else ()
-    if asked.sites and not any(allowed(s) for s in choices):
+    tensors = [x for x in sites_of(graph, asked.sites) if cut(x)[1] != PART] if asked.sites else []
+    if asked.sites and not any(allowed(x, s) for x in tensors for s in choices):
         raise QSearchError(
             "sites of attention are rounded and store nothing: give a scheme such as keep+a8 "
             f"beside {', '.join(map(str, choices))}"
@@ -223,9 +223,36 @@ def _question(
         asked.probes,
         asked.seed,
         calibrated,
-        sites,
+        (*tensors, *whole),
+        attentions,
         shared=given.weights is not None,
     )
+
+
+def _attentions(
+    graph: OpGraph, asked: ProfileOptions, trajectory: bool
+) -> tuple[tuple[Scheme, ...], list[str]]:
+    """(choices for whole attentions, the sites that get them)."""
+    if not asked.attentions:
+        return (), []
+    choices = tuple(s for s in map(Scheme.parse, asked.attentions) if s.attention)
+    sites = [x for x in sites_of(graph, asked.attention_sites) if cut(x)[1] == PART]
+    for text in asked.attentions:
+        if not (scheme := Scheme.parse(text)).attention and scheme != KEEP:
+            raise QSearchError(
+                f"attentions take choices of `qsearch list attentions`, such as window8~rettention; given {text!r}"
+            )
+    for scheme in choices:
+        faults = [fault_of(graph.self_attentions[cut(x)[0]], scheme) for x in sites]
+        if all(faults):
+            first = f"{sites[0]}: {faults[0]}" if sites else f"{graph.model} has no self-attention"
+            raise QSearchError(f"no attention can have {scheme}; {first}")
+        if scheme.carried and not trajectory:
+            raise QSearchError(
+                f"{scheme} carries statistics from step to step, which a recorded call of one step has not: profile with "
+                "mode trajectory (and metrics of final latents, such as sqnr)"
+            )
+    return choices, sites
 
 
 def _check_whole(

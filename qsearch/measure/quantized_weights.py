@@ -23,7 +23,9 @@ from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.plan import Plan
 from ..core.scheme import Scheme
+from ..core.sites import is_site
 from ..core.steps import StepRanges
+from .attentions import Drifts, fit_drifts
 from .calibration import calibrate, has_rows
 from .pipelines import Call
 
@@ -61,6 +63,7 @@ class QuantizedWeights:
         graph: its graph.
         calibration: what goes into the layers, from `calibrate`; wanted by methods, static ranges and transforms that go by it.
         ranges: the same for each range of steps, where a plan has choices that are fitted by range.
+        drifts: what calibration chose for attentions that are fitted (`attentions.fit_drifts`).
 
     `calibrated_weights` makes what given schemes need, `weights_for` what a plan needs.
     """
@@ -71,7 +74,9 @@ class QuantizedWeights:
         graph: OpGraph,
         calibration: Mapping[str, LayerInputs] | None = None,
         ranges: Sequence[Mapping[str, LayerInputs]] = (),
+        drifts: Drifts | None = None,
     ) -> None:
+        self.drifts = drifts or {}
         self.model, self.graph = model, graph
         self.calibration, self.ranges = calibration or {}, tuple(ranges)
         self._weights: dict[tuple[str, str, int | None], Tensor] = {}
@@ -80,7 +85,7 @@ class QuantizedWeights:
 
     def fresh(self) -> QuantizedWeights:
         """The same calibration, and nothing kept yet."""
-        return QuantizedWeights(self.model, self.graph, self.calibration, self.ranges)
+        return QuantizedWeights(self.model, self.graph, self.calibration, self.ranges, self.drifts)
 
     def get(self, layer: str, scheme: Scheme, place: int | None = None) -> Tensor:
         """Weight of `layer` as `scheme` stores it, in the weight's own shape, dtype and device; itself where it is kept.
@@ -186,7 +191,9 @@ def calibrated_weights(
 
     Raises `QSearchError` where a scheme asks for calibration and no call is given.
     """
-    return QuantizedWeights(model, graph, _recorded(model, graph, wanted, calls))
+    layers = {name: held for name, held in wanted.items() if not is_site(name)}
+    drifts = fit_drifts(model, graph, wanted, calls)
+    return QuantizedWeights(model, graph, _recorded(model, graph, layers, calls), drifts=drifts)
 
 
 def weights_for(
@@ -198,6 +205,7 @@ def weights_for(
         QSearchError: a choice asks for calibration and no call is given, a range of steps has no call, or two plans cut the steps in
             two ways and both have choices that are fitted by range.
     """
+    plans = list(plans)
     whole: dict[str, list[Scheme]] = {}
     apart: dict[str, list[Scheme]] = {}
     cuts: set[StepRanges] = set()
@@ -227,7 +235,12 @@ def weights_for(
                     "record more bins (calibrate.bins)"
                 )
             ranges.append(_recorded(model, graph, apart, part) or {})
-    return QuantizedWeights(model, graph, _recorded(model, graph, whole, calls), ranges)
+    attentions: dict[str, list[Scheme]] = {}
+    for plan in plans:
+        for site, choices in plan.sites.items():
+            attentions.setdefault(site, []).extend(choices)
+    drifts = fit_drifts(model, graph, attentions, calls)
+    return QuantizedWeights(model, graph, _recorded(model, graph, whole, calls), ranges, drifts)
 
 
 def _recorded(

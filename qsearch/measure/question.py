@@ -11,7 +11,7 @@ from torch import nn
 
 from ..core.graph import OpGraph
 from ..core.scheme import Scheme
-from ..core.sites import allowed
+from ..core.sites import fits_site
 from ..core.table import SensitivityTable
 from .observation import AbstractObservation
 from .quantized_weights import QuantizedWeights
@@ -20,6 +20,8 @@ from .quantized_weights import QuantizedWeights
 @dataclass(frozen=True)
 class Question:
     """The error of each scheme at each quantizable layer (and, of those that may be there, at each of `sites`), by each metric, over the observations.
+
+    `attentions`: choices for those of `sites` that are whole attentions, where they fit.
 
     `calibrated`: holds the calibration that some of the schemes need; with `shared` it also keeps the weights that were made, for whoever asks next.
     """
@@ -33,15 +35,17 @@ class Question:
     seed: int = 0
     calibrated: QuantizedWeights | None = None
     sites: tuple[str, ...] = ()
+    attentions: tuple[Scheme, ...] = ()
     shared: bool = False
 
     @cached_property
     def choices(self) -> dict[str, tuple[Scheme, ...]]:
         """Layer or site -> its schemes."""
-        at_sites = tuple(s for s in self.schemes if allowed(s))
-        return {layer.name: self.schemes for layer in self.graph.quantizable} | dict.fromkeys(
-            self.sites, at_sites
-        )
+        offered = (*self.schemes, *self.attentions)
+        found = {layer.name: self.schemes for layer in self.graph.quantizable}
+        for site in self.sites:
+            found[site] = tuple(s for s in offered if fits_site(self.graph, site, s))
+        return {name: schemes for name, schemes in found.items() if schemes}
 
     @property
     def count(self) -> int:

@@ -28,8 +28,10 @@ from ..core.scheme import Scheme
 from ..core.sites import is_site
 from ..core.steps import StepClock, StepRanges, clock_of
 from .attention import passing
+from .attentions import carries, planned_attentions
 from .calls import measuring
 from .quantized_weights import QuantizedWeights, fits, weight_of
+from .sparse import sparse_attention
 
 
 @contextmanager
@@ -132,6 +134,21 @@ def _following(
             handle.remove()
 
 
+@contextmanager
+def _stepping(model: nn.Module, graph: OpGraph) -> Iterator[None]:
+    """Every call of the model knows its sampler step inside the block, or is refused."""
+
+    def before(root: nn.Module, args: Any) -> None:
+        clock_of(root).step_in_call(root)
+
+    handles = [root.register_forward_pre_hook(before) for root in roots(model, graph)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _by_range(clock: StepClock, steps: StepRanges, choices: Choices) -> Callable[[Tensor], Tensor]:
     """What the choices of one tensor of an attention do, in each call those of its own range of steps."""
     through = [site_rounding(scheme) if scheme.activation else None for scheme in choices]
@@ -150,7 +167,7 @@ def simulate(
     graph: OpGraph,
     weights: QuantizedWeights | None = None,
 ) -> Iterator[nn.Module]:
-    """`model` with every weight as the plan stores it and every input and tensor of attention rounded as it says, inside the block.
+    """`model` with every weight as the plan stores it, every input and tensor of attention rounded and every attention computed as it says, inside the block.
 
     Gradients flow as before, straight through what is rounded.
 
@@ -183,6 +200,7 @@ def simulate(
             module = model.get_submodule(layer)
             places[layer] = _Place(module, weight, weight.data, values, treatments)
     clock = clock_of(roots(model, graph)[0])
+    attentions = planned_attentions(graph, held, steps, clock, weights.drifts)
     sites = {
         site: _by_range(clock, steps, choices)
         for site, choices in held.items()
@@ -198,4 +216,8 @@ def simulate(
         if len(steps) > 1:
             stack.enter_context(_following(model, graph, steps, list(places.values())))
         stack.enter_context(passing(model, sites))
+        if attentions:
+            if carries(held):
+                stack.enter_context(_stepping(model, graph))
+            stack.enter_context(sparse_attention(model, attentions, lambda: clock.step))
         yield model

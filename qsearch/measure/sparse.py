@@ -12,26 +12,17 @@ is never carried out in silence by doing nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from contextlib import contextmanager
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
+from ..choices.attention import AbstractSparseAttention
 from ..core.errors import QSearchError, nearest
-
-_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
-
-
-class AbstractSparseAttention(Protocol):
-    """What stands for one module's attention; its mistakes in input are `ValueError`s."""
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, step: int) -> Tensor:
-        """The output [batch, heads, T, head size] at a sampler's step."""
-
-    def reset(self) -> None:
-        """A sampling begins: nothing is carried over from the one before."""
+from .attention import ARGUMENTS, check_whole
 
 
 @contextmanager
@@ -56,6 +47,22 @@ def sparse_attention(
             computes attention in another way than torch's, or more than one in a call; and for
             what `attend` refuses, such as a batch that changed from one step to the next.
     """
+    handles = route(model, attentions, step_of)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for attention in attentions.values():
+            attention.reset()
+
+
+def route(
+    model: nn.Module,
+    attentions: Mapping[str, AbstractSparseAttention],
+    step_of: Callable[[], int],
+) -> list[RemovableHandle]:
+    """`sparse_attention` until the handles that are returned are removed."""
     modules = dict(model.named_modules())
     for name in attentions:
         if name not in modules:
@@ -63,15 +70,13 @@ def sparse_attention(
                 f"sparse attention is given to modules of the model; {name!r} is none"
                 f"{nearest(name, modules)}"
             )
-    with ExitStack() as stack:
-        for name, attention in attentions.items():
-            routed = _Routed(name, attention, step_of)
-            attention.reset()
-            stack.callback(attention.reset)
-            hooked = modules[name]
-            stack.callback(hooked.register_forward_pre_hook(routed.enter).remove)
-            stack.callback(hooked.register_forward_hook(routed.leave, always_call=True).remove)
-        yield
+    handles = []
+    for name, attention in attentions.items():
+        routed = _Routed(name, attention, step_of)
+        attention.reset()
+        handles.append(modules[name].register_forward_pre_hook(routed.enter))
+        handles.append(modules[name].register_forward_hook(routed.leave, always_call=True))
+    return handles
 
 
 class _Routed(TorchFunctionMode):
@@ -116,35 +121,11 @@ class _Routed(TorchFunctionMode):
                 f"a module with sparse attention calls attention once; {self.name} calls it more "
                 "often: name the modules inside it"
             )
-        return self._attend(**{**dict(zip(_ARGUMENTS, args, strict=False)), **given})
+        called = {**dict(zip(ARGUMENTS, args, strict=False)), **given}
+        check_whole(self.name, **called)
+        return self._attend(called["query"], called["key"], called["value"], called.get("scale"))
 
-    def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Tensor:
-        for fault, wrong in (
-            ("a mask of its own", attn_mask is not None),
-            ("a causal mask", is_causal),
-            (f"dropout of {dropout_p}", dropout_p > 0.0),
-            (f"{query.ndim} dimensions", query.ndim not in (3, 4)),
-            ("grouped heads", query.ndim == 4 and key.ndim == 4 and key.shape[1] != query.shape[1]),
-            (
-                f"{query.shape[-2]} queries and {key.shape[-2]} keys: cross-attention",
-                query.shape[-2] != key.shape[-2],
-            ),
-        ):
-            if wrong:
-                raise QSearchError(
-                    "sparse attention stands for self-attention of all tokens, without a mask, "
-                    f"dropout or grouped heads; {self.name} has {fault}: leave it dense"
-                )
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         headless = query.ndim == 3
         q, k, v = (x[:, None] if headless else x for x in (query, key, value))
         try:

@@ -26,6 +26,7 @@ from ..core.scheme import KEEP, Scheme
 from ..execute.layers import Convolution, QuantLayer, empty_layer
 from ..execute.packing import PackedWeight
 from ..execute.slower import check_products
+from .attention_timing import time_attentions
 
 
 def kernels(device: str, seconds: float) -> list[dict[str, Any]]:
@@ -50,6 +51,8 @@ def time_layers(
     """
     check(device)
     asked = list(dict.fromkeys([KEEP, *(Scheme.parse(s) for s in schemes)]))
+    attentions = [s for s in asked if s.attention]
+    asked = [s for s in asked if not s.attention]
     calls = _shapes(model, graph, inputs)
     seconds_of: dict[str, dict[str, float]] = {layer.name: {} for layer in graph}
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -90,6 +93,10 @@ def time_layers(
             bench.race({"whole": lambda: model(**inputs)}, seconds, device)["whole"]
         )
         rest = max(0.0, whole - sum(row[str(KEEP)] for row in seconds_of.values()))
+    if attentions:
+        times, more = time_attentions(graph, attentions, device=device, seconds=seconds)
+        seconds_of |= times
+        rows |= {("attention", i): row for i, row in enumerate(more)}
     title = f"{torch.cuda.get_device_name() if torch.device(device).type == 'cuda' else _processor()}, {torch.get_num_threads()} threads, measured"
     return Latency(graph.id, title, seconds_of, rest, graph.sizes), list(rows.values())
 

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.artifacts import Header, read_json, redacted, write_text
+from ..core.attentions import PART
 from ..core.errors import ArtifactError
 from ..core.graph import OpGraph
 from ..core.plan import SCHEMA, Plan, said
+from ..core.sites import cut
 from ..core.table import SensitivityTable
 from . import plots, tables
 from .findings import Findings
@@ -162,6 +164,8 @@ UNITS = {
     "bytes": "bytes of weights",
     "bit_operations": "bit operations a call",
     "activation_bytes": "bytes of layers' inputs a call",
+    "attention_share": "of the FLOPs of dense attentions",
+    "total_bit_operations": "bit operations a call, attention included",
     "latency": "seconds a call",
 }
 
@@ -201,8 +205,14 @@ def _bits_words(plan: Plan, by_role: Sequence[tables.RoleBits]) -> str:
         counts[choices[0].bits] = counts.get(choices[0].bits, 0) + 1
     kinds = ", ".join(f"{count} at {bits} bits" for bits, count in sorted(counts.items()))
     words = f"Of {len(plan.weights)} layers, {kinds}."
-    if plan.sites:
-        words += f" Of {len(plan.sites)} tensors of attention something is rounded."
+    whole = [name for name in plan.sites if cut(name)[1] == PART]
+    if rounded := len(plan.sites) - len(whole):
+        words += f" Of {rounded} tensors of attention something is rounded."
+    if whole:
+        words += (
+            f" {len(whole)} attentions are computed in another way, such as {cut(whole[0])[0]} by {plan.text(whole[0])}: "
+            f"{plan.achieved.attention_share:.0%} of the attention FLOPs of dense ones are left."
+        )
     if len(plan.steps) > 1:
         several = sum(len(held) > 1 for held in plan.choices.values())
         words += (

@@ -225,6 +225,8 @@ def _achieved(content: dict[str, Any]) -> str:
     """Size, time where it was limited, and what the solver said."""
     achieved, solver = content["achieved"], content["solver"]
     line = f"{achieved['average_bits']:.3f} stored bits a weight, {achieved['bytes']:,} bytes"
+    if achieved.get("attention_share", 1.0) < 1:
+        line += f", {achieved['attention_share']:.1%} of the FLOPs of dense attentions"
     line += (
         f", {1e3 * achieved['latency']:.4g} ms a call"
         if achieved.get("latency") is not None

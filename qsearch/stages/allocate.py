@@ -57,6 +57,12 @@ class AllocateSettings(Settings):
     activation_bytes: int | None = Field(
         None, description="bytes of all layers' inputs in one call, at their activation bits"
     )
+    attention_share: float | None = Field(
+        None, description="FLOPs of all attentions over those of dense ones, mean over the steps"
+    )
+    total_bit_operations: float | None = Field(
+        None, description="`bit_operations` and those of attentions' products, mean over the steps"
+    )
     latency: float | None = Field(None, description="seconds of one call on `device`")
     device: str | None = Field(
         None,
@@ -101,8 +107,8 @@ class AllocateSettings(Settings):
     )
     sites: dict[str, str | tuple[str, ...]] = Field(
         {},
-        description="pattern of tensors of attention (MODULE:q, k, v, softmax, output) -> what rounds them, e.g. keep+a8, or "
-        "one for each range of steps",
+        description="pattern of tensors of attention (MODULE:q, k, v, softmax, output) -> what rounds them, e.g. keep+a8, "
+        "or of whole ones (MODULE:attention) -> e.g. window8~rettention; or one for each range of steps",
     )
     inputs: dict[str, str] = Field(
         {},
@@ -132,6 +138,8 @@ class AllocateSettings(Settings):
             "bytes": self.bytes,
             "bit_operations": self.bit_operations,
             "activation_bytes": self.activation_bytes,
+            "attention_share": self.attention_share,
+            "total_bit_operations": self.total_bit_operations,
             "latency": self.latency,
         }
         given = {name: limit for name, limit in limits.items() if limit is not None}

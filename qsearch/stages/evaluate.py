@@ -147,7 +147,7 @@ def evaluate(run: Run, graph: OpGraph, plan: Plan) -> list[dict[str, Any]]:
 def _plans(run: Run, graph: OpGraph, plan: Plan) -> dict[str, Plan]:
     """Name -> plan, in the order of the table."""
     from ..decide.allocation import random_plan
-    from .plans import sized, with_inputs
+    from .plans import sized, with_attentions, with_inputs
 
     c = run.config
     plans = {FULL_PRECISION: Plan.uniform(graph, KEEP)}
@@ -158,7 +158,8 @@ def _plans(run: Run, graph: OpGraph, plan: Plan) -> dict[str, Plan]:
     for i in range(0 if c.allocate.layers else c.evaluate.random):  # by hand fills no budget
         budget = sized(c.allocate.budget, plan)
         drawn = random_plan(graph, c.profile.schemes, budget, c.seed * 1000 + i)
-        plans[f"random {i}" if many else "random"] = with_inputs(graph, drawn, c.allocate.inputs)
+        drawn = with_attentions(graph, with_inputs(graph, drawn, c.allocate.inputs), plan)
+        plans[f"random {i}" if many else "random"] = drawn
     return plans
 
 

@@ -169,7 +169,7 @@ def with_inputs(graph: OpGraph, plan: Plan, inputs: Mapping[str, str]) -> Plan:
 def with_sites(
     graph: OpGraph, plan: Plan, sites: Mapping[str, Spelt], steps: StepRanges | None = None
 ) -> Plan:
-    """`plan` with tensors of attention rounded as the first pattern of `sites` that matches says, in every range or in each.
+    """`plan` with attention as the first pattern of `sites` that matches says, in every range or in each.
 
     Raises:
         QSearchError: a pattern that matches no tensor of attention, or a scheme that none can have.
@@ -183,6 +183,14 @@ def with_sites(
     ranges = plan.steps if len(plan.steps) > 1 else steps
     choices: dict[str, Any] = {**plan.choices, **found}
     return Plan.make(graph, choices, solver=plan.solver, steps=ranges)
+
+
+def with_attentions(graph: OpGraph, plan: Plan, other: Plan) -> Plan:
+    """`plan` with the sites of attention as another plan has them."""
+    if not other.sites:
+        return plan
+    choices: dict[str, Any] = {**plan.choices, **other.sites}
+    return Plan.make(graph, choices, solver=plan.solver, steps=other.steps)
 
 
 def fitted_apart(graph: OpGraph, plan: Plan, steps: StepRanges) -> Plan:
@@ -206,6 +214,10 @@ def _matched(graph: OpGraph, patterns: Mapping[str, Spelt]) -> dict[str, Any]:
 
 
 def sized(budget: Budget, plan: Plan) -> Budget:
-    """A budget without latency, for which a random plan would need a table; of a budget in latency alone, the plan's own size."""
-    rest = {name: limit for name, limit in budget.content().items() if name != "latency"}
+    """A budget for layers at random: without latency, for which they would need a table, and without limits on attention.
+
+    Of a budget in these alone, the plan's own size.
+    """
+    others = ("latency", "attention_share", "total_bit_operations")
+    rest = {name: limit for name, limit in budget.content().items() if name not in others}
     return Budget(**rest) if rest else Budget(average_bits=plan.achieved.average_bits)

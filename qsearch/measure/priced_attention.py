@@ -1,0 +1,126 @@
+"""Prices of choices for a whole attention: what each does to the output, with statistics as stale as they will be, meets the gradient.
+
+A trajectory is run twice: forwards without gradients, where queries, keys and values of dense steps are kept, and step by step
+backwards, where each step is computed again. There the output's gradient is contracted with (choice's output - dense output),
+the choice's statistics being those of the last dense step before. Dense steps are the first of a sampling and every n-th after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..choices.attention import attention_plugin
+from ..core.attentions import AttentionSpec
+from ..core.scheme import Scheme
+from ..core.steps import StepClock
+from ..core.words import attention_word
+from .attentions import Drifts, with_heads
+
+Projections = tuple[Tensor, Tensor, Tensor]
+#: (rows of the choices, their shares)
+Add = Callable[[Sequence[list[int]], Tensor], None]
+#: (what attention made, what is done with it and its gradient) -> what goes on
+Watch = Callable[[Tensor, Callable[[Tensor, Tensor], None]], Tensor]
+
+
+class PricedAttention:
+    """What goes on at one `MODULE:attention` while choices are priced.
+
+    Args:
+        spec: the attention.
+        ways: choice -> its rows.
+        clock: of the denoiser.
+        drifts: what calibration chose.
+        watch: sees to it that the gradient of an output is met.
+        add: takes the shares of choices.
+        squared: contract squares.
+    """
+
+    def __init__(
+        self,
+        spec: AttentionSpec,
+        ways: dict[Scheme, list[int]],
+        clock: StepClock,
+        drifts: Drifts,
+        watch: Watch,
+        add: Add,
+        *,
+        squared: bool = False,
+    ) -> None:
+        self.spec, self.ways, self.clock, self.drifts = spec, ways, clock, drifts
+        self.watch, self.add, self.squared = watch, add, squared
+        self._every = {s: attention_word(s.attention).every(s.attention) for s in ways}
+        self._kept: dict[int, list[Projections]] = {}  # dense step -> of each call
+        self._calls: dict[int, int] = {}  # step -> how many calls it has
+        self._turn: dict[int, int] = {}
+        self._first, self._last, self._sampling = 0, -1, -1
+        self._begun: dict[tuple[Scheme, int, int], Any] = {}
+
+    def __call__(self, made: Tensor, given: Projections, scale: float | None) -> Tensor:
+        """Keep what a dense step's statistics are made of, or wait for the gradient."""
+        if not torch.is_grad_enabled():
+            self._keep(given)
+            return made
+        step, call = self.clock.step, 0
+        if count := self._calls.get(step, 0):  # steps, and the calls of each, come last first
+            call = self._turn[step] = (self._turn.get(step, 0) - 1) % count
+        now = with_heads(tuple(x.detach() for x in given))  # type: ignore[arg-type]  # three of them
+
+        def meet(x: Tensor, gradient: Tensor) -> None:
+            self._meet(x, gradient, now, scale, step, call)
+
+        return self.watch(made, meet)
+
+    def _keep(self, given: Projections) -> None:
+        step = self.clock.step
+        if step < self._last or self.clock.samplings != self._sampling:
+            for held in (self._kept, self._calls, self._turn, self._begun):
+                held.clear()
+            self._first, self._sampling = step, self.clock.samplings
+        self._last = step
+        self._calls[step] = self._calls.get(step, 0) + 1
+        if any(every and (step - self._first) % every == 0 for every in self._every.values()):
+            q, k, v = (x.detach().clone() for x in with_heads(given))
+            self._kept.setdefault(step, []).append((q, k, v))
+
+    def _meet(
+        self,
+        x: Tensor,
+        gradient: Tensor,
+        now: Projections,
+        scale: float | None,
+        step: int,
+        call: int,
+    ) -> None:
+        found = []
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            for scheme in self.ways:
+                stale = (step - self._first) % self._every[scheme] if self._every[scheme] else 0
+                if self._every[scheme] and not stale:
+                    found.append(torch.zeros((), device=x.device))
+                    continue
+                output = self._output(scheme, step - stale, call, scale)(now, stale)
+                moved = (output.view_as(x) - x).float()
+                product = gradient.float() * moved
+                found.append((product.square() if self.squared else product).sum())
+        self.add(list(self.ways.values()), torch.stack(found))
+
+    def _output(self, scheme: Scheme, dense: int, call: int, scale: float | None) -> Any:
+        """(projections, steps since the dense one) -> output, by the statistics of a dense step."""
+        key = (scheme, dense, call)
+        if key not in self._begun:
+            for other in [k for k in self._begun if k[0] == scheme and k[1] != dense]:
+                del self._begun[other]
+            before = self._kept[dense][call] if self._every[scheme] else None
+            self._begun[key] = attention_plugin(scheme.attention).made(
+                scheme.attention,
+                self.spec,
+                before,
+                self.drifts.get((self.spec.site, scheme)),
+                scale,
+            )
+        return self._begun[key]
