@@ -194,7 +194,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         if not self.limits and not any(self.groups.values()):
-            raise QSearchError(f"a budget needs at least one limit of {', '.join(LIMITS)}")
+            raise QSearchError(f"a budget needs at least one limit: {', '.join(LIMITS)}")
         for pattern, limits in self.groups.items():
             for name in limits:
                 if name not in LAYER_LIMITS:

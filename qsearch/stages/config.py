@@ -115,6 +115,7 @@ def _check(config: Config, source: str) -> None:
         "sampling": config.sampling.check,
         "dtype": lambda: _check_type(config.dtype),
         "profile.schemes": lambda: [Scheme.parse(s) for s in profile.schemes],
+        "profile.attentions": lambda: [Scheme.parse(s) for s in profile.attentions],
         "profile.estimator": lambda: plugins.check("estimators", profile.estimator),
         "profile.metrics": lambda: _check_metrics(profile),
         "allocate": lambda: (allocate.budget, allocate.objective, allocate.constraints),

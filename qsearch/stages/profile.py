@@ -28,7 +28,7 @@ _RELIABLE = 0.5
 def profile_key(run: Run, graph: OpGraph) -> str:
     """Digest of what the whole table depends on, however long it may take."""
     c = run.config
-    schemes = [Scheme.parse(s) for s in c.profile.schemes]
+    schemes = [Scheme.parse(s) for s in (*c.profile.schemes, *c.profile.attentions)]
     return run.key(
         "profile",
         graph=graph.id,
@@ -76,7 +76,9 @@ def profile(run: Run, graph: OpGraph) -> SensitivityTable:
             seen = done
 
         work = ProfileWork(
-            calibration=calibration_calls(run, [Scheme.parse(s) for s in c.profile.schemes]),
+            calibration=calibration_calls(
+                run, [Scheme.parse(s) for s in (*c.profile.schemes, *c.profile.attentions)]
+            ),
             partial=run.path(PARTIAL),
             key=whole,
             progress=step,

@@ -86,7 +86,7 @@ def test_one_byte_less_than_a_plan_takes_is_not_enough(graph: OpGraph) -> None:
 
 def test_a_budget_without_a_limit_is_refused() -> None:
     with pytest.raises(
-        QSearchError, match="at least one limit: average_bits, bytes or bit_operations"
+        QSearchError, match="at least one limit: average_bits, bytes, bit_operations"
     ):
         Budget()
 
