@@ -122,21 +122,19 @@ def attention_work(
     steps: StepRanges,
     full_bits: int,
 ) -> tuple[float, float]:
-    """(FLOPs over those of dense attention, bit operations) of all attentions, the mean over the steps.
+    """(FLOPs of self-attentions over those of dense ones, bit operations of all attentions), the mean over the steps.
 
     `choices`: site -> one choice, or one for each range of `steps`; attentions that are not named are dense.
     """
-    dense = dense_macs(graph)
-    if not dense:
-        return 1.0, 0.0
-    saved, bits = 0.0, float(dense * full_bits * full_bits)
+    whole = sum(spec.macs for spec in graph.self_attentions.values())
+    saved, bits = 0.0, float(dense_macs(graph) * full_bits * full_bits)
     for spec in graph.self_attentions.values():
         held = choices.get(spec.site, ())
         for share, scheme in _over(steps, held):
             saved += share * spec.macs * (1 - attention_share(spec, scheme))
-            whole = spec.macs * full_bits * full_bits
-            bits -= share * (whole - attention_bit_operations(spec, scheme, full_bits))
-    return 1 - saved / dense, bits
+            dense = spec.macs * full_bits * full_bits
+            bits -= share * (dense - attention_bit_operations(spec, scheme, full_bits))
+    return 1 - saved / whole if whole else 1.0, bits
 
 
 def _over(steps: StepRanges, held: Sequence[Scheme]) -> Iterable[tuple[float, Scheme]]:

@@ -38,7 +38,7 @@ class Cost:
             peak of an allocator); of several ranges of steps the largest.
         latency: seconds of one call by a latency table, the mean over the steps; None without a table.
         groups: what belongs to layers, for each group of layers that a budget names.
-        attention_share: FLOPs of all attentions over those of dense ones, the mean over the steps.
+        attention_share: FLOPs of self-attentions over those of dense ones, the mean over the steps.
         total_bit_operations: `bit_operations`, and those of attentions' products.
     """
 

@@ -9,11 +9,13 @@ functions that need it.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import plugins
 from .errors import QSearchError, nearest
@@ -238,12 +240,18 @@ def attention_word(text: str) -> AttentionWord:
     return plugin
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def _attention(text: str) -> tuple[str, str] | None:
-    """(plug-in, spelling); ours are asked first."""
-    for outside in (False, True):
-        for name in plugins.names("attentions", outside=outside):
-            plugin: AttentionWord = plugins.load("attentions", name)
-            if (found := plugin.canonical(text)) is not None:
-                return name, found
+    """(plug-in, spelling)."""
+    for name in _attention_names(tuple(sys.path), metadata.entry_points):
+        plugin: AttentionWord = plugins.load("attentions", name)
+        if (found := plugin.canonical(text)) is not None:
+            return name, found
     return None
+
+
+@lru_cache(maxsize=8)
+def _attention_names(path: tuple[str, ...], entry_points: Any) -> tuple[str, ...]:
+    """The plug-ins, ours first; remembered as long as the path and what reads it are the same."""
+    ours = plugins.names("attentions", outside=False)
+    return tuple(dict.fromkeys([*ours, *plugins.names("attentions")]))

@@ -20,7 +20,6 @@ from ..core.latency import Latency
 from ..core.plan import ONE_RANGE, Plan, Solver
 from ..core.scheme import KEEP, Scheme
 from ..core.table import SensitivityTable
-from .attentions import joined_ranges
 from .building import costs_of, limits_of, make_problem
 from .frontier import frontier
 from .objectives import Values
@@ -144,7 +143,7 @@ def finish(
     measured: bool = False,
 ) -> Plan:
     """A solver's assignment as a plan, priced by `core/plan.py`; its objective is added up again, but where it was `measured`."""
-    layers = joined_ranges(problem.layers(chosen), len(problem.steps))
+    layers: dict[str, Choice] = dict(problem.layers(chosen))
     layers |= {layer.name: KEEP for layer in graph if not layer.quantizable}
     return Plan.make(
         graph,

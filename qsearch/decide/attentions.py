@@ -1,154 +1,167 @@
 """Whole attentions in a problem: their choices beside those of layers, and what each costs.
 
-What an attention does in one range of steps costs nothing in another, and nothing is stored. So a plan over ranges has a site
-for each range of each attention, `MODULE:attention#2`, and the solver never sees combinations of ranges.
+Nothing of an attention is stored, so what it does in one range of steps costs nothing in another: of the combinations over the
+ranges those are kept that no other one beats in loss and in every cost at once, range by range. One choice for all steps is
+offered besides, since what it carries goes on where a range would begin with a dense step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..core.attentions import (
-    AttentionSpec,
-    attention_bit_operations,
-    attention_share,
-    dense_macs,
-)
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.attentions import AttentionSpec, attention_bit_operations, attention_share, dense_macs
 from ..core.cost import Budget
+from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.latency import Latency
 from ..core.scheme import FULL_BITS, KEEP, Scheme
-from ..core.steps import StepRanges
 from .objectives import Values
 from .problem import Choice
+from .ranges import COMBINATIONS, Ranges
 
-_RANGE = "#"
+Matrix = NDArray[np.float64]
+#: limits that attentions count towards
+LIMITS = ("attention_share", "total_bit_operations", "latency")
 
 
 @dataclass(frozen=True)
 class AttentionSite:
-    """An attention in one range of steps, or in all.
+    """An attention with its choices.
 
     Attributes:
         spec: the attention.
-        options: its choices.
-        values: what each of them loses.
-        share: the part of the steps that it holds.
-        place: number of the range; None for all steps.
+        choices: one for all steps, or one for each range of them.
+        values: what each choice loses.
+        costs: limit -> what each choice adds to it.
     """
 
     spec: AttentionSpec
-    options: tuple[Scheme, ...]
-    values: tuple[float, ...]
-    share: float = 1.0
-    place: int | None = None
-
-    @property
-    def name(self) -> str:
-        """Of the site in a problem."""
-        return self.spec.site if self.place is None else f"{self.spec.site}{_RANGE}{self.place}"
+    choices: tuple[Choice, ...]
+    values: Matrix
+    costs: dict[str, Matrix]
 
 
 def attention_sites(
     graph: OpGraph,
     values: Values,
     schemes: Sequence[Scheme | str] | None,
-    steps: StepRanges,
-    by_range: Sequence[Values],
+    ranges: Ranges,
+    budget: Budget,
+    latency: Latency | None,
 ) -> list[AttentionSite]:
-    """The attentions that `values` speak of, one for each range of steps.
+    """The attentions that `values` speak of.
 
     Args:
         graph: the model's graph.
         values: site -> choice -> loss, over all steps.
         schemes: the choices that are asked for; all of those in `values` when left out.
-        steps: the ranges.
-        by_range: what each range adds to the loss, where there are several.
+        ranges: how choices may differ between ranges of steps, with the losses of each.
+        budget: limits.
+        latency: a table of times, for a budget in seconds.
+
+    Raises:
+        QSearchError: for more combinations over the ranges than can be looked at.
     """
     allowed = None if schemes is None else {Scheme.parse(s) for s in schemes} | {KEEP}
+    limits = [name for name in budget.limits if name in LIMITS]
     found = []
     for spec in graph.self_attentions.values():
         if spec.site not in values:
             continue
-        options = tuple(
+        options = [
             s
             for s in dict.fromkeys([KEEP, *map(Scheme.parse, values[spec.site])])
             if allowed is None or s in allowed
-        )
-        for place in range(len(steps)):
-            row = (by_range[place] if len(steps) > 1 else values)[spec.site]
-            losses = tuple(0.0 if s == KEEP else row[str(s)] for s in options)
-            found.append(
-                AttentionSite(
-                    spec,
-                    options,
-                    losses,
-                    steps.shares[place],
-                    place if len(steps) > 1 else None,
-                )
+        ]
+        paid = np.array([[_price(graph, spec, s, x, latency) for x in limits] for s in options])
+        paid = paid.reshape(len(options), len(limits))
+        rows = np.column_stack([_losses(values, spec, options), paid])
+        choices: list[Choice] = list(options)
+        kept = list(range(len(choices)))
+        if len(ranges.steps) > 1:
+            wide, more = _over_ranges(spec, options, paid, ranges)
+            choices, rows = choices + wide, np.concatenate([rows, more])
+            kept = undominated(rows)
+        found.append(
+            AttentionSite(
+                spec,
+                tuple(choices[k] for k in kept),
+                rows[kept, 0],
+                {name: rows[kept, 1 + i] for i, name in enumerate(limits)},
             )
+        )
     return found
-
-
-def attention_costs(
-    graph: OpGraph, sites: Sequence[AttentionSite], budget: Budget, latency: Latency | None
-) -> dict[str, list[list[float]]]:
-    """Limit of a budget -> what each choice of each site adds to it."""
-    dense = dense_macs(graph)
-
-    def price(limit: str, site: AttentionSite, scheme: Scheme) -> float:
-        if limit == "attention_share":
-            return site.share * site.spec.macs / dense * attention_share(site.spec, scheme)
-        if limit == "total_bit_operations":
-            return site.share * attention_bit_operations(site.spec, scheme, FULL_BITS)
-        if limit == "latency":
-            assert latency is not None
-            return site.share * latency.of(site.spec.site, scheme)
-        return 0.0
-
-    return {
-        limit: [[price(limit, site, s) for s in site.options] for site in sites]
-        for limit in budget.limits
-    }
 
 
 def attention_rest(
     graph: OpGraph, sites: Sequence[AttentionSite], limit: str, latency: Latency | None
 ) -> float:
-    """What the attentions that are no sites add to a limit; of latency, what the table's rest counts twice, below zero."""
-    dense = dense_macs(graph)
-    held = sum(site.share * site.spec.macs for site in sites)
+    """What attentions that are no sites add to a limit; of latency, what the table's rest counts twice, below zero."""
+    held = sum(site.spec.macs for site in sites)
     if limit == "attention_share":
-        return 1.0 - held / dense if dense else 1.0
+        whole = sum(spec.macs for spec in graph.self_attentions.values())
+        return 1.0 - held / whole if whole else 1.0
     if limit == "total_bit_operations":
-        return (dense - held) * FULL_BITS * FULL_BITS
+        return float((dense_macs(graph) - held) * FULL_BITS * FULL_BITS)
     if limit == "latency" and latency is not None:
-        return -sum(site.share * latency.of(site.spec.site, KEEP) for site in sites)
+        return -sum(latency.of(site.spec.site, KEEP) for site in sites)
     return 0.0
 
 
-def joined_ranges(chosen: Mapping[str, Choice], count: int) -> dict[str, Choice]:
-    """An assignment with the ranges of each attention as one choice."""
-    made: dict[str, Choice] = {}
-    parts: dict[str, list[Scheme]] = {}
-    for name, choice in chosen.items():
-        site, mark, place = name.rpartition(_RANGE)
-        if mark and place.isdigit() and isinstance(choice, Scheme):
-            parts.setdefault(site, [KEEP] * count)[int(place)] = choice
-        else:
-            made[name] = choice
-    return made | {site: tuple(held) for site, held in parts.items()}
+def undominated(rows: Matrix) -> list[int]:
+    """Indices of the rows that no other row beats: at most as large everywhere, and smaller somewhere; of equal rows the first."""
+    order = np.lexsort(rows.T[::-1])
+    kept: list[int] = []
+    for k in order.tolist():
+        if not kept or not (rows[kept] <= rows[k]).all(axis=1).any():
+            kept.append(k)
+    return sorted(kept)
 
 
-def parted_ranges(choices: Mapping[str, Choice], sites: Sequence[str]) -> dict[str, Choice]:
-    """The inverse of `joined_ranges` for the sites of a problem: what a plan says of each, `keep` where it says nothing."""
-    made = dict(choices)
-    for name in sites:
-        site, mark, place = name.rpartition(_RANGE)
-        if mark and place.isdigit():
-            held = choices.get(site, KEEP)
-            made[name] = held[int(place)] if isinstance(held, tuple) else held
-        elif ":" in name:
-            made.setdefault(name, KEEP)
-    return made
+def _price(
+    graph: OpGraph, spec: AttentionSpec, scheme: Scheme, limit: str, latency: Latency | None
+) -> float:
+    """What a choice in all steps adds to a limit."""
+    if limit == "attention_share":
+        whole = sum(one.macs for one in graph.self_attentions.values())
+        return spec.macs / whole * attention_share(spec, scheme)
+    if limit == "total_bit_operations":
+        return attention_bit_operations(spec, scheme, FULL_BITS)
+    assert latency is not None
+    return latency.of(spec.site, scheme)
+
+
+def _losses(values: Values, spec: AttentionSpec, options: Sequence[Scheme]) -> Matrix:
+    row = values.get(spec.site, {})
+    return np.array([0.0 if s == KEEP else row[str(s)] for s in options])
+
+
+def _over_ranges(
+    spec: AttentionSpec, options: Sequence[Scheme], paid: Matrix, ranges: Ranges
+) -> tuple[list[Choice], Matrix]:
+    """Combinations with a choice for each range, and their losses and costs; range after range, without those that are beaten."""
+    made: list[tuple[Scheme, ...]] = [()]
+    rows = np.zeros((1, 1 + paid.shape[1]))
+    for share, values in zip(ranges.steps.shares, ranges.values, strict=True):
+        own = np.column_stack([_losses(values, spec, options), share * paid])
+        mine = undominated(own)
+        joined = (rows[:, None] + own[mine][None]).reshape(-1, rows.shape[1])
+        if len(joined) > COMBINATIONS:
+            raise QSearchError(
+                f"{len(options)} choices of {spec.module} over {len(ranges.steps)} ranges of steps are more combinations than "
+                f"can be looked at ({COMBINATIONS} at a time); give fewer choices or ranges"
+            )
+        longer = [(*first, options[k]) for first in made for k in mine]
+        kept = undominated(joined)
+        made, rows = [longer[k] for k in kept], joined[kept]
+    several = [i for i, combination in enumerate(made) if _differs(combination)]
+    return [made[i] for i in several], rows[several]
+
+
+def _differs(combination: tuple[Scheme, ...]) -> bool:
+    """Whether a combination is another thing than its one choice for all steps."""
+    return len(set(combination)) > 1 or combination[0].carried

@@ -23,10 +23,10 @@ from ..core.interactions import trust_of
 from ..core.latency import Latency
 from ..core.scheme import KEEP, Scheme
 from ..core.steps import StepRanges
-from .attentions import attention_costs, attention_rest, attention_sites
+from .attentions import attention_rest, attention_sites, undominated
 from .constraints import Constraints
 from .objectives import Values
-from .problem import Choice, Matrix, Problem, schemes_of
+from .problem import Choice, Problem, schemes_of
 from .ranges import Ranges
 from .request import AllocationRequest, requested
 
@@ -109,28 +109,24 @@ def make_problem(
     ]
     if wide:
         for i in range(len(groups)):
-            kept = _undominated(np.column_stack([worth[i], *(rows[i] for rows in costs.values())]))
+            kept = undominated(np.column_stack([worth[i], *(rows[i] for rows in costs.values())]))
             options[i], worth[i] = [options[i][k] for k in kept], worth[i][kept]
             for rows in costs.values():
                 rows[i] = rows[i][kept]
-    attentions = attention_sites(graph, values, schemes, ranges.steps, ranges.values)
-    prices = attention_costs(graph, attentions, budget, latency)
+    attentions = attention_sites(graph, values, schemes, ranges, budget, latency)
     for name, rows in costs.items():
         spent[name] += attention_rest(graph, attentions, name, latency)
-        if name in prices:
-            rows += [np.array(row, float) for row in prices[name]]
-        else:  # a limit of a group of layers, or on the losses of a metric
-            losses, _ = (at_most or {}).get(name.removeprefix("loss of "), ({}, 0.0))
-            rows += [
-                _sum(losses, (x.name,), x.options, name) if losses else np.zeros(len(x.options))
-                for x in attentions
-            ]
+        losses, _ = (at_most or {}).get(name.removeprefix("loss of "), ({}, 0.0))
+        for x in attentions:
+            none = np.zeros(len(x.choices))
+            limited = _sum(losses, [x.spec.site], x.choices, name) if losses else none  # type: ignore[arg-type]  # one range
+            rows.append(x.costs.get(name, limited))
     for one in attentions:
-        sites.append(one.name)
-        groups.append((one.name,))
-        singles.append(one.options)
-        options.append(list(one.options))
-        worth.append(np.array(one.values, float))
+        sites.append(one.spec.site)
+        groups.append((one.spec.site,))
+        singles.append(one.choices)  # type: ignore[arg-type]  # one range where they are read
+        options.append(list(one.choices))
+        worth.append(one.values)
     for name, rows in costs.items():
         refuse(name, limits[name], spent[name] + float(sum(row.min() for row in rows)))
     made = None if scores is None else _scores(scores, groups, singles)
@@ -316,13 +312,3 @@ def _losses(
         if not isinstance(choice, Scheme)
     ]
     return np.concatenate([alone, np.array(wide, float)])
-
-
-def _undominated(rows: Matrix) -> list[int]:
-    """Indices of the rows that no other row beats: at most as large everywhere, and smaller somewhere; of equal rows the first."""
-    order = np.lexsort(rows.T[::-1])
-    kept: list[int] = []
-    for k in order.tolist():
-        if not kept or not (rows[kept] <= rows[k]).all(axis=1).any():
-            kept.append(k)
-    return sorted(kept)

@@ -11,7 +11,8 @@ import numpy as np
 from ..core import plugins
 from ..core.errors import InfeasibleBudget, QSearchError, nearest
 from ..core.plan import Plan
-from .attentions import parted_ranges
+from ..core.scheme import KEEP
+from ..core.sites import is_site
 from .heuristics import shadow
 from .problem import Choice, Problem
 from .relaxation import relax
@@ -62,8 +63,8 @@ def why(
     Prices are those of the linear relaxation; what another choice or budget would change is solved anew. Raises `QSearchError` with the
     nearest name for a layer that is no choice of the problem.
     """
-    said: dict[str, Choice] = {n: c if len(c) > 1 else c[0] for n, c in plan.choices.items()}
-    held = parted_ranges(said, problem.sites)
+    held: dict[str, Choice] = dict.fromkeys((n for n in problem.sites if is_site(n)), KEEP)
+    held |= {n: c if len(c) > 1 else c[0] for n, c in plan.choices.items()}
     home = {name: site for site in problem.sites for name in problem.members.get(site, (site,))}
     if layer not in home:
         raise QSearchError(f"{layer!r} is no layer that a plan chooses for{nearest(layer, home)}")

@@ -58,7 +58,7 @@ class AllocateSettings(Settings):
         None, description="bytes of all layers' inputs in one call, at their activation bits"
     )
     attention_share: float | None = Field(
-        None, description="FLOPs of all attentions over those of dense ones, mean over the steps"
+        None, description="FLOPs of self-attentions over those of dense ones, mean over steps"
     )
     total_bit_operations: float | None = Field(
         None, description="`bit_operations` and those of attentions' products, mean over the steps"
