@@ -1,4 +1,4 @@
-"""YAML that ships with the project (cards of models, devices), found in the source tree and in a wheel alike.
+"""YAML that ships with the project (cards of models, devices, protocols), found in the source tree and in a wheel alike.
 
 In the source tree these files lie in `configs/`, where people look for them; hatch puts the same folder inside the package when it
 builds a wheel, so that `pip install` brings them. A path to a file of one's own does wherever a name does.
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
     Model = TypeVar("Model", bound=BaseModel)
 
-KINDS = ("devices", "models")
+KINDS = ("devices", "models", "protocols")
 _PACKAGE = Path(__file__).parents[1]
 
 
 def folder(kind: str) -> Path:
-    """Where the files of a kind ("models", "devices") lie."""
+    """Where the files of a kind ("models", "devices", "protocols") lie."""
     inside = _PACKAGE / "configs" / kind
     return inside if inside.is_dir() else _PACKAGE.parent / "configs" / kind
 

@@ -45,8 +45,7 @@ def arguments(
         "num_inference_steps": sampling.steps,
         "guidance_scale": sampling.guidance,
         "generator": [
-            torch.Generator().manual_seed(sampling.seed * 1_000_003 + first + i)
-            for i in range(count)
+            torch.Generator().manual_seed(seed) for seed in _seeds(given, first, sampling)
         ],
         "output_type": _output_type(type(pipe).__call__),
         **_PLAIN,
@@ -75,6 +74,15 @@ def arguments(
             f"({', '.join(made)}); say it in `call`, such as call: {{{missing[0]}: FILE or value}}"
         )
     return made
+
+
+def _seeds(prompts: Prompts, first: int, sampling: Sampling) -> list[int]:
+    """A seed a sample: the prompt's own value `seed`, or one by the sample's number."""
+    own = prompts.values or ({},) * len(prompts)
+    return [
+        int(values.get("seed", sampling.seed * 1_000_003 + first + i))
+        for i, values in enumerate(own)
+    ]
 
 
 def _required(known: Mapping[str, inspect.Parameter], name: str) -> bool:
@@ -119,7 +127,7 @@ def _more(
     known: Mapping[str, inspect.Parameter],
 ) -> dict[str, Any]:
     """The keywords of `sampling.call` and of the prompts' own values, for one batch."""
-    own = prompts.values
+    own = tuple({k: v for k, v in held.items() if k != "seed"} for held in prompts.values)
     names = dict.fromkeys([*sampling.call, *(name for values in own for name in values)])
     for name in names:
         if name not in known or name in _OURS:

@@ -1,7 +1,8 @@
 """Prompts: what is sampled, one text a sample, and what a pipeline wants besides (a picture, a mask, a class), from files.
 
 A file of prompts holds one a line, or one JSON object a line with more keywords of the pipeline's call:
-`{"prompt": "a red door", "image": "door.png"}`. Values that name a picture, a video, a tensor or a sound are read from their file.
+`{"prompt": "a red door", "image": "door.png"}`; `seed` is that of the sample's noise. Values that name a picture, a
+video, a tensor or a sound are read from their file.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from .allocate import AllocateSettings
 from .evaluate import EvaluateSettings
 from .explain import ExplainSettings
 from .fit import FitSettings
+from .protocol import ProtocolSettings, with_protocol
 
 #: what a run's own config is called
 NAME = "config.yaml"
@@ -54,6 +55,11 @@ class Config(Settings):
     allocate: AllocateSettings = AllocateSettings()
     reconstruct: ReconstructOptions = ReconstructOptions()
     evaluate: EvaluateSettings = EvaluateSettings()
+    protocol: ProtocolSettings | None = Field(
+        None,
+        description="one of `qsearch list protocols`, which fixes prompts, seeds, sampler and "
+        "metrics of evaluation",
+    )
     gates: dict[str, str] = Field(
         {},
         description="metric -> limit that the plan must keep, such as lpips: '<= 0.15'; `qsearch "
@@ -86,7 +92,8 @@ def parse(content: Any, source: str, place: Path | None = None) -> Config:
         raise QSearchError(
             f"{source} must hold a mapping of sections, it holds {type(content).__name__}"
         )
-    config = checked(Config, _placed(content, place) if place else content, source)
+    whole = with_protocol(_placed(content, place) if place else content, source)
+    config = checked(Config, whole, source)
     _check(config, source)
     return config
 
@@ -98,7 +105,9 @@ def _placed(content: Mapping[str, Any], place: Path) -> dict[str, Any]:
         if isinstance(found.get(name), str):
             found[name] = str(place / found[name])
     model, section = found.get("model"), found.get("allocate")
-    evaluate = found.get("evaluate")
+    protocol, evaluate = found.get("protocol"), found.get("evaluate")
+    if isinstance(protocol, dict) and isinstance(protocol.get("prompts"), str):
+        found["protocol"] = protocol | {"prompts": str(place / protocol["prompts"])}
     if isinstance(evaluate, dict) and isinstance(evaluate.get("real"), str):
         found["evaluate"] = evaluate | {"real": str(place / evaluate["real"])}
     if isinstance(model, str) and (place / model / "model_index.json").is_file():

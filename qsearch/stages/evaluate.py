@@ -20,6 +20,7 @@ from ..core.scheme import KEEP
 from ..core.settings import Settings
 from .announce import begin
 from .keys import file_key, sampled
+from .protocol import write_tables
 
 if TYPE_CHECKING:
     from ..core.trials import Trial, Trials
@@ -80,7 +81,7 @@ def setting_of(run: Run, verb: str, **more: Any) -> EvaluationSetting:
         verb,
         model=run.model_key,
         seed=c.seed,
-        prompts=digest(prompts.texts),
+        prompts=digest([prompts.texts, *filter(None, [prompts.values])]),
         metrics=sorted(run.metrics),
         sampling=sampled(run.sampling),
         **({"real": [file.name for file in real_files(real)]} if real else {}),
@@ -141,6 +142,9 @@ def evaluate(run: Run, graph: OpGraph, plan: Plan) -> list[dict[str, Any]]:
     if file_key(run.path("results.json"), RESULTS) != key:
         header = Header(RESULTS, graph=graph.id, key=key, parents={"plan": plan.id}, seed=c.seed)
         write_json(run.path("results.json"), header, {"rows": rows})
+    if c.protocol is not None:
+        files = write_tables(run, rows)
+        run.progress.say(f"evaluate: {c.protocol.name}'s table in {', '.join(map(str, files))}")
     return rows
 
 

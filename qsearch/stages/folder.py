@@ -185,7 +185,10 @@ class Run:
         more prompts than the file has beside those of profiling.
         """
         from ..measure.prompts import in_turn, scene_prompts
+        from ..measure.protocols import protocol_prompts
 
+        if part and (protocol := self.config.protocol) is not None:
+            return protocol_prompts(protocol.name, protocol.prompts, self.config.seed * 2 + part)
         if self.config.prompts is None and self.own.zoo:
             return scene_prompts(count, self.config.seed * 2 + part)
         first, rest = self.prompt_parts

@@ -22,6 +22,7 @@ GRAPH = pixart(1)
 TABLE = make_table(GRAPH)
 PLAIN = Plan.uniform(GRAPH, "uint4-c")
 CALIBRATED = Plan.uniform(GRAPH, "uint4-c@gptq")
+PICTURES = Path(__file__).parents[2] / "notebooks" / "pictures"
 
 #: setting -> another value, and the stages whose answer it changes
 CHANGES: dict[str, tuple[Any, set[str]]] = {
@@ -97,6 +98,8 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "explain.baseline": ("uint8-c", set()),
     "explain.pairs": (3, set()),
     "explain.top": (3, set()),
+    "evaluate.real": (str(PICTURES), {"evaluate"}),
+    "protocol": ("zoo", {"evaluate"}),
 }
 
 
@@ -192,7 +195,7 @@ def test_prompts_of_one_s_own_count_by_those_that_a_stage_reads(
 
     def with_lines(lines: list[str]) -> dict[str, str]:
         prompts.write_text("\n".join(lines))
-        return keys(model, {"prompts": str(prompts)})
+        return keys(model, {"prompts": str(prompts), "evaluate.samples": 96})
 
     before = with_lines(lines)
 
