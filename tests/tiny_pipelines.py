@@ -7,77 +7,12 @@ from typing import Any
 import torch
 
 from qsearch.zoo.painters import MAX_WORDS, new_tokenizer
-
-WIDTH = 16  # of every text encoder
-
-
-def _vae(latents: int = 4, levels: int = 2) -> Any:
-    """Pictures twice as large as the latents for each level but one."""
-    from diffusers import AutoencoderKL
-
-    blocks = {
-        "down_block_types": ("DownEncoderBlock2D",) * levels,
-        "up_block_types": ("UpDecoderBlock2D",) * levels,
-        "block_out_channels": (4,) * levels,
-    }
-    shift = (
-        {"shift_factor": 0.1, "use_quant_conv": False, "use_post_quant_conv": False}
-        if latents > 4
-        else {}
-    )
-    return AutoencoderKL(
-        **blocks,
-        latent_channels=latents,
-        layers_per_block=1,
-        norm_num_groups=2,
-        sample_size=16,
-        mid_block_add_attention=False,
-        **shift,
-    )
-
-
-def _clip(projection: bool) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    sizes = {
-        "hidden_size": WIDTH,
-        "intermediate_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "projection_dim": WIDTH,
-    }
-    special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
-    config = CLIPTextConfig(
-        vocab_size=len(new_tokenizer(causal=True)),
-        max_position_embeddings=MAX_WORDS,
-        **sizes,
-        **special,
-    )
-    return CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)
-
-
-def _t5(width: int = WIDTH) -> Any:
-    from transformers import T5Config, T5EncoderModel
-
-    sizes = {"d_model": width, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    return T5EncoderModel(T5Config(vocab_size=len(new_tokenizer(causal=False)), **sizes))
-
-
-def _unet(**more: Any) -> Any:
-    from diffusers import UNet2DConditionModel
-
-    types = {
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-    }
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        **types,
-        **more,
-    )
+from tests import tiny_parts as tiny
+from tests.tiny_parts import UNCHECKED, WIDTH
+from tests.tiny_parts import clip as _clip
+from tests.tiny_parts import t5 as _t5
+from tests.tiny_parts import unet as _unet
+from tests.tiny_parts import vae as _vae
 
 
 def stable_diffusion() -> Any:
@@ -90,12 +25,7 @@ def stable_diffusion() -> Any:
         "text_encoder": _clip(False),
         "scheduler": DDIMScheduler(steps_offset=1, clip_sample=False),
     }
-    extra: dict[str, Any] = {
-        "safety_checker": None,
-        "feature_extractor": None,
-        "requires_safety_checker": False,
-    }
-    return StableDiffusionPipeline(**parts, tokenizer=new_tokenizer(causal=True), **extra)
+    return StableDiffusionPipeline(**parts, tokenizer=new_tokenizer(causal=True), **UNCHECKED)
 
 
 def stable_diffusion_xl() -> Any:
@@ -174,7 +104,6 @@ def pixart_sigma() -> Any:
 def hunyuan_dit() -> Any:
     """Hunyuan-DiT: BERT and T5, rotary embeddings, long skips, v-prediction; its positions take a VAE of factor 8 for granted."""
     from diffusers import DDPMScheduler, HunyuanDiT2DModel, HunyuanDiTPipeline
-    from transformers import BertConfig, BertModel
 
     sizes = {
         "num_attention_heads": 2,
@@ -196,27 +125,15 @@ def hunyuan_dit() -> Any:
         "tokenizer": new_tokenizer(causal=False),
         "tokenizer_2": new_tokenizer(causal=False),
     }
-    width = {
-        "hidden_size": WIDTH,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    bert = BertModel(BertConfig(vocab_size=len(tokenizers["tokenizer"]), **width))
     parts = {
         "transformer": model,
         "vae": _vae(levels=4),
-        "text_encoder": bert,
+        "text_encoder": tiny.bert(),
         "text_encoder_2": _t5(),
         **tokenizers,
     }
-    extra: dict[str, Any] = {
-        "safety_checker": None,
-        "feature_extractor": None,
-        "requires_safety_checker": False,
-    }
     return HunyuanDiTPipeline(
-        scheduler=DDPMScheduler(prediction_type="v_prediction"), **parts, **extra
+        scheduler=DDPMScheduler(prediction_type="v_prediction"), **parts, **UNCHECKED
     )
 
 
@@ -288,13 +205,7 @@ def flux() -> Any:
 
 def sana() -> Any:
     """Sana: linear attention, a causal language model for the text, a VAE of another kind."""
-    from diffusers import (
-        AutoencoderDC,
-        DPMSolverMultistepScheduler,
-        SanaPipeline,
-        SanaTransformer2DModel,
-    )
-    from transformers import Gemma2Config, Gemma2Model
+    from diffusers import DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
 
     heads = {
         "num_attention_heads": 2,
@@ -312,42 +223,19 @@ def sana() -> Any:
         caption_channels=WIDTH,
         **heads,
     )
-    sides = {
-        f"{side}_{name}": value
-        for side in ("encoder", "decoder")
-        for name, value in {"block_out_channels": (8, 8), "qkv_multiscales": ((), ())}.items()
-    }
-    vae = AutoencoderDC(
-        latent_channels=4,
-        attention_head_dim=2,
-        encoder_layers_per_block=(1, 1),
-        decoder_layers_per_block=(1, 1),
-        **sides,
-    )
-    tokenizer = new_tokenizer(causal=True)
-    width = {
-        "hidden_size": WIDTH,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-    }
-    gemma = Gemma2Model(
-        Gemma2Config(
-            vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=2, eos_token_id=1, **width
-        )
-    )
     scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     return SanaPipeline(
-        transformer=model, vae=vae, text_encoder=gemma, tokenizer=tokenizer, scheduler=scheduler
+        transformer=model,
+        vae=tiny.vae_dc(),
+        text_encoder=tiny.language_model("Gemma2Model"),
+        tokenizer=new_tokenizer(causal=True),
+        scheduler=scheduler,
     )
 
 
 def cogvideox() -> Any:
     """CogVideoX: video, five-dimensional latents, v-prediction."""
     from diffusers import (
-        AutoencoderKLCogVideoX,
         CogVideoXDDIMScheduler,
         CogVideoXPipeline,
         CogVideoXTransformer3DModel,
@@ -369,16 +257,10 @@ def cogvideox() -> Any:
     model = CogVideoXTransformer3DModel(
         in_channels=4, out_channels=4, num_layers=1, patch_size=2, **sizes, **video
     )
-    types = {
-        "down_block_types": ("CogVideoXDownBlock3D",) * 2,
-        "up_block_types": ("CogVideoXUpBlock3D",) * 2,
-        "block_out_channels": (8, 8),
-    }
-    vae = AutoencoderKLCogVideoX(latent_channels=4, layers_per_block=1, norm_num_groups=2, **types)
     scheduler = CogVideoXDDIMScheduler(prediction_type="v_prediction")
     return CogVideoXPipeline(
         transformer=model,
-        vae=vae,
+        vae=tiny.vae_cogvideox(),
         text_encoder=_t5(),
         tokenizer=new_tokenizer(causal=False),
         scheduler=scheduler,
@@ -387,12 +269,7 @@ def cogvideox() -> Any:
 
 def wan_22() -> Any:
     """Wan 2.2: video, a denoiser for the noisiest steps and another for the rest, guidance in two calls."""
-    from diffusers import (
-        AutoencoderKLWan,
-        UniPCMultistepScheduler,
-        WanPipeline,
-        WanTransformer3DModel,
-    )
+    from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 
     def denoiser() -> Any:
         heads = {"num_attention_heads": 2, "attention_head_dim": 16}
@@ -401,15 +278,6 @@ def wan_22() -> Any:
             in_channels=4, out_channels=4, num_layers=2, cross_attn_norm=True, **heads, **sizes
         )
 
-    vae = AutoencoderKLWan(
-        base_dim=4,
-        z_dim=4,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False, True, True],
-        latents_mean=[0.1, -0.2, 0.0, 0.3],
-        latents_std=[1.0, 2.0, 1.5, 0.5],
-    )
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )
@@ -417,7 +285,7 @@ def wan_22() -> Any:
         transformer=denoiser(),
         transformer_2=denoiser(),
         boundary_ratio=0.875,
-        vae=vae,
+        vae=tiny.vae_wan(),
         text_encoder=_t5(),
         tokenizer=new_tokenizer(causal=False),
         scheduler=scheduler,
@@ -431,13 +299,7 @@ def z_image() -> Any:
         ZImagePipeline,
         ZImageTransformer2DModel,
     )
-    from transformers import Qwen3Config, Qwen3Model
 
-    tokenizer = new_tokenizer(causal=True)
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
-    sizes = {"hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
-    qwen = Qwen3Model(Qwen3Config(vocab_size=len(tokenizer), pad_token_id=0, **sizes, **heads))
     model = ZImageTransformer2DModel(
         in_channels=4,
         dim=32,
@@ -452,8 +314,8 @@ def z_image() -> Any:
     return ZImagePipeline(
         transformer=model,
         vae=_vae(),
-        text_encoder=qwen,
-        tokenizer=tokenizer,
+        text_encoder=tiny.language_model("Qwen3Model", intermediate_size=32, num_key_value_heads=2),
+        tokenizer=tiny.chat_tokenizer(),
         scheduler=FlowMatchEulerDiscreteScheduler(),
     )
 
@@ -479,14 +341,4 @@ BUILDERS = {
 def build(name: str) -> Any:
     """A pipeline by name, in evaluation mode, with weights that matter: diffusers starts some of them at zero."""
     torch.manual_seed(4)
-    pipe = BUILDERS[name]()
-    for component in ("unet", "transformer", "transformer_2"):
-        model = getattr(pipe, component, None)
-        for parameter in model.parameters() if model is not None else ():
-            if parameter.ndim > 1 and not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.1)
-    for part in pipe.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.eval()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return tiny.prepared(BUILDERS[name]())

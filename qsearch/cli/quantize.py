@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..core.errors import QSearchError
 from ..core.settings import checked
 from .common import Folder, Terminal, app, changed_run, folder_for, print_table, words
 
@@ -38,16 +39,24 @@ def _show(rows: list[dict[str, Any]], gates: dict[str, str]) -> None:
 
 @app.command()
 def extract(
-    model: Annotated[
+    target: Annotated[
         str,
         typer.Argument(
-            help="name of the zoo (scenes-dit), card (sdxl; see `qsearch list models`), local diffusers folder or hub id",
+            metavar="RUN|MODEL",
+            help="run folder, or a model: name of the zoo (scenes-dit), card (sdxl; see `qsearch list models`), local diffusers "
+            "folder or hub id",
             show_default=False,
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="run folder to write to", show_default=False)
-    ],
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="of a model: run folder to write to; runs/NAME when left out",
+            show_default=False,
+        ),
+    ] = None,
     resolution: Annotated[
         int | None, typer.Option(help="of a card: pixels of the shorter side", show_default=False)
     ] = None,
@@ -59,9 +68,21 @@ def extract(
     ] = None,
 ) -> None:
     """Read a model's graph: layers with shapes, multiply-accumulates and roles; a card needs no weights."""
-    from ..stages.extract import extract_to
+    from ..graphs.families import cards
+    from ..stages.extract import extract as stage
+    from ..stages.extract import extract_card
 
-    extract_to(output, model, Terminal(), resolution=resolution, batch=batch, frames=frames)
+    sizes = {"resolution": resolution, "batch": batch, "frames": frames}
+    asked = {name: value for name, value in sizes.items() if value is not None}
+    if cards.has(target):
+        extract_card(output or Path("runs") / target, target, Terminal(), asked)
+        return
+    if asked:
+        raise QSearchError(
+            f"{', '.join(asked)} are for cards, a pipeline is read as it runs; given with {target}"
+        )
+    with changed_run(folder_for(target, output)) as job:
+        stage(job)
 
 
 @app.command()

@@ -6,12 +6,12 @@ in its shapes. All that is in the key.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.artifacts import digest
-from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.progress import Progress, Silent
 from .announce import begin
@@ -72,45 +72,34 @@ def example(run: Run, batch: int = 1) -> tuple[Any, dict[str, Any]]:
     return model, example_inputs(call, model)
 
 
-def extract_to(
-    folder: Path, model: str, progress: Progress | None = None, **size: int | None
+def extract_card(
+    folder: Path,
+    card: str,
+    progress: Progress | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> OpGraph:
-    """A run folder with the graph of `model`.
+    """A run folder with the graph of a card.
 
     Args:
         folder: the run folder to make.
-        model: name of the zoo, card, local diffusers folder or hub id.
+        card: name of the card.
         progress: who is told.
-        size: of a card: `resolution`, `batch`, `frames`.
+        sizes: `resolution` [pixels of the shorter side], `batch`, `frames`.
 
     Returns:
         The graph.
-
-    Raises:
-        QSearchError: for an unknown model, and a size given with a pipeline.
     """
+    from ..graphs.extraction import extract as verb
     from ..graphs.families import cards
     from .config import NAME, Config, save
     from .folder import Run
 
-    run = Run(Config(model=model, folder=folder), progress or Silent())
-    asked = {name: value for name, value in size.items() if value is not None}
-    if not cards.has(model):
-        _ = run.model_folder  # a wrong name is said before anything is written
-        if asked:
-            raise QSearchError(
-                f"{', '.join(asked)} are for cards, a pipeline is read as it runs; given with "
-                f"{model}"
-            )
-        save(run.config, run.path(NAME))
-        return extract(run)
-    from ..graphs.extraction import extract as verb
-
-    denoiser, inputs = cards.load(model, **asked)
-    graph = verb(denoiser, inputs, name=model)
+    run = Run(Config(model=card, folder=folder), progress or Silent())
+    denoiser, inputs = cards.load(card, **(sizes or {}))
+    graph = verb(denoiser, inputs, name=card)
     save(run.config, run.path(NAME))
-    card = cards.card(model).model_dump(mode="json")
-    graph.save(run.path("graph.json"), key=digest({"verb": "extract", "card": card, **asked}))
+    content = {**cards.card(card).model_dump(mode="json"), **(sizes or {})}
+    graph.save(run.path("graph.json"), key=digest({"verb": "extract", "card": content}))
     run.progress.say(_extracted(graph))
     return graph
 

@@ -16,7 +16,9 @@ from qsearch.core.errors import QSearchError
 from qsearch.measure.calling import arguments, result
 from qsearch.measure.pipelines import Prompts, Sampling, read_prompts, record, sample
 from qsearch.measure.prompts import read_value
-from tests.tiny_pipelines import WIDTH, _unet, _vae, build
+from tests import tiny_parts as tiny
+from tests.tiny_parts import WIDTH
+from tests.tiny_pipelines import build
 
 PROMPTS = Prompts(("a cat", "a dog", "a house"))
 STEPS = Sampling(steps=2)
@@ -228,7 +230,7 @@ def labelled() -> Any:
     model = DiTTransformer2DModel(
         sample_size=4, num_layers=1, patch_size=2, in_channels=4, out_channels=8, **sizes
     )
-    return quiet(DiTPipeline(transformer=model, vae=_vae(), scheduler=DDIMScheduler()))
+    return quiet(DiTPipeline(transformer=model, vae=tiny.vae(), scheduler=DDIMScheduler()))
 
 
 def latent_diffusion_of_sound() -> Any:
@@ -274,7 +276,7 @@ def test_a_denoiser_of_nine_channels_is_painted_into(text: Any, pictures: list[P
     from diffusers import StableDiffusionInpaintPipeline
 
     parts = {k: v for k, v in text.components.items() if k not in ("unet", "image_encoder")}
-    unet = _unet(cross_attention_dim=WIDTH, attention_head_dim=2, in_channels=9, out_channels=4)
+    unet = tiny.unet(cross_attention_dim=WIDTH, attention_head_dim=2, in_channels=9, out_channels=4)
     pipe = quiet(StableDiffusionInpaintPipeline(unet=unet, **parts, requires_safety_checker=False))
     given = {"image": str(pictures[0]), "mask_image": str(pictures[1]), "height": 16, "width": 16}
 
@@ -286,7 +288,7 @@ def test_a_denoiser_of_nine_channels_is_painted_into(text: Any, pictures: list[P
 def test_a_controlnet_s_residuals_are_part_of_the_call(text: Any, pictures: list[Path]) -> None:
     from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 
-    net = ControlNetModel.from_unet(text.unet, conditioning_embedding_out_channels=(4, 4))
+    net = ControlNetModel.fromtiny.unet(text.unet, conditioning_embedding_out_channels=(4, 4))
     parts = {k: v for k, v in text.components.items() if k != "image_encoder"}
     pipe = quiet(
         StableDiffusionControlNetPipeline(controlnet=net, **parts, requires_safety_checker=False)

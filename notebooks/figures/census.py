@@ -1,0 +1,238 @@
+"""A census: every pipeline of the installed diffusers that can be built tiny, through every verb of the command.
+
+    PYTHONPATH=. python notebooks/figures/census.py [--pipelines FluxPipeline ...] [--again]
+
+A class has its own folder: a saved pipeline in its true class with random weights, a run's config with what its call wants. Each
+command is `qsearch` with its arguments, in a process that is forked of one that has torch and diffusers loaded. A command is right
+where it exits with 0 and its file holds what it should; refused where it exits with 2 and one line; all else is a fault. What is done
+is kept in runs/census and not done again without --again. Writes census.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import census_inputs
+from figure import publish
+
+import qsearch
+from qsearch import cli
+
+KEPT = Path("runs/census")
+VERBS: dict[str, list[str]] = {
+    "extract": ["extract", "RUN"],
+    "profile": ["profile", "RUN", "--schemes", "int4-c,int8-c", "--probes", "2"],
+    "allocate": ["allocate", "RUN", "--average-bits", "6.5"],
+    "evaluate": ["evaluate", "RUN", "--samples", "3"],
+    "apply": ["apply", "RUN"],
+    "gguf": ["export", "RUN", "--to", "gguf", "--nearest"],
+    "sdnq": ["export", "RUN", "--to", "sdnq", "--nearest"],
+}
+MADE = {
+    "extract": "graph.json",
+    "profile": "sensitivity.parquet",
+    "allocate": "plan.json",
+    "evaluate": "results.json",
+    "apply": "model.safetensors",
+    "gguf": "export-gguf",
+    "sdnq": "export-sdnq",
+}
+#: what the commands load, loaded once
+LOADED = (
+    "qsearch.graphs.extraction",
+    "qsearch.measure.evaluation",
+    "qsearch.measure.profiling",
+    "qsearch.execute.runtime",
+    "qsearch.core.trials",
+    "qsearch.decide.allocation",
+    "qsearch.report.pictures",
+    "torch.export",
+    "torch._dynamo",
+    "diffusers.models",
+    "diffusers.loaders",
+    "diffusers.schedulers",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.t5.modeling_t5",
+    "gguf",
+    "sdnq",
+)
+#: a command that takes longer is a fault
+SECONDS = 240
+
+
+def table() -> dict[str, tuple[Callable[[], Any], dict[str, Any]]]:
+    """Class -> how it is built, and more arguments of its call."""
+    import census_priors
+    import census_transformers
+    import census_unets
+    import census_videos
+
+    families = (census_unets, census_transformers, census_videos, census_priors)
+    return {name: entry for family in families for name, entry in family.PIPELINES.items()}
+
+
+def forked(work: Callable[[], None], log: Path) -> tuple[int, float]:
+    """(exit code, CPU seconds) of `work` in a process of its own, its output in `log`.out and `log`.err; 124 where it took too long."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            for stream, number in (("out", 1), ("err", 2)):
+                file = os.open(f"{log}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                os.dup2(file, number)
+            work()
+            code = 0
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    began = time.monotonic()
+    while True:
+        done, status, used = os.wait4(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
+        if time.monotonic() - began > SECONDS:
+            os.kill(child, 9)
+            _, _, used = os.wait4(child, 0)
+            return 124, used.ru_utime + used.ru_stime
+        time.sleep(0.01)
+
+
+def build(name: str, folder: Path) -> None:
+    """The saved pipeline and the run's config."""
+    import torch
+    import yaml
+
+    from tests.tiny_parts import prepared
+
+    torch.manual_seed(4)
+    made, call = table()[name]
+    prepared(made()).save_pretrained(folder / "model")
+    inputs, run = folder / "inputs", folder / "run"
+    inputs.mkdir()
+    run.mkdir()
+    census_inputs.write(inputs)
+    (run / "prompts.txt").write_text("".join(f"{p}\n" for p in census_inputs.PROMPTS))
+    sampling = {"steps": 4, "guidance": 3.0, "call": census_inputs.placed(call, inputs)}
+    content = {
+        "model": str(folder / "model"),
+        "prompts": "prompts.txt",
+        "sampling": sampling,
+        "profile": {"bins": 2, "samples": 2},
+        "evaluate": {"metrics": ["sqnr"], "uniform": None, "random": 0},
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(content))
+
+
+def command(*arguments: str) -> None:
+    """`qsearch ARGUMENTS` in this process."""
+    sys.argv = ["qsearch", *arguments]
+    cli.main()
+
+
+def verdict(verb: str, run: Path, code: int, log: Path) -> tuple[str, str]:
+    """("right", ""), ("refused", the line) or ("fault", what there is to say)."""
+    lines = [x for x in Path(f"{log}.err").read_text().splitlines() if x.strip()]
+    last = lines[-1] if lines else ""
+    if code == 2 and last.startswith("qsearch: ") and "Traceback" not in "".join(lines):
+        return "refused", last.removeprefix("qsearch: ")
+    if code:
+        return "fault", f"exit {code}: {last}"
+    try:
+        wrong = amiss(verb, run)
+    except Exception as error:  # a file that does not load is a fault, whatever says so
+        wrong = f"{MADE[verb]}: {type(error).__name__}: {error}"
+    return ("fault", wrong) if wrong else ("right", "")
+
+
+def amiss(verb: str, run: Path) -> str:
+    """What is wrong with the file that a command left; "" where nothing is."""
+    path = run / MADE[verb]
+    graph = qsearch.OpGraph.load(run / "graph.json")
+    if verb == "extract":
+        return "" if graph.quantizable else "no layers"
+    if verb == "profile":
+        frame = qsearch.SensitivityTable.load(path, graph.id).frame
+        if not frame["estimate"].map(lambda x: 0 <= x < float("inf")).all():
+            return "estimates that are negative or not finite"
+        worst = frame.groupby("site")["estimate"].max()
+        silent = sorted(worst[worst == 0].index)
+        return f"{len(silent)} layers cost nothing, as {silent[0]}" if silent else ""
+    if verb == "allocate":
+        plan = qsearch.Plan.load(path, graph)
+        return "" if plan.achieved.average_bits <= 6.5 else "more bits than asked for"
+    if verb == "evaluate":
+        rows = json.loads(path.read_text())["rows"]
+        sqnr = [row["metrics"]["sqnr"][0] for row in rows if row["plan"] == "plan"]
+        return "" if len(sqnr) == 1 and 0 < sqnr[0] < 200 else f"sqnr of the plan {sqnr}"
+    return "" if path.exists() else f"no {path.name}"
+
+
+def walk(name: str) -> dict[str, Any]:
+    """A class through every verb."""
+    folder = KEPT.resolve() / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    row: dict[str, Any] = {"pipeline": name, "verdict": "right", "command": "", "said": ""}
+    code, used = forked(lambda: build(name, folder), folder / "build")
+    took = {"build": used}
+    if code:
+        said = (folder / "build.err").read_text().strip().splitlines()
+        row |= {"verdict": "not built", "said": said[-1] if said else f"exit {code}"}
+    else:
+        for verb, arguments in VERBS.items():
+            given = [a.replace("RUN", str(folder / "run")) for a in arguments]
+            code, took[verb] = forked(lambda given=given: command(*given), folder / verb)
+            found, said = verdict(verb, folder / "run", code, folder / verb)
+            if found != "right":
+                row |= {"verdict": found, "command": verb, "said": said.replace(str(folder), ".")}
+                break
+    if row["verdict"] == "right":
+        for path in ("model", "run"):
+            shutil.rmtree(folder / path)
+    row["CPU seconds"] = round(sum(took.values()), 1)
+    (folder / "took.json").write_text(json.dumps(took))
+    return row
+
+
+def main() -> None:
+    """Walk and publish."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--pipelines", nargs="+", default=list(table()))
+    parser.add_argument("--again", action="store_true", help="do again what was done")
+    options = parser.parse_args()
+    for module in LOADED:
+        importlib.import_module(module)
+    KEPT.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name in options.pipelines:
+        kept = KEPT / f"{name}.json"
+        if options.again or not kept.is_file():
+            kept.write_text(json.dumps(walk(name)))
+        rows.append(json.loads(kept.read_text()))
+        with contextlib.suppress(BrokenPipeError):
+            print(*rows[-1].values(), flush=True)
+    count = {
+        v: sum(row["verdict"] == v for row in rows)
+        for v in dict.fromkeys(r["verdict"] for r in rows)
+    }
+    publish(__file__, rows, title=f"Census: {count}", seed=4, extra={"count": count})
+
+
+if __name__ == "__main__":
+    main()
