@@ -23,6 +23,8 @@ Change = Callable[[dict[str, Any]], dict[str, Any]]
 PICTURE, OTHER, LARGE, MASK = "picture.png", "other.png", "large.png", "mask.png"
 VIDEO, MASKS, SOUND = "video.gif", "mask.gif", "sound.wav"
 SIZE = {"height": 16, "width": 16}
+#: settings beside the call, of pipelines that take one sample at a time
+ONE: dict[str, Any] = {"sampling": {"batch": 1}, "profile": {"batch": 1}}
 
 PROMPTS = [
     f"a {size} {colour} {shape}"

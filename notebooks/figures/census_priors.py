@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from census_inputs import MASK, PICTURE, SIZE, Entry, entries, same
+from census_inputs import MASK, ONE, PICTURE, SIZE, Entry, entries, same
 
 from qsearch.zoo.painters import new_tokenizer
 from tests import tiny_parts as tiny
@@ -66,7 +66,7 @@ UNCONDITIONAL = entries(
                 "vqvae": tiny.vqvae(latents=3),
                 "scheduler": _scheduler("DDIMScheduler"),
             },
-            {"image": "large.png"},
+            {"image": "large.png", **ONE},
         ),
     },
 )
@@ -302,7 +302,7 @@ def _cascade() -> dict[str, Any]:
 PIPELINES: dict[str, Entry] = {
     **UNCONDITIONAL,
     **entries(_dit, {"DiTPipeline": (same, {})}),
-    **entries(_latent, {"LDMTextToImagePipeline": (same, SIZE)}),
+    **entries(_latent, {"LDMTextToImagePipeline": (same, {"height": 64, "width": 64})}),
     **entries(_kandinsky22, _KANDINSKY22),
     **entries(
         _prior,

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ..core.errors import QSearchError
 from ..core.settings import checked
 from .common import Folder, Terminal, app, changed_run, folder_for, print_table, words
 
@@ -68,21 +67,16 @@ def extract(
     ] = None,
 ) -> None:
     """Read a model's graph: layers with shapes, multiply-accumulates and roles; a card needs no weights."""
-    from ..graphs.families import cards
+    from ..stages.config import NAME
     from ..stages.extract import extract as stage
-    from ..stages.extract import extract_card
+    from ..stages.extract import extract_to
 
-    sizes = {"resolution": resolution, "batch": batch, "frames": frames}
-    asked = {name: value for name, value in sizes.items() if value is not None}
-    if cards.has(target):
-        extract_card(output or Path("runs") / target, target, Terminal(), asked)
+    if (Path(target) / NAME).is_file():
+        with changed_run(folder_for(target, output)) as job:
+            stage(job)
         return
-    if asked:
-        raise QSearchError(
-            f"{', '.join(asked)} are for cards, a pipeline is read as it runs; given with {target}"
-        )
-    with changed_run(folder_for(target, output)) as job:
-        stage(job)
+    folder = output or Path("runs") / Path(target).name
+    extract_to(folder, target, Terminal(), resolution=resolution, batch=batch, frames=frames)
 
 
 @app.command()

@@ -27,6 +27,7 @@ _PLAIN = {"clean_caption": False, "use_resolution_binning": False}
 #: keywords that belong to us or to no measurement
 _OURS = ("prompt", "generator", "num_inference_steps", "output_type", "return_dict", "self")
 _LATENT = re.compile(r"""["']latent["']""")
+_ONE_PROMPT = re.compile(r"list of prompts is not", re.IGNORECASE)
 
 
 def arguments(
@@ -67,6 +68,8 @@ def arguments(
         wanted["class_labels"] = [(first + i) % classes for i in range(count)]
     made = {k: v for k, v in wanted.items() if k in known}
     made |= _more(pipe, given, first, sampling, known)
+    if takes_one_prompt(type(pipe).__call__) and count == 1:
+        made = {k: v[0] if "prompt" in k and isinstance(v, list) else v for k, v in made.items()}
     missing = [name for name in known if _required(known, name) and name not in made]
     if missing:
         raise QSearchError(
@@ -83,6 +86,19 @@ def _seeds(prompts: Prompts, first: int, sampling: Sampling) -> list[int]:
         int(values.get("seed", sampling.seed * 1_000_003 + first + i))
         for i, values in enumerate(own)
     ]
+
+
+@cache
+def takes_one_prompt(own: Callable[..., Any]) -> bool:
+    """Whether a pipeline's call refuses lists of prompts, by its own words (Wan VACE)."""
+    return _ONE_PROMPT.search(_source(own)) is not None
+
+
+def _source(own: Callable[..., Any]) -> str:
+    try:
+        return inspect.getsource(inspect.unwrap(own))
+    except (OSError, TypeError):
+        return ""
 
 
 def _required(known: Mapping[str, inspect.Parameter], name: str) -> bool:
@@ -109,11 +125,8 @@ def _classes(pipe: Any) -> int:
 @cache
 def _output_type(own: Callable[..., Any]) -> str:
     """What a pipeline's call hands over with the least done to it: latents where its code knows the word, else tensors or arrays."""
-    try:
-        code = inspect.getsource(inspect.unwrap(own))
-    except (OSError, TypeError):
-        return "latent"
-    if _LATENT.search(code):
+    code = _source(own)
+    if not code or _LATENT.search(code):
         return "latent"
     default = inspect.signature(own).parameters.get("output_type")
     return "pt" if default is not None and default.default == "pt" else "np"
@@ -203,8 +216,9 @@ def sample(
         QSearchError: the pipeline's call raises, or makes numbers that are not finite.
     """
     parts = []
-    for i in range(0, len(prompts), sampling.batch):
-        part = prompts[i : i + sampling.batch]
+    batch = 1 if takes_one_prompt(type(pipe).__call__) else sampling.batch
+    for i in range(0, len(prompts), batch):
+        part = prompts[i : i + batch]
         parts.append(call(pipe, arguments(pipe, part, first + i, sampling)).float().cpu())
         if progress is not None:
             progress(len(parts[-1]))
@@ -265,6 +279,9 @@ def _said(pipe: Any, given: Mapping[str, Any], error: Exception) -> QSearchError
         inner = inner.tb_next
     place = "" if inner is None else f" in {inner.tb_frame.f_code.co_name}"
     more = f"; what else it takes, by `call`: {', '.join(others[:8])}" if others else ""
+    generators = given.get("generator")
+    if isinstance(generators, list) and len(generators) > 1:
+        more += "; if it takes one sample at a time, set sampling.batch and profile.batch to 1"
     return QSearchError(
         f"{type(pipe).__name__} was called with {', '.join(given)} and raised "
         f"{type(error).__name__}{place}: {text[:300]}{more}"

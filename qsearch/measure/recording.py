@@ -26,6 +26,10 @@ from .prompts import Prompts
 from .sampling import Sampling
 
 
+class NoCallsError(QSearchError):
+    """A pipeline called none of its denoisers where a hook hears it."""
+
+
 @dataclass
 class _Heard:
     """Calls as they come, and the outputs that the sampler has not yet taken, with the numbers of their calls."""
@@ -127,7 +131,8 @@ def record(
         Calls ordered by step; those of one step belong to one bin.
 
     Raises:
-        QSearchError: more bins than sampler steps; no denoiser was called where hooks hear it.
+        NoCallsError: no denoiser was called where hooks hear it.
+        QSearchError: more bins than sampler steps.
     """
     ends, model = [0], model_of(pipe)
     with ticking(pipe) as clock, _listening(pipe, sampling.guidance, clock) as heard:
@@ -138,9 +143,9 @@ def record(
             lambda _: ends.append(len(heard.calls)),
         )
     if not heard.calls:
-        raise QSearchError(
-            f"{type(pipe).__name__} called none of {', '.join(denoisers_of(pipe))} where a hook hears it; "
-            "is its forward called in another way, or replaced?"
+        raise NoCallsError(
+            f"{type(pipe).__name__} called none of {', '.join(denoisers_of(pipe))} where a hook hears it, in "
+            f"{sampling.steps} sampler steps; is `strength` so low that no step is left, or its forward replaced?"
         )
     parts = [_numbered(heard.calls[a:b]) for a, b in itertools.pairwise(ends)]
     wanted = middles(parts[0], bins)

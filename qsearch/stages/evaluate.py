@@ -193,7 +193,7 @@ def _measure(
     begin(run, "evaluate")
     prompts, sampling = setting.prompts, setting.sampling
     first = prompts[: min(_CALLS, len(prompts))]
-    calls = record(run.pipe, first, sampling, run.bins)
+    calls = record(run.pipe, first, sampling, run.bins, sampling.batch)
     todo = [n for n in missing if n != FULL_PRECISION]
     choosing = calibration_calls(run, {s for name in todo for s in plans[name].schemes})
     with run.progress.track("evaluate", len(prompts) * (1 + len(todo))) as advance:

@@ -6,12 +6,12 @@ in its shapes. All that is in the key.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.artifacts import digest
+from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.progress import Progress, Silent
 from .announce import begin
@@ -63,43 +63,65 @@ def example(run: Run, batch: int = 1) -> tuple[Any, dict[str, Any]]:
     """(the run's denoiser, arguments of one call of it that its pipeline makes for `batch` prompts)."""
     from ..graphs.components import Denoisers
     from ..measure.pipelines import example_inputs, model_of, record
+    from ..measure.recording import NoCallsError
 
-    model = model_of(run.pipe)
-    # Two steps: PixArt treats one step as a distilled model. Of several denoisers each has its own part of the steps.
-    once = replace(run.sampling, batch=batch)
-    once = once if isinstance(model, Denoisers) else replace(once, steps=2)
-    call, *_ = record(run.pipe, run.prompts(batch, part=0), once, bins=1)
+    model, prompts = model_of(run.pipe), run.prompts(batch, part=0)
+    # Two steps: PixArt treats one step as a distilled model. Of several denoisers each has its own part of the steps, and
+    # image-to-image with a low strength leaves out the first ones.
+    whole = replace(run.sampling, batch=batch)
+    once = whole if isinstance(model, Denoisers) else replace(whole, steps=2)
+    try:
+        call, *_ = record(run.pipe, prompts, once, bins=1)
+    except NoCallsError:
+        if once == whole:
+            raise
+        call, *_ = record(run.pipe, prompts, whole, bins=1)
     return model, example_inputs(call, model)
 
 
-def extract_card(
-    folder: Path,
-    card: str,
-    progress: Progress | None = None,
-    sizes: Mapping[str, int] | None = None,
+def extract_to(
+    folder: Path, model: str, progress: Progress | None = None, **size: int | None
 ) -> OpGraph:
-    """A run folder with the graph of a card.
+    """A run folder with the graph of `model`; a config that is there already, of the same model, stays.
 
     Args:
         folder: the run folder to make.
-        card: name of the card.
+        model: name of the zoo, card, local diffusers folder or hub id.
         progress: who is told.
-        sizes: `resolution` [pixels of the shorter side], `batch`, `frames`.
+        size: of a card: `resolution`, `batch`, `frames`.
 
     Returns:
         The graph.
+
+    Raises:
+        QSearchError: for an unknown model, and a size given with a pipeline.
     """
-    from ..graphs.extraction import extract as verb
     from ..graphs.families import cards
-    from .config import NAME, Config, save
+    from .config import NAME, Config, load, save
     from .folder import Run
 
-    run = Run(Config(model=card, folder=folder), progress or Silent())
-    denoiser, inputs = cards.load(card, **(sizes or {}))
-    graph = verb(denoiser, inputs, name=card)
+    run = Run(Config(model=model, folder=folder), progress or Silent())
+    asked = {name: value for name, value in size.items() if value is not None}
+    if not cards.has(model):
+        _ = run.model_folder  # a wrong name is said before anything is written
+        if asked:
+            raise QSearchError(
+                f"{', '.join(asked)} are for cards, a pipeline is read as it runs; given with "
+                f"{model}"
+            )
+        if run.path(NAME).is_file():
+            known = load(folder)
+            if Path(known.model).resolve() == Path(model).resolve():
+                return extract(Run(known.model_copy(update={"folder": folder}), run.progress))
+        save(run.config, run.path(NAME))
+        return extract(run)
+    from ..graphs.extraction import extract as verb
+
+    denoiser, inputs = cards.load(model, **asked)
+    graph = verb(denoiser, inputs, name=model)
     save(run.config, run.path(NAME))
-    content = {**cards.card(card).model_dump(mode="json"), **(sizes or {})}
-    graph.save(run.path("graph.json"), key=digest({"verb": "extract", "card": content}))
+    card = cards.card(model).model_dump(mode="json")
+    graph.save(run.path("graph.json"), key=digest({"verb": "extract", "card": card, **asked}))
     run.progress.say(_extracted(graph))
     return graph
 

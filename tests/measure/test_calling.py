@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -288,7 +288,7 @@ def test_a_denoiser_of_nine_channels_is_painted_into(text: Any, pictures: list[P
 def test_a_controlnet_s_residuals_are_part_of_the_call(text: Any, pictures: list[Path]) -> None:
     from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 
-    net = ControlNetModel.fromtiny.unet(text.unet, conditioning_embedding_out_channels=(4, 4))
+    net = ControlNetModel.from_unet(text.unet, conditioning_embedding_out_channels=(4, 4))
     parts = {k: v for k, v in text.components.items() if k != "image_encoder"}
     pipe = quiet(
         StableDiffusionControlNetPipeline(controlnet=net, **parts, requires_safety_checker=False)
@@ -358,3 +358,39 @@ def test_pictures_of_arrays_lie_between_minus_one_and_one() -> None:
     white = result((np.ones((1, 2, 2, 3)),))
 
     assert (float(black.max()), float(white.min())) == (-1.0, 1.0)
+
+
+def test_a_pipeline_that_takes_one_prompt_at_a_time_is_given_one_as_a_text() -> None:
+    class Single:
+        scheduler = None
+        components: ClassVar[dict[str, Any]] = {}
+
+        def __call__(
+            self, prompt: str, generator: Any = None, negative_prompt: str | None = None
+        ) -> Any:
+            if not isinstance(prompt, str) or not isinstance(negative_prompt, str):
+                raise TypeError("a list of prompts is not supported")
+            return (torch.randn(1, 3, generator=generator[0]),)
+
+    sampling = Sampling(call={"negative_prompt": "fog"}, batch=3)
+    made = sample(Single(), PROMPTS, sampling)
+
+    assert made.shape == (3, 3)
+    assert torch.equal(made[1:2], sample(Single(), PROMPTS[1:2], sampling, first=1))
+
+
+def test_a_pipeline_that_takes_one_picture_at_a_time_says_how(pictures: list[Path]) -> None:
+    class Single:
+        scheduler = None
+        components: ClassVar[dict[str, Any]] = {}
+
+        def __call__(self, prompt: list[str], image: Any, generator: Any = None) -> Any:
+            if isinstance(image, list):
+                raise TypeError("one picture")
+            return (torch.zeros(len(prompt), 3),)
+
+    call = {"image": [str(path) for path in pictures]}
+
+    with pytest.raises(QSearchError, match=r"set sampling.batch and profile.batch to 1"):
+        sample(Single(), PROMPTS, Sampling(call=call))
+    assert sample(Single(), PROMPTS, Sampling(call=call, batch=1)).shape == (3, 3)
