@@ -1,0 +1,70 @@
+"""Tables that a page asks for, made from measured numbers: `<!-- table NAME columns="a, b" where="model=x*" -->`.
+
+NAME is the stem of a JSON in notebooks/figures. `columns` chooses and orders columns (`a as b`
+renames), `where` keeps rows whose column matches a pattern (several, separated by commas, must all
+hold), `part` takes another list of the file than `rows`. Below the table stands where it comes from.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from .figures import figure
+from .markdown import cell, table
+from .missing import MissingError
+
+_ASKED = re.compile(r"<!-- table (?P<name>[\w.-]+)(?P<options>(?: \w+=\"[^\"]*\")*) -->")
+_KNOWN = {"columns", "where", "part"}
+
+
+def filled(markdown: str, root: Path, page: str = "index.md") -> str:
+    """A page's Markdown with its tables put in.
+
+    Raises `MissingError` for a file, a column or rows that are not there.
+    """
+    return _ASKED.sub(lambda found: _table(found, root, page), markdown)
+
+
+def rows_of(root: Path, name: str, options: dict[str, str]) -> list[dict[str, Any]]:
+    """The chosen rows and columns of a measured table."""
+    if unknown := set(options) - _KNOWN:
+        raise MissingError(f"table {name}: no option {', '.join(sorted(unknown))}")
+    held = figure(root, name)
+    rows = held.content.get(options["part"]) if "part" in options else held.rows
+    if not isinstance(rows, list):
+        raise MissingError(f"{name}.json has no list {options['part']!r}")
+    for condition in filter(None, map(str.strip, options.get("where", "").split(","))):
+        column, _, pattern = condition.partition("=")
+        _known(name, column, rows)
+        rows = [r for r in rows if fnmatch.fnmatchcase(cell(r.get(column)), pattern)]
+        if not rows:
+            raise MissingError(f"{name}.json has no row where {condition}")
+    if "columns" in options:
+        pairs = [_renamed(c) for c in options["columns"].split(",")]
+        for column, _ in pairs:
+            _known(name, column, rows)
+        rows = [{new: r.get(old) for old, new in pairs} for r in rows]
+    return rows
+
+
+def _renamed(text: str) -> tuple[str, str]:
+    old, _, new = text.strip().partition(" as ")
+    return old, new or old
+
+
+def _known(name: str, column: str, rows: list[dict[str, Any]]) -> None:
+    if not any(column in row for row in rows):
+        raise MissingError(f"{name}.json has no column {column!r}")
+
+
+def _table(found: re.Match[str], root: Path, page: str) -> str:
+    name = found["name"]
+    options = dict(re.findall(r"(\w+)=\"([^\"]*)\"", found["options"]))
+    rows = rows_of(root, name, options)
+    held = figure(root, name)
+    link = posixpath.relpath(f"results/{held.script}.md", posixpath.dirname(page) or ".")
+    return f"{table(rows)}\n<small>{held.source()} · [all numbers]({link}#{name})</small>\n"
