@@ -5,6 +5,7 @@ Prints how many pages and links there are and how long it took. Nothing is read 
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import time
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 def main(folder: Path) -> None:
     """Build into `folder` and say what stands there."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     began = time.perf_counter()
     build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), strict=True))
     seconds = time.perf_counter() - began

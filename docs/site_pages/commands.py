@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .markdown import code, table
+from .markdown import code, prose, table
 from .missing import MissingError
 
 
@@ -34,7 +34,7 @@ def _command(name: str, command: Any) -> str:
     words, examples = _split(command)
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     usage = " ".join(["qsearch", name, *(_metavar(p) for p in arguments), "[OPTIONS]"])
-    parts = [f"## qsearch {name} {{#{name}}}\n", f"{words}\n", code(usage, "bash")]
+    parts = [f"## qsearch {name} {{#{name}}}\n", f"{prose(words)}\n", code(usage, "bash")]
     shown = [p for p in command.params if not p.hidden] if command.params else []
     parts.append(_parameters(shown, name))
     if examples:
@@ -70,9 +70,22 @@ def _parameters(parameters: list[Any], name: str) -> str:
         words = getattr(p, "help", None)
         if not words:
             raise MissingError(f"qsearch {name}: {spelt} has no help")
-        kind = "" if getattr(p, "is_flag", False) else p.type.name
-        rows.append({"": spelt, "type": kind, "default": _default(p), "what it does": words})
+        kind = "" if getattr(p, "is_flag", False) else _type(p)
+        rows.append({"": spelt, "type": kind, "default": _default(p), "what it does": prose(words)})
     return table(rows) if rows else ""
+
+
+_TYPES = {"str": "text", "int": "integer", "path": "path", "list": "texts", "bool": ""}
+
+
+def _type(parameter: Any) -> str:
+    """In words; typer from 0.28 on says it in another place than click did."""
+    known = getattr(parameter, "type", None)
+    if known is not None:
+        return str(known.name)
+    annotation = parameter.type_descriptor.annotation
+    name = getattr(annotation, "__name__", str(annotation)).lower()
+    return _TYPES.get(name, name)
 
 
 def _default(parameter: Any) -> str:

@@ -8,7 +8,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from .markdown import code, table
+from .markdown import code, prose, table
 from .missing import MissingError
 
 
@@ -71,7 +71,7 @@ def _is_section(kind: Any) -> bool:
 def _row(key: str, kind: Any, default: Any, words: str) -> dict[str, Any]:
     if not words:
         raise MissingError(f"config: {key} has no description")
-    return {"key": f"`{key}`", "type": _type(kind), "default": _shown(default), "meaning": words}
+    return {"key": f"`{key}`", "type": _type(kind), "default": _shown(default), "meaning": prose(words)}
 
 
 def _type(kind: Any) -> str:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .markdown import code, table
+from .markdown import code, prose, table
 
 #: file of a run -> (verb that writes it, module that reads and writes it)
 ARTEFACTS = {
@@ -34,14 +34,14 @@ def _plan(root: Path) -> str:
     schema = json.loads(paths[-1].read_text(encoding="utf-8"))
     parts = [
         "# plan.json\n",
-        f"{schema['description']}\n",
+        f"{prose(schema['description'])}\n",
         f"Its JSON Schema is `qsearch/core/{paths[-1].name}` (it ships with the package). Files of "
         f"{len(paths)} versions are read; `tests/golden/` holds one of each.\n",
         table(list(_properties(schema, "", set(schema.get("required", []))))),
         "## Definitions\n",
     ]
     for name, held in schema.get("$defs", {}).items():
-        parts.append(f"### {name} {{#{name}}}\n\n{held.get('description', '')}\n")
+        parts.append(f"### {name} {{#{name}}}\n\n{prose(held.get('description', ''))}\n")
         if "pattern" in held:
             parts.append(code(held["pattern"]))
         if "properties" in held:
@@ -55,7 +55,7 @@ def _properties(schema: dict[str, Any], prefix: str, required: set[str]) -> Any:
             "key": f"`{prefix}{name}`",
             "type": _type(held),
             "": "" if name in required else "optional",
-            "meaning": held.get("description", ""),
+            "meaning": prose(held.get("description", "")),
         }
         if held.get("type") == "object" and not prefix:
             yield from _properties(held, f"{name}.", set(held.get("required", [])))

@@ -42,3 +42,12 @@ def code(text: str, language: str = "text") -> str:
     """A fenced block."""
     fence = "````" if "```" in text else "```"
     return f"{fence}{language}\n{text.rstrip()}\n{fence}\n"
+
+
+def prose(text: str) -> str:
+    """Words of code as Markdown: brackets, stars and angles stand for themselves outside of backticks."""
+    parts = text.split("`")
+    for place in range(0, len(parts), 2):
+        for sign, instead in (("<", "&lt;"), ("[", r"\["), ("]", r"\]"), ("*", r"\*"), ("_", r"\_")):
+            parts[place] = parts[place].replace(sign, instead)
+    return "`".join(parts)

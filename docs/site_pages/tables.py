@@ -1,8 +1,8 @@
-"""Tables that a page asks for, made from measured numbers: `<!-- table NAME columns="a, b" where="model=x*" -->`.
+"""Tables that a page asks for, made from measured numbers: `<!-- table NAME columns="a; b" where="model=x*" -->`.
 
 NAME is the stem of a JSON in notebooks/figures. `columns` chooses and orders columns (`a as b`
-renames), `where` keeps rows whose column matches a pattern (several, separated by commas, must all
-hold), `part` takes another list of the file than `rows`. Below the table stands where it comes from.
+renames), `where` keeps rows whose column matches a pattern (several, separated by semicolons, must
+all hold), `part` takes another list of the file than `rows`. Below the table stands where it comes from.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def rows_of(root: Path, name: str, options: dict[str, str]) -> list[dict[str, An
     rows = held.content.get(options["part"]) if "part" in options else held.rows
     if not isinstance(rows, list):
         raise MissingError(f"{name}.json has no list {options['part']!r}")
-    for condition in filter(None, map(str.strip, options.get("where", "").split(","))):
+    for condition in filter(None, map(str.strip, options.get("where", "").split(";"))):
         column, _, pattern = condition.partition("=")
         _known(name, column, rows)
         rows = [r for r in rows if fnmatch.fnmatchcase(cell(r.get(column)), pattern)]
         if not rows:
             raise MissingError(f"{name}.json has no row where {condition}")
     if "columns" in options:
-        pairs = [_renamed(c) for c in options["columns"].split(",")]
+        pairs = [_renamed(c) for c in options["columns"].split(";")]
         for column, _ in pairs:
             _known(name, column, rows)
         rows = [{new: r.get(old) for old, new in pairs} for r in rows]
