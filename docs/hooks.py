@@ -18,7 +18,7 @@ from mkdocs.structure.files import File, Files
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
-from site_pages import (  # noqa: E402  # they lie beside this file, which is no package
+from site_pages import (  # they lie beside this file, which is no package
     commands,
     config,
     files,
@@ -32,7 +32,7 @@ from site_pages import (  # noqa: E402  # they lie beside this file, which is no
     schemes,
     tables,
 )
-from site_pages.missing import MissingError  # noqa: E402
+from site_pages.missing import MissingError
 
 ROOT = Path(__file__).parent.parent
 #: a word of the navigation in mkdocs.yml -> the module that makes its pages, in their order

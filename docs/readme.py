@@ -8,9 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
-from site_pages.costs import costs  # noqa: E402  # beside this file
-from site_pages.markdown import table  # noqa: E402
-from site_pages.tables import rows_of  # noqa: E402
+from site_pages.costs import costs  # beside this file
+from site_pages.markdown import table
+from site_pages.tables import rows_of
 
 _COLUMNS = "model; plan; stored bits; output_sqnr as output SQNR, dB; sqnr as final latent SQNR, dB; ssim as SSIM; alignment"
 _BLOCK = re.compile(r"(<!-- made by docs/readme.py: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -18,7 +18,9 @@ _BLOCK = re.compile(r"(<!-- made by docs/readme.py: (\w+) -->\n).*?(<!-- end -->
 
 def results() -> str:
     """What plans at 4 bits measure on the zoo."""
-    rows = [r for r in rows_of(ROOT, "main_job", {"columns": _COLUMNS}) if r["plan"] != "full precision"]
+    rows = [
+        r for r in rows_of(ROOT, "main_job", {"columns": _COLUMNS}) if r["plan"] != "full precision"
+    ]
     return table(rows)
 
 

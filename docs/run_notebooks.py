@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from site_pages.notebooks import DIGEST, digest  # noqa: E402  # beside this file
+from site_pages.notebooks import DIGEST, digest  # beside this file
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 _WIDEST, _COLOURS, _LONGEST = 760, 64, 60  # pixels, colours of a picture; lines of text
@@ -32,7 +32,9 @@ def main(names: list[str]) -> None:
         if names and path.stem not in names:
             continue
         notebook = nbformat.read(path, as_version=4)
-        client = nbclient.NotebookClient(notebook, timeout=3600, resources={"metadata": {"path": str(FOLDER)}})
+        client = nbclient.NotebookClient(
+            notebook, timeout=3600, resources={"metadata": {"path": str(FOLDER)}}
+        )
         client.execute()
         for cell in notebook.cells:
             if cell.cell_type == "code":
@@ -68,7 +70,9 @@ def _small(output: Any) -> Any:
 def _cut(output: Any) -> Any:
     lines = output.text.splitlines()
     if len(lines) > _LONGEST:
-        output.text = "\n".join([*lines[:_LONGEST], f"... {len(lines) - _LONGEST} more lines"]) + "\n"
+        output.text = (
+            "\n".join([*lines[:_LONGEST], f"... {len(lines) - _LONGEST} more lines"]) + "\n"
+        )
     return output
 
 

@@ -35,7 +35,9 @@ class Snippet:
     reason: str
 
     def commands(self) -> list[list[str]]:
-        """The words of every line that calls qsearch, comments apart."""
+        """The words of every line of a shell block that calls qsearch, comments apart."""
+        if self.language != "bash":
+            return []
         joined = self.text.replace("\\\n", " ")
         lines = [shlex.split(line, comments=True) for line in joined.splitlines()]
         found = []
@@ -55,7 +57,9 @@ def snippets(*languages: str) -> list[Snippet]:
             if block["language"] in languages:
                 line = text[: block.start()].count("\n") + 1
                 page = path.relative_to(ROOT).as_posix()
-                found.append(Snippet(page, line, block["language"], block["text"], block["reason"] or ""))
+                found.append(
+                    Snippet(page, line, block["language"], block["text"], block["reason"] or "")
+                )
     return found
 
 

@@ -60,7 +60,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "model": "scenes-dit",
                 "folder": "runs/scenes-dit",
                 "sampling": {"steps": 2, "batch": 3},
-                "profile": {"schemes": ["uint4-c", "uint8-c"], "samples": 2, "batch": 1, "bins": 1, "probes": 2},
+                "profile": {
+                    "schemes": ["uint4-c", "uint8-c"],
+                    "samples": 2,
+                    "batch": 1,
+                    "bins": 1,
+                    "probes": 2,
+                },
                 "allocate": {"average_bits": 5.0},
                 "evaluate": {"samples": 3, "metrics": ["sqnr"]},
             }
@@ -136,7 +142,12 @@ def test_the_blocks_of_a_tool_run(
 
 
 def test_every_exporter_has_a_page_with_its_command() -> None:
-    told = {words[words.index("--to") + 1] for held in TOOLS.values() for s in held for words in s.commands()}
+    told = {
+        words[words.index("--to") + 1]
+        for held in TOOLS.values()
+        for s in held
+        for words in s.commands()
+    }
 
     assert told == set(plugins.names("exporters", outside=False))
 

@@ -48,9 +48,15 @@ def _split(command: Any) -> tuple[str, str]:
     if not text:
         raise MissingError(f"qsearch {command.name} has no help")
     lines = [line.strip() for line in (text + "\n" + (command.epilog or "")).splitlines()]
-    examples = [line.removeprefix("$ ").strip("`") for line in lines if line.lstrip("$ `").startswith("qsearch ")]
+    examples = [
+        line.removeprefix("$ ").strip("`")
+        for line in lines
+        if line.lstrip("$ `").startswith("qsearch ")
+    ]
     prose = [line for line in lines if line.lstrip("$ `").startswith("qsearch ") is False]
-    return " ".join(line for line in prose if line and line.rstrip(":") != "Examples"), "\n".join(examples)
+    return " ".join(line for line in prose if line and line.rstrip(":") != "Examples"), "\n".join(
+        examples
+    )
 
 
 def _metavar(parameter: Any) -> str:

@@ -53,7 +53,11 @@ def _fields(kind: Any) -> dict[str, tuple[Any, Any, str]]:
         hints = typing.get_type_hints(kind, include_extras=True)
         return {f.name: (*_annotated(hints[f.name], f.default),) for f in dataclasses.fields(kind)}
     return {
-        name: (field.annotation, field.get_default(call_default_factory=True), field.description or "")
+        name: (
+            field.annotation,
+            field.get_default(call_default_factory=True),
+            field.description or "",
+        )
         for name, field in kind.model_fields.items()
     }
 
@@ -65,20 +69,36 @@ def _annotated(hint: Any, default: Any) -> tuple[Any, Any, str]:
 
 
 def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and (hasattr(kind, "model_fields") or dataclasses.is_dataclass(kind))
+    return isinstance(kind, type) and (
+        hasattr(kind, "model_fields") or dataclasses.is_dataclass(kind)
+    )
 
 
 def _row(key: str, kind: Any, default: Any, words: str) -> dict[str, Any]:
     if not words:
         raise MissingError(f"config: {key} has no description")
-    return {"key": f"`{key}`", "type": _type(kind), "default": _shown(default), "meaning": prose(words)}
+    return {
+        "key": f"`{key}`",
+        "type": _type(kind),
+        "default": _shown(default),
+        "meaning": prose(words),
+    }
 
 
 def _type(kind: Any) -> str:
     if typing.get_origin(kind) is typing.Literal:
         return " or ".join(f"`{a}`" if a != "" else "empty" for a in typing.get_args(kind))
     text = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
-    for old, new in (("pathlib.Path", "path"), ("Path", "path"), ("typing.", ""), (" | None", ", or nothing"), ("str", "text"), ("int", "whole number"), ("float", "number"), ("bool", "true or false")):
+    for old, new in (
+        ("pathlib.Path", "path"),
+        ("Path", "path"),
+        ("typing.", ""),
+        (" | None", ", or nothing"),
+        ("str", "text"),
+        ("int", "whole number"),
+        ("float", "number"),
+        ("bool", "true or false"),
+    ):
         text = text.replace(old, new)
     return text.replace("|", "or")
 
@@ -96,5 +116,7 @@ def _shown(default: Any) -> str:
 def _examples(root: Path) -> str:
     parts = ["## Examples {#examples}\n"]
     for path in sorted((root / "configs").glob("*.yaml")):
-        parts.append(f"`{path.relative_to(root)}`:\n\n{code(path.read_text(encoding='utf-8'), 'yaml')}")
+        parts.append(
+            f"`{path.relative_to(root)}`:\n\n{code(path.read_text(encoding='utf-8'), 'yaml')}"
+        )
     return "\n".join(parts)

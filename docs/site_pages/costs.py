@@ -48,5 +48,9 @@ def costs(root: Path) -> str:
 def _time(seconds: float) -> str:
     for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (float("inf"), 3600, "h")):
         if seconds < limit:
-            return f"{seconds / unit:.0f} {name}" if seconds / unit >= 9.5 else f"{seconds / unit:.1f} {name}"
+            return (
+                f"{seconds / unit:.0f} {name}"
+                if seconds / unit >= 9.5
+                else f"{seconds / unit:.1f} {name}"
+            )
     raise AssertionError(seconds)

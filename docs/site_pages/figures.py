@@ -65,7 +65,11 @@ def figures(root: Path) -> dict[str, Figure]:
         if script is None:
             raise MissingError(f"no script in {FOLDER} is named like {path.name}")
         content = json.loads(path.read_text(encoding="utf-8"))
-        lacking = [k for k in ("command", "machine", "seed", "rows") if not content.get(k, 1) and k != "seed"]
+        lacking = [
+            k
+            for k in ("command", "machine", "seed", "rows")
+            if not content.get(k, 1) and k != "seed"
+        ]
         lacking += [k for k in ("command", "machine", "seed", "rows") if k not in content]
         if lacking:
             raise MissingError(f"{FOLDER / path.name} does not say its {', '.join(lacking)}")

@@ -94,7 +94,11 @@ def _artefacts(root: Path) -> str:
                 "what it holds": (ast.get_docstring(tree) or "").split("\n")[0],
             }
         )
-    golden = sorted(p.name for p in (root / "tests" / "golden").iterdir() if not p.name.endswith(".py") and p.name != "__pycache__")
+    golden = sorted(
+        p.name
+        for p in (root / "tests" / "golden").iterdir()
+        if not p.name.endswith(".py") and p.name != "__pycache__"
+    )
     parts = [
         "# Artefacts\n",
         "A run is a folder; each verb reads and writes its files there. Every file has one header: "
@@ -119,6 +123,7 @@ def _versions(tree: ast.Module) -> tuple[str, list[str]]:
             except ValueError:
                 continue
     schema = next(
-        (v for v in found.values() if isinstance(v, str) and re.fullmatch(r"qsearch\.\w+/\d+", v)), ""
+        (v for v in found.values() if isinstance(v, str) and re.fullmatch(r"qsearch\.\w+/\d+", v)),
+        "",
     )
     return schema, list(found.get("_EARLIER", ()))

@@ -24,7 +24,9 @@ def cell(value: Any) -> str:
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Iterable[str] | None = None) -> str:
     """Rows as a table; the columns are those of all rows when left out, in order of appearance."""
-    names = list(columns) if columns is not None else list(dict.fromkeys(k for r in rows for k in r))
+    names = (
+        list(columns) if columns is not None else list(dict.fromkeys(k for r in rows for k in r))
+    )
     numbers = {
         name
         for name in names
@@ -48,6 +50,12 @@ def prose(text: str) -> str:
     """Words of code as Markdown: brackets, stars and angles stand for themselves outside of backticks."""
     parts = text.split("`")
     for place in range(0, len(parts), 2):
-        for sign, instead in (("<", "&lt;"), ("[", r"\["), ("]", r"\]"), ("*", r"\*"), ("_", r"\_")):
+        for sign, instead in (
+            ("<", "&lt;"),
+            ("[", r"\["),
+            ("]", r"\]"),
+            ("*", r"\*"),
+            ("_", r"\_"),
+        ):
             parts[place] = parts[place].replace(sign, instead)
     return "`".join(parts)

@@ -50,7 +50,9 @@ def _text(node: ast.AST) -> str:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
-        return "".join(_text(part) if isinstance(part, ast.Constant) else "…" for part in node.values)
+        return "".join(
+            _text(part) if isinstance(part, ast.Constant) else "…" for part in node.values
+        )
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return _text(node.left) + _text(node.right)
     return "…"
@@ -58,5 +60,9 @@ def _text(node: ast.AST) -> str:
 
 def _escaped(text: str) -> str:
     for sign in "*_<>[]`{}$":
-        text = text.replace(sign, f"\\{sign}") if sign not in "<>" else text.replace(sign, f"&{'lt' if sign == '<' else 'gt'};")
+        text = (
+            text.replace(sign, f"\\{sign}")
+            if sign not in "<>"
+            else text.replace(sign, f"&{'lt' if sign == '<' else 'gt'};")
+        )
     return " ".join(text.split())

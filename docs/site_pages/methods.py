@@ -45,8 +45,14 @@ def _rows(root: Path) -> list[dict[str, Any]]:
 def _read(path: Path) -> dict[str, Any]:
     text = path.read_text(encoding="utf-8")
     title = re.search(r"^# (.+)$", text, re.MULTILINE)
-    fields = dict(re.findall(r"^\*\*(Kind|In one sentence|Verdict)\*\*: (.+?)$", text, re.MULTILINE))
-    if title is None or set(fields) != {"Kind", "In one sentence", "Verdict"} or fields["Kind"] not in KINDS:
+    fields = dict(
+        re.findall(r"^\*\*(Kind|In one sentence|Verdict)\*\*: (.+?)$", text, re.MULTILINE)
+    )
+    if (
+        title is None
+        or set(fields) != {"Kind", "In one sentence", "Verdict"}
+        or fields["Kind"] not in KINDS
+    ):
         raise MissingError(
             f"methods/{path.name}: a card has a title and the lines **Kind** ({' or '.join(KINDS)}), "
             "**In one sentence** and **Verdict**"

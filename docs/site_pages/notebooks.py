@@ -103,5 +103,9 @@ def _plain(markup: str) -> str:
     """HTML of an output without styles of its own and blank lines, which would end it."""
     markup = re.sub(r"<style.*?</style>", "", markup, flags=re.DOTALL)
     markup = re.sub(r' (style|border|class)="[^"]*"', "", markup)
-    lines = [line for line in html.unescape(markup).splitlines() if line.strip()] if "<" not in markup else markup.splitlines()
+    lines = (
+        [line for line in html.unescape(markup).splitlines() if line.strip()]
+        if "<" not in markup
+        else markup.splitlines()
+    )
     return "\n".join(line for line in lines if line.strip())

@@ -18,7 +18,8 @@ FILES = {
 def pages(root: Path) -> dict[str, str | bytes]:
     """The files, with links between them and into the docs that hold on the site."""
     return {
-        page: _linked((root / name).read_text(encoding="utf-8"), name) for page, name in FILES.items()
+        page: _linked((root / name).read_text(encoding="utf-8"), name)
+        for page, name in FILES.items()
     }
 
 

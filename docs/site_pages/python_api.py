@@ -10,7 +10,11 @@ from typing import Any
 ROOMS = {
     "nouns": ("Nouns", "What verbs read and write; each has a file of its own.", ("core",)),
     "extract": ("Extract", "A model as a graph.", ("graphs",)),
-    "measure": ("Measure", "What every choice costs, and what a plan does to pictures.", ("measure",)),
+    "measure": (
+        "Measure",
+        "What every choice costs, and what a plan does to pictures.",
+        ("measure",),
+    ),
     "plan": ("Plan", "Plans under budgets.", ("decide",)),
     "learn": ("Learn", "What predicts plans that nobody measured, and why.", ("learn",)),
     "execute": ("Execute", "The plan at work, and as other tools' files.", ("execute", "stages")),
@@ -25,9 +29,18 @@ MODULES = {
     "plug-ins": (
         "Plug-ins",
         "What plug-ins are given and what they give back; see [how to add one](../../how-to/plug-ins.md).",
-        ("qsearch.choices.transform", "qsearch.execute.exporting", "qsearch.core.words", "qsearch.decide.problem"),
+        (
+            "qsearch.choices.transform",
+            "qsearch.execute.exporting",
+            "qsearch.core.words",
+            "qsearch.decide.problem",
+        ),
     ),
-    "contracts": ("Contracts", "Tests that every plug-in must pass; subclass them for your own.", ("qsearch.testing",)),
+    "contracts": (
+        "Contracts",
+        "Tests that every plug-in must pass; subclass them for your own.",
+        ("qsearch.testing",),
+    ),
 }
 
 

@@ -78,7 +78,11 @@ def _index(root: Path, held: dict[str, list[Figure]]) -> str:
     ]
     for topic, scripts in _topics(held).items():
         rows = [
-            {"page": f"[{s}]({s}.md)", "question": docstring(root, s)[0], "last": max(f.date for f in held[s])}
+            {
+                "page": f"[{s}]({s}.md)",
+                "question": docstring(root, s)[0],
+                "last": max(f.date for f in held[s]),
+            }
             for s in scripts
         ]
         parts.append(f"## {topic}\n\n{table(rows)}")
@@ -107,8 +111,12 @@ def _section(one: Figure) -> str:
         if isinstance(value, list) and value and isinstance(value[0], dict):
             parts.append(f"### {key}\n\n{_folded(key, value)}")
         elif not isinstance(value, (list, dict)):
-            parts.append(f"{key}: {value:.4g}\n" if isinstance(value, float) else f"{key}: {value}\n")
-        elif isinstance(value, dict) and all(not isinstance(v, (list, dict)) for v in value.values()):
+            parts.append(
+                f"{key}: {value:.4g}\n" if isinstance(value, float) else f"{key}: {value}\n"
+            )
+        elif isinstance(value, dict) and all(
+            not isinstance(v, (list, dict)) for v in value.values()
+        ):
             parts.append(f"### {key}\n\n{table([{'of': k, 'value': v} for k, v in value.items()])}")
     versions = ", ".join(f"{k} {v}" for k, v in one.content.get("versions", {}).items())
     parts.append(

@@ -52,7 +52,9 @@ def _dedented(text: str) -> str:
 def _prose(text: str) -> str:
     """Paragraphs of a docstring; indented ones are code."""
     parts = [
-        code(_dedented(p)) if p.startswith("    ") else p + "\n" for p in text.split("\n\n") if p.strip()
+        code(_dedented(p)) if p.startswith("    ") else p + "\n"
+        for p in text.split("\n\n")
+        if p.strip()
     ]
     return "\n".join(parts)
 
@@ -61,10 +63,16 @@ def _format(name: str) -> dict[str, Any]:
     from qsearch.core.scheme import Scheme
 
     scheme = Scheme.parse(name)
-    bits: dict[str, Any] = {"format": f"`{name}`", "kind": _KINDS[scheme.family], "bits a code": scheme.bits}
+    bits: dict[str, Any] = {
+        "format": f"`{name}`",
+        "kind": _KINDS[scheme.family],
+        "bits a code": scheme.bits,
+    }
     bits["stored bits"] = _stored(name)
     grouped = f"{name}-g64"
-    bits["in groups of 64"] = _stored(grouped) if scheme.family in ("int", "uint", "float") else None
+    bits["in groups of 64"] = (
+        _stored(grouped) if scheme.family in ("int", "uint", "float") else None
+    )
     return bits
 
 
