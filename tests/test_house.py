@@ -115,7 +115,9 @@ def test_no_file_names_the_host_of_a_package_registry() -> None:
 def test_a_file_that_is_named_is_there() -> None:
     """In prose, docstrings and comments; `NAME` and `*` stand for any."""
     texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-    texts += [p for d in ("qsearch", "kernels", "tests", "configs", "docs") for p in (ROOT / d).rglob("*")]
+    texts += [
+        p for d in ("qsearch", "kernels", "tests", "configs", "docs") for p in (ROOT / d).rglob("*")
+    ]
     named = re.compile(r"`((?:tests|qsearch|kernels|configs|docs)/[\w/.-]+\.(?:py|md|yaml|json))`")
     lost = {
         f"{path.relative_to(ROOT)}: {name}"

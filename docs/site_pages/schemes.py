@@ -119,10 +119,11 @@ def _constant(value: Any) -> Any:
 
 
 def _others(root: Path) -> str:
-    """Kinds of choices for other tensors than weights, from the docstrings of their files."""
+    """Kinds of choices for a whole attention, from the docstrings of their files."""
     found = []
-    for path in sorted((root / "qsearch" / "choices").glob("*sparsity*.py")):
+    for path in sorted((root / "qsearch" / "choices" / "attentions").glob("[a-z]*.py")):
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         first, _, rest = text.partition("\n\n")
-        found.append(f"## {path.stem.replace('_', ' ').capitalize()}\n\n{first}\n\n{_prose(rest)}")
+        title = path.stem.replace("_", " ").capitalize()
+        found.append(f"## Attention: {title} {{#{path.stem}}}\n\n{first}\n\n{_prose(rest)}")
     return "\n".join(found)
