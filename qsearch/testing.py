@@ -21,6 +21,7 @@ from .choices.contracts import (
     TransformContract,
     assert_step_law,
 )
+from .choices.format_contract import FormatContract
 from .core.contract import Contract
 from .core.errors import InfeasibleBudget, QSearchError
 from .core.metrics import LINKS, MetricWords
@@ -32,6 +33,7 @@ from .learn.contracts import SurrogateContract
 __all__ = [
     "ActivationContract",
     "ExporterContract",
+    "FormatContract",
     "MetricContract",
     "QuantizerContract",
     "SolverContract",

@@ -38,6 +38,7 @@ from qsearch.report.page import write_report
 from qsearch.report.pictures import picture_path, save_pictures
 from qsearch.testing import (
     ActivationContract,
+    FormatContract,
     MetricContract,
     QuantizerContract,
     TransformContract,
@@ -113,6 +114,36 @@ FILES = {
                 found.append(torch.cat(whole, channel))
             return tuple(found)
         ''',
+    "outsider_ternary": '''
+        """Ternary weights, tern2: -1, 0 or 1 times a scale for each channel or group (TWN, arXiv 1605.04711)."""
+        from qsearch.core.format_words import groups_of
+
+        family, words, inputs, sizes = "ternary", ("tern2",), {}, "cg"
+        multiplied_as = "int"
+        stores_zero, follows_range, has_grid = False, False, False
+
+        def bits(word):
+            return 2
+
+        def group(word):
+            return 0
+
+        def stored_bits(word, rows, columns, group):
+            return 2 * rows * columns + 16 * groups_of(rows, columns, group)
+
+        def quantize(groups, scheme):
+            import torch
+            from qsearch.choices.codes import Codes, round_to_fp16
+            size = groups.abs()
+            large = size > 0.7 * size.mean(-1, keepdim=True)
+            scale = round_to_fp16((size * large).sum(-1, keepdim=True) / large.sum(-1, keepdim=True).clamp(min=1))
+            codes = (groups.sign() * large + 1).to(torch.uint8)
+            return Codes(codes, scale, torch.ones_like(scale))
+
+        def packed(scheme, rows, columns, device):
+            from qsearch.choices.packed_weight import Layout, PackedWeight
+            return PackedWeight(scheme, rows, columns, device, Layout(offset=1.0))
+        ''',
     "outsider_narrow": '''
         """Min-max whose range is two hundredths narrower; needs no data."""
         from qsearch.choices.codes import qparams_from_range, quantize_to_grid
@@ -151,6 +182,9 @@ ENTRIES = """
 [qsearch.transforms]
 reverse = outsider_reverse
 broken = outsider_broken
+[qsearch.formats]
+ternary = outsider_ternary
+zbroken = outsider_broken
 [qsearch.activations]
 halves = outsider_halves
 [qsearch.quantizers]
@@ -193,6 +227,7 @@ SCHEMES = (
     "uint4-g4+a4halves~reverse@narrow",
     "uint4-c+a8halves@narrow",
     "uint4-c+a4~reverse",
+    "tern2-g16+a8",
 )
 
 
@@ -205,6 +240,8 @@ def test_their_words_are_read_and_written_as_ours_are(text: str) -> None:
     ("text", "words"),
     [
         ("int4-c+a8halfs", "activation '8halfs'"),
+        ("tern3", "'zbroken' among the formats, installed as outsider_broken, can't be imported"),
+        ("tern2-t", "tern2 takes -c, -gN; given 'tern2-t', write 'tern2-c'"),
         ("int4-c+a8~revers", "did you mean 'reverse'?"),
         ("int4-c+a8~reverse10", "how often from 1 to 9"),
         ("int4-c+a8~reverse~balance", "write ~balance~reverse"),
@@ -222,6 +259,7 @@ def test_mistakes_in_their_words_are_answered_as_in_ours(text: str, words: str) 
     ("contract", "name"),
     [
         (TransformContract, "reverse"),
+        (FormatContract, "ternary"),
         (ActivationContract, "halves"),
         (QuantizerContract, "narrow"),
         (MetricContract, "gap"),
@@ -303,9 +341,10 @@ def test_they_go_from_a_profile_through_a_plan_and_trials_to_a_surrogate_and_a_r
     assert "distance of the latents, sigma" in page
 
 
-def test_their_plan_is_packed_as_it_is_simulated(pipe: Any, graph: OpGraph) -> None:
+@pytest.mark.parametrize("text", [SCHEMES[1], SCHEMES[-1]])
+def test_their_plan_is_packed_as_it_is_simulated(text: str, pipe: Any, graph: OpGraph) -> None:
     (call,) = record(pipe, scene_prompts(2, 0), SAMPLING, 1)
-    plan = Plan.uniform(graph, SCHEMES[1])
+    plan = Plan.uniform(graph, text)
     with torch.no_grad():
         with simulate(pipe.unet, plan, graph) as model:
             simulated = model(*call.args, **call.kwargs)[0]

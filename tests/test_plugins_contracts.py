@@ -24,6 +24,7 @@ from qsearch.measure.clean import Clean
 from qsearch.measure.decoding import needs
 from qsearch.testing import (
     ActivationContract,
+    FormatContract,
     MetricContract,
     QuantizerContract,
     SolverContract,
@@ -39,6 +40,27 @@ def checks_of(contract: type) -> list[str]:
 @pytest.mark.parametrize("test", checks_of(QuantizerContract))
 def test_every_quantizer_keeps_its_contract(name: str, test: str) -> None:
     getattr(type("Contract", (QuantizerContract,), {"plugin": name})(), test)()
+
+
+@pytest.mark.parametrize("name", plugins.names("formats"))
+@pytest.mark.parametrize("test", checks_of(FormatContract))
+def test_every_format_keeps_its_contract(name: str, test: str) -> None:
+    getattr(type("Contract", (FormatContract,), {"plugin": name})(), test)()
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "test"),
+    [
+        ({"words": ("int4",)}, "test_its_words_are_its_own_and_are_read_as_they_are_written"),
+        ({"sizes": "x"}, "test_it_declares_how_it_works"),
+    ],
+)
+def test_a_wrong_format_is_rejected(spoilt: dict[str, object], test: str) -> None:
+    right = vars(plugins.load("formats", "asymmetric"))
+    plugin = types.SimpleNamespace(**right | spoilt)
+
+    with pytest.raises(AssertionError):
+        getattr(type("Contract", (FormatContract,), {"plugin": plugin})(), test)()
 
 
 @pytest.mark.parametrize("name", plugins.names("activations"))
@@ -204,13 +226,13 @@ class Forgetful(ChannelAffine):
         ),
         (ChannelAffine(scale=torch.full((24,), torch.nan)), "test_it_stores_what_it_declares"),
         (ChannelAffine(scale=torch.ones(1)), "test_it_stores_what_it_declares"),
-        (ChannelAffine(shift=torch.zeros(24)), "test_it_stores_what_it_declares"),
+        (ChannelAffine(offset=torch.zeros(24)), "test_it_stores_what_it_declares"),
         (
             Forgetful(scale=torch.full((24,), 2.0)),
             "test_the_packed_form_computes_what_is_simulated",
         ),
         (
-            ChannelAffine(shift=torch.full((24,), 1000.0)),
+            ChannelAffine(offset=torch.full((24,), 1000.0)),
             "test_coarse_rounding_is_not_made_much_worse",
         ),
         (

@@ -15,7 +15,7 @@ _SHAPE = (1152, 1152)
 def pages(root: Path) -> dict[str, str | bytes]:
     """One page."""
     from qsearch.core import plugins
-    from qsearch.core.scheme import ACTIVATIONS, FORMATS
+    from qsearch.core.format_words import formats, input_formats
 
     tree = ast.parse((root / "qsearch/core/scheme.py").read_text(encoding="utf-8"))
     docstring = (ast.get_docstring(tree) or "").partition("\n\n")[2]
@@ -28,9 +28,9 @@ def pages(root: Path) -> dict[str, str | bytes]:
         _prose(words),
         f"## Formats {{#formats}}\n\nStored bits of a linear layer of {_SHAPE[1]} channels from {_SHAPE[0]}, scales, "
         "zero points and codebooks included, with a scale a channel and, where the format allows it, a "
-        f"scale for 64 weights.\n\n{table([_format(f) for f in FORMATS])}",
+        f"scale for 64 weights.\n\n{table([_format(f) for f in formats()])}",
         "## Inputs {#inputs}\n\n`+a` and one of "
-        + ", ".join(f"`{a}`" for a in ACTIVATIONS)
+        + ", ".join(f"`{a}`" for a in input_formats())
         + "; then what shares a scale:\n",
         table(_plugins(plugins, "activations", ("word", "needs_inputs"))),
         "## Transforms {#transforms}\n\n`~` and a word, with a number where it takes one; several are "
@@ -65,26 +65,22 @@ def _format(name: str) -> dict[str, Any]:
     scheme = Scheme.parse(name)
     bits: dict[str, Any] = {
         "format": f"`{name}`",
-        "kind": _KINDS[scheme.family],
+        "kind": _kind(name),
         "bits a code": scheme.bits,
     }
     bits["stored bits"] = _stored(name)
-    grouped = f"{name}-g64"
-    bits["in groups of 64"] = (
-        _stored(grouped) if scheme.family in ("int", "uint", "float") else None
-    )
+    bits["in groups of 64"] = _stored(f"{name}-g64")
     return bits
 
 
-_KINDS = {
-    "keep": "as it was, in 16 bits",
-    "int": "integer, symmetric",
-    "uint": "integer with a zero point",
-    "float": "small float: exponent and mantissa bits",
-    "codebook": "codebook by k-means",
-    "block": "block format",
-    "trellis": "trellis code",
-}
+def _kind(name: str) -> str:
+    """The first words of the file of a format."""
+    from qsearch.core.format_words import format_word
+
+    if name == "keep":
+        return "as it was, in 16 bits"
+    text = getattr(format_word(name), "__doc__", "") or ""
+    return text.partition(",")[0].partition(":")[0]
 
 
 def _stored(text: str) -> float | None:

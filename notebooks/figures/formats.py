@@ -27,8 +27,9 @@ import numpy as np
 import torch
 from figure import publish
 
-from qsearch.choices.quantization import DEFAULT_METHODS, quantize
-from qsearch.core.scheme import FORMATS, Scheme
+from qsearch.choices.quantization import quantize
+from qsearch.core.format_words import formats
+from qsearch.core.scheme import Scheme
 
 BLOCKS = ("mxfp4", "mxfp6", "mxfp8", "nvfp4")
 GRANULARITIES = ("-t", "-c", "-g128", "-g64", "-g32", "-g16")
@@ -38,7 +39,7 @@ FOLDS = 8
 def schemes() -> list[str]:
     """All formats at all granularities, the searched and half-quadratic variants of the 4-bit ones besides."""
     out = list(BLOCKS)
-    for form in FORMATS:
+    for form in formats():
         if form != "keep" and form not in BLOCKS:
             grains = GRANULARITIES if not form.startswith("km") else ("-t", "-c", "-g128")
             out += [form + g for g in grains]
@@ -239,7 +240,7 @@ def speed(options: argparse.Namespace) -> None:
         spent, worked = seconds(found, scheme)
         rows.append(
             {
-                "method": scheme.method or DEFAULT_METHODS[scheme.family],
+                "method": scheme.method or ("kmeans" if scheme.family == "codebook" else "minmax"),
                 "scheme": text,
                 "weights": taken,
                 "seconds": spent,

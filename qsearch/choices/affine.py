@@ -1,7 +1,7 @@
-"""A shift and a scale for each input channel: (x - shift) / scale, folded into the weight and the bias.
+"""An offset and a scale for each input channel: (x - offset) / scale, folded into the weight and the bias.
 
-W x = (W s) ((x - z) / s) + W z: W s and (x - z) / s are rounded. What is left of the shift, (W - Q(W s) / s) z, is a bias.
-Shared by the transforms that smooth inputs (`~balance`, `~shift`, `~migrate`).
+W x = (W s) ((x - z) / s) + W z: W s and (x - z) / s are rounded. What is left of the offset, (W - Q(W s) / s) z, is a bias.
+Shared by the transforms that smooth inputs (`~balance`, `~migrate` and others).
 """
 
 from __future__ import annotations
@@ -29,39 +29,49 @@ def _channels(values: Tensor, x: Tensor, axis: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ChannelAffine(AbstractStep):
-    """A shift and a scale for each input channel [channels], as fp16 stores them; None for none. Make it with `of`."""
+    """An offset and a scale for each input channel [channels], as fp16 stores them; None for none. Make it with `of`.
 
-    shift: Tensor | None = None
+    `stored_as`: the name of the offset among what a packed layer stores.
+    """
+
+    offset: Tensor | None = None
     scale: Tensor | None = None
+    stored_as: str = "offset"
 
     adds_output: ClassVar[bool] = True
 
     @staticmethod
-    def of(*, shift: Tensor | None = None, scale: Tensor | None = None) -> ChannelAffine:
-        """The step for a shift, a scale or both, rounded to what is stored: fp16, scales above zero."""
+    def of(
+        *,
+        offset: Tensor | None = None,
+        scale: Tensor | None = None,
+        stored_as: str = "offset",
+    ) -> ChannelAffine:
+        """The step for an offset, a scale or both, rounded to what is stored: fp16, scales above zero."""
         return ChannelAffine(
-            None if shift is None else shift.half().float(),
+            None if offset is None else offset.half().float(),
             None if scale is None else scale.half().float().clamp(min=_SMALLEST),
+            stored_as,
         )
 
     def statistics(self, inputs: LayerInputs) -> LayerInputs:
-        """Statistics of (x - shift) / scale."""
-        shift = torch.zeros_like(inputs.low) if self.shift is None else self.shift
+        """Statistics of (x - offset) / scale."""
+        offset = torch.zeros_like(inputs.low) if self.offset is None else self.offset
         scale = torch.ones_like(inputs.low) if self.scale is None else self.scale
-        return inputs.moved(shift, scale)
+        return inputs.moved(offset, scale)
 
     def input(self, x: Tensor, axis: int) -> Tensor:
-        """(x - shift) / scale, in fp32."""
+        """(x - offset) / scale, in fp32."""
         x = x.float()
-        if self.shift is not None:
-            x = x - _channels(self.shift, x, axis)
+        if self.offset is not None:
+            x = x - _channels(self.offset, x, axis)
         return x if self.scale is None else x / _channels(self.scale, x, axis)
 
     def restore(self, x: Tensor, axis: int) -> Tensor:
-        """x * scale + shift."""
+        """x * scale + offset."""
         if self.scale is not None:
             x = x * _channels(self.scale, x, axis)
-        return x if self.shift is None else x + _channels(self.shift, x, axis)
+        return x if self.offset is None else x + _channels(self.offset, x, axis)
 
     def weight(self, weight: Tensor) -> Tensor:
         """The weight's columns times the scale."""
@@ -72,38 +82,38 @@ class ChannelAffine(AbstractStep):
         return weight if self.scale is None else weight / _channels(self.scale, weight, 1)
 
     def output(self, y: Tensor, product: Product) -> Tensor:
-        """With what the shift leaves to the bias."""
-        if self.shift is None:
+        """With what the offset leaves to the bias."""
+        if self.offset is None:
             return y
-        left = F.linear(self.shift.to(product.full), product.full - product.weight)
+        left = F.linear(self.offset.to(product.full), product.full - product.weight)
         return y + left.to(y.dtype)
 
     def pack(self, product: Product) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Shift and divisor; the bias with what the shift takes away."""
-        stored = {"shift": self.shift, "divisor": self.scale}
+        """Offset and divisor; the bias with what the offset takes away."""
+        stored = {self.stored_as: self.offset, "divisor": self.scale}
         bias = product.bias
-        if self.shift is not None:
-            bias = F.linear(self.shift.to(product.full), product.full, bias)
+        if self.offset is not None:
+            bias = F.linear(self.offset.to(product.full), product.full, bias)
         return {name: value for name, value in stored.items() if value is not None}, bias
 
 
 @dataclass(frozen=True)
 class PackedAffine(AbstractPackedStep):
-    """A stored shift and divisor for each input channel [channels]; None for none."""
+    """A stored offset and divisor for each input channel [channels]; None for none."""
 
-    shift: Tensor | None = None
+    offset: Tensor | None = None
     divisor: Tensor | None = None
 
     @staticmethod
-    def of(stored: Mapping[str, Tensor]) -> PackedAffine:
+    def of(stored: Mapping[str, Tensor], stored_as: str = "offset") -> PackedAffine:
         """From what a packed layer stores."""
-        return PackedAffine(stored.get("shift"), stored.get("divisor"))
+        return PackedAffine(stored.get(stored_as), stored.get("divisor"))
 
     def input(self, x: Tensor, axis: int) -> Tensor:
-        """(x - shift) / divisor, in fp32."""
+        """(x - offset) / divisor, in fp32."""
         x = x.float()
-        if self.shift is not None:
-            x = x - _channels(self.shift.float(), x, axis)
+        if self.offset is not None:
+            x = x - _channels(self.offset.float(), x, axis)
         return x if self.divisor is None else x / _channels(self.divisor.float(), x, axis)
 
     def restore(self, x: Tensor, axis: int) -> Tensor:

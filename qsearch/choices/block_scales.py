@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ..core.errors import QSearchError
 from ..core.scheme import Scheme
-from .codes import Codes, element, quantize_to_grid, round_to_fp16
+from .codes import Codes, element_codes, round_to_fp16
 from .floats import FloatFormat
+from .formats import microscaling, nvfp4
 
 _FP8 = FloatFormat.named("e4m3")
 _ROOM = 256.0  # of e4m3's 448, that the scale of the largest block takes with its maximum on 6
@@ -42,15 +43,16 @@ def chosen(groups: Tensor, scheme: Scheme) -> Codes:
         largest = groups.abs().amax(-1, keepdim=True)
         unit = max(float(largest.max()) / (6.0 * _ROOM), 2.0**-126)
         tried = [_fp8(largest / (top * unit)) for top in (6.0, 4.0)]
-        return _least(groups, tried, scheme, unit)
+        return _least(groups, tried, nvfp4.ELEMENT, unit)
     if scheme.format == "mxfp4":
+        element = microscaling.ELEMENTS[scheme.format]
         largest = groups.abs().amax(-1, keepdim=True)
-        exponent = torch.frexp(largest).exponent - 1 - element(scheme).highest
+        exponent = torch.frexp(largest).exponent - 1 - FloatFormat.named(element).highest
         exponent = torch.where(largest > 0, exponent, -126)
         tried = [
             torch.exp2((exponent + more).clamp(-127, 127).double()).float() for more in (0, 1, -1)
         ]
-        return _least(groups, tried, scheme, 1.0)
+        return _least(groups, tried, element, 1.0)
     raise QSearchError(f"block scales are chosen for nvfp4 and mxfp4; given {scheme.format}")
 
 
@@ -125,11 +127,11 @@ def _fp8(scale: Tensor) -> Tensor:
     return _FP8.values(scale.device)[_FP8.encode(scale).clamp(min=1).int()]
 
 
-def _least(groups: Tensor, tried: list[Tensor], scheme: Scheme, unit: float) -> Codes:
+def _least(groups: Tensor, tried: list[Tensor], element: str, unit: float) -> Codes:
     """With the scale of each block, of those `tried`, that leaves the least squared error."""
     best, error = None, None
     for scale in tried:
-        made = quantize_to_grid(groups, scale, torch.zeros_like(scale), scheme, unit)
+        made = element_codes(groups, scale, element, unit)
         off = (made.values() - groups).square().sum(-1, keepdim=True)
         if best is None or error is None:
             best, error = made, off

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..core import plugins
 from ..core.contract import Contract
-from ..core.scheme import FORMATS, Scheme
+from ..core.format_words import format_word, formats
+from ..core.scheme import Scheme
 from .codes import Codes
 from .fake_quantization import fake_quantize_between
 from .input_quantizer import Word, fit_input_quantizer
@@ -35,15 +36,15 @@ class QuantizerContract(Contract):
     def schemes(self) -> list[Scheme]:
         """Every format and granularity that the plug-in says it supports; a few where it learns, which takes time."""
         out = []
-        for form, granularity in itertools.product(FORMATS, ("", "-t", "-c", "-g8")):
-            fixed = form == "keep" or form.startswith(("mx", "nv"))
-            if fixed != (granularity == "") or (
-                self.module.needs_inputs and form + granularity not in _FEW
-            ):
-                continue
-            scheme = Scheme.parse(form + granularity)
-            if form != "keep" and self.module.supports(scheme):
-                out.append(scheme)
+        for form in formats()[1:]:
+            word = format_word(form)
+            assert word is not None
+            for end in [{"t": "-t", "c": "-c", "g": "-g8"}[size] for size in word.sizes] or [""]:
+                if self.module.needs_inputs and form + end not in _FEW:
+                    continue
+                scheme = Scheme.parse(form + end)
+                if self.module.supports(scheme):
+                    out.append(scheme)
         return out
 
     def _weight(self, seed: int = 0) -> Tensor:

@@ -7,6 +7,7 @@ What shares a scale is said by a plug-in in `activations/`; the grid by the form
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 from ..core import plugins
 from ..core.scheme import Scheme
 from ..core.words import GrainWord
-from .codes import element, largest, qparams_from_range, quantize_to_grid
+from .codes import qparams_from_range, quantize_to_grid
+from .format import grid_of
 from .statistics import LayerInputs
 
 
@@ -54,15 +56,35 @@ def fake_quantize(x: Tensor, scheme: Scheme, inputs: LayerInputs | None, channel
 
 
 def fake_quantize_between(x: Tensor, low: Tensor, high: Tensor, form: str) -> Tensor:
-    """fp32 `x` on the grid of `form` (one of `scheme.ACTIVATIONS`) from `low` to `high`, which spread over it."""
-    scheme = _weight_like(form)
-    scale, zero = qparams_from_range(low, high, scheme)
-    if (
-        scheme.family == "float"
-    ):  # the same numbers as by `quantize_to_grid`, without a table of them
-        number = element(scheme)
-        return scale * (number.round(x / scale * 2.0**number.highest) / 2.0**number.highest)
-    return quantize_to_grid(x, scale, zero, scheme).values()
+    """fp32 `x` on the grid of `form` (what stands behind +a) from `low` to `high`, which spread over it."""
+    return rounding_of(form).between(x, low, high)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """The grid of an input's format, found once: a compiler can't follow questions to a plug-in.
+
+    Attributes:
+        word: the format.
+        qparams: its `qparams_from_range`.
+        rounded: its `round_to_grid`.
+    """
+
+    word: str
+    qparams: Callable[[Tensor, Tensor, str], tuple[Tensor, Tensor]]
+    rounded: Callable[[Tensor, Tensor, Tensor, str], Tensor]
+
+    def between(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """fp32 `x` on the grid from `low` to `high`, which spread over it."""
+        scale, zero = self.qparams(low, high, self.word)
+        return self.rounded(x, scale, zero, self.word)
+
+
+def rounding_of(form: str) -> Rounding:
+    """The grid of `form`, what stands behind +a."""
+    scheme = Scheme("keep", activation=form).activation_format
+    grid = grid_of(scheme)
+    return Rounding(scheme.format, grid.qparams_from_range, grid.round_to_grid)
 
 
 def lsq_fake_quantize(
@@ -72,16 +94,11 @@ def lsq_fake_quantize(
 
     The gradient of `range_scale` is LSQ's (arXiv 1902.08153): rounding error over the scale inside the range, its end outside.
     """
-    scheme = _weight_like(form)
+    scheme = Scheme("keep", activation=form).activation_format
     scale, zero = qparams_from_range(low, high, scheme)
     if range_scale is not None:
         scale = scale * range_scale
-    ends = (
-        (-zero, 2**scheme.bits - 1 - zero)
-        if scheme.family == "uint"
-        else (-largest(scheme), largest(scheme))
-    )
-    inside = (x / scale).clamp(*(torch.as_tensor(end, device=x.device) for end in ends))
+    inside = (x / scale).clamp(*grid_of(scheme).level_ends(scheme.format, zero))
     on_grid = quantize_to_grid(x.detach(), scale.detach(), zero, scheme).values() / scale.detach()
     return scale * (inside + (on_grid - inside).detach())
 
@@ -102,8 +119,3 @@ def site_rounding(scheme: Scheme) -> Callable[[Tensor], Tensor]:
         return fake_quantize(x.float(), scheme, None, -1).to(x.dtype)
 
     return through
-
-
-def _weight_like(form: str) -> Scheme:
-    """The scheme of weights that has the grid of an input's format."""
-    return Scheme(f"uint{form}" if form.isdigit() else form)

@@ -56,6 +56,11 @@ class FloatFormat:
         """The exponent of the largest binade, OCP's emax: 2 for e2m1, 8 for e4m3."""
         return (self.last >> self.mantissa) - self.bias
 
+    @property
+    def own_top(self) -> float:
+        """The largest value where the largest binade begins at 1: between 1 and 2."""
+        return self.top * 2.0**-self.highest
+
     def encode(self, numbers: Tensor) -> Tensor:
         """Codes (uint8) of fp32 numbers, clipped to the largest value; zero has one code, that without a sign."""
         clipped = numbers.clamp(-self.top, self.top)

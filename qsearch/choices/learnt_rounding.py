@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..core.scheme import Scheme
-from .codes import Codes, element, qparams_from_range, quantize_to_grid
+from .codes import Codes, qparams_from_range, quantize_to_grid
+from .format import grid_of
 from .moments import columns_of, from_columns, output_error
 
 ZETA, GAMMA = 1.1, -0.1
@@ -105,12 +106,11 @@ def neighbours(
     groups: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme
 ) -> tuple[Tensor, Tensor]:
     """The grid's value at or below each weight and the step to the one above; a weight beyond the grid's end gets its last two."""
-    if scheme.family in ("int", "uint"):
+    table = grid_of(scheme).level_table(scheme.format, groups.device)
+    if table is None:
         code = (groups / scale + zero).floor().clamp(0, 2**scheme.bits - 2)
         return scale * (code - zero), scale.expand_as(groups)
-    form = element(scheme)
-    values = form.values(groups.device)
-    values = values[~values.isnan()].unique() / 2.0**form.highest  # ascending, zero once
+    values = table[~table.isnan()].unique()  # ascending, zero once
     place = torch.searchsorted(values, (groups / scale).contiguous(), right=True).clamp(
         1, len(values) - 1
     )

@@ -1,7 +1,7 @@
 """Quantized: a weight as codes, and the contract of everything that makes them.
 
 A weight is seen as rows: its channel axis first, the rest flattened, cut into groups that share a scale or a codebook. A plug-in in
-`quantizers/` gets those groups and a scheme, and returns `Codes`; padding and shapes are settled here. A method that chooses by what goes
+`quantizers/` gets those groups and a scheme, and returns `Codes`; where a scheme names none, its format does. Padding and shapes are settled here. A method that chooses by what goes
 into the layer (GPTQ, AdaRound) says `needs_inputs = True` and is given the second moments of those inputs as well: the squared error
 of a layer's output is tr(E H E^T) for a weight error E, whatever the inputs were beyond their moments H = mean(x x^T).
 """
@@ -19,24 +19,16 @@ from torch import Tensor
 from ..core import plugins
 from ..core.errors import QSearchError
 from ..core.scheme import Scheme
-from .codes import Codes
+from .codes import AbstractCodes
+from .format import format_of
 from .learnt_rounding import Gates
-
-#: family of formats -> the method used where the scheme names none
-DEFAULT_METHODS = {
-    "int": "minmax",
-    "uint": "minmax",
-    "float": "minmax",
-    "block": "minmax",
-    "codebook": "kmeans",
-}
 
 
 @dataclass(frozen=True)
 class Quantized:
     """A weight as codes: `code` holds them by groups, `shape` and `axis` say how to lay the rows out again."""
 
-    code: Codes
+    code: AbstractCodes
     scheme: Scheme
     shape: tuple[int, ...]
     axis: int
@@ -64,7 +56,7 @@ class AbstractQuantizer(Protocol):
         """Whether this method can carry out the scheme's format."""
         ...
 
-    def quantize(self, groups: Tensor, scheme: Scheme, *moments: Tensor) -> Codes:
+    def quantize(self, groups: Tensor, scheme: Scheme, *moments: Tensor) -> AbstractCodes:
         """Codes of fp32 groups [rows, groups, group]."""
         ...
 
@@ -132,7 +124,7 @@ def quantize(
         raise QSearchError(
             f"weights must be finite to be quantized; {layer} holds {int((~torch.isfinite(weight)).sum())} that are not"
         )
-    plugin, method = method_of(scheme), scheme.method or DEFAULT_METHODS[scheme.family]
+    plugin, method = method_of(scheme), scheme.method
     if not plugin.supports(scheme):
         raise QSearchError(
             f"{method} can't make {scheme.format} ({layer}, scheme {scheme}); see `qsearch list quantizers`"
@@ -186,9 +178,28 @@ def joined(parts: Sequence[Quantized], dtype: torch.dtype = torch.float32) -> Te
     return torch.cat([part.dequantize(dtype) for part in parts], 1 - parts[0].axis)
 
 
+class _Own:
+    """What a scheme's format does by itself, where no method is named: it needs no data."""
+
+    needs_inputs = False
+    integer_zeros = True
+    learns_blocks = False
+
+    def supports(self, scheme: Scheme) -> bool:
+        """Any."""
+        return True
+
+    def quantize(self, groups: Tensor, scheme: Scheme, *moments: Tensor) -> AbstractCodes:
+        """As the format says."""
+        return format_of(scheme).quantize(groups, scheme)
+
+
+_OWN = _Own()
+
+
 def method_of(scheme: Scheme) -> AbstractQuantizer:
-    """The plug-in that carries out a scheme: the one it names, or the default of its family."""
-    plugin: AbstractQuantizer = plugins.load(
-        "quantizers", scheme.method or DEFAULT_METHODS[scheme.family]
-    )
+    """What carries out a scheme: the plug-in that it names, or its format by itself."""
+    if not scheme.method:
+        return _OWN
+    plugin: AbstractQuantizer = plugins.load("quantizers", scheme.method)
     return plugin

@@ -38,17 +38,17 @@ class LayerInputs:
     rest: LayerInputs | None = None
     splits: tuple[int, ...] = ()
 
-    def moved(self, shift: Tensor, scale: Tensor) -> LayerInputs:
-        """The record of (x - shift) / scale, with [channels] each."""
+    def moved(self, offset: Tensor, scale: Tensor) -> LayerInputs:
+        """The record of (x - offset) / scale, with [channels] each."""
         taps = len(self.mean) // len(self.low)
-        away, size = shift.repeat_interleave(taps), scale.repeat_interleave(taps)
+        away, size = offset.repeat_interleave(taps), scale.repeat_interleave(taps)
         moments = self.moments
         if moments is not None:
             cross = torch.outer(self.mean, away)
             moments = (moments - cross - cross.T + torch.outer(away, away)) / torch.outer(
                 size, size
             )
-        low, high, middle = ((t - shift) / scale for t in (self.low, self.high, self.middle))
+        low, high, middle = ((t - offset) / scale for t in (self.low, self.high, self.middle))
         return replace(
             self,
             low=low,

@@ -189,10 +189,12 @@ class Plan:
         changes: Mapping[str, Scheme | Sequence[Scheme]],
         *,
         latency: Latency | None = None,
+        steps: StepRanges | None = None,
     ) -> Plan:
-        """The plan with other choices at some sites, priced again; its budget is not asked."""
+        """The plan with other choices at some sites, priced again; its budget is not asked. `steps`: ranges, if not its own."""
         made: dict[str, Any] = {**self.choices, **changes}
-        return Plan.make(graph, made, None, self.solver, steps=self.steps, latency=latency)
+        ranges = self.steps if steps is None else steps
+        return Plan.make(graph, made, None, self.solver, steps=ranges, latency=latency)
 
     def save(
         self, path: Path, *, key: str = "", parents: Mapping[str, str] | None = None, seed: int = 0

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 #: kind -> the package whose files are its plug-ins
 KINDS = {
+    "formats": "qsearch.choices.formats",
     "quantizers": "qsearch.choices.quantizers",
     "activations": "qsearch.choices.activations",
     "transforms": "qsearch.choices.transforms",

@@ -9,13 +9,13 @@
     mxfp4, nvfp4      the OCP and NVIDIA block formats, whose granularity is part of the format
     keep+a8           weights in full precision, activations in 8 bits
     uint4-c+a8~balance30   SmoothQuant's channel balancing with alpha = 0.30 before both are rounded
-    int4-c+a8t~shift~migrate   TaQ-DiT's treatment of a post-GELU input: shift, then migration into the weight
+    int4-c+a8t~bos~balance   two transforms, applied in this order
     int8-c+a8t~bos    MixDQ's treatment of text: the first token is computed beforehand in full precision
 
 The scheme of a whole attention (`core/attentions.py`) is spelt by a plug-in in `choices/attentions/`: `window8~rettention`.
 
-GRAIN and TRANSFORM are words of plug-ins (`choices/activations/`, `choices/transforms/`), which say themselves how they are
-spelt, what number they take and what they store: see `core/words.py`.
+FORMAT, GRAIN and TRANSFORM are words of plug-ins (`choices/formats/`, `choices/activations/`, `choices/transforms/`), which
+say themselves how they are spelt, what number they take and what they store: see `core/format_words.py` and `core/words.py`.
 
 Stored bits count scales, zero points and codebooks at 16 bits (as Qua2SeDiMo's released code does), block-format scales at 8,
 and what a transform stores. A layer that reads a concatenation (a long skip) takes a set of scales for each part of it.
@@ -31,6 +31,15 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from .errors import QSearchError, nearest
+from .format_words import (
+    FormatWord,
+    format_word,
+    formats,
+    groups_of,
+    input_format,
+    input_formats,
+    unreadable,
+)
 from .words import (
     attention_of,
     attention_word,
@@ -43,24 +52,6 @@ from .words import (
 )
 
 FULL_BITS = 16  # what one weight kept in full precision costs
-_SIDE_BITS = 16  # a scale, a zero point or a codebook entry
-#: block formats: (bits a code, block length, bits a block scale, bits a tensor scale)
-_BLOCKS = {
-    "mxfp4": (4, 32, 8, 0),
-    "mxfp6": (6, 32, 8, 0),
-    "mxfp8": (8, 32, 8, 0),
-    "nvfp4": (4, 16, 8, 32),
-}
-_FLOATS = ("e2m1", "e1m2", "e3m0", "e2m3", "e3m2", "e4m3", "e5m2")
-FORMATS = (
-    "keep",
-    *(f"int{b}" for b in range(2, 9)),
-    *(f"uint{b}" for b in range(2, 9)),
-    *_FLOATS,
-    *(f"km{b}" for b in range(2, 5)),
-    *_BLOCKS,
-)
-ACTIVATIONS = ("8", "6", "4", "e4m3", "e5m2", "e3m4", "e2m3", "e3m2", "e2m1")
 _STEPS = re.compile(r"~steps([0-9]*)")
 _SHAPE = re.compile(
     r"(?P<format>[a-z0-9]+)(-(?P<granularity>t|c|g[1-9][0-9]{0,8}))?(\+a(?P<input>[a-z0-9_]+))?"
@@ -73,7 +64,7 @@ class Scheme:
     """One way to store one layer and to round its input. Build it with `parse`.
 
     Attributes:
-        format: one of `FORMATS`.
+        format: `keep`, or a word of a plug-in in `choices/formats/`.
         group: weights of a row that share a scale; 0 = a whole channel, -1 = the whole tensor.
         activation: format of the layer's input, "" = untouched.
         grain: plug-in that says what shares a scale of the input (token, tensor, channel).
@@ -98,7 +89,7 @@ class Scheme:
     def __str__(self) -> str:
         if self.attention:
             return self.attention
-        fixed = self.format == "keep" or self.format in _BLOCKS
+        fixed = self.format == "keep" or not self._word.sizes
         granularity = "" if fixed else {-1: "-t", 0: "-c"}.get(self.group, f"-g{self.group}")
         activation = f"+a{self.activation}{_spelt(self.grain)}" if self.activation else ""
         transforms = "".join(f"~{t}" for t in self.transforms)
@@ -111,37 +102,49 @@ class Scheme:
         )
 
     @property
+    def _word(self) -> FormatWord:
+        """The plug-in of the format; never asked for `keep`."""
+        found = format_word(self.format)
+        if found is None:
+            raise QSearchError(
+                f"there is no format {self.format!r}{nearest(self.format, formats())}"
+            )
+        return found
+
+    @property
     def family(self) -> str:
-        """`keep`, `int`, `uint`, `float`, `codebook` or `block`: what kind of code it is."""
-        if self.format in _BLOCKS:
-            return "block"
-        if self.format in _FLOATS or self.format in ACTIVATIONS:
-            return "float"
-        return {"km": "codebook"}.get(
-            self.format.rstrip("0123456789"), self.format.rstrip("0123456789")
-        )
+        """What kind of code it is, as the format's plug-in says: `keep`, `int`, `uint`, `float`, `codebook`, `block` or another."""
+        return "keep" if self.format == "keep" else self._word.family
 
     @property
     def bits(self) -> int:
         """Bits of one code, without scales."""
-        if self.format == "keep":
-            return FULL_BITS
-        if self.format in _BLOCKS:
-            return _BLOCKS[self.format][0]
-        if self.family == "float":
-            return 1 + int(self.format[1]) + int(self.format[3])
-        return int(self.format.lstrip("kmuint"))
+        return FULL_BITS if self.format == "keep" else self._word.bits(self.format)
+
+    @property
+    def multiplied_as(self) -> str:
+        """Arithmetic that multiplies the weight's codes with rounded inputs: `int`, `float`, or "" for none."""
+        return "" if self.format == "keep" else self._word.multiplied_as
+
+    @property
+    def activation_format(self) -> Scheme:
+        """The scheme of a weight that has the grid of the input's format."""
+        word = input_format(self.activation)
+        if word is None:
+            raise QSearchError(
+                f"no format {self.activation!r} of inputs{nearest(self.activation, input_formats())}"
+            )
+        return Scheme(word)
 
     @property
     def activation_bits(self) -> int:
         """Bits of one element of the layer's input; 16 where it is untouched."""
-        if not self.activation:
-            return FULL_BITS
-        return (
-            int(self.activation)
-            if self.activation.isdigit()
-            else 1 + int(self.activation[1]) + int(self.activation[3])
-        )
+        return self.activation_format.bits if self.activation else FULL_BITS
+
+    @property
+    def integer_input(self) -> bool:
+        """Whether the input is rounded to integers."""
+        return bool(self.activation) and self.activation_format.multiplied_as == "int"
 
     @property
     def scales_weight(self) -> bool:
@@ -186,13 +189,10 @@ class Scheme:
         return sum(self._groups(part, axis) for part in parts(shape, axis, splits))
 
     def _groups(self, shape: Sequence[int], axis: int) -> int:
-        channels = shape[axis]
-        row = math.prod(shape) // max(1, channels)
         if self.format == "keep":
             return 0
-        if self.group == -1:
-            return 1
-        return channels * (-(-row // self.group) if self.group else 1)
+        rows = shape[axis]
+        return groups_of(rows, math.prod(shape) // max(1, rows), self.group)
 
     def stored_bits(
         self,
@@ -219,16 +219,12 @@ class Scheme:
         weights = math.prod(shape)
         if self.format == "keep":
             return FULL_BITS * weights
-        groups = self._groups(shape, axis)
-        codes = self.bits * weights
-        if self.family == "codebook":
-            return codes + groups * (_SIDE_BITS << self.bits)
-        if filled and self.group > 0:
-            codes = self.bits * groups * self.group
-        if self.format in _BLOCKS:
-            _, _, scale, tensor = _BLOCKS[self.format]
-            return codes + groups * scale + tensor
-        return codes + groups * _SIDE_BITS * (2 if self.family == "uint" else 1)
+        rows = shape[axis]
+        columns = weights // max(1, rows)
+        stored = self._word.stored_bits(self.format, rows, columns, self.group)
+        if filled and self.group > 0 and self.family != "codebook":
+            stored += self.bits * (groups_of(rows, columns, self.group) * self.group - weights)
+        return stored
 
 
 def input_part(text: str) -> Scheme:
@@ -276,11 +272,20 @@ def _parse(text: str) -> Scheme:
     if match is None:
         raise QSearchError(f"{rule}; given {text!r}")
     form, granularity = match["format"], match["granularity"]
-    if form not in FORMATS:
-        raise QSearchError(f"{rule}; given {text!r} with format {form!r}{nearest(form, FORMATS)}")
-    if granularity and (form == "keep" or form in _BLOCKS):
+    word = format_word(form) if form != "keep" else None
+    if form != "keep" and (word is None or form not in word.words):
+        raise QSearchError(
+            f"{rule}; given {text!r} with format {form!r}{nearest(form, formats())}{unreadable()}"
+        )
+    sizes = "" if word is None else word.sizes
+    if granularity and not sizes:
         raise QSearchError(
             f"{form} has its granularity built in; given {text!r}, write {text.replace('-' + granularity, '')!r}"
+        )
+    if granularity and granularity[0] not in sizes:
+        raise QSearchError(
+            f"{form} takes {', '.join('-' + s + 'N' * (s == 'g') for s in sizes)}; given {text!r}, "
+            f"write {text.replace('-' + granularity, '-' + sizes[0], 1)!r}"
         )
     if form == "keep" and match["method"]:
         raise QSearchError(f"keep stores the weight as it is and takes no method; given {text!r}")
@@ -297,12 +302,10 @@ def _parse(text: str) -> Scheme:
         raise QSearchError(
             f"a transform prepares what is rounded, and {text!r} rounds nothing; write 'keep'"
         )
-    if form in _BLOCKS:
-        group = _BLOCKS[form][1]
-    elif granularity is None or granularity == "c":
-        group = 0
+    if granularity is None:
+        group = 0 if word is None else word.group(form)
     else:
-        group = -1 if granularity == "t" else int(granularity[1:])
+        group = {"t": -1, "c": 0}[granularity] if granularity in "tc" else int(granularity[1:])
     return Scheme(form, group, activation, grain, match["method"] or "", transforms)
 
 
@@ -310,11 +313,13 @@ def _input(text: str, rule: str, given: str) -> tuple[str, str]:
     """Format and grain of what stands behind `+a`; the grain's word may have several letters."""
     if not text:
         return "", "token"
-    for form in sorted(ACTIVATIONS, key=len, reverse=True):
-        if text.startswith(form) and (grain := grain_of(text.removeprefix(form))) is not None:
-            return form, grain
+    for outside in (False, True):  # what somebody else installed is imported for its words alone
+        forms = input_formats(outside=outside)
+        for form in sorted(forms, key=len, reverse=True):
+            if text.startswith(form) and (grain := grain_of(text.removeprefix(form))) is not None:
+                return form, grain
     raise QSearchError(
-        f"{rule}; given {given!r} with activation {text!r}{nearest(text, ACTIVATIONS)}"
+        f"{rule}; given {given!r} with activation {text!r}{nearest(text, forms)}{unreadable()}"
     )
 
 

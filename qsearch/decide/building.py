@@ -21,12 +21,13 @@ from ..core.errors import InfeasibleBudget, QSearchError, nearest
 from ..core.graph import LayerSpec, OpGraph
 from ..core.interactions import trust_of
 from ..core.latency import Latency
+from ..core.plan import ONE_RANGE
 from ..core.scheme import KEEP, Scheme
 from ..core.steps import StepRanges
 from .attentions import attention_rest, attention_sites, undominated
 from .constraints import Constraints
 from .objectives import Values
-from .problem import Choice, Problem, schemes_of
+from .problem import Choice, Problem, label, schemes_of
 from .ranges import Ranges
 from .request import AllocationRequest, requested
 
@@ -68,12 +69,14 @@ def make_problem(
     constraints, latency = asked.constraints or Constraints(), asked.latency
     scores, trust, schemes = asked.scores, asked.trust, asked.schemes
     ranges = ranges or Ranges()
-    wide = len(ranges.steps) > 1
+    spelt = ranges.options is not None
+    wide = len(ranges.steps) > 1 and not spelt
     if wide and (constraints.formats is not None or at_most or scores is not None):
         raise QSearchError(
             "a plan over ranges of steps takes no limit on formats, none on losses, and no interactions; leave them out"
         )
-    choices = constraints.choices(graph, _offered(graph, values, schemes))
+    offers = _spelt(ranges.options) if ranges.options else _offered(graph, values, schemes)
+    choices = constraints.choices(graph, offers)
     groups = constraints.groups(graph, choices)
     sites = [names[0] for names in groups]
     singles = [
@@ -81,7 +84,7 @@ def make_problem(
         for names in groups
     ]
     options = [
-        ranges.choices(single, names[0]) for single, names in zip(singles, groups, strict=True)
+        _common(ranges, single, names) for single, names in zip(singles, groups, strict=True)
     ]
     fixed = [layer for layer in graph if not layer.quantizable]
     priced = costs_of(graph, budget, ranges.steps, latency)
@@ -96,15 +99,15 @@ def make_problem(
     spent = {name: sum(price(x, KEEP) for x in fixed) for name, price in priced.items()}
     if latency is not None and "latency" in spent:
         spent["latency"] += latency.rest
-    limits = limits_of(budget)
+    limits = limits_of(budget, ranges.steps)
     for metric, (losses, limit) in (at_most or {}).items():
         costs[f"loss of {metric}"] = [
             _sum(losses, names, offered, metric)
-            for names, offered in zip(groups, singles, strict=True)
+            for names, offered in zip(groups, options, strict=True)
         ]
         spent[f"loss of {metric}"], limits[f"loss of {metric}"] = 0.0, limit
     worth = [
-        _losses(values, ranges, names, offered)
+        _sum(values, names, offered, "values") if spelt else _losses(values, ranges, names, offered)
         for names, offered in zip(groups, options, strict=True)
     ]
     if wide:
@@ -124,12 +127,11 @@ def make_problem(
     for one in attentions:
         sites.append(one.spec.site)
         groups.append((one.spec.site,))
-        singles.append(one.choices)  # type: ignore[arg-type]  # one range where they are read
         options.append(list(one.choices))
         worth.append(one.values)
     for name, rows in costs.items():
         refuse(name, limits[name], spent[name] + float(sum(row.min() for row in rows)))
-    made = None if scores is None else _scores(scores, groups, singles)
+    made = None if scores is None else _scores(scores, groups, options)
     return Problem(
         sites=tuple(sites),
         choices=tuple(map(tuple, options)),
@@ -165,12 +167,16 @@ def check_budget(
         )
 
 
-def limits_of(budget: Budget) -> dict[str, float]:
-    """Every limit by name, those of groups as `average_bits of 'pattern'`; whole bytes, since half of one can't be stored."""
-    flat = dict(budget.limits) | {
-        f"{name} of {pattern!r}": x
+def limits_of(budget: Budget, steps: StepRanges = ONE_RANGE) -> dict[str, float]:
+    """Every limit by name, those of groups as `average_bits of 'pattern'`; whole bytes, since half of one can't be stored.
+
+    `activation_bytes` is the largest of all ranges of steps, and so a limit in each of them.
+    """
+    flat = {part: x for name, x in budget.limits.items() for part in _parts(name, steps)} | {
+        f"{part} of {pattern!r}": x
         for pattern, limits in budget.groups.items()
         for name, x in limits.items()
+        for part in _parts(name, steps)
     }
     return {
         name: float(math.floor(x)) if name.startswith(("bytes", "activation_bytes")) else x
@@ -188,24 +194,33 @@ def costs_of(
         )
     out: dict[str, CostOf] = {}
     for name in budget.limits:
-        out[name] = _cost_of(name, tuple(graph), steps, latency)
+        for i, part in enumerate(_parts(name, steps)):
+            out[part] = _cost_of(name, tuple(graph), steps, latency, i)
     for pattern, limits in budget.groups.items():
         held = select(graph, pattern)
         for name in limits:
-            out[f"{name} of {pattern!r}"] = _cost_of(name, held, steps, latency)
+            for i, part in enumerate(_parts(name, steps)):
+                out[f"{part} of {pattern!r}"] = _cost_of(name, held, steps, latency, i)
     return out
 
 
+def _parts(name: str, steps: StepRanges) -> list[str]:
+    """The limits that one of a budget is: of what the largest range counts, one for each range of steps."""
+    if name != "activation_bytes" or len(steps) == 1:
+        return [name]
+    return [f"{name} in range {i}" for i in range(len(steps))]
+
+
 def _cost_of(
-    name: str, held: Sequence[LayerSpec], steps: StepRanges, latency: Latency | None
+    name: str,
+    held: Sequence[LayerSpec],
+    steps: StepRanges,
+    latency: Latency | None,
+    place: int,
 ) -> CostOf:
+    """What one layer adds to a limit; `place`: the range of steps, of a limit on each."""
     names = {layer.name for layer in held}
     weights = sum(layer.weights for layer in held)
-    if name == "activation_bytes" and len(steps) > 1:
-        raise QSearchError(
-            "a plan over ranges of steps can't be limited in activation_bytes, whose largest range counts; limit "
-            "average_bits, bytes, bit_operations or latency"
-        )
 
     def price(layer: LayerSpec, choice: Choice) -> float:
         if layer.name not in names:
@@ -221,9 +236,26 @@ def _cost_of(
             return sum(share * latency.of(layer.name, s) for share, s in timed)
         if name in ("bit_operations", "total_bit_operations"):
             return sum(share * operations(layer, s) for share, s in timed)
-        return sum(share * input_bits(layer, s) for share, s in timed) / 8
+        return input_bits(layer, schemes[place if len(schemes) > 1 else 0]) / 8
 
     return price
+
+
+def _spelt(options: Mapping[str, Sequence[Choice]]) -> dict[str, tuple[Scheme, ...]]:
+    """Layer -> the schemes in the choices that are spelt out for it."""
+    return {
+        name: tuple(dict.fromkeys(s for choice in held for s in schemes_of(choice)))
+        for name, held in options.items()
+    }
+
+
+def _common(ranges: Ranges, schemes: Sequence[Scheme], names: Sequence[str]) -> list[Choice]:
+    """Choices over the ranges that all layers of a group have."""
+    first = ranges.choices(schemes, names[0])
+    if ranges.options is None:
+        return first
+    others = [set(ranges.choices(schemes, name)) for name in names[1:]]
+    return [choice for choice in first if all(choice in held for held in others)]
 
 
 def _offered(
@@ -252,19 +284,19 @@ def _offered(
 
 
 def _sum(
-    values: Values, names: Sequence[str], offered: Sequence[Scheme], what: str
+    values: Values, names: Sequence[str], offered: Sequence[Choice], what: str
 ) -> NDArray[np.float64]:
     for name in names:
-        for scheme in offered:
-            if str(scheme) not in values.get(name, {}):
+        for choice in offered:
+            if label(choice) not in values.get(name, {}):
                 raise QSearchError(
-                    f"the {what} have no number for {scheme} at {name}; measure it, or leave the scheme out"
+                    f"the {what} have no number for {label(choice)} at {name}; measure it, or leave the scheme out"
                 )
-    return np.array([math.fsum(values[n][str(s)] for n in names) for s in offered], float)
+    return np.array([math.fsum(values[n][label(c)] for n in names) for c in offered], float)
 
 
 def _scores(
-    scores: Scores, groups: Sequence[Sequence[str]], options: Sequence[Sequence[Scheme]]
+    scores: Scores, groups: Sequence[Sequence[str]], options: Sequence[Sequence[Choice]]
 ) -> NDArray[np.float64]:
     count = len(next(iter(next(iter(scores.values())).values())))
     made = np.zeros((count, len(groups), max(map(len, options))))
@@ -273,11 +305,11 @@ def _scores(
             if scheme == KEEP and all(str(KEEP) not in scores.get(name, {}) for name in names):
                 continue  # from full precision, keeping a layer moves nothing
             for name in names:
-                if str(scheme) not in scores.get(name, {}):
+                if label(scheme) not in scores.get(name, {}):
                     raise QSearchError(
-                        f"the probes have no scores for {scheme} at {name}; profile it with the probe estimator"
+                        f"the probes have no scores for {label(scheme)} at {name}; profile it with the probe estimator"
                     )
-                made[:, i, j] += scores[name][str(scheme)]
+                made[:, i, j] += scores[name][label(scheme)]
     return made
 
 

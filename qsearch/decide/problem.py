@@ -173,6 +173,11 @@ def schemes_of(choice: Choice) -> tuple[Scheme, ...]:
     return (choice,) if isinstance(choice, Scheme) else choice
 
 
+def label(choice: Choice) -> str:
+    """A choice as text, by which its numbers are found."""
+    return " | ".join(map(str, schemes_of(choice)))
+
+
 def formats(choice: Choice) -> set[str]:
     """Formats of weights that a choice needs, `keep` not counted."""
     return {s.format for s in schemes_of(choice) if s.format != "keep"}

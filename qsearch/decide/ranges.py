@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from ..core.scheme import KEEP, Scheme
 from ..core.steps import StepRanges
 from ..core.table import SensitivityTable
 from .objectives import Objective, Values
-from .problem import Choice
+from .problem import Choice, schemes_of
 
 #: what is looked at for one site: schemes over the ranges of steps
 COMBINATIONS = 4096
@@ -29,6 +29,8 @@ class Ranges:
     Attributes:
         steps: the ranges.
         values: layer -> scheme -> what each range adds to the loss of all steps.
+        options: layer -> its choices over the ranges, where they are spelt out; their losses then stand by `label` among the values
+            of all steps.
         share: "weights" where a layer has one stored weight for all ranges and its input may differ, "none" where each range may
             store its own.
     """
@@ -36,6 +38,7 @@ class Ranges:
     steps: StepRanges = ONE_RANGE
     values: Sequence[Values] = ()
     share: str = "weights"
+    options: Mapping[str, Sequence[Choice]] | None = None
 
     def __post_init__(self) -> None:
         if self.share not in SHARES:
@@ -45,8 +48,10 @@ class Ranges:
             )
 
     def choices(self, schemes: Sequence[Scheme], layer: str) -> list[Choice]:
-        """Every choice over the ranges that `schemes` make, one for all of them first."""
+        """Every choice over the ranges that `schemes` make, one for all of them first; of those that are spelt out, the same."""
         made: list[Choice] = list(schemes)
+        if self.options is not None:
+            return [c for c in self.options[layer] if set(schemes_of(c)) <= set(made)]
         count = len(self.steps)
         if count == 1:
             return made

@@ -8,7 +8,8 @@ error E = |f(plan) - f|^2 / |f|^2 has an exact gradient there (its linear term),
 The quadratic problem is solved for at most `radius` changed layers, and what it proposes is measured. Where the error falls by more than its own
 standard error over the calls (else a plan would be fitted to a few captions), the plan is changed, the radius doubles, and everything is
 priced anew; otherwise what the proposal cost beyond its prediction is put on the choices in it, and a region of half the size is tried:
-measuring takes a fraction of what pricing takes. That is a trust-region method (Conn, Gould and Toint 2000), with the number of changed
+measuring takes a fraction of what pricing takes. Of a plan over ranges of steps a gradient is that of the range that its call
+lies in: a weight that all ranges share answers to all calls, one that a range has for itself to its own. That is a trust-region method (Conn, Gould and Toint 2000), with the number of changed
 layers as the region's size.
 """
 
@@ -32,16 +33,18 @@ from ..core.plan import Plan
 from ..core.scheme import KEEP, Scheme
 from ..measure.noise import relative_noise
 from ..measure.pipelines import Call, forward, run
-from ..measure.quantized_weights import QuantizedWeights, calibrated_weights, weight_of
+from ..measure.quantized_weights import QuantizedWeights, fits, weight_of, weights_for
 from ..measure.simulation import simulate
 from .allocation import finish
 from .building import make_problem
 from .constraints import Constraints
-from .problem import Problem
+from .neighbourhood import around, choice_of, plans_around
+from .problem import Choice, Problem, label, schemes_of
+from .ranges import Ranges
 from .request import AllocationRequest
 from .solvers import local
 
-#: layer -> scheme -> linear term, and -> one score a probe and call
+#: layer -> choice -> linear term, and -> one score a probe and call
 Priced = tuple[Mapping[str, Mapping[str, float]], Mapping[str, Mapping[str, NDArray[np.float64]]]]
 _CHANGED = "changed layers"
 _TRIES = 8  # proposals that are measured for each pricing
@@ -72,8 +75,9 @@ class RefineOptions:
     """How a plan is refined.
 
     `budget`: the plan's own when left out. `weights`: what `calibrated_weights` made for the
-    schemes, those of evaluation and of the packed model; by default they are calibrated on the
-    calls themselves. `rounds`: times that all changes are priced. `probes`: sign vectors over the
+    schemes (`weights_for`, where ranges of steps are fitted apart), those of evaluation and of the
+    packed model; by default they are calibrated on the calls themselves. `share`: what the ranges
+    of steps have in common, as in `decide.ranges.SHARES`. `rounds`: times that all changes are priced. `probes`: sign vectors over the
     outputs, a backward pass each and a call. `radius`: layers changed at the most in the first
     round (a quarter of them by default). `trust`: as in `Problem`, by default what the probes' own
     noise allows. `seconds`: guard on the time of one proposal.
@@ -83,6 +87,7 @@ class RefineOptions:
     constraints: Constraints | None = None
     latency: Latency | None = None
     weights: QuantizedWeights | None = None
+    share: str = "weights"
     rounds: int = 6
     probes: int = 6
     radius: int | None = None
@@ -102,7 +107,9 @@ def refine(
 ) -> Refined:
     """`plan` made better within its budget, by choices among `schemes` and `keep`.
 
-    Activation parts of schemes are priced as the plan has them: only weights are moved.
+    Activation parts of schemes are priced as the plan has them: only weights are moved. Of a plan
+    over ranges of steps each range keeps its inputs, and the weight is moved in all of them
+    together, or in each by itself where they share nothing.
 
     Args:
         model: the denoiser.
@@ -117,7 +124,7 @@ def refine(
         The plan, never one that measures worse than the one it was given, and all proposals.
 
     Raises:
-        QSearchError: without a budget, calls or probes.
+        QSearchError: without a budget, calls or probes; a range of steps in which no call lies.
     """
     asked = replace(options or RefineOptions(), **named)
     weights, probes, radius, seconds = asked.weights, asked.probes, asked.radius, asked.seconds
@@ -130,9 +137,11 @@ def refine(
         raise QSearchError("a plan is refined within a budget; it has none, give one")
     if not calls or probes < 1:
         raise QSearchError("refining needs at least one recorded call and one probe")
-    if len(plan.steps) > 1:
+    heard = {plan.steps.of(call.step, call.steps) for call in calls}
+    if silent := [i for i in range(len(plan.steps)) if i not in heard]:
         raise QSearchError(
-            f"refinement changes one weight for all steps; this plan has {len(plan.steps)} ranges of them: allocate without refine"
+            f"{len(plan.steps)} ranges of steps need a recorded call each to be refined on; range {silent[0]} has none: "
+            "record more bins (profile.bins)"
         )
     if stateful := [f"{n}: {c[0]}" for n, c in plan.sites.items() if any(s.carried for s in c)]:
         raise QSearchError(
@@ -142,27 +151,26 @@ def refine(
     references = [run(model, call) for call in calls]
     offered = [*dict.fromkeys(Scheme.parse(s) for s in schemes if Scheme.parse(s) != KEEP), KEEP]
     if weights is None:
-        weights = calibrated_weights(
-            model,
-            graph,
-            {layer.name: [*offered, plan.single[layer.name]] for layer in graph.quantizable},
-            calls,
-        )
+        weights = weights_for(model, graph, plans_around(graph, plan, offered, asked.share), calls)
     dice = torch.Generator().manual_seed(seed)
     here, found = plan, _noises(model, graph, plan, calls, references, weights)
     before = noise = float(found.mean())
     history = []
     widest = size = radius or max(2, len(graph.quantizable) // 4)
     for _ in range(rounds):
+        near = around(graph, here, offered, asked.share)
         linear, curved = price_changes(
-            model, graph, here, offered, calls, references, weights, probes, dice
+            model, graph, here, near, calls, references, weights, probes, dice
         )
         for _ in range(_TRIES):
-            problem = _region(graph, here, (linear, curved), limits, rules, size)
+            problem = _region(graph, here, near, (linear, curved), limits, rules, size)
             chosen, said = local.solve(problem, seconds=seconds, seed=seed)
             found_plan = finish(graph, problem, chosen, said, limits, latency)
-            moved = replace(found_plan.replaced(graph, here.sites, latency=latency), budget=limits)
-            changes = [(n, str(s)) for n, s in moved.single.items() if s != here.single[n]]
+            moved = found_plan.replaced(graph, here.sites, latency=latency, steps=plan.steps)
+            moved = replace(moved, budget=limits, steps=plan.steps)
+            changes = [
+                (n, label(choice_of(moved, n))) for n in near if moved.choices[n] != here.choices[n]
+            ]
             if not changes:
                 break
             predicted = noise + problem.total(chosen)
@@ -186,7 +194,8 @@ def refine(
         bound=None,
         objective=noise,
     )
-    return Refined(replace(here, budget=limits, solver=solver), noise, before, tuple(history))
+    made = replace(here.replaced(graph, {}, latency=latency), budget=limits, solver=solver)
+    return Refined(made, noise, before, tuple(history))
 
 
 def measure_noise(
@@ -222,23 +231,24 @@ def price_changes(
     model: nn.Module,
     graph: OpGraph,
     plan: Plan,
-    options: Sequence[Scheme],
+    options: Mapping[str, Sequence[Choice]],
     calls: Sequence[Call],
     references: Sequence[Tensor],
     weights: QuantizedWeights,
     probes: int,
     dice: torch.Generator,
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, NDArray[np.float64]]]]:
-    """Of every choice at every layer, from the plan: its linear term, and its scores, one a probe and call, whose mean square is its curvature."""
-    names, now = [layer.name for layer in graph.quantizable], plan.single
-    mine = {n: [*dict.fromkeys([*options, now[n]])] for n in names}
+    """Of every choice at every layer, from the plan: its linear term, and its scores, one a probe and call, whose mean square is its curvature.
+
+    `options`: layer -> its choices, the plan's own among them (`neighbourhood.around`).
+    """
+    names = list(options)
     parameters = {n: weight_of(model, n) for n in names}
     # Before any weight is exchanged: what is quantized are the model's own.
     steps = {
-        n: torch.stack([(weights.get(n, s) - weights.get(n, now[n])).flatten() for s in mine[n]])
-        for n in names
+        n: _differences(weights, n, choice_of(plan, n), options[n], len(plan.steps)) for n in names
     }
-    linear = {n: torch.zeros(len(mine[n])) for n in names}
+    linear = {n: torch.zeros(len(options[n])) for n in names}
     rows: dict[str, list[Tensor]] = {n: [] for n in names}
     asked = [p.requires_grad for p in parameters.values()]
     with simulate(model, plan, graph, weights), torch.enable_grad():
@@ -246,7 +256,7 @@ def price_changes(
             p.requires_grad_(True)
         try:
             for call, reference in zip(calls, references, strict=True):
-                output = forward(model, call)
+                output, place = forward(model, call), plan.steps.of(call.step, call.steps)
                 power = float(reference.square().sum())
                 # The error's gradient, exact at the plan, and then the probes: all through one graph.
                 seeds = [2 * (output.detach() - reference) / power / len(calls)]
@@ -265,9 +275,9 @@ def price_changes(
                     )
                     for name, gradient in zip(names, gradients, strict=True):
                         moved = (
-                            torch.zeros(len(mine[name]))
+                            torch.zeros(len(options[name]))
                             if gradient is None
-                            else (steps[name] @ gradient.flatten()).float().cpu()
+                            else (steps[name][place] @ gradient.flatten()).float().cpu()
                         )
                         if i == 0:
                             linear[name] += moved
@@ -277,15 +287,39 @@ def price_changes(
             for p, was in zip(parameters.values(), asked, strict=True):
                 p.requires_grad_(was)
     scores = {n: torch.stack(found, 1).double().numpy() for n, found in rows.items()}
-    named = {n: [str(s) for s in offered] for n, offered in mine.items()}
+    named = {n: list(map(label, held)) for n, held in options.items()}
     return {n: dict(zip(named[n], linear[n].tolist(), strict=True)) for n in names}, {
         n: dict(zip(named[n], scores[n], strict=True)) for n in names
     }
 
 
+def _differences(
+    weights: QuantizedWeights, layer: str, now: Choice, options: Sequence[Choice], ranges: int
+) -> list[Tensor]:
+    """For each range of steps, [choices, weights]: what each choice's weight is less the plan's."""
+    made: dict[tuple[Any, ...], Tensor] = {}
+    out = []
+    for i in range(ranges):
+        own = [_stored(choice, i) for choice in [now, *options]]
+        key = tuple(own)
+        if key not in made:
+            here, *others = (weights.get(layer, scheme, place) for scheme, place in own)
+            made[key] = torch.stack([(other - here).flatten() for other in others])
+        out.append(made[key])
+    return out
+
+
+def _stored(choice: Choice, place: int) -> tuple[Scheme, int | None]:
+    """The scheme of a choice in a range of steps, and the range that its weight is fitted on."""
+    fitted = fits(schemes_of(choice))
+    fit = fitted[place if len(fitted) > 1 else 0]
+    return fit.scheme, fit.stored
+
+
 def _region(
     graph: OpGraph,
     plan: Plan,
+    options: Mapping[str, Sequence[Choice]],
     priced: Priced,
     budget: Budget,
     request: AllocationRequest,
@@ -296,12 +330,14 @@ def _region(
     values = {
         n: {s: row[s] + float((scores[n][s] ** 2).mean()) for s in row} for n, row in linear.items()
     }
-    now = plan.single
-    changed = {n: {s: float(s != str(now[n])) for s in row} for n, row in linear.items()}
+    changed = {
+        n: {s: float(s != label(choice_of(plan, n))) for s in row} for n, row in linear.items()
+    }
     return make_problem(
         graph,
         values,
         budget,
         replace(request, scores=scores),
         at_most={_CHANGED: (changed, float(radius))},
+        ranges=Ranges(plan.steps, options=options),
     )

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..choices.codes import Codes, element
+from ..choices.codes import AbstractCodes, Codes
+from ..choices.floats import FloatFormat
+from ..choices.format import element_of
 from ..choices.quantization import quantize, quantize_parts
 from ..core.graph import LayerSpec
 from ..core.scheme import Scheme
@@ -65,13 +67,14 @@ def coded(job: Export, layer: LayerSpec, weight: Tensor) -> Codes:
     """The same before its parts are put together: block scales and the tensor's own apart, as nvfp4 stores them."""
     held = job.calibration.get(layer.name)
     scheme = job.plan.layers[layer.name]
-    return quantize(
+    made = quantize(
         weight,
         scheme,
         axis=layer.channel_axis,
         layer=layer.name,
         moments=None if held is None else held.moments,
-    ).code
+    )
+    return _plain(made.code)
 
 
 def pieces(job: Export, layer: LayerSpec, weight: Tensor) -> list[Rows]:
@@ -89,7 +92,12 @@ def pieces(job: Export, layer: LayerSpec, weight: Tensor) -> list[Rows]:
         layer=layer.name,
         moments=moments,
     )
-    return [_levels(part.code, scheme) for part in made]
+    return [_levels(_plain(part.code), scheme) for part in made]
+
+
+def _plain(code: AbstractCodes) -> Codes:
+    assert isinstance(code, Codes)  # what exporters offer are formats with such codes
+    return code
 
 
 def _levels(code: Codes, scheme: Scheme) -> Rows:
@@ -99,6 +107,6 @@ def _levels(code: Codes, scheme: Scheme) -> Rows:
     if scheme.family == "int":
         half = 2 ** (scheme.bits - 1)
         return Rows(code.codes.float() - half, scale, zero - half)
-    form = element(scheme)
+    form = FloatFormat.named(element_of(scheme))
     own = 1.0 if scheme.family == "block" else 2.0**form.highest
     return Rows(form.values(code.codes.device)[code.codes.int()], scale / own, zero)

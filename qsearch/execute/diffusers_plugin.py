@@ -222,8 +222,8 @@ class QSearchQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # as above
     def _pack(self, model: nn.Module, name: str, stored: Tensor, cast: Tensor) -> None:
         from torch import nn
 
+        from ..choices.packed_weight import packed_weight
         from ..choices.quantization import quantize_parts
-        from .packing import PackedWeight
         from .ranged import RangedLayer
         from .runtime import place_empty
 
@@ -244,7 +244,7 @@ class QSearchQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # as above
             weight = stored.to(cast.device)
             made = quantize_parts(weight, scheme, axis=axis, splits=splits, layer=name)
             for i, part in enumerate(made):
-                layer.parts[i] = PackedWeight.of(part)
+                layer.parts[i] = packed_weight(part)
         if ranged:
             placed.share()
 

@@ -14,12 +14,12 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from ..choices.fake_quantization import fake_quantize_between, grain_plugin
+from ..choices.fake_quantization import grain_plugin, rounding_of
 from ..choices.input_quantizer import InputQuantizer, words_of
+from ..choices.packed_weight import same_type
 from ..choices.transform import AbstractPackedStep
 from ..core.scheme import Scheme
 from ..core.words import Buffer
-from .packing import same_type
 
 Unpack = Callable[[Mapping[str, Tensor]], AbstractPackedStep]
 
@@ -50,7 +50,7 @@ class Given:
 class Input(nn.Module):
     """The input's side of `scheme` for a weight of `shape`, output channels on `axis`. Empty until `fill` or a state dict fills it.
 
-    Buffers: what the scheme's transforms store, by their own names (`shift`, `divisor`, `first`; a name that several of them
+    Buffers: what the scheme's transforms store, by their own names (`divisor`, `first`; a name that several of them
     use is numbered from the second on), and `low`, `high`: the ends of a static grid (also of an input in `parts`, which have a
     range each).
     """
@@ -73,11 +73,12 @@ class Input(nn.Module):
         grain = grain_plugin(scheme)
         # Functions and not plug-ins: a module of Python can't be copied or pickled, as models are.
         self.ranges = grain.ranges
+        self.rounding = rounding_of(scheme.activation) if scheme.activation else None
         #: whether each part of the input has a range of its own
         self.apart = scheme.static_input and parts and not grain.per_channel
         #: bits of an integer grid that is the same for all channels (of a part), 0 where inputs are no such integers
-        integers = scheme.activation.isdigit() and not grain.per_channel
-        self.bits = int(scheme.activation) if integers else 0
+        integers = scheme.integer_input and not grain.per_channel
+        self.bits = scheme.activation_bits if integers else 0
         #: for each transform, what makes it of its tensors, and the names that it stores -> those of the buffers
         self.transforms: list[tuple[Unpack, dict[str, str]]] = []
         #: buffer -> what lies there
@@ -138,9 +139,9 @@ class Input(nn.Module):
             known = self.low is not None or self.parts
             low, high = self._ends(x) if known else (None, None)
             return Given(x, low, high, tuple(steps))
-        if self.scheme.activation:
+        if self.rounding is not None:
             low, high = self._ends(x)
-            x = fake_quantize_between(x.float(), low, high, self.scheme.activation).to(x.dtype)
+            x = self.rounding.between(x.float(), low, high).to(x.dtype)
         if self.scheme.format == "keep":
             for step, _ in reversed(steps):
                 x = step.restore(x, self.channel)

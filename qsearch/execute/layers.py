@@ -1,6 +1,6 @@
 """QuantLinear, QuantConv2d and QuantConvolution: layers that hold a packed weight and compute with it.
 
-With a shift z and a divisor s of each input channel, the layer computes W x + b = (W s) ((x - z) / s) + (W z + b): codes of W s are stored, the bracket at the end
+With an offset z and a divisor s of each input channel, the layer computes W x + b = (W s) ((x - z) / s) + (W z + b): codes of W s are stored, the bracket at the end
 is the bias, and what a plan rounds is the middle. `dequantize` gives the weight in the layer's own coordinates, as `simulate` shows it.
 Where inputs are integers and the machine multiplies bytes, it does (`qsearch_kernels.cpu`, `qsearch_kernels.gpu_ops`); else inputs are rounded in floating point
 and multiplied with the widened weight, which gives the same numbers and saves memory alone.
@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qsearch_kernels import ops, products
+from qsearch_kernels import products
 
+from ..choices.packed_weight import AbstractPackedWeight, ConvolutionShape, empty_weight
 from ..core.scheme import Scheme
 from ..core.scheme import parts as split
 from ..core.words import transform_word
 from .inputs import Given, Input
-from .packing import AnyWeight, KeptWeight, PackedWeight
+from .packing import AnyWeight, KeptWeight
 
 _CONVOLVE: dict[tuple[int, bool], Any] = {
     (1, False): F.conv1d,
@@ -52,7 +53,7 @@ def _weights(
         )
     shapes = split(weight.shape, axis, splits)
     return nn.ModuleList(
-        PackedWeight(scheme, s[axis], math.prod(s) // s[axis], device) for s in shapes
+        empty_weight(scheme, s[axis], math.prod(s) // s[axis], device) for s in shapes
     )
 
 
@@ -192,8 +193,8 @@ class QuantLinear(_Layer):
             values = part()
             return products.dense_linear(x.to(values.dtype), values, bias)
         if self.input is not None and x.device.type in self.devices:
-            return ops.linear_rounded(x, part(), bias, self.input.bits, low, high)
-        return ops.linear(x, part(), bias)
+            return part.linear_rounded(x, bias, self.input.bits, low, high)
+        return part.linear(x, bias)
 
 
 class QuantConv2d(_Layer):
@@ -248,7 +249,7 @@ class QuantConv2d(_Layer):
                 self.ends_of(given.high, 1),
                 strict=True,
             ):
-                assert isinstance(part, PackedWeight)
+                assert isinstance(part, AbstractPackedWeight)
                 made = self._product(
                     part, piece, self.bias if y is None else None, self.input.bits, bottom, top
                 )
@@ -274,7 +275,7 @@ class QuantConv2d(_Layer):
 
     def _product(
         self,
-        part: PackedWeight,
+        part: AbstractPackedWeight,
         x: Tensor,
         bias: Tensor | None,
         bits: int,
@@ -282,18 +283,8 @@ class QuantConv2d(_Layer):
         high: Tensor | None,
     ) -> Tensor:
         assert not isinstance(self.padding, str)
-        return ops.conv2d_rounded(
-            x,
-            part(),
-            bias,
-            bits,
-            kernel=self.kernel_size,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            low=low,
-            high=high,
-        )
+        over = ConvolutionShape(self.kernel_size, self.stride, self.padding, self.dilation)
+        return part.conv2d_rounded(x, bias, bits, low, high, over)
 
 
 class QuantConvolution(_Layer):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..core.cost import Choices
 from ..core.steps import StepRanges, clock_of
+from ..core.words import transform_word
 from .layers import QuantConv2d, QuantConvolution, QuantLayer, QuantLinear
 
 
@@ -45,12 +46,16 @@ class RangedLayer(nn.Module):
     def share(self) -> None:
         """Let layers that share a weight or a bias hold that of its owner, outside of their own state dicts."""
         layers = self.layers
-        plain = [layer for layer in layers if "shift" not in layer.scheme.transforms]
+        plain = [
+            layer
+            for layer in layers
+            if not any(transform_word(word).adds_bias for word in layer.scheme.transforms)
+        ]
         for i, layer in enumerate(layers):
             if self.owners[i] != i:
                 layer._modules.pop("parts", None)
                 layer.__dict__["parts"] = layers[self.owners[i]].parts
-        for layer in plain[1:]:  # a shift changes the bias
+        for layer in plain[1:]:
             layer._parameters.pop("bias", None)
             layer.__dict__["bias"] = plain[0].bias
 

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ..choices.packed_weight import packed_weight
 from ..core.cost import Choices
 from ..core.errors import QSearchError
 from ..core.graph import LayerSpec, OpGraph
@@ -25,7 +26,7 @@ from ..measure.quantized_weights import Fit, QuantizedWeights, fits, weight_of
 from ..measure.simulation import roots
 from .attentions import follow_attentions
 from .layers import Convolution, QuantConv2d, QuantConvolution, QuantLayer, QuantLinear, empty_layer
-from .packing import PackedWeight, stored_bytes
+from .packing import stored_bytes
 from .ranged import RangedLayer, follow_steps
 from .slower import rows_of, warn_of_slower
 
@@ -242,7 +243,7 @@ def _fill(
     weight, bias, scheme = source.weight.data, source.bias, fit.scheme
     if scheme.format != "keep" and own:
         for i, quantized in enumerate(weights.codes(name, scheme, fit.stored)):
-            layer.parts[i] = PackedWeight.of(quantized)
+            layer.parts[i] = packed_weight(quantized)
     quantizer = weights.treatment(name, scheme, fit.read)
     if quantizer is not None and layer.input is not None:
         made = layer.input.fill(quantizer, weight, bias)

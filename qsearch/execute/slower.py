@@ -17,10 +17,10 @@ import torch
 from qsearch_kernels import products
 from qsearch_kernels.product_table import ROWS as TIMED
 
+from ..choices.packed_weight import PackedWeight
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from .layers import QuantLayer
-from .packing import PackedWeight
 
 ROWS = 256  # tokens of one call, where the graph does not say
 SLACK = 1.1  # times as long as full precision that are not worth a word

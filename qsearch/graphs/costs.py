@@ -188,10 +188,10 @@ def shares(timed: Iterable[Timing]) -> list[Share]:
 
 def unit_of(scheme: Scheme) -> Unit:
     """The narrowest arithmetic that a layer with this scheme can use: of its activations' kind, as wide as the wider of the two."""
-    if not scheme.activation or scheme.family in ("keep", "codebook"):
+    if not scheme.activation or not scheme.multiplied_as:
         return "bf16"  # weights are widened as they are read
     bits = max(scheme.bits, scheme.activation_bits)
-    if scheme.activation.isdigit() and scheme.family in ("int", "uint"):
+    if scheme.integer_input and scheme.multiplied_as == "int":
         return "int4" if bits <= 4 else "int8" if bits <= 8 else "bf16"
     return "fp4" if bits <= 4 else "fp8" if bits <= 8 else "bf16"
 

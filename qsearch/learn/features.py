@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..core.cost import over_steps
 from ..core.errors import QSearchError
+from ..core.format_words import families
 from ..core.graph import LayerSpec, OpGraph
 from ..core.plan import Plan
 from ..core.scheme import FULL_BITS, KEEP
@@ -63,7 +64,6 @@ BLOCKS = (
     "ends",
     "rest",
 )
-FAMILIES = ("int", "uint", "float", "block", "codebook")
 DEPTHS, STEPS = 4, 3  # quarters of the blocks in order of execution; thirds of the steps
 
 
@@ -154,7 +154,7 @@ def featurize(
     weights = np.array([layer.weights for layer in layers], float)
     weights /= weights.sum()
     lost = np.zeros((len(known), len(names)))
-    share = {name: np.zeros((len(known), len(names))) for name in FAMILIES}
+    share = {name: np.zeros((len(known), len(names))) for name in families()}
     for i, plan in enumerate(known):
         for j, layer in enumerate(layers):
             for part, scheme in over_steps(plan.steps, plan.choices[layer.name]):
@@ -162,7 +162,7 @@ def featurize(
                 if scheme.family in share:
                     share[scheme.family][i, j] += part * weights[j]
     columns |= {f"lost/{name}": lost[:, mask].sum(1) for name, mask in groups.items()}
-    columns |= {f"share/{name}": share[name].sum(1) for name in FAMILIES}
+    columns |= {f"share/{name}": share[name].sum(1) for name in families()}
     for table in tables:
         table.check(graph)
         for metric in table.metrics:
@@ -214,7 +214,7 @@ def _predicted(
     ):
         priced.setdefault((site, scheme), np.zeros(len(bins)))[bins.index(step)] = estimate
     loss = np.zeros((len(plans), len(names), len(bins)))
-    family = np.full(loss.shape, "keep", dtype="<U8")
+    family = np.full(loss.shape, "keep", dtype=object)
     for i, plan in enumerate(plans):
         places = [plan.steps.of(2 * b + 1, 2 * count) for b in bins]
         for j, site in enumerate(names):
@@ -232,7 +232,7 @@ def _predicted(
     found = {f"{metric}/sum": mean.sum(1), f"{metric}/worst": mean.max(1, initial=0.0)}
     found |= {f"{metric}/{name}": mean[:, mask].sum(1) for name, mask in groups.items()}
     found |= {
-        f"{metric}/share:{name}": (loss * (family == name)).mean(2).sum(1) for name in FAMILIES
+        f"{metric}/share:{name}": (loss * (family == name)).mean(2).sum(1) for name in families()
     }
     if len(bins) > 1:
         for i, part in enumerate(np.array_split(np.arange(len(bins)), min(STEPS, len(bins)))):

@@ -20,7 +20,7 @@ from ..core.plan import Plan
 from ..core.scheme import FULL_BITS, KEEP
 from ..core.sites import cut
 from ..core.table import SensitivityTable
-from .features import BLOCKS, FAMILIES, FLOOR, ROLES, Array, block_group, decibels, role_group
+from .features import BLOCKS, FLOOR, ROLES, Array, block_group, decibels, role_group
 
 #: rounds of messages, and so the last hop level
 HOPS = 4
@@ -38,6 +38,8 @@ _KINDS = (
 #: what a node is: role, kind, block (one of each), size, place
 STATIC = len(ROLES) + len(_KINDS) + len(BLOCKS) + 3
 #: what a plan does to it: format (one of), bits taken away, predicted noise in dB above the floor
+#: families of formats that saved networks were trained with, a column each; others are told by bits and price
+FAMILIES = ("int", "uint", "float", "block", "codebook")
 CHOICE = len(FAMILIES) + 2
 
 
@@ -141,7 +143,7 @@ class Skeleton:
             for share, scheme in over_steps(plan.steps, held):
                 if scheme == KEEP:
                     continue
-                if scheme.format != "keep":
+                if scheme.family in FAMILIES:
                     choice[i, FAMILIES.index(scheme.family)] += share
                 choice[i, -2] += share * (FULL_BITS - scheme.bits) / FULL_BITS
                 price = (prices.get((name, str(scheme)), FLOOR) - FLOOR) / -FLOOR

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from qsearch_kernels import bench
 
+from ..choices.packed_weight import packed_weight
 from ..choices.quantization import quantize_parts
 from ..core.errors import QSearchError
 from ..core.graph import LayerSpec, OpGraph
 from ..core.latency import Latency
 from ..core.scheme import KEEP, Scheme
 from ..execute.layers import Convolution, QuantLayer, empty_layer
-from ..execute.packing import PackedWeight
 from ..execute.slower import check_products
 from .attention_timing import time_attentions
 
@@ -185,7 +185,7 @@ def random_layer(source: nn.Module, scheme: Scheme, spec: LayerSpec) -> QuantLay
                 weight, plain, axis=spec.channel_axis, splits=spec.parts, layer=spec.name
             )
         ):
-            made.parts[i] = PackedWeight.of(quantized)
+            made.parts[i] = packed_weight(quantized)
     if made.input is not None:
         for name, held in made.input.layout.items():
             made.input.get_buffer(name).fill_(held.typical)

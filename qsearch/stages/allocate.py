@@ -177,10 +177,6 @@ class AllocateSettings(Settings):
                 "refinement moves weights within the budget; a plan by hand has none, and what "
                 f"`inputs` adds is stored besides it: leave {given} out, or refine"
             )
-        if self.steps > 1:
-            raise QSearchError(
-                "refinement changes one weight for all steps; leave steps out, or refine"
-            )
 
 
 def allocate(run: Run, graph: OpGraph, table: SensitivityTable, *, keep: bool = False) -> Plan:
@@ -348,9 +344,10 @@ def request_of(
 def _refine(run: Run, graph: OpGraph, table: SensitivityTable, plan: Plan) -> Plan:
     """Refined on the calls of profiling, with the codes that `evaluate` and `apply` would use."""
     from ..core.scheme import KEEP, Scheme
+    from ..decide.neighbourhood import plans_around
     from ..decide.refinement import refine
     from ..measure.pipelines import model_of, record
-    from ..measure.quantized_weights import calibrated_weights
+    from ..measure.quantized_weights import weights_for
     from .calibrate import calibration_calls
 
     begin(run, "profile")
@@ -358,8 +355,8 @@ def _refine(run: Run, graph: OpGraph, table: SensitivityTable, plan: Plan) -> Pl
     model, offered = model_of(run.pipe), [Scheme.parse(s) for s in c.profile.schemes]
     prompts = run.prompts(c.profile.samples, part=0)
     calls = record(run.pipe, prompts, run.sampling, run.bins, c.profile.batch)
-    wanted = {x.name: [*offered, KEEP, plan.single[x.name]] for x in graph.quantizable}
-    choosing = calibration_calls(run, {s for schemes in wanted.values() for s in schemes})
+    plans = plans_around(graph, plan, [*offered, KEEP], c.allocate.share)
+    choosing = calibration_calls(run, {s for one in plans for s in one.schemes})
     latency = latency_of(c.allocate, graph, table)
     rules = constraints_of(c.allocate, graph, table)
     if latency is not None and c.allocate.latency is None and not slower_in(plan, latency):
@@ -370,7 +367,8 @@ def _refine(run: Run, graph: OpGraph, table: SensitivityTable, plan: Plan) -> Pl
         plan,
         offered,
         calls,
-        weights=calibrated_weights(model, graph, wanted, choosing),
+        weights=weights_for(model, graph, plans, choosing),
+        share=c.allocate.share,
         rounds=c.allocate.refine,
         seed=c.seed,
         constraints=rules,

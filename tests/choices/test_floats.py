@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from qsearch.choices.codes import largest
 from qsearch.choices.floats import FloatFormat
 from qsearch.choices.quantization import quantize
 from qsearch.core.scheme import Scheme
@@ -94,7 +93,7 @@ def test_a_scale_of_its_own_is_fp4dit_s_real_valued_bias(name: str) -> None:
     back = made.dequantize()
 
     clips = (
-        made.code.scale[..., 0] * largest(scheme)
+        made.code.scale[..., 0] * FloatFormat.named(scheme.format).own_top
     ).tolist()  # the largest weight, as fp16 stores the scale
     for r in range(3):
         for c in range(64):

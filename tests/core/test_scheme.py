@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from qsearch.core import scheme as module
 from qsearch.core.errors import QSearchError
-from qsearch.core.scheme import ACTIVATIONS, FORMATS, KEEP, Scheme, split_steps
+from qsearch.core.format_words import format_word, formats, input_formats
+from qsearch.core.scheme import KEEP, Scheme, split_steps
 
 BLOCKS = ("mxfp4", "mxfp6", "mxfp8", "nvfp4")
 
@@ -19,8 +19,8 @@ BLOCKS = ("mxfp4", "mxfp6", "mxfp8", "nvfp4")
 def every_string() -> list[str]:
     """All combinations of format, granularity, activation, grain and method that the grammar allows."""
     out = []
-    activations = ["", *(f"+a{a}{grain}" for a in ACTIVATIONS for grain in ("", "t", "c"))]
-    for form in FORMATS:
+    activations = ["", *(f"+a{a}{grain}" for a in input_formats() for grain in ("", "t", "c"))]
+    for form in formats():
         granularities = (
             [""] if form == "keep" or form in BLOCKS else ["-t", "-c", "-g1", "-g32", "-g128"]
         )
@@ -305,4 +305,5 @@ def test_what_is_not_a_string_is_refused_with_the_rule(given: object) -> None:
 
 
 def test_every_block_format_is_covered_by_these_tests() -> None:
-    assert set(module._BLOCKS) == set(BLOCKS)
+    words = {f: format_word(f) for f in formats() if f != "keep"}
+    assert {f for f, word in words.items() if word is not None and not word.sizes} == set(BLOCKS)

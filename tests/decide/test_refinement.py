@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from qsearch.core.scheme import Scheme
 from qsearch.core.steps import StepRanges
 from qsearch.decide import refinement
 from qsearch.decide.allocation import random_plan
+from qsearch.decide.neighbourhood import around
 from qsearch.decide.refinement import measure_noise, price_changes, refine
 from qsearch.measure.pipelines import run
 from qsearch.measure.quantized_weights import QuantizedWeights, weight_of
@@ -25,7 +28,7 @@ SCHEMES = ("uint2-c", "uint3-c", "uint4-c", "uint8-c")
 @pytest.fixture(scope="module")
 def tiny():
     model, graph = plain()
-    return model, graph, plain_calls(2)
+    return model, graph, [replace(call, steps=2) for call in plain_calls(2)]
 
 
 def test_the_linear_term_is_the_slope_of_the_measured_error(tiny) -> None:
@@ -35,7 +38,15 @@ def test_the_linear_term_is_the_slope_of_the_measured_error(tiny) -> None:
     options = [Scheme.parse(s) for s in SCHEMES]
 
     linear, _ = price_changes(
-        model, graph, plan, options, calls, references, weights, 1, torch.Generator().manual_seed(0)
+        model,
+        graph,
+        plan,
+        around(graph, plan, options, "weights"),
+        calls,
+        references,
+        weights,
+        1,
+        torch.Generator().manual_seed(0),
     )
 
     for name in ("conv_out", "blocks.0.attn1.to_v", "blocks.0.ff.2"):
@@ -69,7 +80,7 @@ def test_the_mean_square_of_many_scores_is_the_error_of_that_change_alone(tiny) 
         model,
         graph,
         plan,
-        options,
+        around(graph, plan, options, "weights"),
         calls[:1],
         references,
         weights,
@@ -182,7 +193,7 @@ def test_scores_are_one_number_a_probe_and_call(tiny) -> None:
         model,
         graph,
         Plan.uniform(graph, "uint4-c"),
-        [Scheme.parse("uint8-c")],
+        around(graph, Plan.uniform(graph, "uint4-c"), [Scheme.parse("uint8-c")], "weights"),
         calls,
         references,
         QuantizedWeights(model, graph),
@@ -206,7 +217,7 @@ def test_changes_before_rounded_inputs_are_priced_straight_through(tiny, inputs:
         model,
         graph,
         plan,
-        options,
+        around(graph, plan, options, "weights"),
         calls,
         references,
         weights,
@@ -222,16 +233,82 @@ def test_changes_before_rounded_inputs_are_priced_straight_through(tiny, inputs:
     assert 0.5 < priced / measured < 2.0
 
 
-def test_a_plan_over_ranges_of_steps_is_refused_in_words(tiny) -> None:
-    model, graph, calls = tiny
-    plan = Plan.make(
+def ranged(graph, coarse: str, fine: str) -> Plan:
+    """A plan whose layers have one scheme in the first half of the steps and another in the second."""
+    return Plan.make(
         graph,
-        {x.name: ["uint4-c", "uint4-c+a8"] if x.quantizable else "keep" for x in graph},
+        {x.name: [coarse, fine] if x.quantizable else "keep" for x in graph},
         steps=StepRanges.equal(2),
     )
 
-    with pytest.raises(QSearchError, match="refinement changes one weight for all steps"):
-        refine(model, graph, plan, SCHEMES, calls, budget=Budget(average_bits=9.0))
+
+def test_over_ranges_the_slope_of_a_shared_weight_is_that_of_all_calls(tiny) -> None:
+    model, graph, calls = tiny
+    plan = ranged(graph, "uint3-c+a4", "uint3-c+a8")
+    weights, references = QuantizedWeights(model, graph), [run(model, c) for c in calls]
+    options = around(graph, plan, [Scheme.parse("uint4-c")], "weights")
+    name = "conv_out"  # behind which nothing is rounded
+
+    linear, _ = price_changes(
+        model, graph, plan, options, calls, references, weights, 1, torch.Generator()
+    )
+
+    here, there = (weights.get(name, Scheme.parse(s)) for s in ("uint3-c", "uint4-c"))
+    errors = []
+    for share in (-0.01, 0.01):
+        weights._weights[name, "uint3-c", None] = here + share * (there - here)
+        errors.append(measure_noise(model, graph, plan, calls, references, weights))
+    slope = (errors[1] - errors[0]) / 0.02
+    assert linear[name]["uint4-c+a4 | uint4-c+a8"] == pytest.approx(slope, rel=0.03, abs=1e-6)
+
+
+def test_over_ranges_that_share_nothing_a_range_answers_to_its_own_calls(tiny) -> None:
+    model, graph, calls = tiny
+    plan = ranged(graph, "uint2-c", "uint4-c")
+    weights, references = QuantizedWeights(model, graph), [run(model, c) for c in calls]
+    options = around(graph, plan, [Scheme.parse("uint8-c")], "none")
+
+    linear, scores = price_changes(
+        model, graph, plan, options, calls, references, weights, 2, torch.Generator()
+    )
+
+    row = linear["conv_out"]
+    first, second = row["uint8-c | uint4-c"], row["uint2-c | uint8-c"]
+    assert first + second == pytest.approx(row["uint8-c"], rel=1e-4, abs=1e-9)
+    assert np.all(scores["conv_out"]["uint8-c | uint4-c"][2:] == 0)  # the second call's
+    assert np.any(scores["conv_out"]["uint8-c | uint4-c"][:2] != 0)
+
+
+@pytest.mark.parametrize("share", ["weights", "none"])
+def test_a_plan_over_ranges_of_steps_is_made_better_within_its_budget(tiny, share: str) -> None:
+    model, graph, calls = tiny
+    mixed = ("uint2-c+a6", "uint2-c+a8") if share == "weights" else ("uint2-c+a8", "uint4-c+a8")
+    plan = ranged(graph, *mixed)
+    limit = 6.0 if share == "weights" else 12.0
+    schemes = ("uint3-c+a8", "uint4-c+a8", "uint8-c+a8")
+
+    found = refine(
+        model, graph, plan, schemes, calls, budget=Budget(average_bits=limit), share=share,
+        rounds=3, probes=4, seconds=5.0,
+    )  # fmt: skip
+
+    weights, references = QuantizedWeights(model, graph), [run(model, c) for c in calls]
+    measured = measure_noise(model, graph, found.plan, calls, references, weights)
+    assert found.noise == pytest.approx(measured, rel=1e-5)
+    assert found.noise < 0.8 * found.before
+    assert found.plan.achieved.average_bits <= limit
+    if share == "weights":
+        assert all(len({s.weight_only for s in held}) == 1 for held in found.plan.choices.values())
+
+
+def test_a_range_that_no_call_lies_in_is_named(tiny) -> None:
+    model, graph, calls = tiny
+
+    with pytest.raises(QSearchError, match="range 1 has none: record more bins"):
+        refine(
+            model, graph, ranged(graph, "uint4-c", "uint4-c+a8"), SCHEMES, calls[:1],
+            budget=Budget(average_bits=9.0),
+        )  # fmt: skip
 
 
 def test_what_a_plan_says_of_attention_is_kept(tiny) -> None:

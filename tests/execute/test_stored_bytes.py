@@ -9,17 +9,18 @@ import pytest
 import torch
 from torch import nn
 
+from qsearch.choices.packed_weight import empty_weight, packed_weight
 from qsearch.choices.quantization import quantize
-from qsearch.core.scheme import FORMATS, Scheme, parts
-from qsearch.execute.packing import PackedWeight, stored_bytes
+from qsearch.core import plugins
+from qsearch.core.scheme import Scheme, parts
+from qsearch.execute.packing import stored_bytes
 from qsearch_kernels import layout
 
+OURS = ("integer", "asymmetric", "float", "codebook", "microscaling", "nvfp4")
+FORMATS = [word for name in OURS for word in plugins.load("formats", name).words]
 FIXED = ("mxfp4", "mxfp6", "mxfp8", "nvfp4")
 SCHEMES = [f for f in FORMATS if f in FIXED] + [
-    f"{f}-{g}"
-    for f in FORMATS
-    if f not in (*FIXED, "keep")
-    for g in ("c", "t", "g4", "g16", "g33", "g1000")
+    f"{f}-{g}" for f in FORMATS if f not in FIXED for g in ("c", "t", "g4", "g16", "g33", "g1000")
 ]
 WEIGHTS = [
     ((6, 40), 0),
@@ -43,7 +44,7 @@ def test_stored_bytes_are_the_plans_and_what_fills_planes_of_a_row_up_to_a_byte(
         packed, spare = nn.ModuleList(), 0
         for part in parts(shape, axis, splits):
             rows, columns = part[axis], math.prod(part) // part[axis]
-            packed.append(PackedWeight(scheme, rows, columns))
+            packed.append(empty_weight(scheme, rows, columns))
             spare += rows * (8 * layout.row_bytes(columns, scheme.bits) - scheme.bits * columns)
 
         assert 8 * stored_bytes(packed) == scheme.stored_bits(shape, axis, splits) + spare, (
@@ -58,7 +59,7 @@ def test_stored_bytes_are_the_plans_and_what_fills_planes_of_a_row_up_to_a_byte(
 def test_a_filled_weight_takes_what_an_empty_one_does(text: str) -> None:
     scheme = Scheme.parse(text)
 
-    filled = PackedWeight.of(quantize(torch.randn(5, 33), scheme))
+    filled = packed_weight(quantize(torch.randn(5, 33), scheme))
 
     spare = 5 * (8 * layout.row_bytes(33, scheme.bits) - scheme.bits * 33)
     assert 8 * filled.stored_bytes == scheme.stored_bits((5, 33)) + spare

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from qsearch.core.errors import QSearchError
+from qsearch.core.format_words import families
 from qsearch.core.plan import Plan
 from qsearch.learn.contracts import small_graph, small_plans, small_table
 from qsearch.learn.features import (
     BLOCKS,
-    FAMILIES,
     FLOOR,
     ROLES,
     block_group,
@@ -62,7 +62,7 @@ def test_parts_add_up_to_the_whole() -> None:
     ]
     np.testing.assert_allclose(lost[0], lost[1], rtol=1e-5)
     np.testing.assert_allclose(lost[0], lost[2], rtol=1e-5)
-    np.testing.assert_allclose(sum(found.column(f"share/{f}") for f in FAMILIES), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(sum(found.column(f"share/{f}") for f in families()), 1.0, rtol=1e-5)
 
 
 def test_the_prior_is_the_table_s_prediction_with_interactions() -> None:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qsearch.choices.codes import largest
 from qsearch.choices.fake_quantization import fake_quantize_between, lsq_fake_quantize
+from qsearch.choices.floats import FloatFormat
 from qsearch.choices.quantization import quantize
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
@@ -221,7 +221,9 @@ def test_floats_are_clipped_at_their_largest_level() -> None:
     made.backward()
 
     assert float(made.detach()) == pytest.approx(
-        float(torch.tensor(1 / largest(Scheme("e2m3"))).half()) * largest(Scheme("e2m3")), rel=1e-3
+        float(torch.tensor(1 / FloatFormat.named("e2m3").own_top).half())
+        * FloatFormat.named("e2m3").own_top,
+        rel=1e-3,
     )
     assert x.grad is not None
     assert float(x.grad) == 0

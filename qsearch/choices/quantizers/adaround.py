@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...core.scheme import Scheme
 from ..codes import Codes
+from ..format import has_grid
 from ..learnt_rounding import Gates, gates_between, learn
 
 needs_inputs = True
@@ -24,8 +25,8 @@ RATE, STEPS = (
 
 
 def supports(scheme: Scheme) -> bool:
-    """Integers and floats, whose scale is any number."""
-    return scheme.family in ("int", "uint", "float")
+    """Formats whose scale is any number: integers and floats."""
+    return has_grid(scheme)
 
 
 def quantize(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...core.scheme import Scheme
 from ..codes import Codes, qparams_from_range, quantize_to_grid
+from ..format import has_grid
 from ..moments import columns_of, from_columns
 
 needs_inputs = True
@@ -21,8 +22,8 @@ DAMPING = 0.01  # of the mean of H's diagonal, as the authors do
 
 
 def supports(scheme: Scheme) -> bool:
-    """Integers and floats, whose scale is any number."""
-    return scheme.family in ("int", "uint", "float")
+    """Formats whose scale is any number: integers and floats."""
+    return has_grid(scheme)
 
 
 def quantize(groups: Tensor, scheme: Scheme, moments: Tensor) -> Codes:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...core.scheme import Scheme
 from ..codes import Codes, qparams_from_range, quantize_to_grid
+from ..format import format_of, has_grid
 
 needs_inputs = False
 integer_zeros = False
@@ -22,8 +23,8 @@ _CHUNK = 2**17  # weights that stay in a core's cache
 
 
 def supports(scheme: Scheme) -> bool:
-    """Asymmetric integers."""
-    return scheme.family == "uint"
+    """Formats with a zero point: asymmetric integers."""
+    return has_grid(scheme) and format_of(scheme).stores_zero
 
 
 def quantize(groups: Tensor, scheme: Scheme) -> Codes:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...core.scheme import Scheme
 from ..codes import Codes, qparams_from_range, quantize_to_grid
+from ..format import has_grid
 
 needs_inputs = False
 integer_zeros = True
@@ -20,8 +21,8 @@ SHRINK = tuple(1 - i / 20 for i in range(17))  # of the range, down to a fifth
 
 
 def supports(scheme: Scheme) -> bool:
-    """Integers and floats, whose scale is any number."""
-    return scheme.family in ("int", "uint", "float")
+    """Formats whose scale is any number: integers and floats."""
+    return has_grid(scheme)
 
 
 def quantize(groups: Tensor, scheme: Scheme, *, power: float = POWER) -> Codes:

@@ -85,7 +85,7 @@ class PackedBranch(AbstractPackedStep):
 def fit(site: Site) -> AbstractStep:
     """The branch of a layer. Raises `QSearchError` for a rank above the weight's own."""
     from ..lowrank import refined
-    from ..quantization import DEFAULT_METHODS, quantize
+    from ..quantization import quantize
 
     weight = site.weight[:, :, 0]
     scheme = site.scheme.weight_only
@@ -94,7 +94,6 @@ def fit(site: Site) -> AbstractStep:
     def codes(rest: Tensor) -> Tensor:
         return rest if plain.format == "keep" else quantize(rest, plain).dequantize()
 
-    assert plain.format == "keep" or plain.family in DEFAULT_METHODS
     moments = None if site.statistics is None else site.statistics.moments
     low, _ = refined(weight, site.number, codes, moments, rounds=8)
     return Branch(low.down, low.up)

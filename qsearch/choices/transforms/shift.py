@@ -35,7 +35,7 @@ def fit(site: Site) -> AbstractStep:
     """The shift of each input channel."""
     from ..affine import ChannelAffine
 
-    return ChannelAffine.of(shift=site.inputs.middle)
+    return ChannelAffine.of(offset=site.inputs.middle, stored_as="shift")
 
 
 def unpack(
@@ -44,4 +44,4 @@ def unpack(
     """Subtraction of the stored shift."""
     from ..affine import PackedAffine
 
-    return PackedAffine.of(stored)
+    return PackedAffine.of(stored, "shift")
