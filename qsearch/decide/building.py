@@ -122,7 +122,7 @@ def make_problem(
         losses, _ = (at_most or {}).get(name.removeprefix("loss of "), ({}, 0.0))
         for x in attentions:
             none = np.zeros(len(x.choices))
-            limited = _sum(losses, [x.spec.site], x.choices, name) if losses else none  # type: ignore[arg-type]  # one range
+            limited = _sum(losses, [x.spec.site], x.choices, name) if losses else none
             rows.append(x.costs.get(name, limited))
     for one in attentions:
         sites.append(one.spec.site)

@@ -36,6 +36,7 @@ from ..measure.pipelines import Call, forward, run
 from ..measure.quantized_weights import QuantizedWeights, fits, weight_of, weights_for
 from ..measure.simulation import simulate
 from .allocation import finish
+from .attentions import LIMITS as ATTENTION_LIMITS
 from .building import make_problem
 from .constraints import Constraints
 from .neighbourhood import around, choice_of, plans_around
@@ -148,6 +149,7 @@ def refine(
             "refinement measures recorded calls one by one, and an attention that carries statistics from step to step has "
             f"none there ({stateful[0]}): allocate without refine"
         )
+    room = _of_layers(graph, plan, limits, latency)
     references = [run(model, call) for call in calls]
     offered = [*dict.fromkeys(Scheme.parse(s) for s in schemes if Scheme.parse(s) != KEEP), KEEP]
     if weights is None:
@@ -163,9 +165,9 @@ def refine(
             model, graph, here, near, calls, references, weights, probes, dice
         )
         for _ in range(_TRIES):
-            problem = _region(graph, here, near, (linear, curved), limits, rules, size)
+            problem = _region(graph, here, near, (linear, curved), room, rules, size)
             chosen, said = local.solve(problem, seconds=seconds, seed=seed)
-            found_plan = finish(graph, problem, chosen, said, limits, latency)
+            found_plan = finish(graph, problem, chosen, said, room, latency)
             moved = found_plan.replaced(graph, here.sites, latency=latency, steps=plan.steps)
             moved = replace(moved, budget=limits, steps=plan.steps)
             changes = [
@@ -196,6 +198,18 @@ def refine(
     )
     made = replace(here.replaced(graph, {}, latency=latency), budget=limits, solver=solver)
     return Refined(made, noise, before, tuple(history))
+
+
+def _of_layers(graph: OpGraph, plan: Plan, limits: Budget, latency: Latency | None) -> Budget:
+    """What the budget leaves to layers where attentions stay as the plan has them: counted dense, they take more."""
+    dense = plan.replaced(graph, dict.fromkeys(plan.sites, KEEP), latency=latency).achieved
+    now = plan.replaced(graph, {}, latency=latency).achieved
+    more = {
+        name: limit + getattr(dense, name) - getattr(now, name)
+        for name, limit in limits.limits.items()
+        if name in ATTENTION_LIMITS
+    }
+    return replace(limits, **more)
 
 
 def measure_noise(

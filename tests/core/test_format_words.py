@@ -26,8 +26,6 @@ def test_an_input_has_the_grid_of_a_format(word: str, form: str | None) -> None:
     assert input_format(word) == form
 
 
-@pytest.mark.parametrize(
-    ("group", "count"), [(-1, 1), (0, 3), (4, 9), (5, 6), (10, 3), (100, 3)]
-)
+@pytest.mark.parametrize(("group", "count"), [(-1, 1), (0, 3), (4, 9), (5, 6), (10, 3), (100, 3)])
 def test_an_incomplete_group_counts_whole(group: int, count: int) -> None:
     assert groups_of(3, 10, group) == count
