@@ -81,7 +81,12 @@ def test_every_tool_keeps_precision_where_it_lacks_a_scheme(graph: OpGraph) -> N
             "nvfp4": "int4-g16",
         },
         "modelopt": {"int4-c": "int4-c", "uint3-c": "int3-c", "km3-c": "int3-c", "nvfp4": "nvfp4"},
-        "comfyui": {"int4-c": "nvfp4", "uint3-c": "nvfp4", "km3-c": "nvfp4", "nvfp4": "nvfp4"},
+        "comfyui": {
+            "int4-c": "uint4-g64",
+            "uint3-c": "uint4-g64",
+            "km3-c": "uint4-g64",
+            "nvfp4": "nvfp4",
+        },
         "aimet": {"int4-c": "int4-c", "uint3-c": "uint3-c", "km3-c": "int3-c", "nvfp4": "int4-c"},
         "onnx": {"int4-c": "int4-c", "uint3-c": "uint4-c", "km3-c": "int4-c", "nvfp4": "int4-g16"},
         "openvino": {

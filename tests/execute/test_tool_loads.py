@@ -283,34 +283,106 @@ def test_modelopt_takes_the_list_and_computes_as_simulated(tmp_path: Path) -> No
     assert off(run(model, there.call), there.simulated(plan), there.output) < 0.1
 
 
-@pytest.mark.slow
+COMFY = (
+    "e4m3-t",
+    "int8-c",
+    "nvfp4",
+    "mxfp8",
+    "int8-t",
+    "keep",
+    "int8-c+a8",
+    "int8-c+a8~rotate",
+    "int4-c+a4~rotate",
+    "uint4-g64",
+    "int8-c~rotate",
+)
+
+
 def test_comfyuis_own_kernels_read_every_weight_as_simulated(tmp_path: Path) -> None:
     tool("comfy_kitchen comfy-kitchen")
     from comfy_kitchen.backends import eager
     from safetensors.torch import load_file
 
     there = known()
-    plan = mixed(there.graph, "comfyui", ["e4m3-t", "int8-c", "nvfp4", "mxfp8", "int8-t", "keep"])
+    plan = mixed(there.graph, "comfyui", list(COMFY))
     [path] = comfyui.write(there.job(plan), tmp_path)
-    held = load_file(path)
+    held, said = load_file(path), comfyui.markers(tmp_path)
+    assert {str(replace(s, method="")) for s in plan.layers.values()} >= set(COMFY[:-1])
+
+    def weight_of(name: str, kind: str) -> torch.Tensor:
+        weight, scale = held[f"{name}.weight"], held.get(f"{name}.weight_scale")
+        entry = said.get(name, {"format": "none"})
+        group = entry.get("convrot_groupsize")
+        match entry["format"]:
+            case "nvfp4":
+                unit = held[f"{name}.weight_scale_2"]
+                return eager.dequantize_nvfp4(weight, unit, scale, torch.float32)
+            case "mxfp8":
+                eights = scale.view(torch.float8_e8m0fnu)
+                return eager.dequantize_mxfp8(weight, eights, torch.float32)
+            case "float8_e4m3fn":
+                return eager.dequantize_per_tensor_fp8(weight, scale, torch.float32)
+            case "convrot_w4a4":
+                return eager.dequantize_convrot_w4a4_weight(weight, scale, group)
+            case "awq_w4a16":
+                ones = torch.eye(weight.shape[1] * 2)
+                zeros = held[f"{name}.weight_zeros"]
+                return eager.gemv_awq_w4a16(ones, weight, scale, zeros).mT
+            case "int8_tensorwise" if entry.get("convrot"):
+                return eager.dequantize_int8_convrot_weight(weight, scale, group)
+            case "int8_tensorwise":
+                return eager.dequantize_int8_simple(weight, scale)
+        return weight.float()
 
     with simulate(there.model, plan, there.graph):
-        for name, scheme in plan.layers.items():
-            weight, scale = held[f"{name}.weight"], held.get(f"{name}.weight_scale")
-            made = {
-                "nvfp4": lambda w, s, n: eager.dequantize_nvfp4(
-                    w, held[f"{n}.weight_scale_2"], s, torch.float32
-                ),
-                "mxfp8": lambda w, s, _: eager.dequantize_mxfp8(
-                    w, s.view(torch.float8_e8m0fnu), torch.float32
-                ),
-                "e4m3": lambda w, s, _: eager.dequantize_per_tensor_fp8(w, s, torch.float32),
-                "int8": lambda w, s, _: eager.dequantize_int8_simple(w, s),
-                "keep": lambda w, _s, _n: w.float(),
-            }[scheme.format](weight, scale, name)
-            torch.testing.assert_close(
-                made, there.model.get_submodule(name).weight.data, rtol=0, atol=0
-            )
+        for name in plan.layers:
+            ours = there.model.get_submodule(name).weight.data
+            turned = "convrot_groupsize" in said.get(name, {})
+            theirs = weight_of(name, said.get(name, {}).get("format", ""))
+            near = 1e-6 * float(ours.abs().max()) if turned else 0.0  # two rotations in fp32
+            if said.get(name, {}).get("format") == "awq_w4a16":  # its zero points are fp16
+                near = 2**-8 * float(held[f"{name}.weight_scale"].max())
+            torch.testing.assert_close(theirs.float(), ours, rtol=0, atol=near)
+
+
+@pytest.mark.parametrize("scheme", ["int8-c+a8", "int8-c", "int8-c+a8~rotate", "int4-c+a4~rotate"])
+def test_comfyuis_own_products_do_to_inputs_with_outliers_what_the_scheme_says(
+    scheme: str, tmp_path: Path
+) -> None:
+    tool("comfy_kitchen comfy-kitchen")
+    from comfy_kitchen.backends import eager
+    from safetensors.torch import load_file
+
+    there = known()
+    plan = mixed(there.graph, "comfyui", [scheme])
+    [path] = comfyui.write(there.job(plan), tmp_path)
+    held, said = load_file(path), comfyui.markers(tmp_path)
+    name = next(n for n, s in plan.layers.items() if str(s) == scheme)
+    layer = there.model.get_submodule(name)
+    x = torch.randn(32, layer.in_features, generator=torch.Generator().manual_seed(0))
+    x[:, 3] *= 40  # an outlier channel
+    exact = layer(x)
+    with simulate(there.model, plan, there.graph):
+        ours = layer(x)
+    weight, scale = held[f"{name}.weight"], held[f"{name}.weight_scale"]
+    entry = said[name]
+    group = entry.get("convrot_groupsize", 256)
+    bias = None if layer.bias is None else layer.bias.data
+    if entry.get("full_precision_matrix_mult"):  # ComfyUI dequantizes, and multiplies as ever
+        made = x @ eager.dequantize_int8_simple(weight, scale).mT
+        theirs = made if bias is None else made + bias
+    elif entry["format"] == "convrot_w4a4":
+        theirs = eager.convrot_w4a4_linear(x, weight, scale, bias, group)
+    else:
+        turned = bool(entry.get("convrot"))
+        theirs = eager.int8_linear(x, weight, scale, bias, torch.float32, turned, group)
+
+    # ComfyUI rounds about 0, we between the smallest and the largest: errors of the same size, not the same errors.
+    whole, apart = float((exact - ours).norm()), float((exact - theirs).norm())
+    if "+a" not in scheme:
+        assert float((ours - theirs).norm()) < 1e-3 * whole
+    else:
+        assert 0.7 < apart / whole < 1.5
 
 
 class Side(nn.Module):

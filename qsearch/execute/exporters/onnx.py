@@ -3,6 +3,9 @@
 The denoiser is exported with torch at the shapes of one call of its own pipeline, parameter names kept; then every planned weight is exchanged for
 its codes, and what used it reads the dequantized tensor of the same name. Groups lie in rows (`block_size`), a convolution's behind a
 Reshape, and the parts of a long skip behind a Concat. Inputs are rounded per tensor with static ranges, all that QuantizeLinear can say.
+
+ONNX Runtime rounds the inputs of layers with groups to 8 bits on a CPU, whatever the file says, unless the session is opened with
+`session.qdq_matmulnbits_accuracy_level` = 1: a session's option, which no file can hold.
 """
 
 from __future__ import annotations

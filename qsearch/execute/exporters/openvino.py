@@ -2,7 +2,8 @@
 
 The denoiser is converted by OpenVINO itself, which keeps parameter names; then each planned constant is exchanged for codes with their zero points and
 scales, in the pattern that its plugins recognise and multiply from. NNCF would choose scales of its own, for one or two widths a call; here the
-codes are those of the plan's methods. Inputs are rounded by FakeQuantize with static ranges.
+codes are those of the plan's methods. Inputs are rounded by FakeQuantize with static ranges; the CPU's plug-in would round those of compressed
+layers to 8 bits as well, which the IR turns off.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ has_steps = False
 FILE = "model.xml"
 #: format -> OpenVINO's name of its type
 TYPES = {"int4": "i4", "uint4": "u4", "int8": "i8", "uint8": "u8", "e4m3": "f8e4m3"}
+#: place in the IR of the plug-in's own option: it rounds inputs of compressed layers in groups, unless it is 0
+_INPUTS_AS_THEY_ARE = ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"]
 _PREFIX = "self.model."  # the name of the wrapped model in OpenVINO's names
 
 
@@ -77,6 +80,7 @@ def write(job: Export, folder: Path) -> list[Path]:
         held.set_friendly_name(f"{key(layer)}.exchanged")
         new.set_friendly_name(_PREFIX + key(layer))
     made.validate_nodes_and_infer_types()
+    made.set_rt_info("0", _INPUTS_AS_THEY_ARE)
     ov.save_model(made, folder / FILE, compress_to_fp16=False)
     return sorted(folder.iterdir())
 
