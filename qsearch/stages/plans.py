@@ -193,6 +193,18 @@ def with_attentions(graph: OpGraph, plan: Plan, other: Plan) -> Plan:
     return Plan.make(graph, choices, solver=plan.solver, steps=other.steps)
 
 
+def carried_bytes(graph: OpGraph, plan: Plan) -> int:
+    """What attentions carry from step to step for the rows of the call that the graph was read from, in 16 bits."""
+    from ..choices.attention import attention_plugin
+
+    total = 0
+    for spec in graph.self_attentions.values():
+        rows = max(1, spec.macs // (2 * spec.tokens**2 * spec.heads * spec.head_size))
+        held = {s.attention for s in plan.choices.get(spec.site, ()) if s.carried}
+        total += max((attention_plugin(t).state_bytes(t, spec, rows) for t in held), default=0)
+    return total
+
+
 def fitted_apart(graph: OpGraph, plan: Plan, steps: StepRanges) -> Plan:
     """`plan` with everything that calibration chooses fitted for each range of steps: a copy of a scaled weight for each."""
     if len(steps) == 1:
