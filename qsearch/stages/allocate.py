@@ -22,6 +22,7 @@ from ..decide.request import AllocationRequest
 from .announce import begin
 from .keys import file_digest, sampled, table_key
 from .plans import (
+    carried_bytes,
     constraints_of,
     faster_only,
     fitted_apart,
@@ -214,6 +215,11 @@ def allocate(run: Run, graph: OpGraph, table: SensitivityTable, *, keep: bool = 
         f"allocate: {plan.achieved.average_bits:.3f} stored bits a weight, {plan.solver.name} says "
         f"{plan.solver.status} in {plan.solver.seconds:.2f} s"
     )
+    if carried := carried_bytes(graph, plan):
+        run.progress.say(
+            f"allocate: {plan.achieved.attention_share:.1%} of dense attentions' FLOPs; they carry "
+            f"{carried / 2**20:.3g} MB from step to step for the rows of one call, in 16 bits"
+        )
     _say_slower(run, graph, table, plan)
     return plan
 
