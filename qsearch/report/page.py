@@ -19,6 +19,7 @@ from ..core.attentions import PART
 from ..core.errors import ArtifactError
 from ..core.graph import OpGraph
 from ..core.plan import SCHEMA, Plan, said
+from ..core.scheme import Scheme
 from ..core.sites import cut
 from ..core.table import SensitivityTable
 from . import plots, tables
@@ -86,6 +87,7 @@ def _page(folder: Path, found: Findings, samples: Sequence[Sample], key: str) ->
     )
     values = table.values(metric)
     schemes = plots.by_size(graph, {s for row in values.values() for s in row})
+    attentions = sorted({s for row in values.values() for s in row if Scheme.parse(s).attention})
     middle = _middle(graph, plan, schemes)
     columns, measured = tables.results(rows)
     drawn = draw_plots(found, middle)
@@ -96,7 +98,7 @@ def _page(folder: Path, found: Findings, samples: Sequence[Sample], key: str) ->
         model=graph.model,
         title=f"{plan.achieved.average_bits:.2f} stored bits a weight",
         summary=_summary(graph, plan, rows),
-        asked=_asked(graph, plan, schemes, found.captions),
+        asked=_asked(graph, plan, schemes, attentions, found.captions),
         captions=found.captions,
         columns=columns,
         rows=measured,
@@ -184,7 +186,11 @@ def _limits(plan: Plan) -> str:
 
 
 def _asked(
-    graph: OpGraph, plan: Plan, schemes: Sequence[str], captions: Sequence[str]
+    graph: OpGraph,
+    plan: Plan,
+    schemes: Sequence[str],
+    attentions: Sequence[str],
+    captions: Sequence[str],
 ) -> list[tuple[str, str]]:
     quoted = "; ".join(f"“{c}”" for c in captions[:2])
     return [
@@ -194,7 +200,7 @@ def _asked(
             f"{len(graph.layers)} layers, {graph.weights:,} weights, {graph.total_macs / 1e6:,.1f} M multiply-accumulates a call",
         ),
         ("budget", _limits(plan)),
-        ("choices", ", ".join([*schemes, "keep (full precision)"])),
+        ("choices", ", ".join([*schemes, *attentions, "keep (full precision)"])),
         ("captions", f"{len(captions)}, such as {quoted}" if captions else "none"),
     ]
 

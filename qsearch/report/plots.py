@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.attentions import PART
 from ..core.cost import stored_bits
 from ..core.errors import QSearchError, nearest
 from ..core.graph import LayerSpec, OpGraph
@@ -208,10 +209,10 @@ def check_scheme(rows: Any, scheme: Scheme | str) -> None:
 
 
 def by_size(graph: OpGraph, schemes: Iterable[str]) -> tuple[str, ...]:
-    """Schemes, those that store the graph in fewer bits first."""
+    """Schemes of layers, those that store the graph in fewer bits first."""
     return tuple(
         sorted(
-            schemes,
+            (s for s in schemes if not Scheme.parse(s).attention),
             key=lambda s: (
                 sum(
                     Scheme.parse(s).stored_bits(x.weight_shape, x.channel_axis, x.parts)
@@ -228,6 +229,7 @@ def noise_by_scheme(
 ) -> LayerNoise:
     """Noise of every layer at every scheme, averaged over the step bins; `plan` marks what it chose."""
     rows = _rows(table, metric)
+    rows = rows[~rows["site"].str.endswith(f":{PART}")]
     columns = by_size(graph, rows["scheme"].unique())
     chosen = (
         {}
