@@ -7,6 +7,7 @@ unpacks in fp16 (GGUF in diffusers). Rounded inputs differ where a scale differs
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,10 @@ def test_quanto_loads_its_weights_and_computes_what_simulate_says(folder: Path) 
             ],
         ),
         ("scenes-unet", ["int8-c", "uint4-c", "uint4-g32", "e4m3-c", "keep"]),
+        (
+            "scenes-dit",
+            ["int4-c~rotate", "uint4-g32~lowrank16", "uint3-c~rotate16~lowrank32", "int8-c"],
+        ),
     ],
 )
 def test_sdnq_loads_its_weights_and_computes_what_simulate_says(
@@ -266,11 +271,16 @@ def test_sdnq_loads_its_weights_and_computes_what_simulate_says(
 
     forms, found = {kind: form for form, kind in TYPES.items()}, {}
     for layer in graph:
-        held = getattr(tool.get_submodule(layer.name), "sdnq_dequantizer", None)
+        module = tool.get_submodule(layer.name)
+        held = getattr(module, "sdnq_dequantizer", None)
         found[layer.name] = (
             KEEP if held is None else Scheme(forms[held.weights_dtype], max(0, held.group_size))
         )
-    assert found == formats(plan.layers)
+        if held is not None:
+            names = {word.rstrip("0123456789") for word in plan.layers[layer.name].transforms}
+            assert held.use_hadamard == ("rotate" in names)
+            assert (module.svd_up is not None) == ("lowrank" in names)
+    assert found == {n: replace(s, transforms=()) for n, s in formats(plan.layers).items()}
     error, damage = compare(tool, model, plan, graph, call)
     assert error < EXACT < 1e-4 < damage
 

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import MISSHAPEN, ArtifactError, QSearchError
 from ...core.graph import LayerSpec, OpGraph
-from ...core.plan import Plan
 from ...core.scheme import KEEP, Scheme
 from ...core.words import number_of, split_word
 from ..codes import coded, rows
 from ..exporting import Export
 from ..nearest import divides
 from ..nearest import nearest as nearest_of
+from ..turned import turned
 from ..weights import Weights, key, write_shards
 
 if TYPE_CHECKING:
@@ -145,11 +145,10 @@ def packed(job: Export, layer: LayerSpec, weight: Tensor) -> dict[str, Tensor]:
     """weight, weight_scale, nvfp4's weight_scale_2 and the zero points of awq_w4a16."""
     import torch
 
-    from ...choices.hadamard import rotated
-
     scheme, name = job.plan.layers[layer.name], f"{layer.name}.weight"
-    if group := _rotation(scheme, layer):
-        job, weight = _turned(job, layer, group), rotated(weight, group, 1)
+    if scheme.transforms:
+        behind = turned(job, layer, weight)
+        job, weight = behind.job, behind.weight
     made = rows(job, layer, weight)
     level = made.level.reshape(weight.shape)
     if scheme.family == "int":
@@ -188,19 +187,6 @@ def packed(job: Export, layer: LayerSpec, weight: Tensor) -> dict[str, Tensor]:
 def _halves(level: Tensor) -> Tensor:
     """int8 [rows, columns] of 4 bits each -> [rows, columns / 2], the first of two in the low bits."""
     return (level[:, ::2] & 15) | (level[:, 1::2] << 4)
-
-
-def _turned(job: Export, layer: LayerSpec, group: int) -> Export:
-    """The job with the layer's scheme and statistics as they are behind the rotation."""
-    from ...choices.transforms.rotate import Rotation
-
-    scheme = job.plan.layers[layer.name]
-    choices = {**job.plan.single, layer.name: replace(scheme, transforms=())}
-    seen = dict(job.calibration)
-    if layer.name in seen:
-        seen[layer.name] = Rotation(group).statistics(seen[layer.name])
-    plan = Plan.make(job.graph, choices, solver=job.plan.solver)
-    return replace(job, plan=plan, calibration=seen)
 
 
 def tiled(scales: Tensor) -> Tensor:

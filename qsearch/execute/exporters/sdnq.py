@@ -3,21 +3,27 @@
 Every quantized weight is named whole, with `.weight`, in `modules_quant_config`, and every other in `modules_to_not_convert`: a name
 without the ending matches nothing in SDNQ and would be passed over in silence. Convolutions have a scale for each position of the kernel there;
 ours has one for the whole row, which is written at every position.
+
+`~rotate` is `use_hadamard` (the same matrices), `~lowrankN` is `use_svd` (the branch that measuring fitted, in fp32), in that order, on
+linear layers whose inputs are left alone. The weight is dequantized with both undone, so that nothing is rotated at run time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import ArtifactError, QSearchError
 from ...core.graph import LayerSpec, OpGraph
 from ...core.scheme import KEEP, Scheme
+from ...core.words import number_of, split_word
 from ..codes import rows
 from ..exporting import Export
 from ..nearest import divides, width
 from ..nearest import nearest as nearest_of
+from ..turned import turned
 from ..weights import Weights, copy_config, key, limit_of, write_shards
 
 if TYPE_CHECKING:
@@ -28,6 +34,8 @@ writes_weights = True
 fuses = False
 has_steps = False
 GROUPS = (16, 32, 64, 128, 256)
+#: transforms that SDNQ has, in its order
+_TRANSFORMS = (("rotate",), ("lowrank",), ("rotate", "lowrank"))
 _FLOATS = {
     "e4m3": "float8_e4m3fn",
     "e5m2": "float8_e5m2",
@@ -43,7 +51,10 @@ TYPES = {
 
 
 def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
-    """Linear layers and convolutions: integers of 2 to 8 bits and small floats, by channel; by group where the kernel is a point."""
+    """Linear layers and convolutions: integers of 2 to 8 bits and small floats, by channel; by group where the kernel is a point; linear layers rotated, with a branch."""
+    if _transforms(scheme, layer):
+        plain = nearest(replace(scheme, transforms=()), layer)
+        return plain if plain == KEEP else replace(plain, transforms=_spelt(scheme, layer))
     if layer.kind not in ("linear", "conv2d"):
         return nearest_of(scheme, layer, [])
     sizes = [] if layer.parts else [0]
@@ -56,13 +67,39 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
     return nearest_of(scheme, layer, [Scheme(form, size) for form in TYPES for size in sizes])
 
 
+def _transforms(scheme: Scheme, layer: LayerSpec) -> bool:
+    """Whether SDNQ has the scheme's transforms for this layer."""
+    names = tuple(split_word(word)[0] for word in scheme.transforms)
+    if names not in _TRANSFORMS or layer.kind != "linear" or layer.parts or scheme.activation:
+        return False
+    channels, rank = layer.weight_shape[1], dict(zip(names, scheme.transforms, strict=True))
+    if "rotate" in rank and channels % (number_of(rank["rotate"]) or 16):
+        return False
+    return "lowrank" not in rank or number_of(rank["lowrank"]) <= min(layer.weight_shape)
+
+
+def _spelt(scheme: Scheme, layer: LayerSpec) -> tuple[str, ...]:
+    """The transforms as reading spells them: a rotation of the largest group without its number."""
+    return tuple(
+        _rotation(number_of(word), layer) if split_word(word)[0] == "rotate" else word
+        for word in scheme.transforms
+    )
+
+
+def _rotation(group: int, layer: LayerSpec) -> str:
+    from ...choices.hadamard import group_of
+
+    largest = group_of(layer.weight_shape[1])
+    return "rotate" if group in (0, largest) else f"rotate{group}"
+
+
 def write(job: Export, folder: Path) -> list[Path]:
     """config.json with the plan in it, and safetensors in SDNQ's layout."""
     from sdnq import SDNQConfig
 
     weights = job.weights
     layers = {key(layer): layer for layer in job.graph if job.plan.layers[layer.name] != KEEP}
-    chosen = {name: _settings(job.plan.layers[layer.name]) for name, layer in layers.items()}
+    chosen = {name: _settings(job.plan.layers[layer.name], layer) for name, layer in layers.items()}
     kept = sorted(name for name in weights.files if name.endswith(".weight") and name not in layers)
     config = SDNQConfig(
         quant_conv=True,
@@ -75,8 +112,18 @@ def write(job: Export, folder: Path) -> list[Path]:
     return [copy_config(weights, folder, quantization_config=config), *files]
 
 
-def _settings(scheme: Scheme) -> dict[str, Any]:
-    return {"weights_dtype": TYPES[scheme.format], "group_size": scheme.group or -1}
+def _settings(scheme: Scheme, layer: LayerSpec) -> dict[str, Any]:
+    from ...choices.hadamard import group_of
+
+    found = {"weights_dtype": TYPES[scheme.format], "group_size": scheme.group or -1}
+    for word in scheme.transforms:
+        name, number = split_word(word)[0], number_of(word)
+        if name == "rotate":
+            size = group_of(layer.weight_shape[1], number)
+            found |= {"use_hadamard": True, "hadamard_group_size": size}
+        else:
+            found |= {"use_svd": True, "svd_rank": number}
+    return found
 
 
 def _groups(
@@ -92,7 +139,18 @@ def _tensors(job: Export, layer: LayerSpec, weight: Tensor) -> dict[str, Tensor]
     from sdnq.packed_float import pack_float
     from sdnq.packed_int import pack_int
 
-    scheme, made = job.plan.layers[layer.name], rows(job, layer, weight)
+    from ...choices.transforms.lowrank import Branch
+
+    scheme = job.plan.layers[layer.name]
+    branch: dict[str, Tensor] = {}
+    if scheme.transforms:
+        behind = turned(job, layer, weight)
+        job, weight = behind.job, behind.weight
+        for step in behind.steps:
+            if isinstance(step, Branch):
+                up, down = step.up.contiguous(), step.down.contiguous()
+                branch = {f"{layer.name}.svd_up": up, f"{layer.name}.svd_down": down}
+    made = rows(job, layer, weight)
     kind, taps = TYPES[scheme.format], weight.shape[2:]
     groups = made.scale.shape[1]
     shape = (
@@ -109,7 +167,7 @@ def _tensors(job: Export, layer: LayerSpec, weight: Tensor) -> dict[str, Tensor]
     tensors = {key(layer): data, f"{layer.name}.scale": _each(made.scale.reshape(spread), taps)}
     if scheme.family == "uint":
         tensors[f"{layer.name}.zero_point"] = _each((-made.scale * made.zero).reshape(spread), taps)
-    return tensors
+    return tensors | branch
 
 
 def _each(scale: Tensor, taps: tuple[int, ...]) -> Tensor:
@@ -122,7 +180,7 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
     try:
         config = weights.config["quantization_config"]
         chosen = {
-            str(name): (str(entry["weights_dtype"]), int(entry["group_size"]))
+            str(name): (str(entry["weights_dtype"]), int(entry["group_size"]), dict(entry))
             for name, entry in config["modules_quant_config"].items()
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -131,13 +189,14 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         ) from error
     forms = {kind: form for form, kind in TYPES.items()}
     made = {layer.name: KEEP for layer in graph}
-    for name, (kind, size) in chosen.items():
+    for name, (kind, size, entry) in chosen.items():
         layer = graph.layer(name.removesuffix(".weight"))
         if kind not in forms or name != key(layer):
             raise QSearchError(
                 f"{folder / 'config.json'} says {kind} of {name}; SDNQ names weights whole, and qsearch knows {', '.join(forms)}"
             )
-        made[layer.name] = Scheme(forms[kind], max(0, size))
+        words = _words(weights, layer, entry)
+        made[layer.name] = Scheme(forms[kind], max(0, size), transforms=words)
     for layer in graph:
         if (f"{layer.name}.scale" in weights.files) != (made[layer.name] != KEEP):
             raise QSearchError(
@@ -152,3 +211,25 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
                 f"{folder / 'config.json'} keeps {layer.name} and does not name it among modules_to_not_convert"
             )
     return made
+
+
+def _words(weights: Weights, layer: LayerSpec, entry: dict[str, Any]) -> tuple[str, ...]:
+    """The transforms that a layer's settings say, whose tensors are there."""
+    words = []
+    if entry.get("use_hadamard"):
+        words.append(_rotation(int(entry["hadamard_group_size"]), layer))
+    branch = [f"{layer.name}.svd_{side}" for side in ("up", "down")]
+    if bool(entry.get("use_svd")) != all(name in weights.files for name in branch):
+        raise QSearchError(
+            f"{weights.folder} says use_svd {bool(entry.get('use_svd'))} of {layer.name}, and its "
+            "weights say otherwise"
+        )
+    if entry.get("use_svd"):
+        rank = int(entry["svd_rank"])
+        shapes = ((layer.weight_shape[0], rank), (rank, layer.weight_shape[1]))
+        if tuple(weights.shape(name) for name in branch) != shapes:
+            raise QSearchError(
+                f"{weights.folder}: the branch of {layer.name} is not of rank {rank}"
+            )
+        words.append(f"lowrank{rank}")
+    return tuple(words)
