@@ -1,0 +1,168 @@
+"""ModelOpt's checkpoint with written weights in a diffusers folder: FP8, NVFP4 and 16 bits mixed, `MIXED_PRECISION`, as servers read them.
+
+config.json and `hf_quant_config.json` name every layer with its algorithm: `FP8` (a scale a tensor, inputs in e4m3 with a static scale),
+`FP8_PER_CHANNEL_PER_TOKEN` (a scale a channel, inputs a token), `W4A16_NVFP4` (inputs as they are). The weight of two e2m1 numbers a byte has the first
+in the low bits, and its block scales lie as the weight's rows do: vLLM and SGLang put them into the tiles of tensor cores while they load.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...core.errors import MISSHAPEN, ArtifactError, QSearchError
+from ...core.graph import LayerSpec, OpGraph
+from ...core.scheme import KEEP, Scheme
+from ..codes import coded, rows
+from ..exporting import Export
+from ..nearest import divides
+from ..nearest import nearest as nearest_of
+from ..weights import Weights, copy_config, key, limit_of, write_shards
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+needs: tuple[str, ...] = ()
+writes_weights = True
+fuses = True
+has_steps = False
+CHECKPOINT = "hf_quant_config.json"
+#: scheme -> ModelOpt's algorithm
+ALGORITHMS = {
+    "e4m3-t+ae4m3t": "FP8",
+    "e4m3-c+ae4m3": "FP8_PER_CHANNEL_PER_TOKEN",
+    "nvfp4": "W4A16_NVFP4",
+}
+_BLOCK = 16
+_E4M3_MAX = 448.0
+
+
+def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
+    """e4m3 with rounded inputs, a tensor or a channel, and nvfp4 with inputs as they are; of linear layers."""
+    if layer.kind != "linear" or layer.parts:
+        return nearest_of(scheme, layer, [])
+    offers = [text for text in ALGORITHMS if text != "nvfp4" or divides(_BLOCK, layer)]
+    return nearest_of(scheme, layer, map(Scheme.parse, offers))
+
+
+def write(job: Export, folder: Path) -> list[Path]:
+    """config.json with the plan in it, hf_quant_config.json, and safetensors."""
+    weights = job.weights
+    chosen = {x.name: s for x in job.graph if (s := job.plan.layers[x.name]) != KEEP}
+    kept = [x.name for x in job.graph if x.name not in chosen and x.kind == "linear"]
+    said = {name: _entry(scheme) for name, scheme in chosen.items()}
+    held = {"quant_algo": "MIXED_PRECISION", "kv_cache_quant_algo": None, "quantized_layers": said}
+    config = {"quant_method": "modelopt", "producer": {"name": "qsearch"}, "ignore": kept, **held}
+    layers = {key(x): x for x in job.graph if x.name in chosen}
+    files = write_shards(folder, _groups(job, weights, layers), limit_of(weights))
+    checkpoint = folder / CHECKPOINT
+    content = {"producer": {"name": "qsearch"}, "quantization": {**held, "exclude_modules": kept}}
+    checkpoint.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return [copy_config(weights, folder, quantization_config=config), checkpoint, *files]
+
+
+def _entry(scheme: Scheme) -> dict[str, Any]:
+    algorithm = ALGORITHMS[_plain(scheme)]
+    return {"quant_algo": algorithm, **({"group_size": _BLOCK} if "NVFP4" in algorithm else {})}
+
+
+def _plain(scheme: Scheme) -> str:
+    return str(scheme).partition("@")[0]
+
+
+def _groups(
+    job: Export, weights: Weights, layers: dict[str, LayerSpec]
+) -> Iterator[dict[str, Tensor]]:
+    for name in weights.files:
+        held = weights.tensor(name)
+        yield packed(job, layers[name], held) if name in layers else {name: held}
+
+
+def packed(job: Export, layer: LayerSpec, weight: Tensor) -> dict[str, Tensor]:
+    """weight, weight_scale, nvfp4's weight_scale_2 and FP8's input_scale.
+
+    Raises:
+        QSearchError: a static input scale is wanted, and nothing was calibrated.
+    """
+    import torch
+
+    scheme, name = job.plan.layers[layer.name], f"{layer.name}.weight"
+    if scheme.format == "nvfp4":
+        code = coded(job, layer, weight)
+        nibble = code.codes.reshape(weight.shape)
+        return {
+            name: nibble[:, ::2] | (nibble[:, 1::2] << 4),
+            f"{name}_scale": code.scale[..., 0].to(torch.float8_e4m3fn),
+            f"{name}_scale_2": torch.tensor(float(code.unit)),
+        }
+    made = rows(job, layer, weight)
+    level = made.level.reshape(weight.shape).to(torch.float8_e4m3fn)
+    if scheme.group == 0:
+        return {name: level, f"{name}_scale": made.scale.float()}
+    seen = job.calibration.get(layer.name)
+    if seen is None:
+        raise QSearchError(
+            f"{scheme} of {layer.name} has a static input scale: export with calibration"
+        )
+    largest = torch.maximum(seen.low.abs().max(), seen.high.abs().max())
+    return {
+        name: level,
+        f"{name}_scale": made.scale.reshape(()).float(),
+        f"{layer.name}.input_scale": (largest / _E4M3_MAX).float().reshape(()),
+    }
+
+
+def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
+    """The configuration's layers, and that the tensors have the types and shapes of their algorithms."""
+    weights = Weights(folder)
+    try:
+        said = weights.config["quantization_config"]["quantized_layers"]
+        chosen = {str(name): str(entry["quant_algo"]) for name, entry in said.items()}
+        beside = json.loads((folder / CHECKPOINT).read_text(encoding="utf-8"))
+        other = beside["quantization"]["quantized_layers"]
+    except (OSError, *MISSHAPEN) as error:
+        raise ArtifactError(
+            f"{folder} holds no configuration of ModelOpt's ({type(error).__name__}: {error}); "
+            "export again"
+        ) from error
+    if other != said:
+        raise QSearchError(f"{folder}: config.json and {CHECKPOINT} differ; export again")
+    forms = {algorithm: text for text, algorithm in ALGORITHMS.items()}
+    made = {layer.name: KEEP for layer in graph}
+    for name, algorithm in chosen.items():
+        if algorithm not in forms:
+            raise QSearchError(
+                f"{folder}: no scheme means {algorithm} of {name}; known: {', '.join(forms)}"
+            )
+        layer = graph.layer(name)
+        made[name] = Scheme.parse(forms[algorithm])
+        _check(weights, layer, made[name])
+    for layer in graph:
+        scales = f"{layer.name}.weight_scale" in weights.files
+        if scales != (made[layer.name] != KEEP):
+            raise QSearchError(
+                f"{folder} says {made[layer.name]} of {layer.name}, and its weights say otherwise"
+            )
+    return made
+
+
+def _check(weights: Weights, layer: LayerSpec, scheme: Scheme) -> None:
+    """Refuse tensors that have not the types and shapes of their algorithm."""
+    out, width = layer.weight_shape
+    name = f"{layer.name}.weight"
+    if scheme.format == "nvfp4":
+        wanted: dict[str, tuple[tuple[int, ...], str]] = {
+            name: ((out, width // 2), "U8"),
+            f"{name}_scale": ((out, width // _BLOCK), "F8_E4M3"),
+            f"{name}_scale_2": ((), "F32"),
+        }
+    else:
+        side = (out, 1) if scheme.group == 0 else ()
+        wanted = {name: ((out, width), "F8_E4M3"), f"{name}_scale": (side, "F32")}
+        if scheme.group != 0:
+            wanted[f"{layer.name}.input_scale"] = ((), "F32")
+    for part, (shape, kind) in wanted.items():
+        if part not in weights.files or (weights.shape(part), weights.dtype(part)) != (shape, kind):
+            raise QSearchError(f"{weights.folder}: {part} must be {kind} {shape}; export again")

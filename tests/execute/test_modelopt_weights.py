@@ -1,0 +1,97 @@
+"""ModelOpt's written weights: every tensor dequantized by the layout's own rule is the weight that `simulate` has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qsearch import Plan, QSearchError, simulate
+from qsearch.core.scheme import Scheme
+from qsearch.execute.exporters import modelopt_weights as exporter
+from qsearch.execute.exporting import formats
+from qsearch.measure.calibration import calibrate
+from tests.execute.tool_models import known
+
+E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+
+
+def dequantized(held: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    """By ModelOpt's rule: two codes a byte with the first in the low bits, a scale for 16 weights, one for all."""
+    weight, scale = held[f"{name}.weight"], held[f"{name}.weight_scale"].float()
+    if weight.dtype != torch.uint8:
+        return weight.float() * scale
+    codes = torch.stack([weight & 15, weight >> 4], -1).flatten(1).int()
+    values = E2M1[codes & 7] * torch.where(codes > 7, -1.0, 1.0)
+    spread = (scale * held[f"{name}.weight_scale_2"]).repeat_interleave(16, 1)
+    return values * spread
+
+
+def test_every_weight_is_the_simulated_one_and_the_file_reads_back(tmp_path: Path) -> None:
+    there = known()
+    asked = ["nvfp4", "e4m3-t+ae4m3t", "keep", "e4m3-c+ae4m3"]
+    layers = {
+        x.name: exporter.nearest(Scheme.parse(asked[i % len(asked)]), x)
+        for i, x in enumerate(there.graph)
+    }
+    plan = Plan.make(there.graph, layers)
+
+    seen = calibrate(there.model, there.graph, [there.call])
+
+    files = exporter.write(there.job(plan, seen), tmp_path)
+
+    assert {p.name for p in files} >= {"config.json", "hf_quant_config.json"}
+    assert exporter.read(tmp_path, there.graph) == formats(plan.layers)
+    held = {k: v for p in files if p.suffix == ".safetensors" for k, v in load_file(p).items()}
+    weights = {n: s.weight_only for n, s in plan.layers.items()}
+    with simulate(there.model, Plan.make(there.graph, weights), there.graph):
+        for name, scheme in plan.layers.items():
+            if str(scheme) != "keep":
+                ours = there.model.get_submodule(name).weight.data
+                torch.testing.assert_close(dequantized(held, name), ours, rtol=2e-6, atol=0)
+    said = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert said["quant_algo"] == "MIXED_PRECISION"
+    kept = {n for n, s in plan.layers.items() if str(s) == "keep"}
+    assert set(said["ignore"]) <= kept
+    assert not set(said["ignore"]) & set(said["quantized_layers"])
+
+
+@pytest.mark.parametrize("damage", ["algorithm", "scale", "differs", "shape"])
+def test_damaged_files_are_one_line(damage: str, tmp_path: Path) -> None:
+    there = known()
+    layers = {x.name: exporter.nearest(Scheme.parse("nvfp4"), x) for x in there.graph}
+    files = exporter.write(there.job(Plan.make(there.graph, layers)), tmp_path)
+    path = next(p for p in files if p.suffix == ".safetensors")
+    name = next(n for n, s in layers.items() if str(s) == "nvfp4")
+    if damage in ("algorithm", "differs"):
+        both = ["config.json", "hf_quant_config.json"][: 2 if damage == "algorithm" else 1]
+        for file in both:
+            text = (tmp_path / file).read_text()
+            (tmp_path / file).write_text(
+                text.replace("W4A16_NVFP4", "W2A2", 1 if damage == "differs" else -1)
+            )
+    else:
+        held = load_file(path)
+        if damage == "scale":
+            del held[f"{name}.weight_scale"]
+        else:
+            held[f"{name}.weight_scale"] = held[f"{name}.weight_scale"][:, :1].contiguous()
+        save_file(held, path)
+
+    with pytest.raises(QSearchError) as caught:
+        exporter.read(tmp_path, there.graph)
+
+    assert "\n" not in str(caught.value)
+
+
+def test_a_static_input_scale_wants_calibration(tmp_path: Path) -> None:
+
+    there = known()
+    layers = {x.name: exporter.nearest(Scheme.parse("e4m3-t+ae4m3t"), x) for x in there.graph}
+    job = there.job(Plan.make(there.graph, layers))
+
+    with pytest.raises(QSearchError, match="has a static input scale: export with calibration"):
+        exporter.write(job, tmp_path)
