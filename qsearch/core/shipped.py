@@ -1,4 +1,4 @@
-"""YAML that ships with the project (cards of models, devices, protocols), found in the source tree and in a wheel alike.
+"""YAML that ships with the project (cards of models and devices, methods, protocols), found in the source tree and in a wheel alike.
 
 In the source tree these files lie in `configs/`, where people look for them; hatch puts the same folder inside the package when it
 builds a wheel, so that `pip install` brings them. A path to a file of one's own does wherever a name does.
@@ -16,14 +16,34 @@ if TYPE_CHECKING:
 
     Model = TypeVar("Model", bound=BaseModel)
 
-KINDS = ("devices", "models", "protocols")
+KINDS = ("devices", "methods", "models", "protocols")
 _PACKAGE = Path(__file__).parents[1]
 
 
 def folder(kind: str) -> Path:
-    """Where the files of a kind ("models", "devices", "protocols") lie."""
-    inside = _PACKAGE / "configs" / kind
-    return inside if inside.is_dir() else _PACKAGE.parent / "configs" / kind
+    """Where the files of a kind ("models", "devices", "methods", "protocols") lie."""
+    return _configs() / kind
+
+
+def here(path: Path) -> Path:
+    """A file as docs name it, `configs/methods/mixdq-w8a8.yaml`, wherever one stands: one's own first, then what ships.
+
+    Args:
+        path: of a file; what does not begin with `configs/` stays as it is.
+
+    Returns:
+        The path of a file that is there, or `path`.
+    """
+    if path.exists() or path.parts[:1] != ("configs",):
+        return path
+    inside = _configs().joinpath(*path.parts[1:])
+    return inside if inside.is_file() else path
+
+
+def _configs() -> Path:
+    """`configs/` in a wheel, or in the source tree."""
+    inside = _PACKAGE / "configs"
+    return inside if inside.is_dir() else _PACKAGE.parent / "configs"
 
 
 def names(kind: str) -> list[str]:
@@ -32,10 +52,12 @@ def names(kind: str) -> list[str]:
 
 
 def caption(kind: str, name: str) -> str:
-    """The title that the file gives itself."""
+    """The title that the file gives itself; a config's, which has none, is what its first comment begins with."""
     import yaml
 
-    return str(yaml.safe_load(path_of(kind, name).read_text(encoding="utf-8")).get("title", ""))
+    text = path_of(kind, name).read_text(encoding="utf-8")
+    title = yaml.safe_load(text).get("title", "")
+    return str(title) or text.splitlines()[0].removeprefix("#").partition(":")[0].strip()
 
 
 def path_of(kind: str, name: str) -> Path:

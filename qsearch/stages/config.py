@@ -20,6 +20,7 @@ from ..core.errors import QSearchError, nearest
 from ..core.gates import gates_of
 from ..core.scheme import Scheme, input_part
 from ..core.settings import Settings, checked, field_names
+from ..core.shipped import here
 from ..measure.options import CalibrateOptions, ProfileOptions, ReconstructOptions
 from ..measure.sampling import SamplingSettings
 from .allocate import AllocateSettings
@@ -192,7 +193,7 @@ def _check_metrics(profile: ProfileOptions) -> None:
 
 def load(path: Path) -> Config:
     """Config of a YAML file, or of a run's folder; `folder` is filled in."""
-    path = Path(path)
+    path = here(Path(path))
     path = path / NAME if path.is_dir() else path
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
