@@ -25,7 +25,7 @@ ROOMS = {
 }
 _HEAD = """# The house
 
-Every module with its caption (the first line of its docstring), rooms from the roof down: a room imports from those below it.
+Every module with its caption (the first paragraph of its docstring), rooms from the roof down: a room imports from those below it.
 This page is made by `python docs/house.py`.
 """
 
@@ -36,9 +36,9 @@ def modules() -> list[Path]:
 
 
 def caption(path: Path) -> str:
-    """First line of a module's docstring."""
+    """First paragraph of a module's docstring."""
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return next(iter(docstring.splitlines()), "")
+    return " ".join(docstring.partition("\n\n")[0].split())
 
 
 def page() -> str:

@@ -105,12 +105,12 @@ def check(kind: str, name: str) -> str:
 
 
 def caption(kind: str, name: str) -> str:
-    """First line of a plug-in's docstring, read without running the plug-in where it is a file of ours."""
+    """First paragraph of a plug-in's docstring, read without running it where it is a file of ours."""
     import ast
 
     tree = _source(kind, name)
     docstring = (load(kind, name).__doc__ if tree is None else ast.get_docstring(tree)) or ""
-    return next(iter(docstring.strip().splitlines()), "")
+    return " ".join(docstring.strip().partition("\n\n")[0].split())
 
 
 def constants(kind: str, name: str, wanted: Iterable[str]) -> dict[str, Any]:
