@@ -10,7 +10,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from tests.browser import screenshot  # noqa: E402  # the browser of the tests
+from tests.browser import screenshot  # the browser of the tests
 
 PAGES = {"start": "index.html", "card": "methods/mixdq.html", "results": "results/plans.html"}
 _HEIGHT, _COLOURS = 430, 64

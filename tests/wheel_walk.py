@@ -41,7 +41,11 @@ def main(environment: Path) -> None:
     where = Path(package.__file__)
     assert environment.resolve() in where.resolve().parents, where
     files = {str(f).replace("\\", "/") for f in metadata.files("qsearch-diffusion") or []}
-    for wanted in ("qsearch/py.typed", "qsearch_kernels/py.typed", "qsearch/configs/methods/mixdq-w8a8.yaml"):
+    for wanted in (
+        "qsearch/py.typed",
+        "qsearch_kernels/py.typed",
+        "qsearch/configs/methods/mixdq-w8a8.yaml",
+    ):
         assert wanted in files, f"{wanted} is not in the wheel"
     assert any(f.endswith("licenses/LICENSE") for f in files), "no licence in the wheel"
     for kind, name in LISTED.items():

@@ -91,7 +91,9 @@ def _artefacts(root: Path) -> str:
                 "written by": f"[`{verb}`](commands.md#{verb})",
                 "schema": f"`{schema}`" if schema else "",
                 "also read": ", ".join(f"`{e}`" for e in earlier),
-                "what it holds": " ".join((ast.get_docstring(tree) or "").partition("\n\n")[0].split()),
+                "what it holds": " ".join(
+                    (ast.get_docstring(tree) or "").partition("\n\n")[0].split()
+                ),
             }
         )
     golden = sorted(

@@ -1,8 +1,10 @@
-"""Stopwatch: contenders timed in turn, round after round, so that a machine that slows down slows them all.
+"""Stopwatch: contenders timed in turn, round after round, so that a machine that slows down slows
+them all.
 
     python -m qsearch_kernels.bench [--seconds 1] [--compiled]
 
-prints the products of a CPU (or of CUDA) at the shapes of diffusion transformers and U-Nets: rows x inputs x outputs.
+prints the products of a CPU (or of CUDA) at the shapes of diffusion transformers and U-Nets: rows x
+inputs x outputs.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ import torch.nn.functional as F
 from . import integer_sums, layout, ops, products
 from .weight import Weight
 
-#: (rows, inputs, outputs): a modulation for one picture, attention and feed-forward of 256 tokens, a U-Net's attention of 4096
+#: (rows, inputs, outputs): a modulation for one picture, attention and feed-forward of 256 tokens,
+#: a U-Net's attention of 4096
 SHAPES = ((1, 1152, 6912), (256, 1152, 1152), (256, 1152, 4608), (4096, 640, 640))
 _LEAST = 5  # rounds, however long they take
 
@@ -31,9 +34,11 @@ def race(
     device: str = "cpu",
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Name -> seconds of each call; one call of every contender a round, for at least `seconds` each in the mean and five rounds, after one that is not counted.
+    """Name -> seconds of each call; one call of every contender a round, for at least `seconds`
+    each in the mean and five rounds, after one that is not counted.
 
-    `clock`: `time.process_time` counts the seconds of the cores that worked, for a machine that others use at the same time.
+    `clock`: `time.process_time` counts the seconds of the cores that worked, for a machine that
+    others use at the same time.
     """
     wait: Callable[[], object] = (
         torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
@@ -57,9 +62,11 @@ def race(
 def random_weight(
     rows: int, columns: int, bits: int, *, group: int = 0, device: str = "cpu"
 ) -> Weight:
-    """A symmetric weight of normal numbers, rounded to nearest between the ends of each row or group.
+    """A symmetric weight of normal numbers, rounded to nearest between the ends of each row or
+    group.
 
-    What is in a weight matters for time where a core saturates (`saturation.py`): of uniform codes a quarter of all pairs exceed, of a layer's one in a hundred.
+    What is in a weight matters for time where a core saturates (`saturation.py`): of uniform codes
+    a quarter of all pairs exceed, of a layer's one in a hundred.
     """
     wide = group or columns
     values = F.pad(torch.randn(rows, columns), (0, -columns % wide)).unflatten(-1, (-1, wide))
@@ -89,9 +96,11 @@ def random_weight(
 def contenders(
     m: int, k: int, n: int, device: str = "cpu", *, compiled: bool = False
 ) -> dict[str, Callable[[], object]]:
-    """Products of `m` rows with an [n, k] weight: full precision, ours and, where they are installed, torchao's and gemlite's, each with its own copy of the weight.
+    """Products of `m` rows with an [n, k] weight: full precision, ours and, where they are
+    installed, torchao's and gemlite's, each with its own copy of the weight.
 
-    On CUDA ours take the rounding of their input with them, each time: no contender is given a tensor that another has rounded already.
+    On CUDA ours take the rounding of their input with them, each time: no contender is given a
+    tensor that another has rounded already.
     """
     x, weight = torch.randn(m, k, device=device), torch.randn(n, k, device=device) / k**0.5
     short, narrow = x.bfloat16(), weight.bfloat16()
@@ -168,7 +177,9 @@ def _torchao(
 
 
 def _gemlite(m: int, k: int, n: int, device: str) -> dict[str, Callable[[], object]]:
-    """gemlite's dynamic int8 and its weight-only int4, as its helpers make them. Written against the source of gemlite 0.6.0.post2; it asks for a GPU when it is imported."""
+    """gemlite's dynamic int8 and its weight-only int4, as its helpers make them. Written against
+    the source of gemlite 0.6.0.post2; it asks for a GPU when it is imported.
+    """
     if torch.device(device).type != "cuda" or importlib.util.find_spec("gemlite") is None:
         return {}
     from gemlite.helper import A16W4_HQQ_INT, A8W8_int8_dynamic
@@ -200,7 +211,9 @@ def _no_grad(call: Callable[[Any], object], x: torch.Tensor) -> object:
 def ceilings(
     device: str = "cpu", seconds: float = 1.0, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
-    """What this machine reaches at best, measured: operations a second of large products in `int8` and in `float` (fp32 or bf16, what is faster), `bytes` read a second."""
+    """What this machine reaches at best, measured: operations a second of large products in `int8`
+    and in `float` (fp32 or bf16, what is faster), `bytes` read a second.
+    """
     size = 1024 if device == "cpu" else 8192
     x = torch.randn(size, size, device=device)
     short, byte = (
@@ -223,7 +236,9 @@ def ceilings(
 
 
 def _int8(matrix: torch.Tensor, device: str) -> Callable[[], object]:
-    """The fastest product of bytes here, of those that `products` takes for weights whose products add up in 16 bits."""
+    """The fastest product of bytes here, of those that `products` takes for weights whose products
+    add up in 16 bits.
+    """
     if torch.device(device).type != "cpu":
         other = matrix.t().contiguous().t()
         return lambda: torch._int_mm(matrix, other)
@@ -235,7 +250,9 @@ def _int8(matrix: torch.Tensor, device: str) -> Callable[[], object]:
 
 
 def floor(name: str, m: int, k: int, n: int, rates: Mapping[str, float]) -> float:
-    """Seconds that no product of this name goes below (the roofline): the slower of its operations and of the bytes of weight, input and output."""
+    """Seconds that no product of this name goes below (the roofline): the slower of its operations
+    and of the bytes of weight, input and output.
+    """
     bits = (
         32
         if name.startswith("fp32")
@@ -261,7 +278,9 @@ def table(
     compiled: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[dict[str, Any]]:
-    """A row a shape and contender: median, fastest and slowest in ms, how many times as fast as fp32 and bf16 by the medians, and the share of the roofline."""
+    """A row a shape and contender: median, fastest and slowest in ms, how many times as fast as
+    fp32 and bf16 by the medians, and the share of the roofline.
+    """
     rows, rates = [], ceilings(device, seconds, clock)
     for m, k, n in shapes:
         taken = race(contenders(m, k, n, device, compiled=compiled), seconds, device, clock)

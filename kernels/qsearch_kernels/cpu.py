@@ -44,7 +44,9 @@ _WHOLE = 32
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
-    """`reference.linear_wna16`: as digits, or with the weight widened, whichever is faster here (`products`)."""
+    """`reference.linear_wna16`: as digits, or with the weight widened, whichever is faster here
+    (`products`).
+    """
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     if products.reference_forced():
         made = reference.linear_wna16(rows, **_twin(weight), bias=bias)
@@ -58,7 +60,9 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
 
 
 def weight_way(weight: Weight, rows: int, dtype: torch.dtype) -> str:
-    """How a weight is multiplied with so many rows of `dtype` as they are: "digits", "int8pack", or the type that it is widened to."""
+    """How a weight is multiplied with so many rows of `dtype` as they are: "digits", "int8pack", or
+    the type that it is widened to.
+    """
     inputs = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32")
     return products.way(
         f"{products.kind_of(weight, None)} {inputs}", rows, weight_ways(weight, rows, dtype)
@@ -88,8 +92,8 @@ def weight_ways(weight: Weight, rows: int, dtype: torch.dtype) -> tuple[str, ...
 def linear_by(way: str, rows: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     """The product [M, N] of `rows` [M, K] in their type, in one of `weight_ways`.
 
-    "digits": rows as two or three bytes each, in products of bytes; "int8pack": torch's own product of bf16 rows with bytes about zero; "fp32", "bf16":
-    the weight widened to that type.
+    "digits": rows as two or three bytes each, in products of bytes; "int8pack": torch's own product
+    of bf16 rows with bytes about zero; "fp32", "bf16": the weight widened to that type.
     """
     short = rows.dtype in (torch.bfloat16, torch.float16)
     if way == "digits":
@@ -163,7 +167,9 @@ def linear_rounded(
 
 
 def _one_row(x: Tensor, weight: Weight, bias: Tensor | None, activation: int, way: str) -> Tensor:
-    """The same for one row [1, K] and bytes about zero, where as little as possible is done beside reading the weight: ends, scale and zero are plain numbers."""
+    """The same for one row [1, K] and bytes about zero, where as little as possible is done beside
+    reading the weight: ends, scale and zero are plain numbers.
+    """
     row = x.float()
     ends = torch.aminmax(row)
     low, high, top = min(float(ends.min), 0.0), max(float(ends.max), 0.0), 2**activation - 1
@@ -213,9 +219,11 @@ def conv2d_rounded(
     low: Tensor | None,
     high: Tensor | None,
 ) -> Tensor:
-    """`reference.conv2d_wnaxi`: windows of bytes laid out as rows, one product. Raises `ValueError` for a weight that can't be multiplied as bytes.
+    """`reference.conv2d_wnaxi`: windows of bytes laid out as rows, one product. Raises `ValueError`
+    for a weight that can't be multiplied as bytes.
 
-    Windows are copied channels last, a run of channels at a time: byte by byte that took up to twice as long as the product.
+    Windows are copied channels last, a run of channels at a time: byte by byte that took up to
+    twice as long as the product.
     """
     _check(weight)
     if products.reference_forced():
@@ -262,7 +270,9 @@ def conv2d_rounded(
 
 
 def _taps_first(weight: Weight, channels: int) -> Weight:
-    """A convolution's weight as bytes whose columns are ordered by taps, then channels: a copy that takes a hundredth of the product's time."""
+    """A convolution's weight as bytes whose columns are ordered by taps, then channels: a copy that
+    takes a hundredth of the product's time.
+    """
     codes, offset, zero, factor = weight.codes, weight.offset, weight.zero, factor_of(weight)
     if codes.dtype != torch.int8:
         numbers = layout.unpack(codes, weight.bits, weight.columns)

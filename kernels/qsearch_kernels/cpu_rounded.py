@@ -1,9 +1,12 @@
-"""Products of rounded activations on a CPU: a row becomes bytes, bytes are multiplied as bytes, and scale, zeros and bias come after in few passes.
+"""Products of rounded activations on a CPU: a row becomes bytes, bytes are multiplied as bytes, and
+scale, zeros and bias come after in few passes.
 
-With x = s (a - z) and w = t (b - u), a and b bytes: y = s t (sum a b - z sum b + (K z - sum a) u) + bias. The first sum is exact in 32 bits; what is added to it is a product of
-rank 1 or 2, in a single pass. torch's own operations go over memory once each, and around a product of bytes that is most of the time: so there are as few of them as
-the numbers allow. A row that holds something not finite becomes NaN.
-`traced_rows` and `traced_product` are the same in operations that a compiler takes apart, and fuses with what comes before and after.
+With x = s (a - z) and w = t (b - u), a and b bytes: y = s t (sum a b - z sum b + (K z - sum a) u) +
+bias. The first sum is exact in 32 bits; what is added to it is a product of rank 1 or 2, in a
+single pass. torch's own operations go over memory once each, and around a product of bytes that is
+most of the time: so there are as few of them as the numbers allow. A row that holds something not
+finite becomes NaN. `traced_rows` and `traced_product` are the same in operations that a compiler
+takes apart, and fuses with what comes before and after.
 """
 
 from __future__ import annotations
@@ -26,15 +29,20 @@ _WIDE = (
 _SPREAD = 2**23  # bytes of weights, spread at a time
 _NUMBERS = (
     2**20
-)  # of a product's results, or of its rows, at a time: what is computed between them stays in the last cache
-_TOTALS = WeakTensorKeyDictionary()  # codes -> (version of the tensor, sums of its rows): four bytes a row, and not a pass over the weights each call
+    # of a product's results, or of its rows, at a time: what is computed between them stays in the last
+    # cache
+)
+# codes -> (version of the tensor, sums of its rows): four bytes a row, and not a pass over the
+# weights each call
+_TOTALS = WeakTensorKeyDictionary()
 
 
 class Bytes(NamedTuple):
-    """Rounded rows. `codes`: uint8 [M, K], or int8, 128 less; `scale`, `zero`: fp32 [M, 1]; `sums`: fp32 [M, 1], of each row's codes, or None.
+    """Rounded rows. `codes`: uint8 [M, K], or int8, 128 less; `scale`, `zero`: fp32 [M, 1]; `sums`:
+    fp32 [M, 1], of each row's codes, or None.
 
-    Unsigned bytes are multiplied up to three times as fast as signed ones where rows are few, on cores that take them (`products.Table.unsigned`).
-    `largest`: the magnitude that no code exceeds.
+    Unsigned bytes are multiplied up to three times as fast as signed ones where rows are few, on
+    cores that take them (`products.Table.unsigned`). `largest`: the magnitude that no code exceeds.
     """
 
     codes: Tensor
@@ -45,7 +53,9 @@ class Bytes(NamedTuple):
 
 
 def whole_levels(levels: Tensor) -> tuple[Tensor, float] | None:
-    """A table of levels as int8 and the power of two that makes it so (e2m1 times 2: 0 to 12); None where there is none."""
+    """A table of levels as int8 and the power of two that makes it so (e2m1 times 2: 0 to 12); None
+    where there is none.
+    """
     if levels.ndim != 1 or not bool(torch.isfinite(levels).all()):
         return None
     for power in range(8):
@@ -58,7 +68,9 @@ def whole_levels(levels: Tensor) -> tuple[Tensor, float] | None:
 
 
 def in_bytes(weight: Weight) -> bool:
-    """Whether a weight can be multiplied as bytes: one scale a row, and codes or levels that are whole numbers of 8 bits."""
+    """Whether a weight can be multiplied as bytes: one scale a row, and codes or levels that are
+    whole numbers of 8 bits.
+    """
     if weight.group > 0 or weight.columns > few.LONGEST:
         return False
     return (
@@ -105,7 +117,8 @@ def rows_of(
             end if end is None or len(end) == 1 else end[begin : begin + step]
             for end in (low, high)
         ]
-        # not `aminmax`, which takes ten times as long along an axis; what is not finite shows in the ends, or in the sum where they are given
+        # not `aminmax`, which takes ten times as long along an axis; what is not finite shows in
+        # the ends, or in the sum where they are given
         least, most = (
             (part.amin(-1, keepdim=True), part.amax(-1, keepdim=True))
             if low is None or high is None
@@ -154,7 +167,8 @@ def product(
     Args:
         totals: `row_sums` of the weight, where they are known.
         origin: the stored codes that the weight's were made of, and in which order of columns.
-        largest: the magnitude that no byte of the weight exceeds, where it is less than its type says.
+        largest: the magnitude that no byte of the weight exceeds, where it is less than its type
+            says.
         way: a key of `products.Table.seconds`; None = the fastest one here.
     """
     count, columns = rounded.codes.shape
@@ -218,12 +232,16 @@ def product(
 
 
 def _fp32(sums: Tensor) -> Tensor:
-    """fp32 of sums that may be int32, in the same memory: to map new memory takes longer than to convert."""
+    """fp32 of sums that may be int32, in the same memory: to map new memory takes longer than to
+    convert.
+    """
     return sums if sums.dtype == torch.float32 else sums.view(torch.float32).copy_(sums)
 
 
 def traced_rows(x: Tensor, activation: int, low: Tensor | None, high: Tensor | None) -> Bytes:
-    """`rows_of` any `x` [..., K] in torch's own operations alone, each written once for a compiler; sums always, which it drops where nobody reads them."""
+    """`rows_of` any `x` [..., K] in torch's own operations alone, each written once for a compiler;
+    sums always, which it drops where nobody reads them.
+    """
     rows = x.reshape(-1, x.shape[-1]).float()
     least, most = rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)
     ends = (
@@ -248,7 +266,9 @@ def traced_product(
     bias: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """`product` in torch's own operations alone, for weights that lie as bytes; `each`: fp32 [N] of `row_sums`, zeros and scales."""
+    """`product` in torch's own operations alone, for weights that lie as bytes; `each`: fp32 [N] of
+    `row_sums`, zeros and scales.
+    """
     totals, zero, scale = each
     y = torch._int_mm(rounded.codes, weight.codes.t()).float() - rounded.zero * totals
     if uneven(weight) and rounded.sums is not None:
@@ -258,7 +278,9 @@ def traced_product(
 
 
 def row_sums(weight: Weight) -> Tensor:
-    """fp32 [N]: the sum of each row's bytes, worked out once for as long as the codes stay the same tensor with the same content."""
+    """fp32 [N]: the sum of each row's bytes, worked out once for as long as the codes stay the same
+    tensor with the same content.
+    """
     version = 0 if weight.codes.is_inference() else weight.codes._version
     found = _TOTALS.get(weight.codes)
     if found is None or found[0] != version:
@@ -317,7 +339,9 @@ def _aligned(spread: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 
 def base_of(weight: Weight) -> int:
-    """What a byte is less than the code that it stands for; 7 bits lie about zero, so that the products of two neighbours fit 16 bits."""
+    """What a byte is less than the code that it stands for; 7 bits lie about zero, so that the
+    products of two neighbours fit 16 bits.
+    """
     if weight.levels is not None:
         return 0
     return 128 if weight.codes.dtype == torch.int8 else 64 if weight.bits == 7 else 0
@@ -331,7 +355,9 @@ def _left(rounded: Bytes) -> Tensor:
 
 
 def _right(weight: Weight, totals: Tensor) -> Tensor:
-    """fp32 [1 or 2, N], to be multiplied with `_left`: sum b and, where the weights' zero is not the byte 0, u."""
+    """fp32 [1 or 2, N], to be multiplied with `_left`: sum b and, where the weights' zero is not
+    the byte 0, u.
+    """
     return (
         torch.stack([totals, zero_of(weight).expand_as(totals)]) if uneven(weight) else totals[None]
     )

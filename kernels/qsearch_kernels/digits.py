@@ -20,7 +20,9 @@ _ROWS = 512  # of activations at a time
 
 
 def digits_of(rows: Tensor, count: int) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-    """fp32 rows as `count` bytes each, the highest first: scale * (256 * (256 * d0 + d1) + d2); and the sums of each digit's rows."""
+    """fp32 rows as `count` bytes each, the highest first: scale * (256 * (256 * d0 + d1) + d2); and
+    the sums of each digit's rows.
+    """
     top = 127.0 * sum(256**i for i in range(count))
     scale = (
         rows.abs().amax(-1, keepdim=True) if rows.shape[-1] else rows.new_zeros(len(rows), 1)
@@ -47,7 +49,8 @@ def product(
     bias: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """[M, N]: the sum over `digits` [M, K] of 256**place times their product with the weights, scaled.
+    """[M, N]: the sum over `digits` [M, K] of 256**place times their product with the weights,
+    scaled.
 
     `scale`: fp32 [M, 1]; `sums`: [M] of each digit's rows.
     """
@@ -82,7 +85,9 @@ def product(
 def _integers(
     digits: list[Tensor], sums: list[Tensor], matrix: Tensor, zero: Tensor | None
 ) -> Tensor:
-    """fp32 [m, n]: products with `matrix` less `zero` times the sums, digit by digit; each is exact before it is rounded to fp32."""
+    """fp32 [m, n]: products with `matrix` less `zero` times the sums, digit by digit; each is exact
+    before it is rounded to fp32.
+    """
     y: Tensor | None = None
     for digit, total in zip(digits, sums, strict=True):
         product = torch._int_mm(digit.contiguous(), matrix).float()

@@ -1,15 +1,22 @@
 """Products of a few rows on a CPU with integers of fewer than 8 bits and one scale a row.
 
-With a few rows, reading the weight and bringing it into a form that can be multiplied is all that takes time, and a row more costs next to nothing. So whatever could
-be done to the weight is done to the rows instead, and the weight is only spread to bytes, a piece at a time, while it lies in the cache:
+With a few rows, reading the weight and bringing it into a form that can be multiplied is all that
+takes time, and a row more costs next to nothing. So whatever could be done to the weight is done to
+the rows instead, and the weight is only spread to bytes, a piece at a time, while it lies in the
+cache:
 
-- the codes of each phase of each plane (`layout.py`) have a product of their own, with every so many columns of the rows: they are cut out of their bytes where
+- the codes of each phase of each plane (`layout.py`) have a product of their own, with every so
+    many columns of the rows: they are cut out of their bytes where
   they stand, which is one pass, and makes them a power of two too large;
-- a row is cut into digits, and each digit is a row of bytes. A core multiplies bytes from 0 to 255 with signed ones (two signed ones take up to six times as long
-  with AVX512-VNNI). Of several rows the digits are unsigned, 128 more than they are, and one more row, of ones, gives the sum of the weights, 128 times which
-  is what that has added. Of one row alone the digits are columns, and the codes are what is unsigned: such a product reads the weight once and copies nothing.
+- a row is cut into digits, and each digit is a row of bytes. A core multiplies bytes from 0 to 255
+    with signed ones (two signed ones take up to six times as long
+  with AVX512-VNNI). Of several rows the digits are unsigned, 128 more than they are, and one more
+  row, of ones, gives the sum of the weights, 128 times which is what that has added. Of one row
+  alone the digits are columns, and the codes are what is unsigned: such a product reads the weight
+  once and copies nothing.
 
-All sums of bytes are exact in 32 bits and put together in 64. A row that holds something not finite becomes nothing but such.
+All sums of bytes are exact in 32 bits and put together in 64. A row that holds something not finite
+becomes nothing but such.
 """
 
 from __future__ import annotations
@@ -30,7 +37,9 @@ LONGEST = 2**16  # columns whose products of 255 and -128 add up in 32 bits
 
 @lru_cache(maxsize=1)
 def exact() -> bool:
-    """Whether products of unsigned and signed bytes are exact here: a core without VNNI may add pairs of them in 16 bits, and an older torch has none."""
+    """Whether products of unsigned and signed bytes are exact here: a core without VNNI may add
+    pairs of them in 16 bits, and an older torch has none.
+    """
     unsigned, signed = (
         torch.full((32, 64), 255, dtype=torch.uint8),
         torch.full((32, 64), -128, dtype=torch.int8),
@@ -77,9 +86,11 @@ def _ones(count: int, digit: int) -> int:
 
 
 def _digits(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The lowest digit of every row, then the next: int8 [count, K] of one row, else uint8 [count * M + 1, K], 128 more, and ones at the end.
+    """The lowest digit of every row, then the next: int8 [count, K] of one row, else uint8 [count *
+    M + 1, K], 128 more, and ones at the end.
 
-    And [M, 1]: the scale that a row is scale * (d0 + 256 * (d1 + 256 * d2)) with, and the sum of what it multiplies, in 64 bits.
+    And [M, 1]: the scale that a row is scale * (d0 + 256 * (d1 + 256 * d2)) with, and the sum of
+    what it multiplies, in 64 bits.
     """
     scale = (
         rows.abs().amax(-1, keepdim=True).clamp_(min=1e-30).div_(_ones(count, 127) - 2)
@@ -125,7 +136,9 @@ def _sums(digits: Tensor, weight: Weight) -> Tensor:
 def _add_phases(
     total: Tensor, phases: Tensor, codes: Tensor, scratch: Tensor, width: int, shift: int
 ) -> None:
-    """Adds to `total` [R, n] the products of digits [phases, R, bytes] with a plane [n, bytes], whose codes are worth 2**shift."""
+    """Adds to `total` [R, n] the products of digits [phases, R, bytes] with a plane [n, bytes],
+    whose codes are worth 2**shift.
+    """
     for phase, digits in enumerate(phases):
         place = phase * width
         if digits.dtype == torch.uint8 and place + width == 8:  # the last bit would be a sign

@@ -1,6 +1,8 @@
-"""Timings of every Triton kernel on a GPU, beside the time that no kernel can beat: operations over the rate of the units, bytes over the bandwidth.
+"""Timings of every Triton kernel on a GPU, beside the time that no kernel can beat: operations over
+the rate of the units, bytes over the bandwidth.
 
-`seconds` times one specimen, `tune` makes `tiles.choose` answer with the tile that is fastest at a shape. Both want a CUDA device; `floor` doesn't.
+`seconds` times one specimen, `tune` makes `tiles.choose` answer with the tile that is fastest at a
+shape. Both want a CUDA device; `floor` doesn't.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ from .gpu.specimens import Specimen, names, specimen
 from .gpu.tiles import FP8_TILES, TILES, Tile
 from .gpu.tiles import tune as settle
 
-#: Best rates seen on an H200 (gau-nernst's gn-kernels, README): operations a second by unit, and bytes a second of a large copy.
+#: Best rates seen on an H200 (gau-nernst's gn-kernels, README): operations a second by unit, and
+#: bytes a second of a large copy.
 H200 = {"int8": 1160e12, "fp8": 1085e12, "bf16": 763e12, "bytes": 4.055e12}
 
 
 @dataclass(frozen=True)
 class Timing:
-    """`seconds`: median of `calls`; `spread`: from the lower to the upper quartile; `floor`: what the roofline allows."""
+    """`seconds`: median of `calls`; `spread`: from the lower to the upper quartile; `floor`: what
+    the roofline allows.
+    """
 
     name: str
     seconds: float
@@ -42,7 +47,9 @@ def floor(made: Specimen, rates: Mapping[str, float] = H200) -> float:
 
 
 def seconds(name: str, rates: Mapping[str, float] = H200) -> Timing:
-    """Time one specimen on the current CUDA device, the L2 cache emptied before each call. Raises `RuntimeError` without a device."""
+    """Time one specimen on the current CUDA device, the L2 cache emptied before each call. Raises
+    `RuntimeError` without a device.
+    """
     made = specimen(name, "cuda")
 
     def call() -> None:
@@ -60,7 +67,9 @@ def all_seconds(rates: Mapping[str, float] = H200) -> list[Timing]:
 
 
 def tune(m: int, n: int, k: int, dtype: torch.dtype = torch.int8) -> dict[Tile, float]:
-    """Time the tiles of `linear_a8` at M, N, K on the current CUDA device; its launches at that shape take the fastest from now on."""
+    """Time the tiles of `linear_a8` at M, N, K on the current CUDA device; its launches at that
+    shape take the fastest from now on.
+    """
     rows, columns = torch.rand(m, device="cuda"), torch.rand(n, device="cuda")
     a, w = (
         torch.randint(-127, 128, shape, device="cuda", dtype=torch.int8)

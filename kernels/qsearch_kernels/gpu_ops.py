@@ -1,7 +1,10 @@
-"""Operations that `torch.compile` and CUDA graphs see whole: on a GPU the Triton kernels, on a CPU their twins, and shapes alone for tracing.
+"""Operations that `torch.compile` and CUDA graphs see whole: on a GPU the Triton kernels, on a CPU
+their twins, and shapes alone for tracing.
 
-Each is `torch.ops.qsearch_kernels.gpu_NAME` and is called here by NAME, with the arguments of its twin in `reference_a8.py`. What no kernel does is refused
-by name; nothing is computed in full precision without being asked for. `linear_rounded`, `conv2d_rounded` and `linear` put them together as a layer needs them.
+Each is `torch.ops.qsearch_kernels.gpu_NAME` and is called here by NAME, with the arguments of its
+twin in `reference_a8.py`. What no kernel does is refused by name; nothing is computed in full
+precision without being asked for. `linear_rounded`, `conv2d_rounded` and `linear` put them together
+as a layer needs them.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ from .prepared import Prepared
 from .reference import convolved, grid
 from .reference_levels import dequantize_levels, linear_levels, takes
 
-#: Rows of activations from which whole rows of weights are unpacked once, for a dense product: 1.5 bytes a weight at 4.3 TB/s against
-#: 2 * rows operations a weight at 1160 TOPS (published rates of an H200) are 202 / rows, under 5 % from here on.
+#: Rows of activations from which whole rows of weights are unpacked once, for a dense product: 1.5
+#: bytes a weight at 4.3 TB/s against 2 * rows operations a weight at 1160 TOPS (published rates of
+#: an H200) are 202 / rows, under 5 % from here on.
 UNPACK_ROWS = 4096
 _ROWS = "(Tensor codes, Tensor scale, Tensor zero, Tensor sums)"
 
@@ -158,10 +162,12 @@ def linear_rounded(
     *after: Any,
     dtype: torch.dtype,
 ) -> Tensor:
-    """A layer's product from rounded rows and a prepared weight; `after`: bias, gate and residual as in `reference_a8.linear_a8`, where given.
+    """A layer's product from rounded rows and a prepared weight; `after`: bias, gate and residual
+    as in `reference_a8.linear_a8`, where given.
 
-    Codes of 8 bits with a scale for each row of weights, or many rows of activations, are a dense int8 product; the rest is unpacked on the way.
-    Rows that are rounded once serve several layers (Q, K and V); with groups of columns and zeros, `sums` must have been taken by the same groups.
+    Codes of 8 bits with a scale for each row of weights, or many rows of activations, are a dense
+    int8 product; the rest is unpacked on the way. Rows that are rounded once serve several layers
+    (Q, K and V); with groups of columns and zeros, `sums` must have been taken by the same groups.
     """
     codes, a_scale, zeros, sums = rows
     a_zero = zeros if codes.dtype == torch.int8 else None
@@ -210,11 +216,14 @@ def conv2d_rounded(
     low: Tensor | None = None,
     high: Tensor | None = None,
 ) -> Tensor:
-    """`reference.conv2d_wnaxi` [batch, N, h, w], channels last in memory: each picture on a grid of its own, or on the one between `low` and `high`.
+    """`reference.conv2d_wnaxi` [batch, N, h, w], channels last in memory: each picture on a grid of
+    its own, or on the one between `low` and `high`.
 
-    Codes of fewer bits are unpacked, and all of them brought from [N, C, R, S] into the kernel's order [N, R, S, C], once a call: two bytes moved a weight
-    (none for taps of 1 x 1), where the product multiplies it with every place of every picture. A copy that is kept would double the memory of 8 bits and
-    undo that of fewer. Raises `ValueError` for what the kernel doesn't do. A picture that holds something not finite becomes NaN, on a static grid too.
+    Codes of fewer bits are unpacked, and all of them brought from [N, C, R, S] into the kernel's
+    order [N, R, S, C], once a call: two bytes moved a weight (none for taps of 1 x 1), where the
+    product multiplies it with every place of every picture. A copy that is kept would double the
+    memory of 8 bits and undo that of fewer. Raises `ValueError` for what the kernel doesn't do. A
+    picture that holds something not finite becomes NaN, on a static grid too.
     """
     refused = [
         f"{name} {tuple(given)}"
@@ -284,9 +293,11 @@ def linear(
     group: int,
     bias: Tensor | None,
 ) -> Tensor:
-    """`reference_levels.linear_levels` for activations as they are: up to 16 rows with packed weights, more by a dense product with the weight unpacked once.
+    """`reference_levels.linear_levels` for activations as they are: up to 16 rows with packed
+    weights, more by a dense product with the weight unpacked once.
 
-    A weight as `Weight` holds it: `offset` is the zero of all where `zero` is None, and means nothing beside one.
+    A weight as `Weight` holds it: `offset` is the zero of all where `zero` is None, and means
+    nothing beside one.
     """
     offset = offset if zero is None else 0.0
     if takes(x.shape[:-1].numel(), group, levels):

@@ -1,15 +1,17 @@
 """The bit layout: unsigned codes of 1 to 8 bits, packed into bytes row by row.
 
-A width of 1, 2, 4 or 8 bits divides a byte: code j of a row lies in byte j // (8 / width), the first code in the lowest bits.
-Other widths would straddle bytes, and a kernel would need two loads and a shift for some codes only. So they are cut into planes of
-such widths, the lowest bits first (3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, 7 = 4 + 2 + 1), and a row holds its planes one after another:
+A width of 1, 2, 4 or 8 bits divides a byte: code j of a row lies in byte j // (8 / width), the
+first code in the lowest bits. Other widths would straddle bytes, and a kernel would need two loads
+and a shift for some codes only. So they are cut into planes of such widths, the lowest bits first
+(3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, 7 = 4 + 2 + 1), and a row holds its planes one after another:
 
     3 bits, row of 10 codes:   | 3 bytes: bits 0 and 1 of every code | 2 bytes: bit 2 of every code |
 
-Each plane is padded with zeros to whole bytes, so that rows start on a byte; what that costs over bits x columns is under a byte a plane.
+Each plane is padded with zeros to whole bytes, so that rows start on a byte; what that costs over
+bits x columns is under a byte a plane.
 
-Integers of 8 bits lie as signed bytes instead, a code less 128, since that is what integer units multiply: `pack` makes bytes, `signed` turns
-them over, `unpack` takes either.
+Integers of 8 bits lie as signed bytes instead, a code less 128, since that is what integer units
+multiply: `pack` makes bytes, `signed` turns them over, `unpack` takes either.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from torch import Tensor
 
 
 def planes(bits: int) -> tuple[int, ...]:
-    """Widths of the planes of a code of `bits` bits, lowest bits first. Raises `ValueError` outside 1 to 8."""
+    """Widths of the planes of a code of `bits` bits, lowest bits first. Raises `ValueError` outside
+    1 to 8.
+    """
     if not 1 <= bits <= 8:
         raise ValueError(f"a code has 1 to 8 bits; given {bits}")
     return tuple(width for width in (8, 4, 2, 1) if bits & width)
@@ -31,7 +35,9 @@ def row_bytes(columns: int, bits: int) -> int:
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes [..., columns], integers in [0, 2**bits), as uint8 [..., row_bytes(columns, bits)]. Raises `ValueError` for others."""
+    """Codes [..., columns], integers in [0, 2**bits), as uint8 [..., row_bytes(columns, bits)].
+    Raises `ValueError` for others.
+    """
     widths = planes(bits)
     if codes.ndim == 0 or codes.is_floating_point() or codes.is_complex():
         raise ValueError(
@@ -49,7 +55,9 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
-    """Codes uint8 [..., columns] from uint8 [..., row_bytes(columns, bits)]. Raises `ValueError` where the row's length is another."""
+    """Codes uint8 [..., columns] from uint8 [..., row_bytes(columns, bits)]. Raises `ValueError`
+    where the row's length is another.
+    """
     if packed.dtype == torch.int8 and bits == 8:
         packed = unsigned(packed)
     if (
@@ -85,10 +93,12 @@ def phases(bits: int) -> int:
 
 
 def unpack_by_phase(packed: Tensor, bits: int, columns: int, out: Tensor) -> Tensor:
-    """Codes of a packed weight in an order that costs no shuffling: first those of phase 0, then those of phase 1, and so on.
+    """Codes of a packed weight in an order that costs no shuffling: first those of phase 0, then
+    those of phase 1, and so on.
 
-    `packed`: uint8 [rows, row bytes]. `out`: uint8 [rows, padded], padded = `columns` rounded up to a multiple of p = `phases(bits)`: place
-    f * padded / p + q holds the code of column q * p + f. Whoever sums over columns need only bring the other operand into that order (`by_phase`), which
+    `packed`: uint8 [rows, row bytes]. `out`: uint8 [rows, padded], padded = `columns` rounded up to
+    a multiple of p = `phases(bits)`: place f * padded / p + q holds the code of column q * p + f.
+    Whoever sums over columns need only bring the other operand into that order (`by_phase`), which
     is the smaller one. The padding holds code 0, as packed rows do.
     """
     each, start, shift = out.shape[-1] // phases(bits), 0, 0

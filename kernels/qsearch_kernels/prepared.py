@@ -1,8 +1,12 @@
-"""Prepared: what an int8 product must know of a weight besides its codes, worked out once when a model is loaded.
+"""Prepared: what an int8 product must know of a weight besides its codes, worked out once when a
+model is loaded.
 
-A stored weight is `scale * (level - zero)` (see `reference.py`). The product wants signed codes, scales and zeros in fp32, the sum of each row (which undoes the
-zero of the activations), and levels that are no codes as whole numbers of 8 bits. Small float formats are whole numbers times a power of two, so that nothing is
-lost: e2m1 is 0, 1, 2, 3, 4, 6, 8, 12 halves. Codebooks are rounded to 8 bits, and only where that is asked for.
+A stored weight is `scale * (level - zero)` (see `reference.py`). The product wants signed codes,
+scales and zeros in fp32, the sum of each row (which undoes the zero of the activations), and levels
+that are no codes as whole numbers of 8 bits. Small float formats are whole numbers times a power of
+two, so that nothing is
+lost: e2m1 is 0, 1, 2, 3, 4, 6, 8, 12 halves. Codebooks are rounded to 8 bits, and only where that
+    is asked for.
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ from .reference_levels import unsigned
 class Prepared(NamedTuple):
     """The arguments of `reference_a8.linear_packed_a8` that belong to a weight [N, columns].
 
-    `codes`: uint8 in the layout of `layout.py`, int8 [N, columns], or e4m3; `scale`, `zero`: fp32 [N, groups]; `total`: fp32 [N]; `table`: int8 [1 or N, 2**bits].
+    `codes`: uint8 in the layout of `layout.py`, int8 [N, columns], or e4m3; `scale`, `zero`: fp32
+    [N, groups]; `total`: fp32 [N]; `table`: int8 [1 or N, 2**bits].
     """
 
     codes: Tensor
@@ -42,10 +47,13 @@ def prepare(
     group: int,
     round_codebooks: bool = False,
 ) -> Prepared:
-    """A stored weight for int8 products. `codes`: uint8 packed, or int8 [N, columns] for integers of 8 bits (a code less 128).
+    """A stored weight for int8 products. `codes`: uint8 packed, or int8 [N, columns] for integers
+    of 8 bits (a code less 128).
 
-    `scale`, `zero` (None = `offset` for all): [N, groups], [1, 1] for group -1; `levels`: None, [2**bits], or codebooks [N, 1, 2**bits] or [1, 1, 2**bits].
-    Raises `ValueError` for what no int8 product computes exactly (or nearly, with `round_codebooks`): such a weight has to be dequantized.
+    `scale`, `zero` (None = `offset` for all): [N, groups], [1, 1] for group -1; `levels`: None,
+    [2**bits], or codebooks [N, 1, 2**bits] or [1, 1, 2**bits]. Raises `ValueError` for what no int8
+    product computes exactly (or nearly, with `round_codebooks`): such a weight has to be
+    dequantized.
     """
     rows = codes.shape[0]
     group = 0 if group >= columns else group
@@ -76,9 +84,11 @@ def prepare(
 
 
 def prepare_fp8(codes: Tensor, scale: Tensor, levels: Tensor) -> Prepared:
-    """A stored e4m3 weight for fp8 products: `codes` uint8 [N, columns] are the floats themselves, their unit goes into `scale` [N, 1] or [1, 1].
+    """A stored e4m3 weight for fp8 products: `codes` uint8 [N, columns] are the floats themselves,
+    their unit goes into `scale` [N, 1] or [1, 1].
 
-    `levels`: [256], what each code stands for. Raises `ValueError` where they are no multiple of e4m3's values: such a weight has to be dequantized.
+    `levels`: [256], what each code stands for. Raises `ValueError` where they are no multiple of
+    e4m3's values: such a weight has to be dequantized.
     """
     spelt = (
         torch.arange(256, device=levels.device).to(torch.uint8).view(torch.float8_e4m3fn).float()
@@ -99,7 +109,9 @@ def prepare_fp8(codes: Tensor, scale: Tensor, levels: Tensor) -> Prepared:
 
 
 def _table(levels: Tensor, round_codebooks: bool) -> tuple[Tensor, Tensor | float]:
-    """(whole numbers int8 [1 or N, 2**bits], what one of them stands for: a number, or fp32 [N, 1])."""
+    """(whole numbers int8 [1 or N, 2**bits], what one of them stands for: a number, or fp32 [N,
+    1]).
+    """
     flat = levels.float().reshape(-1, levels.shape[-1])
     for exponent in range(-8, 17):
         whole = flat * 2.0**exponent

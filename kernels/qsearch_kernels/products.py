@@ -201,12 +201,16 @@ def _keep(found: Table, name: str, place: int) -> float:
 
 
 def fast_float(x: Tensor) -> Tensor:
-    """`x` in the type in which its device multiplies it fastest: 16 bits become fp32 on a CPU that has no units for them."""
+    """`x` in the type in which its device multiplies it fastest: 16 bits become fp32 on a CPU that
+    has no units for them.
+    """
     return x.to(float_type(x.dtype)) if x.device.type == "cpu" else x
 
 
 def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear` of a weight in full precision, in the type of `x`, computed in the type that is fastest here."""
+    """`torch.nn.functional.linear` of a weight in full precision, in the type of `x`, computed in
+    the type that is fastest here.
+    """
     wide = fast_float(x)
     if wide is x:
         return torch.nn.functional.linear(x, weight, bias)

@@ -1,11 +1,14 @@
-"""What every operation means, in plain torch: the slow twin beside each kernel, with the same signature.
+"""What every operation means, in plain torch: the slow twin beside each kernel, with the same
+signature.
 
-A weight is `scale * (level - zero)`, with one scale and one zero for each group of a row. Its level is the code itself or, with `levels`, the entry that the
-code names: of one table for all (a small float format) or of the group's own (a codebook). Codes are unsigned; symmetric integers are stored with
-their offset, so that their zero is the number 2**(bits - 1). Zeros are in units of a code and need not be whole.
+A weight is `scale * (level - zero)`, with one scale and one zero for each group of a row. Its level
+is the code itself or, with `levels`, the entry that the code names: of one table for all (a small
+float format) or of the group's own (a codebook). Codes are unsigned; symmetric integers are stored
+with their offset, so that their zero is the number 2**(bits - 1). Zeros are in units of a code and
+need not be whole.
 
-Reference means: computed in at least float32 from start to end, rounded once, to the type of the result. A kernel may order its sums
-differently, and is compared with a tolerance.
+Reference means: computed in at least float32 from start to end, rounded once, to the type of the
+result. A kernel may order its sums differently, and is compared with a tolerance.
 """
 
 from __future__ import annotations
@@ -23,9 +26,10 @@ def dequantize(
 ) -> Tensor:
     """Weight [rows, columns], in the type of `scale`, from unsigned `codes` [rows, columns].
 
-    `group`: neighbours in a row that share a scale, the last group of a row may be incomplete; 0 = the whole row, -1 = the whole weight.
-    `scale`: [rows, groups a row], for -1 [1, 1]. `zero`: the same shape, or one number for all. `levels`: [2**bits], or of the shape of `scale` with
-    2**bits entries besides. Raises `ValueError` for other shapes.
+    `group`: neighbours in a row that share a scale, the last group of a row may be incomplete; 0 =
+    the whole row, -1 = the whole weight. `scale`: [rows, groups a row], for -1 [1, 1]. `zero`: the
+    same shape, or one number for all. `levels`: [2**bits], or of the shape of `scale` with 2**bits
+    entries besides. Raises `ValueError` for other shapes.
     """
     rows, columns = codes.shape
     groups = -(-columns // group) if group > 0 else 1
@@ -54,10 +58,11 @@ def linear_wna16(
     bias: Tensor | None = None,
     levels: Tensor | None = None,
 ) -> Tensor:
-    """`x @ weight.T + bias` [..., rows], in the type of `x`: low-bit weights, activations [..., columns] as they are.
+    """`x @ weight.T + bias` [..., rows], in the type of `x`: low-bit weights, activations [...,
+    columns] as they are.
 
-    `packed`: codes of `bits` bits in the layout of `layout.py`, uint8 [rows, row bytes] (8-bit integers int8); `scale`, `zero`, `group`, `levels` as in
-    `dequantize`; `bias`: [rows].
+    `packed`: codes of `bits` bits in the layout of `layout.py`, uint8 [rows, row bytes] (8-bit
+    integers int8); `scale`, `zero`, `group`, `levels` as in `dequantize`; `bias`: [rows].
     """
     exact = torch.promote_types(x.dtype, torch.float32)
     weight = dequantize(unpack(packed, bits, columns), scale.to(exact), zero, group, levels)
@@ -88,7 +93,8 @@ def grid(
     *,
     axes: tuple[int, ...] = (-1,),
 ) -> tuple[Tensor, Tensor]:
-    """Scale and zero of the unsigned `activation`-bit grid between `low` and `high`, zero among them; None = the ends of `x` itself along `axes`.
+    """Scale and zero of the unsigned `activation`-bit grid between `low` and `high`, zero among
+    them; None = the ends of `x` itself along `axes`.
 
     A scale is a value of fp16, a zero a whole code: as `qsearch` simulates them.
     """
@@ -100,7 +106,9 @@ def grid(
 
 
 def as_fp16(x: Tensor) -> Tensor:
-    """fp32 numbers above zero as fp16 stores them. While a graph is being written down it is done to their bits, since compilers take `half().float()` for nothing."""
+    """fp32 numbers above zero as fp16 stores them. While a graph is being written down it is done
+    to their bits, since compilers take `half().float()` for nothing.
+    """
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
     if get_proxy_mode() is None:
@@ -142,7 +150,9 @@ def linear_wnaxi(
     bias: Tensor | None = None,
     levels: Tensor | None = None,
 ) -> Tensor:
-    """`linear_wna16` of `x` rounded to `activation` bits, row by row, or between `low` and `high` (fp32, one for all rows or [..., 1])."""
+    """`linear_wna16` of `x` rounded to `activation` bits, row by row, or between `low` and `high`
+    (fp32, one for all rows or [..., 1]).
+    """
     made = rounded(x.float(), activation, low, high)
     return linear_wna16(
         made, packed, scale, zero, bits=bits, columns=columns, group=group, bias=bias, levels=levels
@@ -168,7 +178,8 @@ def conv2d_wnaxi(
     bias: Tensor | None = None,
     levels: Tensor | None = None,
 ) -> Tensor:
-    """2-D convolution [batch, rows, h, w] of pictures [batch, channels, H, W] rounded each to a grid of its own, padded with zeros after rounding.
+    """2-D convolution [batch, rows, h, w] of pictures [batch, channels, H, W] rounded each to a
+    grid of its own, padded with zeros after rounding.
 
     `columns` = channels times the kernel's places, in torch's order; the rest as in `linear_wnaxi`.
     """

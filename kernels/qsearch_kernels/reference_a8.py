@@ -1,12 +1,15 @@
-"""What operations on 8-bit activations mean, in plain torch: the slow twins of the kernels in `gpu/`, with the same arguments in the same order.
+"""What operations on 8-bit activations mean, in plain torch: the slow twins of the kernels in
+`gpu/`, with the same arguments in the same order.
 
-A rounded row of activations is `scale * (code - zero)`. Codes are signed (int8, or e4m3 with no zero), so that tensor cores multiply them as they are:
-an unsigned code of b bits less 2**(b - 1), and its zero likewise. Scales are values of fp16, as `qsearch` stores them. The product of a row with a row
-of weights `w_scale * (w - w_zero)` is then
+A rounded row of activations is `scale * (code - zero)`. Codes are signed (int8, or e4m3 with no
+zero), so that tensor cores multiply them as they are: an unsigned code of b bits less 2**(b - 1),
+and its zero likewise. Scales are values of fp16, as `qsearch` stores them. The product of a row
+with a row of weights `w_scale * (w - w_zero)` is then
 
     scale * (w_scale * (sum of codes * w - w_zero * sum of codes) - zero * w_total),      w_total = the sum of the row's weights
 
-in which the integer sum is exact. A row that holds something not finite gets the scale NaN, and with it all of its outputs.
+in which the integer sum is exact. A row that holds something not finite gets the scale NaN, and
+with it all of its outputs.
 """
 
 from __future__ import annotations
@@ -25,12 +28,14 @@ from .reference_levels import unsigned
 _SMALLEST, _LARGEST = 2.0**-24, 65504.0  # of fp16
 #: forms of an activation -> bits of an integer code, or 0 and the largest float
 FORMS = {**{str(bits): (bits, 0.0) for bits in range(2, 9)}, "e4m3": (0, 448.0)}
-#: what may happen to a row before it is rounded; geglu takes twice the columns, its gate in the second half
+#: what may happen to a row before it is rounded; geglu takes twice the columns, its gate in the
+#: second half
 ACTIVATIONS = ("", "gelu", "gelu-tanh", "silu", "geglu")
 
 
 class Rows(NamedTuple):
-    """Rounded rows. `codes`: int8 or e4m3 [..., columns]; `scale`, `zero`: fp32 [rows]; `sums`: int32 [rows, groups], of the codes of each group.
+    """Rounded rows. `codes`: int8 or e4m3 [..., columns]; `scale`, `zero`: fp32 [rows]; `sums`:
+    int32 [rows, groups], of the codes of each group.
 
     `zero` and `sums` are all zeros for e4m3, which needs neither.
     """
@@ -42,19 +47,25 @@ class Rows(NamedTuple):
 
 
 def form_of(form: str) -> tuple[int, float]:
-    """(bits of an integer, 0 for floats; largest float) of an activation's form. Raises `ValueError` for others."""
+    """(bits of an integer, 0 for floats; largest float) of an activation's form. Raises
+    `ValueError` for others.
+    """
     if form not in FORMS:
         raise ValueError(f"activations are rounded to one of {', '.join(FORMS)}; given {form!r}")
     return FORMS[form]
 
 
 def grid_of(rows: Tensor, form: str) -> tuple[Tensor, Tensor]:
-    """(scale, zero) fp32 [rows] of fp32 rows [rows, columns]: from smallest to largest entry, zero among them; floats symmetric about zero."""
+    """(scale, zero) fp32 [rows] of fp32 rows [rows, columns]: from smallest to largest entry, zero
+    among them; floats symmetric about zero.
+    """
     bits, top = form_of(form)
     low, high, last = rows.amin(-1).clamp(max=0), rows.amax(-1).clamp(min=0), 2**bits - 1
     finite = (
         low + high
-    ).isfinite()  # of opposite signs, so that their sum overflows only where one did; multiplied by 0 a compiler would take it for 0
+        # of opposite signs, so that their sum overflows only where one did; multiplied by 0 a compiler
+        # would take it for 0
+    ).isfinite()
     if not bits:
         scale = _stored(torch.maximum(high, -low) / top)
         return scale.where(finite, torch.nan), torch.zeros_like(scale)
@@ -74,8 +85,9 @@ def quantize_rows(
 ) -> Rows:
     """Rows of `(activation(x) - shift) / divisor`, rounded to `form`.
 
-    `x`: [..., columns] (geglu: [..., 2 * columns]), any float type and strides; `shift`, `divisor`: fp32 [columns]. `scale`, `zero`: fp32 [grids], a static
-    grid for each of as many equal runs of rows; None = each row's own. `group`: columns a sum in `sums`, 0 = all.
+    `x`: [..., columns] (geglu: [..., 2 * columns]), any float type and strides; `shift`, `divisor`:
+    fp32 [columns]. `scale`, `zero`: fp32 [grids], a static grid for each of as many equal runs of
+    rows; None = each row's own. `group`: columns a sum in `sums`, 0 = all.
     """
     return _rounded(
         _prepared(_activated(x, activation), shift, divisor), x.shape[:-1], form, scale, zero, group
@@ -95,9 +107,11 @@ def norm_quantize(
     divisor: Tensor | None = None,
     group: int = 0,
 ) -> Rows:
-    """Rows of `norm(x) * (1 + modulation_scale) + modulation_shift`, moved and rounded as in `quantize_rows`.
+    """Rows of `norm(x) * (1 + modulation_scale) + modulation_shift`, moved and rounded as in
+    `quantize_rows`.
 
-    `x`: [..., columns]; LayerNorm, or RMSNorm where `rms`; `weight`, `bias`: [columns]. Modulations: [batches, columns], for as many equal runs of rows (adaLN).
+    `x`: [..., columns]; LayerNorm, or RMSNorm where `rms`; `weight`, `bias`: [columns].
+    Modulations: [batches, columns], for as many equal runs of rows (adaLN).
     """
     rows = _flat(x)
     centred = rows if rms else rows - rows.mean(-1, keepdim=True)
@@ -123,10 +137,13 @@ def linear_a8(
     residual: Tensor | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
-    """`residual + gate * (activations @ weights.T + bias)` [..., N] in `dtype`, from 8-bit codes of both.
+    """`residual + gate * (activations @ weights.T + bias)` [..., N] in `dtype`, from 8-bit codes of
+    both.
 
-    `codes`: [..., K], `a_scale`, `a_zero`: [grids] as in `quantize_rows`, `sums`: [rows, 1]; needed with `w_zero`. `weight`: [N, K] of the type of `codes`, its
-    `w_scale`, `w_zero`: fp32 [N] (zero in signed codes); `w_total`: fp32 [N], needed with `a_zero`. `gate`: [batches, N], `residual`: [..., N], `bias`: [N].
+    `codes`: [..., K], `a_scale`, `a_zero`: [grids] as in `quantize_rows`, `sums`: [rows, 1]; needed
+    with `w_zero`. `weight`: [N, K] of the type of `codes`, its `w_scale`, `w_zero`: fp32 [N] (zero
+    in signed codes); `w_total`: fp32 [N], needed with `a_zero`. `gate`: [batches, N], `residual`:
+    [..., N], `bias`: [N].
     """
     values = w_scale[:, None].double() * (
         weight.double() - (0 if w_zero is None else w_zero[:, None].double())
@@ -161,10 +178,12 @@ def linear_packed_a8(
     residual: Tensor | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
-    """`linear_a8` with weights of `bits` bits in the layout of `layout.pack`, uint8 [N, row bytes] (or int8 [N, K], for 8 bits), with a scale for each `group` of columns (0 = a row).
+    """`linear_a8` with weights of `bits` bits in the layout of `layout.pack`, uint8 [N, row bytes]
+    (or int8 [N, K], for 8 bits), with a scale for each `group` of columns (0 = a row).
 
-    A weight is `w_scale * (level - w_zero)`. Level: the code less 2**(bits - 1), or its entry in `table`, int8 [N or 1, 2**bits] (whole numbers that stand for
-    a codebook or a small float format). `w_scale`, `w_zero`: fp32 [N, groups]; `sums`: [rows, groups], needed with `w_zero`.
+    A weight is `w_scale * (level - w_zero)`. Level: the code less 2**(bits - 1), or its entry in
+    `table`, int8 [N or 1, 2**bits] (whole numbers that stand for a codebook or a small float
+    format). `w_scale`, `w_zero`: fp32 [N, groups]; `sums`: [rows, groups], needed with `w_zero`.
     """
     columns = codes.shape[-1]
     numbers = unpack(unsigned(packed), bits, columns).long()
@@ -207,10 +226,12 @@ def conv2d_a8(
     residual: Tensor | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
-    """2-D convolution [batch, P, Q, N] in `dtype` of int8 pictures `codes` [batch, H, W, C] with int8 weights [N, R, S, C], plus `residual`.
+    """2-D convolution [batch, P, Q, N] in `dtype` of int8 pictures `codes` [batch, H, W, C] with
+    int8 weights [N, R, S, C], plus `residual`.
 
-    Channels last, on both sides. `a_scale`, `a_zero`: fp32 [batch], a grid for each picture; what lies outside it is its zero, so that it stands for 0.
-    `w_scale`, `w_total`: fp32 [N] as in `linear_a8`; `bias`: [N]; `residual`: [batch, P, Q, N].
+    Channels last, on both sides. `a_scale`, `a_zero`: fp32 [batch], a grid for each picture; what
+    lies outside it is its zero, so that it stands for 0. `w_scale`, `w_total`: fp32 [N] as in
+    `linear_a8`; `bias`: [N]; `residual`: [batch, P, Q, N].
     """
     picture = a_scale.double()[:, None, None, None] * (
         codes.double() - a_zero.double()[:, None, None, None]
@@ -229,9 +250,11 @@ def conv2d_a8(
 
 
 def whole_numbers(table: Tensor) -> tuple[Tensor, Tensor]:
-    """(int8 [rows, entries], scale fp32 [rows]): a codebook in eight bits, its largest entry at 127; adds at most half of scale to a weight's error.
+    """(int8 [rows, entries], scale fp32 [rows]): a codebook in eight bits, its largest entry at
+    127; adds at most half of scale to a weight's error.
 
-    A table of a small float format whose values are multiples of one step no smaller than 1/127 of its largest comes out exact when multiplied by it first.
+    A table of a small float format whose values are multiples of one step no smaller than 1/127 of
+    its largest comes out exact when multiplied by it first.
     """
     scale = (table.float().abs().amax(-1) / 127).clamp(min=2.0**-126)
     return (table.float() / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
@@ -299,7 +322,9 @@ def _finished(
 
 
 def _each_row(values: Tensor, rows: int) -> Tensor:
-    """[runs, ...] -> [rows, ...]: each for as many rows as come to it. Shapes and no `len`, which a compiler takes for a number that never changes."""
+    """[runs, ...] -> [rows, ...]: each for as many rows as come to it. Shapes and no `len`, which a
+    compiler takes for a number that never changes.
+    """
     if rows == 0:
         return values[:0]
     if values.shape[0] == 0 or rows % values.shape[0]:

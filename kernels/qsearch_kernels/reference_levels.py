@@ -1,8 +1,11 @@
-"""What the weight-only kernels mean, in plain torch: weights `scale * (level - zero - offset)`, alone and times activations that stay as they are.
+"""What the weight-only kernels mean, in plain torch: weights `scale * (level - zero - offset)`,
+alone and times activations that stay as they are.
 
-Arguments as a stored weight has them: `codes` uint8 [rows, row bytes] in the layout of `layout.py`, or int8 [rows, columns], integers of 8 bits less 128; `scale`, `zero`: [rows, groups], for a group of -1 [1, 1], or
-None = 1 and 0; `offset`: one number for all; `levels`: None = the codes themselves, [2**bits] or [1, 2**bits] for all rows, [rows, 2**bits], or
-[rows, groups, 2**bits]; `group`: neighbours of a row that share a scale, 0 = the row, -1 = the weight.
+Arguments as a stored weight has them: `codes` uint8 [rows, row bytes] in the layout of `layout.py`,
+or int8 [rows, columns], integers of 8 bits less 128; `scale`, `zero`: [rows, groups], for a group
+of -1 [1, 1], or None = 1 and 0; `offset`: one number for all; `levels`: None = the codes
+themselves, [2**bits] or [1, 2**bits] for all rows, [rows, 2**bits], or [rows, groups, 2**bits];
+`group`: neighbours of a row that share a scale, 0 = the row, -1 = the weight.
 """
 
 from __future__ import annotations
@@ -99,7 +102,9 @@ def unsigned(codes: Tensor) -> Tensor:
 
 
 def table_of(levels: Tensor | None, rows: int, groups: int, bits: int) -> Tensor | None:
-    """Levels as [1 or rows, 2**bits] or [rows, groups, 2**bits], one behind the other in memory. Raises `ValueError` with the shapes that fit."""
+    """Levels as [1 or rows, 2**bits] or [rows, groups, 2**bits], one behind the other in memory.
+    Raises `ValueError` with the shapes that fit.
+    """
     if levels is None:
         return None
     table = (
@@ -118,7 +123,9 @@ def table_of(levels: Tensor | None, rows: int, groups: int, bits: int) -> Tensor
 
 
 def takes(rows: int, group: int, levels: Tensor | None) -> bool:
-    """Whether so many rows of activations are multiplied with such a weight packed, and it need not be dequantized first."""
+    """Whether so many rows of activations are multiplied with such a weight packed, and it need not
+    be dequantized first.
+    """
     regular = group <= 0 or (group >= 16 and group & (group - 1) == 0)
     return (
         rows <= MOST_ROWS

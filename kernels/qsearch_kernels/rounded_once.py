@@ -1,12 +1,16 @@
 """Rounded once: Q, K and V are given one tensor, and the first of them rounds it for all three.
 
-Rounding reads two bytes and writes one for each entry, which beside an int8 product with 1152 outputs is a third of its time. Whoever asks for the rows of the
-very tensor that was rounded last gets those. Nothing is looked up by content, and no layer needs to know of another.
+Rounding reads two bytes and writes one for each entry, which beside an int8 product with 1152
+outputs is a third of its time. Whoever asks for the rows of the very tensor that was rounded last
+gets those. Nothing is looked up by content, and no layer needs to know of another.
 
-"The very tensor" is the object, at the same version: torch counts what is written to a tensor in place. It doesn't count what a kernel writes past it, as the
-replay of a CUDA graph does. So a reader that comes back gets fresh rows: in a loop the first layer rounds again, and the others read what it rounded.
-There is no sharing where a count is missing (inference mode), while a CUDA graph is being captured (its rows hold nothing until it is replayed, and another
-graph may be replayed without it), and where a tensor is no plain one or something watches each operation (tracing), but for `traced`, which is made for that.
+"The very tensor" is the object, at the same version: torch counts what is written to a tensor in
+place. It doesn't count what a kernel writes past it, as the replay of a CUDA graph does. So a
+reader that comes back gets fresh rows: in a loop the first layer rounds again, and the others read
+what it rounded. There is no sharing where a count is missing (inference mode), while a CUDA graph
+is being captured (its rows hold nothing until it is replayed, and another graph may be replayed
+without it), and where a tensor is no plain one or something watches each operation (tracing), but
+for `traced`, which is made for that.
 """
 
 from __future__ import annotations
@@ -28,7 +32,9 @@ Ends = tuple[Tensor | None, ...]
 def shared(
     x: Tensor, how: tuple[int, ...], ends: Ends, reader: int, make: Callable[[], Any]
 ) -> Any:
-    """`make()`, or what it gave a moment ago to another `reader` of the same `x`, rounded in the same way `how` between the same `ends` of a grid."""
+    """`make()`, or what it gave a moment ago to another `reader` of the same `x`, rounded in the
+    same way `how` between the same `ends` of a grid.
+    """
     plain = type(x) in (
         Tensor,
         torch.nn.Parameter,
@@ -50,7 +56,9 @@ def shared(
 
 
 def traced(x: Tensor, how: tuple[int, ...], ends: Ends, make: Callable[[], Any]) -> Any:
-    """The same while a graph is being written down: what is given back is in it already, so that the graph holds it once. Compilers of inference keep duplicates."""
+    """The same while a graph is being written down: what is given back is in it already, so that
+    the graph holds it once. Compilers of inference keep duplicates.
+    """
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
     writing = get_proxy_mode()

@@ -15,8 +15,10 @@ _CHUNK = 2**18  # weights that are widened at a time: they stay in a core's cach
 class Weight(NamedTuple):
     """`scale * (level - zero)` for each of rows x `columns`; see `reference.py`.
 
-    `codes`: in the layout of `layout.py`, uint8 [rows, row bytes], or int8 [rows, columns] for integers of 8 bits. `scale`: [rows, groups] (or [1, 1]).
-    `zero`: the same, or None where `offset` is the zero of all. `levels`: None, [2**bits], or [rows, groups, 2**bits]. `group`: as in `reference.dequantize`.
+    `codes`: in the layout of `layout.py`, uint8 [rows, row bytes], or int8 [rows, columns] for
+    integers of 8 bits. `scale`: [rows, groups] (or [1, 1]). `zero`: the same, or None where
+    `offset` is the zero of all. `levels`: None, [2**bits], or [rows, groups, 2**bits]. `group`: as
+    in `reference.dequantize`.
     """
 
     codes: Tensor

@@ -1,8 +1,9 @@
 """Choices for a whole attention: what a plug-in in `attentions/` provides.
 
-A choice replaces softmax(QK')V of a self-attention by something that costs less. What it does to the output at a sampler's step may
-depend on the last dense step: statistics are carried. So its perturbation has two arguments, the queries, keys and values of
-the step that is priced and those of the step whose statistics it uses.
+A choice replaces softmax(QK')V of a self-attention by something that costs less. What it does to
+the output at a sampler's step may depend on the last dense step: statistics are carried. So its
+perturbation has two arguments, the queries, keys and values of the step that is priced and those of
+the step whose statistics it uses.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Rotations of a layer's channels in groups, by the regular Hadamard matrices of `qsearch_kernels.hadamard`.
+"""Rotations of a layer's channels in groups, by the regular Hadamard matrices of
+`qsearch_kernels.hadamard`.
 
-QuaRot (arXiv 2404.00456) rotates inputs and weights of language models, ConvRot (arXiv 2512.03673) those of diffusion models,
-in groups that divide the channels.
+QuaRot (arXiv 2404.00456) rotates inputs and weights of language models, ConvRot (arXiv 2512.03673)
+those of diffusion models, in groups that divide the channels.
 """
 
 from __future__ import annotations

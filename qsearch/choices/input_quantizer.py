@@ -1,6 +1,8 @@
-"""InputQuantizer: what a scheme does to a layer's input: transforms, then fake quantization, in the layer's own coordinates.
+"""InputQuantizer: what a scheme does to a layer's input: transforms, then fake quantization, in the
+layer's own coordinates.
 
-The transforms of a scheme form a chain: each is fitted to what the ones before it left of weight and inputs (`transform.py`).
+The transforms of a scheme form a chain: each is fitted to what the ones before it left of weight
+and inputs (`transform.py`).
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class InputQuantizer:
     Attributes:
         scheme: the layer's scheme.
         steps: its fitted transforms, in order.
-        inputs: statistics of what the steps make of the input, for static ranges; None without calibration.
+        inputs: statistics of what the steps make of the input, for static ranges; None without
+            calibration.
         channel: axis of the input's channels, -1 or 1.
     """
 
@@ -61,7 +64,9 @@ class InputQuantizer:
         return any(step.reads_input for step in self.steps)
 
     def fake_quantize(self, x: Tensor, rounding: Rounding | None = None) -> Tensor:
-        """The layer's input as it is after rounding, in its own coordinates and type; `rounding`: in place of the scheme's."""
+        """The layer's input as it is after rounding, in its own coordinates and type; `rounding`:
+        in place of the scheme's.
+        """
         if not self.scheme.activation:
             return x
         inner = x.float()
@@ -76,7 +81,9 @@ class InputQuantizer:
         return inner.to(x.dtype)
 
     def effective(self, x: Tensor) -> Tensor:
-        """`fake_quantize(x)`, and x itself where the output does not depend on its rounding: what a gradient should meet."""
+        """`fake_quantize(x)`, and x itself where the output does not depend on its rounding: what a
+        gradient should meet.
+        """
         rounded = self.fake_quantize(x)
         for step in self.steps:
             rounded = step.effective(x, rounded)
@@ -95,7 +102,9 @@ class InputQuantizer:
         return weight
 
     def output(self, y: Tensor, product: Product) -> Tensor:
-        """The layer's output with what the steps add, where `y` is what its simulated weight and rounded input give."""
+        """The layer's output with what the steps add, where `y` is what its simulated weight and
+        rounded input give.
+        """
         for i in reversed(range(len(self.steps))):
             if self.steps[i].adds_output:
                 y = self.steps[i].output(y, self._seen_by(i, product))
@@ -122,7 +131,9 @@ class InputQuantizer:
 
 
 def needs_inputs(scheme: Scheme) -> bool:
-    """Whether carrying out a scheme takes calibration: for its method, for static ranges, for a transform, or for an attention."""
+    """Whether carrying out a scheme takes calibration: for its method, for static ranges, for a
+    transform, or for an attention.
+    """
     if scheme.attention:
         return attention_word(scheme.attention).fitted(scheme.attention)
     return (
@@ -159,7 +170,8 @@ def fit_input_quantizer(
         words: the transforms, where they are not those that the scheme names.
 
     Raises:
-        QSearchError: calibration is needed and missing, or the layer is none that a transform is made for.
+        QSearchError: calibration is needed and missing, or the layer is none that a transform is
+            made for.
     """
     chosen = words_of(scheme) if words is None else tuple(words)
     if not scheme.activation and not chosen:
@@ -200,12 +212,13 @@ def fit_input_quantizer(
 def hook_input(
     module: nn.Module, now: Callable[[], tuple[InputQuantizer | None, Tensor, Tensor]]
 ) -> list[RemovableHandle]:
-    """Hooks that round the module's input, straight through for gradients, and add to its output what its steps add.
+    """Hooks that round the module's input, straight through for gradients, and add to its output
+    what its steps add.
 
     Args:
         module: the layer.
-        now: gives, at each call, the input quantizer (None: the input is left alone), the weight in full precision, and the
-            weight as it is simulated.
+        now: gives, at each call, the input quantizer (None: the input is left alone), the weight in
+            full precision, and the weight as it is simulated.
 
     Returns:
         The hooks, to be removed.
@@ -250,7 +263,9 @@ def bias_of(module: nn.Module) -> Tensor | None:
 def with_first(
     function: Callable[[Tensor], Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of a call whose first tensor went through `function`, whether it was given by place or by name."""
+    """Arguments of a call whose first tensor went through `function`, whether it was given by place
+    or by name.
+    """
     if args:
         return (function(args[0]), *args[1:]), kwargs
     name = next(iter(kwargs))

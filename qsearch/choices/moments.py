@@ -1,7 +1,8 @@
 """Rows as a layer multiplies them, and the error of its output by the second moments of its inputs.
 
-A layer's output error for a weight error E [rows, columns] is E x. Its mean square over inputs is tr(E H E^T), H = mean(x x^T): all that a
-method needs to know of the inputs, and exact for every sample that went into H, where training on batches only draws from them.
+A layer's output error for a weight error E [rows, columns] is E x. Its mean square over inputs is
+tr(E H E^T), H = mean(x x^T): all that a method needs to know of the inputs, and exact for every
+sample that went into H, where training on batches only draws from them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from ..core.scheme import Scheme
 
 
 def columns_of(groups: Tensor, scheme: Scheme, moments: Tensor) -> Tensor:
-    """Groups [rows, groups, group] as the rows [rows, columns] that meet inputs of `moments` [columns, columns], without padding."""
+    """Groups [rows, groups, group] as the rows [rows, columns] that meet inputs of `moments`
+    [columns, columns], without padding.
+    """
     if scheme.group == -1:
         return groups.reshape(-1, len(moments))
     return groups.reshape(len(groups), -1)[:, : len(moments)]

@@ -1,13 +1,17 @@
-"""Transforms of a layer's input: what a plug-in provides, what fitting one gives, and what of it a packed layer stores.
+"""Transforms of a layer's input: what a plug-in provides, what fitting one gives, and what of it a
+packed layer stores.
 
-A layer computes W x. A transform rewrites the product before its two factors are rounded: x becomes `input(x)`, W becomes
-`weight(W)`, and whatever the two no longer say is added to the output. Transforms are applied one after the other, each to
-what the one before left, in the order of their stages (first token, smoothing, rotation, low-rank branch). Seen from
-outside, in the layer's own coordinates, the layer multiplies `restore_weight(Q(weight(W)))` with `restore(Q(input(x)))`:
-that is how it is simulated, so that every weight and every input stays comparable with its full-precision self.
+A layer computes W x. A transform rewrites the product before its two factors are rounded: x becomes
+`input(x)`, W becomes `weight(W)`, and whatever the two no longer say is added to the output.
+Transforms are applied one after the other, each to what the one before left, in the order of their
+stages (first token, smoothing, rotation, low-rank branch). Seen from outside, in the layer's own
+coordinates, the layer multiplies `restore_weight(Q(weight(W)))` with `restore(Q(input(x)))`: that
+is how it is simulated, so that every weight and every input stays comparable with its
+full-precision self.
 
-A fitted transform is an `AbstractStep`; what a packed layer makes of the tensors that it stored is an `AbstractPackedStep`.
-Both are written in plain tensors, without modules, and their methods do nothing unless a step says otherwise.
+A fitted transform is an `AbstractStep`; what a packed layer makes of the tensors that it stored is
+an `AbstractPackedStep`. Both are written in plain tensors, without modules, and their methods do
+nothing unless a step says otherwise.
 """
 
 from __future__ import annotations
@@ -30,12 +34,13 @@ class Site:
     """What a transform is fitted to.
 
     Attributes:
-        weight: fp32 [rows, channels, taps], as the transforms before this one leave it; one tap in a linear layer.
+        weight: fp32 [rows, channels, taps], as the transforms before this one leave it; one tap in
+            a linear layer.
         bias: the layer's bias [rows], or None.
         scheme: the whole scheme of the layer.
         number: the number in the transform's word, its default where it has none.
-        statistics: what calibration knows of the layer's inputs, as the transforms before this one leave them; None where
-            the transform needs nothing and there was no calibration.
+        statistics: what calibration knows of the layer's inputs, as the transforms before this one
+            leave them; None where the transform needs nothing and there was no calibration.
     """
 
     weight: Tensor
@@ -73,7 +78,8 @@ class Product:
 class AbstractStep:
     """A fitted transform. Every method here does nothing: a step overrides what it does.
 
-    `axis` is that of the input's channels, -1 or 1. A weight has its output channels first and its input channels second.
+    `axis` is that of the input's channels, -1 or 1. A weight has its output channels first and its
+    input channels second.
     """
 
     #: whether `output` adds something
@@ -102,20 +108,28 @@ class AbstractStep:
         return weight
 
     def output(self, y: Tensor, product: Product) -> Tensor:
-        """The layer's output, where `y` is what the simulated weight and the rounded input give (with the bias)."""
+        """The layer's output, where `y` is what the simulated weight and the rounded input give
+        (with the bias).
+        """
         return y
 
     def effective(self, x: Tensor, rounded: Tensor) -> Tensor:
-        """Of a rounded input, what reaches the product: `x` itself where the output does not depend on its rounding."""
+        """Of a rounded input, what reaches the product: `x` itself where the output does not depend
+        on its rounding.
+        """
         return rounded
 
     def pack(self, product: Product) -> tuple[dict[str, Tensor], Tensor | None]:
-        """What a packed layer stores, by the names that the plug-in's `stored` lists, and the layer's new bias."""
+        """What a packed layer stores, by the names that the plug-in's `stored` lists, and the
+        layer's new bias.
+        """
         return {}, product.bias
 
 
 class AbstractPackedStep:
-    """A transform at run time, made of what was stored. Every method here does nothing: a step overrides what it does."""
+    """A transform at run time, made of what was stored. Every method here does nothing: a step
+    overrides what it does.
+    """
 
     def input(self, x: Tensor, axis: int) -> Tensor:
         """What is rounded in place of x."""
@@ -135,13 +149,15 @@ class AbstractPackedStep:
 
 
 class AbstractTransform(TransformWord, Protocol):
-    """What a module in `choices/transforms/` provides. Its contract is `qsearch.testing.TransformContract`.
+    """What a module in `choices/transforms/` provides. Its contract is
+    `qsearch.testing.TransformContract`.
 
     Constants, which the grammar reads (`core.words.TransformWord`):
         stage: where it stands among a scheme's transforms.
         number: the number that its word takes, or None.
         scales_weight: whether it changes what is stored of the weight.
-        unseen: what it does besides moving weight and input, in words, which a gradient of the two can't see; "" if nothing.
+        unseen: what it does besides moving weight and input, in words, which a gradient of the two
+            can't see; "" if nothing.
         needs: what it needs to know of the layer's inputs.
         needs_linear: whether it is for linear layers only.
         adds_bias: whether a packed layer needs a bias for it.
@@ -154,5 +170,7 @@ class AbstractTransform(TransformWord, Protocol):
     def unpack(
         self, stored: Mapping[str, Tensor], shape: Sequence[int], axis: int, number: int
     ) -> AbstractPackedStep:
-        """The transform at run time, from the tensors that `stored` lists for a weight of `shape`, outputs on `axis`."""
+        """The transform at run time, from the tensors that `stored` lists for a weight of `shape`,
+        outputs on `axis`.
+        """
         ...

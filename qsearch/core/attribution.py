@@ -1,8 +1,11 @@
-"""Attribution: what each layer, feature, pair or block contributes to a prediction, with values that add up, on disk as `attribution.parquet`.
+"""Attribution: what each layer, feature, pair or block contributes to a prediction, with values
+that add up, on disk as `attribution.parquet`.
 
-One noun for every explainer: TreeSHAP on a surrogate, exact Shapley values of the probes' quadratic model, their pairs, a graph predictor's scores.
-Long form: a row says that, in the prediction of `metric` for `plan`, `name` contributes `value`. Within a plan, method, kind and metric the values and
-`base` add up to `prediction`; that is checked with a tolerance, not believed. Scores, which share nothing out, have no prediction.
+One noun for every explainer: TreeSHAP on a surrogate, exact Shapley values of the probes' quadratic
+model, their pairs, a graph predictor's scores. Long form: a row says that, in the prediction of
+`metric` for `plan`, `name` contributes `value`. Within a plan, method, kind and metric the values
+and `base` add up to `prediction`; that is checked with a tolerance, not believed. Scores, which
+share nothing out, have no prediction.
 """
 
 from __future__ import annotations
@@ -20,11 +23,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = "qsearch.attribution/1"
-#: what a value may belong to: a layer's choice; a column of features; two layers' choices; an operation or a block of the graph
+#: what a value may belong to: a layer's choice; a column of features; two layers' choices; an
+#: operation or a block of the graph
 KINDS = ("layer", "feature", "pair", "operation", "block")
-#: column -> type. `plan`: the plan's name. `other`: of a pair the second layer, else "". `choice`: the scheme (of a pair, both, with a space), else "".
-#: `step`: step bin (of a trajectory, the sampler step), -1 for all at once. `data`: a feature's own value, else NaN. `error`: standard error or NaN.
-#: `base`: the prediction where nothing is attributed; `prediction`: NaN for scores.
+#: column -> type. `plan`: the plan's name. `other`: of a pair the second layer, else "". `choice`:
+#: the scheme (of a pair, both, with a space), else "". `step`: step bin (of a trajectory, the
+#: sampler step), -1 for all at once. `data`: a feature's own value, else NaN. `error`: standard
+#: error or NaN. `base`: the prediction where nothing is attributed; `prediction`: NaN for scores.
 COLUMNS = {
     "plan": "str",
     "method": "str",
@@ -48,7 +53,9 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Attribution:
-    """Rows of `COLUMNS` for one graph; `frame` is a pandas DataFrame, never changed in place. Refuses values that do not add up."""
+    """Rows of `COLUMNS` for one graph; `frame` is a pandas DataFrame, never changed in place.
+    Refuses values that do not add up.
+    """
 
     graph: str
     frame: pd.DataFrame
@@ -68,7 +75,9 @@ class Attribution:
 
     @staticmethod
     def from_rows(graph: str, rows: Iterable[Mapping[str, Any]]) -> Attribution:
-        """Attribution from mappings with the keys of `COLUMNS`; `other`, `choice`, `step`, `error` and `data` may be left out."""
+        """Attribution from mappings with the keys of `COLUMNS`; `other`, `choice`, `step`, `error`
+        and `data` may be left out.
+        """
         import pandas as pd
 
         return Attribution(
@@ -88,7 +97,9 @@ class Attribution:
         )
 
     def _check(self) -> None:
-        """Raises `QSearchError` where values and base miss a prediction by more than `TOLERANCE` times the range of the predictions and bases."""
+        """Raises `QSearchError` where values and base miss a prediction by more than `TOLERANCE`
+        times the range of the predictions and bases.
+        """
         sums = self.sums()
         sums = sums[sums["prediction"].notna()]
         for (method, metric), part in sums.groupby(["method", "metric"]):
@@ -104,7 +115,9 @@ class Attribution:
                 )
 
     def sums(self) -> pd.DataFrame:
-        """A row a plan, method, kind and metric: the sum of its values, its base and its prediction."""
+        """A row a plan, method, kind and metric: the sum of its values, its base and its
+        prediction.
+        """
         return self.frame.groupby(_WHOLE, as_index=False, sort=False).agg(
             {"value": "sum", "base": "first", "prediction": "first"}
         )
@@ -117,7 +130,9 @@ class Attribution:
         kind: str | None = None,
         metric: str | None = None,
     ) -> pd.DataFrame:
-        """The rows with the given plan, method, kind and metric. Raises `QSearchError` with the nearest name where there is none."""
+        """The rows with the given plan, method, kind and metric. Raises `QSearchError` with the
+        nearest name where there is none.
+        """
         frame = self.frame
         for column, wanted in (
             ("plan", plan),
@@ -166,6 +181,8 @@ class Attribution:
 
     @staticmethod
     def load(path: Path, graph: str | None = None) -> Attribution:
-        """Read `attribution.parquet`, for the graph with that id where one is given; values that no longer add up are refused."""
+        """Read `attribution.parquet`, for the graph with that id where one is given; values that no
+        longer add up are refused.
+        """
         header, frame = read_parquet(path, SCHEMA, graph)
         return Attribution(header.graph, frame, header)

@@ -1,4 +1,6 @@
-"""What every plug-in's contract starts from: a class of tests with one attribute to set, the plug-in."""
+"""What every plug-in's contract starts from: a class of tests with one attribute to set, the
+plug-in.
+"""
 
 from __future__ import annotations
 

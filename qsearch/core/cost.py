@@ -1,7 +1,8 @@
 """Costs of a plan, and budgets that limit them: the only place where either is computed.
 
-Solvers are not believed: whatever they return is priced again here, and a plan that breaks its budget is never written.
-A layer that is stored in several ways, one for each range of steps, pays for every copy; work and time are means over the steps.
+Solvers are not believed: whatever they return is priced again here, and a plan that breaks its
+budget is never written. A layer that is stored in several ways, one for each range of steps, pays
+for every copy; work and time are means over the steps.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from .latency import Latency
 from .scheme import FULL_BITS, KEEP, Scheme
 from .steps import StepRanges
 
-#: what a budget may limit of a group of layers, and of the whole: attention and the rest of the time belong to no layer
+#: what a budget may limit of a group of layers, and of the whole: attention and the rest of the
+#: time belong to no layer
 LAYER_LIMITS = ("average_bits", "bytes", "bit_operations", "activation_bytes")
 LIMITS = (*LAYER_LIMITS, "attention_share", "total_bit_operations", "latency")
 #: one scheme for all steps, or one for each range of them
@@ -33,10 +35,13 @@ class Cost:
         bits: stored bits of all layers' weights, every copy counted.
         average_bits: the same for each weight.
         bytes: the same in bytes, rounded up; weights only.
-        bit_operations: sum of MACs x weight bits x activation bits for one call on the example inputs, the mean over the steps.
-        activation_bytes: inputs of all layers in one call at their activation bits, rounded up (what MixDQ budgets; inputs, not the
-            peak of an allocator); of several ranges of steps the largest.
-        latency: seconds of one call by a latency table, the mean over the steps; None without a table.
+        bit_operations: sum of MACs x weight bits x activation bits for one call on the example
+            inputs, the mean over the steps.
+        activation_bytes: inputs of all layers in one call at their activation bits, rounded up
+            (what MixDQ budgets; inputs, not the peak of an allocator); of several ranges of steps
+            the largest.
+        latency: seconds of one call by a latency table, the mean over the steps; None without a
+            table.
         groups: what belongs to layers, for each group of layers that a budget names.
         attention_share: FLOPs of self-attentions over those of dense ones, the mean over the steps.
         total_bit_operations: `bit_operations`, and those of attentions' products.
@@ -54,7 +59,9 @@ class Cost:
 
 
 def select(graph: OpGraph, pattern: str) -> tuple[LayerSpec, ...]:
-    """Layers whose name, role or block matches a pattern (`*` for anything). Raises `QSearchError` for one that matches nothing."""
+    """Layers whose name, role or block matches a pattern (`*` for anything). Raises `QSearchError`
+    for one that matches nothing.
+    """
     found = tuple(
         x
         for x in graph
@@ -71,8 +78,9 @@ def select(graph: OpGraph, pattern: str) -> tuple[LayerSpec, ...]:
 def stored_bits(layer: LayerSpec, choices: Sequence[Scheme], *, filled: bool = False) -> int:
     """Stored bits of a layer whose choices are one for all steps, or one for each range of them.
 
-    Ranges with the same weight format share one weight, unless a transform scales the weight, which is fitted for each range.
-    What transforms keep of each channel is stored for every range. `filled` as in `Scheme.stored_bits`.
+    Ranges with the same weight format share one weight, unless a transform scales the weight, which
+    is fitted for each range. What transforms keep of each channel is stored for every range.
+    `filled` as in `Scheme.stored_bits`.
     """
     place = (layer.weight_shape, layer.channel_axis, layer.parts)
     whole = [scheme.stored_bits(*place, filled=filled) for scheme in choices]
@@ -113,7 +121,8 @@ def cost(
     latency: Latency | None = None,
     groups: Iterable[str] = (),
 ) -> Cost:
-    """Cost of giving each layer of `graph` its choices (one, or one for each range of `steps`), and of each of `groups` alone.
+    """Cost of giving each layer of `graph` its choices (one, or one for each range of `steps`), and
+    of each of `groups` alone.
 
     Raises:
         QSearchError: a layer has no choice, or the latency table is of another model.
@@ -180,7 +189,8 @@ def _sums(held: Iterable[LayerSpec], choices: Mapping[str, Choices], steps: Step
 class Budget:
     """Upper limits that a plan must keep; None = no limit. At least one is given.
 
-    `latency` is in seconds and needs a latency table. `groups`: pattern of layers (see `select`) -> limit -> value, for these layers alone.
+    `latency` is in seconds and needs a latency table. `groups`: pattern of layers (see `select`) ->
+    limit -> value, for these layers alone.
     """
 
     average_bits: float | None = None
@@ -219,7 +229,9 @@ class Budget:
         return {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
 
     def excess(self, achieved: Cost) -> dict[str, tuple[float, float]]:
-        """name -> (limit, achieved) for every limit that is broken; those of groups are named `average_bits of 'pattern'`."""
+        """name -> (limit, achieved) for every limit that is broken; those of groups are named
+        `average_bits of 'pattern'`.
+        """
         asked = {name: (limit, getattr(achieved, name)) for name, limit in self.limits.items()}
         for pattern, limits in self.groups.items():
             asked |= {

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 
 
 class QSearchError(Exception):
-    """A mistake in the input, not in the program: the command line prints it in one line and exits with 2."""
+    """A mistake in the input, not in the program: the command line prints it in one line and exits
+    with 2.
+    """
 
 
 class ArtifactError(QSearchError):
@@ -23,7 +25,9 @@ MISSHAPEN = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError
 
 
 def nearest(given: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the closest known name, or the list of all when none is close (at most twelve shown)."""
+    """`; did you mean 'x'?` for the closest known name, or the list of all when none is close (at
+    most twelve shown).
+    """
     names = sorted(known)
     close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     if close:

@@ -14,7 +14,9 @@ _FORM = re.compile(r"\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*
 
 
 class GateFailed(QSearchError):
-    """A plan that was measured keeps not all of its gates: the command line prints it and exits with 3."""
+    """A plan that was measured keeps not all of its gates: the command line prints it and exits
+    with 3.
+    """
 
 
 @dataclass(frozen=True)

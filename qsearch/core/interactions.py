@@ -1,9 +1,12 @@
-"""Interactions: scores of choices from a table's probes, and how far their products can be trusted, with few probes and many choices.
+"""Interactions: scores of choices from a table's probes, and how far their products can be trusted,
+with few probes and many choices.
 
-With probes s, the error of a plan is E[(sum_l s_l)^2]: a sum of squares, and of products between layers. Of a few dozen probes the products
-of unrelated layers are noise of the size 1/sqrt(probes), and a solver that may choose among thousands of them would find plans whose errors
-seem to cancel. So products are shrunk towards zero by the factor that minimises their expected squared error, as Schäfer and Strimmer (2005,
-Statistical Applications in Genetics and Molecular Biology 4, 32, table 2, target "diagonal") shrink a correlation matrix.
+With probes s, the error of a plan is E[(sum_l s_l)^2]: a sum of squares, and of products between
+layers. Of a few dozen probes the products of unrelated layers are noise of the size 1/sqrt(probes),
+and a solver that may choose among thousands of them would find plans whose errors seem to cancel.
+So products are shrunk towards zero by the factor that minimises their expected squared error, as
+Schäfer and Strimmer (2005, Statistical Applications in Genetics and Molecular Biology 4, 32, table
+2, target "diagonal") shrink a correlation matrix.
 """
 
 from __future__ import annotations
@@ -20,9 +23,11 @@ from .shares import Shares
 def scores_of(
     shares: Shares, weights: Mapping[str, float]
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """layer -> scheme -> one number a probe, part and step bin, whose mean square is the weighted sum of the metrics' estimates, averaged over bins.
+    """layer -> scheme -> one number a probe, part and step bin, whose mean square is the weighted
+    sum of the metrics' estimates, averaged over bins.
 
-    `weights`: metric -> its weight. Numbers of different bins or metrics belong to different sign vectors, and are not added up before squaring.
+    `weights`: metric -> its weight. Numbers of different bins or metrics belong to different sign
+    vectors, and are not added up before squaring.
     """
     cells = [(metric, step) for metric, step in shares.values if weights.get(metric, 0.0) > 0]
     columns = []
@@ -51,10 +56,13 @@ def scores_of(
 
 
 def trust_of(scores: NDArray[np.float64]) -> float:
-    """Share in [0, 1] of the products between sites that is more than the noise of the probes; `scores` [probes, sites, choices].
+    """Share in [0, 1] of the products between sites that is more than the noise of the probes;
+    `scores` [probes, sites, choices].
 
-    1 - sum of the products' variances over the sum of their squares, over pairs of choices at different sites, each scaled to mean square
-    one: no choice counts more because it is loud. Computed through sums over sites, never over pairs: O(probes^2 x sites x choices).
+    1 - sum of the products' variances over the sum of their squares, over pairs of choices at
+    different sites, each scaled to mean square
+    one: no choice counts more because it is loud. Computed through sums over sites, never over
+        pairs: O(probes^2 x sites x choices).
     """
     count = len(scores)
     if count < 3:
@@ -81,7 +89,9 @@ def trust_in(shares: Shares, metric: str) -> float:
 
 
 def _gram(rows: NDArray[np.float64]) -> float:
-    """Sum over all pairs of columns of the square of their inner product: that of the rows' Gram matrix, which is smaller."""
+    """Sum over all pairs of columns of the square of their inner product: that of the rows' Gram
+    matrix, which is smaller.
+    """
     return float(((rows @ rows.T) ** 2).sum())
 
 

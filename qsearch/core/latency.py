@@ -1,7 +1,9 @@
-"""Latency: how long each layer takes with each scheme on one device, by a roofline or by a stopwatch, on disk as `latency.json`.
+"""Latency: how long each layer takes with each scheme on one device, by a roofline or by a
+stopwatch, on disk as `latency.json`.
 
-A call takes as long as its operations one after the other: each layer with its own scheme, and the rest, which no scheme changes.
-So a plan's time is a sum over layers, and can be a budget like any other. `graphs/latency.py` makes one from a device's card.
+A call takes as long as its operations one after the other: each layer with its own scheme, and the
+rest, which no scheme changes. So a plan's time is a sum over layers, and can be a budget like any
+other. `graphs/latency.py` makes one from a device's card.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ SCHEMA = "qsearch.latency/1"
 
 @dataclass(frozen=True)
 class Latency:
-    """`seconds`: layer -> scheme -> seconds of one call; `rest`: seconds of all that no scheme changes; `device`: on what, in words.
+    """`seconds`: layer -> scheme -> seconds of one call; `rest`: seconds of all that no scheme
+    changes; `device`: on what, in words.
 
     `sizes`: of the graph whose call was timed (`OpGraph.sizes`), "" where it is not known.
     """
@@ -44,7 +47,9 @@ class Latency:
                 )
 
     def of(self, layer: str, scheme: Scheme) -> float:
-        """Seconds of one layer with one scheme. Raises `QSearchError` with what the table has for that layer."""
+        """Seconds of one layer with one scheme. Raises `QSearchError` with what the table has for
+        that layer.
+        """
         row = self.seconds.get(layer)
         if row is None:
             raise QSearchError(

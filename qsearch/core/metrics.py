@@ -1,7 +1,9 @@
-"""MetricWords: what a metric says of itself: its direction, its name and unit for tables, and the scale on which it is learnt.
+"""MetricWords: what a metric says of itself: its direction, its name and unit for tables, and the
+scale on which it is learnt.
 
-A metric's plug-in declares these as plain constants, which are read here without running the plug-in: whoever ranks plans
-or draws a table of them needs neither torch nor the metric's own dependencies.
+A metric's plug-in declares these as plain constants, which are read here without running the
+plug-in: whoever ranks plans or draws a table of them needs neither torch nor the metric's own
+dependencies.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from numpy.typing import NDArray
 from . import plugins
 from .errors import QSearchError
 
-#: how a metric is put on the scale on which it is learnt and explained; "loss_db": -10 log10 of what is missing to 1
+#: how a metric is put on the scale on which it is learnt and explained; "loss_db": -10 log10 of
+#: what is missing to 1
 LINKS = ("identity", "loss_db")
 _LEAST = 1e-3  # a loss that counts as none
 _Array = NDArray[np.float64]
@@ -34,8 +37,8 @@ class MetricWords:
         label: the same for the head of a narrow column.
         unit: its unit, "" for none.
         digits: digits behind the point in tables.
-        link: "identity", or "loss_db" for a metric that is 1 where nothing is lost: near 1 values crowd, and in decibels
-            of what is lost differences there mean as much as elsewhere.
+        link: "identity", or "loss_db" for a metric that is 1 where nothing is lost: near 1 values
+            crowd, and in decibels of what is lost differences there mean as much as elsewhere.
         against_size: whether the report draws it against a plan's size.
     """
 
@@ -80,7 +83,8 @@ class MetricWords:
         return np.asarray(1 + _LEAST - 10 ** (-values / 10))
 
 
-#: what is measured of the denoiser's own output, by no plug-in: an estimator's squared error, and its ratio in decibels
+#: what is measured of the denoiser's own output, by no plug-in: an estimator's squared error, and
+#: its ratio in decibels
 _OUTPUT = {
     "noise": MetricWords(False, "noise of the denoiser's output", "noise"),
     "output_sqnr": MetricWords(
@@ -90,7 +94,8 @@ _OUTPUT = {
 
 
 def metric_words(name: str) -> MetricWords:
-    """What a metric declares; a metric that is not installed here has its name alone, and no direction.
+    """What a metric declares; a metric that is not installed here has its name alone, and no
+    direction.
 
     Raises:
         QSearchError: the plug-in declares something that can't be.
@@ -100,7 +105,9 @@ def metric_words(name: str) -> MetricWords:
 
 @lru_cache(maxsize=256)
 def _declared(name: str, path: tuple[str, ...]) -> MetricWords:
-    """The same for a plug-in, remembered as long as `path`, where outsiders' are found, is the same."""
+    """The same for a plug-in, remembered as long as `path`, where outsiders' are found, is the
+    same.
+    """
     declared: dict[str, Any] = {}
     if name in plugins.names("metrics", outside=False) or name in plugins.names("metrics"):
         with suppress(ImportError):

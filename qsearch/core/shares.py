@@ -1,8 +1,10 @@
-"""Shares: what each choice adds to each probe, from which the error of any plan follows by a few sums, interactions included.
+"""Shares: what each choice adds to each probe, from which the error of any plan follows by a few
+sums, interactions included.
 
-A probe v is a random sign vector over what is measured (DESIGN.md §2: Hutchinson's estimator, one gradient for all choices).
-s(site, choice, v) = <d(v·f)/dz, dz> is the choice's part of v·(f(plan) - f): over probes, the mean of the squared sum of a plan's
-parts is the plan's squared error. Keeping only each choice's own error would lose how errors add up or cancel.
+A probe v is a random sign vector over what is measured (DESIGN.md §2: Hutchinson's estimator, one
+gradient for all choices). s(site, choice, v) = <d(v·f)/dz, dz> is the choice's part of v·(f(plan) -
+f): over probes, the mean of the squared sum of a plan's parts is the plan's squared error. Keeping
+only each choice's own error would lose how errors add up or cancel.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ Cell = tuple[str, int]
 
 @dataclass(frozen=True)
 class Shares:
-    """`choices`: (site, scheme) of each row. `values`: cell -> [choices, sampler steps, probes, parts] in fp32, NaN where nothing was measured.
+    """`choices`: (site, scheme) of each row. `values`: cell -> [choices, sampler steps, probes,
+    parts] in fp32, NaN where nothing was measured.
 
-    `power`: cell -> [parts], the scale of each part (of the metric `noise`, the squared output), NaN likewise. A part is a group of samples that
-    share a pass and a sign vector. Within one cell the sampler steps belong to one trajectory: they are added before they are squared.
+    `power`: cell -> [parts], the scale of each part (of the metric `noise`, the squared output),
+    NaN likewise. A part is a group of samples that share a pass and a sign vector. Within one cell
+    the sampler steps belong to one trajectory: they are added before they are squared.
     """
 
     choices: tuple[tuple[str, str], ...]
@@ -44,9 +48,11 @@ class Shares:
         return found
 
     def over_ranges(self, cell: Cell, rows: Sequence[Sequence[int]], steps: StepRanges) -> Array:
-        """`of` for choices that differ between ranges of steps [sampler steps, probes, parts]; `rows`: those of each range.
+        """`of` for choices that differ between ranges of steps [sampler steps, probes, parts];
+        `rows`: those of each range.
 
-        A cell of one sampler step belongs to one step bin, whose range the caller knows: its rows are the only ones.
+        A cell of one sampler step belongs to one step bin, whose range the caller knows: its rows
+        are the only ones.
         """
         values = self.values[cell]
         found = np.zeros(values.shape[1:])
@@ -58,23 +64,29 @@ class Shares:
     def error(
         self, cell: Cell, rows: Sequence[int], summed: Array | None = None
     ) -> tuple[float, float]:
-        """(relative squared error of doing all of `rows` at once, its standard error over probes and samples).
+        """(relative squared error of doing all of `rows` at once, its standard error over probes
+        and samples).
 
         `summed`: the sum of their shares, where it is no sum over `rows` (`over_ranges`).
 
-        Errors belong to the logarithm: an interval runs from value * exp(-z error / value) to value * exp(z error / value).
+        Errors belong to the logarithm: an interval runs from value * exp(-z error / value) to value
+        * exp(z error / value).
         """
         squares = (self.of(cell, rows) if summed is None else summed).sum(0) ** 2
         return ratio(squares, self.power[cell], _normal_error(squares, self.power[cell]))
 
     def probe_error(self, cell: Cell, rows: Sequence[int]) -> float:
-        """The standard error that is due to the probes alone: what another seed would change on the same samples."""
+        """The standard error that is due to the probes alone: what another seed would change on the
+        same samples.
+        """
         return _normal_error(self.of(cell, rows).sum(0) ** 2, self.power[cell])
 
     def step_shares(self, cell: Cell, row: int) -> Array:
-        """How much each sampler step adds to a choice's error at the end [sampler steps]: E[s_t s] over the scale.
+        """How much each sampler step adds to a choice's error at the end [sampler steps]: E[s_t s]
+        over the scale.
 
-        They add up to the choice's estimate; one is negative where a step undoes what the others did.
+        They add up to the choice's estimate; one is negative where a step undoes what the others
+        did.
         """
         own = self.of(cell, [row])
         products = own * own.sum(0)
@@ -82,11 +94,13 @@ class Shares:
 
 
 def ratio(values: Array, power: Array, probes: float | None = None) -> tuple[float, float]:
-    """(sum over parts of the mean over probes of `values` [probes, parts], over the sum of `power` [parts]; its standard error).
+    """(sum over parts of the mean over probes of `values` [probes, parts], over the sum of `power`
+    [parts]; its standard error).
 
-    With four parts or more the error is that of a ratio of means over the parts (each has probes and samples of its own), or that over probes where
-    it is larger; with fewer, that over probes: `probes`, or what they scatter. Infinite for one probe on fewer than four parts, NaN where nothing
-    was measured.
+    With four parts or more the error is that of a ratio of means over the parts (each has probes
+    and samples of its own), or that over probes where it is larger; with fewer, that over probes:
+    `probes`, or what they scatter. Infinite for one probe on fewer than four parts, NaN where
+    nothing was measured.
     """
     seen = ~np.isnan(values).all(0)
     if not seen.any():
@@ -95,7 +109,8 @@ def ratio(values: Array, power: Array, probes: float | None = None) -> tuple[flo
     value, parts = float(means.sum() / scale.sum()), int(seen.sum())
     error = _scatter(values, power) if probes is None else probes
     if parts >= 4:
-        # a variance from few parts is itself uncertain: Student's t with parts - 1 degrees, whose tails this widens for within 10%
+        # a variance from few parts is itself uncertain: Student's t with parts - 1 degrees, whose
+        # tails this widens for within 10%
         widened = parts / (parts - 1) * (parts + 1) / (parts - 1)
         between = math.sqrt(widened * float(((means - value * scale) ** 2).sum())) / float(
             scale.sum()
@@ -117,9 +132,10 @@ def _scatter(values: Array, power: Array) -> float:
 def _normal_error(squares: Array, power: Array) -> float:
     """The same for squares of sums of many random signs, which are all but normal numbers.
 
-    The mean of n squares of normal numbers is a chi-square with n degrees of freedom, whose logarithm scatters by the square root of
-    trigamma(n / 2); parts that weigh differently count for fewer (Satterthwaite's n). Taken from the scatter of so few squares instead, errors
-    come out smallest just where the value came out too small, and cover too little.
+    The mean of n squares of normal numbers is a chi-square with n degrees of freedom, whose
+    logarithm scatters by the square root of trigamma(n / 2); parts that weigh differently count for
+    fewer (Satterthwaite's n). Taken from the scatter of so few squares instead, errors come out
+    smallest just where the value came out too small, and cover too little.
     """
     from scipy.special import polygamma
 
@@ -136,7 +152,9 @@ def _normal_error(squares: Array, power: Array) -> float:
 
 
 def to_columns(shares: Shares | None, frame: Any) -> dict[str, list[Any]]:
-    """Columns for a file, a row each of `frame`: `shares` (fp32, flattened), `power`, and `sampler_steps`, the first axis of `shares`."""
+    """Columns for a file, a row each of `frame`: `shares` (fp32, flattened), `power`, and
+    `sampler_steps`, the first axis of `shares`.
+    """
     if shares is None:
         return {}
     place = {choice: i for i, choice in enumerate(shares.choices)}
@@ -179,6 +197,8 @@ def from_columns(frame: Any) -> Shares | None:
 
 
 def rows_of(shares: Shares, chosen: Mapping[str, str]) -> list[int]:
-    """Rows of the choices of a plan (site -> scheme); a KeyError holds the first (site, scheme) that was not measured."""
+    """Rows of the choices of a plan (site -> scheme); a KeyError holds the first (site, scheme)
+    that was not measured.
+    """
     place = {choice: i for i, choice in enumerate(shares.choices)}
     return [place[choice] for choice in chosen.items()]

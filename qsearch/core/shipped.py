@@ -1,7 +1,9 @@
-"""YAML that ships with the project (cards of models and devices, methods, protocols), found in the source tree and in a wheel alike.
+"""YAML that ships with the project (cards of models and devices, methods, protocols), found in the
+source tree and in a wheel alike.
 
-In the source tree these files lie in `configs/`, where people look for them; hatch puts the same folder inside the package when it
-builds a wheel, so that `pip install` brings them. A path to a file of one's own does wherever a name does.
+In the source tree these files lie in `configs/`, where people look for them; hatch puts the same
+folder inside the package when it builds a wheel, so that `pip install` brings them. A path to a
+file of one's own does wherever a name does.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ def folder(kind: str) -> Path:
 
 
 def here(path: Path) -> Path:
-    """A file as docs name it, `configs/methods/mixdq-w8a8.yaml`, wherever one stands: one's own first, then what ships.
+    """A file as docs name it, `configs/methods/mixdq-w8a8.yaml`, wherever one stands: one's own
+    first, then what ships.
 
     Args:
         path: of a file; what does not begin with `configs/` stays as it is.
@@ -52,7 +55,9 @@ def names(kind: str) -> list[str]:
 
 
 def caption(kind: str, name: str) -> str:
-    """The title that the file gives itself; a config's, which has none, is what its first comment begins with."""
+    """The title that the file gives itself; a config's, which has none, is what its first comment
+    begins with.
+    """
     import yaml
 
     text = path_of(kind, name).read_text(encoding="utf-8")
@@ -61,7 +66,9 @@ def caption(kind: str, name: str) -> str:
 
 
 def path_of(kind: str, name: str) -> Path:
-    """The file of a name, or the file that `name` is a path of. Raises `QSearchError` with the nearest name."""
+    """The file of a name, or the file that `name` is a path of. Raises `QSearchError` with the
+    nearest name.
+    """
     given = Path(name)
     if given.suffix == ".yaml":
         if not given.is_file():
@@ -75,7 +82,9 @@ def path_of(kind: str, name: str) -> Path:
 
 
 def read(kind: str, name: str, model: type[Model]) -> Model:
-    """A file of a kind, checked against `model`. Raises `QSearchError` that names the key and the nearest known one."""
+    """A file of a kind, checked against `model`. Raises `QSearchError` that names the key and the
+    nearest known one.
+    """
     import yaml
     from pydantic import ValidationError
 

@@ -1,8 +1,10 @@
-"""Sites: what a scheme may be given to besides a layer: an attention's tensors, as `MODULE:softmax`, and attention as a whole.
+"""Sites: what a scheme may be given to besides a layer: an attention's tensors, as
+`MODULE:softmax`, and attention as a whole.
 
-MODULE is the module that calls attention, as the graph names it. Nothing is stored at a site. Queries, keys, values, softmax and
-output are rounded: `keep` and `keep+aFORMAT`. `MODULE:attention`, of a self-attention, is computed in another way
-(`core/attentions.py`): `window8~rettention`. A plan that says nothing of a site keeps it.
+MODULE is the module that calls attention, as the graph names it. Nothing is stored at a site.
+Queries, keys, values, softmax and output are rounded: `keep` and `keep+aFORMAT`.
+`MODULE:attention`, of a self-attention, is computed in another way (`core/attentions.py`):
+`window8~rettention`. A plan that says nothing of a site keeps it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from .errors import QSearchError, nearest
 from .graph import OpGraph
 from .scheme import Scheme
 
-#: what an attention reads, what it weighs with (the softmax of queries times keys), and what it makes
+#: what an attention reads, what it weighs with (the softmax of queries times keys), and what it
+#: makes
 TENSORS = ("q", "k", "v", "softmax", "output")
 PARTS = (*TENSORS, PART)
 
@@ -32,7 +35,9 @@ def cut(name: str) -> tuple[str, str]:
 
 
 def sites_of(graph: OpGraph, patterns: Sequence[str] = ("*",)) -> tuple[str, ...]:
-    """The sites of a graph that match any of `patterns`, in order of execution. Raises `QSearchError` for a pattern that matches none."""
+    """The sites of a graph that match any of `patterns`, in order of execution. Raises
+    `QSearchError` for a pattern that matches none.
+    """
     known = all_sites(graph)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in known):
@@ -43,7 +48,9 @@ def sites_of(graph: OpGraph, patterns: Sequence[str] = ("*",)) -> tuple[str, ...
 
 
 def all_sites(graph: OpGraph) -> tuple[str, ...]:
-    """Every tensor of every attention in the graph, and every self-attention, in order of execution."""
+    """Every tensor of every attention in the graph, and every self-attention, in order of
+    execution.
+    """
     return tuple(
         f"{module}:{part}"
         for module in graph.attentions
@@ -64,7 +71,9 @@ def check(graph: OpGraph, name: str) -> None:
 
 
 def allowed(name: str, scheme: Scheme) -> bool:
-    """Whether a site may have the scheme: a choice of attention, or rounding row by row, since nothing is stored there."""
+    """Whether a site may have the scheme: a choice of attention, or rounding row by row, since
+    nothing is stored there.
+    """
     if scheme.format != "keep" or scheme.transforms or scheme.static_input:
         return False
     if cut(name)[1] == PART:

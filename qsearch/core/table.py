@@ -1,8 +1,10 @@
-"""SensitivityTable: what each choice at each site costs, with error bars and a floor, on disk as `sensitivity.parquet`.
+"""SensitivityTable: what each choice at each site costs, with error bars and a floor, on disk as
+`sensitivity.parquet`.
 
-Long form, keys and never positions: one row for a site, scheme, step bin and metric. The metric `noise` is the squared error
-of the output over the squared output (SQNR = -10 log10): noise powers of independent choices add up, decibels do not. Every
-other metric, too, is a squared distance over its scale: less is better, and choices add up.
+Long form, keys and never positions: one row for a site, scheme, step bin and metric. The metric
+`noise` is the squared error of the output over the squared output (SQNR = -10 log10): noise powers
+of independent choices add up, decibels do not. Every other metric, too, is a squared distance over
+its scale: less is better, and choices add up.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 SCHEMA = "qsearch.sensitivity/1"
 #: the metric in which each layer is scored by the one that matters for it
 SCORED = "scored"
-#: column -> type. `step`: index of the step bin (0 = noisiest); `error`: standard error of `estimate`; `floor`: below it `estimate` means nothing
+#: column -> type. `step`: index of the step bin (0 = noisiest); `error`: standard error of
+#: `estimate`; `floor`: below it `estimate` means nothing
 COLUMNS = {
     "site": "str",
     "scheme": "str",
@@ -44,7 +47,9 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class SensitivityTable:
-    """Rows of `COLUMNS` for one graph; `frame` is a pandas DataFrame, never changed in place. `shares` is there where probes made the table."""
+    """Rows of `COLUMNS` for one graph; `frame` is a pandas DataFrame, never changed in place.
+    `shares` is there where probes made the table.
+    """
 
     graph: str
     frame: pd.DataFrame
@@ -110,11 +115,13 @@ class SensitivityTable:
         *,
         interactions: bool = True,
     ) -> tuple[float, float]:
-        """(predicted error of a whole plan, its standard error over probes and samples), averaged over the step bins (all, or those given).
+        """(predicted error of a whole plan, its standard error over probes and samples), averaged
+        over the step bins (all, or those given).
 
-        To first order in the choices' perturbations, with the interactions between them (needs a table made by probes), or without: the sum of
-        the choices' own errors, any table will do. Layers that the plan keeps, or does not name, add nothing.
-        In a step bin the choices of the range that its middle lies in count.
+        To first order in the choices' perturbations, with the interactions between them (needs a
+        table made by probes), or without: the sum of the choices' own errors, any table will do.
+        Layers that the plan keeps, or does not name, add nothing. In a step bin the choices of the
+        range that its middle lies in count.
         """
         ranges = plan.steps if isinstance(plan, Plan) else ONE_RANGE
         held: Mapping[str, Choices] = (
@@ -172,9 +179,11 @@ class SensitivityTable:
         return int(self._rows(metric)["step"].max()) + 1
 
     def scored(self, scoring: Mapping[str, str]) -> SensitivityTable:
-        """The table with one more metric, `SCORED`: each site by the metric that `scoring` names for it (see `scorers`).
+        """The table with one more metric, `SCORED`: each site by the metric that `scoring` names
+        for it (see `scorers`).
 
-        It sums what each group of layers does to the metric it matters for; between metrics there are no interactions.
+        It sums what each group of layers does to the metric it matters for; between metrics there
+        are no interactions.
         """
         import pandas as pd
 
@@ -186,13 +195,17 @@ class SensitivityTable:
         )
 
     def at_floor(self) -> pd.DataFrame:
-        """Rows whose estimate lies within 3 dB of their measurement floor: noise of the measurement, not of the choice."""
+        """Rows whose estimate lies within 3 dB of their measurement floor: noise of the
+        measurement, not of the choice.
+        """
         return self.frame[self.frame["estimate"] < 2 * self.frame["floor"]]
 
     def reliability(self, metric: str = "noise") -> float:
-        """Share of the variance between sites that another seed would find again, in [0, 1]: an intraclass correlation, of log estimates.
+        """Share of the variance between sites that another seed would find again, in [0, 1]: an
+        intraclass correlation, of log estimates.
 
-        Within each scheme and step bin, 1 - (mean squared relative error) / (variance of the logarithms), averaged; 1 for fewer than three sites.
+        Within each scheme and step bin, 1 - (mean squared relative error) / (variance of the
+        logarithms), averaged; 1 for fewer than three sites.
         """
         import numpy as np
 
@@ -219,7 +232,9 @@ class SensitivityTable:
     def save(
         self, path: Path, *, key: str = "", parents: Mapping[str, str] | None = None, seed: int = 0
     ) -> None:
-        """Write `sensitivity.parquet`; shares lie beside the numbers they belong to, as three more columns."""
+        """Write `sensitivity.parquet`; shares lie beside the numbers they belong to, as three more
+        columns.
+        """
         frame = self.frame[list(COLUMNS)].assign(**to_columns(self.shares, self.frame))
         write_parquet(
             path,
@@ -242,9 +257,11 @@ class SensitivityTable:
 def scorers(
     graph: OpGraph, rule: Mapping[str, str], names: Iterable[str], metrics: Iterable[str]
 ) -> dict[str, str]:
-    """Layer or site -> metric, by a rule on patterns of name, role or block of layers (or names of sites): the first that fits counts.
+    """Layer or site -> metric, by a rule on patterns of name, role or block of layers (or names of
+    sites): the first that fits counts.
 
-    Raises `QSearchError` for a pattern that matches nothing, a metric that is not measured, and a layer that no pattern matches.
+    Raises `QSearchError` for a pattern that matches nothing, a metric that is not measured, and a
+    layer that no pattern matches.
     """
     known = list(metrics)
     for metric in rule.values():

@@ -1,7 +1,7 @@
 """Constraints: which layers go together, which stay as they are, and what each may become.
 
-Names are patterns over a layer's name, role or block, as in `core.plan.select`; one that matches nothing is an error, and so are two
-that can't both hold: the message names the pair.
+Names are patterns over a layer's name, role or block, as in `core.plan.select`; one that matches
+nothing is an error, and so are two that can't both hold: the message names the pair.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from ..core.scheme import KEEP, Scheme
 
 @dataclass(frozen=True)
 class Constraints:
-    """`tied`: groups of layers that get one scheme (a fused projection). `fused`: tie the queries, keys and values that read one input.
+    """`tied`: groups of layers that get one scheme (a fused projection). `fused`: tie the queries,
+    keys and values that read one input.
 
-    `protected`: patterns of layers that every plan keeps. `allowed`: pattern -> schemes that its layers may have (`keep` too, if it is to be
-    allowed). `formats`: at most so many different formats in the whole plan, `keep` not counted: an engine needs a kernel for each.
+    `protected`: patterns of layers that every plan keeps. `allowed`: pattern -> schemes that its
+    layers may have (`keep` too, if it is to be allowed). `formats`: at most so many different
+    formats in the whole plan, `keep` not counted: an engine needs a kernel for each.
     """
 
     tied: Sequence[Sequence[str]] = ()
@@ -45,7 +47,9 @@ class Constraints:
     def choices(
         self, graph: OpGraph, offered: Mapping[str, Sequence[Scheme]]
     ) -> dict[str, tuple[Scheme, ...]]:
-        """What each quantizable layer may become, of what is `offered` for it. Raises `QSearchError` naming two rules that contradict."""
+        """What each quantizable layer may become, of what is `offered` for it. Raises
+        `QSearchError` naming two rules that contradict.
+        """
         rules: dict[str, list[tuple[str, set[Scheme]]]] = defaultdict(list)
         for pattern in self.protected:
             for layer in select(graph, pattern):
@@ -75,7 +79,9 @@ class Constraints:
     def groups(
         self, graph: OpGraph, choices: Mapping[str, Sequence[Scheme]]
     ) -> list[tuple[str, ...]]:
-        """The quantizable layers in groups that share a scheme, most of them alone. Raises `QSearchError` naming two that can't."""
+        """The quantizable layers in groups that share a scheme, most of them alone. Raises
+        `QSearchError` naming two that can't.
+        """
         parent = {layer.name: layer.name for layer in graph.quantizable}
 
         def root(name: str) -> str:
@@ -106,7 +112,9 @@ class Constraints:
 
 
 def fused(graph: OpGraph) -> list[tuple[str, ...]]:
-    """Queries, keys and values of one attention that read an input of one width: what engines store as one weight."""
+    """Queries, keys and values of one attention that read an input of one width: what engines store
+    as one weight.
+    """
     held: dict[tuple[str, str, int], list[str]] = defaultdict(list)
     for layer in graph.quantizable:
         kind, _, part = layer.role.rpartition("-")

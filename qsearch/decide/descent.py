@@ -1,7 +1,9 @@
-"""Local search on the quadratic model: single changes and swaps of two, priced all at once and updated, not computed anew.
+"""Local search on the quadratic model: single changes and swaps of two, priced all at once and
+updated, not computed anew.
 
-With the scores' sum over the plan, T = sum_l s_l, changing site l by d moves the error by 2 T.d + d.d: after a change only T moves, so that
-the prices of all other changes follow with one product. Swaps are looked for among the changes that are worth most at the limits' prices.
+With the scores' sum over the plan, T = sum_l s_l, changing site l by d moves the error by 2 T.d +
+d.d: after a change only T moves, so that the prices of all other changes follow with one product.
+Swaps are looked for among the changes that are worth most at the limits' prices.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class Descent:
         )
 
     def run(self, picks: Picks, *, ends: float, seed: int = 0) -> Picks:
-        """The best assignment found from `picks`, which must be allowed, by a counted number of moves.
+        """The best assignment found from `picks`, which must be allowed, by a counted number of
+        moves.
 
         `ends`: time on the monotonic clock after which it stops all the same, a guard.
         """
@@ -100,7 +103,9 @@ class Descent:
         return picks
 
     def _changes(self, picks: Picks, along: Matrix, beside: Matrix) -> Matrix:
-        """What every single change adds to the total: [sites, choices]; inf for padding, zero for the present choice."""
+        """What every single change adds to the total: [sites, choices]; inf for padding, zero for
+        the present choice.
+        """
         at = (self.rows, picks)
         values = self.moves.values - self.moves.values[at][:, None]
         change: Matrix = (
@@ -112,7 +117,9 @@ class Descent:
     def _swap(
         self, picks: Picks, change: Matrix, more: list[Matrix], spent: Vector, small: float
     ) -> list[tuple[int, int]]:
-        """The best two changes at different sites that gain together and keep the limits; none where there are none."""
+        """The best two changes at different sites that gain together and keep the limits; none
+        where there are none.
+        """
         ranked = np.where(np.isfinite(change), change, np.inf)
         for price, extra in zip(self.prices, more, strict=True):
             ranked = ranked + price * np.where(np.isfinite(extra), extra, 0.0)
@@ -132,9 +139,11 @@ class Descent:
 
 
 def convex_bound(problem: Problem, picks: Picks, *, ends: float, rounds: int = 60) -> float:
-    """No assignment's total is below this: the quadratic model is convex, so its tangents lie under it, and each has a Lagrangian bound.
+    """No assignment's total is below this: the quadratic model is convex, so its tangents lie under
+    it, and each has a Lagrangian bound.
 
-    Frank and Wolfe's method on the relaxation (1956): from tangent to tangent towards the minimum. Valid after any number of rounds.
+    Frank and Wolfe's method on the relaxation (1956): from tangent to tangent towards the minimum.
+    Valid after any number of rounds.
     """
     if problem.scores is None:
         relaxed = relax(problem)

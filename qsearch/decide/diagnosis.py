@@ -13,9 +13,11 @@ from .program import solve_program
 
 
 def contradiction(problem: Problem, *, seconds: float = 10.0) -> InfeasibleBudget:
-    """The error for a problem that has no assignment: the pair of limits that exclude each other, with the best of one where the other is kept.
+    """The error for a problem that has no assignment: the pair of limits that exclude each other,
+    with the best of one where the other is kept.
 
-    At most so many formats count as a limit. Where every two can be kept and only three or more together can't, all are named.
+    At most so many formats count as a limit. Where every two can be kept and only three or more
+    together can't, all are named.
     """
     names = [*problem.limits, *(["formats"] if problem.formats is not None else [])]
     for name in problem.limits:

@@ -1,9 +1,13 @@
-"""Draws: plans to measure and to learn from: at random, in a Latin hypercube over roles, or around the size-error frontier.
+"""Draws: plans to measure and to learn from: at random, in a Latin hypercube over roles, or around
+the size-error frontier.
 
-Learning wants plans that differ in everything that may matter, from hardly hurt to badly broken. Layers drawn independently of each other would
-all have nearly the same size and the same error (the law of large numbers), so each random plan first draws how coarse it is going to be: that is
-Qua2SeDiMo's sampler (its `set_random_config`: p uniform in [0, 1], each layer takes the fewer bits with probability p, its method uniformly), here for
-any number of widths. The hypercube gives all layers of a role one scheme and spreads roles evenly; plans around the frontier are those that one would use.
+Learning wants plans that differ in everything that may matter, from hardly hurt to badly broken.
+Layers drawn independently of each other would all have nearly the same size and the same error (the
+law of large numbers), so each random plan first draws how coarse it is going to be: that is
+Qua2SeDiMo's sampler (its `set_random_config`: p uniform in [0, 1], each layer takes the fewer bits
+with probability p, its method uniformly), here for any number of widths. The hypercube gives all
+layers of a role one scheme and spreads roles evenly; plans around the frontier are those that one
+would use.
 """
 
 from __future__ import annotations
@@ -33,7 +37,8 @@ def draw(
     seed: int = 0,
     table: SensitivityTable | None = None,
 ) -> dict[str, Plan]:
-    """`count` different plans by name, e.g. `random-0-007`: the same for the same seed, and of `random` and `frontier` also the first of a longer draw.
+    """`count` different plans by name, e.g. `random-0-007`: the same for the same seed, and of
+    `random` and `frontier` also the first of a longer draw.
 
     `how`: one of `random`, `latin`, `frontier`; the last wants a `table` that has the schemes.
     """
@@ -69,7 +74,9 @@ def _random(
     drawn = []
     for i in range(count):
         dice = np.random.default_rng([seed, i])
-        chance = dice.uniform()  # of the next width, at each of the steps from the narrowest: with two widths, Qua2SeDiMo's 1 - p
+        # of the next width, at each of the steps from the narrowest: with two widths, Qua2SeDiMo's
+        # 1 - p
+        chance = dice.uniform()
         rungs = dice.binomial(len(widths) - 1, chance, len(graph.quantizable))
         drawn.append(
             {

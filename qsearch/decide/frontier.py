@@ -1,4 +1,6 @@
-"""The size-error frontier: an assignment for each of many budgets, from one pass over the relaxation's steps."""
+"""The size-error frontier: an assignment for each of many budgets, from one pass over the
+relaxation's steps.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,12 @@ def frontier(
     solver: str = "lagrangian",
     seconds: float = 60.0,
 ) -> list[Answer | InfeasibleBudget]:
-    """For each of `limits` on the cost `name` an assignment with its bound, or the error where there is none.
+    """For each of `limits` on the cost `name` an assignment with its bound, or the error where
+    there is none.
 
-    With one limit, no formats and no interactions `lagrangian` sorts the steps of the relaxation once and reads every budget off; with more,
-    and with every other solver, each budget is solved by itself.
+    With one limit, no formats and no interactions `lagrangian` sorts the steps of the relaxation
+    once and reads every budget off; with more, and with every other solver, each budget is solved
+    by itself.
     """
     if (
         solver == "lagrangian"

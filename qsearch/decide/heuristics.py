@@ -1,4 +1,6 @@
-"""Assignments that are good and allowed, found without search: what solvers begin with, and an exact one is held against."""
+"""Assignments that are good and allowed, found without search: what solvers begin with, and an
+exact one is held against.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,18 @@ from .relaxation import Relaxed, relax
 
 @dataclass(frozen=True)
 class Start:
-    """`picks`: an allowed assignment, None where none was found; `relaxed`: prices and bound, None where there is provably no assignment."""
+    """`picks`: an allowed assignment, None where none was found; `relaxed`: prices and bound, None
+    where there is provably no assignment.
+    """
 
     picks: Picks | None
     relaxed: Relaxed | None
 
 
 def approximate(problem: Problem, *, seconds: float) -> Start:
-    """Each site alone at the prices of the relaxation, then repaired and filled; values alone, without interactions."""
+    """Each site alone at the prices of the relaxation, then repaired and filled; values alone,
+    without interactions.
+    """
     relaxed = relax(problem)
     if relaxed is None:
         return Start(None, None)
@@ -36,14 +42,18 @@ def _near(problem: Problem, seconds: float) -> Picks | None:
 
 
 def allowed(problem: Problem, picks: Picks, seconds: float) -> Picks | None:
-    """An assignment within all limits near the given one, filled up; None where there is none. Formats are not looked at."""
+    """An assignment within all limits near the given one, filled up; None where there is none.
+    Formats are not looked at.
+    """
     moves = Moves(problem)
     repaired = moves.repair(picks)
     if repaired is None:
         repaired = moves.repair(moves.cheapest())
     if (
         repaired is None
-    ):  # single changes go round in circles; whether there is any assignment is a question for the program
+        # single changes go round in circles; whether there is any assignment is a question for the
+        # program
+    ):
         free = replace(
             problem, values=tuple(np.zeros(len(v)) for v in problem.values), formats=None
         )
@@ -53,9 +63,11 @@ def allowed(problem: Problem, picks: Picks, seconds: float) -> Picks | None:
 
 
 def limited(problem: Problem, solve: Callable[[Problem], Picks | None]) -> Picks | None:
-    """`solve`, which knows nothing of formats, made to use few enough: the format that can best be spared goes first.
+    """`solve`, which knows nothing of formats, made to use few enough: the format that can best be
+    spared goes first.
 
-    Each candidate is a problem with some formats left out; of them the one with the least total goes on, until few enough are left.
+    Each candidate is a problem with some formats left out; of them the one with the least total
+    goes on, until few enough are left.
     """
     picks = solve(problem)
     if (

@@ -1,4 +1,6 @@
-"""Single-site moves on an assignment: repair what breaks a limit, then improve what the limits allow; shared by heuristic solvers."""
+"""Single-site moves on an assignment: repair what breaks a limit, then improve what the limits
+allow; shared by heuristic solvers.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,11 @@ from .problem import Matrix, Picks, Problem, Vector, padded
 
 
 class Moves:
-    """A problem as padded matrices [sites, choices], on which all single-site changes are priced at once.
+    """A problem as padded matrices [sites, choices], on which all single-site changes are priced at
+    once.
 
-    Costs are divided by the size of their limits, so that several can be added; `caps` are the limits in that unit, `scales` its size. Padding is infinitely bad.
+    Costs are divided by the size of their limits, so that several can be added; `caps` are the
+    limits in that unit, `scales` its size. Padding is infinitely bad.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -44,7 +48,9 @@ class Moves:
         return float(self.values[self._rows, picks].sum())
 
     def repair(self, picks: Picks) -> Picks | None:
-        """Change sites, those that lose least value for what they free first, until every limit holds; None where single changes don't get there."""
+        """Change sites, those that lose least value for what they free first, until every limit
+        holds; None where single changes don't get there.
+        """
         picks = picks.copy()
         for _ in range(self.values.size):
             over = self.spent(picks) - self.caps
@@ -54,7 +60,8 @@ class Moves:
             freed = np.nan_to_num(
                 sum(self._gain(self.costs[i], picks).clip(max=over[i]) for i in broken), nan=-np.inf
             )
-            # A move that frees something but breaks another limit that holds would go round in circles.
+            # A move that frees something but breaks another limit that holds would go round in
+            # circles.
             for i in set(range(len(over))) - set(broken):
                 freed[-self._gain(self.costs[i], picks) > -over[i]] = -np.inf
             lost = -self._gain(self.values, picks)
@@ -66,7 +73,9 @@ class Moves:
         return None
 
     def improve(self, picks: Picks) -> Picks:
-        """Change sites, those that gain most value for what they cost first, while every limit holds and something is gained."""
+        """Change sites, those that gain most value for what they cost first, while every limit
+        holds and something is gained.
+        """
         picks = picks.copy()
         for _ in range(self.values.size * 4):
             room = self.caps - self.spent(picks)
@@ -93,6 +102,8 @@ class Moves:
         return picks
 
     def _gain(self, matrix: Matrix, picks: Picks) -> Matrix:
-        """What every single change would take off the sum of `matrix`: [sites, choices]; -inf for padding."""
+        """What every single change would take off the sum of `matrix`: [sites, choices]; -inf for
+        padding.
+        """
         gain: Matrix = matrix[self._rows, picks][:, None] - matrix
         return gain

@@ -1,7 +1,9 @@
-"""Objectives: what the choices of each layer are worth, from a table of measurements or from what somebody predicts.
+"""Objectives: what the choices of each layer are worth, from a table of measurements or from what
+somebody predicts.
 
-Every metric of a table is a loss against full precision: 0 = as good. The default is noise power, which adds up over independent choices.
-A sum of decibels (MixDQ's and ViDiT-Q's own, Q-DiT's too) is here to be compared with: it buys what is cheap, not what is loud.
+Every metric of a table is a loss against full precision: 0 = as good. The default is noise power,
+which adds up over independent choices. A sum of decibels (MixDQ's and ViDiT-Q's own, Q-DiT's too)
+is here to be compared with: it buys what is cheap, not what is loud.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ CEILING = 120.0  # decibels that count as perfect: full precision has infinitely
 
 @dataclass(frozen=True)
 class Objective:
-    """Least weighted sum of metrics. `at_most`: metric -> largest total loss that is allowed, as a limit beside the budget.
+    """Least weighted sum of metrics. `at_most`: metric -> largest total loss that is allowed, as a
+    limit beside the budget.
 
-    `decibels`: instead of the loss x, count 10 log10 x, no lower than -120 (a noise power in dB, so that its sum is MixDQ's with another sign).
+    `decibels`: instead of the loss x, count 10 log10 x, no lower than -120 (a noise power in dB, so
+    that its sum is MixDQ's with another sign).
     """
 
     weights: Mapping[str, float] = field(default_factory=lambda: {"noise": 1.0})
@@ -78,7 +82,9 @@ def losses(table: SensitivityTable, metric: str) -> dict[str, dict[str, float]]:
 def predictions(
     graph: OpGraph, schemes: Iterable[Scheme | str], predict: Callable[[str, Scheme], float]
 ) -> dict[str, dict[str, float]]:
-    """The same from anything that predicts the loss of one scheme at one layer (a surrogate's attribution, a formula)."""
+    """The same from anything that predicts the loss of one scheme at one layer (a surrogate's
+    attribution, a formula).
+    """
     options = [Scheme.parse(s) for s in schemes]
     found = {
         layer.name: {str(s): float(predict(layer.name, s)) for s in options} | {str(KEEP): 0.0}

@@ -1,10 +1,13 @@
-"""The integer program, for HiGHS (scipy.optimize.milp), scaled so that its tolerances mean nothing, and checked afterwards.
+"""The integer program, for HiGHS (scipy.optimize.milp), scaled so that its tolerances mean nothing,
+and checked afterwards.
 
-HiGHS counts with absolute tolerances: on layers four decades apart in size it called plans optimal that were 8 times worse than the best,
-and took some that broke their budget. So it never sees the problem as it is. Prices of the relaxation turn values into reduced costs:
-what a choice loses against the bound. Choices that lose more than the best known assignment does can be in no better one and are left
-out (exact, and most of them go); the objective that remains is small, and counted in thousandths of the gap. What comes back is added
-up again in full, and an assignment that breaks a limit becomes a cover cut in whole numbers.
+HiGHS counts with absolute tolerances: on layers four decades apart in size it called plans optimal
+that were 8 times worse than the best, and took some that broke their budget. So it never sees the
+problem as it is. Prices of the relaxation turn values into reduced costs: what a choice loses
+against the bound. Choices that lose more than the best known assignment does can be in no better
+one and are left out (exact, and most of them go); the objective that remains is small, and counted
+in thousandths of the gap. What comes back is added up again in full, and an assignment that breaks
+a limit becomes a cover cut in whole numbers.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ _ROUNDS = 100  # cuts at the most
 
 @dataclass(frozen=True)
 class Found:
-    """`picks` within all limits, or None where time ran out before there were any; `proven`: HiGHS calls them optimal; `bound`: by HiGHS."""
+    """`picks` within all limits, or None where time ran out before there were any; `proven`: HiGHS
+    calls them optimal; `bound`: by HiGHS.
+    """
 
     picks: Picks | None
     proven: bool
@@ -42,9 +47,11 @@ def solve_program(
     relaxed: Relaxed | None = None,
     incumbent: float | None = None,
 ) -> Found | None:
-    """Best assignment within all limits and formats; None when there is none. `incumbent`: the value of one that is known; no worse one is sought.
+    """Best assignment within all limits and formats; None when there is none. `incumbent`: the
+    value of one that is known; no worse one is sought.
 
-    Variables: one binary a site and choice, one a format, the room left of each limit that has a price. Values alone: interactions are not linear.
+    Variables: one binary a site and choice, one a format, the room left of each limit that has a
+        price. Values alone: interactions are not linear.
     """
     ends = time.monotonic() + seconds
     relaxed = relaxed or at_prices(problem, np.zeros(len(problem.limits)))
@@ -102,7 +109,9 @@ def _reduced(problem: Problem, prices: Vector) -> list[Vector]:
 
 
 class _Program:
-    """Matrices for HiGHS: objective = value - bound, in units of a thousandth of the gap, as reduced costs and priced room."""
+    """Matrices for HiGHS: objective = value - bound, in units of a thousandth of the gap, as
+    reduced costs and priced room.
+    """
 
     def __init__(
         self, problem: Problem, reduced: list[Vector], relaxed: Relaxed, gap: float | None
@@ -204,9 +213,11 @@ class _Program:
 
 
 def _cover(problem: Problem, picks: Picks) -> tuple[Vector, float]:
-    """A row and its upper bound that exclude an assignment which breaks a limit, and all that cost as much.
+    """A row and its upper bound that exclude an assignment which breaks a limit, and all that cost
+    as much.
 
-    A cover: sites whose choices break the limit though all others take their cheapest. Not all of them may cost that much.
+    A cover: sites whose choices break the limit though all others take their cheapest. Not all of
+    them may cost that much.
     """
     name, over = next(iter(problem.broken(picks).items()))
     costs = problem.costs[name]

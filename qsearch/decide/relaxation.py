@@ -1,8 +1,11 @@
-"""The linear relaxation: prices for the limits, a bound on every assignment, and the whole size-error frontier of one limit at once.
+"""The linear relaxation: prices for the limits, a bound on every assignment, and the whole
+size-error frontier of one limit at once.
 
-With one limit, each site's useful choices are the corners of the lower convex hull of its (cost, value) points, and the relaxation takes
-steps along these hulls, the steepest first, whatever the budget: sorting the steps once solves every budget (Sinha and Zoltners 1979,
-"The multiple-choice knapsack problem"). With several limits it is one linear program. Either way the prices give a bound by weak
+With one limit, each site's useful choices are the corners of the lower convex hull of its (cost,
+value) points, and the relaxation takes steps along these hulls, the steepest first, whatever the
+budget: sorting the steps once solves every budget (Sinha and Zoltners 1979, "The multiple-choice
+knapsack problem"). With several limits it is one linear program. Either way the prices give a bound
+by weak
 duality: it holds at any prices, so it does not rest on a solver's tolerance.
 """
 
@@ -21,7 +24,9 @@ from .problem import Picks, Problem, Vector, padded
 
 @dataclass(frozen=True)
 class Relaxed:
-    """`picks`: each site's best choice at the prices, near the limits but not always within; `prices`: one a limit; `bound`: no assignment is below."""
+    """`picks`: each site's best choice at the prices, near the limits but not always within;
+    `prices`: one a limit; `bound`: no assignment is below.
+    """
 
     picks: Picks
     prices: Vector
@@ -29,7 +34,9 @@ class Relaxed:
 
 
 def relax(problem: Problem) -> Relaxed | None:
-    """Prices and bound for all limits; None where even fractions of choices can't keep them. Interactions and formats are left out."""
+    """Prices and bound for all limits; None where even fractions of choices can't keep them.
+    Interactions and formats are left out.
+    """
     if len(problem.limits) == 1:
         [limit] = problem.limits.values()
         return Hull(problem).at(limit)
@@ -38,7 +45,9 @@ def relax(problem: Problem) -> Relaxed | None:
 
 
 def at_prices(problem: Problem, prices: Vector) -> Relaxed:
-    """Each site alone at given prices, and the bound that they prove: min(value + price x cost) of each site, less price x limit."""
+    """Each site alone at given prices, and the bound that they prove: min(value + price x cost) of
+    each site, less price x limit.
+    """
     priced = padded(problem.values)
     for price, name in zip(prices, problem.limits, strict=True):
         if price:
@@ -113,7 +122,9 @@ class Hull:
         self.least = problem.used(self.name, self.start)
 
     def at(self, limit: float) -> Relaxed | None:
-        """The relaxation at one limit: all steps that fit before the first that does not; None below the cheapest assignment."""
+        """The relaxation at one limit: all steps that fit before the first that does not; None
+        below the cheapest assignment.
+        """
         room = limit - self.least
         if room < -1e-12 * (abs(limit) + self.problem.span[self.name]):
             return None
@@ -135,7 +146,9 @@ class Hull:
 
 
 def _corners(costs: Vector, values: Vector) -> list[int]:
-    """Indices of the corners of the lower convex hull, from the cheapest choice on, as long as the value falls."""
+    """Indices of the corners of the lower convex hull, from the cheapest choice on, as long as the
+    value falls.
+    """
     hull: list[int] = []
     for k in np.lexsort((values, costs)).tolist():
         if hull and values[k] >= values[hull[-1]]:

@@ -26,9 +26,10 @@ class AllocationRequest:
     losses, decibels. `constraints`: what must hold besides the budget. `latency`: table of times,
     for a budget in seconds. `schemes`: choices, of those in the table. `scores`: layer -> scheme ->
     one number a probe, the model of interactions (a table made by probes has them), and `trust`:
-    how much of it counts. `steps`: ranges of sampler steps between which the plan may differ, by the
-    table's step bins; `share`: what they have in common (`decide.ranges.SHARES`). `solver`: plug-in; `seconds`: its time limit. `evaluate`: plan -> its
-    measured loss, for a solver that searches on real evaluations (`tpe`, `nsga2`).
+    how much of it counts. `steps`: ranges of sampler steps between which the plan may differ, by
+    the table's step bins; `share`: what they have in common (`decide.ranges.SHARES`). `solver`:
+    plug-in; `seconds`: its time limit. `evaluate`: plan -> its measured loss, for a solver that
+    searches on real evaluations (`tpe`, `nsga2`).
     """
 
     metric: str = "noise"

@@ -1,8 +1,11 @@
-"""Search on real evaluations with Optuna, started from the frontier: for when a table's word is not enough, and measuring is affordable.
+"""Search on real evaluations with Optuna, started from the frontier: for when a table's word is not
+enough, and measuring is affordable.
 
-Each trial proposes a choice for every site; what breaks a limit is repaired by the same single changes as everywhere, so that nothing is
-measured that could not be used. The first trials are the additive optimum at the budget and, where there is one limit, at tighter ones: the
-search begins where a search without a table would hope to end. Of assignments that came before, nothing is measured twice.
+Each trial proposes a choice for every site; what breaks a limit is repaired by the same single
+changes as everywhere, so that nothing is measured that could not be used. The first trials are the
+additive optimum at the budget and, where there is one limit, at tighter ones: the search begins
+where a search without a table would hope to end. Of assignments that came before, nothing is
+measured twice.
 """
 
 from __future__ import annotations
@@ -39,10 +42,11 @@ def search(
     seed: int,
     two_sided: bool,
 ) -> tuple[dict[str, Choice], Solver]:
-    """The best allowed assignment of at most `trials` evaluations. Without `evaluate` the problem's own total is taken, which costs nothing.
+    """The best allowed assignment of at most `trials` evaluations. Without `evaluate` the problem's
+    own total is taken, which costs nothing.
 
-    `two_sided`: the first limit's cost is a second objective, so that the search keeps a whole front. Raises `InfeasibleBudget` where no
-    assignment is allowed.
+    `two_sided`: the first limit's cost is a second objective, so that the search keeps a whole
+    front. Raises `InfeasibleBudget` where no assignment is allowed.
     """
     import optuna
 

@@ -1,4 +1,6 @@
-"""why(...): the choices of one layer with value, cost and price; what a little more or less budget changes, and what the next-best choice costs."""
+"""why(...): the choices of one layer with value, cost and price; what a little more or less budget
+changes, and what the next-best choice costs.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,9 @@ STEP = 0.1  # stored bits a weight that are given or taken
 
 @dataclass(frozen=True)
 class Option:
-    """One choice of a layer. `value`: its own loss; `costs`: what it takes of each limit; `priced`: value + shadow prices x costs, less the
-    least of the layer; `plan`: total loss of the best plan with this choice, inf where there is none.
+    """One choice of a layer. `value`: its own loss; `costs`: what it takes of each limit; `priced`:
+    value + shadow prices x costs, less the least of the layer; `plan`: total loss of the best plan
+    with this choice, inf where there is none.
     """
 
     choice: str
@@ -36,8 +39,9 @@ class Option:
 
 @dataclass(frozen=True)
 class Why:
-    """Why a layer got its choice. `prices`: limit -> what one unit more of it takes off the total; `with_less`, `with_more`: (the layer's choice,
-    total loss) at `STEP` bits less and more, None where there is no plan, or no limit in average bits; `tied`: layers that share the choice.
+    """Why a layer got its choice. `prices`: limit -> what one unit more of it takes off the total;
+    `with_less`, `with_more`: (the layer's choice, total loss) at `STEP` bits less and more, None
+    where there is no plan, or no limit in average bits; `tied`: layers that share the choice.
     """
 
     layer: str
@@ -58,10 +62,11 @@ class Why:
 def why(
     problem: Problem, plan: Plan, layer: str, *, solver: str = "ilp", seconds: float = 10.0
 ) -> Why:
-    """Ask `problem`, from which `plan` came, about one layer. The plan may be another one: what is shown as chosen is the plan's choice.
+    """Ask `problem`, from which `plan` came, about one layer. The plan may be another one: what is
+    shown as chosen is the plan's choice.
 
-    Prices are those of the linear relaxation; what another choice or budget would change is solved anew. Raises `QSearchError` with the
-    nearest name for a layer that is no choice of the problem.
+    Prices are those of the linear relaxation; what another choice or budget would change is solved
+    anew. Raises `QSearchError` with the nearest name for a layer that is no choice of the problem.
     """
     held: dict[str, Choice] = dict.fromkeys((n for n in problem.sites if is_site(n)), KEEP)
     held |= {n: c if len(c) > 1 else c[0] for n, c in plan.choices.items()}

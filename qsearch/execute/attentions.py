@@ -1,4 +1,6 @@
-"""Attentions of a packed model: routed to what the plan says from then on, and written down in the packed file."""
+"""Attentions of a packed model: routed to what the plan says from then on, and written down in the
+packed file.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from ..measure.sparse import route
 
 
 class AttentionSwitch:
-    """A hook on a denoiser: before each call, its clock is asked for the sampler's step, where attentions go by it.
+    """A hook on a denoiser: before each call, its clock is asked for the sampler's step, where
+    attentions go by it.
 
     Attributes:
         choices: site -> its choices.
@@ -52,7 +55,9 @@ def follow_attentions(
     steps: StepRanges,
     drifts: Drifts,
 ) -> None:
-    """Let attentions of `model` be computed as `choices` say from now on; nothing where they are dense."""
+    """Let attentions of `model` be computed as `choices` say from now on; nothing where they are
+    dense.
+    """
     held = list(roots)
     mine = attention_choices(choices)
     clock = clock_of(held[0])

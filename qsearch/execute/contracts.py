@@ -1,4 +1,6 @@
-"""What every exporter must keep: what it calls nearest stays, and what it writes reads back as the plan."""
+"""What every exporter must keep: what it calls nearest stays, and what it writes reads back as the
+plan.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ SCHEMES = (
 
 
 def graph_of(source: Path) -> OpGraph:
-    """The layers of a saved pipeline's denoiser, from the names and shapes in its files alone: enough to export by, in no time."""
+    """The layers of a saved pipeline's denoiser, from the names and shapes in its files alone:
+    enough to export by, in no time.
+    """
     weights = Weights(source / component(source))
     kinds = {2: "linear", 4: "conv2d"}
     named = {
@@ -62,7 +66,9 @@ def graph_of(source: Path) -> OpGraph:
 
 @cache
 def small() -> Path:
-    """The zoo's pipeline with a transformer of one block, in a folder of its own that goes when the process ends."""
+    """The zoo's pipeline with a transformer of one block, in a folder of its own that goes when the
+    process ends.
+    """
     from safetensors.torch import save_file
 
     from .. import zoo
@@ -84,7 +90,9 @@ def small() -> Path:
 
 
 class ExporterContract(Contract):
-    """What holds for every file in `exporters/`, tried on the zoo's transformer with one block. Its packages must be installed."""
+    """What holds for every file in `exporters/`, tried on the zoo's transformer with one block. Its
+    packages must be installed.
+    """
 
     kind = "exporters"
     source: ClassVar[Path | None] = None
@@ -118,7 +126,9 @@ class ExporterContract(Contract):
             shutil.rmtree(folder)
 
     def plans(self) -> list[Export]:
-        """A plan with everything in it, where the tool has more than one format at a time; uniform ones; and one that keeps all layers."""
+        """A plan with everything in it, where the tool has more than one format at a time; uniform
+        ones; and one that keeps all layers.
+        """
         mixed = self.job(SCHEMES)
         folder = Path(tempfile.mkdtemp())
         try:
@@ -164,7 +174,9 @@ class ExporterContract(Contract):
         )
 
     def test_names_of_another_model_are_refused(self) -> None:
-        """Files whose names the graph lacks (or that lack the graph's) raise `QSearchError`; they are never passed over."""
+        """Files whose names the graph lacks (or that lack the graph's) raise `QSearchError`; they
+        are never passed over.
+        """
         job = self.job(["int8-c+a8", "keep"])
         other = OpGraph(
             "renamed", tuple(replace(layer, name=f"other.{layer.name}") for layer in job.graph)

@@ -1,8 +1,11 @@
-"""import_plan(path, graph) -> Imported: another tool's per-layer choices as a plan or a table, so that they can be measured, explained and beaten.
+"""import_plan(path, graph) -> Imported: another tool's per-layer choices as a plan or a table, so
+that they can be measured, explained and beaten.
 
-An importer says what it recognises, and finds a scheme for each layer that a file names; a name that is no layer is an error, as everywhere. What an
-exporter here wrote reads back through its own `read`. What a scheme can't say exactly (a K-quant's scales of scales) becomes the nearest of the same
-size, and is said in `notes`; layers that a file leaves out are kept. Files are data: nothing in them is run.
+An importer says what it recognises, and finds a scheme for each layer that a file names; a name
+that is no layer is an error, as everywhere. What an exporter here wrote reads back through its own
+`read`. What a scheme can't say exactly (a K-quant's scales of scales) becomes the nearest of the
+same size, and is said in `notes`; layers that a file leaves out are kept. Files are data: nothing
+in them is run.
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ _LARGEST = 2**26  # bytes of a text file; a plan of the largest model takes one
 
 @dataclass(frozen=True)
 class Found:
-    """What an importer read: layer -> scheme, or the rows of a sensitivity table (keys of `table.COLUMNS`); `notes`: what was not exact."""
+    """What an importer read: layer -> scheme, or the rows of a sensitivity table (keys of
+    `table.COLUMNS`); `notes`: what was not exact.
+    """
 
     layers: Mapping[str, Scheme] = field(default_factory=dict)
     rows: tuple[Mapping[str, Any], ...] = ()
@@ -34,7 +39,9 @@ class Found:
 
 @dataclass(frozen=True)
 class Imported:
-    """A plan or a table for a graph, the name of the format that it came from, and what was not exact about it."""
+    """A plan or a table for a graph, the name of the format that it came from, and what was not
+    exact about it.
+    """
 
     source: str
     plan: Plan | None
@@ -50,14 +57,18 @@ class AbstractImporter(Protocol):
         ...
 
     def read(self, path: Path, graph: OpGraph) -> Found:
-        """What the file says of the graph's layers. Raises `QSearchError` for a name that is no layer, and for files that are broken."""
+        """What the file says of the graph's layers. Raises `QSearchError` for a name that is no
+        layer, and for files that are broken.
+        """
         ...
 
 
 def import_plan(path: Path | str, graph: OpGraph, source: str = "") -> Imported:
-    """The plan or table in `path`. `source`: an importer or an exporter by name; found out where it is left out.
+    """The plan or table in `path`. `source`: an importer or an exporter by name; found out where it
+    is left out.
 
-    Raises `QSearchError` where nothing recognises the file, names that are no layers, and a file that says nothing of any layer.
+    Raises `QSearchError` where nothing recognises the file, names that are no layers, and a file
+    that says nothing of any layer.
     """
     path = Path(path)
     if not path.exists():
@@ -124,7 +135,9 @@ def shown(names: Iterable[str]) -> str:
 
 
 def parse(path: Path) -> Any:
-    """A JSON or YAML file as plain data: no tags, no aliases to blow up, nothing run. Raises `ArtifactError`."""
+    """A JSON or YAML file as plain data: no tags, no aliases to blow up, nothing run. Raises
+    `ArtifactError`.
+    """
     import yaml
 
     try:

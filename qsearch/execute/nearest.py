@@ -1,6 +1,8 @@
-"""The nearest scheme that a tool has, for a scheme that it lacks: as few bits as are not fewer, then the same kind of code, then the same groups.
+"""The nearest scheme that a tool has, for a scheme that it lacks: as few bits as are not fewer,
+then the same kind of code, then the same groups.
 
-One rule for all exporters. A tool lists what it offers for a layer; precision is lost only where it has nothing as precise.
+One rule for all exporters. A tool lists what it offers for a layer; precision is lost only where it
+has nothing as precise.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from ..core.scheme import KEEP, Scheme
 
 
 def nearest(scheme: Scheme, layer: LayerSpec, offers: Iterable[Scheme]) -> Scheme:
-    """`scheme`, where its format is among `offers` (or it is `keep`), else the nearest of them; its method stays where that can make the format.
+    """`scheme`, where its format is among `offers` (or it is `keep`), else the nearest of them; its
+    method stays where that can make the format.
 
     Transforms of the input go: no tool's file holds them. A layer that can't be quantized is kept.
     """
@@ -36,7 +39,9 @@ def nearest(scheme: Scheme, layer: LayerSpec, offers: Iterable[Scheme]) -> Schem
 
 
 def whole(scheme: Scheme) -> Scheme:
-    """The scheme without a method whose zero points are fractions (such as HQQ), for tools that store them as integers."""
+    """The scheme without a method whose zero points are fractions (such as HQQ), for tools that
+    store them as integers.
+    """
     if scheme.method and not plugins.load("quantizers", scheme.method).integer_zeros:
         return replace(scheme, method="")
     return scheme
@@ -68,9 +73,11 @@ def _size(scheme: Scheme, layer: LayerSpec) -> float:
 
 
 def nearest_node(scheme: Scheme, layer: LayerSpec) -> Scheme:
-    """The nearest that a graph of standard nodes says (ONNX, OpenVINO): integers of 4 and 8 bits and e4m3, a channel or, of integers, in groups.
+    """The nearest that a graph of standard nodes says (ONNX, OpenVINO): integers of 4 and 8 bits
+    and e4m3, a channel or, of integers, in groups.
 
-    Inputs in 8 bits per tensor where weights are integers; that of a long skip has a range for each part, and a node has one.
+    Inputs in 8 bits per tensor where weights are integers; that of a long skip has a range for each
+    part, and a node has one.
     """
     if layer.kind not in ("linear", "conv1d", "conv2d", "conv3d") or layer.channel_axis != 0:
         return nearest(scheme, layer, [])
@@ -98,7 +105,9 @@ def width(layer: LayerSpec) -> int:
 
 
 def divides(group: int, layer: LayerSpec) -> bool:
-    """Whether groups of that size fill the rows of a layer, and of each part of a long skip, without a rest."""
+    """Whether groups of that size fill the rows of a layer, and of each part of a long skip,
+    without a rest.
+    """
     taps = width(layer) // max(1, layer.weight_shape[1 - layer.channel_axis]) if layer.parts else 1
     return width(layer) >= group and all(
         part % group == 0 for part in ([n * taps for n in layer.parts] or [width(layer)])

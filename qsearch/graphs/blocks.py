@@ -1,7 +1,9 @@
-"""Blocks: attention, feed-forward, ResNet, embeddings, …, each with its layers and operations, in order and by depth.
+"""Blocks: attention, feed-forward, ResNet, embeddings, …, each with its layers and operations, in
+order and by depth.
 
-A block is built around what makes it one: an attention, a residual branch, a chain of embedding layers; never around a name. Its name
-is the longest module path that its layers share, for people. Norms, modulations and sums join the block they feed, or that fed them.
+A block is built around what makes it one: an attention, a residual branch, a chain of embedding
+layers; never around a name. Its name is the longest module path that its layers share, for people.
+Norms, modulations and sums join the block they feed, or that fed them.
 """
 
 from __future__ import annotations
@@ -97,7 +99,9 @@ def _join(home: dict[Step, Group], block: Group, steps: list[Step]) -> None:
 
 
 def _attentions(wiring: Wiring, roles: Mapping[Step, str], home: dict[Step, Group]) -> None:
-    """A block around each attention: its projections, its outputs, its gates, and a feed-forward that shares a layer with it."""
+    """A block around each attention: its projections, its outputs, its gates, and a feed-forward
+    that shares a layer with it.
+    """
     layers = [step for step in wiring.steps if step.weight is not None]
     queries = {
         link.step: step for step in layers for link in wiring.targets[step] if link.what == "q"
@@ -152,7 +156,8 @@ def _rest(wiring: Wiring, roles: Mapping[Step, str], home: dict[Step, Group]) ->
             key=lambda s: -s.index,
         )
         behind = [home[s] for s in before]  # the last to be made first
-        # One modulation for many blocks belongs to the embedding that it is made from, one block's own to that block.
+        # One modulation for many blocks belongs to the embedding that it is made from, one block's
+        # own to that block.
         own = fed[:1] if len({id(block) for block in fed}) <= 3 else behind[:1] or fed[:1]
         _join(home, (own or behind[:1] or [Group(roles.get(step, step.kind))])[0], [step])
 

@@ -1,9 +1,12 @@
-"""Reading a model with torch.export, non-strict, without weights and without arithmetic; the model is left as it was.
+"""Reading a model with torch.export, non-strict, without weights and without arithmetic; the model
+is left as it was.
 
-Export runs the model's own Python on tensors without data and writes down every ATen operation with the module that called it.
-`strict=False`, because strict mode interprets the bytecode, which is slower and refuses more; and no decompositions, so that a
-linear layer stays one. What is exported is a copy whose weights are one element each, seen as a whole tensor: as small as on the meta
-device, but on the CPU, since `autocast` blocks, FlexAttention and tables made on the CPU refuse "meta". Shared weights stay shared.
+Export runs the model's own Python on tensors without data and writes down every ATen operation with
+the module that called it. `strict=False`, because strict mode interprets the bytecode, which is
+slower and refuses more; and no decompositions, so that a linear layer stays one. What is exported
+is a copy whose weights are one element each, seen as a whole tensor: as small as on the meta
+device, but on the CPU, since `autocast` blocks, FlexAttention and tables made on the CPU refuse
+"meta". Shared weights stay shared.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from torch.utils import _pytree as pytree
 from .operations import ATTENTIONS
 from .trace import Call, Trace, bare, bound, flat, original, parameter_names, path_of
 
-#: where accelerate and diffusers keep the hooks that move and cast weights; the module's own forward lies beneath them
+#: where accelerate and diffusers keep the hooks that move and cast weights; the module's own
+#: forward lies beneath them
 _HOOKS = ("_hf_hook", "_diffusers_hook")
 _CALLED_AGAIN = re.compile(
     r"@\d+$"
@@ -35,7 +39,9 @@ _CALLED_AGAIN = re.compile(
 
 
 def export(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
-    """The trace of `model(**inputs)`. Raises what export raises where it refuses, such as control flow that depends on data."""
+    """The trace of `model(**inputs)`. Raises what export raises where it refuses, such as control
+    flow that depends on data.
+    """
     twin = without_data(model)
     order = list(inspect.signature(twin.forward).parameters)
     names = sorted(inputs, key=lambda name: order.index(name) if name in order else len(order))
@@ -59,7 +65,9 @@ def export(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
 
 @contextmanager
 def whole_attention() -> Iterator[None]:
-    """nn.MultiheadAttention without its fast path, which is one operation that hides the projections."""
+    """nn.MultiheadAttention without its fast path, which is one operation that hides the
+    projections.
+    """
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -70,7 +78,9 @@ def whole_attention() -> Iterator[None]:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Without the garbage collector, which walks over every node of the growing program again and again."""
+    """Without the garbage collector, which walks over every node of the growing program again and
+    again.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -82,7 +92,9 @@ def _no_collection() -> Iterator[None]:
 
 @contextmanager
 def _no_autocast() -> Iterator[None]:
-    """`autocast` blocks do nothing: export makes a graph of each and inlines it again, which took half of Z-Image's time; numbers' types are no part of a graph."""
+    """`autocast` blocks do nothing: export makes a graph of each and inlines it again, which took
+    half of Z-Image's time; numbers' types are no part of a graph.
+    """
     kind = torch.amp.autocast_mode.autocast
     enter, leave = kind.__enter__, kind.__exit__
     kind.__enter__, kind.__exit__ = lambda self: self, lambda self, *_: None  # type: ignore[method-assign]
@@ -94,7 +106,9 @@ def _no_autocast() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without whole programs on the screen where export gives up (the model is read with hooks then), and without a stack trace for each node."""
+    """Without whole programs on the screen where export gives up (the model is read with hooks
+    then), and without a stack trace for each node.
+    """
     level, traces = (
         logging.root.manager.disable,
         getattr(fx.config, "do_not_emit_stack_traces", False),
@@ -115,9 +129,11 @@ def _quiet() -> Iterator[None]:
 
 
 def without_data(model: nn.Module) -> nn.Module:
-    """A copy in `eval()` mode whose tensors have no data: parameters, buffers, and what modules keep in plain attributes.
+    """A copy in `eval()` mode whose tensors have no data: parameters, buffers, and what modules
+    keep in plain attributes.
 
-    Compiled modules are copied as what they were compiled from; hooks, such as those that move weights between devices, stay behind.
+    Compiled modules are copied as what they were compiled from; hooks, such as those that move
+    weights between devices, stay behind.
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
@@ -149,7 +165,9 @@ def _blank(tensor: Tensor) -> Tensor:
 
 
 class _Reader:
-    """Walks an exported program, and the subprograms that its `no_grad` and `autocast` blocks become."""
+    """Walks an exported program, and the subprograms that its `no_grad` and `autocast` blocks
+    become.
+    """
 
     def __init__(
         self, program: torch.export.ExportedProgram, twin: nn.Module, given: dict[str, Any]
@@ -157,7 +175,8 @@ class _Reader:
         self.program = program
         self.calls: list[Call] = []
         first, self.aliases = parameter_names(twin)
-        # Export calls a shared parameter by any of its names; here it has the first that named_parameters gives.
+        # Export calls a shared parameter by any of its names; here it has the first that
+        # named_parameters gives.
         self.parameters = {
             name: first[id(parameter)]
             for name, parameter in twin.named_parameters(remove_duplicate=False)
@@ -189,7 +208,8 @@ class _Reader:
     def _add(self, call: Call, node: fx.Node) -> Call:
         value = node.meta.get("val")
         if isinstance(value, Tensor):
-            # A size that depends on data is no int: it raises here, and the model is read with hooks instead.
+            # A size that depends on data is no int: it raises here, and the model is read with
+            # hooks instead.
             call.shape = tuple(int(size) for size in value.shape)
             call.integer = not (value.is_floating_point() or value.is_complex())
         self.calls.append(call)

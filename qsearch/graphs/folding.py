@@ -1,8 +1,10 @@
-"""Folding: a trace becomes the steps that compute, joined by what flows between them; layout, casts and constants go into the edges.
+"""Folding: a trace becomes the steps that compute, joined by what flows between them; layout, casts
+and constants go into the edges.
 
-An operation is folded into the one whose result it rearranges, scales by a constant or puts together again from pieces: so rotary
-positions, `1 + scale` and head reshapes vanish, and the query projection's next step is the attention. Writes in place are followed
-through views, since export keeps them and Wan's rotary embedding is made of them.
+An operation is folded into the one whose result it rearranges, scales by a constant or puts
+together again from pieces: so rotary positions, `1 + scale` and head reshapes vanish, and the query
+projection's next step is the attention. Writes in place are followed through views, since export
+keeps them and Wan's rotary embedding is made of them.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from .trace import Call, Trace
 
 @dataclass(eq=False, slots=True)
 class Step:
-    """One operation that computes. `inputs`: the steps it reads (of attention: query, key, value, then the mask), `reads`: the tensors themselves.
+    """One operation that computes. `inputs`: the steps it reads (of attention: query, key, value,
+    then the mask), `reads`: the tensors themselves.
 
-    `weight`: the parameter of a layer, else None; `transposed`: its output channels are on the last axis.
+    `weight`: the parameter of a layer, else None; `transposed`: its output channels are on the last
+    axis.
     """
 
     kind: str
@@ -42,7 +46,9 @@ class Step:
 
 
 def fold(trace: Trace, structure: frozenset[str]) -> list[Step]:
-    """The steps of a trace in order of execution. Inputs named in `structure` (positions, masks) count as constants."""
+    """The steps of a trace in order of execution. Inputs named in `structure` (positions, masks)
+    count as constants.
+    """
     folder = _Folder(structure)
     for call in trace.calls:
         folder.read(call)
@@ -131,7 +137,8 @@ class _Folder:
         )
         root, first = self.roots[weight], weight is factors[0] and op not in ops.EMBEDDINGS
         kind = ops.weight_kind(call, root)
-        # y = x @ W has its output channels last; the transposed weight of addmm, and a weight on the left, have them first.
+        # y = x @ W has its output channels last; the transposed weight of addmm, and a weight on
+        # the left, have them first.
         last = (
             kind == "linear" and op != "linear" and not first and not self.turned.get(weight, False)
         )
@@ -147,7 +154,9 @@ class _Folder:
         return self._step(step)
 
     def _compute(self, call: Call, op: str) -> Step | None:
-        """What an operation without a weight gives: a constant, what it is folded into, or a new step."""
+        """What an operation without a weight gives: a constant, what it is folded into, or a new
+        step.
+        """
         given = ops.operands(call) if op in ops.MATMULS else call.given
         data = [(g, made) for g in given if (made := self.source(g)) is not None]
         if (

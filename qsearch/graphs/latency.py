@@ -12,7 +12,8 @@ from .costs import Device, Timing, timings
 
 
 def roofline(graph: OpGraph, on: Device, schemes: Iterable[Scheme | str]) -> Latency:
-    """Seconds of each layer with each of `schemes` and with `keep`, by `costs.timings`; layers that can't be quantized have `keep` alone.
+    """Seconds of each layer with each of `schemes` and with `keep`, by `costs.timings`; layers that
+    can't be quantized have `keep` alone.
 
     Choices of whole attentions among them time the attentions that can have them.
     """
@@ -38,7 +39,9 @@ def roofline(graph: OpGraph, on: Device, schemes: Iterable[Scheme | str]) -> Lat
 def _attentions(
     graph: OpGraph, on: Device, choices: Iterable[Scheme]
 ) -> dict[str, dict[str, float]]:
-    """Seconds of each self-attention that can have one of `choices`: less arithmetic, as many bytes."""
+    """Seconds of each self-attention that can have one of `choices`: less arithmetic, as many
+    bytes.
+    """
     timed: dict[str, list[Timing]] = {}
     for one in timings(graph, on):
         if one.kind == "attention":

@@ -1,7 +1,9 @@
-"""What ATen operations mean here: which carry weights, which only rearrange, which are attention, norms, activations.
+"""What ATen operations mean here: which carry weights, which only rearrange, which are attention,
+norms, activations.
 
-One table for both readers: export keeps whole operations (`linear`, `layer_norm`), hooks see what they are made of (`addmm`,
-`native_layer_norm`). An operation that no table names keeps its own name as its kind, so that nothing is ever "other".
+One table for both readers: export keeps whole operations (`linear`, `layer_norm`), hooks see what
+they are made of (`addmm`, `native_layer_norm`). An operation that no table names keeps its own name
+as its kind, so that nothing is ever "other".
 """
 
 from __future__ import annotations
@@ -78,7 +80,9 @@ COPIES = frozenset(
 
 
 def plain(op: str) -> str:
-    """The name without the underscore of an operation in place, and with one name for each overload of resampling."""
+    """The name without the underscore of an operation in place, and with one name for each overload
+    of resampling.
+    """
     return op[:-1] if op.endswith("_") and not op.endswith("__") else op
 
 
@@ -88,7 +92,9 @@ def in_place(op: str) -> bool:
 
 
 def kind_of(op: str) -> str:
-    """Kind of an operation that carries no weight: attention, matmul, norm, activation, add, multiply, concat, resample, or its own name."""
+    """Kind of an operation that carries no weight: attention, matmul, norm, activation, add,
+    multiply, concat, resample, or its own name.
+    """
     name = plain(op)
     for kind, names in (
         ("attention", ATTENTIONS),
@@ -143,7 +149,9 @@ def operands(call: Call) -> tuple[Call, ...]:
 
 
 def macs(call: Call) -> int:
-    """Multiply-accumulates of products, convolutions and attention, counted as torch's FlopCounterMode does; 0 for all else."""
+    """Multiply-accumulates of products, convolutions and attention, counted as torch's
+    FlopCounterMode does; 0 for all else.
+    """
     name, arguments = plain(call.op), call.arguments
     if name in ATTENTIONS:
         query, key, value = call.given[:3]
@@ -151,7 +159,8 @@ def macs(call: Call) -> int:
     if name in CONVOLUTIONS:
         given, weight = call.given[:2]
         transposed = "transpose" in name or bool(arguments.get("transposed"))
-        # A convolution applies its kernel at each output place, a transposed one at each input place.
+        # A convolution applies its kernel at each output place, a transposed one at each input
+        # place.
         return (given.numel if transposed else call.numel) * math.prod(weight.shape[1:])
     if name == "einsum":
         return _einsum(str(arguments.get("equation")), call.given)

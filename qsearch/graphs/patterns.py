@@ -1,6 +1,7 @@
 """Patterns: attention and norms that a model writes by hand become one step each.
 
-Attention: a product of two activations, a softmax, a product with a third; or two products in a row without a softmax (linear
+Attention: a product of two activations, a softmax, a product with a third; or two products in a row
+    without a softmax (linear
 attention, as in Sana). Norm: a tensor divided by, or less, a reduction of itself.
 """
 
@@ -11,7 +12,9 @@ from .folding import Step, consumers
 
 
 def recognise(steps: list[Step]) -> list[Step]:
-    """The same steps with hand-written norms and attention as one step each, and without what they were made of."""
+    """The same steps with hand-written norms and attention as one step each, and without what they
+    were made of.
+    """
     for step in steps:
         if step.kind in ("multiply", "add") and len(step.inputs) == 2:
             _norm(step)
@@ -26,7 +29,9 @@ def recognise(steps: list[Step]) -> list[Step]:
 
 
 def _numbered(steps: list[Step]) -> list[Step]:
-    """Steps that something reads, layers, sums (a stream may end unread), inputs and outputs; `index` is set."""
+    """Steps that something reads, layers, sums (a stream may end unread), inputs and outputs;
+    `index` is set.
+    """
     kept: list[Step] = []
     wanted: set[Step] = set()
     for step in reversed(steps):
@@ -97,7 +102,8 @@ def _linear_attention(out: Step, readers: dict[Step, list[Step]]) -> None:
             and readers[inner] == [out]
         ):
             pairs = list(zip(inner.inputs, inner.reads, strict=True))
-            # The key went through a feature map, an activation as a rule; without one, the product is written key x value.
+            # The key went through a feature map, an activation as a rule; without one, the product
+            # is written key x value.
             if pairs[1][0].kind == "activation" and pairs[0][0].kind != "activation":
                 pairs.reverse()
             _become(out, inner, ((out.inputs[1 - at], out.reads[1 - at]), *pairs), ())
@@ -129,7 +135,9 @@ def _product(step: Step) -> Step | None:
 
 
 def _roles(scores: Step, softmax: Step) -> tuple[int, int]:
-    """Places of query and key among the factors: the softmax runs over the keys, which lie on the last axis as a rule."""
+    """Places of query and key among the factors: the softmax runs over the keys, which lie on the
+    last axis as a rule.
+    """
     axis, rank = softmax.call.arguments.get("dim", -1), len(softmax.call.shape)
     last = int(axis) % rank == rank - 1
     if ops.plain(scores.call.op) == "einsum":

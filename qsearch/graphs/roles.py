@@ -1,8 +1,9 @@
-"""Roles: what a layer is for (query, feed-forward input, ResNet convolution, …), from how it is wired, never from its name.
+"""Roles: what a layer is for (query, feed-forward input, ResNet convolution, …), from how it is
+wired, never from its name.
 
 self-, cross-, joint-attention-q, -k, -v, -qkv, -kv, …, -out, -gate   by what feeds the attention and what consumes it;
-                                    joint-attention-add-q, … are the text's side, as diffusers calls them;
-                                    pooling-attention-… make one vector of a text
+                                    joint-attention-add-q, … are the text's side, as diffusers calls
+                                    them; pooling-attention-… make one vector of a text
 parallel-in, parallel-out           one layer for attention and feed-forward at once (Flux's single blocks)
 feed-forward-in, -mid, -out         a residual branch without attention, by place; resnet-conv where it is made of convolutions
 shortcut, residual                  the layer on the stream beside a branch; a branch of one layer

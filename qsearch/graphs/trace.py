@@ -1,7 +1,9 @@
-"""Trace: the operations of one call of a model in order, as export or hooks saw them, before anything is judged.
+"""Trace: the operations of one call of a model in order, as export or hooks saw them, before
+anything is judged.
 
-Both ways of reading a model end here, so that all that follows (folding, reachability, roles, blocks) is written once. An
-operation has the bare name of its ATen overload (`linear`, `add`, `view`) and its arguments by the names of the ATen schema.
+Both ways of reading a model end here, so that all that follows (folding, reachability, roles,
+blocks) is written once. An operation has the bare name of its ATen overload (`linear`, `add`,
+`view`) and its arguments by the names of the ATen schema.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ from torch import nn
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """One operation, or a tensor that is given: an "input", a "parameter" or a "constant", with its name.
+    """One operation, or a tensor that is given: an "input", a "parameter" or a "constant", with its
+    name.
 
-    `where`: the module that ran it. `shape`: of its result; () for a list of tensors, whose members are "getitem" calls.
+    `where`: the module that ran it. `shape`: of its result; () for a list of tensors, whose members
+    are "getitem" calls.
     """
 
     op: str
@@ -42,7 +46,9 @@ class Call:
 
 @dataclass
 class Trace:
-    """Calls in order of execution, the ones that the model returns, and `aliases`: parameter -> its other names."""
+    """Calls in order of execution, the ones that the model returns, and `aliases`: parameter -> its
+    other names.
+    """
 
     calls: list[Call]
     outputs: tuple[Call, ...]
@@ -75,12 +81,16 @@ def bare(target: torch._ops.OpOverload[Any, Any]) -> str:
 
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Name -> module, without the wrappers of torch.compile and their part of the name; `get_submodule` finds it all the same."""
+    """Name -> module, without the wrappers of torch.compile and their part of the name;
+    `get_submodule` finds it all the same.
+    """
     return {_plain(name): original(module) for name, module in model.named_modules()}
 
 
 def parameter_names(model: nn.Module) -> tuple[dict[int, str], dict[str, tuple[str, ...]]]:
-    """id of each parameter -> its first name, and first name -> its other names (shared weights, modules under two names)."""
+    """id of each parameter -> its first name, and first name -> its other names (shared weights,
+    modules under two names).
+    """
     first: dict[int, str] = {}
     others: dict[str, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -96,7 +106,9 @@ def _plain(name: str) -> str:
 
 
 def flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """`(path, leaf)` of what lies in nested dicts and lists, paths such as `added_cond_kwargs.time_ids`."""
+    """`(path, leaf)` of what lies in nested dicts and lists, paths such as
+    `added_cond_kwargs.time_ids`.
+    """
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from flat(inner, f"{path}.{key}" if path else str(key))

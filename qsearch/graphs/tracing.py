@@ -1,7 +1,9 @@
-"""Reading a model by watching one real call: the fallback where export refuses, because control flow depends on data.
+"""Reading a model by watching one real call: the fallback where export refuses, because control
+flow depends on data.
 
-A dispatch mode sees every ATen operation that the call makes, forward hooks say which module made it. The model runs as it is, on
-its own device and with its own values, so it needs weights, and as much time and memory as a call.
+A dispatch mode sees every ATen operation that the call makes, forward hooks say which module made
+it. The model runs as it is, on its own device and with its own values, so it needs weights, and as
+much time and memory as a call.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from .trace import Call, Trace, bare, bound, named_modules, original, parameter_
 
 
 def trace(model: nn.Module, inputs: Mapping[str, Any], signature: str, refused: str) -> Trace:
-    """The trace of `model(**inputs)`. Raises `QSearchError` with the signature when the call fails; `refused`: why export did."""
+    """The trace of `model(**inputs)`. Raises `QSearchError` with the signature when the call fails;
+    `refused`: why export did.
+    """
     whole = original(model)
     watch = _Watch(whole)
     for keys, leaf in pytree.tree_flatten_with_path(dict(inputs))[0]:
@@ -116,7 +120,8 @@ class _Watch(TorchDispatchMode):
             call.shape = tuple(made.shape)
             self.calls.append(
                 call
-            )  # in place: the tensor keeps its own call, the writing is followed when steps are folded
+                # in place: the tensor keeps its own call, the writing is followed when steps are folded
+            )
         else:
             self.calls.append(call)
             for i, part in enumerate(made if isinstance(made, tuple | list) else ()):

@@ -1,7 +1,9 @@
-"""Wiring: what stands before and behind each step, which branches come back to a residual stream, which attention reads what.
+"""Wiring: what stands before and behind each step, which branches come back to a residual stream,
+which attention reads what.
 
-The questions that roles and blocks ask of the data flow, each answered once. A step is passed through when it only changes the
-values that flow (norm, activation, gate, concatenation); layers, attention, residual sums, inputs and outputs stop the search.
+The questions that roles and blocks ask of the data flow, each answered once. A step is passed
+through when it only changes the values that flow (norm, activation, gate, concatenation); layers,
+attention, residual sums, inputs and outputs stop the search.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ _CONDITIONS = frozenset({"step", "pooled"})
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Where a search ended: at `step`; "q", "k", "v", "layer", "add", "modulated", "output", … in `what`; the kinds it passed in `via`."""
+    """Where a search ended: at `step`; "q", "k", "v", "layer", "add", "modulated", "output", … in
+    `what`; the kinds it passed in `via`.
+    """
 
     step: Step
     what: str
@@ -28,7 +32,9 @@ class Link:
 
 @dataclass(eq=False, slots=True)
 class Branch:
-    """A residual: `add` sums the stream `skip` and what its branch made of it. `layers`: own ones, those of branches within it left out."""
+    """A residual: `add` sums the stream `skip` and what its branch made of it. `layers`: own ones,
+    those of branches within it left out.
+    """
 
     add: Step
     skip: Step
@@ -40,7 +46,9 @@ class Branch:
 
 
 class Wiring:
-    """The steps with what each depends on (`sees`) and whose tokens tensors hold (`tokens`); sets the kind of modulations."""
+    """The steps with what each depends on (`sees`) and whose tokens tensors hold (`tokens`); sets
+    the kind of modulations.
+    """
 
     def __init__(
         self, steps: list[Step], sees: Mapping[Step, frozenset[str]], tokens: Mapping[Call, Tokens]
@@ -63,7 +71,9 @@ class Wiring:
         }  # what the result of a step reaches first
 
     def conditions(self, step: Step) -> frozenset[int]:
-        """Places of the operands that scale, shift or gate the others: they depend on no picture, and are smaller or made from the timestep."""
+        """Places of the operands that scale, shift or gate the others: they depend on no picture,
+        and are smaller or made from the timestep.
+        """
         if step.kind not in ("add", "multiply", "modulation") or len(step.inputs) < 2:
             return frozenset()
         kinds = [{kind for kind, _ in self.tokens.get(read, ())} for read in step.reads]
@@ -88,12 +98,16 @@ class Wiring:
         )
 
     def holds(self, call: Call) -> frozenset[str]:
-        """Kinds of tokens that a tensor holds; those of the timestep or of a pooled text only where there are no others."""
+        """Kinds of tokens that a tensor holds; those of the timestep or of a pooled text only where
+        there are no others.
+        """
         kinds = frozenset(kind for kind, _ in self.tokens.get(call, ()))
         return kinds - _CONDITIONS - {"constant"} or kinds
 
     def attention(self, step: Step) -> str:
-        """self, cross or joint: whose tokens the keys are, compared with the queries'; pooling, where many tokens become one."""
+        """self, cross or joint: whose tokens the keys are, compared with the queries'; pooling,
+        where many tokens become one.
+        """
         if (
             step.reads[0].shape[-2:-1] == (1,) != step.reads[1].shape[-2:-1]
             and "image" not in self.sees[step]
@@ -171,7 +185,9 @@ class Wiring:
         return bool(self.before[step] >> other.index & 1)
 
     def _branches(self) -> tuple[Branch, ...]:
-        """The residual branches in order of execution, each layer and attention in the smallest that holds it."""
+        """The residual branches in order of execution, each layer and attention in the smallest
+        that holds it.
+        """
         found = [
             branch for step in self.steps if step.kind == "add" and (branch := self._branch(step))
         ]
@@ -231,7 +247,9 @@ class Wiring:
         return None
 
     def _adapter(self, end: Step, skip: Step) -> bool:
-        """Whether layers alone lie between: a low-rank adapter beside its layer, not a branch beside its shortcut."""
+        """Whether layers alone lie between: a low-rank adapter beside its layer, not a branch
+        beside its shortcut.
+        """
         while end is not skip:
             if end.weight is None or len(end.inputs) != 1:
                 return False

@@ -1,4 +1,6 @@
-"""The contract of surrogates, and a small world of plans whose measured quality follows a law that they must find."""
+"""The contract of surrogates, and a small world of plans whose measured quality follows a law that
+they must find.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ def small_graph(blocks: int = 3, width: int = 16, model: str = "world") -> OpGra
 def small_table(
     graph: OpGraph, seed: int = 0, probes: int = 12, bins: int = 2, metric: str = "noise"
 ) -> SensitivityTable:
-    """Shares of random probes: 6 dB a bit, layers of very different weight, codebooks better than grids."""
+    """Shares of random probes: 6 dB a bit, layers of very different weight, codebooks better than
+    grids.
+    """
     dice = np.random.default_rng(seed)
     loud = dice.lognormal(-3, 1, len(graph.layers))
     choices, size = [], []
@@ -112,7 +116,9 @@ def small_plans(graph: OpGraph, count: int, seed: int = 0) -> dict[str, Plan]:
 def small_study(
     count: int = 60, seed: int = 0, graph: OpGraph | None = None, noise: float = 0.1
 ) -> Study:
-    """Measured plans: `sqnr` falls with the table's prediction, and more than it says where feed-forward layers are coarse; `ssim` follows it."""
+    """Measured plans: `sqnr` falls with the table's prediction, and more than it says where
+    feed-forward layers are coarse; `ssim` follows it.
+    """
     graph = graph or small_graph()
     table, plans = small_table(graph), small_plans(graph, count, seed)
     dice = np.random.default_rng(seed + 1)
@@ -134,7 +140,9 @@ def small_study(
 
 
 class SurrogateContract(Contract):
-    """What holds for every file in `surrogates/`: it learns, it repeats itself, it comes back from disk, and what it shares out adds up."""
+    """What holds for every file in `surrogates/`: it learns, it repeats itself, it comes back from
+    disk, and what it shares out adds up.
+    """
 
     kind = "surrogates"
 
@@ -178,7 +186,9 @@ class SurrogateContract(Contract):
         assert np.array_equal(again, model.predict(asked)), "it came back as another"
 
     def test_what_it_shares_out_adds_up_to_its_prediction(self) -> None:
-        """On 1,000 plans, within `TOLERANCE` of the predictions' range; a graph predictor scores every layer instead."""
+        """On 1,000 plans, within `TOLERANCE` of the predictions' range; a graph predictor scores
+        every layer instead.
+        """
         known, target, _, _ = self.lessons()
         model: Any = self.module.fit(known, target, 0)
         if self.module.needs_graph:

@@ -1,4 +1,6 @@
-"""Data: what a surrogate learns from and predicts for, and what it must be able to do with it: the interface of all surrogates."""
+"""Data: what a surrogate learns from and predicts for, and what it must be able to do with it: the
+interface of all surrogates.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ PRIORS = ("/plan", "/sum")
 
 @dataclass(frozen=True)
 class Data:
-    """Plans as columns `values` [plans, columns], and, for predictors that want the graph, as `nodes`: a graph for each plan."""
+    """Plans as columns `values` [plans, columns], and, for predictors that want the graph, as
+    `nodes`: a graph for each plan.
+    """
 
     columns: tuple[str, ...]
     values: Array
@@ -26,7 +30,9 @@ class Data:
 
     @property
     def priors(self) -> tuple[int, ...]:
-        """The columns in which a table predicts the whole plan, in dB of noise power; none without a table."""
+        """The columns in which a table predicts the whole plan, in dB of noise power; none without
+        a table.
+        """
         return tuple(i for i, name in enumerate(self.columns) if name.endswith(PRIORS))
 
     def __len__(self) -> int:
@@ -43,14 +49,18 @@ class Data:
 
 
 class AbstractModel(Protocol):
-    """A fitted surrogate. Its module says `needs_graph`, and has `fit(data, target, seed)` and `load(folder)`."""
+    """A fitted surrogate. Its module says `needs_graph`, and has `fit(data, target, seed)` and
+    `load(folder)`.
+    """
 
     def predict(self, data: Data) -> Array:
         """The metric of each plan [plans]."""
         ...
 
     def shares(self, data: Data) -> tuple[Array, float]:
-        """(what each column adds to each prediction [plans, columns], the base value): they add up to `predict` to rounding of fp64."""
+        """(what each column adds to each prediction [plans, columns], the base value): they add up
+        to `predict` to rounding of fp64.
+        """
         ...
 
     def save(self, folder: Path) -> None:
@@ -60,7 +70,9 @@ class AbstractModel(Protocol):
 
 @dataclass(frozen=True)
 class Line:
-    """What a table's own prediction says of the target: intercept + slope x that column; flat without a table. Learners start from it."""
+    """What a table's own prediction says of the target: intercept + slope x that column; flat
+    without a table. Learners start from it.
+    """
 
     intercept: float
     slope: float = 0.0
@@ -68,7 +80,9 @@ class Line:
 
     @staticmethod
     def through(data: Data, target: Array) -> Line:
-        """Least squares on the prior that correlates best: with few probes the sum is steadier than the sum with interactions."""
+        """Least squares on the prior that correlates best: with few probes the sum is steadier than
+        the sum with interactions.
+        """
         moving = [i for i in data.priors if np.ptp(data.values[:, i]) > 0]
         if not moving or np.ptp(target) == 0:
             return Line(float(target.mean()))

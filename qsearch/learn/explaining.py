@@ -1,4 +1,6 @@
-"""explain(graph, plans, ...) -> Attribution: why a plan is predicted to be good or bad, by every explainer that what is given allows."""
+"""explain(graph, plans, ...) -> Attribution: why a plan is predicted to be good or bad, by every
+explainer that what is given allows.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,14 @@ def explain(
     pairs: int = PAIRS,
     layers: bool = True,
 ) -> Attribution:
-    """Values for each of `plans`: of layers, by step and metric, and of pairs of layers, from tables with probes' shares; of features, from surrogates.
+    """Values for each of `plans`: of layers, by step and metric, and of pairs of layers, from
+    tables with probes' shares; of features, from surrogates.
 
-    A graph predictor among the surrogates scores operations and blocks instead, of a uniform plan of each scheme that it knows. `baseline`: what a plan
-    is compared with by the tables (full precision when left out); without `layers` only surrogates are asked, which compare with the plans that they learnt from. Values and base add up to
-    each prediction within `core.attribution.TOLERANCE` of the predictions' range, or it is refused.
+    A graph predictor among the surrogates scores operations and blocks instead, of a uniform plan
+    of each scheme that it knows. `baseline`: what a plan is compared with by the tables (full
+    precision when left out); without `layers` only surrogates are asked, which compare with the
+    plans that they learnt from. Values and base add up to each prediction within
+    `core.attribution.TOLERANCE` of the predictions' range, or it is refused.
     """
     known = (tables,) if isinstance(tables, SensitivityTable) else tuple(tables)
     parts = [
@@ -55,7 +60,9 @@ def explain_surrogate(
     plans: Mapping[str, Plan],
     tables: Sequence[SensitivityTable] = (),
 ) -> Attribution:
-    """What each column of features adds to a surrogate's prediction, on the scale on which it learns (`scores.linked`); of a graph predictor, its scores."""
+    """What each column of features adds to a surrogate's prediction, on the scale on which it
+    learns (`scores.linked`); of a graph predictor, its scores.
+    """
     if not surrogate.has_columns:
         return _scores(surrogate, graph, tables)
     data = surrogate.data(graph, plans, tables)

@@ -1,4 +1,6 @@
-"""Scores of a predictor: how well it ranks plans (Spearman, Kendall, NDCG@10), and how wide its calibrated intervals are."""
+"""Scores of a predictor: how well it ranks plans (Spearman, Kendall, NDCG@10), and how wide its
+calibrated intervals are.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ TOP = 10
 
 @dataclass(frozen=True)
 class Scores:
-    """`spearman`, `kendall`, `ndcg` (at `TOP`, linear gains over the range of what was measured), `error` (root mean square), of `plans` held-out predictions."""
+    """`spearman`, `kendall`, `ndcg` (at `TOP`, linear gains over the range of what was measured),
+    `error` (root mean square), of `plans` held-out predictions.
+    """
 
     spearman: float
     kendall: float
@@ -26,7 +30,9 @@ class Scores:
 
 
 def score(predicted: Array, measured: Array, *, lower_is_better: bool = False) -> Scores:
-    """Scores of held-out predictions. Raises `QSearchError` where the measured values are all the same: nothing could be ranked."""
+    """Scores of held-out predictions. Raises `QSearchError` where the measured values are all the
+    same: nothing could be ranked.
+    """
     from scipy.stats import kendalltau, spearmanr
     from sklearn.metrics import ndcg_score
 
@@ -52,7 +58,9 @@ def score(predicted: Array, measured: Array, *, lower_is_better: bool = False) -
 
 
 def linked(metric: str, values: Array) -> Array:
-    """A metric on the scale on which it is learnt and explained, as its plug-in declares it (`core.metrics`)."""
+    """A metric on the scale on which it is learnt and explained, as its plug-in declares it
+    (`core.metrics`).
+    """
     return metric_words(metric).linked(values)
 
 
@@ -62,10 +70,12 @@ def unlinked(metric: str, values: Array) -> Array:
 
 
 def half_width(residuals: Array, coverage: float) -> float:
-    """Half the width of an interval that holds a new plan with probability `coverage`, from held-out residuals: split conformal prediction.
+    """Half the width of an interval that holds a new plan with probability `coverage`, from
+    held-out residuals: split conformal prediction.
 
-    The ceil((n + 1) coverage)-th smallest absolute residual (Lei et al. 2018, Journal of the American Statistical Association 113, section 2.2);
-    infinite where there are too few residuals for such a promise.
+    The ceil((n + 1) coverage)-th smallest absolute residual (Lei et al. 2018, Journal of the
+    American Statistical Association 113, section 2.2); infinite where there are too few residuals
+    for such a promise.
     """
     rank = math.ceil((len(residuals) + 1) * coverage)
     return float(np.sort(np.abs(residuals))[rank - 1]) if rank <= len(residuals) else math.inf

@@ -1,11 +1,16 @@
-"""Exact Shapley values of the probes' quadratic model, in closed form: what each layer's choice adds to the predicted error of a plan.
+"""Exact Shapley values of the probes' quadratic model, in closed form: what each layer's choice
+adds to the predicted error of a plan.
 
-The model says that a plan's error is v(S) = E[(B + sum of d_i over S)^2] over probes, where layer i moves a probe by d_i when it changes from the
-baseline's choice to the plan's, and B is what the baseline itself does. Such a game has products of at most two players, so each product is shared
-equally between its two: with D the sum of all d_i, the Shapley value of i is E[d_i (2B + D)], and the values add up to v(all) - v(none) = E[(B + D)^2] - E[B^2].
-No sampling of coalitions, no error but that of the probes. Products of different layers, which a few dozen probes leave noisy, count as far as they can
-be trusted (`trust`, t): v(S) = (1 - t) sum of E[s_l^2] + t E[(sum of s_l)^2] over the layers' choices l in S, whose values are mixed in the same way. (Shapley 1953; pairs: the Shapley interaction index of Grabisch and Roubens 1999, whose
-orders above two are zero here.) Within a trajectory d_i is a sum over sampler steps, and its value splits over them the same way.
+The model says that a plan's error is v(S) = E[(B + sum of d_i over S)^2] over probes, where layer i
+moves a probe by d_i when it changes from the baseline's choice to the plan's, and B is what the
+baseline itself does. Such a game has products of at most two players, so each product is shared
+equally between its two: with D the sum of all d_i, the Shapley value of i is E[d_i (2B + D)], and
+the values add up to v(all) - v(none) = E[(B + D)^2] - E[B^2]. No sampling of coalitions, no error
+but that of the probes. Products of different layers, which a few dozen probes leave noisy, count as
+far as they can be trusted (`trust`, t): v(S) = (1 - t) sum of E[s_l^2] + t E[(sum of s_l)^2] over
+the layers' choices l in S, whose values are mixed in the same way. (Shapley 1953; pairs: the
+Shapley interaction index of Grabisch and Roubens 1999, whose orders above two are zero here.)
+Within a trajectory d_i is a sum over sampler steps, and its value splits over them the same way.
 """
 
 from __future__ import annotations
@@ -37,11 +42,14 @@ def explain_quadratic(
     pairs: int = 0,
     trust: float | None = None,
 ) -> Attribution:
-    """Shapley values of every layer that differs from `baseline` (full precision), per plan, metric of the table and step; noise powers or squared distances.
+    """Shapley values of every layer that differs from `baseline` (full precision), per plan, metric
+    of the table and step; noise powers or squared distances.
 
-    `pairs`: so many of the strongest pairs of layers besides, with each layer's own error as the pair of itself with itself and the other pairs in one
-    row, `(rest)`. `trust`: how much products between layers count, from 0 to 1; by default what the probes' own noise allows
-    (`core.interactions.trust_of`). Raises `QSearchError` for a table without probes' shares, of another graph, or that lacks a choice.
+    `pairs`: so many of the strongest pairs of layers besides, with each layer's own error as the
+    pair of itself with itself and the other pairs in one row, `(rest)`. `trust`: how much products
+    between layers count, from 0 to 1; by default what the probes' own noise allows
+    (`core.interactions.trust_of`). Raises `QSearchError` for a table without probes' shares, of
+    another graph, or that lacks a choice.
     """
     table.check(graph)
     if table.shares is None:
@@ -64,7 +72,9 @@ def explain_quadratic(
 
 
 class _Moves:
-    """What choices add to each probe, by name; parts that a profile which ran out of time never came to are left out."""
+    """What choices add to each probe, by name; parts that a profile which ran out of time never
+    came to are left out.
+    """
 
     def __init__(self, shares: Shares) -> None:
         seen = {cell: ~np.isnan(values).all((0, 1, 2)) for cell, values in shares.values.items()}
@@ -91,7 +101,9 @@ class _Moves:
         return found
 
     def of_plan(self, cell: Cell, site: str, plan: Plan | None, bins: int) -> Array:
-        """What a plan's choice of a site adds in each sampler step, by the range that the step (or the cell's bin) lies in."""
+        """What a plan's choice of a site adds in each sampler step, by the range that the step (or
+        the cell's bin) lies in.
+        """
         if plan is None:
             return self.of(cell, site, KEEP)
         held = plan.choices.get(site, (KEEP,))
@@ -174,14 +186,18 @@ def _differs(plan: Plan, baseline: Plan | None, site: str) -> bool:
 
 
 def _shrunk(total: Array, scores: list[Array], power: Array, trust: float) -> float:
-    """The error of choices whose scores add up to `total` [probes, parts], with so much of their products."""
+    """The error of choices whose scores add up to `total` [probes, parts], with so much of their
+    products.
+    """
     return trust * ratio(total**2, power)[0] + (1 - trust) * sum(
         ratio(s.sum(0) ** 2, power)[0] for s in scores
     )
 
 
 def _products(moves: Array, begin: Array, power: Array) -> Array:
-    """[layers, layers]: off the diagonal E[2 d_i d_j] in its upper half, on it E[d_i (2B + d_i)]; together E[(B + D)^2] - E[B^2]."""
+    """[layers, layers]: off the diagonal E[2 d_i d_j] in its upper half, on it E[d_i (2B + d_i)];
+    together E[(B + D)^2] - E[B^2].
+    """
     seen = ~np.isnan(moves).all((0, 1))
     flat, scale = moves[:, :, seen], power[seen].sum()
     count = (~np.isnan(flat)).sum(1, keepdims=True)

@@ -1,7 +1,9 @@
-"""Surrogate: predicts a measured metric of a plan, says how sure it is, and refuses plans of graphs it has not seen; on disk as `surrogate/METRIC/`.
+"""Surrogate: predicts a measured metric of a plan, says how sure it is, and refuses plans of graphs
+it has not seen; on disk as `surrogate/METRIC/`.
 
-What is stored: `surrogate.json` (columns, graphs, held-out scores, residuals for intervals) and the model's own file beside it, as text or safetensors.
-A surrogate of several graphs predicts for each of them; `fit(..., by="graph")` says how well one would do on a graph it has not seen.
+What is stored: `surrogate.json` (columns, graphs, held-out scores, residuals for intervals) and the
+model's own file beside it, as text or safetensors. A surrogate of several graphs predicts for each
+of them; `fit(..., by="graph")` says how well one would do on a graph it has not seen.
 """
 
 from __future__ import annotations
@@ -30,10 +32,12 @@ SCHEMA = "qsearch.surrogate/1"
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A fitted predictor of one metric. `kind`: its plug-in; `columns`: the features it reads; `residuals`: held-out errors, for intervals, on the scale
-    on which it learns (`scores.linked`), which is also that of `model`.
+    """A fitted predictor of one metric. `kind`: its plug-in; `columns`: the features it reads;
+    `residuals`: held-out errors, for intervals, on the scale on which it learns (`scores.linked`),
+    which is also that of `model`.
 
-    `graphs`: id -> name of the models it learnt from. `schemes`: those that its plans had. `scores`: of the held-out predictions.
+    `graphs`: id -> name of the models it learnt from. `schemes`: those that its plans had.
+    `scores`: of the held-out predictions.
     """
 
     kind: str
@@ -54,13 +58,17 @@ class Surrogate:
 
     @property
     def has_columns(self) -> bool:
-        """Whether it reads columns of features, and can share a prediction out among them; a graph predictor scores operations instead."""
+        """Whether it reads columns of features, and can share a prediction out among them; a graph
+        predictor scores operations instead.
+        """
         return not plugins.load("surrogates", self.kind).needs_graph
 
     def data(
         self, graph: OpGraph, plans: Mapping[str, Plan], tables: Sequence[SensitivityTable] = ()
     ) -> Data:
-        """The plans as this surrogate reads them. Raises `QSearchError` for another graph, or plans with schemes that it has never seen."""
+        """The plans as this surrogate reads them. Raises `QSearchError` for another graph, or plans
+        with schemes that it has never seen.
+        """
         if graph.id not in self.graphs:
             known = ", ".join(f"{name} ({id_})" for id_, name in self.graphs.items())
             raise QSearchError(
@@ -82,7 +90,9 @@ class Surrogate:
         *,
         coverage: float = 0.9,
     ) -> dict[str, tuple[float, float, float]]:
-        """plan -> (prediction, lower and upper end of an interval that holds what is measured with probability `coverage`)."""
+        """plan -> (prediction, lower and upper end of an interval that holds what is measured with
+        probability `coverage`).
+        """
         found = self.model.predict(self.data(graph, plans, tables))
         wide = half_width(self.residuals, coverage)
         ends = [unlinked(self.metric, x) for x in (found, found - wide, found + wide)]
@@ -157,7 +167,9 @@ def assemble(
     columns: Sequence[str] | None = None,
     features: Features | None = None,
 ) -> Data:
-    """Plans of one graph as data for a surrogate of this kind, with the given columns (all, when left out)."""
+    """Plans of one graph as data for a surrogate of this kind, with the given columns (all, when
+    left out).
+    """
     found = features or featurize(graph, plans, tables)
     names = tuple(found.columns if columns is None else columns)
     nodes: tuple[Nodes, ...] = ()

@@ -1,7 +1,10 @@
-"""Attention's own tensors on their way through functions of ours: in any model that calls torch's attention, with no code per model.
+"""Attention's own tensors on their way through functions of ours: in any model that calls torch's
+attention, with no code per model.
 
-Hooks put a torch function mode around the modules that call `scaled_dot_product_attention` (around them alone, since modes that surround a backward
-are not seen by what it computes again): what passes by is named `MODULE:q` and so on (`core/sites.py`). Only where the softmax itself is wanted is attention computed step by step, with its whole matrix in memory.
+Hooks put a torch function mode around the modules that call `scaled_dot_product_attention` (around
+them alone, since modes that surround a backward are not seen by what it computes again): what
+passes by is named `MODULE:q` and so on (`core/sites.py`). Only where the softmax itself is wanted
+is attention computed step by step, with its whole matrix in memory.
 """
 
 from __future__ import annotations
@@ -29,10 +32,12 @@ ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "sc
 
 @contextmanager
 def passing(model: nn.Module, through: Mapping[str, Through | WholeThrough]) -> Iterator[None]:
-    """Inside, the tensor at each site goes through its function; at `MODULE:attention` what attention made, with what it was made of.
+    """Inside, the tensor at each site goes through its function; at `MODULE:attention` what
+    attention made, with what it was made of.
 
-    Raises `QSearchError` where a module ran and no attention was seen in it: a plan must not be carried out in silence by doing nothing;
-    and at `MODULE:attention` for what is no self-attention of all tokens.
+    Raises `QSearchError` where a module ran and no attention was seen in it: a plan must not be
+    carried out in silence by doing nothing; and at `MODULE:attention` for what is no self-attention
+    of all tokens.
     """
     if not through:
         yield
@@ -55,7 +60,9 @@ def passing(model: nn.Module, through: Mapping[str, Through | WholeThrough]) -> 
 
 
 class _Held(TorchFunctionMode):
-    """Sends the tensors of a module's attention through functions. `ran`: the module did; `seen`: its attention came by."""
+    """Sends the tensors of a module's attention through functions. `ran`: the module did; `seen`:
+    its attention came by.
+    """
 
     def __init__(self, module: str, through: Mapping[str, Any]) -> None:
         super().__init__()
@@ -151,7 +158,9 @@ def step_by_step(
     *,
     weights: Through = lambda x: x,
 ) -> Tensor:
-    """`scaled_dot_product_attention` as its documentation defines it, the softmax [..., queries, keys] going through `weights`."""
+    """`scaled_dot_product_attention` as its documentation defines it, the softmax [..., queries,
+    keys] going through `weights`.
+    """
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
     scores = (

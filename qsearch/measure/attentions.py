@@ -1,8 +1,9 @@
-"""Attentions as a plan has them: one object for each site, which follows the sampler's steps and carries what its choice carries.
+"""Attentions as a plan has them: one object for each site, which follows the sampler's steps and
+carries what its choice carries.
 
-What `simulate` and packed models route attention to (`sparse.py`), and what calibration measures for choices that are fitted.
-A choice that carries statistics begins with a dense step: where a sampling begins, and, of choices over ranges of steps, where
-each range begins.
+What `simulate` and packed models route attention to (`sparse.py`), and what calibration measures
+for choices that are fitted. A choice that carries statistics begins with a dense step: where a
+sampling begins, and, of choices over ranges of steps, where each range begins.
 """
 
 from __future__ import annotations
@@ -176,6 +177,8 @@ def fit_drifts(
 
 
 def with_heads(given: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values [batch, heads, T, head size] of an attention that may have no axis of heads."""
+    """Queries, keys and values [batch, heads, T, head size] of an attention that may have no axis
+    of heads.
+    """
     q, k, v = (x[:, None] if x.ndim == 3 else x for x in given)
     return q, k, v

@@ -1,4 +1,6 @@
-"""A layer while its block is reconstructed: gates on its weight, a factor on the range of its input, and hooks that round as far as is asked."""
+"""A layer while its block is reconstructed: gates on its weight, a factor on the range of its
+input, and hooks that round as far as is asked.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ _NARROWEST = 0.05  # of the calibrated range: a factor below it has gone astray
 
 
 class Layer:
-    """One layer of the block in hand. `mode`: whether its input is left alone ("off"), rounded with gradients ("soft") or as it will be ("whole")."""
+    """One layer of the block in hand. `mode`: whether its input is left alone ("off"), rounded with
+    gradients ("soft") or as it will be ("whole").
+    """
 
     def __init__(
         self, model: nn.Module, graph: OpGraph, name: str, scheme: Scheme, weights: QuantizedWeights
@@ -77,7 +81,9 @@ class Layer:
         return learnt_method(scheme) is not None or scheme.static_input
 
     def value(self, *, soft: bool, progress: float = 0.0) -> tuple[Tensor, Tensor]:
-        """The weight, between grid points with gradients (`soft`) or as it is hardened; and the rounding regularizer."""
+        """The weight, between grid points with gradients (`soft`) or as it is hardened; and the
+        rounding regularizer.
+        """
         if not (soft and self.gates):
             return self.hardened, self.full.new_zeros(())
         shares = [gates.shares() for gates in self.gates]
@@ -120,7 +126,9 @@ class Layer:
         weights.learn(name, self.scheme, self.parts, self.quantizer)
 
     def hooks(self) -> list[RemovableHandle]:
-        """Round the input of the module, and add to its output what that leaves, by `mode`; remove them afterwards."""
+        """Round the input of the module, and add to its output what that leaves, by `mode`; remove
+        them afterwards.
+        """
         if self.quantizer is None:
             return []
 

@@ -1,8 +1,10 @@
-"""Clean: the clean image that a call of the denoiser predicts, whatever the call returns (noise, velocity, flow).
+"""Clean: the clean image that a call of the denoiser predicts, whatever the call returns (noise,
+velocity, flow).
 
-Metrics of content compare pictures, not noise. For every parameterisation the prediction is linear, x0 = keep * x_t + take * output,
-and guidance is linear too; so what the scheduler was given is compared with what the denoiser returned, and how a pipeline guides
-need not be known: no code per pipeline.
+Metrics of content compare pictures, not noise. For every parameterisation the prediction is linear,
+x0 = keep * x_t + take * output, and guidance is linear too; so what the scheduler was given is
+compared with what the denoiser returned, and how a pipeline guides need not be known: no code per
+pipeline.
 """
 
 from __future__ import annotations
@@ -20,13 +22,16 @@ from torch import Tensor
 
 from ..core.errors import QSearchError
 
-#: relative residual above which the scheduler's input is no linear combination of the denoiser's output
+#: relative residual above which the scheduler's input is no linear combination of the denoiser's
+#: output
 _RESIDUAL = 1e-3
 
 
 @dataclass(frozen=True)
 class Clean:
-    """Clean latents [N, ...] and, by a VAE where there is one, their pictures [N, 3, H, W] in [-1, 1]; `channels` of the latents, 0 where not known."""
+    """Clean latents [N, ...] and, by a VAE where there is one, their pictures [N, 3, H, W] in [-1,
+    1]; `channels` of the latents, 0 where not known.
+    """
 
     latents: Tensor
     decoder: Callable[[Tensor], Tensor] | None = None
@@ -44,14 +49,16 @@ class Clean:
 
 @dataclass(frozen=True)
 class Sampled:
-    """What the sampler made of a call: x0 = keep * latents + take * (sum of guidance weights times the chunks of the output + rest).
+    """What the sampler made of a call: x0 = keep * latents + take * (sum of guidance weights times
+    the chunks of the output + rest).
 
     Attributes:
         latents: what the scheduler was given [N, ...].
         keep: coefficient of the latents.
         take: coefficient of the guided output.
         guidance: weights of the chunks of the output.
-        channels: how many of the output's channels it used (PixArt's others are a learned variance).
+        channels: how many of the output's channels it used (PixArt's others are a learned
+            variance).
         rest: what other calls of the same step gave to the guided output (guidance in two calls).
     """
 
@@ -88,13 +95,14 @@ def guidance_weights(output: Tensor, given: Tensor, scale: float) -> tuple[float
 def step_weights(
     outputs: Sequence[Tensor], given: Tensor, scale: float
 ) -> tuple[tuple[float, ...], ...] | None:
-    """Weights of the chunks of each of a step's outputs in what the scheduler was given; None where it is no linear combination.
+    """Weights of the chunks of each of a step's outputs in what the scheduler was given; None where
+    it is no linear combination.
 
     Args:
         outputs: what the denoiser returned in the step's calls, [chunks * N, ...] each.
         given: the scheduler's `model_output` [N, ...].
-        scale: of guidance; ordinary guidance (unconditional first) is tried before least squares, since any weights fit where
-            the caption changes nothing.
+        scale: of guidance; ordinary guidance (unconditional first) is tried before least squares,
+            since any weights fit where the caption changes nothing.
     """
     found: list[Tensor] = []
     counts = []
@@ -127,7 +135,9 @@ def _least_squares(columns: Tensor, target: Tensor) -> Tensor:
 
 
 def own_prediction(scheduler: Any, given: Mapping[str, Any]) -> Tensor | None:
-    """The clean latents that a solver converts the output to (DPM-Solver++, UniPC, SA-Solver), before its step; None where it does not."""
+    """The clean latents that a solver converts the output to (DPM-Solver++, UniPC, SA-Solver),
+    before its step; None where it does not.
+    """
     config = getattr(scheduler, "config", {})
     convert = getattr(scheduler, "convert_model_output", None)
     kind = str(config.get("algorithm_type", ""))
@@ -147,7 +157,8 @@ def own_prediction(scheduler: Any, given: Mapping[str, Any]) -> Tensor | None:
 def checked(
     scheduler: Any, given: Mapping[str, Any], made: Any, predicted: Tensor | None
 ) -> tuple[float, float] | str:
-    """(keep, take) of a step just made, which agree with the scheduler's own prediction; in words why they are not known.
+    """(keep, take) of a step just made, which agree with the scheduler's own prediction; in words
+    why they are not known.
 
     Args:
         scheduler: right after its step.
@@ -198,8 +209,9 @@ def _told(scheduler: Any, made: Any) -> Tensor | None:
 def coefficients(scheduler: Any, timestep: Tensor | float) -> tuple[float, float]:
     """(keep, take) of a scheduler right after its step at `timestep`.
 
-    Flow matching: x_t = (1 - s) x0 + s noise, output noise - x0. Variance preserving: x_t = a x0 + s noise. Variance exploding (Euler, Heun):
-    x_t = x0 + s noise, the denoiser being fed x_t / sqrt(1 + s^2). Clipping and thresholding are left out.
+    Flow matching: x_t = (1 - s) x0 + s noise, output noise - x0. Variance preserving: x_t = a x0 +
+    s noise. Variance exploding (Euler, Heun): x_t = x0 + s noise, the denoiser being fed x_t /
+    sqrt(1 + s^2). Clipping and thresholding are left out.
     """
     config = scheduler.config
     flow = (

@@ -1,7 +1,9 @@
-"""CLIP from a local folder: pictures and texts as directions in one space, with gradients, for pictures of any world.
+"""CLIP from a local folder: pictures and texts as directions in one space, with gradients, for
+pictures of any world.
 
-The folder (transformers' CLIPModel with its tokenizer and preprocessor) is named by the environment variable QSEARCH_CLIP: it belongs to the machine
-and not to a run. torchmetrics' CLIPScore has no gradients, and reads what transformers returned before version 5.
+The folder (transformers' CLIPModel with its tokenizer and preprocessor) is named by the environment
+variable QSEARCH_CLIP: it belongs to the machine and not to a run. torchmetrics' CLIPScore has no
+gradients, and reads what transformers returned before version 5.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ VARIABLE = "QSEARCH_CLIP"
 
 @dataclass(frozen=True)
 class Clip:
-    """The model, its tokenizer, and how it wants its pictures: side in pixels, mean and deviation of the channels [3, 1, 1]."""
+    """The model, its tokenizer, and how it wants its pictures: side in pixels, mean and deviation
+    of the channels [3, 1, 1].
+    """
 
     model: Any
     tokenizer: Any
@@ -33,7 +37,9 @@ class Clip:
     deviation: Tensor
 
     def pictures(self, pictures: Tensor) -> Tensor:
-        """Directions [N, D] of pictures [N, 3, H, W] in [-1, 1], scaled so that the shorter side fits and cut in the middle, as CLIP was trained."""
+        """Directions [N, D] of pictures [N, 3, H, W] in [-1, 1], scaled so that the shorter side
+        fits and cut in the middle, as CLIP was trained.
+        """
         height, width = pictures.shape[2:]
         scale = self.side / min(height, width)
         size = [max(self.side, round(height * scale)), max(self.side, round(width * scale))]
@@ -79,7 +85,9 @@ def clip_folder(metric: str = "alignment") -> Path:
 
 
 def directions(clip: Clip, pictures: Tensor) -> Tensor:
-    """CLIP's direction [N, D] of each picture [N, 3, H, W], of a video [N, T, 3, H, W] the mean of its frames'."""
+    """CLIP's direction [N, D] of each picture [N, 3, H, W], of a video [N, T, 3, H, W] the mean of
+    its frames'.
+    """
     if pictures.ndim == 4:
         return clip.pictures(pictures)
     seen = clip.pictures(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2]).mean(1)

@@ -1,4 +1,6 @@
-"""Inception-v3's features as FID and KID take them: torch-fidelity's port of the original network, by torchmetrics."""
+"""Inception-v3's features as FID and KID take them: torch-fidelity's port of the original network,
+by torchmetrics.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ FEATURES = 2048
 
 
 class Passed(nn.Module):
-    """Hands features on, for torchmetrics' distances between sets of features that are already there."""
+    """Hands features on, for torchmetrics' distances between sets of features that are already
+    there.
+    """
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -34,7 +38,8 @@ class Passed(nn.Module):
 
 @torch.no_grad()
 def embed_pictures(metric: str, pictures: Tensor) -> Tensor:
-    """Features [N, 2048] of pictures [N, 3, H, W] in [-1, 1], of videos of each frame, as a PNG's bytes hold them.
+    """Features [N, 2048] of pictures [N, 3, H, W] in [-1, 1], of videos of each frame, as a PNG's
+    bytes hold them.
 
     Args:
         metric: who asks, for the error.

@@ -1,6 +1,7 @@
 """Loading: a saved diffusers pipeline, or a checkpoint in one file, on a device and in a type.
 
-Models that a class keeps in fp32 (`_keep_in_fp32_modules`) stay so in fp16 and bf16, since diffusers itself casts while it loads.
+Models that a class keeps in fp32 (`_keep_in_fp32_modules`) stay so in fp16 and bf16, since
+diffusers itself casts while it loads.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from torch import nn
 from ..core.errors import QSearchError, nearest
 from .components import components, denoisers_of
 
-#: name -> (type of the weights as diffusers loads them, type that the denoiser's weights are stored in)
+#: name -> (type of the weights as diffusers loads them, type that the denoiser's weights are stored
+#: in)
 TYPES: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
     "float32": (torch.float32, None),
     "bfloat16": (torch.bfloat16, None),
@@ -36,7 +38,9 @@ _SINGLE = (".safetensors", ".ckpt", ".gguf")
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Loading without the libraries' bars and advice, which would drown our own lines; errors are raised all the same."""
+    """Loading without the libraries' bars and advice, which would drown our own lines; errors are
+    raised all the same.
+    """
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -65,11 +69,13 @@ def load_pipeline(
     Args:
         folder: of a saved pipeline, or a checkpoint in one file (.safetensors).
         device: a torch device.
-        dtype: type of all its models, whatever their files are in: float32, bfloat16, float16; float8_e4m3fn and float8_e5m2 store
-            the denoiser's weights so and compute in bfloat16 (diffusers' layerwise casting).
-        variant: of the files (fp16); where a component has files of one variant alone, that one is taken.
-        config: for a checkpoint in one file, the folder of a pipeline whose configuration it has; left out, the file's own folder
-            where that holds one, else diffusers' own.
+        dtype: type of all its models, whatever their files are in: float32, bfloat16, float16;
+            float8_e4m3fn and float8_e5m2 store the denoiser's weights so and compute in bfloat16
+            (diffusers' layerwise casting).
+        variant: of the files (fp16); where a component has files of one variant alone, that one is
+            taken.
+        config: for a checkpoint in one file, the folder of a pipeline whose configuration it has;
+            left out, the file's own folder where that holds one, else diffusers' own.
 
     Raises:
         QSearchError: an unknown type, or nothing that loads.
@@ -129,7 +135,8 @@ def variants_of(folder: Path) -> dict[str, set[str]]:
 
 
 def only_variant(folder: Path) -> str | None:
-    """The variant to load where a component has no plain files: the one that all such components have.
+    """The variant to load where a component has no plain files: the one that all such components
+    have.
 
     Raises:
         QSearchError: there are several.

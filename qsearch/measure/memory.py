@@ -1,4 +1,6 @@
-"""What a backward takes: the bytes that a pass keeps for it, counted where autograd keeps them, before the work starts."""
+"""What a backward takes: the bytes that a pass keeps for it, counted where autograd keeps them,
+before the work starts.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,11 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 def kept_bytes(model: nn.Module, call: Call) -> int:
-    """Bytes of activations that one call keeps for its backward, weights not counted. Takes one pass.
+    """Bytes of activations that one call keeps for its backward, weights not counted. Takes one
+    pass.
 
-    With checkpointing, these are the inputs of its segments: what a segment keeps while it is computed again comes on top.
+    With checkpointing, these are the inputs of its segments: what a segment keeps while it is
+    computed again comes on top.
     """
     own = {x.untyped_storage().data_ptr() for x in [*model.parameters(), *model.buffers()]}
     kept: dict[int, int] = {}

@@ -1,8 +1,10 @@
-"""Networks of metrics: loaded once a device, and what is missing is said in one line, with where to put it.
+"""Networks of metrics: loaded once a device, and what is missing is said in one line, with where to
+put it.
 
-Weights lie where their own libraries keep them: torchvision's and torch-fidelity's in `torch.hub.get_dir()`/checkpoints (moved by
-TORCH_HOME), models of the hub in huggingface_hub's cache (moved by HF_HOME), CLIP in a folder that QSEARCH_CLIP names. Where a file is
-missing there, the library downloads it.
+Weights lie where their own libraries keep them: torchvision's and torch-fidelity's in
+`torch.hub.get_dir()`/checkpoints (moved by TORCH_HOME), models of the hub in huggingface_hub's
+cache (moved by HF_HOME), CLIP in a folder that QSEARCH_CLIP names. Where a file is missing there,
+the library downloads it.
 """
 
 from __future__ import annotations
@@ -47,8 +49,8 @@ class Needs:
         """Refuse before work starts.
 
         Raises:
-            QSearchError: a module is not installed, or the weights lie nowhere and there is no network by
-                the user's own word (HF_HUB_OFFLINE).
+            QSearchError: a module is not installed, or the weights lie nowhere and there is no
+                network by the user's own word (HF_HUB_OFFLINE).
         """
         if self.missing:
             names = " ".join(m.replace("_", "-") for m in self.missing)

@@ -8,7 +8,8 @@ from ..core.errors import QSearchError
 
 
 def relative_noise(output: Tensor, reference: Tensor) -> tuple[float, float]:
-    """(sum of squared differences / sum of squares, its standard error over the samples) of two [N, ...] tensors.
+    """(sum of squared differences / sum of squares, its standard error over the samples) of two [N,
+    ...] tensors.
 
     Raises `QSearchError` for a reference of zeros.
     """
@@ -22,7 +23,9 @@ def relative_noise(output: Tensor, reference: Tensor) -> tuple[float, float]:
 
 
 def ratio(error: Tensor, power: Tensor) -> tuple[float, float]:
-    """(sum of `error` [N] / sum of `power` [N], its standard error): that of a ratio estimator over N samples, infinite for one."""
+    """(sum of `error` [N] / sum of `power` [N], its standard error): that of a ratio estimator over
+    N samples, infinite for one.
+    """
     value = float(error.sum() / power.sum())
     n = len(error)
     if n < 2:

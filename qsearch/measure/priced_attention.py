@@ -1,8 +1,10 @@
-"""Prices of choices for a whole attention: what each does to the output, with statistics as stale as they will be, meets the gradient.
+"""Prices of choices for a whole attention: what each does to the output, with statistics as stale
+as they will be, meets the gradient.
 
-A trajectory is run twice: forwards without gradients, where queries, keys and values of dense steps are kept, and step by step
-backwards, where each step is computed again. There the output's gradient is contracted with (choice's output - dense output),
-the choice's statistics being those of the last dense step before. Dense steps are the first of a sampling and every n-th after it.
+A trajectory is run twice: forwards without gradients, where queries, keys and values of dense steps
+are kept, and step by step backwards, where each step is computed again. There the output's gradient
+is contracted with (choice's output - dense output), the choice's statistics being those of the last
+dense step before. Dense steps are the first of a sampling and every n-th after it.
 """
 
 from __future__ import annotations

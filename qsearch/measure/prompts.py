@@ -1,8 +1,9 @@
-"""Prompts: what is sampled, one text a sample, and what a pipeline wants besides (a picture, a mask, a class), from files.
+"""Prompts: what is sampled, one text a sample, and what a pipeline wants besides (a picture, a
+mask, a class), from files.
 
-A file of prompts holds one a line, or one JSON object a line with more keywords of the pipeline's call:
-`{"prompt": "a red door", "image": "door.png"}`; `seed` is that of the sample's noise. Values that name a picture, a
-video, a tensor or a sound are read from their file.
+A file of prompts holds one a line, or one JSON object a line with more keywords of the pipeline's
+call: `{"prompt": "a red door", "image": "door.png"}`; `seed` is that of the sample's noise. Values
+that name a picture, a video, a tensor or a sound are read from their file.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _VIDEOS = (".gif", ".mp4", ".webm", ".mov", ".avi")
 _TENSORS = (".safetensors", ".npy")
 _SOUNDS = (".wav",)
-#: what ends a line of a text file; separators that may stand inside a prompt (U+2028, NEL, form feed) do not
+#: what ends a line of a text file; separators that may stand inside a prompt (U+2028, NEL, form
+#: feed) do not
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -62,7 +64,9 @@ SHIPPED = Path(__file__).with_name("prompts.txt")
 
 
 def in_turn(prompts: Prompts, count: int) -> Prompts:
-    """`count` prompts, from the first again where there are fewer; each sample has a noise of its own."""
+    """`count` prompts, from the first again where there are fewer; each sample has a noise of its
+    own.
+    """
     order = [i % len(prompts) for i in range(count)]
     return Prompts(
         tuple(prompts.texts[i] for i in order),
@@ -72,7 +76,8 @@ def in_turn(prompts: Prompts, count: int) -> Prompts:
 
 
 def read_text(path: Path) -> str:
-    """A text file as editors leave it: UTF-8, with or without a byte order mark, or UTF-16 with one (PowerShell).
+    """A text file as editors leave it: UTF-8, with or without a byte order mark, or UTF-16 with one
+    (PowerShell).
 
     Raises:
         QSearchError: it can't be read, or is in another encoding.
@@ -91,7 +96,8 @@ def read_prompts(path: Path) -> Prompts:
     """The prompts of a file: a line each, or a JSON object a line; blank lines are left out.
 
     Raises:
-        QSearchError: the file can't be read, is empty, or a line that begins like an object is none.
+        QSearchError: the file can't be read, is empty, or a line that begins like an object is
+            none.
     """
     lines = [line.strip() for line in _LINE_END.split(read_text(path)) if line.strip()]
     found = [_line(path, line) for line in lines]
@@ -131,7 +137,8 @@ def is_file_name(value: str) -> bool:
 
 @cache
 def read_value(path: str, name: str) -> Any:
-    """What a file holds, for the keyword `name`: a PIL picture (gray where the keyword is a mask), a list of them, or a tensor.
+    """What a file holds, for the keyword `name`: a PIL picture (gray where the keyword is a mask),
+    a list of them, or a tensor.
 
     Raises:
         QSearchError: the file is missing or broken.
@@ -188,7 +195,9 @@ def _tensor(path: str) -> Any:
 
 
 def joined(name: str, values: Sequence[Any], text: bool) -> Any:
-    """The values of a batch's samples as a pipeline takes them: tensors joined along their first axis, others as a list."""
+    """The values of a batch's samples as a pipeline takes them: tensors joined along their first
+    axis, others as a list.
+    """
     if isinstance(values[0], Tensor):
         return torch.cat(list(values))
     if isinstance(values[0], Mapping):

@@ -1,7 +1,9 @@
-"""Protocols: prompts, seeds, sampler and metrics that a table of the literature fixes, so that a number may be put beside its own.
+"""Protocols: prompts, seeds, sampler and metrics that a table of the literature fixes, so that a
+number may be put beside its own.
 
-A protocol is a file in `configs/protocols/`, or one of one's own. Prompts are not shipped: the user has the published file, which is
-checked by its hash where its publisher's version is known, and by its number of prompts.
+A protocol is a file in `configs/protocols/`, or one of one's own. Prompts are not shipped: the user
+has the published file, which is checked by its hash where its publisher's version is known, and by
+its number of prompts.
 """
 
 from __future__ import annotations
@@ -113,9 +115,11 @@ def _check_hash(name: str, card: Protocol, file: Path) -> None:
 
 
 def _mjhq(file: Path, count: int) -> Prompts:
-    """Prompts of MJHQ-30K's meta_data.json: names shuffled with seed 0, the first `count`, sorted; a seed from each name.
+    """Prompts of MJHQ-30K's meta_data.json: names shuffled with seed 0, the first `count`, sorted;
+    a seed from each name.
 
-    The rule is that of nunchaku's evaluation (app/flux.1/t2i): h = (31 h + ord(c)) mod (10^9 + 7) over the name's characters.
+    The rule is that of nunchaku's evaluation (app/flux.1/t2i): h = (31 h + ord(c)) mod (10^9 + 7)
+    over the name's characters.
     """
     try:
         held = json.loads(file.read_text(encoding="utf-8"))

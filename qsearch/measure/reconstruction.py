@@ -1,11 +1,15 @@
-"""reconstruct(model, graph, plan, calls) -> Reconstruction: rounding and input scales learnt block by block, on the output of each block.
+"""reconstruct(model, graph, plan, calls) -> Reconstruction: rounding and input scales learnt block
+by block, on the output of each block.
 
-A layer's rounding is chosen better by what comes out of its whole block (BRECQ, Li et al., arXiv 2102.05426). Blocks are taken in the order in
-which the model runs them: each gets the inputs that the quantized blocks before it give, and aims at its output in full precision (Q-Diffusion's
-`asym`). `separate` learns the weights first, with inputs as they are, and then the static scales of inputs, as BRECQ does; `joint` learns both in
-one loop, with inputs rounded (TaQ-DiT, arXiv 2411.14172, section III; straight-through gradients, scales as in LSQ, arXiv 1902.08153).
-Gates are those of the scheme's method, plain (`@adaround`) or scale-aware (`@adaround_scaled`: FP4DiT, arXiv 2503.15465). A block whose output is
-no nearer to full precision than with nearest rounding keeps nearest rounding.
+A layer's rounding is chosen better by what comes out of its whole block (BRECQ, Li et al., arXiv
+2102.05426). Blocks are taken in the order in which the model runs them: each gets the inputs that
+the quantized blocks before it give, and aims at its output in full precision (Q-Diffusion's
+`asym`). `separate` learns the weights first, with inputs as they are, and then the static scales of
+inputs, as BRECQ does; `joint` learns both in one loop, with inputs rounded (TaQ-DiT, arXiv
+2411.14172, section III; straight-through gradients, scales as in LSQ, arXiv 1902.08153). Gates are
+those of the scheme's method, plain (`@adaround`) or scale-aware (`@adaround_scaled`: FP4DiT, arXiv
+2503.15465). A block whose output is no nearer to full precision than with nearest rounding keeps
+nearest rounding.
 """
 
 from __future__ import annotations
@@ -35,7 +39,9 @@ from .simulation import simulate
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """A block: squared error of its output over the output's square, with nearest rounding and as it is kept; and the loss while it was learnt."""
+    """A block: squared error of its output over the output's square, with nearest rounding and as
+    it is kept; and the loss while it was learnt.
+    """
 
     block: str
     before: float
@@ -45,7 +51,9 @@ class Rebuilt:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """`weights`: for `simulate`, with what was learnt in place. `blocks`: in the order in which they were learnt."""
+    """`weights`: for `simulate`, with what was learnt in place. `blocks`: in the order in which
+    they were learnt.
+    """
 
     weights: QuantizedWeights
     blocks: tuple[Rebuilt, ...]
@@ -62,7 +70,8 @@ def reconstruct(
     progress: Callable[[int], None] | None = None,
     **named: Any,
 ) -> Reconstruction:
-    """Learn the rounding of every layer of `plan`, and its static input ranges, on recorded `calls`.
+    """Learn the rounding of every layer of `plan`, and its static input ranges, on recorded
+    `calls`.
 
     Layers whose method learns blocks do. Each step looks at one of the
     calls, so give several of few samples. The model is left as it was.
@@ -129,7 +138,9 @@ def _plain(scheme: Scheme) -> Scheme:
 
 
 def _units(graph: OpGraph, chosen: Mapping[str, Scheme]) -> dict[str, list[str]]:
-    """Module -> its layers, in order: the repeated modules that hold no layer of another one, and single layers where there is none such."""
+    """Module -> its layers, in order: the repeated modules that hold no layer of another one, and
+    single layers where there is none such.
+    """
     units: dict[str, list[str]] = {}
     for name in chosen:
         block = graph.layer(name).block
@@ -152,7 +163,9 @@ def _first(made: Any) -> Tensor:
 def _outputs(
     model: nn.Module, units: Sequence[str], calls: Sequence[Call]
 ) -> dict[str, list[Tensor]]:
-    """Module -> its output for each call that runs it, in full precision; of a module that runs several times in a call, the first."""
+    """Module -> its output for each call that runs it, in full precision; of a module that runs
+    several times in a call, the first.
+    """
     found: dict[str, list[Tensor]] = {unit: [] for unit in units}
     ran: set[str] = set()
 
@@ -183,7 +196,9 @@ def _inputs(
     done: Mapping[str, Scheme],
     weights: QuantizedWeights,
 ) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """What goes into a module for each call that runs it, with all layers before it as they are rounded by now."""
+    """What goes into a module for each call that runs it, with all layers before it as they are
+    rounded by now.
+    """
     found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -214,7 +229,9 @@ class _Block:
     targets: Sequence[Tensor]
 
     def learn(self, asked: ReconstructOptions, dice: torch.Generator) -> Rebuilt:
-        """Learn gates and factors of all layers; take them back where the block's output is not nearer for it."""
+        """Learn gates and factors of all layers; take them back where the block's output is not
+        nearer for it.
+        """
         gates = [g for layer in self.layers.values() for g in layer.gates]
         range_scales = [
             layer.range_scale for layer in self.layers.values() if layer.range_scale is not None

@@ -1,4 +1,6 @@
-"""Rewards: models that score a picture for its prompt, from imscore, which ports them to one interface."""
+"""Rewards: models that score a picture for its prompt, from imscore, which ports them to one
+interface.
+"""
 
 from __future__ import annotations
 

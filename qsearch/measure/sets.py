@@ -1,7 +1,8 @@
-"""Distances between sets of pictures: features of made ones against those of real ones, or of full precision's.
+"""Distances between sets of pictures: features of made ones against those of real ones, or of full
+precision's.
 
-A metric of sets has `embed` (pictures -> features [N, D]) and `distance` (two sets of features -> a number), so that pictures go through
-its network once, and a jackknife leaves out rows of features.
+A metric of sets has `embed` (pictures -> features [N, D]) and `distance` (two sets of features -> a
+number), so that pictures go through its network once, and a jackknife leaves out rows of features.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _BATCH = 32
 
 
 def compared_features(metric: ModuleType | Any, reference: Outcome) -> Tensor:
-    """Features of what a set is compared with: of `reference.real`'s pictures, or of full precision's.
+    """Features of what a set is compared with: of `reference.real`'s pictures, or of full
+    precision's.
 
     Args:
         metric: a metric of sets.

@@ -1,4 +1,6 @@
-"""How long self-attentions take with each choice on this machine: a dense step and the steps behind it, their mean over an interval."""
+"""How long self-attentions take with each choice on this machine: a dense step and the steps behind
+it, their mean over an interval.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""Whole denoisers in one race: full precision, `torch.compile`, our packed layers and other tools, at a card's true shapes with random weights.
+"""Whole denoisers in one race: full precision, `torch.compile`, our packed layers and other tools,
+at a card's true shapes with random weights.
 
-All of them stand in memory together and are called in turn, round after round, so that a machine that slows down slows them all. How long a
-product takes does not depend on what is in it, so that random weights will do; nothing is calibrated, so that `noise`, the distance to bf16's output, tells that
-a contender computes the same thing, and not how good its numbers could be.
+All of them stand in memory together and are called in turn, round after round, so that a machine
+that slows down slows them all. How long a product takes does not depend on what is in it, so that
+random weights will do; nothing is calibrated, so that `noise`, the distance to bf16's output, tells
+that a contender computes the same thing, and not how good its numbers could be.
 """
 
 from __future__ import annotations
@@ -170,7 +172,9 @@ def _rows(
 
 
 def floor(graph: OpGraph, layers: Mapping[str, Scheme], rates: Mapping[str, float]) -> float:
-    """Seconds that no call goes below at these measured `rates` (`bench.ceilings`): of layers and attention, the slower of operations and bytes; the rest counts nothing."""
+    """Seconds that no call goes below at these measured `rates` (`bench.ceilings`): of layers and
+    attention, the slower of operations and bytes; the rest counts nothing.
+    """
     here = Device(
         title="this one",
         source="bench.ceilings",
@@ -183,7 +187,9 @@ def floor(graph: OpGraph, layers: Mapping[str, Scheme], rates: Mapping[str, floa
 
 
 def packed(base: nn.Module, graph: OpGraph, layers: Mapping[str, Scheme]) -> nn.Module:
-    """A copy of `base` whose layers are packed as the plan says, by the nearest codes and with treatments that are not calibrated."""
+    """A copy of `base` whose layers are packed as the plan says, by the nearest codes and with
+    treatments that are not calibrated.
+    """
     made = copy.deepcopy(base)
     for name, scheme in layers.items():
         if scheme == KEEP:
@@ -196,7 +202,9 @@ def packed(base: nn.Module, graph: OpGraph, layers: Mapping[str, Scheme]) -> nn.
 
 @torch.no_grad()
 def filled(model: nn.Module, dtype: torch.dtype, device: str = "cpu") -> nn.Module:
-    """A copy in `dtype` on `device`; a model on the meta device gets random weights, small enough that nothing overflows."""
+    """A copy in `dtype` on `device`; a model on the meta device gets random weights, small enough
+    that nothing overflows.
+    """
     bare = any(p.is_meta for p in model.parameters())
     copied = copy.deepcopy(model).to(dtype)
     made: nn.Module = (copied.to_empty(device=device) if bare else copied.to(device)).eval()
@@ -207,7 +215,9 @@ def filled(model: nn.Module, dtype: torch.dtype, device: str = "cpu") -> nn.Modu
 
 
 def numbers(inputs: Any, dtype: torch.dtype, device: str = "cpu") -> Any:
-    """Arguments of a call in `dtype` on `device`, with random numbers (ones among whole numbers) where they are shapes alone."""
+    """Arguments of a call in `dtype` on `device`, with random numbers (ones among whole numbers)
+    where they are shapes alone.
+    """
     if isinstance(inputs, Mapping):
         return {key: numbers(value, dtype, device) for key, value in inputs.items()}
     if isinstance(inputs, list | tuple):
@@ -249,7 +259,9 @@ def _peers(kind: str, against: Iterable[str] | None) -> list[str]:
 
 
 def _room(base: int, others: list[str], device: str) -> None:
-    """Refuse a race whose contenders don't fit beside each other; `base`: bytes in 16 bits. Each is copied in those before it is packed; fp32 is twice as much."""
+    """Refuse a race whose contenders don't fit beside each other; `base`: bytes in 16 bits. Each is
+    copied in those before it is packed; fp32 is twice as much.
+    """
     free = (
         torch.cuda.mem_get_info(device)[0] if torch.device(device).type == "cuda" else _available()
     )
@@ -274,7 +286,9 @@ def _available() -> int | None:
 def _compiled(
     module: nn.Module, graph: OpGraph, mode: str | None, kind: str
 ) -> Callable[..., object]:
-    """The module through `torch.compile`: on a CPU, where a whole one of 28 blocks takes many minutes, each repeated block by itself, which is compiled once for all."""
+    """The module through `torch.compile`: on a CPU, where a whole one of 28 blocks takes many
+    minutes, each repeated block by itself, which is compiled once for all.
+    """
     blocks = sorted({layer.block for layer in graph if layer.block})
     outer = [name for name in blocks if not any(name.startswith(f"{other}.") for other in blocks)]
     if kind != "cpu" or not outer:
@@ -317,7 +331,9 @@ def _tensor(output: Any) -> Tensor:
 
 
 def _peak(call: Callable[[], object], device: str) -> int:
-    """Bytes that one call takes at its peak beside all that stands in memory; 0 on a CPU, where nobody counts them."""
+    """Bytes that one call takes at its peak beside all that stands in memory; 0 on a CPU, where
+    nobody counts them.
+    """
     if torch.device(device).type != "cuda":
         return 0
     torch.cuda.synchronize(device)

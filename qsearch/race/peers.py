@@ -1,6 +1,8 @@
-"""Peers: what other tools make of the same denoiser, for races beside ours; each as its own documentation says, in place, and only where it is installed.
+"""Peers: what other tools make of the same denoiser, for races beside ours; each as its own
+documentation says, in place, and only where it is installed.
 
-optimum-quanto is not among them: its 8-bit product on a CPU (torch's `_weight_int8pack_mm`) reads beyond small layers and takes the process with it.
+optimum-quanto is not among them: its 8-bit product on a CPU (torch's `_weight_int8pack_mm`) reads
+beyond small layers and takes the process with it.
 """
 
 from __future__ import annotations

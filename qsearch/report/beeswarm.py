@@ -1,6 +1,8 @@
-"""What each feature, or each layer's choice, did to the predictions of many plans: a dot a plan, spread where dots would hide each other.
+"""What each feature, or each layer's choice, did to the predictions of many plans: a dot a plan,
+spread where dots would hide each other.
 
-Colour is the feature's own value among the plans (of a layer, the bits of its choice), so that a row says in which direction more of it pushes.
+Colour is the feature's own value among the plans (of a layer, the bits of its choice), so that a
+row says in which direction more of it pushes.
 """
 
 from __future__ import annotations
@@ -29,10 +31,13 @@ _REST = "the other {count} together"
 
 @dataclass(frozen=True)
 class Beeswarm:
-    """`values`[row, plan]: what was added to the prediction; `offsets`: how far the dot stands from its row's middle, -0.42 to 0.42.
+    """`values`[row, plan]: what was added to the prediction; `offsets`: how far the dot stands from
+    its row's middle, -0.42 to 0.42.
 
-    `levels`[row, plan]: rank of the feature's own value among the plans, 0 (least) to 1 (most); NaN where it has none or never varies.
-    Rows stand by their mean absolute value, the largest first; the last may hold the `rest` together. `title`: what is added to what; `colour`: what the levels are of.
+    `levels`[row, plan]: rank of the feature's own value among the plans, 0 (least) to 1 (most); NaN
+    where it has none or never varies. Rows stand by their mean absolute value, the largest first;
+    the last may hold the `rest` together. `title`: what is added to what; `colour`: what the levels
+    are of.
     """
 
     rows: tuple[str, ...]
@@ -47,7 +52,9 @@ class Beeswarm:
 def beeswarm(
     attribution: Attribution, *, metric: str, method: str, kind: str = "feature", count: int = 12
 ) -> Beeswarm:
-    """The `count` names that move the predictions of all plans most, and the rest in one row. Raises `QSearchError` for fewer than two plans."""
+    """The `count` names that move the predictions of all plans most, and the rest in one row.
+    Raises `QSearchError` for fewer than two plans.
+    """
     frame: Any = attribution.select(method=method, kind=kind, metric=metric)
     plans = list(dict.fromkeys(frame["plan"]))
     if len(plans) < 2:
@@ -89,7 +96,9 @@ def beeswarm(
 
 
 def _ranks(data: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks from 0 to 1, equal values sharing theirs; NaN where a value is missing or all are equal."""
+    """Ranks from 0 to 1, equal values sharing theirs; NaN where a value is missing or all are
+    equal.
+    """
     known = np.isfinite(data)
     if not known.any() or np.ptp(data[known]) == 0:
         return np.full(len(data), np.nan)
@@ -101,7 +110,9 @@ def _ranks(data: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _spread(row: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
-    """Dots of one column side by side around the middle; the fullest column of the row fills its height, or a dot a step where there are few."""
+    """Dots of one column side by side around the middle; the fullest column of the row fills its
+    height, or a dot a step where there are few.
+    """
     column = np.minimum((row - low) / ((high - low) or 1.0) * _BINS, _BINS - 1).astype(int)
     place = np.zeros(len(row))
     for which in np.unique(column):
@@ -111,7 +122,9 @@ def _spread(row: NDArray[np.float64], low: float, high: float) -> NDArray[np.flo
 
 
 def draw_beeswarm(data: Beeswarm, width: int = HALF) -> Figure:
-    """Rows of dots around zero, dark for little and light for much of the feature; grey where it has no value of its own."""
+    """Rows of dots around zero, dark for little and light for much of the feature; grey where it
+    has no value of its own.
+    """
     return styled(lambda: _draw(data, width))
 
 

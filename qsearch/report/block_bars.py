@@ -1,6 +1,8 @@
-"""How much noise each block makes when all of its layers get one scheme: bars in order of execution, with error bars and the floor.
+"""How much noise each block makes when all of its layers get one scheme: bars in order of
+execution, with error bars and the floor.
 
-Bars stand on a logarithmic axis, since blocks differ by decades; what they say is a power, and powers of independent choices add up.
+Bars stand on a logarithmic axis, since blocks differ by decades; what they say is a power, and
+powers of independent choices add up.
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ from .style import FAMILY_COLOURS, HALF, INK, QUIET, WIDE, layer_figure, power_o
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_LEAST = 1e-15  # of the output's power: below it no arithmetic measures anything, and a logarithm has no zero
+# of the output's power: below it no arithmetic measures anything, and a logarithm has no zero
+_LEAST = 1e-15
 
 
 @dataclass(frozen=True)
 class BlockBars:
-    """Noise power of each block over the output's power (1 = as loud as the output), its standard error, and whether it lies at the floor.
+    """Noise power of each block over the output's power (1 = as loud as the output), its standard
+    error, and whether it lies at the floor.
 
     `families`: what the block is coloured by.
     """
@@ -41,7 +45,9 @@ class BlockBars:
 def block_bars(
     graph: OpGraph, table: SensitivityTable, scheme: Scheme | str, *, metric: str = "noise"
 ) -> BlockBars:
-    """The sum over each block's measured layers at one scheme. Raises `QSearchError` for a graph without blocks."""
+    """The sum over each block's measured layers at one scheme. Raises `QSearchError` for a graph
+    without blocks.
+    """
     table.check(graph)
     if not graph.blocks:
         raise QSearchError(
@@ -77,7 +83,9 @@ def _axis(graph: OpGraph, blocks: list[Block]) -> LayerAxis:
 
 
 def draw_block_bars(data: BlockBars, width: int = WIDE) -> Figure:
-    """A bar a block with one standard error each way; hollow and hatched where the number is the measurement's own noise."""
+    """A bar a block with one standard error each way; hollow and hatched where the number is the
+    measurement's own noise.
+    """
     return styled(lambda: _draw(data, width))
 
 

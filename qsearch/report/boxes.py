@@ -1,7 +1,9 @@
-"""How sensitive the layers of each role are, for one model or for several beside each other: boxes, and every layer as a point.
+"""How sensitive the layers of each role are, for one model or for several beside each other: boxes,
+and every layer as a point.
 
-A box says where half of a role's layers lie; the points say how many there are, so that nobody takes a box of three layers for a law.
-A layer at the measurement floor has no number but a bound: it stands at least so far above its noise.
+A box says where half of a role's layers lie; the points say how many there are, so that nobody
+takes a box of three layers for a law. A layer at the measurement floor has no number but a bound:
+it stands at least so far above its noise.
 """
 
 from __future__ import annotations
@@ -33,9 +35,11 @@ MARKERS = ("o", "D", "s", "^")
 
 @dataclass(frozen=True)
 class Box:
-    """Layers of one role in one model. `values`: decibels (or scores) of those above the floor, ascending; `bounds`: the least decibels of those at it.
+    """Layers of one role in one model. `values`: decibels (or scores) of those above the floor,
+    ascending; `bounds`: the least decibels of those at it.
 
-    `summary`: whisker, quartile, median, quartile, whisker (the last layers within 1.5 times the box's length from it), None for fewer than five.
+    `summary`: whisker, quartile, median, quartile, whisker (the last layers within 1.5 times the
+    box's length from it), None for fewer than five.
     """
 
     values: tuple[float, ...]
@@ -45,7 +49,9 @@ class Box:
 
 @dataclass(frozen=True)
 class Boxes:
-    """`boxes`[role][model], the role with the most sensitive median first. `title`: what the values are (of one layer alone)."""
+    """`boxes`[role][model], the role with the most sensitive median first. `title`: what the values
+    are (of one layer alone).
+    """
 
     roles: tuple[str, ...]
     models: tuple[str, ...]
@@ -60,7 +66,9 @@ def role_boxes(
     metric: str = "noise",
     families: bool = False,
 ) -> Boxes:
-    """Boxes of every role (or of the few `families` of roles, which models of different build share) at one scheme."""
+    """Boxes of every role (or of the few `families` of roles, which models of different build
+    share) at one scheme.
+    """
     found: dict[str, dict[str, list[Loss]]] = {}
     for model, (graph, table) in models.items():
         table.check(graph)
@@ -90,7 +98,9 @@ def score_boxes(
     method: str,
     schemes: Sequence[str] = (),
 ) -> Boxes:
-    """Boxes of a graph predictor's scores of operations, by role, the schemes that were scored beside each other (the first four when none are given)."""
+    """Boxes of a graph predictor's scores of operations, by role, the schemes that were scored
+    beside each other (the first four when none are given).
+    """
     frame: Any = attribution.select(method=method, kind="operation", metric=metric)
     known = list(dict.fromkeys(frame["choice"]))
     for scheme in schemes:
@@ -138,7 +148,9 @@ def _name(metric: str) -> str:
 
 
 def draw_role_boxes(data: Boxes, width: int = HALF) -> Figure:
-    """A row a role, models above each other in it; a box where there are five layers or more, a point a layer, a triangle for one at the floor."""
+    """A row a role, models above each other in it; a box where there are five layers or more, a
+    point a layer, a triangle for one at the floor.
+    """
     return styled(lambda: _draw(data, width))
 
 
@@ -214,7 +226,9 @@ def place(i: int, count: int) -> float:
 
 
 def legend(data: Boxes) -> tuple[list[Any], list[str]]:
-    """Handles and words: the models where there are several, and the mark of the floor where a layer lies at it."""
+    """Handles and words: the models where there are several, and the mark of the floor where a
+    layer lies at it.
+    """
     from matplotlib.lines import Line2D
 
     handles = [

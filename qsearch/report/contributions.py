@@ -1,4 +1,6 @@
-"""What each layer adds to the predicted error of one plan: bars with error bars, the largest first, which add up to the prediction."""
+"""What each layer adds to the predicted error of one plan: bars with error bars, the largest first,
+which add up to the prediction.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Contributions:
-    """`rows`: (layer, its choice, value, standard error or NaN, family of its role), largest value first; `rest`: (how many others, their sum).
+    """`rows`: (layer, its choice, value, standard error or NaN, family of its role), largest value
+    first; `rest`: (how many others, their sum).
 
-    `base` + values + rest = `prediction`. `labels`: short names of the rows' layers, and `key`, what they abbreviate. `title`: what is added to what.
+    `base` + values + rest = `prediction`. `labels`: short names of the rows' layers, and `key`,
+    what they abbreviate. `title`: what is added to what.
     """
 
     rows: tuple[tuple[str, str, float, float, str], ...]
@@ -78,7 +82,9 @@ def contributions(
 
 
 def draw_contributions(data: Contributions, width: int = HALF) -> Figure:
-    """A bar a layer coloured by the family of its role, its choice beside its name; the others together below."""
+    """A bar a layer coloured by the family of its role, its choice beside its name; the others
+    together below.
+    """
     return styled(lambda: _draw(data, width))
 
 

@@ -1,4 +1,5 @@
-"""The size-error frontier as a picture: planned budgets as a line, uniform plans as points beside it, and plans that were measured.
+"""The size-error frontier as a picture: planned budgets as a line, uniform plans as points beside
+it, and plans that were measured.
 
 One function computes, one draws.
 """
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Frontier:
-    """Stored bits a weight and predicted quality of planned and uniform plans; `title`: what the quality is, more is better.
+    """Stored bits a weight and predicted quality of planned and uniform plans; `title`: what the
+    quality is, more is better.
 
-    `uniform`: (scheme, bits, quality). `measured`: (plan, bits, measured quality, its standard error), where it is the same quantity.
+    `uniform`: (scheme, bits, quality). `measured`: (plan, bits, measured quality, its standard
+    error), where it is the same quantity.
     """
 
     bits: tuple[float, ...]
@@ -42,10 +45,12 @@ def frontier(
     *,
     power: bool = True,
 ) -> Frontier:
-    """The curve of `plans` by their own objective, and every scheme that `values` (layer -> scheme -> loss) has for all layers, uniformly.
+    """The curve of `plans` by their own objective, and every scheme that `values` (layer -> scheme
+    -> loss) has for all layers, uniformly.
 
-    `rows`: results of a run, whose measured `output_sqnr` stands beside what was predicted. `power`: the loss is a noise power and is shown as
-    SQNR in dB; any other is shown with its sign turned, and has no measured twin.
+    `rows`: results of a run, whose measured `output_sqnr` stands beside what was predicted.
+    `power`: the loss is a noise power and is shown as SQNR in dB; any other is shown with its sign
+    turned, and has no measured twin.
     """
 
     def quality(loss: float) -> float:
@@ -82,7 +87,9 @@ def frontier(
 
 
 def draw_frontier(data: Frontier, width: int = HALF) -> Figure:
-    """The planned curve, uniform plans with their names beside it, and measured plans as hollow marks with one standard error each way."""
+    """The planned curve, uniform plans with their names beside it, and measured plans as hollow
+    marks with one standard error each way.
+    """
     return styled(lambda: _draw(data, width))
 
 

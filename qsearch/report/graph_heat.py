@@ -1,6 +1,8 @@
-"""The block graph coloured by sensitivity: under each box a cell for every block that it stands for, in order of execution.
+"""The block graph coloured by sensitivity: under each box a cell for every block that it stands
+for, in order of execution.
 
-What repeats is drawn once, and its repetitions are seldom alike: a strip of cells keeps the picture small and hides none of them.
+What repeats is drawn once, and its repetitions are seldom alike: a strip of cells keeps the picture
+small and hides none of them.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GraphHeat:
-    """A sketch, and for its boxes the decibels of each member: NaN = at the measurement floor. `levels`: the colour scale's steps."""
+    """A sketch, and for its boxes the decibels of each member: NaN = at the measurement floor.
+    `levels`: the colour scale's steps.
+    """
 
     sketch: Sketch
     cells: Mapping[str, tuple[float, ...]]
@@ -41,7 +45,9 @@ def graph_heat(
     *,
     metric: str = "noise",
 ) -> GraphHeat:
-    """The whole model with the noise of each block's layers added up, or one `block` with that of each layer, all at one scheme."""
+    """The whole model with the noise of each block's layers added up, or one `block` with that of
+    each layer, all at one scheme.
+    """
     table.check(graph)
     known = losses(table, scheme, metric=metric)
     sketch = model_sketch(graph) if block is None else block_sketch(graph, block)

@@ -1,8 +1,10 @@
-"""Draws the sketches of `graph_view.py`: a block's operations from top to bottom, a whole model as rows that fold into a U where skips ask for it.
+"""Draws the sketches of `graph_view.py`: a block's operations from top to bottom, a whole model as
+rows that fold into a U where skips ask for it.
 
 A box may carry a strip of coloured cells, one for each block that it stands for (`graph_heat.py`).
 
-Everything is placed in pixels and nothing is scaled afterwards, so that text is as large in a picture of ten boxes as in one of a hundred.
+Everything is placed in pixels and nothing is scaled afterwards, so that text is as large in a
+picture of ten boxes as in one of a hundred.
 """
 
 from __future__ import annotations
@@ -34,12 +36,16 @@ _FOLD, _LONG, _ROUNDS = (
     3,
     18,
     5,
-)  # skips that make a U; rows that ask for a second column; rounds that put the rows of a U beside each other
+    # skips that make a U; rows that ask for a second column; rounds that put the rows of a U beside
+    # each other
+)
 _MARKS = ("#6a3d9a", "#1f78b4", "#33a02c", "#b15928", "#e31a1c", "#a6761d")
 
 
 def draw(sketch: Sketch, strips: Strips | None = None) -> Figure:
-    """The figure of a sketch, as large as it needs to be. `strips`: box -> colours of the cells at its lower edge; boxes themselves are then white."""
+    """The figure of a sketch, as large as it needs to be. `strips`: box -> colours of the cells at
+    its lower edge; boxes themselves are then white.
+    """
     return _draw_model(sketch, strips) if sketch.groups else _draw_block(sketch, strips)
 
 
@@ -157,7 +163,9 @@ def _draw_model(sketch: Sketch, strips: Strips | None) -> Figure:
 
 
 def _rows(sketch: Sketch, sizes: Mapping[str, Point]) -> list[list[Group]]:
-    """Groups that stand side by side: a pattern that repeats has the single projections around it in its row."""
+    """Groups that stand side by side: a pattern that repeats has the single projections around it
+    in its row.
+    """
     rows: list[list[Group]] = []
     for group in sketch.groups:
         projection = group.times == 1 and sketch.boxes[group.boxes[0]].title == "projection"
@@ -190,7 +198,8 @@ def _extent(group: Group, sizes: Mapping[str, Point]) -> Point:
 def _middles(
     widths: list[float], heights: list[float], skips: list[tuple[int, int]], top: float
 ) -> tuple[list[Point], list[int]]:
-    """The middle of each row, and which leg it stands in: one column, or columns of `_LONG` rows, or a U whose second leg rises.
+    """The middle of each row, and which leg it stands in: one column, or columns of `_LONG` rows,
+    or a U whose second leg rises.
 
     In a U a row stands beside the row that skips to it, where its neighbours leave room.
     """
@@ -236,7 +245,9 @@ def _middles(
 
 
 def _way(a: str, b: str, row_of: Mapping[str, int], legs: list[int]) -> str:
-    """How a line goes: along a row, across legs, straight on in a column, or around the rows between."""
+    """How a line goes: along a row, across legs, straight on in a column, or around the rows
+    between.
+    """
     if (
         a not in row_of
         or b not in row_of

@@ -1,8 +1,10 @@
-"""Places for the nodes of a graph that flows downwards: ranks, order within a rank, and bends for the lines between them.
+"""Places for the nodes of a graph that flows downwards: ranks, order within a rank, and bends for
+the lines between them.
 
-The usual recipe (Sugiyama's): a node stands below all it reads; a line that passes ranks gets a bend on each; sweeps down and up put
-every node near the mean of its neighbours, which undoes crossings; the last sweeps move nodes apart as little as their widths ask.
-Graphviz does this better, but is no Python package: whoever wants it takes `--format dot`.
+The usual recipe (Sugiyama's): a node stands below all it reads; a line that passes ranks gets a
+bend on each; sweeps down and up put every node near the mean of its neighbours, which undoes
+crossings; the last sweeps move nodes apart as little as their widths ask. Graphviz does this
+better, but is no Python package: whoever wants it takes `--format dot`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ _STIFF = 6.0  # a bend weighs more than a node: long lines stay straight, boxes 
 
 @dataclass(frozen=True)
 class Layout:
-    """`places`: node -> its middle; `routes`: (node, node) -> points from the lower edge of the one to the upper edge of the other."""
+    """`places`: node -> its middle; `routes`: (node, node) -> points from the lower edge of the one
+    to the upper edge of the other.
+    """
 
     places: dict[Hashable, tuple[float, float]]
     routes: dict[tuple[Hashable, Hashable], list[tuple[float, float]]]
@@ -31,7 +35,9 @@ class Layout:
 def layered(
     graph: Any, sizes: Mapping[Any, tuple[float, float]], *, gap: float = 14.0, drop: float = 26.0
 ) -> Layout:
-    """Layout of an acyclic `nx.DiGraph` whose nodes have `sizes` (width, height); `gap` between neighbours, `drop` between ranks."""
+    """Layout of an acyclic `nx.DiGraph` whose nodes have `sizes` (width, height); `gap` between
+    neighbours, `drop` between ranks.
+    """
     ranks = _ranks(graph)
     bends: dict[tuple[Hashable, Hashable], list[Hashable]] = {}
     rows: list[list[Hashable]] = [[] for _ in range(max(ranks.values(), default=0) + 1)]
@@ -81,7 +87,9 @@ def layered(
 
 
 def _ranks(graph: Any) -> dict[Hashable, int]:
-    """The longest way from a source; what has no fewer readers than it reads itself stands right above the first of them."""
+    """The longest way from a source; what has no fewer readers than it reads itself stands right
+    above the first of them.
+    """
     ranks: dict[Hashable, int] = {}
     order = list(nx.topological_sort(graph))
     for node in order:
@@ -95,7 +103,9 @@ def _ranks(graph: Any) -> dict[Hashable, int]:
 def _ordered(
     rows: list[list[Hashable]], near: Mapping[Hashable, tuple[list[Hashable], list[Hashable]]]
 ) -> list[list[Hashable]]:
-    """Rows reordered by the mean place of each node's neighbours, the best of all sweeps by crossings."""
+    """Rows reordered by the mean place of each node's neighbours, the best of all sweeps by
+    crossings.
+    """
     best, fewest = rows, _crossings(rows, near)
     for sweep in range(_SWEEPS):
         side = sweep % 2
@@ -182,7 +192,9 @@ def _is_bend(node: Hashable) -> bool:
 def _apart(
     wanted: Sequence[float], widths: Sequence[float], weights: Sequence[float], gap: float
 ) -> list[float]:
-    """Places as near to `wanted` as the order and the widths allow: weighted least squares, by pooling neighbours that would overlap."""
+    """Places as near to `wanted` as the order and the widths allow: weighted least squares, by
+    pooling neighbours that would overlap.
+    """
     offsets, at = [], 0.0
     for i, width in enumerate(widths):
         at += 0.0 if i == 0 else (widths[i - 1] + width) / 2 + gap

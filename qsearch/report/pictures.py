@@ -43,7 +43,8 @@ def picture_path(folder: Path, plan: str) -> Path:
 
 
 def save_pictures(path: Path, pictures: Tensor, *, of: str = "") -> None:
-    """Write pictures [N, 3, H, W] in [-1, 1] as one grid of `COLUMNS` columns; N, the size and what they are `of` can be read back.
+    """Write pictures [N, 3, H, W] in [-1, 1] as one grid of `COLUMNS` columns; N, the size and what
+    they are `of` can be read back.
 
     Of videos [N, T, 3, H, W] the middle frame; nothing where a pipeline makes no pictures, [N, 0].
     """
@@ -82,7 +83,9 @@ def pictures_of(path: Path) -> str | None:
 
 
 def load_pictures(path: Path) -> Picture:
-    """Pictures [N, H, W, 3] of a grid written by `save_pictures`. Raises `ArtifactError` for a missing, truncated or foreign file."""
+    """Pictures [N, H, W, 3] of a grid written by `save_pictures`. Raises `ArtifactError` for a
+    missing, truncated or foreign file.
+    """
     from PIL import Image
 
     try:
@@ -107,14 +110,17 @@ def load_pictures(path: Path) -> Picture:
 
 
 def worst_first(reference: Picture, others: Picture) -> list[int]:
-    """Indices of the samples, those that differ most from the reference first (mean squared difference)."""
+    """Indices of the samples, those that differ most from the reference first (mean squared
+    difference).
+    """
     error = np.square(reference.astype(np.float64) - others).mean((1, 2, 3))
     return [int(i) for i in np.argsort(-error, kind="stable")]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample of a contact sheet: its index and its rank, 1 for the one where the plan differs most from full precision.
+    """One sample of a contact sheet: its index and its rank, 1 for the one where the plan differs
+    most from full precision.
 
     `worst`: it is shown for that rank, not because it is among the first.
     """
@@ -127,9 +133,11 @@ class Sample:
 def choose_samples(
     reference: Picture, plan: Picture, *, first: int = 4, worst: int = 4
 ) -> list[Sample]:
-    """The first samples as they come, then those of the rest where the plan differs most from the reference.
+    """The first samples as they come, then those of the rest where the plan differs most from the
+    reference.
 
-    The first are nobody's choice and show the usual, the worst are the plan's worst: a sheet of chosen pictures alone would prove nothing.
+    The first are nobody's choice and show the usual, the worst are the plan's worst: a sheet of
+    chosen pictures alone would prove nothing.
     """
     order = worst_first(reference, plan)
     rank = {index: place for place, index in enumerate(order, start=1)}
@@ -149,7 +157,9 @@ def load_plans(folder: Path, plans: Sequence[str]) -> dict[str, Picture]:
 
 
 def resized(picture: Picture, size: int) -> Image:
-    """A picture with its longer side about `size`: whole multiples where it is smaller (no blur), Lanczos where it is larger."""
+    """A picture with its longer side about `size`: whole multiples where it is smaller (no blur),
+    Lanczos where it is larger.
+    """
     from PIL import Image
 
     image = Image.fromarray(picture)
@@ -179,9 +189,11 @@ def contact_sheet(
     plan: str = "plan",
     reference: str = "full precision",
 ) -> list[Sample]:
-    """Write a PNG with a row for each plan in `labels` (name -> words on its left) and a column for each of `choose_samples`; returns those.
+    """Write a PNG with a row for each plan in `labels` (name -> words on its left) and a column for
+    each of `choose_samples`; returns those.
 
-    The worst cases of `plan` are framed and carry their rank. Captions stand under their columns, wrapped.
+    The worst cases of `plan` are framed and carry their rank. Captions stand under their columns,
+    wrapped.
     """
     from PIL import Image, ImageDraw
 
@@ -253,7 +265,9 @@ def contact_sheet(
 
 @cache
 def _font(size: int, *, bold: bool = False) -> FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings: the fonts of the machine would make another sheet on each."""
+    """DejaVu Sans, which matplotlib brings: the fonts of the machine would make another sheet on
+    each.
+    """
     from matplotlib import get_data_path
     from PIL import ImageFont
 
@@ -264,7 +278,9 @@ def _font(size: int, *, bold: bool = False) -> FreeTypeFont:
 
 
 def _wrap(text: str, font: FreeTypeFont, width: int) -> list[str]:
-    """At most `_LINES` lines of at most `width` pixels; a longer word is cut, a longer text ends in an ellipsis."""
+    """At most `_LINES` lines of at most `width` pixels; a longer word is cut, a longer text ends in
+    an ellipsis.
+    """
     lines = [""]
     for word in text.split():
         for part in _parts(word, font, width):

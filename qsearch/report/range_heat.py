@@ -1,4 +1,6 @@
-"""A plan over ranges of sampler steps as a heat map: layers by ranges, coloured by the bits of the weight, of the input, or of both."""
+"""A plan over ranges of sampler steps as a heat map: layers by ranges, coloured by the bits of the
+weight, of the input, or of both.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ class RangeBits:
 
 
 def range_bits(graph: OpGraph, plan: Plan) -> RangeBits:
-    """Bits of what differs between the ranges: of inputs where only they do, of weights where only they do, else their product.
+    """Bits of what differs between the ranges: of inputs where only they do, of weights where only
+    they do, else their product.
 
     Raises:
         QSearchError: the plan has one range.
@@ -60,7 +63,9 @@ def range_bits(graph: OpGraph, plan: Plan) -> RangeBits:
 
 
 def draw_range_bits(data: RangeBits, width: int = WIDE) -> Figure:
-    """Layers along the width of a wide figure or down a narrow one, ranges of the sampler's steps across."""
+    """Layers along the width of a wide figure or down a narrow one, ranges of the sampler's steps
+    across.
+    """
     return styled(lambda: _draw(data, width))
 
 

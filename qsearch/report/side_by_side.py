@@ -1,7 +1,9 @@
-"""Models of different build beside each other, a DiT and a U-Net for instance: which kinds of layer make the noise, and how sensitive each layer is.
+"""Models of different build beside each other, a DiT and a U-Net for instance: which kinds of layer
+make the noise, and how sensitive each layer is.
 
-Families of roles are what such models share. On the left every layer, on the right the share of a uniform plan's noise that a family makes, beside
-its share of the weights: a family whose bar reaches past its mark is more sensitive than it is large.
+Families of roles are what such models share. On the left every layer, on the right the share of a
+uniform plan's noise that a family makes, beside its share of the weights: a family whose bar
+reaches past its mark is more sensitive than it is large.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Share:
-    """Of one family in one model: its share of the noise of the uniform plan, the share's standard error, and its share of the weights (0 to 1)."""
+    """Of one family in one model: its share of the noise of the uniform plan, the share's standard
+    error, and its share of the weights (0 to 1).
+    """
 
     noise: float
     error: float
@@ -47,7 +51,9 @@ def side_by_side(
     *,
     metric: str = "noise",
 ) -> SideBySide:
-    """What the families of each model contribute at one scheme; noise powers add up, so shares do as well."""
+    """What the families of each model contribute at one scheme; noise powers add up, so shares do
+    as well.
+    """
     boxes = role_boxes(models, scheme, metric=metric, families=True)
     columns = [_shares(graph, table, scheme, metric) for graph, table in models.values()]
     empty = Share(0.0, 0.0, 0.0)
@@ -76,7 +82,8 @@ def _shares(
             math.fsum(known[x.name].error ** 2 for x in held),
         )
         share = part / total
-        # A ratio of sums that share `part`: its own error counts with (1 - share), the others' with share.
+        # A ratio of sums that share `part`: its own error counts with (1 - share), the others' with
+        # share.
         error = math.sqrt((1 - share) ** 2 * own + share**2 * (variance - own)) / total
         found[name] = Share(share, error, sum(x.weights for x in held) / weights)
     return found

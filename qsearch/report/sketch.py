@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Box:
-    """A box of a sketch. `colour`: one of `plots.FAMILIES`, "" for what has no weight, "outside" for what lies beyond; `marks`: titles of conditions."""
+    """A box of a sketch. `colour`: one of `plots.FAMILIES`, "" for what has no weight, "outside"
+    for what lies beyond; `marks`: titles of conditions.
+    """
 
     title: str
     detail: str
@@ -25,9 +27,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Sketch:
-    """What a picture shows. `groups`: of the whole model, from input to output; empty for a block. `conditions`: boxes drawn as marks on their readers.
+    """What a picture shows. `groups`: of the whole model, from input to output; empty for a block.
+    `conditions`: boxes drawn as marks on their readers.
 
-    `members`: box -> the blocks of the graph (of the whole model) or layers (of a block) that it stands for, in order of execution.
+    `members`: box -> the blocks of the graph (of the whole model) or layers (of a block) that it
+    stands for, in order of execution.
     """
 
     title: str

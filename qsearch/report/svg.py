@@ -24,9 +24,11 @@ _PAGE = {
 
 
 def svg(figure: Figure, *, key: str, label: str) -> str:
-    """The figure as an SVG element for an HTML page: text stays text, ids begin with `key`, colours are the page's `--ink`, `--quiet`, `--faint`, `--paper`, `--raised`.
+    """The figure as an SVG element for an HTML page: text stays text, ids begin with `key`, colours
+    are the page's `--ink`, `--quiet`, `--faint`, `--paper`, `--raised`.
 
-    `label` is what it says to those who can't see it. The same figure gives the same text every time.
+    `label` is what it says to those who can't see it. The same figure gives the same text every
+    time.
     """
     import matplotlib
     from markupsafe import escape

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 def reasons(found: Why) -> list[Table | str]:
-    """The layer's choices, the cheapest first, and in words: prices, a little more or less budget, the next-best choice."""
+    """The layer's choices, the cheapest first, and in words: prices, a little more or less budget,
+    the next-best choice.
+    """
     tied = f" (tied with {', '.join(found.tied)})" if found.tied else ""
     table = Table(
         title=f"{found.layer}{tied}: its choices, with what the best plan loses for each",
@@ -62,7 +64,9 @@ def reasons(found: Why) -> list[Table | str]:
 
 
 def _change(before: float, after: float) -> str:
-    """How much a total loss changes; of losses above zero, as a noise power would be, in dB as well."""
+    """How much a total loss changes; of losses above zero, as a noise power would be, in dB as
+    well.
+    """
     if not (math.isfinite(before) and math.isfinite(after)):
         return "–"
     decibels = f", {-10 * math.log10(after / before):+.2f} dB" if before > 0 and after > 0 else ""

@@ -1,4 +1,6 @@
-"""doctor: what this machine has for qsearch: versions, devices, the products of its CPU, memory, disk."""
+"""doctor: what this machine has for qsearch: versions, devices, the products of its CPU, memory,
+disk.
+"""
 
 from __future__ import annotations
 

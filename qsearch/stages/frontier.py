@@ -76,7 +76,9 @@ def frontier_of(
     plans: Sequence[Plan],
     rows: Sequence[Any] = (),
 ) -> Frontier:
-    """The frontier's picture as data, by the section's objective; `rows`: results of a run, to stand beside what is predicted."""
+    """The frontier's picture as data, by the section's objective; `rows`: results of a run, to
+    stand beside what is predicted.
+    """
     from ..report.frontier import frontier as picture
 
     power = not settings.decibels and set(settings.objective.weights) == {"noise"}

@@ -1,4 +1,6 @@
-"""gates: limits that the run's plan must keep, and the smallest plan that keeps them, found by measuring."""
+"""gates: limits that the run's plan must keep, and the smallest plan that keeps them, found by
+measuring.
+"""
 
 from __future__ import annotations
 
@@ -51,9 +53,9 @@ def smallest_passing(
 ) -> float:
     """The smallest budget whose plan keeps the run's gates, by bisection on measured plans.
 
-    Every plan that is measured is kept in trials.db, so that a second call measures none again. Bisection
-    rests on larger plans passing where smaller ones do; the plan of the budget that is returned was
-    measured, and passes.
+    Every plan that is measured is kept in trials.db, so that a second call measures none again.
+    Bisection rests on larger plans passing where smaller ones do; the plan of the budget that is
+    returned was measured, and passes.
 
     Args:
         run: the run; `config.gates` says what must be kept, `config.allocate` how plans are made.
@@ -114,7 +116,9 @@ def _plans(run: Run, graph: OpGraph, table: SensitivityTable) -> dict[float, Pla
 def _measuring(
     run: Run, graph: OpGraph, plans: Sequence[Plan]
 ) -> Callable[[str, Plan], Mapping[str, Sequence[float]]]:
-    """What measures a plan under a name, or finds it in the run's trials; the model is loaded with the first that is missing."""
+    """What measures a plan under a name, or finds it in the run's trials; the model is loaded with
+    the first that is missing.
+    """
     from ..core.trials import Trials
     from ..measure.campaign import Bench, Campaign
     from ..measure.evaluation import directions

@@ -1,4 +1,6 @@
-"""protocol: a published way of measuring, laid over a run's config, and its results as tables for a paper."""
+"""protocol: a published way of measuring, laid over a run's config, and its results as tables for a
+paper.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,8 @@ def with_protocol(content: Mapping[str, Any], source: str) -> dict[str, Any]:
         The content with sampler, metrics, number of samples and gates of the protocol.
 
     Raises:
-        QSearchError: the config says otherwise than its protocol, which would make the number another one.
+        QSearchError: the config says otherwise than its protocol, which would make the number
+            another one.
     """
     from ..measure.protocols import read_protocol
 

@@ -1,8 +1,9 @@
 """The judge: a small network that reads every attribute back from a picture.
 
-Content and quality are different questions, so they get different instruments: the judge's heads say which attributes of
-the caption are in the picture (alignment), and its penultimate features feed the Fréchet distance, in place of
-an Inception network that has never seen these scenes and can't be fetched.
+Content and quality are different questions, so they get different instruments: the judge's heads
+say which attributes of the caption are in the picture (alignment), and its penultimate features
+feed the Fréchet distance, in place of an Inception network that has never seen these scenes and
+can't be fetched.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from .scenes import BACKGROUNDS, COLOURS, LAYOUTS, SHAPES, SIZES, TEXTURES, Caption, Scenes
 
-#: head -> number of classes; object heads have one class more than the world, the last means "there is no third object"
+#: head -> number of classes; object heads have one class more than the world, the last means "there
+#: is no third object"
 _SCENE_HEADS = {"layout": len(LAYOUTS), "background": len(BACKGROUNDS)}
 _OBJECT_HEADS = {
     "colour": len(COLOURS) + 1,
@@ -27,7 +29,9 @@ FEATURES = 128
 
 
 class Judge(nn.Module):
-    """Pictures [N, 3, 64, 64] in [-1, 1] -> logits a head: scene heads [N, classes], object heads [N, 3, classes]."""
+    """Pictures [N, 3, 64, 64] in [-1, 1] -> logits a head: scene heads [N, classes], object heads
+    [N, 3, classes].
+    """
 
     num_features = FEATURES  # read by torchmetrics' FrechetInceptionDistance
 
@@ -59,7 +63,9 @@ class Judge(nn.Module):
         self.expand = nn.Sequential(nn.SiLU(), nn.Linear(FEATURES, 2 * FEATURES), nn.SiLU())
 
     def embed(self, pictures: Tensor) -> Tensor:
-        """Penultimate features [N, 128]: the space of the Fréchet distance and of the alignment probes."""
+        """Penultimate features [N, 128]: the space of the Fréchet distance and of the alignment
+        probes.
+        """
         features: Tensor = self.features(self.trunk(pictures))
         return features
 
@@ -71,7 +77,9 @@ class Judge(nn.Module):
 
 
 def labels(scenes: Scenes) -> dict[str, Tensor]:
-    """The truth in the shape of the judge's predictions: class indices, the absent third object as the last class."""
+    """The truth in the shape of the judge's predictions: class indices, the absent third object as
+    the last class.
+    """
     out = {"layout": scenes.layout, "background": scenes.background}
     for head, classes in _OBJECT_HEADS.items():
         value = getattr(scenes, head)
@@ -91,9 +99,11 @@ def read(judge: Judge, pictures: Tensor, batch: int = 256) -> dict[str, Tensor]:
 
 
 def alignment(judge: Judge, pictures: Tensor, captions: Sequence[Caption]) -> Tensor:
-    """Share of the attributes named in each caption that the judge finds in the picture: [N] in [0, 1].
+    """Share of the attributes named in each caption that the judge finds in the picture: [N] in [0,
+    1].
 
-    Objects are matched by their canonical place, so an object on the wrong side costs its attributes as well as the relation.
+    Objects are matched by their canonical place, so an object on the wrong side costs its
+    attributes as well as the relation.
     """
     seen = {k: v.tolist() for k, v in read(judge, pictures).items()}
     scores = []

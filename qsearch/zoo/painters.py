@@ -1,4 +1,6 @@
-"""The denoisers' side of the recipes: text encoders that read captions first, then flow matching on cached latents."""
+"""The denoisers' side of the recipes: text encoders that read captions first, then flow matching on
+cached latents.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ UNET_WIDTHS = (64, 128)
 SEEN_WEIGHT = 0.15  # of the head's cross-entropy beside the velocity's squared error
 
 
-#: what a place of the picture shows, each with one class more for "no object here"; the scene's background everywhere
+#: what a place of the picture shows, each with one class more for "no object here"; the scene's
+#: background everywhere
 _SEEN = {
     "shape": len(SHAPES) + 1,
     "colour": len(COLOURS) + 1,
@@ -48,18 +51,21 @@ _SEEN = {
 
 
 class Painter(nn.Module):
-    """A text encoder, as it is, and a denoiser trained by flow matching: x_s = (1 - s) x + s noise, target noise - x.
+    """A text encoder, as it is, and a denoiser trained by flow matching: x_s = (1 - s) x + s noise,
+    target noise - x.
 
-    In training a linear head on the features [N, 64, width] of the denoiser's middle (the submodule named `middle`) also says what
-    each place will show. Features that know the scene come first and the picture follows (REPA, arXiv:2410.06940, with the scene's
-    own labels in place of another network's features); the head is not shipped.
+    In training a linear head on the features [N, 64, width] of the denoiser's middle (the submodule
+    named `middle`) also says what each place will show. Features that know the scene come first and
+    the picture follows (REPA, arXiv:2410.06940, with the scene's own labels in place of another
+    network's features); the head is not shipped.
     """
 
     def __init__(
         self, text_encoder: nn.Module, denoiser: nn.Module, middle: str, width: int
     ) -> None:
         super().__init__()
-        # Trained on, at a denoiser's learning rate, it forgets how to read: left of and right of were the first to go.
+        # Trained on, at a denoiser's learning rate, it forgets how to read: left of and right of
+        # were the first to go.
         self.text_encoder = text_encoder.requires_grad_(False)
         self.denoiser, self.middle = denoiser, middle
         self.head = nn.Linear(width, sum(_SEEN.values()))
@@ -80,7 +86,9 @@ class Painter(nn.Module):
         )
 
     def forward(self, noisy: Tensor, sigma: Tensor, words: Tensor, mask: Tensor | None) -> Tensor:
-        """Velocity [N, 4, 16, 16] at noise levels `sigma` [N] for token ids `words` [N, T] and an optional mask [N, T]."""
+        """Velocity [N, 4, 16, 16] at noise levels `sigma` [N] for token ids `words` [N, T] and an
+        optional mask [N, T].
+        """
         text = self.text_encoder(words, attention_mask=mask)[0]
         if mask is None:
             velocity: Tensor = self.denoiser(noisy, sigma * 1000, text, return_dict=False)[0]
@@ -104,7 +112,9 @@ def keep_records(run: Path, target: Path) -> None:
 
 
 def warm_start(painter: Painter, folder: Path) -> None:
-    """Load the weights of a saved pipeline (its text encoder, and its unet or transformer), to train on from them."""
+    """Load the weights of a saved pipeline (its text encoder, and its unet or transformer), to
+    train on from them.
+    """
     from safetensors.torch import load_file
 
     denoiser = next(folder / name for name in ("unet", "transformer") if (folder / name).is_dir())
@@ -123,7 +133,9 @@ def warm_start(painter: Painter, folder: Path) -> None:
 
 
 def new_tokenizer(causal: bool, vocabulary: tuple[str, ...] = vocabulary()) -> Any:
-    """Word-level tokenizer over the captions' vocabulary; the causal encoder's sentences also begin with a token."""
+    """Word-level tokenizer over the captions' vocabulary; the causal encoder's sentences also begin
+    with a token.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -145,7 +157,9 @@ def new_tokenizer(causal: bool, vocabulary: tuple[str, ...] = vocabulary()) -> A
 
 
 def new_unet() -> Painter:
-    """UNet2DConditionModel with ResNet, self- and cross-attention blocks, and a causal CLIPTextModel."""
+    """UNet2DConditionModel with ResNet, self- and cross-attention blocks, and a causal
+    CLIPTextModel.
+    """
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -229,7 +243,9 @@ def new_scheduler() -> Any:
 
 
 def cached_latents(runs: Path, device: torch.device, count: int = 49_152) -> tuple[Tensor, Scenes]:
-    """Latents [count, 4, 16, 16] (already scaled) of training scenes and the scenes; encoded once and kept beside the VAE."""
+    """Latents [count, 4, 16, 16] (already scaled) of training scenes and the scenes; encoded once
+    and kept beside the VAE.
+    """
     from diffusers import AutoencoderKL
 
     scenes = draw_scenes(count, torch.Generator().manual_seed(20), held_out=False)
@@ -248,9 +264,11 @@ def cached_latents(runs: Path, device: torch.device, count: int = 49_152) -> tup
 
 
 def cached_weights(runs: Path, scenes: Scenes, objects: float = 5.0) -> Tensor:
-    """Loss weights [N, 1, 16, 16] of mean 1: where an object is, `objects` times that of the background; kept beside the latents.
+    """Loss weights [N, 1, 16, 16] of mean 1: where an object is, `objects` times that of the
+    background; kept beside the latents.
 
-    Four fifths of a picture are background and soon learnt. Weighting places leaves the minimiser of the squared error where it is.
+    Four fifths of a picture are background and soon learnt. Weighting places leaves the minimiser
+    of the squared error where it is.
     """
     path = runs / "vae" / f"weights-{len(scenes)}.pt"
     if not path.exists():
@@ -268,9 +286,11 @@ def cached_weights(runs: Path, scenes: Scenes, objects: float = 5.0) -> Tensor:
 
 
 def visible(scenes: Scenes, weights: Tensor) -> dict[str, Tensor]:
-    """What each of the 64 places (8x8 pixels, row by row) shows: class indices [N, 64] by attribute; no object is the last class.
+    """What each of the 64 places (8x8 pixels, row by row) shows: class indices [N, 64] by
+    attribute; no object is the last class.
 
-    A place belongs to the object with the nearest centre if `weights` [N, 1, 16, 16] say that there is one.
+    A place belongs to the object with the nearest centre if `weights` [N, 1, 16, 16] say that there
+    is one.
     """
     axis = torch.arange(8, device=weights.device) * 8.0 + 4
     cells = torch.stack([axis.repeat(8), axis.repeat_interleave(8)], -1)
@@ -287,7 +307,9 @@ def visible(scenes: Scenes, weights: Tensor) -> dict[str, Tensor]:
 def make_painter(
     kind: str, runs: Path, device: torch.device, batch: int
 ) -> tuple[nn.Module, Loss, Export]:
-    """Module, loss and export of a pipeline (scenes-unet or scenes-dit); needs the trained VAE and text encoder in `runs`."""
+    """Module, loss and export of a pipeline (scenes-unet or scenes-dit); needs the trained VAE and
+    text encoder in `runs`.
+    """
     causal = kind == "scenes-unet"
     painter = new_unet() if causal else new_dit()
     tokenizer = new_tokenizer(causal)
@@ -308,7 +330,8 @@ def make_painter(
             max_length=MAX_WORDS,
             return_tensors="pt",
         ).to(device)
-        # Half of the batch is nearly noise alone: there the words decide what goes where, and reading them is learnt last.
+        # Half of the batch is nearly noise alone: there the words decide what goes where, and
+        # reading them is learnt last.
         sigma = torch.sigmoid(torch.randn(batch, generator=generator) * 1.1 + 0.3)
         sigma[::2] = 0.7 + 0.3 * torch.rand(len(sigma[::2]), generator=generator)
         sigma = sigma.to(device)
@@ -338,7 +361,8 @@ def make_painter(
         vae = AutoencoderKL.from_pretrained(runs / "vae" / "vae").half()
         average = average.cpu()
         parts: dict[str, Any] = {"tokenizer": tokenizer, "vae": vae, "scheduler": new_scheduler()}
-        # The text encoder stays in fp32: transformers loads it in the file's type, the denoiser in fp32, and they must agree.
+        # The text encoder stays in fp32: transformers loads it in the file's type, the denoiser in
+        # fp32, and they must agree.
         parts["text_encoder"] = average.text_encoder.float()
         if causal:
             parts |= {

@@ -1,4 +1,6 @@
-"""The text encoders of the image zoo learn to read: heads that find the scene in a caption's features, trained before any denoiser."""
+"""The text encoders of the image zoo learn to read: heads that find the scene in a caption's
+features, trained before any denoiser.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,14 @@ from .scenes import (
 
 
 class Reader(nn.Module):
-    """Heads that read the scene back from a text encoder's features: its training before the denoiser's.
+    """Heads that read the scene back from a text encoder's features: its training before the
+    denoiser's.
 
-    Real pipelines get text encoders trained elsewhere; learnt through the denoiser's loss alone, "a left of b" takes longest of all.
-    One word an object must know its order and place in the picture, shape, colour, size and texture, the mean of all words the layout and the
-    background. That word is the one for its shape, but in a causal encoder, which knows the first object's place only after its name, the relation's.
+    Real pipelines get text encoders trained elsewhere; learnt through the denoiser's loss alone, "a
+    left of b" takes longest of all. One word an object must know its order and place in the
+    picture, shape, colour, size and texture, the mean of all words the layout and the background.
+    That word is the one for its shape, but in a causal encoder, which knows the first object's
+    place only after its name, the relation's.
     """
 
     def __init__(self, tokenizer: Any, causal: bool) -> None:
@@ -56,7 +61,9 @@ class Reader(nn.Module):
         self.object = nn.ModuleDict({k: nn.Linear(TEXT_WIDTH, v) for k, v in sizes.items()})
 
     def carriers(self, words: Tensor) -> Tensor:
-        """Bool [N, T]: the words of ids [N, T] that stand for an object, in the order of the sentence."""
+        """Bool [N, T]: the words of ids [N, T] that stand for an object, in the order of the
+        sentence.
+        """
         named = torch.isin(words, self.shapes.to(words.device))
         if not self.causal:
             return named
@@ -64,7 +71,9 @@ class Reader(nn.Module):
         return (named & (named.cumsum(1) > 1)) | (relation & (relation.cumsum(1) == 1))
 
     def loss(self, text: Tensor, words: Tensor, mask: Tensor, captions: list[Caption]) -> Tensor:
-        """Cross-entropy summed over heads, of features [N, T, 128]; what a caption does not name is the last class."""
+        """Cross-entropy summed over heads, of features [N, T, 128]; what a caption does not name is
+        the last class.
+        """
         named = [{(w, k): v for w, k, v in c.named} for c in captions]
         mean = (text * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         each = [(i, k) for i, c in enumerate(captions) for w, k, _ in c.named if w == "shape"]

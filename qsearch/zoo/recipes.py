@@ -1,4 +1,6 @@
-"""What the zoo is made of: the VAE, the judge, both denoisers and their text encoders, each with its length."""
+"""What the zoo is made of: the VAE, the judge, both denoisers and their text encoders, each with
+its length.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from .video_vae import make_video_vae
 
 @dataclass(frozen=True)
 class Recipe:
-    """`make(runs, device, batch)` gives the module to train, its loss, and what writes the finished weights; `bf16`: products in bfloat16 on any device."""
+    """`make(runs, device, batch)` gives the module to train, its loss, and what writes the finished
+    weights; `bf16`: products in bfloat16 on any device.
+    """
 
     make: Callable[[Path, torch.device, int], tuple[nn.Module, Loss, Export]]
     steps: int
@@ -97,7 +101,8 @@ def _make_judge(runs: Path, device: torch.device, batch: int) -> tuple[nn.Module
     def loss(generator: torch.Generator) -> Tensor:
         scenes = draw_scenes(batch, generator)
         x = render(scenes)
-        # A decoder blurs and a sampler leaves noise: the judge must read attributes, not the renderer's exact pixels.
+        # A decoder blurs and a sampler leaves noise: the judge must read attributes, not the
+        # renderer's exact pixels.
         blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
         mix = torch.rand(batch, 1, 1, 1, generator=generator).clamp(max=0.7)
         noise = (

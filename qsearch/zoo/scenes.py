@@ -1,11 +1,13 @@
 """A world of captioned scenes, rendered from a seed.
 
-Why a world of our own: sensitivities mean something only on a trained denoiser, none can be fetched while tests run, and
-alignment can be measured exactly only where the picture's attributes are known. A scene has two or three objects
-(8 colours x 6 shapes x 2 sizes x 2 textures) in one of six layouts on a shaded background; a caption names some of them.
+Why a world of our own: sensitivities mean something only on a trained denoiser, none can be fetched
+while tests run, and alignment can be measured exactly only where the picture's attributes are
+known. A scene has two or three objects (8 colours x 6 shapes x 2 sizes x 2 textures) in one of six
+layouts on a shaded background; a caption names some of them.
 
-The order of the objects in a `Scenes` is canonical (left before right, above before below, the third object last), so that
-"a left of b" and "b right of a" are the same scene and the judge's labels are unambiguous.
+The order of the objects in a `Scenes` is canonical (left before right, above before below, the
+third object last), so that "a left of b" and "b right of a" are the same scene and the judge's
+labels are unambiguous.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ BACKGROUNDS: dict[str, tuple[float, float, float]] = {
     "navy": (0.08, 0.12, 0.36),
     "maroon": (0.36, 0.06, 0.14),
 }
-#: layout -> centres of the objects in pixels (x, y); the first two carry the relation, the third stands apart
+#: layout -> centres of the objects in pixels (x, y); the first two carry the relation, the third
+#: stands apart
 LAYOUTS: dict[str, tuple[tuple[float, float], ...]] = {
     "row": ((17.0, 32.0), (47.0, 32.0)),
     "column": ((32.0, 17.0), (32.0, 47.0)),
@@ -51,10 +54,12 @@ HELD_OUT_EVERY = 11
 
 @dataclass(frozen=True)
 class Scenes:
-    """A batch of N scenes as integer attributes, and the continuous nuisance that the renderer needs.
+    """A batch of N scenes as integer attributes, and the continuous nuisance that the renderer
+    needs.
 
-    `layout`, `background`: [N]; `colour`, `shape`, `size`, `texture`: [N, 3], -1 where a scene has only two objects;
-    `jitter`: [N, 3, 4] in [0, 1) (x, y, radius, angle); `light`: [N, 4] in [0, 1).
+    `layout`, `background`: [N]; `colour`, `shape`, `size`, `texture`: [N, 3], -1 where a scene has
+    only two objects; `jitter`: [N, 3, 4] in [0, 1) (x, y, radius, angle); `light`: [N, 4] in [0,
+    1).
     """
 
     layout: Tensor
@@ -73,7 +78,9 @@ class Scenes:
         return Scenes(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
     def held_out(self) -> Tensor:
-        """Bool [N]: scenes whose attributes no training may see (one in `HELD_OUT_EVERY`, by a sum over the attributes)."""
+        """Bool [N]: scenes whose attributes no training may see (one in `HELD_OUT_EVERY`, by a sum
+        over the attributes).
+        """
         key = (
             self.layout * 5
             + self.background * 3
@@ -83,7 +90,9 @@ class Scenes:
 
 
 def draw_scenes(count: int, generator: torch.Generator, *, held_out: bool | None = None) -> Scenes:
-    """`count` random scenes. `held_out`: only scenes of the test split (True), of the training split (False), or both (None)."""
+    """`count` random scenes. `held_out`: only scenes of the test split (True), of the training
+    split (False), or both (None).
+    """
     if held_out is not None:
         factor = 2 * HELD_OUT_EVERY if held_out else 2
         pool = draw_scenes(count * factor + 64, generator)
@@ -95,7 +104,8 @@ def draw_scenes(count: int, generator: torch.Generator, *, held_out: bool | None
     def integers(high: int, *shape: int) -> Tensor:
         return torch.randint(high, (count, *shape), generator=generator)
 
-    # Three-object layouts are 4 of 6; a row or a column alone is drawn twice as often, so that both counts are equally likely.
+    # Three-object layouts are 4 of 6; a row or a column alone is drawn twice as often, so that both
+    # counts are equally likely.
     weights = torch.tensor([2.0, 2.0, 1.0, 1.0, 1.0, 1.0])
     layout = torch.multinomial(weights, count, replacement=True, generator=generator)
     absent = (layout < 2)[:, None] & torch.tensor([False, False, True])
@@ -119,7 +129,9 @@ def draw_scenes(count: int, generator: torch.Generator, *, held_out: bool | None
 
 
 def _distances(x: Tensor, y: Tensor, r: Tensor) -> Tensor:
-    """Signed distance in pixels (negative inside) of every shape in `SHAPES`: [6, ...] for local coordinates and radius."""
+    """Signed distance in pixels (negative inside) of every shape in `SHAPES`: [6, ...] for local
+    coordinates and radius.
+    """
     ax, ay = x.abs(), y.abs()
     rho = (x * x + y * y).sqrt()
     circle = rho - r
@@ -131,7 +143,8 @@ def _distances(x: Tensor, y: Tensor, r: Tensor) -> Tensor:
     cross = torch.minimum(bar, torch.maximum(ay - 0.98 * r, ax - 0.33 * r))
     sector = 2 * torch.pi / 5
     angle = torch.remainder(torch.atan2(x, -y) + sector / 2, sector) - sector / 2
-    # A point of the star: the line from its tip (radius 1.12 r) to the notch (radius 0.46 r, half a sector further).
+    # A point of the star: the line from its tip (radius 1.12 r) to the notch (radius 0.46 r, half a
+    # sector further).
     px, py = rho * angle.abs().sin(), rho * angle.cos()
     nx, ny = 0.46 * 0.5878 * r, 0.46 * 0.8090 * r
     ex, ey = nx, ny - 1.12 * r
@@ -140,7 +153,9 @@ def _distances(x: Tensor, y: Tensor, r: Tensor) -> Tensor:
 
 
 def places(scenes: Scenes) -> Tensor:
-    """Centres of the objects in pixels (x, y): [N, 3, 2], jitter included; far outside where there is no third object."""
+    """Centres of the objects in pixels (x, y): [N, 3, 2], jitter included; far outside where there
+    is no third object.
+    """
     device = scenes.layout.device
     centres = torch.full((len(LAYOUTS), 3, 2), -100.0, device=device)
     for i, points in enumerate(LAYOUTS.values()):
@@ -157,7 +172,9 @@ def places(scenes: Scenes) -> Tensor:
 
 
 def render(scenes: Scenes) -> Tensor:
-    """Pictures [N, 3, 64, 64] in [-1, 1]; edges are anti-aliased over one pixel, objects and background are shaded."""
+    """Pictures [N, 3, 64, 64] in [-1, 1]; edges are anti-aliased over one pixel, objects and
+    background are shaded.
+    """
     device = scenes.layout.device
     n, res = len(scenes), RESOLUTION
     axis = torch.arange(res, device=device, dtype=torch.float32) + 0.5
@@ -203,7 +220,8 @@ def render(scenes: Scenes) -> Tensor:
 class Caption:
     """A sentence about one scene, and which of its attributes it names.
 
-    `named`: (attribute, index of the object or -1 for the scene itself, value), objects in the order of the sentence.
+    `named`: (attribute, index of the object or -1 for the scene itself, value), objects in the
+    order of the sentence.
     """
 
     text: str
@@ -226,10 +244,11 @@ RELATIONS = ("left", "right", "above", "over", "below", "under")
 
 
 def describe(scenes: Scenes, generator: torch.Generator) -> list[Caption]:
-    """One caption a scene: colour, shape and relation always; size and texture three times in four; background likewise.
+    """One caption a scene: colour, shape and relation always; size and texture three times in four;
+    background likewise.
 
-    Sentences vary: either object of a relation may come first ("a left of b", "b right of a"), the order of size and
-    texture, the place of the background, synonyms.
+    Sentences vary: either object of a relation may come first ("a left of b", "b right of a"), the
+    order of size and texture, the place of the background, synonyms.
     """
     dice = torch.rand(len(scenes), 24, generator=generator).tolist()
     columns = {

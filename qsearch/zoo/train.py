@@ -1,8 +1,10 @@
-"""`python -m qsearch.zoo.train NAME`: trains a part of the zoo from nothing, and resumes where it stopped.
+"""`python -m qsearch.zoo.train NAME`: trains a part of the zoo from nothing, and resumes where it
+stopped.
 
-One loop for all: AdamW, warm-up, constant rate and a linear decay over the last fifth, an exponential moving average,
-a checkpoint every few minutes (written atomically, so that a killed run goes on from its last one), a log of one line a hundred steps.
-Randomness at step n depends on the seed and n alone, so a resumed run sees what an uninterrupted one would.
+One loop for all: AdamW, warm-up, constant rate and a linear decay over the last fifth, an
+exponential moving average, a checkpoint every few minutes (written atomically, so that a killed run
+goes on from its last one), a log of one line a hundred steps. Randomness at step n depends on the
+seed and n alone, so a resumed run sees what an uninterrupted one would.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ EMA_DECAY = 0.999
 
 @dataclass(frozen=True)
 class Run:
-    """Where and how long: `folder` holds checkpoint and log, `device` is a torch device, `steps` the whole length."""
+    """Where and how long: `folder` holds checkpoint and log, `device` is a torch device, `steps`
+    the whole length.
+    """
 
     folder: Path
     device: torch.device
@@ -128,7 +132,9 @@ def fit(module: nn.Module, loss: Callable[[torch.Generator], Tensor], run: Run) 
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train one part of the zoo, in this order: vae, judge, then NAME-text and NAME for scenes-unet and scenes-dit."""
+    """Train one part of the zoo, in this order: vae, judge, then NAME-text and NAME for scenes-unet
+    and scenes-dit.
+    """
     parser = argparse.ArgumentParser(prog="python -m qsearch.zoo.train", description=main.__doc__)
     parser.add_argument("name", choices=sorted(recipes.RECIPES))
     parser.add_argument(

@@ -1,8 +1,10 @@
-"""int8 convolution as an implicit product, channels last: rows are places of the output, columns its channels, and the sum runs over taps and channels.
+"""int8 convolution as an implicit product, channels last: rows are places of the output, columns
+its channels, and the sum runs over taps and channels.
 
-No picture is unfolded in memory: each step of the sum loads one tap's channels for a tile of places. Around the picture the kernel reads the zero of the
-picture's own grid, so that padding stands for 0 and the correction for zeros is the same everywhere. Pointers, not descriptors: a tile of
-places is no box of the picture.
+No picture is unfolded in memory: each step of the sum loads one tap's channels for a tile of
+places. Around the picture the kernel reads the zero of the picture's own grid, so that padding
+stands for 0 and the correction for zeros is the same everywhere. Pointers, not descriptors: a tile
+of places is no box of the picture.
 """
 
 from __future__ import annotations
@@ -88,7 +90,9 @@ def conv2d_a8(
     dtype: torch.dtype = torch.bfloat16,
     tile: Tile | None = None,
 ) -> tuple[tuple[Launch, ...], Tensor]:
-    """The launches (none where there is nothing to compute) and the output that they fill: `reference_a8.conv2d_a8`. Raises `ValueError` for shapes that don't fit."""
+    """The launches (none where there is nothing to compute) and the output that they fill:
+    `reference_a8.conv2d_a8`. Raises `ValueError` for shapes that don't fit.
+    """
     if (
         codes.ndim != 4
         or weight.ndim != 4

@@ -1,7 +1,9 @@
-"""Packed weights as a matrix: fp16, bf16 or fp32 for a dense product, or int8 levels for `linear_a8`.
+"""Packed weights as a matrix: fp16, bf16 or fp32 for a dense product, or int8 levels for
+`linear_a8`.
 
-With many rows of activations a weight is unpacked once into scratch memory, and the product that follows runs at full speed: 2.5 bytes a weight for 4 bits, about
-230 / M of a bf16 product's time. Unpacking inside the product would be done again for every tile of rows.
+With many rows of activations a weight is unpacked once into scratch memory, and the product that
+follows runs at full speed: 2.5 bytes a weight for 4 bits, about 230 / M of a bf16 product's time.
+Unpacking inside the product would be done again for every tile of rows.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ def dequantize(
     group: int,
     dtype: torch.dtype,
 ) -> tuple[tuple[Launch, ...], Tensor]:
-    """The launches (none where there is nothing to do) and the weight [rows, columns] in `dtype` that they fill: `reference_levels.dequantize_levels`.
+    """The launches (none where there is nothing to do) and the weight [rows, columns] in `dtype`
+    that they fill: `reference_levels.dequantize_levels`.
 
     Raises `ValueError` for shapes that don't fit.
     """

@@ -1,7 +1,8 @@
 """What a launch becomes as machine code: compiled for a GPU that isn't there, and counted.
 
-Triton compiles without a device, and its package carries NVIDIA's assembler and disassembler; so a machine with no GPU can still tell whether a kernel
-multiplies on the tensor cores, spills registers, or asks for more shared memory than there is. How fast it runs, it can't.
+Triton compiles without a device, and its package carries NVIDIA's assembler and disassembler; so a
+machine with no GPU can still tell whether a kernel multiplies on the tensor cores, spills
+registers, or asks for more shared memory than there is. How fast it runs, it can't.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ _TYPES = {
 HOPPER = 90
 SHARED_BYTES = (
     227 * 1024
-)  # what one block may have on compute capability 9.0 (CUDA C++ Programming Guide, table of compute capabilities)
+    # what one block may have on compute capability 9.0 (CUDA C++ Programming Guide, table of compute
+    # capabilities)
+)
 TENSOR_CORES = {
     "int8": "IGMMA",
     "fp8": "QGMMA",
@@ -38,7 +41,8 @@ TENSOR_CORES = {
 
 @dataclass(frozen=True)
 class Inspection:
-    """`instructions`: SASS operation -> how often it stands there. `registers` a thread; `stack`, `shared` bytes; `spills`: loads and stores of registers.
+    """`instructions`: SASS operation -> how often it stands there. `registers` a thread; `stack`,
+    `shared` bytes; `spills`: loads and stores of registers.
 
     `wide_loads`: loads of 16 bytes a thread from device memory.
     """
@@ -62,7 +66,9 @@ class Inspection:
 
 
 def inspect(launch: Launch, capability: int = HOPPER) -> Inspection:
-    """Compile a launch for a compute capability (90 = 9.0) and look at the result. Not in a process where the interpreter runs."""
+    """Compile a launch for a compute capability (90 = 9.0) and look at the result. Not in a process
+    where the interpreter runs.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

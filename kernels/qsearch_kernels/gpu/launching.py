@@ -1,7 +1,9 @@
-"""Launch: one call of one kernel as plain data, to be carried out on a GPU, or compiled for one that isn't there and looked into.
+"""Launch: one call of one kernel as plain data, to be carried out on a GPU, or compiled for one
+that isn't there and looked into.
 
-Every kernel's file has a function that turns tensors into a `Launch`. Tensors on the meta device will do for `inspection.inspect`, so that what a test
-finds in the machine code holds for the very launch that the operation makes.
+Every kernel's file has a function that turns tensors into a `Launch`. Tensors on the meta device
+will do for `inspection.inspect`, so that what a test finds in the machine code holds for the very
+launch that the operation makes.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Launch:
-    """`kernel[grid](**arguments)` with `warps` warps a program and loads `stages` deep. Names in capitals are fixed when it is compiled."""
+    """`kernel[grid](**arguments)` with `warps` warps a program and loads `stages` deep. Names in
+    capitals are fixed when it is compiled.
+    """
 
     kernel: Any
     grid: tuple[int, ...]
@@ -37,7 +41,9 @@ class Launch:
 
 
 def processors(x: Tensor) -> int:
-    """Multiprocessors of the GPU that `x` lies on; 132, an H200's, where it lies on none and a launch is only made to be looked at."""
+    """Multiprocessors of the GPU that `x` lies on; 132, an H200's, where it lies on none and a
+    launch is only made to be looked at.
+    """
     return (
         torch.cuda.get_device_properties(x.device).multi_processor_count
         if x.device.type == "cuda"
@@ -46,14 +52,18 @@ def processors(x: Tensor) -> int:
 
 
 def interpreting() -> bool:
-    """Whether Triton's interpreter stands in for the GPU (`TRITON_INTERPRET=1` when Triton was imported)."""
+    """Whether Triton's interpreter stands in for the GPU (`TRITON_INTERPRET=1` when Triton was
+    imported).
+    """
     import triton
 
     return bool(triton.knobs.runtime.interpret)
 
 
 def rows_of(x: Tensor) -> Tensor:
-    """`x` [..., columns] as [rows, columns] whose columns lie side by side; copied only where no view does."""
+    """`x` [..., columns] as [rows, columns] whose columns lie side by side; copied only where no
+    view does.
+    """
     rows = (
         x.reshape(-1, x.shape[-1]) if x.numel() else x.new_empty(x.shape[:-1].numel(), x.shape[-1])
     )

@@ -1,9 +1,12 @@
-"""W8A8: int8 or fp8 rows times int8 or fp8 weights on the tensor cores, with everything that follows in the epilogue.
+"""W8A8: int8 or fp8 rows times int8 or fp8 weights on the tensor cores, with everything that
+follows in the epilogue.
 
-A persistent kernel: one program a multiprocessor takes tile after tile, so that the stores of one overlap the loads of the next. Operands come through tensor
-descriptors (Hopper's copy engine) where their rows are whole multiples of 16 bytes, else through pointers. int8 sums are exact in int32; fp8 sums are promoted to
-fp32 after every tile's depth, at most 128 products, since the tensor cores keep about 14 bits of a longer one (DeepSeek-V3, arXiv 2412.19437, section 3.3.2).
-Weights of Q, K and V stacked along N are one launch on one rounded input: the grouped product that attention needs.
+A persistent kernel: one program a multiprocessor takes tile after tile, so that the stores of one
+overlap the loads of the next. Operands come through tensor descriptors (Hopper's copy engine) where
+their rows are whole multiples of 16 bytes, else through pointers. int8 sums are exact in int32; fp8
+sums are promoted to fp32 after every tile's depth, at most 128 products, since the tensor cores
+keep about 14 bits of a longer one (DeepSeek-V3, arXiv 2412.19437, section 3.3.2). Weights of Q, K
+and V stacked along N are one launch on one rounded input: the grouped product that attention needs.
 """
 
 from __future__ import annotations
@@ -94,7 +97,9 @@ def linear_a8(
     dtype: torch.dtype = torch.bfloat16,
     tile: Tile | None = None,
 ) -> tuple[tuple[Launch, ...], Tensor]:
-    """The launches (none where there is nothing to compute) and the output that they fill: `reference_a8.linear_a8`. Raises `ValueError` for shapes that don't fit."""
+    """The launches (none where there is nothing to compute) and the output that they fill:
+    `reference_a8.linear_a8`. Raises `ValueError` for shapes that don't fit.
+    """
     rows, columns = codes.shape[:-1].numel(), codes.shape[-1]
     if (
         weight.shape[1:] != (columns,)
@@ -129,7 +134,9 @@ def linear_a8(
 
 
 def operands(a: Tensor, w: Tensor, tile: Tile) -> tuple[Any, Any, bool]:
-    """(rows, weights, True) as tensor descriptors where the copy engine takes them, else as they are and False."""
+    """(rows, weights, True) as tensor descriptors where the copy engine takes them, else as they
+    are and False.
+    """
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     if a.shape[-1] == 0 or any(
@@ -158,7 +165,9 @@ def epilogue_arguments(
     gate: Tensor | None,
     residual: Tensor | None,
 ) -> dict[str, Any]:
-    """What `parts.finish` reads, checked, by its arguments' names. Raises `ValueError` with the shape that fits."""
+    """What `parts.finish` reads, checked, by its arguments' names. Raises `ValueError` with the
+    shape that fits.
+    """
     if a_zero is not None and w_total is None:
         raise ValueError("rows with zeros need w_total, the sum of each row of weights; given none")
     if w_zero is not None and sums is None:

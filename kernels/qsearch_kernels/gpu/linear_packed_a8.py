@@ -1,7 +1,9 @@
-"""WqA8: weights of 1 to 8 bits or small codebooks, unpacked to int8 between the load and the tensor cores.
+"""WqA8: weights of 1 to 8 bits or small codebooks, unpacked to int8 between the load and the tensor
+cores.
 
-The weight crosses memory in its packed size, and no unpacked copy exists. Unpacking is done again for every tile of rows, in registers: worth it where few rows
-share the work; at many rows `gpu_ops` unpacks once and calls `linear_a8`. Groups of columns with a scale of their own close their integer
+The weight crosses memory in its packed size, and no unpacked copy exists. Unpacking is done again
+for every tile of rows, in registers: worth it where few rows share the work; at many rows `gpu_ops`
+unpacks once and calls `linear_a8`. Groups of columns with a scale of their own close their integer
 sum in fp32; so a tile is as deep as a group, at most 128.
 """
 
@@ -130,9 +132,11 @@ def linear_packed_a8(
     dtype: torch.dtype = torch.bfloat16,
     tile: Tile | None = None,
 ) -> tuple[tuple[Launch, ...], Tensor]:
-    """The launches (none where there is nothing to compute) and the output that they fill: `reference_a8.linear_packed_a8`.
+    """The launches (none where there is nothing to compute) and the output that they fill:
+    `reference_a8.linear_packed_a8`.
 
-    Raises `ValueError` for shapes that don't fit, and for groups that the tensor cores can't close: 32, 64, 128, ... columns, or whole rows.
+    Raises `ValueError` for shapes that don't fit, and for groups that the tensor cores can't close:
+    32, 64, 128, ... columns, or whole rows.
     """
     rows, columns = codes.shape[:-1].numel(), codes.shape[-1]
     if group and (group < 32 or group & (group - 1)):

@@ -1,8 +1,11 @@
-"""Weight-only product for at most 16 rows (time and pooled-text embeddings, adaLN): bound by reading the weights, so they are read packed.
+"""Weight-only product for at most 16 rows (time and pooled-text embeddings, adaLN): bound by
+reading the weights, so they are read packed.
 
-Split along K: where the output has few columns, several programs share one, each with its part of the sum, and a second kernel adds the parts up in a
-fixed order (no atomics, so that a result is the same every time). Levels go to the tensor cores in the activations' type, where whole numbers of up to 8 bits
-and every small float are exact; scales are applied to fp32 sums. Only codebooks are rounded to it, as a 16-bit weight would be.
+Split along K: where the output has few columns, several programs share one, each with its part of
+the sum, and a second kernel adds the parts up in a fixed order (no atomics, so that a result is the
+same every time). Levels go to the tensor cores in the activations' type, where whole numbers of up
+to 8 bits and every small float are exact; scales are applied to fp32 sums. Only codebooks are
+rounded to it, as a 16-bit weight would be.
 """
 
 from __future__ import annotations
@@ -79,7 +82,8 @@ def linear_wna16(
     group: int,
     bias: Tensor | None = None,
 ) -> tuple[tuple[Launch, ...], Tensor]:
-    """The launches (none where there is nothing to compute) and the output [..., rows] that they fill: `reference_levels.linear_levels`.
+    """The launches (none where there is nothing to compute) and the output [..., rows] that they
+    fill: `reference_levels.linear_levels`.
 
     Raises `ValueError` where `takes` says no, and for shapes that don't fit.
     """

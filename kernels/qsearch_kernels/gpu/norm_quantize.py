@@ -1,7 +1,8 @@
 """LayerNorm or RMSNorm, adaLN's modulation, and rounding in one pass over the row.
 
-What a transformer block's linear layers read is made here, and read once: 2 bytes in, 1 out. As three operations it would be 11 bytes an element, which at 1152
-columns costs a third of the integer product that follows. The row is rounded once for Q, K and V.
+What a transformer block's linear layers read is made here, and read once: 2 bytes in, 1 out. As
+three operations it would be 11 bytes an element, which at 1152 columns costs a third of the integer
+product that follows. The row is rounded once for Q, K and V.
 """
 
 from __future__ import annotations
@@ -129,7 +130,9 @@ def norm_quantize(
     divisor: Tensor | None = None,
     group: int = 0,
 ) -> tuple[tuple[Launch, ...], Rows]:
-    """The launches (none where there are no rows) and the rows that they fill: `reference_a8.norm_quantize`. Raises `ValueError` for what it can't do."""
+    """The launches (none where there are no rows) and the rows that they fill:
+    `reference_a8.norm_quantize`. Raises `ValueError` for what it can't do.
+    """
     rows = rows_of(x)
     out = empty_rows(x.shape[:-1], x.shape[-1], form, group, None, x.device)
     if not len(rows):

@@ -1,6 +1,8 @@
-"""What several kernels share: unpacking codes, looking up levels, activation functions, the epilogue of an integer product.
+"""What several kernels share: unpacking codes, looking up levels, activation functions, the
+epilogue of an integer product.
 
-Arithmetic is in fp32 from the load on: on bf16 Triton's interpreter is wrong without a word (triton issue 11584), and the GPU would round twice.
+Arithmetic is in fp32 from the load on: on bf16 Triton's interpreter is wrong without a word (triton
+issue 11584), and the GPU would round twice.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ import triton.language as tl
 
 @triton.jit
 def expand(packed, WIDTH: tl.constexpr, FIRST: tl.constexpr = 0, STEP: tl.constexpr = 1):
-    """Bytes [rows, bytes] -> codes uint8 [rows, bytes, 2, ..., 2] of `WIDTH` bits each, the lowest bits first; with STEP = 1, all of them in order."""
+    """Bytes [rows, bytes] -> codes uint8 [rows, bytes, 2, ..., 2] of `WIDTH` bits each, the lowest
+    bits first; with STEP = 1, all of them in order.
+    """
     if STEP * WIDTH == 8:
         return (packed >> (FIRST * WIDTH)) & ((1 << WIDTH) - 1)
     else:
@@ -33,7 +37,9 @@ def plane(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """Codes uint8 [BN, BK] of one plane of `WIDTH` bits that begins at `first_byte` of each row; zeros beyond K."""
+    """Codes uint8 [BN, BK] of one plane of `WIDTH` bits that begins at `first_byte` of each row;
+    zeros beyond K.
+    """
     BYTES: tl.constexpr = BK * WIDTH // 8
     byte = k0 * WIDTH // 8 + tl.arange(0, BYTES)
     mask = row_mask[:, None] & (byte[None, :] < (K * WIDTH + 7) // 8)
@@ -50,7 +56,9 @@ def plane(
 def codes_at(
     packed, rows, row_mask, row_bytes, k0, K, BITS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
 ):
-    """Codes uint8 [BN, BK] of `rows` from column k0 on, a multiple of 8, in the layout of `layout.py`, or int8 where they lie so."""
+    """Codes uint8 [BN, BK] of `rows` from column k0 on, a multiple of 8, in the layout of
+    `layout.py`, or int8 where they lie so.
+    """
     if BITS == 8 or BITS == 4 or BITS == 2 or BITS == 1:
         return plane(packed, rows, row_mask, row_bytes, 0, k0, K, BITS, BN, BK)
     else:
@@ -72,9 +80,11 @@ def codes_at(
 
 @triton.jit
 def spread(values, rows, row_mask, groups, k0, K, GROUP: tl.constexpr, BK: tl.constexpr):
-    """fp32 [BN, 1] where one group covers the tile, else [BN, BK]: the scale (or zero) of each weight from values [rows, groups].
+    """fp32 [BN, 1] where one group covers the tile, else [BN, BK]: the scale (or zero) of each
+    weight from values [rows, groups].
 
-    GROUP: as in `reference.dequantize`: neighbours of a row that share one, 0 = the whole row, -1 = the whole weight.
+    GROUP: as in `reference.dequantize`: neighbours of a row that share one, 0 = the whole row, -1 =
+        the whole weight.
     """
     if GROUP == -1:
         return tl.load(values + rows * 0, mask=row_mask, other=0.0).to(tl.float32)[:, None]
@@ -107,9 +117,11 @@ def spread(values, rows, row_mask, groups, k0, K, GROUP: tl.constexpr, BK: tl.co
 def levels_at(
     codes, table, rows, row_mask, table_stride, k0, K, GROUP: tl.constexpr, BITS: tl.constexpr
 ):
-    """fp32 [BN, BK]: the entry of each row's table [2**BITS] that a code names (`table_stride` entries from row to row, 0 = one for all).
+    """fp32 [BN, BK]: the entry of each row's table [2**BITS] that a code names (`table_stride`
+    entries from row to row, 0 = one for all).
 
-    GROUP: columns that share a table, the tables of a row one after another; 0 = a table serves the row.
+    GROUP: columns that share a table, the tables of a row one after another; 0 = a table serves the
+        row.
     """
     if GROUP == 0 and BITS <= 4:  # the row's table stays in registers and shared memory
         entries = tl.load(
@@ -165,9 +177,11 @@ def finish(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """Write an integer product `acc` [BM, BN] with scales, zeros, bias, gate and residual, as in `reference_a8.linear_a8`; what is None is left out.
+    """Write an integer product `acc` [BM, BN] with scales, zeros, bias, gate and residual, as in
+    `reference_a8.linear_a8`; what is None is left out.
 
-    `first`: the first column. Halves of the columns one after the other where the tile is wide: fp32 values of all of it would spill registers.
+    `first`: the first column. Halves of the columns one after the other where the tile is wide:
+    fp32 values of all of it would spill registers.
     """
     if BM * BN > 8192:
         left, right = tl.split(tl.permute(tl.reshape(acc, (BM, 2, BN // 2)), (0, 2, 1)))
@@ -241,7 +255,9 @@ def finish(
 
 @triton.jit
 def place(tile, row_tiles, column_tiles, BAND: tl.constexpr):
-    """(row tile, column tile) of the tile-th tile: BAND row tiles together, column after column, so that what they read stays in the L2 cache."""
+    """(row tile, column tile) of the tile-th tile: BAND row tiles together, column after column, so
+    that what they read stays in the L2 cache.
+    """
     in_band = BAND * column_tiles
     first = tile // in_band * BAND
     height = tl.minimum(row_tiles - first, BAND)

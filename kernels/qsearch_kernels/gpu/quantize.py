@@ -1,7 +1,9 @@
-"""An activation function and rounding in one pass: GELU, SiLU, GEGLU or nothing, then codes, scale, zero and sums of each row.
+"""An activation function and rounding in one pass: GELU, SiLU, GEGLU or nothing, then codes, scale,
+zero and sums of each row.
 
-Unfused, the function writes what rounding reads back: 4 of 7 bytes an element. One program a row; a row lies whole in registers, so that its
-range is known before its codes are written and nothing is read twice.
+Unfused, the function writes what rounding reads back: 4 of 7 bytes an element. One program a row; a
+row lies whole in registers, so that its range is known before its codes are written and nothing is
+read twice.
 """
 
 from __future__ import annotations
@@ -74,7 +76,9 @@ def quantize_rows(
     zero: Tensor | None = None,
     group: int = 0,
 ) -> tuple[tuple[Launch, ...], Rows]:
-    """The launches (none where there are no rows) and the rows that they fill: `reference_a8.quantize_rows`. Raises `ValueError` for what it can't do."""
+    """The launches (none where there are no rows) and the rows that they fill:
+    `reference_a8.quantize_rows`. Raises `ValueError` for what it can't do.
+    """
     if activation not in ACTIVATIONS:
         raise ValueError(
             f"an activation is one of {', '.join(repr(a) for a in ACTIVATIONS)}; given {activation!r}"
@@ -99,7 +103,9 @@ def quantize_rows(
 def empty_rows(
     shape: torch.Size, columns: int, form: str, group: int, grids: int | None, device: torch.device
 ) -> Rows:
-    """`Rows` to be filled, with `grids` grids (None = one a row). Raises `ValueError` for groups that no reshape of a row can show."""
+    """`Rows` to be filled, with `grids` grids (None = one a row). Raises `ValueError` for groups
+    that no reshape of a row can show.
+    """
     if group and (group < 2 or group & (group - 1)):
         raise ValueError(
             f"sums are taken over groups of 2, 4, 8, ... columns, or over the row (0); given {group}"

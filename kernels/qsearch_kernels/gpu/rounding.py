@@ -1,8 +1,10 @@
 """Rounding a row that lies in registers: its range, its grid, its codes and their sums.
 
-A row is taken as two blocks, the largest power of two within it and what is left: 1152 columns are 1024 and 128, where one block would be 2048 and almost half of it
-idle. The work for an element is counted in instructions, since at full memory bandwidth an H200 has time for about 30: one multiplication by the
-reciprocal of the scale instead of a division, and rounding by adding 1.5 * 2**23, after which the whole number stands in the lowest bits.
+A row is taken as two blocks, the largest power of two within it and what is left: 1152 columns are
+1024 and 128, where one block would be 2048 and almost half of it idle. The work for an element is
+counted in instructions, since at full memory bandwidth an H200 has time for about 30: one
+multiplication by the reciprocal of the scale instead of a division, and rounding by adding 1.5 *
+2**23, after which the whole number stands in the lowest bits.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ def _larger(a, b):
 
 @triton.jit
 def top_of(first, second, TAIL: tl.constexpr):
-    """The largest entry of a row and of zero; NaN where it holds one. Places beyond the row hold zeros."""
+    """The largest entry of a row and of zero; NaN where it holds one. Places beyond the row hold
+    zeros.
+    """
     top = tl.maximum(tl.reduce(first, 0, _larger), 0.0, propagate_nan=tl.PropagateNan.ALL)
     if TAIL > 0:
         top = tl.maximum(top, tl.reduce(second, 0, _larger), propagate_nan=tl.PropagateNan.ALL)
@@ -42,7 +46,9 @@ def nearest_whole(x):
 
 @triton.jit
 def grid_of(low, high, BITS: tl.constexpr, TOP: tl.constexpr):
-    """(scale, zero, 0 or NaN) of a row from its ends: `reference_a8.grid_of`, the scale as fp16 stores it; the last is NaN where the row is not finite."""
+    """(scale, zero, 0 or NaN) of a row from its ends: `reference_a8.grid_of`, the scale as fp16
+    stores it; the last is NaN where the row is not finite.
+    """
     poison = (high + low) * 0.0
     low, high = tl.where(poison == 0.0, low, 0.0), tl.where(poison == 0.0, high, 0.0)
     if BITS == 0:
@@ -76,7 +82,9 @@ def store_codes(
     GROUP: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Round fp32 `y` to codes and write them, and the sums of its groups; for a GROUP of 0 the sum of all comes back."""
+    """Round fp32 `y` to codes and write them, and the sums of its groups; for a GROUP of 0 the sum
+    of all comes back.
+    """
     if BITS == 0:
         code = tl.minimum(tl.maximum(y * reciprocal, -TOP), TOP).to(tl.float8e4nv)
     else:
@@ -108,7 +116,9 @@ def store_row(
     first, second, row, K, codes, scale_out, zero_out, sums, scale, zero, per_scale,
     BITS: tl.constexpr, TOP: tl.constexpr, GROUP: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Round a row of fp32 [MAIN] and [TAIL] on its own grid, or on the one that is given, and write codes, sums, scale and zero."""
+    """Round a row of fp32 [MAIN] and [TAIL] on its own grid, or on the one that is given, and write
+    codes, sums, scale and zero.
+    """
     if scale is not None:
         s = tl.load(scale + row // per_scale)
         z = tl.load(zero + row // per_scale)
@@ -155,7 +165,9 @@ def store_row(
 
 
 def blocks_of(columns: int, group: int) -> dict[str, int | bool]:
-    """The blocks of a row as the kernels' constants: MAIN and TAIL (0 = none), and whether MAIN reaches beyond the row (MASKED)."""
+    """The blocks of a row as the kernels' constants: MAIN and TAIL (0 = none), and whether MAIN
+    reaches beyond the row (MASKED).
+    """
     whole = max(1 << max(0, columns - 1).bit_length(), group, 1)
     main = 1 << max(0, columns.bit_length() - 1)
     tail = max(1 << max(0, columns - main - 1).bit_length(), group)
@@ -167,5 +179,7 @@ def blocks_of(columns: int, group: int) -> dict[str, int | bool]:
 
 
 def warps_of(columns: int) -> int:
-    """One warp for about 1024 columns: 32 elements a thread are loads enough on their way, and few warps wait for each other's part of a sum."""
+    """One warp for about 1024 columns: 32 elements a thread are loads enough on their way, and few
+    warps wait for each other's part of a sum.
+    """
     return min(16, max(1, 1 << max(0, (columns // 1024).bit_length() - 1)))

@@ -1,7 +1,9 @@
-"""Specimens: every kernel at shapes of real denoisers, to be looked into without a GPU (`inspection.py`) or timed on one (`gpu_bench.py`).
+"""Specimens: every kernel at shapes of real denoisers, to be looked into without a GPU
+(`inspection.py`) or timed on one (`gpu_bench.py`).
 
-Shapes are those that cost most: PixArt-α at 512 pixels and batch 2 (2048 tokens of 1152), Flux (3072), SDXL's convolutions. Each comes with the operations that
-it must do and the bytes that it must move, each once, from which a roofline follows.
+Shapes are those that cost most: PixArt-α at 512 pixels and batch 2 (2048 tokens of 1152), Flux
+(3072), SDXL's convolutions. Each comes with the operations that it must do and the bytes that it
+must move, each once, from which a roofline follows.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ TOKENS, WIDTH = 2048, 1152
 
 @dataclass(frozen=True)
 class Specimen:
-    """`launches` of a call at one shape; `operations` (two a multiplication) on units for `unit` ("int8", "fp8", "bf16"), `moved` bytes at least."""
+    """`launches` of a call at one shape; `operations` (two a multiplication) on units for `unit`
+    ("int8", "fp8", "bf16"), `moved` bytes at least.
+    """
 
     name: str
     launches: tuple[Launch, ...]
@@ -45,7 +49,9 @@ class Specimen:
 
 
 def specimens(device: str = "meta") -> Iterator[Specimen]:
-    """All of them, one after the other, their tensors on `device` (random numbers, or nothing at all on "meta")."""
+    """All of them, one after the other, their tensors on `device` (random numbers, or nothing at
+    all on "meta").
+    """
     for name, make in _MAKERS.items():
         yield make(name, device)
 

@@ -1,6 +1,7 @@
 """A scale for each input channel, static: the ranges that calibration saw.
 
-Static, because only then can a scale go into the weight's column, without which no integer product could add channels up.
+Static, because only then can a scale go into the weight's column, without which no integer product
+could add channels up.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ def ends(channels: int, parts: bool) -> int:
 
 
 def ranges(x: Tensor, channel: int, inputs: LayerInputs | None) -> tuple[Tensor, Tensor]:
-    """Smallest and largest entry of each channel over calibration, in shapes that spread over `x`, whose channels lie on axis `channel`."""
+    """Smallest and largest entry of each channel over calibration, in shapes that spread over `x`,
+    whose channels lie on axis `channel`.
+    """
     assert inputs is not None
     shape = [1] * x.ndim
     shape[channel] = -1

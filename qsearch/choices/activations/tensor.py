@@ -1,6 +1,8 @@
-"""One scale for the whole input, static: the range that calibration saw. What lies beyond it is clipped.
+"""One scale for the whole input, static: the range that calibration saw. What lies beyond it is
+clipped.
 
-An input that is a concatenation (a long skip) has a scale for each of its parts, as its layer's weight has.
+An input that is a concatenation (a long skip) has a scale for each of its parts, as its layer's
+weight has.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ def ends(channels: int, parts: bool) -> int:
 
 
 def ranges(x: Tensor, channel: int, inputs: LayerInputs | None) -> tuple[Tensor, Tensor]:
-    """Smallest and largest entry over calibration, as numbers that spread over `x`, or over its parts along axis `channel`."""
+    """Smallest and largest entry over calibration, as numbers that spread over `x`, or over its
+    parts along axis `channel`.
+    """
     import torch
 
     assert inputs is not None

@@ -1,1 +1,3 @@
-"""Choices for a whole attention, one file each: what is computed in its place, and what that carries from step to step."""
+"""Choices for a whole attention, one file each: what is computed in its place, and what that
+carries from step to step.
+"""

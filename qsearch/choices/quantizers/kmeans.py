@@ -1,11 +1,13 @@
 """One-dimensional k-means, a codebook of 2^bits values for each group; needs no data.
 
-In one dimension clusters are intervals of the sorted weights, and prefix sums give the error of any interval at once. A dynamic
-programme over the borders of at most `CELLS` cells then finds the best partition among those borders, for many groups in one tensor
-operation; Lloyd's iterations over all weights, each a few look-ups in the prefix sums, move the borders to where they belong.
-Exact (up to the rounding of codebook entries to fp16) for groups of at most `CELLS` weights, where every weight is a cell. For longer ones
-it is the optimum over cells, refined: never above it. Optimal one-dimensional k-means for all lengths
-(Wang and Song, Ckmeans.1d.dp, 2011) costs k n log n steps a group; `tests/choices/test_kmeans.py` holds it as the slow twin.
+In one dimension clusters are intervals of the sorted weights, and prefix sums give the error of any
+interval at once. A dynamic programme over the borders of at most `CELLS` cells then finds the best
+partition among those borders, for many groups in one tensor operation; Lloyd's iterations over all
+weights, each a few look-ups in the prefix sums, move the borders to where they belong. Exact (up to
+the rounding of codebook entries to fp16) for groups of at most `CELLS` weights, where every weight
+is a cell. For longer ones it is the optimum over cells, refined: never above it. Optimal
+one-dimensional k-means for all lengths (Wang and Song, Ckmeans.1d.dp, 2011) costs k n log n steps a
+group; `tests/choices/test_kmeans.py` holds it as the slow twin.
 """
 
 from __future__ import annotations
@@ -80,7 +82,9 @@ def _centres(ordered: Tensor, count: int) -> Tensor:
 
 
 def _borders(ordered: Tensor) -> Tensor:
-    """Positions [rows, cells + 1] that cut each ascending row into cells: half of them by rank, for the bulk, half by value, for the tails."""
+    """Positions [rows, cells + 1] that cut each ascending row into cells: half of them by rank, for
+    the bulk, half by value, for the tails.
+    """
     rows, n = ordered.shape
     if n <= CELLS:
         return torch.arange(n + 1, device=ordered.device).expand(rows, -1)
@@ -92,10 +96,12 @@ def _borders(ordered: Tensor) -> Tensor:
 
 
 def _partition(borders: Tensor, sums: Tensor, count: int) -> Tensor:
-    """Edges [rows, count + 1] of the best `count` intervals whose ends are `borders`, by prefix sums of the weights about their mean.
+    """Edges [rows, count + 1] of the best `count` intervals whose ends are `borders`, by prefix
+    sums of the weights about their mean.
 
-    The squared error is the weights' square less what their means carry, sum^2 / size for each interval, so the latter is made largest. After c
-    intervals at least c cells are behind and count - c ahead, so that of the last border only `width` places are looked at.
+    The squared error is the weights' square less what their means carry, sum^2 / size for each
+    interval, so the latter is made largest. After c intervals at least c cells are behind and count
+    - c ahead, so that of the last border only `width` places are looked at.
     """
     at, size = sums.gather(1, borders), borders.diff(dim=1)
     cells, width = size.shape[1], size.shape[1] - count + 1

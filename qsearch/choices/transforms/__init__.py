@@ -1,1 +1,3 @@
-"""Transforms, one file each: what is done to a layer's input, and undone in its weight, before both are rounded."""
+"""Transforms, one file each: what is done to a layer's input, and undone in its weight, before both
+are rounded.
+"""

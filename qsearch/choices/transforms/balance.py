@@ -1,8 +1,10 @@
-"""SmoothQuant's channel balancing: divide each input channel by s, multiply the weight's column by it.
+"""SmoothQuant's channel balancing: divide each input channel by s, multiply the weight's column by
+it.
 
-s_c = max|x_c|^alpha / max|w_c|^(1 - alpha) (Xiao et al., arXiv 2211.10438, eq. 4); ViDiT-Q uses alpha from 0.1 to 0.3 on
-diffusion transformers. `~balance30` has alpha = 0.30, `~balance` 0.50. ViDiT-Q's one s for each range of steps is a plan
-with several ranges, which keeps a copy of the weights for each.
+s_c = max|x_c|^alpha / max|w_c|^(1 - alpha) (Xiao et al., arXiv 2211.10438, eq. 4); ViDiT-Q uses
+alpha from 0.1 to 0.3 on diffusion transformers. `~balance30` has alpha = 0.30, `~balance` 0.50.
+ViDiT-Q's one s for each range of steps is a plan with several ranges, which keeps a copy of the
+weights for each.
 """
 
 from __future__ import annotations

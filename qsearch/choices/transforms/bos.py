@@ -1,8 +1,10 @@
-"""MixDQ's text: the first token's output is computed beforehand in full precision and takes no part in rounding.
+"""MixDQ's text: the first token's output is computed beforehand in full precision and takes no part
+in rounding.
 
-A causal text encoder gives the same first token for every prompt, and an outlying one, so that a layer of text keys or
-values has one constant output for it (MixDQ, arXiv 2405.17873, section 3.1). Only where calibration saw that it is constant:
-encoders that look both ways (T5) change it with the prompt, and are refused. Ranges are those of the other tokens.
+A causal text encoder gives the same first token for every prompt, and an outlying one, so that a
+layer of text keys or values has one constant output for it (MixDQ, arXiv 2405.17873, section 3.1).
+Only where calibration saw that it is constant: encoders that look both ways (T5) change it with the
+prompt, and are refused. Ranges are those of the other tokens.
 """
 
 from __future__ import annotations

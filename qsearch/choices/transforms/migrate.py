@@ -1,9 +1,11 @@
-"""Migration of outlying channels into the weight: cap each channel's range at a threshold, chosen by the error of the output.
+"""Migration of outlying channels into the weight: cap each channel's range at a threshold, chosen
+by the error of the output.
 
-Outlier Suppression+ (Wei et al., arXiv 2304.09145, section 4.2), which TaQ-DiT's reconstruction-driven migration follows:
-for a threshold T, s_c = max(1, max_c / T, min_c / -T), and T is the one of a grid for which the rounded layer's output is
-nearest to the full-precision one on calibration rows. T = the largest entry leaves everything as it is, so that no harm is
-done on those rows.
+Outlier Suppression+ (Wei et al., arXiv 2304.09145, section 4.2), which TaQ-DiT's
+reconstruction-driven migration follows: for a threshold T, s_c = max(1, max_c / T, min_c / -T), and
+T is the one of a grid for which the rounded layer's output is nearest to the full-precision one on
+calibration rows. T = the largest entry leaves everything as it is, so that no harm is done on those
+rows.
 """
 
 from __future__ import annotations
@@ -66,7 +68,9 @@ def unpack(
 
 
 def _output(matrix: Tensor, x: Tensor, inputs: LayerInputs, scheme: Scheme) -> Tensor:
-    """What the layer gives with its weight rounded to nearest and its input rounded as the scheme says."""
+    """What the layer gives with its weight rounded to nearest and its input rounded as the scheme
+    says.
+    """
     from ..fake_quantization import fake_quantize
     from ..quantization import from_groups, quantize
 

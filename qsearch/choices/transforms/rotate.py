@@ -1,8 +1,10 @@
-"""Rotation of input and weight by a Hadamard matrix, in groups of channels: outliers spread over their group before rounding.
+"""Rotation of input and weight by a Hadamard matrix, in groups of channels: outliers spread over
+their group before rounding.
 
-W x = (W R) (R x) with R symmetric and orthogonal (`choices/hadamard.py`). The weight is turned once, the input at every call;
-nothing is stored. `~rotate` takes the largest group of 256, 64 or 16 channels that divides the layer's, `~rotate64` this one.
-QuaRot (arXiv 2404.00456, section 4) rotates language models, ConvRot (arXiv 2512.03673, section 3) diffusion models in groups.
+W x = (W R) (R x) with R symmetric and orthogonal (`choices/hadamard.py`). The weight is turned
+once, the input at every call; nothing is stored. `~rotate` takes the largest group of 256, 64 or 16
+channels that divides the layer's, `~rotate64` this one. QuaRot (arXiv 2404.00456, section 4)
+rotates language models, ConvRot (arXiv 2512.03673, section 3) diffusion models in groups.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""From the cheapest assignment up, always the change that gains most value for what it costs; no bound."""
+"""From the cheapest assignment up, always the change that gains most value for what it costs; no
+bound.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ quadratic = False
 
 
 def solve(problem: Problem, *, seconds: float = 60.0) -> tuple[dict[str, Choice], Solver]:
-    """Assignment within all limits. Sites x choices changes at the most, each priced once a round. Raises `InfeasibleBudget` where there is none."""
+    """Assignment within all limits. Sites x choices changes at the most, each priced once a round.
+    Raises `InfeasibleBudget` where there is none.
+    """
     if problem.scores is not None:
         raise QSearchError(
             "greedy adds up single values and knows no interactions; take the solver local, or leave the interactions out"

@@ -1,7 +1,7 @@
 """Exact: an integer linear program solved by HiGHS (scipy.optimize.milp), optimal or with its gap.
 
-HiGHS is not believed (see `program.py`): its answer is added up again, and held against what a heuristic found and against the
-Lagrangian bound, which needs no solver's tolerance.
+HiGHS is not believed (see `program.py`): its answer is added up again, and held against what a
+heuristic found and against the Lagrangian bound, which needs no solver's tolerance.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _SAME = 1e-9  # relative: values and bounds nearer than that are equal
 
 
 def solve(problem: Problem, *, seconds: float = 60.0) -> tuple[dict[str, Choice], Solver]:
-    """Assignment of least total value within all limits, and what is known of it: `optimal`, or `time limit` with the gap.
+    """Assignment of least total value within all limits, and what is known of it: `optimal`, or
+    `time limit` with the gap.
 
     Raises `InfeasibleBudget`, naming two limits that contradict each other, when there is none.
     """

@@ -1,4 +1,6 @@
-"""Each site alone at the prices of the linear relaxation, then repaired and filled; near the optimum, with a bound."""
+"""Each site alone at the prices of the linear relaxation, then repaired and filled; near the
+optimum, with a bound.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,9 @@ quadratic = False
 def solve(problem: Problem, *, seconds: float = 60.0) -> tuple[dict[str, Choice], Solver]:
     """Assignment within all limits, with the gap to the Lagrangian bound.
 
-    The dual of a limit is its price: at the right prices all but a few sites are decided. Raises `InfeasibleBudget` where no assignment
-    keeps the limits. `frontier.py` uses the same relaxation for every budget at once.
+    The dual of a limit is its price: at the right prices all but a few sites are decided. Raises
+    `InfeasibleBudget` where no assignment keeps the limits. `frontier.py` uses the same relaxation
+    for every budget at once.
     """
     if problem.scores is not None:
         raise QSearchError(

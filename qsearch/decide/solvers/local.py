@@ -1,4 +1,6 @@
-"""Local search on the quadratic probe model: from the additive optimum, single changes and swaps; with a bound from a convex relaxation."""
+"""Local search on the quadratic probe model: from the additive optimum, single changes and swaps;
+with a bound from a convex relaxation.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ quadratic = True
 def solve(
     problem: Problem, *, seconds: float = 60.0, seed: int = 0
 ) -> tuple[dict[str, Choice], Solver]:
-    """Assignment within all limits, with the gap to the relaxation's bound. Raises `InfeasibleBudget` where no assignment keeps the limits.
+    """Assignment within all limits, with the gap to the relaxation's bound. Raises
+    `InfeasibleBudget` where no assignment keeps the limits.
 
     Without scores the model is additive, and the bound the Lagrangian one.
     """

@@ -1,4 +1,6 @@
-"""Optuna's NSGA-II on real evaluations, loss against the first limit's cost, started from the frontier; no bound."""
+"""Optuna's NSGA-II on real evaluations, loss against the first limit's cost, started from the
+frontier; no bound.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,11 @@ def solve(
     trials: int = 60,
     seed: int = 0,
 ) -> tuple[dict[str, Choice], Solver]:
-    """Best allowed assignment of `trials` evaluations (Deb et al. 2002, "A fast and elitist multiobjective genetic algorithm: NSGA-II").
+    """Best allowed assignment of `trials` evaluations (Deb et al. 2002, "A fast and elitist
+    multiobjective genetic algorithm: NSGA-II").
 
-    `evaluate`: assignment -> measured loss; by default the problem's own total. Raises `InfeasibleBudget` where no assignment is allowed.
+    `evaluate`: assignment -> measured loss; by default the problem's own total. Raises
+    `InfeasibleBudget` where no assignment is allowed.
     """
     return search(
         problem,

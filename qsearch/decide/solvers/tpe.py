@@ -1,4 +1,6 @@
-"""Optuna's tree-structured Parzen estimator on real evaluations, started from the frontier; no bound."""
+"""Optuna's tree-structured Parzen estimator on real evaluations, started from the frontier; no
+bound.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,11 @@ def solve(
     trials: int = 60,
     seed: int = 0,
 ) -> tuple[dict[str, Choice], Solver]:
-    """Best allowed assignment of `trials` evaluations (Bergstra et al. 2011, "Algorithms for hyper-parameter optimization").
+    """Best allowed assignment of `trials` evaluations (Bergstra et al. 2011, "Algorithms for
+    hyper-parameter optimization").
 
-    `evaluate`: assignment -> measured loss; by default the problem's own total. Raises `InfeasibleBudget` where no assignment is allowed.
+    `evaluate`: assignment -> measured loss; by default the problem's own total. Raises
+    `InfeasibleBudget` where no assignment is allowed.
     """
     return search(
         problem,

@@ -1,8 +1,10 @@
-"""GGUF: the types of a file's tensors, as gguf's own reader sees them; no tensor's data is looked at.
+"""GGUF: the types of a file's tensors, as gguf's own reader sees them; no tensor's data is looked
+at.
 
-Legacy types are schemes to the bit. K-quants and IQ types keep scales of scales and have no scheme: the nearest of the same size stands for them, and is
-said. Tensors have diffusers' names, with or without `model.diffusion_model.`; those of original checkpoints, which fuse queries, keys and values, are
-refused by name, since which rows are whose is the model's business.
+Legacy types are schemes to the bit. K-quants and IQ types keep scales of scales and have no scheme:
+the nearest of the same size stands for them, and is said. Tensors have diffusers' names, with or
+without `model.diffusion_model.`; those of original checkpoints, which fuse queries, keys and
+values, are refused by name, since which rows are whose is the model's business.
 """
 
 from __future__ import annotations

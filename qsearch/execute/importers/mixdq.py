@@ -1,7 +1,9 @@
-"""MixDQ: plans (layer: bits) and sensitivity tables (layer: a value at 2, 4 and 8 bits) as its authors publish them in YAML.
+"""MixDQ: plans (layer: bits) and sensitivity tables (layer: a value at 2, 4 and 8 bits) as its
+authors publish them in YAML.
 
-Names carry `model.` before diffusers' own. Weights are asymmetric a channel, which the published tables were measured with (the released code is
-symmetric today); values of at most 1 are SSIM, others decibels of signal over noise. Sources state neither error bars nor, in these files, a floor.
+Names carry `model.` before diffusers' own. Weights are asymmetric a channel, which the published
+tables were measured with (the released code is symmetric today); values of at most 1 are SSIM,
+others decibels of signal over noise. Sources state neither error bars nor, in these files, a floor.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ def _measured(value: Any) -> bool:
 
 
 def read(path: Path, graph: OpGraph) -> Found:
-    """A plan, or the rows of a table in noise power (metric `noise`), or in what is missing to an SSIM of 1 (metric `ssim`)."""
+    """A plan, or the rows of a table in noise power (metric `noise`), or in what is missing to an
+    SSIM of 1 (metric `ssim`).
+    """
     said = parse(path)
     if not isinstance(said, dict) or not said:
         raise QSearchError(

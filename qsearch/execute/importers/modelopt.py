@@ -1,7 +1,10 @@
-"""NVIDIA ModelOpt: `quant_cfg` (a list, or the dictionary of older versions) as YAML or JSON, and `hf_quant_config.json` of a checkpoint.
+"""NVIDIA ModelOpt: `quant_cfg` (a list, or the dictionary of older versions) as YAML or JSON, and
+`hf_quant_config.json` of a checkpoint.
 
-Names are shell patterns over `LAYER.weight_quantizer`, later entries win, `enable: false` keeps a layer. Weights alone are imported: static ranges of inputs
-are no part of these files, and ModelOpt's dynamic ones are symmetric. In `hf_quant_config.json` an algorithm stands for the format of its weights.
+Names are shell patterns over `LAYER.weight_quantizer`, later entries win, `enable: false` keeps a
+layer. Weights alone are imported: static ranges of inputs are no part of these files, and
+ModelOpt's dynamic ones are symmetric. In `hf_quant_config.json` an algorithm stands for the format
+of its weights.
 """
 
 from __future__ import annotations
@@ -108,7 +111,9 @@ def _old(entry: Any) -> dict[str, Any]:
 
 
 def _anything(pattern: str) -> bool:
-    """A pattern that names no layer: attention's own quantizers, or a kind of module that this model lacks."""
+    """A pattern that names no layer: attention's own quantizers, or a kind of module that this
+    model lacks.
+    """
     return pattern.startswith("*") or pattern == "default"
 
 

@@ -1,7 +1,9 @@
-"""torchao: an `FqnToConfig` as JSON, alone or in the config.json of a diffusers model, its rules applied in torchao's order.
+"""torchao: an `FqnToConfig` as JSON, alone or in the config.json of a diffusers model, its rules
+applied in torchao's order.
 
-A parameter's full name goes before a module's, both before `re:` patterns in the order of the file, and those before `_default`. A pattern that matches no layer is
-an error here; torchao passes over it. Patterns are refused where matching them could take for ever (groups that repeat).
+A parameter's full name goes before a module's, both before `re:` patterns in the order of the file,
+and those before `_default`. A pattern that matches no layer is an error here; torchao passes over
+it. Patterns are refused where matching them could take for ever (groups that repeat).
 """
 
 from __future__ import annotations
@@ -102,7 +104,9 @@ def _pattern(path: Path, name: str) -> re.Pattern[str]:
 
 
 def _scheme(entry: Any, notes: list[str]) -> Scheme:
-    """torchao's configurations beyond those that qsearch writes, by the nearest scheme; else `scheme_of`."""
+    """torchao's configurations beyond those that qsearch writes, by the nearest scheme; else
+    `scheme_of`.
+    """
     kind = entry.get("_type") if isinstance(entry, dict) else None
     data = entry.get("_data") if isinstance(entry, dict) else None
     try:

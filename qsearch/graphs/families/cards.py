@@ -1,8 +1,10 @@
-"""Cards: the true shapes of well-known denoisers on the meta device, with inputs at their native size and without weights.
+"""Cards: the true shapes of well-known denoisers on the meta device, with inputs at their native
+size and without weights.
 
-A card (`configs/models/NAME.yaml`) holds the diffusers class, its configuration, where that was learnt, and what one call of the
-denoiser takes: for each input `dtype[shape]`, with arithmetic on batch, height, width and frames. `/` divides exactly or is an error,
-so that no shape is ever rounded in silence.
+A card (`configs/models/NAME.yaml`) holds the diffusers class, its configuration, where that was
+learnt, and what one call of the denoiser takes: for each input `dtype[shape]`, with arithmetic on
+batch, height, width and frames. `/` divides exactly or is an error, so that no shape is ever
+rounded in silence.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
 
 
 class Native(BaseModel):
-    """The size a model was made for. `multiple`: what both sides are divisible by; `stride`: frames are a multiple of it, plus one."""
+    """The size a model was made for. `multiple`: what both sides are divisible by; `stride`: frames
+    are a multiple of it, plus one.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     height: int = Field(ge=1)
@@ -43,7 +47,9 @@ class Native(BaseModel):
 
 
 class Card(BaseModel):
-    """A model without its weights. `parameters`: all of the class's parameters, biases and norms included."""
+    """A model without its weights. `parameters`: all of the class's parameters, biases and norms
+    included.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     title: str
@@ -62,7 +68,9 @@ def names() -> list[str]:
 
 @cache
 def card(name: str) -> Card:
-    """A card by its name, or by the path of a YAML file. Raises `QSearchError` with the nearest name."""
+    """A card by its name, or by the path of a YAML file. Raises `QSearchError` with the nearest
+    name.
+    """
     return shipped.read("models", name, Card)
 
 
@@ -81,7 +89,8 @@ def load(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model on the meta device, in `eval()` mode, and the keyword arguments of one call.
 
-    `resolution`: pixels of the shorter side, the other keeps the card's ratio; `frames`: of a video. None = the card's own.
+    `resolution`: pixels of the shorter side, the other keeps the card's ratio; `frames`: of a
+    video. None = the card's own.
     """
     import diffusers
     import torch
@@ -113,7 +122,9 @@ def sizes(
     batch: int = 1,
     frames: int | None = None,
 ) -> dict[str, int]:
-    """What the shapes are made of: batch, height, width, frames. Raises `QSearchError` with the nearest size the model takes."""
+    """What the shapes are made of: batch, height, width, frames. Raises `QSearchError` with the
+    nearest size the model takes.
+    """
     native = chosen.native
     if batch < 1:
         raise QSearchError(f"a batch holds at least one picture; given {batch}")
@@ -139,7 +150,9 @@ def sizes(
 
 
 def build(value: Any, known: Mapping[str, int]) -> Any:
-    """An input as a card declares it: `dtype[shape]` is a meta tensor, `{each: n, of: x}` a list of n, other text arithmetic, the rest itself."""
+    """An input as a card declares it: `dtype[shape]` is a meta tensor, `{each: n, of: x}` a list of
+    n, other text arithmetic, the rest itself.
+    """
     if isinstance(value, str):
         import torch
 
@@ -155,7 +168,9 @@ def build(value: Any, known: Mapping[str, int]) -> Any:
 
 
 def evaluate(expression: str, known: Mapping[str, int]) -> int:
-    """Whole-number arithmetic on names: + - * and an exact /. Raises `QSearchError` for anything else and for a remainder."""
+    """Whole-number arithmetic on names: + - * and an exact /. Raises `QSearchError` for anything
+    else and for a remainder.
+    """
 
     def of(node: ast.expr) -> int:
         if isinstance(node, ast.Constant) and type(node.value) is int:

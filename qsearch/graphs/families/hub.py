@@ -1,4 +1,6 @@
-"""Any diffusers pipeline on the Hugging Face hub, by its id OWNER/NAME: diffusers fetches it, or finds what it fetched before."""
+"""Any diffusers pipeline on the Hugging Face hub, by its id OWNER/NAME: diffusers fetches it, or
+finds what it fetched before.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def folder(model: str) -> Path | None:
-    """Folder of the fetched pipeline; None for what looks like no id, or like the path of a file here. Raises `QSearchError` where it can't be had."""
+    """Folder of the fetched pipeline; None for what looks like no id, or like the path of a file
+    here. Raises `QSearchError` where it can't be had.
+    """
     if not _ID.fullmatch(model) or Path(model).exists() or Path(model).parent.is_dir():
         return None
     from diffusers import DiffusionPipeline

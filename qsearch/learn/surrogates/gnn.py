@@ -1,9 +1,13 @@
-"""A graph attention network (torch_geometric's GATv2) that reads the plan on the model's own graph, at every hop level; scores each operation and block.
+"""A graph attention network (torch_geometric's GATv2) that reads the plan on the model's own graph,
+at every hop level; scores each operation and block.
 
-After Qua²SeDiMo (AAAI 2025): node features through a small perceptron, rounds of attention along the data's direction, a readout at every hop level (mean over that
-level's roots), whose L1 norm is taught to rank the plans, and a head on the last level that predicts the metric. Losses: squared error of the
-head, and at every level 1 - Spearman with soft ranks and LambdaRank. Here all of them act: they are one sum with one backward (the published code computes
-LambdaRank's gradient and then sets it to zero before the step). Where a table has priced the choices, the head learns what a line through its prediction leaves over. The only file of this wing that imports torch.
+After Qua²SeDiMo (AAAI 2025): node features through a small perceptron, rounds of attention along
+the data's direction, a readout at every hop level (mean over that level's roots), whose L1 norm is
+taught to rank the plans, and a head on the last level that predicts the metric. Losses: squared
+error of the head, and at every level 1 - Spearman with soft ranks and LambdaRank. Here all of them
+act: they are one sum with one backward (the published code computes LambdaRank's gradient and then
+sets it to zero before the step). Where a table has priced the choices, the head learns what a line
+through its prediction leaves over. The only file of this wing that imports torch.
 """
 
 from __future__ import annotations
@@ -33,7 +37,9 @@ RANKING = 0.2
 
 
 class Network(nn.Module):
-    """Nodes [nodes, STATIC + CHOICE] to a level's readouts [plans, WIDTH] for each hop level, and a prediction [plans]."""
+    """Nodes [nodes, STATIC + CHOICE] to a level's readouts [plans, WIDTH] for each hop level, and a
+    prediction [plans].
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +92,9 @@ class Batch:
 
 
 def soft_ranks(x: Tensor, temperature: float = 0.1) -> Tensor:
-    """Ranks [n] with gradients: for each value, how many others are below it, counted softly on the scale of their spread."""
+    """Ranks [n] with gradients: for each value, how many others are below it, counted softly on the
+    scale of their spread.
+    """
     scaled = x / (x.std().detach() + 1e-9) / temperature
     return torch.sigmoid(scaled[:, None] - scaled[None]).sum(1)
 
@@ -100,8 +108,9 @@ def spearman_loss(x: Tensor, target: Tensor) -> Tensor:
 
 
 def lambda_rank_loss(x: Tensor, target: Tensor) -> Tensor:
-    """LambdaRank (Burges 2010, MSR-TR-2010-82, section 4) as a loss whose gradient is its lambdas: log(1 + exp(-(x_i - x_j))) of each pair in the wrong or right order,
-    weighted by how much swapping the two changes NDCG; gains from 0 to 1 over the targets' range.
+    """LambdaRank (Burges 2010, MSR-TR-2010-82, section 4) as a loss whose gradient is its lambdas:
+    log(1 + exp(-(x_i - x_j))) of each pair in the wrong or right order, weighted by how much
+    swapping the two changes NDCG; gains from 0 to 1 over the targets' range.
     """
     gain = (target - target.min()) / (target.max() - target.min() + 1e-9)
     place = (-x).argsort().argsort().to(x.dtype)
@@ -115,7 +124,9 @@ def lambda_rank_loss(x: Tensor, target: Tensor) -> Tensor:
 
 
 def loss_of(read: Sequence[Tensor], predicted: Tensor, wanted: Tensor, ranked: Tensor) -> Tensor:
-    """Everything that is minimised, for one batch: the head predicts `wanted` [n], the levels' norms rank the plans by `ranked` [n]."""
+    """Everything that is minimised, for one batch: the head predicts `wanted` [n], the levels'
+    norms rank the plans by `ranked` [n].
+    """
     whole = nn.functional.mse_loss(predicted, wanted)
     for level in read:
         norm = level.abs().sum(1)
@@ -124,7 +135,10 @@ def loss_of(read: Sequence[Tensor], predicted: Tensor, wanted: Tensor, ranked: T
 
 
 class GraphPredictor(AbstractModel):
-    """A trained network. `line`: through the table's prediction; `spread`: of what it leaves over. `weights`, `moments`: of each level, how well its norms rank the plans learnt from, and their mean and spread."""
+    """A trained network. `line`: through the table's prediction; `spread`: of what it leaves over.
+    `weights`, `moments`: of each level, how well its norms rank the plans learnt from, and their
+    mean and spread.
+    """
 
     def __init__(
         self,
@@ -159,9 +173,11 @@ class GraphPredictor(AbstractModel):
 
     @torch.no_grad()
     def scores(self, skeleton: Skeleton, nodes: Nodes) -> tuple[dict[str, float], dict[str, float]]:
-        """(layer -> score, block -> score) of one plan: how good its choices look, as the L1 norm where the hop level reads it.
+        """(layer -> score, block -> score) of one plan: how good its choices look, as the L1 norm
+        where the hop level reads it.
 
-        In standard deviations of that level's norms, times the level's own Spearman on the plans learnt from. Higher is better for the metric as learnt.
+        In standard deviations of that level's norms, times the level's own Spearman on the plans
+        learnt from. Higher is better for the metric as learnt.
         """
         self.network.eval()
         batch = Batch([nodes])
@@ -226,7 +242,9 @@ def fit(data: Data, target: Array, seed: int) -> GraphPredictor:
 def _levels(
     network: Network, nodes: Sequence[Nodes], target: Array
 ) -> tuple[list[float], list[tuple[float, float]]]:
-    """Of each level: Spearman of the plans' norms with the target, and mean and spread of all nodes' norms."""
+    """Of each level: Spearman of the plans' norms with the target, and mean and spread of all
+    nodes' norms.
+    """
     from scipy.stats import spearmanr
 
     network.eval()

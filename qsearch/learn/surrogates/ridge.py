@@ -1,4 +1,6 @@
-"""Ridge regression on the standardised features, around the table's own prediction, its penalty chosen by leave-one-out: readable, hard to fool with few plans."""
+"""Ridge regression on the standardised features, around the table's own prediction, its penalty
+chosen by leave-one-out: readable, hard to fool with few plans.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ _PENALTIES = np.logspace(-1, 5, 25)
 
 
 class Ridge(AbstractModel):
-    """`weights` [columns] on the features as they are, and an intercept; `centre` [columns]: the plans learnt from, on average."""
+    """`weights` [columns] on the features as they are, and an intercept; `centre` [columns]: the
+    plans learnt from, on average.
+    """
 
     def __init__(self, weights: Array, intercept: float, centre: Array) -> None:
         self.weights, self.intercept, self.centre = weights, intercept, centre
@@ -26,7 +30,9 @@ class Ridge(AbstractModel):
         return np.asarray(data.values @ self.weights + self.intercept)
 
     def shares(self, data: Data) -> tuple[Array, float]:
-        """Linear, so exact: weight times distance from the average plan learnt from (interventional Shapley values)."""
+        """Linear, so exact: weight times distance from the average plan learnt from (interventional
+        Shapley values).
+        """
         return (data.values - self.centre) * self.weights, float(
             self.centre @ self.weights + self.intercept
         )

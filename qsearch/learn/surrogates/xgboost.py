@@ -1,4 +1,6 @@
-"""Boosted trees (xgboost) that start from the table's own prediction and learn what it misses; TreeSHAP says why."""
+"""Boosted trees (xgboost) that start from the table's own prediction and learn what it misses;
+TreeSHAP says why.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +38,17 @@ _AT_ONCE = 50  # plans that SHAP explains in one call: of long ones it draws a b
 
 
 class Boosted(AbstractModel):
-    """Trees on top of a line through a prior. `background` [some plans, columns]: what SHAP compares with."""
+    """Trees on top of a line through a prior. `background` [some plans, columns]: what SHAP
+    compares with.
+    """
 
     def __init__(self, trees: Booster, line: Line, background: Array) -> None:
         self.trees, self.line, self.background = trees, line, background
 
     def predict(self, data: Data) -> Array:
-        """[plans], the leaves added up in fp64: xgboost's own fp32 sum would miss what SHAP adds up to."""
+        """[plans], the leaves added up in fp64: xgboost's own fp32 sum would miss what SHAP adds up
+        to.
+        """
         import xgboost
 
         leaves = (
@@ -56,7 +62,9 @@ class Boosted(AbstractModel):
         return found
 
     def shares(self, data: Data) -> tuple[Array, float]:
-        """TreeSHAP, interventional against the plans learnt from, and the line's own part in the prior's column."""
+        """TreeSHAP, interventional against the plans learnt from, and the line's own part in the
+        prior's column.
+        """
         import shap
 
         explainer = shap.TreeExplainer(
@@ -110,6 +118,8 @@ def load(folder: Path) -> Boosted:
 
 
 def _leaf_values(trees: Any) -> list[Array]:
-    """The value of every node of every tree, by its number: xgboost keeps a leaf's where a split would have its threshold."""
+    """The value of every node of every tree, by its number: xgboost keeps a leaf's where a split
+    would have its threshold.
+    """
     model = json.loads(bytes(trees.save_raw("json")))["learner"]["gradient_booster"]["model"]
     return [np.array(tree["split_conditions"], np.float64) for tree in model["trees"]]

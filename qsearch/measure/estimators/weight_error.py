@@ -1,6 +1,8 @@
-"""How far a choice moves the weights: no data, no gradients, and no idea of what a layer does; a baseline.
+"""How far a choice moves the weights: no data, no gradients, and no idea of what a layer does; a
+baseline.
 
-Two metrics: `weight_error`, the squared error of the weight, and `relative_weight_error`, the same over the squared weight.
+Two metrics: `weight_error`, the squared error of the weight, and `relative_weight_error`, the same
+over the squared weight.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ def plan(question: Question) -> str:
 
 
 def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[Answer]:
-    """An answer a layer; rows of step bin 0, exact. It takes seconds, so what an earlier call did is done again."""
+    """An answer a layer; rows of step bin 0, exact. It takes seconds, so what an earlier call did
+    is done again.
+    """
     rows: list[dict[str, Any]] = []
 
     def table() -> SensitivityTable:

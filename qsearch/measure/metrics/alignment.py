@@ -1,4 +1,6 @@
-"""Does the picture show what the caption says: the judge's reading of the zoo's scenes, CLIP's directions for all other pictures."""
+"""Does the picture show what the caption says: the judge's reading of the zoo's scenes, CLIP's
+directions for all other pictures.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ def check(shape: tuple[int, ...] | None, prompts: Prompts) -> None:
 
 
 def measure(outcome: Outcome, reference: Outcome) -> Tensor:
-    """Share of the caption's attributes that the judge finds [N]; with CLIP, the cosine between picture and text, at least 0 (CLIPScore over 100).
+    """Share of the caption's attributes that the judge finds [N]; with CLIP, the cosine between
+    picture and text, at least 0 (CLIPScore over 100).
 
     Raises `QSearchError` for scenes without their captions.
     """
@@ -51,7 +54,8 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
 
 
 def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
-    """What the judge reads, as square roots of its heads' probabilities: the squared distance over the number of answers is twice Hellinger's.
+    """What the judge reads, as square roots of its heads' probabilities: the squared distance over
+    the number of answers is twice Hellinger's.
 
     With CLIP, the pictures' directions: half their squared distance is 1 - cosine.
     """

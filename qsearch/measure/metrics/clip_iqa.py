@@ -1,4 +1,6 @@
-"""CLIP-IQA: does a picture look more like "Good photo." than like "Bad photo." to CLIP (Wang et al. 2022, section 3.2)."""
+"""CLIP-IQA: does a picture look more like "Good photo." than like "Bad photo." to CLIP (Wang et al.
+2022, section 3.2).
+"""
 
 from __future__ import annotations
 

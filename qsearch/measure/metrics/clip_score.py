@@ -1,4 +1,6 @@
-"""CLIP score: 100 times the cosine between a picture and its prompt, at least 0 (Hessel et al. 2021, as torchmetrics scales it)."""
+"""CLIP score: 100 times the cosine between a picture and its prompt, at least 0 (Hessel et al.
+2021, as torchmetrics scales it).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def check(shape: tuple[int, ...] | None, prompts: Prompts) -> None:
 
 
 def measure(outcome: Outcome, reference: Outcome) -> Tensor:
-    """Score a sample [N] between 0 and 100; of a video, by the mean direction of its frames. Needs QSEARCH_CLIP, a CLIPModel's folder."""
+    """Score a sample [N] between 0 and 100; of a video, by the mean direction of its frames. Needs
+    QSEARCH_CLIP, a CLIPModel's folder.
+    """
     check(tuple(outcome.pictures.shape[1:]), outcome.prompts)
     clip = load_clip(outcome.pictures.device, "clip_score")
     with torch.no_grad():

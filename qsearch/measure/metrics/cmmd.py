@@ -1,4 +1,6 @@
-"""CMMD: maximum mean discrepancy between CLIP's directions of the pictures and of real ones, or of full precision (Jayasumana et al. 2024)."""
+"""CMMD: maximum mean discrepancy between CLIP's directions of the pictures and of real ones, or of
+full precision (Jayasumana et al. 2024).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def embed(pictures: Tensor) -> Tensor:
 
 
 def distance(made: Tensor, real: Tensor) -> float:
-    """Squared MMD with a Gaussian kernel, of sets of directions [N, D] and [M, D], times `FACTOR` (eq. 4, the biased estimate)."""
+    """Squared MMD with a Gaussian kernel, of sets of directions [N, D] and [M, D], times `FACTOR`
+    (eq. 4, the biased estimate).
+    """
     made, real = made.double(), real.double()
 
     def mean(a: Tensor, b: Tensor) -> float:
@@ -45,5 +49,7 @@ def distance(made: Tensor, real: Tensor) -> float:
 
 
 def measure(outcome: Outcome, reference: Outcome) -> float:
-    """One number for all samples; against `reference.real` where there is a folder of real pictures, else against full precision's."""
+    """One number for all samples; against `reference.real` where there is a folder of real
+    pictures, else against full precision's.
+    """
     return distance(embed(outcome.pictures), compared_features(sys.modules[__name__], reference))

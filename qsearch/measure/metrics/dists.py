@@ -1,4 +1,6 @@
-"""DISTS: structure and texture of the pictures against those of full precision, in VGG-16's features (torchmetrics, Ding et al. 2020)."""
+"""DISTS: structure and texture of the pictures against those of full precision, in VGG-16's
+features (torchmetrics, Ding et al. 2020).
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def check(shape: tuple[int, ...] | None, prompts: Prompts) -> None:
 
 @torch.no_grad()
 def measure(outcome: Outcome, reference: Outcome) -> Tensor:
-    """DISTS a sample [N], 0 for identical pictures scaled to [0, 1]; of a video the mean over its frames."""
+    """DISTS a sample [N], 0 for identical pictures scaled to [0, 1]; of a video the mean over its
+    frames.
+    """
     own, given = (each_frame(x.pictures) / 2 + 0.5 for x in (reference, outcome))
     net = network(given.device)
     found = [
@@ -41,10 +45,11 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
 
 
 def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
-    """Means and deviations of VGG's channels over those of full precision, with DISTS' weights: the squared distance is DISTS to second order.
+    """Means and deviations of VGG's channels over those of full precision, with DISTS' weights: the
+    squared distance is DISTS to second order.
 
-    With d the difference of a channel, 1 - l is mean(d)^2 / (2 m^2 + c1) and 1 - s is var(d) / (2 v + c2) for small d (Ding et al. 2020, eqs. 4-6,
-    expanded around equality).
+    With d the difference of a channel, 1 - l is mean(d)^2 / (2 m^2 + c1) and 1 - s is var(d) / (2 v
+    + c2) for small d (Ding et al. 2020, eqs. 4-6, expanded around equality).
     """
     pictures = made.pictures
     net = network(pictures.device)
@@ -70,7 +75,9 @@ def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
 
 @cache
 def network(device: torch.device) -> Any:
-    """torchmetrics' network of DISTS on a device. Raises `QSearchError` where it or its weights are missing."""
+    """torchmetrics' network of DISTS on a device. Raises `QSearchError` where it or its weights are
+    missing.
+    """
     with NEEDS.loading():
         from torchmetrics.functional.image.dists import DISTSNetwork
 

@@ -1,4 +1,6 @@
-"""FID: Fréchet distance of Inception's features of the pictures to those of real ones, or of full precision (torchmetrics, torch-fidelity)."""
+"""FID: Fréchet distance of Inception's features of the pictures to those of real ones, or of full
+precision (torchmetrics, torch-fidelity).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def check(shape: tuple[int, ...] | None, prompts: Prompts) -> None:
 
 
 def warn(count: int) -> str:
-    """What is to be said of a number of pictures that is too small for an FID to mean anything; "" for enough."""
+    """What is to be said of a number of pictures that is too small for an FID to mean anything; ""
+    for enough.
+    """
     return (
         f"fid of {count} pictures is biased upwards and compares with no paper's: {FEW} are needed "
         "for a covariance of 2,048 features, kid means something from about 100 on"
@@ -42,7 +46,9 @@ def embed(pictures: Tensor) -> Tensor:
 
 
 def distance(made: Tensor, real: Tensor) -> float:
-    """Fréchet distance between two sets of features [N, D] and [M, D], of two pictures each at least (Heusel et al. 2017, eq. 6)."""
+    """Fréchet distance between two sets of features [N, D] and [M, D], of two pictures each at
+    least (Heusel et al. 2017, eq. 6).
+    """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     metric = FrechetInceptionDistance(Passed(made.shape[1])).set_dtype(made.dtype)
@@ -52,5 +58,7 @@ def distance(made: Tensor, real: Tensor) -> float:
 
 
 def measure(outcome: Outcome, reference: Outcome) -> float:
-    """One number for all samples; against `reference.real` where there is a folder of real pictures, else against full precision's."""
+    """One number for all samples; against `reference.real` where there is a folder of real
+    pictures, else against full precision's.
+    """
     return distance(embed(outcome.pictures), compared_features(sys.modules[__name__], reference))

@@ -1,4 +1,6 @@
-"""Fréchet distance between the judge's features of the pictures and of real scenes with the same captions' world."""
+"""Fréchet distance between the judge's features of the pictures and of real scenes with the same
+captions' world.
+"""
 
 from __future__ import annotations
 
@@ -43,12 +45,16 @@ def _check_shape(shape: tuple[int, ...]) -> None:
 
 
 def measure(outcome: Outcome, reference: Outcome) -> float:
-    """One number for all samples (torchmetrics' FID on the judge's 128 features; biased upwards for few samples, equally for all plans)."""
+    """One number for all samples (torchmetrics' FID on the judge's 128 features; biased upwards for
+    few samples, equally for all plans).
+    """
     return frechet(outcome.pictures)
 
 
 def frechet(pictures: Tensor) -> float:
-    """Fréchet distance of pictures [N, 3, 64, 64] in [-1, 1] to `REAL` rendered scenes. Raises `QSearchError` for fewer than two."""
+    """Fréchet distance of pictures [N, 3, 64, 64] in [-1, 1] to `REAL` rendered scenes. Raises
+    `QSearchError` for fewer than two.
+    """
     _check_shape(tuple(pictures.shape[1:]))
     if len(pictures) < 2:
         raise QSearchError(
@@ -74,7 +80,9 @@ def _metric() -> FrechetInceptionDistance:
 
 
 class _Features(torch.nn.Module):
-    """The judge's features for torchmetrics, which hands pictures of a network of one's own on as they are, and reads `num_features`."""
+    """The judge's features for torchmetrics, which hands pictures of a network of one's own on as
+    they are, and reads `num_features`.
+    """
 
     def __init__(self, network: judge.Judge) -> None:
         super().__init__()
@@ -86,9 +94,11 @@ class _Features(torch.nn.Module):
 
 
 def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
-    """The judge's features, over their squared norm: how far a choice moves a picture in the space of the Fréchet distance.
+    """The judge's features, over their squared norm: how far a choice moves a picture in the space
+    of the Fréchet distance.
 
-    Raises `QSearchError` for pictures of another world: the judge knows the zoo's 64x64 scenes only.
+    Raises `QSearchError` for pictures of another world: the judge knows the zoo's 64x64 scenes
+    only.
     """
     pictures = made.pictures
     _check_shape(tuple(pictures.shape[1:]))

@@ -1,4 +1,6 @@
-"""HPSv2.1: how well people like a picture for its prompt, learnt from their choices (Wu et al. 2023; imscore's port of the model)."""
+"""HPSv2.1: how well people like a picture for its prompt, learnt from their choices (Wu et al.
+2023; imscore's port of the model).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""ImageReward: a reward learnt from people's rankings of pictures for a prompt (Xu et al. 2023; imscore's port of the model)."""
+"""ImageReward: a reward learnt from people's rankings of pictures for a prompt (Xu et al. 2023;
+imscore's port of the model).
+"""
 
 from __future__ import annotations
 
@@ -29,5 +31,7 @@ def check(shape: tuple[int, ...] | None, prompts: Prompts) -> None:
 
 
 def measure(outcome: Outcome, reference: Outcome) -> Tensor:
-    """Reward a sample [N], about normal over people's pictures; of a video the mean over its frames."""
+    """Reward a sample [N], about normal over people's pictures; of a video the mean over its
+    frames.
+    """
     return scores("imscore.imreward.model", "ImageReward", NEEDS, outcome)

@@ -1,4 +1,6 @@
-"""KID: maximum mean discrepancy between Inception's features of the pictures and of real ones, or of full precision (torchmetrics)."""
+"""KID: maximum mean discrepancy between Inception's features of the pictures and of real ones, or
+of full precision (torchmetrics).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def embed(pictures: Tensor) -> Tensor:
 
 
 def distance(made: Tensor, real: Tensor) -> float:
-    """1000 times the unbiased MMD with a cubic kernel; one subset of all where there are fewer than `SUBSET` (it has no bias at any number)."""
+    """1000 times the unbiased MMD with a cubic kernel; one subset of all where there are fewer than
+    `SUBSET` (it has no bias at any number).
+    """
     from torchmetrics.image.kid import KernelInceptionDistance
 
     size = min(SUBSET, len(made), len(real))
@@ -52,5 +56,7 @@ def distance(made: Tensor, real: Tensor) -> float:
 
 
 def measure(outcome: Outcome, reference: Outcome) -> float:
-    """One number for all samples; against `reference.real` where there is a folder of real pictures, else against full precision's."""
+    """One number for all samples; against `reference.real` where there is a folder of real
+    pictures, else against full precision's.
+    """
     return distance(embed(outcome.pictures), compared_features(sys.modules[__name__], reference))

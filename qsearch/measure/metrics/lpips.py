@@ -1,4 +1,6 @@
-"""LPIPS: how far the pictures lie from those of full precision in AlexNet's features (torchmetrics' LPIPS, Zhang et al. 2018)."""
+"""LPIPS: how far the pictures lie from those of full precision in AlexNet's features (torchmetrics'
+LPIPS, Zhang et al. 2018).
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
 
 
 def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
-    """AlexNet's features, of length 1 at each pixel, times the roots of LPIPS' weights: their squared distance is LPIPS (eq. 1)."""
+    """AlexNet's features, of length 1 at each pixel, times the roots of LPIPS' weights: their
+    squared distance is LPIPS (eq. 1).
+    """
     pictures = made.pictures
     frames = each_frame(pictures)
     net = network(pictures.device)
@@ -58,7 +62,9 @@ def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
 
 @cache
 def network(device: torch.device) -> Any:
-    """torchmetrics' network of LPIPS on a device. Raises `QSearchError` where it or its weights are missing."""
+    """torchmetrics' network of LPIPS on a device. Raises `QSearchError` where it or its weights are
+    missing.
+    """
     with NEEDS.loading():
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 

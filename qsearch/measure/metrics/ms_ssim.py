@@ -1,4 +1,6 @@
-"""Structural similarity over five scales, of the pictures to those of full precision (torchmetrics' MS-SSIM)."""
+"""Structural similarity over five scales, of the pictures to those of full precision (torchmetrics'
+MS-SSIM).
+"""
 
 from __future__ import annotations
 
@@ -47,10 +49,12 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
 
 
 def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
-    """SSIM's windows at every scale, weighted by `BETAS`: the squared distance is 1 - MS-SSIM to second order.
+    """SSIM's windows at every scale, weighted by `BETAS`: the squared distance is 1 - MS-SSIM to
+    second order.
 
-    MS-SSIM is a product of contrasts at all scales and of brightness at the coarsest, each to the power of its weight, so that to first
-    order in what is lost the weighted losses add up (Wang et al. 2003, eq. 7).
+    MS-SSIM is a product of contrasts at all scales and of brightness at the coarsest, each to the
+    power of its weight, so that to first order in what is lost the weighted losses add up (Wang et
+    al. 2003, eq. 7).
     """
     count = len(made.pictures)
     own, given = each_frame(reference.pictures.detach()), each_frame(made.pictures)

@@ -1,4 +1,6 @@
-"""Peak signal-to-noise ratio of the pictures to those of full precision (torchmetrics' PSNR), in dB."""
+"""Peak signal-to-noise ratio of the pictures to those of full precision (torchmetrics' PSNR), in
+dB.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,16 @@ unit = "dB"
 digits = 1
 needs_video = False
 needs_pictures = True
-#: identical pictures have an infinite ratio; this stands for it (bytes that differ in one pixel of 1024x1024 by one have 113 dB)
+#: identical pictures have an infinite ratio; this stands for it (bytes that differ in one pixel of
+#: 1024x1024 by one have 113 dB)
 CEILING = 120.0
 _RANGE = 2.0  # of pictures in [-1, 1]
 
 
 def measure(outcome: Outcome, reference: Outcome) -> Tensor:
-    """dB a sample [N]: 10 log10(range^2 / mean squared error), at most `CEILING`; of a video the mean over its frames."""
+    """dB a sample [N]: 10 log10(range^2 / mean squared error), at most `CEILING`; of a video the
+    mean over its frames.
+    """
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
     own, given = (each_frame(x.pictures) for x in (reference, outcome))

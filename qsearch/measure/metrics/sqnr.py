@@ -1,4 +1,6 @@
-"""Signal to quantization-noise ratio of the final latents, in dB: quality, with no judge in between."""
+"""Signal to quantization-noise ratio of the final latents, in dB: quality, with no judge in
+between.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ digits = 1
 against_size = True
 needs_video = False
 needs_pictures = False
-#: samples that are identical would have an infinite ratio; this is the ratio at fp32's own precision
+#: samples that are identical would have an infinite ratio; this is the ratio at fp32's own
+#: precision
 CEILING = 140.0
 
 
@@ -28,5 +31,7 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
 
 
 def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
-    """The latents themselves: squared distances over the squared latents are noise powers, whose SQNR is -10 log10."""
+    """The latents themselves: squared distances over the squared latents are noise powers, whose
+    SQNR is -10 log10.
+    """
     return made.latents.flatten(1), reference.latents.double().flatten(1).square().sum(1)

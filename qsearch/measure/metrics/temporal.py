@@ -1,4 +1,6 @@
-"""How a video moves: differences between neighbouring frames of its clean latents, whatever stands still."""
+"""How a video moves: differences between neighbouring frames of its clean latents, whatever stands
+still.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ CEILING = 140.0
 
 
 def measure(outcome: Outcome, reference: Outcome) -> Tensor:
-    """dB a sample [N]: squared differences of neighbouring frames over the squared error of these differences, at most `CEILING`."""
+    """dB a sample [N]: squared differences of neighbouring frames over the squared error of these
+    differences, at most `CEILING`.
+    """
     own, given = (differences(x.latents, outcome.channels) for x in (reference, outcome))
     error = (given - own).double().square().sum(1)
     return (
@@ -32,7 +36,9 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
 
 
 def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
-    """The differences, over their squares in full precision. Raises `QSearchError` for pictures, and for a video that stands still."""
+    """The differences, over their squares in full precision. Raises `QSearchError` for pictures,
+    and for a video that stands still.
+    """
     scale = differences(reference.latents, reference.channels).double().square().sum(1)
     if not scale.all():
         raise QSearchError(
@@ -42,7 +48,9 @@ def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
 
 
 def differences(latents: Tensor, channels: int) -> Tensor:
-    """What changes from each frame to the next [N, F], of latents [N, C, T, h, w] or [N, T, C, h, w]; `channels` tells which (C first, where both fit)."""
+    """What changes from each frame to the next [N, F], of latents [N, C, T, h, w] or [N, T, C, h,
+    w]; `channels` tells which (C first, where both fit).
+    """
     if latents.ndim != 5 or channels not in latents.shape[1:3]:
         shape = " x ".join(map(str, latents.shape))
         raise QSearchError(
