@@ -174,7 +174,7 @@ def mixed(case: Case, table: SensitivityTable, plans: int) -> None:
     """Random plans with one choice of weight and input a layer, and of attention a range."""
     dice, reference = random.Random(0), case.sampled(1)
     options = [KEEP, *map(Scheme.parse, priced(case.graph))]
-    steps, rows = StepRanges.equal(RANGES), []
+    steps, rows = StepRanges.equal(RANGES).counted(STEPS), []
     for number in range(plans):
         offered = dice.sample(LAYERS, 2)
         some = dice.sample(options, 3) + [KEEP] * dice.randrange(4)
@@ -215,11 +215,13 @@ def equal(case: Case, table: SensitivityTable) -> None:
     reference, other = case.sampled(1), case.sampled(2)
     singles = {}
     for choice in priced(case.graph):
-        plan = Plan.make(case.graph, keep | {s.site: choice for s in specs})
+        plan = Plan.make(
+            case.graph, keep | {s.site: choice for s in specs}, steps=StepRanges((), STEPS)
+        )
         warmed = Plan.make(
             case.graph,
             keep | {s.site: ["keep", *[choice] * (RANGES - 1)] for s in specs},
-            steps=StepRanges.equal(RANGES),
+            steps=StepRanges.equal(RANGES).counted(STEPS),
         )
         for name, one in ((choice, plan), (f"5 dense steps, then {choice}", warmed)):
             found = float(errors(case.sampled(1, one), reference).mean())

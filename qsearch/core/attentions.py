@@ -1,8 +1,8 @@
 """Self-attentions of a graph: tokens, heads and frames of each, and what a plan's choices make of their work.
 
 The site of a whole attention is `MODULE:attention`. Its choices are words of plug-ins in `choices/attentions/`. Nothing is
-stored there; the cost is arithmetic. Where a choice computes a dense attention every so many steps, its cost is the mean over
-one such interval: exact for ranges that are a multiple of it.
+stored there; the cost is arithmetic. Where a choice computes a dense attention every so many steps, its cost depends on how
+many steps there are (`StepRanges.total`); where nobody says, it is the mean over one such interval.
 """
 
 from __future__ import annotations
@@ -95,20 +95,22 @@ def _arrangement(tokens: int, inputs: Sequence[tuple[int, ...]]) -> tuple[int, i
     return 1, None
 
 
-def attention_share(spec: AttentionSpec, scheme: Scheme) -> float:
-    """FLOPs of a choice over those of dense attention, the mean over the steps."""
+def attention_share(spec: AttentionSpec, scheme: Scheme, steps: int = 0) -> float:
+    """FLOPs of a choice over those of dense attention, the mean over `steps` from a dense one on (0: a whole interval)."""
     if not scheme.attention:
         return 1.0
-    return attention_word(scheme.attention).work(scheme.attention, spec)
+    return attention_word(scheme.attention).work(scheme.attention, spec, steps=steps)
 
 
-def attention_bit_operations(spec: AttentionSpec, scheme: Scheme, full_bits: int) -> float:
-    """MACs x bits x bits of both products, the mean over the steps."""
+def attention_bit_operations(
+    spec: AttentionSpec, scheme: Scheme, full_bits: int, steps: int = 0
+) -> float:
+    """MACs x bits x bits of both products, the mean over the steps likewise."""
     dense = float(spec.macs * full_bits * full_bits)
     if not scheme.attention:
         return dense
     plugin = attention_word(scheme.attention)
-    return dense * plugin.work(scheme.attention, spec, bits=full_bits)
+    return dense * plugin.work(scheme.attention, spec, bits=full_bits, steps=steps)
 
 
 def dense_macs(graph: OpGraph) -> int:
@@ -130,16 +132,18 @@ def attention_work(
     saved, bits = 0.0, float(dense_macs(graph) * full_bits * full_bits)
     for spec in graph.self_attentions.values():
         held = choices.get(spec.site, ())
-        for share, scheme in _over(steps, held):
-            saved += share * spec.macs * (1 - attention_share(spec, scheme))
+        for share, length, scheme in _over(steps, held):
+            saved += share * spec.macs * (1 - attention_share(spec, scheme, length))
             dense = spec.macs * full_bits * full_bits
-            bits -= share * (dense - attention_bit_operations(spec, scheme, full_bits))
+            bits -= share * (dense - attention_bit_operations(spec, scheme, full_bits, length))
     return 1 - saved / whole if whole else 1.0, bits
 
 
-def _over(steps: StepRanges, held: Sequence[Scheme]) -> Iterable[tuple[float, Scheme]]:
-    shares = steps.shares if len(held) > 1 else (1.0,) * len(held)
-    return zip(shares, held, strict=True)
+def _over(steps: StepRanges, held: Sequence[Scheme]) -> Iterable[tuple[float, int, Scheme]]:
+    """(share of the steps, their number or 0, choice) of each range, or of all steps."""
+    if len(held) > 1:
+        return zip(steps.shares, steps.lengths, held, strict=True)
+    return zip((1.0,) * len(held), (steps.total,) * len(held), held, strict=True)
 
 
 def fault_of(spec: AttentionSpec, scheme: Scheme) -> str:

@@ -99,8 +99,10 @@ class Plan:
                     raise QSearchError(
                         f"{layer.name} ({layer.kind}) can't be quantized; its scheme must be keep, not {scheme}"
                     )
+        carried = any(s.carried for held in made.values() for s in held)
         if all(len(held) == 1 for held in made.values()):
-            ranges = ONE_RANGE
+            ranges = ONE_RANGE.counted(ranges.total)
+        ranges = ranges if carried else ranges.counted(0)
         achieved = cost(
             graph, made, ranges, latency=latency, groups=budget.groups if budget else ()
         )

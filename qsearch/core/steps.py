@@ -14,7 +14,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -30,9 +30,11 @@ class StepRanges:
 
     Args:
         bounds: where one range ends and the next begins, as ascending fractions of the steps in (0, 1); none for one range.
+        total: sampler steps for which costs are counted that depend on their number; 0 where nobody has said.
     """
 
     bounds: tuple[float, ...] = ()
+    total: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
         ends = (0.0, *self.bounds, 1.0)
@@ -85,9 +87,19 @@ class StepRanges:
     def content(self) -> dict[str, Any]:
         """Plain data for a file; `StepRanges.parse` reads it."""
         count = len(self)
-        return (
-            {"ranges": count} if self == StepRanges.equal(count) else {"bounds": list(self.bounds)}
-        )
+        equal = self == StepRanges.equal(count)
+        cut = {"ranges": count} if equal else {"bounds": list(self.bounds)}
+        return cut | ({"sampler_steps": self.total} if self.total else {})
+
+    def counted(self, total: int) -> StepRanges:
+        """The same ranges with costs counted for `total` sampler steps."""
+        return StepRanges(self.bounds, total)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Sampler steps of each range; zeros where their number is not known."""
+        places = [self.of(i, self.total) for i in range(self.total)]
+        return tuple(places.count(r) for r in range(len(self)))
 
     @staticmethod
     def parse(content: Mapping[str, Any] | int | None) -> StepRanges:
@@ -96,6 +108,11 @@ class StepRanges:
             return StepRanges()
         if isinstance(content, int) and not isinstance(content, bool):
             return StepRanges.equal(content)
+        if isinstance(content, Mapping) and "sampler_steps" in content:
+            total, cut = content["sampler_steps"], {**content}
+            del cut["sampler_steps"]
+            if isinstance(total, int) and total > 0:
+                return StepRanges.parse(cut).counted(total)
         if isinstance(content, Mapping) and set(content) == {"ranges"}:
             return StepRanges.parse(content["ranges"])
         if (

@@ -215,9 +215,12 @@ class AttentionWord(Protocol):
         """Why an attention can't have the choice, in words; "" where it can."""
         ...
 
-    def work(self, text: str, spec: AttentionSpec, bits: int = 0) -> float:
-        """Work over that of dense attention, the mean over the steps; with `bits`, a product of two
-        numbers counts the product of their bits over `bits` squared."""
+    def work(self, text: str, spec: AttentionSpec, *, bits: int = 0, steps: int = 0) -> float:
+        """Work over that of dense attention, the mean over so many steps from a dense one on.
+
+        With `bits`, a product of two numbers counts the product of their bits over `bits` squared.
+        Without `steps`, the mean over a whole interval from dense step to dense step.
+        """
         ...
 
 

@@ -56,8 +56,7 @@ def state(
         table.check(graph)
         values: Values = asked.minimised.values(table)
         at_most = asked.minimised.limits(table)
-        if asked.steps is not None:
-            ranges = ranges_of(table, asked.minimised, asked.steps, asked.share)
+        ranges = ranges_of(table, asked.minimised, asked.steps or ONE_RANGE, asked.share)
     elif asked.objective is None:
         values, at_most = table, {}
     else:

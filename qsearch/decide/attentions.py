@@ -77,13 +77,12 @@ def attention_sites(
             for s in dict.fromkeys([KEEP, *map(Scheme.parse, values[spec.site])])
             if allowed is None or s in allowed
         ]
-        paid = np.array([[_price(graph, spec, s, x, latency) for x in limits] for s in options])
-        paid = paid.reshape(len(options), len(limits))
-        rows = np.column_stack([_losses(values, spec, options), paid])
+        asked = _Prices(graph, spec, tuple(options), limits, latency)
+        rows = np.column_stack([_losses(values, spec, options), asked.over(ranges.steps.total)])
         choices: list[Choice] = list(options)
         kept = list(range(len(choices)))
         if len(ranges.steps) > 1:
-            wide, more = _over_ranges(spec, options, paid, ranges)
+            wide, more = _over_ranges(spec, options, asked, ranges)
             choices, rows = choices + wide, np.concatenate([rows, more])
             kept = undominated(rows)
         found.append(
@@ -122,17 +121,29 @@ def undominated(rows: Matrix) -> list[int]:
     return sorted(kept)
 
 
-def _price(
-    graph: OpGraph, spec: AttentionSpec, scheme: Scheme, limit: str, latency: Latency | None
-) -> float:
-    """What a choice in all steps adds to a limit."""
-    if limit == "attention_share":
-        whole = sum(one.macs for one in graph.self_attentions.values())
-        return spec.macs / whole * attention_share(spec, scheme)
-    if limit == "total_bit_operations":
-        return attention_bit_operations(spec, scheme, FULL_BITS)
-    assert latency is not None
-    return latency.of(spec.site, scheme)
+@dataclass(frozen=True)
+class _Prices:
+    """What choices of an attention add to limits."""
+
+    graph: OpGraph
+    spec: AttentionSpec
+    options: tuple[Scheme, ...]
+    limits: Sequence[str]
+    latency: Latency | None
+
+    def over(self, steps: int) -> Matrix:
+        """[choices, limits] of so many steps from a dense one on, as if they were all."""
+        rows = [[self._price(s, limit, steps) for limit in self.limits] for s in self.options]
+        return np.array(rows, float).reshape(len(self.options), len(self.limits))
+
+    def _price(self, scheme: Scheme, limit: str, steps: int) -> float:
+        if limit == "attention_share":
+            whole = sum(one.macs for one in self.graph.self_attentions.values())
+            return self.spec.macs / whole * attention_share(self.spec, scheme, steps)
+        if limit == "total_bit_operations":
+            return attention_bit_operations(self.spec, scheme, FULL_BITS, steps)
+        assert self.latency is not None
+        return self.latency.of(self.spec.site, scheme)
 
 
 def _losses(values: Values, spec: AttentionSpec, options: Sequence[Scheme]) -> Matrix:
@@ -141,13 +152,14 @@ def _losses(values: Values, spec: AttentionSpec, options: Sequence[Scheme]) -> M
 
 
 def _over_ranges(
-    spec: AttentionSpec, options: Sequence[Scheme], paid: Matrix, ranges: Ranges
+    spec: AttentionSpec, options: Sequence[Scheme], prices: _Prices, ranges: Ranges
 ) -> tuple[list[Choice], Matrix]:
     """Combinations with a choice for each range, and their losses and costs; range after range, without those that are beaten."""
     made: list[tuple[Scheme, ...]] = [()]
-    rows = np.zeros((1, 1 + paid.shape[1]))
-    for share, values in zip(ranges.steps.shares, ranges.values, strict=True):
-        own = np.column_stack([_losses(values, spec, options), share * paid])
+    rows = np.zeros((1, 1 + len(prices.limits)))
+    steps = ranges.steps
+    for share, length, values in zip(steps.shares, steps.lengths, ranges.values, strict=True):
+        own = np.column_stack([_losses(values, spec, options), share * prices.over(length)])
         mine = undominated(own)
         joined = (rows[:, None] + own[mine][None]).reshape(-1, rows.shape[1])
         if len(joined) > COMBINATIONS:

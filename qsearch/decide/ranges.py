@@ -80,6 +80,14 @@ class Ranges:
         )
 
 
+def counted(steps: StepRanges, table: SensitivityTable) -> StepRanges:
+    """Ranges whose costs are counted for as many sampler steps as the trajectories of a table have; as they are without any."""
+    shares = table.shares
+    lengths = {v.shape[1] for v in shares.values.values()} if shares is not None else set()
+    total = max(lengths, default=1)
+    return steps.counted(total) if total > 1 else steps
+
+
 def ranges_of(
     table: SensitivityTable, objective: Objective, steps: StepRanges, share: str = "weights"
 ) -> Ranges:
@@ -88,8 +96,9 @@ def ranges_of(
     Raises:
         QSearchError: an objective that is no sum over the steps, or a range without a bin of its own.
     """
+    steps = counted(steps, table)
     if len(steps) == 1:
-        return Ranges()
+        return Ranges(steps)
     if objective.decibels or objective.at_most:
         raise QSearchError(
             "a plan over ranges of steps minimises losses that add up over the steps: leave decibels and at_most out"

@@ -18,6 +18,7 @@ from ..core.steps import StepRanges
 from ..core.table import SensitivityTable
 from ..decide.constraints import Constraints
 from ..decide.objectives import Objective
+from ..decide.ranges import counted
 from ..decide.request import AllocationRequest
 from .announce import begin
 from .keys import file_digest, sampled, table_key
@@ -328,7 +329,8 @@ def make_plan(settings: AllocateSettings, graph: OpGraph, table: SensitivityTabl
         except QSearchError:  # the budget needs schemes that are slow here, or nothing would do
             plan = verb(graph, table, settings.budget, asked)
     plan = with_inputs(graph, plan, settings.inputs)
-    plan = with_sites(graph, plan, settings.sites, settings.ranges)
+    if settings.sites:
+        plan = with_sites(graph, plan, settings.sites, counted(settings.ranges, table))
     return fitted_apart(graph, plan, settings.ranges) if settings.share == "none" else plan
 
 

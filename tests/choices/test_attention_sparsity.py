@@ -72,6 +72,10 @@ def test_work_is_counted_as_pairs_over_an_interval(spec: AttentionSpec, kind: st
         sum(three) / 3
     )
     assert attention_share(spec, Scheme.parse("dense~cached~every4")) == pytest.approx(1 / 4)
+    assert attention_share(spec, Scheme.parse(f"{kind}~rho~every3"), 4) == pytest.approx(
+        (1 + part + part + part + 1 + part) / 4
+    )
+    assert attention_share(spec, Scheme.parse("dense~cached~every20"), 5) == pytest.approx(1 / 5)
     low = attention_bit_operations(spec, Scheme.parse("dense+qk8"), 16)
     assert low == spec.macs / 2 * (16 * 16 + 8 * 8)
 

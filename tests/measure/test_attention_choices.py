@@ -190,8 +190,18 @@ def test_plans_over_ranges_choose_attentions_and_weights_under_one_budget(
 
     assert plan.achieved.average_bits <= 6 and plan.achieved.attention_share <= 0.8
     assert any(s.attention for held in plan.sites.values() for s in held)
+    assert plan.steps.total == STEPS
+    spec = next(iter(graph.self_attentions.values()))
+    long = {x.name: KEEP for x in graph} | {spec.site: ["dense~cached~every6", "keep"]}
+    shares = [
+        1 - Plan.make(graph, long, steps=steps).achieved.attention_share
+        for steps in (StepRanges.equal(2), StepRanges.equal(2).counted(STEPS))
+    ]
+    # a range of three steps holds one dense one, whatever the choice says
+    assert shares[1] / shares[0] == pytest.approx((2 / 3) / (5 / 6))
     plan.save(tmp_path / "plan.json")
-    assert Plan.load(tmp_path / "plan.json", graph).choices == plan.choices
+    loaded = Plan.load(tmp_path / "plan.json", graph)
+    assert (loaded.choices, loaded.achieved) == (plan.choices, plan.achieved)
     with pytest.raises(InfeasibleBudget, match=r"no plan reaches attention_share 0\.01"):
         allocate(graph, table, Budget(attention_share=0.01), metric="sqnr")
     whole = Budget(

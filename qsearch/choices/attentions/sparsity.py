@@ -85,20 +85,20 @@ def fault(text: str, spec: AttentionSpec) -> str:
     return ""
 
 
-def work(text: str, spec: AttentionSpec, bits: int = 0) -> float:
-    """Products of kept pairs over those of all, the mean over an interval from dense step to dense step."""
+def work(text: str, spec: AttentionSpec, *, bits: int = 0, steps: int = 0) -> float:
+    """Products of kept pairs over those of all, the mean over `steps` from a dense one on, or over a whole interval."""
     from qsearch_kernels.attention_cost import step_flops
 
     choice = _parsed(text)
-    steps = choice.every if choice.method else 1
+    count = (steps or choice.every) if choice.method else 1
     plain = replace(choice, int8_qk=False)
     dense = step_flops(AttentionChoice(), _tokens(spec), spec.heads, spec.head_size)
     done = sum(
-        step_flops(plain, _tokens(spec), spec.heads, spec.head_size, stale)
-        for stale in range(steps)
+        step_flops(plain, _tokens(spec), spec.heads, spec.head_size, i % choice.every)
+        for i in range(count)
     )
     low = (1 + (_INT8 / bits) ** 2) / 2 if choice.int8_qk and bits else 1.0
-    return low * done / (steps * dense)
+    return low * done / (count * dense)
 
 
 def simulated(text: str, spec: AttentionSpec, drift: Tensor | None) -> AbstractSparseAttention:
