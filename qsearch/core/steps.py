@@ -8,7 +8,6 @@ It follows the scheduler of a diffusers pipeline (`set_timesteps` begins a sampl
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 import math
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from .errors import QSearchError
+from .schedulers import counts, index_of, order_of, overridden, places_of, then
 
 MOST_RANGES = 64
 _ROUNDING = 1e-9  # of a bound times the number of steps
@@ -238,13 +238,13 @@ class StepClock:
         restore = overridden(
             scheduler,
             {
-                name: functools.partial(_then, hook)
+                name: functools.partial(then, hook)
                 for name, hook in hooks.items()
                 if callable(getattr(scheduler, name, None))
             },
         )
         if getattr(scheduler, "timesteps", None) is not None:
-            self._go(scheduler, _index(scheduler))
+            self._go(scheduler, index_of(scheduler))
 
         def detach() -> None:
             restore()
@@ -258,117 +258,30 @@ class StepClock:
 
     def _begun(self, scheduler: Any, given: Mapping[str, Any]) -> None:
         self.samplings += 1
-        self._go(scheduler, _index(scheduler))
+        self._go(scheduler, index_of(scheduler))
 
     def _scaled(self, scheduler: Any, given: Mapping[str, Any]) -> None:
-        if _counts(scheduler):
-            self._go(scheduler, _index(scheduler))
+        if counts(scheduler):
+            self._go(scheduler, index_of(scheduler))
             return
-        if _index(scheduler):
+        if index_of(scheduler):
             return
-        found = _places(scheduler, given.get("timestep"))
-        if found and self.step not in [i // _order(scheduler) for i in found]:
+        found = places_of(scheduler, given.get("timestep"))
+        if found and self.step not in [i // order_of(scheduler) for i in found]:
             self._go(scheduler, found[0])
 
     def _stepped(self, scheduler: Any, given: Mapping[str, Any]) -> None:
-        if _counts(scheduler):
-            self._go(scheduler, _index(scheduler))
+        if counts(scheduler):
+            self._go(scheduler, index_of(scheduler))
             return
-        found = _places(scheduler, given.get("timestep"))
-        order = _order(scheduler)
+        found = places_of(scheduler, given.get("timestep"))
+        order = order_of(scheduler)
         self._go(scheduler, found[0] + 1 if len(found) == 1 else (self.step + 1) * order)
 
     def _go(self, scheduler: Any, index: int) -> None:
-        order = _order(scheduler)
+        order = order_of(scheduler)
         self.total = max(1, math.ceil(len(scheduler.timesteps) / order))
         self.step = min(index // order, self.total - 1)
-
-
-def overridden(thing: Any, around: Mapping[str, Callable[..., Any]]) -> Callable[[], None]:
-    """Let `thing.name(...)` call `around[name](own, thing, ...)`, where `own` is its own method; returns what ends that.
-
-    The methods live in a class made for `thing` alone, under its class's name, and not in its `__dict__`: a pipeline
-    that copies its scheduler (LTX-2 has one for sound) gets a copy whose methods are the copy's own.
-    """
-    base = type(thing)
-    active = True
-
-    def made(name: str) -> Any:
-        own = getattr(base, name)
-
-        @functools.wraps(own)
-        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-            bound = functools.partial(own, self)
-            if not active or self is not thing:
-                return bound(*args, **kwargs)
-            return around[name](bound, self, *args, **kwargs)
-
-        return method
-
-    space = {
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "__doc__": base.__doc__,
-    }
-    thing.__class__ = type(
-        base.__name__, (base,), {**space, **{name: made(name) for name in around}}
-    )
-    mine = type(thing)
-
-    def restore() -> None:
-        nonlocal active
-        active = False
-        if type(thing) is mine:
-            thing.__class__ = base
-
-    return restore
-
-
-def arguments_of(own: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by the names that `own` gives them."""
-    try:
-        found = dict(inspect.signature(own).bind(*args, **kwargs).arguments)
-        rest = found.pop("args", ())
-        # `scale_model_input(sample, *args)` of a scheduler that scales nothing
-        return {**found, **found.pop("kwargs", {}), **({"timestep": rest[0]} if rest else {})}
-    except (TypeError, ValueError):  # the call itself says what is wrong with it
-        return dict(kwargs)
-
-
-def _then(hook: Callable[..., None], own: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-    made = own(*args, **kwargs)
-    hook(scheduler, arguments_of(own, args, kwargs))
-    return made
-
-
-def _order(scheduler: Any) -> int:
-    """Calls of `step` that make one sampler step: 2 for Heun and KDPM2, as diffusers says in `order`."""
-    return max(1, int(getattr(scheduler, "order", 1) or 1))
-
-
-def _counts(scheduler: Any) -> bool:
-    """Whether the scheduler counts its own steps and has begun to."""
-    return getattr(scheduler, "step_index", None) is not None
-
-
-def _index(scheduler: Any) -> int:
-    """Position in `scheduler.timesteps` of the step to come, as far as the scheduler knows."""
-    for name in ("step_index", "begin_index"):
-        value = getattr(scheduler, name, None)
-        if value is not None:
-            return int(value)
-    return 0
-
-
-def _places(scheduler: Any, timestep: Any) -> list[int]:
-    """Where `timestep` (a number, or a tensor whose first is taken) stands in the schedule."""
-    if timestep is None:
-        return []
-    flat = getattr(timestep, "flatten", None)
-    wanted = float(timestep if flat is None else flat()[0])
-    times = scheduler.timesteps
-    listed = times.tolist() if callable(getattr(times, "tolist", None)) else list(times)
-    return [i for i, t in enumerate(listed) if float(t) == wanted]
 
 
 _clocks: WeakKeyDictionary[Any, StepClock] = WeakKeyDictionary()
@@ -405,11 +318,11 @@ def follow_caller(model: Any, clock: StepClock) -> bool:
                 clock.follow(scheduler)
                 timestep = frame.f_locals.get("t")
                 if (
-                    not _counts(scheduler)
+                    not counts(scheduler)
                     and getattr(scheduler, "begin_index", None) is None
                     and timestep is not None
                 ):
-                    found = _places(scheduler, timestep)
+                    found = places_of(scheduler, timestep)
                     if len(found) == 1:
                         clock._go(scheduler, found[0])
             return True

@@ -19,7 +19,7 @@ from torch.utils import _pytree
 
 from ..core import plugins
 from ..core.errors import QSearchError
-from ..core.steps import overridden
+from ..core.schedulers import overridden
 from .calling import arguments, call
 from .components import denoisers_of, schedulers_of
 from .prompts import Prompts

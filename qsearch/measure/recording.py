@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import QSearchError
-from ..core.steps import StepClock, arguments_of, overridden
+from ..core.schedulers import arguments_of, overridden
+from ..core.steps import StepClock
 from ..graphs.components import Denoisers
 from .calling import sample
 from .calls import Call, Copier, example_inputs, output_of

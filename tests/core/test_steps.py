@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from qsearch.core.errors import QSearchError
-from qsearch.core.steps import StepClock, StepRanges, clock_of, overridden, share_clock
+from qsearch.core.schedulers import overridden
+from qsearch.core.steps import StepClock, StepRanges, clock_of, share_clock
 
 #: name of a scheduler -> how it is made, and how many calls of the denoiser its n steps take
 SCHEDULERS: dict[str, tuple[dict[str, Any], Callable[[int], int]]] = {
