@@ -23,6 +23,7 @@ from qsearch.core.graph import OpGraph
 from qsearch.decide.draws import draw
 from qsearch.graphs.extraction import extract
 from qsearch.measure.campaign import Campaign, measure_plans
+from qsearch.measure.executing import ExecutorOptions
 from qsearch.measure.pipelines import (
     Sampling,
     denoiser_of,
@@ -121,7 +122,7 @@ def main() -> None:
     measure_plans(
         campaign,
         draw(graph, SCHEMES, o.plans, seed=o.seed),
-        workers=o.workers,
+        ExecutorOptions(workers=o.workers),
         progress=progress,
         say=print,
         pipe=pipe,

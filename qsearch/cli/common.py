@@ -13,6 +13,7 @@ from ..core.artifacts import without_secrets, write_atomic
 from ..core.errors import QSearchError
 
 if TYPE_CHECKING:
+    from ..measure.executing import ExecutorOptions
     from ..stages.folder import Run
 
 app = typer.Typer(
@@ -27,6 +28,37 @@ Folder = Annotated[
     typer.Argument(
         help="run folder, made by `qsearch extract` or `qsearch run`", show_default=False
     ),
+]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        help="URL of the trials, or env:NAME or file:PATH that holds it; the run's trials.db when "
+        "left out",
+        show_default=False,
+    ),
+]
+Executor = Annotated[
+    str | None,
+    typer.Option(
+        help="one of `qsearch list executors`; pool with several workers, local with one",
+        show_default=False,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="of the executor; one a GPU or core of pool and ray when left out", show_default=False
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="of Ray's head: auto or HOST:PORT; a Ray on this machine alone when left out",
+        show_default=False,
+    ),
+]
+Threads = Annotated[
+    int, typer.Option(help="of each worker; results are the same for one number of threads")
 ]
 #: title of the table of products, of `bench` and `doctor`
 PRODUCTS = "the product that serves each scheme here, and how many times as fast as keep it is"
@@ -125,6 +157,31 @@ def folder_for(target: str, output: Path | None = None) -> Path:
     _ = run.model_folder  # a wrong name is said before anything is written
     save(run.config, run.path(NAME))
     return folder
+
+
+def executor_options(
+    executor: str | None, workers: int | None, address: str | None, threads: int
+) -> ExecutorOptions:
+    """The options of a command that parts its work. Raises `QSearchError` for what does not go together."""
+    from ..core.settings import checked
+    from ..measure.executing import ExecutorOptions
+
+    content = {"executor": executor, "workers": workers, "address": address, "threads": threads}
+    made = checked(ExecutorOptions, content, "the executor")
+    if address is not None and made.name != "ray":
+        raise QSearchError(
+            f"--address is of Ray's head; given {address} with the executor {made.name}"
+        )
+    return made
+
+
+def parted_by(
+    executor: str | None, workers: int | None, address: str | None, threads: int
+) -> ExecutorOptions | None:
+    """`executor_options`, or None where a command is given none of them and works as ever."""
+    if (executor, workers, address, threads) == (None, None, None, 1):
+        return None
+    return executor_options(executor, workers, address, threads)
 
 
 def words(text: str | None) -> list[str] | None:

@@ -7,7 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import Folder, app, changed_run, console, words
+from .common import (
+    Address,
+    Executor,
+    Folder,
+    Storage,
+    Threads,
+    Workers,
+    app,
+    changed_run,
+    console,
+    parted_by,
+    words,
+)
 
 
 @app.command()
@@ -26,16 +38,17 @@ def fit(
     folds: Annotated[
         int | None, typer.Option(help="parts of the cross-validation", show_default=False)
     ] = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(help="URL of the trials, where they are not in the run", show_default=False),
-    ] = None,
+    storage: Storage = None,
     also: Annotated[
         list[Path] | None,
         typer.Option(
             help="another run to learn from at once; may be given again", show_default=False
         ),
     ] = None,
+    executor: Executor = None,
+    workers: Workers = None,
+    address: Address = None,
+    threads: Threads = 1,
 ) -> None:
     """Train surrogates on the measured plans, and say how well they predict plans they have not seen."""
     from ..stages.fit import fit as stage
@@ -43,7 +56,8 @@ def fit(
 
     asked = {"metrics": words(metrics), "surrogate": surrogate, "folds": folds}
     with changed_run(folder, fit=asked) as job:
-        found = stage(job, storage=storage, also=also or ())
+        by = parted_by(executor, workers, address, threads)
+        found = stage(job, storage=storage, also=also or (), by=by)
         _print("held-out predictions", scores_of(found))
 
 
@@ -67,10 +81,7 @@ def explain(
     top: Annotated[
         int | None, typer.Option(help="layers shown for each metric", show_default=False)
     ] = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(help="URL of the trials, where they are not in the run", show_default=False),
-    ] = None,
+    storage: Storage = None,
 ) -> None:
     """Say which choices cost what, with values that add up to the prediction: layers, pairs of layers, features, blocks."""
     from ..stages.explain import explain as stage

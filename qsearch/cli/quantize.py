@@ -8,7 +8,22 @@ from typing import Annotated, Any
 import typer
 
 from ..core.settings import checked
-from .common import Folder, Terminal, app, changed_run, folder_for, print_table, words
+from .common import (
+    Address,
+    Executor,
+    Folder,
+    Storage,
+    Terminal,
+    Threads,
+    Workers,
+    app,
+    changed_run,
+    executor_options,
+    folder_for,
+    parted_by,
+    print_table,
+    words,
+)
 
 
 @app.command()
@@ -137,6 +152,10 @@ def profile(
         float | None,
         typer.Option(help="stop after this time with what there is", show_default=False),
     ] = None,
+    executor: Executor = None,
+    workers: Workers = None,
+    address: Address = None,
+    threads: Threads = 1,
 ) -> None:
     """Measure what every choice at every layer costs."""
     from ..stages.extract import extract as read
@@ -157,7 +176,7 @@ def profile(
     }
     given = None if prompts is None else str(prompts)
     with changed_run(folder_for(target, output), prompts=given, profile=asked) as job:
-        stage(job, read(job))
+        stage(job, read(job), parted_by(executor, workers, address, threads))
 
 
 @app.command()
@@ -261,14 +280,11 @@ def evaluate(
         Path | None,
         typer.Option(help="measure this plan, or all plans in this folder", show_default=False),
     ] = None,
-    workers: Annotated[int, typer.Option(help="processes at once, for many plans")] = 1,
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            help="URL of the trials, for several machines; the run's trials.db when left out",
-            show_default=False,
-        ),
-    ] = None,
+    executor: Executor = None,
+    workers: Workers = None,
+    address: Address = None,
+    threads: Threads = 1,
+    storage: Storage = None,
     stop: Annotated[
         list[str] | None,
         typer.Option(
@@ -285,10 +301,11 @@ def evaluate(
     with changed_run(folder, evaluate={"samples": samples}) as job:
         graph = job.graph()
         if plans is not None or given is not None:
-            many = {"plans": plans or 0, "draw": draw, "given": given, "workers": workers}
             limits = limits_of(stop or [])
+            many = {"plans": plans or 0, "draw": draw, "given": given}
             content = {**many, "storage": storage, "stop": limits}
-            measure(job, graph, checked(CampaignSettings, content, "qsearch evaluate"))
+            asked = checked(CampaignSettings, content, "qsearch evaluate")
+            measure(job, graph, asked, executor_options(executor, workers, address, threads))
             return
         rows = stage(job, graph, Plan.load(job.path("plan.json"), graph))
     _show(rows, job.config.gates)

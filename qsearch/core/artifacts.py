@@ -83,7 +83,8 @@ class Header:
     versions: dict[str, str] = field(default_factory=versions)
 
 
-_USER = re.compile(r"(?<=://)[^/@\s]*@")
+#: user and password of a URL, however the password is written, or a user alone
+_USER = re.compile(r"(?<=://)(?:[^/@:\s]*:[^\s]*@|[^/@\s]*@)")
 _SECRET = re.compile(r"(?i)((?:password|passwd|token|secret|api_?key)[\w-]*=)[^&\s]+")
 
 

@@ -32,6 +32,7 @@ KINDS = {
     "attentions": "qsearch.choices.attentions",
     "metrics": "qsearch.measure.metrics",
     "estimators": "qsearch.measure.estimators",
+    "executors": "qsearch.measure.executors",
     "surrogates": "qsearch.learn.surrogates",
     "solvers": "qsearch.decide.solvers",
     "families": "qsearch.graphs.families",

@@ -6,35 +6,30 @@ added whole when its measurement is finished, so a killed evaluation leaves none
 
 from __future__ import annotations
 
-import functools
 import math
-import sqlite3
-import time
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .artifacts import graph_name, redacted, versions
+from .claims import LAPSE, Claims
 from .cost import Choices
 from .errors import ArtifactError, QSearchError
 from .graph import OpGraph
 from .plan import ONE_RANGE, Plan, plan_id, said
 from .scheme import Scheme
 from .steps import StepRanges
+from .storage import Aims, connect, is_url, open_study, opened, patiently, place_of, reason
 
 if TYPE_CHECKING:
     import optuna
 
-#: metrics that are values of a study, each with whether more of it is better
-Aims = tuple[tuple[str, bool], ...]
 #: name of the study; with metrics behind it (`sqnr+ noise-`: more or less is better) its values are
 #: theirs
 STUDY = "qsearch.trials/1"
-_SQLITE = "sqlite:///"
+_FAMILY = STUDY.partition("/")[0] + "/"
 
 
 @dataclass(frozen=True)
@@ -69,16 +64,23 @@ class Trials:
 
     def __init__(self, where: Path | str, graph: OpGraph) -> None:
         self.graph = graph
-        url = where if isinstance(where, str) and "://" in where else Path(where).resolve()
-        self._url, self._studies = url, dict[Aims, Any]()
+        self._studies = dict[Aims, Any]()
         #: for people: without the user and the password of a URL
-        self.where = where = redacted(where) if isinstance(where, str) and "://" in where else where
+        self.where = redacted(str(where)) if is_url(where) else where
         try:
-            self._study, self._storage = _open(url, STUDY, ())
+            place = place_of(where)
+            self._storage = opened(lambda: connect(place))
+            others = self._other_versions()
+            self._study = opened(lambda: open_study(self._storage, STUDY))
         except Exception as error:  # SQLAlchemy, SQLite and Optuna each have their own; all mean that this is no study of ours
             raise ArtifactError(
-                f"{self.where} can't be opened as an Optuna study ({_reason(error)})"
-            ) from error
+                f"{self.where} can't be opened as an Optuna study ({reason(error)})"
+            ) from None
+        if others:
+            raise ArtifactError(
+                f"{self.where} holds {others[0]!r}, this qsearch reads and writes {STUDY!r}; give "
+                "another storage, or take the version of qsearch that made it"
+            )
         known = self._study.user_attrs.get("graph")
         if known is None:
             self._study.set_user_attr("graph", graph.id)
@@ -125,24 +127,46 @@ class Trials:
                 raise QSearchError(f"{metric} of plan {name} is not a number; it is not stored")
         aims = tuple(sorted((m, up) for m, up in (higher_is_better or {}).items() if m in metrics))
         values = [metrics[m][0] for m, _ in aims] or [metrics.get("noise", (0.0, 0.0))[0]]
-        self._study_of(aims).add_trial(
-            optuna.trial.create_trial(
-                state=optuna.trial.TrialState.COMPLETE,
-                values=values,
-                user_attrs={
-                    "name": name,
-                    "plan": plan.id,
-                    "setting": setting,
-                    "average_bits": plan.achieved.average_bits,
-                    "choices": said(plan.choices),
-                    "steps": plan.steps.content(),
-                    "metrics": {k: list(v) for k, v in metrics.items()},
-                    "samples": {
-                        k: [round(float(x), 6) for x in v] for k, v in (samples or {}).items()
-                    },
-                    "stopped": stopped,
-                },
-            )
+        made = optuna.trial.create_trial(
+            state=optuna.trial.TrialState.COMPLETE,
+            values=values,
+            user_attrs={
+                "name": name,
+                "plan": plan.id,
+                "setting": setting,
+                "average_bits": plan.achieved.average_bits,
+                "bytes": plan.achieved.bytes,
+                "schemes": dict(Counter(str(s) for held in plan.choices.values() for s in held)),
+                "choices": said(plan.choices),
+                "steps": plan.steps.content(),
+                "metrics": {k: list(v) for k, v in metrics.items()},
+                "samples": {k: [round(float(x), 6) for x in v] for k, v in (samples or {}).items()},
+                "stopped": stopped,
+            },
+        )
+
+        def add(attempt: int) -> None:
+            if not attempt or not self.knows(plan.id, setting, stopped=stopped):
+                self._study_of(aims).add_trial(made)
+
+        try:
+            patiently(add)
+        except Exception as error:
+            raise ArtifactError(
+                f"{name} can't be stored in {self.where} ({reason(error)})"
+            ) from None
+
+    def claims(self, lapse: float = LAPSE) -> Claims:
+        """Who measures which plan right now."""
+        return Claims(self._storage, lapse)
+
+    def knows(self, plan: str, setting: str, *, stopped: bool) -> bool:
+        """Whether a plan, by its digest, was measured in a setting; `stopped`: or was given up."""
+        return any(
+            t.user_attrs.get("plan") == plan
+            and t.user_attrs.get("setting") == setting
+            and (stopped or not t.user_attrs.get("stopped", False))
+            for t in patiently(lambda _: self._finished())
         )
 
     def find(self, plan: Plan, setting: str) -> Trial | None:
@@ -188,92 +212,38 @@ class Trials:
             return self._study
         if aims not in self._studies:
             name = " ".join([STUDY, *(f"{metric}{'+' if up else '-'}" for metric, up in aims)])
-            self._studies[aims] = _open(self._url, name, aims)[0]
+            self._studies[aims] = opened(lambda: open_study(self._storage, name, aims))
         found: optuna.Study = self._studies[aims]
         return found
 
-    def _stored(self) -> list[optuna.trial.FrozenTrial]:
+    def _other_versions(self) -> list[str]:
+        """Studies of trials that another version of qsearch wrote."""
         import optuna
 
+        known = optuna.get_all_study_names(self._storage)
+        return [n for n in known if n.startswith(_FAMILY) and n.split(" ")[0] != STUDY]
+
+    def _finished(self) -> list[optuna.trial.FrozenTrial]:
+        import optuna
+
+        found = self._study.get_trials(deepcopy=False)
+        for name in optuna.get_all_study_names(self._storage):
+            if name.startswith(f"{STUDY} "):
+                study = optuna.load_study(study_name=name, storage=self._storage)
+                found += study.get_trials(deepcopy=False)
+        return found
+
+    def _stored(self) -> list[optuna.trial.FrozenTrial]:
         try:
-            found = self._study.get_trials(deepcopy=False)
-            for name in optuna.get_all_study_names(self._storage):
-                if name.startswith(f"{STUDY} "):
-                    study = optuna.load_study(study_name=name, storage=self._storage)
-                    found += study.get_trials(deepcopy=False)
-            return sorted(found, key=_finished)
+            return sorted(self._finished(), key=_completed)
         except Exception as error:  # as when it is opened
             raise ArtifactError(
-                f"{self.where} can't be read as an Optuna study ({_reason(error)}); make it again with `qsearch evaluate`"
-            ) from error
+                f"{self.where} can't be read as an Optuna study ({reason(error)}); make it again with `qsearch evaluate`"
+            ) from None
 
 
-def _finished(trial: optuna.trial.FrozenTrial) -> float:
+def _completed(trial: optuna.trial.FrozenTrial) -> float:
     return trial.datetime_complete.timestamp() if trial.datetime_complete else 0.0
-
-
-def _open(
-    url: str | Path, name: str, aims: Aims
-) -> tuple[optuna.Study, str | optuna.storages.RDBStorage]:
-    """The study of that name at a URL, or in a SQLite file, made where there is none; its storage.
-
-    Optuna makes its tables without a lock, so of two processes that begin at the same moment one may fail: it tries again.
-    It would make them in anybody's SQLite file, too, so we look first.
-    """
-    import optuna
-    from sqlalchemy import NullPool, exc
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage: str | optuna.storages.RDBStorage = str(url)
-    for pause in (0.1, 0.4, 1.6, None):
-        try:
-            if isinstance(url, str) and url.startswith(_SQLITE) and "?" not in url:
-                url = Path(url.removeprefix(_SQLITE))
-            if isinstance(url, Path):
-                _look(url)
-                # A minute's patience with another writer, and no connection held open between calls. The file is named
-                # to SQLite itself: in a URL, `?` and `#` in a folder's name would mean something else.
-                connect = functools.partial(
-                    sqlite3.connect, url, timeout=60, check_same_thread=False
-                )
-                storage = optuna.storages.RDBStorage(
-                    _SQLITE, engine_kwargs={"creator": connect, "poolclass": NullPool}
-                )
-            way = optuna.study.StudyDirection
-            directions = [way.MAXIMIZE if up else way.MINIMIZE for _, up in aims] or [way.MINIMIZE]
-            study = optuna.create_study(
-                study_name=name, storage=storage, load_if_exists=True, directions=directions
-            )
-            if aims:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                    study.set_metric_names([metric for metric, _ in aims])
-            return study, storage
-        except (exc.IntegrityError, exc.OperationalError, optuna.exceptions.StorageInternalError):
-            if pause is None:
-                raise
-            time.sleep(pause)
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _look(path: Path) -> None:
-    """Make the folder of a SQLite file; refuse a database with tables that are not Optuna's."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and path.stat().st_size:
-        with closing(sqlite3.connect(path)) as database:
-            tables = {
-                name
-                for (name,) in database.execute(
-                    "select name from sqlite_master where type = 'table'"
-                )
-            }
-        if tables and not tables & {"studies", "version_info", "alembic_version"}:
-            raise ValueError(f"it is a database with the tables {', '.join(sorted(tables)[:5])}")
-
-
-def _reason(error: Exception) -> str:
-    words = (str(error).strip() or "no reason given").splitlines()[0]
-    return redacted(f"{type(error).__name__}: {words}")
 
 
 def _trial(trial: optuna.trial.FrozenTrial, graph: OpGraph) -> Trial:

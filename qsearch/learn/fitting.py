@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ from .surrogate import Surrogate, assemble
 
 #: plans that share more than this part of their choices are kept on the same side of a split
 _ALIKE = 0.8
+_AT_ONCE = 512  # plans that are compared with all others at once
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,25 @@ def lesson(studies: Sequence[Study], metric: str, kind: str) -> Lesson:
 
 
 def _alike(study: Study) -> NDArray[np.int64]:
-    """A number for each plan, the same for plans that are nearly the same (as drawn around one frontier's plan)."""
-    from scipy.sparse.csgraph import connected_components
+    """A number for each plan, the same for plans that are nearly the same (as drawn around one frontier's plan).
 
+    Equal choices of two plans are counted by a product of matrices, some plans at a time: ten
+    thousand plans have fifty million pairs.
+    """
     names = dict.fromkeys(layer.name for layer in study.graph.quantizable)
     names |= dict.fromkeys(name for t in study.trials for name in t.choices if is_site(name))
-    choices = np.array([[_words(t, n) for n in names] for t in study.trials])
-    same = np.array([(choices == row).mean(1) > _ALIKE for row in choices])
-    return np.asarray(connected_components(same, directed=False)[1], np.int64)
+    columns = [np.unique([_words(t, n) for t in study.trials], return_inverse=True) for n in names]
+    chosen = np.concatenate(
+        [np.eye(len(words), dtype=np.float32)[places] for words, places in columns], axis=1
+    )
+    labels = np.arange(len(chosen))
+    for begin in range(0, len(chosen), _AT_ONCE):
+        counts = chosen[begin : begin + _AT_ONCE] @ chosen.T
+        for near in counts.astype(np.float64) / len(names) > _ALIKE:
+            met = np.unique(labels[near])
+            if len(met) > 1:
+                labels[np.isin(labels, met)] = met[0]
+    return np.asarray(np.unique(labels, return_inverse=True)[1], np.int64)
 
 
 def _words(trial: Trial, site: str) -> str:
@@ -109,10 +121,42 @@ def _words(trial: Trial, site: str) -> str:
     return " | ".join(str(s) for s in held) + (f" {trial.steps}" if len(held) > 1 else "")
 
 
+#: (known rows, asked rows) of a fold
+Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
+#: does the folds of a lesson anywhere: (place of the fold, predictions), in any order
+Elsewhere = Callable[["Folds"], Iterable[tuple[int, Array]]]
+
+
+@dataclass(frozen=True)
+class Folds:
+    """A lesson, the learner's kind and seed, and the folds of a cross-validation."""
+
+    taken: Lesson
+    kind: str
+    seed: int
+    splits: tuple[Fold, ...]
+
+    def __call__(self, place: int) -> Array:
+        """Predictions for the asked rows of the fold at that place."""
+        known, asked = self.splits[place]
+        data, fit_ = self.taken.data, plugins.load("surrogates", self.kind).fit
+        model: AbstractModel = fit_(data.rows(known), self.taken.target[known], self.seed)
+        return model.predict(data.rows(asked))
+
+
 def cross_validate(
-    taken: Lesson, kind: str, *, folds: int = FOLDS, seed: int = 0, by: str = "plan"
+    taken: Lesson,
+    kind: str,
+    *,
+    folds: int = FOLDS,
+    seed: int = 0,
+    by: str = "plan",
+    elsewhere: Elsewhere | None = None,
 ) -> Array:
-    """Held-out predictions [plans]: of `folds` parts each is predicted by what the others taught; `by` "graph": each graph by the other graphs."""
+    """Held-out predictions [plans]: of `folds` parts each is predicted by what the others taught; `by` "graph": each graph by the other graphs.
+
+    `elsewhere`: does the folds; one after the other here when left out.
+    """
     from sklearn.model_selection import GroupKFold
 
     if by == "graph":
@@ -135,12 +179,11 @@ def cross_validate(
         )
     else:
         raise QSearchError(f"plans are held out by plan or by graph; given {by!r}")
-    fit_ = plugins.load("surrogates", kind).fit
+    work = Folds(taken, kind, seed, tuple(splits))
     out = np.full(len(taken.target), np.nan)
-    for known, asked in splits:
-        out[asked] = fit_(taken.data.rows(known), taken.target[known], seed).predict(
-            taken.data.rows(asked)
-        )
+    places = range(len(splits))
+    for place, found in elsewhere(work) if elsewhere else ((i, work(i)) for i in places):
+        out[work.splits[place][1]] = found
     return out
 
 
@@ -154,10 +197,11 @@ def fit(
     folds: int = FOLDS,
     seed: int = 0,
     studies: Sequence[Study] = (),
+    elsewhere: Elsewhere | None = None,
 ) -> Surrogate:
     """A surrogate of `metric`, with scores from cross-validation inside, fitted on all plans: of one graph, or of several `studies`.
 
-    `tables`: sensitivity tables of the graph; their predictions are features, and the one that goes along best is what learners start from.
+    `elsewhere`: does the folds of the cross-validation (`cross_validate`). `tables`: sensitivity tables of the graph; their predictions are features, and the one that goes along best is what learners start from.
 
     Raises `QSearchError` for trials of another graph, a metric that never varies, or fewer plans than folds.
     """
@@ -165,7 +209,7 @@ def fit(
     known = [*studies, *([Study(graph, trials, given)] if graph is not None else [])]
     taken = lesson(known, metric, kind)
     _varies(unlinked(metric, taken.target), metric)
-    held = cross_validate(taken, kind, folds=folds, seed=seed)
+    held = cross_validate(taken, kind, folds=folds, seed=seed, elsewhere=elsewhere)
     scores: Scores = score(
         unlinked(metric, held),
         unlinked(metric, taken.target),

@@ -1,32 +1,34 @@
 """Campaign: many plans measured with common noise and captions, by several workers, kept as trials; killed at any moment it goes on where it was.
 
 Each plan is measured by itself and stored whole when it is finished, so a killed worker loses the plan it was at and nothing else, and needs no
-clean-up: no plan is ever marked as begun. Workers on one machine share a list; on several machines (or GPUs) the same command with the same storage
-URL does the rest: each looks at what is stored before it begins the next plan, in an order of its own.
+clean-up. Whoever measures a plan holds a claim on it meanwhile (`core/claims.py`), so that the same command on several machines with one storage
+measures none twice; the claim of a dead worker lapses. An executor says where the workers are.
 """
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..choices.input_quantizer import needs_inputs
-from ..core.errors import QSearchError
+from ..core.claims import LAPSE
+from ..core.errors import ArtifactError, QSearchError
 from ..core.graph import OpGraph
 from ..core.metrics import metric_words
 from ..core.plan import Plan
 from ..core.scheme import KEEP
 from ..core.trials import Trial, Trials
 from .evaluation import Outcome, directions, make, measurements
+from .executing import Do, ExecutorOptions, Task, WorkerLost, execute
 from .pipelines import Call, check_metrics, load_pipeline, model_of
 from .quantized_weights import QuantizedWeights, weights_for
 from .setting import EvaluationSetting
@@ -37,6 +39,7 @@ Samples = dict[str, list[float]]
 _KEPT = 8 * 2**30
 _LOOK = 0.25  # share of the samples after which a clearly bad plan is given up
 _SURE = 3.0  # standard errors by which it must be worse than it may
+_WAIT = 1.0  # seconds before a plan that somebody else measures is asked for again
 
 
 @dataclass(frozen=True)
@@ -45,16 +48,18 @@ class Campaign:
 
     `folder`: the saved pipeline. `setting`: all that a measurement depends on besides the plan.
     `where`: the trials' path or storage URL. `stop`: metric -> value; a plan that is surely worse
-    after a quarter of the samples is given up.
+    after a quarter of the samples is given up. `lapse`: seconds without a sign of life after which
+    another worker's claim on a plan lapses.
     """
 
     folder: Path
     graph: OpGraph
     setting: EvaluationSetting
-    where: Path | str
+    where: Path | str = field(repr=False)  # may hold a password
     device: str = "cpu"
     stop: Mapping[str, float] = field(default_factory=dict)
     dtype: str = "float32"
+    lapse: float = LAPSE
 
     def __post_init__(self) -> None:
         for metric in self.stop:
@@ -156,41 +161,55 @@ def _measured(made: Outcome, reference: Outcome, metrics: tuple[str, ...]) -> tu
 def measure_plans(
     campaign: Campaign,
     plans: Mapping[str, Plan],
+    options: ExecutorOptions | None = None,
     *,
-    workers: int = 1,
     progress: Callable[[int], None] | None = None,
     say: Callable[[str], None] | None = None,
     pipe: Any = None,
 ) -> int:
-    """Measure those of `plans` (by name) that the trials lack in this setting; returns how many were measured now.
+    """Measure those plans that the trials lack in this setting.
 
-    `progress(1)` after each plan, also for those that somebody else measured meanwhile. `pipe`: the pipeline where it is loaded already (one worker).
-    A plan whose pictures are not finite is passed over with a word. Raises `QSearchError` when a worker is killed (what is
-    measured stays), and when no plan at all could be measured.
+    Args:
+        campaign: what every worker is told.
+        plans: name -> plan.
+        options: executor and workers; one after the other here when left out.
+        progress: called with 1 for each plan, also for those that somebody else measured meanwhile.
+        say: told of plans that are passed over (their pictures are not finite) or given up.
+        pipe: the pipeline where it is loaded already, for the executor `local`.
+
+    Returns:
+        How many were measured now.
+
+    Raises:
+        WorkerLost: workers were killed, or Ray's head went away; what is measured stays.
+        QSearchError: no plan at all could be measured.
     """
-    if workers < 1:
-        raise QSearchError(f"plans are measured by one worker or more; given {workers}")
+    asked = options or ExecutorOptions()
+    progress, say = progress or (lambda n: None), say or (lambda line: None)
     trials = Trials(campaign.where, campaign.graph)
     known = {t.plan for t in trials.all() if campaign.has(t)}
     todo = {name: plan for name, plan in plans.items() if plan.id not in known}
-    progress, say = progress or (lambda n: None), say or (lambda line: None)
     progress(len(plans) - len(todo))
     names = list(todo)
     random.Random(os.getpid()).shuffle(names)  # two machines seldom begin the same plan
-    done, failed = 0, list[str]()
+    begin = partial(_begin, campaign, todo, pipe if asked.name == "local" else None)
+    parts, done, failed = deque[Any](names), 0, list[str]()
     try:
-        for one in _results(campaign, {name: todo[name] for name in names}, workers, pipe):
+        for name, one in execute(Task(begin, campaign.device), parts, asked, say):
+            if one.claimed:
+                parts.append(name)  # later, when it is measured or its claim has lapsed
+                continue
             done += one.measured
             progress(1)
             if one.failed:
                 failed.append(one.failed)
             if one.line:
                 say(one.line)
-    except BrokenProcessPool:
+    except WorkerLost as error:
         left = len(todo) - done
-        raise QSearchError(
-            f"a worker was killed (out of memory?) with {left} of {len(plans)} plans to go; what "
-            "was measured is stored: the same command goes on"
+        raise WorkerLost(
+            f"{error}, with {left} of {len(plans)} plans to go; what was measured is stored: the "
+            "same command goes on"
         ) from None
     if failed and len(failed) == len(todo):
         raise QSearchError(f"none of the {len(todo)} plans could be measured: {failed[0]}")
@@ -199,66 +218,45 @@ def measure_plans(
 
 @dataclass(frozen=True)
 class _Done:
-    """What came of one plan: whether it was measured now, why not, a line for people."""
+    """What came of one plan: whether it was measured now, why not, a line for people.
+
+    `claimed`: somebody else is at it.
+    """
 
     measured: int = 0
     line: str = ""
     failed: str = ""
+    claimed: bool = False
 
 
-def _results(
-    campaign: Campaign, plans: dict[str, Plan], workers: int, pipe: Any
-) -> Iterator[_Done]:
-    """What came of each plan, as they are finished."""
-    if not plans:
-        return
-    if workers == 1:
-        bench = Bench(campaign, pipe or _loaded(campaign), plans)
-        for name, plan in plans.items():
-            yield _one(bench, name, plan)
-        return
-    with ProcessPoolExecutor(
-        min(workers, len(plans)), get_context("spawn"), _begin, (campaign, plans, workers)
-    ) as pool:
-        for future in as_completed([pool.submit(_work, name) for name in plans]):
-            yield future.result()
+def _begin(campaign: Campaign, plans: dict[str, Plan], pipe: Any, device: str) -> Do:
+    """In a worker: load the pipeline, and sample once in full precision."""
+    trials = Trials(campaign.where, campaign.graph)
+    claims = trials.claims(campaign.lapse)
+    bench = Bench(campaign, pipe or load_pipeline(campaign.folder, device, campaign.dtype), plans)
+
+    def do(name: str) -> _Done:
+        plan, key = plans[name], campaign.setting.key
+        with claims.held(f"{plan.id} {key}") as mine:
+            if trials.knows(plan.id, key, stopped=bool(campaign.stop)):
+                return _Done()
+            if not mine:
+                time.sleep(min(_WAIT, campaign.lapse / 8))
+                return _Done(claimed=True)
+            return _one(bench, trials, name, plan)
+
+    return do
 
 
-_own: tuple[Bench, dict[str, Plan]] | None = None  # of a worker process
-
-
-def _begin(campaign: Campaign, plans: dict[str, Plan], workers: int) -> None:
-    global _own  # noqa: PLW0603 (a worker process has one bench, and a pool hands it nothing but the next name)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
-    _own = Bench(campaign, _loaded(campaign), plans), plans
-
-
-def _loaded(campaign: Campaign) -> Any:
-    return load_pipeline(campaign.folder, campaign.device, campaign.dtype)
-
-
-def _work(name: str) -> _Done:
-    assert _own is not None, "a worker begins before it works"
-    bench, plans = _own
-    return _one(bench, name, plans[name])
-
-
-def _one(bench: Bench, name: str, plan: Plan) -> _Done:
+def _one(bench: Bench, trials: Trials, name: str, plan: Plan) -> _Done:
     c = bench.campaign
-    trials = Trials(c.where, c.graph)
-    if any(t.plan == plan.id and c.has(t) for t in trials.all()):
-        return _Done()
     try:
         pairs, samples, stopped = bench.measure(plan)
-        trials.add(
-            name,
-            plan,
-            pairs,
-            c.setting.key,
-            samples=samples,
-            stopped=stopped,
-            higher_is_better=directions(c.setting.metrics),
-        )
+        if not trials.knows(plan.id, c.setting.key, stopped=bool(c.stop)):  # after a long pause
+            add = partial(trials.add, name, plan, pairs, c.setting.key, samples=samples)
+            add(stopped=stopped, higher_is_better=directions(c.setting.metrics))
+    except ArtifactError:  # the trials can't be written
+        raise
     except QSearchError as error:
         return _Done(line=f"{name} is passed over: {error}", failed=str(error))
     return _Done(1, f"{name} was given up after {bench.first} samples" if stopped else "")

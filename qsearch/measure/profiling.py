@@ -38,9 +38,10 @@ from .pipelines import (
     record,
 )
 from .quantized_weights import QuantizedWeights, calibrated_weights
-from .question import AbstractEstimator, Answer, Question
+from .question import AbstractEstimator, Answer, Part, Question, Round
 from .trajectory import Trajectory, patched, trajectories
 
+Elsewhere = Callable[[list[Part]], Iterator[tuple[Part, Round]]]
 _TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _SAVE_SECONDS = 10.0
 _SAVE_SHARE = 0.05  # of the time goes into saving unfinished work, however large its table
@@ -58,6 +59,8 @@ class ProfileWork:
     quantized here: for several calls with slow methods on a model that is not large.
     `partial`: file for unfinished work; what it holds with the same `key` is not measured again.
     `progress(done, total)` is called as it goes, `say` with a line on passes and memory before.
+    `parted`: makes `elsewhere`, which does rounds of probes in other processes (`parted.py`), from
+    prompts, batch, calls and options.
     """
 
     pipe: Any = None
@@ -68,6 +71,8 @@ class ProfileWork:
     key: str = ""
     progress: Callable[[int, int], None] | None = None
     say: Callable[[str], None] | None = None
+    parted: Callable[[Prompts, int, Any, ProfileOptions], Elsewhere] | None = None
+    elsewhere: Elsewhere | None = None
 
     def tell(self, line: str) -> None:
         """A line, to whoever listens."""
@@ -111,8 +116,28 @@ def profile(
     plugin: AbstractEstimator = plugins.load("estimators", asked.estimator)
     if not choices or (plugin.needs_calls and not calls):
         raise QSearchError("profiling needs at least one scheme and one recorded call")
+    with questioned(model, graph, choices, calls, asked, given) as question:
+        sites = [*question.choices]
+        scoring = scorers(graph, asked.score, sites, asked.metrics) if asked.score else {}
+        if given.say is not None:  # seeing what a backward takes costs a pass
+            given.tell(f"profile: {asked.estimator} takes {plugin.plan(question)}")
+        answer = _work(plugin, question, given, asked.budget_seconds)
+    table = answer.table()
+    _check_whole(question, answer, table, asked, given)
+    return table.scored(scoring) if scoring else table
+
+
+@contextmanager
+def questioned(
+    model: nn.Module,
+    graph: OpGraph,
+    choices: tuple[Scheme, ...],
+    calls: Sequence[Call] | Sequence[Trajectory],
+    asked: ProfileOptions,
+    given: ProfileWork,
+) -> Iterator[Question]:
+    """The question that estimators answer, while its model is ready for them."""
     question = _question(model, graph, choices, calls, asked, given)
-    scoring = scorers(graph, asked.score, [*question.choices], asked.metrics) if asked.score else {}
     watched = [c for c in calls if isinstance(c, Trajectory)]
     with (
         measuring(model),
@@ -120,12 +145,7 @@ def profile(
         _checkpointing(model, asked.checkpointing),
         _autocast(model, asked.autocast),
     ):
-        if given.say is not None:  # seeing what a backward takes costs a pass
-            given.tell(f"profile: {asked.estimator} takes {plugin.plan(question)}")
-        answer = _work(plugin, question, given, asked.budget_seconds)
-    table = answer.table()
-    _check_whole(question, answer, table, asked, given)
-    return table.scored(scoring) if scoring else table
+        yield question
 
 
 def profile_pipeline(
@@ -169,6 +189,8 @@ def profile_pipeline(
                 else record(pipe, prompts, sampling, asked.bins, batch)
             )
             made = replace(given, pipe=pipe, sampling=sampling)
+            if given.parted is not None:
+                made = replace(made, elsewhere=given.parted(prompts, batch, calls, asked))
             return profile(model, graph, asked.schemes, calls, asked, made)
         except torch.OutOfMemoryError as error:
             if batch == 1:
@@ -226,6 +248,7 @@ def _question(
         (*tensors, *whole),
         attentions,
         shared=given.weights is not None,
+        elsewhere=given.elsewhere,
     )
 
 

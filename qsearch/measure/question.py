@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from ..core.graph import OpGraph
@@ -16,6 +18,11 @@ from ..core.table import SensitivityTable
 from .observation import AbstractObservation
 from .quantized_weights import QuantizedWeights
 
+#: a round of probes: (its first probe, step bin, part of the bin)
+Part = tuple[int, int, int]
+#: what a round found: metric -> (shares [choices, sampler steps, probes], scale of the part)
+Round = dict[str, tuple[NDArray[np.float32], float]]
+
 
 @dataclass(frozen=True)
 class Question:
@@ -24,6 +31,7 @@ class Question:
     `attentions`: choices for those of `sites` that are whole attentions, where they fit.
 
     `calibrated`: holds the calibration that some of the schemes need; with `shared` it also keeps the weights that were made, for whoever asks next.
+    `elsewhere`: does rounds of probes in other processes, in any order; None = they are done here.
     """
 
     model: nn.Module
@@ -37,6 +45,7 @@ class Question:
     sites: tuple[str, ...] = ()
     attentions: tuple[Scheme, ...] = ()
     shared: bool = False
+    elsewhere: Callable[[list[Part]], Iterator[tuple[Part, Round]]] | None = None
 
     @cached_property
     def choices(self) -> dict[str, tuple[Scheme, ...]]:

@@ -1,7 +1,8 @@
 """evaluate --plans: many plans measured for surrogates to learn from, into the run's trials.
 
 Drawn plans of the run's schemes, or plans that are given as files. What is measured before is not
-measured again; several processes or machines may do it at once.
+measured again; several processes or machines may do it at once, by an executor or by the same
+command with the same storage.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.plan import Plan
 from ..core.settings import Settings
+from ..core.storage import storage_url
 from .announce import begin
 from .evaluate import setting_of
 
 if TYPE_CHECKING:
+    from ..measure.executing import ExecutorOptions
     from .folder import Run
 
 
@@ -30,18 +33,25 @@ class CampaignSettings(Settings):
     plans: int = Field(0, ge=0, description="drawn plans of the run's schemes")
     draw: str = Field("random", description="random, latin (roles) or frontier (around the best)")
     given: Path | None = Field(None, description="a plan, or a folder of plans, instead")
-    workers: int = Field(1, description="processes at once")
-    storage: str | None = Field(None, description="URL of the trials; trials.db when left out")
+    storage: str | None = Field(
+        None,
+        repr=False,
+        description="URL of the trials, env:NAME or file:PATH that holds it; the run's trials.db "
+        "when left out",
+    )
     stop: dict[str, float] = Field({}, description="metric -> value by which a plan is given up")
 
 
-def measure(run: Run, graph: OpGraph, settings: CampaignSettings) -> int:
+def measure(
+    run: Run, graph: OpGraph, settings: CampaignSettings, by: ExecutorOptions | None = None
+) -> int:
     """Measure many plans.
 
     Args:
         run: the run, with its graph and, for draws around the frontier, its table.
         graph: the model's graph.
         settings: which plans, and how.
+        by: executor and workers; one after the other here when left out.
 
     Returns:
         How many were measured now.
@@ -65,14 +75,12 @@ def measure(run: Run, graph: OpGraph, settings: CampaignSettings) -> int:
     chosen_by = calibration_question(run, (), always=True)
     setting = setting_of(run, "campaign", graph=graph.id, **chosen_by)
     begin(run, "evaluate")
-    where = settings.storage or run.path("trials.db")
+    where = run.path("trials.db") if settings.storage is None else storage_url(settings.storage)
     campaign = Campaign(
         run.model_folder, graph, setting, where, run.device, settings.stop, run.config.dtype
     )
     with run.progress.track("evaluate", len(plans)) as advance:
-        done = measure_plans(
-            campaign, plans, workers=settings.workers, progress=advance, say=run.progress.say
-        )
+        done = measure_plans(campaign, plans, by, progress=advance, say=run.progress.say)
     run.progress.say(
         f"evaluate: {done} plans measured, {len(plans) - done} of {len(plans)} were there or "
         f"passed over; all in {without_secrets(str(where))}"

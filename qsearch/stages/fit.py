@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +12,14 @@ from pydantic import Field
 
 from ..core.errors import QSearchError
 from ..core.settings import Settings
+from ..core.storage import storage_url
 from ..learn.options import FOLDS, KIND
 
 if TYPE_CHECKING:
-    from ..learn.fitting import Study
+    from ..learn.features import Array
+    from ..learn.fitting import Folds, Study
     from ..learn.surrogate import Surrogate
+    from ..measure.executing import ExecutorOptions
     from .folder import Run
 
 
@@ -32,6 +37,7 @@ def fit(
     *,
     storage: str | None = None,
     also: Sequence[Path] = (),
+    by: ExecutorOptions | None = None,
 ) -> list[Surrogate]:
     """A surrogate for each metric.
 
@@ -40,6 +46,7 @@ def fit(
         settings: of the run's config when left out.
         storage: URL of the trials, where they are not in the run.
         also: folders of other runs to learn from at once.
+        by: executor and workers for the folds of the cross-validation; this process when left out.
 
     Returns:
         The surrogates, each with its held-out scores.
@@ -64,10 +71,25 @@ def fit(
             folds=asked.folds,
             seed=run.config.seed,
             studies=studies,
+            elsewhere=None if by is None else partial(_folds, by, run.progress.say),
         )
         surrogate.save(run.path("surrogate"))
         found.append(surrogate)
     return found
+
+
+def _folds(
+    by: ExecutorOptions, say: Callable[[str], None], work: Folds
+) -> Iterator[tuple[int, Array]]:
+    """The folds of a cross-validation, by an executor's workers."""
+    from ..measure.executing import Task, execute
+
+    places = deque(range(len(work.splits)))
+    return execute(Task(partial(_learner, work)), places, by, say)
+
+
+def _learner(work: Folds, device: str) -> Folds:
+    return work
 
 
 def study_of(run: Run, storage: str | None = None) -> Study:
@@ -76,7 +98,7 @@ def study_of(run: Run, storage: str | None = None) -> Study:
     from ..learn.fitting import Study
 
     graph = run.graph()
-    where = storage or run.path("trials.db")
+    where = run.path("trials.db") if storage is None else storage_url(storage)
     if storage is None and not run.path("trials.db").is_file():
         raise QSearchError(
             f"{run.folder} holds no measured plans; measure some with "

@@ -7,6 +7,7 @@ sensitivity.partial.parquet, and is gone on with.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..core.artifacts import digest
@@ -18,6 +19,7 @@ from .calibrate import calibration_calls, calibration_question
 from .keys import sampled
 
 if TYPE_CHECKING:
+    from ..measure.executing import ExecutorOptions
     from .folder import Run
 
 PARTIAL = "sensitivity.partial.parquet"
@@ -42,12 +44,14 @@ def profile_key(run: Run, graph: OpGraph) -> str:
     )
 
 
-def profile(run: Run, graph: OpGraph) -> SensitivityTable:
+def profile(run: Run, graph: OpGraph, by: ExecutorOptions | None = None) -> SensitivityTable:
     """The run's sensitivity table.
 
     Args:
         run: the run; `config.profile` says what is measured, on prompts of `config.prompts`.
         graph: the model's graph.
+        by: executor and workers, between which rounds of probes are parted; this process alone,
+            with torch's own number of threads, when left out.
 
     Returns:
         The table, read from sensitivity.parquet where that answers the question.
@@ -62,6 +66,8 @@ def profile(run: Run, graph: OpGraph) -> SensitivityTable:
     if known is not None:
         run.progress.say("profile: sensitivity.parquet is up to date")
         return known
+    from ..measure.executing import threads_set
+    from ..measure.parted import Parted
     from ..measure.profiling import ProfileWork, profile_pipeline
 
     begin(run, "profile")
@@ -75,15 +81,22 @@ def profile(run: Run, graph: OpGraph) -> SensitivityTable:
             advance(done - seen)
             seen = done
 
+        schemes = [Scheme.parse(s) for s in (*c.profile.schemes, *c.profile.attentions)]
+        chosen_by = calibration_calls(run, schemes)
         work = ProfileWork(
-            calibration=calibration_calls(
-                run, [Scheme.parse(s) for s in (*c.profile.schemes, *c.profile.attentions)]
-            ),
+            calibration=chosen_by,
             partial=run.path(PARTIAL),
             key=whole,
             progress=step,
             say=run.progress.say,
         )
+        if by is not None:
+            stack.enter_context(threads_set(by.threads))
+        if by is not None and by.name != "local":
+            parted = Parted(
+                run.model_folder, graph, run.sampling, run.device, c.dtype, calibration=chosen_by
+            )
+            work = replace(work, parted=parted.by(by, run.progress.say))
         options = c.profile.model_copy(update={"seed": c.seed + c.profile.seed, "bins": run.bins})
         table = profile_pipeline(run.pipe, graph, prompts, run.sampling, options, work)
     table.save(run.path("sensitivity.parquet"), key=key, parents={"graph": graph.id}, seed=c.seed)

@@ -18,12 +18,14 @@ import pytest
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.core.plan import Plan
+from qsearch.core.settings import checked
 from qsearch.core.trials import Trials
 from qsearch.decide.draws import draw
 from qsearch.graphs.extraction import extract
 from qsearch.measure import campaign as module
 from qsearch.measure.campaign import Campaign, measure_plans
 from qsearch.measure.evaluation import evaluate, make
+from qsearch.measure.executing import ExecutorOptions
 from qsearch.measure.options import CalibrateOptions
 from qsearch.measure.pipelines import Sampling, example_inputs, record, scene_prompts
 from qsearch.measure.quantized_weights import weights_for
@@ -196,8 +198,11 @@ def test_a_plan_that_cannot_be_measured_is_passed_over_with_a_word(
 
 
 def test_no_worker_is_refused(graph: OpGraph, campaign: Campaign) -> None:
-    with pytest.raises(QSearchError, match="one worker or more; given 0"):
-        measure_plans(campaign, draw(graph, SCHEMES, 2), workers=0)
+    with pytest.raises(QSearchError, match=r"workers: .*greater than or equal to 1; given 0"):
+        checked(ExecutorOptions, {"workers": 0})
+    with pytest.raises(QSearchError, match="local is one worker; given 2"):
+        options = ExecutorOptions(executor="local", workers=2)
+        measure_plans(campaign, draw(graph, SCHEMES, 2), options)
 
 
 #: measures plans of the pipeline in FOLDER until it is done, or killed; the last argument is the number of workers
@@ -208,6 +213,7 @@ from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.decide.draws import draw
 from qsearch.measure.campaign import Campaign, measure_plans
+from qsearch.measure.executing import ExecutorOptions
 from qsearch.measure.pipelines import Sampling, scene_prompts
 from qsearch.measure.setting import EvaluationSetting
 
@@ -217,7 +223,7 @@ if __name__ == "__main__":
     setting = EvaluationSetting(scene_prompts(4, 1), Sampling(steps=2, seed=3), ("sqnr",), "setting")
     campaign = Campaign(folder / "pipe", graph, setting, folder / "trials.db")
     try:
-        measure_plans(campaign, draw(graph, ("uint2-c", "uint4-c"), count), workers=workers, progress=lambda n: print("one", flush=True) if n else None)
+        measure_plans(campaign, draw(graph, ("uint2-c", "uint4-c"), count), ExecutorOptions(workers=workers), progress=lambda n: print("one", flush=True) if n else None)
     except QSearchError as error:
         print(error)
         sys.exit(2)

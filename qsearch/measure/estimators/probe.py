@@ -16,7 +16,7 @@ from ...core.artifacts import digest
 from ...core.shares import Array, Cell, Shares
 from ...core.table import SensitivityTable
 from ..gradients import Contraction
-from ..question import Answer, Question
+from ..question import Answer, Part, Question, Round
 
 needs_calls = True
 #: probes that share a forward; all observations have theirs before the next round begins, so that work that was cut short is spread evenly
@@ -38,41 +38,78 @@ def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[A
     shares = _empty(question, contraction)
     if earlier is not None and earlier.shares is not None:
         _fill(shares, earlier.shares)
-    work = [
-        (first, b, part)
-        for first in range(0, question.probes, ROUND)
-        for b, parts in question.bins.items()
-        for part in range(len(parts))
-    ]  # rounds outermost
+    work = rounds(question)
     floors = question.floors
 
     def table() -> SensitivityTable:
         return _table(question, shares, floors)
 
-    with contraction.watching():
-        for count, (first, b, part) in enumerate(work, start=1):
-            probes = range(first, min(first + ROUND, question.probes))
-            cells = [(metric, b) for metric in question.metrics]
-            if not all(
-                np.isfinite(shares.values[cell][:, :, list(probes), part]).all() for cell in cells
-            ):
-                _round(question, contraction, shares, b, part, probes)
-            yield Answer(count, len(work), table)
+    left = [part for part in work if not _known(question, shares, part)]
+    found = _here(question, contraction, left)
+    if question.elsewhere is not None and left:
+        found = question.elsewhere(left)
+    count = len(work) - len(left)
+    if not left:
+        yield Answer(count, len(work), table)
+    for part, values in found:
+        _place(question, shares, part, values)
+        count += 1
+        yield Answer(count, len(work), table)
 
 
-def _round(
-    question: Question, contraction: Contraction, shares: Shares, b: int, part: int, probes: range
-) -> None:
-    observation = question.bins[b][part]
+def rounds(question: Question) -> list[Part]:
+    """The parts of the work, rounds outermost."""
+    return [
+        (first, b, part)
+        for first in range(0, question.probes, ROUND)
+        for b, parts in question.bins.items()
+        for part in range(len(parts))
+    ]
+
+
+def measure(question: Question, contraction: Contraction, part: Part) -> Round:
+    """One round of probes of one part of a step bin, within `contraction.watching()`."""
+    _, b, place = part
+    observation = question.bins[b][place]
     scale = {metric: float(s.sum()) for metric, s in observation.scale.items()}
     features = observation.features()
+    found: Round = {}
     for metric in question.metrics:
-        seeds = [int(digest([question.seed, metric, b, part, k]), 16) % 2**63 for k in probes]
-        found = contraction.of(
+        words = [question.seed, metric, b, place]
+        seeds = [int(digest([*words, k]), 16) % 2**63 for k in _probes(question, part)]
+        shares = contraction.of(
             features[metric], seeds, observation, retain=metric != question.metrics[-1]
         )
-        shares.values[metric, b][:, :, list(probes), part] = found.transpose(2, 1, 0)
-        shares.power[metric, b][part] = scale[metric]
+        found[metric] = shares.transpose(2, 1, 0).astype(np.float32), scale[metric]
+    return found
+
+
+def _here(
+    question: Question, contraction: Contraction, parts: list[Part]
+) -> Iterator[tuple[Part, Round]]:
+    with contraction.watching():
+        for part in parts:
+            yield part, measure(question, contraction, part)
+
+
+def _probes(question: Question, part: Part) -> list[int]:
+    return list(range(part[0], min(part[0] + ROUND, question.probes)))
+
+
+def _known(question: Question, shares: Shares, part: Part) -> bool:
+    _, b, place = part
+    probes = _probes(question, part)
+    return all(
+        np.isfinite(shares.values[metric, b][:, :, probes, place]).all()
+        for metric in question.metrics
+    )
+
+
+def _place(question: Question, shares: Shares, part: Part, found: Round) -> None:
+    _, b, place = part
+    for metric, (values, scale) in found.items():
+        shares.values[metric, b][:, :, _probes(question, part), place] = values
+        shares.power[metric, b][place] = scale
 
 
 def _empty(question: Question, contraction: Contraction) -> Shares:
