@@ -83,6 +83,10 @@ _RENAMED = {"BitPlan": "Plan", "StepPlan": "Plan", "allocate_steps": "allocate"}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("qsearch-diffusion")
     if name in _RENAMED:
         now = _RENAMED[name]
         warnings.warn(

@@ -1,32 +1,54 @@
-"""What all commands share: the app, the terminal, a run folder whose config a command changes."""
+"""What all commands share: the app, a run folder whose settings a call may change, tables on standard output."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.artifacts import without_secrets, write_atomic
 from ..core.errors import QSearchError
+from .options import words
+from .terminal import Terminal, keeps, log_to
 
 if TYPE_CHECKING:
     from ..measure.executing import ExecutorOptions
+    from ..stages.config import Config
     from ..stages.folder import Run
+
+__all__ = [
+    "PRODUCTS",
+    "Address",
+    "Executor",
+    "Folder",
+    "Storage",
+    "Terminal",
+    "Threads",
+    "Workers",
+    "app",
+    "asked_run",
+    "console",
+    "executor_options",
+    "filled",
+    "keeps",
+    "parted_by",
+    "place_for",
+    "print_table",
+    "words",
+]
 
 app = typer.Typer(
     name="qsearch",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Which layers of a diffusion model stand few bits, why, and what to do.",
 )
 Folder = Annotated[
     Path,
     typer.Argument(
-        help="run folder, made by `qsearch extract` or `qsearch run`", show_default=False
+        help="run folder, made by `qsearch run`, `extract` or `profile`", show_default=False
     ),
 ]
 Storage = Annotated[
@@ -64,80 +86,80 @@ Threads = Annotated[
 PRODUCTS = "the product that serves each scheme here, and how many times as fast as keep it is"
 
 
-class Terminal:
-    """Progress on the terminal: lines, and bars with the time left; plain lines where the output is no terminal."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self.console = Console(stderr=True)
-
-    def say(self, line: str) -> None:
-        """A line on standard error, without the passwords of URLs."""
-        self.console.print(without_secrets(line), markup=False, highlight=False)
-
-    @contextmanager
-    def track(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar; the context gives the function that advances it."""
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self.console) as bars:
-            task = bars.add_task(title, total=total)
-            yield lambda n: bars.advance(task, n)
-
-
 @contextmanager
-def changed_run(folder: Path, **changes: dict[str, Any] | str | None) -> Iterator[Run]:
-    """The run in `folder` with the given keys of its config changed.
+def asked_run(
+    place: Path | tuple[Path, Config], verb: str, changes: Mapping[str, Any] | None = None
+) -> Iterator[Run]:
+    """A run for one call of a verb.
 
-    It is saved so before the work begins, and an interrupted command keeps its question; what is
-    refused as a mistake leaves the config as it was.
+    Options hold for this call, and are kept until it has finished: the same command goes on after an
+    interruption, with or without them. Of a new run they are its config.
+
+    Args:
+        place: a run folder, or one that is to be made and the config that it begins with.
+        verb: the command.
+        changes: key of the config, such as `sampling.steps` -> value; None is left out.
     """
-    from ..stages.config import NAME, load, parse, save
+    from ..measure import workers
+    from ..stages import config as c
+    from ..stages import unfinished
     from ..stages.folder import Run
 
-    path = folder / NAME
-    config = load(path)
-    before = path.read_bytes()
-    content = config.model_dump(mode="json") | {"folder": str(folder)}
-    for name, given in changes.items():
-        if isinstance(given, dict):
-            content[name] = content[name] | {k: v for k, v in given.items() if v is not None}
-        elif given is not None:
-            content[name] = given
-    changed = parse(content, "the command line")
-    if changed != config.model_copy(update={"folder": changed.folder}):
-        save(changed, path)
+    asked = {key: value for key, value in (changes or {}).items() if value is not None}
+    terminal = Terminal()
+    new = isinstance(place, tuple)
+    folder, config = place if isinstance(place, tuple) else (place, c.load(place / c.NAME))
+    if not asked and not new:
+        asked = unfinished.of(folder, verb)
+        if asked:
+            terminal.say(
+                f"{verb}: goes on as it was asked before it was interrupted: {spelt(asked)}"
+            )
+    changed = c.changed(config, asked, "the command line").model_copy(update={"folder": folder})
+    run = Run(changed, terminal)
+    if new:
+        _ = run.model_folder  # a wrong name is said before anything is written
+        c.save(changed, folder / c.NAME)
+    elif asked:
+        unfinished.remember(folder, verb, asked)
+    workers.log_to(log_to(folder))
+    keeps(
+        f"interrupted; what was finished is kept in {folder}, and the same command goes on from there"
+    )
     try:
-        yield Run(changed, Terminal())
+        with terminal.track(verb, 0):
+            yield run
     except QSearchError:
-        if path.read_bytes() != before:
-            write_atomic(path, lambda temporary: temporary.write_bytes(before))
+        unfinished.forget(folder, verb)
         raise
+    unfinished.forget(folder, verb)
+    if asked and not new:
+        kept = " ".join(f"{key}={_value(value)}" for key, value in asked.items())
+        terminal.say(
+            f"{verb}: {spelt(asked)} held for this call; to keep: qsearch set {folder} {kept}"
+        )
 
 
-def folder_for(target: str, output: Path | None = None) -> Path:
-    """The run folder that `target` is, or a new one for a model, with a config that names it.
+def spelt(asked: Mapping[str, Any]) -> str:
+    """Settings in words: `steps 30, schemes uint4-c,uint8-c`."""
+    return ", ".join(f"{key.rpartition('.')[2]} {_value(value)}" for key, value in asked.items())
+
+
+def _value(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def filled(section: str, **asked: Any) -> dict[str, Any]:
+    """Options of one section of the config as keys of it."""
+    return {f"{section}.{name}": value for name, value in asked.items() if value is not None}
+
+
+def place_for(target: str, output: Path | None = None) -> Path | tuple[Path, Config]:
+    """The run folder that `target` is, or a new one for a model, with the config that names it.
 
     `output`: where a model's folder goes; runs/NAME when left out.
     """
-    from ..stages.config import NAME, Config, load, save
-    from ..stages.folder import Run
+    from ..stages.config import NAME, Config, load
 
     if (Path(target) / NAME).is_file():
         if output is not None:
@@ -146,7 +168,6 @@ def folder_for(target: str, output: Path | None = None) -> Path:
             )
         return Path(target)
     folder = output or Path("runs") / Path(target).name
-    run = Run(Config(model=target, folder=folder))
     if (folder / NAME).is_file():
         known = load(folder).model
         if known not in (target, str(Path(target).resolve())):
@@ -154,9 +175,7 @@ def folder_for(target: str, output: Path | None = None) -> Path:
                 f"{folder} is a run of {known}, not of {target}; give another folder with --output"
             )
         return folder
-    _ = run.model_folder  # a wrong name is said before anything is written
-    save(run.config, run.path(NAME))
-    return folder
+    return folder, Config(model=target, folder=folder)
 
 
 def executor_options(
@@ -182,11 +201,6 @@ def parted_by(
     if (executor, workers, address, threads) == (None, None, None, 1):
         return None
     return executor_options(executor, workers, address, threads)
-
-
-def words(text: str | None) -> list[str] | None:
-    """`a,b` as a list; None where nothing was given."""
-    return None if text is None else [word for word in text.split(",") if word]
 
 
 def console() -> Any:

@@ -9,10 +9,12 @@ import typer
 
 from ..core.errors import QSearchError
 from ..core.settings import checked
-from .common import PRODUCTS, Folder, Terminal, app, changed_run, console, words
+from .common import PRODUCTS, Folder, Terminal, app, asked_run, console, words
+from .options import model_options, settings_of
 
 
 @app.command()
+@model_options("metrics")
 def apply(
     folder: Folder,
     required: Annotated[
@@ -22,12 +24,14 @@ def apply(
             help="refuse layers whose low-bit arithmetic this machine has no kernel for",
         ),
     ] = False,
+    *,
+    given: dict[str, Any],
 ) -> None:
     """Write the plan's packed model, model.safetensors: smaller in memory, not only on disk."""
     from ..core.plan import Plan
     from ..stages.apply import apply as stage
 
-    with changed_run(folder) as job:
+    with asked_run(folder, "apply", settings_of(given, "calibrate.samples")) as job:
         graph = job.graph()
         stage(job, graph, Plan.load(job.path("plan.json"), graph), required=required)
 
@@ -45,7 +49,7 @@ def bench(
     schemes: Annotated[
         str | None,
         typer.Option(
-            help="choices to time, e.g. uint4-c,int8-c+a8; keep and these when left out",
+            help="choices to time, e.g. uint4-c,int8-c+a8; a run's own when left out",
             show_default=False,
         ),
     ] = None,
@@ -123,8 +127,13 @@ def bench(
         console().print(plain([_short(row) for row in rows], f"qsearch bench {target} --whole"))
     else:
         path, rows = stage.bench(target, asked, output)
-        console().print(plain(rows, f"qsearch bench {target}"))
+        console().print(plain(rows, f"qsearch bench {target}: ms a call of one layer"))
         typer.echo(f"wrote {path}")
+        if output is None:
+            typer.echo(
+                f"next: qsearch allocate {target} --device {path} --latency SECONDS, with the sum "
+                "of its layers' times in mind"
+            )
 
 
 def _refuse_alone(output: Path | None, whole: bool) -> None:
@@ -158,6 +167,7 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
 
 
 @app.command()
+@model_options("metrics")
 def export(
     folder: Folder,
     to: Annotated[
@@ -179,13 +189,18 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="take the place of an existing folder")
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="a line a layer, not only a role")
+    ] = False,
+    *,
+    given: dict[str, Any],
 ) -> None:
     """Write the plan as the file that another tool loads."""
     from ..stages.export import ExportSettings
     from ..stages.export import export as stage
 
-    asked = ExportSettings(to=to, output=output, nearest=nearest, force=force)
-    with changed_run(folder) as job:
+    asked = ExportSettings(to=to, output=output, nearest=nearest, force=force, verbose=verbose)
+    with asked_run(folder, "export", settings_of(given, "calibrate.samples")) as job:
         for path in stage(job, asked):
             typer.echo(path)
 

@@ -17,7 +17,7 @@ def show(
     artefact: Annotated[
         Path,
         typer.Argument(
-            help="graph.json, plan.json, sensitivity.parquet, attribution.parquet, results.json or trials.db",
+            help="run folder; or graph.json, plan.json, sensitivity.parquet, attribution.parquet, results.json, trials.db",
             show_default=False,
         ),
     ],
@@ -48,10 +48,12 @@ def show(
         ),
     ] = None,
 ) -> None:
-    """Print an artefact of a run; a graph also as a file for other tools, as a picture, and with the time it takes at best; a plan's reasons."""
+    """Print a run's settings and files, or one artefact; a graph also as a file for other tools, as a picture, and with the time it takes at best; a plan's reasons."""
     from ..core.graph import OpGraph
     from ..report import graph_picture, graph_view
+    from ..report.text import plain
     from ..report.text import show as text
+    from ..stages.config import NAME
 
     if block is not None and svg is None:
         raise QSearchError(f"--block chooses what --svg draws; given {block!r} without --svg FILE")
@@ -61,6 +63,12 @@ def show(
 
         for part in reasons(ask_why(artefact, why)):
             console().print(part)
+        return
+    if (artefact / NAME).is_file():
+        from ..stages.overview import overview
+
+        for row_title, rows in overview(artefact).items():
+            console().print(plain(rows, row_title))
         return
     if form != "table":
         typer.echo(graph_view.export(OpGraph.load(artefact), form))
@@ -77,20 +85,43 @@ def list_(
     kind: Annotated[
         str | None,
         typer.Argument(
-            help="models, devices, quantizers, metrics, solvers, …; all when left out",
+            help="models, devices, schemes, quantizers, metrics, solvers, …; all when left out",
             show_default=False,
         ),
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            help="of schemes: those that this tool has, one of `qsearch list exporters`",
+            show_default=False,
+        ),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="of schemes: for the layers of this run's model", show_default=False),
+    ] = None,
 ) -> None:
-    """List models, devices and plug-ins with their captions."""
+    """List models, devices, schemes and plug-ins with their captions."""
     from .. import zoo
     from ..core import shipped
     from ..core.errors import nearest
 
+    if kind == "schemes":
+        from ..report.text import plain
+        from ..stages.overview import scheme_rows
+
+        rows = scheme_rows(target, run)
+        title = f"schemes of {target or 'qsearch'}; {'' if run else 'for layers of common sizes; '}"
+        console().print(plain(rows, f"{title}bits: stored bits a weight, scales included"))
+        return
+    if target is not None or run is not None:
+        raise QSearchError("--for and --run are of schemes: qsearch list schemes --for TOOL")
     kinds = sorted([*plugins.KINDS, *shipped.KINDS])
     if kind not in (None, *kinds):
         raise QSearchError(
-            f"there is nothing to list by the name of {kind!r}{nearest(str(kind), kinds)}"
+            f"there is nothing to list by the name of {kind!r}"
+            f"{nearest(str(kind), [*kinds, 'schemes'])}"
         )
     if kind in (None, "models"):
         for name in zoo.NAMES:
@@ -115,6 +146,7 @@ def set_(
 ) -> None:
     """Change settings of a run, or take them back to their defaults."""
     from ..stages.config import NAME, load, save, with_changes
+    from ..stages.overview import said_settings
 
     asked = {}
     for text in changes:
@@ -124,7 +156,10 @@ def set_(
                 f"a setting is KEY=VALUE, e.g. allocate.average_bits=3.5; given {text!r}"
             )
         asked[key] = value
-    save(with_changes(load(folder / NAME), asked), folder / NAME)
+    changed = with_changes(load(folder / NAME), asked)
+    save(changed, folder / NAME)
+    for line in said_settings(changed, asked):
+        typer.echo(line)
 
 
 @app.command()

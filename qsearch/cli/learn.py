@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -15,8 +15,9 @@ from .common import (
     Threads,
     Workers,
     app,
-    changed_run,
+    asked_run,
     console,
+    filled,
     parted_by,
     words,
 )
@@ -51,14 +52,16 @@ def fit(
     threads: Threads = 1,
 ) -> None:
     """Train surrogates on the measured plans, and say how well they predict plans they have not seen."""
+    from ..report.text import plain
     from ..stages.fit import fit as stage
     from ..stages.fit import scores_of
 
-    asked = {"metrics": words(metrics), "surrogate": surrogate, "folds": folds}
-    with changed_run(folder, fit=asked) as job:
+    asked = filled("fit", metrics=words(metrics), surrogate=surrogate, folds=folds)
+    with asked_run(folder, "fit", asked) as job:
         by = parted_by(executor, workers, address, threads)
         found = stage(job, storage=storage, also=also or (), by=by)
-        _print("held-out predictions", scores_of(found))
+        console().print(plain(scores_of(found), "held-out predictions"))
+        typer.echo(f"wrote {job.path('surrogate')}; next: qsearch explain {folder}")
 
 
 @app.command()
@@ -84,25 +87,13 @@ def explain(
     storage: Storage = None,
 ) -> None:
     """Say which choices cost what, with values that add up to the prediction: layers, pairs of layers, features, blocks."""
+    from ..report.explained import attribution_tables
     from ..stages.explain import explain as stage
-    from ..stages.explain import largest
 
-    asked = {"baseline": baseline, "pairs": pairs, "top": top}
-    with changed_run(folder, explain=asked) as job:
+    asked = filled("explain", baseline=baseline, pairs=pairs, top=top)
+    with asked_run(folder, "explain", asked) as job:
         found = stage(job, plan=plan, storage=storage)
-        for title, rows in largest(found, job.config.explain.top).items():
-            _print(title, rows)
-        console().print(f"wrote {job.path('attribution.parquet')}", highlight=False)
-
-
-def _print(title: str, rows: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for name, value in rows[0].items():
-        table.add_column(
-            name, justify="left" if isinstance(value, str) else "right", overflow="fold"
-        )
-    for row in rows:
-        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
-    console().print(table)
+        top = job.config.explain.top
+        for part in attribution_tables(found, top, ("layer", "feature")):
+            console().print(part, highlight=False)
+        typer.echo(f"wrote {job.path('attribution.parquet')}; next: qsearch report {folder}")

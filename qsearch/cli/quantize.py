@@ -1,4 +1,4 @@
-"""Commands that measure and plan: run, extract, profile, allocate, evaluate."""
+"""Commands that measure and plan: run, extract, profile, allocate, evaluate, report."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..core.errors import QSearchError
 from ..core.settings import checked
 from .common import (
     Address,
@@ -17,29 +18,44 @@ from .common import (
     Threads,
     Workers,
     app,
-    changed_run,
+    asked_run,
     executor_options,
-    folder_for,
+    filled,
     parted_by,
+    place_for,
     print_table,
     words,
 )
+from .options import model_options, settings_of
 
 
 @app.command()
+@model_options()
 def run(
     config: Annotated[
         Path,
         typer.Argument(
-            help="YAML file, e.g. configs/scenes-dit.yaml, or a run folder", show_default=False
+            help="YAML file, e.g. of `qsearch init`, or a run folder", show_default=False
         ),
     ],
+    *,
+    given: dict[str, Any],
 ) -> None:
     """Do the whole job of a config: extract, profile, allocate, evaluate, report."""
-    from ..stages.config import load
-    from ..stages.run import run as stage
+    from ..stages.checks import check_run
+    from ..stages.config import NAME, changed, load, save
+    from ..stages.folder import Run
+    from ..stages.run import job as stage
 
-    _show(stage(config, Terminal()), load(Path(config)).gates)
+    kept = load(config)
+    folder = kept.folder or Path("runs")
+    asked = settings_of(given, "evaluate.samples", "evaluate.metrics")
+    if not config.is_dir():
+        check_run(Run(changed(kept, asked, "the command line")))  # before anything is written
+        save(kept, folder / NAME)
+    with asked_run(folder, "run", asked) as job:
+        rows = stage(job)
+    _show(rows, job.config.gates)
 
 
 def _show(rows: list[dict[str, Any]], gates: dict[str, str]) -> None:
@@ -48,10 +64,11 @@ def _show(rows: list[dict[str, Any]], gates: dict[str, str]) -> None:
 
     print_table(rows)
     if kept := check_gates(gates, rows):
-        typer.echo(f"gates kept: {', '.join(kept)}", err=True)
+        Terminal().say(f"gates kept: {', '.join(kept)}")
 
 
 @app.command()
+@model_options("metrics", "samples")
 def extract(
     target: Annotated[
         str,
@@ -77,24 +94,36 @@ def extract(
     batch: Annotated[
         int | None, typer.Option(help="of a card: pictures at once", show_default=False)
     ] = None,
-    frames: Annotated[
-        int | None, typer.Option(help="of a card: frames of the video", show_default=False)
-    ] = None,
+    *,
+    given: dict[str, Any],
 ) -> None:
     """Read a model's graph: layers with shapes, multiply-accumulates and roles; a card needs no weights."""
-    from ..stages.config import NAME
     from ..stages.extract import extract as stage
-    from ..stages.extract import extract_to
+    from ..stages.extract import extract_card, is_card
 
-    if (Path(target) / NAME).is_file():
-        with changed_run(folder_for(target, output)) as job:
-            stage(job)
+    size = {"resolution": resolution, "batch": batch}
+    if is_card(target):
+        frames = given.pop("frames", None)
+        if given:
+            raise QSearchError(
+                f"{target} is a card, shapes without weights, which takes --resolution, --batch and "
+                f"--frames; given --{next(iter(given))}"
+            )
+        folder = output or Path("runs") / Path(target).stem
+        extract_card(folder, target, Terminal(), frames=frames, **size)
         return
-    folder = output or Path("runs") / Path(target).name
-    extract_to(folder, target, Terminal(), resolution=resolution, batch=batch, frames=frames)
+    asked = [name for name, value in size.items() if value is not None]
+    if asked:
+        raise QSearchError(
+            f"--{asked[0]} is for cards, a pipeline is read as it runs (--height, --width); given "
+            f"with {target}"
+        )
+    with asked_run(place_for(target, output), "extract", settings_of(given, "")) as job:
+        stage(job)
 
 
 @app.command()
+@model_options()
 def profile(
     target: Annotated[
         str,
@@ -111,9 +140,6 @@ def profile(
             show_default=False,
         ),
     ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help="text file, one prompt a line", show_default=False)
-    ] = None,
     schemes: Annotated[
         str | None,
         typer.Option(help="choices for each layer, e.g. uint4-c,uint8-c", show_default=False),
@@ -121,17 +147,8 @@ def profile(
     estimator: Annotated[
         str | None, typer.Option(help="one of `qsearch list estimators`", show_default=False)
     ] = None,
-    metrics: Annotated[
-        str | None,
-        typer.Option(
-            help="noise, or some of `qsearch list metrics`, e.g. noise,ssim", show_default=False
-        ),
-    ] = None,
     mode: Annotated[str | None, typer.Option(help="step or trajectory", show_default=False)] = None,
     bins: Annotated[int | None, typer.Option(help="step bins", show_default=False)] = None,
-    samples: Annotated[
-        int | None, typer.Option(help="recorded samples a bin", show_default=False)
-    ] = None,
     batch: Annotated[
         int | None, typer.Option(help="samples in one pass", show_default=False)
     ] = None,
@@ -150,32 +167,38 @@ def profile(
     ] = None,
     budget_seconds: Annotated[
         float | None,
-        typer.Option(help="stop after this time with what there is", show_default=False),
+        typer.Option(
+            help="stop after this time with what there is (by probes; a sweep needs its time)",
+            show_default=False,
+        ),
     ] = None,
     executor: Executor = None,
     workers: Workers = None,
     address: Address = None,
     threads: Threads = 1,
+    *,
+    given: dict[str, Any],
 ) -> None:
     """Measure what every choice at every layer costs."""
+    from ..stages.announce import begin
     from ..stages.extract import extract as read
     from ..stages.profile import profile as stage
 
-    asked: dict[str, Any] = {
-        "schemes": words(schemes),
-        "metrics": words(metrics),
-        "sites": words(sites),
-        "autocast": autocast,
-        "estimator": estimator,
-        "mode": mode,
-        "bins": bins,
-        "samples": samples,
-        "batch": batch,
-        "probes": probes,
-        "budget_seconds": budget_seconds,
-    }
-    given = None if prompts is None else str(prompts)
-    with changed_run(folder_for(target, output), prompts=given, profile=asked) as job:
+    asked = filled(
+        "profile",
+        schemes=words(schemes),
+        sites=words(sites),
+        autocast=autocast,
+        estimator=estimator,
+        mode=mode,
+        bins=bins,
+        batch=batch,
+        probes=probes,
+        budget_seconds=budget_seconds,
+    )
+    asked |= settings_of(given, "profile.samples", "profile.metrics")
+    with asked_run(place_for(target, output), "profile", asked) as job:
+        begin(job, "profile")
         stage(job, read(job), parted_by(executor, workers, address, threads))
 
 
@@ -241,44 +264,49 @@ def allocate(
     from ..stages.frontier import frontier as curve
     from ..stages.gates import smallest_passing
 
-    asked = {
-        "average_bits": average_bits,
-        "latency": latency,
-        "device": device,
-        "formats": formats,
-        "solver": solver,
-        "refine": refine,
-        "target": target,
-        "steps": steps,
-    }
-    with changed_run(folder, allocate=asked) as job:
+    asked = filled(
+        "allocate",
+        average_bits=average_bits,
+        latency=latency,
+        device=device,
+        formats=formats,
+        solver=solver,
+        refine=refine,
+        target=target,
+        steps=steps,
+    )
+    with asked_run(folder, "allocate", asked) as job:
         graph = job.graph()
         table = job.table(graph)
         if not passing:
             (curve if frontier else stage)(job, graph, table)
             return
         bits = smallest_passing(job, graph, table)
-    with changed_run(folder, allocate={"average_bits": bits}) as job:
+    with asked_run(folder, "allocate", {"allocate.average_bits": bits}) as job:
         stage(job, graph, table)
 
 
 @app.command()
+@model_options()
 def evaluate(
     folder: Folder,
-    samples: Annotated[int | None, typer.Option(help="captions", show_default=False)] = None,
     plans: Annotated[
         int | None,
         typer.Option(help="draw and measure so many plans, to learn from", show_default=False),
     ] = None,
     draw: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="random (as Qua2SeDiMo), latin (roles), or frontier (around the best plans)"
+            help="with --plans: random (as Qua2SeDiMo), latin (roles), or frontier (around the "
+            "best plans); random when left out",
+            show_default=False,
         ),
-    ] = "random",
-    given: Annotated[
+    ] = None,
+    given_plans: Annotated[
         Path | None,
-        typer.Option(help="measure this plan, or all plans in this folder", show_default=False),
+        typer.Option(
+            "--given", help="measure this plan, or all plans in this folder", show_default=False
+        ),
     ] = None,
     executor: Executor = None,
     workers: Workers = None,
@@ -292,20 +320,39 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    *,
+    given: dict[str, Any],
 ) -> None:
     """Measure the plan beside full precision, a uniform and a random one, with common noise; or many plans, to learn from."""
     from ..core.plan import Plan
     from ..stages.campaign import CampaignSettings, limits_of, measure
     from ..stages.evaluate import evaluate as stage
+    from ..stages.report import measured_report as page
 
-    with changed_run(folder, evaluate={"samples": samples}) as job:
+    if plans is None and given_plans is None and (draw, stop, storage) != (None, None, None):
+        raise QSearchError(
+            "--draw, --stop and --storage are of many plans; give --plans NUMBER or --given FILE"
+        )
+    asked = settings_of(given, "evaluate.samples", "evaluate.metrics")
+    with asked_run(folder, "evaluate", asked) as job:
         graph = job.graph()
-        if plans is not None or given is not None:
+        if plans is not None or given_plans is not None:
             limits = limits_of(stop or [])
-            many = {"plans": plans or 0, "draw": draw, "given": given}
+            many = {"plans": plans or 0, "draw": draw or "random", "given": given_plans}
             content = {**many, "storage": storage, "stop": limits}
-            asked = checked(CampaignSettings, content, "qsearch evaluate")
-            measure(job, graph, asked, executor_options(executor, workers, address, threads))
+            by = executor_options(executor, workers, address, threads)
+            measure(job, graph, checked(CampaignSettings, content, "qsearch evaluate"), by)
             return
-        rows = stage(job, graph, Plan.load(job.path("plan.json"), graph))
+        plan = Plan.load(job.path("plan.json"), graph)
+        rows = stage(job, graph, plan)
+        page(job, graph, plan, rows)
     _show(rows, job.config.gates)
+
+
+@app.command()
+def report(folder: Folder) -> None:
+    """Write the run as a page, report.html, from what was measured; no model is loaded."""
+    from ..stages.report import report_run
+
+    with asked_run(folder, "report") as job:
+        typer.echo(report_run(job))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ArtifactError, QSearchError
+from .leftovers import beside, clear
 
 #: id that a graph had by an earlier rule -> its id of today; filled when a graph's id is asked for
 _RENAMED: dict[str, str] = {}
@@ -154,10 +155,11 @@ def _refused(error: BaseException | None) -> str | None:
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary neighbour of `path`, then rename it into place; on any failure nothing is left behind."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = beside(path)
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            clear(path, "tmp")
             write(temporary)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())

@@ -66,6 +66,7 @@ class Trials:
         self.graph = graph
         self._studies = dict[Aims, Any]()
         #: for people: without the user and the password of a URL
+        self._said: dict[str, dict[str, str]] = {}
         self.where = redacted(str(where)) if is_url(where) else where
         try:
             place = place_of(where)
@@ -136,7 +137,8 @@ class Trials:
                 "setting": setting,
                 "average_bits": plan.achieved.average_bits,
                 "bytes": plan.achieved.bytes,
-                "schemes": dict(Counter(str(s) for held in plan.choices.values() for s in held)),
+                "schemes": _counted(plan),
+                "settings": dict(self._said.get(setting, {})),
                 "choices": said(plan.choices),
                 "steps": plan.steps.content(),
                 "metrics": {k: list(v) for k, v in metrics.items()},
@@ -168,6 +170,10 @@ class Trials:
             and (stopped or not t.user_attrs.get("stopped", False))
             for t in patiently(lambda _: self._finished())
         )
+
+    def describe(self, setting: str, said: Mapping[str, str]) -> None:
+        """What a setting is in words, for people who look at the trials that are added from here on."""
+        self._said[setting] = dict(said)
 
     def find(self, plan: Plan, setting: str) -> Trial | None:
         """The trial of this plan measured in this setting, or None."""
@@ -240,6 +246,11 @@ class Trials:
             raise ArtifactError(
                 f"{self.where} can't be read as an Optuna study ({reason(error)}); make it again with `qsearch evaluate`"
             ) from None
+
+
+def _counted(plan: Plan) -> dict[str, int]:
+    """Scheme -> how many layers have it (in the first range of steps), the most first."""
+    return dict(Counter(str(held[0]) for held in plan.weights.values()).most_common())
 
 
 def _completed(trial: optuna.trial.FrozenTrial) -> float:

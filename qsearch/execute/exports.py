@@ -6,9 +6,8 @@ files are made beside their place, read back and compared with the plan, and onl
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..core import plugins
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
+from ..core.leftovers import beside, clear
 from ..core.plan import Plan
 from ..core.scheme import Scheme
 from ..core.sites import check
@@ -76,6 +76,22 @@ def roundings(
     return found
 
 
+def by_role(rounded: Sequence[Rounding], graph: OpGraph) -> list[str]:
+    """Roundings summed up: a line for each role and pair of schemes."""
+    groups: dict[tuple[str, str, str], list[Rounding]] = {}
+    for r in rounded:
+        key = (graph.layer(r.layer).role, str(r.asked), str(r.given))
+        groups.setdefault(key, []).append(r)
+    lines = []
+    for (role, asked, given), held in sorted(groups.items(), key=lambda item: -len(item[1])):
+        known = [r.noise for r in held if r.noise is not None]
+        cost = f"{sum(known):+.2e} predicted noise" if known else "not measured"
+        if 0 < len(known) < len(held):
+            cost += f" for {len(known)} of them"
+        lines.append(f"{len(held)} x {role}: {asked} -> {given} ({cost})")
+    return lines
+
+
 def _cost(known: Mapping[str, float], asked: Scheme, given: Scheme) -> float | None:
     noise = {"keep": 0.0, **known}
     return (
@@ -92,7 +108,7 @@ class ExportOptions:
     `nearest`: round what the tool lacks; else it is an error. `force`: take the place of an
     existing folder. `table`: prices the rounding. `calibration`: for methods that look at inputs
     (`measure.calibration`). `sampler_steps`: how many there are, for tools that count them. `say`:
-    told what is rounded.
+    told what is rounded, a line a role, or with `verbose` a line a layer.
     """
 
     nearest: bool = False
@@ -101,6 +117,7 @@ class ExportOptions:
     calibration: Mapping[str, LayerInputs] | None = None
     sampler_steps: int = 20
     say: Callable[[str], None] = lambda line: None
+    verbose: bool = False
 
 
 def export(
@@ -135,22 +152,14 @@ def export(
     _check(plan, graph)
     if len(graph.components) > 1:
         parts = {name: _part(plan, graph, asked, name) for name in graph.components}
-        jobs = {
-            folder / name: _job(plugin, to, source, name, *given) for name, given in parts.items()
-        }
+        jobs = {name: _job(plugin, to, source, name, *given) for name, given in parts.items()}
     else:
-        jobs = {folder: _job(plugin, to, source, component(source), plan, graph, asked)}
-    there = folder.exists()
-    if there and not (asked.force and folder.is_dir()):
+        jobs = {"": _job(plugin, to, source, component(source), plan, graph, asked)}
+    if folder.exists() and not (asked.force and folder.is_dir()):
         raise QSearchError(
             f"{folder} exists and would be overwritten; give --force, or another folder with --output"
         )
-    try:
-        return [path for place, job in jobs.items() for path in _written(plugin, job, place, to)]
-    except BaseException:
-        if not there and len(jobs) > 1:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+    return _written(plugin, jobs, folder, to)
 
 
 def _part(
@@ -202,8 +211,8 @@ def _job(
         raise QSearchError(
             f"{to} lacks the schemes of {len(rounded)} layers: {words}. Round them with --nearest, or allocate with --for {to}"
         )
-    for rounding in rounded:
-        say(str(rounding))
+    for line in map(str, rounded) if options.verbose else by_role(rounded, graph):
+        say(line)
     if rounded:
         measured = [r.noise for r in rounded if r.noise is not None]
         say(
@@ -248,13 +257,19 @@ def _one_range(plan: Plan, graph: OpGraph, plugin: AbstractExporter, to: str) ->
     return Plan.make(graph, plan.at(plan.steps.of(1, 2)), solver=plan.solver)
 
 
-def _written(plugin: AbstractExporter, job: Export, folder: Path, to: str) -> list[Path]:
-    made = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+def _written(
+    plugin: AbstractExporter, jobs: Mapping[str, Export], folder: Path, to: str
+) -> list[Path]:
+    """Every component below a temporary folder, read back, and renamed into place at once."""
+    made, old = beside(folder), beside(folder, "old")
+    clear(folder, "tmp", "old")
+    files: list[Path] = []
     try:
-        made.mkdir(parents=True)
-        files = [path.relative_to(made) for path in plugin.write(job, made)]
-        difference(plugin.read(made, job.graph), job.plan.layers, to)
+        for name, job in jobs.items():
+            place = made / name if name else made
+            place.mkdir(parents=True)
+            files += [path.relative_to(made) for path in plugin.write(job, place)]
+            difference(plugin.read(place, job.graph), job.plan.layers, to)
         if folder.exists():
             folder.rename(old)
         made.rename(folder)

@@ -232,6 +232,7 @@ class _Done:
 def _begin(campaign: Campaign, plans: dict[str, Plan], pipe: Any, device: str) -> Do:
     """In a worker: load the pipeline, and sample once in full precision."""
     trials = Trials(campaign.where, campaign.graph)
+    trials.describe(campaign.setting.key, campaign.setting.said)
     claims = trials.claims(campaign.lapse)
     bench = Bench(campaign, pipe or load_pipeline(campaign.folder, device, campaign.dtype), plans)
 

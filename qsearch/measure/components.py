@@ -7,7 +7,7 @@ rest), the model is a `Denoisers` whose children they are; all of them go by one
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from ..core.errors import QSearchError
+from ..core.schedulers import overridden
 from ..core.steps import StepClock, clock_of, share_clock
 from ..graphs.components import Denoisers
 
@@ -106,6 +107,21 @@ def ticking(pipe: Any) -> Iterator[StepClock]:
         for scheduler in schedulers_of(pipe):
             stack.enter_context(clock.following(scheduler))
         yield clock
+
+
+@contextmanager
+def counted(pipe: Any, advance: Callable[[int], None]) -> Iterator[None]:
+    """Inside, `advance(1)` is called after every step of the pipeline's samplers."""
+
+    def step(own: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+        made = own(*args, **kwargs)
+        advance(1)
+        return made
+
+    with ExitStack() as stack:
+        for scheduler in schedulers_of(pipe):
+            stack.callback(overridden(scheduler, {"step": step}))
+        yield
 
 
 @contextmanager

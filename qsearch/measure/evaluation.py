@@ -151,6 +151,13 @@ def evaluate(
     Besides `metrics`: `noise`, the relative error of the denoiser's output on the recorded calls,
     and `output_sqnr`, the same in dB.
     """
+    return evaluated(outcome, reference, metrics)[0]
+
+
+def evaluated(
+    outcome: Outcome, reference: Outcome, metrics: Sequence[str]
+) -> tuple[dict[str, tuple[float, float]], dict[str, list[float]]]:
+    """What `evaluate` returns, and metric -> the value of each sample, for differences between plans on the same samples."""
     unseen = [name for name in metrics if needs(plugins.load("metrics", name), "pictures")]
     if unseen and outcome.pictures.ndim < 4:
         raise QSearchError(
@@ -168,7 +175,7 @@ def evaluate(
         found["noise"] = (value, error)
         if value > 0:
             found["output_sqnr"] = (-10 * math.log10(value), 10 / math.log(10) * error / value)
-    return found
+    return found, {name: list(m.samples) for name, m in measured.items() if m.samples}
 
 
 def _measured(metric: Any, outcome: Outcome, reference: Outcome) -> Measurement:

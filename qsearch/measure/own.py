@@ -18,7 +18,7 @@ from .. import zoo
 from .sampling import Sampling, SamplingSettings
 
 #: components that may say at which size they denoise
-_DENOISERS = ("transformer", "unet", "prior", "decoder")
+DENOISERS = ("transformer", "unet", "prior", "decoder")
 #: keywords by which calls name the number of steps, the first that a call has
 _STEPS = ("num_inference_steps", "prior_num_inference_steps", "decoder_num_inference_steps")
 #: pixels that are sampled at once where nothing else is asked: one picture of 1024 x 1024, at most `_MOST` pictures
@@ -42,6 +42,7 @@ class Own:
         makes: "pictures", "videos" or "other" (sound, embeddings); "" where the class is not diffusers'.
         zoo: whether it is a model of the zoo, with the zoo's captions and judge.
         why: where steps and guidance come from, in words.
+        wants: keywords of the call besides the prompt that it can't be without.
     """
 
     kind: str
@@ -52,6 +53,7 @@ class Own:
     makes: str = "pictures"
     zoo: bool = False
     why: str = "the pipeline's own"
+    wants: tuple[str, ...] = ()
 
     def sampler(self, asked: SamplingSettings) -> Sampling:
         """The settings of a run's sampler, completed."""
@@ -106,6 +108,18 @@ def own_of(folder: Path) -> Own:
         _frames(folder, call),
         _makes(folder, call),
         why="the pipeline's own" if few is None else f"{few[2]}'s own",
+        wants=_wants(call),
+    )
+
+
+def _wants(call: Mapping[str, inspect.Parameter]) -> tuple[str, ...]:
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return tuple(
+        name
+        for name, p in call.items()
+        if p.default is inspect.Parameter.empty
+        and p.kind not in kinds
+        and name not in ("self", "prompt", "class_labels", "batch_size")
     )
 
 
@@ -127,7 +141,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def denoiser_config(folder: Path) -> dict[str, Any]:
     """The configuration of a saved pipeline's denoiser; empty where there is none."""
-    return next((c for n in _DENOISERS if (c := read_config(folder / n / "config.json"))), {})
+    return next((c for n in DENOISERS if (c := read_config(folder / n / "config.json"))), {})
 
 
 def picture_side(folder: Path) -> int | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ class EvaluationSetting:
     """Prompts, sampler and metrics of a measurement, what schemes are calibrated on, and its `key`.
 
     Plans that are measured under one key can be compared. `calibration`: None where no scheme may
-    ask for it. `real`: folder of real pictures that sets of pictures are compared with.
+    ask for it. `real`: folder of real pictures that sets of pictures are compared with. `said`: the
+    setting in words, kept beside each trial.
     """
 
     prompts: Prompts
@@ -38,3 +40,4 @@ class EvaluationSetting:
     key: str
     calibration: Calibration | None = None
     real: Path | None = None
+    said: Mapping[str, str] = field(default_factory=dict, compare=False)

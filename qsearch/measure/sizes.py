@@ -9,9 +9,14 @@ import json
 import math
 import os
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ..core.progress import Progress
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
 _SHARD = re.compile(r"-\d+-of-\d+")
@@ -44,24 +49,40 @@ def held_in(component: Path) -> Held:
     types: dict[str, int] = {}
     for path in weight_files(component):
         size += path.stat().st_size
-        for dtype, shape in _tensors(path):
+        for dtype, shape in _tensors(path).values():
             n = math.prod(shape)
             count += n
             types[dtype] = types.get(dtype, 0) + n
     return Held(count, size, max(types, key=lambda t: types[t]) if types else "")
 
 
-def _tensors(path: Path) -> list[tuple[str, list[int]]]:
-    """(type, shape) of every tensor; of a file without a header one tensor of as many weights as its bytes allow."""
+def tensors_in(component: Path) -> list[tuple[str, list[int]]]:
+    """(name, shape) of every tensor in a component's files."""
+    files = weight_files(component)
+    return [(name, held[1]) for path in files for name, held in _tensors(path).items()]
+
+
+def bytes_in(component: Path) -> dict[str, tuple[int, int]]:
+    """Tensor -> (its bytes, bytes of one element), of a component's files."""
+    found = {}
+    for path in weight_files(component):
+        for name, (dtype, shape) in _tensors(path).items():
+            width = _BYTES.get(dtype, _ELSE if not dtype else 1)
+            found[name] = (math.prod(shape) * width, width)
+    return found
+
+
+def _tensors(path: Path) -> dict[str, tuple[str, list[int]]]:
+    """Name -> (type, shape); of a file without a header one tensor of as many weights as its bytes allow."""
     if path.suffix != ".safetensors":
-        return [("", [path.stat().st_size // _ELSE])]
+        return {path.name: ("", [path.stat().st_size // _ELSE])}
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header: dict[str, Any] = json.loads(file.read(min(length, 10**8)))
     except (OSError, ValueError, MemoryError):
-        return []
-    return [(v["dtype"], v["shape"]) for n, v in header.items() if n != "__metadata__"]
+        return {}
+    return {n: (v["dtype"], v["shape"]) for n, v in header.items() if n != "__metadata__"}
 
 
 def components_in(folder: Path) -> dict[str, Held]:
@@ -85,6 +106,40 @@ def free_memory() -> int | None:
     except (OSError, ValueError):
         pass
     return min(found) if found else None
+
+
+@contextmanager
+def growing(folder: Path, dtype: str, progress: Progress, name: str) -> Iterator[None]:
+    """Inside, a bar shows how much of a pipeline's weights the process has taken in."""
+    width = 4 if dtype == "float32" else 2
+    whole = sum(held.parameters for held in components_in(folder).values()) * width
+    start, ended = resident(), threading.Event()
+    with progress.track(f"loading {name}", max(1, whole)) as advance:
+
+        def look() -> None:
+            seen = 0
+            while not ended.wait(0.5):
+                now = min(max(0, resident() - start), whole)
+                if now > seen:
+                    advance(now - seen)
+                    seen = now
+
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def resident() -> int:
+    """Bytes of memory that this process takes; 0 where nobody says."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return 0
 
 
 def _cached() -> int:

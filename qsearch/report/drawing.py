@@ -164,9 +164,16 @@ def draw_size_quality(data: SizeQuality, width: int = HALF) -> Figure:
 
 def _draw_size_quality(data: SizeQuality, width: int) -> Figure:
     figure, ax = canvas(width, 300)
-    for name, size, mean, error in zip(
+    large = max(data.kilobytes, default=1.0)
+    unit, name_of_unit = next(
+        (u, n)
+        for least, u, n in ((1e7, 1e6, "GB"), (1e4, 1e3, "MB"), (0, 1.0, "kB"))
+        if large >= least
+    )
+    for name, kilobytes, mean, error in zip(
         data.plans, data.kilobytes, data.means, data.errors, strict=True
     ):
+        size = kilobytes / unit
         ours = name == "plan"
         colour = (
             FAMILY_COLOURS["self-attention"]
@@ -195,9 +202,9 @@ def _draw_size_quality(data: SizeQuality, width: int) -> Figure:
             va="center",
             weight="bold" if ours else "normal",
         )
-    ax.set_xlim(0, 1.12 * max(data.kilobytes, default=1.0))
+    ax.set_xlim(0, 1.12 * max(data.kilobytes, default=1.0) / unit)
     ax.margins(y=0.15)
-    ax.set_xlabel("stored size, kB")
+    ax.set_xlabel(f"stored size, {name_of_unit}")
     ax.set_ylabel(data.title)
     ax.grid(linewidth=0.6)
     ax.set_axisbelow(True)

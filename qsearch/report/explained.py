@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+
+from ..core.metrics import metric_words
 
 if TYPE_CHECKING:
     from ..core.attribution import Attribution
 
 MOST = 15  # rows of a table
+#: what a feature's name says, by its beginning
+FEATURES = {
+    "bits": "stored bits a weight",
+    "lost/": "bits taken away from a weight of full precision, mean over the weights of that role, block, depth or step",
+    "share/": "share of the weights in a kind of format, 0 to 1",
+}
 
 
-def attribution_tables(found: Attribution) -> list[Table | str]:
-    """Of one plan (its own, else the only one) what each name contributes; of many the mean absolute contribution; of scores the largest."""
+def attribution_tables(
+    found: Attribution, most: int = MOST, kinds: tuple[str, ...] = ()
+) -> list[Table | str]:
+    """Of one plan (its own, else the only one) what each name contributes; of many the mean absolute contribution; of scores the largest.
+
+    `most`: rows of a table; `kinds`: those of the attribution that are shown, all when empty.
+    """
     shown: list[Table | str] = []
     frame: Any = found.frame
+    if kinds:
+        frame = frame[frame["kind"].isin(kinds)]
     for (method, kind, metric), rows in frame.groupby(["method", "kind", "metric"], sort=False):
         plans = list(rows["plan"].unique())
-        of = f"{metric} by {method}, {kind}s"
+        of = f"{metric}{_unit(str(metric), str(method))} by {method}, {kind}s"
         if rows["prediction"].isna().all():
             shown.append(_largest(rows, f"{of}: scores, which add up to nothing"))
         elif "plan" in plans or len(plans) == 1:
-            shown += _plan(rows[rows["plan"] == ("plan" if "plan" in plans else plans[0])], of)
+            own = rows["plan"] == ("plan" if "plan" in plans else plans[0])
+            shown += _plan(rows[own], of, most)
         else:
             shown.append(
                 _largest(
@@ -31,10 +48,28 @@ def attribution_tables(found: Attribution) -> list[Table | str]:
                     f"{of}: mean absolute contribution to the predictions of {len(plans)} plans",
                 )
             )
+    if (frame["kind"] == "feature").any():
+        shown.append(_legend(frame[frame["kind"] == "feature"]["name"].unique()))
     return shown
 
 
-def _plan(rows: Any, of: str) -> list[Table | str]:
+def _unit(metric: str, method: str) -> str:
+    """The scale on which values are given."""
+    words = metric_words(metric)
+    if words.link == "loss_db" and not method.startswith("quadratic"):
+        return ", in dB of what is lost (-10 log10(1 - value))"
+    return f", in {words.unit}" if words.unit else ""
+
+
+def _legend(names: Iterable[str]) -> str:
+    """What the names of features say."""
+    told = {start: text for start, text in FEATURES.items() for n in names if n.startswith(start)}
+    tables = sorted({n.partition("/")[0] for n in names if "/" in n} - {"lost", "share"})
+    told |= {f"{name}/": f"{name} predicted by the table of sensitivities, dB" for name in tables}
+    return "features: " + "; ".join(f"{start}: {text}" for start, text in told.items())
+
+
+def _plan(rows: Any, of: str, most: int) -> list[Table | str]:
     plan, base, prediction = (
         rows["plan"].iloc[0],
         float(rows["base"].iloc[0]),
@@ -62,7 +97,7 @@ def _plan(rows: Any, of: str) -> list[Table | str]:
             justify="left" if title in ("name", "choice or value") else "right",
             overflow="fold",
         )
-    for row in sums.head(MOST).itertuples(index=False):
+    for row in sums.head(most).itertuples(index=False):
         error = math.sqrt(row.variance) if row.variance >= 0 else math.nan
         mark = "~" if abs(row.value) < 2 * error else ""
         own = row.choice or ("" if math.isnan(row.data) else f"{row.data:.3g}")
@@ -72,9 +107,10 @@ def _plan(rows: Any, of: str) -> list[Table | str]:
             f"{mark}{row.value:+.2e}",
             "" if math.isnan(error) else f"{error:.0e}",
         )
-    rest = sums.iloc[MOST:]
+    rest = sums.iloc[most:]
     if len(rest):
-        table.add_row(f"the other {len(rest)} together", "", f"{rest['value'].sum():+.2e}", "")
+        table.add_row(f"all others ({len(rest)})", "", f"{rest['value'].sum():+.2e}", "")
+    table.add_row("sum", "", f"{sums['value'].sum():+.2e}", "", style="bold")
     return [
         table,
         f"{base:.4g} before any + {sums['value'].sum():.4g} = {prediction:.4g}, as predicted",

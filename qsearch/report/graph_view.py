@@ -16,6 +16,7 @@ from ..core.errors import QSearchError, nearest
 from ..core.graph import Block, LayerSpec, Op, OpGraph
 from .plots import family
 from .sketch import Box, Group, Sketch
+from .turns import turns_of
 
 FORMS = ("table", "graphml", "dot", "json")
 _LONGEST = 8  # blocks of a pattern that repeats
@@ -82,13 +83,21 @@ def _quoted(text: str) -> str:
 
 
 def block_sketch(graph: OpGraph, block: str) -> Sketch:
-    """The operations of a block: one of `graph.blocks`, or a repeated module such as `transformer_blocks.0` with all it holds."""
-    inside = {op.name: op for op in _members(graph, block)}
+    """The operations of a block: one of `graph.blocks`, or a repeated module such as `transformer_blocks.0` with all it holds.
+
+    Modules in it that follow each other and are alike stand once, with the first and the last of their numbers.
+    """
+    members = _members(graph, block)
+    turns = turns_of(graph, members)
+    inside = {op.name: op for op in members if turns.first(op) == op.name}
     ops = {op.name: op for op in graph.ops}
     sources: dict[str, list[str]] = {}
     boxes: dict[str, Box] = {}
     edges = []
-    for a, b in graph.edges:
+    for before, after in graph.edges:
+        if turns.between(ops[before], ops[after]):
+            continue
+        a, b = turns.first(ops[before]), turns.first(ops[after])
         if a in inside and b in inside:
             edges.append((a, b))
         elif b in inside:
@@ -110,20 +119,21 @@ def block_sketch(graph: OpGraph, block: str) -> Sketch:
     for op in inside.values():
         layer = graph.layer(op.layer) if op.layer else None
         title, colour = (
-            (op.layer.removeprefix(f"{block}."), kind_colour(layer.role))
+            (turns.title(op).removeprefix(f"{block}."), kind_colour(layer.role))
             if layer
             else (op.kind, "")
         )
         boxes[op.name] = Box(title, _detail(op, layer), colour, tuple(marks.get(op.name, ())))
-    members: dict[str, tuple[str, ...]] = {
-        op.name: (op.layer,) for op in inside.values() if op.layer
-    }
+    held: dict[str, tuple[str, ...]] = {}
+    for op in members:
+        if op.layer:
+            held[turns.first(op)] = (*held.get(turns.first(op), ()), op.layer)
     return Sketch(
         f"{graph.model}: {block}",
         boxes,
         tuple(dict.fromkeys(edges)),
         conditions=tuple(conditions),
-        members=members,
+        members=held,
     )
 
 
@@ -307,7 +317,7 @@ def _size(graph: OpGraph, block: Block) -> str:
 
 def _short(number: float) -> str:
     """1234567 -> 1.23 M."""
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{number / size:.3g} {unit}"
     return f"{number:g}"

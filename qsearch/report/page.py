@@ -1,7 +1,7 @@
 """A run as one page that needs no network: what was asked, what came out, why, and where it comes from.
 
-The page is a file to send to somebody: pictures and plots are inside it, no script runs, it reads on a telephone and on a screen,
-in a light and in a dark scheme. The template `page.html.j2` escapes everything that comes from data.
+The page is a file to send to somebody: pictures and plots are inside it, it asks nothing of a network, reads on a telephone and on a
+screen, in a light and in a dark scheme. A short script of its own (`page.js`) searches, sorts and folds; without it everything is there. The template `page.html.j2` escapes everything that comes from data.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from ..core.plan import SCHEMA, Plan, said
 from ..core.scheme import Scheme
 from ..core.sites import cut
 from ..core.table import SensitivityTable
+from ..core.units import number_of, size_of
 from . import plots, tables
 from .findings import Findings
+from .fold import MANY, fold, home
+from .fold_svg import bits_map, legend, noise_map
 from .page_plots import draw_plots, qualities
 from .pictures import Sample, contact_sheet, load_plans, resized
 from .style import FAMILY_COLOURS
@@ -72,11 +75,13 @@ def _page(folder: Path, found: Findings, samples: Sequence[Sample], key: str) ->
     from importlib.resources import files
 
     from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
 
     page = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
     page.filters |= {"db": _db, "number": _number, "percent": _percent, "breakable": _breakable}
+    page.filters["bytes"] = lambda kilobytes: size_of(1000 * kilobytes)
     page.filters["colour"] = lambda role: FAMILY_COLOURS[plots.family(role)]
     graph, table, plan, rows, metric = (
         found.graph,
@@ -91,6 +96,7 @@ def _page(folder: Path, found: Findings, samples: Sequence[Sample], key: str) ->
     middle = _middle(graph, plan, schemes)
     columns, measured = tables.results(rows)
     drawn = draw_plots(found, middle)
+    page.filters |= {"groupby_home": _by_home, "bits": _mean_bits, "least": _least}
     by_role = tables.bits_by_role(graph, table, plan, middle, metric=metric)
     return page.from_string(
         files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")
@@ -114,8 +120,45 @@ def _page(folder: Path, found: Findings, samples: Sequence[Sample], key: str) ->
         layers=_layers(graph, plan, values, schemes),
         provenance=_provenance(graph, table, plan, _header(folder, graph, plan)),
         config=_config(folder),
+        folded=_folded(graph, plan, values, middle) if len(graph.layers) > MANY else {},
+        script=Markup(files(__package__).joinpath("page.js").read_text(encoding="utf-8")),
         key=key,
     )
+
+
+def _folded(
+    graph: OpGraph, plan: Plan, values: Mapping[str, Mapping[str, float]], scheme: str
+) -> dict[str, dict[str, Any]]:
+    """Maps of blocks by roles, for models whose layers would be hairs in a figure."""
+    found = fold(graph, plan, values, scheme)
+    maps = {"bits": bits_map, "noise": noise_map}
+    return {
+        kind: {
+            "wide": draw(found),
+            "narrow": draw(found, narrow=True),
+            "legend": legend(kind, found),
+        }
+        for kind, draw in maps.items()
+    }
+
+
+def _by_home(layers: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """Layers by the block that they lie in, in order of execution."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for layer in layers:
+        found.setdefault(str(layer["home"]), []).append(layer)
+    return list(found.items())
+
+
+def _mean_bits(layers: Sequence[Mapping[str, Any]]) -> float:
+    whole = sum(layer["weights"] for layer in layers)
+    return float(sum(layer["stored"] * layer["weights"] for layer in layers) / max(1, whole))
+
+
+def _least(layers: Sequence[Mapping[str, Any]], scheme: str) -> float:
+    """The decibels of the most sensitive layer; NaN where none was measured."""
+    known = [d for layer in layers if not math.isnan(d := layer["decibels"][scheme])]
+    return min(known, default=math.nan)
 
 
 def _middle(graph: OpGraph, plan: Plan, schemes: Sequence[str]) -> str:
@@ -146,7 +189,10 @@ def _breakable(name: str) -> Markup:
 
 def _summary(graph: OpGraph, plan: Plan, rows: Sequence[Mapping[str, Any]]) -> str:
     """The outcome in two sentences; the second where the denoiser's output was measured for the plan and for others."""
-    first = f"The plan stores {graph.weights:,} weights in {plan.achieved.bytes / 1000:,.0f} kB, {plan.compression:.1f} times smaller than at 16 bits."
+    first = (
+        f"The plan stores {number_of(graph.weights)} weights in {size_of(plan.achieved.bytes)}, "
+        f"{plan.compression:.1f} times smaller than at 16 bits."
+    )
     found = {
         str(r["plan"]): r["metrics"][m]
         for r in rows
@@ -197,7 +243,7 @@ def _asked(
         ("model", graph.model),
         (
             "size",
-            f"{len(graph.layers)} layers, {graph.weights:,} weights, {graph.total_macs / 1e6:,.1f} M multiply-accumulates a call",
+            f"{len(graph.layers)} layers, {number_of(graph.weights)} weights, {number_of(graph.total_macs)} multiply-accumulates a call",
         ),
         ("budget", _limits(plan)),
         ("choices", ", ".join([*schemes, *attentions, "keep (full precision)"])),
@@ -269,6 +315,8 @@ def _layers(
     return [
         {
             "name": layer.name,
+            "home": home(layer),
+            "weights": layer.weights,
             "role": layer.role,
             "shape": " × ".join(map(str, layer.weight_shape)),
             "scheme": plan.text(layer.name),

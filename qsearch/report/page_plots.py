@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.graph import OpGraph
 from ..core.metrics import metric_words
-from ..core.plan import Plan
-from ..core.table import SensitivityTable
 from . import beeswarm, block_bars, boxes, contributions, drawing, graph_heat, plots, range_heat
 from .findings import Findings
+from .fold import MANY
 from .frontier import draw_frontier
 from .style import HALF, NARROW, WIDE
 from .svg import svg
@@ -37,9 +36,9 @@ class Plot:
 
 def draw_plots(shown: Findings, scheme: str) -> dict[str, Plot]:
     """name -> plot. `scheme`: the one at which layers, roles and blocks are compared."""
-    graph, table, plan, rows = shown.graph, shown.table, shown.plan, shown.rows
-    frontier, attributions, metric = shown.frontier, shown.attributions, shown.metric
-    found = _of_layers(graph, table, plan, scheme, metric)
+    graph, rows = shown.graph, shown.rows
+    frontier, attributions = shown.frontier, shown.attributions
+    found = _of_layers(shown, scheme)
     if frontier is not None and (frontier.bits or frontier.measured):
         points = ", ".join(
             f"{bits:.2f} bits {quality:.1f}"
@@ -82,13 +81,12 @@ def qualities(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted(drawn, key=lambda name: name != _OUTPUT)
 
 
-def _of_layers(
-    graph: OpGraph, table: SensitivityTable, plan: Plan, scheme: str, metric: str
-) -> dict[str, Plot]:
+def _layer_by_layer(shown: Findings, scheme: str) -> dict[str, Plot]:
+    """A bar or a cell for every layer; of more than `MANY` the page shows them folded instead."""
+    graph, table, plan, metric = shown.graph, shown.table, shown.plan, shown.metric
     bits = plots.layer_bits(graph, plan)
     noise = plots.noise_by_scheme(graph, table, plan, metric=metric)
     steps = plots.noise_by_step(graph, table, scheme, metric=metric)
-    roles = boxes.role_boxes({graph.model: (graph, table)}, scheme, metric=metric)
     label = f"Bars: stored bits a weight of {len(bits.stored)} layers, average {bits.average:.2f}. {_NUMBERS}"
     found = {"bits": _drawn("bits", drawing.draw_layer_bits, bits, label)}
     if len(plan.steps) > 1:
@@ -100,12 +98,20 @@ def _of_layers(
     if len(steps.columns) > 1:
         label = f"Heat map: SQNR in dB at {scheme}, {len(steps.chosen)} layers by {len(steps.columns)} step bins."
         found["steps"] = _drawn("steps", drawing.draw_layer_noise, steps, label)
+    return found
+
+
+def _of_layers(shown: Findings, scheme: str) -> dict[str, Plot]:
+    graph, table, metric = shown.graph, shown.table, shown.metric
+    found = _layer_by_layer(shown, scheme) if len(graph.layers) <= MANY else {}
+    roles = boxes.role_boxes({graph.model: (graph, table)}, scheme, metric=metric)
     label = f"Boxes: {roles.title}, by role; from the most sensitive: {', '.join(roles.roles)}."
     found["roles"] = _drawn("roles", boxes.draw_role_boxes, roles, label, HALF)
-    if graph.blocks:
+    if graph.blocks and len(graph.layers) <= MANY:
         bars = block_bars.block_bars(graph, table, scheme, metric=metric)
         label = f"Bars: noise of {len(bars.noise)} blocks at {scheme}, in order of execution."
         found["blocks"] = _drawn("blocks", block_bars.draw_block_bars, bars, label)
+    if graph.blocks:
         heat = graph_heat.graph_heat(graph, table, scheme, metric=metric)
         found["graph"] = _unscaled(
             "graph",

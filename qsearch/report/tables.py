@@ -18,6 +18,9 @@ from ..core.table import SensitivityTable
 from .plots import FULL_PRECISION, by_size, decibels
 from .text import cell
 
+#: standard errors by which a plan must be better to be called so
+_SURE = 2.0
+
 
 @dataclass(frozen=True)
 class Column:
@@ -30,7 +33,7 @@ class Column:
 
 @dataclass(frozen=True)
 class ResultRow:
-    """A measured plan. `cells`: (mean ± standard error, whether no other quantized plan is better) for each column."""
+    """A measured plan. `cells`: (mean ± standard error, whether it is surely the best of the quantized plans) for each column."""
 
     plan: str
     average_bits: float
@@ -53,7 +56,7 @@ def results(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[Column, ...], tupl
             tuple(
                 (
                     _cell(row, c.metric),
-                    row["plan"] != FULL_PRECISION and _mean(row, c.metric) == best[c.metric],
+                    row["plan"] == best[c.metric],
                 )
                 for c in columns
             ),
@@ -66,15 +69,33 @@ def _mean(row: Mapping[str, Any], metric: str) -> float | None:
     return float(row["metrics"][metric][0]) if metric in row["metrics"] else None
 
 
-def _best(rows: Sequence[Mapping[str, Any]], column: Column) -> float | None:
-    means = [
-        m
+def _best(rows: Sequence[Mapping[str, Any]], column: Column) -> str:
+    """The plan that is better than every other quantized one by more than `_SURE` standard errors of their difference; "" where none is."""
+    able = [
+        row
         for row in rows
-        if row["plan"] != FULL_PRECISION and (m := _mean(row, column.metric)) is not None
+        if row["plan"] != FULL_PRECISION and _mean(row, column.metric) is not None
     ]
-    if column.up is None or len(means) < 2:
-        return math.nan  # equal to nothing: alone, or with no order, none is the best
-    return max(means) if column.up else min(means)
+    if column.up is None or len(able) < 2:
+        return ""  # alone, or with no order, none is the best
+    able.sort(key=lambda row: _mean(row, column.metric) or 0.0, reverse=column.up)
+    for other in able[1:]:
+        gap, error = difference(able[0], other, column.metric)
+        if abs(gap) <= _SURE * error:
+            return ""
+    return str(able[0]["plan"])
+
+
+def difference(a: Mapping[str, Any], b: Mapping[str, Any], metric: str) -> tuple[float, float]:
+    """Mean of a metric's difference between two plans and its standard error: of the samples' own differences where both have them."""
+    one, two = (row.get("samples", {}).get(metric, ()) for row in (a, b))
+    if len(one) == len(two) > 1:
+        gaps = [x - y for x, y in zip(one, two, strict=True)]
+        mean = sum(gaps) / len(gaps)
+        spread = sum((gap - mean) ** 2 for gap in gaps) / (len(gaps) - 1)
+        return mean, math.sqrt(spread / len(gaps))
+    (m1, e1), (m2, e2) = a["metrics"][metric], b["metrics"][metric]
+    return m1 - m2, math.hypot(e1, e2)
 
 
 def _cell(row: Mapping[str, Any], metric: str) -> str:

@@ -21,6 +21,7 @@ from ..decide.objectives import Objective
 from ..decide.ranges import counted
 from ..decide.request import AllocationRequest
 from .announce import begin
+from .endings import say_allocated
 from .keys import file_digest, sampled, table_key
 from .plans import (
     carried_bytes,
@@ -212,15 +213,19 @@ def allocate(run: Run, graph: OpGraph, table: SensitivityTable, *, keep: bool = 
     _put_aside(run, graph)
     parents = {"table": table_key(table), "choices": plan.id}
     plan.save(path, key=key, parents=parents, seed=run.config.seed)
-    run.progress.say(
-        f"allocate: {plan.achieved.average_bits:.3f} stored bits a weight, {plan.solver.name} says "
-        f"{plan.solver.status} in {plan.solver.seconds:.2f} s"
-    )
+    from .report import mark_old
+
+    if mark_old(run.folder) and not run.whole:
+        run.progress.say(
+            f"allocate: report.html is of the plan before; `qsearch evaluate {run.folder}` measures "
+            "this one and makes it anew"
+        )
     if carried := carried_bytes(graph, plan):
         run.progress.say(
             f"allocate: {plan.achieved.attention_share:.1%} of dense attentions' FLOPs; they carry "
             f"{carried / 2**20:.3g} MB from step to step for the rows of one call, in 16 bits"
         )
+    say_allocated(run, graph, table, plan)
     _say_slower(run, graph, table, plan)
     return plan
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .checks import check
@@ -63,7 +64,7 @@ def _prompts(run: Run, count: int, part: int) -> str:
         return f"{count} captions of the zoo"
     first, rest = run.prompt_parts
     have = len(rest if part else first)
-    told = f"{min(count, have)} prompts of {run.prompts_name}"
+    told = f"{min(count, have)} prompts of {Path(run.prompts_name).name}"
     if have < count:
         told += ", in turn with other noise"
     if part and rest.texts == first.texts:

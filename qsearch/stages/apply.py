@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..core.graph import OpGraph
 from ..core.plan import Plan
+from ..core.units import size_of
 from .announce import begin
 from .calibrate import calibration_calls, plan_weights
 
@@ -45,8 +46,8 @@ def apply(run: Run, graph: OpGraph, plan: Plan, *, required: bool = False) -> Pa
     save(model, path, graph, plan)
     after = stored_bytes(model) - sum(t.nbytes - 2 * t.numel() for t in model.parameters())
     run.progress.say(
-        f"apply: {len(packed_layers(model))} packed layers, the model takes {after:,} bytes, "
-        f"{before / after:.2f} times less than in 16 bits; {path}"
+        f"apply: {len(packed_layers(model))} packed layers, the denoiser takes {size_of(after)}, "
+        f"{before / after:.2f} times less than in 16 bits ({size_of(before)}); wrote {path}"
     )
     return path
 

@@ -13,16 +13,22 @@ from ..core.graph import OpGraph
 from ..core.latency import Latency
 from ..core.plan import Plan
 from ..core.settings import Settings
+from ..core.table import SensitivityTable
 from .config import NAME, Config, load
 from .extract import example
 from .folder import Run
+
+#: what is timed where nothing is asked and no run says
+DEFAULT = ("keep", "uint4-c", "int8-c+a8")
 
 
 class BenchSettings(Settings):
     """What is timed, and for how long; of a race also who takes part, and how they are compiled."""
 
-    schemes: tuple[str, ...] = Field(
-        ("keep", "uint4-c", "int8-c+a8"), description="choices to time"
+    schemes: tuple[str, ...] | None = Field(
+        None,
+        description="choices to time; keep and those of the run's table and plan when left out, "
+        "without a run uint4-c and int8-c+a8",
     )
     device: str = Field("cpu", description="torch device")
     seconds: float = Field(0.3, ge=0, description="for each thing that is timed")
@@ -77,12 +83,29 @@ def bench(
             f"--output {target}-latency.json"
         )
     model, graph, inputs = _subject(target, settings.resolution)
+    schemes = settings.schemes or own_schemes(target, graph)
     made: tuple[Latency, list[dict[str, Any]]] = time_layers(
-        model, graph, inputs, settings.schemes, device=settings.device, seconds=settings.seconds
+        model, graph, inputs, schemes, device=settings.device, seconds=settings.seconds
     )
     path = output or Path(target) / "latency.json"
     made[0].save(path)
     return path, made[1]
+
+
+def own_schemes(target: str, graph: OpGraph) -> tuple[str, ...]:
+    """What a run may choose from: `keep`, the schemes of its table, those of its plan; `DEFAULT` where it has neither."""
+    folder = Path(target)
+    found: dict[str, None] = {}
+    if (folder / "sensitivity.parquet").is_file():
+        table = SensitivityTable.load(folder / "sensitivity.parquet", graph.id)
+        sites = {layer.name for layer in graph}
+        rows = table.frame[table.frame["site"].isin(sites)]
+        found |= dict.fromkeys(map(str, rows["scheme"].unique()))
+    if (folder / "plan.json").is_file():
+        plan = Plan.load(folder / "plan.json", graph)
+        found |= dict.fromkeys(str(s) for held in plan.weights.values() for s in held)
+    found.pop("keep", None)
+    return ("keep", *found) if found else DEFAULT
 
 
 def race(
@@ -102,7 +125,7 @@ def race(
     from ..race.denoisers import RaceOptions, race_denoisers, uniform
 
     model, graph, inputs = _subject(target, settings.resolution, settings.batch)
-    plans = uniform(graph, settings.schemes)
+    plans = uniform(graph, settings.schemes or DEFAULT)
     if (own := Path(target) / "plan.json").is_file():
         plans["plan.json"] = Plan.load(own, graph).layers
     options = RaceOptions(

@@ -35,7 +35,9 @@ def calibration_calls(run: Run, schemes: Iterable[Scheme]) -> list[Call]:
 
     if run.config.reconstruct.order == "none" and not any(needs_inputs(s) for s in schemes):
         return []
-    return calibration_of(run).record(run.pipe)
+    asked = calibration_of(run)
+    with run.ticks("calibrate", len(asked.prompts), asked.options.batch):
+        return asked.record(run.pipe)
 
 
 def plan_weights(

@@ -70,14 +70,20 @@ def measure(
         tables = run.tables(graph)
         table = tables[0] if tables else None
         plans = draw_plans(
-            graph, c.profile.schemes, settings.plans, settings.draw, seed=c.seed, table=table
+            graph, run.offered(graph), settings.plans, settings.draw, seed=c.seed, table=table
         )
     chosen_by = calibration_question(run, (), always=True)
     setting = setting_of(run, "campaign", graph=graph.id, **chosen_by)
     begin(run, "evaluate")
     where = run.path("trials.db") if settings.storage is None else storage_url(settings.storage)
     campaign = Campaign(
-        run.model_folder, graph, setting, where, run.device, settings.stop, run.config.dtype
+        run.model_folder,
+        graph,
+        setting,
+        where,
+        run.device,
+        settings.stop,
+        run.config.dtype,
     )
     with run.progress.track("evaluate", len(plans)) as advance:
         done = measure_plans(campaign, plans, by, progress=advance, say=run.progress.say)

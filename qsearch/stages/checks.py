@@ -62,7 +62,8 @@ def _whole(folder: Path) -> None:
             continue
         part = folder / name
         if not part.is_dir():
-            near = nearest(name, [p.name for p in folder.iterdir() if p.is_dir()])
+            there = [p.name for p in folder.iterdir() if p.is_dir()]
+            near = nearest(name, there) if there else ""
             raise QSearchError(
                 f"{folder} must hold a whole diffusers pipeline; its model_index.json names "
                 f"{name}, and there is no such folder{near}"

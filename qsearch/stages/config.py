@@ -212,7 +212,7 @@ def load(path: Path) -> Config:
 def save(config: Config, path: Path) -> None:
     """Write a config so that `load` gives it back; its own folder is `.`, and moves with it."""
     path = Path(path)
-    content = config.model_dump(mode="json")
+    content = config.model_dump(mode="json", exclude_unset=True)
     folder = config.folder
     if folder is not None:
         content["folder"] = os.path.relpath(folder.resolve(), path.parent.resolve())
@@ -230,8 +230,20 @@ def with_changes(config: Config, changes: Mapping[str, str]) -> Config:
 
     Raises `QSearchError` for an unknown key and for a value that does not fit.
     """
-    content = config.model_dump(mode="json")
-    for key, text in changes.items():
+    return changed(
+        config,
+        {key: _value(text) if text else None for key, text in changes.items()},
+        "the settings",
+    )
+
+
+def changed(config: Config, changes: Mapping[str, Any], source: str) -> Config:
+    """A config with keys such as `allocate.bytes` set to values; None is the default.
+
+    Raises `QSearchError` for an unknown key and for a value that does not fit.
+    """
+    content = config.model_dump(mode="json", exclude_unset=True)
+    for key, value in changes.items():
         *sections, name = key.split(".")
         kind: Any = Config
         held = content
@@ -241,11 +253,18 @@ def with_changes(config: Config, changes: Mapping[str, str]) -> Config:
             held = held[part] if isinstance(held.get(part), dict) else {}
             content[part] = held
         _known(kind, name, key)
-        if text == "":
+        if isinstance(value, str) and _is_list(kind, name):
+            value = [word.strip() for word in value.split(",") if word.strip()]
+        if value is None:
             held.pop(name, None)
         else:
-            held[name] = _value(text)
-    return parse(content, "the settings")
+            held[name] = value
+    return parse(content, source)
+
+
+def _is_list(kind: Any, name: str) -> bool:
+    field = getattr(kind, "model_fields", {}).get(name)
+    return field is not None and "tuple[" in str(field.annotation)
 
 
 def _value(text: str) -> Any:

@@ -19,6 +19,7 @@ from ..core.plan import Plan
 from ..core.scheme import KEEP
 from ..core.settings import Settings
 from .announce import begin
+from .endings import say_evaluated
 from .keys import file_key, sampled
 from .protocol import write_tables
 
@@ -88,7 +89,12 @@ def setting_of(run: Run, verb: str, **more: Any) -> EvaluationSetting:
         **more,
     )
     sampling = run.sampling_for("evaluate")
-    return EvaluationSetting(prompts, sampling, run.metrics, key, calibration_of(run), real)
+    said = {
+        "sampler": f"{sampling.steps} steps, guidance {sampling.guidance:g}",
+        "prompts": f"{len(prompts)} of {Path(run.prompts_name).name}",
+        "weights": run.config.dtype,
+    }
+    return EvaluationSetting(prompts, sampling, run.metrics, key, calibration_of(run), real, said)
 
 
 def evaluation_setting(run: Run, plans: Iterable[Plan]) -> EvaluationSetting:
@@ -125,6 +131,7 @@ def evaluate(run: Run, graph: OpGraph, plan: Plan) -> list[dict[str, Any]]:
     plans = _plans(run, graph, plan)
     setting = evaluation_setting(run, plans.values())
     trials = Trials(run.path("trials.db"), graph)
+    trials.describe(setting.key, setting.said)
     found = {name: trials.find(p, setting.key) for name, p in plans.items()}
     missing = [
         name
@@ -145,6 +152,7 @@ def evaluate(run: Run, graph: OpGraph, plan: Plan) -> list[dict[str, Any]]:
     if c.protocol is not None:
         files = write_tables(run, rows)
         run.progress.say(f"evaluate: {c.protocol.name}'s table in {', '.join(map(str, files))}")
+    say_evaluated(run, plan, rows, OWN)
     return rows
 
 
@@ -160,8 +168,8 @@ def _plans(run: Run, graph: OpGraph, plan: Plan) -> dict[str, Plan]:
     plans[OWN] = plan
     many = c.evaluate.random > 1
     for i in range(0 if c.allocate.layers else c.evaluate.random):  # by hand fills no budget
-        budget = sized(c.allocate.budget, plan)
-        drawn = random_plan(graph, c.profile.schemes, budget, c.seed * 1000 + i)
+        budget = sized(plan.budget or c.allocate.budget, plan)
+        drawn = random_plan(graph, run.offered(graph), budget, c.seed * 1000 + i)
         drawn = with_attentions(graph, with_inputs(graph, drawn, c.allocate.inputs), plan)
         plans[f"random {i}" if many else "random"] = drawn
     return plans
@@ -173,6 +181,7 @@ def _row(name: str, plan: Plan, trial: Trial) -> dict[str, Any]:
         "average_bits": plan.achieved.average_bits,
         "bytes": plan.achieved.bytes,
         "metrics": {k: list(v) for k, v in trial.metrics.items()},
+        "samples": {k: [round(x, 6) for x in v] for k, v in trial.samples.items()},
     }
 
 
@@ -184,8 +193,7 @@ def _measure(
     setting: EvaluationSetting,
     trials: Trials,
 ) -> None:
-    from ..measure.evaluation import directions, make
-    from ..measure.evaluation import evaluate as verb
+    from ..measure.evaluation import directions, evaluated, make
     from ..measure.pipelines import record
     from ..report.pictures import picture_path, save_pictures
     from .calibrate import calibration_calls, plan_weights
@@ -193,36 +201,28 @@ def _measure(
     begin(run, "evaluate")
     prompts, sampling = setting.prompts, setting.sampling
     first = prompts[: min(_CALLS, len(prompts))]
-    calls = record(run.pipe, first, sampling, run.bins, sampling.batch)
+    with run.ticks("record", len(first), sampling.batch):
+        calls = record(run.pipe, first, sampling, run.bins, sampling.batch)
     todo = [n for n in missing if n != FULL_PRECISION]
     choosing = calibration_calls(run, {s for name in todo for s in plans[name].schemes})
-    with run.progress.track("evaluate", len(prompts) * (1 + len(todo))) as advance:
+    with run.ticks("evaluate", len(prompts), sampling.batch, 1 + len(todo)):
         reference = replace(
-            make(
-                run.pipe, graph, plans[FULL_PRECISION], prompts, sampling, calls, progress=advance
-            ),
+            make(run.pipe, graph, plans[FULL_PRECISION], prompts, sampling, calls),
             real=setting.real,
         )
         for name in [FULL_PRECISION, *todo]:
             plan, outcome = plans[name], reference
             if name != FULL_PRECISION:
                 weights = plan_weights(run, graph, plan, choosing, learn=name == OWN)
-                outcome = make(
-                    run.pipe,
-                    graph,
-                    plan,
-                    prompts,
-                    sampling,
-                    calls,
-                    weights=weights,
-                    progress=advance,
-                )
+                outcome = make(run.pipe, graph, plan, prompts, sampling, calls, weights=weights)
             if trials.find(plan, setting.key) is None:
+                pairs, samples = evaluated(outcome, reference, setting.metrics)
                 trials.add(
                     name,
                     plan,
-                    verb(outcome, reference, setting.metrics),
+                    pairs,
                     setting.key,
+                    samples=samples,
                     higher_is_better=directions([*setting.metrics, "noise"]),
                 )
             save_pictures(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -104,27 +104,3 @@ def _knows(run: Run, surrogate: Surrogate, plan: Plan) -> bool:
             "out; measure plans with it and fit again"
         )
     return not unseen
-
-
-def largest(found: Attribution, top: int) -> dict[str, list[dict[str, Any]]]:
-    """Title -> the `top` names with the largest share in the prediction of the run's plan.
-
-    One title for each method and metric that shares it out.
-    """
-    shown: dict[str, list[dict[str, Any]]] = {}
-    rows = found.frame[
-        (found.frame["plan"] == OWN) & found.frame["kind"].isin(["layer", "feature"])
-    ]
-    for (method, kind, metric), part in rows.groupby(["method", "kind", "metric"], sort=True):
-        totals = part.groupby("name").agg({"value": "sum", "choice": "first"})
-        order = totals["value"].abs().sort_values(ascending=False).index[:top]
-        base, whole = float(part["base"].iloc[0]), float(part["prediction"].iloc[0])
-        shown[f"{metric} by {method}: {base:.4g} without, {whole:.4g} with this plan"] = [
-            {
-                str(kind): str(name),
-                "choice": str(totals.loc[name, "choice"]),
-                "value": float(totals.loc[name, "value"]),
-            }
-            for name in order
-        ]
-    return shown

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.artifacts import digest
-from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.progress import Progress, Silent
 from .announce import begin
@@ -79,44 +78,37 @@ def example(run: Run, batch: int = 1) -> tuple[Any, dict[str, Any]]:
     return model, example_inputs(call, model)
 
 
-def extract_to(
+def is_card(model: str) -> bool:
+    """Whether `model` names a card, shapes without weights."""
+    from ..graphs.families import cards
+
+    return cards.has(model)
+
+
+def extract_card(
     folder: Path, model: str, progress: Progress | None = None, **size: int | None
 ) -> OpGraph:
-    """A run folder with the graph of `model`; a config that is there already, of the same model, stays.
+    """A run folder with the graph of a card.
 
     Args:
         folder: the run folder to make.
-        model: name of the zoo, card, local diffusers folder or hub id.
+        model: the card's name, or the path of a YAML file.
         progress: who is told.
-        size: of a card: `resolution`, `batch`, `frames`.
+        size: `resolution`, `batch`, `frames`.
 
     Returns:
         The graph.
 
     Raises:
-        QSearchError: for an unknown model, and a size given with a pipeline.
+        QSearchError: for an unknown card, and a size that it can't have.
     """
+    from ..graphs.extraction import extract as verb
     from ..graphs.families import cards
-    from .config import NAME, Config, load, save
+    from .config import NAME, Config, save
     from .folder import Run
 
     run = Run(Config(model=model, folder=folder), progress or Silent())
     asked = {name: value for name, value in size.items() if value is not None}
-    if not cards.has(model):
-        _ = run.model_folder  # a wrong name is said before anything is written
-        if asked:
-            raise QSearchError(
-                f"{', '.join(asked)} are for cards, a pipeline is read as it runs; given with "
-                f"{model}"
-            )
-        if run.path(NAME).is_file():
-            known = load(folder)
-            if Path(known.model).resolve() == Path(model).resolve():
-                return extract(Run(known.model_copy(update={"folder": folder}), run.progress))
-        save(run.config, run.path(NAME))
-        return extract(run)
-    from ..graphs.extraction import extract as verb
-
     denoiser, inputs = cards.load(model, **asked)
     graph = verb(denoiser, inputs, name=model)
     save(run.config, run.path(NAME))

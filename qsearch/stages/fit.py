@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from ..learn.surrogate import Surrogate
     from ..measure.executing import ExecutorOptions
     from .folder import Run
+
+
+#: plans that each fold holds out, at least; plans from which on scores say something; residuals that a 90% interval needs
+_EACH, _MANY, _PROMISED = 2, 30, 9
 
 
 class FitSettings(Settings):
@@ -63,6 +68,7 @@ def fit(
         for name in studies[0].trials[0].metrics
         if all(name in s.trials[0].metrics for s in studies)
     ]
+    _enough(run, studies, asked.folds)
     found = []
     for metric in asked.metrics or known:
         surrogate = verb(
@@ -90,6 +96,22 @@ def _folds(
 
 def _learner(work: Folds, device: str) -> Folds:
     return work
+
+
+def _enough(run: Run, studies: Sequence[Study], folds: int) -> None:
+    """Refuse fewer plans than a held-out score can be taken of, and say where there are few."""
+    count = sum(len(study.trials) for study in studies)
+    if count < _EACH * folds:
+        raise QSearchError(
+            f"{folds} folds need {_EACH * folds} measured plans, so that each holds {_EACH} out; "
+            f"{run.folder} has {count}: measure more with `qsearch evaluate {run.folder} --plans "
+            "64`, or ask for fewer folds"
+        )
+    if count < _MANY:
+        run.progress.say(
+            f"fit: {count} plans are few; the scores below have wide errors of their own, and no "
+            f"90% interval is promised for fewer than {_PROMISED}"
+        )
 
 
 def study_of(run: Run, storage: str | None = None) -> Study:
@@ -120,7 +142,9 @@ def scores_of(surrogates: Sequence[Surrogate]) -> list[dict[str, Any]]:
             "Kendall": s.scores.kendall,
             "NDCG@10": s.scores.ndcg,
             "error": s.scores.error,
-            "90% interval ±": half_width(s.residuals, 0.9),
+            "90% interval ±": width
+            if math.isfinite(width := half_width(s.residuals, 0.9))
+            else "-",
         }
         for s in surrogates
     ]

@@ -8,7 +8,8 @@ it was in, and within a sweep or an evaluation at the next item.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +44,8 @@ class Run:
     progress: Progress = field(default_factory=Silent)
     #: lines that were said about this run, so that none is said twice
     said: set[str] = field(default_factory=set)
+    #: whether a whole job is done, so that no stage names the next command
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if self.config.folder is None:
@@ -117,8 +120,19 @@ class Run:
     def pipe(self) -> Any:
         """The diffusers pipeline, loaded."""
         from ..measure.pipelines import load_pipeline
+        from ..measure.sizes import growing
 
-        return load_pipeline(self.model_folder, self.device, self.config.dtype)
+        with growing(self.model_folder, self.config.dtype, self.progress, self.model_name):
+            return load_pipeline(self.model_folder, self.device, self.config.dtype)
+
+    @contextmanager
+    def ticks(self, title: str, samples: int, batch: int, times: int = 1) -> Iterator[None]:
+        """Inside, a bar goes by the sampler's steps: those of `samples` prompts, `batch` at once, `times` over."""
+        from ..measure.components import counted
+
+        total = -(-samples // max(1, min(batch, samples))) * self.sampling.steps * times
+        with self.progress.track(title, total) as advance, counted(self.pipe, advance):
+            yield
 
     @cached_property
     def own(self) -> Own:
@@ -208,6 +222,10 @@ class Run:
             return str(self.config.prompts)
         return "captions of the zoo" if self.own.zoo else "the prompts that ship"
 
+    def say_done(self, line: str, then: str) -> None:
+        """The last line of a stage, with the next command unless a whole job is done."""
+        self.progress.say(line if self.whole else f"{line}; next: {then}")
+
     def key(self, verb: str, **question: Any) -> str:
         """Digest of the question that a stage answers; another version of qsearch asks again."""
         version = versions().get("qsearch-diffusion", "")
@@ -236,6 +254,15 @@ class Run:
         from ..core.table import SensitivityTable
 
         return SensitivityTable.load(self.path("sensitivity.parquet"), graph.id)
+
+    def offered(self, graph: OpGraph) -> tuple[str, ...]:
+        """Schemes that drawn plans choose from: those of the run's table, else those of its config."""
+        sites = {layer.name for layer in graph}
+        for table in self.tables(graph):
+            rows = table.frame[table.frame["site"].isin(sites)]
+            if found := [s for s in map(str, rows["scheme"].unique()) if s != "keep"]:
+                return tuple(found)
+        return self.config.profile.schemes
 
     def tables(self, graph: OpGraph) -> tuple[SensitivityTable, ...]:
         """The run's sensitivity table, or nothing where it was not profiled."""

@@ -16,6 +16,7 @@ from ..core.scheme import Scheme
 from ..core.table import SensitivityTable
 from .announce import begin
 from .calibrate import calibration_calls, calibration_question
+from .endings import say_profiled
 from .keys import sampled
 
 if TYPE_CHECKING:
@@ -97,12 +98,15 @@ def profile(run: Run, graph: OpGraph, by: ExecutorOptions | None = None) -> Sens
                 run.model_folder, graph, run.sampling, run.device, c.dtype, calibration=chosen_by
             )
             work = replace(work, parted=parted.by(by, run.progress.say))
+        batch = min(c.profile.batch, len(prompts))
+        stack.enter_context(run.ticks("record", len(prompts), batch))
         options = c.profile.model_copy(update={"seed": c.seed + c.profile.seed, "bins": run.bins})
         table = profile_pipeline(run.pipe, graph, prompts, run.sampling, options, work)
     table.save(run.path("sensitivity.parquet"), key=key, parents={"graph": graph.id}, seed=c.seed)
     if limit is None:  # else it is what more time goes on from
         run.path(PARTIAL).unlink(missing_ok=True)
     _say(run, table)
+    say_profiled(run, graph, table)
     return table
 
 

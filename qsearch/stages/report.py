@@ -6,11 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.artifacts import read_json, write_text
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.plan import Plan
 from ..core.table import SensitivityTable
+from .evaluate import RESULTS
 from .keys import file_digest, table_key
+
+#: how the page's line about its age begins, while it is new and when it is old
+_FRESH, _OLD = '<p class="old" hidden>', '<p class="old">'
 
 if TYPE_CHECKING:
     from ..core.attribution import Attribution
@@ -88,6 +93,54 @@ def report(
     )
     run.progress.say(f"report: {path}")
     return path
+
+
+def report_run(run: Run) -> Path:
+    """The page of what a run holds; nothing is measured.
+
+    Raises:
+        QSearchError: something is missing, or was measured of another plan; with the command that
+            makes it.
+    """
+    graph = run.graph()
+    plan = Plan.load(run.path("plan.json"), graph)
+    path = run.path("results.json")
+    if not path.is_file():
+        raise QSearchError(
+            f"a page shows what was measured, and {path} does not exist; measure the plan with "
+            f"`qsearch evaluate {run.folder}`"
+        )
+    header, content = read_json(path, RESULTS, graph.id)
+    if header.parents.get("plan", plan.id) != plan.id:
+        raise QSearchError(
+            f"{path} is of another plan than {run.path('plan.json')}; measure this one with "
+            f"`qsearch evaluate {run.folder}`"
+        )
+    return report(run, graph, run.table(graph), plan, content["rows"])
+
+
+def measured_report(
+    run: Run, graph: OpGraph, plan: Plan, rows: Sequence[Mapping[str, Any]]
+) -> Path | None:
+    """The page after an evaluation; None, with a word, where the run has no table of sensitivities."""
+    if not run.path("sensitivity.parquet").is_file():
+        run.progress.say(
+            f"report: none without a table of sensitivities; make one with `qsearch profile "
+            f"{run.folder}`"
+        )
+        return None
+    return report(run, graph, run.table(graph), plan, rows)
+
+
+def mark_old(folder: Path) -> bool:
+    """Let a page that was made before the plan changed say so; returns whether there is such a page."""
+    path = folder / "report.html"
+    if not path.is_file():
+        return False
+    text = path.read_text(encoding="utf-8")
+    if _FRESH in text:
+        write_text(path, text.replace(_FRESH, _OLD))
+    return _FRESH in text or _OLD in text
 
 
 def _shapley(graph: OpGraph, table: SensitivityTable, plan: Plan) -> Attribution | None:

@@ -8,6 +8,7 @@ from typing import Any
 from ..core.progress import Progress, Silent
 from .allocate import allocate
 from .announce import begin
+from .checks import check_run
 from .config import NAME, Config, load, save
 from .evaluate import evaluate
 from .extract import extract
@@ -30,13 +31,19 @@ def run(config: Config | Path | str, progress: Progress | None = None) -> list[d
     Raises:
         QSearchError: before any work, for a model, prompts, metrics or a budget that don't do.
     """
+    loaded = load(Path(config)) if isinstance(config, str | Path) else config
+    run = Run(loaded, progress or Silent())
+    check_run(run)  # before anything is written
+    save(run.config, run.path(NAME))
+    return job(run)
+
+
+def job(job: Run) -> list[dict[str, Any]]:
+    """The whole job in a run's folder, as `run`."""
     from ..decide.building import check_budget
 
-    loaded = load(Path(config)) if isinstance(config, str | Path) else config
-    job = Run(loaded, progress or Silent())
-    _ = job.model_folder  # a wrong name is said before anything is written
+    job.whole = True
     begin(job, "extract", "profile", "evaluate")
-    save(job.config, job.path(NAME))
     graph = extract(job)
     settings = job.config.allocate
     if settings.layers:
@@ -48,4 +55,8 @@ def run(config: Config | Path | str, progress: Progress | None = None) -> list[d
     plan = allocate(job, graph, table, keep=True)
     rows = evaluate(job, graph, plan)
     report(job, graph, table, plan, rows)
+    target = job.config.allocate.target or "torchao"
+    job.progress.say(
+        f"next: open {job.path('report.html')}; qsearch export {job.folder} --to {target}"
+    )
     return rows

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from qsearch import cli
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
-from qsearch.stages.extract import extract_to
+from qsearch.stages.extract import extract_card
 
 TINY = """
 title: a tiny DiT
@@ -54,7 +54,7 @@ def test_extract_writes_the_graph_of_a_card(folder: Path) -> None:
 
 
 def test_the_native_size_is_the_same_model_in_other_sizes(folder: Path, tmp_path: Path) -> None:
-    native = extract_to(tmp_path, str(folder.parent / "tiny.yaml"))
+    native = extract_card(tmp_path, str(folder.parent / "tiny.yaml"))
 
     assert native.layer("pos_embed.proj").inputs == 4 * 8 * 8
     assert native.weights == OpGraph.load(folder / "graph.json").weights
@@ -119,7 +119,7 @@ def test_list_names_cards_and_devices() -> None:
         ),
         (
             ("extract", "scenes-dit", "-o", "OUT", "--batch", "2"),
-            r"batch are for cards|has no weights",
+            r"batch is for cards|has no weights",
         ),
         (("show", "GRAPH", "--format", "doot"), r"did you mean 'dot'"),
         (("show", "GRAPH", "--device", "h2000"), r"did you mean 'h200'"),

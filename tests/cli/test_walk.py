@@ -99,7 +99,7 @@ def test_many_plans_that_are_calibrated_are_measured_fitted_and_explained(
     code, shown, said = command("fit", ran, "--surrogate", "ridge", "--folds", 3)
     assert code == 0, said
     assert "sqnr" in shown
-    assert config.load(ran).fit.surrogate == "ridge"
+    assert config.load(ran).fit.surrogate != "ridge"  # options hold for one call
 
     code, shown, said = command("explain", ran, "--top", 2)
     assert code == 0, said
@@ -161,11 +161,20 @@ def test_an_interrupted_stage_keeps_its_question(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(profile, "profile", interrupted)
-    code, _, _ = command("profile", ran, "--probes", 3)
+    code, _, said = command("profile", ran, "--probes", 3)
 
-    assert code != 0
-    assert config.load(ran).profile.probes == 3
-    assert command("set", ran, "profile.probes=2")[0] == 0
+    assert code == 130
+    assert "what was finished is kept in" in said
+    assert "the same command goes on" in said
+    monkeypatch.undo()
+    monkeypatch.setattr(profile, "profile", lambda job, _: asked.append(job.config.profile.probes))
+    asked: list[int] = []
+    code, _, said = command("profile", ran)
+    assert (code, asked) == (0, [3]), said
+    assert "goes on as it was asked before it was interrupted: probes 3" in " ".join(said.split())
+    assert command("profile", ran)[0] == 0
+    assert asked == [3, 2]  # it was finished, and the config's holds again
+    assert config.load(ran).profile.probes == 2
 
 
 def test_limits_are_taken_back_from_the_shell(ran: Path, command: Command) -> None:

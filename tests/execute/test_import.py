@@ -20,7 +20,7 @@ from qsearch.core.plan import Plan
 from qsearch.core.table import SensitivityTable
 from qsearch.decide.allocation import allocate
 from qsearch.execute.importing import import_plan
-from qsearch.stages.extract import extract_to
+from qsearch.stages.extract import extract_card
 from tests.core.test_hostile import mutate_bytes, mutate_tree
 
 MUTATIONS = 120
@@ -438,7 +438,7 @@ def test_mixdqs_published_table_is_beaten_by_one_joint_plan(
 def sdxl_turbo(tmp_path_factory: pytest.TempPathFactory) -> OpGraph:
     """The card's graph."""
 
-    return extract_to(tmp_path_factory.mktemp("sdxl"), "sdxl-turbo")
+    return extract_card(tmp_path_factory.mktemp("sdxl"), "sdxl-turbo")
 
 
 def test_a_table_that_was_imported_loads_again(graph: OpGraph, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qsearch import cli
-from qsearch.cli.common import folder_for
+from qsearch.cli.common import place_for
 from qsearch.core.errors import QSearchError
 from qsearch.core.table import SensitivityTable
 from qsearch.graphs.extraction import extract
@@ -123,4 +123,4 @@ def test_a_folder_and_a_file_of_prompts_are_all_that_the_command_needs(
         QSearchError,
         match=r"is a run of .*model, not of scenes-dit; give another folder with --output",
     ):
-        folder_for("scenes-dit", run)
+        place_for("scenes-dit", run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import shutil
 import subprocess
@@ -13,13 +14,16 @@ from pathlib import Path
 
 import pytest
 
+from qsearch import report as report_package
 from qsearch.core.attribution import Attribution
 from qsearch.core.cost import Budget
 from qsearch.core.errors import ArtifactError, QSearchError
 from qsearch.core.plan import Plan
 from qsearch.core.progress import Silent
 from qsearch.core.steps import StepRanges
+from qsearch.core.units import number_of
 from qsearch.report.findings import Findings
+from qsearch.report.fold import MANY
 from qsearch.report.frontier import frontier
 from qsearch.report.page import write_report
 from qsearch.stages.config import Config
@@ -41,7 +45,8 @@ GRAPH = pixart()
 TABLE, PLAN = make_table(GRAPH), make_plan(GRAPH)
 ROWS = make_rows(GRAPH, PLAN)
 NASTY = "<script>alert('x')</script>"
-VOID = {"meta", "img", "br", "wbr"}
+VOID = {"meta", "img", "br", "wbr", "input"}
+SCRIPT = (Path(report_package.__file__).parent / "page.js").read_text(encoding="utf-8")
 CHROMIUM = next(
     (
         path
@@ -152,7 +157,9 @@ def test_ids_are_unique_and_what_is_referred_to_is_there(page: Page) -> None:
     assert used <= set(ids)
 
 
-def test_nothing_is_fetched_and_nothing_runs(page: Page, text: str) -> None:
+def test_nothing_is_fetched_and_nothing_runs_but_the_page_s_own_script(
+    page: Page, text: str
+) -> None:
     sources = [
         str(a[k])
         for _, a in page.tags
@@ -165,7 +172,6 @@ def test_nothing_is_fetched_and_nothing_runs(page: Page, text: str) -> None:
         "#",
     }
     assert {tag for tag, _ in page.tags} & {
-        "script",
         "link",
         "iframe",
         "object",
@@ -175,6 +181,10 @@ def test_nothing_is_fetched_and_nothing_runs(page: Page, text: str) -> None:
     } == set()
     assert re.findall(r"@import|url\((?!#)", text) == []
     assert [k for _, a in page.tags for k in a if k.startswith("on")] == []
+    assert page.all("script") == [{}]
+    assert SCRIPT in text
+    assert re.findall(r"fetch|XMLHttp|WebSocket|import|eval|innerHTML|https?:", SCRIPT) == []
+    assert len(SCRIPT.splitlines()) < 200
 
 
 def test_pictures_say_what_they_show(page: Page) -> None:
@@ -194,7 +204,7 @@ def test_tables_have_captions_and_headers_with_a_scope(page: Page) -> None:
 def test_what_was_asked_is_said(page: Page) -> None:
     for words in (
         "at most 12 stored bits a weight",
-        f"{GRAPH.weights:,} weights",
+        f"{number_of(GRAPH.weights)} weights",
         "uint2-c, uint3-c, uint4-c, uint8-c, keep (full precision)",
         *CAPTIONS,
     ):
@@ -272,7 +282,7 @@ def test_a_plan_on_disk_that_is_another_says_nothing_of_this_one(tmp_path: Path)
 
 
 def test_markup_in_data_is_text(nasty: Page) -> None:
-    assert nasty.all("script") == []
+    assert nasty.all("script") == [{}]
     assert nasty.open == []
     for words in (f"a.{NASTY}", f"model: {NASTY}", f"{CAPTIONS[0]} {NASTY}\"'", f"{NASTY}: "):
         assert words in nasty.text
@@ -503,3 +513,80 @@ def test_a_plan_over_ranges_shows_its_ranges(tmp_path: Path) -> None:
         f"bits of the weight, {len(GRAPH.quantizable)} layers by 2 ranges of steps"
         in text.replace("\n", " ")
     )
+
+
+# ---------------------------------------------------------------------------------------------------------- many layers
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of a model of some three hundred layers."""
+    folder = tmp_path_factory.mktemp("large")
+    save_run(folder)
+    graph = pixart(28)
+    plan = make_plan(graph)
+    assert len(graph.layers) > MANY
+    found = Findings(graph, make_table(graph), plan, make_rows(graph, plan), CAPTIONS)
+    write_report(folder, found)
+    return folder
+
+
+def test_many_layers_are_folded_by_block_and_role(large: Path) -> None:
+    text = (large / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    graph = pixart(28)
+
+    assert len(text) < 5e6
+    assert len([a for a in page.all("svg") if a.get("class") == "fold"]) == 4
+    assert len([a for a in page.all("tr") if a.get("class") == "layer"]) == len(graph.layers)
+    assert len([a for a in page.all("tr") if a.get("class") == "group"]) < len(graph.layers) / 3
+    assert page.open == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a browser")
+@pytest.mark.parametrize("width", [390, 1400])
+def test_layers_are_found_sorted_and_opened_by_the_script(
+    large: Path, tmp_path: Path, width: int
+) -> None:
+    steps = """
+      const rows = () => [...document.querySelectorAll("tr.layer")].filter(r => !r.hidden);
+      const folded = rows().length, box = document.getElementById("search");
+      document.querySelector("tr.group button").click();
+      const open = rows().length;
+      box.value = "self-attention-q uint2"; box.dispatchEvent(new Event("input"));
+      const found = rows().every(r => /self-attention-q/.test(r.textContent)) && rows().length;
+      box.value = ""; box.dispatchEvent(new Event("input"));
+      document.querySelectorAll("#layers thead button")[4].click();
+      const bits = rows().map(r => parseFloat(r.cells[4].textContent));
+      const sorted = bits.every((b, i) => !i || bits[i - 1] <= b);
+      document.querySelector(".compare").click();
+      const slider = document.querySelectorAll(".slider img").length;
+      const wide = document.documentElement.scrollWidth;
+      document.title = JSON.stringify({folded, open, found: !!found, sorted, slider, wide});
+    """
+    text = (large / "report.html").read_text(encoding="utf-8")
+    (tmp_path / "page.html").write_text(text.replace("</body>", f"<script>{steps}</script></body>"))
+    done = subprocess.run(
+        [
+            str(CHROMIUM),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--window-size={width},1000",
+            f"--user-data-dir={tmp_path / 'browser'}",
+            "--dump-dom",
+            (tmp_path / "page.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+
+    said = json.loads(html.unescape(re.findall(r"<title>(.*?)</title>", done.stdout)[0]))
+    assert said["folded"] == 0
+    assert said["open"] > 0
+    assert said["found"]
+    assert said["sorted"]
+    assert said["slider"] == 2
+    assert said["wide"] <= max(width, 500)

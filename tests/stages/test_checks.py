@@ -77,7 +77,7 @@ def test_what_was_chosen_is_said_in_lines(tmp_path: Path) -> None:
     assert model == (
         "pipe: 5 steps, guidance 7.5*, 256x256*, float32 on cpu (*: the pipeline's own)"
     )
-    assert f"8 samples of 2 prompts of {tmp_path / 'prompts.txt'}, in turn" in profile
+    assert "8 samples of 2 prompts of prompts.txt, in turn" in profile
     assert "3 samples of 2 prompts of" in evaluate
 
 

@@ -20,6 +20,7 @@ from ..executing import (
     begun,
     workers_here,
 )
+from ..workers import follow_parent, starting, stop
 
 
 def execute(
@@ -35,11 +36,15 @@ def execute(
         while parts or running:
             while parts and len(running) < count:
                 part = parts.popleft()
-                running[pool.submit(_do, part)] = part
+                with starting():  # the processes begin with the first parts
+                    running[pool.submit(_do, part)] = part
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 yield running.pop(future), future.result().result()
     except BrokenProcessPool:
         raise WorkerLost("a worker was killed (out of memory?)") from None
+    except BaseException:
+        stop()  # a part takes minutes, and whoever presses Ctrl-C waits for none
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -49,6 +54,7 @@ _own: Attempt | None = None  # of a worker process: what it does, or why it can'
 
 def _begin(task: Task, threads: int, taken: Any) -> None:
     global _own  # noqa: PLW0603 (a pool hands its processes nothing but the next part)
+    follow_parent()
     with taken.get_lock():
         place = taken.value
         taken.value += 1
