@@ -108,6 +108,8 @@ def asked_run(
     asked = {key: value for key, value in (changes or {}).items() if value is not None}
     terminal = Terminal()
     new = isinstance(place, tuple)
+    if isinstance(place, Path) and place.is_file():
+        raise QSearchError(f"{place} is a file; give the run's folder, such as {place.parent}")
     folder, config = place if isinstance(place, tuple) else (place, c.load(place / c.NAME))
     if not asked and not new:
         asked = unfinished.of(folder, verb)

@@ -153,6 +153,27 @@ def test_a_scheduler_that_nobody_knows_has_settings_all_the_same(
     assert config.load(tmp_path / "odd.yaml").sampling.steps == 50
 
 
+def test_a_file_of_a_run_is_answered_with_its_folder(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("{}")
+
+    for verb in ("allocate", "evaluate", "report"):
+        code, _, said = command(verb, tmp_path / "plan.json")
+        assert (code, said.count("\n")) == (2, 1)
+        assert f"give the run's folder, such as {tmp_path}" in said
+
+
+def test_a_surrogate_is_refused_what_it_can_t_learn_from(place: Path, command: Command) -> None:
+    run = place / "runs" / "my-sdxl"
+    if not run.is_dir():
+        pytest.skip("the walk above did not run")
+
+    code, _, said = command("fit", run)
+
+    assert code == 2
+    assert "5 folds need 10 measured plans" in said
+    assert "--plans" in said
+
+
 def test_schemes_of_a_tool_are_listed_with_their_bits(command: Command) -> None:
     code, out, said = command("list", "schemes", "--for", "gguf")
 
@@ -242,7 +263,7 @@ def test_what_libraries_warn_of_is_in_the_log_of_the_run(
     def warned(*_: Any, **__: Any) -> None:
         import warnings
 
-        warnings.warn("somebody else's advice", stacklevel=1)
+        warnings.showwarning(UserWarning("somebody else's advice"), UserWarning, "theirs.py", 1)
         sys.stderr.write("and a line of a library\n")
 
     monkeypatch.setattr("qsearch.stages.report.report_run", warned)
