@@ -167,7 +167,7 @@ def test_an_interrupted_stage_keeps_its_question(
     assert "what was finished is kept in" in said
     assert "the same command goes on" in said
     monkeypatch.undo()
-    monkeypatch.setattr(profile, "profile", lambda job, _: asked.append(job.config.profile.probes))
+    monkeypatch.setattr(profile, "profile", lambda job, *_: asked.append(job.config.profile.probes))
     asked: list[int] = []
     code, _, said = command("profile", ran)
     assert (code, asked) == (0, [3]), said
