@@ -56,7 +56,14 @@ class AllocationRequest:
         return self.steps is not None and len(self.steps) > 1
 
     def with_named(self, named: Mapping[str, Any]) -> AllocationRequest:
-        """The request with fields given by name. Raises `QSearchError` with the nearest name."""
+        """The request with fields given by name. Raises `QSearchError` with the nearest name.
+
+        Args:
+            named: name of a field -> its value.
+
+        Returns:
+            The changed request.
+        """
         known = [f.name for f in fields(self)]
         for name in named:
             if name not in known:

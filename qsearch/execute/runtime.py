@@ -64,6 +64,16 @@ def apply(
     `QSearchError` for a plan of another graph, for what has no packed form (layers of other classes, attention's own tensors), and,
     with `kernels="required"`, where a layer would have to widen its weight.
     On an error the model may hold some packed layers already: a weight is freed as soon as it is packed, so that memory never holds both.
+
+    Args:
+        model: the denoiser, or the container of a pipeline's denoisers.
+        plan: a plan, or layer -> scheme.
+        graph: the model's graph.
+        weights: of this model, with calibration or what reconstruction learnt.
+        kernels: `preferred`, or `required` to refuse layers without a product of their own.
+
+    Returns:
+        `model`.
     """
     if isinstance(plan, Plan) and plan.graph != graph.id:
         raise QSearchError(

@@ -37,11 +37,19 @@ class Study:
     tables: Sequence[SensitivityTable] = ()
 
     def plans(self) -> dict[str, Plan]:
-        """The plans by their digests. Raises `QSearchError` for one that lacks a layer."""
+        """The plans by their digests. Raises `QSearchError` for one that lacks a layer.
+
+        Returns:
+            Digest -> plan.
+        """
         return {trial.plan: trial.made(self.graph) for trial in self.trials}
 
     def named(self) -> dict[str, Plan]:
-        """The plans by their names; of several with one name, the later ones also by their digests."""
+        """The plans by their names; of several with one name, the later ones also by their digests.
+
+        Returns:
+            Name -> plan.
+        """
         found: dict[str, Plan] = {}
         for trial in self.trials:
             name = f"{trial.name} {trial.plan}" if trial.name in found else trial.name
@@ -49,7 +57,14 @@ class Study:
         return found
 
     def target(self, metric: str) -> Array:
-        """What was measured of each plan [plans]."""
+        """What was measured of each plan [plans].
+
+        Args:
+            metric: one that was measured.
+
+        Returns:
+            Values [plans].
+        """
         for trial in self.trials:
             if metric not in trial.metrics:
                 raise QSearchError(
@@ -204,6 +219,19 @@ def fit(
     `elsewhere`: does the folds of the cross-validation (`cross_validate`). `tables`: sensitivity tables of the graph; their predictions are features, and the one that goes along best is what learners start from.
 
     Raises `QSearchError` for trials of another graph, a metric that never varies, or fewer plans than folds.
+
+    Args:
+        graph: the model's graph.
+        trials: measured plans.
+        tables: sensitivity tables of the graph.
+        metric: what is predicted.
+        kind: plug-in of `surrogates`.
+        folds: parts of the cross-validation.
+        seed: of folds and learners.
+        studies: measured plans of several graphs, instead of the first three.
+
+    Returns:
+        The surrogate, with its held-out scores.
     """
     given = (tables,) if isinstance(tables, SensitivityTable) else tuple(tables)
     known = [*studies, *([Study(graph, trials, given)] if graph is not None else [])]

@@ -150,6 +150,14 @@ def evaluate(
 
     Besides `metrics`: `noise`, the relative error of the denoiser's output on the recorded calls,
     and `output_sqnr`, the same in dB.
+
+    Args:
+        outcome: what the plan made.
+        reference: what full precision made of the same noise and captions.
+        metrics: plug-ins of `metrics`.
+
+    Returns:
+        Metric -> (mean, standard error).
     """
     return evaluated(outcome, reference, metrics)[0]
 
