@@ -29,7 +29,7 @@ from qsearch.core.graph import OpGraph
 from qsearch.core.table import SensitivityTable
 from qsearch.core.trials import Trials
 from qsearch.learn.data import Data
-from qsearch.learn.fitting import Lesson, Study, cross_validate, fit, lesson
+from qsearch.learn.fitting import Study, TrainingSet, cross_validate, fit, lesson
 from qsearch.learn.scores import score
 
 METRICS = ("sqnr", "alignment")
@@ -66,7 +66,7 @@ def ceiling(study: Study, metric: str, seed: int = 0, repeats: int = 200) -> flo
     return float(np.mean(found))
 
 
-def without_table(taken: Lesson) -> Lesson:
+def without_table(taken: TrainingSet) -> TrainingSet:
     """The columns that Qua²SeDiMo's node features amount to: bits and methods by role, block and depth; no prediction."""
     keep = [
         i
@@ -78,7 +78,9 @@ def without_table(taken: Lesson) -> Lesson:
     )
 
 
-def curve(taken: Lesson, kind: str, size: int, repeats: int, seed: int = 0) -> dict[str, float]:
+def curve(
+    taken: TrainingSet, kind: str, size: int, repeats: int, seed: int = 0
+) -> dict[str, float]:
     """Mean and standard deviation over draws of the held-out Spearman, learning from `size` plans."""
     learn, found = plugins.load("surrogates", kind).fit, []
     count = len(taken.target)
@@ -96,7 +98,7 @@ def curve(taken: Lesson, kind: str, size: int, repeats: int, seed: int = 0) -> d
     }
 
 
-def alone(taken: Lesson, column: str) -> float:
+def alone(taken: TrainingSet, column: str) -> float:
     """Spearman of one column with the target, the sign made right."""
     return abs(
         float(

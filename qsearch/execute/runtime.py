@@ -2,7 +2,7 @@
 
 Codes, scales and what transforms keep are made by the same functions that `simulate` shows, so that the two agree to the rounding of floating point.
 Where a plan rounds inputs and there is no kernel that multiplies what is left, the layer computes with its widened weight: the same numbers and the same
-memory, none of the speed. That is said in one `WidenedWarning`, or refused with `kernels="required"`.
+memory, none of the speed. That is said in one `DequantizeFallbackWarning`, or refused with `kernels="required"`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from .ranged import RangedLayer, follow_steps
 from .slower import rows_of, warn_of_slower
 
 __all__ = [
+    "DequantizeFallbackWarning",
     "QuantConv2d",
     "QuantConvolution",
     "QuantLinear",
-    "WidenedWarning",
     "apply",
     "packed_layers",
     "place_empty",
@@ -43,7 +43,7 @@ __all__ = [
 Kernels = Literal["preferred", "required"]
 
 
-class WidenedWarning(UserWarning):
+class DequantizeFallbackWarning(UserWarning):
     """Layers whose inputs a plan rounds compute in floating point, since the machine has no kernel for what it asks."""
 
 
@@ -175,7 +175,7 @@ def warn_of_widened(
     cost = "each call widens the weight and multiplies in floating point: no faster than full precision, up to twice its time at few rows"
     warnings.warn(
         f"{rule}; {cost}. The numbers and the memory are the plan's.",
-        WidenedWarning,
+        DequantizeFallbackWarning,
         stacklevel=3,
     )
 

@@ -74,7 +74,7 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingSet:
     """Everything that a learner of this kind needs of one or more studies. `target`: as learnt, see `scores.linked`. `groups`: plans of one number stay together; `homes`: of which graph each plan is."""
 
     data: Data
@@ -83,7 +83,7 @@ class Lesson:
     homes: NDArray[np.int64]
 
 
-def lesson(studies: Sequence[Study], metric: str, kind: str) -> Lesson:
+def training_set(studies: Sequence[Study], metric: str, kind: str) -> TrainingSet:
     """Studies put together. Raises `QSearchError` where they have no columns in common, or the metric was not measured."""
     if not studies:
         raise QSearchError("a surrogate learns from measured plans; given no study")
@@ -105,7 +105,7 @@ def lesson(studies: Sequence[Study], metric: str, kind: str) -> Lesson:
         groups.append(_alike(study) + (int(groups[-1].max()) + 1 if groups else 0))
     homes = np.concatenate([np.full(len(d), i) for i, d in enumerate(parts)])
     target = linked(metric, np.concatenate([s.target(metric) for s in studies]))
-    return Lesson(data, target, np.concatenate(groups), homes)
+    return TrainingSet(data, target, np.concatenate(groups), homes)
 
 
 def _alike(study: Study) -> NDArray[np.int64]:
@@ -160,6 +160,7 @@ class Folds:
 
 
 def cross_validate(
+<<<<<<< HEAD
     taken: Lesson,
     kind: str,
     *,
@@ -167,6 +168,9 @@ def cross_validate(
     seed: int = 0,
     by: str = "plan",
     elsewhere: Elsewhere | None = None,
+=======
+    taken: TrainingSet, kind: str, *, folds: int = FOLDS, seed: int = 0, by: str = "plan"
+>>>>>>> 56277ce (Names of the field for what the review listed: shrinkage_weight, TrainingSet, LinearPrior, round_lp, saved_activation_bytes and others)
 ) -> Array:
     """Held-out predictions [plans]: of `folds` parts each is predicted by what the others taught; `by` "graph": each graph by the other graphs.
 
@@ -235,7 +239,7 @@ def fit(
     """
     given = (tables,) if isinstance(tables, SensitivityTable) else tuple(tables)
     known = [*studies, *([Study(graph, trials, given)] if graph is not None else [])]
-    taken = lesson(known, metric, kind)
+    taken = training_set(known, metric, kind)
     _varies(unlinked(metric, taken.target), metric)
     held = cross_validate(taken, kind, folds=folds, seed=seed, elsewhere=elsewhere)
     scores: Scores = score(
@@ -276,7 +280,7 @@ def by_graph(
     studies: Mapping[str, Study], metric: str, kind: str, *, seed: int = 0
 ) -> dict[str, Scores]:
     """name of a study -> scores of its plans predicted from the other studies alone."""
-    taken = lesson(list(studies.values()), metric, kind)
+    taken = training_set(list(studies.values()), metric, kind)
     held = cross_validate(taken, kind, seed=seed, by="graph")
     lower = metric_words(metric).lower_is_better
     return {
