@@ -160,17 +160,13 @@ class Folds:
 
 
 def cross_validate(
-<<<<<<< HEAD
-    taken: Lesson,
+    taken: TrainingSet,
     kind: str,
     *,
     folds: int = FOLDS,
     seed: int = 0,
     by: str = "plan",
     elsewhere: Elsewhere | None = None,
-=======
-    taken: TrainingSet, kind: str, *, folds: int = FOLDS, seed: int = 0, by: str = "plan"
->>>>>>> 56277ce (Names of the field for what the review listed: shrinkage_weight, TrainingSet, LinearPrior, round_lp, saved_activation_bytes and others)
 ) -> Array:
     """Held-out predictions [plans]: of `folds` parts each is predicted by what the others taught; `by` "graph": each graph by the other graphs.
 
