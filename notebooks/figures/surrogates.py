@@ -29,7 +29,7 @@ from qsearch.core.graph import OpGraph
 from qsearch.core.table import SensitivityTable
 from qsearch.core.trials import Trials
 from qsearch.learn.data import Data
-from qsearch.learn.fitting import Study, TrainingSet, cross_validate, fit, lesson
+from qsearch.learn.fitting import Study, TrainingSet, cross_validate, fit, training_set
 from qsearch.learn.scores import score
 
 METRICS = ("sqnr", "alignment")
@@ -130,7 +130,7 @@ def main() -> None:
             json.loads(kept_in.read_text()) if kept_in.is_file() else {}
         )
         for metric in METRICS:
-            taken = lesson([study], metric, "ridge")
+            taken = training_set([study], metric, "ridge")
             fixed = {"model": name, "metric": metric, "plans": len(study.trials)}
             known = {
                 "split-half ceiling": ceiling(study, metric),
@@ -157,7 +157,7 @@ def main() -> None:
             }
             if o.gnn:
                 known_all = all(f"{metric}, gnn, {size}, {o.gnn}" in kept for size in GNN_SIZES)
-                learners["gnn"] = taken if known_all else lesson([study], metric, "gnn")
+                learners["gnn"] = taken if known_all else training_set([study], metric, "gnn")
             for size in o.sizes:
                 if size + 24 > len(study.trials):
                     continue
@@ -180,7 +180,7 @@ def main() -> None:
     if set(studies) == set(zoo.NAMES):
         both: list[dict[str, Any]] = []
         for metric in METRICS:
-            taken = lesson(list(studies.values()), metric, "ridge")
+            taken = training_set(list(studies.values()), metric, "ridge")
             for kind in ("ridge", "xgboost"):
                 held = {by: cross_validate(taken, kind, by=by) for by in ("plan", "graph")}
                 for i, name in enumerate(studies):

@@ -138,15 +138,15 @@ def _words(trial: Trial, site: str) -> str:
 
 #: (known rows, asked rows) of a fold
 Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
-#: does the folds of a lesson anywhere: (place of the fold, predictions), in any order
+#: does the folds of a training set anywhere: (place of the fold, predictions), in any order
 Elsewhere = Callable[["Folds"], Iterable[tuple[int, Array]]]
 
 
 @dataclass(frozen=True)
 class Folds:
-    """A lesson, the learner's kind and seed, and the folds of a cross-validation."""
+    """A training set, the learner's kind and seed, and the folds of a cross-validation."""
 
-    taken: Lesson
+    taken: TrainingSet
     kind: str
     seed: int
     splits: tuple[Fold, ...]
