@@ -320,6 +320,33 @@ def z_image() -> Any:
     )
 
 
+def auraflow() -> Any:
+    """AuraFlow: joint and single blocks, UMT5, flow matching with learnt positions."""
+    from diffusers import (
+        AuraFlowPipeline,
+        AuraFlowTransformer2DModel,
+        FlowMatchEulerDiscreteScheduler,
+    )
+
+    model = AuraFlowTransformer2DModel(
+        sample_size=8,
+        num_mmdit_layers=1,
+        num_single_dit_layers=1,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        joint_attention_dim=WIDTH,
+        caption_projection_dim=16,
+        pos_embed_max_size=64,
+    )
+    return AuraFlowPipeline(
+        transformer=model,
+        vae=_vae(),
+        text_encoder=tiny.umt5(),
+        tokenizer=new_tokenizer(causal=False),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+
+
 BUILDERS = {
     f.__name__: f
     for f in (
@@ -334,6 +361,7 @@ BUILDERS = {
         cogvideox,
         wan_22,
         z_image,
+        auraflow,
     )
 }
 

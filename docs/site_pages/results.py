@@ -33,13 +33,6 @@ TOPICS = {
     "More": (),
 }
 _LONG = 40
-#: script -> what a reader must know of its numbers until they are measured again
-NOTES = {
-    "main_job": "Fréchet distances below 1 were measured before pictures were handed over rightly "
-    "(see the log, 2026-11-28) and are wrong; the other columns are not concerned.",
-    "methods": "Fréchet distances below 1 were measured before pictures were handed over rightly "
-    "(see the log, 2026-11-28) and are wrong; the other columns are not concerned.",
-}
 
 
 def pages(root: Path) -> dict[str, str | bytes]:
@@ -99,8 +92,6 @@ def _index(root: Path, held: dict[str, list[Figure]]) -> str:
 def _page(root: Path, script: str, held: list[Figure]) -> str:
     first, rest = docstring(root, script)
     parts = [f"# {script}\n", f"{first}\n", rest + "\n" if rest else ""]
-    if script in NOTES and any("frechet" in row for one in held for row in one.rows):
-        parts.append(f"!!! warning\n\n    {NOTES[script]}\n")
     pictures = [p for p in sorted((root / FOLDER).glob("*.png")) if _belongs(p.stem, script)]
     parts += [f"![{script}: {p.stem}]({p.name})\n" for p in pictures]
     parts += [_section(one) for one in held]

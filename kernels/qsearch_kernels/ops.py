@@ -317,7 +317,7 @@ def _shape_of_dequantized(*arguments: object) -> Tensor:
 
 
 def _together(x: Tensor, codes: Tensor) -> None:
-    """Raise where a weight is still on the meta device: shapes alone would give a result without values."""
+    """Shapes alone would be an answer full of nothing where a weight was left behind on the meta device."""
     if x.device != codes.device:
         raise ValueError(
             f"inputs and weights must lie on one device; given inputs on {x.device} and codes on {codes.device}"

@@ -78,7 +78,6 @@ def write(folder: Path) -> None:
         "embeds": (2, WIDTH),
         "negative_embeds": (2, WIDTH),
         "hint": (2, 3, 64, 64),
-        "cascade": (2, 16, 4, 4),
     }
     for name, shape in held.items():
         save_file({name: torch.randn(shape)}, folder / f"{name}.safetensors")

@@ -152,7 +152,7 @@ def _k22(channels: int, kind: str) -> Any:
 
 _KANDINSKY22 = {
     "KandinskyV22Pipeline": (same, _GIVEN),
-    "KandinskyV22Img2ImgPipeline": (same, {**_GIVEN, "image": "picture.png"}),
+    "KandinskyV22Img2ImgPipeline": (same, {**_GIVEN, "image": PICTURE, "strength": 0.8}),
     "KandinskyV22InpaintPipeline": (
         lambda _: {"unet": _k22(9, "image")},
         {**_GIVEN, "image": PICTURE, "mask_image": MASK},
@@ -163,7 +163,7 @@ _KANDINSKY22 = {
     ),
     "KandinskyV22ControlnetImg2ImgPipeline": (
         lambda _: {"unet": _k22(8, "image_hint")},
-        {**_GIVEN, "hint": HINT, "image": PICTURE},
+        {**_GIVEN, "hint": HINT, "image": PICTURE, "strength": 0.8},
     ),
 }
 
@@ -258,7 +258,6 @@ def _kandinsky3() -> dict[str, Any]:
 
 def _cascade() -> dict[str, Any]:
     from diffusers.models import StableCascadeUNet
-    from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
 
     def unet(**more: Any) -> Any:
         config = {
@@ -279,18 +278,8 @@ def _cascade() -> dict[str, Any]:
         in_channels=16,
         out_channels=16,
     )
-    decoder = unet(
-        in_channels=4,
-        out_channels=4,
-        effnet_in_channels=16,
-        pixel_mapper_in_channels=3,
-        patch_size=2,
-        timestep_conditioning_type=("sca",),
-    )
     return {
         "prior": prior,
-        "decoder": decoder,
-        "vqgan": PaellaVQModel(bottleneck_blocks=1, num_vq_embeddings=4, embed_dim=8),
         "text_encoder": tiny.clip(True),
         "tokenizer": new_tokenizer(causal=True),
         "scheduler": _scheduler("DDPMWuerstchenScheduler"),
@@ -309,31 +298,27 @@ PIPELINES: dict[str, Entry] = {
         {
             "KandinskyPriorPipeline": (same, {}),
             "KandinskyV22PriorPipeline": (same, {}),
-            "KandinskyV22PriorEmb2EmbPipeline": (same, {"image": PICTURE}),
+            "KandinskyV22PriorEmb2EmbPipeline": (same, {"image": PICTURE, "strength": 0.8}),
         },
     ),
     **entries(
         _kandinsky21,
         {
             "KandinskyPipeline": (same, _GIVEN),
-            "KandinskyImg2ImgPipeline": (same, {**_GIVEN, "image": PICTURE}),
+            "KandinskyImg2ImgPipeline": (same, {**_GIVEN, "image": PICTURE, "strength": 0.8}),
         },
     ),
     **entries(
         _kandinsky3,
         {
             "Kandinsky3Pipeline": (same, SIZE),
-            "Kandinsky3Img2ImgPipeline": (same, {"image": PICTURE}),
+            "Kandinsky3Img2ImgPipeline": (same, {"image": PICTURE, "strength": 0.8}),
         },
     ),
     **entries(
         _cascade,
         {
             "StableCascadePriorPipeline": (same, {"height": 128, "width": 128}),
-            "StableCascadeDecoderPipeline": (
-                same,
-                {"image_embeddings": "cascade.safetensors"},
-            ),
         },
     ),
 }

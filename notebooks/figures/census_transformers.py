@@ -512,22 +512,6 @@ OTHERS = entries(
             ),
             SIZE,
         ),
-        "AuraFlowPipeline": (
-            _simple(
-                "AuraFlowTransformer2DModel",
-                {
-                    "sample_size": 8,
-                    "num_mmdit_layers": 1,
-                    "num_single_dit_layers": 1,
-                    "joint_attention_dim": WIDTH,
-                    "caption_projection_dim": 16,
-                    "pos_embed_max_size": 64,
-                    **_HEADS,
-                },
-                text_encoder=tiny.umt5,
-            ),
-            SIZE,
-        ),
         "ChromaPipeline": (_chroma, {**SIZE, "negative_prompt": "a blue square"}),
         "ChromaImg2ImgPipeline": (
             _chroma,
@@ -607,5 +591,6 @@ PIPELINES: dict[str, Entry] = {
     **HUNYUAN,
     **SANA,
     **Z_IMAGE,
+    **entries(parts_of("auraflow"), {"AuraFlowPipeline": (same, SIZE)}),
     **OTHERS,
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from census_inputs import MASK, OTHER, PICTURE, SIZE, Change, Entry, entries, same
+from census_inputs import MASK, ONE, OTHER, PICTURE, SIZE, Change, Entry, entries, same
 
 from qsearch.zoo.painters import new_tokenizer
 from tests import tiny_parts as tiny
@@ -325,19 +325,20 @@ XL = entries(
         ),
         "StableDiffusionXLControlNetUnionPipeline": (
             _union,
-            {"control_image": [PICTURE], "control_mode": [1], "height": 64, "width": 64},
+            {"control_image": PICTURE, "control_mode": [1], "height": 64, "width": 64, **ONE},
         ),
         "StableDiffusionXLControlNetUnionImg2ImgPipeline": (
             _union,
-            {"image": "large.png", "control_image": ["large.png"], "control_mode": [1]},
+            {"image": "large.png", "control_image": "large.png", "control_mode": [1], **ONE},
         ),
         "StableDiffusionXLControlNetUnionInpaintPipeline": (
             _union,
             {
                 "image": "large.png",
                 "mask_image": MASK,
-                "control_image": ["large.png"],
+                "control_image": "large.png",
                 "control_mode": [1],
+                **ONE,
             },
         ),
         "StableDiffusionXLPAGPipeline": (same, {"pag_scale": 2.0}),

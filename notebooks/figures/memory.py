@@ -28,7 +28,7 @@ from qsearch.core.scheme import Scheme
 from qsearch.graphs.extraction import extract
 from qsearch.graphs.families import cards
 from qsearch.measure import gradients
-from qsearch.measure.memory import saved_activation_bytes, weight_bytes
+from qsearch.measure.memory import kept_bytes, weight_bytes
 from qsearch.measure.observation import StepObservation
 from qsearch.measure.pipelines import Call
 from qsearch.measure.question import Question
@@ -110,11 +110,11 @@ def main() -> None:
     switch: Any = model
     segments = Segments(model)
     switch.enable_gradient_checkpointing(segments)
-    saved_activation_bytes(model, call)
+    kept_bytes(model, call)
     switch.enable_gradient_checkpointing(
         lambda block, *args: checkpoint.checkpoint(block, *args, use_reentrant=False)
     )
-    between = saved_activation_bytes(model, call)
+    between = kept_bytes(model, call)
     gradients.KEPT = 0
     observation = StepObservation(model, call, 0, ("noise",))
     question = Question(

@@ -77,13 +77,6 @@ class Attribution:
     def from_rows(graph: str, rows: Iterable[Mapping[str, Any]]) -> Attribution:
         """Attribution from mappings with the keys of `COLUMNS`; `other`, `choice`, `step`, `error`
         and `data` may be left out.
-
-        Args:
-            graph: id of the graph.
-            rows: mappings with the keys of `COLUMNS`.
-
-        Returns:
-            The attribution.
         """
         import pandas as pd
 
@@ -96,15 +89,7 @@ class Attribution:
 
     @staticmethod
     def from_columns(graph: str, columns: Mapping[str, Any]) -> Attribution:
-        """The same from arrays, a column each; a single value stands for all rows.
-
-        Args:
-            graph: id of the graph.
-            columns: name of a column -> its values, or one for all rows.
-
-        Returns:
-            The attribution.
-        """
+        """The same from arrays, a column each; a single value stands for all rows."""
         import pandas as pd
 
         return Attribution(
@@ -132,9 +117,6 @@ class Attribution:
     def sums(self) -> pd.DataFrame:
         """A row a plan, method, kind and metric: the sum of its values, its base and its
         prediction.
-
-        Returns:
-            A frame with the columns of the groups, `value`, `base` and `prediction`.
         """
         return self.frame.groupby(_WHOLE, as_index=False, sort=False).agg(
             {"value": "sum", "base": "first", "prediction": "first"}
@@ -150,15 +132,6 @@ class Attribution:
     ) -> pd.DataFrame:
         """The rows with the given plan, method, kind and metric. Raises `QSearchError` with the
         nearest name where there is none.
-
-        Args:
-            plan: name of a plan.
-            method: what computed the values.
-            kind: layer, pair, feature, operation or block.
-            metric: of what was predicted.
-
-        Returns:
-            The rows that match all that is given.
         """
         frame = self.frame
         for column, wanted in (
@@ -177,31 +150,14 @@ class Attribution:
         return frame
 
     def totals(self, *, plan: str, method: str, kind: str, metric: str) -> dict[str, float]:
-        """name -> value, summed over steps, largest first.
-
-        Args:
-            plan: name of a plan.
-            method: what computed the values.
-            kind: layer, pair, feature, operation or block.
-            metric: of what was predicted.
-
-        Returns:
-            Name -> sum of its values, largest first.
-        """
+        """name -> value, summed over steps, largest first."""
         rows = self.select(plan=plan, method=method, kind=kind, metric=metric)
         found = rows.groupby("name")["value"].sum().sort_values(ascending=False)
         return {str(name): float(value) for name, value in found.items()}
 
     @staticmethod
     def together(parts: Iterable[Attribution]) -> Attribution:
-        """Several attributions of one graph as one.
-
-        Args:
-            parts: attributions of one graph.
-
-        Returns:
-            One with the rows of all.
-        """
+        """Several attributions of one graph as one."""
         import pandas as pd
 
         found = list(parts)
@@ -216,14 +172,7 @@ class Attribution:
     def save(
         self, path: Path, *, key: str = "", parents: Mapping[str, str] | None = None, seed: int = 0
     ) -> None:
-        """Write `attribution.parquet`.
-
-        Args:
-            path: where to write it.
-            key: digest of the question that the file answers.
-            parents: name -> digest of what it was made from.
-            seed: the seed that was used.
-        """
+        """Write `attribution.parquet`."""
         write_parquet(
             path,
             Header(SCHEMA, graph=self.graph, key=key, parents=dict(parents or {}), seed=seed),
@@ -234,13 +183,6 @@ class Attribution:
     def load(path: Path, graph: str | None = None) -> Attribution:
         """Read `attribution.parquet`, for the graph with that id where one is given; values that no
         longer add up are refused.
-
-        Args:
-            path: the file.
-            graph: id of the graph that it must belong to; any when left out.
-
-        Returns:
-            The attribution.
         """
         header, frame = read_parquet(path, SCHEMA, graph)
         return Attribution(header.graph, frame, header)

@@ -231,12 +231,6 @@ class Budget:
     def excess(self, achieved: Cost) -> dict[str, tuple[float, float]]:
         """name -> (limit, achieved) for every limit that is broken; those of groups are named
         `average_bits of 'pattern'`.
-
-        Args:
-            achieved: what a plan costs.
-
-        Returns:
-            Limit -> (what is allowed, what the plan has), for the broken ones.
         """
         asked = {name: (limit, getattr(achieved, name)) for name, limit in self.limits.items()}
         for pattern, limits in self.groups.items():
@@ -255,11 +249,7 @@ class Budget:
         }
 
     def content(self) -> dict[str, Any]:
-        """The limits that are set, as plain data: `Budget(**content)` is the budget again.
-
-        Returns:
-            Name of a limit -> its value, without those that are not set.
-        """
+        """The limits that are set, as plain data: `Budget(**content)` is the budget again."""
         return {
             **self.limits,
             **(

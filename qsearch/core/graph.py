@@ -148,14 +148,7 @@ class OpGraph:
         return digest(self._content())
 
     def layer(self, name: str) -> LayerSpec:
-        """The layer of that name. Raises `QSearchError` with the nearest one.
-
-        Args:
-            name: as `model.get_submodule` takes it.
-
-        Returns:
-            The layer.
-        """
+        """The layer of that name. Raises `QSearchError` with the nearest one."""
         try:
             return self._index[name]
         except KeyError:
@@ -208,19 +201,11 @@ class OpGraph:
         return tuple(dict.fromkeys((a, b) for a, b in pairs if a and b and a != b))
 
     def network(self) -> DiGraph:
-        """The operation graph for networkx: a node an operation, with its fields as attributes.
-
-        Returns:
-            The graph, its edges in the direction of the data.
-        """
+        """The operation graph for networkx: a node an operation, with its fields as attributes."""
         return _network(self.ops, self.edges)
 
     def block_network(self) -> DiGraph:
-        """The block graph for networkx: a node a block, with its fields as attributes.
-
-        Returns:
-            The graph, its edges in the direction of the data.
-        """
+        """The block graph for networkx: a node a block, with its fields as attributes."""
         return _network(self.blocks, self.block_edges)
 
     def _content(self) -> dict[str, Any]:
@@ -234,12 +219,7 @@ class OpGraph:
         }
 
     def save(self, path: Path, *, key: str = "") -> None:
-        """Write `graph.json`, one layer a line.
-
-        Args:
-            path: where to write it.
-            key: digest of the question that the file answers.
-        """
+        """Write `graph.json`, one layer a line."""
         header = Header(SCHEMA, graph=self.id, key=key)
         content = {
             "model": self.model,
@@ -251,14 +231,7 @@ class OpGraph:
 
     @staticmethod
     def load(path: Path) -> OpGraph:
-        """Read `graph.json`; refuses a file whose content does not match its own id.
-
-        Args:
-            path: the file.
-
-        Returns:
-            The graph.
-        """
+        """Read `graph.json`; refuses a file whose content does not match its own id."""
         header, content = read_json(path, SCHEMA, earlier=_EARLIER)
         try:
             layers = tuple(

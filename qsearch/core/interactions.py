@@ -55,7 +55,7 @@ def scores_of(
     return found
 
 
-def shrinkage_weight(scores: NDArray[np.float64]) -> float:
+def trust_of(scores: NDArray[np.float64]) -> float:
     """Share in [0, 1] of the products between sites that is more than the noise of the probes;
     `scores` [probes, sites, choices].
 
@@ -77,7 +77,7 @@ def shrinkage_weight(scores: NDArray[np.float64]) -> float:
 
 
 def trust_in(shares: Shares, metric: str) -> float:
-    """`shrinkage_weight` all choices of a table's metric."""
+    """`trust_of` all choices of a table's metric."""
     found = scores_of(shares, {metric: 1.0})
     rows = [
         np.stack(list(row.values()), 1) for row in found.values()
@@ -85,7 +85,7 @@ def trust_in(shares: Shares, metric: str) -> float:
     scores = np.zeros((len(rows[0]), len(rows), max(row.shape[1] for row in rows)))
     for i, row in enumerate(rows):
         scores[:, i, : row.shape[1]] = row
-    return shrinkage_weight(scores)
+    return trust_of(scores)
 
 
 def _gram(rows: NDArray[np.float64]) -> float:

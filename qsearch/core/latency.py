@@ -49,13 +49,6 @@ class Latency:
     def of(self, layer: str, scheme: Scheme) -> float:
         """Seconds of one layer with one scheme. Raises `QSearchError` with what the table has for
         that layer.
-
-        Args:
-            layer: its name.
-            scheme: how it is stored and what rounds its input.
-
-        Returns:
-            Seconds.
         """
         row = self.seconds.get(layer)
         if row is None:
@@ -69,22 +62,11 @@ class Latency:
         return row[str(scheme)]
 
     def total(self, layers: Mapping[str, Scheme]) -> float:
-        """Seconds of one call with these schemes.
-
-        Args:
-            layers: name of a layer -> its scheme.
-
-        Returns:
-            Seconds.
-        """
+        """Seconds of one call with these schemes."""
         return self.rest + math.fsum(self.of(name, scheme) for name, scheme in layers.items())
 
     def check(self, graph: OpGraph) -> None:
-        """Raise `QSearchError` where the table is of another model, or of calls of another size.
-
-        Args:
-            graph: of the model that is asked about.
-        """
+        """Raise `QSearchError` where the table is of another model, or of calls of another size."""
         if self.graph != graph.id:
             raise QSearchError(
                 f"the latency table was made for graph {self.graph}, {graph.model} is graph {graph.id}; time this model"
@@ -96,11 +78,7 @@ class Latency:
             )
 
     def save(self, path: Path) -> None:
-        """Write `latency.json`, one layer a line.
-
-        Args:
-            path: where to write it.
-        """
+        """Write `latency.json`, one layer a line."""
         content = {
             "device": self.device,
             "sizes": self.sizes,
@@ -111,15 +89,7 @@ class Latency:
 
     @staticmethod
     def load(path: Path, graph: str | None = None) -> Latency:
-        """Read `latency.json`, for the graph with that id where one is given.
-
-        Args:
-            path: the file.
-            graph: id of the graph that it must belong to; any when left out.
-
-        Returns:
-            The table.
-        """
+        """Read `latency.json`, for the graph with that id where one is given."""
         header, content = read_json(path, SCHEMA, graph)
         try:
             seconds = {

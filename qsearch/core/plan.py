@@ -86,9 +86,6 @@ class Plan:
             steps: ranges of sampler steps, where some site has a list.
             latency: times, for the cost in seconds.
 
-        Returns:
-            The plan, with its cost.
-
         Raises:
             QSearchError: an unknown site, a layer without a choice, a site with one that it can't have, a list of another length
                 than there are ranges.
@@ -116,15 +113,7 @@ class Plan:
 
     @staticmethod
     def uniform(graph: OpGraph, scheme: Scheme | str) -> Plan:
-        """The same scheme for every layer that can be quantized; the others keep full precision.
-
-        Args:
-            graph: the model's graph.
-            scheme: of every quantizable layer.
-
-        Returns:
-            The plan.
-        """
+        """The same scheme for every layer that can be quantized; the others keep full precision."""
         chosen = Scheme.parse(scheme)
         return Plan.make(
             graph,
@@ -133,14 +122,7 @@ class Plan:
         )
 
     def at(self, place: int) -> dict[str, Scheme]:
-        """Site -> its scheme in range number `place` of the steps.
-
-        Args:
-            place: number of the range, 0 for the noisiest.
-
-        Returns:
-            Site -> scheme.
-        """
+        """Site -> its scheme in range number `place` of the steps."""
         if not 0 <= place < len(self.steps):
             raise QSearchError(f"the plan has {len(self.steps)} ranges of steps; given {place}")
         return {name: held[place if len(held) > 1 else 0] for name, held in self.choices.items()}
@@ -211,17 +193,7 @@ class Plan:
         latency: Latency | None = None,
         steps: StepRanges | None = None,
     ) -> Plan:
-        """The plan with other choices at some sites, priced again; its budget is not asked. `steps`: ranges, if not its own.
-
-        Args:
-            graph: the model's graph.
-            changes: site -> a scheme, or one for each range.
-            latency: times, for the cost in seconds.
-            steps: ranges of sampler steps, if not its own.
-
-        Returns:
-            The changed plan.
-        """
+        """The plan with other choices at some sites, priced again; its budget is not asked. `steps`: ranges, if not its own."""
         made: dict[str, Any] = {**self.choices, **changes}
         ranges = self.steps if steps is None else steps
         return Plan.make(graph, made, None, self.solver, steps=ranges, latency=latency)
@@ -246,14 +218,6 @@ class Plan:
 
         Choices are parsed, costs computed again for the graph at hand. The time is computed again with a `latency` table;
         without one the stored time stands. A budget that the plan kept at another resolution or batch is not held against it.
-
-        Args:
-            path: the file.
-            graph: the model's graph.
-            latency: times, for the cost in seconds.
-
-        Returns:
-            The plan.
 
         Raises:
             ArtifactError: the file is no whole plan, is for another graph, or was changed by hand.

@@ -83,14 +83,7 @@ class Scheme:
 
     @staticmethod
     def parse(text: str | Scheme) -> Scheme:
-        """Scheme from its string. Raises `QSearchError` with the grammar or the nearest name.
-
-        Args:
-            text: such as `uint4-c+a8@gptq`; a scheme stands for itself.
-
-        Returns:
-            The scheme.
-        """
+        """Scheme from its string. Raises `QSearchError` with the grammar or the nearest name."""
         return text if isinstance(text, Scheme) else _parse(text)
 
     def __str__(self) -> str:
@@ -183,14 +176,7 @@ class Scheme:
         return Scheme(self.format, self.group, method=self.method)
 
     def with_input(self, other: Scheme) -> Scheme:
-        """The same weights with the input treated as `other` does.
-
-        Args:
-            other: whose activation format, grain and transforms are taken.
-
-        Returns:
-            The scheme.
-        """
+        """The same weights with the input treated as `other` does."""
         return replace(
             self,
             activation=other.activation,
@@ -199,16 +185,7 @@ class Scheme:
         )
 
     def groups(self, shape: Sequence[int], axis: int = 0, splits: Sequence[int] = ()) -> int:
-        """How many scales (or codebooks) a weight of `shape` has, its output channels on `axis`; an incomplete last group counts whole.
-
-        Args:
-            shape: of the weight.
-            axis: where its output channels lie.
-            splits: channels of each part of a concatenated input.
-
-        Returns:
-            Their number.
-        """
+        """How many scales (or codebooks) a weight of `shape` has, its output channels on `axis`; an incomplete last group counts whole."""
         return sum(self._groups(part, axis) for part in parts(shape, axis, splits))
 
     def _groups(self, shape: Sequence[int], axis: int) -> int:
@@ -230,15 +207,6 @@ class Scheme:
         An incomplete last group has a scale like any other, and no codes but its own. Not counted: that each plane of a packed row is filled up to a byte
         (`qsearch_kernels.layout`), less than 8 bits a plane and row. `splits`: channels of each part of a concatenated input; every part has its own groups.
         `filled`: with incomplete groups of all but codebooks filled up with codes, as plans were priced at first and as their files still say.
-
-        Args:
-            shape: of the weight.
-            axis: where its output channels lie.
-            splits: channels of each part of a concatenated input; each has its own groups.
-            filled: whether incomplete groups are filled up, as first plans were priced.
-
-        Returns:
-            Bits of the whole weight.
         """
         kept = sum(
             buffer.bits

@@ -72,16 +72,7 @@ class SensitivityTable:
     def from_rows(
         graph: str, rows: Iterable[Mapping[str, Any]], shares: Shares | None = None
     ) -> SensitivityTable:
-        """Table from an iterable of mappings with the keys of `COLUMNS`.
-
-        Args:
-            graph: id of the graph.
-            rows: mappings with the keys of `COLUMNS`.
-            shares: probe responses, where probes made the table.
-
-        Returns:
-            The table.
-        """
+        """Table from an iterable of mappings with the keys of `COLUMNS`."""
         import pandas as pd
 
         return SensitivityTable(
@@ -96,15 +87,7 @@ class SensitivityTable:
     def values(
         self, metric: str = "noise", steps: Iterable[int] | None = None
     ) -> dict[str, dict[str, float]]:
-        """site -> scheme -> estimate, averaged over the step bins (all, or those given).
-
-        Args:
-            metric: one of `metrics`.
-            steps: step bins to average over; all when left out.
-
-        Returns:
-            Site -> scheme -> estimate.
-        """
+        """site -> scheme -> estimate, averaged over the step bins (all, or those given)."""
         rows = self._rows(metric)
         if steps is not None:
             rows = rows[rows["step"].isin(list(steps))]
@@ -139,15 +122,6 @@ class SensitivityTable:
         table made by probes), or without: the sum of the choices' own errors, any table will do.
         Layers that the plan keeps, or does not name, add nothing. In a step bin the choices of the
         range that its middle lies in count.
-
-        Args:
-            plan: a plan, or site -> scheme.
-            metric: one of `metrics`.
-            steps: step bins to average over; all when left out.
-            interactions: whether what choices do together counts.
-
-        Returns:
-            (predicted error, its standard error).
         """
         ranges = plan.steps if isinstance(plan, Plan) else ONE_RANGE
         held: Mapping[str, Choices] = (
@@ -201,14 +175,7 @@ class SensitivityTable:
         return sum(v for v, _ in found) / len(bins), sum(e * e for _, e in found) ** 0.5 / len(bins)
 
     def bins(self, metric: str) -> int:
-        """How many step bins the metric was measured in.
-
-        Args:
-            metric: one of `metrics`.
-
-        Returns:
-            Their number.
-        """
+        """How many step bins the metric was measured in."""
         return int(self._rows(metric)["step"].max()) + 1
 
     def scored(self, scoring: Mapping[str, str]) -> SensitivityTable:
@@ -217,12 +184,6 @@ class SensitivityTable:
 
         It sums what each group of layers does to the metric it matters for; between metrics there
         are no interactions.
-
-        Args:
-            scoring: pattern of layers -> metric; the first that matches counts.
-
-        Returns:
-            The table with one metric more.
         """
         import pandas as pd
 
@@ -236,9 +197,6 @@ class SensitivityTable:
     def at_floor(self) -> pd.DataFrame:
         """Rows whose estimate lies within 3 dB of their measurement floor: noise of the
         measurement, not of the choice.
-
-        Returns:
-            Those rows of `frame`.
         """
         return self.frame[self.frame["estimate"] < 2 * self.frame["floor"]]
 
@@ -248,12 +206,6 @@ class SensitivityTable:
 
         Within each scheme and step bin, 1 - (mean squared relative error) / (variance of the
         logarithms), averaged; 1 for fewer than three sites.
-
-        Args:
-            metric: one of `metrics`.
-
-        Returns:
-            A number in [0, 1].
         """
         import numpy as np
 
@@ -269,11 +221,7 @@ class SensitivityTable:
         return sum(found) / len(found) if found else 1.0
 
     def check(self, graph: OpGraph) -> None:
-        """Refuse a table of another graph, or one that speaks of layers or sites the graph lacks.
-
-        Args:
-            graph: of the model that is asked about.
-        """
+        """Refuse a table of another graph, or one that speaks of layers or sites the graph lacks."""
         if self.graph != graph.id:
             raise QSearchError(
                 f"the table was made for graph {self.graph}, {graph.model} is graph {graph.id}; profile this model"
@@ -286,12 +234,6 @@ class SensitivityTable:
     ) -> None:
         """Write `sensitivity.parquet`; shares lie beside the numbers they belong to, as three more
         columns.
-
-        Args:
-            path: where to write it.
-            key: digest of the question that the file answers.
-            parents: name -> digest of what it was made from.
-            seed: the seed that was used.
         """
         frame = self.frame[list(COLUMNS)].assign(**to_columns(self.shares, self.frame))
         write_parquet(
@@ -302,15 +244,7 @@ class SensitivityTable:
 
     @staticmethod
     def load(path: Path, graph: str | None = None) -> SensitivityTable:
-        """Read `sensitivity.parquet`, for the graph with that id where one is given.
-
-        Args:
-            path: the file.
-            graph: id of the graph that it must belong to; any when left out.
-
-        Returns:
-            The table.
-        """
+        """Read `sensitivity.parquet`, for the graph with that id where one is given."""
         header, frame = read_parquet(path, SCHEMA, graph)
         return SensitivityTable(
             header.graph,

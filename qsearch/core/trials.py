@@ -176,15 +176,7 @@ class Trials:
         self._said[setting] = dict(said)
 
     def find(self, plan: Plan, setting: str) -> Trial | None:
-        """The trial of this plan measured in this setting, or None.
-
-        Args:
-            plan: the plan.
-            setting: digest of how it was measured.
-
-        Returns:
-            The trial, or None.
-        """
+        """The trial of this plan measured in this setting, or None."""
         wanted = plan.id
         for trial in reversed(self._stored()):
             a = trial.user_attrs
@@ -196,23 +188,13 @@ class Trials:
         return None
 
     def all(self) -> list[Trial]:
-        """Every stored trial, oldest first.
-
-        Returns:
-            The trials.
-        """
+        """Every stored trial, oldest first."""
         return [_trial(t, self.graph) for t in self._stored() if "plan" in t.user_attrs]
 
     def measured(self, setting: str | None = None) -> list[Trial]:
         """The trials of one setting, each plan once (two workers may have measured it at the same time; whole before given up), in the order of their names.
 
         Without `setting`, that of the most trials. Raises `QSearchError` where there is none.
-
-        Args:
-            setting: digest of how plans were measured.
-
-        Returns:
-            The trials, each plan once.
         """
         found = self.all()
         if not found:

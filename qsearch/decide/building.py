@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..core.cost import Budget, input_bits, operations, over_steps, select, stored_bits
 from ..core.errors import InfeasibleBudget, QSearchError, nearest
 from ..core.graph import LayerSpec, OpGraph
-from ..core.interactions import shrinkage_weight
+from ..core.interactions import trust_of
 from ..core.latency import Latency
 from ..core.plan import ONE_RANGE
 from ..core.scheme import KEEP, Scheme
@@ -53,7 +53,7 @@ def make_problem(
         budget: limits.
         request: constraints and latency table; `schemes`, choices of those in `values` besides
             `keep`; `scores`, the model of interactions (one range of steps), and how much of it
-            counts, by default what its own noise allows (`interactions.shrinkage_weight`).
+            counts, by default what its own noise allows (`interactions.trust_of`).
         at_most: metric -> (its losses, the largest sum allowed).
         ranges: how choices may differ between ranges of steps, with the losses of each.
         named: fields of the request by their names.
@@ -130,7 +130,7 @@ def make_problem(
         options.append(list(one.choices))
         worth.append(one.values)
     for name, rows in costs.items():
-        raise_infeasible(name, limits[name], spent[name] + float(sum(row.min() for row in rows)))
+        refuse(name, limits[name], spent[name] + float(sum(row.min() for row in rows)))
     made = None if scores is None else _scores(scores, groups, options)
     return Problem(
         sites=tuple(sites),
@@ -140,7 +140,7 @@ def make_problem(
         limits={name: limits[name] - spent[name] for name in costs},
         formats=constraints.formats,
         scores=made,
-        trust=1.0 if made is None else shrinkage_weight(made) if trust is None else trust,
+        trust=1.0 if made is None else trust_of(made) if trust is None else trust,
         spent=spent,
         members=dict(zip(sites, groups, strict=True)),
         steps=ranges.steps,
@@ -313,7 +313,7 @@ def _scores(
     return made
 
 
-def raise_infeasible(name: str, limit: float, best: float) -> None:
+def refuse(name: str, limit: float, best: float) -> None:
     """Raise `InfeasibleBudget` where the least that can be reached is above a limit."""
     if best > limit + 1e-12 * (
         abs(limit) + abs(best)

@@ -49,13 +49,6 @@ class Constraints:
     ) -> dict[str, tuple[Scheme, ...]]:
         """What each quantizable layer may become, of what is `offered` for it. Raises
         `QSearchError` naming two rules that contradict.
-
-        Args:
-            graph: the model's graph.
-            offered: layer -> schemes that were measured.
-
-        Returns:
-            Layer -> schemes that it may have.
         """
         rules: dict[str, list[tuple[str, set[Scheme]]]] = defaultdict(list)
         for pattern in self.protected:
@@ -88,13 +81,6 @@ class Constraints:
     ) -> list[tuple[str, ...]]:
         """The quantizable layers in groups that share a scheme, most of them alone. Raises
         `QSearchError` naming two that can't.
-
-        Args:
-            graph: the model's graph.
-            choices: layer -> schemes that it may have.
-
-        Returns:
-            Names of the layers of each group.
         """
         parent = {layer.name: layer.name for layer in graph.quantizable}
 

@@ -52,14 +52,7 @@ class Objective:
                 )
 
     def values(self, table: SensitivityTable) -> dict[str, dict[str, float]]:
-        """layer -> scheme -> what is minimised; `keep` is among the schemes, with no loss.
-
-        Args:
-            table: what was measured.
-
-        Returns:
-            Layer -> scheme -> loss.
-        """
+        """layer -> scheme -> what is minimised; `keep` is among the schemes, with no loss."""
         parts = [(weight, losses(table, metric)) for metric, weight in self.weights.items()]
         shared = [{(site, s) for site, row in part.items() for s in row} for _, part in parts]
         whole = set.intersection(*shared)
@@ -77,14 +70,7 @@ class Objective:
         }
 
     def limits(self, table: SensitivityTable) -> dict[str, tuple[Values, float]]:
-        """metric -> (its losses, the most that is allowed).
-
-        Args:
-            table: what was measured.
-
-        Returns:
-            Metric -> (losses, limit).
-        """
+        """metric -> (its losses, the most that is allowed)."""
         return {metric: (losses(table, metric), limit) for metric, limit in self.at_most.items()}
 
 

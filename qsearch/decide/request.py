@@ -56,14 +56,7 @@ class AllocationRequest:
         return self.steps is not None and len(self.steps) > 1
 
     def with_named(self, named: Mapping[str, Any]) -> AllocationRequest:
-        """The request with fields given by name. Raises `QSearchError` with the nearest name.
-
-        Args:
-            named: name of a field -> its value.
-
-        Returns:
-            The changed request.
-        """
+        """The request with fields given by name. Raises `QSearchError` with the nearest name."""
         known = [f.name for f in fields(self)]
         for name in named:
             if name not in known:

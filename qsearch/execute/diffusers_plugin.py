@@ -141,7 +141,7 @@ class QSearchQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # as above
 
     requires_calibration = False
     required_packages = None
-    use_keep_in_fp32_modules = False
+    use_keep_in_fp32_modules = True  # what a class keeps in fp32 stays so, as without a plan
 
     def __init__(self, quantization_config: QSearchConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)

@@ -26,7 +26,7 @@ class Export:
     """A plan on its way out. `source`: the diffusers folder of the pipeline that it was made for; `component`: the denoiser's folder in it.
 
     `calibration`: what goes into the layers, for methods that go by it. `steps`: the plan over ranges of sampler steps, of which `plan` is the one in the middle, for tools that switch between them;
-    `sampler_steps`: how many steps these are.
+    `sampler_steps`: how many steps these are. `variant`: of the weight files (fp16).
     """
 
     plan: Plan
@@ -37,11 +37,12 @@ class Export:
     steps: Plan | None = None
     sampler_steps: int = 20
     same: Mapping[str, str] = field(default_factory=dict)
+    variant: str | None = None
 
     @property
     def weights(self) -> Weights:
         """The tensors of the component, under every name that a layer has."""
-        return Weights(self.source / self.component, self.same)
+        return Weights(self.source / self.component, self.same, self.variant)
 
 
 class AbstractExporter(Protocol):

@@ -107,8 +107,9 @@ class ExportOptions:
 
     `nearest`: round what the tool lacks; else it is an error. `force`: take the place of an
     existing folder. `table`: prices the rounding. `calibration`: for methods that look at inputs
-    (`measure.calibration`). `sampler_steps`: how many there are, for tools that count them. `say`:
-    told what is rounded, a line a role, or with `verbose` a line a layer.
+    (`measure.calibration`). `sampler_steps`: how many there are, for tools that count them.
+    `variant`: of the weight files (fp16). `say`: told what is rounded, a line a role, or with
+    `verbose` a line a layer.
     """
 
     nearest: bool = False
@@ -116,6 +117,7 @@ class ExportOptions:
     table: SensitivityTable | None = None
     calibration: Mapping[str, LayerInputs] | None = None
     sampler_steps: int = 20
+    variant: str | None = None
     say: Callable[[str], None] = lambda line: None
     verbose: bool = False
 
@@ -201,7 +203,7 @@ def _job(
         known = job.calibration.get(first.rpartition(".")[0])
         if known is not None:
             held[alias.rpartition(".")[0]] = known
-    job = replace(job, plan=plan, graph=graph, same=same, calibration=held)
+    job = replace(job, plan=plan, graph=graph, same=same, calibration=held, variant=options.variant)
     job.weights.check(graph)
     rounded = roundings(plan, graph, to, options.table)
     if rounded and not options.nearest:

@@ -2,7 +2,7 @@
 
 Codes, scales and what transforms keep are made by the same functions that `simulate` shows, so that the two agree to the rounding of floating point.
 Where a plan rounds inputs and there is no kernel that multiplies what is left, the layer computes with its widened weight: the same numbers and the same
-memory, none of the speed. That is said in one `DequantizeFallbackWarning`, or refused with `kernels="required"`.
+memory, none of the speed. That is said in one `WidenedWarning`, or refused with `kernels="required"`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from .ranged import RangedLayer, follow_steps
 from .slower import rows_of, warn_of_slower
 
 __all__ = [
-    "DequantizeFallbackWarning",
     "QuantConv2d",
     "QuantConvolution",
     "QuantLinear",
+    "WidenedWarning",
     "apply",
     "packed_layers",
     "place_empty",
@@ -43,7 +43,7 @@ __all__ = [
 Kernels = Literal["preferred", "required"]
 
 
-class DequantizeFallbackWarning(UserWarning):
+class WidenedWarning(UserWarning):
     """Layers whose inputs a plan rounds compute in floating point, since the machine has no kernel for what it asks."""
 
 
@@ -64,16 +64,6 @@ def apply(
     `QSearchError` for a plan of another graph, for what has no packed form (layers of other classes, attention's own tensors), and,
     with `kernels="required"`, where a layer would have to widen its weight.
     On an error the model may hold some packed layers already: a weight is freed as soon as it is packed, so that memory never holds both.
-
-    Args:
-        model: the denoiser, or the container of a pipeline's denoisers.
-        plan: a plan, or layer -> scheme.
-        graph: the model's graph.
-        weights: of this model, with calibration or what reconstruction learnt.
-        kernels: `preferred`, or `required` to refuse layers without a product of their own.
-
-    Returns:
-        `model`.
     """
     if isinstance(plan, Plan) and plan.graph != graph.id:
         raise QSearchError(
@@ -175,7 +165,7 @@ def warn_of_widened(
     cost = "each call widens the weight and multiplies in floating point: no faster than full precision, up to twice its time at few rows"
     warnings.warn(
         f"{rule}; {cost}. The numbers and the memory are the plan's.",
-        DequantizeFallbackWarning,
+        WidenedWarning,
         stacklevel=3,
     )
 

@@ -22,7 +22,7 @@ def traced(job: Export) -> tuple[nn.Module, dict[str, Any]]:
         scene_prompts,
     )
 
-    pipe = load_pipeline(job.source)
+    pipe = load_pipeline(job.source, variant=job.variant)
     model = denoiser_of(pipe).eval()
     call = record(pipe, scene_prompts(1, seed=0), Sampling(steps=2), bins=1)[0]
     inputs = {

@@ -7,6 +7,7 @@ index, and shards must lie beside the index: an index that points elsewhere is r
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,37 +22,53 @@ if TYPE_CHECKING:
 
 _SMALL = 2**26  # bytes
 STEM = "diffusion_pytorch_model"
+_SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
 
 
 class Weights:
     """The tensors of a component's folder: `files` says in which file each lies, in the order of the files.
 
-    `same`: names of tensors that are one, of which a file may hold one name alone; both are there to read.
+    `same`: names of tensors that are one, of which a file may hold one name alone; both are there to read. `variant`: of the files
+    (fp16), where there are plain ones too, or several.
     """
 
-    def __init__(self, folder: Path, same: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, same: Mapping[str, str] | None = None, variant: str | None = None
+    ) -> None:
         self.folder = Path(folder)
         self._stored: dict[str, str] = {}  # name -> the name under which its file has it
-        # Variants (fp16, ema) may lie beside the weights; those without a variant in their name come first.
-        indices = sorted(
-            self.folder.glob("*.safetensors.index.json"), key=lambda path: len(path.name)
-        )
-        single = [
-            path for path in (self.folder / f"{STEM}.safetensors",) if path.is_file()
-        ] or sorted(self.folder.glob("*.safetensors"))
-        if indices:
-            self.files = self._indexed(indices[0])
-        elif len(single) == 1:
-            self.files = dict.fromkeys(_names(single[0]), single[0])
+        own = self._variant(variant) if variant else None
+        index, single = own or self._plain() or self._variant() or (None, None)
+        if index is not None:
+            self.files = self._indexed(index)
+        elif single is not None:
+            self.files = dict.fromkeys(_names(single), single)
         else:
+            count = len(list(self.folder.glob("*.safetensors")))
             raise ArtifactError(
-                f"{folder} must hold one safetensors file, or shards with an index; it holds {len(single)} files without one"
+                f"{folder} must hold one safetensors file, or shards with an index; it holds {count} files without one"
             )
 
         for name, other in (same or {}).items():
             for missing, held in ((name, other), (other, name)):
                 if missing not in self.files and held in self.files:
                     self.files[missing], self._stored[missing] = self.files[held], held
+
+    def _plain(self) -> tuple[Path | None, Path | None] | None:
+        """(index, file) without a variant in the name: one of them."""
+        indices = sorted(self.folder.glob("*.safetensors.index.json"), key=lambda p: len(p.name))
+        if indices:
+            return indices[0], None
+        path = self.folder / f"{STEM}.safetensors"
+        return (None, path) if path.is_file() else None
+
+    def _variant(self, name: str = "*") -> tuple[Path | None, Path | None] | None:
+        """(index, file) of a variant, or of the only one that there is, as `measure.loading` takes it too."""
+        indices = sorted(self.folder.glob(f"*.safetensors.index.{name}.json"))
+        held = self.folder.glob("*.safetensors" if name == "*" else f"*.{name}.safetensors")
+        files = [path for path in held if not _SHARD.search(path.name)]
+        found = [(path, None) for path in indices] + [(None, path) for path in sorted(files)]
+        return found[0] if len(found) == 1 else None
 
     def _indexed(self, index: Path) -> dict[str, Path]:
         try:
@@ -141,7 +158,7 @@ def _names(path: Path) -> list[str]:
 
 def component(source: Path) -> str:
     """The folder of a pipeline's denoiser within it. Raises `QSearchError` where there is none."""
-    for name in ("transformer", "unet", "prior"):
+    for name in ("transformer", "unet", "prior", "decoder"):
         if (Path(source) / name / "config.json").is_file():
             return name
     raise QSearchError(

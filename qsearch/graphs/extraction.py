@@ -38,15 +38,6 @@ def extract(
     Of several denoisers (`Denoisers`), component -> its keyword arguments. Their values count only where the model's control flow depends on them: then `source` is "hooks", else "export".
     `inputs`: what an input is where its name does not tell: name -> image, step, text, pooled or structure (positions, masks).
     Raises `QSearchError` when the call fails or an input can't be classified, with the signature of the model's forward.
-
-    Args:
-        model: any module.
-        example_inputs: keyword arguments of one call.
-        name: what files call the model; its class when left out.
-        inputs: name of an input -> image, step, text, pooled or structure.
-
-    Returns:
-        The graph.
     """
     if isinstance(model, Denoisers):
         return _of_parts(model, example_inputs, name, inputs)

@@ -20,7 +20,7 @@ from ..core.table import SensitivityTable
 from ..core.trials import Trial
 from .data import Data
 from .features import Array
-from .fitting import Study, training_set
+from .fitting import Study, lesson
 from .scores import score
 
 SCHEMES = ("uint2-c", "km2-c", "uint3-c", "uint4-c", "int8-c")
@@ -148,7 +148,7 @@ class SurrogateContract(Contract):
 
     def lessons(self) -> tuple[Data, Array, Data, Array]:
         """Data and target to learn from, and held-out ones."""
-        taken = training_set([small_study(60)], "sqnr", self._name)
+        taken = lesson([small_study(60)], "sqnr", self._name)
         return (
             taken.data.rows(range(40)),
             taken.target[:40],
@@ -202,7 +202,7 @@ class SurrogateContract(Contract):
             assert set(blocks) == {block.name for block in graph.blocks}, "blocks without a score"
             return
         study = small_study(1000, seed=5)
-        many = training_set([study], "sqnr", self._name).data
+        many = lesson([study], "sqnr", self._name).data
         values, base = model.shares(many)
         predicted = model.predict(many)
         off, spread = np.abs(values.sum(1) + base - predicted).max(), np.ptp(predicted)

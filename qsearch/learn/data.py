@@ -69,7 +69,7 @@ class AbstractModel(Protocol):
 
 
 @dataclass(frozen=True)
-class LinearPrior:
+class Line:
     """What a table's own prediction says of the target: intercept + slope x that column; flat
     without a table. Learners start from it.
     """
@@ -79,16 +79,16 @@ class LinearPrior:
     column: int | None = None
 
     @staticmethod
-    def through(data: Data, target: Array) -> LinearPrior:
+    def through(data: Data, target: Array) -> Line:
         """Least squares on the prior that correlates best: with few probes the sum is steadier than
         the sum with interactions.
         """
         moving = [i for i in data.priors if np.ptp(data.values[:, i]) > 0]
         if not moving or np.ptp(target) == 0:
-            return LinearPrior(float(target.mean()))
+            return Line(float(target.mean()))
         best = max(moving, key=lambda i: abs(float(np.corrcoef(data.values[:, i], target)[0, 1])))
         slope, intercept = np.polyfit(data.values[:, best], target, 1)
-        return LinearPrior(float(intercept), float(slope), best)
+        return Line(float(intercept), float(slope), best)
 
     def of(self, data: Data) -> Array:
         """[plans]."""

@@ -39,18 +39,6 @@ def explain(
     precision when left out); without `layers` only surrogates are asked, which compare with the
     plans that they learnt from. Values and base add up to each prediction within
     `core.attribution.TOLERANCE` of the predictions' range, or it is refused.
-
-    Args:
-        graph: the model's graph.
-        plans: name -> plan.
-        tables: sensitivity tables with probe responses.
-        surrogates: what predicts by features.
-        baseline: what plans are compared with; full precision when left out.
-        pairs: how many pairs of layers are listed.
-        layers: whether layers are explained by the tables.
-
-    Returns:
-        Values with their bases and predictions.
     """
     known = (tables,) if isinstance(tables, SensitivityTable) else tuple(tables)
     parts = [

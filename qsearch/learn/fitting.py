@@ -37,19 +37,11 @@ class Study:
     tables: Sequence[SensitivityTable] = ()
 
     def plans(self) -> dict[str, Plan]:
-        """The plans by their digests. Raises `QSearchError` for one that lacks a layer.
-
-        Returns:
-            Digest -> plan.
-        """
+        """The plans by their digests. Raises `QSearchError` for one that lacks a layer."""
         return {trial.plan: trial.made(self.graph) for trial in self.trials}
 
     def named(self) -> dict[str, Plan]:
-        """The plans by their names; of several with one name, the later ones also by their digests.
-
-        Returns:
-            Name -> plan.
-        """
+        """The plans by their names; of several with one name, the later ones also by their digests."""
         found: dict[str, Plan] = {}
         for trial in self.trials:
             name = f"{trial.name} {trial.plan}" if trial.name in found else trial.name
@@ -57,14 +49,7 @@ class Study:
         return found
 
     def target(self, metric: str) -> Array:
-        """What was measured of each plan [plans].
-
-        Args:
-            metric: one that was measured.
-
-        Returns:
-            Values [plans].
-        """
+        """What was measured of each plan [plans]."""
         for trial in self.trials:
             if metric not in trial.metrics:
                 raise QSearchError(
@@ -74,7 +59,7 @@ class Study:
 
 
 @dataclass(frozen=True)
-class TrainingSet:
+class Lesson:
     """Everything that a learner of this kind needs of one or more studies. `target`: as learnt, see `scores.linked`. `groups`: plans of one number stay together; `homes`: of which graph each plan is."""
 
     data: Data
@@ -83,7 +68,7 @@ class TrainingSet:
     homes: NDArray[np.int64]
 
 
-def training_set(studies: Sequence[Study], metric: str, kind: str) -> TrainingSet:
+def lesson(studies: Sequence[Study], metric: str, kind: str) -> Lesson:
     """Studies put together. Raises `QSearchError` where they have no columns in common, or the metric was not measured."""
     if not studies:
         raise QSearchError("a surrogate learns from measured plans; given no study")
@@ -105,7 +90,7 @@ def training_set(studies: Sequence[Study], metric: str, kind: str) -> TrainingSe
         groups.append(_alike(study) + (int(groups[-1].max()) + 1 if groups else 0))
     homes = np.concatenate([np.full(len(d), i) for i, d in enumerate(parts)])
     target = linked(metric, np.concatenate([s.target(metric) for s in studies]))
-    return TrainingSet(data, target, np.concatenate(groups), homes)
+    return Lesson(data, target, np.concatenate(groups), homes)
 
 
 def _alike(study: Study) -> NDArray[np.int64]:
@@ -138,15 +123,15 @@ def _words(trial: Trial, site: str) -> str:
 
 #: (known rows, asked rows) of a fold
 Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
-#: does the folds of a training set anywhere: (place of the fold, predictions), in any order
+#: does the folds of a lesson anywhere: (place of the fold, predictions), in any order
 Elsewhere = Callable[["Folds"], Iterable[tuple[int, Array]]]
 
 
 @dataclass(frozen=True)
 class Folds:
-    """A training set, the learner's kind and seed, and the folds of a cross-validation."""
+    """A lesson, the learner's kind and seed, and the folds of a cross-validation."""
 
-    taken: TrainingSet
+    taken: Lesson
     kind: str
     seed: int
     splits: tuple[Fold, ...]
@@ -160,7 +145,7 @@ class Folds:
 
 
 def cross_validate(
-    taken: TrainingSet,
+    taken: Lesson,
     kind: str,
     *,
     folds: int = FOLDS,
@@ -219,23 +204,10 @@ def fit(
     `elsewhere`: does the folds of the cross-validation (`cross_validate`). `tables`: sensitivity tables of the graph; their predictions are features, and the one that goes along best is what learners start from.
 
     Raises `QSearchError` for trials of another graph, a metric that never varies, or fewer plans than folds.
-
-    Args:
-        graph: the model's graph.
-        trials: measured plans.
-        tables: sensitivity tables of the graph.
-        metric: what is predicted.
-        kind: plug-in of `surrogates`.
-        folds: parts of the cross-validation.
-        seed: of folds and learners.
-        studies: measured plans of several graphs, instead of the first three.
-
-    Returns:
-        The surrogate, with its held-out scores.
     """
     given = (tables,) if isinstance(tables, SensitivityTable) else tuple(tables)
     known = [*studies, *([Study(graph, trials, given)] if graph is not None else [])]
-    taken = training_set(known, metric, kind)
+    taken = lesson(known, metric, kind)
     _varies(unlinked(metric, taken.target), metric)
     held = cross_validate(taken, kind, folds=folds, seed=seed, elsewhere=elsewhere)
     scores: Scores = score(
@@ -276,7 +248,7 @@ def by_graph(
     studies: Mapping[str, Study], metric: str, kind: str, *, seed: int = 0
 ) -> dict[str, Scores]:
     """name of a study -> scores of its plans predicted from the other studies alone."""
-    taken = training_set(list(studies.values()), metric, kind)
+    taken = lesson(list(studies.values()), metric, kind)
     held = cross_validate(taken, kind, seed=seed, by="graph")
     lower = metric_words(metric).lower_is_better
     return {

@@ -48,7 +48,7 @@ def explain_quadratic(
     `pairs`: so many of the strongest pairs of layers besides, with each layer's own error as the
     pair of itself with itself and the other pairs in one row, `(rest)`. `trust`: how much products
     between layers count, from 0 to 1; by default what the probes' own noise allows
-    (`core.interactions.shrinkage_weight`). Raises `QSearchError` for a table without probes' shares, of
+    (`core.interactions.trust_of`). Raises `QSearchError` for a table without probes' shares, of
     another graph, or that lacks a choice.
     """
     table.check(graph)

@@ -68,14 +68,6 @@ class Surrogate:
     ) -> Data:
         """The plans as this surrogate reads them. Raises `QSearchError` for another graph, or plans
         with schemes that it has never seen.
-
-        Args:
-            graph: the model's graph.
-            plans: name -> plan.
-            tables: sensitivity tables whose predictions are features.
-
-        Returns:
-            Features of the plans, in their order.
         """
         if graph.id not in self.graphs:
             known = ", ".join(f"{name} ({id_})" for id_, name in self.graphs.items())
@@ -100,15 +92,6 @@ class Surrogate:
     ) -> dict[str, tuple[float, float, float]]:
         """plan -> (prediction, lower and upper end of an interval that holds what is measured with
         probability `coverage`).
-
-        Args:
-            graph: the model's graph.
-            plans: name -> plan.
-            tables: sensitivity tables whose predictions are features.
-            coverage: probability that the interval holds what is measured.
-
-        Returns:
-            Name -> (prediction, lower end, upper end).
         """
         found = self.model.predict(self.data(graph, plans, tables))
         wide = half_width(self.residuals, coverage)
@@ -119,11 +102,7 @@ class Surrogate:
         }
 
     def save(self, folder: Path) -> None:
-        """Write the folder `folder/METRIC`.
-
-        Args:
-            folder: of all surrogates of a run.
-        """
+        """Write the folder `folder/METRIC`."""
         place = Path(folder) / self.metric
         content: dict[str, Any] = {
             "kind": self.kind,
@@ -146,15 +125,7 @@ class Surrogate:
 
     @staticmethod
     def load(folder: Path, graph: str | None = None) -> Surrogate:
-        """Read `surrogate/METRIC`, for the graph with that id where one is given.
-
-        Args:
-            folder: of one surrogate.
-            graph: id of the graph that it must belong to; any when left out.
-
-        Returns:
-            The surrogate.
-        """
+        """Read `surrogate/METRIC`, for the graph with that id where one is given."""
         path = Path(folder) / "surrogate.json"
         header, c = read_json(path, SCHEMA)
         try:

@@ -22,6 +22,7 @@ from ..core.errors import QSearchError
 from ..core.steps import clock_of
 from ..graphs.components import Denoisers, parts_of
 from .clean import Sampled
+from .spill import Spill
 
 _PLAIN = (str, bytes, int, float, bool, complex, type(None), torch.dtype, torch.device)
 #: the squared distance of two runs over the squared output, above which they differ by more than rounding in fp32
@@ -57,10 +58,12 @@ class Copier:
 
     Attributes:
         earlier: what the call before copied: a tensor's id -> itself, its version then, its copy.
+        spill: keeps the copies, on disk where they are many; in memory when left out.
         known: the same of this call.
     """
 
     earlier: dict[int, tuple[Tensor, int, Tensor]] = field(default_factory=dict)
+    spill: Spill | None = None
     known: dict[int, tuple[Tensor, int, Tensor]] = field(default_factory=dict)
 
     def __call__(self, value: Any) -> Any:
@@ -85,9 +88,12 @@ class Copier:
         if held is None or held[1] != version:
             # A tensor that is one number seen as many can't be written into, and stays small.
             dense = 0 not in tensor.stride() or tensor.numel() <= 4096
-            held = tensor, version, tensor.detach().clone() if dense else tensor.detach()
+            held = tensor, version, self._copied(tensor) if dense else tensor.detach()
         self.known[id(tensor)] = held
         return held[2]
+
+    def _copied(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().clone() if self.spill is None else self.spill.copy(tensor)
 
 
 @contextmanager

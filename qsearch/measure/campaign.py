@@ -60,6 +60,7 @@ class Campaign:
     stop: Mapping[str, float] = field(default_factory=dict)
     dtype: str = "float32"
     lapse: float = LAPSE
+    variant: str | None = None
 
     def __post_init__(self) -> None:
         for metric in self.stop:
@@ -234,7 +235,11 @@ def _begin(campaign: Campaign, plans: dict[str, Plan], pipe: Any, device: str) -
     trials = Trials(campaign.where, campaign.graph)
     trials.describe(campaign.setting.key, campaign.setting.said)
     claims = trials.claims(campaign.lapse)
-    bench = Bench(campaign, pipe or load_pipeline(campaign.folder, device, campaign.dtype), plans)
+    bench = Bench(
+        campaign,
+        pipe or load_pipeline(campaign.folder, device, campaign.dtype, campaign.variant),
+        plans,
+    )
 
     def do(name: str) -> _Done:
         plan, key = plans[name], campaign.setting.key

@@ -150,14 +150,6 @@ def evaluate(
 
     Besides `metrics`: `noise`, the relative error of the denoiser's output on the recorded calls,
     and `output_sqnr`, the same in dB.
-
-    Args:
-        outcome: what the plan made.
-        reference: what full precision made of the same noise and captions.
-        metrics: plug-ins of `metrics`.
-
-    Returns:
-        Metric -> (mean, standard error).
     """
     return evaluated(outcome, reference, metrics)[0]
 
@@ -180,6 +172,9 @@ def evaluated(
         ]
         value = sum(v for v, _ in pairs) / len(pairs)
         error = math.sqrt(sum(e * e for _, e in pairs)) / len(pairs)
+        if math.isinf(error):  # calls of one sample each: the spread between calls
+            spread = sum((v - value) ** 2 for v, _ in pairs) / max(1, len(pairs) - 1)
+            error = math.sqrt(spread / len(pairs))
         found["noise"] = (value, error)
         if value > 0:
             found["output_sqnr"] = (-10 * math.log10(value), 10 / math.log(10) * error / value)

@@ -25,7 +25,7 @@ from ..core.scheme import Scheme
 from ..core.sites import cut
 from ..core.steps import clock_of
 from .attention import passing
-from .memory import requires_grad_only, saved_activation_bytes, weight_bytes
+from .memory import kept_bytes, wanting, weight_bytes
 from .observation import AbstractObservation
 from .priced_attention import PricedAttention
 from .quantized_weights import weight_of
@@ -115,7 +115,7 @@ class Contraction:
         """In words, what a backward takes: one pass is made to see."""
         weights, kept = (
             weight_bytes(self.model),
-            saved_activation_bytes(self.model, self.question.observations[0].example()),
+            kept_bytes(self.model, self.question.observations[0].example()),
         )
         made = "" if self.keeps else ", made anew each time"
         return f"{weights / 2**30:.2f} GiB of weights, {kept / 2**30:.2f} GiB of activations and {self.bytes / 2**30:.2f} GiB of quantized weights{made}"
@@ -154,9 +154,7 @@ class Contraction:
         """Inside, a backward contracts the gradients of weights, inputs and sites; the model is left as it was."""
         with ExitStack() as stack:
             stack.enter_context(
-                requires_grad_only(
-                    self.model, {weight_of(self.model, name) for name in self._stored}
-                )
+                wanting(self.model, {weight_of(self.model, name) for name in self._stored})
             )
             for name in self._stored:
                 weight = weight_of(self.model, name)
@@ -165,7 +163,7 @@ class Contraction:
                 if weight.requires_grad:
                     stack.callback(
                         weight.register_post_accumulate_grad_hook(
-                            partial(self._contract_weight_grad, name)
+                            partial(self._meet_weight, name)
                         ).remove
                     )
             sites: dict[str, Any] = {}
@@ -240,7 +238,7 @@ class Contraction:
             [k for k, way in enumerate(ways) for _ in way]
         ]
 
-    def _contract_weight_grad(self, name: str, weight: Tensor) -> None:
+    def _meet_weight(self, name: str, weight: Tensor) -> None:
         assert weight.grad is not None and self._now is not None
         gradient, place = weight.grad.flatten(), (self._now[0], self._now[1].now)
         weight.grad = None

@@ -25,6 +25,7 @@ from .clean import Sampled, checked, own_prediction, step_weights
 from .components import denoisers_of, model_of, schedulers_of, ticking
 from .prompts import Prompts
 from .sampling import Sampling
+from .spill import Spill
 
 
 class NoCallsError(QSearchError):
@@ -42,14 +43,14 @@ class _Heard:
 @contextmanager
 def _listening(pipe: Any, guidance: float, clock: StepClock) -> Iterator[_Heard]:
     """Hears the calls of the denoisers, and what the scheduler makes of them; the pipeline computes as ever."""
-    heard = _Heard()
+    heard, spill = _Heard(), Spill()
 
     def hooks(name: str, model: nn.Module) -> list[Any]:
-        copier = Copier()
+        copier = Copier(spill=spill)
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             nonlocal copier
-            copier = Copier(copier.known)
+            copier = Copier(copier.known, spill)
             args, kwargs = copier((args, kwargs))
             step = clock.step if clock.known else len(heard.calls)
             heard.calls.append(Call(args, kwargs, step, None, clock.total, name))

@@ -178,9 +178,6 @@ def simulate(
         weights: shares quantized weights between calls, and holds the calibration that some schemes need. Everything is made
             before anything is exchanged, so that what a layer gets does not depend on the others.
 
-    Yields:
-        The model itself, for the time of the block.
-
     Raises:
         QSearchError: a plan of another graph, an unknown site, calibration that is wanted and missing.
     """

@@ -84,6 +84,7 @@ def measure(
         run.device,
         settings.stop,
         run.config.dtype,
+        variant=run.config.variant,
     )
     with run.progress.track("evaluate", len(plans)) as advance:
         done = measure_plans(campaign, plans, by, progress=advance, say=run.progress.say)

@@ -45,6 +45,11 @@ class Config(Settings):
         None, description="torch device; the GPU where there is one when left out, else cpu"
     )
     dtype: str = Field("float32", description="type of the model's weights while measuring")
+    variant: str | None = Field(
+        None,
+        description="of the model's files, as diffusers names them (fp16); where a component has "
+        "files of one variant alone, that one when left out",
+    )
     prompts: Path | None = Field(
         None,
         description="text file, one prompt a line; without it, captions of the zoo's scenes for "
@@ -111,11 +116,16 @@ def _placed(content: Mapping[str, Any], place: Path) -> dict[str, Any]:
         found["protocol"] = protocol | {"prompts": str(place / protocol["prompts"])}
     if isinstance(evaluate, dict) and isinstance(evaluate.get("real"), str):
         found["evaluate"] = evaluate | {"real": str(place / evaluate["real"])}
-    if isinstance(model, str) and (place / model / "model_index.json").is_file():
+    if isinstance(model, str) and _is_here(place / model):
         found["model"] = str((place / model).resolve())
     if isinstance(section, dict) and str(section.get("device") or "").endswith(".json"):
         found["allocate"] = section | {"device": str(place / str(section["device"]))}
     return found
+
+
+def _is_here(model: Path) -> bool:
+    """Whether a model is a saved pipeline's folder, or a checkpoint in one file."""
+    return (model / "model_index.json").is_file() or (model.suffix != ".yaml" and model.is_file())
 
 
 def _check(config: Config, source: str) -> None:
@@ -220,7 +230,7 @@ def save(config: Config, path: Path) -> None:
         content["prompts"] = str(config.prompts.resolve())
     if (config.allocate.device or "").endswith(".json"):
         content["allocate"]["device"] = str(Path(str(config.allocate.device)).resolve())
-    if (Path(config.model) / "model_index.json").is_file():
+    if _is_here(Path(config.model)):
         content["model"] = str(Path(config.model).resolve())
     write_text(path, yaml.safe_dump(content, sort_keys=False))
 

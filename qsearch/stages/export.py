@@ -61,6 +61,7 @@ def export(run: Run, settings: ExportSettings) -> list[Path]:
         nearest=settings.nearest,
         force=settings.force,
         table=tables[0] if tables else None,
+        variant=run.config.variant,
         sampler_steps=run.sampling.steps,
         say=run.progress.say,
         calibration=_calibration(run, plan) if plugin.writes_weights else None,

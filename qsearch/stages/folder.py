@@ -58,10 +58,14 @@ class Run:
     def model_folder(self) -> Path:
         """Folder of the saved pipeline that `model` names.
 
-        It is a name of the zoo, a local folder or a hub id. Raises `QSearchError` for anything
-        else, and for a card, which has no weights.
+        It is a name of the zoo, a local folder, a checkpoint in one file or a hub id. Raises
+        `QSearchError` for anything else, and for a card, which has no weights.
         """
+        from ..measure.single_file import unpacked
+
         model = self.config.model
+        if (made := unpacked(model)) is not None:
+            return made
         for family in plugins.names("families"):
             found = plugins.load("families", family).folder(model)
             if found is not None:
@@ -80,7 +84,8 @@ class Run:
                 "what is measured needs the zoo or a local diffusers folder"
             )
         raise QSearchError(
-            "a model is a name of the zoo, a card, a local diffusers folder or a hub id; "
+            "a model is a name of the zoo, a card, a local diffusers folder, a checkpoint in one "
+            "file (.safetensors) or a hub id; "
             f"given {model!r}{nearest(model, [*NAMES, *cards.names()])}"
         )
 
@@ -113,8 +118,9 @@ class Run:
     @property
     def model_key(self) -> str:
         """Digest of what is measured: the saved pipeline, and the type that it is loaded in."""
-        dtype = self.config.dtype
-        return self.fingerprint if dtype == "float32" else f"{self.fingerprint} {dtype}"
+        c = self.config
+        parts = [self.fingerprint, c.dtype if c.dtype != "float32" else "", c.variant or ""]
+        return " ".join(part for part in parts if part)
 
     @cached_property
     def pipe(self) -> Any:
@@ -123,7 +129,8 @@ class Run:
         from ..measure.sizes import growing
 
         with growing(self.model_folder, self.config.dtype, self.progress, self.model_name):
-            return load_pipeline(self.model_folder, self.device, self.config.dtype)
+            c = self.config
+            return load_pipeline(self.model_folder, self.device, c.dtype, c.variant)
 
     @contextmanager
     def ticks(self, title: str, samples: int, batch: int, times: int = 1) -> Iterator[None]:

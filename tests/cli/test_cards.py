@@ -111,7 +111,7 @@ def test_list_names_cards_and_devices() -> None:
     [
         (
             ("extract", "sdlx", "-o", "OUT"),
-            r"a name of the zoo, a card, a local diffusers folder or a hub id; given 'sdlx'; did you mean 'sdxl'\?",
+            r"a name of the zoo, a card, a local diffusers folder, a checkpoint in one file \(.safetensors\) or a hub id; given 'sdlx'; did you mean 'sdxl'\?",
         ),
         (
             ("extract", "sdxl", "-o", "OUT", "--resolution", "1001"),

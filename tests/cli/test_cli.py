@@ -345,7 +345,7 @@ def test_an_unknown_model_is_answered_with_the_nearest_name(
 
     assert (
         refused(*arguments)
-        == "qsearch: a model is a name of the zoo, a card, a local diffusers folder or a hub id; given 'scenes-dti'; did you mean 'scenes-dit'?"
+        == "qsearch: a model is a name of the zoo, a card, a local diffusers folder, a checkpoint in one file (.safetensors) or a hub id; given 'scenes-dti'; did you mean 'scenes-dit'?"
     )
 
 
@@ -355,7 +355,7 @@ def test_a_folder_without_a_pipeline_is_no_model(
     (tmp_path / "empty").mkdir()
 
     assert (
-        "a model is a name of the zoo, a card, a local diffusers folder or a hub id; given 'empty'"
+        "a model is a name of the zoo, a card, a local diffusers folder, a checkpoint in one file (.safetensors) or a hub id; given 'empty'"
         in refused("extract", "empty", "-o", "out")
     )
 
@@ -609,7 +609,7 @@ def test_a_process_of_its_own_gives_the_line_and_the_code(tmp_path: Path) -> Non
     assert (done.returncode, done.stdout) == (2, "")
     assert (
         done.stderr
-        == "qsearch: a model is a name of the zoo, a card, a local diffusers folder or a hub id; given 'scenes-dti'; did you mean 'scenes-dit'?\n"
+        == "qsearch: a model is a name of the zoo, a card, a local diffusers folder, a checkpoint in one file (.safetensors) or a hub id; given 'scenes-dti'; did you mean 'scenes-dit'?\n"
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from qsearch import Plan, QSearchError, simulate
+from qsearch import Plan, QSearchError, extract, simulate
 from qsearch.core.graph import OpGraph
 from qsearch.core.scheme import Scheme
 from qsearch.diffusers import QSearchConfig
@@ -218,3 +218,47 @@ def test_a_plan_from_python_brings_its_graph() -> None:
     other = OpGraph("other", graph.layers[:-1])
     with pytest.raises(QSearchError, match="make a plan for this model"):
         QSearchConfig(Plan.uniform(graph, "int8-c"), other)
+
+
+def test_what_a_class_keeps_in_fp32_stays_so_beside_packed_layers(tmp_path: Path) -> None:
+    from diffusers import SkyReelsV2Transformer3DModel
+
+    config = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "in_channels": 4,
+        "out_channels": 4,
+        "text_dim": 16,
+        "freq_dim": 16,
+        "ffn_dim": 32,
+        "num_layers": 1,
+    }
+    model = SkyReelsV2Transformer3DModel(**config, rope_max_seq_len=32).eval()
+    given = {
+        "hidden_states": torch.randn(1, 4, 2, 8, 8),
+        "timestep": torch.tensor([500]),
+        "encoder_hidden_states": torch.randn(1, 5, 16),
+    }
+    graph = extract(model, given)
+    packed = ("blocks.0.ffn.net.2", "condition_embedder.time_embedder.linear_1")
+    plan = Plan.make(graph, {x.name: "int8-c" if x.name in packed else "keep" for x in graph})
+    model.save_pretrained(tmp_path / "model")
+
+    for again in range(2):  # quantized while it is read, then read as it was saved
+        made = SkyReelsV2Transformer3DModel.from_pretrained(
+            tmp_path / ("saved" if again else "model"),
+            torch_dtype=torch.bfloat16,
+            **({} if again else {"quantization_config": QSearchConfig(plan, graph)}),
+        )
+        kinds = {name: p.dtype for name, p in made.named_parameters()}
+        assert kinds["scale_shift_table"] == kinds["blocks.0.norm2.weight"] == torch.float32
+        assert kinds["condition_embedder.time_embedder.linear_2.weight"] == torch.float32
+        assert kinds["blocks.0.attn1.to_q.weight"] == torch.bfloat16
+        low = {k: v.bfloat16() if v.is_floating_point() else v for k, v in given.items()}
+        with torch.no_grad(), simulate(model, plan, graph):
+            wanted = model(**given, return_dict=False)[0]
+        with torch.no_grad():
+            output = made(**low, return_dict=False)[0].float()
+        assert noise(output, wanted) < 1e-3
+        if not again:
+            made.save_pretrained(tmp_path / "saved")

@@ -13,7 +13,7 @@ import pytest
 
 from qsearch.core.attribution import TOLERANCE, Attribution
 from qsearch.core.errors import QSearchError
-from qsearch.core.interactions import scores_of, shrinkage_weight
+from qsearch.core.interactions import scores_of, trust_of
 from qsearch.core.plan import Plan
 from qsearch.core.shares import Shares
 from qsearch.core.table import SensitivityTable
@@ -86,9 +86,7 @@ def test_the_closed_form_equals_shapley_values_by_definition(baseline: str, trus
 def test_products_count_as_far_as_the_probes_can_be_trusted() -> None:
     table = small_table(GRAPH)
     scores = scores_of(table.shares, {"noise": 1.0})  # type: ignore[arg-type]  # probes made it
-    trust = shrinkage_weight(
-        np.stack([np.stack(list(row.values()), 1) for row in scores.values()], 1)
-    )
+    trust = trust_of(np.stack([np.stack(list(row.values()), 1) for row in scores.values()], 1))
 
     found, said = (explain_quadratic(GRAPH, table, {"p": PLAN}, trust=t) for t in (None, trust))
 

@@ -18,7 +18,7 @@ from qsearch.graphs.extraction import extract
 from qsearch.graphs.families import hub
 from qsearch.measure import profiling
 from qsearch.measure.gradients import Contraction
-from qsearch.measure.memory import saved_activation_bytes, weight_bytes
+from qsearch.measure.memory import kept_bytes, weight_bytes
 from qsearch.measure.observation import observations
 from qsearch.measure.pipelines import Call, Prompts, Sampling, example_inputs, record
 from qsearch.measure.profiling import profile, profile_pipeline
@@ -172,7 +172,7 @@ def test_autocast_computes_in_another_type_and_leaves_the_model_as_it_was(case: 
 def test_the_memory_that_is_stated_is_what_a_pass_keeps(case: Case) -> None:
     model, graph = case
     small, large = (
-        saved_activation_bytes(model, call)
+        kept_bytes(model, call)
         for call in (plain_calls(1, samples=2)[0], plain_calls(1, samples=4)[0])
     )
     rows = 2 * 16 * 8 * 4  # one map of 16 tokens and 8 channels for two samples, in bytes
@@ -203,7 +203,7 @@ def test_a_trajectory_s_memory_is_counted_on_its_first_call(pipe: Any) -> None:
 
     call = observation.example()
 
-    assert saved_activation_bytes(pipe.unet, call) > 0
+    assert kept_bytes(pipe.unet, call) > 0
     assert (
         len(example_inputs(call, pipe.unet)["sample"]) == 4
     )  # two samples, each with and without its caption
@@ -246,7 +246,7 @@ def test_counting_memory_leaves_none_behind() -> None:
     alive: list[weakref.ref[torch.Tensor]] = []
     model[1].register_forward_hook(lambda module, args, output: alive.append(weakref.ref(output)))
 
-    assert saved_activation_bytes(model, Call((torch.ones(2, 4),), {}, 0)) > 0
+    assert kept_bytes(model, Call((torch.ones(2, 4),), {}, 0)) > 0
 
     assert [made() for made in alive] == [None]
 

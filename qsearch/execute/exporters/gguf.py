@@ -4,6 +4,10 @@ The legacy types store what qsearch's integers in groups of 32 are, an fp16 scal
 they are: Q4_0, Q5_0 and Q8_0 exactly, Q4_1 and Q5_1 but for the product of scale and zero point, which they keep as fp16. Layouts: ggml's
 `block_q4_0` to `block_q8_0` (ggml-common.h). K-quants need a packer of their own and are left to llama-quantize; diffusers
 reads quantized weights into linear layers alone, so that convolutions are kept.
+
+A weight of five axes (the patch embedding of Wan and other video models) is written with its five axes, as the files that people pass on
+have it: diffusers wants them, and stable-diffusion.cpp's own reader stacks those beyond ggml's four into the fourth. Plain
+`gguf_init_from_file` of ggml refuses such a file.
 """
 
 from __future__ import annotations

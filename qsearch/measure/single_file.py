@@ -1,0 +1,87 @@
+"""A checkpoint of a whole pipeline in one file (.safetensors, .ckpt), with the names of its first publication or diffusers' own.
+
+It is unpacked once, in the type that it is stored in, as a folder that diffusers reads, so that every verb reads it tensor by tensor as
+it does any other; the folder lies in the cache ($XDG_CACHE_HOME/qsearch/checkpoints) under a digest of the file. Its configuration is
+that of the pipeline's folder that the file lies in (model_index.json, no weights needed), else the one that diffusers knows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from ..core.errors import QSearchError
+
+_ENDINGS = (".safetensors", ".ckpt")
+_TYPES = {"F16": "float16", "BF16": "bfloat16"}
+
+
+def unpacked(model: str) -> Path | None:
+    """The diffusers folder that a checkpoint is unpacked into; None for what is no file of that kind.
+
+    Raises:
+        QSearchError: it can't be read, or nowhere unpacked.
+    """
+    path = Path(model)
+    if path.suffix.lower() not in _ENDINGS or not path.is_file():
+        return None
+    made = _cache() / _digest(path)
+    if (made / "model_index.json").is_file():
+        return made
+    from .loading import load_pipeline
+
+    pipe = load_pipeline(path, dtype=_stored(path))
+    partial = made.with_name(f".{made.name}.{os.getpid()}")
+    try:
+        pipe.save_pretrained(partial)
+        partial.rename(made)
+    except OSError as error:
+        if not (made / "model_index.json").is_file():  # else another process was first
+            raise QSearchError(
+                f"{path} is unpacked into {made}, and that can't be written ({error}); set XDG_CACHE_HOME to a "
+                "folder with room"
+            ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return made
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path("~").expanduser() / ".cache")
+    return Path(base) / "qsearch" / "checkpoints"
+
+
+def _digest(path: Path) -> str:
+    """Of the file (of one of more than 64 MiB: where it lies, its size and date), and of the configuration beside it."""
+    size = path.stat().st_size
+    big = f"{path.resolve()} {size} {path.stat().st_mtime_ns}".encode()
+    sha = hashlib.sha256(big if size > 2**26 else path.read_bytes())
+    for config in sorted(path.parent.rglob("*.json")) if _has_home(path) else ():
+        sha.update(config.read_bytes())
+    return sha.hexdigest()[:16]
+
+
+def _has_home(path: Path) -> bool:
+    return (path.parent / "model_index.json").is_file()
+
+
+def _stored(path: Path) -> str:
+    """The type of most of the tensors, as `load_pipeline` names it."""
+    if path.suffix.lower() != ".safetensors":
+        return "float32"
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if not 0 < size <= path.stat().st_size - 8:
+                raise ValueError(f"a header of {size} bytes")
+            held = json.loads(file.read(size))
+    except (OSError, ValueError) as error:
+        raise QSearchError(
+            f"{path} is not readable as safetensors ({error}); copy it again"
+        ) from error
+    kinds = [t["dtype"] for name, t in held.items() if name != "__metadata__"]
+    most = max(set(kinds), key=kinds.count, default="F32")
+    return _TYPES.get(most, "float32")
