@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,14 +32,51 @@ def publish(
         table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
     Console(width=200 if not sys.stdout.isatty() else None).print(table)
     path = Path(script).with_suffix(".json")
-    machine = f"{platform.machine()}, {platform.system()}"
     content = {
         "command": " ".join(["python", *sys.argv]),
         "seed": seed,
-        "machine": machine,
+        "machine": machine(),
+        "commit": commit(),
         "versions": versions(),
         "rows": rows,
         **(extra or {}),
     }
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"wrote {path}")
+
+
+def machine() -> str:
+    """The processor, the units that products depend on, the threads that torch may take, and the GPU where there is one."""
+    found = [processor(), platform.system(), f"{os.environ.get('OMP_NUM_THREADS', 'all')} threads"]
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        found.append(torch.cuda.get_device_name())
+    return ", ".join(found)
+
+
+def processor() -> str:
+    """The processor's name with what it multiplies fast, as far as the system says."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    held = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+    flags = set(held.get("flags", held.get("Features", "")).split())
+    units = [f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8") if f in flags]
+    return f"{held.get('model name', platform.machine())} ({' '.join(units) or 'no vector units known'})"
+
+
+def commit() -> str:
+    """The commit of the source tree, with + where files differ from it; "" outside of git."""
+    place = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            cwd=place,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return found.stdout.strip()
