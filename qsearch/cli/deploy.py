@@ -192,17 +192,39 @@ def export(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="a line a layer, not only a role")
     ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            help="OWNER/NAME: make this repository on the hub, with a model card from the run",
+            show_default=False,
+        ),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="with --push: seen by its owner alone")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="with --push: write the card, send nothing")
+    ] = False,
     *,
     given: dict[str, Any],
 ) -> None:
     """Write the plan as the file that another tool loads."""
     from ..stages.export import ExportSettings
     from ..stages.export import export as stage
+    from ..stages.push import PushSettings, check_push
+    from ..stages.push import push as send
 
+    if push is None and (private or dry_run):
+        raise QSearchError("--private and --dry-run say how --push is done; give --push OWNER/NAME")
     asked = ExportSettings(to=to, output=output, nearest=nearest, force=force, verbose=verbose)
+    sent = push and PushSettings(repository=push, private=private, dry_run=dry_run)
     with asked_run(folder, "export", settings_of(given, "calibrate.samples")) as job:
+        if sent:
+            check_push(job, sent)
         for path in stage(job, asked):
             typer.echo(path)
+        if sent:
+            typer.echo(send(job, to, output or job.path(f"export-{to}"), sent))
 
 
 @app.command(name="import")

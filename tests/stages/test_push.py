@@ -15,6 +15,7 @@ from qsearch.stages import config
 from qsearch.stages.export import ExportSettings, export
 from qsearch.stages.folder import Run
 from qsearch.stages.push import PushSettings, check_push, push
+from tests.conftest import Command
 from tests.models import tiny_pipeline
 
 
@@ -150,3 +151,22 @@ def test_no_network_is_one_line(ran: Run, monkeypatch: pytest.MonkeyPatch) -> No
 
     with pytest.raises(QSearchError, match=r"the hub does not answer: no route to the hub$"):
         check_push(ran, PushSettings(repository="a/b"))
+
+
+def test_export_pushes_from_the_shell_and_refuses_before_it_writes(
+    ran: Run, tmp_path: Path, command: Command
+) -> None:
+    asked = ("export", ran.folder, "--to", "gguf", "--nearest", "-o", tmp_path / "out")
+
+    refused = command(*asked, "--push", "no repository", "--dry-run")
+    alone = command(*asked, "--dry-run")
+    written = (tmp_path / "out").exists()
+    done = command(*asked, "--push", "someone/ring", "--dry-run")
+
+    assert refused[0] == alone[0] == 2
+    assert "a repository is OWNER/NAME" in refused[2]
+    assert "give --push OWNER/NAME" in alone[2]
+    assert not written
+    assert done[0] == 0, done[2]
+    assert "push: would send" in done[2]
+    assert (tmp_path / "out" / "README.md").read_text(encoding="utf-8").startswith("---")
