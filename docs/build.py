@@ -1,4 +1,5 @@
-"""`python docs/build.py [FOLDER]`: the site, built strictly into build/site; a page, a link or a docstring that fails is an error.
+"""`python docs/build.py [FOLDER]`: the site, built strictly into build/site; a page, a link or a
+docstring that fails is an error.
 
 Prints how many pages and links there are and how long it took. Nothing is read from a network.
 """

@@ -1,4 +1,6 @@
-"""`python docs/house.py`: writes docs/house.md, a line for each module with its caption, in the order of the import contract."""
+"""`python docs/house.py`: writes docs/house.md, a line for each module with its caption, in the
+order of the import contract.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`python docs/readme.py`: puts the tables of the README in again, from measured numbers and shapes; a test holds it to that."""
+"""`python docs/readme.py`: puts the tables of the README in again, from measured numbers and
+shapes; a test holds it to that.
+"""
 
 from __future__ import annotations
 

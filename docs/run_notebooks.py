@@ -1,4 +1,5 @@
-"""`python docs/run_notebooks.py [NAME...]`: run the notebooks and write their outputs into them, small.
+"""`python docs/run_notebooks.py [NAME...]`: run the notebooks and write their outputs into them,
+small.
 
 Pictures are cut down to 760 pixels and 64 colours. A digest of the code stands in each notebook's
 metadata, so that the site refuses outputs that are older than the code (site_pages/notebooks.py).

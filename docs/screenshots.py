@@ -1,4 +1,6 @@
-"""`python docs/screenshots.py`: the built site as readers see it, at 1400 and 390 pixels, light and dark, small, in docs/pictures/."""
+"""`python docs/screenshots.py`: the built site as readers see it, at 1400 and 390 pixels, light and
+dark, small, in docs/pictures/.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""qsearch: which layers of a diffusion model stand few bits, why, and what to do. The table of contents: nouns and verbs, loaded when used."""
+"""qsearch: which layers of a diffusion model stand few bits, why, and what to do. The table of
+contents: nouns and verbs, loaded when used.
+"""
 
 from __future__ import annotations
 

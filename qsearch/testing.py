@@ -3,8 +3,8 @@
     class TestMine(QuantizerContract):
         plugin = "mine"
 
-Each contract is a class of tests with one attribute to set. The project applies them to every plug-in it finds, and each is
-shown to reject a plug-in that is wrong on purpose.
+Each contract is a class of tests with one attribute to set. The project applies them to every
+plug-in it finds, and each is shown to reject a plug-in that is wrong on purpose.
 """
 
 from __future__ import annotations
@@ -44,16 +44,20 @@ __all__ = [
 
 
 class SolverContract(Contract):
-    """What holds for every file in `solvers/`: limits are kept, infeasible problems are said to be, exact solvers equal brute force, bounds are below.
+    """What holds for every file in `solvers/`: limits are kept, infeasible problems are said to be,
+    exact solvers equal brute force, bounds are below.
 
-    A module says `exact` (its plans are the best) and `quadratic` (it minimises the total with interactions; others refuse such a problem).
+    A module says `exact` (its plans are the best) and `quadratic` (it minimises the total with
+    interactions; others refuse such a problem).
     """
 
     kind = "solvers"
     problems: ClassVar[int] = 40
 
     def problem(self, seed: int, *, interactions: bool = False) -> Problem:
-        """Six sites with three choices each, one or two limits, every third with at most two formats; with scores of eight probes where asked."""
+        """Six sites with three choices each, one or two limits, every third with at most two
+        formats; with scores of eight probes where asked.
+        """
         dice = np.random.default_rng(seed)
         options = tuple(Scheme.parse(s) for s in ("uint2-c", "uint4-c", "uint8-c"))
         weights = dice.integers(1, 50, 6)
@@ -137,7 +141,9 @@ class SolverContract(Contract):
         raise AssertionError(f"an infeasible problem was answered with {chosen}")
 
     def test_interactions_are_minimised_or_refused(self) -> None:
-        """A quadratic solver is no worse than the best additive assignment is under interactions; another says that it knows none."""
+        """A quadratic solver is no worse than the best additive assignment is under interactions;
+        another says that it knows none.
+        """
         from .decide.solvers import ilp
 
         for seed in range(max(2, self.problems // 4)):
@@ -161,16 +167,20 @@ class SolverContract(Contract):
 
 
 class MetricContract(Contract):
-    """What holds for every file in `metrics/`: perfect on identical outcomes, finite, worse when noise grows.
+    """What holds for every file in `metrics/`: perfect on identical outcomes, finite, worse when
+    noise grows.
 
-    A module says `higher_is_better`, and whether it `needs_video`: latents with frames; `smallest`, the least side of pictures
-    that it takes, where that is more than 64. One without `features` is for evaluation alone.
+    A module says `higher_is_better`, and whether it `needs_video`: latents with frames; `smallest`,
+    the least side of pictures that it takes, where that is more than 64. One without `features` is
+    for evaluation alone.
     """
 
     kind = "metrics"
 
     def outcomes(self) -> list[Any]:
-        """Full precision, and the same with growing noise on latents and pictures (captions of real scenes)."""
+        """Full precision, and the same with growing noise on latents and pictures (captions of real
+        scenes).
+        """
         import torch
 
         from .measure.evaluation import Outcome
@@ -211,7 +221,9 @@ class MetricContract(Contract):
         assert ordered[0] > ordered[1] > ordered[2], str(scores)
 
     def test_features_lie_farther_apart_the_more_noise_there_is(self) -> None:
-        """The squared distance of features to full precision, over its scale, is 0 without noise, grows with it, and has gradients."""
+        """The squared distance of features to full precision, over its scale, is 0 without noise,
+        grows with it, and has gradients.
+        """
         import torch
 
         from .measure.clean import Clean

@@ -1,4 +1,6 @@
-"""Pages in headless Chromium: does each load, at two widths, light and dark, without a word on the console and nothing wider than the screen?"""
+"""Pages in headless Chromium: does each load, at two widths, light and dark, without a word on the
+console and nothing wider than the screen?
+"""
 
 from __future__ import annotations
 
@@ -92,7 +94,9 @@ class _Site(SimpleHTTPRequestHandler):
             super().do_GET()
 
     def _small_index(self) -> None:
-        """After the first time, a small part of the index: parsing all of it takes longer than the page."""
+        """After the first time, a small part of the index: parsing all of it takes longer than the
+        page.
+        """
         whole = json.loads((Path(self.directory) / "search" / "search_index.json").read_text())
         text = json.dumps(whole | {"docs": whole["docs"][:3]}).encode()
         self.send_response(200)

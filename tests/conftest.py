@@ -1,4 +1,6 @@
-"""What all tests share: fixed seeds, no network, a small graph, a place where nothing can be written."""
+"""What all tests share: fixed seeds, no network, a small graph, a place where nothing can be
+written.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def _seeds() -> None:
 
 
 def make_graph(model: str = "tiny", width: int = 24) -> OpGraph:
-    """Four layers in one block: an embedding that stays, two linear layers, a convolution with a ragged row. Golden files hold it: leave it as it is."""
+    """Four layers in one block: an embedding that stays, two linear layers, a convolution with a
+    ragged row. Golden files hold it: leave it as it is.
+    """
     layers = (
         LayerSpec("embed", "text-embedding", "embedding", (10, width), 0, quantizable=False),
         LayerSpec(
@@ -87,7 +91,9 @@ def blocked_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def published() -> Path:
-    """MixDQ's published measurements: beside the repository, or in `mixdq` of the folder that QSEARCH_REFERENCE names."""
+    """MixDQ's published measurements: beside the repository, or in `mixdq` of the folder that
+    QSEARCH_REFERENCE names.
+    """
     folder = (
         Path(
             os.environ.get("QSEARCH_REFERENCE", Path(__file__).parents[2] / "shared" / "reference")

@@ -1,4 +1,6 @@
-"""The fenced blocks of README and docs, with what stands before them: which of them run in the tests, and why others do not."""
+"""The fenced blocks of README and docs, with what stands before them: which of them run in the
+tests, and why others do not.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Models small enough to be built in a test: a plain-torch denoiser, a U-Net and a DiT from diffusers, a whole pipeline."""
+"""Models small enough to be built in a test: a plain-torch denoiser, a U-Net and a DiT from
+diffusers, a whole pipeline.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class PlainAttention(nn.Module):
 
 
 class PlainBlock(nn.Module):
-    """Cross-attention first, then self-attention: the other way round than diffusers' `attn1` and `attn2`."""
+    """Cross-attention first, then self-attention: the other way round than diffusers' `attn1` and
+    `attn2`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +52,9 @@ class PlainBlock(nn.Module):
 
 
 class PlainDenoiser(nn.Module):
-    """Pictures [N, 2, 4, 4], times [N] and context [N, T, 6] in, pictures out; nothing of diffusers in it."""
+    """Pictures [N, 2, 4, 4], times [N] and context [N, T, 6] in, pictures out; nothing of diffusers
+    in it.
+    """
 
     def __init__(self, blocks: int = 1) -> None:
         super().__init__()
@@ -141,7 +147,9 @@ def dit_inputs(samples: int = 2) -> dict[str, Any]:
 
 
 def tiny_pipeline() -> Any:
-    """A StableDiffusionPipeline of random weights: captions of the zoo's world in, pictures of 16x16 out."""
+    """A StableDiffusionPipeline of random weights: captions of the zoo's world in, pictures of
+    16x16 out.
+    """
     from diffusers import AutoencoderKL, StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -189,7 +197,9 @@ def tiny_pipeline() -> Any:
 
 
 def tiny_scenes_pipeline() -> Any:
-    """`tiny_pipeline` with latents of 16x16 whose pictures are 64x64 by an upsampling VAE, as the judge wants them."""
+    """`tiny_pipeline` with latents of 16x16 whose pictures are 64x64 by an upsampling VAE, as the
+    judge wants them.
+    """
     from diffusers import AutoencoderKL
 
     pipe = tiny_pipeline()

@@ -1,4 +1,6 @@
-"""A PostgreSQL server of Debian's, thrown away after: started on loopback, stopped and started again."""
+"""A PostgreSQL server of Debian's, thrown away after: started on loopback, stopped and started
+again.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ class Server:
 
 @contextmanager
 def server() -> Iterator[Server]:
-    """A new server, deleted after. It does not run as root, so there it runs as Debian's `postgres`."""
+    """A new server, deleted after. It does not run as root, so there it runs as Debian's
+    `postgres`.
+    """
     folder = Path(tempfile.mkdtemp(prefix="qsearch-pg-", dir="/tmp"))
     if os.getuid() == 0:
         shutil.chown(folder, "postgres", "postgres")

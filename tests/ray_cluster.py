@@ -1,4 +1,6 @@
-"""A Ray cluster of several nodes on this machine, as people start one, ended by its own process ids."""
+"""A Ray cluster of several nodes on this machine, as people start one, ended by its own process
+ids.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Every block of README and docs runs, page by page in a folder with two runs; those that do not say why, and still parse."""
+"""Every block of README and docs runs, page by page in a folder with two runs; those that do not
+say why, and still parse.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def _graph(name: str) -> OpGraph:
 
 
 def runs(folder: Path) -> None:
-    """runs/scenes-dit and runs/scenes-unet as the main job leaves them, as far as pages look at them."""
+    """runs/scenes-dit and runs/scenes-unet as the main job leaves them, as far as pages look at
+    them.
+    """
     for name in ("scenes-dit", "scenes-unet"):
         graph = _graph(name)
         run = folder / "runs" / name

@@ -1,4 +1,6 @@
-"""The house rules: lengths, captions, the page of the house, quiet imports, configurations that load."""
+"""The house rules: lengths, captions, the page of the house, quiet imports, configurations that
+load.
+"""
 
 from __future__ import annotations
 

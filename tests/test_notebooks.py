@@ -1,4 +1,6 @@
-"""The notebooks run on the zoo as they stand, show pictures first, and each is the same as a script and as a notebook."""
+"""The notebooks run on the zoo as they stand, show pictures first, and each is the same as a script
+and as a notebook.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def play(script: Path) -> tuple[Names, list[Any]]:
-    """Run a script as a notebook would: the names it leaves, and what the last expression of each cell shows."""
+    """Run a script as a notebook would: the names it leaves, and what the last expression of each
+    cell shows.
+    """
     shown: list[Any] = []
     names: Names = {"_show": shown.append, "__name__": "__main__"}
     for cell in re.split(r"^# %%.*\n", script.read_text(encoding="utf-8"), flags=re.MULTILINE):
@@ -154,7 +158,9 @@ def cells(path: Path) -> list[tuple[str, str]]:
 
 @EACH
 def test_the_pair_agrees(script: Path, tmp_path: Path) -> None:
-    """After a change: `jupytext --update --to ipynb notebooks/*.py`, then `python docs/run_notebooks.py`."""
+    """After a change: `jupytext --update --to ipynb notebooks/*.py`, then `python
+    docs/run_notebooks.py`.
+    """
     notebook = script.with_suffix(".ipynb")
 
     assert cells(notebook) == cells(script)

@@ -1,4 +1,6 @@
-"""Outsiders' plug-ins, installed as real entry points, go from the scheme's string to the report as ours do."""
+"""Outsiders' plug-ins, installed as real entry points, go from the scheme's string to the report as
+ours do.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,8 @@ from qsearch.testing import (
 from tests.models import tiny_pipeline
 
 SAMPLING = Sampling(steps=2, seed=3)
-#: a transform that reverses the channels, a range for each half of a token, a narrowed min-max, and mean distance
+#: a transform that reverses the channels, a range for each half of a token, a narrowed min-max, and
+#: mean distance
 FILES = {
     "outsider_reverse": '''
         """Reverses the input channels: a permutation, which needs no data and stores nothing."""

@@ -1,4 +1,6 @@
-"""Every plug-in passes the contract of its kind, and each contract rejects a plug-in that is wrong on purpose."""
+"""Every plug-in passes the contract of its kind, and each contract rejects a plug-in that is wrong
+on purpose.
+"""
 
 from __future__ import annotations
 

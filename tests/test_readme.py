@@ -1,4 +1,6 @@
-"""The README and the pages are true: commands and configs exist, tables name what there is, the Python gives what it says."""
+"""The README and the pages are true: commands and configs exist, tables name what there is, the
+Python gives what it says.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Recipes: every file of configs/methods loads, its patterns match layers of the model that it names, and the plans are what the papers say."""
+"""Recipes: every file of configs/methods loads, its patterns match layers of the model that it
+names, and the plans are what the papers say.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The site is built strictly, without a network; every page looks right in a browser; what is missing ends the build with its name."""
+"""The site is built strictly, without a network; every page looks right in a browser; what is
+missing ends the build with its name.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""A tiny Stable Diffusion pipeline as one file with the original names of its tensors, as it was first published (CompVis).
+"""A tiny Stable Diffusion pipeline as one file with the original names of its tensors, as it was
+first published (CompVis).
 
-U-Net: `model.diffusion_model.input_blocks.N...`; VAE: `first_stage_model...`; CLIP: `cond_stage_model.transformer...`.
+U-Net: `model.diffusion_model.input_blocks.N...`; VAE: `first_stage_model...`; CLIP:
+`cond_stage_model.transformer...`.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ _OUTER = {
 
 
 def _unet_name(name: str, layers: int, attention: tuple[bool, ...]) -> str:
-    """The original name of a U-Net's tensor; `attention`: whether a level on the way down has it; on the way up reversed."""
+    """The original name of a U-Net's tensor; `attention`: whether a level on the way down has it;
+    on the way up reversed.
+    """
     for ours, theirs in _OUTER.items():
         if name.startswith(f"{ours}."):
             return name.replace(ours, theirs, 1)

@@ -1,4 +1,6 @@
-"""Parts of diffusers pipelines in their true classes with tiny random weights: VAEs, text encoders, image encoders, U-Nets."""
+"""Parts of diffusers pipelines in their true classes with tiny random weights: VAEs, text encoders,
+image encoders, U-Nets.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,9 @@ def vae_dc(latents: int = 4) -> Any:
 
 
 def vae_wan(latents: int = 4, **more: Any) -> Any:
-    """AutoencoderKLWan: videos, factor 8 in space and 4 in time, with means and deviations of its latents."""
+    """AutoencoderKLWan: videos, factor 8 in space and 4 in time, with means and deviations of its
+    latents.
+    """
     from diffusers import AutoencoderKLWan
 
     moments = {
@@ -216,7 +220,9 @@ def unet(**more: Any) -> Any:
 
 
 def pipeline(name: str, parts: Mapping[str, Any], **more: Any) -> Any:
-    """A diffusers pipeline by its class, of those parts that it takes; None for optional parts that are not there."""
+    """A diffusers pipeline by its class, of those parts that it takes; None for optional parts that
+    are not there.
+    """
     import diffusers
 
     made = getattr(diffusers, name)
@@ -232,7 +238,9 @@ def pipeline(name: str, parts: Mapping[str, Any], **more: Any) -> Any:
 
 
 def prepared(pipe: Any) -> Any:
-    """The pipeline in evaluation mode, with weights that matter: diffusers starts some of them at zero."""
+    """The pipeline in evaluation mode, with weights that matter: diffusers starts some of them at
+    zero.
+    """
     parts = [p for p in pipe.components.values() if isinstance(p, torch.nn.Module)]
     for name, part in pipe.components.items():
         denoises = name.startswith(("unet", "transformer", "prior", "decoder", "controlnet"))

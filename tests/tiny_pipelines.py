@@ -1,4 +1,6 @@
-"""Diffusers pipelines in their true classes with tiny random weights: what "any pipeline" is tested on. Each is built in a second or so."""
+"""Diffusers pipelines in their true classes with tiny random weights: what "any pipeline" is tested
+on. Each is built in a second or so.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +104,9 @@ def pixart_sigma() -> Any:
 
 
 def hunyuan_dit() -> Any:
-    """Hunyuan-DiT: BERT and T5, rotary embeddings, long skips, v-prediction; its positions take a VAE of factor 8 for granted."""
+    """Hunyuan-DiT: BERT and T5, rotary embeddings, long skips, v-prediction; its positions take a
+    VAE of factor 8 for granted.
+    """
     from diffusers import DDPMScheduler, HunyuanDiT2DModel, HunyuanDiTPipeline
 
     sizes = {
@@ -179,7 +183,9 @@ def stable_diffusion_3() -> Any:
 
 
 def flux() -> Any:
-    """Flux: packed latents, positions as arguments, a guidance scale as an input in place of two passes."""
+    """Flux: packed latents, positions as arguments, a guidance scale as an input in place of two
+    passes.
+    """
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
     sizes = {
@@ -268,7 +274,9 @@ def cogvideox() -> Any:
 
 
 def wan_22() -> Any:
-    """Wan 2.2: video, a denoiser for the noisiest steps and another for the rest, guidance in two calls."""
+    """Wan 2.2: video, a denoiser for the noisiest steps and another for the rest, guidance in two
+    calls.
+    """
     from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 
     def denoiser() -> Any:
@@ -367,6 +375,8 @@ BUILDERS = {
 
 
 def build(name: str) -> Any:
-    """A pipeline by name, in evaluation mode, with weights that matter: diffusers starts some of them at zero."""
+    """A pipeline by name, in evaluation mode, with weights that matter: diffusers starts some of
+    them at zero.
+    """
     torch.manual_seed(4)
     return tiny.prepared(BUILDERS[name]())

@@ -1,4 +1,6 @@
-"""What a user of the installed package does first, far from the source tree: `python wheel_walk.py ENVIRONMENT`; run by tests/wheel.sh."""
+"""What a user of the installed package does first, far from the source tree: `python wheel_walk.py
+ENVIRONMENT`; run by tests/wheel.sh.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The reference of the config, from the settings themselves: every key with its type, default and meaning."""
+"""The reference of the config, from the settings themselves: every key with its type, default and
+meaning.
+"""
 
 from __future__ import annotations
 

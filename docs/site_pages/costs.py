@@ -1,4 +1,6 @@
-"""What planning a large model takes, computed from shapes and peak speeds: for the README and the page on laptops."""
+"""What planning a large model takes, computed from shapes and peak speeds: for the README and the
+page on laptops.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The measured numbers: notebooks/figures/NAME.json, each with the script that made it, its command, machine and date."""
+"""The measured numbers: notebooks/figures/NAME.json, each with the script that made it, its
+command, machine and date.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The reference of what lies on disk: plan.json from its JSON Schema, and every artefact with its version."""
+"""The reference of what lies on disk: plan.json from its JSON Schema, and every artefact with its
+version.
+"""
 
 from __future__ import annotations
 

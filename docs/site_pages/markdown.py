@@ -47,7 +47,9 @@ def code(text: str, language: str = "text") -> str:
 
 
 def prose(text: str) -> str:
-    """Words of code as Markdown: brackets, stars and angles stand for themselves outside of backticks."""
+    """Words of code as Markdown: brackets, stars and angles stand for themselves outside of
+    backticks.
+    """
     parts = text.split("`")
     for place in range(0, len(parts), 2):
         for sign, instead in (

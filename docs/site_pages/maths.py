@@ -1,4 +1,6 @@
-"""Formulas as MathML, made while the site is built: browsers draw it themselves, no script is needed."""
+"""Formulas as MathML, made while the site is built: browsers draw it themselves, no script is
+needed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The results: a page for each script in notebooks/figures, with every table and picture that it made.
+"""The results: a page for each script in notebooks/figures, with every table and picture that it
+made.
 
 Nothing on these pages is typed: captions are the scripts' docstrings, numbers are their JSONs.
 """

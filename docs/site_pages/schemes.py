@@ -1,4 +1,6 @@
-"""The reference of schemes: the grammar, and the words that plug-ins in `qsearch/choices/` bring to it."""
+"""The reference of schemes: the grammar, and the words that plug-ins in `qsearch/choices/` bring to
+it.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""Tables that a page asks for, made from measured numbers: `<!-- table NAME columns="a; b" where="model=x*" -->`.
+"""Tables that a page asks for, made from measured numbers: `<!-- table NAME columns="a; b"
+where="model=x*" -->`.
 
 NAME is the stem of a JSON in notebooks/figures. `columns` chooses and orders columns (`a as b`
 renames), `where` keeps rows whose column matches a pattern (several, separated by semicolons, must
-all hold), `part` takes another list of the file than `rows`. Below the table stands where it comes from.
+all hold), `part` takes another list of the file than `rows`. Below the table stands where it comes
+from.
 """
 
 from __future__ import annotations

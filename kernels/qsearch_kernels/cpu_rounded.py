@@ -29,8 +29,8 @@ _WIDE = (
 _SPREAD = 2**23  # bytes of weights, spread at a time
 _NUMBERS = (
     2**20
-    # of a product's results, or of its rows, at a time: what is computed between them stays in the last
-    # cache
+    # of a product's results, or of its rows, at a time: what is computed between them stays in the
+    # last cache
 )
 # codes -> (version of the tensor, sums of its rows): four bytes a row, and not a pass over the
 # weights each call

@@ -63,8 +63,8 @@ def grid_of(rows: Tensor, form: str) -> tuple[Tensor, Tensor]:
     low, high, last = rows.amin(-1).clamp(max=0), rows.amax(-1).clamp(min=0), 2**bits - 1
     finite = (
         low + high
-        # of opposite signs, so that their sum overflows only where one did; multiplied by 0 a compiler
-        # would take it for 0
+        # of opposite signs, so that their sum overflows only where one did; multiplied by 0 a
+        # compiler would take it for 0
     ).isfinite()
     if not bits:
         scale = _stored(torch.maximum(high, -low) / top)

@@ -1,16 +1,18 @@
-"""Attentions as choices of the plan: prices against the sweep, predictions of mixed plans, plans at equal FLOPs.
+"""Attentions as choices of the plan: prices against the sweep, predictions of mixed plans, plans at
+equal FLOPs.
 
     python notebooks/figures/attention_plans.py --zoo scenes-dit --part price
     python notebooks/figures/attention_plans.py --zoo scenes-dit --part sweep
     python notebooks/figures/attention_plans.py --zoo scenes-dit --part mixed [--plans 100]
     python notebooks/figures/attention_plans.py --zoo scenes-dit --part equal
 
-`price` profiles once, through the whole sampler, and leaves the table in the folder that `--work` names; the others read it.
-20 steps with guidance in four ranges; every choice begins each range, or the sampling, with a dense step. `sweep`: each choice
-at each attention alone, its measured error of the final latents against its price. `mixed`: random weights, inputs and
-attentions in each range, predicted error against measured. `equal`: our plans at 1/2, 1/4, 1/8 and 1/16 of the FLOPs of
-dense self-attentions against the best of all single settings that take no more, on other captions. Each part writes
-attention_plans-ZOO-PART.json.
+`price` profiles once, through the whole sampler, and leaves the table in the folder that `--work`
+names; the others read it. 20 steps with guidance in four ranges; every choice begins each range, or
+the sampling, with a dense step. `sweep`: each choice at each attention alone, its measured error of
+the final latents against its price. `mixed`: random weights, inputs and attentions in each range,
+predicted error against measured. `equal`: our plans at 1/2, 1/4, 1/8 and 1/16 of the FLOPs of dense
+self-attentions against the best of all single settings that take no more, on other captions. Each
+part writes attention_plans-ZOO-PART.json.
 """
 
 from __future__ import annotations
@@ -209,7 +211,9 @@ def mixed(case: Case, table: SensitivityTable, plans: int) -> None:
 
 
 def equal(case: Case, table: SensitivityTable) -> None:
-    """Ours at each share against the best single setting, found on the captions of the prices, measured on others."""
+    """Ours at each share against the best single setting, found on the captions of the prices,
+    measured on others.
+    """
     keep = {x.name: KEEP for x in case.graph}
     specs = list(case.graph.self_attentions.values())
     reference, other = case.sampled(1), case.sampled(2)

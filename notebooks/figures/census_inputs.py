@@ -1,4 +1,6 @@
-"""What pipelines of the census are given besides a prompt: pictures, a mask, a video, a sound and tensors, drawn from a seed."""
+"""What pipelines of the census are given besides a prompt: pictures, a mask, a video, a sound and
+tensors, drawn from a seed.
+"""
 
 from __future__ import annotations
 

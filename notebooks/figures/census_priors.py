@@ -1,4 +1,6 @@
-"""Tiny pipelines of the census without a text, or with a prior before them: DDPM, DiT, Kandinsky, Stable Cascade, latent diffusion."""
+"""Tiny pipelines of the census without a text, or with a prior before them: DDPM, DiT, Kandinsky,
+Stable Cascade, latent diffusion.
+"""
 
 from __future__ import annotations
 

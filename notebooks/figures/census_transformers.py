@@ -1,4 +1,6 @@
-"""Tiny pipelines of the census that make pictures with a transformer: SD3, Flux, PixArt, Sana, Z-Image, Qwen-Image and others."""
+"""Tiny pipelines of the census that make pictures with a transformer: SD3, Flux, PixArt, Sana,
+Z-Image, Qwen-Image and others.
+"""
 
 from __future__ import annotations
 

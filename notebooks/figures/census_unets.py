@@ -1,7 +1,8 @@
-"""Tiny pipelines of the census whose denoiser is a U-Net: Stable Diffusion and XL with all that goes with them, DeepFloyd, Kandinsky.
+"""Tiny pipelines of the census whose denoiser is a U-Net: Stable Diffusion and XL with all that
+goes with them, DeepFloyd, Kandinsky.
 
-A table: the pipeline's class -> how it is built, and what its call wants besides a prompt. A name of a picture, a video or a tensor
-stands for a file of `census_inputs.py`.
+A table: the pipeline's class -> how it is built, and what its call wants besides a prompt. A name
+of a picture, a video or a tensor stands for a file of `census_inputs.py`.
 """
 
 from __future__ import annotations

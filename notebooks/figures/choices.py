@@ -1,8 +1,10 @@
-"""Does the cost of probes grow with the number of choices? Passes and CPU seconds from 4 to 32 schemes a layer, beside the sweep's passes.
+"""Does the cost of probes grow with the number of choices? Passes and CPU seconds from 4 to 32
+schemes a layer, beside the sweep's passes.
 
     python notebooks/figures/choices.py scenes-dit [--probes 24 --bins 2 --samples 4]
 
-CPU seconds of this process on one thread, so that a busy machine does not matter; what is made once, quantized weights, is told apart. Writes choices.json.
+CPU seconds of this process on one thread, so that a busy machine does not matter; what is made
+once, quantized weights, is told apart. Writes choices.json.
 """
 
 from __future__ import annotations

@@ -1,10 +1,13 @@
-"""Every Triton kernel as machine code for a compute capability: tensor-core instructions, registers, spills, shared memory. Needs no GPU.
+"""Every Triton kernel as machine code for a compute capability: tensor-core instructions,
+registers, spills, shared memory. Needs no GPU.
 
     python notebooks/figures/compiled.py [--only linear_a8 conv2d_a8] [--arch 80 89 90 100 120]
 
-One row for each kernel and tile at a shape of a real denoiser (`qsearch_kernels/gpu/specimens.py`), and its time at best on an H200: operations over the best
-rates seen there (1160 TOPS int8, 1085 TFLOPS fp8, 763 TFLOPS bf16) and bytes over 4.055 TB/s, the larger of the two (gau-nernst's gn-kernels, README). Writes
-compiled.json for 90, an H200's; for others compiled-ARCH.json, with what could not be compiled and why.
+One row for each kernel and tile at a shape of a real denoiser (`qsearch_kernels/gpu/specimens.py`),
+and its time at best on an H200: operations over the best rates seen there (1160 TOPS int8, 1085
+TFLOPS fp8, 763 TFLOPS bf16) and bytes over 4.055 TB/s, the larger of the two (gau-nernst's
+gn-kernels, README). Writes compiled.json for 90, an H200's; for others compiled-ARCH.json, with
+what could not be compiled and why.
 """
 
 from __future__ import annotations

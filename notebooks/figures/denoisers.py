@@ -1,8 +1,11 @@
-"""How fast is a whole denoiser, packed, beside full precision, `torch.compile` and other tools? True shapes, random weights, one call, in one run.
+"""How fast is a whole denoiser, packed, beside full precision, `torch.compile` and other tools?
+True shapes, random weights, one call, in one run.
 
-    python notebooks/figures/denoisers.py pixart-alpha sdxl --resolution 256 [--device cuda --batch 2 --mode reduce-overhead]
+    python notebooks/figures/denoisers.py pixart-alpha sdxl --resolution 256 [--device cuda --batch
+    2 --mode reduce-overhead]
 
-A race a card (`qsearch bench CARD --whole`): medians of calls in turn. Adds to denoisers.json the rows of every card, resolution and device that was raced.
+A race a card (`qsearch bench CARD --whole`): medians of calls in turn. Adds to denoisers.json the
+rows of every card, resolution and device that was raced.
 """
 
 from __future__ import annotations

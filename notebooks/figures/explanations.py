@@ -1,12 +1,16 @@
 """Do explanations add up, are they faithful, and do Qua²SeDiMo's statements hold on the zoo?
 
     python notebooks/figures/measured_plans.py scenes-dit   # first, and with scenes-unet, and both with --table
-    python notebooks/figures/explanations.py [--folder FOLDER --models scenes-dit scenes-unet --only additivity faithfulness statements]
+    python notebooks/figures/explanations.py [--folder FOLDER --models scenes-dit scenes-unet --only
+    additivity faithfulness statements]
 
-Additivity: values and base against the predictions of 1,000 drawn plans. Faithfulness: from uniform `--start`, layers are raised to full precision one
-by one in the order of an explanation, and the noise of the denoiser's output is measured after every step; the area under the curve of the share of the noise
-that is gone, against the best order found, weight error and chance. Statements: each with a 95% bootstrap interval, and holds, does not, or can't tell.
-Orders that were measured are kept in FOLDER/MODEL/faithfulness.json. Writes explanations.json; parts that are left out keep what an earlier run found.
+Additivity: values and base against the predictions of 1,000 drawn plans. Faithfulness: from uniform
+    `--start`, layers are raised to full precision one
+by one in the order of an explanation, and the noise of the denoiser's output is measured after
+every step; the area under the curve of the share of the noise that is gone, against the best order
+found, weight error and chance. Statements: each with a 95% bootstrap interval, and holds, does not,
+or can't tell. Orders that were measured are kept in FOLDER/MODEL/faithfulness.json. Writes
+explanations.json; parts that are left out keep what an earlier run found.
 """
 
 from __future__ import annotations
@@ -205,7 +209,9 @@ def verdict(
 
 
 def loudness(study: Study, scheme: str) -> dict[str, float]:
-    """Layer -> log10 of what the choice adds to the error of the final latent, by the probes through the sampler; without layers whose few weights a codebook holds."""
+    """Layer -> log10 of what the choice adds to the error of the final latent, by the probes
+    through the sampler; without layers whose few weights a codebook holds.
+    """
     return {
         site: float(np.log10(row[scheme]))
         for site, row in study.tables[0].values("sqnr").items()
@@ -225,7 +231,9 @@ def slopes(study: Study, columns: dict[str, np.ndarray]) -> Callable[[np.ndarray
 
 
 def statements(studies: dict[str, Study]) -> list[dict[str, Any]]:
-    """Qua²SeDiMo's statements, each by what was measured of whole plans, or by the probes through the sampler."""
+    """Qua²SeDiMo's statements, each by what was measured of whole plans, or by the probes through
+    the sampler.
+    """
     rows: list[dict[str, Any]] = []
     for name, study in studies.items():
         graph, count = study.graph, len(study.trials)
@@ -374,7 +382,9 @@ def difference(a: list[float], b: list[float]) -> tuple[float, float, float]:
 
 
 def places(study: Study, role: str, draws: int = 2000) -> np.ndarray:
-    """Mean place (0 = the quietest of all layers, 1 = the loudest) of a role's layers at uint3-c, over draws of all layers' noise within the probes' errors."""
+    """Mean place (0 = the quietest of all layers, 1 = the loudest) of a role's layers at uint3-c,
+    over draws of all layers' noise within the probes' errors.
+    """
     frame = study.tables[0].frame
     frame = frame[(frame["metric"] == "sqnr") & (frame["scheme"] == "uint3-c")]
     dice, which = (

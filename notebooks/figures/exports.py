@@ -1,8 +1,11 @@
-"""`python notebooks/figures/exports.py [parity|memory]`: what tools make of our exports beside `simulate`, and how much memory an export takes.
+"""`python notebooks/figures/exports.py [parity|memory]`: what tools make of our exports beside
+`simulate`, and how much memory an export takes.
 
-Parity: the zoo in fp32, a plan with every format that the tool has in turn, one recorded call. Tool against `simulate`, and `simulate` against full
-precision, as relative noise power of the denoiser's output. Memory: pixart-alpha's architecture with random bf16 weights in shards; a child process
-warms up on the zoo, sets its peak back to what it holds (clear_refs), and exports; the peak above that is what counts. Linux only.
+Parity: the zoo in fp32, a plan with every format that the tool has in turn, one recorded call. Tool
+    against `simulate`, and `simulate` against full
+precision, as relative noise power of the denoiser's output. Memory: pixart-alpha's architecture
+with random bf16 weights in shards; a child process warms up on the zoo, sets its peak back to what
+it holds (clear_refs), and exports; the peak above that is what counts. Linux only.
 """
 
 from __future__ import annotations
@@ -98,7 +101,9 @@ def parity() -> list[dict[str, Any]]:
 
 
 def make_pixart(folder: Path, shard: str) -> None:
-    """pixart-alpha with random weights in bf16, in shards, as the transformer of a pipeline's folder."""
+    """pixart-alpha with random weights in bf16, in shards, as the transformer of a pipeline's
+    folder.
+    """
     from diffusers import PixArtTransformer2DModel
 
     from qsearch.graphs.families import cards
@@ -118,9 +123,12 @@ def make_pixart(folder: Path, shard: str) -> None:
 
 
 def peak(to: str, source: Path) -> dict[str, float]:
-    """What an export of `source` takes above what the process holds after a first one, in MiB. Runs in a process of its own."""
+    """What an export of `source` takes above what the process holds after a first one, in MiB. Runs
+    in a process of its own.
+    """
     small = zoo.folder("scenes-dit")
-    # Kept layers fill the shards, quantized ones need room to be quantized in: both, and the largest layer among the quantized.
+    # Kept layers fill the shards, quantized ones need room to be quantized in: both, and the
+    # largest layer among the quantized.
     schemes = {
         "torchao": ["uint4-g64", "keep", "keep", "int8-c", "keep"],
         "gguf": ["uint4-g32", "keep", "keep", "int8-g32", "keep"],

@@ -1,4 +1,6 @@
-"""What every figure script shares: a table on the screen, and the same numbers as JSON with versions, seed and command."""
+"""What every figure script shares: a table on the screen, and the same numbers as JSON with
+versions, seed and command.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def publish(
     seed: int,
     extra: dict[str, Any] | None = None,
 ) -> None:
-    """Print `rows` (the keys of the first are the columns) and write NAME.json beside the script NAME.py."""
+    """Print `rows` (the keys of the first are the columns) and write NAME.json beside the script
+    NAME.py.
+    """
     table = Table(title=title, title_justify="left")
     for column in rows[0]:
         table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
@@ -46,7 +50,9 @@ def publish(
 
 
 def machine() -> str:
-    """The processor, the units that products depend on, the threads that torch may take, and the GPU where there is one."""
+    """The processor, the units that products depend on, the threads that torch may take, and the
+    GPU where there is one.
+    """
     found = [processor(), platform.system(), f"{os.environ.get('OMP_NUM_THREADS', 'all')} threads"]
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

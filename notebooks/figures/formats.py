@@ -1,13 +1,18 @@
-"""Every weight format at every granularity, at the bits that it really stores; and the speed of quantizing all of PixArt-α.
+"""Every weight format at every granularity, at the bits that it really stores; and the speed of
+quantizing all of PixArt-α.
 
-    python notebooks/figures/formats.py [--rows 512] [--data gauss student scenes-dit scenes-unet] [--schemes int4-g64 e2m1-g64 …] [--plain]
-    python notebooks/figures/formats.py --speed [--bits 4] [--layers 4] [--channels 64] [--threads 2]
+    python notebooks/figures/formats.py [--rows 512] [--data gauss student scenes-dit scenes-unet]
+    [--schemes int4-g64 e2m1-g64 …] [--plain] python notebooks/figures/formats.py --speed [--bits 4]
+    [--layers 4] [--channels 64] [--threads 2]
 
-The first measures dB of signal over noise of the weights: Gaussian and Student-t (5 degrees of freedom) rows of 1152 columns, and all layers of the
-zoo's denoisers together, their noise added up. Each row of the table also has `over uint`: its dB over asymmetric min-max integers at the same
-stored bits, taken from the line through their own points (6.02 dB a bit beyond the last one). Its standard error is over eight parts of the data.
-The second times qsearch's k-means, min-max and HQQ over random weights of PixArt-α's shapes, and scikit-learn's KMeans channel by channel
-on `--channels` of them, in the same run and on the same cores; `--layers 0` takes all layers. Writes formats.json (formats-speed.json).
+The first measures dB of signal over noise of the weights: Gaussian and Student-t (5 degrees of
+freedom) rows of 1152 columns, and all layers of the zoo's denoisers together, their noise added up.
+Each row of the table also has `over uint`: its dB over asymmetric min-max integers at the same
+stored bits, taken from the line through their own points (6.02 dB a bit beyond the last one). Its
+standard error is over eight parts of the data. The second times qsearch's k-means, min-max and HQQ
+over random weights of PixArt-α's shapes, and scikit-learn's KMeans channel by channel on
+`--channels` of them, in the same run and on the same cores; `--layers 0` takes all layers. Writes
+formats.json (formats-speed.json).
 """
 
 from __future__ import annotations
@@ -37,7 +42,9 @@ FOLDS = 8
 
 
 def schemes() -> list[str]:
-    """All formats at all granularities, the searched and half-quadratic variants of the 4-bit ones besides."""
+    """All formats at all granularities, the searched and half-quadratic variants of the 4-bit ones
+    besides.
+    """
     out = list(BLOCKS)
     for form in formats():
         if form != "keep" and form not in BLOCKS:
@@ -56,7 +63,9 @@ def schemes() -> list[str]:
 
 
 def weights(name: str, rows: int) -> list[tuple[str, torch.Tensor, int]]:
-    """(layer, weight, axis of its channels) of a distribution, or of all linear layers and convolutions of a zoo denoiser."""
+    """(layer, weight, axis of its channels) of a distribution, or of all linear layers and
+    convolutions of a zoo denoiser.
+    """
     dice = np.random.default_rng(0)
     if name == "gauss":
         return [(name, torch.from_numpy(dice.standard_normal((rows, 1152))).float(), 0)]
@@ -82,7 +91,9 @@ def weights(name: str, rows: int) -> list[tuple[str, torch.Tensor, int]]:
 def noise(
     layers: list[tuple[str, torch.Tensor, int]], scheme: Scheme
 ) -> tuple[float, float, float]:
-    """(stored bits a weight, dB of signal over noise, its standard error over `FOLDS` parts of the channels)."""
+    """(stored bits a weight, dB of signal over noise, its standard error over `FOLDS` parts of the
+    channels).
+    """
     bits = total = 0
     power = np.zeros((FOLDS, 2))
     for name, weight, axis in layers:
@@ -123,7 +134,9 @@ def baseline(points: list[tuple[float, float]], bits: float) -> float:
 
 
 def measured(data: str, options: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
-    """scheme -> (stored bits, dB, its error) on one set of weights; what an earlier call with as many rows found is not measured again."""
+    """scheme -> (stored bits, dB, its error) on one set of weights; what an earlier call with as
+    many rows found is not measured again.
+    """
     path = options.folder / f"formats-{data}-{options.rows}.json"
     found = (
         {k: tuple(v) for k, v in json.loads(path.read_text(encoding="utf-8")).items()}
@@ -207,7 +220,9 @@ def seconds(found: list[tuple[int, ...]], scheme: Scheme) -> tuple[float, float]
 def sklearn_seconds(
     found: list[tuple[int, ...]], count: int, channels: int
 ) -> tuple[float, float, int]:
-    """(seconds, CPU seconds, weights) of scikit-learn's KMeans, one fit a channel as Qua²SeDiMo does it, on `channels` channels spread over the layers."""
+    """(seconds, CPU seconds, weights) of scikit-learn's KMeans, one fit a channel as Qua²SeDiMo
+    does it, on `channels` channels spread over the layers.
+    """
     from sklearn.cluster import KMeans
 
     spent, worked, done, each = 0.0, 0.0, 0, max(1, channels // len(found))

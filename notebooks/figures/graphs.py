@@ -1,10 +1,13 @@
-"""Graphs of any denoiser: every card against torch's FlopCounterMode, what others counted, and classes that qsearch has never heard of.
+"""Graphs of any denoiser: every card against torch's FlopCounterMode, what others counted, and
+classes that qsearch has never heard of.
 
-    python notebooks/figures/graphs.py [NAME ...] [--once] [--reference ../shared/reference] [--wait 900]
+    python notebooks/figures/graphs.py [NAME ...] [--once] [--reference ../shared/reference] [--wait
+    900]
 
-Each model is read in a process of its own, twice with different hash seeds, so that seconds and memory are its own and graph ids are
-compared over runs. Without names: all cards, the classes of tiny_denoisers.yaml, and a denoiser in plain torch. Writes graphs.json
-beside this file; ends with status 1 where a check does not hold.
+Each model is read in a process of its own, twice with different hash seeds, so that seconds and
+memory are its own and graph ids are compared over runs. Without names: all cards, the classes of
+tiny_denoisers.yaml, and a denoiser in plain torch. Writes graphs.json beside this file; ends with
+status 1 where a check does not hold.
 """
 
 from __future__ import annotations
@@ -45,7 +48,9 @@ SHORT = {
 
 
 def plain() -> tuple[Any, dict[str, Any]]:
-    """A denoiser with no diffusers in it: convolutions down and up with a skip, attention to itself and to words, a timestep."""
+    """A denoiser with no diffusers in it: convolutions down and up with a skip, attention to itself
+    and to words, a timestep.
+    """
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -99,7 +104,9 @@ def plain() -> tuple[Any, dict[str, Any]]:
 
 
 def load(name: str) -> tuple[Any, dict[str, Any]]:
-    """A card on the meta device; a tiny class or the plain denoiser on the CPU, since some look at their inputs' values."""
+    """A card on the meta device; a tiny class or the plain denoiser on the CPU, since some look at
+    their inputs' values.
+    """
     import torch
 
     from qsearch.graphs.families import cards
@@ -132,7 +139,9 @@ def load(name: str) -> tuple[Any, dict[str, Any]]:
 
 
 def child(name: str, folder: Path, count: bool) -> None:
-    """Read one model: graph.json into `folder`, seconds and memory of it, then torch's own count of operations, as a line of JSON."""
+    """Read one model: graph.json into `folder`, seconds and memory of it, then torch's own count of
+    operations, as a line of JSON.
+    """
     import diffusers
     import torch
     import torch._dynamo  # export's

@@ -1,9 +1,11 @@
-"""The main job on both denoisers of the zoo: time, what was measured, and whether a killed run ends with the same plan.
+"""The main job on both denoisers of the zoo: time, what was measured, and whether a killed run ends
+with the same plan.
 
     python notebooks/figures/main_job.py [--kills 3]
 
-Each config runs into a new folder in a process of its own; then again (what has not changed is skipped); then into another folder
-with SIGKILL after random delays. Writes main_job.json beside this file.
+Each config runs into a new folder in a process of its own; then again (what has not changed is
+skipped); then into another folder with SIGKILL after random delays. Writes main_job.json beside
+this file.
 """
 
 from __future__ import annotations

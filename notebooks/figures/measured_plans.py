@@ -1,10 +1,12 @@
-"""Many measured plans of the zoo, to learn from: the input of surrogates.py and explanations.py. Resumable; several of these may run at once.
+"""Many measured plans of the zoo, to learn from: the input of surrogates.py and explanations.py.
+Resumable; several of these may run at once.
 
-    python notebooks/figures/measured_plans.py scenes-dit [--folder FOLDER --plans 300 --samples 16 --steps 6]
-    python notebooks/figures/measured_plans.py scenes-dit --table [--probes 12 --bins 4]
+    python notebooks/figures/measured_plans.py scenes-dit [--folder FOLDER --plans 300 --samples 16
+    --steps 6] python notebooks/figures/measured_plans.py scenes-dit --table [--probes 12 --bins 4]
 
-The first draws random plans as Qua²SeDiMo does, from hardly hurt to badly broken, and measures them into FOLDER/MODEL/trials.db; the second prices
-every choice by probes, per step bin (step.parquet) and through the whole sampler (trajectory.parquet).
+The first draws random plans as Qua²SeDiMo does, from hardly hurt to badly broken, and measures them
+into FOLDER/MODEL/trials.db; the second prices every choice by probes, per step bin (step.parquet)
+and through the whole sampler (trajectory.parquet).
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
-"""What does a probe of a real model take, in memory and time? Shapes of a card, random weights, one probe of one step on the CPU.
+"""What does a probe of a real model take, in memory and time? Shapes of a card, random weights, one
+probe of one step on the CPU.
 
-    python notebooks/figures/memory.py pixart-alpha [--resolution 256 --dtype float32 --schemes uint4-c]
+    python notebooks/figures/memory.py pixart-alpha [--resolution 256 --dtype float32 --schemes
+    uint4-c]
 
-Blocks are checkpointed and quantized weights made anew for each layer, so that the peak should be the weights, what the largest block keeps while it
-is computed again, and what is kept between blocks. Counted is the process's resident memory above what it had before there were weights (Linux:
+Blocks are checkpointed and quantized weights made anew for each layer, so that the peak should be
+the weights, what the largest block keeps while it is computed again, and what is kept between
+blocks. Counted is the process's resident memory above what it had before there were weights (Linux:
 VmHWM of /proc/self/status). Adds a row to memory.json for every card that was measured.
 """
 
@@ -44,7 +47,9 @@ def resident(name: str = "VmRSS") -> int:
 
 
 def warm_up(dtype: torch.dtype) -> None:
-    """Load the libraries' code, which is the process's own as well, by what is done later, in small."""
+    """Load the libraries' code, which is the process's own as well, by what is done later, in
+    small.
+    """
     model = nn.Sequential(
         nn.Conv2d(8, 8, 3),
         nn.GroupNorm(2, 8),

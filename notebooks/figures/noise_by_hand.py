@@ -1,11 +1,13 @@
-"""Noise of layers at int4 by the sweep, against weights that are exchanged by hand in pipelines that are called plainly, without hooks.
+"""Noise of layers at int4 by the sweep, against weights that are exchanged by hand in pipelines
+that are called plainly, without hooks.
 
     PYTHONPATH=. python notebooks/figures/noise_by_hand.py [--layers 5]
 
-The tests' tiny pipelines in their true classes. By hand: the layer's weight is rounded in plain torch (symmetric, an fp16 scale for
-each output channel, the largest magnitude at 7), the pipeline's own call makes final latents with the same generators, and the squared
-distance is divided by the squared latents. Ours: the sweep over whole trajectories. Both must agree to 1e-6 of the noise. Writes
-noise_by_hand.json.
+The tests' tiny pipelines in their true classes. By hand: the layer's weight is rounded in plain
+torch (symmetric, an fp16 scale for each output channel, the largest magnitude at 7), the pipeline's
+own call makes final latents with the same generators, and the squared distance is divided by the
+squared latents. Ours: the sweep over whole trajectories. Both must agree to 1e-6 of the noise.
+Writes noise_by_hand.json.
 """
 
 from __future__ import annotations

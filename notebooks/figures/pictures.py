@@ -1,6 +1,8 @@
-"""The pictures that notebooks and README open with: both denoisers of the zoo, profiled by probes, planned at 4 bits and measured.
+"""The pictures that notebooks and README open with: both denoisers of the zoo, profiled by probes,
+planned at 4 bits and measured.
 
-`python notebooks/figures/pictures.py --folder runs/pictures` writes `notebooks/pictures/*.png`; runs that are there already are not made again.
+`python notebooks/figures/pictures.py --folder runs/pictures` writes `notebooks/pictures/*.png`;
+runs that are there already are not made again.
 """
 
 from __future__ import annotations

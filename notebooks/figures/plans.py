@@ -1,13 +1,17 @@
-"""Plans: MixDQ's published ones solved again, the time of a frontier, and what plans of every kind measure on the zoo.
+"""Plans: MixDQ's published ones solved again, the time of a frontier, and what plans of every kind
+measure on the zoo.
 
     python notebooks/figures/plans.py reference frontier                        # a minute
-    python notebooks/figures/plans.py measured [--models scenes-dit] [--seeds 5] [--random 200] [--samples 4] [--unseen 8]
+    python notebooks/figures/plans.py measured [--models scenes-dit] [--seeds 5] [--random 200]
+    [--samples 4] [--unseen 8]
 
-`measured` (two to three hours of one core): for each model, budget and seed (of captions and noise, for pricing and for measuring alike) the denoiser's output
-SQNR on calls that no plan was made from, of: our plan by the one-at-a-time sweep, by probes, by probes with interactions, by probes and then `refine`; and
-uniform, sum of decibels (MixDQ), weight error, fisher, the best of so many random plans (chosen on the calls that ours is made from). All of them
-choose among the same schemes, with the same weights; `--schemes` and `--name` measure another set beside them.
-Writes plans.json and plans-MODEL.png beside this file.
+`measured` (two to three hours of one core): for each model, budget and seed (of captions and noise,
+for pricing and for measuring alike) the denoiser's output SQNR on calls that no plan was made from,
+of: our plan by the one-at-a-time sweep, by probes, by probes with interactions, by probes and then
+`refine`; and uniform, sum of decibels (MixDQ), weight error, fisher, the best of so many random
+plans (chosen on the calls that ours is made from). All of them choose among the same schemes, with
+the same weights; `--schemes` and `--name` measure another set beside them. Writes plans.json and
+plans-MODEL.png beside this file.
 """
 
 from __future__ import annotations
@@ -145,7 +149,9 @@ def reference(folder: Path) -> list[dict[str, Any]]:
 
 
 def random_problem(sites: int, choices: int, seed: int) -> Problem:
-    """Layers whose sizes span three decades, noise that falls by about 6 dB a bit, over five decades from layer to layer."""
+    """Layers whose sizes span three decades, noise that falls by about 6 dB a bit, over five
+    decades from layer to layer.
+    """
     dice = np.random.default_rng(seed)
     bits = np.linspace(2, 8, choices)
     options = tuple(Scheme.parse(f"uint{2 + i % 7}-g{8 * (1 + i)}") for i in range(choices))
@@ -232,7 +238,9 @@ def rounded(scheme: str, activation: str) -> str:
 def plans_of(
     name: str, seed: int, options: argparse.Namespace, done: Collection[tuple[float, str]]
 ) -> Iterator[tuple[float, str, Plan, Any]]:
-    """(budget, whose, plan, how to measure it) for one model and seed, those that are `done` left out."""
+    """(budget, whose, plan, how to measure it) for one model and seed, those that are `done` left
+    out.
+    """
     from qsearch import zoo
     from qsearch.decide.refinement import measure_noise, refine
     from qsearch.graphs.extraction import extract
@@ -295,7 +303,9 @@ def plans_of(
         )
 
     def best_random(bits: float) -> Plan:
-        """By the calls that our plans are made from: all at a glance (two captions, one step), then the best tenth on all of them."""
+        """By the calls that our plans are made from: all at a glance (two captions, one step), then
+        the best tenth on all of them.
+        """
         dice = [
             random_plan(graph, schemes, Budget(average_bits=bits), 1000 * seed + i)
             for i in range(options.random)
@@ -375,7 +385,9 @@ def plans_of(
 
 
 def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Mean over the seeds and its standard error of every plan's SQNR; what is measured is kept in plansNAME.partial.json."""
+    """Mean over the seeds and its standard error of every plan's SQNR; what is measured is kept in
+    plansNAME.partial.json.
+    """
     partial = HERE / f"plans{options.name}.partial.json"
     asked = json.loads(
         json.dumps(

@@ -1,10 +1,13 @@
-"""Post-GELU inputs by sampling step: shift, migration and a scale for each token, with the asymmetric baseline in.
+"""Post-GELU inputs by sampling step: shift, migration and a scale for each token, with the
+asymmetric baseline in.
 
-    python notebooks/figures/post_gelu.py [--zoo scenes-dit] [--layers 4] [--bits 8 6 4] [--samples 8]
+    python notebooks/figures/post_gelu.py [--zoo scenes-dit] [--layers 4] [--bits 8 6 4] [--samples
+    8]
 
-Output SQNR in dB of the second layers of feed-forwards, their weights in full precision, on calls of the sampler that calibration did not see: the first,
-the middle and the last of them, and all. `symmetric` is one static scale about zero, the baseline of TaQ-DiT's claim; all others are asymmetric.
-Writes post_gelu.json.
+Output SQNR in dB of the second layers of feed-forwards, their weights in full precision, on calls
+of the sampler that calibration did not see: the first, the middle and the last of them, and all.
+`symmetric` is one static scale about zero, the baseline of TaQ-DiT's claim; all others are
+asymmetric. Writes post_gelu.json.
 """
 
 from __future__ import annotations

@@ -1,11 +1,15 @@
-"""Do probes find what the one-at-a-time sweep measures, and what do they predict of whole plans? On a denoiser of the zoo, beside the baselines.
+"""Do probes find what the one-at-a-time sweep measures, and what do they predict of whole plans? On
+a denoiser of the zoo, beside the baselines.
 
-    python notebooks/figures/probes.py scenes-dit [--bins 5 --samples 8 --probes 24 --plans 200 --layers 0]
+    python notebooks/figures/probes.py scenes-dit [--bins 5 --samples 8 --probes 24 --plans 200
+    --layers 0]
 
-For each scheme and step bin: Spearman with the sweep over layers, median ratio of magnitudes, and how often the sweep's value lies within one and
-two stated standard errors (of the probes alone: both look at the same samples; of logarithms). Then random mixed plans: Spearman and median ratio between the
-measured error and what each table predicts. Then what fewer probes would have given. Writes probes-MODEL.json (with --trajectory,
-probes-MODEL-trajectory.json) beside this file. `--layers N` takes every n-th layer so that N are left, for a quick look.
+For each scheme and step bin: Spearman with the sweep over layers, median ratio of magnitudes, and
+how often the sweep's value lies within one and two stated standard errors (of the probes alone:
+both look at the same samples; of logarithms). Then random mixed plans: Spearman and median ratio
+between the measured error and what each table predicts. Then what fewer probes would have given.
+Writes probes-MODEL.json (with --trajectory, probes-MODEL-trajectory.json) beside this file.
+`--layers N` takes every n-th layer so that N are left, for a quick look.
 """
 
 from __future__ import annotations
@@ -121,7 +125,9 @@ def fewer(
 
 
 def kept(o: argparse.Namespace, what: str) -> Path:
-    """Where an estimator's table of this question lies (`.seconds` beside it when it is whole), or the measured errors of plans."""
+    """Where an estimator's table of this question lies (`.seconds` beside it when it is whole), or
+    the measured errors of plans.
+    """
     asked = [
         o.model,
         o.bins,
@@ -154,7 +160,9 @@ def plans_of(o: argparse.Namespace, layers: list[str], count: int) -> list[dict[
 
 
 def measure(o: argparse.Namespace) -> None:
-    """Every table, and the errors of plans in each step bin, in the folder of kept files; what lies there is not measured again."""
+    """Every table, and the errors of plans in each step bin, in the folder of kept files; what lies
+    there is not measured again.
+    """
     pipe = load_pipeline(zoo.folder(o.model), o.device)
     model, sampling, prompts = (
         denoiser_of(pipe),
@@ -230,7 +238,9 @@ def measure(o: argparse.Namespace) -> None:
 def predicted(
     o: argparse.Namespace, tables: dict[str, SensitivityTable], truth: NDArray[np.float64]
 ) -> list[dict[str, Any]]:
-    """How well each table, and each plan's mean bits a code, tell the measured errors [plans, bins]: of the mean over bins, and in the worst bin."""
+    """How well each table, and each plan's mean bits a code, tell the measured errors [plans,
+    bins]: of the mean over bins, and in the worst bin.
+    """
     first = o.metrics[0]
     assert tables["probe"].shares is not None
     plans = plans_of(

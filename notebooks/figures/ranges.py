@@ -1,11 +1,14 @@
-"""Does time pay? Inputs of so many bits in the mean, in all steps alike or by ranges of sampler steps, at equal stored bits.
+"""Does time pay? Inputs of so many bits in the mean, in all steps alike or by ranges of sampler
+steps, at equal stored bits.
 
-    python notebooks/figures/ranges.py [--models scenes-dit scenes-unet] [--seeds 5] [--samples 32] [--workers 2]
+    python notebooks/figures/ranges.py [--models scenes-dit scenes-unet] [--seeds 5] [--samples 32]
+    [--workers 2]
 
-Weights are stored once (uint4-c@gptq), so that every plan takes the same bytes. The budget is bit operations: those of inputs of 6
-(or 5) bits at every layer in every step. `uniform` has 6 bits everywhere; `1 range` chooses 4, 6 or 8 bits for each layer, `3 ranges`
-and `5 ranges` for each layer in each range. All plans of a seed see the same prompts and noise, so that the paired difference from
-one range is much surer than either number. Writes ranges.json.
+Weights are stored once (uint4-c@gptq), so that every plan takes the same bytes. The budget is bit
+operations: those of inputs of 6 (or 5) bits at every layer in every step. `uniform` has 6 bits
+everywhere; `1 range` chooses 4, 6 or 8 bits for each layer, `3 ranges` and `5 ranges` for each
+layer in each range. All plans of a seed see the same prompts and noise, so that the paired
+difference from one range is much surer than either number. Writes ranges.json.
 """
 
 from __future__ import annotations

@@ -1,10 +1,15 @@
-"""Rounding and input scales learnt block by block: weights first and inputs after, or both at once, at equal iterations; gates plain and scale-aware.
+"""Rounding and input scales learnt block by block: weights first and inputs after, or both at once,
+at equal iterations; gates plain and scale-aware.
 
-    python notebooks/figures/reconstruction.py [--zoo scenes-dit] [--blocks 2] [--bits 8 4] [--steps 200] [--samples 4]
+    python notebooks/figures/reconstruction.py [--zoo scenes-dit] [--blocks 2] [--bits 8 4] [--steps
+    200] [--samples 4]
 
-The layers of some repeated modules get 4-bit weights (`uint4-c`, and `e2m1-g32` for the gates) and inputs in one static scale. Noise is that of the denoiser's output on
-calls that nothing was chosen by, relative to its power, in dB. `block dB` is the signal over the error of the blocks' own outputs on the calls that they learn from, and the three
-losses are those at a quarter, at a half and over the last tenth of the iterations: TaQ-DiT's claim is that of `separate` they do not fall. Writes reconstruction.json.
+The layers of some repeated modules get 4-bit weights (`uint4-c`, and `e2m1-g32` for the gates) and
+inputs in one static scale. Noise is that of the denoiser's output on calls that nothing was chosen
+by, relative to its power, in dB. `block dB` is the signal over the error of the blocks' own outputs
+on the calls that they learn from, and the three losses are those at a quarter, at a half and over
+the last tenth of the iterations: TaQ-DiT's claim is that of `separate` they do not fall. Writes
+reconstruction.json.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python notebooks/figures/rooms.py [--before 97b68e4]
 
-Lines of Python by room, at an earlier commit and now, and the files that know the word `shift` (TaQ-DiT's transform) in code:
-a kind of choice is its own file, its test and its page. Reads git alone. Writes rooms.json.
+Lines of Python by room, at an earlier commit and now, and the files that know the word `shift`
+(TaQ-DiT's transform) in code: a kind of choice is its own file, its test and its page. Reads git
+alone. Writes rooms.json.
 """
 
 from __future__ import annotations

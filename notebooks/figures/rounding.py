@@ -1,10 +1,13 @@
-"""Plain against scale-aware AdaRound with the learning rate swept for both, GPTQ and rounding to nearest beside them, on layers of the zoo.
+"""Plain against scale-aware AdaRound with the learning rate swept for both, GPTQ and rounding to
+nearest beside them, on layers of the zoo.
 
-    python notebooks/figures/rounding.py [--zoo scenes-dit] [--layers 4] [--scheme e2m1-g128] [--rates 1e-3 1e-2 …] [--steps 200 1000] [--samples 8]
+    python notebooks/figures/rounding.py [--zoo scenes-dit] [--layers 4] [--scheme e2m1-g128]
+    [--rates 1e-3 1e-2 …] [--steps 200 1000] [--samples 8]
 
-Output SQNR of each layer alone, in dB over its own full-precision output without the bias, by the second moments of the inputs it meets in sampling:
-half of the recorded steps choose the rounding, the other half measure it. Layers are spread evenly over those with most weights.
-`--first` takes first layers of feed-forwards, which FP4DiT gives another format. Writes rounding.json.
+Output SQNR of each layer alone, in dB over its own full-precision output without the bias, by the
+second moments of the inputs it meets in sampling: half of the recorded steps choose the rounding,
+the other half measure it. Layers are spread evenly over those with most weights. `--first` takes
+first layers of feed-forwards, which FP4DiT gives another format. Writes rounding.json.
 """
 
 from __future__ import annotations

@@ -1,13 +1,16 @@
-"""Plans at work on a CPU: parity with simulation, bytes in memory, products by the stopwatch, and pipelines end to end.
+"""Plans at work on a CPU: parity with simulation, bytes in memory, products by the stopwatch, and
+pipelines end to end.
 
     python notebooks/figures/runtime.py --part parity [--schemes uint4-c int8-c+a8 …]
     python notebooks/figures/runtime.py --part memory
     python notebooks/figures/runtime.py --part products [--seconds 2] [--compiled] [--threads 1]
     python notebooks/figures/runtime.py --part pipelines [--seconds 10]
 
-Each part writes runtime-PART.json. Parity: the largest difference between any layer of the packed model and the same layer simulated, on the same input, of that
-layer's largest output. Memory: what packed layers store over what `core/plan.py` computes. Products: all contenders in turn in one process, medians;
-`torchao` where it is installed. Pipelines: four pictures, two steps of the sampler, text encoder and VAE included.
+Each part writes runtime-PART.json. Parity: the largest difference between any layer of the packed
+model and the same layer simulated, on the same input, of that layer's largest output. Memory: what
+packed layers store over what `core/plan.py` computes. Products: all contenders in turn in one
+process, medians; `torchao` where it is installed. Pipelines: four pictures, two steps of the
+sampler, text encoder and VAE included.
 """
 
 from __future__ import annotations
@@ -150,7 +153,9 @@ def parity(options: argparse.Namespace) -> None:
 
 
 def four_bits(graph: OpGraph) -> Plan:
-    """4.0 stored bits or less: int4 a channel, and int3 in as many layers, the smallest first, as it takes."""
+    """4.0 stored bits or less: int4 a channel, and int3 in as many layers, the smallest first, as
+    it takes.
+    """
     chosen = {layer.name: "int4-c" if layer.quantizable else "keep" for layer in graph}
     for layer in sorted(graph.quantizable, key=lambda x: x.weights):
         plan = Plan.make(graph, chosen)

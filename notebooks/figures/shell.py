@@ -1,9 +1,10 @@
-"""Tiny pipelines through every verb of the command line: Wan 2.2, which has two denoisers, and Z-Image, whose latents are lists.
+"""Tiny pipelines through every verb of the command line: Wan 2.2, which has two denoisers, and
+Z-Image, whose latents are lists.
 
     PYTHONPATH=. python notebooks/figures/shell.py [--pipelines wan_22 z_image]
 
-Each pipeline has its true diffusers class and random weights, and is read from a folder. A row is a command: what it returned, and
-its last line. Writes shell.json.
+Each pipeline has its true diffusers class and random weights, and is read from a folder. A row is a
+command: what it returned, and its last line. Writes shell.json.
 """
 
 from __future__ import annotations

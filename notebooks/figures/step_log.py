@@ -2,10 +2,11 @@
 
     python notebooks/figures/step_log.py
 
-One plan over three ranges (bounds 0.3 and 0.7: inputs of 8, 6 and 4 bits) is packed into a model's first feed-forward layer and
-run under several schedulers and numbers of steps, guidance in one batch and in two calls a step. A forward hook on the packed
-layer notes its range. By hand: call k of a schedule with c calls a step lies in step k // c, and step i of n in the range whose
-number is that of the bounds <= i / n. Writes step_log.json.
+One plan over three ranges (bounds 0.3 and 0.7: inputs of 8, 6 and 4 bits) is packed into a model's
+first feed-forward layer and run under several schedulers and numbers of steps, guidance in one
+batch and in two calls a step. A forward hook on the packed layer notes its range. By hand: call k
+of a schedule with c calls a step lies in step k // c, and step i of n in the range whose number is
+that of the bounds <= i / n. Writes step_log.json.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ SCHEDULERS = {
     "EulerDiscreteScheduler": {},
     "FlowMatchEulerDiscreteScheduler": {},
 }
-#: PixArtAlphaPipeline scales inputs, StableDiffusion3Pipeline asks for sigmas, WanPipeline sets a begin index
+#: PixArtAlphaPipeline scales inputs, StableDiffusion3Pipeline asks for sigmas, WanPipeline sets a
+#: begin index
 NOT_WITH = {
     "scenes-dit, one batch": ("FlowMatchEulerDiscreteScheduler",),
     "SD3, one batch": tuple(list(SCHEDULERS)[:3]),

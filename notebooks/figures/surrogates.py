@@ -1,13 +1,18 @@
-"""How well are plans predicted that nobody measured? Learning curves on the zoo's measured plans, beside baselines and the measurement's own reliability.
+"""How well are plans predicted that nobody measured? Learning curves on the zoo's measured plans,
+beside baselines and the measurement's own reliability.
 
     python notebooks/figures/measured_plans.py scenes-dit   # first, and with scenes-unet, and both with --table
-    python notebooks/figures/surrogates.py [--folder FOLDER --models scenes-dit scenes-unet --sizes 16 64 256 --repeats 10 --gnn 2]
+    python notebooks/figures/surrogates.py [--folder FOLDER --models scenes-dit scenes-unet --sizes
+    16 64 256 --repeats 10 --gnn 2]
 
-Of each model's plans, 16, 64 and 256 drawn at random are learnt from and all others predicted, `--repeats` times: Spearman, its mean and its spread over
-draws. Beside them: average bits, the probes' prediction alone (no learning), Qua²SeDiMo's features (method, bits and weights of each layer's kind, without
-the table) in the same learner, and the ceiling: Spearman between two halves of the captions, stepped up to the whole by Spearman and Brown's formula.
-Then one surrogate over both architectures, and each architecture predicted from the other alone. Points of the curves are kept in FOLDER/MODEL/curves.json,
-each with the number of plans that there were. Writes surrogates.json.
+Of each model's plans, 16, 64 and 256 drawn at random are learnt from and all others predicted,
+`--repeats` times: Spearman, its mean and its spread over draws. Beside them: average bits, the
+probes' prediction alone (no learning), Qua²SeDiMo's features (method, bits and weights of each
+layer's kind, without the table) in the same learner, and the ceiling: Spearman between two halves
+of the captions, stepped up to the whole by Spearman and Brown's formula. Then one surrogate over
+both architectures, and each architecture predicted from the other alone. Points of the curves are
+kept in FOLDER/MODEL/curves.json, each with the number of plans that there were. Writes
+surrogates.json.
 """
 
 from __future__ import annotations
@@ -50,7 +55,9 @@ def study_in(folder: Path) -> Study:
 
 
 def ceiling(study: Study, metric: str, seed: int = 0, repeats: int = 200) -> float:
-    """Spearman of a metric between two random halves of the captions, stepped up to all of them: what no predictor of other captions can exceed."""
+    """Spearman of a metric between two random halves of the captions, stepped up to all of them:
+    what no predictor of other captions can exceed.
+    """
     dice = np.random.default_rng(seed)
     samples = np.array([trial.samples[metric] for trial in study.trials])
     found = []
@@ -67,7 +74,9 @@ def ceiling(study: Study, metric: str, seed: int = 0, repeats: int = 200) -> flo
 
 
 def without_table(taken: Lesson) -> Lesson:
-    """The columns that Qua²SeDiMo's node features amount to: bits and methods by role, block and depth; no prediction."""
+    """The columns that Qua²SeDiMo's node features amount to: bits and methods by role, block and
+    depth; no prediction.
+    """
     keep = [
         i
         for i, name in enumerate(taken.data.columns)

@@ -1,10 +1,14 @@
-"""Exports to tools: each tool loads a zoo denoiser with a plan that mixes its formats, on a CPU, and its output is compared with `simulate`.
+"""Exports to tools: each tool loads a zoo denoiser with a plan that mixes its formats, on a CPU,
+and its output is compared with `simulate`.
 
-    python notebooks/figures/tools.py [--tools compressed_tensors onnx …] [--models scenes-dit scenes-unet]
+    python notebooks/figures/tools.py [--tools compressed_tensors onnx …] [--models scenes-dit
+    scenes-unet]
 
-A row a tool and model: formats in the plan, layers whose format read back from the files equals the plan, bytes of the files, `off`: the distance of the
-tool's output to that of `simulate`, as a share of the distance between `simulate` and full precision (what quantization itself changes), and that in dB.
-Tools that can't run here are left out with a reason. Rows of an earlier call are kept. Writes tools.json.
+A row a tool and model: formats in the plan, layers whose format read back from the files equals the
+plan, bytes of the files, `off`: the distance of the tool's output to that of `simulate`, as a share
+of the distance between `simulate` and full precision (what quantization itself changes), and that
+in dB. Tools that can't run here are left out with a reason. Rows of an earlier call are kept.
+Writes tools.json.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""The zoo at full precision: alignment and Fréchet distance on held-out captions, beside the ceiling that judge and VAE set.
+"""The zoo at full precision: alignment and Fréchet distance on held-out captions, beside the
+ceiling that judge and VAE set.
 
     python notebooks/figures/zoo.py [--samples 512] [--steps 20] [--guidance 4.0]
 
-Writes zoo.json and a contact sheet a pipeline (zoo-NAME.png) beside this file, and scores.json into the pipeline's folder.
+Writes zoo.json and a contact sheet a pipeline (zoo-NAME.png) beside this file, and scores.json into
+the pipeline's folder.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""An offset and a scale for each input channel: (x - offset) / scale, folded into the weight and the bias.
+"""An offset and a scale for each input channel: (x - offset) / scale, folded into the weight and
+the bias.
 
-W x = (W s) ((x - z) / s) + W z: W s and (x - z) / s are rounded. What is left of the offset, (W - Q(W s) / s) z, is a bias.
-Shared by the transforms that smooth inputs (`~balance`, `~migrate` and others).
+W x = (W s) ((x - z) / s) + W z: W s and (x - z) / s are rounded. What is left of the offset, (W -
+Q(W s) / s) z, is a bias. Shared by the transforms that smooth inputs (`~balance`, `~migrate` and
+others).
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ def _channels(values: Tensor, x: Tensor, axis: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ChannelAffine(AbstractStep):
-    """An offset and a scale for each input channel [channels], as fp16 stores them; None for none. Make it with `of`.
+    """An offset and a scale for each input channel [channels], as fp16 stores them; None for none.
+    Make it with `of`.
 
     `stored_as`: the name of the offset among what a packed layer stores.
     """
@@ -47,7 +50,9 @@ class ChannelAffine(AbstractStep):
         scale: Tensor | None = None,
         stored_as: str = "offset",
     ) -> ChannelAffine:
-        """The step for an offset, a scale or both, rounded to what is stored: fp16, scales above zero."""
+        """The step for an offset, a scale or both, rounded to what is stored: fp16, scales above
+        zero.
+        """
         return ChannelAffine(
             None if offset is None else offset.half().float(),
             None if scale is None else scale.half().float().clamp(min=_SMALLEST),

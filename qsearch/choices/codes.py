@@ -1,9 +1,10 @@
 """Codes: what a quantizer returns, what each code stands for, and the nearest code on a grid.
 
-One formula for most formats: a weight is `scale * (level - zero)`. The level is the code itself (integers), the value of the
-format that the code spells (floats, block formats), or an entry of the group's codebook. Which of them, and the grid, is said
-by the format's file in `formats/`; what several of them share is here. A format whose codes are no such thing (a trellis)
-returns codes of its own, which have `values`.
+One formula for most formats: a weight is `scale * (level - zero)`. The level is the code itself
+(integers), the value of the format that the code spells (floats, block formats), or an entry of the
+group's codebook. Which of them, and the grid, is said by the format's file in `formats/`; what
+several of them share is here. A format whose codes are no such thing (a trellis) returns codes of
+its own, which have `values`.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ class AbstractCodes(Protocol):
 
 @dataclass(frozen=True)
 class Codes:
-    """`codes`: uint8 [rows, groups, group], counted from 0. `scale`, `zero`: fp32 [rows, groups, 1], holding values of the type they are stored in.
+    """`codes`: uint8 [rows, groups, group], counted from 0. `scale`, `zero`: fp32 [rows, groups,
+    1], holding values of the type they are stored in.
 
-    `levels`: None = a code's level is its number; [2^bits] = the values of a float format; [rows, groups, 2^bits] = codebooks.
-    `unit`: one factor of all scales, 1 but where a format stores one.
+    `levels`: None = a code's level is its number; [2^bits] = the values of a float format; [rows,
+    groups, 2^bits] = codebooks. `unit`: one factor of all scales, 1 but where a format stores one.
     """
 
     codes: Tensor
@@ -67,14 +69,18 @@ class Codes:
 
 
 def qparams_from_range(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
-    """Scale and zero of the grid from `low` to `high` (of one shape) for a format with a grid, as they are stored."""
+    """Scale and zero of the grid from `low` to `high` (of one shape) for a format with a grid, as
+    they are stored.
+    """
     return grid_of(scheme).qparams_from_range(low, high, scheme.format)
 
 
 def quantize_to_grid(
     groups: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme, unit: float = 1.0
 ) -> Codes:
-    """`groups` [rows, groups, group] on the grid that scale, zero and the scheme (no codebook) span, each to its nearest code."""
+    """`groups` [rows, groups, group] on the grid that scale, zero and the scheme (no codebook)
+    span, each to its nearest code.
+    """
     return grid_of(scheme).quantize_to_grid(groups, scale, zero, scheme.format, unit)
 
 

@@ -1,4 +1,6 @@
-"""Contracts of quantizers, activations and transforms, and the guard that a runner steps by as many bits as it is told."""
+"""Contracts of quantizers, activations and transforms, and the guard that a runner steps by as many
+bits as it is told.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +31,16 @@ _FEW = ("int4-c", "uint2-g8", "uint4-g8", "uint4-t", "e2m1-c")
 
 
 class QuantizerContract(Contract):
-    """What holds for every file in `quantizers/`, on each format it supports, per tensor, channel and group."""
+    """What holds for every file in `quantizers/`, on each format it supports, per tensor, channel
+    and group.
+    """
 
     kind = "quantizers"
 
     def schemes(self) -> list[Scheme]:
-        """Every format and granularity that the plug-in says it supports; a few where it learns, which takes time."""
+        """Every format and granularity that the plug-in says it supports; a few where it learns,
+        which takes time.
+        """
         out = []
         for form in formats()[1:]:
             word = format_word(form)
@@ -93,7 +99,9 @@ class QuantizerContract(Contract):
         assert self.schemes()
 
     def test_every_weight_gets_its_nearest_code(self) -> None:
-        """No other code of a group stands for a nearer value, but where the plug-in rounds by what goes into the layer."""
+        """No other code of a group stands for a nearer value, but where the plug-in rounds by what
+        goes into the layer.
+        """
         for scheme in self.schemes() if not self.module.needs_inputs else ():
             groups, made = self._made(self._weight(), scheme)
             every = [
@@ -105,7 +113,9 @@ class QuantizerContract(Contract):
             assert off <= 1e-5, f"{scheme}: a nearer value is left by {off:.3g}"
 
     def test_it_does_no_worse_than_min_max(self) -> None:
-        """Twice the squared error of min-max (of its integers, for codebooks) is too much; of the output's where the plug-in looks at inputs."""
+        """Twice the squared error of min-max (of its integers, for codebooks) is too much; of the
+        output's where the plug-in looks at inputs.
+        """
         minmax = plugins.load("quantizers", "minmax")
         for scheme in self.schemes():
             plain = (
@@ -120,7 +130,9 @@ class QuantizerContract(Contract):
             )
 
     def test_codes_fit_the_bits_and_scales_fit_the_granularity(self) -> None:
-        """Codes are bytes below 2^bits; one scale, zero or codebook a group, of values that their type can store; the bits that a plan is charged."""
+        """Codes are bytes below 2^bits; one scale, zero or codebook a group, of values that their
+        type can store; the bits that a plan is charged.
+        """
         for scheme in self.schemes():
             groups, made = self._made(self._weight(), scheme)
             assert made.codes.dtype == torch.uint8, f"{scheme}: {made.codes.dtype}"
@@ -141,7 +153,9 @@ class QuantizerContract(Contract):
             )
 
     def test_degenerate_rows_survive(self) -> None:
-        """Rows of zeros, of one constant, of one element, tiny and huge rows give finite weights, and zeros stay zero."""
+        """Rows of zeros, of one constant, of one element, tiny and huge rows give finite weights,
+        and zeros stay zero.
+        """
         sizes = (0.0, 0.7) if self.module.needs_inputs else (0.0, 0.7, -0.3, 1e-9, 3e4)
         for scheme, size, width in itertools.product(self.schemes(), sizes, (8, 1)):
             groups, made = self._made(torch.full((1, width), size), scheme)
@@ -159,7 +173,9 @@ class QuantizerContract(Contract):
             assert torch.equal(first.values(), second.values()), str(scheme)
 
     def test_the_error_falls_when_bits_rise(self) -> None:
-        """Within a family and granularity, more bits mean less squared error, until a codebook holds every weight of its group."""
+        """Within a family and granularity, more bits mean less squared error, until a codebook
+        holds every weight of its group.
+        """
         by_family: dict[tuple[str, int], list[tuple[int, float]]] = {}
         for scheme in self.schemes():
             if scheme.family not in ("float", "block"):
@@ -172,10 +188,12 @@ class QuantizerContract(Contract):
 
 
 def assert_step_law(run: Callable[[Tensor, Scheme], Tensor], *, tolerance: float = 0.3) -> None:
-    """A runner that is told min-max integers really steps by them: on Gaussian weights 2 to 4 bits gain 14.0 dB, 4 to 8 bits 24.6 dB.
+    """A runner that is told min-max integers really steps by them: on Gaussian weights 2 to 4 bits
+    gain 14.0 dB, 4 to 8 bits 24.6 dB.
 
-    `run(weight, scheme)` returns the weight [256, 512] that the runner computes with. A runner that keeps the scale of 8 bits and clips its codes to
-    fewer, as MixDQ's released sensitivity scripts do, is 20 dB off; raises `AssertionError` with what was found.
+    `run(weight, scheme)` returns the weight [256, 512] that the runner computes with. A runner that
+    keeps the scale of 8 bits and clips its codes to fewer, as MixDQ's released sensitivity scripts
+    do, is 20 dB off; raises `AssertionError` with what was found.
     """
     weight = torch.randn(256, 512, generator=torch.Generator().manual_seed(0))
     levels = []
@@ -190,7 +208,9 @@ def assert_step_law(run: Callable[[Tensor, Scheme], Tensor], *, tolerance: float
 
 
 def statistics_of(x: Tensor, axis: int = -1) -> LayerInputs:
-    """What calibration would record of one input whose channels lie on `axis` (its rows are those of a linear layer)."""
+    """What calibration would record of one input whose channels lie on `axis` (its rows are those
+    of a linear layer).
+    """
     rows = x.movedim(axis, -1).flatten(0, -2)
     low, high = rows.amin(0), rows.amax(0)
     moments = rows.T @ rows / len(rows)
@@ -198,7 +218,9 @@ def statistics_of(x: Tensor, axis: int = -1) -> LayerInputs:
 
 
 class ActivationContract(Contract):
-    """What holds for every file in `activations/`, in each format of inputs, for linear layers and convolutions."""
+    """What holds for every file in `activations/`, in each format of inputs, for linear layers and
+    convolutions.
+    """
 
     kind = "activations"
 
@@ -225,7 +247,9 @@ class ActivationContract(Contract):
         return fake_quantize_between(x, low, high, form)
 
     def test_nothing_is_clipped_and_steps_are_as_fine_as_the_bits(self) -> None:
-        """On what it was calibrated with, an integer is off by half a step at most, and more bits are nearer."""
+        """On what it was calibrated with, an integer is off by half a step at most, and more bits
+        are nearer.
+        """
         for x, channel, inputs in self._cases():
             low, high = self.module.ranges(x, channel, inputs)
             errors = []
@@ -264,12 +288,16 @@ class ActivationContract(Contract):
 
 
 class TransformContract(Contract):
-    """What holds for every file in `transforms/`: a layer that rounds finely computes what it did, and rounding coarsely is not made worse."""
+    """What holds for every file in `transforms/`: a layer that rounds finely computes what it did,
+    and rounding coarsely is not made worse.
+    """
 
     kind = "transforms"
 
     def _layer(self) -> tuple[nn.Linear, Tensor, LayerInputs]:
-        """(a linear layer, inputs like text with one token for all, their record); a channel in six is large, and all are off centre."""
+        """(a linear layer, inputs like text with one token for all, their record); a channel in six
+        is large, and all are off centre.
+        """
         dice = torch.Generator().manual_seed(0)
         module = nn.Linear(48, 32)
         nn.init.normal_(module.weight, std=0.2, generator=dice)
@@ -303,7 +331,9 @@ class TransformContract(Contract):
             return float((y - truth).square().sum() / truth.square().sum())
 
     def test_it_stores_what_it_declares(self) -> None:
-        """Names and shapes of what a packed layer gets are those that the plan was charged for; all of it is finite."""
+        """Names and shapes of what a packed layer gets are those that the plan was charged for; all
+        of it is finite.
+        """
         module, _, inputs = self._layer()
         (word,) = self._words()
         scheme = Scheme.parse("uint4-c+a8")
@@ -340,7 +370,9 @@ class TransformContract(Contract):
         assert self._error("uint8-c+a8", self._words()) < 1e-3
 
     def test_coarse_rounding_is_not_made_much_worse(self) -> None:
-        """At 4 bits and one scale for the input, the output's error is at most one and a half times that without the transform."""
+        """At 4 bits and one scale for the input, the output's error is at most one and a half times
+        that without the transform.
+        """
         assert self._error("uint4-c+a4t", self._words()) <= 1.5 * self._error("uint4-c+a4t", ())
 
     def test_it_is_deterministic(self) -> None:

@@ -1,7 +1,8 @@
-"""Fake quantization of a layer's input: rounded as a scheme says and given back in floating point, with gradients on demand.
+"""Fake quantization of a layer's input: rounded as a scheme says and given back in floating point,
+with gradients on demand.
 
-What shares a scale is said by a plug-in in `activations/`; the grid by the format: integers lie between the ends of a range
-(zero among them), floats symmetric about zero.
+What shares a scale is said by a plug-in in `activations/`; the grid by the format: integers lie
+between the ends of a range (zero among them), floats symmetric about zero.
 """
 
 from __future__ import annotations
@@ -22,22 +23,29 @@ from .statistics import LayerInputs
 
 
 class AbstractActivation(GrainWord, Protocol):
-    """What a module in `activations/` provides. Its contract is `qsearch.testing.ActivationContract`.
+    """What a module in `activations/` provides. Its contract is
+    `qsearch.testing.ActivationContract`.
 
     Constants, two of which the grammar reads (`core.words.GrainWord`):
         word: what follows the format in a scheme, as the t of `+a8t`.
-        needs_inputs: whether ranges come from calibration (static); else they are those of the input itself (dynamic).
-        per_channel: whether channels have ranges of their own, so that no integer product can add them up.
+        needs_inputs: whether ranges come from calibration (static); else they are those of the
+            input itself (dynamic).
+        per_channel: whether channels have ranges of their own, so that no integer product can add
+            them up.
     """
 
     per_channel: bool
 
     def ends(self, channels: int, parts: bool) -> int:
-        """How many ranges a packed layer stores for `channels` input channels, `parts`: of a concatenation; 0 if none."""
+        """How many ranges a packed layer stores for `channels` input channels, `parts`: of a
+        concatenation; 0 if none.
+        """
         ...
 
     def ranges(self, x: Tensor, channel: int, inputs: LayerInputs | None) -> tuple[Tensor, Tensor]:
-        """Lower and upper end of the grid for `x`, in shapes that spread over it; its channels lie on axis `channel`."""
+        """Lower and upper end of the grid for `x`, in shapes that spread over it; its channels lie
+        on axis `channel`.
+        """
         ...
 
 
@@ -48,7 +56,9 @@ def grain_plugin(scheme: Scheme) -> AbstractActivation:
 
 
 def fake_quantize(x: Tensor, scheme: Scheme, inputs: LayerInputs | None, channel: int) -> Tensor:
-    """fp32 `x`, whose channels lie on axis `channel`, rounded as the scheme rounds inputs; `inputs`: for static ranges."""
+    """fp32 `x`, whose channels lie on axis `channel`, rounded as the scheme rounds inputs;
+    `inputs`: for static ranges.
+    """
     if not scheme.activation:
         return x
     low, high = grain_plugin(scheme).ranges(x, channel, inputs)
@@ -56,7 +66,9 @@ def fake_quantize(x: Tensor, scheme: Scheme, inputs: LayerInputs | None, channel
 
 
 def fake_quantize_between(x: Tensor, low: Tensor, high: Tensor, form: str) -> Tensor:
-    """fp32 `x` on the grid of `form` (what stands behind +a) from `low` to `high`, which spread over it."""
+    """fp32 `x` on the grid of `form` (what stands behind +a) from `low` to `high`, which spread
+    over it.
+    """
     return rounding_of(form).between(x, low, high)
 
 
@@ -90,9 +102,11 @@ def rounding_of(form: str) -> Rounding:
 def lsq_fake_quantize(
     x: Tensor, low: Tensor, high: Tensor, form: str, range_scale: Tensor | None = None
 ) -> Tensor:
-    """`fake_quantize_between` with gradients, both ends times `range_scale`: rounding counts as doing nothing, clipping as it is.
+    """`fake_quantize_between` with gradients, both ends times `range_scale`: rounding counts as
+    doing nothing, clipping as it is.
 
-    The gradient of `range_scale` is LSQ's (arXiv 1902.08153): rounding error over the scale inside the range, its end outside.
+    The gradient of `range_scale` is LSQ's (arXiv 1902.08153): rounding error over the scale inside
+    the range, its end outside.
     """
     scheme = Scheme("keep", activation=form).activation_format
     scale, zero = qparams_from_range(low, high, scheme)
@@ -104,7 +118,9 @@ def lsq_fake_quantize(
 
 
 def straight_through(x: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
-    """`rounded(x)`, whose gradient is that of `x` (Bengio et al., arXiv 1308.3432): rounding itself has none."""
+    """`rounded(x)`, whose gradient is that of `x` (Bengio et al., arXiv 1308.3432): rounding itself
+    has none.
+    """
     if not (torch.is_grad_enabled() and x.requires_grad):
         return rounded(x)
     with torch.no_grad():
@@ -113,7 +129,9 @@ def straight_through(x: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def site_rounding(scheme: Scheme) -> Callable[[Tensor], Tensor]:
-    """What a scheme does to a tensor of an attention: each row, of a head or of the softmax, is rounded between its own ends."""
+    """What a scheme does to a tensor of an attention: each row, of a head or of the softmax, is
+    rounded between its own ends.
+    """
 
     def through(x: Tensor) -> Tensor:
         return fake_quantize(x.float(), scheme, None, -1).to(x.dtype)

@@ -1,9 +1,11 @@
 """Small floating point: the values of a format, and the nearest code of a number.
 
-A code is the bit pattern of the format, sign first, so that codes of e4m3 and e5m2 are the bytes of torch.float8_e4m3fn and
-torch.float8_e5m2. Those two keep OCP's codes for what is not a number; the formats of 4 and 6 bits have none, nor has e3m4. The magnitude of
-a number x lies in the binade floor(log2|x|), where neighbours are 2^(binade - mantissa bits) apart (Kuzmin et al., FP8 Quantization, 2022,
-section 2.1); the lowest binade reaches down to zero. Ties go to the even multiple of that step.
+A code is the bit pattern of the format, sign first, so that codes of e4m3 and e5m2 are the bytes of
+torch.float8_e4m3fn and torch.float8_e5m2. Those two keep OCP's codes for what is not a number; the
+formats of 4 and 6 bits have none, nor has e3m4. The magnitude of a number x lies in the binade
+floor(log2|x|), where neighbours are 2^(binade - mantissa bits) apart (Kuzmin et al., FP8
+Quantization, 2022, section 2.1); the lowest binade reaches down to zero. Ties go to the even
+multiple of that step.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ class FloatFormat:
 
     @property
     def last(self) -> int:
-        """The code of the largest finite value: all ones but for what OCP reserves in e4m3 (one NaN) and e5m2 (the top binade)."""
+        """The code of the largest finite value: all ones but for what OCP reserves in e4m3 (one
+        NaN) and e5m2 (the top binade).
+        """
         reserved = {(4, 3): 1, (5, 2): 4}.get((self.exponent, self.mantissa), 0)
         return (1 << (self.bits - 1)) - 1 - reserved
 
@@ -62,7 +66,9 @@ class FloatFormat:
         return self.top * 2.0**-self.highest
 
     def encode(self, numbers: Tensor) -> Tensor:
-        """Codes (uint8) of fp32 numbers, clipped to the largest value; zero has one code, that without a sign."""
+        """Codes (uint8) of fp32 numbers, clipped to the largest value; zero has one code, that
+        without a sign.
+        """
         clipped = numbers.clamp(-self.top, self.top)
         size = clipped.abs()
         lowest = 1 - self.bias
@@ -73,7 +79,9 @@ class FloatFormat:
         return torch.add(code, sign).to(torch.uint8)
 
     def round(self, numbers: Tensor) -> Tensor:
-        """fp32 numbers at the nearest value of the format, clipped to the largest: what `encode` names by a code."""
+        """fp32 numbers at the nearest value of the format, clipped to the largest: what `encode`
+        names by a code.
+        """
         clipped = numbers.clamp(-self.top, self.top)
         size, lowest = clipped.abs(), 1 - self.bias
         binade = torch.where(size > 0, torch.frexp(size).exponent - 1, lowest).clamp(min=lowest)

@@ -1,7 +1,8 @@
 """Formats of weights: what a plug-in in `formats/` provides, and the plug-in of a scheme.
 
-A format owns its words and its price (`core.format_words.FormatWord`), how a weight becomes codes, and how codes lie in
-memory. Methods in `quantizers/` choose codes better than to nearest; they ask the format for its grid.
+A format owns its words and its price (`core.format_words.FormatWord`), how a weight becomes codes,
+and how codes lie in memory. Methods in `quantizers/` choose codes better than to nearest; they ask
+the format for its grid.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class AbstractFormat(FormatWord, Protocol):
     Constants, besides those that the grammar reads:
         stores_zero: whether a group has a zero point that a method may choose (HQQ).
         follows_range: whether codes follow from the ends of each group alone, what `@minmax` names.
-        has_grid: whether the scale of a group may be any number of fp16, so that methods may choose it: then it is an
-            `AbstractGridFormat`.
+        has_grid: whether the scale of a group may be any number of fp16, so that methods may choose
+            it: then it is an `AbstractGridFormat`.
     """
 
     stores_zero: bool
@@ -35,13 +36,17 @@ class AbstractFormat(FormatWord, Protocol):
     has_grid: bool
 
     def quantize(self, groups: Tensor, scheme: Scheme) -> AbstractCodes:
-        """Codes of fp32 groups [rows, groups, group], where a scheme names no method; needs no data."""
+        """Codes of fp32 groups [rows, groups, group], where a scheme names no method; needs no
+        data.
+        """
         ...
 
     def packed(
         self, scheme: Scheme, rows: int, columns: int, device: torch.device | str
     ) -> AbstractPackedWeight | None:
-        """An empty packed weight [rows, columns]; None where there is none: then `apply` refuses the scheme by name."""
+        """An empty packed weight [rows, columns]; None where there is none: then `apply` refuses
+        the scheme by name.
+        """
         ...
 
 
@@ -67,7 +72,9 @@ class AbstractGridFormat(AbstractFormat, Protocol):
         ...
 
     def level_table(self, word: str, device: torch.device | str) -> Tensor | None:
-        """fp32 [2^bits]: what each code stands for in units of the scale; None where it is the code's number."""
+        """fp32 [2^bits]: what each code stands for in units of the scale; None where it is the
+        code's number.
+        """
         ...
 
 

@@ -1,4 +1,6 @@
-"""The contract of formats: words that the grammar reads, a price, codes, and a packed form that stands for the same weight."""
+"""The contract of formats: words that the grammar reads, a price, codes, and a packed form that
+stands for the same weight.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from .quantization import Quantized, quantize
 
 
 class FormatContract(Contract):
-    """What holds for every file in `formats/`, on each of its words, per tensor, channel and group as it allows."""
+    """What holds for every file in `formats/`, on each of its words, per tensor, channel and group
+    as it allows.
+    """
 
     kind = "formats"
     #: [rows, columns] of the weight that is tried, which groups don't divide
@@ -59,7 +63,9 @@ class FormatContract(Contract):
             assert self.module.bits(form) > 0, form
 
     def test_codes_are_near_the_weight_and_zeros_stay_zeros(self) -> None:
-        """Rounding costs less than leaving the weight out; rows of zeros, one constant, tiny and huge rows stay finite."""
+        """Rounding costs less than leaving the weight out; rows of zeros, one constant, tiny and
+        huge rows stay finite.
+        """
         weight = self._weight()
         for scheme in self.schemes():
             off = quantize(weight, scheme).dequantize() - weight
@@ -76,7 +82,9 @@ class FormatContract(Contract):
             assert torch.equal(first, second), str(scheme)
 
     def test_a_packed_weight_stands_for_the_same_weight_at_the_bits_of_the_plan(self) -> None:
-        """Its bytes are the stored bits, but for rows that are filled up to whole bytes; products are those of the values."""
+        """Its bytes are the stored bits, but for rows that are filled up to whole bytes; products
+        are those of the values.
+        """
         weight = self._weight()
         x = torch.randn(3, self.shape[1], generator=torch.Generator().manual_seed(1))
         for scheme in self.schemes():

@@ -1,7 +1,9 @@
-"""Learnt rounding: gates between the two neighbours of each weight on its grid, trained on the output's error.
+"""Learnt rounding: gates between the two neighbours of each weight on its grid, trained on the
+output's error.
 
-What `adaround`, `adaround_scaled` and block-wise reconstruction share; the two methods differ in what the gate's variable is measured in. Gates,
-penalty and schedule are AdaRound's (arXiv 2004.10568, section 4): zeta = 1.1, gamma = -0.1, no penalty in the first fifth, then an exponent
+What `adaround`, `adaround_scaled` and block-wise reconstruction share; the two methods differ in
+what the gate's variable is measured in. Gates, penalty and schedule are AdaRound's (arXiv
+2004.10568, section 4): zeta = 1.1, gamma = -0.1, no penalty in the first fifth, then an exponent
 from 20 down to 2.
 """
 
@@ -17,13 +19,17 @@ from .moments import columns_of, from_columns, output_error
 
 ZETA, GAMMA = 1.1, -0.1
 WARM, BETAS = 0.2, (20.0, 2.0)
-PENALTY = 30.0  # in units of nearest rounding's error; under 1 the gates stay undecided, from 10 to 100 nothing changes
+# in units of nearest rounding's error; under 1 the gates stay undecided, from 10 to 100 nothing
+# changes
+PENALTY = 30.0
 
 
 class Gates:
-    """A variable for each weight, between the grid's value below it (`low`) and the one above (`low + step`); it starts where the weight lies.
+    """A variable for each weight, between the grid's value below it (`low`) and the one above (`low
+    + step`); it starts where the weight lies.
 
-    `scaled`: the gate is h(V / s) and not h(V), s the step at a weight in units of the mean step, so that a rate serves weights of any size.
+    `scaled`: the gate is h(V / s) and not h(V), s the step at a weight in units of the mean step,
+    so that a rate serves weights of any size.
     """
 
     def __init__(self, weight: Tensor, low: Tensor, step: Tensor, *, scaled: bool) -> None:
@@ -49,12 +55,16 @@ class Gates:
 def gates_between(
     groups: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme, *, scaled: bool
 ) -> Gates:
-    """Gates of fp32 groups [rows, groups, group] between their neighbours on the grid that scale, zero and scheme span."""
+    """Gates of fp32 groups [rows, groups, group] between their neighbours on the grid that scale,
+    zero and scheme span.
+    """
     return Gates(groups, *neighbours(groups, scale, zero, scheme), scaled=scaled)
 
 
 def rounding_regularizer(shares: Tensor, progress: float) -> Tensor:
-    """The penalty on gates that are neither open nor closed, in units of nearest rounding's error a weight; `progress` from 0 to 1. With gradients."""
+    """The penalty on gates that are neither open nor closed, in units of nearest rounding's error a
+    weight; `progress` from 0 to 1. With gradients.
+    """
     if progress < WARM:
         return shares.new_zeros(())
     beta = BETAS[0] + (BETAS[1] - BETAS[0]) * (progress - WARM) / (1 - WARM)
@@ -64,7 +74,8 @@ def rounding_regularizer(shares: Tensor, progress: float) -> Tensor:
 def learn(
     groups: Tensor, scheme: Scheme, moments: Tensor, *, rate: float, steps: int, scaled: bool
 ) -> Codes:
-    """Codes of fp32 groups [rows, groups, group] whose rounding minimises the output error for inputs with `moments` [columns, columns].
+    """Codes of fp32 groups [rows, groups, group] whose rounding minimises the output error for
+    inputs with `moments` [columns, columns].
 
     Deterministic: gates start where the weights lie, and the loss is that of all inputs at once.
     """
@@ -105,7 +116,9 @@ def learn(
 def neighbours(
     groups: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme
 ) -> tuple[Tensor, Tensor]:
-    """The grid's value at or below each weight and the step to the one above; a weight beyond the grid's end gets its last two."""
+    """The grid's value at or below each weight and the step to the one above; a weight beyond the
+    grid's end gets its last two.
+    """
     table = grid_of(scheme).level_table(scheme.format, groups.device)
     if table is None:
         code = (groups / scale + zero).floor().clamp(0, 2**scheme.bits - 2)

@@ -1,7 +1,9 @@
-"""A weight as it lies in memory: packed codes, scales, zeros, codebooks, at the bits that its scheme says.
+"""A weight as it lies in memory: packed codes, scales, zeros, codebooks, at the bits that its
+scheme says.
 
-Buffers hold what is stored and nothing else, so that their bytes are the plan's. A move changes the device and never the type
-(`.to(torch.bfloat16)` on a model is meant for what computes, and would spoil scales of fp16).
+Buffers hold what is stored and nothing else, so that their bytes are the plan's. A move changes the
+device and never the type (`.to(torch.bfloat16)` on a model is meant for what computes, and would
+spoil scales of fp16).
 """
 
 from __future__ import annotations
@@ -35,13 +37,15 @@ class ConvolutionShape:
 
 
 class AbstractPackedWeight(nn.Module):
-    """Rows x columns of a weight under `scheme`, or one part of it where a layer reads a concatenation.
+    """Rows x columns of a weight under `scheme`, or one part of it where a layer reads a
+    concatenation.
 
-    Empty until `fill` or a state dict fills it. `forward` gives what the products take, as a call: hooks that fetch what was
-    offloaded hang on it; so products begin with `self()`.
+    Empty until `fill` or a state dict fills it. `forward` gives what the products take, as a call:
+    hooks that fetch what was offloaded hang on it; so products begin with `self()`.
     """
 
-    #: kinds of device with a product for this weight and inputs rounded to integers, in a linear layer
+    #: kinds of device with a product for this weight and inputs rounded to integers, in a linear
+    #: layer
     devices: frozenset[str] = frozenset()
     #: the same in a convolution
     convolving: frozenset[str] = frozenset()
@@ -54,7 +58,9 @@ class AbstractPackedWeight(nn.Module):
 
     @abstractmethod
     def fill(self, quantized: Quantized) -> None:
-        """Take over codes. Raises `ValueError` where a number is no value of the type that stores it."""
+        """Take over codes. Raises `ValueError` where a number is no value of the type that stores
+        it.
+        """
 
     @abstractmethod
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -67,7 +73,9 @@ class AbstractPackedWeight(nn.Module):
     def linear_rounded(
         self, x: Tensor, bias: Tensor | None, bits: int, low: Tensor | None, high: Tensor | None
     ) -> Tensor:
-        """`x` [..., columns], rounded to `bits` between the given ends or its own, times the weight, on one of `devices`."""
+        """`x` [..., columns], rounded to `bits` between the given ends or its own, times the
+        weight, on one of `devices`.
+        """
         raise NotImplementedError
 
     def conv2d_rounded(
@@ -100,13 +108,15 @@ class Layout:
     """What `PackedWeight` stores beside codes, and how kernels read them.
 
     Attributes:
-        scale: type of a group's scale, a byte of one of torch's types of 8 bits where it is one; "" for none.
+        scale: type of a group's scale, a byte of one of torch's types of 8 bits where it is one; ""
+            for none.
         zero: whether a group has a zero point, in fp16.
         codebook: whether a group has levels of its own, in fp16.
         unit: whether one fp32 number multiplies all scales.
         signed: whether codes are bytes of int8, and not packed planes of bits.
         offset: the zero of all groups, where they store none.
-        table: fp32 [2^bits] in which a code's level is looked up: part of the format, and not stored.
+        table: fp32 [2^bits] in which a code's level is looked up: part of the format, and not
+            stored.
     """
 
     scale: str = "float16"
@@ -171,7 +181,9 @@ class PackedWeight(AbstractPackedWeight):
         return made
 
     def fill(self, quantized: Quantized) -> None:
-        """Take over codes. Raises `ValueError` where a number is no value of the type that stores it."""
+        """Take over codes. Raises `ValueError` where a number is no value of the type that stores
+        it.
+        """
         code = quantized.code
         assert isinstance(code, Codes)
         rows = code.codes.reshape(self.rows, -1)[:, : self.columns]
@@ -193,7 +205,9 @@ class PackedWeight(AbstractPackedWeight):
             setattr(self, name, narrow.view(dtype) if kind != dtype else narrow)
 
     def weight(self) -> Weight:
-        """What the kernels take: the buffers themselves, but for scales that one number multiplies, which are widened."""
+        """What the kernels take: the buffers themselves, but for scales that one number multiplies,
+        which are widened.
+        """
         stored, table = self.layout, self.levels
         if stored.codebook:
             table = self.codebook
@@ -261,7 +275,9 @@ class PackedWeight(AbstractPackedWeight):
 def empty_weight(
     scheme: Scheme, rows: int, columns: int, device: torch.device | str = "cpu"
 ) -> AbstractPackedWeight:
-    """The packed weight of a scheme's format, still empty. Raises `QSearchError` where the format has none."""
+    """The packed weight of a scheme's format, still empty. Raises `QSearchError` where the format
+    has none.
+    """
     made = format_of(scheme).packed(scheme.weight_only, rows, columns, device)
     if made is None:
         raise QSearchError(
@@ -271,7 +287,9 @@ def empty_weight(
 
 
 def packed_weight(quantized: Quantized) -> AbstractPackedWeight:
-    """The packed form of what a quantizer returned. Raises `ValueError` where a scale is no value of the type that stores it."""
+    """The packed form of what a quantizer returned. Raises `ValueError` where a scale is no value
+    of the type that stores it.
+    """
     rows = quantized.shape[quantized.axis]
     columns = torch.Size(quantized.shape).numel() // rows
     packed = empty_weight(quantized.scheme, rows, columns, quantized.code.device)

@@ -1,9 +1,11 @@
 """Quantized: a weight as codes, and the contract of everything that makes them.
 
-A weight is seen as rows: its channel axis first, the rest flattened, cut into groups that share a scale or a codebook. A plug-in in
-`quantizers/` gets those groups and a scheme, and returns `Codes`; where a scheme names none, its format does. Padding and shapes are settled here. A method that chooses by what goes
-into the layer (GPTQ, AdaRound) says `needs_inputs = True` and is given the second moments of those inputs as well: the squared error
-of a layer's output is tr(E H E^T) for a weight error E, whatever the inputs were beyond their moments H = mean(x x^T).
+A weight is seen as rows: its channel axis first, the rest flattened, cut into groups that share a
+scale or a codebook. A plug-in in `quantizers/` gets those groups and a scheme, and returns `Codes`;
+where a scheme names none, its format does. Padding and shapes are settled here. A method that
+chooses by what goes into the layer (GPTQ, AdaRound) says `needs_inputs = True` and is given the
+second moments of those inputs as well: the squared error of a layer's output is tr(E H E^T) for a
+weight error E, whatever the inputs were beyond their moments H = mean(x x^T).
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from .learnt_rounding import Gates
 
 @dataclass(frozen=True)
 class Quantized:
-    """A weight as codes: `code` holds them by groups, `shape` and `axis` say how to lay the rows out again."""
+    """A weight as codes: `code` holds them by groups, `shape` and `axis` say how to lay the rows
+    out again.
+    """
 
     code: AbstractCodes
     scheme: Scheme
@@ -42,10 +46,12 @@ class AbstractQuantizer(Protocol):
     """What a module in `quantizers/` provides. Its contract is `qsearch.testing.QuantizerContract`.
 
     Constants:
-        needs_inputs: whether `quantize` takes a third argument, `moments`: the mean of x x^T over the inputs x that a row is
-            multiplied with, [columns, columns].
-        integer_zeros: whether zero points are whole numbers, as tools store them that keep them as integers.
-        learns_blocks: whether a reconstruction can learn its rounding block by block; then it is an `AbstractLearntQuantizer`.
+        needs_inputs: whether `quantize` takes a third argument, `moments`: the mean of x x^T over
+            the inputs x that a row is multiplied with, [columns, columns].
+        integer_zeros: whether zero points are whole numbers, as tools store them that keep them as
+            integers.
+        learns_blocks: whether a reconstruction can learn its rounding block by block; then it is an
+            `AbstractLearntQuantizer`.
     """
 
     needs_inputs: bool
@@ -65,7 +71,9 @@ class AbstractLearntQuantizer(AbstractQuantizer, Protocol):
     """A quantizer whose rounding is learnt by gradients: what `measure.reconstruction` uses of it."""
 
     def gates(self, groups: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme) -> Gates:
-        """Variables for the rounding of fp32 groups [rows, groups, group] on the grid of `scale` and `zero`."""
+        """Variables for the rounding of fp32 groups [rows, groups, group] on the grid of `scale`
+        and `zero`.
+        """
         ...
 
 
@@ -78,7 +86,9 @@ def learnt_method(scheme: Scheme) -> AbstractLearntQuantizer | None:
 
 
 def to_groups(weight: Tensor, scheme: Scheme, axis: int = 0) -> Tensor:
-    """Weight -> fp32 [rows, groups, group]; an incomplete last group is filled with the row's last weight, which moves no range."""
+    """Weight -> fp32 [rows, groups, group]; an incomplete last group is filled with the row's last
+    weight, which moves no range.
+    """
     rows = (
         weight.detach().float().movedim(axis, 0).flatten(1)
         if weight.ndim > 1
@@ -114,9 +124,11 @@ def quantize(
     layer: str = "the weight",
     moments: Tensor | None = None,
 ) -> Quantized:
-    """Quantize one weight; `layer` names it in errors, `moments` [columns, columns] are what methods that look at the layer's inputs go by.
+    """Quantize one weight; `layer` names it in errors, `moments` [columns, columns] are what
+    methods that look at the layer's inputs go by.
 
-    Raises `QSearchError` for weights that are not finite, for a scheme that no method here can carry out, and where moments are wanted and missing.
+    Raises `QSearchError` for weights that are not finite, for a scheme that no method here can
+    carry out, and where moments are wanted and missing.
     """
     if scheme.family == "keep":
         raise QSearchError(f"{layer} is kept in full precision; there is nothing to quantize")
@@ -154,9 +166,11 @@ def quantize_parts(
     layer: str = "the weight",
     moments: Tensor | None = None,
 ) -> tuple[Quantized, ...]:
-    """`quantize` for each part of a weight whose input is a concatenation of `splits` channels; one part where it is none.
+    """`quantize` for each part of a weight whose input is a concatenation of `splits` channels; one
+    part where it is none.
 
-    The parts of a long skip differ in range, and one scale would serve the wider one only (Q-Diffusion, 2023, section 4.2).
+    The parts of a long skip differ in range, and one scale would serve the wider one only
+    (Q-Diffusion, 2023, section 4.2).
     """
     if not splits:
         return (quantize(weight, scheme, axis=axis, layer=layer, moments=moments),)

@@ -1,6 +1,8 @@
-"""LayerInputs: calibration statistics of a layer's inputs: ranges, means, second moments, and a few rows.
+"""LayerInputs: calibration statistics of a layer's inputs: ranges, means, second moments, and a few
+rows.
 
-What is recorded here is all that methods, static ranges and transforms may go by; `measure.calibration` records it.
+What is recorded here is all that methods, static ranges and transforms may go by;
+`measure.calibration` records it.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ class LayerInputs:
         mean: [columns]; a convolution's columns are channels times taps.
         rows: some of the rows x that the weight is multiplied with [n, columns].
         moments: mean of x x^T over all of them [columns, columns].
-        first: the first token [channels], where it is one and the same in all samples although the others are not (a text
-            encoder that is causal).
+        first: the first token [channels], where it is one and the same in all samples although the
+            others are not (a text encoder that is causal).
         rest: the same record without the first token, for layers that see text alone.
-        splits: channels of each part where the input is a concatenation (a long skip), whose parts differ in range.
+        splits: channels of each part where the input is a concatenation (a long skip), whose parts
+            differ in range.
     """
 
     low: Tensor

@@ -52,7 +52,9 @@ def _whole(
 
 
 def main() -> None:
-    """Entry point: a mistake in the input is one line on standard error and exit code 2; a gate that a plan fails, 3; Ctrl-C, 130."""
+    """Entry point: a mistake in the input is one line on standard error and exit code 2; a gate
+    that a plan fails, 3; Ctrl-C, 130.
+    """
     from ..core.artifacts import without_secrets
 
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a sign gets another one

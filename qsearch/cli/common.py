@@ -1,4 +1,6 @@
-"""What all commands share: the app, a run folder whose settings a call may change, tables on standard output."""
+"""What all commands share: the app, a run folder whose settings a call may change, tables on
+standard output.
+"""
 
 from __future__ import annotations
 
@@ -92,8 +94,8 @@ def asked_run(
 ) -> Iterator[Run]:
     """A run for one call of a verb.
 
-    Options hold for this call, and are kept until it has finished: the same command goes on after an
-    interruption, with or without them. Of a new run they are its config.
+    Options hold for this call, and are kept until it has finished: the same command goes on after
+    an interruption, with or without them. Of a new run they are its config.
 
     Args:
         place: a run folder, or one that is to be made and the config that it begins with.
@@ -183,7 +185,9 @@ def place_for(target: str, output: Path | None = None) -> Path | tuple[Path, Con
 def executor_options(
     executor: str | None, workers: int | None, address: str | None, threads: int
 ) -> ExecutorOptions:
-    """The options of a command that parts its work. Raises `QSearchError` for what does not go together."""
+    """The options of a command that parts its work. Raises `QSearchError` for what does not go
+    together.
+    """
     from ..core.settings import checked
     from ..measure.executing import ExecutorOptions
 

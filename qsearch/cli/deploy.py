@@ -97,7 +97,9 @@ def bench(
         ),
     ] = None,
 ) -> None:
-    """Time the kernels on this machine, or every layer of a model, as a latency table for `allocate`; or whole denoisers, with other tools beside."""
+    """Time the kernels on this machine, or every layer of a model, as a latency table for
+    `allocate`; or whole denoisers, with other tools beside.
+    """
     from ..report.text import plain
     from ..stages import bench as stage
 

@@ -48,7 +48,9 @@ def show(
         ),
     ] = None,
 ) -> None:
-    """Print a run's settings and files, or one artefact; a graph also as a file for other tools, as a picture, and with the time it takes at best; a plan's reasons."""
+    """Print a run's settings and files, or one artefact; a graph also as a file for other tools, as
+    a picture, and with the time it takes at best; a plan's reasons.
+    """
     from ..core.graph import OpGraph
     from ..report import graph_picture, graph_view
     from ..report.text import plain
@@ -164,7 +166,9 @@ def set_(
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine has: versions, devices, the products that serve each scheme, memory, disk."""
+    """Say what this machine has: versions, devices, the products that serve each scheme, memory,
+    disk.
+    """
     from ..report.text import plain
     from ..stages.doctor import doctor as stage
 

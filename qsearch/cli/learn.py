@@ -51,7 +51,9 @@ def fit(
     address: Address = None,
     threads: Threads = 1,
 ) -> None:
-    """Train surrogates on the measured plans, and say how well they predict plans they have not seen."""
+    """Train surrogates on the measured plans, and say how well they predict plans they have not
+    seen.
+    """
     from ..report.text import plain
     from ..stages.fit import fit as stage
     from ..stages.fit import scores_of
@@ -86,7 +88,9 @@ def explain(
     ] = None,
     storage: Storage = None,
 ) -> None:
-    """Say which choices cost what, with values that add up to the prediction: layers, pairs of layers, features, blocks."""
+    """Say which choices cost what, with values that add up to the prediction: layers, pairs of
+    layers, features, blocks.
+    """
     from ..report.explained import attribution_tables
     from ..stages.explain import explain as stage
 

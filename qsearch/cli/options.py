@@ -1,4 +1,6 @@
-"""Options that every verb which runs the model has; they hold for one call, what a run keeps is in its config."""
+"""Options that every verb which runs the model has; they hold for one call, what a run keeps is in
+its config.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ _KEYS = {
 
 
 def model_options(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command the options of `OPTIONS` but some; they come as the keyword `given`, a mapping of those that were given."""
+    """Gives a command the options of `OPTIONS` but some; they come as the keyword `given`, a
+    mapping of those that were given.
+    """
     names = [name for name in OPTIONS if name not in left_out]
 
     def wrap(command: Callable[..., None]) -> Callable[..., None]:

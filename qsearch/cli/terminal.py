@@ -1,4 +1,6 @@
-"""The terminal: lines and bars for people, other libraries' warnings into the run's log, and an end within seconds where somebody presses Ctrl-C."""
+"""The terminal: lines and bars for people, other libraries' warnings into the run's log, and an end
+within seconds where somebody presses Ctrl-C.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,11 @@ _SHOW_CURSOR = "\x1b[?25h"
 
 
 class Terminal:
-    """Progress on the terminal: lines, and bars with the time left; lines alone where the output is no terminal.
+    """Progress on the terminal: lines, and bars with the time left; lines alone where the output is
+    no terminal.
 
-    A bar stands for what takes longer than two seconds; where nothing is counted a line with the time that has passed.
+    A bar stands for what takes longer than two seconds; where nothing is counted a line with the
+    time that has passed.
     """
 
     def __init__(self) -> None:
@@ -45,7 +49,9 @@ class Terminal:
 
     @contextmanager
     def track(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar; the context gives the function that advances it. `total` 0: only the time is told, while nothing else is."""
+        """A bar; the context gives the function that advances it. `total` 0: only the time is told,
+        while nothing else is.
+        """
         if not self.console.is_terminal:
             yield lambda n: None
             return
@@ -129,7 +135,9 @@ def _clock(seconds: float) -> str:
 
 
 class _Log:
-    """Keeps what libraries say until it is known which run they say it of, then writes it to the run's log."""
+    """Keeps what libraries say until it is known which run they say it of, then writes it to the
+    run's log.
+    """
 
     def __init__(self) -> None:
         self.held: list[str] = []
@@ -153,7 +161,9 @@ _log = _Log()
 
 
 class _Sink(io.TextIOBase):
-    """Takes the place of standard error while a command runs: what libraries write to it goes to the log."""
+    """Takes the place of standard error while a command runs: what libraries write to it goes to
+    the log.
+    """
 
     encoding = "utf-8"
 
@@ -193,7 +203,9 @@ def say(line: str) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, warnings and logs of libraries go to the log of the run, or nowhere where there is none."""
+    """Inside, warnings and logs of libraries go to the log of the run, or nowhere where there is
+    none.
+    """
 
     def shown(message: Any, category: Any, filename: str, lineno: int, *_: Any) -> None:
         _log.write(f"{category.__name__}: {message} ({filename}:{lineno})")
@@ -244,9 +256,9 @@ def say_interrupted() -> None:
 def interruptible() -> Iterator[None]:
     """Inside, Ctrl-C ends the command in seconds, also within a library that looks at no signals.
 
-    The first raises `KeyboardInterrupt` as ever. Where the command is still at work some seconds later, a thread stops the
-    workers, says what is kept and ends the process: files are renamed into place when they are whole, so nothing half-written
-    is left.
+    The first raises `KeyboardInterrupt` as ever. Where the command is still at work some seconds
+    later, a thread stops the workers, says what is kept and ends the process: files are renamed
+    into place when they are whole, so nothing half-written is left.
     """
     if threading.current_thread() is not threading.main_thread() or os.name != "posix":
         yield

@@ -1,8 +1,9 @@
 """Headers, hashes and atomic writes: every file of a run begins with the same header.
 
-One header for all artefacts (schema, graph, parents, seed, command, versions, key) lets a reader refuse a file of another graph
-with both names in the message, and lets the pipeline see whether a file still answers the question that is asked. Files are
-written beside their place and renamed, so that a reader (or a killed process) never sees half of one.
+One header for all artefacts (schema, graph, parents, seed, command, versions, key) lets a reader
+refuse a file of another graph with both names in the message, and lets the pipeline see whether a
+file still answers the question that is asked. Files are written beside their place and renamed, so
+that a reader (or a killed process) never sees half of one.
 """
 
 from __future__ import annotations
@@ -71,8 +72,9 @@ def versions() -> dict[str, str]:
 class Header:
     """What every artefact says of itself.
 
-    `schema`: kind and version, e.g. "qsearch.plan/1". `graph`: id of the graph it belongs to. `parents`: name -> digest of what it was
-    made from. `key`: digest of the question it answers (empty where nobody asked); equal keys mean that the work need not be done again.
+    `schema`: kind and version, e.g. "qsearch.plan/1". `graph`: id of the graph it belongs to.
+    `parents`: name -> digest of what it was made from. `key`: digest of the question it answers
+    (empty where nobody asked); equal keys mean that the work need not be done again.
     """
 
     schema: str
@@ -95,9 +97,11 @@ def without_secrets(text: str) -> str:
 
 
 def redacted(text: str) -> str:
-    """A text for files that people publish and lines that they paste: no users or passwords of URLs, no folder above the last.
+    """A text for files that people publish and lines that they paste: no users or passwords of
+    URLs, no folder above the last.
 
-    Paths below the working folder are written relative to it, those of the home folder from `~`, others by their name alone.
+    Paths below the working folder are written relative to it, those of the home folder from `~`,
+    others by their name alone.
     """
     return " ".join(_without_folders(word) for word in without_secrets(text).split(" "))
 
@@ -123,7 +127,8 @@ def command_line(argv: Sequence[str]) -> str:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns what a full disk or a forbidden folder raises, in any library's words, into one line about `path`.
+    """Turns what a full disk or a forbidden folder raises, in any library's words, into one line
+    about `path`.
 
     Raises:
         QSearchError: writing failed.
@@ -142,7 +147,9 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _refused(error: BaseException | None) -> str | None:
-    """What the operating system said, if it was that that failed: safetensors' own error is no OSError."""
+    """What the operating system said, if it was that that failed: safetensors' own error is no
+    OSError.
+    """
     if error is None:
         return None
     if isinstance(error, OSError):
@@ -153,7 +160,9 @@ def _refused(error: BaseException | None) -> str | None:
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary neighbour of `path`, then rename it into place; on any failure nothing is left behind."""
+    """Call `write` with a temporary neighbour of `path`, then rename it into place; on any failure
+    nothing is left behind.
+    """
     path = Path(path)
     temporary = beside(path)
     try:
@@ -207,7 +216,9 @@ def _check(
 def write_json(
     path: Path, header: Header, content: Mapping[str, Any], *, lines: tuple[str, ...] = ()
 ) -> None:
-    """Header and content as one JSON object. Entries of the sections named in `lines` get a line each, for diffs and for people."""
+    """Header and content as one JSON object. Entries of the sections named in `lines` get a line
+    each, for diffs and for people.
+    """
     parts = []
     for name, value in {"header": asdict(header), **content}.items():
         if name in lines and isinstance(value, Mapping):
@@ -290,7 +301,9 @@ def read_parquet(path: Path, schema: str, graph: str | None = None) -> tuple[Hea
 
 
 def peek(path: Path) -> str:
-    """The schema of any artefact, e.g. "qsearch.plan/1"; raises `ArtifactError` for a file that is none."""
+    """The schema of any artefact, e.g. "qsearch.plan/1"; raises `ArtifactError` for a file that is
+    none.
+    """
     path = Path(path)
     if path.suffix == ".parquet":
         import pyarrow as pa

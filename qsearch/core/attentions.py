@@ -1,8 +1,10 @@
-"""Self-attentions of a graph: tokens, heads and frames of each, and what a plan's choices make of their work.
+"""Self-attentions of a graph: tokens, heads and frames of each, and what a plan's choices make of
+their work.
 
-The site of a whole attention is `MODULE:attention`. Its choices are words of plug-ins in `choices/attentions/`. Nothing is
-stored there; the cost is arithmetic. Where a choice computes a dense attention every so many steps, its cost depends on how
-many steps there are (`StepRanges.total`); where nobody says, it is the mean over one such interval.
+The site of a whole attention is `MODULE:attention`. Its choices are words of plug-ins in
+`choices/attentions/`. Nothing is stored there; the cost is arithmetic. Where a choice computes a
+dense attention every so many steps, its cost depends on how many steps there are
+(`StepRanges.total`); where nobody says, it is the mean over one such interval.
 """
 
 from __future__ import annotations
@@ -96,7 +98,9 @@ def _arrangement(tokens: int, inputs: Sequence[tuple[int, ...]]) -> tuple[int, i
 
 
 def attention_share(spec: AttentionSpec, scheme: Scheme, steps: int = 0) -> float:
-    """FLOPs of a choice over those of dense attention, the mean over `steps` from a dense one on (0: a whole interval)."""
+    """FLOPs of a choice over those of dense attention, the mean over `steps` from a dense one on
+    (0: a whole interval).
+    """
     if not scheme.attention:
         return 1.0
     return attention_word(scheme.attention).work(scheme.attention, spec, steps=steps)
@@ -124,9 +128,11 @@ def attention_work(
     steps: StepRanges,
     full_bits: int,
 ) -> tuple[float, float]:
-    """(FLOPs of self-attentions over those of dense ones, bit operations of all attentions), the mean over the steps.
+    """(FLOPs of self-attentions over those of dense ones, bit operations of all attentions), the
+    mean over the steps.
 
-    `choices`: site -> one choice, or one for each range of `steps`; attentions that are not named are dense.
+    `choices`: site -> one choice, or one for each range of `steps`; attentions that are not named
+    are dense.
     """
     whole = sum(spec.macs for spec in graph.self_attentions.values())
     saved, bits = 0.0, float(dense_macs(graph) * full_bits * full_bits)

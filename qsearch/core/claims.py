@@ -122,7 +122,9 @@ class Claims:
 
 
 def _here() -> dict[str, Any]:
-    """This process: its machine, id, and when it began, by which a later process of that id differs."""
+    """This process: its machine, id, and when it began, by which a later process of that id
+    differs.
+    """
     return {"machine": _machine(), "process": os.getpid(), "began": _began(os.getpid())}
 
 

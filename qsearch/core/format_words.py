@@ -1,9 +1,11 @@
-"""What plug-ins declare of the formats that a weight or an input may be stored in: read by the grammar, without importing torch.
+"""What plug-ins declare of the formats that a weight or an input may be stored in: read by the
+grammar, without importing torch.
 
-A module in `choices/formats/` owns its words: how they are spelt, how many bits a code takes, what is stored beside the
-codes. The grammar (`core/scheme.py`) and the cost of a plan ask the module itself, so that an outsider's format is as good
-as one of ours. To keep parsing a scheme instant, a module declares these as constants and plain functions, and imports torch
-inside the functions that need it.
+A module in `choices/formats/` owns its words: how they are spelt, how many bits a code takes, what
+is stored beside the codes. The grammar (`core/scheme.py`) and the cost of a plan ask the module
+itself, so that an outsider's format is as good as one of ours. To keep parsing a scheme instant, a
+module declares these as constants and plain functions, and imports torch inside the functions that
+need it.
 """
 
 from __future__ import annotations
@@ -23,14 +25,18 @@ SIDE_BITS = 16
 
 
 class FormatWord(Protocol):
-    """What the grammar reads of a module in `choices/formats/`; the whole is `choices.format.AbstractFormat`.
+    """What the grammar reads of a module in `choices/formats/`; the whole is
+    `choices.format.AbstractFormat`.
 
     Attributes:
         family: the kind of code that its formats share, one word for tables and features.
         words: every spelling, as "int4".
-        inputs: what stands behind `+a` for the grid of one of its formats -> that format, as "8" -> "uint8".
-        sizes: letters of "tcg" (tensor, channel, group) that may follow a word; "" where the group is built in.
-        multiplied_as: arithmetic that multiplies its codes with inputs rounded to that kind: "int", "float", or "" for none.
+        inputs: what stands behind `+a` for the grid of one of its formats -> that format, as "8" ->
+            "uint8".
+        sizes: letters of "tcg" (tensor, channel, group) that may follow a word; "" where the group
+            is built in.
+        multiplied_as: arithmetic that multiplies its codes with inputs rounded to that kind: "int",
+            "float", or "" for none.
     """
 
     family: str
@@ -44,7 +50,9 @@ class FormatWord(Protocol):
         ...
 
     def group(self, word: str) -> int:
-        """Weights that share a scale where a scheme does not say it: 0 for a channel, or the built-in size."""
+        """Weights that share a scale where a scheme does not say it: 0 for a channel, or the
+        built-in size.
+        """
         ...
 
     def stored_bits(self, word: str, rows: int, columns: int, group: int) -> int:
@@ -71,7 +79,9 @@ def format_word(text: str) -> FormatWord | None:
 
 
 def input_format(text: str) -> str | None:
-    """The format whose grid an input has behind `+a`, e.g. "8" -> "uint8"; None where there is none."""
+    """The format whose grid an input has behind `+a`, e.g. "8" -> "uint8"; None where there is
+    none.
+    """
     return _inputs(text, tuple(sys.path), metadata.entry_points)
 
 
@@ -93,7 +103,9 @@ def families() -> tuple[str, ...]:
 
 
 def _modules() -> Iterator[FormatWord]:
-    """The modules, ours first, so that what somebody else installed is imported only for a word that is none of ours."""
+    """The modules, ours first, so that what somebody else installed is imported only for a word
+    that is none of ours.
+    """
     yield from _ours()
     ours = plugins.names("formats", outside=False)
     for name in plugins.names("formats"):
@@ -105,7 +117,9 @@ def _modules() -> Iterator[FormatWord]:
 
 
 def unreadable() -> str:
-    """What to add to an error about an unknown word: which installed formats can't be imported, or nothing."""
+    """What to add to an error about an unknown word: which installed formats can't be imported, or
+    nothing.
+    """
     for name in plugins.names("formats"):
         try:
             plugins.load("formats", name)
@@ -119,7 +133,8 @@ def _ours() -> tuple[FormatWord, ...]:
     return tuple(plugins.load("formats", n) for n in plugins.names("formats", outside=False))
 
 
-# What is found is remembered as long as the path and what reads it are the same: reading entry points takes tens of ms.
+# What is found is remembered as long as the path and what reads it are the same: reading entry
+# points takes tens of ms.
 
 
 @lru_cache(maxsize=8)

@@ -1,6 +1,8 @@
-"""Leftovers: names of files that are being written, and what a killed process left of them, which the next one takes away.
+"""Leftovers: names of files that are being written, and what a killed process left of them, which
+the next one takes away.
 
-A name says the machine and the process, so that on storage which machines share nobody takes away what another is writing.
+A name says the machine and the process, so that on storage which machines share nobody takes away
+what another is writing.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ def beside(path: Path, ending: str = "tmp") -> Path:
 
 
 def clear(path: Path, *endings: str) -> None:
-    """Take away the neighbours of `path` that processes of this machine began and did not live to finish."""
+    """Take away the neighbours of `path` that processes of this machine began and did not live to
+    finish.
+    """
     start = f".{path.name}.{_here()}-"
     try:
         there = [p for p in path.parent.iterdir() if p.name.startswith(start)]

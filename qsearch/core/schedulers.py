@@ -1,4 +1,6 @@
-"""Schedulers of diffusers as a clock needs them: their methods overheard, and where in their schedule a call stands."""
+"""Schedulers of diffusers as a clock needs them: their methods overheard, and where in their
+schedule a call stands.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,12 @@ from typing import Any
 
 
 def overridden(thing: Any, around: Mapping[str, Callable[..., Any]]) -> Callable[[], None]:
-    """Let `thing.name(...)` call `around[name](own, thing, ...)`, where `own` is its own method; returns what ends that.
+    """Let `thing.name(...)` call `around[name](own, thing, ...)`, where `own` is its own method;
+    returns what ends that.
 
-    The methods live in a class made for `thing` alone, under its class's name, and not in its `__dict__`: a pipeline
-    that copies its scheduler (LTX-2 has one for sound) gets a copy whose methods are the copy's own.
+    The methods live in a class made for `thing` alone, under its class's name, and not in its
+    `__dict__`: a pipeline that copies its scheduler (LTX-2 has one for sound) gets a copy whose
+    methods are the copy's own.
     """
     base = type(thing)
     active = True
@@ -67,7 +71,9 @@ def then(hook: Callable[..., None], own: Any, scheduler: Any, *args: Any, **kwar
 
 
 def order_of(scheduler: Any) -> int:
-    """Calls of `step` that make one sampler step: 2 for Heun and KDPM2, as diffusers says in `order`."""
+    """Calls of `step` that make one sampler step: 2 for Heun and KDPM2, as diffusers says in
+    `order`.
+    """
     return max(1, int(getattr(scheduler, "order", 1) or 1))
 
 

@@ -12,14 +12,17 @@
     int4-c+a8t~bos~balance   two transforms, applied in this order
     int8-c+a8t~bos    MixDQ's treatment of text: the first token is computed beforehand in full precision
 
-The scheme of a whole attention (`core/attentions.py`) is spelt by a plug-in in `choices/attentions/`: `window8~rettention`.
+The scheme of a whole attention (`core/attentions.py`) is spelt by a plug-in in
+`choices/attentions/`: `window8~rettention`.
 
-FORMAT, GRAIN and TRANSFORM are words of plug-ins (`choices/formats/`, `choices/activations/`, `choices/transforms/`), which
-say themselves how they are spelt, what number they take and what they store: see `core/format_words.py` and `core/words.py`.
+FORMAT, GRAIN and TRANSFORM are words of plug-ins (`choices/formats/`, `choices/activations/`,
+`choices/transforms/`), which say themselves how they are spelt, what number they take and what they
+store: see `core/format_words.py` and `core/words.py`.
 
-Stored bits count scales, zero points and codebooks at 16 bits (as Qua2SeDiMo's released code does), block-format scales at 8,
-and what a transform stores. A layer that reads a concatenation (a long skip) takes a set of scales for each part of it.
-Strings are keys in tables and plans; positions are never used.
+Stored bits count scales, zero points and codebooks at 16 bits (as Qua2SeDiMo's released code does),
+block-format scales at 8, and what a transform stores. A layer that reads a concatenation (a long
+skip) takes a set of scales for each part of it. Strings are keys in tables and plans; positions are
+never used.
 """
 
 from __future__ import annotations
@@ -69,8 +72,10 @@ class Scheme:
         activation: format of the layer's input, "" = untouched.
         grain: plug-in that says what shares a scale of the input (token, tensor, channel).
         method: plug-in that chooses scales and rounding; "" = the format's default.
-        transforms: words of plug-ins in the order in which they are applied, with a number where they have one.
-        attention: what is done to a whole attention, in a plug-in's words; "" at layers, and where it is dense.
+        transforms: words of plug-ins in the order in which they are applied, with a number where
+            they have one.
+        attention: what is done to a whole attention, in a plug-in's words; "" at layers, and where
+            it is dense.
     """
 
     format: str
@@ -113,7 +118,9 @@ class Scheme:
 
     @property
     def family(self) -> str:
-        """What kind of code it is, as the format's plug-in says: `keep`, `int`, `uint`, `float`, `codebook`, `block` or another."""
+        """What kind of code it is, as the format's plug-in says: `keep`, `int`, `uint`, `float`,
+        `codebook`, `block` or another.
+        """
         return "keep" if self.format == "keep" else self._word.family
 
     @property
@@ -123,7 +130,9 @@ class Scheme:
 
     @property
     def multiplied_as(self) -> str:
-        """Arithmetic that multiplies the weight's codes with rounded inputs: `int`, `float`, or "" for none."""
+        """Arithmetic that multiplies the weight's codes with rounded inputs: `int`, `float`, or ""
+        for none.
+        """
         return "" if self.format == "keep" else self._word.multiplied_as
 
     @property
@@ -160,7 +169,9 @@ class Scheme:
 
     @property
     def fitted_by_range(self) -> bool:
-        """Whether calibration chooses something besides the weight, or something is carried from step to step."""
+        """Whether calibration chooses something besides the weight, or something is carried from
+        step to step.
+        """
         if self.attention:
             return self.carried
         return any(transform_word(t).needs for t in self.transforms) or self.static_input
@@ -172,7 +183,9 @@ class Scheme:
 
     @property
     def weight_only(self) -> Scheme:
-        """The same scheme without its activation part: neither the format of the input nor its transforms."""
+        """The same scheme without its activation part: neither the format of the input nor its
+        transforms.
+        """
         return Scheme(self.format, self.group, method=self.method)
 
     def with_input(self, other: Scheme) -> Scheme:
@@ -185,7 +198,9 @@ class Scheme:
         )
 
     def groups(self, shape: Sequence[int], axis: int = 0, splits: Sequence[int] = ()) -> int:
-        """How many scales (or codebooks) a weight of `shape` has, its output channels on `axis`; an incomplete last group counts whole."""
+        """How many scales (or codebooks) a weight of `shape` has, its output channels on `axis`; an
+        incomplete last group counts whole.
+        """
         return sum(self._groups(part, axis) for part in parts(shape, axis, splits))
 
     def _groups(self, shape: Sequence[int], axis: int) -> int:
@@ -202,11 +217,14 @@ class Scheme:
         *,
         filled: bool = False,
     ) -> int:
-        """Bits that a weight of `shape` takes: codes, scales, zero points, codebooks, and what transforms store.
+        """Bits that a weight of `shape` takes: codes, scales, zero points, codebooks, and what
+        transforms store.
 
-        An incomplete last group has a scale like any other, and no codes but its own. Not counted: that each plane of a packed row is filled up to a byte
-        (`qsearch_kernels.layout`), less than 8 bits a plane and row. `splits`: channels of each part of a concatenated input; every part has its own groups.
-        `filled`: with incomplete groups of all but codebooks filled up with codes, as plans were priced at first and as their files still say.
+        An incomplete last group has a scale like any other, and no codes but its own. Not counted:
+        that each plane of a packed row is filled up to a byte (`qsearch_kernels.layout`), less than
+        8 bits a plane and row. `splits`: channels of each part of a concatenated input; every part
+        has its own groups. `filled`: with incomplete groups of all but codebooks filled up with
+        codes, as plans were priced at first and as their files still say.
         """
         kept = sum(
             buffer.bits
@@ -228,7 +246,9 @@ class Scheme:
 
 
 def input_part(text: str) -> Scheme:
-    """What `+aBITS[~TRANSFORM]` (or nothing) adds to any scheme. Raises `QSearchError` where it is something else."""
+    """What `+aBITS[~TRANSFORM]` (or nothing) adds to any scheme. Raises `QSearchError` where it is
+    something else.
+    """
     found = (
         _parse("int8-c" + text) if isinstance(text, str) and (not text or text[0] in "+~") else None
     )
@@ -240,14 +260,18 @@ def input_part(text: str) -> Scheme:
 
 
 def parts(shape: Sequence[int], axis: int, splits: Sequence[int]) -> list[tuple[int, ...]]:
-    """Shapes of the parts into which `splits` cuts a weight along its input channels; the weight itself where it is not cut."""
+    """Shapes of the parts into which `splits` cuts a weight along its input channels; the weight
+    itself where it is not cut.
+    """
     if not splits:
         return [tuple(shape)]
     return [tuple(part if i == 1 - axis else n for i, n in enumerate(shape)) for part in splits]
 
 
 def split_steps(text: str) -> tuple[str, int]:
-    """A scheme of an old plan without its `~stepsN`, and N; 1 where it has none. For reading files of version 1 alone."""
+    """A scheme of an old plan without its `~stepsN`, and N; 1 where it has none. For reading files
+    of version 1 alone.
+    """
     found = _STEPS.findall(text)
     if len(found) > 1 or (found and not (found[0].isdigit() and 2 <= int(found[0]) <= 9)):
         raise QSearchError(

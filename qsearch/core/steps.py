@@ -1,8 +1,10 @@
-"""Sampler steps: how a plan cuts them into ranges, and the clock that says which step a call of a denoiser belongs to.
+"""Sampler steps: how a plan cuts them into ranges, and the clock that says which step a call of a
+denoiser belongs to.
 
-A plan is made for any number of sampler steps, so its ranges are fractions of the sampler's schedule. The clock counts sampler
-steps, not calls of the denoiser: guidance in two calls, two denoisers, and solvers of second order call more than once a step.
-It follows the scheduler of a diffusers pipeline (`set_timesteps` begins a sampling, `step` ends a step), wherever img2img begins.
+A plan is made for any number of sampler steps, so its ranges are fractions of the sampler's
+schedule. The clock counts sampler steps, not calls of the denoiser: guidance in two calls, two
+denoisers, and solvers of second order call more than once a step. It follows the scheduler of a
+diffusers pipeline (`set_timesteps` begins a sampling, `step` ends a step), wherever img2img begins.
 """
 
 from __future__ import annotations
@@ -26,11 +28,14 @@ _ROUNDING = 1e-9  # of a bound times the number of steps
 
 @dataclass(frozen=True)
 class StepRanges:
-    """Ranges of sampler steps, the noisiest first. Step i of n lies in the range whose number is that of the bounds <= i / n.
+    """Ranges of sampler steps, the noisiest first. Step i of n lies in the range whose number is
+    that of the bounds <= i / n.
 
     Args:
-        bounds: where one range ends and the next begins, as ascending fractions of the steps in (0, 1); none for one range.
-        total: sampler steps for which costs are counted that depend on their number; 0 where nobody has said.
+        bounds: where one range ends and the next begins, as ascending fractions of the steps in (0,
+            1); none for one range.
+        total: sampler steps for which costs are counted that depend on their number; 0 where nobody
+            has said.
     """
 
     bounds: tuple[float, ...] = ()
@@ -191,7 +196,8 @@ class StepClock:
             self.step, self.total = before
 
     def step_in_call(self, model: Any) -> int:
-        """The step of the call of `model` that is being made: by who tells the clock, else by the pipeline that calls.
+        """The step of the call of `model` that is being made: by who tells the clock, else by the
+        pipeline that calls.
 
         Raises:
             QSearchError: nobody tells, and no diffusers pipeline is among the callers.
@@ -206,7 +212,8 @@ class StepClock:
         return self.step
 
     def range_in_call(self, model: Any, ranges: StepRanges) -> int:
-        """The range of the call of `model` that is being made: by who tells the clock, else by the pipeline that calls.
+        """The range of the call of `model` that is being made: by who tells the clock, else by the
+        pipeline that calls.
 
         Raises:
             QSearchError: nobody tells, and no diffusers pipeline is among the callers.
@@ -216,7 +223,8 @@ class StepClock:
         return self.range_of(ranges)
 
     def follow(self, scheduler: Any) -> Callable[[], None]:
-        """Go by `scheduler` from now on, which may be in the middle of a sampling; returns what ends that.
+        """Go by `scheduler` from now on, which may be in the middle of a sampling; returns what
+        ends that.
 
         Raises:
             QSearchError: the scheduler has no `step` or no `set_timesteps`.
@@ -304,10 +312,11 @@ def share_clock(models: Iterable[Any]) -> StepClock:
 
 
 def follow_caller(model: Any, clock: StepClock) -> bool:
-    """Let `clock` go by the scheduler of the diffusers pipeline that is calling `model` right now; False where none is.
+    """Let `clock` go by the scheduler of the diffusers pipeline that is calling `model` right now;
+    False where none is.
 
-    A packed denoiser is loaded before its pipeline exists, so the pipeline is looked for among the callers: an object with a
-    `scheduler` and with `model` among its components.
+    A packed denoiser is loaded before its pipeline exists, so the pipeline is looked for among the
+    callers: an object with a `scheduler` and with `model` among its components.
     """
     frame = sys._getframe(1)
     while frame is not None:

@@ -1,4 +1,5 @@
-"""Storage: where trials lie: a SQLite file, a database server's URL, or a journal file on a shared disk.
+"""Storage: where trials lie: a SQLite file, a database server's URL, or a journal file on a shared
+disk.
 
 Optuna's storages do the work. A URL holds a password, so it may be named by an environment variable
 or a file (`env:NAME`, `file:PATH`), and what is said of it is redacted. A server that stops answers

@@ -1,7 +1,8 @@
 """Trials: every evaluated plan with its measured metrics, as an Optuna study on disk (`trials.db`).
 
-An Optuna study is a file format others read (dashboards, samplers), takes several writers and any SQLAlchemy URL. A trial is
-added whole when its measurement is finished, so a killed evaluation leaves none that is half done.
+An Optuna study is a file format others read (dashboards, samplers), takes several writers and any
+SQLAlchemy URL. A trial is added whole when its measurement is finished, so a killed evaluation
+leaves none that is half done.
 """
 
 from __future__ import annotations
@@ -34,9 +35,11 @@ _FAMILY = STUDY.partition("/")[0] + "/"
 
 @dataclass(frozen=True)
 class Trial:
-    """One measured plan. `metrics`: name -> (mean, standard error); `setting`: digest of how it was measured.
+    """One measured plan. `metrics`: name -> (mean, standard error); `setting`: digest of how it was
+    measured.
 
-    `samples`: metric -> its value for each sample, in the order of the captions, where the metric has one; `stopped`: given up before the last sample.
+    `samples`: metric -> its value for each sample, in the order of the captions, where the metric
+    has one; `stopped`: given up before the last sample.
     """
 
     name: str
@@ -73,7 +76,8 @@ class Trials:
             self._storage = opened(lambda: connect(place))
             others = self._other_versions()
             self._study = opened(lambda: open_study(self._storage, STUDY))
-        except Exception as error:  # SQLAlchemy, SQLite and Optuna each have their own; all mean that this is no study of ours
+        # SQLAlchemy, SQLite and Optuna each have their own; all mean that this is no study of ours
+        except Exception as error:
             raise ArtifactError(
                 f"{self.where} can't be opened as an Optuna study ({reason(error)})"
             ) from None
@@ -172,7 +176,9 @@ class Trials:
         )
 
     def describe(self, setting: str, said: Mapping[str, str]) -> None:
-        """What a setting is in words, for people who look at the trials that are added from here on."""
+        """What a setting is in words, for people who look at the trials that are added from here
+        on.
+        """
         self._said[setting] = dict(said)
 
     def find(self, plan: Plan, setting: str) -> Trial | None:
@@ -192,7 +198,8 @@ class Trials:
         return [_trial(t, self.graph) for t in self._stored() if "plan" in t.user_attrs]
 
     def measured(self, setting: str | None = None) -> list[Trial]:
-        """The trials of one setting, each plan once (two workers may have measured it at the same time; whole before given up), in the order of their names.
+        """The trials of one setting, each plan once (two workers may have measured it at the same
+        time; whole before given up), in the order of their names.
 
         Without `setting`, that of the most trials. Raises `QSearchError` where there is none.
         """

@@ -1,9 +1,10 @@
-"""What plug-ins declare of the words that a scheme may hold: read by the grammar, without importing torch.
+"""What plug-ins declare of the words that a scheme may hold: read by the grammar, without importing
+torch.
 
-A transform and an activation grain each own their word: how it is spelt, what number follows it, what is stored for it.
-The grammar (`core/scheme.py`) asks the plug-in itself, so that an outsider's word is as good as one of ours. To keep
-parsing a scheme instant, a plug-in's module declares these as constants and plain functions, and imports torch inside the
-functions that need it.
+A transform and an activation grain each own their word: how it is spelt, what number follows it,
+what is stored for it. The grammar (`core/scheme.py`) asks the plug-in itself, so that an outsider's
+word is as good as one of ours. To keep parsing a scheme instant, a plug-in's module declares these
+as constants and plain functions, and imports torch inside the functions that need it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Stage(IntEnum):
 
 
 class Needs(IntEnum):
-    """What a transform needs to know of a layer's inputs: nothing, their statistics, or these with second moments."""
+    """What a transform needs to know of a layer's inputs: nothing, their statistics, or these with
+    second moments.
+    """
 
     NOTHING = 0
     STATISTICS = 1
@@ -94,7 +97,9 @@ class Buffer:
 
 
 class TransformWord(Protocol):
-    """What the grammar reads of a module in `choices/transforms/`; the whole is `choices.transform.AbstractTransform`."""
+    """What the grammar reads of a module in `choices/transforms/`; the whole is
+    `choices.transform.AbstractTransform`.
+    """
 
     stage: Stage
     number: Number | None
@@ -105,12 +110,16 @@ class TransformWord(Protocol):
     adds_bias: bool
 
     def stored(self, shape: Sequence[int], axis: int, number: int) -> Mapping[str, Buffer]:
-        """Name -> what is stored for a layer whose weight has `shape`, with output channels on `axis`."""
+        """Name -> what is stored for a layer whose weight has `shape`, with output channels on
+        `axis`.
+        """
         ...
 
 
 class GrainWord(Protocol):
-    """What the grammar reads of a module in `choices/activations/`; the whole is `choices.input_quantizer.AbstractActivation`."""
+    """What the grammar reads of a module in `choices/activations/`; the whole is
+    `choices.input_quantizer.AbstractActivation`.
+    """
 
     word: str
     needs_inputs: bool
@@ -129,7 +138,9 @@ def transform_word(text: str) -> TransformWord:
 
 
 def number_of(text: str) -> int:
-    """The number of a transform as a scheme spells it, its default where it has none; 0 where it takes none."""
+    """The number of a transform as a scheme spells it, its default where it has none; 0 where it
+    takes none.
+    """
     _, given = split_word(text)
     declared = transform_word(text).number
     if given is not None:
@@ -138,7 +149,9 @@ def number_of(text: str) -> int:
 
 
 def canonical_word(text: str, rule: str, given: str) -> str:
-    """A transform in the one spelling that it has. Raises `QSearchError` for an unknown one, and for a number that it does not take."""
+    """A transform in the one spelling that it has. Raises `QSearchError` for an unknown one, and
+    for a number that it does not take.
+    """
     name, number = split_word(text)
     if name not in plugins.names("transforms", outside=False):
         known = plugins.names("transforms")
@@ -178,9 +191,11 @@ def grain_word(grain: str) -> GrainWord:
 
 
 def grain_of(word: str) -> str | None:
-    """Name of the activation grain that a scheme spells as `word`, e.g. "t" -> "tensor"; None where there is none.
+    """Name of the activation grain that a scheme spells as `word`, e.g. "t" -> "tensor"; None where
+    there is none.
 
-    Ours are looked at first, so that what somebody else installed is imported only for a word that is none of ours.
+    Ours are looked at first, so that what somebody else installed is imported only for a word that
+    is none of ours.
     """
     for outside in (False, True):
         for name in plugins.names("activations", outside=outside):
@@ -196,7 +211,8 @@ class AttentionWord(Protocol):
     """
 
     def canonical(self, text: str) -> str | None:
-        """The one spelling of a choice; "" for dense attention; None for text that is none of the plug-in's.
+        """The one spelling of a choice; "" for dense attention; None for text that is none of the
+        plug-in's.
 
         Raises:
             QSearchError: for the plug-in's words in a combination that means nothing.
@@ -225,7 +241,9 @@ class AttentionWord(Protocol):
 
 
 def attention_of(text: str) -> str | None:
-    """The one spelling of an attention's choice, "" for dense; None where `text` is a layer's scheme."""
+    """The one spelling of an attention's choice, "" for dense; None where `text` is a layer's
+    scheme.
+    """
     found = _attention(text)
     return None if found is None else found[1]
 

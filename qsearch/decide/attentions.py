@@ -1,8 +1,9 @@
 """Whole attentions in a problem: their choices beside those of layers, and what each costs.
 
-Nothing of an attention is stored, so what it does in one range of steps costs nothing in another: of the combinations over the
-ranges those are kept that no other one beats in loss and in every cost at once, range by range. One choice for all steps is
-offered besides, since what it carries goes on where a range would begin with a dense step.
+Nothing of an attention is stored, so what it does in one range of steps costs nothing in another:
+of the combinations over the ranges those are kept that no other one beats in loss and in every cost
+at once, range by range. One choice for all steps is offered besides, since what it carries goes on
+where a range would begin with a dense step.
 """
 
 from __future__ import annotations
@@ -99,7 +100,9 @@ def attention_sites(
 def attention_rest(
     graph: OpGraph, sites: Sequence[AttentionSite], limit: str, latency: Latency | None
 ) -> float:
-    """What attentions that are no sites add to a limit; of latency, what the table's rest counts twice, below zero."""
+    """What attentions that are no sites add to a limit; of latency, what the table's rest counts
+    twice, below zero.
+    """
     held = sum(site.spec.macs for site in sites)
     if limit == "attention_share":
         whole = sum(spec.macs for spec in graph.self_attentions.values())
@@ -112,7 +115,9 @@ def attention_rest(
 
 
 def undominated(rows: Matrix) -> list[int]:
-    """Indices of the rows that no other row beats: at most as large everywhere, and smaller somewhere; of equal rows the first."""
+    """Indices of the rows that no other row beats: at most as large everywhere, and smaller
+    somewhere; of equal rows the first.
+    """
     order = np.lexsort(rows.T[::-1])
     kept: list[int] = []
     for k in order.tolist():
@@ -154,7 +159,9 @@ def _losses(values: Values, spec: AttentionSpec, options: Sequence[Scheme]) -> M
 def _over_ranges(
     spec: AttentionSpec, options: Sequence[Scheme], prices: _Prices, ranges: Ranges
 ) -> tuple[list[Choice], Matrix]:
-    """Combinations with a choice for each range, and their losses and costs; range after range, without those that are beaten."""
+    """Combinations with a choice for each range, and their losses and costs; range after range,
+    without those that are beaten.
+    """
     made: list[tuple[Scheme, ...]] = [()]
     rows = np.zeros((1, 1 + len(prices.limits)))
     steps = ranges.steps

@@ -1,8 +1,9 @@
 """Problem: sites x choices with values, costs and limits; all a solver sees.
 
-The value of a choice is its noise power on the output: errors of independent choices add as powers, not as decibels (a sum of dB
-mostly buys layers that are cheap, see the reference plans of MixDQ). Where probes are given, their products say how the errors of
-two choices interact. `building.py` makes a problem from a graph, values and a budget; here it is only counted.
+The value of a choice is its noise power on the output: errors of independent choices add as powers,
+not as decibels (a sum of dB mostly buys layers that are cheap, see the reference plans of MixDQ).
+Where probes are given, their products say how the errors of two choices interact. `building.py`
+makes a problem from a graph, values and a budget; here it is only counted.
 """
 
 from __future__ import annotations
@@ -29,12 +30,15 @@ _ROUNDING = 1e-12  # of a sum of costs, as `Budget.excess` allows
 
 @dataclass(frozen=True)
 class Problem:
-    """Choose one of `choices[i]` for each of `sites`: least total, every sum of `costs` within its limit, at most `formats` different formats.
+    """Choose one of `choices[i]` for each of `sites`: least total, every sum of `costs` within its
+    limit, at most `formats` different formats.
 
-    `values[i]`, `costs[name][i]`: one number a choice. `scores` [probes, sites, choices], padded with zeros: probe scores, each squared and
-    averaged over the probes a noise power; `trust` in [0, 1]: how much of their products counts (0 = additive). `spent`: what layers that are
-    no sites cost, already taken off the limits. `members`: site -> layers, where a site stands for several that are tied. `steps`: ranges of
-    sampler steps, where choices are tuples with a scheme for each.
+    `values[i]`, `costs[name][i]`: one number a choice. `scores` [probes, sites, choices], padded
+    with zeros: probe scores, each squared and averaged over the probes a noise power; `trust` in
+    [0, 1]: how much of their products counts (0 = additive). `spent`: what layers that are no sites
+    cost, already taken off the limits. `members`: site -> layers, where a site stands for several
+    that are tied. `steps`: ranges of sampler steps, where choices are tuples with a scheme for
+    each.
     """
 
     sites: tuple[str, ...]
@@ -84,7 +88,9 @@ class Problem:
         }
 
     def total(self, chosen: Mapping[str, Choice]) -> float:
-        """What a full assignment is worth: the sum of its values, and of the products of its scores where there are some."""
+        """What a full assignment is worth: the sum of its values, and of the products of its scores
+        where there are some.
+        """
         return self.worth(self.picks(chosen))
 
     def worth(self, picks: Picks) -> float:
@@ -128,7 +134,9 @@ class Problem:
         }
 
     def only(self, allowed: set[str]) -> tuple[Problem, list[Picks]] | None:
-        """The problem with choices of these formats (and `keep`) alone, and each site's old indices; None where a site is left without."""
+        """The problem with choices of these formats (and `keep`) alone, and each site's old
+        indices; None where a site is left without.
+        """
         kept = [
             np.array(
                 [k for k, option in enumerate(options) if formats(option) <= allowed], np.int64
@@ -138,7 +146,9 @@ class Problem:
         return None if any(len(k) == 0 for k in kept) else (self.cut(kept), kept)
 
     def cut(self, kept: list[Picks]) -> Problem:
-        """The problem with choices `kept[i]` of each site alone; the number of formats is limited no more."""
+        """The problem with choices `kept[i]` of each site alone; the number of formats is limited
+        no more.
+        """
         scores = None
         if self.scores is not None:
             scores = np.zeros((len(self.scores), len(kept), max(map(len, kept))))

@@ -1,16 +1,20 @@
-"""refine(model, graph, plan, ...) -> Refined: stand on a plan, price every change of it, change a few layers, measure, and keep what is better.
+"""refine(model, graph, plan, ...) -> Refined: stand on a plan, price every change of it, change a
+few layers, measure, and keep what is better.
 
-A table prices choices from full precision, where first order is all there is to the squared error. From a plan the picture is better: the
-error E = |f(plan) - f|^2 / |f|^2 has an exact gradient there (its linear term), and probes at the plan give its curvature (Gauss-Newton):
+A table prices choices from full precision, where first order is all there is to the squared error.
+From a plan the picture is better: the error E = |f(plan) - f|^2 / |f|^2 has an exact gradient there
+(its linear term), and probes at the plan give its curvature (Gauss-Newton):
 
     E(plan + d) ~ E(plan) + <dE/dW, d> + E_v[ <d(v.f)/dW, d>^2 ] / |f|^2
 
-The quadratic problem is solved for at most `radius` changed layers, and what it proposes is measured. Where the error falls by more than its own
-standard error over the calls (else a plan would be fitted to a few captions), the plan is changed, the radius doubles, and everything is
-priced anew; otherwise what the proposal cost beyond its prediction is put on the choices in it, and a region of half the size is tried:
-measuring takes a fraction of what pricing takes. Of a plan over ranges of steps a gradient is that of the range that its call
-lies in: a weight that all ranges share answers to all calls, one that a range has for itself to its own. That is a trust-region method (Conn, Gould and Toint 2000), with the number of changed
-layers as the region's size.
+The quadratic problem is solved for at most `radius` changed layers, and what it proposes is
+measured. Where the error falls by more than its own standard error over the calls (else a plan
+would be fitted to a few captions), the plan is changed, the radius doubles, and everything is
+priced anew; otherwise what the proposal cost beyond its prediction is put on the choices in it, and
+a region of half the size is tried: measuring takes a fraction of what pricing takes. Of a plan over
+ranges of steps a gradient is that of the range that its call lies in: a weight that all ranges
+share answers to all calls, one that a range has for itself to its own. That is a trust-region
+method (Conn, Gould and Toint 2000), with the number of changed layers as the region's size.
 """
 
 from __future__ import annotations
@@ -53,7 +57,9 @@ _TRIES = 8  # proposals that are measured for each pricing
 
 @dataclass(frozen=True)
 class Round:
-    """One proposal: layers that it changed, the error that the model predicted and the one that was measured, and whether it was kept."""
+    """One proposal: layers that it changed, the error that the model predicted and the one that was
+    measured, and whether it was kept.
+    """
 
     changed: int
     predicted: float
@@ -63,7 +69,9 @@ class Round:
 
 @dataclass(frozen=True)
 class Refined:
-    """The plan after all rounds, its measured relative noise power, that of the plan before, and every proposal on the way."""
+    """The plan after all rounds, its measured relative noise power, that of the plan before, and
+    every proposal on the way.
+    """
 
     plan: Plan
     noise: float
@@ -78,10 +86,11 @@ class RefineOptions:
     `budget`: the plan's own when left out. `weights`: what `calibrated_weights` made for the
     schemes (`weights_for`, where ranges of steps are fitted apart), those of evaluation and of the
     packed model; by default they are calibrated on the calls themselves. `share`: what the ranges
-    of steps have in common, as in `decide.ranges.SHARES`. `rounds`: times that all changes are priced. `probes`: sign vectors over the
-    outputs, a backward pass each and a call. `radius`: layers changed at the most in the first
-    round (a quarter of them by default). `trust`: as in `Problem`, by default what the probes' own
-    noise allows. `seconds`: guard on the time of one proposal.
+    of steps have in common, as in `decide.ranges.SHARES`. `rounds`: times that all changes are
+    priced. `probes`: sign vectors over the outputs, a backward pass each and a call. `radius`:
+    layers changed at the most in the first round (a quarter of them by default). `trust`: as in
+    `Problem`, by default what the probes' own noise allows. `seconds`: guard on the time of one
+    proposal.
     """
 
     budget: Budget | None = None
@@ -201,7 +210,9 @@ def refine(
 
 
 def _of_layers(graph: OpGraph, plan: Plan, limits: Budget, latency: Latency | None) -> Budget:
-    """What the budget leaves to layers where attentions stay as the plan has them: counted dense, they take more."""
+    """What the budget leaves to layers where attentions stay as the plan has them: counted dense,
+    they take more.
+    """
     dense = plan.replaced(graph, dict.fromkeys(plan.sites, KEEP), latency=latency).achieved
     now = plan.replaced(graph, {}, latency=latency).achieved
     more = {
@@ -252,7 +263,8 @@ def price_changes(
     probes: int,
     dice: torch.Generator,
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, NDArray[np.float64]]]]:
-    """Of every choice at every layer, from the plan: its linear term, and its scores, one a probe and call, whose mean square is its curvature.
+    """Of every choice at every layer, from the plan: its linear term, and its scores, one a probe
+    and call, whose mean square is its curvature.
 
     `options`: layer -> its choices, the plan's own among them (`neighbourhood.around`).
     """
@@ -272,7 +284,8 @@ def price_changes(
             for call, reference in zip(calls, references, strict=True):
                 output, place = forward(model, call), plan.steps.of(call.step, call.steps)
                 power = float(reference.square().sum())
-                # The error's gradient, exact at the plan, and then the probes: all through one graph.
+                # The error's gradient, exact at the plan, and then the probes: all through one
+                # graph.
                 seeds = [2 * (output.detach() - reference) / power / len(calls)]
                 seeds += [
                     (torch.randint(0, 2, output.shape, generator=dice) * 2.0 - 1.0).to(output)
@@ -339,7 +352,9 @@ def _region(
     request: AllocationRequest,
     radius: int,
 ) -> Problem:
-    """The quadratic problem around a plan: change at most `radius` layers, each priced by its linear term and its curvature."""
+    """The quadratic problem around a plan: change at most `radius` layers, each priced by its
+    linear term and its curvature.
+    """
     linear, scores = priced
     values = {
         n: {s: row[s] + float((scores[n][s] ** 2).mean()) for s in row} for n, row in linear.items()

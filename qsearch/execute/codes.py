@@ -1,4 +1,6 @@
-"""The codes that a plan's methods find for one layer's weight, laid out as rows: what exporters pack into their tools' formats."""
+"""The codes that a plan's methods find for one layer's weight, laid out as rows: what exporters
+pack into their tools' formats.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,11 @@ _AT_ONCE = 2**18  # weights
 
 @dataclass(frozen=True)
 class Rows:
-    """`level`: fp32 [rows, groups, group], what the tool multiplies: integers from 0 (`uint`), about 0 (`int`), or the values of a float format.
+    """`level`: fp32 [rows, groups, group], what the tool multiplies: integers from 0 (`uint`),
+    about 0 (`int`), or the values of a float format.
 
-    `scale`, `zero`: fp32 [rows, groups]; a weight is scale * (level - zero), and zero is 0 but for `uint`.
+    `scale`, `zero`: fp32 [rows, groups]; a weight is scale * (level - zero), and zero is 0 but for
+    `uint`.
     """
 
     level: Tensor
@@ -30,10 +34,12 @@ class Rows:
 
 
 def rows(job: Export, layer: LayerSpec, weight: Tensor) -> Rows:
-    """The weight of `layer` in its plan's scheme; integers, floats and block formats (codebooks have no levels in common).
+    """The weight of `layer` in its plan's scheme; integers, floats and block formats (codebooks
+    have no levels in common).
 
-    Groups fill the rows without a rest (`nearest.divides`), so that those of a long skip's parts are those of the whole row. Min-max looks at one
-    row at a time and gets a few at once, since quantizing takes many times the memory of what is quantized.
+    Groups fill the rows without a rest (`nearest.divides`), so that those of a long skip's parts
+    are those of the whole row. Min-max looks at one row at a time and gets a few at once, since
+    quantizing takes many times the memory of what is quantized.
     """
     scheme = job.plan.layers[layer.name]
     alone = (
@@ -64,7 +70,9 @@ def rows(job: Export, layer: LayerSpec, weight: Tensor) -> Rows:
 
 
 def coded(job: Export, layer: LayerSpec, weight: Tensor) -> Codes:
-    """The same before its parts are put together: block scales and the tensor's own apart, as nvfp4 stores them."""
+    """The same before its parts are put together: block scales and the tensor's own apart, as nvfp4
+    stores them.
+    """
     held = job.calibration.get(layer.name)
     scheme = job.plan.layers[layer.name]
     made = quantize(
@@ -78,7 +86,9 @@ def coded(job: Export, layer: LayerSpec, weight: Tensor) -> Codes:
 
 
 def pieces(job: Export, layer: LayerSpec, weight: Tensor) -> list[Rows]:
-    """`rows` for each part of a long skip's weight, whose channels have scales of their own; of other layers, and of groups that fit every part, the one."""
+    """`rows` for each part of a long skip's weight, whose channels have scales of their own; of
+    other layers, and of groups that fit every part, the one.
+    """
     scheme = job.plan.layers[layer.name]
     if scheme.group or not layer.parts:
         return [rows(job, layer, weight)]

@@ -1,7 +1,8 @@
-"""The input's side of a packed layer: transforms as they are stored, then rounding on a grid, or the ends of the grid for a kernel.
+"""The input's side of a packed layer: transforms as they are stored, then rounding on a grid, or
+the ends of the grid for a kernel.
 
-What is stored, and what is done with it, is said by the plug-ins of the scheme's words (`choices/transforms/`,
-`choices/activations/`); here is where the tensors lie.
+What is stored, and what is done with it, is said by the plug-ins of the scheme's words
+(`choices/transforms/`, `choices/activations/`); here is where the tensors lie.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Given:
 
     Attributes:
         x: the input after its transforms; rounded, unless a kernel is to do that.
-        low: lower ends of the grid for a kernel, stored or (of an input in parts) each token's own; None: the kernel's own.
+        low: lower ends of the grid for a kernel, stored or (of an input in parts) each token's own;
+            None: the kernel's own.
         high: upper ends.
         steps: transforms that may add something to the output, each with its own input.
     """
@@ -48,11 +50,13 @@ class Given:
 
 
 class Input(nn.Module):
-    """The input's side of `scheme` for a weight of `shape`, output channels on `axis`. Empty until `fill` or a state dict fills it.
+    """The input's side of `scheme` for a weight of `shape`, output channels on `axis`. Empty until
+    `fill` or a state dict fills it.
 
-    Buffers: what the scheme's transforms store, by their own names (`divisor`, `first`; a name that several of them
-    use is numbered from the second on), and `low`, `high`: the ends of a static grid (also of an input in `parts`, which have a
-    range each).
+    Buffers: what the scheme's transforms store, by their own names (`divisor`, `first`; a name that
+        several of them
+    use is numbered from the second on), and `low`, `high`: the ends of a static grid (also of an
+    input in `parts`, which have a range each).
     """
 
     low: Tensor | None
@@ -76,10 +80,12 @@ class Input(nn.Module):
         self.rounding = rounding_of(scheme.activation) if scheme.activation else None
         #: whether each part of the input has a range of its own
         self.apart = scheme.static_input and parts and not grain.per_channel
-        #: bits of an integer grid that is the same for all channels (of a part), 0 where inputs are no such integers
+        #: bits of an integer grid that is the same for all channels (of a part), 0 where inputs are
+        #: no such integers
         integers = scheme.integer_input and not grain.per_channel
         self.bits = scheme.activation_bits if integers else 0
-        #: for each transform, what makes it of its tensors, and the names that it stores -> those of the buffers
+        #: for each transform, what makes it of its tensors, and the names that it stores -> those
+        #: of the buffers
         self.transforms: list[tuple[Unpack, dict[str, str]]] = []
         #: buffer -> what lies there
         self.layout: dict[str, Buffer] = {}
@@ -126,10 +132,12 @@ class Input(nn.Module):
         return bias
 
     def forward(self, x: Tensor, *, rounds: bool) -> Given:
-        """The input of the packed product; a call, since hooks that fetch what was offloaded hang on it.
+        """The input of the packed product; a call, since hooks that fetch what was offloaded hang
+        on it.
 
-        `rounds`: round in floating point, what a machine computes that has no arithmetic for it; a weight that is kept then
-        takes the input in its own coordinates. Else leave rounding to a kernel.
+        `rounds`: round in floating point, what a machine computes that has no arithmetic for it; a
+        weight that is kept then takes the input in its own coordinates. Else leave rounding to a
+        kernel.
         """
         steps = []
         for step in self._steps():

@@ -1,9 +1,12 @@
-"""QuantLinear, QuantConv2d and QuantConvolution: layers that hold a packed weight and compute with it.
+"""QuantLinear, QuantConv2d and QuantConvolution: layers that hold a packed weight and compute with
+it.
 
-With an offset z and a divisor s of each input channel, the layer computes W x + b = (W s) ((x - z) / s) + (W z + b): codes of W s are stored, the bracket at the end
-is the bias, and what a plan rounds is the middle. `dequantize` gives the weight in the layer's own coordinates, as `simulate` shows it.
-Where inputs are integers and the machine multiplies bytes, it does (`qsearch_kernels.cpu`, `qsearch_kernels.gpu_ops`); else inputs are rounded in floating point
-and multiplied with the widened weight, which gives the same numbers and saves memory alone.
+With an offset z and a divisor s of each input channel, the layer computes W x + b = (W s) ((x - z)
+/ s) + (W z + b): codes of W s are stored, the bracket at the end is the bias, and what a plan
+rounds is the middle. `dequantize` gives the weight in the layer's own coordinates, as `simulate`
+shows it. Where inputs are integers and the machine multiplies bytes, it does
+(`qsearch_kernels.cpu`, `qsearch_kernels.gpu_ops`); else inputs are rounded in floating point and
+multiplied with the widened weight, which gives the same numbers and saves memory alone.
 """
 
 from __future__ import annotations
@@ -288,7 +291,9 @@ class QuantConv2d(_Layer):
 
 
 class QuantConvolution(_Layer):
-    """A convolution of one or three dimensions, or a transposed one, with a packed weight: computed with the widened weight."""
+    """A convolution of one or three dimensions, or a transposed one, with a packed weight: computed
+    with the widened weight.
+    """
 
     def __init__(
         self,
@@ -342,7 +347,9 @@ QuantLayer = QuantLinear | QuantConv2d | QuantConvolution
 def empty_layer(
     source: nn.Module, scheme: Scheme, axis: int, splits: Sequence[int], device: torch.device | str
 ) -> QuantLayer | None:
-    """The packed layer that takes the place of `source`, still empty; None where there is none for its class."""
+    """The packed layer that takes the place of `source`, still empty; None where there is none for
+    its class.
+    """
     own = type(source).forward
     if isinstance(source, nn.Linear):
         return QuantLinear(scheme, source, splits, device) if own is nn.Linear.forward else None

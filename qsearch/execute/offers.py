@@ -1,4 +1,6 @@
-"""Offers: the schemes that a tool has, found by asking its exporter about every format in every granularity."""
+"""Offers: the schemes that a tool has, found by asking its exporter about every format in every
+granularity.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,8 @@ def candidates() -> list[Scheme]:
 
 
 def offers(to: str | None, layers: Iterable[LayerSpec] = TYPICAL) -> list[Offer]:
-    """What the tool `to` has for some of `layers`, fewest bits first; qsearch itself, with inputs as they are, for None.
+    """What the tool `to` has for some of `layers`, fewest bits first; qsearch itself, with inputs
+    as they are, for None.
 
     Raises:
         QSearchError: there is no such exporter.
@@ -83,7 +86,9 @@ def offers(to: str | None, layers: Iterable[LayerSpec] = TYPICAL) -> list[Offer]
 
 
 def ladder(found: Iterable[Offer], most: int = 4) -> list[Offer]:
-    """A few offers to measure first: for each number of bits the one that most weights can have, inputs as they are before rounded ones."""
+    """A few offers to measure first: for each number of bits the one that most weights can have,
+    inputs as they are before rounded ones.
+    """
     by_bits: dict[int, Offer] = {}
     for offer in found:
         known = by_bits.get(offer.scheme.bits)
@@ -97,7 +102,9 @@ def ladder(found: Iterable[Offer], most: int = 4) -> list[Offer]:
 
 
 def _rank(offer: Offer) -> tuple[object, ...]:
-    """Inputs as they are, most weights, integers with a zero point before those without, per channel before groups."""
+    """Inputs as they are, most weights, integers with a zero point before those without, per
+    channel before groups.
+    """
     s = offer.scheme
     family = {"uint": 0, "int": 1, "float": 2, "block": 3}.get(s.family, 4)
     return (bool(s.activation), -round(offer.share, 3), s.group == -1, family, round(offer.bits, 2))

@@ -1,4 +1,6 @@
-"""The weights of a packed layer: packed ones, whose layout is said by their format, and those that stay as they are."""
+"""The weights of a packed layer: packed ones, whose layout is said by their format, and those that
+stay as they are.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from ..choices.packed_weight import AbstractPackedWeight
 
 
 class KeptWeight(nn.Module):
-    """A weight in full precision whose layer rounds its input (`keep+a8`): the same interface as a packed one."""
+    """A weight in full precision whose layer rounds its input (`keep+a8`): the same interface as a
+    packed one.
+    """
 
     devices: frozenset[str] = frozenset()
     convolving: frozenset[str] = frozenset()

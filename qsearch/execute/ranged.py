@@ -1,8 +1,9 @@
-"""A packed layer that differs between ranges of sampler steps, and the hook that follows the sampler.
+"""A packed layer that differs between ranges of sampler steps, and the hook that follows the
+sampler.
 
-Each range has a packed layer of its own; ranges with the same weight share it, so that memory holds every stored copy once. The
-hook on the denoiser asks its clock at every call and changes layers where one range ends and the next begins: layers themselves
-decide nothing.
+Each range has a packed layer of its own; ranges with the same weight share it, so that memory holds
+every stored copy once. The hook on the denoiser asks its clock at every call and changes layers
+where one range ends and the next begins: layers themselves decide nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class RangedLayer(nn.Module):
 
     Args:
         layers: one for each range.
-        owners: for each range, the range whose weight it shares (its own number where it has a weight of its own).
+        owners: for each range, the range whose weight it shares (its own number where it has a
+            weight of its own).
     """
 
     def __init__(self, layers: Sequence[QuantLayer], owners: Sequence[int]) -> None:
@@ -44,7 +46,9 @@ class RangedLayer(nn.Module):
         return tuple(layer.scheme for layer in self.layers)
 
     def share(self) -> None:
-        """Let layers that share a weight or a bias hold that of its owner, outside of their own state dicts."""
+        """Let layers that share a weight or a bias hold that of its owner, outside of their own
+        state dicts.
+        """
         layers = self.layers
         plain = [
             layer
@@ -81,7 +85,9 @@ class RangedLayer(nn.Module):
 
 
 class StepSwitch:
-    """A hook on a denoiser: before each call, its layers go to the range that the call's sampler step lies in."""
+    """A hook on a denoiser: before each call, its layers go to the range that the call's sampler
+    step lies in.
+    """
 
     def __init__(self, steps: StepRanges, layers: Iterable[RangedLayer]) -> None:
         self.steps, self.layers, self.now = steps, list(layers), -1
@@ -125,7 +131,9 @@ def steps_in(model: nn.Module) -> StepRanges:
 
 
 def follow_steps(model: nn.Module, roots: Iterable[nn.Module], steps: StepRanges) -> None:
-    """Let every packed layer of `model` follow the sampler from now on; nothing where no layer differs between ranges."""
+    """Let every packed layer of `model` follow the sampler from now on; nothing where no layer
+    differs between ranges.
+    """
     layers = [module for module in model.modules() if isinstance(module, RangedLayer)]
     if layers:
         switch = StepSwitch(steps, layers)

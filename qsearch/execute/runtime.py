@@ -1,8 +1,11 @@
-"""apply(model, plan, graph): layers become packed ones, whose memory is the plan's and whose arithmetic is low-bit where the machine has it.
+"""apply(model, plan, graph): layers become packed ones, whose memory is the plan's and whose
+arithmetic is low-bit where the machine has it.
 
-Codes, scales and what transforms keep are made by the same functions that `simulate` shows, so that the two agree to the rounding of floating point.
-Where a plan rounds inputs and there is no kernel that multiplies what is left, the layer computes with its widened weight: the same numbers and the same
-memory, none of the speed. That is said in one `WidenedWarning`, or refused with `kernels="required"`.
+Codes, scales and what transforms keep are made by the same functions that `simulate` shows, so that
+the two agree to the rounding of floating point. Where a plan rounds inputs and there is no kernel
+that multiplies what is left, the layer computes with its widened weight: the same numbers and the
+same memory, none of the speed. That is said in one `WidenedWarning`, or refused with
+`kernels="required"`.
 """
 
 from __future__ import annotations
@@ -44,7 +47,9 @@ Kernels = Literal["preferred", "required"]
 
 
 class WidenedWarning(UserWarning):
-    """Layers whose inputs a plan rounds compute in floating point, since the machine has no kernel for what it asks."""
+    """Layers whose inputs a plan rounds compute in floating point, since the machine has no kernel
+    for what it asks.
+    """
 
 
 @torch.no_grad()
@@ -56,14 +61,17 @@ def apply(
     *,
     kernels: Kernels = "preferred",
 ) -> nn.Module:
-    """Replace the layers of `model`, in place, by packed ones; returns it. Layers that the plan keeps, or does not name, stay as they are.
+    """Replace the layers of `model`, in place, by packed ones; returns it. Layers that the plan
+    keeps, or does not name, stay as they are.
 
     Attentions as a whole are computed as the plan says from then on.
 
-    `weights`: of this model, with the calibration that some schemes ask for, or with what reconstruction learnt (as for `simulate`). Raises
-    `QSearchError` for a plan of another graph, for what has no packed form (layers of other classes, attention's own tensors), and,
-    with `kernels="required"`, where a layer would have to widen its weight.
-    On an error the model may hold some packed layers already: a weight is freed as soon as it is packed, so that memory never holds both.
+    `weights`: of this model, with the calibration that some schemes ask for, or with what
+    reconstruction learnt (as for `simulate`). Raises `QSearchError` for a plan of another graph,
+    for what has no packed form (layers of other classes, attention's own tensors), and, with
+    `kernels="required"`, where a layer would have to widen its weight. On an error the model may
+    hold some packed layers already: a weight is freed as soon as it is packed, so that memory never
+    holds both.
     """
     if isinstance(plan, Plan) and plan.graph != graph.id:
         raise QSearchError(
@@ -120,7 +128,9 @@ def place_empty(
     splits: Mapping[str, Sequence[int]],
     device: torch.device | str = "meta",
 ) -> nn.Module:
-    """`apply` without weights: packed layers on `device` (meta: shapes alone), to be filled by a state dict. `axes`: output channels, 0 where not named."""
+    """`apply` without weights: packed layers on `device` (meta: shapes alone), to be filled by a
+    state dict. `axes`: output channels, 0 where not named.
+    """
     for name, held in choices.items():
         source = model.get_submodule(name)
         layer = _empty_choices(source, name, held, axes.get(name, 0), splits.get(name, ()), device)
@@ -140,7 +150,9 @@ def packed_layers(model: nn.Module) -> dict[str, QuantLayer]:
 def warn_of_widened(
     layers: Iterable[tuple[str, QuantLayer]], device: torch.device | str, kernels: Kernels
 ) -> None:
-    """Say, or refuse, that layers whose inputs are rounded have no kernel on `device` and widen their weights."""
+    """Say, or refuse, that layers whose inputs are rounded have no kernel on `device` and widen
+    their weights.
+    """
     kind = torch.device(device).type
     found = [
         (name, layer)
@@ -176,7 +188,9 @@ def _templates(
     chosen: Mapping[str, Choices],
     splits: Mapping[str, Sequence[int]],
 ) -> list[tuple[str, QuantLayer, torch.device]]:
-    """Every layer to be, on the meta device, so that what can't be done is said before anything is done."""
+    """Every layer to be, on the meta device, so that what can't be done is said before anything is
+    done.
+    """
     made = []
     for name, choices in chosen.items():
         weight, axis = weight_of(model, name), graph.layer(name).channel_axis
@@ -238,7 +252,9 @@ def _fill(
     *,
     own: bool,
 ) -> None:
-    """Codes (of a layer with a weight of its own), scales, and what the input's transforms store, from what `simulate` would show."""
+    """Codes (of a layer with a weight of its own), scales, and what the input's transforms store,
+    from what `simulate` would show.
+    """
     assert isinstance(source, nn.Linear | Convolution)
     weight, bias, scheme = source.weight.data, source.bias, fit.scheme
     if scheme.format != "keep" and own:
@@ -252,7 +268,9 @@ def _fill(
 
 
 def _share(model: nn.Module, alias: str, layer: QuantLayer | RangedLayer, graph: OpGraph) -> None:
-    """Another module with the same weight gets the same packed parts, and keeps its own bias and its own untouched input."""
+    """Another module with the same weight gets the same packed parts, and keeps its own bias and
+    its own untouched input.
+    """
     source = model.get_submodule(alias)
     spec = next(x for x in graph if alias in x.aliases)
     if isinstance(layer, RangedLayer):

@@ -1,4 +1,6 @@
-"""A weight as it is stored behind a scheme's transforms, with the statistics that its method goes by there: for tools that have these transforms."""
+"""A weight as it is stored behind a scheme's transforms, with the statistics that its method goes
+by there: for tools that have these transforms.
+"""
 
 from __future__ import annotations
 

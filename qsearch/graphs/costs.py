@@ -1,8 +1,11 @@
-"""What a graph costs: sizes, multiply-accumulates, bit-operations, bytes that move, arithmetic intensity, and the time a device needs at best.
+"""What a graph costs: sizes, multiply-accumulates, bit-operations, bytes that move, arithmetic
+intensity, and the time a device needs at best.
 
-The time is a roofline: an operation takes as long as its arithmetic at the device's peak, or as its bytes at full bandwidth, whichever is
-longer, and operations follow each other. No kernel is as fast, and fused ones move less between operations than is counted here; what the
-number says is where time can go at all, and what fewer bits can save. Sizes of plans come from `core/plan.py`, which alone computes them.
+The time is a roofline: an operation takes as long as its arithmetic at the device's peak, or as its
+bytes at full bandwidth, whichever is longer, and operations follow each other. No kernel is as
+fast, and fused ones move less between operations than is counted here; what the number says is
+where time can go at all, and what fewer bits can save. Sizes of plans come from `core/plan.py`,
+which alone computes them.
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ _GIVEN = (
 
 
 class Device(BaseModel):
-    """A device: `memory` in bytes, `bandwidth` in bytes a second, `peak` in operations a second (two a multiply-accumulate), dense."""
+    """A device: `memory` in bytes, `bandwidth` in bytes a second, `peak` in operations a second
+    (two a multiply-accumulate), dense.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     title: str
@@ -45,7 +50,9 @@ class Device(BaseModel):
     peak: dict[Unit, PositiveFloat] = Field(min_length=1)
 
     def unit(self, wanted: Unit) -> Unit:
-        """The format that the device computes in: `wanted`, or the next wider one it has, or the only kind it has."""
+        """The format that the device computes in: `wanted`, or the next wider one it has, or the
+        only kind it has.
+        """
         found = wanted
         while found not in self.peak and found in _WIDER:
             found = _WIDER[found]
@@ -53,16 +60,19 @@ class Device(BaseModel):
 
 
 def device(name: str) -> Device:
-    """A device by its name or by the path of a YAML file. Raises `QSearchError` with the nearest name."""
+    """A device by its name or by the path of a YAML file. Raises `QSearchError` with the nearest
+    name.
+    """
     return shipped.read("devices", name, Device)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """One call of a denoiser. `bytes`: its weights as stored; `moved`: those read and every activation read and written, operation by operation.
+    """One call of a denoiser. `bytes`: its weights as stored; `moved`: those read and every
+    activation read and written, operation by operation.
 
-    `bit_operations` of the layers, by `core/plan.py`; `attention_bit_operations` of the products of activations, which no scheme changes.
-    `activations`: elements written by all operations.
+    `bit_operations` of the layers, by `core/plan.py`; `attention_bit_operations` of the products of
+    activations, which no scheme changes. `activations`: elements written by all operations.
     """
 
     weights: int
@@ -82,7 +92,9 @@ class Costs:
 
 @dataclass(frozen=True)
 class Timing:
-    """One operation on a device: bytes moved, the format it computes in, and how long each side of the roof lets it take, in seconds."""
+    """One operation on a device: bytes moved, the format it computes in, and how long each side of
+    the roof lets it take, in seconds.
+    """
 
     name: str
     kind: str
@@ -187,7 +199,9 @@ def shares(timed: Iterable[Timing]) -> list[Share]:
 
 
 def unit_of(scheme: Scheme) -> Unit:
-    """The narrowest arithmetic that a layer with this scheme can use: of its activations' kind, as wide as the wider of the two."""
+    """The narrowest arithmetic that a layer with this scheme can use: of its activations' kind, as
+    wide as the wider of the two.
+    """
     if not scheme.activation or not scheme.multiplied_as:
         return "bf16"  # weights are widened as they are read
     bits = max(scheme.bits, scheme.activation_bits)
@@ -197,7 +211,9 @@ def unit_of(scheme: Scheme) -> Unit:
 
 
 def _moved(graph: OpGraph, chosen: Mapping[str, Scheme]) -> dict[str, int]:
-    """Bytes each operation moves: its weights as stored, its input at its activation bits, its output in full precision."""
+    """Bytes each operation moves: its weights as stored, its input at its activation bits, its
+    output in full precision.
+    """
     out = {}
     for op in graph.ops:
         if op.kind in _GIVEN:

@@ -120,7 +120,8 @@ class _Watch(TorchDispatchMode):
             call.shape = tuple(made.shape)
             self.calls.append(
                 call
-                # in place: the tensor keeps its own call, the writing is followed when steps are folded
+                # in place: the tensor keeps its own call, the writing is followed when steps are
+                # folded
             )
         else:
             self.calls.append(call)

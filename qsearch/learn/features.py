@@ -1,8 +1,12 @@
-"""Features: a plan on its graph as named columns, the same for every architecture, so that what one model taught predicts another.
+"""Features: a plan on its graph as named columns, the same for every architecture, so that what one
+model taught predicts another.
 
-Everything is an amount that is zero where nothing is done: bits taken away, the share of the weights in a format, predicted noise. A role or a block that
-a model lacks, and one that a plan leaves in full precision, look the same, as they should. Where there is a sensitivity table, its predictions come in
-twice: added up over roles, blocks, depth, step classes and formats (in decibels, above a floor), and of the whole plan, with interactions where probes
+Everything is an amount that is zero where nothing is done: bits taken away, the share of the
+weights in a format, predicted noise. A role or a block that a model lacks, and one that a plan
+leaves in full precision, look the same, as they should. Where there is a sensitivity table, its
+predictions come in
+twice: added up over roles, blocks, depth, step classes and formats (in decibels, above a floor),
+    and of the whole plan, with interactions where probes
 left shares; the latter are priors that learners start from.
 """
 
@@ -80,7 +84,9 @@ class Features:
         return self.values[:, self.columns.index(name)]
 
     def take(self, columns: Sequence[str]) -> Array:
-        """[plans, columns] in the given order. Raises `QSearchError` for columns that are not there."""
+        """[plans, columns] in the given order. Raises `QSearchError` for columns that are not
+        there.
+        """
         place = {name: i for i, name in enumerate(self.columns)}
         if missing := [name for name in columns if name not in place]:
             raise QSearchError(
@@ -132,10 +138,11 @@ def block_group(kind: str) -> str:
 def featurize(
     graph: OpGraph, plans: Mapping[str, Plan], tables: Sequence[SensitivityTable] = ()
 ) -> Features:
-    """Columns for each of `plans`: `bits`, `lost/…` (bits taken away, by weight), `share/FORMAT`, and for each metric of the tables `METRIC/…` in dB.
+    """Columns for each of `plans`: `bits`, `lost/…` (bits taken away, by weight), `share/FORMAT`,
+    and for each metric of the tables `METRIC/…` in dB.
 
-    What differs between ranges of steps counts by the share of the steps. Raises `QSearchError` for a plan of another graph, one that
-    lacks a layer, or a choice that a table has not priced.
+    What differs between ranges of steps counts by the share of the steps. Raises `QSearchError` for
+    a plan of another graph, one that lacks a layer, or a choice that a table has not priced.
     """
     for name, plan in plans.items():
         if plan.graph != graph.id:
@@ -205,7 +212,9 @@ def _predicted(
     plans: Sequence[Plan],
     groups: Mapping[str, NDArray[np.bool_]],
 ) -> dict[str, Array]:
-    """One metric of a table: what each choice costs, added up in several ways, and the whole plan's prediction."""
+    """One metric of a table: what each choice costs, added up in several ways, and the whole plan's
+    prediction.
+    """
     rows = table.frame[table.frame["metric"] == metric]
     bins, count = sorted(set(rows["step"])), table.bins(metric)
     priced: dict[tuple[str, str], Array] = {}

@@ -1,4 +1,6 @@
-"""fit(studies, metric) -> Surrogate: learns from measured plans, and says by grouped cross-validation how well it predicts plans it has not seen."""
+"""fit(studies, metric) -> Surrogate: learns from measured plans, and says by grouped
+cross-validation how well it predicts plans it has not seen.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,10 @@ class Study:
 
 @dataclass(frozen=True)
 class Lesson:
-    """Everything that a learner of this kind needs of one or more studies. `target`: as learnt, see `scores.linked`. `groups`: plans of one number stay together; `homes`: of which graph each plan is."""
+    """Everything that a learner of this kind needs of one or more studies. `target`: as learnt, see
+    `scores.linked`. `groups`: plans of one number stay together; `homes`: of which graph each plan
+    is.
+    """
 
     data: Data
     target: Array
@@ -69,7 +74,9 @@ class Lesson:
 
 
 def lesson(studies: Sequence[Study], metric: str, kind: str) -> Lesson:
-    """Studies put together. Raises `QSearchError` where they have no columns in common, or the metric was not measured."""
+    """Studies put together. Raises `QSearchError` where they have no columns in common, or the
+    metric was not measured.
+    """
     if not studies:
         raise QSearchError("a surrogate learns from measured plans; given no study")
     plugins.check("surrogates", kind)
@@ -94,7 +101,8 @@ def lesson(studies: Sequence[Study], metric: str, kind: str) -> Lesson:
 
 
 def _alike(study: Study) -> NDArray[np.int64]:
-    """A number for each plan, the same for plans that are nearly the same (as drawn around one frontier's plan).
+    """A number for each plan, the same for plans that are nearly the same (as drawn around one
+    frontier's plan).
 
     Equal choices of two plans are counted by a product of matrices, some plans at a time: ten
     thousand plans have fifty million pairs.
@@ -153,7 +161,8 @@ def cross_validate(
     by: str = "plan",
     elsewhere: Elsewhere | None = None,
 ) -> Array:
-    """Held-out predictions [plans]: of `folds` parts each is predicted by what the others taught; `by` "graph": each graph by the other graphs.
+    """Held-out predictions [plans]: of `folds` parts each is predicted by what the others taught;
+    `by` "graph": each graph by the other graphs.
 
     `elsewhere`: does the folds; one after the other here when left out.
     """
@@ -199,11 +208,15 @@ def fit(
     studies: Sequence[Study] = (),
     elsewhere: Elsewhere | None = None,
 ) -> Surrogate:
-    """A surrogate of `metric`, with scores from cross-validation inside, fitted on all plans: of one graph, or of several `studies`.
+    """A surrogate of `metric`, with scores from cross-validation inside, fitted on all plans: of
+    one graph, or of several `studies`.
 
-    `elsewhere`: does the folds of the cross-validation (`cross_validate`). `tables`: sensitivity tables of the graph; their predictions are features, and the one that goes along best is what learners start from.
+    `elsewhere`: does the folds of the cross-validation (`cross_validate`). `tables`: sensitivity
+    tables of the graph; their predictions are features, and the one that goes along best is what
+    learners start from.
 
-    Raises `QSearchError` for trials of another graph, a metric that never varies, or fewer plans than folds.
+    Raises `QSearchError` for trials of another graph, a metric that never varies, or fewer plans
+    than folds.
     """
     given = (tables,) if isinstance(tables, SensitivityTable) else tuple(tables)
     known = [*studies, *([Study(graph, trials, given)] if graph is not None else [])]

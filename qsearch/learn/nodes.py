@@ -1,7 +1,9 @@
-"""Nodes: a plan as a labelled graph, for predictors that read graphs: what each operation is, and what the plan does to it.
+"""Nodes: a plan as a labelled graph, for predictors that read graphs: what each operation is, and
+what the plan does to it.
 
-The graph is the model's operations and edges as `extract` found them, for any architecture; nothing is listed by hand. A hop level h has roots: the
-last operation of every block whose layers reach it in at most h steps (h = 0: the operations with weights; the last level: everything), so that what is
+The graph is the model's operations and edges as `extract` found them, for any architecture; nothing
+is listed by hand. A hop level h has roots: the last operation of every block whose layers reach it
+in at most h steps (h = 0: the operations with weights; the last level: everything), so that what is
 read at a level is what a network of h rounds of messages can have seen.
 """
 
@@ -38,14 +40,17 @@ _KINDS = (
 #: what a node is: role, kind, block (one of each), size, place
 STATIC = len(ROLES) + len(_KINDS) + len(BLOCKS) + 3
 #: what a plan does to it: format (one of), bits taken away, predicted noise in dB above the floor
-#: families of formats that saved networks were trained with, a column each; others are told by bits and price
+#: families of formats that saved networks were trained with, a column each; others are told by bits
+#: and price
 FAMILIES = ("int", "uint", "float", "block", "codebook")
 CHOICE = len(FAMILIES) + 2
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """One plan on one graph. `values` [nodes, STATIC + CHOICE], `edges` [2, edges] in the direction of the data, `roots`: hop level -> node numbers."""
+    """One plan on one graph. `values` [nodes, STATIC + CHOICE], `edges` [2, edges] in the direction
+    of the data, `roots`: hop level -> node numbers.
+    """
 
     values: NDArray[np.float32]
     edges: NDArray[np.int64]
@@ -98,7 +103,9 @@ class Skeleton:
 
     @cached_property
     def roots(self) -> tuple[NDArray[np.int64], ...]:
-        """Node numbers for hop levels 0 to `HOPS`; a level without roots of its own reads those of the level below."""
+        """Node numbers for hop levels 0 to `HOPS`; a level without roots of its own reads those of
+        the level below.
+        """
         weighted = np.array(sorted(self.of_layer.values()), np.int64)
         levels = [weighted]
         for hop in range(1, HOPS):
@@ -134,7 +141,9 @@ class Skeleton:
         return found
 
     def with_plan(self, plan: Plan, prices: Mapping[tuple[str, str], float]) -> Nodes:
-        """The graph labelled with a plan's choices. `prices`: (layer, scheme) -> predicted noise in dB."""
+        """The graph labelled with a plan's choices. `prices`: (layer, scheme) -> predicted noise in
+        dB.
+        """
         choice = np.zeros((len(self.graph.ops), CHOICE), np.float32)
         for name, held in plan.choices.items():
             i = self.of_layer.get(name, self.of_attention.get(cut(name)[0]))
@@ -152,7 +161,9 @@ class Skeleton:
 
 
 def prices_of(tables: Sequence[SensitivityTable]) -> dict[tuple[str, str], float]:
-    """(layer, scheme) -> predicted noise in dB, by the first metric of the first table; empty without one."""
+    """(layer, scheme) -> predicted noise in dB, by the first metric of the first table; empty
+    without one.
+    """
     if not tables:
         return {}
     values = tables[0].values(tables[0].metrics[0])

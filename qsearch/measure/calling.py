@@ -1,7 +1,9 @@
-"""Calling a pipeline: the arguments of its call for a batch of prompts, and the latents that come out.
+"""Calling a pipeline: the arguments of its call for a batch of prompts, and the latents that come
+out.
 
-Which arguments exist is asked of the signature of its `__call__`; what it wants besides a prompt comes from `Sampling.call` and the
-prompts' own values. Every sample has a generator of its own, so its noise does not depend on the batch it is in.
+Which arguments exist is asked of the signature of its `__call__`; what it wants besides a prompt
+comes from `Sampling.call` and the prompts' own values. Every sample has a generator of its own, so
+its noise does not depend on the batch it is in.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from .components import components, ticking
 from .prompts import Prompts, is_file_name, joined, read_value
 from .sampling import Sampling
 
-#: what is asked of a call where its signature has it: cleaning needs packages that change the prompt, binning a resolution table
+#: what is asked of a call where its signature has it: cleaning needs packages that change the
+#: prompt, binning a resolution table
 _PLAIN = {"clean_caption": False, "use_resolution_binning": False}
 #: keywords that belong to us or to no measurement
 _OURS = ("prompt", "generator", "num_inference_steps", "output_type", "return_dict", "self")
@@ -33,10 +36,12 @@ _ONE_PROMPT = re.compile(r"list of prompts is not", re.IGNORECASE)
 def arguments(
     pipe: Any, prompts: Prompts | Sequence[str], first: int, sampling: Sampling
 ) -> dict[str, Any]:
-    """Arguments of the pipeline's call for `prompts`, the first of which is sample number `first` of the seed: its noise depends on that alone.
+    """Arguments of the pipeline's call for `prompts`, the first of which is sample number `first`
+    of the seed: its noise depends on that alone.
 
     Raises:
-        QSearchError: `sampling.call` names a keyword that the call does not have, or the call wants one that nobody gives.
+        QSearchError: `sampling.call` names a keyword that the call does not have, or the call wants
+            one that nobody gives.
     """
     given = prompts if isinstance(prompts, Prompts) else Prompts(tuple(prompts))
     count = len(given)
@@ -124,7 +129,9 @@ def _classes(pipe: Any) -> int:
 
 @cache
 def _output_type(own: Callable[..., Any]) -> str:
-    """What a pipeline's call hands over with the least done to it: latents where its code knows the word, else tensors or arrays."""
+    """What a pipeline's call hands over with the least done to it: latents where its code knows the
+    word, else tensors or arrays.
+    """
     code = _source(own)
     if not code or _LATENT.search(code):
         return "latent"
@@ -186,7 +193,9 @@ def _files(values: Sequence[Any]) -> bool:
 
 
 def _batch(name: str, each: list[Any], shared: Any, own: bool) -> Any:
-    """One sample's values as the value of a batch: what differs between samples, or is theirs, is joined; settings stay one."""
+    """One sample's values as the value of a batch: what differs between samples, or is theirs, is
+    joined; settings stay one.
+    """
     value = each[0]
     chosen = own or (isinstance(shared, Mapping) and set(shared) == {"each"})
     text = isinstance(value, str) and ("prompt" in name or chosen)
@@ -208,9 +217,11 @@ def _batch(name: str, each: list[Any], shared: Any, own: bool) -> Any:
 def sample(
     pipe: Any, prompts: Prompts, sampling: Sampling, progress: Any = None, *, first: int = 0
 ) -> Tensor:
-    """Final latents [N, ...] for the prompts, each with its own noise, that of the samples from number `first` on.
+    """Final latents [N, ...] for the prompts, each with its own noise, that of the samples from
+    number `first` on.
 
-    Of a pipeline that hands over no latents, what it does hand over: pictures [N, 3, H, W] in [-1, 1], embeddings, sound.
+    Of a pipeline that hands over no latents, what it does hand over: pictures [N, 3, H, W] in [-1,
+    1], embeddings, sound.
 
     Raises:
         QSearchError: the pipeline's call raises, or makes numbers that are not finite.
@@ -231,7 +242,8 @@ def sample(
 
 
 def call(pipe: Any, given: Mapping[str, Any], *, gradients: bool = False) -> Tensor:
-    """What a pipeline makes of the arguments [N, ...]; its parts are in evaluation mode, and its clock goes.
+    """What a pipeline makes of the arguments [N, ...]; its parts are in evaluation mode, and its
+    clock goes.
 
     Args:
         pipe: a diffusers pipeline.
@@ -289,7 +301,9 @@ def _said(pipe: Any, given: Mapping[str, Any], error: Exception) -> QSearchError
 
 
 def result(made: Any) -> Tensor:
-    """The first of what a pipeline returns as a tensor [N, ...]; arrays and PIL pictures as [N, 3, H, W] in [-1, 1]."""
+    """The first of what a pipeline returns as a tensor [N, ...]; arrays and PIL pictures as [N, 3,
+    H, W] in [-1, 1].
+    """
     import numpy as np
 
     value = (

@@ -1,7 +1,9 @@
-"""Own: what a saved pipeline does where nothing is asked: steps, guidance and size, read from its small files and its class.
+"""Own: what a saved pipeline does where nothing is asked: steps, guidance and size, read from its
+small files and its class.
 
-Nothing is loaded: `model_index.json` names the class, whose call's signature has its defaults; the scheduler's and the denoiser's
-configurations tell distilled models, which need few steps and no guidance.
+Nothing is loaded: `model_index.json` names the class, whose call's signature has its defaults; the
+scheduler's and the denoiser's configurations tell distilled models, which need few steps and no
+guidance.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from .sampling import Sampling, SamplingSettings
 DENOISERS = ("transformer", "unet", "prior", "decoder")
 #: keywords by which calls name the number of steps, the first that a call has
 _STEPS = ("num_inference_steps", "prior_num_inference_steps", "decoder_num_inference_steps")
-#: pixels that are sampled at once where nothing else is asked: one picture of 1024 x 1024, at most `_MOST` pictures
+#: pixels that are sampled at once where nothing else is asked: one picture of 1024 x 1024, at most
+#: `_MOST` pictures
 _PIXELS = 2**20
 _MOST = 32
 #: settings of a class that nobody knows
@@ -39,7 +42,8 @@ class Own:
         guidance: guidance scale.
         size: (height, width) of what it makes; None where its files don't say.
         frames: of a video; None for pictures, and where its files don't say.
-        makes: "pictures", "videos" or "other" (sound, embeddings); "" where the class is not diffusers'.
+        makes: "pictures", "videos" or "other" (sound, embeddings); "" where the class is not
+            diffusers'.
         zoo: whether it is a model of the zoo, with the zoo's captions and judge.
         why: where steps and guidance come from, in words.
         wants: keywords of the call besides the prompt that it can't be without.

@@ -1,8 +1,11 @@
-"""A checkpoint of a whole pipeline in one file (.safetensors, .ckpt), with the names of its first publication or diffusers' own.
+"""A checkpoint of a whole pipeline in one file (.safetensors, .ckpt), with the names of its first
+publication or diffusers' own.
 
-It is unpacked once, in the type that it is stored in, as a folder that diffusers reads, so that every verb reads it tensor by tensor as
-it does any other; the folder lies in the cache ($XDG_CACHE_HOME/qsearch/checkpoints) under a digest of the file. Its configuration is
-that of the pipeline's folder that the file lies in (model_index.json, no weights needed), else the one that diffusers knows.
+It is unpacked once, in the type that it is stored in, as a folder that diffusers reads, so that
+every verb reads it tensor by tensor as it does any other; the folder lies in the cache
+($XDG_CACHE_HOME/qsearch/checkpoints) under a digest of the file. Its configuration is that of the
+pipeline's folder that the file lies in (model_index.json, no weights needed), else the one that
+diffusers knows.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ _TYPES = {"F16": "float16", "BF16": "bfloat16"}
 
 
 def unpacked(model: str) -> Path | None:
-    """The diffusers folder that a checkpoint is unpacked into; None for what is no file of that kind.
+    """The diffusers folder that a checkpoint is unpacked into; None for what is no file of that
+    kind.
 
     Raises:
         QSearchError: it can't be read, or nowhere unpacked.
@@ -55,7 +59,9 @@ def _cache() -> Path:
 
 
 def _digest(path: Path) -> str:
-    """Of the file (of one of more than 64 MiB: where it lies, its size and date), and of the configuration beside it."""
+    """Of the file (of one of more than 64 MiB: where it lies, its size and date), and of the
+    configuration beside it.
+    """
     size = path.stat().st_size
     big = f"{path.resolve()} {size} {path.stat().st_mtime_ns}".encode()
     sha = hashlib.sha256(big if size > 2**26 else path.read_bytes())

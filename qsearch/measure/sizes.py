@@ -1,6 +1,8 @@
-"""Sizes: how many parameters a saved pipeline's components hold and what a machine has, without loading a tensor.
+"""Sizes: how many parameters a saved pipeline's components hold and what a machine has, without
+loading a tensor.
 
-Safetensors files begin with a header that names every tensor with its type and shape; of other files the bytes are counted.
+Safetensors files begin with a header that names every tensor with its type and shape; of other
+files the bytes are counted.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ _ELSE = 4
 
 @dataclass(frozen=True)
 class Held:
-    """What a component's files hold: `parameters` of them, in `bytes` on disk; `dtype` as most are stored, e.g. "F16"."""
+    """What a component's files hold: `parameters` of them, in `bytes` on disk; `dtype` as most are
+    stored, e.g. "F16".
+    """
 
     parameters: int
     bytes: int
@@ -34,7 +38,9 @@ class Held:
 
 
 def weight_files(component: Path) -> list[Path]:
-    """The files of a component's weights, of one variant: safetensors before others, plain before named variants."""
+    """The files of a component's weights, of one variant: safetensors before others, plain before
+    named variants.
+    """
     files = sorted(p for p in component.glob("*") if p.suffix in (".safetensors", ".bin"))
     safe = [p for p in files if p.suffix == ".safetensors"]
     by_kind: dict[str, list[Path]] = {}
@@ -73,7 +79,9 @@ def bytes_in(component: Path) -> dict[str, tuple[int, int]]:
 
 
 def _tensors(path: Path) -> dict[str, tuple[str, list[int]]]:
-    """Name -> (type, shape); of a file without a header one tensor of as many weights as its bytes allow."""
+    """Name -> (type, shape); of a file without a header one tensor of as many weights as its bytes
+    allow.
+    """
     if path.suffix != ".safetensors":
         return {path.name: ("", [path.stat().st_size // _ELSE])}
     try:
@@ -92,7 +100,9 @@ def components_in(folder: Path) -> dict[str, Held]:
 
 
 def free_memory() -> int | None:
-    """Bytes that a process can still take, by the kernel and by the group of processes it is in; None where nobody says."""
+    """Bytes that a process can still take, by the kernel and by the group of processes it is in;
+    None where nobody says.
+    """
     found = []
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():

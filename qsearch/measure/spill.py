@@ -1,8 +1,9 @@
-"""Spill: copies of tensors that are kept for long, in temporary files that are mapped into memory, once many bytes are kept.
+"""Spill: copies of tensors that are kept for long, in temporary files that are mapped into memory,
+once many bytes are kept.
 
-The arguments of a large model's recorded calls (text embeddings, latents, ControlNet's residuals) add up over samples and steps. A file
-is reserved whole before it is written, so that a full disk is an error and not a crash, and it has no name once it is mapped: it is gone
-with the process.
+The arguments of a large model's recorded calls (text embeddings, latents, ControlNet's residuals)
+add up over samples and steps. A file is reserved whole before it is written, so that a full disk is
+an error and not a crash, and it has no name once it is mapped: it is gone with the process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Workers: processes that end with the one that started them, leave Ctrl-C to it, and write other libraries' lines where it says."""
+"""Workers: processes that end with the one that started them, leave Ctrl-C to it, and write other
+libraries' lines where it says.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def log_to(path: Path | None) -> None:
 
 @contextmanager
 def starting() -> Iterator[None]:
-    """Processes that are started inside ignore Ctrl-C, also while they import, and their standard error is the log."""
+    """Processes that are started inside ignore Ctrl-C, also while they import, and their standard
+    error is the log.
+    """
     if threading.current_thread() is not threading.main_thread() or os.name != "posix":
         yield
         return

@@ -1,7 +1,10 @@
-"""How long each layer takes with each scheme on this machine: a latency table by stopwatch, for budgets in seconds.
+"""How long each layer takes with each scheme on this machine: a latency table by stopwatch, for
+budgets in seconds.
 
-Layers are timed alone, at the shapes that one call of the model gives them, with random weights: how long a product takes does not depend on what is in it.
-Layers of one shape are timed once. What no scheme changes (`rest`) is a whole call of the model less its layers, where the model has weights.
+Layers are timed alone, at the shapes that one call of the model gives them, with random weights:
+how long a product takes does not depend on what is in it. Layers of one shape are timed once. What
+no scheme changes (`rest`) is a whole call of the model less its layers, where the model has
+weights.
 """
 
 from __future__ import annotations
@@ -45,9 +48,11 @@ def time_layers(
     device: str = "cpu",
     seconds: float = 0.3,
 ) -> tuple[Latency, list[dict[str, Any]]]:
-    """A latency table of `graph` and, for people, a row for each shape: how often it is there, and ms with each scheme.
+    """A latency table of `graph` and, for people, a row for each shape: how often it is there, and
+    ms with each scheme.
 
-    `inputs`: arguments of one call; with a model on the meta device they are shapes alone, and the table's `rest` is 0. `device`: of the stopwatch.
+    `inputs`: arguments of one call; with a model on the meta device they are shapes alone, and the
+    table's `rest` is 0. `device`: of the stopwatch.
     """
     check(device)
     asked = list(dict.fromkeys([KEEP, *(Scheme.parse(s) for s in schemes)]))
@@ -102,7 +107,9 @@ def time_layers(
 
 
 def check(device: str) -> None:
-    """Raise `QSearchError` for a device that is not here, and a `QSEARCH_PRODUCTS` that says no product."""
+    """Raise `QSearchError` for a device that is not here, and a `QSEARCH_PRODUCTS` that says no
+    product.
+    """
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -171,7 +178,9 @@ def _timed(
 
 
 def random_layer(source: nn.Module, scheme: Scheme, spec: LayerSpec) -> QuantLayer:
-    """A packed layer of the shape of `source`, with its weight rounded to nearest and an input's treatment that is not calibrated: for timing."""
+    """A packed layer of the shape of `source`, with its weight rounded to nearest and an input's
+    treatment that is not calibrated: for timing.
+    """
     device = next(source.parameters()).device
     made = empty_layer(source, scheme, spec.channel_axis, spec.parts, device)
     if made is None:

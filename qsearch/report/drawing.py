@@ -1,6 +1,8 @@
-"""Draws what `plots.py` computed: figures for a wide screen and for a telephone, as SVG that follows the page's colours.
+"""Draws what `plots.py` computed: figures for a wide screen and for a telephone, as SVG that
+follows the page's colours.
 
-Layers stand in order of execution, along the width of a wide figure and down a narrow one, so that 130 names stay readable on both.
+Layers stand in order of execution, along the width of a wide figure and down a narrow one, so that
+130 names stay readable on both.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
 
 
 def draw_layer_bits(data: LayerBits, width: int = WIDE) -> Figure:
-    """Bars of stored bits, a number of code bits on each, coloured by family of roles; the average and the budget as lines."""
+    """Bars of stored bits, a number of code bits on each, coloured by family of roles; the average
+    and the budget as lines.
+    """
     return styled(lambda: _draw_layer_bits(data, width))
 
 
@@ -79,7 +83,9 @@ def _draw_layer_bits(data: LayerBits, width: int) -> Figure:
 
 
 def draw_layer_noise(data: LayerNoise, width: int = WIDE) -> Figure:
-    """Heat map of decibels: layers along the width of a wide figure or down a narrow one, a dot where the plan's choice is."""
+    """Heat map of decibels: layers along the width of a wide figure or down a narrow one, a dot
+    where the plan's choice is.
+    """
     return styled(lambda: _draw_layer_noise(data, width))
 
 

@@ -1,4 +1,6 @@
-"""An attribution as tables for a terminal: what contributes most, with what is left and the sum, one table a method, kind and metric."""
+"""An attribution as tables for a terminal: what contributes most, with what is left and the sum,
+one table a method, kind and metric.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ FEATURES = {
 def attribution_tables(
     found: Attribution, most: int = MOST, kinds: tuple[str, ...] = ()
 ) -> list[Table | str]:
-    """Of one plan (its own, else the only one) what each name contributes; of many the mean absolute contribution; of scores the largest.
+    """Of one plan (its own, else the only one) what each name contributes; of many the mean
+    absolute contribution; of scores the largest.
 
     `most`: rows of a table; `kinds`: those of the attribution that are shown, all when empty.
     """

@@ -1,4 +1,6 @@
-"""Fold: hundreds of layers by block and role, as plain data for a page: what each block's layers of one role got, and how sensitive they are."""
+"""Fold: hundreds of layers by block and role, as plain data for a page: what each block's layers of
+one role got, and how sensitive they are.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Folded:
-    """A plan folded. `blocks`: in order of execution; `roles`: by the place of their first layer; `cells`: (role, block) -> what lies there."""
+    """A plan folded. `blocks`: in order of execution; `roles`: by the place of their first layer;
+    `cells`: (role, block) -> what lies there.
+    """
 
     blocks: tuple[str, ...]
     roles: tuple[str, ...]
@@ -111,7 +115,9 @@ def levels(found: Folded) -> tuple[float, float, float]:
 
 
 def short_block(name: str) -> str:
-    """A block's name for a narrow column: `down_blocks.2.attentions.1.transformer_blocks.7` as `d2 a1 t7`."""
+    """A block's name for a narrow column: `down_blocks.2.attentions.1.transformer_blocks.7` as `d2
+    a1 t7`.
+    """
     parts = re.split(r"[.]", name.partition(" … ")[0])
     out: list[str] = []
     for part in parts:

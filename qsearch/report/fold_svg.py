@@ -1,4 +1,6 @@
-"""Draws a folded plan: a cell for the layers of one role in one block, as SVG whose cells say what they hold when they are pointed at."""
+"""Draws a folded plan: a cell for the layers of one role in one block, as SVG whose cells say what
+they hold when they are pointed at.
+"""
 
 from __future__ import annotations
 

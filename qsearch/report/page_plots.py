@@ -1,4 +1,6 @@
-"""The page's plots: each drawn for a screen and for a telephone, with words for those who can't see it; what has nothing to show is left out."""
+"""The page's plots: each drawn for a screen and for a telephone, with words for those who can't see
+it; what has nothing to show is left out.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ _NUMBERS = "The table of all layers has the numbers."
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot as SVG (already safe) for a wide screen and for a telephone, and its width in pixels where it must not be scaled."""
+    """One plot as SVG (already safe) for a wide screen and for a telephone, and its width in pixels
+    where it must not be scaled.
+    """
 
     wide: Markup
     narrow: Markup
@@ -122,7 +126,9 @@ def _of_layers(shown: Findings, scheme: str) -> dict[str, Plot]:
 
 
 def _of_attribution(graph: OpGraph, attribution: Attribution) -> dict[str, Plot]:
-    """Bars for what explains the plan by its layers, a swarm for what explains many plans by features."""
+    """Bars for what explains the plan by its layers, a swarm for what explains many plans by
+    features.
+    """
     found: dict[str, Plot] = {}
     kinds: Any = attribution.frame[["method", "kind", "metric"]].drop_duplicates()
     for method, kind, metric in kinds.itertuples(index=False):

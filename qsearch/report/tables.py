@@ -1,4 +1,6 @@
-"""The page's tables as plain data: results, bits by role, and why the most sensitive layers got what they got."""
+"""The page's tables as plain data: results, bits by role, and why the most sensitive layers got
+what they got.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class Column:
 
 @dataclass(frozen=True)
 class ResultRow:
-    """A measured plan. `cells`: (mean ± standard error, whether it is surely the best of the quantized plans) for each column."""
+    """A measured plan. `cells`: (mean ± standard error, whether it is surely the best of the
+    quantized plans) for each column.
+    """
 
     plan: str
     average_bits: float
@@ -42,7 +46,9 @@ class ResultRow:
 
 
 def results(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[Column, ...], tuple[ResultRow, ...]]:
-    """Every metric of every measured plan. The best is sought among all but full precision, which is what they are compared with."""
+    """Every metric of every measured plan. The best is sought among all but full precision, which
+    is what they are compared with.
+    """
     metrics = dict.fromkeys(str(m) for row in rows for m in row["metrics"])
     names = sorted(metrics, key=lambda m: (m == "noise", m != "output_sqnr"))  # the output first
     words = {name: metric_words(name) for name in names}
@@ -70,7 +76,9 @@ def _mean(row: Mapping[str, Any], metric: str) -> float | None:
 
 
 def _best(rows: Sequence[Mapping[str, Any]], column: Column) -> str:
-    """The plan that is better than every other quantized one by more than `_SURE` standard errors of their difference; "" where none is."""
+    """The plan that is better than every other quantized one by more than `_SURE` standard errors
+    of their difference; "" where none is.
+    """
     able = [
         row
         for row in rows
@@ -87,7 +95,9 @@ def _best(rows: Sequence[Mapping[str, Any]], column: Column) -> str:
 
 
 def difference(a: Mapping[str, Any], b: Mapping[str, Any], metric: str) -> tuple[float, float]:
-    """Mean of a metric's difference between two plans and its standard error: of the samples' own differences where both have them."""
+    """Mean of a metric's difference between two plans and its standard error: of the samples' own
+    differences where both have them.
+    """
     one, two = (row.get("samples", {}).get(metric, ()) for row in (a, b))
     if len(one) == len(two) > 1:
         gaps = [x - y for x, y in zip(one, two, strict=True)]
@@ -111,7 +121,9 @@ def _cell(row: Mapping[str, Any], metric: str) -> str:
 
 @dataclass(frozen=True)
 class RoleBits:
-    """Layers of one role under a plan. `share`: of all weights; `sqnr`: median over the layers of the decibels at the scheme asked for."""
+    """Layers of one role under a plan. `share`: of all weights; `sqnr`: median over the layers of
+    the decibels at the scheme asked for.
+    """
 
     role: str
     layers: int
@@ -161,7 +173,9 @@ def _bits(layer: LayerSpec, scheme: Scheme | str) -> int:
 
 @dataclass(frozen=True)
 class Cheaper:
-    """The next cheaper choice for a layer: the kilobytes it would save, and the plan's predicted decibels with it."""
+    """The next cheaper choice for a layer: the kilobytes it would save, and the plan's predicted
+    decibels with it.
+    """
 
     scheme: str
     saves: float
@@ -170,7 +184,9 @@ class Cheaper:
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a layer got its scheme. `share`: of all weights; `decibels`: scheme -> SQNR of the output with this layer alone (NaN: not measured)."""
+    """Why a layer got its scheme. `share`: of all weights; `decibels`: scheme -> SQNR of the output
+    with this layer alone (NaN: not measured).
+    """
 
     layer: str
     role: str
@@ -181,7 +197,9 @@ class Reason:
 
 
 def predicted_noise(table: SensitivityTable, plan: Plan, *, metric: str = "noise") -> float:
-    """Noise of the whole plan by the table: the sum over its sites, as noise powers add up. NaN where a site's scheme was not measured."""
+    """Noise of the whole plan by the table: the sum over its sites, as noise powers add up. NaN
+    where a site's scheme was not measured.
+    """
     try:
         return table.predict(plan, metric, interactions=False)[0]
     except QSearchError:
@@ -196,7 +214,9 @@ def reasons(
     count: int = 10,
     metric: str = "noise",
 ) -> tuple[Reason, ...]:
-    """The most sensitive layers: those whose cheapest choice makes the most noise for each bit it stores."""
+    """The most sensitive layers: those whose cheapest choice makes the most noise for each bit it
+    stores.
+    """
     values = table.values(metric)
     total = predicted_noise(table, plan, metric=metric)
     schemes = by_size(graph, {s for found in values.values() for s in found})

@@ -1,4 +1,6 @@
-"""Turns: modules of a block that repeat, such as the ten transformer blocks of one attention of SDXL, so that a picture shows them once."""
+"""Turns: modules of a block that repeat, such as the ten transformer blocks of one attention of
+SDXL, so that a picture shows them once.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from ..core.graph import Op, OpGraph
 
 @dataclass(frozen=True)
 class Turns:
-    """Modules of a block that repeat: `stands`: operation -> that of the first turn; `ranges`: module -> (first, last) of its turns."""
+    """Modules of a block that repeat: `stands`: operation -> that of the first turn; `ranges`:
+    module -> (first, last) of its turns.
+    """
 
     stands: dict[str, str]
     ranges: dict[str, tuple[str, str]]
@@ -35,7 +39,9 @@ class Turns:
 
 
 def turns_of(graph: OpGraph, members: list[Op]) -> Turns:
-    """The repeated modules among a block's operations: numbered, one after the other, alike in every operation."""
+    """The repeated modules among a block's operations: numbered, one after the other, alike in
+    every operation.
+    """
     modules: dict[str, list[Op]] = {}
     for op in members:
         modules.setdefault(op.block, []).append(op)

@@ -1,4 +1,6 @@
-"""Announce: what a verb is about to do, in words, before it begins: model, machine, sampler, prompts, and what is measured."""
+"""Announce: what a verb is about to do, in words, before it begins: model, machine, sampler,
+prompts, and what is measured.
+"""
 
 from __future__ import annotations
 

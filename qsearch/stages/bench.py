@@ -1,4 +1,6 @@
-"""bench: how long this machine takes: kernels, every layer of a model, or whole denoisers in a race."""
+"""bench: how long this machine takes: kernels, every layer of a model, or whole denoisers in a
+race.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def kernels(settings: BenchSettings) -> list[dict[str, Any]]:
 
 
 def products(settings: BenchSettings) -> list[dict[str, Any]]:
-    """What serves each scheme on this CPU and its worth (`execute.slower.products_here`); nothing for another device."""
+    """What serves each scheme on this CPU and its worth (`execute.slower.products_here`); nothing
+    for another device.
+    """
     from ..execute.slower import products_here
 
     return products_here() if settings.device == "cpu" else []
@@ -93,7 +97,9 @@ def bench(
 
 
 def own_schemes(target: str, graph: OpGraph) -> tuple[str, ...]:
-    """What a run may choose from: `keep`, the schemes of its table, those of its plan; `DEFAULT` where it has neither."""
+    """What a run may choose from: `keep`, the schemes of its table, those of its plan; `DEFAULT`
+    where it has neither.
+    """
     folder = Path(target)
     found: dict[str, None] = {}
     if (folder / "sensitivity.parquet").is_file():

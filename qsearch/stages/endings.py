@@ -1,4 +1,6 @@
-"""Endings: what a person wants to know when a stage has finished: sizes, decibels, the layers that matter, and the next command."""
+"""Endings: what a person wants to know when a stage has finished: sizes, decibels, the layers that
+matter, and the next command.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ _FULL = 2
 
 
 def most_sensitive(table: SensitivityTable, metric: str, graph: OpGraph) -> str:
-    """The layers that lose most in the coarsest scheme, in words; "" where nothing was measured of layers."""
+    """The layers that lose most in the coarsest scheme, in words; "" where nothing was measured of
+    layers.
+    """
     from ..report.plots import decibels
 
     values = table.values(metric)
@@ -79,7 +83,9 @@ def predicted_decibels(table: SensitivityTable, plan: Plan, metric: str) -> floa
 
 
 def say_evaluated(run: Run, plan: Plan, rows: Sequence[Mapping[str, Any]], own: str) -> None:
-    """After an evaluation: what was predicted and measured of the plan, its files, and what to do with it."""
+    """After an evaluation: what was predicted and measured of the plan, its files, and what to do
+    with it.
+    """
     row = next((r for r in rows if r["plan"] == own), None)
     found = (row or {}).get("metrics", {}).get("output_sqnr")
     if found is not None and run.path("sensitivity.parquet").is_file() and len(plan.steps) == 1:

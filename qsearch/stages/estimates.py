@@ -1,7 +1,9 @@
-"""Estimates: memory, passes and minutes of each verb before anything is loaded, from the headers of the weights.
+"""Estimates: memory, passes and minutes of each verb before anything is loaded, from the headers of
+the weights.
 
-Multiply-accumulates of a layer are its weights times the places that it is applied to, which its name tells: the level of a U-Net,
-picture or text tokens of a transformer, one for what reads the time. Products inside attention are not counted. "About" is meant.
+Multiply-accumulates of a layer are its weights times the places that it is applied to, which its
+name tells: the level of a U-Net, picture or text tokens of a transformer, one for what reads the
+time. Products inside attention are not counted. "About" is meant.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ _SCALE = 8
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a verb takes. `passes`: calls of the denoiser; `memory`: bytes at its peak; `seconds`: on this machine."""
+    """What a verb takes. `passes`: calls of the denoiser; `memory`: bytes at its peak; `seconds`:
+    on this machine.
+    """
 
     verb: str
     passes: int
@@ -42,7 +46,9 @@ class Estimate:
 
 
 def estimates(run: Run, speed: float | None = None) -> list[Estimate]:
-    """What profile, evaluate and apply take with the run's settings; `speed`: multiply-accumulates a second, measured when left out."""
+    """What profile, evaluate and apply take with the run's settings; `speed`: multiply-accumulates
+    a second, measured when left out.
+    """
     c, folder = run.config, run.model_folder
     parts = components_in(folder)
     whole = sum(held.parameters for held in parts.values())

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from .folder import Run
 
 
-#: plans that each fold holds out, at least; plans from which on scores say something; residuals that a 90% interval needs
+#: plans that each fold holds out, at least; plans from which on scores say something; residuals
+#: that a 90% interval needs
 _EACH, _MANY, _PROMISED = 2, 30, 9
 
 

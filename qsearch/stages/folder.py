@@ -134,7 +134,9 @@ class Run:
 
     @contextmanager
     def ticks(self, title: str, samples: int, batch: int, times: int = 1) -> Iterator[None]:
-        """Inside, a bar goes by the sampler's steps: those of `samples` prompts, `batch` at once, `times` over."""
+        """Inside, a bar goes by the sampler's steps: those of `samples` prompts, `batch` at once,
+        `times` over.
+        """
         from ..measure.components import counted
 
         total = -(-samples // max(1, min(batch, samples))) * self.sampling.steps * times

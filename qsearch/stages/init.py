@@ -1,6 +1,8 @@
-"""init: a short commented config for a model of one's own and for this machine, with a file of prompts to fill in.
+"""init: a short commented config for a model of one's own and for this machine, with a file of
+prompts to fill in.
 
-Nothing is loaded: what fits is read from the pipeline's small files and from the headers of its weights.
+Nothing is loaded: what fits is read from the pipeline's small files and from the headers of its
+weights.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ class InitSettings(Settings):
 
 @dataclass(frozen=True)
 class Started:
-    """What `init` made. `run`: the run by that config; `files`: what was written; `estimates`: what each verb takes."""
+    """What `init` made. `run`: the run by that config; `files`: what was written; `estimates`: what
+    each verb takes.
+    """
 
     run: Run
     files: tuple[Path, ...]
@@ -125,7 +129,9 @@ def layers_in(folder: Path) -> list[LayerSpec]:
 
 
 def least_bits(layers: Sequence[LayerSpec], target: str | None, schemes: Sequence[str]) -> float:
-    """Stored bits a weight of the smallest plan: each layer in the smallest scheme that the tool has for it."""
+    """Stored bits a weight of the smallest plan: each layer in the smallest scheme that the tool
+    has for it.
+    """
     from ..core import plugins
     from ..core.scheme import KEEP, Scheme
 

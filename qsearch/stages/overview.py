@@ -1,4 +1,6 @@
-"""Overview: what a run is set to and what it holds, and the schemes that a tool has, as rows for a terminal."""
+"""Overview: what a run is set to and what it holds, and the schemes that a tool has, as rows for a
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def overview(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def settings_of(config: Config) -> list[tuple[str, Any, bool]]:
-    """(key, value, whether the config says it) of every setting that it says, and of the defaults that are asked for most."""
+    """(key, value, whether the config says it) of every setting that it says, and of the defaults
+    that are asked for most.
+    """
     said = _flat(config.model_dump(mode="json", exclude_unset=True))
     most = (
         "prompts",
@@ -118,7 +122,8 @@ def _said(folder: Path, name: str) -> str:
 
 
 def scheme_rows(target: str | None, run: Path | None = None) -> list[dict[str, Any]]:
-    """The schemes that a tool (qsearch itself for None) has for the layers of a run, or of common sizes.
+    """The schemes that a tool (qsearch itself for None) has for the layers of a run, or of common
+    sizes.
 
     Raises:
         QSearchError: no such tool, or it has none for these layers.

@@ -44,8 +44,8 @@ def check_push(run: Run, settings: PushSettings) -> None:
         settings: where to.
 
     Raises:
-        QSearchError: the name is none of a repository, the run was not evaluated, there is no token, or the
-            repository exists.
+        QSearchError: the name is none of a repository, the run was not evaluated, there is no
+            token, or the repository exists.
     """
     if not _NAME.fullmatch(settings.repository):
         raise QSearchError(
@@ -124,7 +124,8 @@ def card(run: Run, tool: str, folder: Path, repository: str) -> str:
         repository: where it will lie.
 
     Returns:
-        Text with the hub's front matter: what was asked, what came out, which layers are kept and why, how to load it, hashes.
+        Text with the hub's front matter: what was asked, what came out, which layers are kept and
+        why, how to load it, hashes.
     """
     graph = run.graph()
     plan = Plan.load(run.path("plan.json"), graph)

@@ -1,4 +1,6 @@
-"""Unfinished: what a verb was asked by options, kept until it has finished, so that the same command goes on without them."""
+"""Unfinished: what a verb was asked by options, kept until it has finished, so that the same
+command goes on without them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ NAME = "unfinished.yaml"
 
 
 def of(folder: Path, verb: str) -> dict[str, Any]:
-    """Key of the config -> value that the verb was asked for and has not finished; nothing where it has."""
+    """Key of the config -> value that the verb was asked for and has not finished; nothing where it
+    has.
+    """
     found = _read(folder).get(verb)
     return dict(found) if isinstance(found, dict) else {}
 

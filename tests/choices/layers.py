@@ -9,7 +9,9 @@ from qsearch.measure.calls import Call
 
 
 class Layers(nn.Module):
-    """A convolution and two linear layers; a few channels of the second's input are ten times as large as the others."""
+    """A convolution and two linear layers; a few channels of the second's input are ten times as
+    large as the others.
+    """
 
     def __init__(self) -> None:
         super().__init__()

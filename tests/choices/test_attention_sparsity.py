@@ -1,4 +1,6 @@
-"""Choices for whole attentions: their words, where they fit, what they cost, and what calibration fits."""
+"""Choices for whole attentions: their words, where they fit, what they cost, and what calibration
+fits.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Block formats: OCP's and NVIDIA's arithmetic number by number, and the torch types that their scales are stored in."""
+"""Block formats: OCP's and NVIDIA's arithmetic number by number, and the torch types that their
+scales are stored in.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def weights(rows: int = 5, columns: int = 96, seed: int = 0) -> torch.Tensor:
 
 
 def to_grid(value: float, grid: list[float]) -> float:
-    """The nearest of `grid` with the sign of `value`; of two equally near ones the one at an even place, as IEEE ties go."""
+    """The nearest of `grid` with the sign of `value`; of two equally near ones the one at an even
+    place, as IEEE ties go.
+    """
     size = abs(value)
     least = min(abs(size - g) for g in grid)
     found = [i for i, g in enumerate(grid) if abs(size - g) == least]

@@ -1,4 +1,6 @@
-"""Chains of transforms: a branch that reads the unrounded input computes packed what it computes in simulation, after any other."""
+"""Chains of transforms: a branch that reads the unrounded input computes packed what it computes in
+simulation, after any other.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Small floats: every value by hand, torch's own eight-bit types byte by byte, and FP4DiT's formula with its real-valued bias."""
+"""Small floats: every value by hand, torch's own eight-bit types byte by byte, and FP4DiT's formula
+with its real-valued bias.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,9 @@ def test_every_number_goes_to_a_nearest_value(name: str) -> None:
 
 
 def fp4dit(x: float, clip: float, exponent: int, mantissa: int) -> float:
-    """FP4DiT's quantizer as its section 3.1 writes it: a real-valued exponent bias set by the clip value."""
+    """FP4DiT's quantizer as its section 3.1 writes it: a real-valued exponent bias set by the clip
+    value.
+    """
     bias = 2**exponent - math.log2(clip) + math.log2(2 - 2.0**-mantissa) - 1
     kept = min(max(x, -clip), clip)
     binade = max(math.floor(math.log2(abs(kept)) + bias), 1) if kept else 1

@@ -1,4 +1,6 @@
-"""Inputs in simulate: rounded as the scheme says, moved and moved back, a first token left out; refused where it can't be, undone whatever happens."""
+"""Inputs in simulate: rounded as the scheme says, moved and moved back, a first token left out;
+refused where it can't be, undone whatever happens.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""k-means: the optimum where it is called exact, close to it where not, scikit-learn beaten, and codes that mean the nearest entry."""
+"""k-means: the optimum where it is called exact, close to it where not, scikit-learn beaten, and
+codes that mean the nearest entry.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from qsearch.core.scheme import Scheme
 
 
 def optimum(values: list[float], count: int) -> float:
-    """The slow twin: least sum of squares of `count` clusters, by the dynamic programme over all borders."""
+    """The slow twin: least sum of squares of `count` clusters, by the dynamic programme over all
+    borders.
+    """
     x = np.sort(np.asarray(values, dtype=np.float64))
     s1, s2 = np.concatenate([[0], x.cumsum()]), np.concatenate([[0], (x * x).cumsum()])
 

@@ -1,4 +1,6 @@
-"""Methods that choose scales and rounding: each against a slow twin or the bound it promises, on inputs whose channels hang together."""
+"""Methods that choose scales and rounding: each against a slow twin or the bound it promises, on
+inputs whose channels hang together.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def output(scheme: str, w: torch.Tensor, square: torch.Tensor) -> float:
 
 
 def naive_search(group: torch.Tensor, top: int) -> float:
-    """Least sum of |error|^2.4 over the shrunken ranges of one group of asymmetric codes, one weight after the other."""
+    """Least sum of |error|^2.4 over the shrunken ranges of one group of asymmetric codes, one
+    weight after the other.
+    """
     best = math.inf
     for shrink in search.SHRINK:
         low, high = min(float(group.min()) * shrink, 0.0), max(float(group.max()) * shrink, 0.0)
@@ -78,7 +82,9 @@ def test_search_loses_nothing_and_gains_on_heavy_tails(scheme: str) -> None:
 def naive_hqq(
     rows: list[list[float]], scales: list[float], zeros: list[float], top: int
 ) -> list[float]:
-    """The least sum of |error / scale|^0.7 that HQQ's iteration meets in each row, in plain numbers."""
+    """The least sum of |error / scale|^0.7 that HQQ's iteration meets in each row, in plain
+    numbers.
+    """
     best, beta, before = [math.inf] * len(rows), hqq.BETA, math.inf
     for _ in range(hqq.ROUNDS + 1):
         for r, (row, scale, zero) in enumerate(zip(rows, scales, zeros, strict=True)):
@@ -119,7 +125,9 @@ def test_hqq_is_its_iteration_in_plain_numbers(size: float) -> None:
 def naive_gptq(
     w: np.ndarray, square: np.ndarray, scale: np.ndarray, zero: np.ndarray, top: int
 ) -> np.ndarray:
-    """GPTQ without its Cholesky factor: before each column, the inverse of what is left of H (optimal brain surgeon)."""
+    """GPTQ without its Cholesky factor: before each column, the inverse of what is left of H
+    (optimal brain surgeon).
+    """
     left, out = w.copy(), np.empty_like(w)
     damped = square + np.eye(len(square)) * gptq.DAMPING * square.diagonal().mean()
     for j in range(w.shape[1]):

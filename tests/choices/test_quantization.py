@@ -1,4 +1,6 @@
-"""Quantized: shapes and groups of every raggedness, and a slow twin that says which number each code must be."""
+"""Quantized: shapes and groups of every raggedness, and a slow twin that says which number each
+code must be.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from qsearch.core.errors import QSearchError
 from qsearch.core.scheme import Scheme
 
 Array = NDArray[np.float32]
-#: shape and axis of the output channels: rows that groups divide or not, one row, one column, convolutions, transposed convolutions
+#: shape and axis of the output channels: rows that groups divide or not, one row, one column,
+#: convolutions, transposed convolutions
 WEIGHTS = [
     ((6, 40), 0),
     ((5, 7), 0),

@@ -1,4 +1,6 @@
-"""The step law: a bit more halves the step, so noise falls by about 6 dB a bit; what the min-max quantizer does on Gaussian weights."""
+"""The step law: a bit more halves the step, so noise falls by about 6 dB a bit; what the min-max
+quantizer does on Gaussian weights.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def sqnr(scheme: str) -> float:
 
 
 def law(few: int, many: int, family: str) -> float:
-    """Gain in dB if noise is a twelfth of the squared step, the step being the range over its number of steps."""
+    """Gain in dB if noise is a twelfth of the squared step, the step being the range over its
+    number of steps.
+    """
     steps = [2**b - 1 if family == "uint" else 2**b - 2 for b in (few, many)]
     return 20 * math.log10(steps[1] / steps[0])
 
@@ -69,7 +73,8 @@ def test_symmetric_codes_follow_the_law_from_4_bits_on(few: int, many: int) -> N
 def test_steps_wider_than_the_spread_of_the_weights_make_less_noise_than_the_law_says(
     scheme: str, excess: float
 ) -> None:
-    # Most weights round to zero there, which costs their own size and not a random part of a step: law and measurement must differ.
+    # Most weights round to zero there, which costs their own size and not a random part of a step:
+    # law and measurement must differ.
     made = quantize(WEIGHTS, Scheme.parse(scheme))
     assert float(made.code.scale.mean()) > 1.3  # standard deviations
 

@@ -1,4 +1,6 @@
-"""What a plan is charged: Qua²SeDiMo's averages for PixArt-α from its card, and two sets of scales for the long skips of a U-Net."""
+"""What a plan is charged: Qua²SeDiMo's averages for PixArt-α from its card, and two sets of scales
+for the long skips of a U-Net.
+"""
 
 from __future__ import annotations
 

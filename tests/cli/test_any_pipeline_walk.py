@@ -1,4 +1,6 @@
-"""Pipelines of unusual shape through the verbs: Wan 2.2 has two denoisers, Z-Image takes and returns lists."""
+"""Pipelines of unusual shape through the verbs: Wan 2.2 has two denoisers, Z-Image takes and
+returns lists.
+"""
 
 from __future__ import annotations
 

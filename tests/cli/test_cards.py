@@ -1,4 +1,6 @@
-"""A card from the shell: extract without weights, show in every form, and be told what a card can't do."""
+"""A card from the shell: extract without weights, show in every form, and be told what a card can't
+do.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The command line: every verb is there, artefacts fit a narrow terminal, and a mistake is one line, exit code 2, nothing half-written."""
+"""The command line: every verb is there, artefacts fit a narrow terminal, and a mistake is one
+line, exit code 2, nothing half-written.
+"""
 
 from __future__ import annotations
 
@@ -176,7 +178,9 @@ def narrow(
 
 
 def column(lines: list[str], index: int) -> str:
-    """The cells of a column one after the other, without spaces: a cell may be broken over lines anywhere, but never cut."""
+    """The cells of a column one after the other, without spaces: a cell may be broken over lines
+    anywhere, but never cut.
+    """
     rows = [line.split("│")[1:-1] for line in lines if line.startswith("│")]
     return "".join(row[index].strip() for row in rows).replace(" ", "")
 

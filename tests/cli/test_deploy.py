@@ -1,4 +1,6 @@
-"""`qsearch apply` and `qsearch bench`: a plan becomes a file that loads, a model becomes a latency table that `allocate` takes."""
+"""`qsearch apply` and `qsearch bench`: a plan becomes a file that loads, a model becomes a latency
+table that `allocate` takes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""extract from the shell: of pipelines whose call wants more than a prompt, in a run folder whose config says it."""
+"""extract from the shell: of pipelines whose call wants more than a prompt, in a run folder whose
+config says it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""First contact: three commands for a model of one's own, options for one call, Ctrl-C, a terminal of any kind."""
+"""First contact: three commands for a model of one's own, options for one call, Ctrl-C, a terminal
+of any kind.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Gates from the shell: plans that pass and that fail, exit codes, and the smallest plan that passes."""
+"""Gates from the shell: plans that pass and that fail, exit codes, and the smallest plan that
+passes.
+"""
 
 from __future__ import annotations
 

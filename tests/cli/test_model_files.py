@@ -1,4 +1,6 @@
-"""Models as people have them, from the shell: a checkpoint in one file with its original names, files of a variant, shards."""
+"""Models as people have them, from the shell: a checkpoint in one file with its original names,
+files of a variant, shards.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A walk through the verbs on a small pipeline of one's own: each begins where the one before ended."""
+"""A walk through the verbs on a small pipeline of one's own: each begins where the one before
+ended.
+"""
 
 from __future__ import annotations
 

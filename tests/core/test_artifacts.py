@@ -1,4 +1,6 @@
-"""Artefacts: whole or not there at all, and refused with a clear line when they are somebody else's."""
+"""Artefacts: whole or not there at all, and refused with a clear line when they are somebody
+else's.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ WRITERS = pytest.mark.parametrize("write", [write_large_json, write_large_parque
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder whose disk takes only 64 KB more: a small memory disk, or where none can be mounted a limit on the size of files."""
+    """A folder whose disk takes only 64 KB more: a small memory disk, or where none can be mounted
+    a limit on the size of files.
+    """
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = (

@@ -1,4 +1,6 @@
-"""Hostile files: whatever happened to a plan or a graph on disk, the answer is a QSearchError or a noun that works."""
+"""Hostile files: whatever happened to a plan or a graph on disk, the answer is a QSearchError or a
+noun that works.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Latency tables, and budgets in them: sums by hand, files that come back, and what is missing said by name."""
+"""Latency tables, and budgets in them: sums by hand, files that come back, and what is missing said
+by name.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""MixDQ's published sensitivities as a table of ours: half of the 8-bit rows lie at the measurement's floor, and the step law predicts the others."""
+"""MixDQ's published sensitivities as a table of ours: half of the 8-bit rows lie at the
+measurement's floor, and the step law predicts the others.
+"""
 
 from __future__ import annotations
 

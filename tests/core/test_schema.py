@@ -1,4 +1,6 @@
-"""plan.json's JSON Schema says what this version writes and what every golden version holds, and refuses what the reader refuses."""
+"""plan.json's JSON Schema says what this version writes and what every golden version holds, and
+refuses what the reader refuses.
+"""
 
 from __future__ import annotations
 

@@ -9,14 +9,17 @@ from numpy.typing import NDArray
 from qsearch.core.shares import Shares
 
 CELL = ("noise", 0)
-#: within one and two standard errors of a normal number, and how far from that an honest error may be
+#: within one and two standard errors of a normal number, and how far from that an honest error may
+#: be
 ONE, TWO, OFF = 0.683, 0.954, 0.05
 
 
 def coverage(
     values: NDArray[np.float64], power: NDArray[np.float64], truth: float
 ) -> tuple[float, float]:
-    """How often, over the first axis of `values` [rounds, probes, parts], the truth lies within one and within two stated errors."""
+    """How often, over the first axis of `values` [rounds, probes, parts], the truth lies within one
+    and within two stated errors.
+    """
     shares = Shares(
         tuple((f"l{i}", "s") for i in range(len(values))),
         {CELL: values[:, None].astype(np.float32)},

@@ -1,4 +1,6 @@
-"""The clock of sampler steps: ranges of every call of a denoiser, for schedulers of every kind, against ranges counted by hand."""
+"""The clock of sampler steps: ranges of every call of a denoiser, for schedulers of every kind,
+against ranges counted by hand.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ SCHEDULERS: dict[str, tuple[dict[str, Any], Callable[[int], int]]] = {
     "UniPCMultistepScheduler": ({}, lambda n: n),
     "LCMScheduler": ({}, lambda n: n),
 }
-#: what says where img2img begins, without a begin index, is `scale_model_input`, which flow matching does not have
+#: what says where img2img begins, without a begin index, is `scale_model_input`, which flow
+#: matching does not have
 UNTOLD = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # KDPM2's
 SECOND_ORDER = ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
@@ -59,7 +62,9 @@ def scheduler(name: str) -> Any:
 def sampled(
     own: Any, steps: int, *, calls: int = 1, begin: int | None = None, index: bool = True
 ) -> list[tuple[int, int]]:
-    """(step, total) at each call of a loop as pipelines write it; `begin`: number of timesteps that img2img leaves out."""
+    """(step, total) at each call of a loop as pipelines write it; `begin`: number of timesteps that
+    img2img leaves out.
+    """
     clock = StepClock()
     model = Denoiser(clock)
     with clock.following(own):
@@ -76,7 +81,9 @@ def sampled(
 
 
 def by_hand(name: str, steps: int, calls: int = 1) -> list[tuple[int, int]]:
-    """What the clock must show, from how the solvers are defined: a second-order step calls twice, but for the last."""
+    """What the clock must show, from how the solvers are defined: a second-order step calls twice,
+    but for the last.
+    """
     count = SCHEDULERS[name][1](steps)
     order = 2 if name in SECOND_ORDER else 1
     total = count if order == 1 else steps

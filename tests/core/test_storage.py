@@ -1,4 +1,6 @@
-"""Storages are named without being told: by a variable, by a file; what is said of them is redacted."""
+"""Storages are named without being told: by a variable, by a file; what is said of them is
+redacted.
+"""
 
 from __future__ import annotations
 

@@ -129,7 +129,9 @@ PARTS, PROBES = 5, 4000
 
 
 def probed(graph: OpGraph, sampler_steps: int = 1) -> SensitivityTable:
-    """A linear world with two sites: `out` moves the output by a, `blocks.0.ff` by b, which partly cancel; rows and shares as probes would leave them."""
+    """A linear world with two sites: `out` moves the output by a, `blocks.0.ff` by b, which partly
+    cancel; rows and shares as probes would leave them.
+    """
     dice = np.random.default_rng(0)
     move = dice.normal(size=(2, sampler_steps, 7, PARTS))  # site, sampler step, element, part
     move[1] -= 0.5 * move[0]

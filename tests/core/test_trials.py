@@ -18,7 +18,8 @@ from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
 from qsearch.core.trials import Trials
 
-#: adds trials named WHO-0, WHO-1, … to the study at PATH until COUNT are in, a line on the screen for each
+#: adds trials named WHO-0, WHO-1, … to the study at PATH until COUNT are in, a line on the screen
+#: for each
 WRITER = """
 import sys
 from pathlib import Path

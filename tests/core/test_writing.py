@@ -1,4 +1,6 @@
-"""Writing: one line for a full disk in any library's words, and headers that tell nothing of the machine they were made on."""
+"""Writing: one line for a full disk in any library's words, and headers that tell nothing of the
+machine they were made on.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""allocate: the best plan there is, within every limit, or a clear no; and the random plan that it is compared with."""
+"""allocate: the best plan there is, within every limit, or a clear no; and the random plan that it
+is compared with.
+"""
 
 from __future__ import annotations
 
@@ -240,7 +242,9 @@ def test_exactly_reachable_budgets_are_met_whatever_the_rounding(seed: int) -> N
 
 
 def crossed() -> tuple[OpGraph, SensitivityTable]:
-    """Layers whose smallest scheme is not the fastest: small groups of 2 bits are stored in 6, 4 bits for the tensor in 4."""
+    """Layers whose smallest scheme is not the fastest: small groups of 2 bits are stored in 6, 4
+    bits for the tensor in 4.
+    """
     graph = OpGraph(
         "crossed",
         tuple(LayerSpec(f"layers.{i}", "linear", "linear", (64, 64), 1000) for i in range(3)),
@@ -282,7 +286,8 @@ def test_two_limits_that_agree_are_both_kept() -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_layers_that_differ_in_size_by_a_million_times_are_counted_to_the_bit(seed: int) -> None:
-    # Solvers keep a limit to a relative 1e-6 or so; here that is more than whole layers, and budgets end on a bit.
+    # Solvers keep a limit to a relative 1e-6 or so; here that is more than whole layers, and
+    # budgets end on a bit.
     dice = random.Random(seed)
     sizes = [(1, int(10 ** dice.uniform(0, 8.5))) for _ in range(5)]
     graph = OpGraph(

@@ -1,4 +1,6 @@
-"""The exact solver against brute force: small random problems with every kind of budget and constraint, and those that can't be solved."""
+"""The exact solver against brute force: small random problems with every kind of budget and
+constraint, and those that can't be solved.
+"""
 
 from __future__ import annotations
 
@@ -181,7 +183,9 @@ def ranges(case: Case) -> dict[str, tuple[float, float]]:
 
 
 def brute_force(case: Case) -> float | None:
-    """Least objective over all assignments that keep everything, None where none does. Knows nothing of the code under test."""
+    """Least objective over all assignments that keep everything, None where none does. Knows
+    nothing of the code under test.
+    """
     names = [x.name for x in case.graph.quantizable]
     picks = np.array(list(itertools.product(range(len(case.schemes)), repeat=len(names))))
     fits = np.ones(len(picks), bool)

@@ -34,7 +34,9 @@ def graph() -> OpGraph:
 
 
 def probed(graph: OpGraph) -> SensitivityTable:
-    """`a` and `b` undo each other, `c` alone is quieter than either; two metrics, two bins, one probe of one part never measured."""
+    """`a` and `b` undo each other, `c` alone is quieter than either; two metrics, two bins, one
+    probe of one part never measured.
+    """
     dice = np.random.default_rng(0)
     choices = tuple((site, scheme) for site in SITES for scheme in SCHEMES)
     values, power = {}, {}

@@ -1,4 +1,6 @@
-"""MixDQ's published plans: its own integer programs, solved again, give its own plans; one joint problem in noise power beats them."""
+"""MixDQ's published plans: its own integer programs, solved again, give its own plans; one joint
+problem in noise power beats them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""refine: the linear term is the error's own slope, the curvature the probes', and no plan comes back worse than it was."""
+"""refine: the linear term is the error's own slope, the curvature the probes', and no plan comes
+back worse than it was.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,8 @@ def test_the_mean_square_of_many_scores_is_the_error_of_that_change_alone(tiny) 
         torch.Generator().manual_seed(0),
     )
 
-    # From full precision the error has no slope, and 8 bits are a step so small that first order is all of it.
+    # From full precision the error has no slope, and 8 bits are a step so small that first order is
+    # all of it.
     for name in ("conv_out", "blocks.0.ff.0"):
         [measured] = [
             measure_noise(

@@ -1,4 +1,6 @@
-"""Solvers beyond the contract: interactions, frontiers, reasons, searches on real evaluations, plans for each bin of steps."""
+"""Solvers beyond the contract: interactions, frontiers, reasons, searches on real evaluations,
+plans for each bin of steps.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ from .test_allocation import SCHEMES, ladder, make_table, random_noise
 def random_problem(
     sites: int, choices: int, seed: int, share: float = 0.3, probes: int = 0
 ) -> Problem:
-    """Falling values, rising costs, one limit; with scores whose mean squares are the values where there are probes."""
+    """Falling values, rising costs, one limit; with scores whose mean squares are the values where
+    there are probes.
+    """
     dice = np.random.default_rng(seed)
     options = tuple(Scheme.parse(f"uint{2 + i % 7}-g{8 * (i + 1)}") for i in range(choices))
     values = tuple(np.sort(dice.lognormal(0, 2, choices))[::-1].copy() for _ in range(sites))
@@ -335,7 +339,8 @@ def test_a_search_on_real_evaluations_finds_what_the_table_can_t_know(solver: An
 
 
 def test_when_time_is_up_the_best_plan_so_far_comes_with_its_gap() -> None:
-    # Four limits, and values that are nearly what the costs are: nothing can be left out, and no solver is quick.
+    # Four limits, and values that are nearly what the costs are: nothing can be left out, and no
+    # solver is quick.
     dice = np.random.default_rng(0)
     options = tuple(Scheme.parse(f"uint{2 + i}-c") for i in range(6))
     costs = {
@@ -483,7 +488,9 @@ def test_a_step_wise_plan_above_its_budget_is_refused(graph: OpGraph) -> None:
 def test_local_search_finds_the_same_plan_on_a_slow_machine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A clock that every look at it moves on: by the clock the search would end after some dozen moves."""
+    """A clock that every look at it moves on: by the clock the search would end after some dozen
+    moves.
+    """
     clock = itertools.count(0.0, 0.02)
     slow = SimpleNamespace(monotonic=lambda: next(clock))
     for module in (descent, local):

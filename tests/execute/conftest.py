@@ -1,4 +1,6 @@
-"""What tests of files for other tools share: the small model of `tool_files`, and its pipeline on disk."""
+"""What tests of files for other tools share: the small model of `tool_files`, and its pipeline on
+disk.
+"""
 
 from __future__ import annotations
 

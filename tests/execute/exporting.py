@@ -1,4 +1,6 @@
-"""What the tests of exporters share: the zoo in fp32 on disk, plans in a tool's own formats, and noise between two models."""
+"""What the tests of exporters share: the zoo in fp32 on disk, plans in a tool's own formats, and
+noise between two models.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ MODULES = {
 
 
 def installed(name: str) -> bool:
-    """Whether what an exporter needs is here; tools are big, and only who develops exporters has all of them."""
+    """Whether what an exporter needs is here; tools are big, and only who develops exporters has
+    all of them.
+    """
     wanted = [
         MODULES.get(package, package.replace("-", "_"))
         for package in plugins.load("exporters", name).needs
@@ -81,7 +85,9 @@ def noise(made: torch.Tensor, reference: torch.Tensor) -> float:
 def compare(
     tool: Any, model: nn.Module, plan: Plan, graph: OpGraph, call: Call
 ) -> tuple[float, float]:
-    """Noise power of the tool's output against `simulate`'s, and of `simulate`'s against full precision."""
+    """Noise power of the tool's output against `simulate`'s, and of `simulate`'s against full
+    precision.
+    """
     reference = run(model, call)
     with simulate(model, plan, graph):
         simulated = run(model, call)

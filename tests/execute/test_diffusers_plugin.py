@@ -1,4 +1,6 @@
-"""diffusers loads a pipeline's denoiser by a plan: packed as it is read, saved packed, loaded again without being quantized again."""
+"""diffusers loads a pipeline's denoiser by a plan: packed as it is read, saved packed, loaded again
+without being quantized again.
+"""
 
 from __future__ import annotations
 

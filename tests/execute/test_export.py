@@ -1,4 +1,6 @@
-"""The verb: what a tool lacks is said and priced beforehand, nothing is overwritten, nothing that reads back differently ever stands."""
+"""The verb: what a tool lacks is said and priced beforehand, nothing is overwritten, nothing that
+reads back differently ever stands.
+"""
 
 from __future__ import annotations
 

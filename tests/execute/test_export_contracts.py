@@ -1,4 +1,6 @@
-"""Every exporter whose tool is installed keeps its contract; exporters that are wrong on purpose don't."""
+"""Every exporter whose tool is installed keeps its contract; exporters that are wrong on purpose
+don't.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Hostile files: whatever happened to a plan on its way to an export, or to what an export wrote, the answer is a `QSearchError` or a right file."""
+"""Hostile files: whatever happened to a plan on its way to an export, or to what an export wrote,
+the answer is a `QSearchError` or a right file.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,9 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 def attack(mutate: Callable[[str, random.Random], bytes], folder: Path, count: int) -> None:
-    """`count` mutated plans, each loaded and exported; everything that is made lies in `folder`/run/out."""
+    """`count` mutated plans, each loaded and exported; everything that is made lies in
+    `folder`/run/out.
+    """
     source, run = small(), folder / "run"
     graph = graph_of(source)
     Plan.make(

@@ -1,7 +1,9 @@
-"""The tools themselves load what was exported, on a CPU: each layer's format is the plan's, and the output is what `simulate` says.
+"""The tools themselves load what was exported, on a CPU: each layer's format is the plan's, and the
+output is what `simulate` says.
 
-Tolerances are relative noise powers of the tool's output against `simulate`'s: 1e-12 where the tool computes with our codes in fp32, 1e-7 where it
-unpacks in fp16 (GGUF in diffusers). Rounded inputs differ where a scale differs in its last bit, so that they are compared layer by layer.
+Tolerances are relative noise powers of the tool's output against `simulate`'s: 1e-12 where the tool
+computes with our codes in fp32, 1e-7 where it unpacks in fp16 (GGUF in diffusers). Rounded inputs
+differ where a scale differs in its last bit, so that they are compared layer by layer.
 """
 
 from __future__ import annotations

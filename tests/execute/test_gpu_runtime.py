@@ -1,4 +1,6 @@
-"""Packed models on a GPU, captured in a CUDA graph and compiled: the numbers of an eager call. What can be checked of that without one, is."""
+"""Packed models on a GPU, captured in a CUDA graph and compiled: the numbers of an eager call. What
+can be checked of that without one, is.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ ROUNDED = {name: scheme for name, scheme in PLAN.items() if "+a" in scheme}
 
 
 class Denoiser(nn.Module):
-    """Convolutions, adaLN before Q, K and V, a feed-forward layer with a weight of 4 bits alone: with many rows, and with few of a pooled one."""
+    """Convolutions, adaLN before Q, K and V, a feed-forward layer with a weight of 4 bits alone:
+    with many rows, and with few of a pooled one.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +86,9 @@ def packed(device: str) -> nn.Module:
 
 
 def near(made: Tensor, expected: Tensor, steps: float = 0.0) -> None:
-    """Equal up to sums in another order or, of the largest entry, some steps of 1/255: codes that fall on the other side of a half."""
+    """Equal up to sums in another order or, of the largest entry, some steps of 1/255: codes that
+    fall on the other side of a half.
+    """
     torch.testing.assert_close(
         made, expected, rtol=0, atol=(1e-5 + steps / 255) * float(expected.abs().max())
     )
@@ -99,7 +105,9 @@ def twins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def as_on_a_gpu(model: nn.Module) -> nn.Module:
-    """Layers take the path that a GPU has for them, where this machine's processor has none: their product is the twin's."""
+    """Layers take the path that a GPU has for them, where this machine's processor has none: their
+    product is the twin's.
+    """
     for layer in packed_layers(model).values():
         if "cuda" in layer.devices:
             layer.devices = layer.devices | {"cpu"}

@@ -1,4 +1,6 @@
-"""Other tools' plans become ours: names are matched or refused, approximations are said, and broken files are errors that teach."""
+"""Other tools' plans become ours: names are matched or refused, approximations are said, and broken
+files are errors that teach.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""ModelOpt's written weights: every tensor dequantized by the layout's own rule is the weight that `simulate` has."""
+"""ModelOpt's written weights: every tensor dequantized by the layout's own rule is the weight that
+`simulate` has.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 
 
 def dequantized(held: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-    """By ModelOpt's rule: two codes a byte with the first in the low bits, a scale for 16 weights, one for all."""
+    """By ModelOpt's rule: two codes a byte with the first in the low bits, a scale for 16 weights,
+    one for all.
+    """
     weight, scale = held[f"{name}.weight"], held[f"{name}.weight_scale"].float()
     if weight.dtype != torch.uint8:
         return weight.float() * scale

@@ -1,4 +1,6 @@
-"""A packed file of the first version loads for ever, its transforms and ranges under the names that they had."""
+"""A packed file of the first version loads for ever, its transforms and ranges under the names that
+they had.
+"""
 
 from __future__ import annotations
 

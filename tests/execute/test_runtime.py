@@ -1,4 +1,6 @@
-"""apply: packed layers compute what simulate shows, take the bytes of the plan, live as torch's modules do, and never fall back in silence."""
+"""apply: packed layers compute what simulate shows, take the bytes of the plan, live as torch's
+modules do, and never fall back in silence.
+"""
 
 from __future__ import annotations
 
@@ -234,7 +236,9 @@ def test_the_zoo_with_what_is_made_for_some_layers_alone(
 
 
 class Skip(nn.Module):
-    """Two feature maps of different range, concatenated before a linear layer and before a convolution."""
+    """Two feature maps of different range, concatenated before a linear layer and before a
+    convolution.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""The packed file: it comes back into a model without weights, reads nothing in full precision, and refuses what was cut, changed or made for another model."""
+"""The packed file: it comes back into a model without weights, reads nothing in full precision, and
+refuses what was cut, changed or made for another model.
+"""
 
 from __future__ import annotations
 
@@ -287,7 +289,9 @@ def test_true_shapes_at_four_bits_take_the_bytes_of_the_plan(name: str) -> None:
 
 
 def four_bits(graph: OpGraph) -> Plan:
-    """4.0 stored bits or less: 4 bits a channel, and 3 in as many layers, the largest last, as it takes."""
+    """4.0 stored bits or less: 4 bits a channel, and 3 in as many layers, the largest last, as it
+    takes.
+    """
     chosen = {layer.name: "int4-c" if layer.quantizable else "keep" for layer in graph}
     for layer in sorted(graph.quantizable, key=lambda x: x.weights):
         plan = Plan.make(graph, chosen)

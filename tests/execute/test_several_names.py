@@ -1,4 +1,6 @@
-"""One module under several names, one weight in several modules: every name carries the plan, in packed layers, files and exports."""
+"""One module under several names, one weight in several modules: every name carries the plan, in
+packed layers, files and exports.
+"""
 
 from __future__ import annotations
 

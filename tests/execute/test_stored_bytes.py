@@ -1,4 +1,6 @@
-"""A plan counts what lies in memory: every scheme, on rows that groups and bytes don't divide, on either axis, whole and in parts."""
+"""A plan counts what lies in memory: every scheme, on rows that groups and bytes don't divide, on
+either axis, whole and in parts.
+"""
 
 from __future__ import annotations
 

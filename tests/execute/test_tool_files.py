@@ -1,4 +1,6 @@
-"""Files for other tools: what they hold reads back, what a tool lacks becomes the nearest it has, and broken files are errors that teach."""
+"""Files for other tools: what they hold reads back, what a tool lacks becomes the nearest it has,
+and broken files are errors that teach.
+"""
 
 from __future__ import annotations
 

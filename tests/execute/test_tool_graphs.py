@@ -1,4 +1,6 @@
-"""Graphs for ONNX and OpenVINO, made by hand and small: they read back as the plan, compute what codes stand for, and are read safely when broken."""
+"""Graphs for ONNX and OpenVINO, made by hand and small: they read back as the plan, compute what
+codes stand for, and are read safely when broken.
+"""
 
 from __future__ import annotations
 

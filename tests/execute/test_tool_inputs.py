@@ -1,4 +1,6 @@
-"""What tools do to inputs that a plan leaves alone: tried with an outlier channel, which any rounding of inputs would show."""
+"""What tools do to inputs that a plan leaves alone: tried with an outlier channel, which any
+rounding of inputs would show.
+"""
 
 from __future__ import annotations
 

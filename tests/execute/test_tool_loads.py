@@ -1,6 +1,8 @@
-"""The tools themselves load what was exported, on a CPU: formats read back from the loaded model, and outputs against `simulate`.
+"""The tools themselves load what was exported, on a CPU: formats read back from the loaded model,
+and outputs against `simulate`.
 
-`off` is the distance to `simulate` as a share of what quantization itself changes; each tool's bound is what its own arithmetic costs.
+`off` is the distance to `simulate` as a share of what quantization itself changes; each tool's
+bound is what its own arithmetic costs.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ pytestmark = [
 
 
 def tool(name: str) -> Any:
-    """A tool that is too large to be wanted of everybody who develops, or a skip that says what to install."""
+    """A tool that is too large to be wanted of everybody who develops, or a skip that says what to
+    install.
+    """
     module, _, package = name.partition(" ")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logging, "raiseExceptions", False)
@@ -279,7 +283,8 @@ def test_modelopt_takes_the_list_and_computes_as_simulated(tmp_path: Path) -> No
             )
         )
     assert found == plan.layers
-    # Its scales are fp32, ours fp16: at 8 bits that moves the outermost levels by up to 0.06 of a step. Measured: 0.056.
+    # Its scales are fp32, ours fp16: at 8 bits that moves the outermost levels by up to 0.06 of a
+    # step. Measured: 0.056.
     assert off(run(model, there.call), there.simulated(plan), there.output) < 0.1
 
 
@@ -377,7 +382,8 @@ def test_comfyuis_own_products_do_to_inputs_with_outliers_what_the_scheme_says(
         turned = bool(entry.get("convrot"))
         theirs = eager.int8_linear(x, weight, scale, bias, torch.float32, turned, group)
 
-    # ComfyUI rounds about 0, we between the smallest and the largest: errors of the same size, not the same errors.
+    # ComfyUI rounds about 0, we between the smallest and the largest: errors of the same size, not
+    # the same errors.
     whole, apart = float((exact - ours).norm()), float((exact - theirs).norm())
     if "+a" not in scheme:
         assert float((ours - theirs).norm()) < 1e-3 * whole
@@ -386,7 +392,9 @@ def test_comfyuis_own_products_do_to_inputs_with_outliers_what_the_scheme_says(
 
 
 class Side(nn.Module):
-    """Layers of a denoiser under their own names, side by side: AIMET's tracer does not follow a whole U-Net."""
+    """Layers of a denoiser under their own names, side by side: AIMET's tracer does not follow a
+    whole U-Net.
+    """
 
     def __init__(self, model: nn.Module, names: list[str]) -> None:
         super().__init__()

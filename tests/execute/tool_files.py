@@ -1,4 +1,6 @@
-"""What tests of files for tools share: a small graph with random weights on disk, and plans of all formats for it."""
+"""What tests of files for tools share: a small graph with random weights on disk, and plans of all
+formats for it.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,9 @@ def small_source(place: Path, weights: dict[str, torch.Tensor]) -> Path:
 
 
 def job(name: str, graph: OpGraph, source: Path, first: int = 0) -> Export:
-    """A plan whose layers have the wanted schemes by turns, from `first` on, each as near as the tool has it; all inputs lie between -1 and 2."""
+    """A plan whose layers have the wanted schemes by turns, from `first` on, each as near as the
+    tool has it; all inputs lie between -1 and 2.
+    """
     exporter: Any = plugins.load("exporters", name)
     layers = {
         x.name: exporter.nearest(Scheme.parse(WANTED[(first + i) % len(WANTED)]), x)

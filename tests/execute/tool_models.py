@@ -1,4 +1,6 @@
-"""What tests of exports to tools share: the zoo's denoisers with a call and a graph, plans that mix all formats of a tool, and the error of an output."""
+"""What tests of exports to tools share: the zoo's denoisers with a call and a graph, plans that mix
+all formats of a tool, and the error of an output.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ from qsearch.measure.simulation import simulate
 
 @dataclass(frozen=True)
 class Known:
-    """A zoo denoiser: `folder` of its pipeline, `component` in it, one recorded call, its graph and its output at full precision."""
+    """A zoo denoiser: `folder` of its pipeline, `component` in it, one recorded call, its graph and
+    its output at full precision.
+    """
 
     folder: Path
     component: str
@@ -87,5 +91,7 @@ def mixed(graph: OpGraph, tool: str, schemes: Sequence[str]) -> Plan:
 
 
 def off(made: Tensor, wanted: Tensor, full: Tensor) -> float:
-    """How far `made` lies from `wanted`, as a share of what quantization itself changes (`wanted` from `full`): 0 is the same, 1 as far as the error."""
+    """How far `made` lies from `wanted`, as a share of what quantization itself changes (`wanted`
+    from `full`): 0 is the same, 1 as far as the error.
+    """
     return float((made - wanted).norm() / (wanted - full).norm())

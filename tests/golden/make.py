@@ -1,6 +1,8 @@
-"""`python -m tests.golden.make`: writes one small file of each schema version that today's qsearch writes.
+"""`python -m tests.golden.make`: writes one small file of each schema version that today's qsearch
+writes.
 
-A file that is already there is left as it is: golden files are made once, by the version that introduced them, and must load for ever after.
+A file that is already there is left as it is: golden files are made once, by the version that
+introduced them, and must load for ever after.
 """
 
 from __future__ import annotations

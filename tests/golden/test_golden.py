@@ -1,4 +1,6 @@
-"""Files outlive code: one file of every schema version that was ever written still loads and says the same."""
+"""Files outlive code: one file of every schema version that was ever written still loads and says
+the same.
+"""
 
 from __future__ import annotations
 

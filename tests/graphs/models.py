@@ -1,4 +1,6 @@
-"""Small denoisers for the tests of graphs: diffusers classes with tiny configurations, and some written in plain torch."""
+"""Small denoisers for the tests of graphs: diffusers classes with tiny configurations, and some
+written in plain torch.
+"""
 
 from __future__ import annotations
 
@@ -359,7 +361,9 @@ def others() -> dict[str, Callable[[], Case]]:
 
 
 class PlainBlock(nn.Module):
-    """adaLN, attention by hand on one fused projection, torch's own attention on the text, a gated feed-forward."""
+    """adaLN, attention by hand on one fused projection, torch's own attention on the text, a gated
+    feed-forward.
+    """
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""Blocks of real models, on the meta device: counts that others published, and networks for networkx."""
+"""Blocks of real models, on the meta device: counts that others published, and networks for
+networkx.
+"""
 
 from __future__ import annotations
 
@@ -133,6 +135,7 @@ def test_hunyuan_dit_has_the_layers_that_qua2sedimo_counts() -> None:
     assert skips == [f"blocks.{i}.skip_linear" for i in range(21, 40)]
     assert {graph.layer(name).splits for name in skips} == {(1408, 1408)}
     assert Counter(x.block for x in graph)["blocks.39"] == 12
-    # Theirs: each skip's layer counts twice, once a half of its input, and the four of the text's pooling attention stay as they are.
+    # Theirs: each skip's layer counts twice, once a half of its input, and the four of the text's
+    # pooling attention stay as they are.
     pooling = [x for x in graph if x.role.startswith("pooling")]
     assert len(graph.quantizable) + len(skips) - len(pooling) == 487

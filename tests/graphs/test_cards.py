@@ -1,4 +1,6 @@
-"""Cards: true shapes without weights, at any size the model takes, and errors that name the nearest right thing."""
+"""Cards: true shapes without weights, at any size the model takes, and errors that name the nearest
+right thing.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Costs of a graph: sums that can be done by hand, the roofline's two sides, and devices that are checked."""
+"""Costs of a graph: sums that can be done by hand, the roofline's two sides, and devices that are
+checked.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Reading with torch.export: every layer by its name, whatever holds the weights, and the model as it was."""
+"""Reading with torch.export: every layer by its name, whatever holds the weights, and the model as
+it was.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from tests.graphs import models
 
 
 class Odd(nn.Module):
-    """One module under two names, one weight in two modules, parameters that are no `weight`, names that need quoting."""
+    """One module under two names, one weight in two modules, parameters that are no `weight`, names
+    that need quoting.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""extract: every weight is a layer, counted as torch counts, with a role that the data flow decides; the model is left as it was."""
+"""extract: every weight is a layer, counted as torch counts, with a role that the data flow
+decides; the model is left as it was.
+"""
 
 from __future__ import annotations
 

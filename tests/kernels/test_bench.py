@@ -1,4 +1,6 @@
-"""The stopwatch's contenders: each is a product of the shape it is timed for, and the time that none beats counts the bytes and operations of its kind."""
+"""The stopwatch's contenders: each is a product of the shape it is timed for, and the time that
+none beats counts the bytes and operations of its kind.
+"""
 
 from __future__ import annotations
 

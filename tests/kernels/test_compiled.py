@@ -1,4 +1,6 @@
-"""Every kernel as machine code for Hopper, compiled without a GPU: tensor cores at work, nothing spilled, shared memory that a block may have."""
+"""Every kernel as machine code for Hopper, compiled without a GPU: tensor cores at work, nothing
+spilled, shared memory that a block may have.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing"
 )
 
-#: what multiplies what: warpgroup instructions for tiles of rows, those of one warp for at most 16 rows
+#: what multiplies what: warpgroup instructions for tiles of rows, those of one warp for at most 16
+#: rows
 EXPECTED = {
     "linear_a8 int8": "IGMMA",
     "linear_a8 fp8": "QGMMA",

@@ -1,4 +1,6 @@
-"""The CPU's products against the reference, on shapes that divide nothing, in every type and form of input; and as torch's operators."""
+"""The CPU's products against the reference, on shapes that divide nothing, in every type and form
+of input; and as torch's operators.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from qsearch_kernels import cpu, cpu_rounded, layout, ops, reference
 from qsearch_kernels.weight import Weight
 
 SHAPES = [(1, 13, 5), (3, 1, 8), (3, 64, 7), (40, 33, 70), (600, 24, 9)]  # rows, inputs, outputs
-#: largest error, of the largest output: digits hold 24 bits of fp32 and 16 of the halves, whose own rounding is what is left
+#: largest error, of the largest output: digits hold 24 bits of fp32 and 16 of the halves, whose own
+#: rounding is what is left
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
 
 
@@ -60,7 +63,9 @@ def agree(made: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 
 
 def check_linear(x: Tensor, w: Weight, bias: Tensor) -> None:
-    """`cpu.linear` against the reference: to one rounding of its type, or of a dense product in that type where this core has one that is faster."""
+    """`cpu.linear` against the reference: to one rounding of its type, or of a dense product in
+    that type where this core has one that is faster.
+    """
     dtype = x.dtype
     made, expected = (
         cpu.linear(x, w, bias),

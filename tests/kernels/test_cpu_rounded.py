@@ -1,4 +1,6 @@
-"""Rounded products on a CPU: with signed and unsigned bytes, rounded once for all readers, and taken apart for a compiler."""
+"""Rounded products on a CPU: with signed and unsigned bytes, rounded once for all readers, and
+taken apart for a compiler.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ STATIC = {"low": torch.tensor([-1.5]), "high": torch.tensor([2.0])}
 
 
 def needs_int_mm() -> None:
-    """Skip where compilers get the product of bytes whole, since this core has a faster exact one than torch's own."""
+    """Skip where compilers get the product of bytes whole, since this core has a faster exact one
+    than torch's own.
+    """
     if not products.fused_int_mm():
         pytest.skip("this core has a faster exact product of bytes than torch's own")
 

@@ -1,4 +1,6 @@
-"""A few rows on a CPU against the reference: every width of code, ragged columns, groups that divide nothing, tables of every shape."""
+"""A few rows on a CPU against the reference: every width of code, ragged columns, groups that
+divide nothing, tables of every shape.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""int8 convolutions as CUDA computes them, put together on a CPU from the twins: the reference's numbers, the CPU's rules, and what is refused."""
+"""int8 convolutions as CUDA computes them, put together on a CPU from the twins: the reference's
+numbers, the CPU's rules, and what is refused.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The operations as torch sees them, on a CPU: schemas, fakes, whole graphs; and a layer put together from rounding, a prepared weight and a product."""
+"""The operations as torch sees them, on a CPU: schemas, fakes, whole graphs; and a layer put
+together from rounding, a prepared weight and a product.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The Triton sources on a machine without a GPU: the same tests, in a process of its own where Triton's interpreter runs the kernels."""
+"""The Triton sources on a machine without a GPU: the same tests, in a process of its own where
+Triton's interpreter runs the kernels.
+"""
 
 from __future__ import annotations
 

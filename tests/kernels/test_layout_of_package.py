@@ -1,4 +1,6 @@
-"""The folder keeps the layout by which Hugging Face's `kernels` loads a package: relative imports, no code that needs a device, one public name a file."""
+"""The folder keeps the layout by which Hugging Face's `kernels` loads a package: relative imports,
+no code that needs a device, one public name a file.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent.parent / "kernels" / "qsearch_kernels"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ALLOWED = {"torch", "triton", *sys.stdlib_module_names}
-#: what bench.py compares with, and what compiles for a CPU: modules that are imported where it is there
+#: what bench.py compares with, and what compiles for a CPU: modules that are imported where it is
+#: there
 OPTIONAL = {"bench.py": {"gemlite", "torchao"}, "jit.py": {"numba"}}
 
 

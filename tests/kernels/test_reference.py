@@ -28,7 +28,9 @@ def scale_shape(rows: int, columns: int, group: int) -> tuple[int, int]:
 def example(
     rows: int, columns: int, bits: int, group: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Codes, scale and zero, in float64 so that what is compared is the arithmetic and not its rounding."""
+    """Codes, scale and zero, in float64 so that what is compared is the arithmetic and not its
+    rounding.
+    """
     shape = scale_shape(rows, columns, group)
     codes = torch.randint(0, 2**bits, (rows, columns), dtype=torch.uint8)
     return (

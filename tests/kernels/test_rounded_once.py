@@ -1,4 +1,6 @@
-"""Rounded once for all that read it: by the layers of a block called one after another, and in the graph that a compiler makes of them."""
+"""Rounded once for all that read it: by the layers of a block called one after another, and in the
+graph that a compiler makes of them.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ INDUCTOR = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture
 def roundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
-    """The two steps of CUDA, on a CPU through the twins; every tensor that is rounded outside of a graph is put down."""
+    """The two steps of CUDA, on a CPU through the twins; every tensor that is rounded outside of a
+    graph is put down.
+    """
     found: list[Tensor] = []
     quantize = gpu_ops.quantize_rows
 
@@ -351,7 +355,8 @@ def test_inductor_writes_norm_modulation_and_one_rounding_into_one_kernel(
     assert signature.count("'int8_t*'") == 1
     assert len(re.findall(r"torch\.ops\.qsearch_kernels\.linear_rows\.default\(", code)) == 3
     for one, right in zip(made, block(*given, weights), strict=True):
-        # sums of the norm in another order, and what eagerly is bf16 in between, may put a code on the other side of a half: one step of 255
+        # sums of the norm in another order, and what eagerly is bf16 in between, may put a code on
+        # the other side of a half: one step of 255
         torch.testing.assert_close(one, right, rtol=0, atol=float(right.abs().max()) / 32)
 
 

@@ -1,4 +1,6 @@
-"""Layers put together of the kernels themselves, from an input in floating point to its output: the reference's numbers."""
+"""Layers put together of the kernels themselves, from an input in floating point to its output: the
+reference's numbers.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,17 @@ from qsearch_kernels.weight import Weight
 from .grid import DEVICES, INTERPRETED
 from .test_cpu import arguments, make
 
-#: largest error, of the largest output: bf16's own rounding (the interpreter truncates), and of fp32 a code that falls on the other side of a half
+#: largest error, of the largest output: bf16's own rounding (the interpreter truncates), and of
+#: fp32 a code that falls on the other side of a half
 NEAR = {torch.bfloat16: 2**-6, torch.float32: 2**-7}
 PLACES = {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1), "dilation": (1, 1)}
 
 
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where the kernels run: in the interpreter they take the places of their twins, which are what a CPU has registered."""
+    """Where the kernels run: in the interpreter they take the places of their twins, which are what
+    a CPU has registered.
+    """
     if INTERPRETED:
         for name in ("quantize_rows", "linear_a8", "linear_packed_a8", "conv2d_a8", "dequantize"):
             module = "quantize" if name == "quantize_rows" else name
@@ -31,7 +36,9 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 def _as_in_its_schema(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """The dispatcher hands defaults and names over in their order; a kernel takes them as they come."""
+    """The dispatcher hands defaults and names over in their order; a kernel takes them as they
+    come.
+    """
     order = {
         "form": 1,
         "activation": 2,

@@ -1,4 +1,6 @@
-"""Products of 8-bit activations, packed weights and convolutions against their twins: the interpreter here, a GPU where there is one."""
+"""Products of 8-bit activations, packed weights and convolutions against their twins: the
+interpreter here, a GPU where there is one.
+"""
 
 from __future__ import annotations
 

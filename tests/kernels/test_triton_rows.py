@@ -15,7 +15,9 @@ SHAPES = [(3, 40), (2, 3, 17), (1, 129), (5, 64), (2, 300)]  # the last in two b
 
 
 def assert_same_rows(made: Rows, expected: Rows, computed: bool = False) -> None:
-    """Codes alike but for a few that are one off at a tie; scales and zeros alike, or nearly where an order of sums stands before them (`computed`)."""
+    """Codes alike but for a few that are one off at a tie; scales and zeros alike, or nearly where
+    an order of sums stands before them (`computed`).
+    """
     torch.testing.assert_close(
         made.scale.cpu(),
         expected.scale.cpu(),

@@ -1,4 +1,6 @@
-"""explain: values add up, Shapley values are those of brute force, and an explainer that does not add up is caught."""
+"""explain: values add up, Shapley values are those of brute force, and an explainer that does not
+add up is caught.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ PLAN = Plan.make(
 
 
 def brute(table: SensitivityTable, plan: Plan, base: Plan, trust: float) -> dict[str, float]:
-    """Shapley values by their definition: what a layer adds, averaged over all orders in which layers can change."""
+    """Shapley values by their definition: what a layer adds, averaged over all orders in which
+    layers can change.
+    """
     names = [layer.name for layer in GRAPH]
 
     def worth(changed: frozenset[str]) -> float:

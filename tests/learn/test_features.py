@@ -1,4 +1,6 @@
-"""Features: amounts that add up, the same columns for every architecture, and plans that do not belong are refused."""
+"""Features: amounts that add up, the same columns for every architecture, and plans that do not
+belong are refused.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The graph predictor: every one of its losses acts, ranks are ranks, and plans in a batch do not see each other."""
+"""The graph predictor: every one of its losses acts, ranks are ranks, and plans in a batch do not
+see each other.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Every surrogate keeps the contract of its kind, and the contract rejects ones that are wrong on purpose."""
+"""Every surrogate keeps the contract of its kind, and the contract rejects ones that are wrong on
+purpose.
+"""
 
 from __future__ import annotations
 

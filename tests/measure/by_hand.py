@@ -1,4 +1,6 @@
-"""Noise of one layer's weight by hand: rounded in plain torch, exchanged in the model, the pipeline called plainly; beside the sweep's."""
+"""Noise of one layer's weight by hand: rounded in plain torch, exchanged in the model, the pipeline
+called plainly; beside the sweep's.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ PIPELINES: dict[str, dict[str, Any]] = {
 
 
 def rounded(weight: Tensor, layer: LayerSpec) -> Tensor:
-    """Symmetric 4-bit integers, a scale for each output channel and each part of a concatenated input."""
+    """Symmetric 4-bit integers, a scale for each output channel and each part of a concatenated
+    input.
+    """
     parts = []
     for part in weight.split(list(layer.parts) or weight.shape[1], 1):
         rows = part.flatten(1)
@@ -65,7 +69,9 @@ def latents(pipe: Any, more: dict[str, Any]) -> Tensor:
 
 
 def compared(name: str, count: int, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """Layer -> (noise by the sweep, noise by hand) of `count` random layers of a tiny pipeline at int4."""
+    """Layer -> (noise by the sweep, noise by hand) of `count` random layers of a tiny pipeline at
+    int4.
+    """
     pipe, more = build(name), PIPELINES[name]
     sampling = Sampling(steps=2, guidance=3.0, seed=SEED, call=more)
     prompts, model = Prompts(TEXTS), model_of(pipe)

@@ -1,4 +1,6 @@
-"""A pipeline as small as one can be: one or two denoisers, guidance batched or in two calls, any scheduler, a start in the middle."""
+"""A pipeline as small as one can be: one or two denoisers, guidance batched or in two calls, any
+scheduler, a start in the middle.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class Net(nn.Module):
 
 @dataclass
 class Staged:
-    """What diffusers' pipelines do, without diffusers: `boundary` is the share of the timesteps that `unet` takes."""
+    """What diffusers' pipelines do, without diffusers: `boundary` is the share of the timesteps
+    that `unet` takes.
+    """
 
     unet: nn.Module
     scheduler: Any

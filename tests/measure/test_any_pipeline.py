@@ -1,4 +1,6 @@
-"""Any pipeline: diffusers' own classes, saved to a folder and loaded again, are recorded and probed, step by step and through their own loops."""
+"""Any pipeline: diffusers' own classes, saved to a folder and loaded again, are recorded and
+probed, step by step and through their own loops.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Sites of attention: what passes by is what a model written out by hand computes; plans, sweep and probes know them by name."""
+"""Sites of attention: what passes by is what a model written out by hand computes; plans, sweep and
+probes know them by name.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Whole attentions in plans: simulated with state that follows the sampler, priced through the sampler, planned over ranges."""
+"""Whole attentions in plans: simulated with state that follows the sampler, priced through the
+sampler, planned over ranges.
+"""
 
 from __future__ import annotations
 

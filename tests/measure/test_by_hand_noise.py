@@ -1,4 +1,6 @@
-"""The sweep's noise is that of weights exchanged by hand in a pipeline that is called plainly, without hooks."""
+"""The sweep's noise is that of weights exchanged by hand in a pipeline that is called plainly,
+without hooks.
+"""
 
 from __future__ import annotations
 

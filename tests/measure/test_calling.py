@@ -1,4 +1,6 @@
-"""Calling: what a pipeline wants besides a prompt, from keywords, files and prompts of their own; what it raises is one line."""
+"""Calling: what a pipeline wants besides a prompt, from keywords, files and prompts of their own;
+what it raises is one line.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Campaign: many plans are measured once each, by any number of workers, and a killed one leaves nothing half done."""
+"""Campaign: many plans are measured once each, by any number of workers, and a killed one leaves
+nothing half done.
+"""
 
 from __future__ import annotations
 
@@ -205,7 +207,8 @@ def test_no_worker_is_refused(graph: OpGraph, campaign: Campaign) -> None:
         measure_plans(campaign, draw(graph, SCHEMES, 2), options)
 
 
-#: measures plans of the pipeline in FOLDER until it is done, or killed; the last argument is the number of workers
+#: measures plans of the pipeline in FOLDER until it is done, or killed; the last argument is the
+#: number of workers
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -240,7 +243,9 @@ def run(folder: Path, count: int, workers: int) -> subprocess.Popen[str]:
 
 
 def children(pid: int) -> list[int]:
-    """Worker processes of a pool: children that hold the pipeline, which the resource tracker does not."""
+    """Worker processes of a pool: children that hold the pipeline, which the resource tracker does
+    not.
+    """
     listed = subprocess.run(
         ["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False
     ).stdout.splitlines()

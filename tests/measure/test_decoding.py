@@ -1,4 +1,6 @@
-"""Decoding: pictures are the pipeline's own, packed or not, scaled or shifted, still or moving; metrics that need them are refused before."""
+"""Decoding: pictures are the pipeline's own, packed or not, scaled or shifted, still or moving;
+metrics that need them are refused before.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""evaluate: full precision is perfect, coarse plans are not, and error bars are what a formula gives."""
+"""evaluate: full precision is perfect, coarse plans are not, and error bars are what a formula
+gives.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ Found = dict[str, tuple[float, float]]
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Found]:
-    """Full precision, measured twice, and two uniform plans on a pipeline of random weights; `wound` is what changed in the model."""
+    """Full precision, measured twice, and two uniform plans on a pipeline of random weights;
+    `wound` is what changed in the model.
+    """
     pipe, prompts = tiny_pipeline(), scene_prompts(4, seed=0)
     calls = record(pipe, prompts, SAMPLING, 2)
     graph = extract(pipe.unet, example_inputs(calls[0], pipe.unet))
@@ -218,7 +222,8 @@ def test_three_samples_are_enough_for_every_metric() -> None:
 
 
 def test_the_frechet_distance_is_that_of_the_judge_s_features_of_the_pictures() -> None:
-    # By hand: |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)). Older versions of torchmetrics hand over bytes, newer ones do not.
+    # By hand: |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)). Older versions of torchmetrics hand over
+    # bytes, newer ones do not.
     network, dice = judge.load_judge(), torch.Generator().manual_seed(frechet.REAL_SEED)
     found = []
     made = render(draw_scenes(64, torch.Generator().manual_seed(1)))

@@ -1,4 +1,6 @@
-"""What dies in the middle of a campaign loses nothing and makes nothing twice: PostgreSQL, Ray on two nodes."""
+"""What dies in the middle of a campaign loses nothing and makes nothing twice: PostgreSQL, Ray on
+two nodes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Loading: types, variants and layerwise casting; what is measured of a cast denoiser is what the same weights in fp32 give."""
+"""Loading: types, variants and layerwise casting; what is measured of a cast denoiser is what the
+same weights in fp32 give.
+"""
 
 from __future__ import annotations
 

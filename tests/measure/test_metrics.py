@@ -1,4 +1,6 @@
-"""Metrics of the field: each against its own library's number, its features against the metric, what is missing in one line."""
+"""Metrics of the field: each against its own library's number, its features against the metric,
+what is missing in one line.
+"""
 
 from __future__ import annotations
 

@@ -55,7 +55,8 @@ def test_an_output_of_nothing_is_refused() -> None:
 
 
 def test_nearly_all_error_bars_hold_the_truth() -> None:
-    # Error and power of a sample both vary, as they do over prompts; the true ratio is E[error] / E[power].
+    # Error and power of a sample both vary, as they do over prompts; the true ratio is E[error] /
+    # E[power].
     dice, inside, rounds = torch.Generator().manual_seed(0), 0, 400
     for _ in range(rounds):
         size = 1 + torch.rand(32, 1, generator=dice)
@@ -65,5 +66,6 @@ def test_nearly_all_error_bars_hold_the_truth() -> None:
         )
         inside += abs(value - 0.09 / (7 / 3)) < 2 * error
 
-    # Two standard errors: 95% for a normal ratio; the tolerance is three deviations of a count of 400 and the skew at 32 samples.
+    # Two standard errors: 95% for a normal ratio; the tolerance is three deviations of a count of
+    # 400 and the skew at 32 samples.
     assert inside / rounds == pytest.approx(0.95, abs=0.04)

@@ -1,4 +1,6 @@
-"""Observations: the clean image is the scheduler's own, metrics are distances of features, a trajectory is the sampler itself."""
+"""Observations: the clean image is the scheduler's own, metrics are distances of features, a
+trajectory is the sampler itself.
+"""
 
 from __future__ import annotations
 
@@ -188,7 +190,8 @@ def test_probes_agree_with_the_sweep_by_every_metric(
 ) -> None:
     median, correlation = agreement(*tables, metric)
 
-    # 24 probes on two parts: a fifth of relative error, much of it common to all layers, since they share the sign vectors
+    # 24 probes on two parts: a fifth of relative error, much of it common to all layers, since they
+    # share the sign vectors
     assert median == pytest.approx(1.0, abs=0.4)
     assert correlation > 0.9
 

@@ -1,4 +1,6 @@
-"""One worker or several, here, in processes or on Ray: the same trials and tables to the last digit."""
+"""One worker or several, here, in processes or on Ray: the same trials and tables to the last
+digit.
+"""
 
 from __future__ import annotations
 

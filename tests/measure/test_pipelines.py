@@ -1,4 +1,6 @@
-"""Pipelines as denoisers: noise that belongs to the sample, calls that can be repeated, folders that are refused in words."""
+"""Pipelines as denoisers: noise that belongs to the sample, calls that can be repeated, folders
+that are refused in words.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Estimators without a loop over layers: probes agree with the sweep, add up to plans, survive kills; the baselines are what they say they are."""
+"""Estimators without a loop over layers: probes agree with the sweep, add up to plans, survive
+kills; the baselines are what they say they are.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,8 @@ def test_probes_find_what_the_sweep_measures(
     ours, theirs = column(probed), column(swept)
 
     assert set(ours) == set(theirs)
-    # 400 squared normal numbers: 7% relative error; at 8 bits the first order is all there is (a channel of one weight is exact, and 0)
+    # 400 squared normal numbers: 7% relative error; at 8 bits the first order is all there is (a
+    # channel of one weight is exact, and 0)
     fine = {k: v for k, v in theirs.items() if k[1] == "uint8-c" and v > 1e-12}
     assert len(fine) >= 24
     assert {k: ours[k] for k in fine} == pytest.approx(fine, rel=0.3)

@@ -1,4 +1,6 @@
-"""Plans over ranges of sampler steps at work: every call by its own range, in `simulate` and in packed layers, and the model as it was."""
+"""Plans over ranges of sampler steps at work: every call by its own range, in `simulate` and in
+packed layers, and the model as it was.
+"""
 
 from __future__ import annotations
 

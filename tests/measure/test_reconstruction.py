@@ -1,4 +1,6 @@
-"""Reconstruction block by block: never worse than nearest rounding, better where it learns, and what is learnt is what `simulate` runs."""
+"""Reconstruction block by block: never worse than nearest rounding, better where it learns, and
+what is learnt is what `simulate` runs.
+"""
 
 from __future__ import annotations
 
@@ -277,7 +279,9 @@ def test_what_can_t_be_reconstructed_is_said(
 
 
 def test_the_block_error_that_is_told_is_what_the_block_does(case: Case) -> None:
-    """The slow twin: the first unit is a single layer on the model's own input, and its error can be computed by hand."""
+    """The slow twin: the first unit is a single layer on the model's own input, and its error can
+    be computed by hand.
+    """
     model, _ = case
     made = learnt(case, "uint3-c@adaround", steps=30)
 

@@ -1,4 +1,6 @@
-"""Which metric scores which layers: by a rule on roles; CLIP for pictures of any world; how frames differ, for videos."""
+"""Which metric scores which layers: by a rule on roles; CLIP for pictures of any world; how frames
+differ, for videos.
+"""
 
 from __future__ import annotations
 

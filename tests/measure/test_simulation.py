@@ -1,4 +1,6 @@
-"""simulate: inside, the weights are what the plan stores; outside, the model is what it was, to the bit, whatever happened."""
+"""simulate: inside, the weights are what the plan stores; outside, the model is what it was, to the
+bit, whatever happened.
+"""
 
 from __future__ import annotations
 

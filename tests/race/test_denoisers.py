@@ -1,4 +1,6 @@
-"""Races of whole denoisers: who takes part, what is said of them, and that each computes the same thing."""
+"""Races of whole denoisers: who takes part, what is said of them, and that each computes the same
+thing.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def test_ours_and_compiled_ones_race_beside_full_precision_and_compute_the_same(
 
 @pytest.fixture(scope="module")
 def large() -> tuple[nn.Module, OpGraph, dict[str, Any]]:
-    """One block of PixArt-alpha at its true width, on the meta device: other tools leave layers of a few numbers alone, or fail on them."""
+    """One block of PixArt-alpha at its true width, on the meta device: other tools leave layers of
+    a few numbers alone, or fail on them.
+    """
     loaded, inputs = cards.load("pixart-alpha", resolution=64)
     model: Any = loaded
     del model.transformer_blocks[1:]

@@ -1,4 +1,6 @@
-"""A run without a model: a PixArt-like graph, sensitivities and results written down, pictures of plain colours."""
+"""A run without a model: a PixArt-like graph, sensitivities and results written down, pictures of
+plain colours.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def pixart(
 
 
 def noise(place: int, scheme: str, step: int) -> float:
-    """What the table says of the layer at that place: 6 dB a bit, half a decibel a place, a third more in each step bin."""
+    """What the table says of the layer at that place: 6 dB a bit, half a decibel a place, a third
+    more in each step bin.
+    """
     return float(10 ** (-0.6 * int(scheme[4]) + 0.05 * (place % 7)) * (1 + step / 3))
 
 
@@ -80,7 +84,9 @@ def make_table(graph: OpGraph, bins: int = 3, floor: float = 1e-9) -> Sensitivit
 
 
 def make_attribution(graph: OpGraph, plans: int = 5) -> Attribution:
-    """Two explainers of `plans` plans: features by `shap` (their values: the plan's number), layers by `shapley`, the noise of their choice in two bins."""
+    """Two explainers of `plans` plans: features by `shap` (their values: the plan's number), layers
+    by `shapley`, the noise of their choice in two bins.
+    """
     rows: list[dict[str, Any]] = []
     features = {
         f"share of bits in {role}": 1 + i
@@ -141,7 +147,9 @@ def make_plan(graph: OpGraph) -> Plan:
 
 
 def make_rows(graph: OpGraph, plan: Plan) -> list[dict[str, Any]]:
-    """Results of the four plans as `qsearch evaluate` writes them: the plan is best in all but SSIM."""
+    """Results of the four plans as `qsearch evaluate` writes them: the plan is best in all but
+    SSIM.
+    """
     plans = (Plan.uniform(graph, "keep"), Plan.uniform(graph, "uint4-c"), plan, plan)
     metrics: tuple[dict[str, list[float]], ...] = (
         {
@@ -188,7 +196,9 @@ def make_rows(graph: OpGraph, plan: Plan) -> list[dict[str, Any]]:
 
 
 def colour(plan: int, sample: int) -> tuple[int, int, int]:
-    """The colour of a plan's picture of a sample, found nowhere else; plan 2 is off by more the higher the sample's number, but for sample 5."""
+    """The colour of a plan's picture of a sample, found nowhere else; plan 2 is off by more the
+    higher the sample's number, but for sample 5.
+    """
     off = (0, 3, 30 if sample == 5 else sample, 60)[plan]
     return (20 + 10 * sample, 40 + off, 200 - 2 * plan)
 

@@ -1,6 +1,8 @@
-"""The pictures themselves: each plot drawn from fixed data looks as it did when somebody last looked at it.
+"""The pictures themselves: each plot drawn from fixed data looks as it did when somebody last
+looked at it.
 
-`python -m tests.report.test_baselines` draws all of them again into `baseline/`: look at every one that changed before you keep it.
+`python -m tests.report.test_baselines` draws all of them again into `baseline/`: look at every one
+that changed before you keep it.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ from tests.report import synthetic, wired
 
 BASELINE = Path(__file__).parent / "baseline"
 DPI = 60
-#: root mean square of the differences of pixels (0 to 255) that another version's font may make; a bar or a point out of place makes more
+#: root mean square of the differences of pixels (0 to 255) that another version's font may make; a
+#: bar or a point out of place makes more
 TOLERANCE = 6.0
 
 

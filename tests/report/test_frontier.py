@@ -1,4 +1,6 @@
-"""The frontier's picture: the planned curve and uniform plans as data, then drawn; step-wise plans and latency tables on the terminal."""
+"""The frontier's picture: the planned curve and uniform plans as data, then drawn; step-wise plans
+and latency tables on the terminal.
+"""
 
 from __future__ import annotations
 

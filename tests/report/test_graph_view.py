@@ -1,4 +1,6 @@
-"""Graphs for people and other tools: files that others read, sketches that say what is there, pictures where nothing lies on anything."""
+"""Graphs for people and other tools: files that others read, sketches that say what is there,
+pictures where nothing lies on anything.
+"""
 
 from __future__ import annotations
 

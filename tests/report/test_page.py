@@ -1,4 +1,6 @@
-"""The page: whole HTML, nothing from outside, nothing from data taken for markup, readable at every width."""
+"""The page: whole HTML, nothing from outside, nothing from data taken for markup, readable at every
+width.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ CHROMIUM = next(
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, the text, and what is open at the end; a tag that closes another one is an error."""
+    """Tags with their attributes, the text, and what is open at the end; a tag that closes another
+    one is an error.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -109,7 +113,9 @@ def page(text: str) -> Page:
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder with a report of a model with blocks, a frontier, and explanations of the plan and of many."""
+    """A run's folder with a report of a model with blocks, a frontier, and explanations of the plan
+    and of many.
+    """
     folder = tmp_path_factory.mktemp("full")
     save_run(folder)
     graph = unet()
@@ -385,7 +391,9 @@ def test_a_run_without_pictures_writes_nothing(tmp_path: Path) -> None:
 def browse(
     tmp_path: Path, document: str, widths: tuple[int, ...]
 ) -> tuple[dict[int, int], list[str]]:
-    """width -> how wide the page wants to be in a frame of that width, and what the console said; frames, since a window has a least width."""
+    """width -> how wide the page wants to be in a frame of that width, and what the console said;
+    frames, since a window has a least width.
+    """
     assert CHROMIUM is not None
     frames = "".join(
         f'<iframe width="{w}" height="900" style="border:0" srcdoc="{html.escape(document)}"></iframe>'

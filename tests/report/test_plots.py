@@ -339,7 +339,9 @@ def test_drawing_needs_neither_pyplot_nor_torch() -> None:
 
 
 def in_ranges(weights: str = "", inputs: str = "") -> Plan:
-    """Every layer in `uint4-g64` early; late the first quantizable layer with other weights or inputs."""
+    """Every layer in `uint4-g64` early; late the first quantizable layer with other weights or
+    inputs.
+    """
     late = f"{weights or 'uint4-g64'}{inputs}"
     choices: dict[str, str | list[str]] = {x.name: "keep" for x in GRAPH}
     choices |= {x.name: "uint4-g64" for x in GRAPH.quantizable}

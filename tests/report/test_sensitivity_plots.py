@@ -1,4 +1,6 @@
-"""What plots of sensitivity show: boxes by role, bars by block, models beside each other, the graph with its cells; numbers by hand."""
+"""What plots of sensitivity show: boxes by role, bars by block, models beside each other, the graph
+with its cells; numbers by hand.
+"""
 
 from __future__ import annotations
 

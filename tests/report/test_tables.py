@@ -15,7 +15,8 @@ from tests.report.synthetic import make_plan, make_rows, pixart
 GRAPH = pixart()
 ROWS = make_rows(GRAPH, make_plan(GRAPH))
 
-#: two layers of the same shape and a small one; bits stored: 4 x 16 codes + 32 x 4 for scales at 4 bits
+#: two layers of the same shape and a small one; bits stored: 4 x 16 codes + 32 x 4 for scales at 4
+#: bits
 SMALL = OpGraph(
     "m",
     tuple(

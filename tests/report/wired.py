@@ -1,4 +1,6 @@
-"""Graphs with operations and blocks written down, to look at without a model: a transformer and a U-Net."""
+"""Graphs with operations and blocks written down, to look at without a model: a transformer and a
+U-Net.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +104,9 @@ class Writer:
 
 
 def transformer(blocks: int = 4, tokens: int = 64, width: int = 32) -> OpGraph:
-    """Patches, a timestep and a text; blocks of self-attention, cross-attention and feed-forward; an output."""
+    """Patches, a timestep and a text; blocks of self-attention, cross-attention and feed-forward;
+    an output.
+    """
     w = Writer()
     noise, step, text = (
         w.op(n, "input", [], shape)

@@ -1,4 +1,6 @@
-"""A run whose config asks for sparse attention: priced, planned within a share of the FLOPs, said, measured, packed."""
+"""A run whose config asks for sparse attention: priced, planned within a share of the FLOPs, said,
+measured, packed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Configs: paths that hold wherever one stands, limits that don't join each other, keys set and unset."""
+"""Configs: paths that hold wherever one stands, limits that don't join each other, keys set and
+unset.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A config end to end, on the zoo's DiT: everything is written, nothing is done twice, and a killed run ends where it would have."""
+"""A config end to end, on the zoo's DiT: everything is written, nothing is done twice, and a killed
+run ends where it would have.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ FILES = {
 }
 PLANS = ["full precision", "uniform uint4-c", "plan", "random"]
 STEPS, SAMPLES, BITS = 3, 4, 5.0
-#: relative difference of sensitivities between two processes: another number of threads adds floats up in another order
+#: relative difference of sensitivities between two processes: another number of threads adds floats
+#: up in another order
 ROUNDING = 1e-3
 
 

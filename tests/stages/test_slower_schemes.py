@@ -1,5 +1,6 @@
-"""`allocate --device latency.json` without a limit in seconds: schemes that are slower here than full
-precision are avoided, where the budget can be met without them."""
+"""`allocate --device latency.json` without a limit in seconds: schemes that are slower here than
+full precision are avoided, where the budget can be met without them.
+"""
 
 from __future__ import annotations
 

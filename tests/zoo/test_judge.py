@@ -52,7 +52,8 @@ def test_true_captions_are_found_and_those_of_other_pictures_are_not(
 
     assert float(true.mean()) > ACCURACY
     assert float(shuffled.mean()) < 0.5
-    # By chance a sixth of the layouts and shapes fits, an eighth of the colours, half of the sizes and textures.
+    # By chance a sixth of the layouts and shapes fits, an eighth of the colours, half of the sizes
+    # and textures.
     assert float(shuffled.mean()) > 0.1
 
 

@@ -1,4 +1,6 @@
-"""What the denoisers' training is told about scenes and sentences, and that the shipped text encoders can read."""
+"""What the denoisers' training is told about scenes and sentences, and that the shipped text
+encoders can read.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,8 @@ def test_each_place_shows_the_object_whose_centre_lies_in_it(scenes: Scenes) -> 
     cell = (places(scenes) // 8).long()
     for k in range(3):
         there = scenes.shape[:, k] >= 0
-        # A ring is hollow in the middle and may leave its centre to the background: all others fill it.
+        # A ring is hollow in the middle and may leave its centre to the background: all others fill
+        # it.
         there &= scenes.shape[:, k] != SHAPES.index("ring")
         index = (cell[there, k, 1] * 8 + cell[there, k, 0])[:, None]
         for attribute in ("shape", "colour", "size", "texture"):

@@ -1,4 +1,6 @@
-"""The zoo's world: scenes that come again, splits that do not meet, captions that say nothing but the truth."""
+"""The zoo's world: scenes that come again, splits that do not meet, captions that say nothing but
+the truth.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +101,8 @@ def test_every_attribute_of_every_object_can_be_seen(name: str) -> None:
         value[:, k] = torch.where(there, (value[:, k] + 1) % len(NAMES[name]), value[:, k])
         seen = (render(replace(scenes, **{name: value})) - before).abs().amax(1).gt(0.2).sum((1, 2))
 
-        # Pixels that differ clearly: at least a dozen where the object is, none where there is no third one.
+        # Pixels that differ clearly: at least a dozen where the object is, none where there is no
+        # third one.
         assert int(seen[there].min()) >= 12
         assert int(seen[~there].sum()) == 0
 
@@ -286,7 +289,8 @@ def test_a_left_of_b_and_b_right_of_a_name_the_same_attributes() -> None:
             assert phrase is not None
             said.setdefault((i, frozenset(caption.named)), set()).add(phrase[1] in SECOND_FIRST)
 
-    # The same scene with the same set of named attributes, told from either object: both ways occur for most.
+    # The same scene with the same set of named attributes, told from either object: both ways occur
+    # for most.
     assert sum(ways == {True, False} for ways in said.values()) > 100
 
 

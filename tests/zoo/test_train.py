@@ -1,4 +1,6 @@
-"""Training: a killed run that is started again ends with the very weights of one that was left alone."""
+"""Training: a killed run that is started again ends with the very weights of one that was left
+alone.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from qsearch.zoo import train
 from qsearch.zoo.recipes import RECIPES
 
 STEPS = 6
-#: trains the judge for a few steps; "loss 3" dies before the third step of this process, "save 2" in the middle of its second checkpoint
+#: trains the judge for a few steps; "loss 3" dies before the third step of this process, "save 2"
+#: in the middle of its second checkpoint
 CHILD = """
 import dataclasses, os, signal, sys
 from pathlib import Path
@@ -58,7 +61,9 @@ train.main(argv)
 
 
 def run(folder: Path, what: str = "never", when: int = 0) -> subprocess.CompletedProcess[str]:
-    """`python -m qsearch.zoo.train judge`, a few steps long, a checkpoint after each; one thread, so that sums are in one order."""
+    """`python -m qsearch.zoo.train judge`, a few steps long, a checkpoint after each; one thread,
+    so that sums are in one order.
+    """
     argv = [
         "judge",
         "--steps",
@@ -95,7 +100,9 @@ def left_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def disturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """Folder of a training that was killed twice, before a step and inside a checkpoint, and what it said each time it started."""
+    """Folder of a training that was killed twice, before a step and inside a checkpoint, and what
+    it said each time it started.
+    """
     folder = tmp_path_factory.mktemp("killed")
     deaths = [run(folder, "loss", 3), run(folder, "save", 2)]
     assert [d.returncode for d in deaths] == [-signal.SIGKILL] * 2, [d.stderr for d in deaths]
@@ -179,7 +186,9 @@ class Killed(Exception):
 def fit(
     folder: Path, *, rate: float = 1e-2, stop: int | None = None, until: int | None = None
 ) -> nn.Module:
-    """Three hundred steps of a small regression, with a checkpoint after each if it will be stopped, before the step `stop`."""
+    """Three hundred steps of a small regression, with a checkpoint after each if it will be
+    stopped, before the step `stop`.
+    """
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
     done = 0

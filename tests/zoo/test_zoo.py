@@ -1,4 +1,6 @@
-"""What is shipped: two pipelines that plain diffusers loads, small, trained, with their records beside them."""
+"""What is shipped: two pipelines that plain diffusers loads, small, trained, with their records
+beside them.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from qsearch.graphs.extraction import extract
 from qsearch.measure.pipelines import Sampling, denoiser_of, example_inputs, record, scene_prompts
 
 MEGABYTES = 12
-#: judged alignment that the zoo promises, averaged over attributes, on at least so many captions of held-out scenes
+#: judged alignment that the zoo promises, averaged over attributes, on at least so many captions of
+#: held-out scenes
 ALIGNMENT, CAPTIONS = 0.9, 512
 
 
@@ -52,7 +55,8 @@ def test_plain_diffusers_loads_it_with_no_code_of_ours(name: str, pipe: Any) -> 
 
 
 def test_it_paints_when_called_as_diffusers_is_called(name: str, pipe: Any) -> None:
-    # PixArt's own defaults want a table of resolutions for large pictures and packages that rewrite the prompt.
+    # PixArt's own defaults want a table of resolutions for large pictures and packages that rewrite
+    # the prompt.
     plain = (
         {"use_resolution_binning": False, "clean_caption": False, "max_sequence_length": 36}
         if name == "scenes-dit"

@@ -27,8 +27,8 @@ _TYPES = {
 HOPPER = 90
 SHARED_BYTES = (
     227 * 1024
-    # what one block may have on compute capability 9.0 (CUDA C++ Programming Guide, table of compute
-    # capabilities)
+    # what one block may have on compute capability 9.0 (CUDA C++ Programming Guide, table of
+    # compute capabilities)
 )
 TENSOR_CORES = {
     "int8": "IGMMA",

@@ -1,7 +1,9 @@
-"""Sparse attention: a part of the keys, mended between dense steps by statistics of the last one, or its output kept.
+"""Sparse attention: a part of the keys, mended between dense steps by statistics of the last one,
+or its output kept.
 
     window8             1/8 of the keys, a band in token order (in a video around the same place in all frames)
-    spatial8, temporal8 a band over tokens in order of frames, or of places (Sparse VideoGen, arXiv 2502.01776)
+    spatial8, temporal8 a band over tokens in order of frames, or of places (Sparse VideoGen, arXiv
+    2502.01776)
     block8              the blocks of keys with the largest products of means (the idea of SpargeAttn, arXiv 2502.18137)
     dense+qk8           products of queries and keys in int8 (SageAttention, arXiv 2410.02367); also window8+qk8
     ~rho                the last dense step's share of the softmax in the denominator
@@ -11,7 +13,8 @@
     ~every4             a dense step every 4 steps; every 5 where nothing is said
     ~drift0.04, ~fit    what rho gains a step: a number, or as calibration measured
 
-Grammar, layouts, carried state and kernels are those of `qsearch_kernels`; here they become a choice of the plan.
+Grammar, layouts, carried state and kernels are those of `qsearch_kernels`; here they become a
+choice of the plan.
 """
 
 from __future__ import annotations
@@ -86,7 +89,9 @@ def fault(text: str, spec: AttentionSpec) -> str:
 
 
 def work(text: str, spec: AttentionSpec, *, bits: int = 0, steps: int = 0) -> float:
-    """Products of kept pairs over those of all, the mean over `steps` from a dense one on, or over a whole interval."""
+    """Products of kept pairs over those of all, the mean over `steps` from a dense one on, or over
+    a whole interval.
+    """
     from qsearch_kernels.attention_cost import step_flops
 
     choice = _parsed(text)

@@ -1,1 +1,3 @@
-"""Formats, one file each: how the codes of a weight (or of an input) are spelt, priced, found, and laid out in memory."""
+"""Formats, one file each: how the codes of a weight (or of an input) are spelt, priced, found, and
+laid out in memory.
+"""

@@ -1,7 +1,9 @@
-"""Asymmetric integers, `uint2` to `uint8`: a scale and a zero point; the grid of inputs rounded to 8, 6 or 4 bits too.
+"""Asymmetric integers, `uint2` to `uint8`: a scale and a zero point; the grid of inputs rounded to
+8, 6 or 4 bits too.
 
-A weight is scale * (code - zero), scale = (max - min) / (2^b - 1) with the range widened to hold 0, and zero rounded to a code.
-Both are stored in fp16, since some methods (HQQ) choose zeros that are no whole numbers.
+A weight is scale * (code - zero), scale = (max - min) / (2^b - 1) with the range widened to hold 0,
+and zero rounded to a code. Both are stored in fp16, since some methods (HQQ) choose zeros that are
+no whole numbers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Small floats, `e2m1` to `e5m2`: a sign, exponent and mantissa bits, and a scale; grids of inputs too.
+"""Small floats, `e2m1` to `e5m2`: a sign, exponent and mantissa bits, and a scale; grids of inputs
+too.
 
-Levels have a top between 1 and 2, so that the scale is about the clip value and fits fp16: FP4DiT's real-valued exponent bias
-(arXiv 2503.15465, eq. 2) is that scale, since b = 2^E - log2(c) + log2(2 - 2^-M) - 1 depends on the clip value c alone.
+Levels have a top between 1 and 2, so that the scale is about the clip value and fits fp16: FP4DiT's
+real-valued exponent bias (arXiv 2503.15465, eq. 2) is that scale, since b = 2^E - log2(c) + log2(2
+- 2^-M) - 1 depends on the clip value c alone.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ def stored_bits(word: str, rows: int, columns: int, group: int) -> int:
 
 
 def quantize(groups: Tensor, scheme: Scheme) -> Codes:
-    """Codes of fp32 groups [rows, groups, group], to nearest; the largest of each group is the largest value."""
+    """Codes of fp32 groups [rows, groups, group], to nearest; the largest of each group is the
+    largest value.
+    """
     from ..codes import round_to_nearest
 
     return round_to_nearest(groups, scheme)

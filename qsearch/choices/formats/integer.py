@@ -1,6 +1,7 @@
 """Symmetric integers, `int2` to `int8`: one scale, and zero in the middle of the codes.
 
-A weight is scale * (code - 2^(b-1)), scale = max|w| / (2^(b-1) - 1). The scale is stored in fp16, the zero is a constant.
+A weight is scale * (code - 2^(b-1)), scale = max|w| / (2^(b-1) - 1). The scale is stored in fp16,
+the zero is a constant.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""The OCP block formats, `mxfp4`, `mxfp6` and `mxfp8`: blocks of 32 small floats that share a power of two.
+"""The OCP block formats, `mxfp4`, `mxfp6` and `mxfp8`: blocks of 32 small floats that share a power
+of two.
 
-OCP Microscaling Formats v1.0, section 6.3: the power of two puts the largest weight into the largest binade of the element;
-what lies beyond the largest value is clipped. Of the two 6-bit and the two 8-bit elements those with more mantissa, for weights.
+OCP Microscaling Formats v1.0, section 6.3: the power of two puts the largest weight into the
+largest binade of the element; what lies beyond the largest value is clipped. Of the two 6-bit and
+the two 8-bit elements those with more mantissa, for weights.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""NVIDIA's block format, `nvfp4`: blocks of 16 values of e2m1, an e4m3 scale a block and an fp32 scale a tensor.
+"""NVIDIA's block format, `nvfp4`: blocks of 16 values of e2m1, an e4m3 scale a block and an fp32
+scale a tensor.
 
-The tensor scale puts the largest block scale at e4m3's largest value; block scales are then rounded to e4m3.
+The tensor scale puts the largest block scale at e4m3's largest value; block scales are then rounded
+to e4m3.
 """
 
 from __future__ import annotations

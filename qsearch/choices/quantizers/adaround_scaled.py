@@ -1,7 +1,9 @@
-"""FP4DiT's scale-aware AdaRound: the gate is a sigmoid of V / s, s the step at each weight; needs the layer's inputs.
+"""FP4DiT's scale-aware AdaRound: the gate is a sigmoid of V / s, s the step at each weight; needs
+the layer's inputs.
 
-arXiv 2503.15465, section 3.2. On a floating grid steps differ from weight to weight, and so do the gradients of plain AdaRound's V, which are in
-proportion to s; V / s takes that out. With Adam, which divides by the gradient's size, it amounts to a learning rate of rate / s for each weight.
+arXiv 2503.15465, section 3.2. On a floating grid steps differ from weight to weight, and so do the
+gradients of plain AdaRound's V, which are in proportion to s; V / s takes that out. With Adam,
+which divides by the gradient's size, it amounts to a learning rate of rate / s for each weight.
 """
 
 from __future__ import annotations
@@ -30,10 +32,14 @@ def supports(scheme: Scheme) -> bool:
 def quantize(
     groups: Tensor, scheme: Scheme, moments: Tensor, *, rate: float = RATE, steps: int = STEPS
 ) -> Codes:
-    """Codes of fp32 groups [rows, groups, group] for inputs with `moments` [columns, columns], on min-max's grid."""
+    """Codes of fp32 groups [rows, groups, group] for inputs with `moments` [columns, columns], on
+    min-max's grid.
+    """
     return learn(groups, scheme, moments, rate=rate, steps=steps, scaled=True)
 
 
 def gates(groups: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme) -> Gates:
-    """Variables that a reconstruction of a whole block learns, for fp32 groups on the grid of `scale` and `zero`."""
+    """Variables that a reconstruction of a whole block learns, for fp32 groups on the grid of
+    `scale` and `zero`.
+    """
     return gates_between(groups, scale, zero, scheme, scaled=True)

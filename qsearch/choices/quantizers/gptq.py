@@ -1,8 +1,11 @@
-"""GPTQ: round column after column, and let the columns to come make up for each error; needs the layer's inputs.
+"""GPTQ: round column after column, and let the columns to come make up for each error; needs the
+layer's inputs.
 
-Frantar et al., arXiv 2210.17323, algorithm 1: with H the second moments of the inputs and U the upper Cholesky factor of its inverse, the error
-of column j over U_jj, times row j of U, is taken from the later columns. Scales are min-max of a group when its first column is reached,
-errors inside the group counted in (of the whole row at its start where a channel or the tensor shares one).
+Frantar et al., arXiv 2210.17323, algorithm 1: with H the second moments of the inputs and U the
+upper Cholesky factor of its inverse, the error of column j over U_jj, times row j of U, is taken
+from the later columns. Scales are min-max of a group when its first column is reached, errors
+inside the group counted in (of the whole row at its start where a channel or the tensor shares
+one).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """HQQ: move the zero point so that a heavy-tailed norm of the error falls; needs no data.
 
-Half-quadratic quantization (Badri and Shaji, 2023): split |W - Q(W)|_p with p = 0.7 into a shrinkage step, which sets the large errors
-aside as outliers, and a closed form for the zero, the mean of what is left. The scale stays that of the range; the zero need not be whole
-and is stored in fp16. Symmetric integers have no zero to move.
+Half-quadratic quantization (Badri and Shaji, 2023): split |W - Q(W)|_p with p = 0.7 into a
+shrinkage step, which sets the large errors aside as outliers, and a closed form for the zero, the
+mean of what is left. The scale stays that of the range; the zero need not be whole and is stored in
+fp16. Symmetric integers have no zero to move.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def supports(scheme: Scheme) -> bool:
 
 
 def quantize(groups: Tensor, scheme: Scheme) -> Codes:
-    """Codes of fp32 groups [rows, groups, group]; each group keeps the zero with the least sum of |error|^0.7 that it met, min-max's included."""
+    """Codes of fp32 groups [rows, groups, group]; each group keeps the zero with the least sum of
+    |error|^0.7 that it met, min-max's included.
+    """
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     scale, zero = qparams_from_range(low, high, scheme)
     chunk = max(1, _CHUNK // groups[0].numel())
@@ -40,9 +43,11 @@ def quantize(groups: Tensor, scheme: Scheme) -> Codes:
 
 
 def _solve(groups: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme) -> Tensor:
-    """The best zero of each group, from `zero` on; ends when a round lowers the loss of all groups together by less than `ENOUGH`.
+    """The best zero of each group, from `zero` on; ends when a round lowers the loss of all groups
+    together by less than `ENOUGH`.
 
-    In units of the scale, where a weight is u and its error u + zero - code, the new zero, mean(code - (u - outlier)), is zero - mean(error - outlier).
+    In units of the scale, where a weight is u and its error u + zero - code, the new zero,
+    mean(code - (u - outlier)), is zero - mean(error - outlier).
     """
     own, top = groups / scale, 2**scheme.bits - 1
     best, least, beta, before = zero, torch.full_like(zero, torch.inf), BETA, torch.inf

@@ -1,6 +1,7 @@
 """Round to nearest on the range from smallest to largest weight; needs no data.
 
-What a format does where a scheme names no method, if that follows from the ends of each group: see `formats/`.
+What a format does where a scheme names no method, if that follows from the ends of each group: see
+`formats/`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Clip the range where that lowers the sum of |error|^2.4; needs no data.
 
-The search of BRECQ, Q-Diffusion and Qua²SeDiMo: shrink the range in steps, round, keep the best of each group. Their ten steps of a tenth are
-taken in halves here; exponent 2.4 is theirs, and weighs large errors more than the squared error does.
+The search of BRECQ, Q-Diffusion and Qua²SeDiMo: shrink the range in steps, round, keep the best of
+each group. Their ten steps of a tenth are taken in halves here; exponent 2.4 is theirs, and weighs
+large errors more than the squared error does.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def supports(scheme: Scheme) -> bool:
 
 
 def quantize(groups: Tensor, scheme: Scheme, *, power: float = POWER) -> Codes:
-    """Codes of fp32 groups [rows, groups, group] on the grid with the least sum of |error|^`power`; the whole range wins a draw."""
+    """Codes of fp32 groups [rows, groups, group] on the grid with the least sum of |error|^`power`;
+    the whole range wins a draw.
+    """
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     scale, zero = qparams_from_range(low, high, scheme)
     least = _loss(groups, scale, zero, scheme, power)

@@ -1,8 +1,9 @@
-"""TaQ-DiT's shift of post-GELU inputs: subtract the middle of each channel's range, add W z to the bias.
+"""TaQ-DiT's shift of post-GELU inputs: subtract the middle of each channel's range, add W z to the
+bias.
 
-arXiv 2411.14172: z_c follows (max + min) / 2 over calibration batches with a momentum of 0.95; over many batches in random
-order that is their mean, which is what is taken here. The subtraction stays at run time, since it can't pass through the
-GELU before it.
+arXiv 2411.14172: z_c follows (max + min) / 2 over calibration batches with a momentum of 0.95; over
+many batches in random order that is their mean, which is what is taken here. The subtraction stays
+at run time, since it can't pass through the GELU before it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,11 @@
-"""ModelOpt's checkpoint with written weights in a diffusers folder: FP8, NVFP4 and 16 bits mixed, `MIXED_PRECISION`, as servers read them.
+"""ModelOpt's checkpoint with written weights in a diffusers folder: FP8, NVFP4 and 16 bits mixed,
+`MIXED_PRECISION`, as servers read them.
 
-config.json and `hf_quant_config.json` name every layer with its algorithm: `FP8` (a scale a tensor, inputs in e4m3 with a static scale),
-`FP8_PER_CHANNEL_PER_TOKEN` (a scale a channel, inputs a token), `W4A16_NVFP4` (inputs as they are). The weight of two e2m1 numbers a byte has the first
-in the low bits, and its block scales lie as the weight's rows do: vLLM and SGLang put them into the tiles of tensor cores while they load.
+config.json and `hf_quant_config.json` name every layer with its algorithm: `FP8` (a scale a tensor,
+inputs in e4m3 with a static scale), `FP8_PER_CHANNEL_PER_TOKEN` (a scale a channel, inputs a
+token), `W4A16_NVFP4` (inputs as they are). The weight of two e2m1 numbers a byte has the first in
+the low bits, and its block scales lie as the weight's rows do: vLLM and SGLang put them into the
+tiles of tensor cores while they load.
 """
 
 from __future__ import annotations
@@ -40,7 +43,9 @@ _E4M3_MAX = 448.0
 
 
 def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
-    """e4m3 with rounded inputs, a tensor or a channel, and nvfp4 with inputs as they are; of linear layers."""
+    """e4m3 with rounded inputs, a tensor or a channel, and nvfp4 with inputs as they are; of linear
+    layers.
+    """
     if layer.kind != "linear" or layer.parts:
         return nearest_of(scheme, layer, [])
     offers = [text for text in ALGORITHMS if text != "nvfp4" or divides(_BLOCK, layer)]
@@ -115,7 +120,9 @@ def packed(job: Export, layer: LayerSpec, weight: Tensor) -> dict[str, Tensor]:
 
 
 def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
-    """The configuration's layers, and that the tensors have the types and shapes of their algorithms."""
+    """The configuration's layers, and that the tensors have the types and shapes of their
+    algorithms.
+    """
     weights = Weights(folder)
     try:
         said = weights.config["quantization_config"]["quantized_layers"]

@@ -1,4 +1,6 @@
-"""Ray: actors on any number of machines, each with its own model; Ray places, restarts and pins them to GPUs."""
+"""Ray: actors on any number of machines, each with its own model; Ray places, restarts and pins
+them to GPUs.
+"""
 
 from __future__ import annotations
 
