@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -237,16 +238,15 @@ def main() -> None:
         walks = [walk(place, name, tool) for name, tool in MODELS.items()]
         for row in walks:
             print(row, flush=True)
-        rows = []
-        if options.verbs:
-            ready = prepared(place)
-            how = signal.SIGKILL if options.kill else signal.SIGINT
-            for verb in options.verbs:
-                rows.append(moments(ready, verb, options.moments, how, options.seed))
-                print(rows[-1], flush=True)
-    load = os.getloadavg()[2]
-    extra = {"walks": walks, "signal": "SIGKILL" if options.kill else "SIGINT", "load": load}
-    publish(__file__, rows or walks, title="First contact", seed=options.seed, extra=extra)
+        extra = {"walks": walks, "signal": "SIGKILL" if options.kill else "SIGINT"}
+        told = partial(publish, __file__, title="First contact", seed=options.seed)
+        told(walks, extra=extra)
+        rows: list[dict[str, Any]] = []
+        ready = prepared(place) if options.verbs else place
+        how = signal.SIGKILL if options.kill else signal.SIGINT
+        for verb in options.verbs:  # told after each: all take an hour
+            rows.append(moments(ready, verb, options.moments, how, options.seed))
+            told(rows, extra={**extra, "load": os.getloadavg()[2]})
 
 
 if __name__ == "__main__":

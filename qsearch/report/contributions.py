@@ -109,6 +109,8 @@ def _draw(data: Contributions, width: int) -> Figure:
     scaled(ax, data.title)
     if data.key:
         ax.set_xlabel("\n".join([ax.get_xlabel(), *wrap(data.key, width // 7)]), loc="right")
+    if width < HALF:  # of more ticks the numbers would lie on each other
+        ax.locator_params(axis="x", nbins=4)
     ax.grid(axis="x", linewidth=0.6)
     ax.set_axisbelow(True)
     ax.tick_params(axis="y", length=0)

@@ -21,7 +21,7 @@ class Findings:
 
     `rows`: results, as in results.json. `captions`: what was sampled, a caption for each picture.
     `metric`: what the plan minimised. `frontier`, `attributions`: size against error and what
-    explains the plan, each left out where there is none.
+    explains the plan, each left out where there is none. `target`: the tool that it is for.
     """
 
     graph: OpGraph
@@ -32,6 +32,7 @@ class Findings:
     metric: str = "noise"
     frontier: Frontier | None = None
     attributions: Sequence[Attribution] = ()
+    target: str | None = None
 
     @property
     def shown(self) -> list[str]:

@@ -112,7 +112,7 @@ def block_sketch(graph: OpGraph, block: str) -> Sketch:
         boxes[name] = box
         if len(readers) > _LINES:
             conditions.append(name)
-            for reader in readers:
+            for reader in dict.fromkeys(readers):
                 marks.setdefault(reader, []).append(box.title)
         else:
             edges += [(name, reader) for reader in readers]

@@ -120,6 +120,8 @@ def _page(folder: Path, found: Findings, samples: Sequence[Sample], key: str) ->
         layers=_layers(graph, plan, values, schemes),
         provenance=_provenance(graph, table, plan, _header(folder, graph, plan)),
         config=_config(folder),
+        target=found.target or "torchao",
+        planned_for=bool(found.target),
         folded=_folded(graph, plan, values, middle) if len(graph.layers) > MANY else {},
         script=Markup(files(__package__).joinpath("page.js").read_text(encoding="utf-8")),
         key=key,

@@ -88,6 +88,7 @@ def report(
             metric=settings.metric,
             frontier=curve,
             attributions=[r for r in reasons if r is not None],
+            target=settings.target,
         ),
         key,
     )

@@ -191,7 +191,7 @@ def test_the_terminal_shows_the_largest_the_rest_and_the_sum() -> None:
     rows = WHOLE.totals(plan="plan 0", method="shapley", kind="layer", metric="noise")
     largest = max(rows, key=lambda name: rows[name])
     assert f"{rows[largest]:+.2e}" in text
-    assert f"the other {len(rows) - 15} together" in text
+    assert f"all others ({len(rows) - 15})" in text
     assert (
         f"0 before any + {sum(rows.values()):.4g} = {sum(rows.values()):.4g}, as predicted" in text
     )
