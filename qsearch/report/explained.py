@@ -38,12 +38,13 @@ def attribution_tables(
         frame = frame[frame["kind"].isin(kinds)]
     for (method, kind, metric), rows in frame.groupby(["method", "kind", "metric"], sort=False):
         plans = list(rows["plan"].unique())
-        of = f"{metric}{_unit(str(metric), str(method))} by {method}, {kind}s"
+        of = f"{metric} by {method}, {kind}s"
+        unit = _unit(str(metric), str(method))
         if rows["prediction"].isna().all():
             shown.append(_largest(rows, f"{of}: scores, which add up to nothing"))
         elif "plan" in plans or len(plans) == 1:
             own = rows["plan"] == ("plan" if "plan" in plans else plans[0])
-            shown += _plan(rows[own], of, most)
+            shown += _plan(rows[own], of + unit, most)
         else:
             shown.append(
                 _largest(
