@@ -51,7 +51,7 @@ from qsearch.measure.setting import EvaluationSetting
 SCHEMES = ("uint2-c", "uint3-c", "uint4-c", "uint8-c")
 SEED = 11
 #: (executor, workers), in the order in which they are timed
-RACE = (("local", 1), ("ray", 1), ("pool", 2), ("ray", 2))
+RACE = (("local", 1), ("pool", 2), ("ray", 2))
 #: made-up trials that are added one by one; the rest is copied into the tables
 _ADDED = 200
 TICKS = os.sysconf("SC_CLK_TCK")

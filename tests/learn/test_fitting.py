@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.sparse.csgraph import connected_components
 from scipy.stats import kendalltau, spearmanr
 
 from qsearch.core import plugins
 from qsearch.core.errors import ArtifactError, QSearchError
 from qsearch.core.plan import Plan
 from qsearch.learn.contracts import small_graph, small_plans, small_study
-from qsearch.learn.fitting import Study, by_graph, cross_validate, fit, lesson
+from qsearch.learn.fitting import Study, _alike, by_graph, cross_validate, fit, lesson
 from qsearch.learn.scores import half_width, linked, score, unlinked
 from qsearch.learn.surrogate import Surrogate
 
@@ -74,6 +75,28 @@ def test_plans_that_are_nearly_the_same_stay_on_one_side(study: Study) -> None:
 
     assert taken.groups[-1] == taken.groups[0]
     assert len(set(taken.groups)) > 50
+
+
+def test_plans_are_grouped_as_pairwise_comparison_groups_them() -> None:
+    made = small_study(40)
+    chain = list(made.trials)
+    names = list(chain[0].choices)
+    for i in range(12):  # each nearly the one before, the last far from the first
+        other = dict(chain[-1 if i else 0].choices)
+        other[names[i % len(names)]] = chain[20 + i].choices[names[i % len(names)]]
+        chain.append(replace(chain[0], choices=other, name=f"near-{i}", plan=f"near-{i}"))
+    near = replace(made, trials=chain)
+    layers = [layer.name for layer in made.graph.quantizable]
+
+    found = _alike(near)
+
+    alike = [
+        [sum(a.choices[n] == b.choices[n] for n in layers) / len(layers) > 0.8 for b in chain]
+        for a in chain
+    ]
+    expected = connected_components(np.array(alike), directed=False)[1]
+    assert [list(found == x) for x in found] == [list(expected == x) for x in expected]
+    assert len(set(found)) < len(chain)
 
 
 def test_every_plan_is_predicted_without_itself(study: Study) -> None:

@@ -15,6 +15,7 @@ from qsearch.core.plan import Plan
 from qsearch.core.trials import Trials
 from qsearch.learn.contracts import SCHEMES, small_graph, small_study
 from qsearch.learn.surrogate import Surrogate
+from qsearch.measure.executing import ExecutorOptions
 from qsearch.stages import config
 from qsearch.stages.explain import ExplainSettings, explain
 from qsearch.stages.extract import extract
@@ -48,6 +49,42 @@ def folder(made: Path, tmp_path: Path) -> Path:
     folder = Path(shutil.copytree(made, tmp_path / "run"))
     config.save(config.Config(model="scenes-dit", folder=folder), folder / "config.yaml")
     return folder
+
+
+@pytest.mark.parametrize(
+    "by",
+    [
+        ExecutorOptions(executor="local"),
+        pytest.param(ExecutorOptions(executor="pool", workers=2), marks=pytest.mark.slow),
+    ],
+    ids=["local", "pool"],
+)
+@pytest.mark.parametrize("kind", ["ridge", "xgboost"])
+def test_folds_are_predicted_the_same_whoever_does_them(
+    folder: Path, kind: str, by: ExecutorOptions
+) -> None:
+    run = Run(config.load(folder / "config.yaml"))
+    asked = FitSettings(metrics=("sqnr",), surrogate=kind)
+
+    (here,), (there,) = fit(run, asked), fit(run, asked, by=by)
+
+    assert there.scores == here.scores
+    assert (there.residuals == here.residuals).all()
+
+
+def test_fit_takes_an_executor_and_a_storage_that_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    (folder / "trials.db").rename(folder / "elsewhere.db")
+    monkeypatch.setenv("TRIALS", f"sqlite:///{folder}/elsewhere.db")
+    where = ("--storage", "env:TRIALS", "--executor", "local")
+
+    code, _, said = command("fit", folder, "--surrogate", "ridge", *where)
+    refused, _, why = command("fit", folder, "--storage", "env:NOTHING")
+
+    assert code == 0, said
+    assert refused == 2
+    assert "the environment variable NOTHING holds none" in " ".join(why.split())
 
 
 def test_fit_and_explain_write_what_they_promise(
