@@ -8,7 +8,7 @@ nodes are started on loopback and thrown away. `workers` measures the same plans
 one process, by pools and by Ray, and compares every number; seconds are of the clock and of the
 processors (of the command, its processes and Ray's nodes), since other work on the machine makes
 the clock's longer. `trials` fills the database with made-up trials, then times opening, resuming and fitting.
-Written to cluster.json, a part each.
+Written to cluster-PART.json.
 """
 
 from __future__ import annotations
