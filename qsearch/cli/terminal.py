@@ -239,15 +239,19 @@ class _Kept:
     """What an interrupted command says, and whom it has to stop."""
 
     line = "interrupted"
+    said = False
 
 
 def keeps(line: str) -> None:
     """What is said where the command is interrupted from here on."""
-    _Kept.line = line
+    _Kept.line, _Kept.said = line, False
 
 
 def say_interrupted() -> None:
     """The line of an interrupted command, with the cursor shown again."""
+    if _Kept.said:
+        return
+    _Kept.said = True
     mark = f"\r{_SHOW_CURSOR}" if _screen().isatty() else ""
     say(f"{mark}qsearch: {_Kept.line}")
 
@@ -268,14 +272,16 @@ def interruptible() -> Iterator[None]:
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
     def watch() -> None:
+        seen = b""
         with suppress(OSError):
             while (seen := os.read(reader, 1)) and seen[0] != signal.SIGINT:
                 pass
-            if seen:
-                time.sleep(_PATIENCE)
-                _stop_workers()
-                say_interrupted()
-                os._exit(130)
+        os.close(reader)
+        if seen:
+            time.sleep(_PATIENCE)
+            _stop_workers()
+            say_interrupted()
+            os._exit(130)
 
     threading.Thread(target=watch, daemon=True).start()
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.plan import Plan
 from ..core.table import SensitivityTable
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def ask_why(path: Path, layer: str) -> Why:
-    """The reasons for one layer of a plan.json that lies in a run folder, or in its `frontier/`."""
+    """The reasons for one layer of a plan.json that lies in a run folder, or in its `frontier/`.
+
+    The end of a name does, such as `attn1.to_q`, where no other layer ends so.
+    """
     from ..decide.allocation import state
     from ..decide.why import why
     from .allocate import request_of
@@ -28,5 +32,22 @@ def ask_why(path: Path, layer: str) -> Why:
     settings = load(folder / NAME).allocate
     asked = request_of(settings, graph, table)
     plan = Plan.load(path, graph, latency=asked.latency)
-    graph.layer(layer)
+    layer = by_suffix(graph, layer)
     return why(state(graph, table, plan.budget or settings.budget, asked), plan, layer)
+
+
+def by_suffix(graph: OpGraph, name: str) -> str:
+    """The layer of that name, or the one whose name ends so.
+
+    Raises:
+        QSearchError: there is none, or several end so.
+    """
+    found = [x.name for x in graph if x.name == name or x.name.endswith(f".{name}")]
+    if name in found or not found:
+        return graph.layer(name).name
+    if len(found) > 1:
+        raise QSearchError(
+            f"{len(found)} layers end in {name!r}, such as {', '.join(found[:3])}; give more of the "
+            "name"
+        )
+    return found[0]

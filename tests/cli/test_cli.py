@@ -652,6 +652,30 @@ def test_the_reasons_for_a_layer_name_every_choice_and_the_next_best(
     assert "takes" in shown
 
 
+def test_the_end_of_a_layer_s_name_does_where_no_other_ends_so(
+    command: Command, folder: Path, refused: Callable[..., str]
+) -> None:
+    full = next(x.name for x in GRAPH.quantizable if x.name.count(".") > 2)
+    parts = full.split(".")
+    short = next(
+        s
+        for i in range(1, len(parts))
+        if (s := ".".join(parts[-i:]))
+        and sum(x.name == s or x.name.endswith(f".{s}") for x in GRAPH) == 1
+    )
+
+    code, out, err = command("show", folder / "plan.json", "--why", short)
+
+    assert code == 0, err
+    assert full in " ".join(out.split()).replace(" ", "")
+    last = next(
+        s
+        for x in GRAPH.quantizable
+        if sum(y.name.endswith(f".{(s := x.name.rpartition('.')[2])}") for y in GRAPH) > 1
+    )
+    assert "layers end in" in refused("show", folder / "plan.json", "--why", last)
+
+
 def test_the_reasons_for_a_layer_that_is_none_name_the_nearest(
     refused: Callable[..., str], folder: Path
 ) -> None:

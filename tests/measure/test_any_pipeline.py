@@ -120,7 +120,11 @@ def test_a_folder_and_a_file_of_prompts_are_all_that_the_command_needs(
     table = SensitivityTable.load(run / "sensitivity.parquet")
     assert table.metrics == ["noise", "sqnr"]
     assert table.shares is not None
-    assert {p.name for p in run.iterdir()} == {"config.yaml", "graph.json", "sensitivity.parquet"}
+    assert {p.name for p in run.iterdir()} - {"log.txt"} == {
+        "config.yaml",
+        "graph.json",
+        "sensitivity.parquet",
+    }
     with pytest.raises(
         QSearchError,
         match=r"is a run of .*model, not of scenes-dit; give another folder with --output",
