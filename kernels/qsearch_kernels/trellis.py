@@ -30,9 +30,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-COLUMNS = 4
-BITS = (2, 3, 4)
-STATES = (8, 10, 12, 14)
+from .trellis_layout import BITS, COLUMNS, STATES, height, packed_shape, tiles
+
+__all__ = ["BITS", "COLUMNS", "STATES", "height", "packed_shape", "tiles"]
 #: of a thousand random odd multipliers: highest SQNR on Gaussian numbers over BITS and STATES; both
 #: below 2**31, and no state below 2**14 has a level beyond -127 to 127
 MULTIPLIER, ADDEND = 1760196475, 801192770
@@ -50,22 +50,6 @@ def check(bits: int, states: int) -> None:
             f"a trellis code has 2, 3 or 4 bits a weight and 2**8, 2**10, 2**12 or 2**14 states; "
             f"given {bits} bits and 2**{states} states"
         )
-
-
-def height(rows: int) -> int:
-    """Rows of a tile in a weight of so many rows: a multiple of 8, about 64."""
-    down = max(1, round(rows / 64))
-    return -(-max(1, rows) // (8 * down)) * 8
-
-
-def tiles(rows: int, columns: int) -> tuple[int, int]:
-    """(row tiles, column tiles) of a weight; incomplete ones count whole."""
-    return -(-rows // height(rows)), -(-columns // COLUMNS)
-
-
-def packed_shape(rows: int, columns: int, bits: int) -> tuple[int, int, int]:
-    """Shape of the packed tiles, uint8, of a weight [rows, columns]: its bytes, scales apart."""
-    return (*tiles(rows, columns), height(rows) * bits // 2)
 
 
 def level_of(state: Tensor) -> Tensor:

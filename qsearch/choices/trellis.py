@@ -14,7 +14,6 @@ given).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -27,11 +26,10 @@ from qsearch_kernels.trellis_ops import decode_trellis
 from ..core.errors import QSearchError
 from .codes import round_to_fp16
 from .feedback import with_feedback
+from .formats.trellis import too_small
 
 #: 2**STATES states where nothing else is asked for: 0.1 dB below 2**14, at a quarter of the time
 STATES = 12
-#: rows under which a tile's path is so short that closing it costs more than a trellis gains
-LEAST_ROWS = 16
 #: how much wider than a Gaussian row's a scale may be
 _WIDER = (1.0, 1.12, 1.25, 1.4, 1.6, 1.9, 2.3)
 #: levels beyond which a weight is clipped, and squared error of the codes of unclipped ones, in
@@ -61,14 +59,14 @@ class TrellisCodes:
         return level.float().mul_(self.scale)
 
     @property
+    def device(self) -> torch.device:
+        """Where they lie."""
+        return self.packed.device
+
+    @property
     def stored_bits(self) -> int:
         """Bits in memory: whole tiles, and 16 for each row's scale."""
         return 8 * self.packed.numel() + 16 * self.scale.numel()
-
-
-def stored_bits(rows: int, columns: int, bits: int) -> int:
-    """`TrellisCodes.stored_bits` of a weight [rows, columns] before there is one."""
-    return 8 * math.prod(trellis.packed_shape(rows, columns, bits)) + 16 * rows
 
 
 def trellis_codes(
@@ -95,12 +93,9 @@ def trellis_codes(
             f"trellis codes have 2, 3 or 4 bits a weight and 2^8, 2^10, 2^12 or 2^14 states; "
             f"given {bits} bits and 2^{states} states for {layer}"
         )
-    if weight.ndim != 2 or weight.shape[0] < LEAST_ROWS or weight.shape[1] < trellis.COLUMNS:
-        raise QSearchError(
-            f"a trellis code needs at least {LEAST_ROWS} rows of {trellis.COLUMNS} columns for its "
-            f"path; {layer} is {' x '.join(map(str, weight.shape))}: choose a scalar format for "
-            "it, such as int8-c"
-        )
+    if weight.ndim != 2 or (fault := too_small(*weight.shape)):
+        shape = " x ".join(map(str, weight.shape))
+        raise QSearchError(f"{layer} is {shape}: {fault if weight.ndim == 2 else 'no matrix'}")
     rows = weight.detach().float()
     if not bool(torch.isfinite(rows).all()):
         raise QSearchError(

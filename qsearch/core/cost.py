@@ -18,6 +18,7 @@ from .graph import LayerSpec, OpGraph
 from .latency import Latency
 from .scheme import FULL_BITS, KEEP, Scheme
 from .steps import StepRanges
+from .words import transform_word
 
 #: what a budget may limit of a group of layers, and of the whole: attention and the rest of the
 #: time belong to no layer
@@ -95,6 +96,17 @@ def stored_bits(layer: LayerSpec, choices: Sequence[Scheme], *, filled: bool = F
     kept = sum(a - b for a, b in zip(whole, weights, strict=True))
     apart = sum(b for s, b in zip(choices, weights, strict=True) if s.scales_weight)
     return kept + apart + sum(shared.values())
+
+
+def can_have(layer: LayerSpec, scheme: Scheme) -> bool:
+    """Whether a layer is large enough for a format, and of a kind and with channels that the transforms serve."""
+    if layer.kind != "linear" and any(transform_word(t).needs_linear for t in scheme.transforms):
+        return False
+    try:
+        scheme.stored_bits(layer.weight_shape, layer.channel_axis, layer.parts)
+    except QSearchError:
+        return False
+    return True
 
 
 def operations(layer: LayerSpec, scheme: Scheme) -> int:

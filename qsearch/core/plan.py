@@ -16,7 +16,7 @@ from typing import Any
 
 from . import cost as costs
 from .artifacts import Header, digest, read_json, write_json
-from .cost import Budget, Choices, Cost, check_budget, cost, stored_bits
+from .cost import Budget, Choices, Cost, can_have, check_budget, cost, stored_bits
 from .errors import ArtifactError, QSearchError
 from .graph import OpGraph
 from .latency import Latency
@@ -113,11 +113,11 @@ class Plan:
 
     @staticmethod
     def uniform(graph: OpGraph, scheme: Scheme | str) -> Plan:
-        """The same scheme for every layer that can be quantized; the others keep full precision."""
+        """The same scheme for every layer that can have it; the others keep full precision."""
         chosen = Scheme.parse(scheme)
         return Plan.make(
             graph,
-            {layer.name: chosen if layer.quantizable else KEEP for layer in graph},
+            {x.name: chosen if x.quantizable and can_have(x, chosen) else KEEP for x in graph},
             solver=Solver("uniform", "unsolved"),
         )
 

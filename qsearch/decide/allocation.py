@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..core import plugins
-from ..core.cost import Budget
+from ..core.cost import Budget, can_have
 from ..core.errors import InfeasibleBudget, QSearchError
 from ..core.graph import OpGraph
 from ..core.interactions import scores_of
@@ -226,15 +226,18 @@ def random_plan(
     )
     if latency is not None and "latency" in priced:
         limits[list(priced).index("latency")] -= latency.rest
+    offered = {x.name: [s for s in options if can_have(x, s)] or [KEEP] for x in layers}
     prices = {
-        layer.name: np.array([[price(layer, s) for price in priced.values()] for s in options])
-        for layer in layers
+        x.name: np.array([[price(x, s) for price in priced.values()] for s in offered[x.name]])
+        for x in layers
     }
     ladder = {
-        layer.name: sorted(range(len(options)), key=prices[layer.name][:, 0].__getitem__)
+        layer.name: sorted(
+            range(len(offered[layer.name])), key=prices[layer.name][:, 0].__getitem__
+        )
         for layer in layers
     }
-    rung = {layer.name: dice.randrange(len(options)) for layer in layers}
+    rung = {layer.name: dice.randrange(len(offered[layer.name])) for layer in layers}
 
     def step(name: str, by: int) -> Vector:
         extra: Vector = (
@@ -253,11 +256,11 @@ def random_plan(
             break
         spent += step(name, -1)
         rung[name] -= 1
-    up = [n for n, r in rung.items() for _ in range(len(options) - 1 - r)]
+    up = [n for n, r in rung.items() for _ in range(len(offered[n]) - 1 - r)]
     dice.shuffle(up)
     for name in up:
-        if rung[name] + 1 < len(options) and fits(spent + step(name, 1)):
+        if rung[name] + 1 < len(offered[name]) and fits(spent + step(name, 1)):
             spent += step(name, 1)
             rung[name] += 1
-    chosen = {n: options[ladder[n][r]] for n, r in rung.items()}
+    chosen = {n: offered[n][ladder[n][r]] for n, r in rung.items()}
     return Plan.make(graph, chosen | kept, budget, Solver("random", "unsolved"), latency=latency)

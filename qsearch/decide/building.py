@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.cost import Budget, input_bits, operations, over_steps, select, stored_bits
+from ..core.cost import Budget, can_have, input_bits, operations, over_steps, select, stored_bits
 from ..core.errors import InfeasibleBudget, QSearchError, nearest
 from ..core.graph import LayerSpec, OpGraph
 from ..core.interactions import trust_of
@@ -161,7 +161,10 @@ def check_budget(
     if known:  # times need a table that may not be there yet, and attentions their choices
         make_problem(
             graph,
-            {layer.name: options for layer in graph.quantizable},
+            {
+                x.name: {s: v for s, v in options.items() if can_have(x, Scheme.parse(s))}
+                for x in graph.quantizable
+            },
             Budget(**known),
             constraints=constraints,
         )

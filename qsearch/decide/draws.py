@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ..core.cost import can_have
 from ..core.errors import QSearchError, nearest
 from ..core.graph import OpGraph
 from ..core.plan import Plan, Solver
@@ -63,7 +64,8 @@ def draw(
 
 def _plan(graph: OpGraph, chosen: dict[str, Scheme], how: str) -> Plan:
     kept = {layer.name: KEEP for layer in graph if not layer.quantizable}
-    return Plan.make(graph, chosen | kept, solver=Solver(how, "unsolved"))
+    possible = {n: s if can_have(graph.layer(n), s) else KEEP for n, s in chosen.items()}
+    return Plan.make(graph, possible | kept, solver=Solver(how, "unsolved"))
 
 
 def _random(

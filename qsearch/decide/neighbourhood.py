@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..core.cost import can_have
 from ..core.graph import OpGraph
 from ..core.plan import Plan
 from ..core.scheme import KEEP, Scheme
@@ -37,7 +38,7 @@ def around(
         held = schemes_of(now) if count > 1 else ()
         held = held * count if len(held) == 1 else held
         made: list[Choice] = []
-        for scheme in offered:
+        for scheme in (s for s in offered if can_have(layer, s)):
             apart = share == "none" and count > 1 and scheme.fitted_by_range
             made.append((scheme,) * count if apart else scheme)
             if not held:

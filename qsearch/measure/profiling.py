@@ -17,6 +17,7 @@ from torch import nn
 
 from ..core import plugins
 from ..core.attentions import PART, fault_of
+from ..core.cost import can_have
 from ..core.errors import ArtifactError, QSearchError
 from ..core.graph import OpGraph
 from ..core.scheme import KEEP, Scheme
@@ -226,7 +227,7 @@ def _question(
     watched = [t.observed(model, asked.metrics) for t in calls if isinstance(t, Trajectory)]
     seen = watched or observations(model, plain, asked.metrics, decoder, channels)
     attentions, whole = _attentions(graph, asked, bool(watched))
-    wanted = {layer.name: choices for layer in graph.quantizable}
+    wanted = {x.name: tuple(s for s in choices if can_have(x, s)) for x in graph.quantizable}
     calibrated = given.weights or calibrated_weights(
         model, graph, wanted | dict.fromkeys(whole, attentions), given.calibration or plain
     )

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from ..core.cost import can_have
 from ..core.graph import OpGraph
 from ..core.scheme import Scheme
 from ..core.sites import fits_site
@@ -51,7 +52,9 @@ class Question:
     def choices(self) -> dict[str, tuple[Scheme, ...]]:
         """Layer or site -> its schemes."""
         offered = (*self.schemes, *self.attentions)
-        found = {layer.name: self.schemes for layer in self.graph.quantizable}
+        found = {
+            x.name: tuple(s for s in self.schemes if can_have(x, s)) for x in self.graph.quantizable
+        }
         for site in self.sites:
             found[site] = tuple(s for s in offered if fits_site(self.graph, site, s))
         return {name: schemes for name, schemes in found.items() if schemes}

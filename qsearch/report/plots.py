@@ -214,10 +214,7 @@ def by_size(graph: OpGraph, schemes: Iterable[str]) -> tuple[str, ...]:
         sorted(
             (s for s in schemes if not Scheme.parse(s).attention),
             key=lambda s: (
-                sum(
-                    Scheme.parse(s).stored_bits(x.weight_shape, x.channel_axis, x.parts)
-                    for x in graph.quantizable
-                ),
+                Plan.uniform(graph, s).achieved.bits,
                 s,
             ),
         )

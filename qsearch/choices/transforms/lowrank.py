@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from ...core.errors import QSearchError
 from ...core.words import Buffer, Needs, Number, Stage
 from ..transform import AbstractPackedStep, AbstractStep, Product, Site
 
@@ -28,7 +29,13 @@ adds_bias = False
 
 
 def stored(shape: Sequence[int], axis: int, number: int) -> dict[str, Buffer]:
-    """Both factors in fp16."""
+    """Both factors in fp16. Raises `QSearchError` for a rank above the layer's."""
+    most = min(shape[axis], shape[1 - axis])
+    if number > most:
+        raise QSearchError(
+            f"a branch's rank is at most that of its layer; given ~lowrank{number} for a weight of "
+            f"{' x '.join(map(str, shape))}, whose rank is at most {most}"
+        )
     return {"down": Buffer((number, shape[1 - axis])), "up": Buffer((shape[axis], number))}
 
 

@@ -31,7 +31,10 @@ adds_bias = False
 
 
 def stored(shape: Sequence[int], axis: int, number: int) -> dict[str, Buffer]:
-    """Nothing: the matrix follows from the channels."""
+    """Nothing: the matrix follows from the channels. Raises `QSearchError` where no group divides them."""
+    from ..hadamard import group_of
+
+    group_of(shape[1 - axis], number)
     return {}
 
 

@@ -35,7 +35,7 @@ def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[A
     for count, layer in enumerate(layers, start=1):
         weights = question.weights()
         weight = weight_of(question.model, layer.name).data.double()
-        for scheme in question.schemes:
+        for scheme in question.choices.get(layer.name, ()):
             error = float((weights.get(layer.name, scheme).double() - weight).square().sum())
             power = float(weight.square().sum())
             for metric, value in (
