@@ -115,10 +115,9 @@ def trellis_codes(
         values = coded(rows, 0)
     else:
         values = with_feedback(rows, trellis.COLUMNS, moments, coded, layer)
-    fitted = _fitted(rows, values, moments)
-    return TrellisCodes(
-        torch.cat(found, 1), round_to_fp16((scale * fitted).abs()), bits, states, rows.shape[1]
-    )
+    fitted = round_to_fp16((scale * _fitted(rows, values, moments)).abs())
+    fitted = fitted * rows.any(1, keepdim=True)  # rows of zeros stay zeros
+    return TrellisCodes(torch.cat(found, 1), fitted, bits, states, rows.shape[1])
 
 
 def _scales(rows: Tensor, bits: int) -> Tensor:

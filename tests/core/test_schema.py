@@ -109,5 +109,7 @@ def test_the_schema_s_pattern_knows_every_scheme_that_the_parser_knows() -> None
             text = str(Scheme.parse(form + end)) if form != "keep" or end else "keep"
             assert pattern.search(text), text
     assert pattern.search(str(Scheme.parse("int4-g64+a8~balance30@hqq")))
+    for attention in ("window8~rettention~every4", "dense+qk8", "block4+qk8~rho~drift0.04"):
+        assert pattern.search(str(Scheme.parse(attention)))
     assert not pattern.search("int4-g0")
     assert not pattern.search("int4-c+")

@@ -21,9 +21,9 @@ def every_string() -> list[str]:
     out = []
     activations = ["", *(f"+a{a}{grain}" for a in input_formats() for grain in ("", "t", "c"))]
     for form in formats():
-        granularities = (
-            [""] if form == "keep" or form in BLOCKS else ["-t", "-c", "-g1", "-g32", "-g128"]
-        )
+        sizes = getattr(format_word(form), "sizes", "")
+        ends = {"t": ["-t"], "c": ["-c"], "g": ["-g1", "-g32", "-g128"]}
+        granularities = [end for size in sizes for end in ends[size]] or [""]
         methods = [""] if form == "keep" else ["", "@hqq", "@ada_round2"]
         out += [
             form + "".join(rest) for rest in itertools.product(granularities, activations, methods)
