@@ -261,6 +261,7 @@ def allocate(
 ) -> None:
     """Find the best plan within a budget; constraints and more limits are set in the run's config.yaml."""
     from ..stages.allocate import allocate as stage
+    from ..stages.config import NAME, changed, load, save
     from ..stages.frontier import frontier as curve
     from ..stages.gates import smallest_passing
 
@@ -282,7 +283,9 @@ def allocate(
             (curve if frontier else stage)(job, graph, table)
             return
         bits = smallest_passing(job, graph, table)
-    with asked_run(folder, "allocate", {"allocate.average_bits": bits}) as job:
+    kept = changed(load(folder), {"allocate.average_bits": bits}, "--passing")
+    save(kept, folder / NAME)  # the budget that passes is the run's from here on
+    with asked_run(folder, "allocate", asked) as job:
         stage(job, graph, table)
 
 

@@ -13,6 +13,7 @@ from ..core.graph import OpGraph
 from ..core.plan import Plan
 from ..core.units import number_of, size_of
 from . import unfinished
+from .allocate import DEFAULT_BITS
 from .config import NAME, Config, load
 
 #: file of a run -> the verb that makes it
@@ -26,6 +27,17 @@ _FILES = {
     "attribution.parquet": "explain",
     "model.safetensors": "apply",
     "latency.json": "bench",
+}
+
+
+#: what stands for a setting that nobody gave, in words
+_DEFAULTS = {
+    "prompts": "those that ship, the zoo's captions",
+    "sampling.steps": "the model's own",
+    "sampling.guidance": "the model's own",
+    "allocate.average_bits": f"{DEFAULT_BITS:g} where nothing is limited",
+    "evaluate.samples": "8, of the zoo 96",
+    "evaluate.metrics": "what the pictures can have",
 }
 
 
@@ -68,7 +80,7 @@ def settings_of(config: Config) -> list[tuple[str, Any, bool]]:
     whole = _flat(config.model_dump(mode="json"))
     return [
         *((key, value, True) for key, value in said.items()),
-        *((key, whole.get(key), False) for key in most if key not in said),
+        *((key, _DEFAULTS.get(key, whole.get(key)), False) for key in most if key not in said),
     ]
 
 
@@ -139,7 +151,7 @@ def scheme_rows(target: str | None, run: Path | None = None) -> list[dict[str, A
             "scheme": str(offer.scheme),
             "bits": f"{offer.bits:.2f}",
             "layers": ", ".join(offer.kinds),
-            "of the weights": f"{offer.share:.0%}" if run is not None else "",
+            **({"of the weights": f"{offer.share:.0%}"} if run is not None else {}),
         }
         for offer in found
     ]

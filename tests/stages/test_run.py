@@ -487,7 +487,7 @@ def test_prompts_of_one_s_own_are_read_from_a_file(folder: Path, tmp_path: Path)
     prompts.write_text(
         "".join(f"a red ring left of a blue square number {i}\n\n" for i in range(6))
     )
-    mine = settings(folder, prompts=str(prompts), evaluate={"metrics": ["sqnr"]})
+    mine = settings(folder, prompts=str(prompts), evaluate={"metrics": ["sqnr"], "samples": 5})
     job = Run(mine)
 
     assert job.prompts(2, part=0).texts == (
