@@ -135,7 +135,7 @@ def measure(options: argparse.Namespace, model: str, kept: dict[str, Any], path:
                 reference = outcome_of(run, graph, Plan.uniform(graph, KEEP), prompts, calls, None)
             began = time.process_time()
             weights = plan_weights(
-                run, graph, made, calibration_calls(run, made.layers.values()), learn=learn
+                run, graph, made, calibration_calls(run, graph, made.layers.values()), learn=learn
             )
             spent = time.process_time() - began
             found = evaluate(

@@ -88,6 +88,13 @@ def extract(
             show_default=False,
         ),
     ] = None,
+    components: Annotated[
+        str | None,
+        typer.Option(
+            help="of a pipeline: which are planned, e.g. transformer,text_encoder,vae; its denoisers when left out",
+            show_default=False,
+        ),
+    ] = None,
     resolution: Annotated[
         int | None, typer.Option(help="of a card: pixels of the shorter side", show_default=False)
     ] = None,
@@ -104,6 +111,7 @@ def extract(
     size = {"resolution": resolution, "batch": batch}
     if is_card(target):
         frames = given.pop("frames", None)
+        given |= {} if components is None else {"components": components}
         if given:
             raise QSearchError(
                 f"{target} is a card, shapes without weights, which takes --resolution, --batch and "
@@ -118,7 +126,8 @@ def extract(
             f"--{asked[0]} is for cards, a pipeline is read as it runs (--height, --width); given "
             f"with {target}"
         )
-    with asked_run(place_for(target, output), "extract", settings_of(given, "")) as job:
+    asked_of = settings_of(given, "") | {"components": words(components)}
+    with asked_run(place_for(target, output), "extract", asked_of) as job:
         stage(job)
 
 
@@ -139,6 +148,10 @@ def profile(
             help="of a model: run folder to write to; runs/NAME when left out",
             show_default=False,
         ),
+    ] = None,
+    components: Annotated[
+        str | None,
+        typer.Option(help="which are planned, as for `extract`", show_default=False),
     ] = None,
     schemes: Annotated[
         str | None,
@@ -197,6 +210,7 @@ def profile(
         budget_seconds=budget_seconds,
     )
     asked |= settings_of(given, "profile.samples", "profile.metrics")
+    asked |= {"components": words(components)}
     with asked_run(place_for(target, output), "profile", asked) as job:
         begin(job, "profile")
         stage(job, read(job), parted_by(executor, workers, address, threads))
@@ -209,6 +223,14 @@ def allocate(
         float | None,
         typer.Option(
             "--average-bits", help="stored bits a weight, scales included", show_default=False
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--bytes",
+            help="stored bytes of all weights, or a share of what they take in 16 bits, such as 40%",
+            show_default=False,
         ),
     ] = None,
     latency: Annotated[
@@ -268,6 +290,7 @@ def allocate(
     asked = filled(
         "allocate",
         average_bits=average_bits,
+        bytes=int(size) if size is not None and size.isdigit() else size,
         latency=latency,
         device=device,
         formats=formats,

@@ -22,8 +22,11 @@ from .errors import ArtifactError, QSearchError, nearest
 if TYPE_CHECKING:
     from networkx import DiGraph
 
+    from .steps import StepRanges
+
 SCHEMA = "qsearch.graph/2"
 _EARLIER = ("qsearch.graph/1",)
+_ROUNDING = 1e-9  # of the steps
 #: what a layer's input may depend on: the picture; one thing alone; several of them without the picture; nothing that is given
 SEES = ("image", "step-only", "text-only", "pooled-only", "mixed", "constant")
 
@@ -104,7 +107,12 @@ class Block:
 
 @dataclass(frozen=True)
 class OpGraph:
-    """A denoiser's graph. `model` names it for people; `source` says how it was read ("export", or "hooks" where export refused)."""
+    """A denoiser's graph, or that of several components of a pipeline.
+
+    `model` names it for people; `source` says how it was read ("export", or "hooks" where export refused).
+    `components`: their names, with which the names of layers begin; none of a single denoiser.
+    `spans`: component -> (first, last + 1, all) of the sampler steps in which it runs; (0, 0, all) of one that runs outside of them.
+    """
 
     model: str
     layers: tuple[LayerSpec, ...]
@@ -114,6 +122,7 @@ class OpGraph:
     source: str = "hooks"
     header: Header | None = field(default=None, compare=False)
     components: tuple[str, ...] = ()
+    spans: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -155,6 +164,24 @@ class OpGraph:
             raise QSearchError(
                 f"{self.model} has no layer {name!r}{nearest(name, self._index)}"
             ) from None
+
+    def component(self, name: str) -> str:
+        """The component that a layer, a site of attention or a block belongs to; "" of a single denoiser."""
+        first = name.partition(".")[0]
+        return first if first in self.components else ""
+
+    def active(self, name: str, steps: StepRanges) -> tuple[int, ...]:
+        """The ranges of `steps` in which the component of a layer or site runs; all of them where nobody looked."""
+        span = self.spans.get(self.component(name))
+        if span is None:
+            return tuple(range(len(steps)))
+        first, last, total = span
+        ends = (0.0, *steps.bounds, 1.0)
+        return tuple(
+            i
+            for i in range(len(steps))
+            if min(ends[i + 1], last / total) - max(ends[i], first / total) > _ROUNDING
+        )
 
     def __iter__(self) -> Iterator[LayerSpec]:
         return iter(self.layers)
@@ -216,6 +243,7 @@ class OpGraph:
             "edges": [list(edge) for edge in self.edges],
             "blocks": [asdict(block) for block in self.blocks],
             **({"components": list(self.components)} if self.components else {}),
+            **({"spans": {n: list(s) for n, s in self.spans.items()}} if self.spans else {}),
         }
 
     def save(self, path: Path, *, key: str = "") -> None:
@@ -246,6 +274,7 @@ class OpGraph:
                 blocks=tuple(Block(**_tuples(block)) for block in content["blocks"]),
                 source=str(content["source"]),
                 components=tuple(content.get("components", ())),
+                spans={str(n): _span(s) for n, s in content.get("spans", {}).items()},
             )
             # In here: content that JSON can't hold, such as a macs of NaN, has no digest.
             graph, found = replace(graph, header=replace(header, graph=graph.id)), graph.sizes
@@ -260,6 +289,13 @@ class OpGraph:
                 f"says {header.graph} and {said}; make it again"
             )
         return graph
+
+
+def _span(content: Any) -> tuple[int, int, int]:
+    first, last, total = (int(n) for n in content)
+    if not 0 <= first <= last <= total or not total:
+        raise ValueError(f"{content} are no steps of a sampler")
+    return first, last, total
 
 
 def _fields(layer: LayerSpec) -> dict[str, Any]:

@@ -311,8 +311,32 @@ def checked(
             )
         if len(set(held)) == 1 and not held[0].fitted_by_range:
             held = held[:1]
+        if len(held) > 1:
+            _check_active(graph, name, held, steps)
         made[name] = held
     return made
+
+
+def _check_active(graph: OpGraph, name: str, held: Choices, steps: StepRanges) -> None:
+    """Refuse a choice of its own for a range of steps in which a site's component does not run."""
+    active, component = graph.active(name, steps), graph.component(name)
+    if not active:
+        raise QSearchError(
+            f"{component} runs in none of the sampler's steps, so {name} has one scheme for all "
+            f"ranges; given {' | '.join(map(str, held))}"
+        )
+    for i, place in enumerate(nearest_active(active, len(held))):
+        if held[i] != held[place]:
+            first, last, total = graph.spans[component]
+            raise QSearchError(
+                f"{component} runs in steps {first} to {last - 1} of {total}, not in range {i} of "
+                f"{len(steps)}, where {name} is given {held[i]}; say there what range {place} says, {held[place]}"
+            )
+
+
+def nearest_active(active: Sequence[int], count: int) -> list[int]:
+    """For each of `count` ranges of steps the nearest of those in which a component runs."""
+    return [min(active, key=lambda a: abs(a - i)) for i in range(count)]
 
 
 def _stated(

@@ -84,7 +84,8 @@ def make_problem(
         for names in groups
     ]
     options = [
-        _common(ranges, single, names) for single, names in zip(singles, groups, strict=True)
+        _common(ranges, single, names, _active(graph, names, ranges.steps))
+        for single, names in zip(singles, groups, strict=True)
     ]
     fixed = [layer for layer in graph if not layer.quantizable]
     priced = costs_of(graph, budget, ranges.steps, latency)
@@ -252,9 +253,11 @@ def _spelt(options: Mapping[str, Sequence[Choice]]) -> dict[str, tuple[Scheme, .
     }
 
 
-def _common(ranges: Ranges, schemes: Sequence[Scheme], names: Sequence[str]) -> list[Choice]:
+def _common(
+    ranges: Ranges, schemes: Sequence[Scheme], names: Sequence[str], active: Sequence[int]
+) -> list[Choice]:
     """Choices over the ranges that all layers of a group have."""
-    first = ranges.choices(schemes, names[0])
+    first = ranges.choices(schemes, names[0], active)
     if ranges.options is None:
         return first
     others = [set(ranges.choices(schemes, name)) for name in names[1:]]
@@ -333,6 +336,12 @@ def refuse(name: str, limit: float, best: float) -> None:
         raise InfeasibleBudget(
             f"no plan reaches {name} {limit:g}; the least with these choices is {shown}"
         )
+
+
+def _active(graph: OpGraph, names: Sequence[str], steps: StepRanges) -> tuple[int, ...]:
+    """The ranges in which layers that share a scheme run; none where these differ, so that they get one for all."""
+    first, *others = {graph.active(name, steps) for name in names}
+    return () if others else first
 
 
 def _losses(

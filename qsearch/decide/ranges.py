@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.errors import QSearchError, nearest
-from ..core.plan import ONE_RANGE
+from ..core.plan import ONE_RANGE, nearest_active
 from ..core.scheme import KEEP, Scheme
 from ..core.steps import StepRanges
 from ..core.table import SensitivityTable
@@ -47,14 +47,24 @@ class Ranges:
                 f"{nearest(self.share, SHARES)}"
             )
 
-    def choices(self, schemes: Sequence[Scheme], layer: str) -> list[Choice]:
-        """Every choice over the ranges that `schemes` make, one for all of them first; of those that are spelt out, the same."""
+    def choices(
+        self, schemes: Sequence[Scheme], layer: str, active: Sequence[int] | None = None
+    ) -> list[Choice]:
+        """Every choice over the ranges that `schemes` make, one for all of them first; of those that are spelt out, the same.
+
+        Args:
+            schemes: what the layer may have.
+            layer: its name.
+            active: the ranges in which its component runs, all when left out; the others go with the nearest of them.
+        """
         made: list[Choice] = list(schemes)
         if self.options is not None:
             return [c for c in self.options[layer] if set(schemes_of(c)) <= set(made)]
-        count = len(self.steps)
-        if count == 1:
+        active = range(len(self.steps)) if active is None else active
+        count = len(active)
+        if count <= 1:
             return made
+        places = [active.index(i) for i in nearest_active(active, len(self.steps))]
         families: dict[Scheme, list[Scheme]] = {}
         for scheme in schemes:
             key = KEEP if self.share == "none" else scheme.weight_only
@@ -68,7 +78,7 @@ class Ranges:
             for combination in itertools.product(family, repeat=count):
                 fitted = any(s.scales_weight for s in combination) and self.share == "weights"
                 if len(set(combination)) > 1 and not fitted:
-                    made.append(combination)
+                    made.append(tuple(combination[i] for i in places))
         return made
 
     def loss(self, layer: str, choice: tuple[Scheme, ...]) -> float:

@@ -22,6 +22,7 @@ from ..core.graph import OpGraph
 from ..core.plan import Plan, said
 from ..core.scheme import KEEP, Scheme
 from ..core.steps import StepRanges
+from ..graphs.components import part_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,7 +37,7 @@ class QSearchMethod(StrEnum):
 class QSearchConfig(QuantizationConfigMixin):  # type: ignore[misc]  # diffusers is not followed by the type checker
     """A plan for diffusers: that of a plan.json, whose graph.json lies beside it (or is given as `graph`).
 
-    `layers`, `steps`, `splits`, `axes`: the same as plain data, as config.json keeps it: layer -> scheme (or one for each range of
+    `component`: which one is loaded, of a plan for several (transformer_2, vae). `layers`, `steps`, `splits`, `axes`: the same as plain data, as config.json keeps it: layer -> scheme (or one for each range of
     sampler steps, which `steps` says), channels of the parts of a concatenated
     input, axis of the output channels where it is not the first. Raises `QSearchError` for a broken plan, and for schemes that want calibration.
     """
@@ -46,6 +47,7 @@ class QSearchConfig(QuantizationConfigMixin):  # type: ignore[misc]  # diffusers
         plan: str | Path | Plan | None = None,
         graph: str | Path | OpGraph | None = None,
         *,
+        component: str | None = None,
         layers: Mapping[str, str | Sequence[str]] | None = None,
         steps: Mapping[str, Any] | None = None,
         splits: Mapping[str, Sequence[int]] | None = None,
@@ -58,7 +60,7 @@ class QSearchConfig(QuantizationConfigMixin):  # type: ignore[misc]  # diffusers
                 'QSearchConfig takes a plan, as in QSearchConfig("runs/mine/plan.json"), or its layers as config.json keeps them'
             )
         if plan is not None:
-            layers, steps, splits, axes = _plain(plan, graph)
+            layers, steps, splits, axes = _plain(plan, graph, component)
         self.layers, self.steps = _texts(layers), StepRanges.parse(steps)
         self.splits = {str(name): [int(n) for n in part] for name, part in (splits or {}).items()}
         self.axes = {str(name): int(axis) for name, axis in (axes or {}).items()}
@@ -90,7 +92,9 @@ class QSearchConfig(QuantizationConfigMixin):  # type: ignore[misc]  # diffusers
 _Plain = tuple[dict[str, str | list[str]], dict[str, Any], dict[str, Sequence[int]], dict[str, int]]
 
 
-def _plain(plan: str | Path | Plan, graph: str | Path | OpGraph | None) -> _Plain:
+def _plain(
+    plan: str | Path | Plan, graph: str | Path | OpGraph | None, component: str | None
+) -> _Plain:
     if not isinstance(graph, OpGraph):
         if graph is None and isinstance(plan, Plan):
             raise QSearchError("a plan from Python needs its graph: QSearchConfig(plan, graph)")
@@ -102,6 +106,14 @@ def _plain(plan: str | Path | Plan, graph: str | Path | OpGraph | None) -> _Plai
         raise QSearchError(
             f"the plan was made for graph {made.graph}, {graph.model} is graph {graph.id}; make a plan for this model"
         )
+    if graph.components or component is not None:
+        if component not in graph.components:
+            held = ", ".join(graph.components) or "one denoiser"
+            raise QSearchError(
+                f"the plan is for {held}, and one model is loaded at a time: say which, as in "
+                f'QSearchConfig("plan.json", component="{(graph.components or ("",))[0]}"); given {component!r}'
+            )
+        made, graph = part_of(made, graph, component)
     splits: dict[str, Sequence[int]] = {
         layer.name: list(layer.parts) for layer in graph if layer.parts
     }

@@ -56,6 +56,8 @@ class AbstractExporter(Protocol):
     fuses: bool
     #: whether the files can say that sampler steps differ
     has_steps: bool
+    #: kinds of components that the tool loads from such files, of `core.components.kind`
+    takes: tuple[str, ...]
 
     def nearest(self, scheme: Scheme, layer: LayerSpec) -> Scheme:
         """The scheme that the tool carries out for this layer: `scheme` itself where it has it, else the nearest it has (`keep` at last)."""

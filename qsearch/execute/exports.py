@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core import plugins
+from ..core.components import kind
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.leftovers import beside, clear
 from ..core.plan import Plan
-from ..core.scheme import Scheme
+from ..core.scheme import KEEP, Scheme
 from ..core.sites import check
 from ..core.table import SensitivityTable
-from ..graphs.components import part
+from ..graphs.components import part_of
 from .exporting import AbstractExporter, Export, every_name, formats
 from .weights import component
 
@@ -138,7 +139,8 @@ def export(
         graph: the model's graph.
         source: diffusers folder of the pipeline that the plan is for.
         to: one of `qsearch list exporters`.
-        folder: to be made; of a pipeline of several denoisers it holds a folder for each.
+        folder: to be made; of a graph of several components it holds a folder for each. One that the tool
+            doesn't take lies there unquantized, where the plan keeps it or `nearest` allows that.
         options: rounding, calibration and the like.
         named: fields of the options by their names, e.g. `nearest=True`.
 
@@ -152,35 +154,55 @@ def export(
     asked = replace(options or ExportOptions(), **named)
     plugin, source, folder = exporter(to), Path(source), Path(folder)
     _check(plan, graph)
-    if len(graph.components) > 1:
-        parts = {name: _part(plan, graph, asked, name) for name in graph.components}
-        jobs = {name: _job(plugin, to, source, name, *given) for name, given in parts.items()}
-    else:
+    jobs: dict[str, Export] = {}
+    copies: list[str] = []
+    if not graph.components:
         jobs = {"": _job(plugin, to, source, component(source), plan, graph, asked)}
+    for name in graph.components:
+        given = _part(plan, graph, asked, name)
+        if kind(name) in plugin.takes:
+            jobs[name] = _job(plugin, to, source, name, *given)
+        else:
+            copies.append(_left_out(plugin, to, name, *given))
     if folder.exists() and not (asked.force and folder.is_dir()):
         raise QSearchError(
             f"{folder} exists and would be overwritten; give --force, or another folder with --output"
         )
-    return _written(plugin, jobs, folder, to)
+    return _written(plugin, jobs, folder, to, [source / name for name in copies])
+
+
+def _left_out(
+    plugin: AbstractExporter,
+    to: str,
+    name: str,
+    plan: Plan,
+    graph: OpGraph,
+    options: ExportOptions,
+) -> str:
+    """`name`, of a component that the tool doesn't take; said, and refused where the plan changes it and nobody allows the nearest."""
+    changed = [site for site, held in plan.choices.items() if held != (KEEP,)]
+    takes = ", ".join(plugin.takes)
+    if changed and not options.nearest:
+        raise QSearchError(
+            f"{to} takes a component that is a {takes.replace(', ', ' or a ')}, and the plan changes {len(changed)} layers of "
+            f"{name}: keep them (allocate.protected: ['{name}.*']), or write {name} unquantized with --nearest"
+        )
+    lost = f"; what the plan says of {len(changed)} layers there is left out" if changed else ""
+    options.say(f"{name}: {to} takes it in no format, so it is written unquantized{lost}")
+    return name
 
 
 def _part(
     plan: Plan, graph: OpGraph, options: ExportOptions, name: str
 ) -> tuple[Plan, OpGraph, ExportOptions]:
     """(plan, graph, options) of one of several components, by the names of its own model."""
+    mine, cut = part_of(plan, graph, name)
     start = f"{name}."
-
-    def own(held: Mapping[str, Any]) -> dict[str, Any]:
-        return {n.removeprefix(start): v for n, v in held.items() if n.startswith(start)}
-
-    cut = part(graph, name)
-    known = None if options.calibration is None else own(options.calibration)
+    known = options.calibration
+    if known is not None:
+        known = {n.removeprefix(start): v for n, v in known.items() if n.startswith(start)}
     # The table is of the whole graph: roundings go without a price here.
-    return (
-        Plan.make(cut, own(plan.choices), steps=plan.steps, solver=plan.solver),
-        cut,
-        replace(options, calibration=known, table=None),
-    )
+    return mine, cut, replace(options, calibration=known, table=None)
 
 
 def _job(
@@ -260,9 +282,16 @@ def _one_range(plan: Plan, graph: OpGraph, plugin: AbstractExporter, to: str) ->
 
 
 def _written(
-    plugin: AbstractExporter, jobs: Mapping[str, Export], folder: Path, to: str
+    plugin: AbstractExporter,
+    jobs: Mapping[str, Export],
+    folder: Path,
+    to: str,
+    copies: Sequence[Path] = (),
 ) -> list[Path]:
-    """Every component below a temporary folder, read back, and renamed into place at once."""
+    """Every component below a temporary folder, read back, and renamed into place at once.
+
+    `copies`: folders of components that are written as they are.
+    """
     made, old = beside(folder), beside(folder, "old")
     clear(folder, "tmp", "old")
     files: list[Path] = []
@@ -272,6 +301,10 @@ def _written(
             place.mkdir(parents=True)
             files += [path.relative_to(made) for path in plugin.write(job, place)]
             difference(plugin.read(place, job.graph), job.plan.layers, to)
+        for source in copies:
+            shutil.copytree(source, made / source.name)
+            held = sorted(path for path in (made / source.name).rglob("*") if path.is_file())
+            files += [path.relative_to(made) for path in held]
         if folder.exists():
             folder.rename(old)
         made.rename(folder)

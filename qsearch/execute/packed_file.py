@@ -28,6 +28,9 @@ from .attentions import attentions_in, follow_attentions, read, written
 from .layers import QuantLayer
 from .ranged import RangedLayer, choices_of, follow_steps, layers_in, steps_in
 from .runtime import packed_layers, place_empty, warn_of_widened, warn_where_slower
+from .skeletons import skeleton
+
+__all__ = ["SCHEMA", "load", "save", "skeleton"]
 
 SCHEMA = "qsearch.model/2"
 _EARLIER = ("qsearch.model/1",)
@@ -117,37 +120,6 @@ def load(path: Path, model: nn.Module, graph: OpGraph, device: str = "cpu") -> n
 
 def _first(layer: QuantLayer | RangedLayer) -> QuantLayer:
     return layer.layers[0] if isinstance(layer, RangedLayer) else layer
-
-
-def skeleton(folder: Path) -> nn.Module:
-    """The denoiser of a saved diffusers pipeline without its weights: parameters on the meta device, in `eval()` mode, for `load`.
-
-    Only `config.json` is read. Raises `QSearchError` for a folder without one that diffusers knows.
-    """
-    import diffusers
-    from accelerate import init_empty_weights
-
-    from ..measure.pipelines import DENOISERS
-
-    configs = [
-        folder / name / "config.json"
-        for name in DENOISERS
-        if (folder / name / "config.json").is_file()
-    ]
-    if not configs:
-        raise QSearchError(
-            f"{folder} must hold a diffusers pipeline with one of {', '.join(DENOISERS)}; none has a config.json there"
-        )
-    try:
-        config = json.loads(configs[0].read_text(encoding="utf-8"))
-        made = getattr(diffusers, config["_class_name"])
-        with init_empty_weights(include_buffers=False):
-            model: nn.Module = made.from_config(config)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise QSearchError(
-            f"{configs[0]} is not a configuration that diffusers {diffusers.__version__} knows ({type(error).__name__}: {error})"
-        ) from error
-    return model.eval()
 
 
 def _content(path: Path, metadata: Mapping[str, str], graph: OpGraph) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from .exporting import Export
 
 
 def traced(job: Export) -> tuple[nn.Module, dict[str, Any]]:
-    """The denoiser of `job.source`, and keyword arguments of one guided call for one prompt; fixed shapes are those of this call."""
+    """The job's denoiser, and keyword arguments of one guided call for one prompt; fixed shapes are those of this call."""
     from ..measure.pipelines import (
         Sampling,
-        denoiser_of,
+        denoisers_of,
         example_inputs,
         load_pipeline,
         record,
@@ -23,8 +23,11 @@ def traced(job: Export) -> tuple[nn.Module, dict[str, Any]]:
     )
 
     pipe = load_pipeline(job.source, variant=job.variant)
-    model = denoiser_of(pipe).eval()
-    call = record(pipe, scene_prompts(1, seed=0), Sampling(steps=2), bins=1)[0]
+    parts = denoisers_of(pipe)
+    model = parts[job.component].eval()
+    sampling = Sampling(steps=2 if len(parts) == 1 else Sampling.steps)
+    calls = record(pipe, scene_prompts(1, seed=0), sampling, bins=1)
+    call = next(call for call in calls if call.component in ("", job.component))
     inputs = {
         name: value for name, value in example_inputs(call, model).items() if value is not None
     }

@@ -88,6 +88,12 @@ class Weights:
         }
 
     @property
+    def stem(self) -> str:
+        """How the names of its files begin: `model` for models of transformers, else diffusers' stem."""
+        plain = all(path.name.startswith("model") for path in self.files.values())
+        return "model" if plain else STEM
+
+    @property
     def config(self) -> dict[str, Any]:
         """The component's config.json."""
         try:
@@ -180,10 +186,12 @@ def write_shards(
     tensors: Iterable[Mapping[str, Tensor]],
     limit: int,
     metadata: Callable[[Iterable[str]], Mapping[str, str]] | None = None,
+    stem: str = STEM,
 ) -> list[Path]:
     """Write groups of tensors (those of one layer stay together) as safetensors, a new shard where `limit` bytes would be passed; an index for several.
 
     `metadata`: what a shard's header says beside its format, from the names in it. Only one shard is ever in memory.
+    `stem`: how the files' names begin, as the library that loads them wants it (`Weights.stem`).
     """
     from safetensors.torch import save_file
 
@@ -204,13 +212,13 @@ def write_shards(
     if held or not parts:
         flush()
     if len(parts) == 1:
-        return [parts[0][0].rename(folder / f"{STEM}.safetensors")]
+        return [parts[0][0].rename(folder / f"{stem}.safetensors")]
     made: list[Path] = []
     placed: dict[str, str] = {}
     for i, (path, names, _) in enumerate(parts, 1):
-        made.append(path.rename(folder / f"{STEM}-{i:05d}-of-{len(parts):05d}.safetensors"))
+        made.append(path.rename(folder / f"{stem}-{i:05d}-of-{len(parts):05d}.safetensors"))
         placed |= dict.fromkeys(names, made[-1].name)
-    index = folder / f"{STEM}.safetensors.index.json"
+    index = folder / f"{stem}.safetensors.index.json"
     index.write_text(
         json.dumps(
             {"metadata": {"total_size": sum(size for *_, size in parts)}, "weight_map": placed},

@@ -1,34 +1,45 @@
-"""Denoisers: the several denoising models of one pipeline as one module, and their graphs as one graph.
+"""Components: several models of one pipeline as one module, and their graphs as one graph.
 
-Wan 2.2 has a transformer for the noisiest steps and another for the rest. Both are layers of one plan, so they are children of one
-module whose names are the pipeline's own: `transformer_2.blocks.0.attn1.to_q` resolves with `get_submodule`.
+Wan 2.2 has a transformer for the noisiest steps and another for the rest; a whole pipeline has text encoders and a VAE besides. All
+are layers of one plan, so they are children of one module whose names are the pipeline's own:
+`transformer_2.blocks.0.attn1.to_q` resolves with `get_submodule`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..core.components import DECODERS
 from ..core.errors import QSearchError
 from ..core.graph import Block, LayerSpec, Op, OpGraph
+from ..core.plan import Plan
 
 
-class Denoisers(nn.Module):
-    """Two or more models by their component's name; a call belongs to one of them, and goes there.
+class Components(nn.Module):
+    """Models of one pipeline by their component's name; a call belongs to one of them, and goes there.
 
     Attributes:
-        examples: component -> arguments of its forward, of a call that was recorded last.
+        examples: component -> arguments of its call, of one that was recorded last.
+        spans: component -> (first, last + 1, all) of the sampler steps in which it was heard; (0, 0, all) of
+            one that runs before or after them.
     """
 
     def __init__(self, parts: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.examples: dict[str, dict[str, Any]] = {}
+        self.spans: dict[str, tuple[int, int, int]] = {}
         for name, part in parts.items():
             self.add_module(name, part)
+
+    def entry(self, name: str) -> str:
+        """The method by which a pipeline calls a component: `decode` of a VAE, else `forward`."""
+        return entry_of(name, self.parts[name])
 
     @property
     def parts(self) -> dict[str, nn.Module]:
@@ -47,19 +58,16 @@ class Denoisers(nn.Module):
 
     @property
     def _supports_gradient_checkpointing(self) -> bool:
-        supported = [
-            getattr(p, "_supports_gradient_checkpointing", False) for p in self.parts.values()
-        ]
-        return all(supported)
+        return any(map(_checkpoints, self.parts.values()))
 
     def enable_gradient_checkpointing(self) -> None:
-        """In all of them."""
-        for part in self.parts.values():
+        """In all that can."""
+        for part in filter(_checkpoints, self.parts.values()):
             part.enable_gradient_checkpointing()  # type: ignore[operator]
 
     def disable_gradient_checkpointing(self) -> None:
-        """In all of them."""
-        for part in self.parts.values():
+        """In all that can."""
+        for part in filter(_checkpoints, self.parts.values()):
             part.disable_gradient_checkpointing()  # type: ignore[operator]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -74,15 +82,67 @@ class Denoisers(nn.Module):
         )
 
 
+def _checkpoints(part: nn.Module) -> bool:
+    held = getattr(part, "_supports_gradient_checkpointing", False)
+    return bool(held) and callable(getattr(part, "enable_gradient_checkpointing", None))
+
+
+def entry_of(name: str, part: nn.Module) -> str:
+    """The method by which a pipeline calls the component `name`."""
+    return "decode" if name in DECODERS and hasattr(part, "decode") else "forward"
+
+
 def parts_of(model: nn.Module) -> dict[str, nn.Module]:
     """Component's name -> model; of a single denoiser "" -> itself."""
-    return model.parts if isinstance(model, Denoisers) else {"": model}
+    return model.parts if isinstance(model, Components) else {"": model}
 
 
-def merged(graphs: Mapping[str, OpGraph]) -> OpGraph:
+def text_inputs(module: nn.Module, given: Mapping[str, Any]) -> dict[str, str] | None:
+    """What the inputs of a text encoder are, which are called the same in all of `transformers`; None for other modules."""
+    if "input_ids" not in given:
+        return None
+    tensors = [name for name, value in given.items() if isinstance(value, torch.Tensor)]
+    return {name: "text" if name == "input_ids" else "structure" for name in tensors}
+
+
+@contextmanager
+def entered(module: nn.Module, method: str) -> Iterator[None]:
+    """Inside, a call of `module` (and of its copies) is one of its `method`, by the arguments of `flat_arguments`."""
+    own = type(module)
+
+    def forward(self: Any, **given: Any) -> Any:
+        args = [given.pop(name) for name in [n for n in given if n in _positional(given)]]
+        return getattr(self, method)(*args, **given)
+
+    module.__class__ = type(
+        own.__name__, (own,), {"forward": forward, "__module__": own.__module__}
+    )
+    try:
+        yield
+    finally:
+        module.__class__ = own
+
+
+def _positional(given: Mapping[str, Any]) -> list[str]:
+    return [name for name in given if name == "latents" or name.startswith("argument_")]
+
+
+def flat_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a recorded `decode` by name: the first is `latents`, further positional ones `argument_1` and so on."""
+    args = {f"argument_{i}" if i else "latents": value for i, value in enumerate(call["args"])}
+    rest = {n: v for n, v in call["kwargs"].items() if not isinstance(v, torch.Generator)}
+    if not args:  # all are given by name: the first is the latents
+        first, *_ = rest
+        args = {"latents": rest.pop(first)}
+    return {**args, **rest, "return_dict": False}
+
+
+def merged(
+    graphs: Mapping[str, OpGraph], spans: Mapping[str, tuple[int, int, int]] | None = None
+) -> OpGraph:
     """One graph of several, whose names begin with their component's: `transformer_2.blocks.0.attn1.to_q`.
 
-    Costs are those of one call of each.
+    Costs are those of one call of each. `spans`: the sampler steps in which each runs, as `OpGraph.spans`.
     """
 
     def named(part: str, name: str) -> str:
@@ -133,6 +193,7 @@ def merged(graphs: Mapping[str, OpGraph]) -> OpGraph:
         blocks=tuple(blocks),
         source=sources.pop() if len(sources) == 1 else "hooks",
         components=tuple(graphs),
+        spans=dict(spans or {}),
     )
 
 
@@ -179,3 +240,10 @@ def part(graph: OpGraph, component: str) -> OpGraph:
         ),
         source=graph.source,
     )
+
+
+def part_of(plan: Plan, graph: OpGraph, component: str) -> tuple[Plan, OpGraph]:
+    """The plan and the graph of one component, by the names of its own model."""
+    start, cut = f"{component}.", part(graph, component)
+    own = {n.removeprefix(start): c for n, c in plan.choices.items() if n.startswith(start)}
+    return Plan.make(cut, own, steps=plan.steps, solver=plan.solver), cut

@@ -18,7 +18,7 @@ from ..core.errors import QSearchError
 from ..core.graph import Block, LayerSpec, Op, OpGraph
 from . import blocks, folding, patterns, reachability, roles
 from . import operations as ops
-from .components import Denoisers, merged
+from .components import Components, entered, flat_arguments, merged, text_inputs
 from .exporting import export
 from .folding import Step
 from .trace import Trace, named_modules, original
@@ -35,11 +35,11 @@ def extract(
 ) -> OpGraph:
     """Graph of `model` as called with the keyword arguments `example_inputs`.
 
-    Of several denoisers (`Denoisers`), component -> its keyword arguments. Their values count only where the model's control flow depends on them: then `source` is "hooks", else "export".
+    Of several components (`Components`), component -> its keyword arguments, of a VAE `{"args": ..., "kwargs": ...}` of its `decode`. Their values count only where the model's control flow depends on them: then `source` is "hooks", else "export".
     `inputs`: what an input is where its name does not tell: name -> image, step, text, pooled or structure (positions, masks).
     Raises `QSearchError` when the call fails or an input can't be classified, with the signature of the model's forward.
     """
-    if isinstance(model, Denoisers):
+    if isinstance(model, Components):
         return _of_parts(model, example_inputs, name, inputs)
     whole = original(model)
     signature = str(inspect.signature(whole.forward))
@@ -54,7 +54,7 @@ def extract(
 
 
 def _of_parts(
-    model: Denoisers,
+    model: Components,
     example_inputs: Mapping[str, Any],
     name: str,
     inputs: Mapping[str, str] | None,
@@ -65,12 +65,15 @@ def _of_parts(
             f"a graph of {', '.join(model.parts)} needs an example call of each; there is none of "
             f"{', '.join(missing)}: give {{component: inputs}}, as `example_inputs` makes it of a recorded call"
         )
-    graph = merged(
-        {
-            part: extract(module, example_inputs[part], inputs=inputs)
-            for part, module in model.parts.items()
-        }
-    )
+    graphs: dict[str, OpGraph] = {}
+    for part, module in model.parts.items():
+        given = example_inputs[part]
+        if model.entry(part) != "forward":
+            with entered(module, model.entry(part)):
+                graphs[part] = extract(module, flat_arguments(given), inputs={"latents": "image"})
+        else:
+            graphs[part] = extract(module, given, inputs=inputs or text_inputs(module, given))
+    graph = merged(graphs, model.spans)
     return replace(graph, model=name) if name else graph
 
 

@@ -54,7 +54,10 @@ Tokens = tuple[tuple[str, int], ...]
 def classify(
     given: Mapping[str, Call], override: Mapping[str, str], signature: str
 ) -> dict[str, str]:
-    """Input -> one of `CLASSES`: by `override`, by its conventional name, else by dtype and shape. Raises where none decides."""
+    """Input -> one of `CLASSES`: by `override`, by its conventional name, else by dtype and shape.
+
+    Raises `QSearchError` where none decides, and where no input is a picture though `override` does not name them all.
+    """
     for name, chosen in override.items():
         if chosen not in CLASSES:
             raise QSearchError(
@@ -76,7 +79,8 @@ def classify(
         out[path] = chosen or ""
     for path, call in given.items():
         out[path] = out[path] or _shaped(call, "image" in out.values())
-    if "image" not in out.values() or "" in out.values():
+    said = all(override.get(path) or override.get(path.partition(".")[0]) for path in given)
+    if ("image" not in out.values() and not said) or "" in out.values():
         unknown = [p for p, c in out.items() if not c]
         what = (
             f"{unknown[0]} of shape {given[unknown[0]].shape} may be anything"

@@ -32,10 +32,20 @@ def calibrate(
     layers: Collection[str] | None = None,
     *,
     moments: bool = True,
+    some: bool = False,
 ) -> dict[str, LayerInputs]:
     """Layer name -> its inputs on `calls`, for `layers` or for all that can be quantized. Leaves the model as it was.
 
-    Raises `QSearchError` where no call is given, for unknown layers, and for inputs that are not finite.
+    Args:
+        model: the denoiser, or the container of several components.
+        graph: its graph.
+        calls: recorded calls.
+        layers: names of those that are looked at; all that can be quantized when left out.
+        moments: whether second moments are kept.
+        some: leave out layers that none of the calls runs (another component's); else they are an error.
+
+    Raises:
+        QSearchError: no call is given, a layer is unknown or run by none of the calls, or inputs are not finite.
     """
     wanted = (
         [graph.layer(name) for name in layers] if layers is not None else list(graph.quantizable)
@@ -61,6 +71,13 @@ def calibrate(
     if not given:
         raise QSearchError(
             "calibration needs at least one recorded call; see `qsearch.measure.pipelines.record`"
+        )
+    silent = [name for name, recorder in recorders.items() if not recorder.calls]
+    if silent and not some:
+        raise QSearchError(
+            f"the {given} calls for calibration run {len(wanted) - len(silent)} of {len(wanted)} layers, not "
+            f"{', '.join(silent[:3])}{' and others' if len(silent) > 3 else ''}: record calls that run them, or give them "
+            "schemes that need no calibration"
         )
     return {
         spec.name: replace(recorders[spec.name].inputs(), splits=spec.parts)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..core.errors import QSearchError
 from ..core.steps import clock_of
-from ..graphs.components import Denoisers, parts_of
+from ..graphs.components import Components, parts_of
 from .clean import Sampled
 from .spill import Spill
 
@@ -112,6 +112,27 @@ def measuring(*models: nn.Module) -> Iterator[None]:
                 module.training = True
 
 
+@contextmanager
+def patched(
+    model: nn.Module, around: Callable[..., Any], method: str = "forward"
+) -> Iterator[None]:
+    """Inside, `model` calls `around(own, ...)` in place of its method `own`."""
+    own, before = getattr(model, method), model.__dict__.get(method)
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return around(own, *args, **kwargs)
+
+    called.__wrapped__ = own  # type: ignore[attr-defined]  # signatures are asked of it
+    setattr(model, method, called)
+    try:
+        yield
+    finally:
+        if before is None:
+            delattr(model, method)
+        else:
+            setattr(model, method, before)
+
+
 def forward(model: nn.Module, call: Call) -> Tensor:
     """The denoiser's output [N, ...] for a recorded call, as fp32, with gradients.
 
@@ -121,8 +142,10 @@ def forward(model: nn.Module, call: Call) -> Tensor:
         QSearchError: the call belongs to a component that the model does not have, or nothing that it returns is a tensor.
     """
     part = component(model, call)
+    entry = model.entry(call.component) if isinstance(model, Components) else "forward"
+    called = part if entry == "forward" else getattr(part, entry)
     args, kwargs = Copier()((call.args, call.kwargs))
-    if "return_dict" in inspect.signature(part.forward).parameters:
+    if "return_dict" in inspect.signature(getattr(part, entry)).parameters:
         kwargs = {**kwargs, "return_dict": False}
     with ExitStack() as stack:
         stack.enter_context(measuring(part))
@@ -130,7 +153,7 @@ def forward(model: nn.Module, call: Call) -> Tensor:
             stack.enter_context(clock_of(model).at(call.step, call.steps))
             if part is not model:
                 stack.enter_context(clock_of(part).at(call.step, call.steps))
-        return output_of(part(*args, **kwargs)).float()
+        return output_of(called(*args, **kwargs)).float()
 
 
 @torch.no_grad()
@@ -140,8 +163,8 @@ def run(model: nn.Module, call: Call) -> Tensor:
 
 
 def component(model: nn.Module, call: Call) -> nn.Module:
-    """The module that the call was made of: the model itself, or one of several denoisers."""
-    if not isinstance(model, Denoisers):
+    """The module that the call was made of: the model itself, or one of several components."""
+    if not isinstance(model, Components):
         return model
     if call.component not in model.parts:
         raise QSearchError(
@@ -191,9 +214,16 @@ def _stacked(samples: Sequence[Tensor]) -> Tensor:
 
 
 def example_inputs(call: Call, model: nn.Module) -> dict[str, Any]:
-    """A recorded call as keyword arguments of the model's forward, for `extract`; of several denoisers, component -> such arguments."""
-    if isinstance(model, Denoisers):
-        return {**model.examples, call.component: example_inputs(call, component(model, call))}
+    """A recorded call as keyword arguments of the model's forward, for `extract`; of several components, component -> such arguments.
+
+    Of a VAE, which is called by `decode`, `{"args": ..., "kwargs": ...}` of that.
+    """
+    if isinstance(model, Components):
+        part = component(model, call)
+        own = {"args": call.args, "kwargs": call.kwargs}
+        if model.entry(call.component) == "forward":
+            own = example_inputs(call, part)
+        return {**model.examples, call.component: own}
     signature = inspect.signature(model.forward)
     inputs: dict[str, Any] = {}
     for name, value in signature.bind(*call.args, **call.kwargs).arguments.items():

@@ -91,7 +91,7 @@ class Bench:
         graph = campaign.graph
         self.calls = _chosen_by(campaign, pipe, plans.values())
         common = [plan for plan in plans.values() if len(plan.steps) == 1]
-        self.weights = weights_for(model_of(pipe), graph, common, self.calls)
+        self.weights = weights_for(model_of(pipe, graph.components), graph, common, self.calls)
         kept = {(n, s) for plan in common for n, (s, *_) in plan.weights.items() if s != KEEP}
         self.keeps = sum(4 * graph.layer(name).weights for name, _ in kept) <= _KEPT
         own = self._made(Plan.uniform(graph, KEEP), 0, self.total)
@@ -100,8 +100,8 @@ class Bench:
     def _weights(self, plan: Plan) -> QuantizedWeights:
         """What a plan is carried out with; one over ranges of steps is calibrated by itself."""
         if len(plan.steps) > 1:
-            model, graph = model_of(self.pipe), self.campaign.graph
-            return weights_for(model, graph, [plan], self.calls)
+            graph = self.campaign.graph
+            return weights_for(model_of(self.pipe, graph.components), graph, [plan], self.calls)
         return self.weights if self.keeps else self.weights.fresh()
 
     def _made(self, plan: Plan, start: int, end: int) -> Outcome:
@@ -146,7 +146,9 @@ def _chosen_by(campaign: Campaign, pipe: Any, plans: Iterable[Plan]) -> list[Cal
     """The calls that schemes choose by, recorded where some scheme of the plans does."""
     calibration = campaign.setting.calibration
     asked = any(needs_inputs(s) for plan in plans for s in plan.schemes)
-    return calibration.record(pipe) if asked and calibration is not None else []
+    if not asked or calibration is None:
+        return []
+    return calibration.record(pipe, campaign.graph.components)
 
 
 def _part(outcome: Outcome, count: int) -> Outcome:

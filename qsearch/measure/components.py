@@ -1,27 +1,26 @@
 """Components: which modules of a pipeline denoise, and the one model that they are for everything that measures.
 
 A single denoiser is that model itself. Where a pipeline has several of one class (Wan 2.2: one for the noisiest steps, one for the
-rest), the model is a `Denoisers` whose children they are; all of them go by one clock.
+rest), or where text encoders and the VAE are asked for too, the model is a `Components` whose children they are; all of them go by
+one clock.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from ..core.errors import QSearchError
+from ..core.components import DECODERS, DENOISERS, is_denoiser
+from ..core.errors import QSearchError, nearest
 from ..core.schedulers import overridden
 from ..core.steps import StepClock, clock_of, share_clock
-from ..graphs.components import Denoisers
+from ..graphs.components import Components
 
-DENOISERS = ("transformer", "unet", "prior", "decoder")
-_NUMBERED = re.compile(rf"({'|'.join(DENOISERS)})(_\d+)?$")
-_models: WeakKeyDictionary[Any, Denoisers] = WeakKeyDictionary()
+_models: WeakKeyDictionary[Any, dict[tuple[str, ...], Components]] = WeakKeyDictionary()
 
 
 def components(pipe: Any) -> dict[str, Any]:
@@ -41,7 +40,7 @@ def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
         if isinstance(getattr(pipe, name, None), nn.Module):
             modules.setdefault(name, getattr(pipe, name))
     named = sorted(
-        (n for n in modules if _NUMBERED.match(n)),
+        (n for n in modules if is_denoiser(n)),
         key=lambda n: (DENOISERS.index(n.partition("_")[0]), n),
     )
     if not named:
@@ -62,23 +61,47 @@ def left_out(pipe: Any) -> tuple[str, ...]:
     """Components that are named like denoisers and are none of `denoisers_of`: another stage's, of another class."""
     found = denoisers_of(pipe)
     modules = {n: m for n, m in components(pipe).items() if isinstance(m, nn.Module)}
-    return tuple(n for n in modules if n not in found and _NUMBERED.match(n))
+    return tuple(n for n in modules if n not in found and is_denoiser(n))
 
 
-def model_of(pipe: Any) -> nn.Module:
+def model_of(pipe: Any, names: Sequence[str] = ()) -> nn.Module:
     """The pipeline's denoiser; where there are several, one module that holds them, the same at every question.
 
+    Args:
+        pipe: a diffusers pipeline.
+        names: components that are asked for (`OpGraph.components`), such as transformer, text_encoder and vae; the
+            denoisers when left out. Of a pipeline's only denoiser the model is that itself.
+
     Raises:
-        QSearchError: the pipeline has no denoiser.
+        QSearchError: the pipeline has no denoiser, or lacks a component.
     """
-    parts = denoisers_of(pipe)
-    if len(parts) == 1:
+    denoisers = denoisers_of(pipe)
+    parts = _asked(pipe, denoisers, names) if names else denoisers
+    if len(parts) == 1 and parts == denoisers:
         return next(iter(parts.values()))
-    known = _models.get(pipe)
+    held = _models.setdefault(pipe, {})
+    key = tuple(parts)
+    known = held.get(key)
     if known is None or known.parts != parts:
-        known = _models[pipe] = Denoisers(parts)
-        share_clock([known, *parts.values()])
+        known = held[key] = Components(parts)
+        share_clock([*denoisers.values(), *parts.values(), known, *held.values()])
     return known
+
+
+def _asked(
+    pipe: Any, denoisers: dict[str, nn.Module], names: Sequence[str]
+) -> dict[str, nn.Module]:
+    """The components of those names in order of execution: what reads the prompt, what denoises, what decodes."""
+    modules = {n: m for n, m in components(pipe).items() if isinstance(m, nn.Module)} | denoisers
+    for name in names:
+        if name not in modules:
+            raise QSearchError(
+                f"{type(pipe).__name__} has no component {name!r}{nearest(name, modules)}; it has "
+                f"{', '.join(modules)}"
+            )
+    first = [n for n in modules if n not in denoisers and n not in DECODERS]
+    last = [n for n in modules if n in DECODERS and n not in denoisers]
+    return {n: modules[n] for n in (*first, *denoisers, *last) if n in names}
 
 
 #: the older name
@@ -125,12 +148,13 @@ def counted(pipe: Any, advance: Callable[[int], None]) -> Iterator[None]:
 
 
 @contextmanager
-def frozen(pipe: Any) -> Iterator[None]:
-    """Inside, no weight of the pipeline but the denoiser's wants a gradient; nothing without a pipeline."""
+def frozen(pipe: Any, model: nn.Module | None = None) -> Iterator[None]:
+    """Inside, no weight of the pipeline but those of `model`, or the denoisers', wants a gradient; nothing without a pipeline."""
     own: set[int] = set()
     parts = []
     if pipe is not None:
-        own = {id(p) for module in denoisers_of(pipe).values() for p in module.parameters()}
+        chosen = [model] if model is not None else list(denoisers_of(pipe).values())
+        own = {id(p) for module in chosen for p in module.parameters()}
         parts = [p for p in components(pipe).values() if isinstance(p, nn.Module)]
     flags = {p: p.requires_grad for part in parts for p in part.parameters() if id(p) not in own}
     try:

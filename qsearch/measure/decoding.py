@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ..core import plugins
+from ..core.components import DECODERS
 from ..core.errors import QSearchError
 from ..core.schedulers import overridden
 from .calling import arguments, call
@@ -25,8 +26,6 @@ from .components import denoisers_of, schedulers_of
 from .prompts import Prompts
 from .sampling import Sampling
 
-#: names under which pipelines keep what decodes latents
-_DECODERS = ("vae", "movq", "vqgan", "vqvae")
 #: of pictures in [-1, 1]: the formula and the pipeline agree below this
 _SAME = 1e-3
 _ways: WeakKeyDictionary[Any, dict[tuple[Any, ...], bool]] = WeakKeyDictionary()
@@ -86,7 +85,7 @@ def latent_channels(pipe: Any) -> int:
 
 
 def _decoder(pipe: Any) -> Any:
-    held = (getattr(pipe, name, None) for name in _DECODERS)
+    held = (getattr(pipe, name, None) for name in DECODERS)
     return next((part for part in held if isinstance(part, nn.Module)), None)
 
 

@@ -89,21 +89,16 @@ def make(
     progress: Callable[[int], None] | None = None,
     first: int = 0,
 ) -> Outcome:
-    """Sample the pipeline with its denoiser computing as the plan says; `calls` are recorded denoiser calls to repeat as well.
+    """Sample the pipeline, and decode, with the components of the graph computing as the plan says; `calls` are recorded denoiser calls to repeat as well.
 
     `first`: number of the first sample, which its noise depends on: a plan measured in two parts is measured as in one.
     """
-    model = model_of(pipe)
-    with simulate(model, plan, graph, weights):
-        outputs = tuple(run(model, call) for call in calls)
+    denoiser = model_of(pipe)
+    with simulate(model_of(pipe, graph.components), plan, graph, weights):
+        outputs = tuple(run(denoiser, call) for call in calls)
         latents = sample(pipe, prompts, sampling, progress, first=first)
-    return Outcome(
-        prompts,
-        latents,
-        pictures_of(pipe, latents, sampling, prompts),
-        outputs,
-        latent_channels(pipe),
-    )
+        pictures = pictures_of(pipe, latents, sampling, prompts)
+    return Outcome(prompts, latents, pictures, outputs, latent_channels(pipe))
 
 
 def pictures_of(pipe: Any, latents: Tensor, sampling: Sampling, prompts: Prompts) -> Tensor:

@@ -109,6 +109,7 @@ class Contraction:
         ] = {}  # layer -> (probe, sampler step, gradient)
         self._sums: Tensor | None = None
         self._now: tuple[int, AbstractObservation] | None = None
+        self._met: set[str] = set()  # components whose weights had a gradient
 
     @property
     def memory(self) -> str:
@@ -242,6 +243,7 @@ class Contraction:
         assert weight.grad is not None and self._now is not None
         gradient, place = weight.grad.flatten(), (self._now[0], self._now[1].now)
         weight.grad = None
+        self._met.add(self.question.graph.component(name))
         gradient = gradient.square() if self.squared else gradient
         if self.keeps:
             waiting = self._waiting.setdefault(name, [])
@@ -300,6 +302,7 @@ class Contraction:
             )
         for name in list(self._waiting):
             self._contract(name)
+        self._check_met(observation)
         sums, self._sums, self._now = self._sums, None, None
         found: NDArray[np.float32] = sums.cpu().numpy()
         if not np.isfinite(found).all():
@@ -308,6 +311,16 @@ class Contraction:
                 f"the gradient of {layer} is not finite in step bin {observation.bin} (met at {scheme}); profile with another metric, or in fp32"
             )
         return found
+
+    def _check_met(self, observation: AbstractObservation) -> None:
+        """Refuse a component that runs and that no gradient reaches: its choices would all be priced at nothing."""
+        of = {self.question.graph.component(name) for name in self._stored}
+        for component in observation.components:
+            if component in of - self._met:
+                raise QSearchError(
+                    f"no gradient reaches the weights of {component}: the pipeline calls it without gradients, or what is "
+                    f"measured does not depend on it. Leave it out of components, or take the estimator sweep"
+                )
 
 
 def signs(shape: torch.Size, seed: int, device: torch.device) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core import plugins
 from ..core.errors import QSearchError
-from ..graphs.components import Denoisers
+from ..graphs.components import Components
 from .calls import Call, forward, measuring, repeated, run
 from .clean import Clean
 from .noise import ratio
@@ -34,6 +34,11 @@ class AbstractObservation(Protocol):
     bin: int
     #: during a backward, the sampler step whose gradient appears now
     now: int
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The components of the model that run in it; "" is a single denoiser."""
+        ...
 
     @property
     def sampler_steps(self) -> int:
@@ -95,6 +100,11 @@ class StepObservation(AbstractObservation):
                 f"{', '.join(set(metrics) - {NOISE})} look at the clean image that a call predicts; how the sampler uses this call is not known "
                 f"({why}): measure {NOISE}, or whole trajectories"
             )
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The one that was called."""
+        return (self.call.component,)
 
     @property
     def sampler_steps(self) -> int:
@@ -270,7 +280,7 @@ def first_bad(model: nn.Module, again: Callable[[], object]) -> str:
     handles = [
         m.register_forward_hook(listen(name or "the denoiser itself"), with_kwargs=True)
         for name, m in model.named_modules()
-        if not isinstance(m, Denoisers)
+        if not isinstance(m, Components)
     ]
     try:
         with torch.no_grad(), measuring(model):

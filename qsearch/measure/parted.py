@@ -107,7 +107,7 @@ def _begin(work: _Work, device: str) -> Do:
     schemes = tuple(Scheme.parse(s) for s in asked.schemes)
     ready = ExitStack()
     question = ready.enter_context(
-        questioned(model_of(pipe), p.graph, schemes, calls, asked, given)
+        questioned(model_of(pipe, p.graph.components), p.graph, schemes, calls, asked, given)
     )
     contraction = Contraction(question)
     ready.enter_context(contraction.watching())

@@ -6,9 +6,10 @@ everything else takes; each comes from the file of its part.
 
 from __future__ import annotations
 
+from ..core.components import DENOISERS
 from .calling import arguments, sample
 from .calls import Call, example_inputs, forward, run
-from .components import DENOISERS, denoiser_of, denoisers_of, frozen, model_of, ticking
+from .components import denoiser_of, denoisers_of, frozen, model_of, ticking
 from .decoding import (
     check_metrics,
     decodable,

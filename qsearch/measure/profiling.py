@@ -17,6 +17,7 @@ from torch import nn
 
 from ..core import plugins
 from ..core.attentions import PART, fault_of
+from ..core.components import DECODERS
 from ..core.cost import can_have
 from ..core.errors import ArtifactError, QSearchError
 from ..core.graph import OpGraph
@@ -33,14 +34,16 @@ from .pipelines import (
     Sampling,
     check_metrics,
     decoder_of,
+    denoisers_of,
     frozen,
     latent_channels,
     model_of,
+    needs,
     record,
 )
 from .quantized_weights import QuantizedWeights, calibrated_weights
 from .question import AbstractEstimator, Answer, Part, Question, Round
-from .trajectory import Trajectory, patched, trajectories
+from .trajectory import Trajectory, patched_parts, trajectories
 
 Elsewhere = Callable[[list[Part]], Iterator[tuple[Part, Round]]]
 _TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -142,7 +145,7 @@ def questioned(
     watched = [c for c in calls if isinstance(c, Trajectory)]
     with (
         measuring(model),
-        frozen(watched[0].pipe if watched else given.pipe),
+        frozen(watched[0].pipe if watched else given.pipe, model),
         _checkpointing(model, asked.checkpointing),
         _autocast(model, asked.autocast),
     ):
@@ -158,7 +161,7 @@ def profile_pipeline(
     work: ProfileWork | None = None,
     **named: Any,
 ) -> SensitivityTable:
-    """`profile` for the denoiser of a diffusers pipeline, on calls of its own.
+    """`profile` for the components of a diffusers pipeline that are in the graph, on calls of its own.
 
     `options.mode`: `step` records the denoiser's calls, `trajectory` prices through the whole
     sampler. `options.batch` samples run at once; where they don't fit the device's memory, half of
@@ -180,14 +183,15 @@ def profile_pipeline(
         QSearchError: as `profile`, and where one sample does not fit the memory.
     """
     asked, given = _split(options, work, named)
-    model, batch = model_of(pipe), asked.batch
+    model, batch = model_of(pipe, graph.components), asked.batch
     check_metrics(pipe, asked.metrics, sampling, prompts)
+    check_reached(pipe, graph.components, asked)
     while True:
         try:
             calls: Any = (
                 trajectories(pipe, prompts, sampling, batch)
                 if asked.mode == "trajectory"
-                else record(pipe, prompts, sampling, asked.bins, batch)
+                else record(pipe, prompts, sampling, asked.bins, batch, graph.components)
             )
             made = replace(given, pipe=pipe, sampling=sampling)
             if given.parted is not None:
@@ -201,6 +205,34 @@ def profile_pipeline(
                 ) from error
             batch = -(-batch // 2)
             given.tell(f"profile: out of memory; going on with {batch} samples at once")
+
+
+def check_reached(pipe: Any, components: Sequence[str], asked: ProfileOptions) -> None:
+    """Refuse what prices no text encoder and no VAE, before anything is measured.
+
+    Args:
+        pipe: the pipeline.
+        components: those of the graph.
+        asked: mode, metrics and estimator.
+
+    Raises:
+        QSearchError: recorded calls of the denoiser reach no other component; a metric of latents knows nothing of a VAE.
+    """
+    others = [name for name in components if name not in denoisers_of(pipe)]
+    if not others or not plugins.load("estimators", asked.estimator).needs_calls:
+        return
+    if asked.mode != "trajectory":
+        raise QSearchError(
+            f"recorded calls of the denoiser reach nothing of {', '.join(others)}: set profile.mode to trajectory, which "
+            "goes through the whole pipeline"
+        )
+    blind = [m for m in asked.metrics if not needs(plugins.load("metrics", m), "pictures")]
+    decoders = [name for name in others if name in DECODERS]
+    if decoders and blind:
+        raise QSearchError(
+            f"{', '.join(decoders)} is priced by metrics of decoded pictures, such as picture_sqnr and ssim; "
+            f"{', '.join(blind)} looks at latents: take it out of profile.metrics, or the component out of components"
+        )
 
 
 def _split(
@@ -333,7 +365,7 @@ def _autocast(model: nn.Module, kind: str) -> Iterator[None]:
         with torch.autocast(device, _TYPES[kind]):
             return forward(*args, **kwargs)
 
-    with patched(model, cast):
+    with patched_parts(model, cast):
         yield
 
 

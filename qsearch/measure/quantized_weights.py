@@ -234,13 +234,25 @@ def weights_for(
                     f"{len(steps)} ranges of steps need a recorded call each to be calibrated on; range {i} has none: "
                     "record more bins (calibrate.bins)"
                 )
-            ranges.append(_recorded(model, graph, apart, part) or {})
+            ranges.append(_recorded(model, graph, apart, part, some=True) or {})
     attentions: dict[str, list[Scheme]] = {}
     for plan in plans:
         for site, choices in plan.sites.items():
             attentions.setdefault(site, []).extend(choices)
     drifts = fit_drifts(model, graph, attentions, calls)
-    return QuantizedWeights(model, graph, _recorded(model, graph, whole, calls), ranges, drifts)
+    own = _recorded(model, graph, whole, calls)
+    return QuantizedWeights(model, graph, own, _from_nearest(ranges), drifts)
+
+
+def _from_nearest(ranges: Sequence[Mapping[str, LayerInputs]]) -> list[dict[str, LayerInputs]]:
+    """Each range's inputs, those of a component that does not run in it from the nearest range in which it does."""
+    filled: list[dict[str, LayerInputs]] = []
+    for i in range(len(ranges)):
+        mine: dict[str, LayerInputs] = {}
+        for j in sorted(range(len(ranges)), key=lambda j: abs(j - i), reverse=True):
+            mine |= ranges[j]
+        filled.append(mine)
+    return filled
 
 
 def _recorded(
@@ -248,13 +260,15 @@ def _recorded(
     graph: OpGraph,
     wanted: Mapping[str, Iterable[Scheme]],
     calls: Sequence[Call],
+    *,
+    some: bool = False,
 ) -> dict[str, LayerInputs] | None:
     asking = {layer: [s for s in held if needs_inputs(s)] for layer, held in wanted.items()}
     layers = [layer for layer, held in asking.items() if held]
     if not layers:
         return None
     moments = any(needs_moments(s) for held in asking.values() for s in held)
-    return calibrate(model, graph, calls, layers, moments=moments)
+    return calibrate(model, graph, calls, layers, moments=moments, some=some)
 
 
 def weight_of(model: nn.Module, layer: str) -> nn.Parameter:

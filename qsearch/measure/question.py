@@ -82,6 +82,13 @@ class Question:
             found.setdefault(observation.bin, []).append(observation)
         return dict(sorted(found.items()))
 
+    def floor(self, site: str, metric: str, bin: int) -> float:
+        """The floor of a site's estimates: 0 where its component does not run in the bin, and makes no error at all."""
+        component = self.graph.component(site)
+        if component and not any(component in o.components for o in self.bins[bin]):
+            return 0.0
+        return self.floors[metric, bin]
+
     @cached_property
     def floors(self) -> dict[tuple[str, int], float]:
         """Metric and step bin -> what the bin's parts read, on average, when nothing was changed."""

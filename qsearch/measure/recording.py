@@ -1,7 +1,8 @@
 """Recording: the denoiser's calls in the middle of each range of the sampler's steps, from one full-precision run of the pipeline.
 
 All calls of a step are recorded: the branches of guidance where they are calls of their own (Wan), both calls of a solver of second
-order (Heun). Each is a copy of its arguments, taken when it was made, and knows what the sampler made of its output.
+order (Heun). Each is a copy of its arguments, taken when it was made, and knows what the sampler made of its output. Where text
+encoders and a VAE are asked for, their calls come before and after those of the denoisers.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from torch import Tensor, nn
 from ..core.errors import QSearchError
 from ..core.schedulers import arguments_of, overridden
 from ..core.steps import StepClock
-from ..graphs.components import Denoisers
+from ..graphs.components import Components, entry_of
 from .calling import sample
-from .calls import Call, Copier, example_inputs, output_of
+from .calls import Call, Copier, example_inputs, output_of, patched
 from .clean import Sampled, checked, own_prediction, step_weights
 from .components import denoisers_of, model_of, schedulers_of, ticking
+from .decoding import decode
 from .prompts import Prompts
 from .sampling import Sampling
 from .spill import Spill
@@ -41,8 +43,13 @@ class _Heard:
 
 
 @contextmanager
-def _listening(pipe: Any, guidance: float, clock: StepClock) -> Iterator[_Heard]:
-    """Hears the calls of the denoisers, and what the scheduler makes of them; the pipeline computes as ever."""
+def _listening(
+    pipe: Any, guidance: float, clock: StepClock, named: bool = False
+) -> Iterator[_Heard]:
+    """Hears the calls of the denoisers, and what the scheduler makes of them; the pipeline computes as ever.
+
+    `named`: calls of an only denoiser have its name, too.
+    """
     heard, spill = _Heard(), Spill()
 
     def hooks(name: str, model: nn.Module) -> list[Any]:
@@ -72,7 +79,7 @@ def _listening(pipe: Any, guidance: float, clock: StepClock) -> Iterator[_Heard]
         return made
 
     parts = denoisers_of(pipe)
-    single = len(parts) == 1
+    single = len(parts) == 1 and not named
     with ExitStack() as stack:
         for name, model in parts.items():
             for handle in hooks("" if single else name, model):
@@ -117,7 +124,12 @@ def _note(
 
 
 def record(
-    pipe: Any, prompts: Prompts, sampling: Sampling, bins: int, batch: int | None = None
+    pipe: Any,
+    prompts: Prompts,
+    sampling: Sampling,
+    bins: int,
+    batch: int | None = None,
+    components: Sequence[str] = (),
 ) -> list[Call]:
     """The denoisers' calls in the middle of each of `bins` equal ranges of sampler steps, all of the middle step.
 
@@ -128,17 +140,22 @@ def record(
         bins: ranges of equal length. A component that runs in the middle of none gets its own middle step besides; of more
             bins than steps, where a step has several calls, every step is one.
         batch: samples at a time; each bin has calls for each part of the samples then. All at once when left out.
+        components: whose calls are wanted (`OpGraph.components`), text encoders and a VAE too; the denoisers' when left out.
 
     Returns:
-        Calls ordered by step; those of one step belong to one bin.
+        Calls ordered by step; those of one step belong to one bin. Those of text encoders come first, of a VAE last.
 
     Raises:
         NoCallsError: no denoiser was called where hooks hear it.
-        QSearchError: more bins than sampler steps.
+        QSearchError: more bins than sampler steps; another component was not called where hooks hear it.
     """
-    ends, model = [0], model_of(pipe)
-    with ticking(pipe) as clock, _listening(pipe, sampling.guidance, clock) as heard:
-        sample(
+    ends, model = [0], model_of(pipe, components)
+    several = isinstance(model, Components)
+    with ExitStack() as stack:
+        clock = stack.enter_context(ticking(pipe))
+        heard = stack.enter_context(_listening(pipe, sampling.guidance, clock, several))
+        before = stack.enter_context(_beside(pipe, model, heard))
+        latents = sample(
             pipe,
             prompts,
             replace(sampling, batch=batch or len(prompts)),
@@ -152,10 +169,80 @@ def record(
     parts = [_numbered(heard.calls[a:b]) for a, b in itertools.pairwise(ends)]
     wanted = middles(parts[0], bins)
     calls = [call for step in wanted for part in parts for call in part if call.step == step]
-    if isinstance(model, Denoisers):
-        for call in calls:
-            model.examples.update({call.component: example_inputs(call, model)[call.component]})
-    return calls
+    if not isinstance(model, Components):
+        return calls
+    total = parts[0][0].steps
+    after = _decoding(pipe, model, latents, replace(sampling, batch=batch or len(prompts)), prompts)
+    first = [replace(call, steps=total) for held in before.values() for call, _ in held]
+    last = [replace(call, step=total - 1, steps=total) for call in after]
+    found = [call for call in (*first, *calls, *last) if call.component in model.parts]
+    for name in model.parts:
+        if not any(call.component == name for call in found):
+            raise QSearchError(
+                f"{type(pipe).__name__} does not call its {name} when it samples; leave it out of components"
+            )
+    for call in found:
+        model.examples.update({call.component: example_inputs(call, model)[call.component]})
+    for name in model.parts:
+        inside = any(at not in ends for _, at in before.get(name, ()))
+        own = [call.step for call in parts[0] if call.component == name]
+        own = list(range(total)) if inside else own
+        model.spans[name] = (min(own), max(own) + 1, total) if own else (0, 0, total)
+    return found
+
+
+@contextmanager
+def _beside(
+    pipe: Any, model: nn.Module, heard: _Heard
+) -> Iterator[dict[str, list[tuple[Call, int]]]]:
+    """Hears the calls of components that do not denoise, each with the number of the denoisers' calls before it."""
+    denoisers = denoisers_of(pipe)
+    held = model.parts if isinstance(model, Components) else {}
+    others = {n: m for n, m in held.items() if n not in denoisers}
+    found: dict[str, list[tuple[Call, int]]] = {name: [] for name in others}
+
+    def hook(name: str) -> Any:
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            args, kwargs = Copier()((args, kwargs))
+            found[name].append((Call(args, kwargs, 0, None, 0, name), len(heard.calls)))
+
+        return before
+
+    with ExitStack() as stack:
+        for name, part in others.items():
+            if entry_of(name, part) == "forward":
+                handle = part.register_forward_pre_hook(hook(name), with_kwargs=True)
+                stack.callback(handle.remove)
+        yield found
+
+
+def _decoding(
+    pipe: Any, model: Components, latents: Tensor, sampling: Sampling, prompts: Prompts
+) -> list[Call]:
+    """The calls that decode final latents, of the components that are called by `decode`."""
+    names = [name for name in model.parts if model.entry(name) == "decode"]
+    if not names:
+        return []
+    found: list[Call] = []
+
+    def listen(name: str) -> Any:
+        def around(own: Any, *args: Any, **kwargs: Any) -> Any:
+            args_, kwargs_ = Copier()((args, kwargs))
+            kwargs_.pop("generator", None)  # of decoders that draw nothing; it can't be stored
+            found.append(Call(args_, kwargs_, 0, None, 0, name))
+            return own(*args, **kwargs)
+
+        return around
+
+    # How the pipeline decodes is found out once, by calls that count for nothing.
+    decode(pipe, latents[:1], sampling=sampling, prompts=prompts[:1])
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(patched(model.parts[name], listen(name), "decode"))
+        for i in range(0, len(latents), sampling.batch):
+            part = slice(i, i + sampling.batch)
+            decode(pipe, latents[part], sampling=sampling, prompts=prompts[part])
+    return found
 
 
 def _numbered(part: list[Call]) -> list[Call]:

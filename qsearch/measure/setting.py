@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ class Calibration:
     sampling: Sampling
     options: CalibrateOptions
 
-    def record(self, pipe: Any) -> list[Call]:
-        """The denoiser's calls in the middle of each step bin."""
+    def record(self, pipe: Any, components: Sequence[str] = ()) -> list[Call]:
+        """The calls of a graph's components (the denoisers when left out), of denoisers in the middle of each step bin."""
         bins = min(self.options.bins, self.sampling.steps)
-        return record(pipe, self.prompts, self.sampling, bins, self.options.batch)
+        return record(pipe, self.prompts, self.sampling, bins, self.options.batch, components)
 
 
 @dataclass(frozen=True)

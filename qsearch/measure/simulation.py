@@ -85,15 +85,14 @@ def roots(model: nn.Module, graph: OpGraph) -> list[nn.Module]:
 
 @contextmanager
 def _listening(model: nn.Module, graph: OpGraph, places: Mapping[str, _Place]) -> Iterator[None]:
-    """Refuse, at the end of the block, where the model ran and a layer whose input is rounded was not heard.
+    """Refuse, at the end of the block, where a component ran and a layer whose input is rounded was not heard.
 
     A layer that the graph says is called must be: else the plan would not be carried out, and nobody would notice.
     """
-    calls = 0
+    ran: set[nn.Module] = set()
 
     def after(root: nn.Module, args: Any, output: Any) -> None:
-        nonlocal calls
-        calls += 1
+        ran.add(root)
 
     handles = [root.register_forward_hook(after) for root in roots(model, graph)]
     try:
@@ -106,8 +105,13 @@ def _listening(model: nn.Module, graph: OpGraph, places: Mapping[str, _Place]) -
         for name, place in places.items()
         if any(t is not None for t in place.treatments) and not place.heard
     ]
-    if calls >= len(handles) and waiting and len(graph.components) < 2:
-        called = [name for name in waiting if graph.layer(name).macs]
+    if ran and waiting:
+        owner = dict(zip(graph.components or ("",), roots(model, graph), strict=True))
+        called = [
+            name
+            for name in waiting
+            if graph.layer(name).macs and owner[graph.component(name)] in ran
+        ]
         if called:
             raise QSearchError(
                 f"the plan rounds the input of {called[0]}, and the model ran without calling it through its module: is its "
@@ -172,7 +176,7 @@ def simulate(
     Gradients flow as before, straight through what is rounded.
 
     Args:
-        model: the denoiser (or the container of a pipeline's denoisers).
+        model: the denoiser (or the container of several components, as `model_of` makes it for `graph.components`).
         plan: a plan, or site -> scheme for some of the sites (the others are kept).
         graph: the model's graph.
         weights: shares quantized weights between calls, and holds the calibration that some schemes need. Everything is made

@@ -4,6 +4,9 @@
 (`torch.utils.checkpoint`), so only the latents between steps are kept. The reentrant kind of checkpoint is wanted here: each step's
 recomputation has a backward of its own, so a weight's gradient appears step by step and can be contracted and freed, and each step's share is known;
 the other kind would add the steps up first.
+
+Where text encoders are components of the model, gradients go on from the embeddings that the denoiser is given into their weights; where a VAE is, from
+the decoded pictures through it to the latents. Both run once, and keep what they need for the backward.
 """
 
 from __future__ import annotations
@@ -21,12 +24,12 @@ from torch.utils import _pytree, checkpoint
 
 from ..core.errors import QSearchError
 from ..core.steps import StepClock, clock_of
-from ..graphs.components import parts_of
+from ..graphs.components import Components, parts_of
 from . import calling
 from .calling import StopError, arguments
-from .calls import Call, Copier, measuring, repeated
+from .calls import Call, Copier, measuring, patched, repeated
 from .clean import Clean
-from .components import model_of
+from .components import denoisers_of, model_of
 from .decoding import decode_batch, latent_channels
 from .observation import AbstractObservation, compared, first_bad, measured
 from .prompts import Prompts
@@ -43,12 +46,13 @@ class Trajectory:
     first: int = 0
 
     def observed(self, model: nn.Module, metrics: Sequence[str]) -> AbstractObservation:
-        """The trajectory as an observation of `model`, which must be the pipeline's denoiser."""
-        if model is not model_of(self.pipe):
+        """The trajectory as an observation of `model`: the pipeline's denoiser, or `model_of` some of its components."""
+        names = tuple(model.parts) if isinstance(model, Components) else ()
+        if model is not model_of(self.pipe, names):
             raise QSearchError(
                 f"trajectories belong to the denoiser of their pipeline; {type(model).__name__} is not that of {type(self.pipe).__name__}"
             )
-        return TrajectoryObservation(self, metrics)
+        return TrajectoryObservation(self, model, metrics)
 
 
 def trajectories(
@@ -63,15 +67,20 @@ def trajectories(
 class TrajectoryObservation(AbstractObservation):
     """Features of the final latents. Make it while the model is in full precision."""
 
-    def __init__(self, trajectory: Trajectory, metrics: Sequence[str]) -> None:
+    def __init__(self, trajectory: Trajectory, model: nn.Module, metrics: Sequence[str]) -> None:
         self.trajectory, self.metrics = trajectory, tuple(metrics)
-        self.model = model_of(trajectory.pipe)
+        self.whole, self.model = model, model_of(trajectory.pipe)
         self.bin, self.now = 0, 0
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """All of the model's: each of them runs."""
+        return tuple(parts_of(self.whole))
 
     @cached_property
     def _latents(self) -> Tensor:
         self._count = StepCount(clock_of(self.model))
-        with torch.no_grad(), patched(self.model, self._count.counted):
+        with torch.no_grad(), patched_parts(self.model, self._count.counted):
             latents = _sampled(self.trajectory)
         again = partial(_sampled, self.trajectory)
         if not torch.isfinite(latents).all():
@@ -88,15 +97,16 @@ class TrajectoryObservation(AbstractObservation):
         """The first call of the denoiser."""
         found: list[Call] = []
         clock = clock_of(self.model)
-        parts = parts_of(self.model)
+        parts = denoisers_of(self.trajectory.pipe)
+        named = isinstance(self.whole, Components)
 
         def listen(forward: Any, *args: Any, **kwargs: Any) -> Any:
             name = next(n for n, m in parts.items() if m.__dict__["forward"].__wrapped__ is forward)
             args, kwargs = Copier()((args, kwargs))
-            found.append(Call(args, kwargs, clock.step, None, clock.total, name))
+            found.append(Call(args, kwargs, clock.step, None, clock.total, name if named else ""))
             raise StopError
 
-        with torch.no_grad(), patched(self.model, listen), suppress(StopError):
+        with torch.no_grad(), patched_parts(self.model, listen), suppress(StopError):
             _sampled(self.trajectory)
         return found[0]
 
@@ -129,7 +139,14 @@ class TrajectoryObservation(AbstractObservation):
         else:
             latents = self._differentiable()
         made = measured(self.metrics, None, self._clean(latents), None, self._own)
-        return {name: features for name, (features, _) in made.items()}
+        found = {name: features for name, (features, _) in made.items()}
+        for features in found.values():
+            if features.requires_grad:  # a backward meets a VAE first, after the last step
+                features.register_hook(self._at_the_end)
+        return found
+
+    def _at_the_end(self, _: Tensor) -> None:
+        self.now = self.sampler_steps - 1
 
     def _differentiable(self) -> Tensor:
         clock, number = clock_of(self.model), 0
@@ -140,7 +157,7 @@ class TrajectoryObservation(AbstractObservation):
             number += 1
             return _checkpointed(partial(self._at, at, forward), args, kwargs)
 
-        with patched(self.model, recomputed):
+        with patched_parts(self.model, recomputed):
             latents = _sampled(self.trajectory)
         if not latents.requires_grad:
             name = type(getattr(self.trajectory.pipe, "scheduler", None)).__name__
@@ -199,30 +216,12 @@ def _sampled(trajectory: Trajectory) -> Tensor:
 
 
 @contextmanager
-def patched(model: nn.Module, around: Any) -> Iterator[None]:
+def patched_parts(model: nn.Module, around: Any) -> Iterator[None]:
     """`model`, or each of several denoisers, calls `around(forward, ...)` in place of its forward."""
     with ExitStack() as stack:
         for part in parts_of(model).values():
-            stack.enter_context(_patched(part, around))
+            stack.enter_context(patched(part, around))
         yield
-
-
-@contextmanager
-def _patched(model: nn.Module, around: Any) -> Iterator[None]:
-    own, before = model.forward, model.__dict__.get("forward")
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return around(own, *args, **kwargs)
-
-    forward.__wrapped__ = own  # type: ignore[attr-defined]  # signatures are asked of it
-    model.forward = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del model.forward
-        else:
-            model.forward = before
 
 
 def _checkpointed(forward: Any, args: Any, kwargs: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -176,9 +177,13 @@ def layer_figure(
     pitch = (width - 110) / n if wide else 13.0
     text = min(TEXT, pitch / 1.4)
     named = text >= 4.5  # smaller is no text
+    title += f"; {axis.key}" if axis.key else ""
+    # A key of many names takes several lines: as one it would leave the axes no room.
+    lines = textwrap.wrap(title, max(20, int((width if wide else 130 + pitch * n) / 5.5)))
+    more = 14 * (len(lines) - 1)
     figure, ax = canvas(
         width,
-        across + 60 + (6.2 * max(map(len, axis.labels)) * text / TEXT if named else 0)
+        across + 60 + more + (6.2 * max(map(len, axis.labels)) * text / TEXT if named else 0)
         if wide
         else 130 + pitch * n,
     )
@@ -191,7 +196,7 @@ def layer_figure(
         range(n) if named else [], axis.labels if named else [], fontsize=text, **turned
     )
     along.set_tick_params(length=0, pad=3)
-    title += f"; {axis.key}" if axis.key else ""
+    title = "\n".join(lines)
     ax.set_xlabel(title) if wide else ax.set_ylabel(title, loc="top")
     ax.set_xlim(-0.5, n - 0.5) if wide else ax.set_ylim(n - 0.5, -0.5)
     for i, span in enumerate(axis.spans):

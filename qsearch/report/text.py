@@ -70,7 +70,7 @@ def plain(rows: list[dict[str, Any]], title: str) -> Table:
 
 def cell(row: dict[str, Any], metric: str) -> str:
     """`mean ± error` of one metric of one plan; `exact` for what full precision is compared with itself, `-` where it was not measured."""
-    if metric in ("sqnr", "output_sqnr") and row["plan"] == "full precision":
+    if metric_words(metric).unit == "dB" and row["plan"] == "full precision":
         return "exact"
     if metric not in row["metrics"]:
         return "-"

@@ -13,6 +13,7 @@ from ..core.cost import Budget
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.plan import SCHEMA, Plan
+from ..core.scheme import FULL_BITS
 from ..core.settings import Settings
 from ..core.steps import StepRanges
 from ..core.table import SensitivityTable
@@ -21,6 +22,7 @@ from ..decide.objectives import Objective
 from ..decide.ranges import counted
 from ..decide.request import AllocationRequest
 from .announce import begin
+from .checks import check_patterns
 from .endings import say_allocated
 from .keys import file_digest, sampled, table_key
 from .plans import (
@@ -53,7 +55,10 @@ class AllocateSettings(Settings):
         description=f"stored bits a weight, scales included; {DEFAULT_BITS:g} where no limit is "
         "given at all",
     )
-    bytes: int | None = Field(None, description="stored bytes of all weights")
+    bytes: int | str | None = Field(
+        None,
+        description="stored bytes of all weights, or their share of the bytes that these take in 16 bits, such as 40%",
+    )
     bit_operations: float | None = Field(
         None, description="MACs x weight bits x activation bits of one call"
     )
@@ -138,7 +143,7 @@ class AllocateSettings(Settings):
         """The limits that are given; `DEFAULT_BITS` stored bits a weight where none is."""
         limits = {
             "average_bits": self.average_bits,
-            "bytes": self.bytes,
+            "bytes": None if self._share else self.bytes,
             "bit_operations": self.bit_operations,
             "activation_bytes": self.activation_bytes,
             "attention_share": self.attention_share,
@@ -146,9 +151,26 @@ class AllocateSettings(Settings):
             "latency": self.latency,
         }
         given = {name: limit for name, limit in limits.items() if limit is not None}
+        if self._share:  # of bytes in 16 bits is the same as stored bits a weight
+            given["average_bits"] = min(self._share * FULL_BITS, self.average_bits or FULL_BITS)
         if not given and not any(self.groups.values()):
             given = {"average_bits": DEFAULT_BITS}
         return Budget(**given, groups=self.groups)  # type: ignore[arg-type]
+
+    @property
+    def _share(self) -> float:
+        """The share of 16-bit bytes that `bytes` says; 0 where it says none."""
+        if not isinstance(self.bytes, str):
+            return 0.0
+        try:
+            share = float(self.bytes.removesuffix("%")) / 100
+        except ValueError:
+            share = 0.0
+        if not self.bytes.endswith("%") or not 0 < share <= 1:
+            raise QSearchError(
+                f"bytes are a whole number, or a share of 16-bit bytes from 0 to 100 such as 40%; given {self.bytes!r}"
+            )
+        return share
 
     @property
     def ranges(self) -> StepRanges:
@@ -195,6 +217,7 @@ def allocate(run: Run, graph: OpGraph, table: SensitivityTable, *, keep: bool = 
         The plan. A plan.json that this command did not make is put aside before another one is
         written in its place.
     """
+    check_patterns(run)
     settings, path = run.config.allocate, run.path("plan.json")
     key = allocation_key(run, graph, table)
     known: Plan | None = run.found("plan.json", key, lambda p: Plan.load(p, graph))
@@ -359,17 +382,23 @@ def _refine(run: Run, graph: OpGraph, table: SensitivityTable, plan: Plan) -> Pl
     from ..core.scheme import KEEP, Scheme
     from ..decide.neighbourhood import plans_around
     from ..decide.refinement import refine
-    from ..measure.pipelines import model_of, record
+    from ..measure.pipelines import denoisers_of, model_of, record
     from ..measure.quantized_weights import weights_for
     from .calibrate import calibration_calls
 
     begin(run, "profile")
     c = run.config
-    model, offered = model_of(run.pipe), [Scheme.parse(s) for s in c.profile.schemes]
+    if others := [n for n in graph.components if n not in denoisers_of(run.pipe)]:
+        raise QSearchError(
+            f"refinement measures the noise of the denoiser's output, which knows nothing of "
+            f"{', '.join(others)}; leave refine out, or these out of components"
+        )
+    model = model_of(run.pipe, graph.components)
+    offered = [Scheme.parse(s) for s in c.profile.schemes]
     prompts = run.prompts(c.profile.samples, part=0)
-    calls = record(run.pipe, prompts, run.sampling, run.bins, c.profile.batch)
+    calls = record(run.pipe, prompts, run.sampling, run.bins, c.profile.batch, graph.components)
     plans = plans_around(graph, plan, [*offered, KEEP], c.allocate.share)
-    choosing = calibration_calls(run, {s for one in plans for s in one.schemes})
+    choosing = calibration_calls(run, graph, {s for one in plans for s in one.schemes})
     latency = latency_of(c.allocate, graph, table)
     rules = constraints_of(c.allocate, graph, table)
     if latency is not None and c.allocate.latency is None and not slower_in(plan, latency):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def apply(run: Run, graph: OpGraph, plan: Plan, *, required: bool = False) -> Path:
-    """Pack the run's denoiser as the plan says.
+    """Pack the components of the run's graph as the plan says.
 
     Args:
         run: the run, whose model is loaded and packed in place.
@@ -36,9 +36,9 @@ def apply(run: Run, graph: OpGraph, plan: Plan, *, required: bool = False) -> Pa
     from ..measure.pipelines import model_of
 
     begin(run, "apply")
-    model = model_of(run.pipe)
+    model = model_of(run.pipe, graph.components)
     before = sum(2 * parameter.numel() for parameter in model.parameters())
-    calls = calibration_calls(run, plan.schemes)
+    calls = calibration_calls(run, graph, plan.schemes)
     weights = plan_weights(run, graph, plan, calls, learn=True)
     with _warnings_said(run):
         verb(model, plan, graph, weights, kernels="required" if required else "preferred")

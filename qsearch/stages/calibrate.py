@@ -29,15 +29,15 @@ def calibration_of(run: Run) -> Calibration:
     return Calibration(prompts, run.sampling_for("calibrate"), c.calibrate)
 
 
-def calibration_calls(run: Run, schemes: Iterable[Scheme]) -> list[Call]:
-    """Recorded calls for schemes that choose by them, or that are learnt; none where none does."""
+def calibration_calls(run: Run, graph: OpGraph, schemes: Iterable[Scheme]) -> list[Call]:
+    """Recorded calls of the graph's components for schemes that choose by them, or that are learnt; none where none does."""
     from ..choices.input_quantizer import needs_inputs
 
     if run.config.reconstruct.order == "none" and not any(needs_inputs(s) for s in schemes):
         return []
     asked = calibration_of(run)
     with run.ticks("calibrate", len(asked.prompts), asked.options.batch):
-        return asked.record(run.pipe)
+        return asked.record(run.pipe, graph.components)
 
 
 def plan_weights(
@@ -59,7 +59,7 @@ def plan_weights(
     from ..measure.quantized_weights import weights_for
     from ..measure.reconstruction import reconstruct
 
-    model, options = model_of(run.pipe), run.config.reconstruct
+    model, options = model_of(run.pipe, graph.components), run.config.reconstruct
     if learn and options.order != "none":
         return reconstruct(model, graph, plan, calls, options, seed=run.config.seed).weights
     return weights_for(model, graph, [plan], calls)

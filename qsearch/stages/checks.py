@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core import plugins
+from ..core.components import is_denoiser
 from ..core.errors import QSearchError, nearest
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def check(run: Run, *verbs: str) -> None:
             prompts can't be read or are too few, or a metric can't be taken of what the model makes.
     """
     _whole(run.model_folder)
+    check_components(run)
     _memory(run)
     if "apply" in verbs or "export" in verbs:
         _disk(run)
@@ -115,6 +117,61 @@ def _bins(run: Run) -> None:
         run.progress.say(
             f"profile: {run.bins} step bins instead of {asked}, one for each sampler step"
         )
+
+
+def check_components(run: Run) -> None:
+    """Refuse components that the saved pipeline lacks, and settings of components that are not asked for.
+
+    Raises:
+        QSearchError: naming the key of the config, and the nearest component.
+    """
+    asked = run.config.components
+    saved = saved_components(run.model_folder)
+    for name in asked:
+        if name not in saved:
+            raise QSearchError(
+                f"components: {run.model_name} has no component {name!r}{nearest(name, saved)}; it has "
+                f"{', '.join(saved)}"
+            )
+    check_patterns(run)
+
+
+def check_patterns(run: Run) -> None:
+    """Refuse budgets and rules for components that are not asked for, where the model is at hand.
+
+    Raises:
+        QSearchError: naming the key of the config, and how the component is asked for.
+    """
+    asked, allocate = run.config.components, run.config.allocate
+    try:
+        saved = saved_components(run.model_folder)
+    except QSearchError:  # a plan can be made from the run's own files
+        return
+    within = asked or tuple(name for name in saved if is_denoiser(name))
+    places = {
+        "groups": allocate.groups,
+        "protected": allocate.protected,
+        "allowed": allocate.allowed,
+        "layers": allocate.layers,
+        "inputs": allocate.inputs,
+        "sites": allocate.sites,
+    }
+    for place, patterns in places.items():
+        for pattern in patterns:
+            head = pattern.partition(".")[0]
+            if head in saved and head not in within:
+                raise QSearchError(
+                    f"allocate.{place}: {pattern!r} is of {head}, which is not in the graph; it holds "
+                    f"{', '.join(within)}: set components: [{', '.join((*within, head))}]"
+                )
+
+
+def saved_components(folder: Path) -> tuple[str, ...]:
+    """The models of a saved pipeline: components with a config.json; tokenizers and schedulers have none."""
+    from ..measure.own import read_config
+
+    index = read_config(folder / "model_index.json")
+    return tuple(name for name in index if (folder / name / "config.json").is_file())
 
 
 def check_metrics(run: Run, metrics: Iterable[str], prompts: Prompts, place: str) -> None:

@@ -50,6 +50,10 @@ class Config(Settings):
         description="of the model's files, as diffusers names them (fp16); where a component has "
         "files of one variant alone, that one when left out",
     )
+    components: tuple[str, ...] = Field(
+        (),
+        description="parts of the pipeline that are planned, e.g. [transformer, text_encoder, vae]; its denoisers when left out",
+    )
     prompts: Path | None = Field(
         None,
         description="text file, one prompt a line; without it, captions of the zoo's scenes for "

@@ -204,7 +204,7 @@ def _measure(
     with run.ticks("record", len(first), sampling.batch):
         calls = record(run.pipe, first, sampling, run.bins, sampling.batch)
     todo = [n for n in missing if n != FULL_PRECISION]
-    choosing = calibration_calls(run, {s for name in todo for s in plans[name].schemes})
+    choosing = calibration_calls(run, graph, {s for name in todo for s in plans[name].schemes})
     with run.ticks("evaluate", len(prompts), sampling.batch, 1 + len(todo)):
         reference = replace(
             make(run.pipe, graph, plans[FULL_PRECISION], prompts, sampling, calls),

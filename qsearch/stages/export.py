@@ -64,7 +64,7 @@ def export(run: Run, settings: ExportSettings) -> list[Path]:
         variant=run.config.variant,
         sampler_steps=run.sampling.steps,
         say=run.progress.say,
-        calibration=_calibration(run, plan) if plugin.writes_weights else None,
+        calibration=_calibration(run, graph, plan) if plugin.writes_weights else None,
         verbose=settings.verbose,
     )
     folder = settings.output or run.path(f"export-{settings.to}")
@@ -72,7 +72,7 @@ def export(run: Run, settings: ExportSettings) -> list[Path]:
     carried = {
         layer.name: plugin.nearest(plan.choices[layer.name][0], layer)
         for layer in graph
-        if len(graph.components) < 2
+        if not graph.components
     }
     for line in accounts(run.model_folder, graph, plan, carried or first_choices(plan), files):
         run.progress.say(line)
@@ -122,7 +122,7 @@ def accounts(
         shown = ", ".join(used[:3]) + (f" and {len(used) - 3} more" if len(used) > 3 else "")
         size = size_of(sum(bits[n] for n in names) / 8)
         lines.append(f"  {role}: {len(names)} layers, {size}, {shown}")
-    parts = denoisers_in(source)
+    parts = graph.components or denoisers_in(source)
     before = sum(held_in(source / name).bytes for name in parts)
     planned, rounded = plan.achieved.bytes, sum(bits.values()) / 8
     lines.append(
@@ -153,8 +153,8 @@ def accounts(
     return lines
 
 
-def _calibration(run: Run, plan: Plan) -> Mapping[str, LayerInputs] | None:
-    calls = calibration_calls(run, plan.schemes)
+def _calibration(run: Run, graph: OpGraph, plan: Plan) -> Mapping[str, LayerInputs] | None:
+    calls = calibration_calls(run, graph, plan.schemes)
     if not calls:
         return None
     if run.config.reconstruct.order != "none":
@@ -162,4 +162,4 @@ def _calibration(run: Run, plan: Plan) -> Mapping[str, LayerInputs] | None:
             "export: what reconstruction learnt stays in model.safetensors (`qsearch apply`); here "
             "methods choose by calibration alone"
         )
-    return plan_weights(run, run.graph(), plan, calls, learn=False).calibration
+    return plan_weights(run, graph, plan, calls, learn=False).calibration

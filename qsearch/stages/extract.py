@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.artifacts import digest
+from ..core.components import is_denoiser
 from ..core.graph import OpGraph
 from ..core.progress import Progress, Silent
 from .announce import begin
+from .checks import check_components, saved_components
 
 if TYPE_CHECKING:
     from .folder import Run
@@ -28,10 +30,17 @@ def graph_key(run: Run) -> str:
         guidance=run.sampling.guidance,
         size=run.sampling.size,
         frames=c.sampling.frames,
+        **({"components": sorted(c.components)} if c.components else {}),
+        # which of several denoisers runs in which step is in the graph
+        **({"steps": run.sampling.steps} if _several(run) else {}),
         call=sorted(map(str, c.sampling.call.items())),
         # captions of the zoo's scenes are all of one length; a text of one's own may have another
         prompts="" if c.prompts is None else run.prompts(1, part=0).texts,
     )
+
+
+def _several(run: Run) -> bool:
+    return sum(map(is_denoiser, saved_components(run.model_folder))) > 1
 
 
 def extract(run: Run) -> OpGraph:
@@ -43,6 +52,7 @@ def extract(run: Run) -> OpGraph:
     Returns:
         The graph, read from graph.json where that answers the question.
     """
+    check_components(run)
     key = graph_key(run)
     known: OpGraph | None = run.found("graph.json", key, OpGraph.load)
     if known is not None:
@@ -59,22 +69,25 @@ def extract(run: Run) -> OpGraph:
 
 
 def example(run: Run, batch: int = 1) -> tuple[Any, dict[str, Any]]:
-    """(the run's denoiser, arguments of one call of it that its pipeline makes for `batch` prompts)."""
-    from ..graphs.components import Denoisers
-    from ..measure.pipelines import example_inputs, model_of, record
+    """(the run's denoiser, arguments of one call of it that its pipeline makes for `batch` prompts).
+
+    Of several components, the model that holds them and component -> arguments.
+    """
+    from ..measure.pipelines import denoisers_of, example_inputs, model_of, record
     from ..measure.recording import NoCallsError
 
-    model, prompts = model_of(run.pipe), run.prompts(batch, part=0)
+    asked, prompts = run.config.components, run.prompts(batch, part=0)
+    model = model_of(run.pipe, asked)
     # Two steps: PixArt treats one step as a distilled model. Of several denoisers each has its own part of the steps, and
     # image-to-image with a low strength leaves out the first ones.
     whole = replace(run.sampling, batch=batch)
-    once = whole if isinstance(model, Denoisers) else replace(whole, steps=2)
+    once = whole if len(denoisers_of(run.pipe)) > 1 else replace(whole, steps=2)
     try:
-        call, *_ = record(run.pipe, prompts, once, bins=1)
+        call, *_ = record(run.pipe, prompts, once, bins=1, components=asked)
     except NoCallsError:
         if once == whole:
             raise
-        call, *_ = record(run.pipe, prompts, whole, bins=1)
+        call, *_ = record(run.pipe, prompts, whole, bins=1, components=asked)
     return model, example_inputs(call, model)
 
 

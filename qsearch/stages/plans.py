@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core import plugins
+from ..core.components import kind
 from ..core.cost import Budget, select
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
@@ -53,6 +54,8 @@ def constraints_of(
     known = table.values(settings.metric)
     for layer in graph.quantizable:
         offered = [str(KEEP), *known.get(layer.name, {})]
+        if kind(graph.component(layer.name)) not in exporter.takes:
+            offered = [str(KEEP)]
         able[layer.name] = [
             s for s in offered if exporter.nearest(Scheme.parse(s), layer) == Scheme.parse(s)
         ]
@@ -210,7 +213,9 @@ def fitted_apart(graph: OpGraph, plan: Plan, steps: StepRanges) -> Plan:
     if len(steps) == 1:
         return plan
     choices = {
-        name: held * len(steps) if len(held) == 1 and held[0].fitted_by_range else held
+        name: held * len(steps)
+        if len(held) == 1 and held[0].fitted_by_range and len(graph.active(name, steps)) > 1
+        else held
         for name, held in plan.choices.items()
     }
     return Plan.make(graph, choices, solver=plan.solver, steps=steps)

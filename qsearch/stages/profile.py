@@ -83,7 +83,7 @@ def profile(run: Run, graph: OpGraph, by: ExecutorOptions | None = None) -> Sens
             seen = done
 
         schemes = [Scheme.parse(s) for s in (*c.profile.schemes, *c.profile.attentions)]
-        chosen_by = calibration_calls(run, schemes)
+        chosen_by = calibration_calls(run, graph, schemes)
         work = ProfileWork(
             calibration=chosen_by,
             partial=run.path(PARTIAL),

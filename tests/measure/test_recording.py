@@ -13,7 +13,7 @@ from qsearch.core.errors import QSearchError
 from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
 from qsearch.core.steps import clock_of
-from qsearch.graphs.components import Denoisers
+from qsearch.graphs.components import Components
 from qsearch.graphs.extraction import extract
 from qsearch.measure.calls import output_of
 from qsearch.measure.components import denoisers_of, left_out, model_of
@@ -152,7 +152,7 @@ def test_two_denoisers_are_one_model_with_their_own_names() -> None:
     pipe = staged(two=True)
     model = model_of(pipe)
 
-    assert isinstance(model, Denoisers)
+    assert isinstance(model, Components)
     assert model is model_of(pipe)
     assert pipe.unet_2 is not None
     assert model.get_submodule("unet_2.into") is pipe.unet_2.into
@@ -200,7 +200,7 @@ def test_layers_of_both_denoisers_are_priced_where_they_run(estimator: str) -> N
 def test_a_graph_of_two_denoisers_wants_a_call_of_each() -> None:
     pipe = staged(two=True)
     model = model_of(pipe)
-    assert isinstance(model, Denoisers)
+    assert isinstance(model, Components)
     (call, *_) = record(pipe, PROMPTS, Sampling(steps=4), 1)
     given = example_inputs(call, model)
 

@@ -25,6 +25,7 @@ needs: tuple[str, ...] = ()
 writes_weights = False
 fuses = False
 has_steps = False
+takes: tuple[str, ...] = ("denoiser", "text encoder", "vae")
 FILE = "model.encodings"
 _KINDS = ("linear", "conv1d", "conv2d", "conv3d")
 _NEAREST = (

@@ -28,6 +28,7 @@ needs: tuple[str, ...] = ()
 writes_weights = True
 fuses = False
 has_steps = False
+takes: tuple[str, ...] = ("denoiser",)
 BITS = (2, 4, 8)
 WORD = 32
 

@@ -22,6 +22,7 @@ needs = ("bitsandbytes",)
 writes_weights = False
 fuses = False
 has_steps = False
+takes: tuple[str, ...] = ("denoiser",)
 FILE = "bitsandbytes.json"
 _EIGHT, _FOUR = Scheme.parse("int8-c+a8"), Scheme.parse("e2m1-g64")
 

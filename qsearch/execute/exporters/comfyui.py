@@ -36,6 +36,7 @@ needs: tuple[str, ...] = ()
 writes_weights = True
 fuses = True
 has_steps = False
+takes: tuple[str, ...] = ("denoiser",)
 METADATA = "_quantization_metadata"
 _FULL = {"full_precision_matrix_mult": True}
 #: scheme without its rotation -> ComfyUI's name of its layout, and what its marker says besides

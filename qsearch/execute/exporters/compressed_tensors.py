@@ -28,6 +28,7 @@ needs = ("compressed-tensors",)
 writes_weights = True
 fuses = False
 has_steps = False
+takes: tuple[str, ...] = ("denoiser",)
 GROUPS = (16, 32, 64, 128, 256)
 #: block format -> (bits, group, the tool's name of the layout, whether the tensor has a scale of its own)
 BLOCKS = {

@@ -34,6 +34,7 @@ needs = ("gguf",)
 writes_weights = True
 fuses = False
 has_steps = False
+takes: tuple[str, ...] = ("denoiser",)
 BLOCK = 32
 #: type -> scheme
 TYPES = {

@@ -23,6 +23,7 @@ needs: tuple[str, ...] = ()
 writes_weights = False
 fuses = False
 has_steps = False
+takes: tuple[str, ...] = ("denoiser", "text encoder", "vae")
 CONFIG, CHECKPOINT = "quant_cfg.yaml", "hf_quant_config.json"
 _KINDS = ("linear", "conv1d", "conv2d", "conv3d")
 #: block format -> exponent and mantissa bits of its codes, its block, and the type of its scales

@@ -31,6 +31,7 @@ needs = ("onnx", "onnxscript")
 writes_weights = True
 fuses = False
 has_steps = False
+takes: tuple[str, ...] = ("denoiser",)
 OPSET = 21
 FILE = "model.onnx"
 #: format -> ONNX's name of its type

@@ -30,6 +30,7 @@ needs = ("openvino",)
 writes_weights = True
 fuses = False
 has_steps = False
+takes: tuple[str, ...] = ("denoiser",)
 FILE = "model.xml"
 #: format -> OpenVINO's name of its type
 TYPES = {"int4": "i4", "uint4": "u4", "int8": "i8", "uint8": "u8", "e4m3": "f8e4m3"}

@@ -27,6 +27,7 @@ needs = ("optimum-quanto",)
 writes_weights = True
 fuses = False
 has_steps = False
+takes: tuple[str, ...] = ("denoiser",)
 FILE = "quanto_qmap.json"
 TYPES = {
     "int8": "qint8",

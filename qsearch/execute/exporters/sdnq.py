@@ -33,6 +33,7 @@ needs = ("sdnq",)
 writes_weights = True
 fuses = False
 has_steps = False
+takes: tuple[str, ...] = ("denoiser", "vae")
 GROUPS = (16, 32, 64, 128, 256)
 #: transforms that SDNQ has, in its order
 _TRANSFORMS = (("rotate",), ("lowrank",), ("rotate", "lowrank"))
@@ -108,7 +109,9 @@ def write(job: Export, folder: Path) -> list[Path]:
         modules_to_not_convert=kept,
     ).to_dict()
     config |= {"quant_method": "sdnq", "modules_to_not_convert": kept}
-    files = write_shards(folder, _groups(job, weights, layers), limit_of(weights))
+    files = write_shards(
+        folder, _groups(job, weights, layers), limit_of(weights), stem=weights.stem
+    )
     return [copy_config(weights, folder, quantization_config=config), *files]
 
 

@@ -22,6 +22,7 @@ needs: tuple[str, ...] = ()
 writes_weights = False
 fuses = False
 has_steps = True
+takes: tuple[str, ...] = ("denoiser",)
 _FP8 = Scheme.parse("e4m3-t+ae4m3t")
 
 

@@ -29,6 +29,7 @@ needs = ("torchao",)
 writes_weights = True
 fuses = False
 has_steps = False
+takes: tuple[str, ...] = ("denoiser", "text encoder")
 GROUPS = (32, 64, 128, 256)
 
 
@@ -62,7 +63,9 @@ def write(job: Export, folder: Path) -> list[Path]:
         said.clear()
         return out
 
-    files = write_shards(folder, _groups(job, weights, said), limit_of(weights), metadata)
+    files = write_shards(
+        folder, _groups(job, weights, said), limit_of(weights), metadata, weights.stem
+    )
     from torchao.core.config import config_to_dict
     from torchao.quantization import FqnToConfig
 

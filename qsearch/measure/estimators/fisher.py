@@ -37,7 +37,7 @@ def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[A
     if earlier is not None:
         rows = [{str(k): v for k, v in row.items()} for row in earlier.frame.to_dict("records")]
     done = {int(r["step"]) for r in rows}
-    floors, count = question.floors, 0
+    _, count = question.floors, 0
 
     def table() -> SensitivityTable:
         return SensitivityTable.from_rows(question.graph.id, rows)
@@ -81,7 +81,7 @@ def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[A
                         "metric": metric,
                         "estimate": value,
                         "error": error,
-                        "floor": floors[metric, step],
+                        "floor": question.floor(site, metric, step),
                     }
                     rows.append(row | {"estimator": "fisher", "seed": question.seed})
             count += 1

@@ -39,10 +39,10 @@ def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[A
     if earlier is not None and earlier.shares is not None:
         _fill(shares, earlier.shares)
     work = rounds(question)
-    floors = question.floors
+    _ = question.floors  # while the model is in full precision
 
     def table() -> SensitivityTable:
-        return _table(question, shares, floors)
+        return _table(question, shares)
 
     left = [part for part in work if not _known(question, shares, part)]
     found = _here(question, contraction, left)
@@ -132,9 +132,7 @@ def _fill(shares: Shares, earlier: Shares) -> None:
             shares.values[cell][:], shares.power[cell][:] = values, earlier.power[cell]
 
 
-def _table(
-    question: Question, shares: Shares, floors: dict[tuple[str, int], float]
-) -> SensitivityTable:
+def _table(question: Question, shares: Shares) -> SensitivityTable:
     rows: list[dict[str, Any]] = []
     for (metric, step), values in shares.values.items():
         if np.isnan(values).all():
@@ -148,7 +146,7 @@ def _table(
                 "metric": metric,
                 "estimate": value,
                 "error": error,
-                "floor": floors[metric, step],
+                "floor": question.floor(site, metric, step),
             }
             rows.append(row | {"estimator": "probe", "seed": question.seed})
     seen = {cell for cell, values in shares.values.items() if not np.isnan(values).all()}
