@@ -1,6 +1,6 @@
 """A whole pipeline at 40 % of its 16-bit bytes: denoiser, text encoder and VAE in one plan, or the denoiser alone squeezed to the same total.
 
-    python notebooks/figures/whole_pipeline.py [--model scenes-dit] [--seeds 3] [--samples 32] [--share 0.4]
+    python notebooks/figures/whole_pipeline.py [--model scenes-dit] [--seeds 3] [--samples 32] [--steps 10] [--share 0.4]
 
 Both plans come from one table: probes through the whole sampler, from the decoded pictures back into the text encoder, and both
 are chosen by the noise of the pictures. `one plan` may change every layer; `denoiser alone` keeps text encoder and VAE in 16 bits,
@@ -41,7 +41,7 @@ from qsearch.measure.profiling import profile_pipeline
 
 COMPONENTS = ("text_encoder", "transformer", "vae")
 SCHEMES = tuple(f"uint{bits}-c@search" for bits in (2, 3, 4, 5, 6, 8))
-PRICED = "picture_sqnr"
+PRICED = "psnr"
 FULL = "full precision"
 METRICS = ("alignment", "ssim", PRICED, "sqnr")
 
@@ -66,8 +66,8 @@ def bits_of(graph: OpGraph, plan: Plan, component: str) -> float:
 def measured(seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each plan of one seed, with the values of its samples."""
     pipe = load_pipeline(zoo.folder(options.model))
-    sampling = Sampling(seed=seed, batch=options.samples)
-    fitting, testing = scene_prompts(6, 2 * seed), scene_prompts(options.samples, 2 * seed + 1)
+    sampling = Sampling(options.steps, seed=seed, batch=options.samples)
+    fitting, testing = scene_prompts(4, 2 * seed), scene_prompts(options.samples, 2 * seed + 1)
     model = model_of(pipe, COMPONENTS)
     first, *_ = record(pipe, fitting[:1], sampling, 1, components=COMPONENTS)
     graph = extract(model, example_inputs(first, model), name=options.model)
@@ -121,7 +121,7 @@ def summed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 for x, y in zip(mine, other, strict=True)
                 for a, b in zip(x[metric], y[metric], strict=True)
             ]
-            digits = 2 if metric.endswith("sqnr") else 4
+            digits = 2 if metric not in {"ssim", "alignment"} else 4
             out[metric] = _with_error(values, digits, "")
             out[f"{metric} - alone"] = _with_error(pairs, digits, "+")
         found.append(out)
@@ -139,7 +139,8 @@ def main() -> None:
     parser.add_argument("--model", default="scenes-dit")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--probes", type=int, default=8)
+    parser.add_argument("--probes", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=10, help="of the sampler")
     parser.add_argument("--share", type=float, default=0.4)
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..core.cost import can_have
 from ..core.graph import OpGraph
-from ..core.plan import Plan
+from ..core.plan import Plan, nearest_active
 from ..core.scheme import KEEP, Scheme
 from .problem import Choice, schemes_of
 
@@ -47,6 +47,10 @@ def around(
                 made += [_plain(tuple(scheme.with_input(own) for own in held), share)]
             if share == "none":
                 made += [_plain((*held[:i], scheme, *held[i + 1 :]), share) for i in range(count)]
+        places = nearest_active(graph.active(layer.name, plan.steps) or (0,), count)
+        made = [
+            c if isinstance(c, Scheme) else _plain(tuple(c[i] for i in places), share) for c in made
+        ]
         found[layer.name] = [*dict.fromkeys(c for c in made if c != now and _shared(c, share)), now]
     return found
 

@@ -56,7 +56,7 @@ class AbstractExporter(Protocol):
     fuses: bool
     #: whether the files can say that sampler steps differ
     has_steps: bool
-    #: kinds of components that the tool loads from such files, of `core.components.kind`
+    #: kinds of components that the tool loads from such files, of `core.components.kind`; may be left out: see `takes`
     takes: tuple[str, ...]
 
     def nearest(self, scheme: Scheme, layer: LayerSpec) -> Scheme:
@@ -73,6 +73,11 @@ class AbstractExporter(Protocol):
         Raises `QSearchError` that names the first layer which the graph lacks, or what is wrong with the files.
         """
         ...
+
+
+def takes(exporter: AbstractExporter) -> tuple[str, ...]:
+    """The kinds of components that a tool takes; denoisers alone where its plug-in does not say."""
+    return tuple(getattr(exporter, "takes", ("denoiser",)))
 
 
 def every_name(plan: Plan, graph: OpGraph) -> tuple[Plan, OpGraph, dict[str, str]]:

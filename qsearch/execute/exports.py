@@ -24,7 +24,7 @@ from ..core.scheme import KEEP, Scheme
 from ..core.sites import check
 from ..core.table import SensitivityTable
 from ..graphs.components import part_of
-from .exporting import AbstractExporter, Export, every_name, formats
+from .exporting import AbstractExporter, Export, every_name, formats, takes
 from .weights import component
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def export(
         jobs = {"": _job(plugin, to, source, component(source), plan, graph, asked)}
     for name in graph.components:
         given = _part(plan, graph, asked, name)
-        if kind(name) in plugin.takes:
+        if kind(name) in takes(plugin):
             jobs[name] = _job(plugin, to, source, name, *given)
         else:
             copies.append(_left_out(plugin, to, name, *given))
@@ -181,10 +181,10 @@ def _left_out(
 ) -> str:
     """`name`, of a component that the tool doesn't take; said, and refused where the plan changes it and nobody allows the nearest."""
     changed = [site for site, held in plan.choices.items() if held != (KEEP,)]
-    takes = ", ".join(plugin.takes)
+    able = " or a ".join(takes(plugin))
     if changed and not options.nearest:
         raise QSearchError(
-            f"{to} takes a component that is a {takes.replace(', ', ' or a ')}, and the plan changes {len(changed)} layers of "
+            f"{to} takes a component that is a {able}, and the plan changes {len(changed)} layers of "
             f"{name}: keep them (allocate.protected: ['{name}.*']), or write {name} unquantized with --nearest"
         )
     lost = f"; what the plan says of {len(changed)} layers there is left out" if changed else ""

@@ -230,7 +230,7 @@ def check_reached(pipe: Any, components: Sequence[str], asked: ProfileOptions) -
     decoders = [name for name in others if name in DECODERS]
     if decoders and blind:
         raise QSearchError(
-            f"{', '.join(decoders)} is priced by metrics of decoded pictures, such as picture_sqnr and ssim; "
+            f"{', '.join(decoders)} is priced by metrics of decoded pictures, such as psnr and ssim; "
             f"{', '.join(blind)} looks at latents: take it out of profile.metrics, or the component out of components"
         )
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.artifacts import Header, read_json, redacted, write_text
 from ..core.attentions import PART
+from ..core.cost import cost
 from ..core.errors import ArtifactError
 from ..core.graph import OpGraph
 from ..core.plan import SCHEMA, Plan, said
@@ -111,7 +112,7 @@ def _page(folder: Path, found: Findings, samples: Sequence[Sample], key: str) ->
         sheet=_sheet(folder, found, samples),
         plots=drawn,
         qualities=[name for name in qualities(rows) if name in drawn],
-        bits_words=_bits_words(plan, by_role),
+        bits_words=_bits_words(plan, by_role) + _component_words(graph, plan),
         roles=by_role,
         middle=middle,
         schemes=schemes,
@@ -251,6 +252,19 @@ def _asked(
         ("choices", ", ".join([*schemes, *attentions, "keep (full precision)"])),
         ("captions", f"{len(captions)}, such as {quoted}" if captions else "none"),
     ]
+
+
+def _component_words(graph: OpGraph, plan: Plan) -> str:
+    """What each component of a graph of several got."""
+    if not graph.components:
+        return ""
+    patterns = {name: f"{name}.*" for name in graph.components}
+    held = cost(graph, plan.choices, plan.steps, groups=patterns.values()).groups
+    parts = [
+        f"{name} {held[p]['average_bits']:.1f} stored bits a weight ({held[p]['bytes'] / 1000:,.0f} kB)"
+        for name, p in patterns.items()
+    ]
+    return f" By component: {', '.join(parts)}."
 
 
 def _bits_words(plan: Plan, by_role: Sequence[tables.RoleBits]) -> str:

@@ -21,7 +21,6 @@ from ..decide.constraints import Constraints
 from ..decide.objectives import Objective
 from ..decide.ranges import counted
 from ..decide.request import AllocationRequest
-from .announce import begin
 from .checks import check_patterns
 from .endings import say_allocated
 from .keys import file_digest, sampled, table_key
@@ -36,6 +35,7 @@ from .plans import (
     with_inputs,
     with_sites,
 )
+from .refinement import refined
 
 if TYPE_CHECKING:
     from .folder import Run
@@ -232,7 +232,7 @@ def allocate(run: Run, graph: OpGraph, table: SensitivityTable, *, keep: bool = 
         return given
     plan = make_plan(settings, graph, table)
     if settings.refine:
-        plan = _refine(run, graph, table, plan)
+        plan = refined(run, graph, table, plan)
     _put_aside(run, graph)
     parents = {"table": table_key(table), "choices": plan.id}
     plan.save(path, key=key, parents=parents, seed=run.config.seed)
@@ -375,50 +375,3 @@ def request_of(
         steps=settings.ranges,
         share=settings.share,
     )
-
-
-def _refine(run: Run, graph: OpGraph, table: SensitivityTable, plan: Plan) -> Plan:
-    """Refined on the calls of profiling, with the codes that `evaluate` and `apply` would use."""
-    from ..core.scheme import KEEP, Scheme
-    from ..decide.neighbourhood import plans_around
-    from ..decide.refinement import refine
-    from ..measure.pipelines import denoisers_of, model_of, record
-    from ..measure.quantized_weights import weights_for
-    from .calibrate import calibration_calls
-
-    begin(run, "profile")
-    c = run.config
-    if others := [n for n in graph.components if n not in denoisers_of(run.pipe)]:
-        raise QSearchError(
-            f"refinement measures the noise of the denoiser's output, which knows nothing of "
-            f"{', '.join(others)}; leave refine out, or these out of components"
-        )
-    model = model_of(run.pipe, graph.components)
-    offered = [Scheme.parse(s) for s in c.profile.schemes]
-    prompts = run.prompts(c.profile.samples, part=0)
-    calls = record(run.pipe, prompts, run.sampling, run.bins, c.profile.batch, graph.components)
-    plans = plans_around(graph, plan, [*offered, KEEP], c.allocate.share)
-    choosing = calibration_calls(run, graph, {s for one in plans for s in one.schemes})
-    latency = latency_of(c.allocate, graph, table)
-    rules = constraints_of(c.allocate, graph, table)
-    if latency is not None and c.allocate.latency is None and not slower_in(plan, latency):
-        rules = faster_only(rules, latency, graph, table, c.allocate.metric)
-    found = refine(
-        model,
-        graph,
-        plan,
-        offered,
-        calls,
-        weights=weights_for(model, graph, plans, choosing),
-        share=c.allocate.share,
-        rounds=c.allocate.refine,
-        seed=c.seed,
-        constraints=rules,
-        latency=latency,
-    )
-    kept = sum(r.kept for r in found.rounds)
-    run.progress.say(
-        f"allocate: refined, {kept} of {len(found.rounds)} rounds kept; noise power "
-        f"{found.before:.3g} before, {found.noise:.3g} after"
-    )
-    return found.plan

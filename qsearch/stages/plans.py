@@ -49,12 +49,14 @@ def constraints_of(
     rules = settings.constraints
     if settings.target is None:
         return rules
+    from ..execute.exporting import takes
+
     exporter = plugins.load("exporters", settings.target)
     able: dict[str, list[str]] = {}
     known = table.values(settings.metric)
     for layer in graph.quantizable:
         offered = [str(KEEP), *known.get(layer.name, {})]
-        if kind(graph.component(layer.name)) not in exporter.takes:
+        if kind(graph.component(layer.name)) not in takes(exporter):
             offered = [str(KEEP)]
         able[layer.name] = [
             s for s in offered if exporter.nearest(Scheme.parse(s), layer) == Scheme.parse(s)

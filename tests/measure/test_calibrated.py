@@ -143,7 +143,7 @@ def odd() -> tuple[Odd, OpGraph, list[Call]]:
         (
             "spare",
             "uint4-c+a8t",
-            r"uint4-c\+a8t needs to know the inputs of spare, which the calls for calibration do not run",
+            r"calls for calibration run 1 of 2 layers, not spare: record calls that run them",
         ),
     ],
 )

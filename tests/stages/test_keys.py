@@ -28,6 +28,7 @@ PICTURES = Path(__file__).parents[2] / "notebooks" / "pictures"
 CHANGES: dict[str, tuple[Any, set[str]]] = {
     "seed": (1, {"profile", "evaluate"}),
     "device": ("meta", set()),
+    "components": (["transformer", "vae"], {"extract"}),  # the others go by the graph
     "dtype": ("bfloat16", {"profile", "evaluate"}),
     "sampling.steps": (10, {"profile", "evaluate"}),
     "sampling.guidance": (1.0, {"extract", "profile", "evaluate"}),
