@@ -217,7 +217,7 @@ def allocate(run: Run, graph: OpGraph, table: SensitivityTable, *, keep: bool = 
         The plan. A plan.json that this command did not make is put aside before another one is
         written in its place.
     """
-    check_patterns(run)
+    check_patterns(run, graph.components)
     settings, path = run.config.allocate, run.path("plan.json")
     key = allocation_key(run, graph, table)
     known: Plan | None = run.found("plan.json", key, lambda p: Plan.load(p, graph))

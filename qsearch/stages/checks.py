@@ -6,7 +6,7 @@ All is read from the saved pipeline's own small files and from the headers of it
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -136,13 +136,17 @@ def check_components(run: Run) -> None:
     check_patterns(run)
 
 
-def check_patterns(run: Run) -> None:
-    """Refuse budgets and rules for components that are not asked for, where the model is at hand.
+def check_patterns(run: Run, planned: Sequence[str] = ()) -> None:
+    """Refuse budgets and rules for components that are not planned, where the model is at hand.
+
+    Args:
+        run: the run.
+        planned: components of its graph; those that the config asks for when left out.
 
     Raises:
         QSearchError: naming the key of the config, and how the component is asked for.
     """
-    asked, allocate = run.config.components, run.config.allocate
+    asked, allocate = tuple(planned) or run.config.components, run.config.allocate
     try:
         saved = saved_components(run.model_folder)
     except QSearchError:  # a plan can be made from the run's own files
