@@ -16,7 +16,7 @@ from .markdown import code, table
 TOPICS = {
     "The main job": ("main_job", "zoo", "zoo_video", "shell", "graphs", "pipelines"),
     "Sensitivity": ("probes", "choices", "memory"),
-    "Plans": ("plans", "methods", "ranges", "step_log"),
+    "Plans": ("plans", "methods", "ranges", "step_log", "whole_pipeline"),
     "Surrogates and explanations": ("surrogates", "explanations", "measured_plans"),
     "Formats and codes": (
         "formats",

@@ -95,7 +95,7 @@ def measured(seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
         row["share"] = plan.achieved.average_bits / FULL_BITS
         row |= {f"bits of {part}": bits_of(graph, plan, part) for part in COMPONENTS}
         noise = table.predict(plan, PRICED)[0]
-        row["predicted"] = -10 * math.log10(noise) if noise > 0 else math.inf
+        row["predicted"] = -10 * math.log10(noise) if noise > 0 else None
         row["seconds of profiling"] = seconds
         row |= {metric: list(made[metric].samples) for metric in METRICS}
         rows.append(row)
