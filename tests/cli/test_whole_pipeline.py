@@ -118,7 +118,8 @@ def test_a_packed_pipeline_loads_and_makes_the_pictures_that_were_measured(
 def test_methods_and_static_ranges_are_calibrated_in_every_component(
     model: Path, tmp_path: Path, command: Command
 ) -> None:
-    by_hand = {"layers": {"vae.*": "uint4-c@gptq", "*": "uint4-c+a8t@gptq"}, "bytes": None}
+    layers = {"vae.*": "uint4-c@gptq", "*": "uint4-c+a8t@gptq"}
+    by_hand = {"layers": layers, "bytes": None, "metric": "weight_error"}
     given = {"calibrate": {"samples": 2, "bins": 1}, "profile": {"estimator": "weight_error"}}
     folder = config(model, tmp_path / "run", allocate=by_hand, **given)
     for verb in ("profile", "allocate", "evaluate", "apply"):
