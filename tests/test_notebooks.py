@@ -94,6 +94,14 @@ PROMISED: dict[str, tuple[int, Callable[[Names], bool]]] = {
         1,
         lambda n: float(n["difference"]) < 1e-4 and len(n["rounded"]) > 3 and is_best(n),
     ),
+    "06_steps": (
+        1,
+        lambda n: (
+            n["plans"]["two ranges of steps"].solver.objective
+            <= n["plans"]["the same in all steps"].solver.objective * (1 + 1e-9)
+            and len(n["plan"].steps.members(8)) == 2
+        ),
+    ),
 }
 
 

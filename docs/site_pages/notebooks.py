@@ -74,7 +74,8 @@ def _page(path: Path, root: Path) -> dict[str, str | bytes]:
 
 
 def _linked(source: str) -> str:
-    """Markdown whose links to other notebooks lead to their pages."""
+    """Markdown whose links to other notebooks and to the docs lead to their pages."""
+    source = source.replace("](../docs/", "](../")
     return re.sub(r"\]\((\d\d_\w+)\.ipynb\)", r"](\1.md)", source)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
 import subprocess
 from collections import Counter
 from dataclasses import replace
@@ -31,6 +30,7 @@ from qsearch.report.page import write_report
 from qsearch.stages.config import Config
 from qsearch.stages.folder import Run
 from qsearch.stages.report import report
+from tests.browser import CHROMIUM
 from tests.report.synthetic import (
     CAPTIONS,
     PLANS,
@@ -49,14 +49,6 @@ ROWS = make_rows(GRAPH, PLAN)
 NASTY = "<script>alert('x')</script>"
 VOID = {"meta", "img", "br", "wbr", "input"}
 SCRIPT = (Path(report_package.__file__).parent / "page.js").read_text(encoding="utf-8")
-CHROMIUM = next(
-    (
-        path
-        for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
-        if (path := shutil.which(name))
-    ),
-    None,
-)
 
 
 class Page(HTMLParser):
