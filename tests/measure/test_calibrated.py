@@ -154,23 +154,17 @@ def test_a_layer_that_can_t_have_a_scheme_is_named_with_the_reason(
     model, graph, calls = odd
     choice = Scheme.parse(scheme)
     other = Scheme.parse("keep+a8t")
-    weights = (
-        calibrated_weights(
-            model,
-            graph,
-            {layer: [choice], "up": [other, choice] if layer == "up" else [other]},
-            calls,
-        )
-        if calibrated
-        else None
-    )
-    if weights is None and layer == "spare":
+    wanted = {layer: [choice], "up": [other, choice] if layer == "up" else [other]}
+    if layer == "spare" and not calibrated:
         message = "needs to know the inputs of spare; give QuantizedWeights"
 
     with pytest.raises(QSearchError, match=message):
-        simulate(
-            model, {layer: choice}, graph, weights or QuantizedWeights(model, graph)
-        ).__enter__()
+        weights = (
+            calibrated_weights(model, graph, wanted, calls)
+            if calibrated
+            else QuantizedWeights(model, graph)
+        )
+        simulate(model, {layer: choice}, graph, weights).__enter__()
 
 
 @pytest.mark.parametrize("layer", ["grouped", "up"])
