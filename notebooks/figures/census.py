@@ -277,7 +277,8 @@ def main() -> None:
     parser.add_argument("--pipelines", nargs="+", default=list(table()))
     parser.add_argument("--again", action="store_true", help="do again what was done")
     options = parser.parse_args()
-    load(options.pipelines)
+    if options.again or any(not (KEPT / f"{name}.json").is_file() for name in options.pipelines):
+        load(options.pipelines)
     KEPT.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in options.pipelines:

@@ -73,7 +73,7 @@ def write(folder: Path) -> None:
         Image.fromarray(random.integers(0, 255, (16, 16, 3), dtype=np.uint8)) for _ in range(5)
     ]
     frames[0].save(folder / "video.gif", save_all=True, append_images=frames[1:])
-    masks = [Image.fromarray(mask)] * 5
+    masks = [Image.fromarray(np.roll(mask, i, 1)) for i in range(5)]  # equal ones are lost
     masks[0].save(folder / "mask.gif", save_all=True, append_images=masks[1:])
     torch.manual_seed(7)
     held: dict[str, tuple[int, ...]] = {
