@@ -59,7 +59,7 @@ def test_every_format_keeps_its_contract(name: str, test: str) -> None:
 )
 def test_a_wrong_format_is_rejected(spoilt: dict[str, object], test: str) -> None:
     right = vars(plugins.load("formats", "asymmetric"))
-    plugin = types.SimpleNamespace(**right | spoilt)
+    plugin = broken(**right | spoilt)
 
     with pytest.raises(AssertionError):
         getattr(type("Contract", (FormatContract,), {"plugin": plugin})(), test)()

@@ -107,6 +107,7 @@ def test_roundings_are_said_before_anything_is_written_with_what_the_table_says_
         tmp_path / "out",
         nearest=True,
         table=table,
+        verbose=True,
         say=lambda x: (said.append(x), there.append((tmp_path / "out").exists())) and None,
     )
 
