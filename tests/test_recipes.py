@@ -53,6 +53,8 @@ def test_every_seed_has_a_recipe() -> None:
         "viditq",
         "fp4dit",
         "taqdit",
+        "svdquant",
+        "convrot",
     }
 
 
