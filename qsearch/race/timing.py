@@ -23,6 +23,7 @@ from qsearch_kernels import bench
 
 from ..choices.packed_weight import packed_weight
 from ..choices.quantization import quantize_parts
+from ..core.cost import can_have
 from ..core.errors import QSearchError
 from ..core.graph import LayerSpec, OpGraph
 from ..core.latency import Latency
@@ -62,7 +63,7 @@ def time_layers(
     seconds_of: dict[str, dict[str, float]] = {layer.name: {} for layer in graph}
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for layer in graph:
-        choices = asked if layer.quantizable else [KEEP]
+        choices = [s for s in asked if can_have(layer, s)] if layer.quantizable else [KEEP]
         source = model.get_submodule(layer.name)
         if layer.name not in calls or not isinstance(source, nn.Linear | Convolution):
             seconds_of[layer.name] = {
