@@ -110,11 +110,9 @@ def test_a_killed_head_ends_the_command_in_words_and_the_same_command_goes_on(
 
 
 def test_a_database_that_stops_for_twenty_seconds_is_waited_for(
-    folder: Path, server: postgres.Server, ray: Cluster, expected: dict[str, object]
+    folder: Path, server: postgres.Server, expected: dict[str, object]
 ) -> None:
-    run = Command(
-        folder, server.url(), PLANS, "stopped", executor="ray", workers=2, address=ray.address
-    )
+    run = Command(folder, server.url(), PLANS, "stopped", executor="pool", workers=2)
     run.wait_for(3)
     server.stop()
     time.sleep(20)
