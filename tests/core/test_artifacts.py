@@ -173,6 +173,8 @@ def test_a_writer_killed_halfway_leaves_the_older_file_as_it_was(tmp_path: Path)
 
     assert done.returncode == -signal.SIGKILL
     assert (tmp_path / "file").read_text() == "older"
+    artifacts.write_text(tmp_path / "file", "newer")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]  # what it left is taken away
 
 
 @WRITERS

@@ -125,6 +125,15 @@ def test_roundings_are_said_before_anything_is_written_with_what_the_table_says_
     ]
 
 
+def test_roundings_are_summed_up_by_role(tool: types.ModuleType, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    export(plan("uint4-c"), GRAPH, SOURCE, "plain", tmp_path / "out", nearest=True, say=said.append)
+
+    assert said[0] == "86 x feed-forward-in: uint4-c -> int8-c (not measured)"
+    assert len(said) == 2
+
+
 def test_an_existing_folder_is_left_alone_but_with_force(
     tool: types.ModuleType, tmp_path: Path
 ) -> None:
