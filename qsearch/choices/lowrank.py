@@ -50,10 +50,12 @@ def check_rank(rank: int, weight: Tensor, layer: str) -> None:
     """Raises `QSearchError` for a rank that is no multiple of 16 or above the weight's own."""
     most = min(weight.shape)
     if rank <= 0 or rank % MULTIPLE or rank > most:
+        size = " x ".join(map(str, weight.shape))
+        best = min(most, max(rank, MULTIPLE)) // MULTIPLE * MULTIPLE
+        remedy = f"the nearest is {best}" if best else "it is too small for one: leave it out"
         raise QSearchError(
-            f"a low-rank branch has a rank of 16, 32, 48, ... up to the layer's; {layer} is "
-            f"{' x '.join(map(str, weight.shape))}, given {rank}; the nearest is "
-            f"{max(MULTIPLE, min(most, rank) // MULTIPLE * MULTIPLE)}"
+            f"a low-rank branch has a rank of 16, 32, 48, ... up to the layer's; {layer} is {size}, "
+            f"given {rank}; {remedy}"
         )
 
 

@@ -68,7 +68,8 @@ def load(kind: str, name: str) -> ModuleType:
     try:
         return _outside(kind, name, tuple(sys.path), metadata.entry_points)
     except LookupError:
-        raise AssertionError(f"{check(kind, name)} is known, and would have been found") from None
+        _check_name(kind, name)
+        raise AssertionError(f"{name} is known, and would have been found") from None
 
 
 @lru_cache(maxsize=256)
@@ -97,12 +98,21 @@ def _entered(kind: str, entry: metadata.EntryPoint) -> ModuleType:
 
 
 def check(kind: str, name: str) -> str:
-    """`name` itself, when there is such a plug-in; else `QSearchError` with the nearest name. Imports none of them."""
+    """`name` itself, when there is such a plug-in; else `QSearchError` with the nearest name.
+
+    One of ours is not imported. One that somebody else installed is: what fails then is said before any work.
+    """
+    _check_name(kind, name)
+    if name not in _files(_package(kind)):
+        load(kind, name)
+    return name
+
+
+def _check_name(kind: str, name: str) -> None:
     if name not in names(kind):
         raise QSearchError(
             f"there is no plug-in {name!r} among the {kind}{nearest(name, names(kind))}"
         )
-    return name
 
 
 def caption(kind: str, name: str) -> str:

@@ -234,6 +234,7 @@ class QSearchQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # as above
     def _pack(self, model: nn.Module, name: str, stored: Tensor, cast: Tensor) -> None:
         from torch import nn
 
+        from ..choices.input_quantizer import fit_input_quantizer
         from ..choices.packed_weight import packed_weight
         from ..choices.quantization import quantize_parts
         from .ranged import RangedLayer
@@ -246,14 +247,20 @@ class QSearchQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # as above
         )
         if any(scheme.format == "keep" for scheme in choices):  # its input alone is rounded
             model.get_submodule(name).weight = nn.Parameter(cast, requires_grad=False)
+        source = model.get_submodule(name)
         place_empty(model, {name: choices}, {name: axis}, {name: splits}, cast.device)
         placed: Any = model.get_submodule(name)
         ranged = isinstance(placed, RangedLayer)
         for place, layer in enumerate(placed.layers if ranged else [placed]):
-            scheme = layer.scheme.weight_only
+            scheme, weight = layer.scheme.weight_only, stored.to(cast.device)
+            if layer.scheme.transforms:  # those that need no data: `_refuse_data`
+                quantizer = fit_input_quantizer(layer.scheme, weight, source, None, layer=name)
+                assert quantizer is not None
+                assert layer.input is not None
+                layer.input.fill(quantizer, weight, None)
+                weight = quantizer.weight(weight.float())
             if scheme.format == "keep" or (ranged and placed.owners[place] != place):
                 continue
-            weight = stored.to(cast.device)
             made = quantize_parts(weight, scheme, axis=axis, splits=splits, layer=name)
             for i, part in enumerate(made):
                 layer.parts[i] = packed_weight(part)
@@ -275,7 +282,7 @@ def _refuse_data(name: str, scheme: Scheme) -> None:
     """Refuse a scheme that wants to see inputs: there are none while a model is loaded."""
     from ..choices.input_quantizer import needs_inputs
 
-    if needs_inputs(scheme) or scheme.transforms:
+    if needs_inputs(scheme):
         raise QSearchError(
             f"{name} has {scheme}, which looks at the layer's inputs, and there are none while a model is loaded; apply the plan with `qsearch apply`"
         )

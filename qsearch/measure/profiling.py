@@ -116,7 +116,7 @@ def profile(
         QSearchError: for options that contradict what is given.
     """
     asked, given = _split(options, work, named)
-    choices = tuple(Scheme.parse(s) for s in schemes)
+    choices = tuple(dict.fromkeys(Scheme.parse(s) for s in schemes))
     plugin: AbstractEstimator = plugins.load("estimators", asked.estimator)
     if not choices or (plugin.needs_calls and not calls):
         raise QSearchError("profiling needs at least one scheme and one recorded call")

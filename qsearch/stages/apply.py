@@ -13,6 +13,7 @@ from ..core.plan import Plan
 from ..core.units import size_of
 from .announce import begin
 from .calibrate import calibration_calls, plan_weights
+from .ranges import check_ranges
 
 if TYPE_CHECKING:
     from .folder import Run
@@ -35,6 +36,7 @@ def apply(run: Run, graph: OpGraph, plan: Plan, *, required: bool = False) -> Pa
     from ..execute.runtime import packed_layers, stored_bytes
     from ..measure.pipelines import model_of
 
+    check_ranges(run, graph, plan)
     begin(run, "apply")
     model = model_of(run.pipe, graph.components)
     before = sum(2 * parameter.numel() for parameter in model.parameters())

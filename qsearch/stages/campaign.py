@@ -21,6 +21,7 @@ from ..core.settings import Settings
 from ..core.storage import storage_url
 from .announce import begin
 from .evaluate import setting_of
+from .ranges import check_ranges
 
 if TYPE_CHECKING:
     from ..measure.executing import ExecutorOptions
@@ -72,6 +73,8 @@ def measure(
         plans = draw_plans(
             graph, run.offered(graph), settings.plans, settings.draw, seed=c.seed, table=table
         )
+    for plan in plans.values():
+        check_ranges(run, graph, plan)
     chosen_by = calibration_question(run, (), always=True)
     setting = setting_of(run, "campaign", graph=graph.id, **chosen_by)
     begin(run, "evaluate")

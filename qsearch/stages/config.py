@@ -138,14 +138,14 @@ def _check(config: Config, source: str) -> None:
     questions: dict[str, Callable[[], object]] = {
         "sampling": config.sampling.check,
         "dtype": lambda: _check_type(config.dtype),
-        "profile.schemes": lambda: [Scheme.parse(s) for s in profile.schemes],
+        "profile.schemes": lambda: [_scheme(s) for s in profile.schemes],
         "profile.attentions": lambda: [Scheme.parse(s) for s in profile.attentions],
         "profile.estimator": lambda: plugins.check("estimators", profile.estimator),
         "profile.metrics": lambda: _check_metrics(profile),
         "allocate": lambda: (allocate.budget, allocate.objective, allocate.constraints),
         "allocate.refine": allocate.check_refinement,
         "allocate.allowed": lambda: [
-            Scheme.parse(s) for schemes in allocate.allowed.values() for s in schemes
+            _scheme(s) for schemes in allocate.allowed.values() for s in schemes
         ],
         "allocate.target": lambda: allocate.target and plugins.check("exporters", allocate.target),
         "allocate.sites": lambda: _parsed(allocate.sites),
@@ -154,7 +154,7 @@ def _check(config: Config, source: str) -> None:
         "allocate.solver": lambda: plugins.check("solvers", allocate.solver),
         "evaluate.metrics": lambda: [plugins.check("metrics", m) for m in evaluate.metrics or ()],
         "gates": lambda: _check_gates(config),
-        "evaluate.uniform": lambda: evaluate.uniform and Scheme.parse(evaluate.uniform),
+        "evaluate.uniform": lambda: evaluate.uniform and _scheme(evaluate.uniform),
         "fit.surrogate": lambda: plugins.check("surrogates", config.fit.surrogate),
     }
     for place, ask in questions.items():
@@ -167,7 +167,15 @@ def _check(config: Config, source: str) -> None:
 def _parsed(spelt: Mapping[str, str | tuple[str, ...]]) -> list[Scheme]:
     """Every scheme in a section that may hold one for each range of steps."""
     texts = [[text] if isinstance(text, str) else list(text) for text in spelt.values()]
-    return [Scheme.parse(text) for held in texts for text in held]
+    return [_scheme(text) for held in texts for text in held]
+
+
+def _scheme(text: str) -> Scheme:
+    """A scheme whose method is there."""
+    scheme = Scheme.parse(text)
+    if scheme.method:
+        plugins.check("quantizers", scheme.method)
+    return scheme
 
 
 def _check_gates(config: Config) -> None:

@@ -22,6 +22,7 @@ from .announce import begin
 from .endings import say_evaluated
 from .keys import file_key, sampled
 from .protocol import write_tables
+from .ranges import check_ranges
 
 if TYPE_CHECKING:
     from ..core.trials import Trial, Trials
@@ -127,6 +128,7 @@ def evaluate(run: Run, graph: OpGraph, plan: Plan) -> list[dict[str, Any]]:
     from ..core.trials import Trials
     from ..report.pictures import picture_path, pictures_of
 
+    check_ranges(run, graph, plan)
     c = run.config
     plans = _plans(run, graph, plan)
     setting = evaluation_setting(run, plans.values())

@@ -15,6 +15,7 @@ from ..core.settings import Settings
 from ..core.units import size_of
 from .announce import begin
 from .calibrate import calibration_calls, plan_weights
+from .ranges import check_ranges
 
 if TYPE_CHECKING:
     from ..choices.statistics import LayerInputs
@@ -55,6 +56,7 @@ def export(run: Run, settings: ExportSettings) -> list[Path]:
     plugin = exporter(settings.to)
     graph = run.graph()
     plan = Plan.load(run.path("plan.json"), graph)
+    check_ranges(run, graph, plan)
     tables = run.tables(graph)
     begin(run, "export")
     options = ExportOptions(
