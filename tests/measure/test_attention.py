@@ -18,7 +18,7 @@ from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
-from qsearch.core.sites import PARTS, sites_of
+from qsearch.core.sites import TENSORS, sites_of
 from qsearch.graphs.extraction import extract
 from qsearch.measure.attention import passing, step_by_step
 from qsearch.measure.pipelines import Prompts, Sampling, example_inputs, record, run
@@ -83,7 +83,7 @@ class ByHand(PlainAttention):
         return self.to_out(through("output", torch.einsum("nqk,nkd->nqd", weights, v)))
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", TENSORS)
 def test_a_site_is_rounded_as_a_model_written_out_by_hand(case: Case, part: str) -> None:
     model, graph = case
     twin = PlainDenoiser()
@@ -131,7 +131,7 @@ def test_diffusers_attention_is_seen_without_code_for_it() -> None:
     seen: dict[str, tuple[int, ...]] = {}
 
     def look(site: str) -> Any:
-        def through(x: Tensor) -> Tensor:
+        def through(x: Tensor, *whole: Any) -> Tensor:
             seen[site] = tuple(x.shape)
             return x
 
@@ -144,7 +144,7 @@ def test_diffusers_attention_is_seen_without_code_for_it() -> None:
         with passing(model, {site: look(site) for site in sites}):
             torch.testing.assert_close(model(**inputs)[0], plain_output)
 
-    assert len(sites) == 2 * 2 * len(PARTS)
+    assert len(sites) == 2 * 2 * len(TENSORS) + 2  # of self-attentions the whole, too
     assert set(seen) == set(sites)
     assert seen["transformer_blocks.1.attn2:softmax"] == (2, 2, 16, 5)
     assert seen["transformer_blocks.1.attn1:q"] == (2, 2, 16, 8)
