@@ -35,7 +35,7 @@ from .plans import (
     with_inputs,
     with_sites,
 )
-from .ranges import check_ranges, where_it_runs
+from .ranges import check_ranges
 from .refinement import refined
 
 if TYPE_CHECKING:
@@ -234,11 +234,9 @@ def allocate(run: Run, graph: OpGraph, table: SensitivityTable, *, keep: bool = 
     if settings.steps > 1:
         settings.ranges.members(run.sampling.steps)
     plan = make_plan(settings, graph, table)
-    if not settings.layers:
-        plan = where_it_runs(run, graph, plan)
     if settings.refine:
         plan = refined(run, graph, table, plan)
-    check_ranges(run, graph, plan)
+    check_ranges(run, plan)
     _put_aside(run, graph)
     parents = {"table": table_key(table), "choices": plan.id}
     plan.save(path, key=key, parents=parents, seed=run.config.seed)

@@ -36,7 +36,7 @@ def apply(run: Run, graph: OpGraph, plan: Plan, *, required: bool = False) -> Pa
     from ..execute.runtime import packed_layers, stored_bytes
     from ..measure.pipelines import model_of
 
-    check_ranges(run, graph, plan)
+    check_ranges(run, plan)
     begin(run, "apply")
     model = model_of(run.pipe, graph.components)
     before = sum(2 * parameter.numel() for parameter in model.parameters())

@@ -74,7 +74,7 @@ def measure(
             graph, run.offered(graph), settings.plans, settings.draw, seed=c.seed, table=table
         )
     for plan in plans.values():
-        check_ranges(run, graph, plan)
+        check_ranges(run, plan)
     chosen_by = calibration_question(run, (), always=True)
     setting = setting_of(run, "campaign", graph=graph.id, **chosen_by)
     begin(run, "evaluate")

@@ -128,7 +128,7 @@ def evaluate(run: Run, graph: OpGraph, plan: Plan) -> list[dict[str, Any]]:
     from ..core.trials import Trials
     from ..report.pictures import picture_path, pictures_of
 
-    check_ranges(run, graph, plan)
+    check_ranges(run, plan)
     c = run.config
     plans = _plans(run, graph, plan)
     setting = evaluation_setting(run, plans.values())

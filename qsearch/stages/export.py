@@ -56,7 +56,7 @@ def export(run: Run, settings: ExportSettings) -> list[Path]:
     plugin = exporter(settings.to)
     graph = run.graph()
     plan = Plan.load(run.path("plan.json"), graph)
-    check_ranges(run, graph, plan)
+    check_ranges(run, plan)
     tables = run.tables(graph)
     begin(run, "export")
     options = ExportOptions(
