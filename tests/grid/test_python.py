@@ -49,9 +49,6 @@ REFUSED = {
     ("refine", "whole attention"): "an attention that carries statistics from step to step",
     ("profile", "transform bos"): "take it without ~bos, or the estimator sweep",
     ("profile", "transform shift"): "take it without ~shift, or the estimator sweep",
-    ("profile", "transform migrate"): "~migrate is for linear layers",
-    ("profile", "transform lowrank"): "a low-rank branch",
-    ("profile", "transform rotate"): "leave ~rotate out",
 }
 #: what a tool has no words for is refused by name; with `--nearest` a scheme of a layer is rounded
 EXPORT_REFUSALS = re.compile(
