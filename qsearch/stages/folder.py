@@ -140,8 +140,16 @@ class Run:
         from ..measure.components import counted
 
         total = -(-samples // max(1, min(batch, samples))) * self.sampling.steps * times
-        with self.progress.track(title, total) as advance, counted(self.pipe, advance):
-            yield
+        left = total
+        with self.progress.track(title, total) as advance:
+
+            def at_most(count: int) -> None:  # decoding by the pipeline's own call counts as a step
+                nonlocal left
+                advance(min(count, left))
+                left -= min(count, left)
+
+            with counted(self.pipe, at_most):
+                yield
 
     @cached_property
     def own(self) -> Own:

@@ -154,7 +154,10 @@ def test_a_surrogate_that_never_saw_a_scheme_of_the_plan_is_left_out_with_a_word
             "sqn was not measured of plan plan 000; did you mean 'sqnr'?",
         ),
         (("fit", "RUN", "--surrogate", "xgbost"), "did you mean 'xgboost'?"),
-        (("fit", "RUN", "--folds", "40"), "40 folds need 40 plans that differ; given "),
+        (
+            ("fit", "RUN", "--folds", "40"),
+            "40 folds need 80 measured plans, so that each holds 2 out; ",
+        ),
         (("evaluate", "RUN", "--plans", "4", "--draw", "rndom"), "did you mean 'random'?"),
         (
             ("evaluate", "RUN", "--plans", "4", "--stop", "sqnr"),

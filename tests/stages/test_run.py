@@ -87,7 +87,7 @@ class Heard:
 
     @contextmanager
     def track(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
-        self.totals[title] = total
+        self.totals[title] = self.totals.get(title, 0) + total
         yield self.loops.setdefault(title, []).append
 
     @property
@@ -200,9 +200,14 @@ def test_every_stage_says_what_it_did_and_every_bar_reaches_its_end(
         "extract",
         "allocate",
         "report",
+        "next",
     ]
-    assert {title: sum(steps) for title, steps in heard.loops.items()} == heard.totals
-    assert heard.totals["evaluate"] == len(PLANS) * SAMPLES
+    went = {title: sum(steps) for title, steps in heard.loops.items()}
+    ends = {t: total for t, total in heard.totals.items() if not t.startswith("loading ")}
+    assert {
+        title: went[title] for title in ends
+    } == ends  # loading goes by memory, which may shrink
+    assert heard.totals["evaluate"] == len(PLANS) * STEPS  # one batch a plan
 
 
 def test_the_config_in_the_folder_repeats_the_run(
@@ -251,7 +256,8 @@ def test_another_budget_repeats_only_allocation_and_evaluation(folder: Path) -> 
     assert [row["average_bits"] <= 3.5 for row in rows] == [False, False, True, True]
     # Full precision is the reference; of the others only the new ones: three steps and one recorded
     # call each, and the recording; three calls more show how the pipeline makes pictures.
-    assert heard.totals == {"evaluate": 3 * SAMPLES}
+    assert heard.totals["evaluate"] == 3 * STEPS
+    assert "profile" not in heard.totals
     assert called.count("PixArtTransformer2DModel") == STEPS + 3 * (STEPS + 1) + 3
 
 
@@ -384,9 +390,8 @@ def test_an_evaluation_that_dies_measures_only_what_is_missing(
 
     again = run(settings(folder), heard)
 
-    assert heard.totals == {
-        "evaluate": 3 * SAMPLES
-    }  # the reference, the plan, the random one; uniform was measured
+    # the reference, the plan, the random one; uniform was measured
+    assert heard.totals["evaluate"] == 3 * STEPS
     assert [row["plan"] for row in again] == PLANS
     for ours, theirs in zip(again, rows, strict=True):
         assert {k: v[0] for k, v in ours["metrics"].items()} == pytest.approx(
@@ -410,7 +415,7 @@ class Mortal(Silent):
         def advance(n):
             nonlocal done
             done += n
-            if done > 20:
+            if title == "profile" and done > 20:
                 os.kill(os.getpid(), signal.SIGKILL)
         yield advance
 
