@@ -29,7 +29,7 @@ from .findings import Findings
 from .fold import MANY, fold, home
 from .fold_svg import bits_map, legend, noise_map
 from .page_plots import draw_plots, qualities
-from .pictures import Sample, contact_sheet, load_plans, resized
+from .pictures import Sample, contact_sheet, load_plans, makes_none, picture_path, resized
 from .style import FAMILY_COLOURS
 
 if TYPE_CHECKING:
@@ -53,11 +53,11 @@ def write_report(folder: Path, found: Findings, key: str = "") -> None:
     """
     found.table.check(found.graph)
     folder = Path(folder)
-    samples = contact_sheet(
-        folder / "contact_sheet.png",
-        folder,
-        {name: f"{name}\n{found.bits[name]:.2f} bits" for name in found.shown},
-        found.captions,
+    labels = {name: f"{name}\n{found.bits[name]:.2f} bits" for name in found.shown}
+    samples = (
+        []
+        if any(makes_none(picture_path(folder, name)) for name in found.shown)
+        else contact_sheet(folder / "contact_sheet.png", folder, labels, found.captions)
     )
     write_text(folder / "report.html", _page(folder, found, samples, key))
 
@@ -67,7 +67,10 @@ def is_current(folder: Path, key: str) -> bool:
     page = Path(folder) / "report.html"
     return (
         page.is_file()
-        and (Path(folder) / "contact_sheet.png").is_file()
+        and (
+            (Path(folder) / "contact_sheet.png").is_file()
+            or makes_none(picture_path(Path(folder), "full precision"))
+        )
         and f'name="qsearch-key" content="{key}"' in page.read_text(encoding="utf-8")
     )
 
@@ -295,6 +298,8 @@ def _bits_words(plan: Plan, by_role: Sequence[tables.RoleBits]) -> str:
 
 def _sheet(folder: Path, found: Findings, samples: Sequence[Sample]) -> dict[str, Any]:
     shown, bits, captions = found.shown, found.bits, found.captions
+    if not samples:
+        return {"plans": shown, "samples": [], "count": 0, "small": False}
     pictures = load_plans(folder, shown)
     count, _, width, _ = pictures[shown[0]].shape
 
@@ -316,7 +321,7 @@ def _sheet(folder: Path, found: Findings, samples: Sequence[Sample]) -> dict[str
         {
             "worst": s.worst,
             "rank": s.rank,
-            "caption": captions[s.index],
+            "caption": captions[s.index // max(1, count // len(captions))],
             "tiles": [tile(name, s.index) for name in shown],
         }
         for s in samples

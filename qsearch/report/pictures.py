@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.artifacts import write_atomic
+from ..core.artifacts import write_atomic, write_text
 from ..core.errors import ArtifactError, QSearchError, nearest
 
 if TYPE_CHECKING:
@@ -46,12 +46,15 @@ def save_pictures(path: Path, pictures: Tensor, *, of: str = "") -> None:
     """Write pictures [N, 3, H, W] in [-1, 1] as one grid of `COLUMNS` columns; N, the size and what
     they are `of` can be read back.
 
-    Of videos [N, T, 3, H, W] the middle frame; nothing where a pipeline makes no pictures, [N, 0].
+    Of videos [N, T, 3, H, W] the middle frame. Where a pipeline makes no pictures, [N, 0], a file
+    that says so stands in their place.
     """
     from PIL import Image, PngImagePlugin
 
     if pictures.ndim < 4:
+        write_text(_without(path), of)
         return
+    _without(path).unlink(missing_ok=True)
     if pictures.ndim == 5:
         pictures = pictures[:, pictures.shape[1] // 2]
 
@@ -71,15 +74,26 @@ def save_pictures(path: Path, pictures: Tensor, *, of: str = "") -> None:
 
 
 def pictures_of(path: Path) -> str | None:
-    """What the pictures in a grid are of, or None where there is no readable grid."""
+    """What the pictures in a grid, or those that a pipeline does not make, are of; None where nothing readable is there."""
     from PIL import Image
 
+    if makes_none(path):
+        return _without(path).read_text(encoding="utf-8")
     try:
         with _of_any_size(), Image.open(path) as image:
             image.load()  # a PNG's text may stand behind its pixels
             return str(image.info["of"]) if "pictures" in image.info else None
     except (OSError, KeyError, SyntaxError):
         return None
+
+
+def makes_none(path: Path) -> bool:
+    """Whether the pipeline whose pictures would lie at `path` makes none."""
+    return _without(path).is_file() and not path.is_file()
+
+
+def _without(path: Path) -> Path:
+    return path.with_suffix(".none")
 
 
 def load_pictures(path: Path) -> Picture:
@@ -204,6 +218,8 @@ def contact_sheet(
             )
     pictures = load_plans(folder, list(labels))
     count = len(pictures[reference])
+    if captions and count % len(captions) == 0:  # several pictures a caption
+        captions = [text for text in captions for _ in range(count // len(captions))]
     if len(captions) < count:
         raise QSearchError(
             f"a contact sheet needs a caption for each picture; given {len(captions)} for {count} pictures"

@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
 from qsearch import report as report_package
 from qsearch.core.attribution import Attribution
@@ -26,7 +27,8 @@ from qsearch.core.units import number_of
 from qsearch.report.findings import Findings
 from qsearch.report.fold import MANY
 from qsearch.report.frontier import frontier
-from qsearch.report.page import write_report
+from qsearch.report.page import is_current, write_report
+from qsearch.report.pictures import picture_path, pictures_of, save_pictures
 from qsearch.stages.config import Config
 from qsearch.stages.folder import Run
 from qsearch.stages.report import report
@@ -590,3 +592,24 @@ def test_layers_are_found_sorted_and_opened_by_the_script(
     assert said["sorted"]
     assert said["slider"] == 2
     assert said["wide"] <= max(width, 500)
+
+
+def test_a_pipeline_without_pictures_has_a_page_and_several_pictures_a_caption_have_theirs(
+    tmp_path: Path,
+) -> None:
+    save_run(tmp_path)
+    found = Findings(GRAPH, TABLE, PLAN, ROWS, CAPTIONS[: len(CAPTIONS) // 2])
+    write_report(tmp_path, found, "several")
+    assert "What it looks like" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    (tmp_path / "contact_sheet.png").unlink()
+    for name in PLANS:
+        picture_path(tmp_path, name).unlink()
+        save_pictures(picture_path(tmp_path, name), torch.empty(4, 0), of=f"{name} key")
+
+    write_report(tmp_path, found, "none")
+
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    Page(text)
+    assert "What it looks like" not in text
+    assert is_current(tmp_path, "none")
+    assert pictures_of(picture_path(tmp_path, "plan")) == "plan key"  # so nothing is measured again
