@@ -188,10 +188,11 @@ class MetricContract(Contract):
         from .zoo.scenes import describe, draw_scenes, render
 
         generator = torch.Generator().manual_seed(0)
-        scenes = draw_scenes(48, generator)
-        captions = tuple(describe(scenes, generator))
-        pictures, latents = render(scenes), torch.randn(48, 4, 16, 16, generator=generator)
         side = getattr(self.module, "smallest", 64)  # of pictures that the metric takes
+        count = 48 if side <= 64 else 8
+        scenes = draw_scenes(count, generator)
+        captions = tuple(describe(scenes, generator))
+        pictures, latents = render(scenes), torch.randn(count, 4, 16, 16, generator=generator)
         if side > 64:
             pictures = torch.nn.functional.interpolate(pictures, (side, side), mode="bicubic")
             pictures = pictures.clamp(-1, 1)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ..core import plugins
+from ..core.cost import can_have
 from ..core.errors import QSearchError
 from ..core.format_words import formats
 from ..core.graph import LayerSpec
@@ -74,7 +75,8 @@ def offers(to: str | None, layers: Iterable[LayerSpec] = TYPICAL) -> list[Offer]
         able = [
             x
             for held in groups.values()
-            if plugin is None or plugin.nearest(scheme, held[0]) == scheme
+            if can_have(held[0], scheme)
+            and (plugin is None or plugin.nearest(scheme, held[0]) == scheme)
             for x in held
         ]
         if able:

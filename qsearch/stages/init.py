@@ -133,13 +133,15 @@ def least_bits(layers: Sequence[LayerSpec], target: str | None, schemes: Sequenc
     has for it.
     """
     from ..core import plugins
+    from ..core.cost import can_have
     from ..core.scheme import KEEP, Scheme
 
     plugin = None if target is None else plugins.load("exporters", target)
     parsed = [Scheme.parse(s) for s in schemes]
     bits = weights = 0
     for layer in layers:
-        able = [KEEP] + [s for s in parsed if plugin is None or plugin.nearest(s, layer) == s]
+        fitting = [s for s in parsed if can_have(layer, s)]
+        able = [KEEP] + [s for s in fitting if plugin is None or plugin.nearest(s, layer) == s]
         bits += min(s.stored_bits(layer.weight_shape) for s in able)
         weights += layer.weights
     return bits / weights if weights else 2.0

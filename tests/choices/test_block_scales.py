@@ -7,6 +7,7 @@ import torch
 
 from qsearch.choices import block_scales
 from qsearch.choices.floats import FloatFormat
+from qsearch.choices.formats import nvfp4
 from qsearch.choices.quantizers import minmax
 from qsearch.core.errors import QSearchError
 from qsearch.core.scheme import Scheme
@@ -52,7 +53,7 @@ def test_blocks_on_four_and_blocks_on_six_both_occur_and_each_errs_least() -> No
     for size in (4.0, 6.0):
         scale = w.abs().amax(-1, keepdim=True) / (size * made.unit)
         scale = FP8.values()[FP8.encode(scale).clamp(min=1).int()]
-        other = block_scales.quantize_to_grid(w, scale, torch.zeros_like(scale), scheme, made.unit)
+        other = nvfp4.quantize_to_grid(w, scale, torch.zeros_like(scale), "nvfp4", made.unit)
         assert bool((off(made.values(), w) <= off(other.values(), w) * (1 + 1e-5)).all())
 
 
