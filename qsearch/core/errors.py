@@ -24,6 +24,11 @@ class InfeasibleBudget(QSearchError):
 MISSHAPEN = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its class where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def nearest(given: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest known name, or the list of all when none is close (at
     most twelve shown).

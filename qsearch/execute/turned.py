@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def rotation_word(group: int, layer: LayerSpec) -> str:
+    """How a scheme spells a rotation of `group` channels (0: the largest that divides the layer's), without a number where it is the largest."""
+    from ..choices.hadamard import group_of
+
+    largest = group_of(layer.weight_shape[1])
+    return "rotate" if group in (0, largest) else f"rotate{group}"
+
+
 @dataclass(frozen=True)
 class Turned:
     """What lies behind the transforms of one layer.

@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import URLError
@@ -21,7 +20,7 @@ from urllib.error import URLError
 import torch
 from torch import Tensor
 
-from ..core.errors import QSearchError
+from ..core.errors import QSearchError, first_line
 
 
 @dataclass(frozen=True)
@@ -88,25 +87,13 @@ class Needs:
         try:
             yield
         except ImportError as error:
-            raise QSearchError(f"{self.metric}: {_first_line(error)}") from error
+            raise QSearchError(f"{self.metric}: {first_line(error)}") from error
         except (URLError, OSError, RuntimeError, ValueError) as error:
-            raise QSearchError(self._advice(_first_line(error))) from error
+            raise QSearchError(self._advice(first_line(error))) from error
 
 
 def _offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def version(package: str) -> str:
-    """Version of an installed package; "" where there is none."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def each_frame(pictures: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from ..core.artifacts import read_json, write_text
-from ..core.errors import QSearchError
+from ..core.errors import QSearchError, first_line
 from ..core.metrics import metric_words
 from ..core.plan import Plan
 from ..core.settings import Settings
@@ -68,7 +68,7 @@ def check_push(run: Run, settings: PushSettings) -> None:
     try:
         exists = HfApi().repo_exists(settings.repository)
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise QSearchError(f"the hub does not answer: {_first_line(error)}") from error
+        raise QSearchError(f"the hub does not answer: {first_line(error)}") from error
     if exists:
         raise QSearchError(
             f"{settings.repository} exists, and nothing is written over it; choose another name"
@@ -109,7 +109,7 @@ def push(run: Run, tool: str, folder: Path, settings: PushSettings) -> str:
         api.create_repo(settings.repository, private=settings.private, exist_ok=False)
         api.upload_folder(repo_id=settings.repository, folder_path=str(folder))
     except (HfHubHTTPError, OSError) as error:
-        raise QSearchError(f"the hub refused: {_first_line(error)}") from error
+        raise QSearchError(f"the hub refused: {first_line(error)}") from error
     run.progress.say(f"push: {len(files)} files of {size:.1f} MB are in {settings.repository}")
     return settings.repository
 
@@ -234,7 +234,3 @@ def _files(folder: Path) -> str:
         name = path.relative_to(folder).as_posix()
         lines.append(f"| {name} | {path.stat().st_size / 1e6:.2f} | `{digest}` |")
     return "\n".join(lines)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -26,7 +26,7 @@ from ..codes import coded, rows
 from ..exporting import Export
 from ..nearest import divides
 from ..nearest import nearest as nearest_of
-from ..turned import turned
+from ..turned import rotation_word, turned
 from ..weights import Weights, key, write_shards
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
         return nearest_of(scheme, layer, [])
     if _rotates(scheme, layer):
         plain = replace(scheme, transforms=())
-        word = _word(_rotation(scheme, layer), layer)
+        word = rotation_word(_rotation(scheme, layer), layer)
         return replace(nearest_of(plain, layer, [replace(plain, method="")]), transforms=(word,))
     groups = {**_BLOCK, "uint4-g64": 64}
     offers = [name for name in FORMATS if name not in groups or divides(groups[name], layer)]
@@ -95,13 +95,6 @@ def _rotation(scheme: Scheme, layer: LayerSpec) -> int:
     if not scheme.transforms or split_word(scheme.transforms[0])[0] != "rotate":
         return 0
     return group_of(layer.weight_shape[1], number_of(scheme.transforms[0]))
-
-
-def _word(group: int, layer: LayerSpec) -> str:
-    """How a scheme spells a rotation: without a number where it is the largest that divides the channels."""
-    from ...choices.hadamard import group_of
-
-    return "rotate" if group == group_of(layer.weight_shape[1]) else f"rotate{group}"
 
 
 def write(job: Export, folder: Path) -> list[Path]:
@@ -262,7 +255,7 @@ def _scheme(weights: Weights, layer: LayerSpec, entry: dict[str, Any]) -> Scheme
     whole = form == "int8_tensorwise" and weights.shape(f"{name}_scale") == ()
     found = Scheme.parse(next((t for t in texts if ("-t" in t) == whole), texts[0]))
     _check_shapes(weights, layer, found, form)
-    return replace(found, transforms=(_word(group, layer),)) if turned else found
+    return replace(found, transforms=(rotation_word(group, layer),)) if turned else found
 
 
 def _check_shapes(weights: Weights, layer: LayerSpec, scheme: Scheme, form: str) -> None:

@@ -23,7 +23,7 @@ from ..codes import rows
 from ..exporting import Export
 from ..nearest import divides, width
 from ..nearest import nearest as nearest_of
-from ..turned import turned
+from ..turned import rotation_word, turned
 from ..weights import Weights, copy_config, key, limit_of, write_shards
 
 if TYPE_CHECKING:
@@ -82,16 +82,9 @@ def _transforms(scheme: Scheme, layer: LayerSpec) -> bool:
 def _spelt(scheme: Scheme, layer: LayerSpec) -> tuple[str, ...]:
     """The transforms as reading spells them: a rotation of the largest group without its number."""
     return tuple(
-        _rotation(number_of(word), layer) if split_word(word)[0] == "rotate" else word
+        rotation_word(number_of(word), layer) if split_word(word)[0] == "rotate" else word
         for word in scheme.transforms
     )
-
-
-def _rotation(group: int, layer: LayerSpec) -> str:
-    from ...choices.hadamard import group_of
-
-    largest = group_of(layer.weight_shape[1])
-    return "rotate" if group in (0, largest) else f"rotate{group}"
 
 
 def write(job: Export, folder: Path) -> list[Path]:
@@ -220,7 +213,7 @@ def _words(weights: Weights, layer: LayerSpec, entry: dict[str, Any]) -> tuple[s
     """The transforms that a layer's settings say, whose tensors are there."""
     words = []
     if entry.get("use_hadamard"):
-        words.append(_rotation(int(entry["hadamard_group_size"]), layer))
+        words.append(rotation_word(int(entry["hadamard_group_size"]), layer))
     branch = [f"{layer.name}.svd_{side}" for side in ("up", "down")]
     if bool(entry.get("use_svd")) != all(name in weights.files for name in branch):
         raise QSearchError(
