@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.errors import QSearchError
 from .statistics import LayerInputs
 from .transform import AbstractPackedStep, AbstractStep, Product
 
@@ -130,3 +131,16 @@ class PackedAffine(AbstractPackedStep):
         if self.divisor is None:
             return weight
         return weight / _channels(self.divisor.float(), weight, 1)
+
+    def stored_weight(self, weight: Tensor) -> Tensor:
+        """The weight's columns times the divisor. Refused with an offset, whose part of the bias
+        was computed with the weight of before.
+        """
+        if self.offset is not None:
+            raise QSearchError(
+                "a layer whose inputs are shifted holds the shift's product in its bias, which "
+                "another weight would change"
+            )
+        if self.divisor is None:
+            return weight
+        return weight * _channels(self.divisor.float(), weight, 1)

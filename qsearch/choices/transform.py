@@ -143,6 +143,12 @@ class AbstractPackedStep:
         """The weight in the coordinates of x."""
         return weight
 
+    def stored_weight(self, weight: Tensor) -> Tensor:
+        """Inverse of `restore_weight`, for a weight that takes the place of the stored one (an
+        adapter that is fused). Raises `QSearchError` where more than the weight would change.
+        """
+        return weight
+
     def output(self, y: Tensor, x: Tensor) -> Tensor:
         """The layer's output, where `y` is what the packed product of `x` gives (with the bias)."""
         return y

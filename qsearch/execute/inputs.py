@@ -161,6 +161,14 @@ class Input(nn.Module):
             weight = step.restore_weight(weight)
         return weight
 
+    def stored_weight(self, weight: Tensor) -> Tensor:
+        """Inverse of `restore_weight`. Raises `QSearchError` where a transform holds more of the
+        weight than that.
+        """
+        for step in self._steps():
+            weight = step.stored_weight(weight)
+        return weight
+
     def _steps(self) -> list[AbstractPackedStep]:
         return [
             unpack({name: self.get_buffer(place) for name, place in names.items()})

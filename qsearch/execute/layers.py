@@ -22,11 +22,14 @@ from torch import Tensor, nn
 from qsearch_kernels import products
 
 from ..choices.packed_weight import AbstractPackedWeight, ConvolutionShape, empty_weight
+from ..choices.quantization import quantize_parts
+from ..core.errors import QSearchError
 from ..core.scheme import Scheme
 from ..core.scheme import parts as split
 from ..core.words import transform_word
 from .inputs import Given, Input
 from .packing import AnyWeight, KeptWeight
+from .written import PackedView
 
 _CONVOLVE: dict[tuple[int, bool], Any] = {
     (1, False): F.conv1d,
@@ -90,7 +93,7 @@ class _Layer(nn.Module):
         splits: Sequence[int],
         device: torch.device | str,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # and not that of `nn.Linear`, which would make a weight
         linear = isinstance(source, nn.Linear)
         weight = source.weight
         self.scheme, self.shape, self.axis, self.splits = (
@@ -134,8 +137,38 @@ class _Layer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """`dequantize()`, in the type of the bias: for code that looks at a layer's weight."""
-        return self.dequantize(self.bias.dtype if self.bias is not None else torch.float32)
+        """`dequantize()`, in the type of the bias: for code that looks at a layer's weight, or
+        replaces its `data` (adapters that are fused).
+        """
+        made = self.dequantize(self.bias.dtype if self.bias is not None else torch.float32)
+        return made if torch.compiler.is_compiling() else PackedView.of(made, self.write)
+
+    @torch.no_grad()
+    def write(self, weight: Tensor) -> None:
+        """Store another weight [shape] in place of the layer's, rounded as its format rounds
+        without data.
+
+        Raises:
+            QSearchError: another shape, values that are not finite, a transform that holds more of
+                the weight than its codes.
+        """
+        if tuple(weight.shape) != self.shape:
+            raise QSearchError(
+                f"a layer of {' x '.join(map(str, self.shape))} takes no weight of "
+                f"{' x '.join(map(str, weight.shape))}"
+            )
+        first = self.weights[0]
+        if isinstance(first, KeptWeight):
+            first.values.data.copy_(weight)
+            return
+        weight = weight.to(next(self.parts.buffers()).device, torch.float32)
+        stored = weight if self.input is None else self.input.stored_weight(weight)
+        plain = Scheme(self.scheme.format, self.scheme.group)
+        splits = self.splits if len(self.parts) > 1 else ()
+        made = quantize_parts(stored, plain, axis=self.axis, splits=splits)
+        for part, quantized in zip(self.weights, made, strict=True):
+            assert isinstance(part, AbstractPackedWeight)
+            part.fill(quantized)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight [shape] that the layer stands for, in its own coordinates."""
@@ -149,8 +182,8 @@ class _Layer(nn.Module):
         return f"{' x '.join(map(str, self.shape))}, {self.scheme}"
 
 
-class QuantLinear(_Layer):
-    """`nn.Linear` with a packed weight."""
+class QuantLinear(_Layer, nn.Linear):
+    """`nn.Linear` with a packed weight; one by its class too, so that adapters take it (peft)."""
 
     def __init__(
         self,
@@ -200,8 +233,8 @@ class QuantLinear(_Layer):
         return part.linear(x, bias)
 
 
-class QuantConv2d(_Layer):
-    """`nn.Conv2d` with a packed weight."""
+class QuantConv2d(_Layer, nn.Conv2d):
+    """`nn.Conv2d` with a packed weight; one by its class too, so that adapters take it (peft)."""
 
     def __init__(
         self,

@@ -96,6 +96,12 @@ class FirstOutput(AbstractPackedStep):
 
     first: Tensor
 
+    def stored_weight(self, weight: Tensor) -> Tensor:
+        """Refused: the first token's output was computed with the weight of before."""
+        raise QSearchError(
+            "a layer with ~bos holds its first token's output, which another weight would change"
+        )
+
     def output(self, y: Tensor, x: Tensor) -> Tensor:
         """The stored output in the first token's place."""
         import torch

@@ -81,6 +81,10 @@ class PackedBranch(AbstractPackedStep):
         """Q + L."""
         return weight + (self.up.float() @ self.down.float()).to(weight.dtype)
 
+    def stored_weight(self, weight: Tensor) -> Tensor:
+        """W - L."""
+        return weight - (self.up.float() @ self.down.float()).to(weight.dtype)
+
     def output(self, y: Tensor, x: Tensor) -> Tensor:
         """Q x + L x."""
         import torch.nn.functional as F

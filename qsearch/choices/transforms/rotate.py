@@ -104,6 +104,10 @@ class PackedRotation(AbstractPackedStep):
         """W in the coordinates of x."""
         return self.input(weight, 1)
 
+    def stored_weight(self, weight: Tensor) -> Tensor:
+        """R is its own inverse."""
+        return self.input(weight, 1)
+
 
 def fit(site: Site) -> AbstractStep:
     """The group for a layer. Raises `QSearchError` where none divides its channels."""
