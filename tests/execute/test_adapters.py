@@ -27,7 +27,6 @@ from tests import tiny_pipelines
 from tests.models import tiny_unet, unet_inputs
 
 
-
 def tiny_dit() -> nn.Module:
     found: nn.Module = tiny_pipelines.build("stable_diffusion_3").transformer
     return found
