@@ -182,7 +182,7 @@ class _Layer(nn.Module):
         return f"{' x '.join(map(str, self.shape))}, {self.scheme}"
 
 
-class QuantLinear(_Layer, nn.Linear):
+class QuantLinear(_Layer, nn.Linear):  # type: ignore[misc, override]  # a weight made on demand
     """`nn.Linear` with a packed weight; one by its class too, so that adapters take it (peft)."""
 
     def __init__(
@@ -233,7 +233,7 @@ class QuantLinear(_Layer, nn.Linear):
         return part.linear(x, bias)
 
 
-class QuantConv2d(_Layer, nn.Conv2d):
+class QuantConv2d(_Layer, nn.Conv2d):  # type: ignore[misc, override]  # likewise
     """`nn.Conv2d` with a packed weight; one by its class too, so that adapters take it (peft)."""
 
     def __init__(

@@ -32,7 +32,7 @@ class PackedView(torch.Tensor):
         return view
 
     @property
-    def data(self) -> Tensor:  # type: ignore[override]
+    def data(self) -> Tensor:
         """The values as a plain tensor; assigning stores them."""
         return self.as_subclass(torch.Tensor).detach().clone()
 
