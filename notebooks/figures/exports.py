@@ -26,7 +26,7 @@ from figure import publish
 from qsearch import Plan, zoo
 from qsearch.execute.contracts import graph_of
 from qsearch.execute.exports import export
-from qsearch.execute.weights import Weights, key
+from qsearch.measure.shards import Weights, key
 from tests.execute.exporting import compare, full, plan_for
 
 SCHEMES = [

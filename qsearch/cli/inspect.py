@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..core import plugins
 from ..core.errors import QSearchError
 from .common import PRODUCTS, Folder, app, console
+from .options import model_options, settings_of
 
 
 @app.command()
@@ -165,13 +166,34 @@ def set_(
 
 
 @app.command()
-def doctor() -> None:
+@model_options("metrics", "prompts", "frames")
+def doctor(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="name of the zoo, local diffusers folder or hub id: what each verb would take for it",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    given: dict[str, Any],
+) -> None:
     """Say what this machine has: versions, devices, the products that serve each scheme, memory,
-    disk.
+    disk; and what a model would take on it.
     """
     from ..report.text import plain
+    from ..stages.config import Config, changed
     from ..stages.doctor import doctor as stage
+    from ..stages.folder import Run
 
-    found = stage()
+    run = None
+    if model is not None:
+        config = Config(model=model, folder=Path("runs") / Path(model).name)
+        run = Run(changed(config, settings_of(given, "profile.samples"), "the command line"))
+    elif given:
+        raise QSearchError(f"--{next(iter(given))} is of a model; give one: qsearch doctor MODEL")
+    found = stage(run=run)
+    if run is not None:
+        console().print(plain(found.verbs, found.offload))
     console().print(plain(found.facts, "qsearch doctor"))
     console().print(plain(found.products, PRODUCTS))

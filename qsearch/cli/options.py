@@ -27,8 +27,9 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "height": (int, "pixels"),
     "width": (int, "pixels"),
     "frames": (int, "of a video"),
-    "device": (str, "torch device"),
-    "dtype": (str, "type of the weights: float32, bfloat16, float16"),
+    "device": (str, "torch device, or auto"),
+    "dtype": (str, "type of the weights: auto (that of their files), float32, bfloat16, float16"),
+    "offload": (str, "where the weights stay: auto, none (all in memory), block, disk"),
     "metrics": (str, "what is measured, e.g. sqnr,ssim; see `qsearch list metrics`"),
     "samples": (int, "how many samples"),
 }
@@ -42,6 +43,7 @@ _KEYS = {
     "frames": "sampling.frames",
     "device": "device",
     "dtype": "dtype",
+    "offload": "offload",
 }
 
 

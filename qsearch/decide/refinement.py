@@ -39,6 +39,7 @@ from ..measure.noise import relative_noise
 from ..measure.pipelines import Call, forward, run
 from ..measure.quantized_weights import QuantizedWeights, fits, weight_of, weights_for
 from ..measure.simulation import simulate
+from ..measure.streaming import in_memory
 from .allocation import finish
 from .attentions import LIMITS as ATTENTION_LIMITS
 from .building import make_problem
@@ -143,6 +144,7 @@ def refine(
     )
     rounds, seed, latency = asked.rounds, asked.seed, asked.latency
     limits = asked.budget or plan.budget
+    in_memory(model, "refinement")
     if limits is None:
         raise QSearchError("a plan is refined within a budget; it has none, give one")
     if not calls or probes < 1:

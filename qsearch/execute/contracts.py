@@ -23,9 +23,10 @@ from ..core.errors import QSearchError
 from ..core.graph import LayerSpec, OpGraph
 from ..core.plan import Plan
 from ..core.scheme import KEEP, Scheme
+from ..measure.shards import Weights
 from .exporting import Export, formats
 from .exports import difference
-from .weights import Weights, component
+from .weights import component
 
 #: what plans ask for; an exporter rounds what it lacks
 SCHEMES = (

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..core.graph import LayerSpec, OpGraph
 from ..core.plan import Plan
 from ..core.scheme import Scheme
-from .weights import Weights, key
+from ..measure.shards import Weights, key
 
 if TYPE_CHECKING:
     from ..choices.statistics import LayerInputs

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.artifacts import Header, canonical, graph_name, write_atomic
+from ..core.artifacts import Header, canonical, graph_name, write_atomic, writing
 from ..core.errors import ArtifactError, QSearchError, nearest
 from ..core.graph import OpGraph
 from ..core.plan import Plan, said
-from ..core.scheme import Scheme
+from ..core.scheme import KEEP, Scheme
 from ..core.steps import StepRanges
+from ..measure.quantized_weights import QuantizedWeights
 from ..measure.simulation import roots
+from ..measure.skeletons import skeleton
+from ..measure.streaming import present
 from .attentions import attentions_in, follow_attentions, read, written
 from .layers import QuantLayer
 from .ranged import RangedLayer, choices_of, follow_steps, layers_in, steps_in
-from .runtime import packed_layers, place_empty, warn_of_widened, warn_where_slower
-from .skeletons import skeleton
+from .runtime import packed_layer, packed_layers, place_empty, warn_of_widened, warn_where_slower
+from .weights import Parts
 
 __all__ = ["SCHEMA", "load", "save", "skeleton"]
 
@@ -39,8 +42,6 @@ _SECTION = "qsearch"
 
 def save(model: nn.Module, path: Path, graph: OpGraph, plan: Plan | None = None) -> None:
     """Write `model`, packed by `apply`, atomically. `plan`: named in the header as what it was made from. Raises `QSearchError` for a model without packed layers."""
-    from safetensors.torch import save_file
-
     layers = layers_in(model)
     if not layers:
         raise QSearchError(
@@ -63,11 +64,87 @@ def save(model: nn.Module, path: Path, graph: OpGraph, plan: Plan | None = None)
     }
     if (switch := attentions_in(model)) is not None:
         content["attentions"] = written(switch)
-    whole = _Digest(content)
-    for name in sorted(tensors):
-        whole.add(name, tensors[name])
-    metadata = {"format": "pt", _SECTION: canonical({**content, "digest": whole.text})}
-    write_atomic(path, lambda temporary: save_file(tensors, str(temporary), metadata=metadata))
+    _write(path, ({name: tensor} for name, tensor in tensors.items()), content)
+
+
+@torch.no_grad()
+def pack(
+    model: nn.Module,
+    path: Path,
+    graph: OpGraph,
+    plan: Plan,
+    weights: QuantizedWeights | None = None,
+) -> int:
+    """`apply` and `save` of a streamed model, a layer at a time: it stays as it is, and neither it nor what is packed is ever in memory.
+
+    Args:
+        model: as `load_pipeline` opens it with offload.
+        path: the file.
+        graph: the model's graph.
+        plan: one choice for each layer, for all sampler steps.
+        weights: with the calibration that some schemes ask for.
+
+    Returns:
+        How many layers were packed.
+
+    Raises:
+        QSearchError: a plan over ranges of steps, or of attention, or a weight of several layers: these are packed in memory.
+    """
+    weights = weights or QuantizedWeights(model, graph)
+    chosen = {name: held for name, held in plan.weights.items() if held != (KEEP,)}
+    rest = "pack it with offload none, in memory"
+    if len(plan.steps) > 1 or any(held != (KEEP,) for held in plan.sites.values()):
+        raise QSearchError(
+            f"a streamed model is packed for all steps, and without attention's choices: {rest}"
+        )
+    specs = {name: graph.layer(name) for name in chosen}
+    for name, spec in specs.items():
+        if spec.aliases:
+            raise QSearchError(f"{name} and {spec.aliases[0]} share one weight: {rest}")
+    content = {
+        "layers": said(chosen),
+        "steps": plan.steps.content(),
+        "splits": {name: list(spec.parts) for name, spec in specs.items() if spec.parts},
+        "axes": {name: spec.channel_axis for name, spec in specs.items() if spec.channel_axis},
+        "same": {},
+        "header": asdict(Header(SCHEMA, graph=graph.id, parents={"plan": plan.id})),
+    }
+
+    def groups() -> Iterator[dict[str, Tensor]]:
+        for name, choices in chosen.items():
+            layer = packed_layer(model, graph, weights, name, choices)
+            yield {f"{name}.{own}": tensor for own, tensor in layer.state_dict().items()}
+            weights.forget(name)
+        for owner, module in model.named_modules():
+            if owner in chosen:
+                continue
+            with present(module, deep=False):
+                held = module.state_dict(prefix=f"{owner}." if owner else "")
+                own = [*module._parameters, *module._buffers]
+                names = {f"{owner}.{n}" if owner else n for n in own}
+                yield {name: tensor for name, tensor in held.items() if name in names}
+
+    _write(path, groups(), content)
+    return len(chosen)
+
+
+def _write(path: Path, groups: Iterable[Mapping[str, Tensor]], content: dict[str, Any]) -> None:
+    """The file, atomically, its tensors a group at a time; their digest is taken when all are there."""
+    with writing(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        parts = Parts(Path(f"{path}.parts"))
+    try:
+        with writing(path):
+            for group in groups:
+                parts.add(group)
+        whole = _Digest(content)
+        for name in sorted(parts.held):
+            kind, shape, *_ = parts.held[name]
+            whole.add_pieces(name, f"{kind} {tuple(shape)}", parts.bytes_of(name))
+        metadata = {_SECTION: canonical({**content, "digest": whole.text})}
+        write_atomic(path, lambda temporary: parts.finish(temporary, metadata))
+    finally:
+        parts.close()
 
 
 def load(path: Path, model: nn.Module, graph: OpGraph, device: str = "cpu") -> nn.Module:
@@ -225,10 +302,15 @@ class _Digest:
         self._state = hashlib.blake2b(canonical(content).encode(), digest_size=16)
 
     def add(self, name: str, tensor: Tensor) -> None:
-        self._state.update(f"{name} {_words(tensor)}".encode())
-        self._state.update(
-            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        )
+        """A tensor."""
+        held = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        self.add_pieces(name, _words(tensor), [held.numpy().data])
+
+    def add_pieces(self, name: str, words: str, pieces: Iterable[Any]) -> None:
+        """A tensor's name, its type and shape, and its bytes in pieces."""
+        self._state.update(f"{name} {words}".encode())
+        for piece in pieces:
+            self._state.update(piece)
 
     @property
     def text(self) -> str:

@@ -27,6 +27,7 @@ from ..core.scheme import KEEP, Scheme
 from ..core.sites import is_site
 from ..measure.quantized_weights import Fit, QuantizedWeights, fits, weight_of
 from ..measure.simulation import roots
+from ..measure.streaming import present, stream_of, streams_of
 from .attentions import follow_attentions
 from .layers import Convolution, QuantConv2d, QuantConvolution, QuantLayer, QuantLinear, empty_layer
 from .packing import stored_bytes
@@ -73,6 +74,10 @@ def apply(
     hold some packed layers already: a weight is freed as soon as it is packed, so that memory never
     holds both.
     """
+    if streams_of(model):
+        raise QSearchError(
+            "a streamed model is packed into its file, a layer at a time: `packed_file.pack`"
+        )
     if isinstance(plan, Plan) and plan.graph != graph.id:
         raise QSearchError(
             f"the plan was made for graph {plan.graph}, {graph.model} is graph {graph.id}; make a plan for this model"
@@ -95,14 +100,7 @@ def apply(
     for name, choices in chosen.items():
         source = model.get_submodule(name)
         device = weight_of(model, name).device
-        axis = graph.layer(name).channel_axis
-        layer = _empty_choices(source, name, choices, axis, splits[name], device)
-        for i, fit in enumerate(fits(choices)):
-            one = layer if not isinstance(layer, RangedLayer) else layer.layers[i]
-            own = not isinstance(layer, RangedLayer) or layer.owners[i] == i
-            _fill(one, source, weights, name, fit, own=own)
-        if isinstance(layer, RangedLayer):
-            layer.share()
+        layer = packed_layer(model, graph, weights, name, choices)
         for alias in _others(graph.layer(name)):
             _share(model, alias, layer, graph)
         replace_layer(model, source, layer)
@@ -111,6 +109,28 @@ def apply(
     warn_where_slower(model, graph, device)
     follow_attentions(model, roots(model, graph), graph, held, steps, weights.drifts)
     return model
+
+
+def packed_layer(
+    model: nn.Module, graph: OpGraph, weights: QuantizedWeights, name: str, choices: Choices
+) -> QuantLayer | RangedLayer:
+    """The packed form of one layer of a model, which stays as it is."""
+    source, spec = model.get_submodule(name), graph.layer(name)
+    device = weight_of(model, name).device
+    with present(source):
+        layer = _empty_choices(source, name, choices, spec.channel_axis, spec.parts, device)
+        for i, fit in enumerate(fits(choices)):
+            one = layer if not isinstance(layer, RangedLayer) else layer.layers[i]
+            own = not isinstance(layer, RangedLayer) or layer.owners[i] == i
+            _fill(one, source, weights, name, fit, own=own)
+        for module in layer.modules():  # what it has in common with a layer that is let go
+            for own_name, parameter in module._parameters.items():
+                if parameter is not None and stream_of(parameter) is not None:
+                    held = nn.Parameter(parameter.data, requires_grad=False)
+                    module._parameters[own_name] = held
+    if isinstance(layer, RangedLayer):
+        layer.share()
+    return layer
 
 
 def warn_where_slower(model: nn.Module, graph: OpGraph, device: torch.device | str) -> None:

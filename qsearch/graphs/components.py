@@ -97,6 +97,12 @@ def parts_of(model: nn.Module) -> dict[str, nn.Module]:
     return model.parts if isinstance(model, Components) else {"": model}
 
 
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """The class that a module was made of, where a streamed one has methods of its own."""
+    found: type[nn.Module] = getattr(type(module), "_plain_class", type(module))
+    return found
+
+
 def text_inputs(module: nn.Module, given: Mapping[str, Any]) -> dict[str, str] | None:
     """What the inputs of a text encoder are, which are called the same in all of `transformers`; None for other modules."""
     if "input_ids" not in given:

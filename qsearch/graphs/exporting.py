@@ -27,6 +27,7 @@ from torch import Tensor, fx, nn
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.utils import _pytree as pytree
 
+from .components import plain_class
 from .operations import ATTENTIONS
 from .trace import Call, Trace, bare, bound, flat, original, parameter_names, path_of
 
@@ -156,6 +157,7 @@ def without_data(model: nn.Module) -> nn.Module:
         module._forward_pre_hooks.clear()
         if set(_HOOKS) & set(module.__dict__):
             module.__dict__.pop("forward", None)
+        module.__class__ = plain_class(module)
     assert isinstance(twin, nn.Module)
     return twin.eval()
 

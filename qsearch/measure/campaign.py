@@ -61,6 +61,7 @@ class Campaign:
     dtype: str = "float32"
     lapse: float = LAPSE
     variant: str | None = None
+    offload: str = "none"
 
     def __post_init__(self) -> None:
         for metric in self.stop:
@@ -239,7 +240,10 @@ def _begin(campaign: Campaign, plans: dict[str, Plan], pipe: Any, device: str) -
     claims = trials.claims(campaign.lapse)
     bench = Bench(
         campaign,
-        pipe or load_pipeline(campaign.folder, device, campaign.dtype, campaign.variant),
+        pipe
+        or load_pipeline(
+            campaign.folder, device, campaign.dtype, campaign.variant, offload=campaign.offload
+        ),
         plans,
     )
 

@@ -18,7 +18,7 @@ from ..core.components import DECODERS, DENOISERS, is_denoiser
 from ..core.errors import QSearchError, nearest
 from ..core.schedulers import overridden
 from ..core.steps import StepClock, clock_of, share_clock
-from ..graphs.components import Components
+from ..graphs.components import Components, plain_class
 
 _models: WeakKeyDictionary[Any, dict[tuple[str, ...], Components]] = WeakKeyDictionary()
 
@@ -54,7 +54,7 @@ def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
 
 
 def _class(module: nn.Module) -> type:
-    return type(getattr(module, "_orig_mod", module))
+    return plain_class(getattr(module, "_orig_mod", module))
 
 
 def left_out(pipe: Any) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 So a backward never holds more than one gradient beside the activations, and what is left of it is one number a choice.
 The moves of weights (quantized weight - weight) are made once and kept where they take little memory: making them anew costs about what a forward does.
 There the gradients of a few probes wait for each other, too: one product of matrices reads the moves once for all of them, so that more choices cost next to nothing.
+Of a streamed model gradients wait while their unit is there, and its moves are made then, for all probes at once. Whatever type weights have, products are summed in fp32.
 Inputs, and the tensors of attention, are rounded when their gradient comes, from what the backward keeps of them anyway.
 """
 
@@ -31,11 +32,15 @@ from .priced_attention import PricedAttention
 from .quantized_weights import weight_of
 from .question import Question
 from .simulation import roots
+from .streaming import streams_of
 
 #: moves of weights that take no more bytes than this are kept; others are made again at every backward
 KEPT = 4 * 2**30
 #: gradients of a weight that wait for each other, where moves are kept
 _GATHERED = 8
+#: bytes of gradients that wait while a unit of a streamed model is there
+_WAITING = 2**30
+_AT_ONCE = 2**22  # entries of weights that are widened to fp32 at once
 
 
 class _Priced(torch.autograd.Function):
@@ -110,10 +115,17 @@ class Contraction:
         self._sums: Tensor | None = None
         self._now: tuple[int, AbstractObservation] | None = None
         self._met: set[str] = set()  # components whose weights had a gradient
+        self._streams = streams_of(self.model)
 
     @property
     def memory(self) -> str:
-        """In words, what a backward takes: one pass is made to see."""
+        """In words, what a backward takes: one pass is made to see, but where weights are streamed."""
+        if self._streams:
+            largest = max(stream.largest for stream in self._streams)
+            return (
+                f"weights one block of {largest / 2**30:.2f} GiB at a time and the next one read "
+                "ahead, gradients and quantized weights of one block"
+            )
         weights, kept = (
             weight_bytes(self.model),
             kept_bytes(self.model, self.question.observations[0].example()),
@@ -139,7 +151,7 @@ class Contraction:
     @cached_property
     def keeps(self) -> bool:
         """Whether moves of weights are kept."""
-        return self._whole <= KEPT
+        return not self._streams and self._whole <= KEPT
 
     @cached_property
     def _whole(self) -> int:
@@ -189,6 +201,9 @@ class Contraction:
                 else:
                     stack.callback(self._watched(name, read).remove)
             stack.enter_context(passing(self.model, sites))
+            for stream in self._streams:
+                stream.done.append(self._contract_waiting)
+                stack.callback(stream.done.remove, self._contract_waiting)
             yield
 
     def _made(self, layer: str) -> Iterator[Tensor]:
@@ -245,24 +260,30 @@ class Contraction:
         weight.grad = None
         self._met.add(self.question.graph.component(name))
         gradient = gradient.square() if self.squared else gradient
-        if self.keeps:
-            waiting = self._waiting.setdefault(name, [])
-            waiting.append((*place, gradient))
-            if len(waiting) == _GATHERED:
-                self._contract(name)
+        waiting = self._waiting.setdefault(name, [])
+        waiting.append((*place, gradient))
+        if self._streams:
+            held = sum(g.nbytes for many in self._waiting.values() for _, _, g in many)
+            full = held > _WAITING
         else:
-            with torch.autocast(gradient.device.type, enabled=False):
-                self._add(
-                    list(self._stored[name].values()),
-                    torch.stack([move @ gradient for move in self._made(name)]),
-                    *place,
-                )
+            full = not self.keeps or len(waiting) == _GATHERED
+        if full:
+            self._contract(name)
+
+    def _contract_waiting(self) -> None:
+        """Contract all gradients that wait."""
+        for name in list(self._waiting):
+            self._contract(name)
 
     def _contract(self, name: str) -> None:
         """What waits for the moves of a layer meets them."""
         waiting, ways = self._waiting.pop(name), list(self._stored[name].values())
-        with torch.autocast(waiting[0][2].device.type, enabled=False):
-            found = self._moves[name] @ torch.stack([gradient for _, _, gradient in waiting]).T
+        gradients = torch.stack([gradient for _, _, gradient in waiting])
+        with torch.autocast(gradients.device.type, enabled=False):
+            if name in self._moves:
+                found = _products(self._moves[name], gradients)
+            else:
+                found = torch.cat([_products(m[None], gradients) for m in self._made(name)])
         for shares, (probe, step, _) in zip(found.T, waiting, strict=True):
             self._add(ways, shares, probe, step)
 
@@ -295,13 +316,19 @@ class Contraction:
         self._sums = torch.zeros(
             len(seeds), observation.sampler_steps, len(self.choices), device=features.device
         )
-        for k, seed in enumerate(seeds):
+
+        def now(k: int) -> None:
             self._now = k, observation
-            (features * signs(features.shape, seed, features.device)).sum().backward(
-                retain_graph=retain or k < len(seeds) - 1
-            )
-        for name in list(self._waiting):
-            self._contract(name)
+
+        with ExitStack() as stack:
+            for stream in self._streams:  # so that the probes go through each unit together
+                stack.enter_context(stream.gathering(now))
+            for k, seed in enumerate(seeds):
+                now(k)
+                (features * signs(features.shape, seed, features.device)).sum().backward(
+                    retain_graph=retain or k < len(seeds) - 1
+                )
+        self._contract_waiting()
         self._check_met(observation)
         sums, self._sums, self._now = self._sums, None, None
         found: NDArray[np.float32] = sums.cpu().numpy()
@@ -321,6 +348,15 @@ class Contraction:
                     f"no gradient reaches the weights of {component}: the pipeline calls it without gradients, or what is "
                     f"measured does not depend on it. Leave it out of components, or take the estimator sweep"
                 )
+
+
+def _products(moves: Tensor, gradients: Tensor) -> Tensor:
+    """moves [M, weights] times gradients [G, weights], summed in fp32: [M, G]."""
+    if moves.dtype == torch.float32:
+        return moves @ gradients.T
+    parts = zip(moves.split(_AT_ONCE, 1), gradients.split(_AT_ONCE, 1), strict=True)
+    made = [move.float() @ gradient.float().T for move, gradient in parts]
+    return torch.stack(made).sum(0)
 
 
 def signs(shape: torch.Size, seed: int, device: torch.device) -> Tensor:

@@ -16,8 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..core.components import DECODERS, is_denoiser
 from ..core.errors import QSearchError, nearest
 from .components import components, denoisers_of
+from .skeletons import empty_component
+from .streaming import Stream, streams_of
+from .units import Files
 
 #: name -> (type of the weights as diffusers loads them, type that the denoiser's weights are stored
 #: in)
@@ -33,6 +37,8 @@ _WEIGHTS = re.compile(
     r"(?:\.safetensors\.index)?(?:\.(?P<variant>(?!safetensors|index)[\w-]+?))?"
     r"(?:-\d+-of-\d+)?\.(?:safetensors|bin|json)"
 )
+#: bytes of a block of what is no denoiser: most text encoders and VAEs have few of these
+_SMALL = 2**28
 _SINGLE = (".safetensors", ".ckpt", ".gguf")
 
 
@@ -63,6 +69,7 @@ def load_pipeline(
     dtype: str = "float32",
     variant: str | None = None,
     config: Path | None = None,
+    offload: str = "none",
 ) -> Any:
     """A diffusers pipeline on `device`.
 
@@ -76,6 +83,8 @@ def load_pipeline(
             taken.
         config: for a checkpoint in one file, the folder of a pipeline whose configuration it has;
             left out, the file's own folder where that holds one, else diffusers' own.
+        offload: none (all weights in memory), disk (the models stay in their files, and come a
+            block at a time) or block (they stay in RAM, and blocks come to the device).
 
     Raises:
         QSearchError: an unknown type, or nothing that loads.
@@ -93,11 +102,13 @@ def load_pipeline(
             if folder.is_file():
                 pipe = _single_file(folder, computed, config)
             else:
+                variant = variant or only_variant(folder)
+                parts = {}
+                if offload != "none":
+                    hold = offload == "block"
+                    parts = _streamed(folder, device, dtype, variant, hold=hold)
                 pipe = DiffusionPipeline.from_pretrained(
-                    str(folder),
-                    local_files_only=True,
-                    dtype=computed,
-                    variant=variant or only_variant(folder),
+                    str(folder), local_files_only=True, dtype=computed, variant=variant, **parts
                 )
         except QSearchError:
             raise
@@ -111,17 +122,47 @@ def load_pipeline(
                 f"{folder} must hold a whole diffusers pipeline; loading it failed: {reason}"
             ) from error
         pipe.set_progress_bar_config(disable=True)
-        if computed == torch.float32:
-            pipe = pipe.to(device, torch.float32)
-        else:
-            pipe = pipe.to(device)
         for part in components(pipe).values():
             if isinstance(part, nn.Module):
+                if not streams_of(part):
+                    part.to(device, computed if computed == torch.float32 else None)
                 part.eval()
         if stored is not None:
             for model in denoisers_of(pipe).values():
                 model.enable_layerwise_casting(storage_dtype=stored, compute_dtype=computed)  # type: ignore[operator]
         return pipe
+
+
+def _streamed(
+    folder: Path, device: str, dtype: str, variant: str | None, *, hold: bool
+) -> dict[str, nn.Module]:
+    """The models of a saved pipeline without their weights, which come a block at a time; those that can't be streamed are left out.
+
+    Raises:
+        QSearchError: a type that is stored and not computed in, or a denoiser whose files aren't those of its model.
+    """
+    computed, stored = TYPES[dtype]
+    if stored is not None:
+        raise QSearchError(
+            f"streamed weights are computed with in the type that they come in; {dtype} is cast for each call: "
+            "take dtype bfloat16, or offload none"
+        )
+    found: dict[str, nn.Module] = {}
+    for path in sorted(folder.glob("*/config.json")):
+        name = path.parent.name
+        own = variant if any(path.parent.glob(f"*.{variant}.*")) else None
+        remembers = not (is_denoiser(name) or name in DECODERS)
+        try:
+            model = empty_component(folder, name, computed)
+            source = Files(path.parent, own)
+            largest = None if is_denoiser(name) else _SMALL
+            Stream(model, source, device, computed, largest=largest, hold=hold, remembers=remembers)
+        except QSearchError:
+            if is_denoiser(name):
+                raise
+            continue  # of another library, or stored under other names: loaded whole
+        found[name] = model
+    return found
 
 
 def variants_of(folder: Path) -> dict[str, set[str]]:

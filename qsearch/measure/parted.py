@@ -41,6 +41,7 @@ class Parted:
         sampling: how it samples.
         device: torch device of the workers.
         dtype: type that the pipeline is loaded in.
+        offload: where its weights stay, as `load_pipeline` takes it.
         calibration: recorded calls by which schemes choose.
     """
 
@@ -49,6 +50,7 @@ class Parted:
     sampling: Sampling
     device: str = "cpu"
     dtype: str = "float32"
+    offload: str = "none"
     calibration: Sequence[Call] = field(default=(), repr=False)
 
     def by(self, options: ExecutorOptions, say: Say) -> Any:
@@ -95,7 +97,7 @@ def _done(
 def _begin(work: _Work, device: str) -> Do:
     """In a worker: the model, made ready for probes as long as the process lives."""
     p, asked = work.parted, work.asked
-    pipe = load_pipeline(p.folder, device, p.dtype)
+    pipe = load_pipeline(p.folder, device, p.dtype, offload=p.offload)
     calls: Any = (
         trajectories(pipe, work.prompts, p.sampling, work.batch)
         if asked.mode == "trajectory"

@@ -43,6 +43,7 @@ from .pipelines import (
 )
 from .quantized_weights import QuantizedWeights, calibrated_weights
 from .question import AbstractEstimator, Answer, Part, Question, Round
+from .streaming import streams_of
 from .trajectory import Trajectory, patched_parts, trajectories
 
 Elsewhere = Callable[[list[Part]], Iterator[tuple[Part, Round]]]
@@ -339,13 +340,12 @@ def _check_whole(
 
 @contextmanager
 def _checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
-    if not wanted:
+    if not wanted or streams_of(model):  # whose units are computed again anyway
         yield
         return
     if not getattr(model, "_supports_gradient_checkpointing", False):
-        raise QSearchError(
-            f"checkpointing is built into diffusers' models; {type(model).__name__} has none, profile without it"
-        )
+        name = type(model).__name__
+        raise QSearchError(f"checkpointing is built into diffusers' models; {name} has none")
     switch: Any = model
     switch.enable_gradient_checkpointing()
     try:

@@ -28,6 +28,7 @@ from ..core.steps import StepRanges
 from .attentions import Drifts, fit_drifts
 from .calibration import calibrate, has_rows
 from .pipelines import Call
+from .streaming import present
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,12 @@ class QuantizedWeights:
         `place`: the range of steps that it is fitted on; all calls when left out.
         """
         if scheme.format == "keep":
-            return weight_of(self.model, layer).data
+            with present(self.model.get_submodule(layer)):
+                return weight_of(self.model, layer).data
         key = (layer, self._key(scheme), place)
         if key not in self._weights:
-            self._weights[key] = self._make(layer, scheme, place)
+            with present(self.model.get_submodule(layer)):
+                self._weights[key] = self._make(layer, scheme, place)
         return self._weights[key]
 
     def treatment(
@@ -105,19 +108,20 @@ class QuantizedWeights:
         """What `scheme` does to the input of `layer`, fitted on range `place` of the steps; None where it does nothing."""
         key = (layer, str(scheme), place)
         if key not in self._treatments:
-            weight = weight_of(self.model, layer).data
-            module, inputs = (
-                self.model.get_submodule(layer),
-                self._inputs(layer, scheme, place),
-            )
-            self._treatments[key] = fit_input_quantizer(scheme, weight, module, inputs, layer=layer)
+            module, inputs = self.model.get_submodule(layer), self._inputs(layer, scheme, place)
+            with present(module):
+                weight = weight_of(self.model, layer).data
+                made = fit_input_quantizer(scheme, weight, module, inputs, layer=layer)
+            self._treatments[key] = made
         return self._treatments[key]
 
     def codes(self, layer: str, scheme: Scheme, place: int | None = None) -> tuple[Quantized, ...]:
         """What is stored of the layer's weight: a part for each part of its input, times the scale that the scheme's transforms move into it."""
         if (layer, str(scheme)) in self._learnt:
             return self._learnt[layer, str(scheme)]
-        weight, spec = weight_of(self.model, layer).data, self.graph.layer(layer)
+        with present(self.model.get_submodule(layer)):
+            weight = weight_of(self.model, layer).data
+        spec = self.graph.layer(layer)
         inputs = self._inputs(layer, scheme, place)
         if scheme.transforms and (treatment := self.treatment(layer, scheme, place)) is not None:
             inputs, weight = treatment.inputs, treatment.weight(weight.float())
@@ -135,9 +139,9 @@ class QuantizedWeights:
             moments=None if inputs is None else inputs.moments,
         )
 
-    def forget(self, layer: str) -> None:
-        """Free what is kept of a layer."""
-        for kept in (self._weights, self._treatments):
+    def forget(self, layer: str, *, treatments: bool = True) -> None:
+        """Free what is kept of a layer: its weights, and what happens to its input."""
+        for kept in (self._weights, self._treatments) if treatments else (self._weights,):
             for key in [key for key in kept if key[0] == layer]:
                 del kept[key]
 
@@ -167,7 +171,7 @@ class QuantizedWeights:
         return found
 
     def _make(self, layer: str, scheme: Scheme, place: int | None) -> Tensor:
-        weight, parts = weight_of(self.model, layer).data, self.codes(layer, scheme, place)
+        weight, parts = weight_of(self.model, layer), self.codes(layer, scheme, place)
         treatment = self.treatment(layer, scheme, place) if scheme.transforms else None
         return (
             joined(parts, weight.dtype)

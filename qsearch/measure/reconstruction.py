@@ -35,6 +35,7 @@ from .options import ReconstructOptions
 from .pipelines import Call, run
 from .quantized_weights import QuantizedWeights, calibrated_weights
 from .simulation import simulate
+from .streaming import in_memory
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def reconstruct(
         QSearchError: where the plan has nothing to learn.
     """
     asked = changed(options or ReconstructOptions(order="separate"), ReconstructOptions, named)
+    in_memory(model, "reconstruction")
     layers = plan.layers if isinstance(plan, Plan) else dict(plan)
     chosen = {
         spec.name: layers[spec.name]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..core.errors import QSearchError
 from ..core.schedulers import arguments_of, overridden
 from ..core.steps import StepClock
 from ..graphs.components import Components, entry_of
-from .calling import sample
+from .calling import StopError, sample
 from .calls import Call, Copier, example_inputs, output_of, patched
 from .clean import Sampled, checked, own_prediction, step_weights
 from .components import denoisers_of, model_of, schedulers_of, ticking
@@ -189,6 +189,42 @@ def record(
         own = list(range(total)) if inside else own
         model.spans[name] = (min(own), max(own) + 1, total) if own else (0, 0, total)
     return found
+
+
+@torch.no_grad()
+def first_call(pipe: Any, prompts: Prompts, sampling: Sampling, *, named: bool = False) -> Call:
+    """The first call of a denoiser, as the pipeline is about to make it: the denoiser itself does not run.
+
+    Args:
+        pipe: a diffusers pipeline.
+        prompts: what is sampled.
+        sampling: how.
+        named: whether a call of an only denoiser has its name, too.
+
+    Raises:
+        NoCallsError: no denoiser was called where hooks hear it.
+    """
+    parts, found = denoisers_of(pipe), list[Call]()
+    with ticking(pipe) as clock, ExitStack() as stack:
+
+        def listen(name: str) -> Any:
+            def instead(_: Any, *args: Any, **kwargs: Any) -> Any:
+                args, kwargs = Copier()((args, kwargs))
+                own = name if named or len(parts) > 1 else ""
+                found.append(Call(args, kwargs, clock.step, None, clock.total, own))
+                raise StopError
+
+            return instead
+
+        for name, part in parts.items():
+            stack.enter_context(patched(part, listen(name)))
+        stack.enter_context(suppress(StopError))
+        sample(pipe, prompts, replace(sampling, batch=len(prompts)))
+    if not found:
+        raise NoCallsError(
+            f"{type(pipe).__name__} called none of {', '.join(parts)} where a hook hears it"
+        )
+    return found[0]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """simulate(model, plan): the model computes as if its weights were stored by the plan, in plain torch, undone on exit.
 
 What profiling measures and what the runtime must reproduce. Weights are exchanged by pointer, so that entering and
-leaving copies nothing; inputs are rounded in forward hooks, straight through for gradients. A plan over ranges of steps is
+leaving copies nothing; those of a streamed model are quantized when they come, and let go with their unit. Inputs are rounded in forward hooks, straight through for gradients. A plan over ranges of steps is
 followed by one hook on the denoiser, which goes by its clock. An exception on the way leaves the model as it was.
 """
 
@@ -30,37 +30,43 @@ from ..core.steps import StepClock, StepRanges, clock_of
 from .attention import passing
 from .attentions import carries, planned_attentions
 from .calls import measuring
-from .quantized_weights import QuantizedWeights, fits, weight_of
+from .quantized_weights import Fit, QuantizedWeights, fits, weight_of
 from .sparse import sparse_attention
-
-
-@contextmanager
-def exchanged(weight: nn.Parameter, value: Tensor) -> Iterator[None]:
-    """`weight` holds `value` inside the block and its own data again after it."""
-    own = weight.data
-    weight.data = value
-    try:
-        yield
-    finally:
-        weight.data = own
+from .streaming import Stream, stream_of
+from .units import Place
 
 
 @dataclass
 class _Place:
-    """A layer inside `simulate`: its weight, and the simulated values and treatments by range of steps (one where there are no ranges)."""
+    """A layer inside `simulate`: its weight, and what it holds by range of steps (one where there are no ranges).
+
+    `make`: range -> the simulated weight. `full`: the weight as it is, while it is there.
+    """
 
     module: nn.Module
     weight: nn.Parameter
-    full: Tensor
-    values: list[Tensor]
+    make: Callable[[int], Tensor]
     treatments: list[InputQuantizer | None]
+    full: Tensor | None = None
     now: int = 0
     heard: bool = False
 
+    def enter(self) -> None:
+        """Exchange the weight, which is there, for the simulated one."""
+        self.full = self.weight.data
+        self.weight.data = self.make(self.now)
+
+    def leave(self) -> None:
+        """Exchange it back."""
+        assert self.full is not None
+        self.weight.data, self.full = self.full, None
+
     def go(self, place: int) -> None:
-        """Put the values of one range in place."""
-        if len(self.values) > 1 and place != self.now:
-            self.now, self.weight.data = place, self.values[place]
+        """Put the values of one range in place, now or when the weight comes."""
+        if len(self.treatments) > 1 and place != self.now:
+            self.now = place
+            if self.full is not None:
+                self.weight.data = self.make(place)
 
     @contextmanager
     def treated(self) -> Iterator[None]:
@@ -68,7 +74,8 @@ class _Place:
 
         def now() -> tuple[InputQuantizer | None, Tensor, Tensor]:
             self.heard = True
-            return self.treatments[self.now], self.full, self.values[self.now]
+            assert self.full is not None, "the layer is called while its weight is there"
+            return self.treatments[self.now], self.full, self.weight.data
 
         handles = hook_input(self.module, now)
         try:
@@ -76,6 +83,23 @@ class _Place:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+class _Streamed:
+    """Exchanges weights of a streamed model as they come and go."""
+
+    def __init__(self, places: Mapping[nn.Parameter, _Place]) -> None:
+        self.places = {id(weight): place for weight, place in places.items()}
+
+    def came(self, place: Place) -> None:
+        """Quantize a weight that came, where the plan does."""
+        if (found := self.places.get(id(place.parameter))) is not None:
+            found.enter()
+
+    def goes(self, place: Place) -> None:
+        """Put back the weight that goes."""
+        if (found := self.places.get(id(place.parameter))) is not None:
+            found.leave()
 
 
 def roots(model: nn.Module, graph: OpGraph) -> list[nn.Module]:
@@ -193,16 +217,18 @@ def simulate(
     steps = plan.steps if isinstance(plan, Plan) else ONE_RANGE
     held = plan.choices if isinstance(plan, Plan) else checked(graph, plan, steps)
     places: dict[str, _Place] = {}
+    streamed: dict[Stream, dict[nn.Parameter, _Place]] = {}
     with torch.no_grad():
         for layer, choices in held.items():
             if is_site(layer) or all(s.format == "keep" and not s.activation for s in choices):
                 continue
-            fitted = fits(choices)
-            values = [weights.get(layer, fit.scheme, fit.stored) for fit in fitted]
+            fitted, weight = fits(choices), weight_of(model, layer)
+            known = stream_of(weight)
+            make = _maker(weights, layer, fitted, forget=known is not None)
             treatments = [weights.treatment(layer, fit.scheme, fit.read) for fit in fitted]
-            weight = weight_of(model, layer)
-            module = model.get_submodule(layer)
-            places[layer] = _Place(module, weight, weight.data, values, treatments)
+            places[layer] = _Place(model.get_submodule(layer), weight, make, treatments)
+            if known is not None:
+                streamed.setdefault(known[0], {})[weight] = places[layer]
     clock = clock_of(roots(model, graph)[0])
     attentions = planned_attentions(graph, held, steps, clock, weights.drifts)
     sites = {
@@ -216,7 +242,12 @@ def simulate(
         for place in places.values():
             if any(treatment is not None for treatment in place.treatments):
                 stack.enter_context(place.treated())
-            stack.enter_context(exchanged(place.weight, place.values[0]))
+            known = stream_of(place.weight)
+            if known is None or known[1].loaded:
+                place.enter()
+                stack.callback(place.leave)
+        for stream, own in streamed.items():
+            stack.enter_context(stream.watched(_Streamed(own)))
         if len(steps) > 1:
             stack.enter_context(_following(model, graph, steps, list(places.values())))
         stack.enter_context(passing(model, sites))
@@ -225,3 +256,19 @@ def simulate(
                 stack.enter_context(_stepping(model, graph))
             stack.enter_context(sparse_attention(model, attentions, lambda: clock.step))
         yield model
+
+
+def _maker(
+    weights: QuantizedWeights, layer: str, fitted: Sequence[Fit], *, forget: bool
+) -> Callable[[int], Tensor]:
+    """Range -> the simulated weight: made now and kept, or made when it is asked for and not kept (`forget`)."""
+    if not forget:
+        made = [weights.get(layer, fit.scheme, fit.stored) for fit in fitted]
+        return made.__getitem__
+
+    def make(place: int) -> Tensor:
+        value = weights.get(layer, fitted[place].scheme, fitted[place].stored)
+        weights.forget(layer, treatments=False)
+        return value
+
+    return make

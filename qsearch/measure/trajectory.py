@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -26,13 +26,14 @@ from ..core.errors import QSearchError
 from ..core.steps import StepClock, clock_of
 from ..graphs.components import Components, parts_of
 from . import calling
-from .calling import StopError, arguments
-from .calls import Call, Copier, measuring, patched, repeated
+from .calling import arguments
+from .calls import Call, measuring, patched, repeated
 from .clean import Clean
-from .components import denoisers_of, model_of
+from .components import model_of
 from .decoding import decode_batch, latent_channels
 from .observation import AbstractObservation, compared, first_bad, measured
 from .prompts import Prompts
+from .recording import first_call
 from .sampling import Sampling
 
 
@@ -95,20 +96,8 @@ class TrajectoryObservation(AbstractObservation):
 
     def example(self) -> Call:
         """The first call of the denoiser."""
-        found: list[Call] = []
-        clock = clock_of(self.model)
-        parts = denoisers_of(self.trajectory.pipe)
-        named = isinstance(self.whole, Components)
-
-        def listen(forward: Any, *args: Any, **kwargs: Any) -> Any:
-            name = next(n for n, m in parts.items() if m.__dict__["forward"].__wrapped__ is forward)
-            args, kwargs = Copier()((args, kwargs))
-            found.append(Call(args, kwargs, clock.step, None, clock.total, name if named else ""))
-            raise StopError
-
-        with torch.no_grad(), patched_parts(self.model, listen), suppress(StopError):
-            _sampled(self.trajectory)
-        return found[0]
+        t, named = self.trajectory, isinstance(self.whole, Components)
+        return first_call(t.pipe, t.prompts, t.sampling, named=named)
 
     @property
     def sampler_steps(self) -> int:

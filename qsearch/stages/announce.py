@@ -33,9 +33,11 @@ def settings_lines(run: Run, *verbs: str) -> list[str]:
     }
     mine = any(text.endswith("*") for text in marks.values())
     found = [
-        f"{run.model_name}: {', '.join(marks.values())}, {c.dtype} on {run.device}"
+        f"{run.model_name}: {', '.join(marks.values())}, {run.dtype} on {run.device}"
         + (f" (*: {own.why})" if mine else "")
     ]
+    if run.offload.kind != "none":
+        found.append(f"offload {run.offload.kind}: {run.offload.why}")
     if "profile" in verbs:
         p = c.profile
         found.append(

@@ -31,7 +31,7 @@ def apply(run: Run, graph: OpGraph, plan: Plan, *, required: bool = False) -> Pa
     Returns:
         The file.
     """
-    from ..execute.packed_file import save
+    from ..execute.packed_file import pack, save
     from ..execute.runtime import apply as verb
     from ..execute.runtime import packed_layers, stored_bytes
     from ..measure.pipelines import model_of
@@ -42,9 +42,17 @@ def apply(run: Run, graph: OpGraph, plan: Plan, *, required: bool = False) -> Pa
     before = sum(2 * parameter.numel() for parameter in model.parameters())
     calls = calibration_calls(run, graph, plan.schemes)
     weights = plan_weights(run, graph, plan, calls, learn=True)
+    path = run.path("model.safetensors")
+    if run.offload.kind != "none":
+        count = pack(model, path, graph, plan, weights)
+        size = path.stat().st_size
+        run.progress.say(
+            f"apply: {count} packed layers, the denoiser takes {size_of(size)}, {before / size:.2f} times "
+            f"less than in 16 bits ({size_of(before)}); wrote {path}"
+        )
+        return path
     with _warnings_said(run):
         verb(model, plan, graph, weights, kernels="required" if required else "preferred")
-    path = run.path("model.safetensors")
     save(model, path, graph, plan)
     after = stored_bytes(model) - sum(t.nbytes - 2 * t.numel() for t in model.parameters())
     run.progress.say(

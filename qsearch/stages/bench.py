@@ -159,6 +159,6 @@ def _subject(
     if cards.has(name):
         model, inputs = cards.load(name, resolution=resolution, batch=batch)
     else:
-        model, inputs = example(Run(config), batch)
+        model, inputs = example(Run(config.model_copy(update={"offload": "none"})), batch)
     graph = OpGraph.load(folder / "graph.json") if kept else verb(model, inputs, name=name)
     return model, graph, inputs

@@ -86,8 +86,9 @@ def measure(
         where,
         run.device,
         settings.stop,
-        run.config.dtype,
+        run.dtype,
         variant=run.config.variant,
+        offload=run.offload.kind,
     )
     with run.progress.track("evaluate", len(plans)) as advance:
         done = measure_plans(campaign, plans, by, progress=advance, say=run.progress.say)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 #: verbs that run the model, in the order of work
 VERBS = ("extract", "profile", "allocate", "evaluate", "apply", "export")
-_WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
 _GB = 1e9
 
 
@@ -78,19 +77,20 @@ def _whole(folder: Path) -> None:
 
 
 def _memory(run: Run) -> None:
-    """Refuse weights that can't fit the memory of this machine in the type that is asked for."""
+    """Refuse weights that are to be in memory and can't fit this machine's in the type that is asked for."""
+    from ..measure.offloading import WIDTHS
     from ..measure.sizes import components_in, free_memory, total_memory
 
-    if run.device.partition(":")[0] != "cpu":
+    if run.offload.kind != "none" or run.device.partition(":")[0] != "cpu":
         return
     count = sum(held.parameters for held in components_in(run.model_folder).values())
-    need, free, total = count * _WIDTH[run.config.dtype], free_memory(), total_memory()
+    need, free, total = count * WIDTHS[run.dtype], free_memory(), total_memory()
     if free is None or total is None or need <= free:
         return
-    half = " (--dtype bfloat16 takes half)" if run.config.dtype == "float32" else ""
+    half = " or --dtype bfloat16, which takes half" if run.dtype == "float32" else ""
     words = (
         f"{run.model_name} has {count / 1e9:.1f} B weights, {need / _GB:.1f} GB in "
-        f"{run.config.dtype}{half}; {free / _GB:.1f} of {total / _GB:.1f} GB of memory are free"
+        f"{run.dtype} (take --offload auto{half}); {free / _GB:.1f} of {total / _GB:.1f} GB of memory are free"
     )
     if need > total:
         raise QSearchError(words)

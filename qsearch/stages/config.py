@@ -21,6 +21,7 @@ from ..core.gates import gates_of
 from ..core.scheme import Scheme, input_part
 from ..core.settings import Settings, checked, field_names
 from ..core.shipped import here
+from ..measure.offloading import CHOICES
 from ..measure.options import CalibrateOptions, ProfileOptions, ReconstructOptions
 from ..measure.sampling import SamplingSettings
 from .allocate import AllocateSettings
@@ -42,9 +43,20 @@ class Config(Settings):
     folder: Path | None = None
     seed: int = Field(0, ge=0)
     device: str | None = Field(
-        None, description="torch device; the GPU where there is one when left out, else cpu"
+        None,
+        description="torch device; auto, as when left out: the GPU where there is one, else cpu",
     )
-    dtype: str = Field("float32", description="type of the model's weights while measuring")
+    dtype: str = Field(
+        "auto",
+        description="type of the model's weights while measuring; auto: that of the denoiser's "
+        "files (float32 for fp16 on a CPU)",
+    )
+    offload: str = Field(
+        "auto",
+        description="none: all weights in memory; disk: they stay in their files and come a block "
+        "at a time; block: they stay in RAM beside a GPU; auto: the first of none, block and disk "
+        "that fits",
+    )
     variant: str | None = Field(
         None,
         description="of the model's files, as diffusers names them (fp16); where a component has "
@@ -138,6 +150,7 @@ def _check(config: Config, source: str) -> None:
     questions: dict[str, Callable[[], object]] = {
         "sampling": config.sampling.check,
         "dtype": lambda: _check_type(config.dtype),
+        "offload": lambda: _check_offload(config.offload),
         "profile.schemes": lambda: [_scheme(s) for s in profile.schemes],
         "profile.attentions": lambda: [Scheme.parse(s) for s in profile.attentions],
         "profile.estimator": lambda: plugins.check("estimators", profile.estimator),
@@ -189,10 +202,17 @@ def _check_gates(config: Config) -> None:
 
 
 def _check_type(dtype: str) -> None:
-    if dtype not in DTYPES:
+    known = ("auto", *DTYPES)
+    if dtype not in known:
         raise QSearchError(
-            f"a type of weights is one of {', '.join(DTYPES)}; given {dtype!r}"
-            f"{nearest(dtype, DTYPES)}"
+            f"a type of weights is one of {', '.join(known)}; given {dtype!r}{nearest(dtype, known)}"
+        )
+
+
+def _check_offload(asked: str) -> None:
+    if asked not in CHOICES:
+        raise QSearchError(
+            f"offload is one of {', '.join(CHOICES)}; given {asked!r}{nearest(asked, CHOICES)}"
         )
 
 

@@ -6,12 +6,17 @@ from __future__ import annotations
 
 import platform
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.artifacts import versions
+from ..core.units import duration, size_of
+from .estimates import estimates
+
+if TYPE_CHECKING:
+    from .folder import Run
 
 #: optional distribution -> what it is for
 _OPTIONAL = {
@@ -44,23 +49,29 @@ class Diagnosis:
     Attributes:
         facts: "what" and "here": versions, devices, memory, disk, optional packages.
         products: as `execute.slower.products_here`.
+        verbs: "verb", "passes", "memory" and "time" of what runs a model, where one was given.
+        offload: where that model's weights would stay, and why, in words.
     """
 
     facts: list[dict[str, Any]]
     products: list[dict[str, Any]]
+    verbs: list[dict[str, Any]] = field(default_factory=list)
+    offload: str = ""
 
 
-def doctor(folder: Path = Path()) -> Diagnosis:
-    """Look at this machine.
+def doctor(folder: Path = Path(), run: Run | None = None) -> Diagnosis:
+    """Look at this machine, and at what a model would take on it.
 
     Args:
         folder: where runs are to lie; the disk is looked at there.
+        run: of a model.
 
     Returns:
-        Versions, devices, the CPU's products, free memory and disk.
+        Versions, devices, the CPU's products, free memory and disk; passes, memory and time of each verb.
 
     Raises:
-        QSearchError: `QSEARCH_PRODUCTS` names no product.
+        QSearchError: `QSEARCH_PRODUCTS` names no product; the model can't be read, or one block of it at a time
+            takes more memory than is free.
     """
     from ..execute.slower import products_here
 
@@ -75,9 +86,21 @@ def doctor(folder: Path = Path()) -> Diagnosis:
     }
     for name, purpose in _OPTIONAL.items():
         facts[name] = _installed(name, purpose)
-    return Diagnosis(
-        [{"what": name, "here": text} for name, text in facts.items()], products_here()
-    )
+    rows = [{"what": name, "here": text} for name, text in facts.items()]
+    if run is None:
+        return Diagnosis(rows, products_here())
+    chosen = run.offload
+    verbs = [
+        {
+            "verb": e.verb,
+            "passes": e.passes,
+            "memory": size_of(e.memory if chosen.kind == "none" else chosen.bytes),
+            "time": f"about {duration(e.seconds)}",
+        }
+        for e in estimates(run)
+    ]
+    words = f"{run.model_name} in {run.dtype} on {run.device}, offload {chosen.kind}: {chosen.why}"
+    return Diagnosis(rows, products_here(), verbs, words)
 
 
 def _devices() -> dict[str, str]:

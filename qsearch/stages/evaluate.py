@@ -93,7 +93,7 @@ def setting_of(run: Run, verb: str, **more: Any) -> EvaluationSetting:
     said = {
         "sampler": f"{sampling.steps} steps, guidance {sampling.guidance:g}",
         "prompts": f"{len(prompts)} of {Path(run.prompts_name).name}",
-        "weights": run.config.dtype,
+        "weights": run.dtype,
     }
     return EvaluationSetting(prompts, sampling, run.metrics, key, calibration_of(run), real, said)
 

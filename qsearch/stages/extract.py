@@ -74,7 +74,7 @@ def example(run: Run, batch: int = 1) -> tuple[Any, dict[str, Any]]:
     Of several components, the model that holds them and component -> arguments.
     """
     from ..measure.pipelines import denoisers_of, example_inputs, model_of, record
-    from ..measure.recording import NoCallsError
+    from ..measure.recording import NoCallsError, first_call
 
     asked, prompts = run.config.components, run.prompts(batch, part=0)
     model = model_of(run.pipe, asked)
@@ -82,6 +82,9 @@ def example(run: Run, batch: int = 1) -> tuple[Any, dict[str, Any]]:
     # image-to-image with a low strength leaves out the first ones.
     whole = replace(run.sampling, batch=batch)
     once = whole if len(denoisers_of(run.pipe)) > 1 else replace(whole, steps=2)
+    if run.offload.kind != "none" and not asked and len(denoisers_of(run.pipe)) == 1:
+        call = first_call(run.pipe, prompts, once)  # a pass of a large model takes minutes
+        return model, example_inputs(call, model)
     try:
         call, *_ = record(run.pipe, prompts, once, bins=1, components=asked)
     except NoCallsError:

@@ -24,6 +24,7 @@ from .config import Config
 if TYPE_CHECKING:
     from ..core.graph import OpGraph
     from ..core.table import SensitivityTable
+    from ..measure.offloading import Offload
     from ..measure.own import Own
     from ..measure.prompts import Prompts
     from ..measure.sampling import Sampling
@@ -119,7 +120,7 @@ class Run:
     def model_key(self) -> str:
         """Digest of what is measured: the saved pipeline, and the type that it is loaded in."""
         c = self.config
-        parts = [self.fingerprint, c.dtype if c.dtype != "float32" else "", c.variant or ""]
+        parts = [self.fingerprint, self.dtype if self.dtype != "float32" else "", c.variant or ""]
         return " ".join(part for part in parts if part)
 
     @cached_property
@@ -128,9 +129,13 @@ class Run:
         from ..measure.pipelines import load_pipeline
         from ..measure.sizes import growing
 
-        with growing(self.model_folder, self.config.dtype, self.progress, self.model_name):
-            c = self.config
-            return load_pipeline(self.model_folder, self.device, c.dtype, c.variant)
+        c, offload = self.config, self.offload.kind
+        if offload != "none":
+            return load_pipeline(
+                self.model_folder, self.device, self.dtype, c.variant, offload=offload
+            )
+        with growing(self.model_folder, self.dtype, self.progress, self.model_name):
+            return load_pipeline(self.model_folder, self.device, self.dtype, c.variant)
 
     @contextmanager
     def ticks(self, title: str, samples: int, batch: int, times: int = 1) -> Iterator[None]:
@@ -161,11 +166,27 @@ class Run:
     @cached_property
     def device(self) -> str:
         """The torch device: the config's, or the GPU where there is one."""
-        if self.config.device is not None:
-            return self.config.device
+        if self.config.device not in (None, "auto"):
+            return str(self.config.device)
         import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @cached_property
+    def dtype(self) -> str:
+        """The type of the weights: the config's, or that of the denoiser's files."""
+        if self.config.dtype != "auto":
+            return self.config.dtype
+        from ..measure.offloading import own_type
+
+        return own_type(self.model_folder, self.device)
+
+    @cached_property
+    def offload(self) -> Offload:
+        """Where the weights stay while the model is at work, and what that takes."""
+        from ..measure.offloading import offload_of
+
+        return offload_of(self.model_folder, self.device, self.dtype, self.config.offload)
 
     @property
     def sampling(self) -> Sampling:

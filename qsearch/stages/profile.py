@@ -95,7 +95,13 @@ def profile(run: Run, graph: OpGraph, by: ExecutorOptions | None = None) -> Sens
             stack.enter_context(threads_set(by.threads))
         if by is not None and by.name != "local":
             parted = Parted(
-                run.model_folder, graph, run.sampling, run.device, c.dtype, calibration=chosen_by
+                run.model_folder,
+                graph,
+                run.sampling,
+                run.device,
+                run.dtype,
+                run.offload.kind,
+                calibration=chosen_by,
             )
             work = replace(work, parted=parted.by(by, run.progress.say))
         batch = min(c.profile.batch, len(prompts))

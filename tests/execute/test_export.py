@@ -21,7 +21,8 @@ from qsearch.execute.contracts import graph_of
 from qsearch.execute.exporting import Export
 from qsearch.execute.exports import export, roundings
 from qsearch.execute.nearest import nearest
-from qsearch.execute.weights import Weights, write_shards
+from qsearch.execute.weights import write_shards
+from qsearch.measure.shards import Weights
 from tests.execute.test_export_contracts import Plain, rounds_without_a_word
 
 SOURCE = zoo.folder("scenes-dit")

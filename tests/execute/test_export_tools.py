@@ -153,7 +153,7 @@ def test_rules_for_stable_diffusion_cpp_match_one_tensor_each(folder: Path) -> N
 
     target, plan = exported("gguf", "scenes-unet", ["int4-g32", "keep", "int8-g32"], folder)
     _, _, source, _ = full("scenes-unet")
-    from qsearch.execute.weights import Weights
+    from qsearch.measure.shards import Weights
 
     rules = [
         rule.rpartition("=")

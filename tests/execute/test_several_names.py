@@ -20,10 +20,10 @@ from qsearch.core.steps import StepRanges, clock_of
 from qsearch.execute.exports import export
 from qsearch.execute.packed_file import load, save
 from qsearch.execute.runtime import apply
-from qsearch.execute.weights import Weights
 from qsearch.graphs.extraction import extract
 from qsearch.measure.pipelines import Call
 from qsearch.measure.quantized_weights import calibrated_weights
+from qsearch.measure.shards import Weights
 from qsearch.measure.simulation import simulate
 
 

@@ -114,12 +114,12 @@ def test_a_component_without_weights_is_said_before_any_work(tmp_path: Path) -> 
 def test_weights_that_can_t_fit_the_memory_are_said_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = run(tmp_path, 16)
+    job = run(tmp_path, 16, offload="none")
     save_file({"w": torch.zeros(64, 64)}, job.model_folder / "unet" / "model.safetensors")
     monkeypatch.setattr("qsearch.measure.sizes.free_memory", lambda: 10_000)
     monkeypatch.setattr("qsearch.measure.sizes.total_memory", lambda: 12_000)
 
-    with pytest.raises(QSearchError, match=r"--dtype bfloat16 takes half"):
+    with pytest.raises(QSearchError, match=r"--dtype bfloat16, which takes half"):
         check_run(job)
 
 

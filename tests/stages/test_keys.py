@@ -30,6 +30,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "device": ("meta", set()),
     "components": (["transformer", "vae"], {"extract"}),  # the others go by the graph
     "dtype": ("bfloat16", {"profile", "evaluate"}),
+    "offload": ("disk", set()),  # the same numbers
     "variant": ("fp16", {"profile", "evaluate"}),
     "sampling.steps": (10, {"profile", "evaluate"}),
     "sampling.guidance": (1.0, {"extract", "profile", "evaluate"}),

@@ -16,10 +16,10 @@ from typing import Any
 from ...core.errors import MISSHAPEN, ArtifactError, QSearchError
 from ...core.graph import LayerSpec, OpGraph
 from ...core.scheme import KEEP, Scheme
+from ...measure.shards import key
 from ..codes import rows
 from ..exporting import Export
 from ..nearest import nearest as nearest_of
-from ..weights import key
 
 needs: tuple[str, ...] = ()
 writes_weights = False

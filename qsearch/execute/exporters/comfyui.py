@@ -18,16 +18,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...core.artifacts import writing
 from ...core.errors import MISSHAPEN, ArtifactError, QSearchError
 from ...core.graph import LayerSpec, OpGraph
 from ...core.scheme import KEEP, Scheme
 from ...core.words import number_of, split_word
+from ...measure.shards import STEM, Weights, key
 from ..codes import coded, rows
 from ..exporting import Export
 from ..nearest import divides
 from ..nearest import nearest as nearest_of
 from ..turned import rotation_word, turned
-from ..weights import Weights, key, write_shards
+from ..weights import Parts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,7 +108,15 @@ def write(job: Export, folder: Path) -> list[Path]:
         if job.plan.layers[layer.name] != KEEP
     }
     said = json.dumps({"format_version": "1.0", "layers": layers})
-    return write_shards(folder, _tensors(job, weights, layers), 2**62, lambda _: {METADATA: said})
+    path, parts = folder / f"{STEM}.safetensors", Parts(folder / "tensors.part")
+    try:
+        with writing(path):
+            for group in _tensors(job, weights, layers):
+                parts.add(group)
+            parts.finish(path, {METADATA: said})
+    finally:
+        parts.close()
+    return [path]
 
 
 def _entry(scheme: Scheme, layer: LayerSpec) -> dict[str, Any]:

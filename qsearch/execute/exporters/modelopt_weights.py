@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 from ...core.errors import MISSHAPEN, ArtifactError, QSearchError
 from ...core.graph import LayerSpec, OpGraph
 from ...core.scheme import KEEP, Scheme
+from ...measure.shards import Weights, key
 from ..codes import coded, rows
 from ..exporting import Export
 from ..nearest import divides
 from ..nearest import nearest as nearest_of
-from ..weights import Weights, copy_config, key, limit_of, write_shards
+from ..weights import copy_config, limit_of, write_shards
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 from ...core.errors import ArtifactError, QSearchError
 from ...core.graph import LayerSpec, OpGraph
 from ...core.scheme import KEEP, Scheme
+from ...measure.shards import key
 from ..codes import Rows, pieces
 from ..exporting import Export
 from ..nearest import nearest_node
 from ..tracing import traced
-from ..weights import key
 
 if TYPE_CHECKING:
     from torch import Tensor

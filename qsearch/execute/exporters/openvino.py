@@ -17,11 +17,11 @@ from xml.etree import ElementTree
 from ...core.errors import MISSHAPEN, ArtifactError, QSearchError
 from ...core.graph import LayerSpec, OpGraph
 from ...core.scheme import KEEP, Scheme
+from ...measure.shards import key
 from ..codes import Rows, pieces
 from ..exporting import Export
 from ..nearest import nearest_node
 from ..tracing import Positional, traced
-from ..weights import key
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,9 +14,9 @@ from pathlib import Path
 from ...core.errors import ArtifactError, QSearchError
 from ...core.graph import OpGraph
 from ...core.scheme import KEEP, Scheme
+from ...measure.shards import key
 from ..exporters.gguf import TYPES
 from ..importing import Found
-from ..weights import key
 
 #: types that no scheme means exactly -> the nearest of the same size
 NEAREST = {

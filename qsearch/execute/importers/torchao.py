@@ -16,9 +16,9 @@ from typing import Any
 from ...core.errors import MISSHAPEN, QSearchError, nearest
 from ...core.graph import LayerSpec, OpGraph
 from ...core.scheme import KEEP, Scheme
+from ...measure.shards import key
 from ..exporters.torchao import scheme_of
 from ..importing import Found, parse, peek
-from ..weights import key
 
 
 def recognises(path: Path) -> bool:

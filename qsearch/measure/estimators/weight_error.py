@@ -13,6 +13,7 @@ from typing import Any
 from ...core.table import SensitivityTable
 from ..quantized_weights import weight_of
 from ..question import Answer, Question
+from ..streaming import present
 
 needs_calls = False
 
@@ -33,23 +34,24 @@ def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[A
 
     layers = question.graph.quantizable
     for count, layer in enumerate(layers, start=1):
-        weights = question.weights()
-        weight = weight_of(question.model, layer.name).data.double()
-        for scheme in question.choices.get(layer.name, ()):
-            error = float((weights.get(layer.name, scheme).double() - weight).square().sum())
-            power = float(weight.square().sum())
-            for metric, value in (
-                ("weight_error", error),
-                ("relative_weight_error", error / power if power else 0.0),
-            ):
-                row = {
-                    "site": layer.name,
-                    "scheme": str(scheme),
-                    "step": 0,
-                    "metric": metric,
-                    "estimate": value,
-                    "error": 0.0,
-                    "floor": 0.0,
-                }
-                rows.append(row | {"estimator": "weight_error", "seed": question.seed})
+        with present(question.model.get_submodule(layer.name)):
+            weights = question.weights()
+            weight = weight_of(question.model, layer.name).data.double()
+            for scheme in question.choices.get(layer.name, ()):
+                error = float((weights.get(layer.name, scheme).double() - weight).square().sum())
+                power = float(weight.square().sum())
+                for metric, value in (
+                    ("weight_error", error),
+                    ("relative_weight_error", error / power if power else 0.0),
+                ):
+                    row = {
+                        "site": layer.name,
+                        "scheme": str(scheme),
+                        "step": 0,
+                        "metric": metric,
+                        "estimate": value,
+                        "error": 0.0,
+                        "floor": 0.0,
+                    }
+                    rows.append(row | {"estimator": "weight_error", "seed": question.seed})
         yield Answer(count, len(layers), table)

@@ -11,11 +11,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..core.components import DENOISERS
 from ..core.errors import QSearchError
 from ..graphs.components import Components
+
+
+def empty_component(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """One component of a saved pipeline, parameters on the meta device; what its class makes by itself (buffers) is of `dtype`.
+
+    Raises:
+        QSearchError: the folder has no such component, or one of a class that is not known here.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        model: Any = _empty(Path(folder) / name, _class(Path(folder), name))
+        if hasattr(model, "tie_weights"):  # of transformers: not tied while they are made empty
+            model.tie_weights()
+        return model  # type: ignore[no-any-return]
+    finally:
+        torch.set_default_dtype(before)
 
 
 def skeleton(folder: Path, components: Sequence[str] = ()) -> nn.Module:
