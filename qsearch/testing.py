@@ -185,14 +185,18 @@ class MetricContract(Contract):
 
         from .measure.evaluation import Outcome
         from .measure.pipelines import Prompts
-        from .zoo.scenes import describe, draw_scenes, render
+        from .zoo import moving_scenes, scenes
 
         generator = torch.Generator().manual_seed(0)
         side = getattr(self.module, "smallest", 64)  # of pictures that the metric takes
         count = 48 if side <= 64 else 8
-        scenes = draw_scenes(count, generator)
-        captions = tuple(describe(scenes, generator))
-        pictures, latents = render(scenes), torch.randn(count, 4, 16, 16, generator=generator)
+        drawn = scenes.draw_scenes(count, generator)
+        captions = tuple(scenes.describe(drawn, generator))
+        pictures, latents = scenes.render(drawn), torch.randn(count, 4, 16, 16, generator=generator)
+        if self.module.needs_video:
+            clips = moving_scenes.draw_clips(count, generator)
+            captions = tuple(moving_scenes.describe(clips, generator))
+            pictures = moving_scenes.render(clips).transpose(1, 2).contiguous()
         if side > 64:
             pictures = torch.nn.functional.interpolate(pictures, (side, side), mode="bicubic")
             pictures = pictures.clamp(-1, 1)

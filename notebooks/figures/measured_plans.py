@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from worlds import MODELS, prompts_of, sampling_of
 
 from qsearch import zoo
 from qsearch.core.artifacts import digest
@@ -27,12 +28,10 @@ from qsearch.graphs.extraction import extract
 from qsearch.measure.campaign import Campaign, measure_plans
 from qsearch.measure.executing import ExecutorOptions
 from qsearch.measure.pipelines import (
-    Sampling,
     denoiser_of,
     example_inputs,
     load_pipeline,
     record,
-    scene_prompts,
 )
 from qsearch.measure.profiling import profile_pipeline
 from qsearch.measure.setting import EvaluationSetting
@@ -47,7 +46,7 @@ def graph_of(pipe: Any, folder: Path, name: str) -> OpGraph:
     try:
         return OpGraph.load(folder / "graph.json")
     except QSearchError:
-        (call,) = record(pipe, scene_prompts(1, 0), Sampling(2), bins=1)
+        (call,) = record(pipe, prompts_of(name, 1, 0), sampling_of(name, 2), bins=1)
         graph = extract(denoiser_of(pipe), example_inputs(call, denoiser_of(pipe)), name=name)
         graph.save(folder / "graph.json")
         return graph
@@ -58,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", choices=zoo.NAMES)
+    parser.add_argument("model", choices=MODELS)
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--table", action="store_true")
     for name, value in {
@@ -78,7 +77,10 @@ def main() -> None:
     graph = graph_of(pipe, folder, o.model)
     if o.table:
         settings = {"estimator": "probe", "probes": o.probes, "seed": o.seed, "say": print}
-        prompts, sampling = scene_prompts(8, o.seed), Sampling(o.steps, seed=o.seed)
+        prompts, sampling = (
+            prompts_of(o.model, 8, o.seed),
+            sampling_of(o.model, o.steps, seed=o.seed),
+        )
         for mode, metrics in (("step", ("noise",)), ("trajectory", METRICS)):
             began = time.monotonic()
             partial = folder / f"{mode}.partial.parquet"
@@ -101,8 +103,8 @@ def main() -> None:
                 flush=True,
             )
         return
-    sampling = Sampling(o.steps, seed=o.seed + 500_000)
-    prompts = scene_prompts(o.samples, o.seed * 2 + 1)
+    sampling = sampling_of(o.model, o.steps, seed=o.seed + 500_000)
+    prompts = prompts_of(o.model, o.samples, o.seed * 2 + 1)
     key = digest(
         {
             "model": o.model,

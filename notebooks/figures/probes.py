@@ -26,6 +26,7 @@ import torch
 from figure import publish
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
+from worlds import MODELS, prompts_of, sampling_of
 
 from qsearch import zoo
 from qsearch.core.artifacts import digest
@@ -36,13 +37,11 @@ from qsearch.graphs.extraction import extract
 from qsearch.measure.noise import ratio
 from qsearch.measure.observation import observations
 from qsearch.measure.pipelines import (
-    Sampling,
     decode_batch,
     denoiser_of,
     example_inputs,
     load_pipeline,
     record,
-    scene_prompts,
 )
 from qsearch.measure.profiling import profile
 from qsearch.measure.quantized_weights import QuantizedWeights
@@ -166,11 +165,11 @@ def measure(o: argparse.Namespace) -> None:
     pipe = load_pipeline(zoo.folder(o.model), o.device)
     model, sampling, prompts = (
         denoiser_of(pipe),
-        Sampling(o.steps, seed=o.seed),
-        scene_prompts(o.samples, o.seed),
+        sampling_of(o.model, o.steps, seed=o.seed),
+        prompts_of(o.model, o.samples, o.seed),
     )
     o.keep.mkdir(parents=True, exist_ok=True)
-    (call,) = record(pipe, prompts[:1], Sampling(2), bins=1)
+    (call,) = record(pipe, prompts[:1], sampling_of(o.model, 2), bins=1)
     graph = extract(model, example_inputs(call, model), name=o.model)
     if o.layers:
         every = max(1, len(graph.quantizable) // o.layers)
@@ -294,7 +293,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", choices=zoo.NAMES)
+    parser.add_argument("model", choices=MODELS)
     for name, value in {
         "bins": 5,
         "samples": 8,

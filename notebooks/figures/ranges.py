@@ -2,12 +2,12 @@
 steps, at equal stored bits.
 
     python notebooks/figures/ranges.py [--models scenes-dit scenes-unet] [--seeds 5] [--samples 32]
-    [--workers 2]
+    [--workers 2] [--ranges 1 3 5 --bins 15]
 
 Weights are stored once (uint4-c@gptq), so that every plan takes the same bytes. The budget is bit
 operations: those of inputs of 6 (or 5) bits at every layer in every step. `uniform` has 6 bits
-everywhere; `1 range` chooses 4, 6 or 8 bits for each layer, `3 ranges` and `5 ranges` for each
-layer in each range. All plans of a seed see the same prompts and noise, so that the paired
+everywhere; `1 range` chooses 4, 6 or 8 bits for each layer, more ranges for each layer in each
+range. All plans of a seed see the same prompts and noise, so that the paired
 difference from one range is much surer than either number. Writes ranges.json.
 """
 
@@ -16,12 +16,14 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from multiprocessing import get_context
 from typing import Any
 
 from figure import publish
+from worlds import prompts_of, sampling_of
 
 from qsearch import zoo
 from qsearch.core.cost import Budget
@@ -32,23 +34,19 @@ from qsearch.decide.allocation import allocate
 from qsearch.graphs.extraction import extract
 from qsearch.measure.evaluation import evaluate, make
 from qsearch.measure.pipelines import (
-    Sampling,
     denoiser_of,
     example_inputs,
     load_pipeline,
     record,
-    scene_prompts,
 )
 from qsearch.measure.profiling import profile
 from qsearch.measure.quantized_weights import weights_for
 
 WEIGHT = "uint4-c{}@gptq"
 CHOICES = tuple(WEIGHT.format(f"+a{bits}") for bits in (4, 6, 8))
-BINS = 15  # a multiple of 3 and of 5
-RANGES = (1, 3, 5)
 
 
-def plans_of(graph: OpGraph, table: Any, bits: int) -> dict[str, Plan]:
+def plans_of(graph: OpGraph, table: Any, bits: int, ranges: Sequence[int]) -> dict[str, Plan]:
     """Name -> plan whose inputs have `bits` bits in the mean, by bit operations."""
     found = {}
     if bits == 6:
@@ -57,7 +55,7 @@ def plans_of(graph: OpGraph, table: Any, bits: int) -> dict[str, Plan]:
     else:
         four, six = (Plan.uniform(graph, s).achieved.bit_operations for s in CHOICES[:2])
         limit = (four + six) / 2
-    for count in RANGES:
+    for count in ranges:
         found[f"{count} range{'s' if count > 1 else ''}"] = allocate(
             graph,
             table,
@@ -72,17 +70,20 @@ def measured(model: str, seed: int, options: argparse.Namespace) -> list[dict[st
     """A row for each plan of one model and seed."""
     pipe = load_pipeline(zoo.folder(model))
     denoiser = denoiser_of(pipe)
-    sampling = Sampling(seed=seed, batch=options.samples)
-    fitting, testing = scene_prompts(8, 2 * seed), scene_prompts(options.samples, 2 * seed + 1)
+    sampling = sampling_of(model, seed=seed)
+    fitting, testing = (
+        prompts_of(model, 8, 2 * seed),
+        prompts_of(model, options.samples, 2 * seed + 1),
+    )
     graph = extract(denoiser, example_inputs(record(pipe, fitting[:1], sampling, 1)[0], denoiser))
-    calls = record(pipe, fitting, sampling, BINS, 2)
-    chosen_by = record(pipe, fitting, replace(sampling, seed=seed + 250_000), BINS, 4)
+    calls = record(pipe, fitting, sampling, options.bins, 2)
+    chosen_by = record(pipe, fitting, replace(sampling, seed=seed + 250_000), options.bins, 4)
     table = profile(
         denoiser, graph, CHOICES, calls, pipe=pipe, probes=8, seed=seed, calibration=chosen_by
     )
     fresh = replace(sampling, seed=seed + 500_000)
-    heard = record(pipe, testing[:8], fresh, BINS)
-    found = {bits: plans_of(graph, table, bits) for bits in (6, 5)}
+    heard = record(pipe, testing[:8], fresh, options.bins)
+    found = {bits: plans_of(graph, table, bits, options.ranges) for bits in (6, 5)}
     every = [plan for plans in found.values() for plan in plans.values()]
     weights = weights_for(denoiser, graph, every, chosen_by)
     full = make(pipe, graph, Plan.uniform(graph, "keep"), testing, fresh, heard)
@@ -136,6 +137,8 @@ def main() -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", nargs="+", default=["scenes-dit", "scenes-unet"])
+    parser.add_argument("--ranges", nargs="+", type=int, default=[1, 3, 5])
+    parser.add_argument("--bins", type=int, default=15, help="a multiple of each of the ranges")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")

@@ -22,6 +22,9 @@ from torch import Tensor
 
 from ..core.errors import QSearchError, first_line
 
+#: packages whose modules have another name
+_PACKAGES = {"cv2": "opencv-python-headless"}
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -52,7 +55,7 @@ class Needs:
                 network by the user's own word (HF_HUB_OFFLINE).
         """
         if self.missing:
-            names = " ".join(m.replace("_", "-") for m in self.missing)
+            names = " ".join(_PACKAGES.get(m, m.replace("_", "-")) for m in self.missing)
             raise QSearchError(
                 f"{self.metric} needs {', '.join(self.missing)}: pip install {names}, or leave "
                 f"{self.metric} out"

@@ -12,7 +12,7 @@ import inspect
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,17 @@ class Own:
     def sampler(self, asked: SamplingSettings) -> Sampling:
         """The settings of a run's sampler, completed."""
         made = asked.of(self.steps, self.guidance, 1)
-        return asked.of(self.steps, self.guidance, self._batch(made))
+        made = asked.of(self.steps, self.guidance, self._batch(made))
+        if self.zoo and self.frames is not None and self.size is not None:
+            # WanPipeline's own size is that of Wan's models, whatever the transformer was trained on
+            height, width = made.size
+            made = replace(
+                made,
+                frames=made.frames or self.frames,
+                height=height or self.size[0],
+                width=width or self.size[1],
+            )
+        return made
 
     def _batch(self, made: Sampling) -> int:
         if self.zoo:
@@ -82,7 +92,8 @@ class Own:
     def metrics(self) -> tuple[str, ...]:
         """Metrics that what it makes can have without anything besides."""
         if self.zoo:
-            return ("sqnr", "ssim", "frechet", "alignment")
+            moving = ("temporal", "motion") if self.makes == "videos" else ()
+            return ("sqnr", "ssim", "frechet", "alignment", *moving)
         videos = ("sqnr", "ssim", "temporal")
         return {"pictures": ("sqnr", "ssim"), "videos": videos}.get(self.makes, ("sqnr",))
 
@@ -92,10 +103,13 @@ def own_of(folder: Path) -> Own:
     name = str(read_config(folder / "model_index.json").get("_class_name") or "")
     known = zoo.folder(folder.name.replace("_", "-"))
     if known.parent == folder.resolve().parent and known.name == folder.name:
+        moving = folder.name.replace("_", "-") in zoo.VIDEO_NAMES
+        if moving:
+            frames, *size = zoo.CLIP
+            return Own(name, 20, 4.0, (size[0], size[1]), frames, "videos", True, "the zoo's")
         side = picture_side(folder)
-        made = "videos" if "video" in folder.name else "pictures"
-        size = None if side is None else (side, side)
-        return Own(name, 20, 4.0, size, makes=made, zoo=True, why="the zoo's")
+        own_size = None if side is None else (side, side)
+        return Own(name, 20, 4.0, own_size, zoo=True, why="the zoo's")
     call = _call(name)
     if call is None:
         return Own(name, _STEPS_ELSE, _GUIDANCE_ELSE, None, makes="", why="nobody's own")

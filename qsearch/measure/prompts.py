@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from ..core.errors import QSearchError
-from ..zoo.scenes import Caption, describe, draw_scenes
+from ..zoo import moving_scenes, scenes
+from ..zoo.scenes import Caption
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _VIDEOS = (".gif", ".mp4", ".webm", ".mov", ".avi")
@@ -52,10 +53,17 @@ class Prompts:
         return Prompts(self.texts[part], self.captions[part], self.values[part])
 
 
-def scene_prompts(count: int, seed: int) -> Prompts:
-    """Captions of held-out scenes: no training saw these combinations of attributes."""
+def scene_prompts(count: int, seed: int, *, moving: bool = False) -> Prompts:
+    """Captions of held-out scenes, or of `moving` ones (clips): no training saw these combinations
+    of attributes.
+    """
     generator = torch.Generator().manual_seed(seed)
-    captions = tuple(describe(draw_scenes(count, generator, held_out=True), generator))
+    if moving:
+        clips = moving_scenes.draw_clips(count, generator, held_out=True)
+        captions = tuple(moving_scenes.describe(clips, generator))
+    else:
+        drawn = scenes.draw_scenes(count, generator, held_out=True)
+        captions = tuple(scenes.describe(drawn, generator))
     return Prompts(tuple(c.text for c in captions), captions)
 
 

@@ -29,7 +29,15 @@ from .findings import Findings
 from .fold import MANY, fold, home
 from .fold_svg import bits_map, legend, noise_map
 from .page_plots import draw_plots, qualities
-from .pictures import Sample, contact_sheet, load_plans, makes_none, picture_path, resized
+from .pictures import (
+    Sample,
+    are_clips,
+    contact_sheet,
+    load_plans,
+    makes_none,
+    picture_path,
+    resized,
+)
 from .style import FAMILY_COLOURS
 
 if TYPE_CHECKING:
@@ -299,7 +307,7 @@ def _bits_words(plan: Plan, by_role: Sequence[tables.RoleBits]) -> str:
 def _sheet(folder: Path, found: Findings, samples: Sequence[Sample]) -> dict[str, Any]:
     shown, bits, captions = found.shown, found.bits, found.captions
     if not samples:
-        return {"plans": shown, "samples": [], "count": 0, "small": False}
+        return {"plans": shown, "samples": [], "count": 0, "small": False, "clips": False}
     pictures = load_plans(folder, shown)
     count, _, width, _ = pictures[shown[0]].shape
 
@@ -326,7 +334,13 @@ def _sheet(folder: Path, found: Findings, samples: Sequence[Sample]) -> dict[str
         }
         for s in samples
     ]
-    return {"plans": list(shown), "samples": cut, "count": count, "small": width <= LARGEST // 2}
+    return {
+        "plans": list(shown),
+        "samples": cut,
+        "count": count,
+        "small": width <= LARGEST // 2,
+        "clips": are_clips(picture_path(folder, shown[0])),
+    }
 
 
 def _layers(

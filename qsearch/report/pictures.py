@@ -46,7 +46,8 @@ def save_pictures(path: Path, pictures: Tensor, *, of: str = "") -> None:
     """Write pictures [N, 3, H, W] in [-1, 1] as one grid of `COLUMNS` columns; N, the size and what
     they are `of` can be read back.
 
-    Of videos [N, T, 3, H, W] the middle frame. Where a pipeline makes no pictures, [N, 0], a file
+    Of videos [N, T, 3, H, W] four frames, evenly spaced from first to last, as two rows of one
+    picture. Where a pipeline makes no pictures, [N, 0], a file
     that says so stands in their place.
     """
     from PIL import Image, PngImagePlugin
@@ -55,8 +56,9 @@ def save_pictures(path: Path, pictures: Tensor, *, of: str = "") -> None:
         write_text(_without(path), of)
         return
     _without(path).unlink(missing_ok=True)
+    frames = "4" if pictures.ndim == 5 else "1"
     if pictures.ndim == 5:
-        pictures = pictures[:, pictures.shape[1] // 2]
+        pictures = four_frames(pictures)
 
     tiles = ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     n, h, w, _ = tiles.shape
@@ -68,9 +70,26 @@ def save_pictures(path: Path, pictures: Tensor, *, of: str = "") -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text("pictures", f"{n} {h} {w}")
     info.add_text("of", of)
+    info.add_text("frames", frames)
     write_atomic(
         path, lambda temporary: Image.fromarray(grid).save(temporary, format="PNG", pnginfo=info)
     )
+
+
+def four_frames(clips: Tensor) -> Tensor:
+    """Clips [N, T, 3, H, W] as pictures [N, 3, 2 H, 2 W] of four frames, in reading order."""
+    last = clips.shape[1] - 1
+    chosen = clips[:, [0, last // 3, last - last // 3, last]]
+    return chosen.unflatten(1, (2, 2)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
+def are_clips(path: Path) -> bool:
+    """Whether the grid at `path` holds frames of clips instead of pictures."""
+    from PIL import Image
+
+    with _of_any_size(), Image.open(path) as image:
+        image.load()  # a PNG's text may stand behind its pixels
+        return image.info.get("frames") == "4"
 
 
 def pictures_of(path: Path) -> str | None:
@@ -259,7 +278,9 @@ def contact_sheet(
                     outline=_MARK,
                     width=3,
                 )
-    draw.text((left(0), _MARGIN), "the first captions", _QUIET, small)
+    clips = are_clips(picture_path(folder, reference))
+    first = "the first captions" + (", four frames each" if clips else "")
+    draw.text((left(0), _MARGIN), first, _QUIET, small)
     if usual < len(samples):
         draw.text(
             (left(usual), _MARGIN),

@@ -242,7 +242,8 @@ class Run:
         if part and (protocol := self.config.protocol) is not None:
             return protocol_prompts(protocol.name, protocol.prompts, self.config.seed * 2 + part)
         if self.config.prompts is None and self.own.zoo:
-            return scene_prompts(count, self.config.seed * 2 + part)
+            moving = self.own.makes == "videos"
+            return scene_prompts(count, self.config.seed * 2 + part, moving=moving)
         first, rest = self.prompt_parts
         if part and self.config.evaluate.samples is not None and len(rest) < count:
             held = len(first) + len(rest)

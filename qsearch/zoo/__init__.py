@@ -7,6 +7,8 @@ from pathlib import Path
 NAMES = ("scenes-dit", "scenes-unet")
 #: pipelines that make clips instead of pictures
 VIDEO_NAMES = ("scenes-video",)
+#: frames, height and width of their clips
+CLIP = (15, 64, 64)
 #: pipelines whose class is ours: load with `qsearch.zoo.ecar.pipeline.EcarPipeline`
 MULTISTAGE_NAMES = ("scenes-ecar",)
 

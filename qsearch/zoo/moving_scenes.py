@@ -18,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import CLIP
 from .scenes import BACKGROUNDS, COLOURS, HELD_OUT_EVERY, SHAPES, SIZES, Caption, _distances
 
 LAYOUTS = ("alone", "above", "beside", "behind")
 MOTIONS = ("still", "left", "right", "up", "down")
 SPEEDS = ("slow", "fast")
 EVENTS = ("inside", "entering", "leaving")
-RESOLUTION = 64
-FRAMES = 15
+FRAMES, RESOLUTION, _ = CLIP
 #: attributes of an object, each with its number of values
 OBJECT_ATTRIBUTES = {
     "colour": len(COLOURS),

@@ -17,11 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.errors import QSearchError
 from .moving_scenes import (
     FRAMES,
     LAYOUTS,
     OBJECT_ATTRIBUTES,
     OF_MOTION,
+    RESOLUTION,
     Clips,
     covered,
     draw_clips,
@@ -47,6 +49,7 @@ _OF_CLIP, _OF_LOOKS, _OF_TRACK = 32, 32, 16
 _WIDTH = 64
 #: side of the cells, in pixels, for each of which the judge says which object it shows
 CELL = 8
+_COLOURS = 9
 
 
 class VideoJudge(nn.Module):
@@ -81,7 +84,10 @@ class VideoJudge(nn.Module):
             nn.Linear(2 * _WIDTH, 128), nn.SiLU(), nn.Linear(128, _OF_CLIP)
         )
         self.cells = nn.Sequential(
-            nn.Linear(2 * _WIDTH + _OF_CLIP + 2, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU()
+            nn.Linear(2 * _WIDTH + _OF_CLIP + 2 + _COLOURS, 128),
+            nn.SiLU(),
+            nn.Linear(128, 128),
+            nn.SiLU(),
         )
         self.places = nn.Linear(128, 3)
         self.looks = nn.Sequential(
@@ -114,7 +120,7 @@ class VideoJudge(nn.Module):
         )
         where = torch.stack([x, y], -1).expand(n, count, -1, -1, -1)
         wide = context[:, None, None, None].expand(-1, count, rows, columns, -1)
-        cells = self.cells(torch.cat([seen, moved, wide, where], -1))
+        cells = self.cells(torch.cat([seen, moved, wide, where, _colours(clips)], -1))
         places = self.places(cells).float()
         share = places.softmax(-1)[..., 1:].flatten(2, 3)  # [N, 15, 64, 2]
         mass = share.sum(2)  # [N, 15, 2]
@@ -151,6 +157,16 @@ class VideoJudge(nn.Module):
         out["frame-background"] = self.frame_background(seen["background"])
         out |= {f"frame-{k}": self.frame_heads[k](each) for k in _FRAME_HEADS}
         return out | {"places": seen["places"]}
+
+
+def _colours(clips: Tensor) -> Tensor:
+    """Mean, largest and smallest red, green and blue of each cell's 2x2 pixels [N, 15, 8, 8, 9]:
+    the trunk's norms leave of a colour little but how it differs from the background.
+    """
+    frames = F.avg_pool2d(clips.transpose(1, 2).flatten(0, 1), 2)
+    side = CELL // 2
+    found = [F.avg_pool2d(frames, side), F.max_pool2d(frames, side), -F.max_pool2d(-frames, side)]
+    return torch.cat(found, 1).unflatten(0, (len(clips), -1)).permute(0, 1, 3, 4, 2)
 
 
 def visible_share(clips: Clips) -> Tensor:
@@ -240,6 +256,19 @@ def predict(judge: Any, clips: Tensor, batch: int = 64) -> dict[str, Tensor]:
         for c in clips.split(batch)
     ]
     return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+
+
+def as_clips(frames: Tensor) -> Tensor:
+    """Frames [N, 15, 3, 64, 64], as a pipeline decodes them, in the judge's order [N, 3, 15, 64,
+    64]. Raises `QSearchError` for pictures, and for clips of another length or size.
+    """
+    if frames.ndim != 5 or frames.shape[1:] != (FRAMES, 3, RESOLUTION, RESOLUTION):
+        given = "x".join(map(str, frames.shape[1:]))
+        raise QSearchError(
+            f"the judge of the zoo's clips reads {FRAMES} frames of 3x{RESOLUTION}x{RESOLUTION}; "
+            f"given {given}"
+        )
+    return frames.transpose(1, 2)
 
 
 def clip_hits(

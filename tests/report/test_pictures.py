@@ -13,6 +13,7 @@ from PIL import Image
 from qsearch.core.errors import ArtifactError, QSearchError
 from qsearch.report.pictures import (
     Sample,
+    are_clips,
     choose_samples,
     contact_sheet,
     load_pictures,
@@ -54,6 +55,21 @@ def test_pictures_come_back_from_their_grid(tmp_path: Path, shape: tuple[int, ..
     np.testing.assert_array_equal(
         load_pictures(tmp_path / "grid.png"), bytes_.permute(0, 2, 3, 1).numpy()
     )
+
+
+def test_clips_are_kept_as_four_frames_in_reading_order(tmp_path: Path) -> None:
+    clips = torch.linspace(-1, 1, 13).reshape(1, 13, 1, 1, 1).expand(2, 13, 3, 4, 6)
+
+    save_pictures(tmp_path / "clips.png", clips)
+
+    made = load_pictures(tmp_path / "clips.png")
+    assert made.shape == (2, 8, 12, 3)
+    assert are_clips(tmp_path / "clips.png")
+    corners = [made[0, y, x, 0] for y in (0, 7) for x in (0, 11)]
+    assert corners == sorted(corners)
+    assert corners[0] == 0
+    assert corners[-1] == 255
+    assert len(set(corners)) == 4
 
 
 def test_values_out_of_range_are_cut_to_black_and_white(tmp_path: Path) -> None:

@@ -1,16 +1,18 @@
-"""Does the picture show what the caption says: the judge's reading of the zoo's scenes, CLIP's
-directions for all other pictures.
+"""Does the picture show what the caption says: the judge's reading of the zoo's scenes, frame by
+frame of its clips, CLIP's directions for all other pictures. How things move is `motion`'s.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from ...core.errors import QSearchError
-from ...zoo import judge
+from ...zoo import judge, video_judge
+from ...zoo.moving_scenes import OF_MOTION
 from ..clean import Clean
 from ..clip import clip_folder, directions, load_clip
 from ..evaluation import Outcome
@@ -38,19 +40,23 @@ def check(shape: tuple[int, ...] | None, prompts: Prompts) -> None:
 
 
 def measure(outcome: Outcome, reference: Outcome) -> Tensor:
-    """Share of the caption's attributes that the judge finds [N]; with CLIP, the cosine between
-    picture and text, at least 0 (CLIPScore over 100).
+    """Share of the caption's attributes that the judge finds [N], of clips the mean over their
+    frames; with CLIP, the cosine between picture and text, at least 0 (CLIPScore over 100).
 
     Raises `QSearchError` for scenes without their captions.
     """
-    if outcome.pictures.shape[1:] != SCENES:
+    if outcome.pictures.shape[-3:] != SCENES:
         clip = load_clip(outcome.pictures.device)
         with torch.no_grad():
             seen = directions(clip, outcome.pictures)
             return (seen * clip.texts(outcome.prompts.texts)).sum(-1).clamp(min=0)
     if not outcome.prompts.captions:
         raise QSearchError(_NO_CAPTIONS)
-    return judge.alignment(judge.load_judge(), outcome.pictures, outcome.prompts.captions)
+    captions = outcome.prompts.captions
+    if outcome.pictures.ndim == 5:
+        clips = video_judge.as_clips(outcome.pictures)
+        return video_judge.frame_alignment(video_judge.load_video_judge(), clips, captions).mean(1)
+    return judge.alignment(judge.load_judge(), outcome.pictures, captions)
 
 
 def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
@@ -60,20 +66,32 @@ def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
     With CLIP, the pictures' directions: half their squared distance is 1 - cosine.
     """
     pictures = made.pictures
-    if pictures.shape[1:] != SCENES:
+    if pictures.shape[-3:] != SCENES:
         return directions(load_clip(pictures.device), pictures), torch.full(
             (len(pictures),), 2.0, dtype=torch.float64, device=pictures.device
         )
-    read = _judge(pictures.device)(pictures)
+    if pictures.ndim == 5:
+        read = _video_judge(pictures.device)(video_judge.as_clips(pictures))
+        return read_roots({k: v for k, v in read.items() if k not in (*OF_MOTION, "places")})
+    return read_roots(_judge(pictures.device)(pictures))
+
+
+def read_roots(read: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Square roots of the probabilities of a judge's heads [N, F], and the number of answers [N]."""
     roots = [
         torch.softmax(logits, -1).clamp(min=1e-12).sqrt().flatten(1) for logits in read.values()
     ]
     answers = sum(logits[0, ..., 0].numel() for logits in read.values())
     return torch.cat(roots, 1), torch.full(
-        (len(pictures),), float(answers), dtype=torch.float64, device=pictures.device
+        (len(roots[0]),), float(answers), dtype=torch.float64, device=roots[0].device
     )
 
 
 @cache
 def _judge(device: torch.device) -> judge.Judge:
     return judge.load_judge().to(device)
+
+
+@cache
+def _video_judge(device: torch.device) -> video_judge.VideoJudge:
+    return video_judge.load_video_judge().to(device)

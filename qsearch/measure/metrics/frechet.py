@@ -1,5 +1,5 @@
-"""Fréchet distance between the judge's features of the pictures and of real scenes with the same
-captions' world.
+"""Fréchet distance between the judge's features of the pictures, or clips, and of real scenes with
+the same captions' world.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ...core.errors import QSearchError
-from ...zoo import judge
-from ...zoo.scenes import draw_scenes, render
+from ...zoo import judge, moving_scenes, scenes, video_judge
 from ..clean import Clean
 from ..evaluation import Outcome
 from ..pipelines import Prompts
@@ -26,8 +25,8 @@ needs_video = False
 SCENES = (3, 64, 64)
 needs_pictures = True
 needs_scenes = True
-#: scenes that the pictures are compared with, and the seed that draws them
-REAL, REAL_SEED = 2048, 777
+#: scenes (and clips) that the pictures are compared with, and the seed that draws them
+REAL, REAL_CLIPS, REAL_SEED = 2048, 512, 777
 
 
 def check(shape: tuple[int, ...] | None, prompts: Prompts) -> None:
@@ -52,30 +51,38 @@ def measure(outcome: Outcome, reference: Outcome) -> float:
 
 
 def frechet(pictures: Tensor) -> float:
-    """Fréchet distance of pictures [N, 3, 64, 64] in [-1, 1] to `REAL` rendered scenes. Raises
-    `QSearchError` for fewer than two.
+    """Fréchet distance of pictures [N, 3, 64, 64] in [-1, 1] to `REAL` rendered scenes, of clips
+    [N, 15, 3, 64, 64] to `REAL_CLIPS`. Raises `QSearchError` for fewer than two.
     """
-    _check_shape(tuple(pictures.shape[1:]))
+    _check_shape(tuple(pictures.shape[-3:]))
     if len(pictures) < 2:
         raise QSearchError(
             "a Fréchet distance needs two pictures, and three for its error bar; evaluate more samples, or leave the metric out"
         )
-    metric = _metric()
+    moving = pictures.ndim == 5
+    if moving:
+        pictures = video_judge.as_clips(pictures)
+    metric = _metric(moving)
     metric.reset()  # of the pictures; the real scenes stay
-    for batch in pictures.split(256):
+    for batch in pictures.split(64 if moving else 256):
         metric.update(batch, real=False)
     return float(metric.compute())
 
 
 @cache
-def _metric() -> FrechetInceptionDistance:
+def _metric(moving: bool) -> FrechetInceptionDistance:
+    network = video_judge.load_video_judge() if moving else judge.load_judge()
     metric = FrechetInceptionDistance(
-        _Features(judge.load_judge()),
-        reset_real_features=False,
-        input_img_size=(3, 64, 64),
+        _Features(network), reset_real_features=False, input_img_size=(3, 64, 64)
     )
-    for batch in render(draw_scenes(REAL, torch.Generator().manual_seed(REAL_SEED))).split(256):
-        metric.update(batch, real=True)
+    generator = torch.Generator().manual_seed(REAL_SEED)
+    if moving:
+        clips = moving_scenes.draw_clips(REAL_CLIPS, generator)
+        for i in range(0, REAL_CLIPS, 64):
+            metric.update(moving_scenes.render(clips[i : i + 64]), real=True)
+    else:
+        for batch in scenes.render(scenes.draw_scenes(REAL, generator)).split(256):
+            metric.update(batch, real=True)
     return metric
 
 
@@ -84,7 +91,7 @@ class _Features(torch.nn.Module):
     they are, and reads `num_features`.
     """
 
-    def __init__(self, network: judge.Judge) -> None:
+    def __init__(self, network: judge.Judge | video_judge.VideoJudge) -> None:
         super().__init__()
         self.network, self.num_features = network, network.num_features
 
@@ -100,14 +107,16 @@ def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
     Raises `QSearchError` for pictures of another world: the judge knows the zoo's 64x64 scenes
     only.
     """
-    pictures = made.pictures
-    _check_shape(tuple(pictures.shape[1:]))
-    network = _judge(pictures.device)
-    return network.embed(pictures), network.embed(
-        reference.pictures.detach()
-    ).double().square().sum(1)
+    pictures, own = made.pictures, reference.pictures.detach()
+    _check_shape(tuple(pictures.shape[-3:]))
+    moving = pictures.ndim == 5
+    network = _judge(pictures.device, moving)
+    if moving:
+        pictures, own = video_judge.as_clips(pictures), video_judge.as_clips(own)
+    return network.embed(pictures), network.embed(own).double().square().sum(1)
 
 
 @cache
-def _judge(device: torch.device) -> judge.Judge:
-    return judge.load_judge().to(device)
+def _judge(device: torch.device, moving: bool) -> judge.Judge | video_judge.VideoJudge:
+    network = video_judge.load_video_judge() if moving else judge.load_judge()
+    return network.to(device)
