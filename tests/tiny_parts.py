@@ -244,8 +244,9 @@ def prepared(pipe: Any) -> Any:
     parts = [p for p in pipe.components.values() if isinstance(p, torch.nn.Module)]
     for name, part in pipe.components.items():
         denoises = name.startswith(("unet", "transformer", "prior", "decoder", "controlnet"))
-        for parameter in part.parameters() if denoises and part in parts else ():
-            if parameter.ndim > 1 and not parameter.any():
+        for leaf, parameter in part.named_parameters() if denoises and part in parts else ():
+            # biases stay as they are; gates of vectors shut what they gate off
+            if (parameter.ndim > 1 or leaf.endswith("gate")) and not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.1)
     for part in parts:
         part.eval()
