@@ -5,6 +5,10 @@ contents: nouns and verbs, loaded when used.
 from __future__ import annotations
 
 import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+import types
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +86,34 @@ __all__ = sorted(_CONTENTS)
 
 #: names of before -> what took their place
 _RENAMED = {"BitPlan": "Plan", "StepPlan": "Plan", "allocate_steps": "allocate"}
+
+
+#: modules of before -> the ones that took their place; of the public ones, until 0.3.0
+_MOVED = {
+    f"{__name__}.config": f"{__name__}.stages.config",
+    f"{__name__}.job": f"{__name__}.stages.folder",
+    f"{__name__}.pipeline": f"{__name__}.stages.run",
+}
+
+
+class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports a module of `_MOVED` as the one in its place, with a `DeprecationWarning`."""
+
+    def find_spec(
+        self, fullname: str, path: Any = None, target: Any = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        known = fullname in _MOVED
+        return importlib.machinery.ModuleSpec(fullname, self) if known else None
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Everything that the module in its place has."""
+        now = _MOVED[module.__name__]
+        warnings.warn(f"{module.__name__} is {now} since 0.2.0", DeprecationWarning, stacklevel=2)
+        held = vars(importlib.import_module(now))
+        vars(module).update({k: v for k, v in held.items() if not k.startswith("__")})
+
+
+sys.meta_path.append(_MovedModules())
 
 
 def __getattr__(name: str) -> Any:

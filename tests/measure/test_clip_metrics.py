@@ -73,7 +73,7 @@ def test_features_tell_looks_from_motion_and_have_gradients() -> None:
     for metric in (alignment, motion):
         values, scale = metric.features(back, whole)
         base, _ = metric.features(whole, whole)
-        far[metric] = float(((values - base).double().square().sum(1) / scale).mean())
+        far[metric] = float(((values - base).double().square().sum(1) / scale).mean().detach())
         values.sum().backward()
 
     assert far[motion] > 2 * far[alignment] > 0

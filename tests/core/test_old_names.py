@@ -1,0 +1,54 @@
+"""Names of before 0.2.0 are there, with a word of what took their place."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import pytest
+
+import qsearch
+from qsearch.core import plan
+from qsearch.core.cost import select
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("BitPlan", "Plan"), ("StepPlan", "Plan"), ("allocate_steps", "allocate")]
+)
+def test_a_renamed_name_is_what_took_its_place(old: str, new: str) -> None:
+    with pytest.warns(DeprecationWarning, match=rf"qsearch\.{old} is qsearch\.{new} since 0\.2\.0"):
+        assert getattr(qsearch, old) is getattr(qsearch, new)
+
+
+def test_names_that_left_a_module_are_found_from_there() -> None:
+    with pytest.warns(DeprecationWarning, match=r"select is in qsearch\.core\.cost"):
+        assert plan.select is select
+    with pytest.warns(DeprecationWarning, match="StepPlan is Plan"):
+        assert plan.StepPlan is qsearch.Plan
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        ("config", "stages.config", "parse"),
+        ("job", "stages.folder", "Run"),
+        ("pipeline", "stages.run", "run"),
+    ],
+)
+def test_a_moved_module_has_what_the_one_in_its_place_has(old: str, new: str, name: str) -> None:
+    sys.modules.pop(f"qsearch.{old}", None)
+
+    with pytest.warns(DeprecationWarning, match=rf"qsearch\.{old} is qsearch\.{new} since"):
+        moved = importlib.import_module(f"qsearch.{old}")
+
+    now = importlib.import_module(f"qsearch.{new}")
+    assert getattr(moved, name) is getattr(now, name)
+    assert now.__spec__ is not None
+    assert now.__spec__.name == f"qsearch.{new}"
+
+
+def test_a_name_that_never_was_is_an_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Bitplan'"):
+        qsearch.Bitplan  # noqa: B018
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("qsearch.stepwise")
