@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from ..core import plugins
 from ..core.artifacts import Header, digest, write_json
 from ..core.graph import OpGraph
 from ..core.plan import Plan
@@ -142,6 +143,8 @@ def evaluate(run: Run, graph: OpGraph, plan: Plan) -> list[dict[str, Any]]:
         or pictures_of(picture_path(run.folder, name)) != f"{plans[name].id} {setting.key}"
     ]
     if missing:
+        for warning in too_few(run.metrics, run.samples):
+            run.progress.say(f"evaluate: {warning}")
         _measure(run, graph, plans, missing, setting, trials)
         found = {name: trials.find(p, setting.key) for name, p in plans.items()}
     else:
@@ -156,6 +159,13 @@ def evaluate(run: Run, graph: OpGraph, plan: Plan) -> list[dict[str, Any]]:
         run.progress.say(f"evaluate: {c.protocol.name}'s table in {', '.join(map(str, files))}")
     say_evaluated(run, plan, rows, OWN)
     return rows
+
+
+def too_few(metrics: Iterable[str], samples: int) -> list[str]:
+    """What metrics say of a number of samples that is too small for them, by their `warn`."""
+    known = [plugins.load("metrics", m) for m in metrics if m in plugins.names("metrics")]
+    said = [m.warn(samples) for m in known if hasattr(m, "warn")]
+    return [text for text in said if text]
 
 
 def _plans(run: Run, graph: OpGraph, plan: Plan) -> dict[str, Plan]:

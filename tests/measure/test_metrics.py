@@ -329,3 +329,12 @@ def test_inception_s_features_are_torch_fidelity_s_own(
 
     assert found.shape == (2, 2048)
     assert torch.isfinite(found).all()
+
+
+def test_too_few_pictures_for_a_metric_of_sets_are_said() -> None:
+    from qsearch.stages.evaluate import too_few
+
+    [said] = too_few(("sqnr", "fid", "noise"), 96)
+
+    assert said.startswith("fid of 96 pictures is biased upwards and compares with no paper's")
+    assert too_few(("sqnr", "fid"), 4096) == []
