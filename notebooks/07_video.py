@@ -52,8 +52,8 @@ print(f"{len(graph.quantizable)} layers, {run.sampling.frames} frames")
 # %%
 table = profile(run, graph)
 roles = {layer.name: layer.role for layer in graph}
-rows = table.frame[table.frame["scheme"] == "uint3-c"]
-losses = rows.assign(role=rows["site"].map(roles)).pivot_table(
+frame = table.frame[table.frame["scheme"] == "uint3-c"]
+losses = frame.assign(role=frame["site"].map(roles)).pivot_table(
     index="role", columns="metric", values="estimate", aggfunc="mean"
 )[list(METRICS)]
 shares = losses / losses.max()
@@ -63,9 +63,10 @@ shares.sort_values("noise", ascending=False).round(2)
 # ## A picture of it
 
 # %%
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
-figure, axes = plt.subplots(figsize=(7, 0.32 * len(shares) + 1.2))
+figure = Figure(figsize=(7, 0.32 * len(shares) + 1.2), layout="constrained")
+axes = figure.subplots()
 image = axes.imshow(shares.sort_values("noise", ascending=False), cmap="viridis", aspect="auto")
 axes.set_xticks(range(len(METRICS)), METRICS)
 axes.set_yticks(range(len(shares)), shares.sort_values("noise", ascending=False).index)
@@ -110,8 +111,9 @@ made = {"full precision": full}
 for name, chosen in plans.items():
     weights = weights_for(denoiser_of(run.pipe), graph, [chosen], [])
     made[f"by {name}"] = make(run.pipe, graph, chosen, prompts, run.sampling, weights=weights)
-figure, axes = plt.subplots(len(made), len(prompts), figsize=(8, 2.1 * len(made)), squeeze=False)
-for row, (name, outcome) in zip(axes, made.items(), strict=True):
+figure = Figure(figsize=(8, 2.1 * len(made)), layout="constrained")
+rows = figure.subplots(len(made), len(prompts))
+for row, (name, outcome) in zip(rows, made.items(), strict=True):
     for place, clip in zip(row, four_frames(outcome.pictures), strict=True):
         place.imshow((clip.permute(1, 2, 0) / 2 + 0.5).clamp(0, 1))
         place.set_axis_off()
