@@ -201,8 +201,15 @@ def _sums(held: Iterable[LayerSpec], choices: Mapping[str, Choices], steps: Step
 class Budget:
     """Upper limits that a plan must keep; None = no limit. At least one is given.
 
-    `latency` is in seconds and needs a latency table. `groups`: pattern of layers (see `select`) ->
-    limit -> value, for these layers alone.
+    Attributes:
+        average_bits: stored bits a weight.
+        bytes: stored bytes of all weights.
+        bit_operations: weight bits times input bits, summed over products of one call.
+        activation_bytes: bytes of all rounded inputs of one call.
+        latency: seconds of one call; needs a latency table.
+        groups: pattern of layers (see `select`) -> limit -> value, for these layers alone.
+        attention_share: FLOPs of attentions, as a share of dense ones, in the mean over steps.
+        total_bit_operations: bit operations with those of attentions.
     """
 
     average_bits: float | None = None

@@ -35,12 +35,25 @@ SEES = ("image", "step-only", "text-only", "pooled-only", "mixed", "constant")
 class LayerSpec:
     """One layer with a weight that a plan may quantize.
 
-    `weight_shape`: as the module holds it; `channel_axis`: the axis of the output channels (1 for transposed convolutions, else 0).
-    `macs`: multiply-accumulates of one call of the denoiser on the example inputs, all `calls` of the layer together.
-    `inputs`, `outputs`: activation elements likewise. `block`: the repeated module that holds it, "" at the top.
-    `quantizable`: False for layers that every plan keeps (embeddings, layers that this call does not run).
-    `sees`: one of `SEES`, "" where nobody looked. `splits`: channels of each part where the input is a concatenation (a long skip).
-    `aliases`: other names of the same weight; `shared`: those of them that name the very same module. `parameter`: the attribute of the module that holds it.
+    Attributes:
+        name: of its module.
+        role: what it is for (`graphs.roles`).
+        kind: linear, conv2d, ...
+        bias: whether it has one.
+        weight_shape: as the module holds it.
+        channel_axis: the axis of the output channels (1 for transposed convolutions, else 0).
+        macs: multiply-accumulates of one call of the denoiser on the example inputs, all `calls` of
+            the layer together.
+        inputs: activation elements that it reads, likewise.
+        outputs: activation elements that it makes, likewise.
+        block: the repeated module that holds it, "" at the top.
+        quantizable: False for layers that every plan keeps (embeddings, layers that this call does
+            not run).
+        sees: one of `SEES`, "" where nobody looked.
+        splits: channels of each part where the input is a concatenation (a long skip).
+        aliases: other names of the same weight.
+        shared: those of the aliases that name the very same module.
+        parameter: the attribute of the module that holds the weight.
     """
 
     name: str
@@ -109,9 +122,16 @@ class Block:
 class OpGraph:
     """A denoiser's graph, or that of several components of a pipeline.
 
-    `model` names it for people; `source` says how it was read ("export", or "hooks" where export refused).
-    `components`: their names, with which the names of layers begin; none of a single denoiser.
-    `spans`: component -> (first, last + 1, all) of the sampler steps in which it runs; (0, 0, all) of one that runs outside of them.
+    Attributes:
+        model: its name for people.
+        layers: with a weight that a plan may quantize.
+        ops: operations of one call.
+        edges: (operation, operation that reads it).
+        blocks: repeated modules.
+        source: how it was read ("export", or "hooks" where export refused).
+        components: their names, with which the names of layers begin; none of a single denoiser.
+        spans: component -> (first, last + 1, all) of the sampler steps in which it runs; (0, 0, all)
+            of one that runs outside of them.
     """
 
     model: str

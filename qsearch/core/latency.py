@@ -23,10 +23,14 @@ SCHEMA = "qsearch.latency/1"
 
 @dataclass(frozen=True)
 class Latency:
-    """`seconds`: layer -> scheme -> seconds of one call; `rest`: seconds of all that no scheme
-    changes; `device`: on what, in words.
+    """Times of a model's layers on one device.
 
-    `sizes`: of the graph whose call was timed (`OpGraph.sizes`), "" where it is not known.
+    Attributes:
+        graph: id of the model's graph.
+        seconds: layer -> scheme -> seconds of one call.
+        rest: seconds of all that no scheme changes.
+        device: on what, in words.
+        sizes: of the graph whose call was timed (`OpGraph.sizes`), "" where it is not known.
     """
 
     graph: str

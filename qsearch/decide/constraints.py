@@ -19,12 +19,15 @@ from ..core.scheme import KEEP, Scheme
 
 @dataclass(frozen=True)
 class Constraints:
-    """`tied`: groups of layers that get one scheme (a fused projection). `fused`: tie the queries,
-    keys and values that read one input.
+    """What must hold of a plan besides its budget.
 
-    `protected`: patterns of layers that every plan keeps. `allowed`: pattern -> schemes that its
-    layers may have (`keep` too, if it is to be allowed). `formats`: at most so many different
-    formats in the whole plan, `keep` not counted: an engine needs a kernel for each.
+    Attributes:
+        tied: groups of layers that get one scheme (a fused projection).
+        fused: tie the queries, keys and values that read one input.
+        protected: patterns of layers that every plan keeps.
+        allowed: pattern -> schemes that its layers may have (`keep` too, if it is to be allowed).
+        formats: at most so many different formats in the whole plan, `keep` not counted: an engine
+            needs a kernel for each.
     """
 
     tied: Sequence[Sequence[str]] = ()

@@ -24,11 +24,13 @@ CEILING = 120.0  # decibels that count as perfect: full precision has infinitely
 
 @dataclass(frozen=True)
 class Objective:
-    """Least weighted sum of metrics. `at_most`: metric -> largest total loss that is allowed, as a
-    limit beside the budget.
+    """Least weighted sum of metrics.
 
-    `decibels`: instead of the loss x, count 10 log10 x, no lower than -120 (a noise power in dB, so
-    that its sum is MixDQ's with another sign).
+    Attributes:
+        weights: metric -> its weight in the sum.
+        at_most: metric -> largest total loss that is allowed, as a limit beside the budget.
+        decibels: instead of the loss x, count 10 log10 x, no lower than -120 (a noise power in dB,
+            so that its sum is MixDQ's with another sign).
     """
 
     weights: Mapping[str, float] = field(default_factory=lambda: {"noise": 1.0})

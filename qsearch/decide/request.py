@@ -22,14 +22,21 @@ from .objectives import Objective
 class AllocationRequest:
     """What is minimised, what must hold, which choices there are, and who looks for the plan.
 
-    `metric`: column of the table that is minimised; an `objective` says more: weights, limits on
-    losses, decibels. `constraints`: what must hold besides the budget. `latency`: table of times,
-    for a budget in seconds. `schemes`: choices, of those in the table. `scores`: layer -> scheme ->
-    one number a probe, the model of interactions (a table made by probes has them), and `trust`:
-    how much of it counts. `steps`: ranges of sampler steps between which the plan may differ, by
-    the table's step bins; `share`: what they have in common (`decide.ranges.SHARES`). `solver`:
-    plug-in; `seconds`: its time limit. `evaluate`: plan -> its measured loss, for a solver that
-    searches on real evaluations (`tpe`, `nsga2`).
+    Attributes:
+        metric: column of the table that is minimised.
+        objective: says more than a metric: weights, limits on losses, decibels.
+        constraints: what must hold besides the budget.
+        latency: table of times, for a budget in seconds.
+        schemes: choices, of those in the table; all of them when left out.
+        scores: layer -> scheme -> one number a probe, the model of interactions (a table made by
+            probes has them).
+        trust: how much of the interactions counts.
+        steps: ranges of sampler steps between which the plan may differ, by the table's step bins.
+        share: what the ranges have in common (`decide.ranges.SHARES`).
+        solver: plug-in of `qsearch list solvers`.
+        seconds: its time limit.
+        evaluate: plan -> its measured loss, for a solver that searches on real evaluations (`tpe`,
+            `nsga2`).
     """
 
     metric: str = "noise"

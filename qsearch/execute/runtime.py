@@ -62,17 +62,27 @@ def apply(
     *,
     kernels: Kernels = "preferred",
 ) -> nn.Module:
-    """Replace the layers of `model`, in place, by packed ones; returns it. Layers that the plan
-    keeps, or does not name, stay as they are.
+    """Replace the layers of `model`, in place, by packed ones.
 
-    Attentions as a whole are computed as the plan says from then on.
+    Layers that the plan keeps, or does not name, stay as they are. Attentions as a whole are
+    computed as the plan says from then on. A weight is freed as soon as it is packed, so that
+    memory never holds both; on an error the model may hold some packed layers already.
 
-    `weights`: of this model, with the calibration that some schemes ask for, or with what
-    reconstruction learnt (as for `simulate`). Raises `QSearchError` for a plan of another graph,
-    for what has no packed form (layers of other classes, attention's own tensors), and, with
-    `kernels="required"`, where a layer would have to widen its weight. On an error the model may
-    hold some packed layers already: a weight is freed as soon as it is packed, so that memory never
-    holds both.
+    Args:
+        model: the denoiser (or the container of several components, as `model_of` makes it).
+        plan: a plan, or layer -> scheme for some of the layers.
+        graph: the model's graph.
+        weights: of this model, with the calibration that some schemes ask for, or with what
+            reconstruction learnt (as for `simulate`).
+        kernels: "preferred" widens a weight where no kernel multiplies it here; "required"
+            refuses that.
+
+    Returns:
+        The model.
+
+    Raises:
+        QSearchError: a plan of another graph, what has no packed form (layers of other classes,
+            attention's own tensors), a layer without a kernel where kernels are required.
     """
     if streams_of(model):
         raise QSearchError(

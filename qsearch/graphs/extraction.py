@@ -35,9 +35,21 @@ def extract(
 ) -> OpGraph:
     """Graph of `model` as called with the keyword arguments `example_inputs`.
 
-    Of several components (`Components`), component -> its keyword arguments, of a VAE `{"args": ..., "kwargs": ...}` of its `decode`. Their values count only where the model's control flow depends on them: then `source` is "hooks", else "export".
-    `inputs`: what an input is where its name does not tell: name -> image, step, text, pooled or structure (positions, masks).
-    Raises `QSearchError` when the call fails or an input can't be classified, with the signature of the model's forward.
+    Args:
+        model: the denoiser, or `Components` of a pipeline.
+        example_inputs: keyword -> value; of several components, component -> its keyword arguments,
+            of a VAE `{"args": ..., "kwargs": ...}` of its `decode`. Their values count only where
+            the model's control flow depends on them: then `source` is "hooks", else "export".
+        name: the model's name for people.
+        inputs: what an input is where its name does not tell: name -> image, step, text, pooled or
+            structure (positions, masks).
+
+    Returns:
+        Layers, operations and blocks, with shapes, roles and costs of this call.
+
+    Raises:
+        QSearchError: the call fails or an input can't be classified, with the signature of the
+            model's forward.
     """
     if isinstance(model, Components):
         return _of_parts(model, example_inputs, name, inputs)

@@ -35,10 +35,23 @@ def explain(
     tables with probes' shares; of features, from surrogates.
 
     A graph predictor among the surrogates scores operations and blocks instead, of a uniform plan
-    of each scheme that it knows. `baseline`: what a plan is compared with by the tables (full
-    precision when left out); without `layers` only surrogates are asked, which compare with the
-    plans that they learnt from. Values and base add up to each prediction within
-    `core.attribution.TOLERANCE` of the predictions' range, or it is refused.
+    of each scheme that it knows.
+
+    Args:
+        graph: the model's graph.
+        plans: name -> plan.
+        tables: sensitivity tables of the graph.
+        surrogates: fitted predictors; they compare with the plans that they learnt from.
+        baseline: what a plan is compared with by the tables; full precision when left out.
+        pairs: how many pairs of layers are kept, the largest first.
+        layers: without them only surrogates are asked.
+
+    Returns:
+        Rows of `core.attribution.COLUMNS`.
+
+    Raises:
+        QSearchError: values and base do not add up to each prediction within
+            `core.attribution.TOLERANCE` of the predictions' range.
     """
     known = (tables,) if isinstance(tables, SensitivityTable) else tuple(tables)
     parts = [

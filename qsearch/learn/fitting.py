@@ -208,15 +208,25 @@ def fit(
     studies: Sequence[Study] = (),
     elsewhere: Elsewhere | None = None,
 ) -> Surrogate:
-    """A surrogate of `metric`, with scores from cross-validation inside, fitted on all plans: of
-    one graph, or of several `studies`.
+    """A surrogate of `metric`, fitted on all plans: of one graph, or of several `studies`.
 
-    `elsewhere`: does the folds of the cross-validation (`cross_validate`). `tables`: sensitivity
-    tables of the graph; their predictions are features, and the one that goes along best is what
-    learners start from.
+    Args:
+        graph: the model's graph.
+        trials: measured plans.
+        tables: sensitivity tables of the graph; their predictions are features, and the one that
+            goes along best is what learners start from.
+        metric: what is learnt.
+        kind: plug-in of `qsearch list surrogates`.
+        folds: of the cross-validation.
+        seed: of its folds and of learners that draw.
+        studies: several graphs, in place of the first three.
+        elsewhere: does the folds of the cross-validation (`cross_validate`).
 
-    Raises `QSearchError` for trials of another graph, a metric that never varies, or fewer plans
-    than folds.
+    Returns:
+        The surrogate, with its scores from cross-validation inside.
+
+    Raises:
+        QSearchError: trials of another graph, a metric that never varies, fewer plans than folds.
     """
     given = (tables,) if isinstance(tables, SensitivityTable) else tuple(tables)
     known = [*studies, *([Study(graph, trials, given)] if graph is not None else [])]

@@ -32,12 +32,17 @@ SCHEMA = "qsearch.surrogate/1"
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A fitted predictor of one metric. `kind`: its plug-in; `columns`: the features it reads;
-    `residuals`: held-out errors, for intervals, on the scale on which it learns (`scores.linked`),
-    which is also that of `model`.
+    """A fitted predictor of one metric.
 
-    `graphs`: id -> name of the models it learnt from. `schemes`: those that its plans had.
-    `scores`: of the held-out predictions.
+    Attributes:
+        kind: its plug-in.
+        metric: what it predicts.
+        columns: the features that it reads.
+        residuals: held-out errors, for intervals, on the scale on which it learns
+            (`scores.linked`), which is also that of `model`.
+        graphs: id -> name of the models that it learnt from.
+        schemes: those that its plans had.
+        scores: of the held-out predictions.
     """
 
     kind: str

@@ -141,10 +141,19 @@ def directions(metrics: Iterable[str]) -> dict[str, bool]:
 def evaluate(
     outcome: Outcome, reference: Outcome, metrics: Sequence[str]
 ) -> dict[str, tuple[float, float]]:
-    """metric -> (mean, standard error) of a plan's outcome against that of full precision.
+    """Metrics of a plan's outcome against that of full precision.
 
-    Besides `metrics`: `noise`, the relative error of the denoiser's output on the recorded calls,
-    and `output_sqnr`, the same in dB.
+    Args:
+        outcome: what the plan makes (`make`).
+        reference: what full precision makes of the same prompts and noise.
+        metrics: names of plug-ins.
+
+    Returns:
+        metric -> (mean, standard error). Besides `metrics`: `noise`, the relative error of the
+        denoiser's output on the recorded calls, and `output_sqnr`, the same in dB.
+
+    Raises:
+        QSearchError: a metric that looks at pictures, of a pipeline that makes none.
     """
     return evaluated(outcome, reference, metrics)[0]
 
