@@ -166,7 +166,7 @@ RECIPES = {
     "scenes-unet": Recipe(partial(make_painter, "scenes-unet"), steps=8000, batch=32, rate=1e-3),
     "scenes-dit": Recipe(partial(make_painter, "scenes-dit"), steps=12000, batch=32, rate=1.5e-3),
     "video-vae": Recipe(make_video_vae, steps=2000, batch=4, rate=7e-4, bf16=True),
-    "video-judge": Recipe(make_video_judge, steps=3600, batch=16, rate=1.5e-3, bf16=True),
+    "video-judge": Recipe(make_video_judge, steps=3000, batch=16, rate=1.5e-3, bf16=True),
     "scenes-video-text": Recipe(make_video_reader, steps=1000, batch=96, rate=1e-3, bf16=True),
     "scenes-video-frames": Recipe(
         partial(make_video_painter, False), steps=3000, batch=32, rate=1.5e-3, bf16=True
