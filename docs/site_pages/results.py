@@ -14,9 +14,9 @@ from .markdown import code, table
 
 #: heading -> scripts whose results stand below it; the others go to the last
 TOPICS = {
-    "The main job": ("main_job", "zoo", "zoo_video", "shell", "graphs", "pipelines"),
+    "The main job": ("main_job", "main_job_pairs", "zoo", "zoo_video", "shell", "graphs"),
     "Sensitivity": ("probes", "choices", "memory"),
-    "Plans": ("plans", "methods", "ranges", "step_log", "whole_pipeline"),
+    "Plans": ("plans", "methods", "ranges", "step_log", "whole_pipeline", "video"),
     "Surrogates and explanations": ("surrogates", "explanations", "measured_plans"),
     "Formats and codes": (
         "formats",

@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument(
         "--words",
         type=int,
-        default=28,
+        default=zoo.CLIP_WORDS,
         help="length that prompts are padded to (default: %(default)s)",
     )
     parser.add_argument("--folder", type=Path, default=zoo.folder("scenes-video"))

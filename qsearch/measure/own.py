@@ -71,6 +71,7 @@ class Own:
                 frames=made.frames or self.frames,
                 height=height or self.size[0],
                 width=width or self.size[1],
+                call={"max_sequence_length": zoo.CLIP_WORDS, **made.call},
             )
         return made
 

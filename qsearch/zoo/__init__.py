@@ -9,6 +9,9 @@ NAMES = ("scenes-dit", "scenes-unet")
 VIDEO_NAMES = ("scenes-video",)
 #: frames, height and width of their clips
 CLIP = (15, 64, 64)
+#: tokens that their prompts are padded to: enough for every caption, and Wan's 512 cost as much as
+#: the clip's own tokens
+CLIP_WORDS = 28
 #: pipelines whose class is ours: load with `qsearch.zoo.ecar.pipeline.EcarPipeline`
 MULTISTAGE_NAMES = ("scenes-ecar",)
 
