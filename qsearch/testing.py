@@ -207,7 +207,7 @@ class MetricContract(Contract):
             latents, blur = latents.unflatten(2, (4, 4)), blur.unflatten(2, (4, 4))
         return [
             Outcome(prompts, latents + s * blur, (pictures + s * noise).clamp(-1, 1), (), 4)
-            for s in (0.0, 0.3, 1.0)
+            for s in ((0.0, 0.7, 1.5) if self.module.needs_video else (0.0, 0.3, 1.0))
         ]
 
     def test_it_declares_its_direction_and_the_scale_on_which_it_is_learnt(self) -> None:
