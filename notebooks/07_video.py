@@ -11,7 +11,7 @@
 # %% [markdown]
 # # Video: what quantization does to looks and to motion
 #
-# ![Film strips of the zoo's video model, full precision above a plan](pictures/video.png)
+# ![Film strips of the zoo's video model under their captions](pictures/video.png)
 #
 # A clip has frames that must show the right things, and motion that must go the right way. The two are measured apart: `alignment` reads every frame, `motion` the clip,
 # `temporal` compares the differences between neighbouring frames with full precision's.

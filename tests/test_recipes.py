@@ -27,10 +27,10 @@ BY_HAND = [path for path in RECIPES if config.load(path).allocate.layers]
 
 @pytest.fixture(scope="module")
 def graphs() -> dict[str, OpGraph]:
-    """Graphs of both denoisers of the zoo."""
+    """Graphs of the zoo's denoisers."""
     from qsearch.graphs.extraction import extract
+    from qsearch.measure.own import own_of
     from qsearch.measure.pipelines import (
-        Sampling,
         denoiser_of,
         example_inputs,
         load_pipeline,
@@ -38,10 +38,15 @@ def graphs() -> dict[str, OpGraph]:
         scene_prompts,
     )
 
+    from qsearch.measure.sampling import SamplingSettings
+
     found = {}
-    for name in zoo.NAMES:
+    for name in (*zoo.NAMES, *zoo.VIDEO_NAMES):
         pipe = load_pipeline(zoo.folder(name))
-        [call] = record(pipe, scene_prompts(1, 0), Sampling(steps=2, batch=1), bins=1)
+        sampling = own_of(zoo.folder(name)).sampler(SamplingSettings(steps=2, batch=1))
+        call, *_ = record(
+            pipe, scene_prompts(1, 0, moving=name in zoo.VIDEO_NAMES), sampling, bins=1
+        )
         found[name] = extract(denoiser_of(pipe), example_inputs(call, denoiser_of(pipe)), name=name)
     return found
 
@@ -60,7 +65,7 @@ def test_every_seed_has_a_recipe() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_loads_and_says_where_it_comes_from(path: Path) -> None:
-    assert config.load(path).model in zoo.NAMES
+    assert config.load(path).model in (*zoo.NAMES, *zoo.VIDEO_NAMES)
     assert "arXiv" in path.read_text(encoding="utf-8").splitlines()[0]
 
 

@@ -29,6 +29,8 @@ from qsearch.stages.frontier import frontier_of, make_frontier
 from qsearch.stages.run import run as whole_job
 
 WHERE = Path(__file__).parent.parent / "pictures"
+#: strips that zoo_video.py made, and the pixels of the first four
+STRIPS, FIRST = Path(__file__).with_name("zoo-scenes-video.png"), 440
 SETTINGS = {
     "sampling": {"steps": 10},
     "profile": {
@@ -78,6 +80,8 @@ def main() -> None:
         200,
     )
     keep("graph", draw(model_sketch(graph)))
+    strips = Image.open(STRIPS)
+    keep("video", strips.crop((0, 0, strips.width, FIRST)), 128)
     keep("sensitivity", draw_graph_heat(graph_heat(graph, table, "uint4-c")))
     keep(
         "dit_vs_unet", draw_side_by_side(side_by_side(dict(sorted(models.items())), "uint4-c"), 900)

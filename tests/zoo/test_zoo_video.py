@@ -84,4 +84,4 @@ def test_its_records_say_how_it_was_trained_and_how_well_it_does() -> None:
     assert recipe["name"] == "scenes-video"
     assert recipe["begun from"].startswith("single frames")
     assert losses[-1] < losses[0]
-    assert {"alignment", "motion", "frechet"} <= set(scores)
+    assert {"alignment", "motion", "Fréchet"} <= set(scores)
