@@ -43,7 +43,7 @@ settings = {
 }
 run = Run(config.model_copy(update=settings))
 graph = extract(run)
-print(f"{len(graph.quantizable)} layers, {run.sampling.frames} frames")
+f"{len(graph.quantizable)} layers, {run.sampling.frames} frames"
 
 # %% [markdown]
 # ## Which layers matter for what?

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from qsearch.core.plan import Plan
 from qsearch.stages.config import load
-from qsearch.zoo import NAMES, VIDEO_NAMES
+from qsearch.zoo import PIPELINES
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
@@ -150,7 +150,7 @@ def test_a_notebook_has_one_knob_and_it_stands_at_the_zoo(script: Path) -> None:
 
     assert len(knobs) == 1
     given = ast.literal_eval(knobs[0][1])
-    assert set([given] if isinstance(given, str) else given) <= {*NAMES, *VIDEO_NAMES}
+    assert set([given] if isinstance(given, str) else given) <= set(PIPELINES)
 
 
 def test_the_settings_of_the_notebooks_are_a_config() -> None:

@@ -41,7 +41,7 @@ def graphs() -> dict[str, OpGraph]:
     from qsearch.measure.sampling import SamplingSettings
 
     found = {}
-    for name in (*zoo.NAMES, *zoo.VIDEO_NAMES):
+    for name in zoo.PIPELINES:
         pipe = load_pipeline(zoo.folder(name))
         sampling = own_of(zoo.folder(name)).sampler(SamplingSettings(steps=2, batch=1))
         call, *_ = record(
@@ -65,7 +65,7 @@ def test_every_seed_has_a_recipe() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_loads_and_says_where_it_comes_from(path: Path) -> None:
-    assert config.load(path).model in (*zoo.NAMES, *zoo.VIDEO_NAMES)
+    assert config.load(path).model in zoo.PIPELINES
     assert "arXiv" in path.read_text(encoding="utf-8").splitlines()[0]
 
 

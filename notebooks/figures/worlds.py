@@ -7,7 +7,7 @@ from qsearch.measure.own import own_of
 from qsearch.measure.pipelines import Prompts, Sampling, scene_prompts
 from qsearch.measure.sampling import SamplingSettings
 
-MODELS = (*zoo.NAMES, *zoo.VIDEO_NAMES)
+MODELS = zoo.PIPELINES
 
 
 def sampling_of(

@@ -127,7 +127,7 @@ def list_(
             f"{nearest(str(kind), [*kinds, 'schemes'])}"
         )
     if kind in (None, "models"):
-        for name in zoo.NAMES:
+        for name in zoo.PIPELINES:
             typer.echo(f"{'models':12} {name:16} the zoo's, with weights")
     for one in [kind] if kind else kinds:
         known = shipped if one in shipped.KINDS else plugins

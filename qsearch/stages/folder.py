@@ -77,7 +77,7 @@ class Run:
                     )
                 return Path(found)
         from ..graphs.families import cards
-        from ..zoo import NAMES
+        from ..zoo import PIPELINES
 
         if cards.has(model):
             raise QSearchError(
@@ -87,7 +87,7 @@ class Run:
         raise QSearchError(
             "a model is a name of the zoo, a card, a local diffusers folder, a checkpoint in one "
             "file (.safetensors) or a hub id; "
-            f"given {model!r}{nearest(model, [*NAMES, *cards.names()])}"
+            f"given {model!r}{nearest(model, [*PIPELINES, *cards.names()])}"
         )
 
     @property

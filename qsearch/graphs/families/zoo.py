@@ -1,4 +1,4 @@
-"""The denoisers trained here and shipped in the package: scenes-dit and scenes-unet."""
+"""The denoisers trained here and shipped in the package: scenes-dit, -unet and -video."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ... import zoo
 
-NAMES = zoo.NAMES
+NAMES = zoo.PIPELINES
 
 
 def folder(model: str) -> Path | None:
