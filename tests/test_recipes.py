@@ -37,7 +37,6 @@ def graphs() -> dict[str, OpGraph]:
         record,
         scene_prompts,
     )
-
     from qsearch.measure.sampling import SamplingSettings
 
     found = {}
