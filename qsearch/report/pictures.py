@@ -80,7 +80,9 @@ def four_frames(clips: Tensor) -> Tensor:
     """Clips [N, T, 3, H, W] as pictures [N, 3, 2 H, 2 W] of four frames, in reading order."""
     last = clips.shape[1] - 1
     chosen = clips[:, [0, last // 3, last - last // 3, last]]
-    return chosen.unflatten(1, (2, 2)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+    placed = chosen.unflatten(1, (2, 2)).permute(0, 3, 1, 4, 2, 5)
+    whole: Tensor = placed.flatten(4, 5).flatten(2, 3)
+    return whole
 
 
 def are_clips(path: Path) -> bool:

@@ -166,7 +166,8 @@ def _colours(clips: Tensor) -> Tensor:
     frames = F.avg_pool2d(clips.transpose(1, 2).flatten(0, 1), 2)
     side = CELL // 2
     found = [F.avg_pool2d(frames, side), F.max_pool2d(frames, side), -F.max_pool2d(-frames, side)]
-    return torch.cat(found, 1).unflatten(0, (len(clips), -1)).permute(0, 1, 3, 4, 2)
+    each: Tensor = torch.cat(found, 1).unflatten(0, (len(clips), -1))
+    return each.permute(0, 1, 3, 4, 2)
 
 
 def visible_share(clips: Clips) -> Tensor:
