@@ -58,7 +58,7 @@ def _warping_error(clip: NDArray[np.uint8]) -> float:
     import cv2
 
     # Small clips need the finest scale: DIS stops a scale or two above it by default.
-    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    dis: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     dis.setFinestScale(0)
     gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip]
     errors = []
