@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from qsearch import cli
+from qsearch.cli import commands
 from qsearch.core.graph import Block, LayerSpec, Op, OpGraph
 
 #: `qsearch ARGUMENTS`: exit code, standard output, standard error
@@ -114,7 +114,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         capsys.readouterr()
         code: Any = 0
         try:
-            cli.main()
+            commands.main()
         except SystemExit as stop:
             code = stop.code or 0
         return (code, *capsys.readouterr())

@@ -16,12 +16,17 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-PATIENCE = 600.0  # seconds for nodes to come up
+PATIENCE = 600.0  # seconds for a node to come up
 STORE = 100 * 2**20  # bytes of each node's object store
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AUTH_MODE": "disabled",  # on loopback alone
+    "RAY_worker_niceness": "0",  # not behind what else runs here
+    # No process is started that nothing here needs.
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_enable_metrics_collection": "0",
 }
 _PROXIES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
 
@@ -73,19 +78,14 @@ class Cluster:
         return f"127.0.0.2:{self.port}"
 
     def head(self, cores: int = 1) -> None:
-        """A head with a raylet."""
+        """A head with a raylet, once it is there."""
         where = ["--head", "--port", str(self.port), "--temp-dir", str(self.folder / "r")]
-        self._start([*where, "--include-dashboard=false"], cores)
-        limit = time.monotonic() + PATIENCE
-        while time.monotonic() < limit:
-            self._again()
-            with suppress(OSError), closing(socket.create_connection(("127.0.0.2", self.port), 1)):
-                return
-            time.sleep(0.2)
-        raise AssertionError("Ray's head does not come up")
+        self._start([*where, "--include-dashboard=false", "--no-monitor"], cores)
 
     def node(self, cores: int = 1, *, hidden: Path | None = None) -> None:
-        """Another raylet; `hidden`: a folder that it sees empty, as on a machine without it."""
+        """Another raylet, once it is there; `hidden`: a folder that it sees empty, as on a machine
+        without it.
+        """
         before = []
         if hidden is not None:
             mount = f'mount -t tmpfs none "{hidden}" && exec "$@"'
@@ -96,50 +96,31 @@ class Cluster:
         ports = [
             "--min-worker-port=0",
             "--max-worker-port=0",
+            "--include-log-monitor=false",
+            # A raylet ends where an agent that chooses its port itself takes longer than 15 seconds.
             f"--dashboard-agent-listen-port={free_port()}",
+            f"--dashboard-agent-grpc-port={free_port()}",
+            f"--runtime-env-agent-port={free_port()}",
+            f"--metrics-export-port={free_port()}",
         ]
         memory = f"--object-store-memory={STORE}"
         size = [f"--num-cpus={cores}", memory, f"--node-ip-address=127.0.0.{2 + len(self.nodes)}"]
-        ray = str(Path(sys.executable).with_name("ray"))
-        command = [*(before or []), ray, "start", *where, *size, *ports, "--block"]
-        self.nodes.append(self._run(command))
-
-    def _run(self, command: list[str]) -> subprocess.Popen[bytes]:
-        with (self.folder / f"log-{time.monotonic_ns()}").open("wb") as log:
-            return subprocess.Popen(
-                command,
-                stdout=log,
+        start = [str(Path(sys.executable).with_name("ray")), "start"]
+        log = self.folder / f"log-{len(self.nodes)}-{time.monotonic_ns()}"
+        with log.open("wb") as written:
+            node = subprocess.Popen(
+                [*(before or []), *start, *where, *size, *ports, "--block"],
+                stdout=written,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env=environment(),
+                env=environment(PYTHONUNBUFFERED="1"),
             )
-
-    def _again(self) -> None:
-        """Start nodes again that gave up: on a busy machine Ray's own half minute is too short."""
-        for i, node in enumerate(self.nodes):
-            if node.poll() is not None:
-                self.nodes[i] = self._run([str(word) for word in node.args])  # type: ignore[union-attr]
-
-    def cores(self, wanted: int) -> None:
-        """Wait until all nodes are there."""
-        script = (
-            "import ray, sys, time\n"
-            f"ray.init({self.address!r}, log_to_driver=False, logging_level='error')\n"
-            f"while ray.cluster_resources().get('CPU', 0) < {wanted}: time.sleep(0.3)\n"
-        )
-        limit, waiting = time.monotonic() + PATIENCE, self._wait(script)
-        while waiting.poll() != 0:
-            assert time.monotonic() < limit, "Ray's nodes do not come up"
-            self._again()
-            if waiting.poll() is not None:
-                waiting = self._wait(script)
-            time.sleep(1)
-
-    @staticmethod
-    def _wait(script: str) -> subprocess.Popen[bytes]:
-        quiet = subprocess.DEVNULL
-        command = [sys.executable, "-c", script]
-        return subprocess.Popen(command, env=environment(), stdout=quiet, stderr=quiet)
+        self.nodes.append(node)
+        limit = time.monotonic() + PATIENCE
+        while "Ray runtime started" not in (said := log.read_text(errors="replace")):
+            assert node.poll() is None, said
+            assert time.monotonic() < limit, said
+            time.sleep(0.2)
 
     def workers(self) -> list[int]:
         """Processes of our actors."""

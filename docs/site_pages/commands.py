@@ -14,9 +14,9 @@ def pages(root: Path) -> dict[str, str | bytes]:
     """One page with all commands, in the order in which `qsearch --help` lists them."""
     import typer
 
-    from qsearch import cli
+    from qsearch.cli import commands
 
-    group: Any = typer.main.get_command(cli.app)
+    group: Any = typer.main.get_command(commands.app)
     parts = [
         "# Command line\n",
         "`qsearch COMMAND --help` says the same. A mistake in the input is one line that names the "

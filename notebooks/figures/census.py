@@ -28,7 +28,7 @@ import census_inputs
 from figure import publish
 
 import qsearch
-from qsearch import cli
+from qsearch.cli import commands
 
 KEPT = Path("runs/census")
 VERBS: dict[str, list[str]] = {
@@ -179,7 +179,7 @@ def build(name: str, folder: Path) -> None:
 def command(*arguments: str) -> None:
     """`qsearch ARGUMENTS` in this process."""
     sys.argv = ["qsearch", *arguments]
-    cli.main()
+    commands.main()
 
 
 def verdict(verb: str, run: Path, code: int, log: Path) -> tuple[str, str]:

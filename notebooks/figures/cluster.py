@@ -118,7 +118,6 @@ def workers(o: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         ray = stack.enter_context(cluster())
         ray.head()
         ray.node()
-        ray.cores(2)
         for turn, (executor, count) in enumerate(RACE):
             key = f"{executor} {count} {turn}"
             options = ["--plans", o.plans, "--samples", o.samples, "--steps", o.steps]

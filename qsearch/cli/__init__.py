@@ -2,85 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from contextlib import suppress
-from typing import Annotated
-
-import typer
-
-from ..core.errors import QSearchError
-from ..core.gates import GateFailed
-from . import deploy, inspect, learn, quantize, start
-from .common import app
-from .examples import EXAMPLES
-from .terminal import interruptible, quiet, say, say_interrupted
-
-__all__ = ["app", "deploy", "inspect", "learn", "main", "quantize", "start"]
-
-_ORDER = list(EXAMPLES)
-for _command in app.registered_commands:  # listed in the order of work, with examples at the end
-    _name = str(_command.name or getattr(_command.callback, "__name__", ""))
-    _command.name = _name
-    _command.epilog = "\n\n".join(f"$ {example}" for example in EXAMPLES[_name])
-app.registered_commands.sort(
-    key=lambda c: _ORDER.index(c.name) if c.name in _ORDER else len(_ORDER)
-)
-
-
-_INTERRUPTED = 130
-
-
-def _print_version(asked: bool) -> None:
-    if asked:
-        from .. import __version__
-
-        typer.echo(f"qsearch {__version__}")
-        raise typer.Exit
-
-
-@app.callback(epilog="\n\n".join(f"$ {example}" for example in EXAMPLES[""]))
-def _whole(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="say the version and end"
-        ),
-    ] = False,
-) -> None:
-    """Which layers of a diffusion model stand few bits, why, and what to do."""
+import signal
 
 
 def main() -> None:
-    """Entry point: a mistake in the input is one line on standard error and exit code 2; a gate
-    that a plan fails, 3; Ctrl-C, 130.
-    """
-    from ..core.artifacts import without_secrets
+    """Entry point of the script.
 
-    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a sign gets another one
-        with suppress(AttributeError, ValueError, OSError):
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    try:
-        with quiet(), interruptible():
-            code = app(standalone_mode=False)
-        if code == _INTERRUPTED:  # typer's word for Ctrl-C
-            say_interrupted()
-        sys.exit(code if isinstance(code, int) else 0)
-    except GateFailed as error:
-        say(f"qsearch: {without_secrets(str(error))}")
-        sys.exit(3)
-    except QSearchError as error:
-        say(f"qsearch: {without_secrets(str(error))}")
-        sys.exit(2)
-    except (KeyboardInterrupt, typer.Abort):
-        say_interrupted()
-        sys.exit(_INTERRUPTED)
-    except BrokenPipeError:  # `qsearch list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(0)
-    except Exception as error:
-        shown = getattr(error, "show", None)
-        if shown is None:
-            raise
-        shown()  # a mistake in the options, which click words
-        sys.exit(getattr(error, "exit_code", 2))
+    Ctrl-C is answered in words while a command works (`terminal.interruptible`). While Python
+    imports, and after the command has ended, there is nothing to say or to keep: there it ends the
+    process as the system does, without a traceback.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from . import commands
+
+    commands.main()

@@ -270,6 +270,7 @@ def interruptible() -> Iterator[None]:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def watch() -> None:
         seen = b""
@@ -287,6 +288,7 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     finally:
+        signal.signal(signal.SIGINT, handler)
         signal.set_wakeup_fd(before)
         os.close(writer)
 

@@ -13,6 +13,7 @@ import os
 import sqlite3
 import time
 import warnings
+import weakref
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -114,6 +115,7 @@ def connect(place: Path | str) -> optuna.storages.BaseStorage:
         # and come back since.
         asked = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 2}
         made = optuna.storages.RDBStorage(place, engine_kwargs=asked)
+        weakref.finalize(made, made.engine.dispose)  # its connections are closed with it
     return optuna.storages.get_storage(made)
 
 

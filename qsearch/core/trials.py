@@ -7,6 +7,7 @@ leaves none that is half done.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 #: theirs
 STUDY = "qsearch.trials/1"
 _FAMILY = STUDY.partition("/")[0] + "/"
+#: characters of an attribute's JSON beyond which it is stored in parts: a column of MySQL holds
+#: 65,535 bytes, and quotes of a part are escaped once more
+_LONG = 30_000
 
 
 @dataclass(frozen=True)
@@ -135,20 +139,24 @@ class Trials:
         made = optuna.trial.create_trial(
             state=optuna.trial.TrialState.COMPLETE,
             values=values,
-            user_attrs={
-                "name": name,
-                "plan": plan.id,
-                "setting": setting,
-                "average_bits": plan.achieved.average_bits,
-                "bytes": plan.achieved.bytes,
-                "schemes": _counted(plan),
-                "settings": dict(self._said.get(setting, {})),
-                "choices": said(plan.choices),
-                "steps": plan.steps.content(),
-                "metrics": {k: list(v) for k, v in metrics.items()},
-                "samples": {k: [round(float(x), 6) for x in v] for k, v in (samples or {}).items()},
-                "stopped": stopped,
-            },
+            user_attrs=_in_parts(
+                {
+                    "name": name,
+                    "plan": plan.id,
+                    "setting": setting,
+                    "average_bits": plan.achieved.average_bits,
+                    "bytes": plan.achieved.bytes,
+                    "schemes": _counted(plan),
+                    "settings": dict(self._said.get(setting, {})),
+                    "choices": said(plan.choices),
+                    "steps": plan.steps.content(),
+                    "metrics": {k: list(v) for k, v in metrics.items()},
+                    "samples": {
+                        k: [round(float(x), 6) for x in v] for k, v in (samples or {}).items()
+                    },
+                    "stopped": stopped,
+                }
+            ),
         )
 
         def add(attempt: int) -> None:
@@ -185,7 +193,7 @@ class Trials:
         """The trial of this plan measured in this setting, or None."""
         wanted = plan.id
         for trial in reversed(self._stored()):
-            a = trial.user_attrs
+            a = _whole(trial.user_attrs)
             if "plan" not in a or a.get("setting") != setting:
                 continue
             earlier = "choices" not in a  # a plan's id was another one then
@@ -260,12 +268,39 @@ def _counted(plan: Plan) -> dict[str, int]:
     return dict(Counter(str(held[0]) for held in plan.weights.values()).most_common())
 
 
+def _in_parts(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Long attributes as `KEY/0`, `KEY/1`, … that hold their JSON text one after the other."""
+    stored = dict[str, Any]()
+    for key, value in attributes.items():
+        text = json.dumps(value)
+        if len(text) <= _LONG:
+            stored[key] = value
+            continue
+        for i, start in enumerate(range(0, len(text), _LONG)):
+            stored[f"{key}/{i}"] = text[start : start + _LONG]
+    return stored
+
+
+def _whole(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What `_in_parts` was given."""
+    whole, texts = dict[str, Any](), dict[str, dict[int, str]]()
+    for name, value in stored.items():
+        key, mark, number = name.partition("/")
+        if mark:
+            texts.setdefault(key, {})[int(number)] = value
+        else:
+            whole[key] = value
+    for key, parts in texts.items():
+        whole[key] = json.loads("".join(text for _, text in sorted(parts.items())))
+    return whole
+
+
 def _completed(trial: optuna.trial.FrozenTrial) -> float:
     return trial.datetime_complete.timestamp() if trial.datetime_complete else 0.0
 
 
 def _trial(trial: optuna.trial.FrozenTrial, graph: OpGraph) -> Trial:
-    a = trial.user_attrs
+    a = _whole(trial.user_attrs)
     given = a["choices"] if "choices" in a else a["layers"]  # the latter before there were ranges
     steps = StepRanges.parse(a.get("steps"))
     return Trial(

@@ -55,9 +55,13 @@ def starting() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def follow_parent() -> None:
-    """Ends this process when the one that started it has ended, however that came."""
-    parent = os.getppid()
+def follow_parent(parent: int) -> None:
+    """Ends this process when the one that started it has ended, however that came.
+
+    Args:
+        parent: id of the process that started it, told by itself: it may have ended before this
+            one looks for the first time.
+    """
 
     def look() -> None:
         while os.getppid() == parent:

@@ -12,7 +12,7 @@ import networkx as nx
 import pytest
 from typer.testing import CliRunner
 
-from qsearch import cli
+from qsearch.cli import commands
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.stages.extract import extract_card
@@ -33,7 +33,7 @@ inputs:
 
 def run(*words: Any) -> str:
     """What the command prints; a mistake in the input comes out as it is."""
-    done = CliRunner().invoke(cli.app, [str(word) for word in words], catch_exceptions=True)
+    done = CliRunner().invoke(commands.app, [str(word) for word in words], catch_exceptions=True)
     if done.exception is not None:
         raise done.exception
     return done.output

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qsearch import cli
+from qsearch.cli import commands
 from qsearch.core import plugins
 from qsearch.core.cost import Budget
 from qsearch.core.errors import QSearchError
@@ -389,7 +389,7 @@ def test_the_command_writes_a_plan_once_and_says_what_was_not_exact(
     def call(*words: str) -> int:
         monkeypatch.setattr(sys, "argv", ["qsearch", "import", str(path), str(tmp_path), *words])
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            commands.main()
         return int(stop.value.code or 0)
 
     assert call() == 0

@@ -1,4 +1,11 @@
-"""Campaigns in processes of their own, for tests of what happens when something dies."""
+"""A campaign of a tiny pipeline, also in a process of its own, for tests of what happens when
+something dies.
+
+    python -m tests.measure.campaigns FOLDER PIPE KEY OPTIONS
+
+measures the plans of `plans` in the setting KEY, into the storage that TRIALS names: a line for each
+plan, then how many were measured here.
+"""
 
 from __future__ import annotations
 
@@ -9,51 +16,47 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from qsearch.core.graph import OpGraph
-from qsearch.core.trials import Trials
-from tests.ray_cluster import environment
-
-#: measures argv[2] plans of the pipeline in the folder argv[1] in the setting argv[3], with the
-#: options argv[4]; a line for each plan, then how many were measured here
-SCRIPT = """
-import json, os, sys
-from pathlib import Path
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
+from qsearch.core.plan import Plan
 from qsearch.core.storage import storage_url
+from qsearch.core.trials import Trials
 from qsearch.decide.draws import draw
 from qsearch.measure.campaign import Campaign, measure_plans
 from qsearch.measure.executing import ExecutorOptions
 from qsearch.measure.pipelines import Sampling, scene_prompts
 from qsearch.measure.setting import EvaluationSetting
+from tests.ray_cluster import environment
 
-if __name__ == "__main__":
-    folder, count, key = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    graph = OpGraph.load(folder / "graph.json")
-    setting = EvaluationSetting(scene_prompts(8, 1), Sampling(steps=3, seed=3), ("sqnr",), key)
-    where = storage_url("env:TRIALS")
-    campaign = Campaign(folder / "pipe", graph, setting, where, lapse=6.0)
-    plans = draw(graph, ("uint2-c", "uint4-c", "uint8-c"), count)
-    one = lambda n: print("one", flush=True) if n else None
-    say = lambda line: print("said:", line, flush=True)
-    try:
-        options = ExecutorOptions(**json.loads(sys.argv[4]))
-        print("measured", measure_plans(campaign, plans, options, progress=one, say=say))
-    except QSearchError as error:
-        print("refused:", error, flush=True)
-        sys.exit(2)
-"""
+PLANS = 12
+ONCE = {f"random-0-{i:03d}": 1 for i in range(PLANS)}
+
+
+def campaign(folder: Path, url: str, key: str, pipe: str = "pipe") -> Campaign:
+    """Of the pipeline FOLDER/PIPE, whose graph is FOLDER/graph.json."""
+    setting = EvaluationSetting(scene_prompts(8, 1), Sampling(steps=6, seed=3), ("sqnr",), key)
+    return Campaign(folder / pipe, graph_of(folder), setting, url, lapse=6.0)
+
+
+def plans(folder: Path) -> dict[str, Plan]:
+    """Name -> plan."""
+    return dict(draw(graph_of(folder), ("uint2-c", "uint4-c", "uint8-c"), PLANS))
+
+
+def graph_of(folder: Path) -> OpGraph:
+    return OpGraph.load(folder / "graph.json")
 
 
 class Command:
     """A running campaign."""
 
-    def __init__(self, folder: Path, url: str, count: int, key: str, **options: Any) -> None:
-        self.folder, self.url, self.key = folder, url, key
-        (folder / "campaign.py").write_text(SCRIPT)
-        arguments = [str(folder), str(count), key, json.dumps(options)]
+    def __init__(
+        self, folder: Path, url: str, key: str, *, pipe: str = "pipe", **options: Any
+    ) -> None:
+        arguments = [str(folder), pipe, key, json.dumps(options)]
         self.process = subprocess.Popen(
-            [sys.executable, str(folder / "campaign.py"), *arguments],
+            [sys.executable, "-m", "tests.measure.campaigns", *arguments],
+            cwd=Path(__file__).parents[2],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -77,5 +80,31 @@ class Command:
 
 def stored(folder: Path, url: str, key: str) -> Counter[str]:
     """How often each plan was measured in a setting."""
-    trials = Trials(url, OpGraph.load(folder / "graph.json"))
-    return Counter(t.name for t in trials.all() if t.setting == key)
+    return Counter(t.name for t in Trials(url, graph_of(folder)).all() if t.setting == key)
+
+
+def values(folder: Path, url: str, key: str) -> dict[str, object]:
+    """Name of a plan -> what was measured of it in a setting."""
+    found = Trials(url, graph_of(folder)).all()
+    return {t.name: (t.metrics, t.samples) for t in found if t.setting == key}
+
+
+def main() -> None:
+    """The command."""
+    folder, pipe, key, options = Path(sys.argv[1]), *sys.argv[2:]
+    try:
+        done = measure_plans(
+            campaign(folder, storage_url("env:TRIALS"), key, pipe),
+            plans(folder),
+            ExecutorOptions(**json.loads(options)),
+            progress=lambda n: print("one", flush=True) if n else None,
+            say=lambda line: print("said:", line, flush=True),
+        )
+    except QSearchError as error:
+        print("refused:", error, flush=True)
+        sys.exit(2)
+    print("measured", done)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qsearch import cli
+from qsearch.cli import commands
 from qsearch.cli.common import place_for
 from qsearch.core.errors import QSearchError
 from qsearch.core.table import SensitivityTable
@@ -115,7 +115,7 @@ def test_a_folder_and_a_file_of_prompts_are_all_that_the_command_needs(
     )
 
     with pytest.raises(SystemExit, match="0"):
-        cli.main()
+        commands.main()
 
     table = SensitivityTable.load(run / "sensitivity.parquet")
     assert table.metrics == ["noise", "sqnr"]

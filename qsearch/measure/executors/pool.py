@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -29,7 +30,7 @@ def execute(
     """As `AbstractExecutor.execute`; a killed worker ends the work, what it finished is not lost."""
     count = workers_here(task, options, len(parts))
     context = get_context("spawn")
-    begin = (task, options.threads, context.Value("i", 0))
+    begin = (task, options.threads, context.Value("i", 0), os.getpid())
     pool = ProcessPoolExecutor(count, context, _begin, begin)
     running: dict[Future[Attempt], Any] = {}
     try:
@@ -52,9 +53,9 @@ def execute(
 _own: Attempt | None = None  # of a worker process: what it does, or why it can't
 
 
-def _begin(task: Task, threads: int, taken: Any) -> None:
+def _begin(task: Task, threads: int, taken: Any, parent: int) -> None:
     global _own  # noqa: PLW0603 (a pool hands its processes nothing but the next part)
-    follow_parent()
+    follow_parent(parent)
     with taken.get_lock():
         place = taken.value
         taken.value += 1
