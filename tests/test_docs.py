@@ -17,7 +17,8 @@ import typer
 import yaml
 from torch import nn
 
-from qsearch import Plan, cli, zoo
+from qsearch import Plan, zoo
+from qsearch.cli import commands
 from qsearch.core import plugins
 from qsearch.core.graph import OpGraph
 from qsearch.execute.contracts import graph_of
@@ -31,7 +32,7 @@ SLOW = ("onnx", "openvino", "modelopt", "quanto")
 #: modules of tools that are too large to be wanted of everybody who develops
 LARGE = ("modelopt", "openvino", "auto_round", "sdnq", "onnxruntime", "optimum")
 RUNNING = by_page()
-VERBS: dict[str, click.Command] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+VERBS: dict[str, click.Command] = typer.main.get_command(commands.app).commands  # type: ignore[attr-defined]
 
 
 @cache
@@ -86,7 +87,7 @@ def call(words: list[str], patch: pytest.MonkeyPatch) -> None:
     """A command; it must end with 0."""
     patch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        commands.main()
     assert not stop.value.code, words
 
 
