@@ -108,13 +108,13 @@ def one_run(o: argparse.Namespace) -> None:
 
 def workers(o: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """The same plans by every way; a row each."""
-    from tests import postgres
+    from tests.databases import server as new_server
     from tests.ray_cluster import cluster, environment
 
     graph, rows = graph_of(folder), []
     expected: dict[str, str] = {}
     with ExitStack() as stack:
-        server = stack.enter_context(postgres.server())
+        server = stack.enter_context(new_server())
         ray = stack.enter_context(cluster())
         ray.head()
         ray.node()
@@ -146,6 +146,7 @@ def workers(o: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
                 "plans": said["count"],
                 "s": said["s"],
                 "s to the first": said["first"],
+                "s a plan after it": (said["s"] - said["first"]) / max(1, said["count"] - 1),
                 "processor s": said["cpu"] + (nodes if executor == "ray" else 0.0),
                 "same to the last digit": found == expected and len(found) == o.plans,
             }
@@ -188,7 +189,7 @@ def copied(url: str, plans: dict[str, tuple[str, Any, float]]) -> None:
 
 def trials(o: argparse.Namespace) -> list[dict[str, Any]]:
     """Many made-up trials in PostgreSQL: a row for each thing that is done with them."""
-    from tests import postgres
+    from tests.databases import server as new_server
 
     rows: list[dict[str, Any]] = []
 
@@ -214,7 +215,7 @@ def trials(o: argparse.Namespace) -> list[dict[str, Any]]:
         noise = sum(harm.get((n, str(s)), 0.0) for n, held in plan.choices.items() for s in held)
         return {"sqnr": (-10 * float(np.log10(noise)), 0.1)}
 
-    with postgres.server() as server:
+    with new_server() as server:
         plans = timed("draw plans", lambda: draw(graph, SCHEMES, o.count, seed=SEED))
         held = timed("open an empty database", lambda: Trials(server.url(), graph))
 
