@@ -65,9 +65,9 @@ class Shell:
         self._context: Any = get_context("forkserver")
         self._context.set_forkserver_preload([f"{__name__.rpartition('.')[0]}.warm"])
 
-    def run(self, *words: str) -> Ended:
-        """`qsearch WORDS` from beginning to end."""
-        return self._ended(words, None, None, cold=False)
+    def run(self, *words: str, cold: bool = False) -> Ended:
+        """`qsearch WORDS` from beginning to end; `cold`: by a Python of its own."""
+        return self._ended(words, None, None, cold=cold)
 
     def interrupted(
         self, words: Sequence[str], after: float, how: signal.Signals, *, cold: bool = False
@@ -86,7 +86,7 @@ class Shell:
         with _terminal() as (ours, theirs, heard):
             before = termios.tcgetattr(theirs)
             began = time.monotonic()
-            process = self._started(words, os.ttyname(theirs), cold=cold)
+            process = self._started(words, theirs, cold=cold)
             process.join(after)
             cut = process.exitcode is None
             if cut:
@@ -105,13 +105,12 @@ class Shell:
         code = -signal.SIGALRM if process.exitcode is None else process.exitcode
         return Ended(code, text, cut, seconds, left, same and shown)
 
-    def _started(self, words: Sequence[str], terminal: str, *, cold: bool) -> Any:
+    def _started(self, words: Sequence[str], terminal: int, *, cold: bool) -> Any:
         if cold:
             return _Cold(words, self.place, self.temporary, terminal)
         place, temporary = str(self.place), str(self.temporary)
-        process = self._context.Process(
-            target=_command, args=(tuple(words), place, temporary, terminal)
-        )
+        arguments = tuple(words), place, temporary, os.ttyname(terminal)
+        process = self._context.Process(target=_command, args=arguments)
         process.start()
         return process
 
@@ -125,12 +124,14 @@ class Shell:
 class _Cold:
     """A command as a process of its own, like one of `multiprocessing`."""
 
-    def __init__(self, words: Sequence[str], place: Path, temporary: Path, terminal: str) -> None:
-        script = "import sys; from tests.interruption import _command; _command(*eval(sys.argv[1]))"
-        arguments = repr((tuple(words), str(place), str(temporary), terminal))
-        quiet = subprocess.DEVNULL
+    def __init__(self, words: Sequence[str], place: Path, temporary: Path, terminal: int) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", script, arguments], stdin=quiet, stdout=quiet, stderr=quiet
+            ["setsid", "--ctty", sys.executable, "-m", "qsearch.cli", *words],
+            cwd=place,
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            env={**os.environ, "TMPDIR": str(temporary), "COLUMNS": "80"},
         )
         self.pid = self._process.pid
 
@@ -259,10 +260,9 @@ def moments(shell: Shell, ready: Path, verb: str, count: int, how: signal.Signal
     dice, (words, names) = random.Random(f"{verb} {how.name}"), VERBS[verb]
     typed = [verb if word == "RUN" else word for word in words]
     run, cold = _fresh(ready, verb), verb == "start"
-    whole = shell.run(*typed)
+    whole = shell.run(*typed, cold=cold)
     assert whole.code == 0, whole.text
     wanted = [content(run / name) for name in names]
-    length = 4.0 if cold else whole.seconds
     run, cut, ended = _fresh(ready, verb), list[Ended](), list[Ended]()
     same = list[bool]()
 
@@ -271,7 +271,7 @@ def moments(shell: Shell, ready: Path, verb: str, count: int, how: signal.Signal
         same.append(end.code == 0 and [content(run / name) for name in names] == wanted)
 
     while len(cut) < count and len(ended) < _PATIENCE * count:
-        found = shell.interrupted(typed, dice.uniform(0.0, length), how, cold=cold)
+        found = shell.interrupted(typed, dice.uniform(0.0, whole.seconds), how, cold=cold)
         if found.cut:
             cut.append(found)
             continue

@@ -234,9 +234,12 @@ def _check_metrics(profile: ProfileOptions) -> None:
 
 
 def load(path: Path) -> Config:
-    """Config of a YAML file, or of a run's folder; `folder` is filled in."""
+    """Config of a YAML file, or of a run's folder; `folder` is filled in: a run's own, of a file
+    that names none runs/NAME.
+    """
     path = here(Path(path))
-    path = path / NAME if path.is_dir() else path
+    own = path if path.is_dir() else None
+    path = path / NAME if own else path
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -246,9 +249,9 @@ def load(path: Path) -> Config:
             f"{path} is not readable as YAML: {str(error).splitlines()[0]}"
         ) from error
     config = parse(content if content is not None else {}, str(path), path.parent)
-    return (
-        config if config.folder else config.model_copy(update={"folder": Path("runs") / path.stem})
-    )
+    if config.folder:
+        return config
+    return config.model_copy(update={"folder": own or Path("runs") / path.stem})
 
 
 def save(config: Config, path: Path) -> None:

@@ -51,6 +51,13 @@ def test_relative_paths_are_read_from_the_config_s_own_folder(
     assert found.allocate.device == str(tmp_path / "configs" / "latency.json")
 
 
+def test_a_config_written_by_hand_into_a_run_s_folder_is_that_run_s(tmp_path: Path) -> None:
+    written(tmp_path / "mine" / "config.yaml", {"model": "scenes-dit"})
+
+    assert load(tmp_path / "mine").folder == tmp_path / "mine"
+    assert load(written(tmp_path / "other.yaml", {"model": "x"})).folder == Path("runs/other")
+
+
 def test_a_run_s_config_holds_wherever_one_stands_and_after_it_was_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
