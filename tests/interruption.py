@@ -1,5 +1,5 @@
-"""Commands on a terminal of their own that are interrupted at random moments: what they say, what is
-left of them, and whether the same command then ends as if nothing had been.
+"""Commands on a terminal of their own that are interrupted at random moments: what they say, what
+is left of them, and whether the same command then ends as if nothing had been.
 
 Each is a fork of one process that has imported everything (`warm`), so that a moment falls into a
 command's own work; the verb `start` is a command while Python imports.
@@ -115,10 +115,9 @@ class Shell:
         return process
 
     def leftovers(self, run: Path) -> list[str]:
-        """Hidden files in a run and beside it, and whatever is in the folder for temporary files."""
+        """Hidden files in a run and beside it, and what is in the folder for temporary files."""
         found = [*run.rglob(".*"), *run.parent.glob(f".{run.name}*")]
-        there = [p.name for p in self.temporary.iterdir() if not p.name.startswith("pymp-")]
-        return [p.name for p in found] + there
+        return [p.name for p in (*found, *self.temporary.iterdir())]
 
 
 class _Cold:
@@ -263,6 +262,7 @@ def moments(shell: Shell, ready: Path, verb: str, count: int, how: signal.Signal
     whole = shell.run(*typed, cold=cold)
     assert whole.code == 0, whole.text
     wanted = [content(run / name) for name in names]
+    usual = shell.leftovers(run)
     run, cut, ended = _fresh(ready, verb), list[Ended](), list[Ended]()
     same = list[bool]()
 
@@ -278,7 +278,7 @@ def moments(shell: Shell, ready: Path, verb: str, count: int, how: signal.Signal
         compare(found)
         run = _fresh(ready, verb)
     compare(shell.run(*typed))
-    left = shell.leftovers(run)
+    left = [name for name in shell.leftovers(run) if name not in usual]
     shutil.rmtree(run, ignore_errors=True)
     return Moments(whole, tuple(cut), tuple(ended), tuple(same), tuple(left))
 
@@ -292,7 +292,7 @@ class Moments:
         cut: the commands that were interrupted.
         ended: those that came to their end, the last one at least.
         same: whether each of those left what the whole one left.
-        left: names of files that are still there and are nobody's.
+        left: names of hidden and temporary files that the whole one does not leave.
     """
 
     whole: Ended

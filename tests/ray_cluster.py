@@ -97,7 +97,7 @@ class Cluster:
             "--min-worker-port=0",
             "--max-worker-port=0",
             "--include-log-monitor=false",
-            # A raylet ends where an agent that chooses its port itself takes longer than 15 seconds.
+            # A raylet ends where an agent takes longer than 15 seconds to choose a port.
             f"--dashboard-agent-listen-port={free_port()}",
             f"--dashboard-agent-grpc-port={free_port()}",
             f"--runtime-env-agent-port={free_port()}",

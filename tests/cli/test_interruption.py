@@ -1,5 +1,5 @@
-"""Ctrl-C and SIGKILL at random moments: the same command goes on to the same end, and nothing is left
-behind. All verbs, at more moments: `notebooks/figures/interrupts.py`.
+"""Ctrl-C and SIGKILL at random moments: the same command goes on to the same end, and nothing is
+left behind. All verbs, at more moments: `notebooks/figures/interrupts.py`.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@ something dies.
 
     python -m tests.measure.campaigns FOLDER PIPE KEY OPTIONS
 
-measures the plans of `plans` in the setting KEY, into the storage that TRIALS names: a line for each
-plan, then how many were measured here.
+measures the plans of `plans` in the setting KEY, into the storage that TRIALS names: a line for
+each plan, then how many were measured here.
 """
 
 from __future__ import annotations
