@@ -271,7 +271,8 @@ def moments(shell: Shell, ready: Path, verb: str, count: int, how: signal.Signal
         same.append(end.code == 0 and [content(run / name) for name in names] == wanted)
 
     while len(cut) < count and len(ended) < _PATIENCE * count:
-        found = shell.interrupted(typed, dice.uniform(0.0, whole.seconds), how, cold=cold)
+        length = min([whole.seconds, *(end.seconds for end in ended)])  # other work made it longer
+        found = shell.interrupted(typed, dice.uniform(0.0, length), how, cold=cold)
         if found.cut:
             cut.append(found)
             continue

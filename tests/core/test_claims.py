@@ -85,10 +85,11 @@ def test_a_claim_of_another_machine_lapses_when_it_stands_still(
     mine, beat = claims(where), -1
 
     for _ in range(4):  # longer than a lapse, and it beats
-        beat = _next_beat(mine, beat)
+        _wait_for_beat(mine, beat)
         assert not _held(mine)
+        beat = _beat(mine)  # no older than the one that was looked at
         clock[0] += 0.9 * LAPSE
-    _next_beat(mine, beat)
+    _wait_for_beat(mine, beat)
     process.kill()
     process.wait()
     assert process.stdout is not None
@@ -106,14 +107,15 @@ def _held(mine: Claims) -> bool:
         return got
 
 
-def _next_beat(mine: Claims, known: int) -> int:
-    """Waits until the holder has beaten again."""
+def _beat(mine: Claims) -> int:
+    return max(claim.user_attrs["beat"] for claim in mine._running())
+
+
+def _wait_for_beat(mine: Claims, known: int) -> None:
+    """Until the holder has beaten again."""
     limit = time.monotonic() + 600
-    while True:
+    while _beat(mine) <= known:
         assert time.monotonic() < limit
-        beat = max(claim.user_attrs["beat"] for claim in mine._running())
-        if beat > known:
-            return int(beat)
         time.sleep(0.05)
 
 
