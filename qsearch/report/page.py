@@ -6,8 +6,6 @@ screen, in a light and in a dark scheme. A short script of its own (`page.js`) s
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -29,22 +27,12 @@ from .findings import Findings
 from .fold import MANY, fold, home
 from .fold_svg import bits_map, legend, noise_map
 from .page_plots import draw_plots, qualities
-from .pictures import (
-    Sample,
-    are_clips,
-    contact_sheet,
-    load_plans,
-    makes_none,
-    picture_path,
-    resized,
-)
+from .page_sheet import sheet_of
+from .pictures import Sample, contact_sheet, makes_none, picture_path
 from .style import FAMILY_COLOURS
 
 if TYPE_CHECKING:
     from markupsafe import Markup
-
-
-LARGEST = 256  # pixels of an embedded picture's longer side
 
 
 def write_report(folder: Path, found: Findings, key: str = "") -> None:
@@ -120,7 +108,7 @@ def _page(folder: Path, found: Findings, samples: Sequence[Sample], key: str) ->
         captions=found.captions,
         columns=columns,
         rows=measured,
-        sheet=_sheet(folder, found, samples),
+        sheet=sheet_of(folder, found, samples),
         plots=drawn,
         qualities=[name for name in qualities(rows) if name in drawn],
         bits_words=_bits_words(plan, by_role) + _component_words(graph, plan),
@@ -302,45 +290,6 @@ def _bits_words(plan: Plan, by_role: Sequence[tables.RoleBits]) -> str:
     if most.average_bits > least.average_bits:
         words += f" The most went to {most.role} ({most.average_bits:.1f} stored bits a weight), the least to {least.role} ({least.average_bits:.1f})."
     return words
-
-
-def _sheet(folder: Path, found: Findings, samples: Sequence[Sample]) -> dict[str, Any]:
-    shown, bits, captions = found.shown, found.bits, found.captions
-    if not samples:
-        return {"plans": shown, "samples": [], "count": 0, "small": False, "clips": False}
-    pictures = load_plans(folder, shown)
-    count, _, width, _ = pictures[shown[0]].shape
-
-    def tile(name: str, index: int) -> dict[str, Any]:
-        picture = pictures[name][index]
-        image = resized(picture, min(LARGEST, max(picture.shape[:2])))
-        file = io.BytesIO()
-        image.save(file, format="PNG", optimize=True)
-        source = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-        return {
-            "plan": name,
-            "bits": bits[name],
-            "source": source,
-            "width": image.width,
-            "height": image.height,
-        }
-
-    cut = [
-        {
-            "worst": s.worst,
-            "rank": s.rank,
-            "caption": captions[s.index // max(1, count // len(captions))],
-            "tiles": [tile(name, s.index) for name in shown],
-        }
-        for s in samples
-    ]
-    return {
-        "plans": list(shown),
-        "samples": cut,
-        "count": count,
-        "small": width <= LARGEST // 2,
-        "clips": are_clips(picture_path(folder, shown[0])),
-    }
 
 
 def _layers(
