@@ -60,6 +60,8 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--folder", type=Path, default=Path("runs/sizes"))
     parser.add_argument("--offload", default="disk")
+    parser.add_argument("--probes", type=int, default=16, help="of `types`")
+    parser.add_argument("--bins", type=int, default=3, help="of `types`")
     o = parser.parse_args()
     place = o.folder / o.model
     if o.row == "save":
@@ -318,7 +320,7 @@ def types(o: argparse.Namespace, place: Path) -> list[dict[str, Any]]:
         if graph is None:
             call, *_ = record(pipe, prompts[:1], sampling, 1)
             graph = extract(model, example_inputs(call, model))
-        asked = {"bins": 3, "samples": 4, "batch": 2, "probes": 16}
+        asked = {"bins": o.bins, "samples": 4, "batch": 2, "probes": o.probes}
         made = profile_pipeline(pipe, graph, prompts, sampling, schemes=schemes, **asked)
         o.folder.mkdir(parents=True, exist_ok=True)
         made.save(o.folder / f"{o.model}-{kind}.parquet")
@@ -337,7 +339,8 @@ def types(o: argparse.Namespace, place: Path) -> list[dict[str, Any]]:
         f"Spearman {rank:.5f} over {len(wide):,} cells ({each}); median ratio {ratio.median():.4f}, "
         f"most {ratio[worst]:.2f} at {worst[0]}, {worst[1]}, bin {worst[2]}"
     )
-    return [{"model": o.model, "what": "bf16 against fp32", "peak GiB": 0.0, "more": more}]
+    what = f"bf16 against fp32, {o.bins} bins, {o.probes} probes"
+    return [{"model": o.model, "what": what, "peak GiB": 0.0, "more": more}]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Commands that look at a run and change its settings: show, set, list."""
+"""Commands that look at a run and change its settings: show, set, list, report, doctor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from ..core import plugins
 from ..core.errors import QSearchError
-from .common import PRODUCTS, Folder, app, console
+from .common import PRODUCTS, Folder, app, asked_run, console
 from .options import model_options, settings_of
 
 
@@ -163,6 +163,15 @@ def set_(
     save(changed, folder / NAME)
     for line in said_settings(changed, asked):
         typer.echo(line)
+
+
+@app.command()
+def report(folder: Folder) -> None:
+    """Write the run as a page, report.html, from what was measured; no model is loaded."""
+    from ..stages.report import report_run
+
+    with asked_run(folder, "report") as job:
+        typer.echo(report_run(job))
 
 
 @app.command()

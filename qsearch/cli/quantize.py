@@ -280,6 +280,15 @@ def allocate(
             help="the smallest plan that keeps the config's gates, by measuring at most 8",
         ),
     ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="guess from a model's files alone; nothing is measured")
+    ] = False,
+    schemes: Annotated[
+        str | None, typer.Option(help="with --quick: choices for each layer", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="with --quick: a model's run folder", show_default=False)
+    ] = None,
 ) -> None:
     """Find the best plan within a budget; constraints and more limits are set in the run's config.yaml."""
     from ..stages.allocate import allocate as stage
@@ -299,6 +308,18 @@ def allocate(
         target=target,
         steps=steps,
     )
+    if not quick and (schemes, output) != (None, None):
+        raise QSearchError(
+            "--schemes and --output go with --quick; a run's table has its own schemes"
+        )
+    if quick:
+        from ..stages.extract import extract as read
+        from ..stages.quick import quick as guessed
+
+        asked |= {"profile.schemes": words(schemes)}
+        with asked_run(place_for(str(folder), output), "allocate", asked) as job:
+            guessed(job, read(job))
+        return
     with asked_run(folder, "allocate", asked) as job:
         graph = job.graph()
         table = job.table(graph)
@@ -373,12 +394,3 @@ def evaluate(
         rows = stage(job, graph, plan)
         page(job, graph, plan, rows)
     _show(rows, job.config.gates)
-
-
-@app.command()
-def report(folder: Folder) -> None:
-    """Write the run as a page, report.html, from what was measured; no model is loaded."""
-    from ..stages.report import report_run
-
-    with asked_run(folder, "report") as job:
-        typer.echo(report_run(job))

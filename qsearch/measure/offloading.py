@@ -17,7 +17,7 @@ CHOICES = ("auto", "none", "block", "disk")
 #: bytes of one weight, by the type that a model is loaded in
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
 #: type of safetensors files -> type that a model is loaded in; others are widened
-_OWN = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_OWN = {"BF16": "bfloat16", "F8_E4M3": "bfloat16", "F8_E5M2": "bfloat16"}
 #: Python and its libraries, and what quantizing the largest weight of a block takes in fp32
 _BASE, _COPIES = 2**29, 6
 #: share of the free memory that is taken
@@ -39,12 +39,14 @@ class Offload:
     why: str
 
 
-def own_type(folder: Path, device: str) -> str:
-    """The type that a saved pipeline's denoiser is stored in, as a model is loaded; float32 for fp16 on a CPU, which hardly multiplies it."""
+def own_type(folder: Path) -> str:
+    """The type that a saved pipeline's denoiser is loaded in where nobody says: that of its files, but float32 for fp16.
+
+    Gradients of probes fall below what fp16 holds, and CPUs hardly multiply it.
+    """
     held = components_in(folder)
     stored = next((one.dtype for name, one in held.items() if is_denoiser(name)), "F32")
-    own = _OWN.get(stored, "bfloat16" if stored.startswith("F8") else "float32")
-    return "float32" if own == "float16" and device.partition(":")[0] == "cpu" else own
+    return _OWN.get(stored, "float32")
 
 
 def offload_of(folder: Path, device: str, dtype: str, asked: str = "auto") -> Offload:

@@ -72,6 +72,8 @@ class Stream:
         self.watchers: list[AbstractWatcher] = []
         #: called when a unit's gradients are complete and its weights still there
         self.done: list[Callable[[], None]] = []
+        #: called with 1 each time that a unit was gone through
+        self.passed: list[Callable[[int], None]] = []
         self.tape: Tape | None = None
         self._gathered: list[tuple[Tape, tuple[Tensor | None, ...]]] | None = None
         self._reader = ThreadPoolExecutor(1, "qsearch-read-ahead")
@@ -153,6 +155,8 @@ class Stream:
                     watcher.goes(place)
                 place.parameter.data = nothing(place.parameter)
                 place.loaded = False
+            for tell in self.passed:
+                tell(1)
 
     @contextmanager
     def watched(self, watcher: AbstractWatcher) -> Iterator[None]:

@@ -49,7 +49,7 @@ class Config(Settings):
     dtype: str = Field(
         "auto",
         description="type of the model's weights while measuring; auto: that of the denoiser's "
-        "files (float32 for fp16 on a CPU)",
+        "files (float32 for fp16)",
     )
     offload: str = Field(
         "auto",

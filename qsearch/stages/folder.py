@@ -156,6 +156,34 @@ class Run:
             with counted(self.pipe, at_most):
                 yield
 
+    @contextmanager
+    def blocks(self, title: str, passes: int) -> Iterator[None]:
+        """Inside, a bar goes by the blocks of streamed denoisers, in so many passes through all of
+        them; none where all weights are in memory.
+        """
+        from ..measure.pipelines import denoisers_of
+        from ..measure.streaming import streams_of
+
+        if self.offload.kind == "none":
+            yield
+            return
+        streams = [s for part in denoisers_of(self.pipe).values() for s in streams_of(part)]
+        left = total = passes * sum(len(stream.units) for stream in streams)
+        with self.progress.track(title, total) as advance:
+
+            def at_most(count: int) -> None:
+                nonlocal left
+                advance(min(count, left))
+                left -= min(count, left)
+
+            for stream in streams:
+                stream.passed.append(at_most)
+            try:
+                yield
+            finally:
+                for stream in streams:
+                    stream.passed.remove(at_most)
+
     @cached_property
     def own(self) -> Own:
         """What the model does where nothing is asked."""
@@ -179,7 +207,7 @@ class Run:
             return self.config.dtype
         from ..measure.offloading import own_type
 
-        return own_type(self.model_folder, self.device)
+        return own_type(self.model_folder)
 
     @cached_property
     def offload(self) -> Offload:

@@ -106,6 +106,7 @@ def profile(run: Run, graph: OpGraph, by: ExecutorOptions | None = None) -> Sens
             work = replace(work, parted=parted.by(by, run.progress.say))
         batch = min(c.profile.batch, len(prompts))
         stack.enter_context(run.ticks("record", len(prompts), batch))
+        stack.enter_context(run.blocks("profile, blocks", _passes(run, len(prompts), batch)))
         options = c.profile.model_copy(update={"seed": c.seed + c.profile.seed, "bins": run.bins})
         table = profile_pipeline(run.pipe, graph, prompts, run.sampling, options, work)
     table.save(run.path("sensitivity.parquet"), key=key, parents={"graph": graph.id}, seed=c.seed)
@@ -114,6 +115,17 @@ def profile(run: Run, graph: OpGraph, by: ExecutorOptions | None = None) -> Sens
     _say(run, table)
     say_profiled(run, graph, table)
     return table
+
+
+def _passes(run: Run, count: int, batch: int) -> int:
+    """Passes through all blocks, forwards or backwards: recording, three that look before probes
+    begin, and for each round of probes one there and one back.
+    """
+    from ..measure.estimators.probe import ROUND
+
+    parts = -(-count // batch)
+    rounds = -(-run.config.profile.probes // ROUND)
+    return parts * run.sampling.steps + parts * run.bins * (3 + 2 * rounds)
 
 
 def _say(run: Run, table: SensitivityTable) -> None:
