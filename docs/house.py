@@ -54,7 +54,11 @@ def page() -> str:
     for room, paths in held.items():
         parts.append(f"## {room}/\n\n{ROOMS[room][0].upper()}{ROOMS[room][1:]}.\n")
         lines = [
-            f"- `{path.relative_to(ROOT / room).as_posix().removesuffix('__init__.py') or '.'}` · {caption(path)}"
+            (
+                "- "
+                f"`{path.relative_to(ROOT / room).as_posix().removesuffix('__init__.py') or '.'}` "
+                f"· {caption(path)}"
+            )
             for path in paths
         ]
         parts.append("\n".join(lines) + "\n")

@@ -26,7 +26,8 @@ def pages(root: Path) -> dict[str, str | bytes]:
             top.append(_row(name, kind, default, words or _TOP.get(name, "")))
     parts = [
         "# Config\n",
-        "A run is one YAML file: `qsearch run FILE`. Everything has a default but the model, so the "
+        "A run is one YAML file: `qsearch run FILE`. Everything has a default but the "
+        "model, so the "
         "shortest config is one line. Relative paths are read from the config's own folder. "
         "`qsearch set RUN key=value` changes a run's config; `key=` is the default again. An "
         "unknown key is refused with the nearest known one.\n",

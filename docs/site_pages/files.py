@@ -106,9 +106,11 @@ def _artefacts(root: Path) -> str:
     parts = [
         "# Artefacts\n",
         "A run is a folder; each verb reads and writes its files there. Every file has one header: "
-        "schema and version, the id of the model's graph, digests of the files it was made from, the "
+        "schema and version, the id of the model's graph, digests of the files it was "
+        "made from, the "
         "seed, the command (without secrets) and versions of the libraries. Files are written "
-        "atomically, hold text or columns and never a pickle, and are refused with both names where "
+        "atomically, hold text or columns and never a pickle, and are refused with both "
+        "names where "
         "they belong to another graph.\n",
         table(rows),
         "A file of every version that was ever written lies in `tests/golden/` and is read by the "

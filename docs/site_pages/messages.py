@@ -15,7 +15,8 @@ def pages(root: Path) -> dict[str, str | bytes]:
     """One page: messages by room, what differs from case to case as …"""
     parts = [
         "# Every message\n",
-        "What qsearch says when it refuses something, as it stands in the code; … is what you gave, or "
+        "What qsearch says when it refuses something, as it stands in the code; … is "
+        "what you gave, or "
         "what it found. Search for words of the line that you got. The usual reasons are in "
         "[troubleshooting](troubleshooting.md).\n",
     ]

@@ -18,8 +18,10 @@ def pages(root: Path) -> dict[str, str | bytes]:
     parts = [
         "# Methods\n",
         "A card for each method that this project builds upon (the *seeds*) and for each tool that "
-        "does something near it (the *peers*): what the paper or the documentation says, how to run "
-        "it here, what was measured here, and what was kept or refuted. Tables on the cards are made "
+        "does something near it (the *peers*): what the paper or the documentation says, "
+        "how to run "
+        "it here, what was measured here, and what was kept or refuted. Tables on the "
+        "cards are made "
         "from `notebooks/figures/*.json`; a sentence that says *claimed* repeats its authors.\n",
     ]
     for kind in KINDS:
@@ -54,7 +56,8 @@ def _read(path: Path) -> dict[str, Any]:
         or fields["Kind"] not in KINDS
     ):
         raise MissingError(
-            f"methods/{path.name}: a card has a title and the lines **Kind** ({' or '.join(KINDS)}), "
+            f"methods/{path.name}: a card has a title and the lines **Kind** "
+            f"({' or '.join(KINDS)}), "
             "**In one sentence** and **Verdict**"
         )
     return {

@@ -52,7 +52,8 @@ def _page(path: Path, root: Path) -> dict[str, str | bytes]:
     made_of = content["metadata"].get(DIGEST)
     if made_of != digest(content["cells"]):
         raise MissingError(
-            f"{path.relative_to(root)}: its outputs are {'older than its code' if made_of else 'missing'}; "
+            f"{path.relative_to(root)}: its outputs are "
+            f"{'older than its code' if made_of else 'missing'}; "
             "run `python docs/run_notebooks.py`"
         )
     made: dict[str, str | bytes] = {}

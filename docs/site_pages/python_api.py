@@ -28,7 +28,10 @@ MODULES = {
     ),
     "plug-ins": (
         "Plug-ins",
-        "What plug-ins are given and what they give back; see [how to add one](../../how-to/plug-ins.md).",
+        (
+            "What plug-ins are given and what they give back; see [how to add "
+            "one](../../how-to/plug-ins.md)."
+        ),
         (
             "qsearch.choices.transform",
             "qsearch.execute.exporting",
@@ -60,7 +63,8 @@ def pages(root: Path) -> dict[str, str | bytes]:
         made[f"reference/python/{page}.md"] = "\n".join(parts)
         rows.append(f"- [{title}]({page}.md): {words.replace('../../', '../../')}")
     made["reference/python/index.md"] = (
-        "# Python\n\nThe public names of `qsearch`. `import qsearch` is instant: what a name needs is "
+        "# Python\n\nThe public names of `qsearch`. `import qsearch` is instant: what a "
+        "name needs is "
         "loaded when the name is used.\n\n" + "\n".join(rows) + "\n"
     )
     return made

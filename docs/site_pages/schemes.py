@@ -24,18 +24,22 @@ def pages(root: Path) -> dict[str, str | bytes]:
     grammar, _, words = docstring.partition("\n\n")
     parts = [
         "# Schemes\n",
-        "A scheme says how one layer is stored, and how its input is rounded, as one canonical string: "
+        "A scheme says how one layer is stored, and how its input is rounded, as one "
+        "canonical string: "
         "in plans, tables, configs and on the command line.\n",
         code(_dedented(f"{grammar}")),
         _prose(words),
-        f"## Formats {{#formats}}\n\nStored bits of a linear layer of {_SHAPE[1]} channels from {_SHAPE[0]}, scales, "
-        "zero points and codebooks included, with a scale a channel and, where the format allows it, a "
+        f"## Formats {{#formats}}\n\nStored bits of a linear layer of {_SHAPE[1]} "
+        f"channels from {_SHAPE[0]}, scales, "
+        "zero points and codebooks included, with a scale a channel and, where the "
+        "format allows it, a "
         f"scale for 64 weights.\n\n{table([_format(f) for f in formats()])}",
         "## Inputs {#inputs}\n\n`+a` and one of "
         + ", ".join(f"`{a}`" for a in input_formats())
         + "; then what shares a scale:\n",
         table(_plugins(plugins, "activations", ("word", "needs_inputs"))),
-        "## Transforms {#transforms}\n\n`~` and a word, with a number where it takes one; several are "
+        "## Transforms {#transforms}\n\n`~` and a word, with a number where it takes "
+        "one; several are "
         "applied in the order first token, smoothing, rotation, low-rank branch.\n",
         table(_plugins(plugins, "transforms", ("stage", "number", "needs_linear"))),
         "## Methods {#methods}\n\n`@` and a word: what chooses scales and rounding.\n",

@@ -290,5 +290,6 @@ def _taps_first(weight: Weight, channels: int) -> Weight:
 def _check(weight: Weight) -> None:
     if not in_bytes(weight):
         raise ValueError(
-            f"products of bytes need one scale a row and whole levels of 8 bits; given {weight.bits} bits in groups of {weight.group}"
+            "products of bytes need one scale a row and whole levels of 8 bits; given "
+            f"{weight.bits} bits in groups of {weight.group}"
         )

@@ -130,12 +130,17 @@ def _product_fake(place: int) -> Callable[..., Tensor]:
 
 quantize_rows = _operation(
     "quantize_rows", reference_a8.quantize_rows, _quantize_rows_fake, "quantize",
-    "(Tensor x, str form='8', str activation='', Tensor? shift=None, Tensor? divisor=None, Tensor? scale=None, Tensor? zero=None, SymInt group=0) -> " + _ROWS,
+    (
+        "(Tensor x, str form='8', str activation='', Tensor? shift=None, Tensor? "
+        "divisor=None, Tensor? scale=None, Tensor? zero=None, SymInt group=0) -> "
+    ) + _ROWS,
 )  # fmt: skip
 norm_quantize = _operation(
     "norm_quantize", reference_a8.norm_quantize, _norm_quantize_fake, "norm_quantize",
-    "(Tensor x, str form='8', bool rms=False, float eps=1e-6, Tensor? weight=None, Tensor? bias=None, Tensor? modulation_scale=None, "
-    "Tensor? modulation_shift=None, Tensor? shift=None, Tensor? divisor=None, SymInt group=0) -> " + _ROWS,
+    "(Tensor x, str form='8', bool rms=False, float eps=1e-6, Tensor? weight=None, "
+        "Tensor? bias=None, Tensor? modulation_scale=None, "
+    "Tensor? modulation_shift=None, Tensor? shift=None, Tensor? divisor=None, SymInt "
+        "group=0) -> " + _ROWS,
 )  # fmt: skip
 linear_a8 = _operation("linear_a8", reference_a8.linear_a8, _product_fake(11), "linear_a8")
 linear_packed_a8 = _operation(
@@ -239,7 +244,8 @@ def conv2d_rounded(
     )
     if refused:
         raise ValueError(
-            "int8 convolutions take one stride, padding and dilation for both axes and weights with one scale a row and no zeros; "
+            "int8 convolutions take one stride, padding and dilation for both axes and "
+            "weights with one scale a row and no zeros; "
             f"given {', '.join(refused)}: dequantize this weight instead"
         )
     batch, channels = x.shape[:2]

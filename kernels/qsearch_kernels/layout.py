@@ -41,11 +41,13 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     widths = planes(bits)
     if codes.ndim == 0 or codes.is_floating_point() or codes.is_complex():
         raise ValueError(
-            f"codes must be integers with at least one axis; given {codes.dtype} of shape {tuple(codes.shape)}"
+            f"codes must be integers with at least one axis; given {codes.dtype} of shape "
+            f"{tuple(codes.shape)}"
         )
     if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < 2**bits:
         raise ValueError(
-            f"codes of {bits} bits lie in 0 to {2**bits - 1}; given {int(codes.min())} to {int(codes.max())}"
+            f"codes of {bits} bits lie in 0 to {2**bits - 1}; given {int(codes.min())} to "
+            f"{int(codes.max())}"
         )
     rows, packed, shift = codes.to(torch.uint8), [], 0
     for width in widths:
@@ -66,7 +68,9 @@ def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
         or packed.shape[-1] != row_bytes(columns, bits)
     ):
         raise ValueError(
-            f"{columns} codes of {bits} bits are packed in uint8 [..., {row_bytes(columns, bits)}]; given {packed.dtype} of shape {tuple(packed.shape)}"
+            f"{columns} codes of {bits} bits are packed in uint8 [..., "
+            f"{row_bytes(columns, bits)}]; given {packed.dtype} of shape "
+            f"{tuple(packed.shape)}"
         )
     codes = packed.new_zeros(*packed.shape[:-1], columns)
     start = shift = 0

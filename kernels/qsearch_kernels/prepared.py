@@ -59,7 +59,8 @@ def prepare(
     group = 0 if group >= columns else group
     if group > 0 and (group < 32 or group & (group - 1)):
         raise ValueError(
-            f"int8 tensor cores add up 32, 64, 128, ... columns before a scale; given groups of {group}: dequantize this weight instead"
+            "int8 tensor cores add up 32, 64, 128, ... columns before a scale; given "
+            f"groups of {group}: dequantize this weight instead"
         )
     wide, shift = max(0, group), 0.0 if levels is not None else 2.0 ** (bits - 1)
     groups = -(-columns // wide) if wide else 1
@@ -101,7 +102,8 @@ def prepare_fp8(codes: Tensor, scale: Tensor, levels: Tensor) -> Prepared:
         or not torch.equal(levels.float()[finite], spelt[finite] * unit)
     ):
         raise ValueError(
-            f"fp8 products take e4m3 codes with one scale a row; given {codes.dtype} and scales {tuple(scale.shape)}: dequantize this weight instead"
+            f"fp8 products take e4m3 codes with one scale a row; given {codes.dtype} and "
+            f"scales {tuple(scale.shape)}: dequantize this weight instead"
         )
     s = (scale.float() * unit).expand(codes.shape[0], 1).contiguous()
     floats = codes.view(torch.float8_e4m3fn)
@@ -119,7 +121,8 @@ def _table(levels: Tensor, round_codebooks: bool) -> tuple[Tensor, Tensor | floa
             return whole.to(torch.int8), 2.0**-exponent
     if not round_codebooks or (levels.ndim == 3 and levels.shape[1] != 1):
         raise ValueError(
-            f"levels in an int8 product are whole numbers up to 127 times a power of two, or one codebook a row, rounded to 8 bits where that is asked for; "
+            "levels in an int8 product are whole numbers up to 127 times a power of two, "
+            "or one codebook a row, rounded to 8 bits where that is asked for; "
             f"given {tuple(levels.shape)}: dequantize this weight instead"
         )
     table, unit = reference_a8.whole_numbers(flat)

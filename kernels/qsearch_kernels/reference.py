@@ -38,7 +38,8 @@ def dequantize(
     for name, values in (("scale", scale), ("zero", zero), ("codebook", codebook)):
         if isinstance(values, Tensor) and (given := tuple(values.shape)) != shape:
             raise ValueError(
-                f"codes {rows} x {columns} in groups of {group} need a {name} of shape {shape}; given {given}"
+                f"codes {rows} x {columns} in groups of {group} need a {name} of shape "
+                f"{shape}; given {given}"
             )
     exact = torch.promote_types(scale.dtype, torch.float32)
     level = codes.to(exact) if levels is None else _levels(codes, levels.to(exact), group)

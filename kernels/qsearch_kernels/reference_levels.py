@@ -86,13 +86,16 @@ def check_weight(
         or (codes.dtype == torch.int8 and bits != 8)
     ):
         raise ValueError(
-            f"{columns} codes of {bits} bits are packed in uint8 [rows, {row_bytes(columns, bits)}]; given {codes.dtype} of shape {tuple(codes.shape)}"
+            f"{columns} codes of {bits} bits are packed in uint8 [rows, "
+            f"{row_bytes(columns, bits)}]; given {codes.dtype} of shape "
+            f"{tuple(codes.shape)}"
         )
     shape = (1 if group == -1 else rows, -(-columns // group) if group > 0 else 1)
     for name, values in (("scale", scale), ("zero", zero)):
         if values is not None and tuple(values.shape) != shape:
             raise ValueError(
-                f"codes {rows} x {columns} in groups of {group} need a {name} of shape {shape}; given {tuple(values.shape)}"
+                f"codes {rows} x {columns} in groups of {group} need a {name} of shape "
+                f"{shape}; given {tuple(values.shape)}"
             )
 
 
@@ -116,7 +119,8 @@ def table_of(levels: Tensor | None, rows: int, groups: int, bits: int) -> Tensor
     )
     if tuple(table.shape) not in {(1, 2**bits), (rows, 2**bits), (rows, groups, 2**bits)}:
         raise ValueError(
-            f"{rows} rows in {groups} groups with codes of {bits} bits need levels [{2**bits}], [{rows}, {2**bits}] or [{rows}, {groups}, {2**bits}]; "
+            f"{rows} rows in {groups} groups with codes of {bits} bits need levels "
+            f"[{2**bits}], [{rows}, {2**bits}] or [{rows}, {groups}, {2**bits}]; "
             f"given {tuple(levels.shape)}"
         )
     return table.contiguous()

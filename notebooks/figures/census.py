@@ -1,10 +1,12 @@
-"""A census: every pipeline of the installed diffusers that can be built tiny, through every verb of the command.
+"""A census: every pipeline of the installed diffusers that can be built tiny, through every verb of
+the command.
 
     PYTHONPATH=. python notebooks/figures/census.py [--pipelines FluxPipeline ...] [--again]
 
-A class has its own folder: a saved pipeline in its true class with random weights, a run's config with what its call wants. Each
-command is `qsearch` with its arguments, in a process that is forked of one that has torch and diffusers loaded. A command is right
-where it exits with 0 and its file holds what it should; refused where it exits with 2 and one line; all else is a fault. What is done
+A class has its own folder: a saved pipeline in its true class with random weights, a run's config
+with what its call wants. Each command is `qsearch` with its arguments, in a process that is forked
+of one that has torch and diffusers loaded. A command is right where it exits with 0 and its file
+holds what it should; refused where it exits with 2 and one line; all else is a fault. What is done
 is kept in runs/census and not done again without --again. Writes census.json.
 """
 
@@ -98,7 +100,9 @@ def table() -> dict[str, tuple[Callable[[], Any], dict[str, Any]]]:
 
 
 def others() -> dict[str, str]:
-    """Every further class of a pipeline that the installed diffusers names -> why it is not in the table."""
+    """Every further class of a pipeline that the installed diffusers names -> why it is not in the
+    table.
+    """
     import diffusers
 
     known, found = table(), dict(CANNOT)
@@ -118,7 +122,9 @@ def others() -> dict[str, str]:
 
 
 def forked(work: Callable[[], None], log: Path) -> tuple[int, float]:
-    """(exit code, CPU seconds) of `work` in a process of its own, its output in `log`.out and `log`.err; 124 where it took too long."""
+    """(exit code, CPU seconds) of `work` in a process of its own, its output in `log`.out and
+    `log`.err; 124 where it took too long.
+    """
     child = os.fork()
     if child == 0:
         code = 1
@@ -258,7 +264,9 @@ def walk(name: str) -> dict[str, Any]:
 
 
 def load(names: list[str]) -> None:
-    """Import what the commands and these pipelines import, and export a model once, so that children need not."""
+    """Import what the commands and these pipelines import, and export a model once, so that
+    children need not.
+    """
     import diffusers
     import torch
 

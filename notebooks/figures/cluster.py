@@ -1,4 +1,5 @@
-"""Beyond one machine: workers here, in processes and on Ray's nodes, their trials in a real PostgreSQL.
+"""Beyond one machine: workers here, in processes and on Ray's nodes, their trials in a real
+PostgreSQL.
 
     PYTHONPATH=. python notebooks/figures/cluster.py workers [--plans 64 --samples 4 --steps 4]
     PYTHONPATH=. python notebooks/figures/cluster.py trials [--count 10000]
@@ -7,8 +8,8 @@ Needs Debian's postgresql and the extras `ray` and `databases`. The server and a
 nodes are started on loopback and thrown away. `workers` measures the same plans of scenes-dit by
 one process, by pools and by Ray, and compares every number; seconds are of the clock and of the
 processors (of the command, its processes and Ray's nodes), since other work on the machine makes
-the clock's longer. `trials` fills the database with made-up trials, then times opening, resuming and fitting.
-Written to cluster-PART.json.
+the clock's longer. `trials` fills the database with made-up trials, then times opening, resuming
+and fitting. Written to cluster-PART.json.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""First contact: an own SDXL-shaped and an own Flux-shaped folder from nothing to a report and a file.
+"""First contact: an own SDXL-shaped and an own Flux-shaped folder from nothing to a report and a
+file.
 
     PYTHONPATH=. python notebooks/figures/first_contact.py [--models stable_diffusion_xl flux]
 
-Told are the commands that are typed, dead ends (exit codes other than 0), and seconds of each command by the clock and of the
-processor. The weights are tiny and random. `FEW` are lines that a person who wants an answer in minutes would change in the config
-that `init` wrote. Written to first_contact.json after each model. How commands end that are interrupted: interrupts.py.
+Told are the commands that are typed, dead ends (exit codes other than 0), and seconds of each
+command by the clock and of the processor. The weights are tiny and random. `FEW` are lines that a
+person who wants an answer in minutes would change in the config that `init` wrote. Written to
+first_contact.json after each model. How commands end that are interrupted: interrupts.py.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
-"""Ctrl-C and SIGKILL at random moments of every verb: seconds to the prompt, what is said, what is left.
+"""Ctrl-C and SIGKILL at random moments of every verb: seconds to the prompt, what is said, what is
+left.
 
-    PYTHONPATH=. python notebooks/figures/interrupts.py [--moments 20] [--verbs profile evaluate ...] [--signals SIGINT SIGKILL]
+    PYTHONPATH=. python notebooks/figures/interrupts.py [--moments 20] [--verbs profile evaluate
+    ...] [--signals SIGINT SIGKILL]
 
-Each command has a terminal of its own. Ctrl-C is typed there; SIGKILL hits the command alone. The moments of a verb fall one after
-another into the same folder, so that it goes on from where it was interrupted; whenever it comes to its end, what it wrote is compared
-with that of a command that nobody interrupted, and the next moment begins anew (`tests/interruption.py`). `start` is a command that has
-just been typed, while Python imports; all others are forks of a process that has imported everything. Written to interrupts.json after
-each verb.
+Each command has a terminal of its own. Ctrl-C is typed there; SIGKILL hits the command alone. The
+moments of a verb fall one after another into the same folder, so that it goes on from where it was
+interrupted; whenever it comes to its end, what it wrote is compared with that of a command that
+nobody interrupted, and the next moment begins anew (`tests/interruption.py`). `start` is a command
+that has just been typed, while Python imports; all others are forks of a process that has imported
+everything. Written to interrupts.json after each verb.
 """
 
 from __future__ import annotations

@@ -1,11 +1,16 @@
-"""Each seed's own recipe (configs/methods) on both denoisers of the zoo at its own bits, against naive min-max at equal stored bits.
+"""Each seed's own recipe (configs/methods) on both denoisers of the zoo at its own bits, against
+naive min-max at equal stored bits.
 
-    python notebooks/figures/methods.py [--models scenes-dit scenes-unet] [--recipes fp4dit-w4a6 …] [--samples 64] [--steps 20] [--iterations N] [--folder runs/methods]
+    python notebooks/figures/methods.py [--models scenes-dit scenes-unet] [--recipes fp4dit-w4a6 …]
+    [--samples 64] [--steps 20] [--iterations N] [--folder runs/methods]
 
-All plans of a model are measured with the same captions and the same noise. Naive is asymmetric min-max integers a channel, of the two widths between which
-the recipe's stored bits lie, at random layers; its inputs are rounded to as many bits, with one static min-max scale each, and nothing is kept.
-`one range` and `nearest` are a recipe without its ranges of steps, and without its reconstruction. `~bos` is left out where the text encoder is not causal (scenes-dit).
-Resumable: every measured row is kept in FOLDER, and rows of other models and recipes stay. Writes methods.json.
+All plans of a model are measured with the same captions and the same noise. Naive is asymmetric
+min-max integers a channel, of the two widths between which the recipe's stored bits lie, at random
+layers; its inputs are rounded to as many bits, with one static min-max scale each, and nothing is
+kept. `one range` and `nearest` are a recipe without its ranges of steps, and without its
+reconstruction. `~bos` is left out where the text encoder is not causal (scenes-dit). Resumable:
+every measured row is kept in FOLDER, and rows of other models and recipes stay. Writes
+methods.json.
 """
 
 from __future__ import annotations
@@ -42,7 +47,9 @@ METRICS = ("alignment", "frechet", "ssim", "sqnr")
 
 
 def fitted(config: configs.Config, model: str) -> configs.Config:
-    """The recipe on another model: no first token of its own where the text encoder looks both ways."""
+    """The recipe on another model: no first token of its own where the text encoder looks both
+    ways.
+    """
     content = config.model_dump(mode="json") | {"model": model}
     for part in ("layers", "inputs"):
         if model == "scenes-dit":
@@ -60,7 +67,9 @@ def recipe_plan(run: Run, graph: OpGraph) -> Plan:
 
 
 def naive(graph: OpGraph, plan: Plan) -> Plan:
-    """Min-max integers of the widths around the plan's stored bits, at random layers, inputs in one static scale of as many bits."""
+    """Min-max integers of the widths around the plan's stored bits, at random layers, inputs in one
+    static scale of as many bits.
+    """
     bits = plan.achieved.average_bits
     widths = [
         b for b in range(2, 9) if Plan.uniform(graph, f"uint{b}-c").achieved.average_bits <= bits

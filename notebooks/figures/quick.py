@@ -1,10 +1,12 @@
-"""What does a relative weight error cost in layers of each role, and how well do such guesses rank the choices of another model?
+"""What does a relative weight error cost in layers of each role, and how well do such guesses rank
+the choices of another model?
 
     python notebooks/figures/quick.py --folder FOLDER
 
-Reads the tables and graphs that `sizes.py types MODEL --folder FOLDER` left, of every model that is there. Guesses for a model are its relative weight errors, alone
-and times the prior of the others: the median, over the layers of a role, of noise over relative weight error. Both are compared with its measured table
-over all layers and schemes; the first are what `allocate --quick` goes by.
+Reads the tables and graphs that `sizes.py types MODEL --folder FOLDER` left, of every model that is
+there. Guesses for a model are its relative weight errors, alone and times the prior of the others:
+the median, over the layers of a role, of noise over relative weight error. Both are compared with
+its measured table over all layers and schemes; the first are what `allocate --quick` goes by.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ def main() -> None:
 
 
 def measured(folder: Path, model: str) -> pd.DataFrame:
-    """role, scheme, relative weight error and measured noise (mean over step bins) of every choice that rounds weights alone."""
+    """role, scheme, relative weight error and measured noise (mean over step bins) of every choice
+    that rounds weights alone.
+    """
     graph = OpGraph.load(folder / f"{model}.graph.json")
     frame = SensitivityTable.load(folder / f"{model}-float32.parquet", graph.id).frame
     noise = frame.groupby(["site", "scheme"])["estimate"].mean()
@@ -80,7 +84,9 @@ def measured(folder: Path, model: str) -> pd.DataFrame:
 
 
 def prior_of(frame: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """role -> median of noise over relative error, and the factor within which half of the layers lie; `any` for all."""
+    """role -> median of noise over relative error, and the factor within which half of the layers
+    lie; `any` for all.
+    """
     ratio = frame["noise"] / frame["error"]
     found = {}
     for role, own in [*ratio.groupby(frame["role"]), ("any", ratio)]:

@@ -122,7 +122,8 @@ def main() -> None:
     publish(
         __file__,
         rows,
-        title=f"reconstruction: {len(taken)} blocks of {options.zoo}, {options.steps} iterations each",
+        title=f"reconstruction: {len(taken)} blocks of {options.zoo}, {options.steps} "
+        "iterations each",
         seed=0,
         extra={"blocks": taken},
     )

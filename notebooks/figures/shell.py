@@ -56,7 +56,8 @@ def main() -> None:
             run.mkdir()
             (run / "prompts.txt").write_text("".join(f"{p}\n" for p in PROMPTS))
             (run / "config.yaml").write_text(
-                f"model: {model}\nprompts: prompts.txt\nsampling:\n  steps: 8\n  call: {SIZES[name]}\n"
+                f"model: {model}\nprompts: prompts.txt\nsampling:\n  steps: 8\n  call: "
+                f"{SIZES[name]}\n"
                 "profile: {bins: 2, samples: 2}\nevaluate: {metrics: [sqnr]}\n"
             )
             for verb, arguments in commands(str(run)).items():

@@ -1,4 +1,5 @@
-"""Do real architectures go through the verbs in the memory that people have, and what do narrow types cost?
+"""Do real architectures go through the verbs in the memory that people have, and what do narrow
+types cost?
 
     python notebooks/figures/sizes.py save sdxl|flux-dev|wan-14b
     python notebooks/figures/sizes.py profile sdxl|flux-dev [--offload disk]
@@ -6,11 +7,13 @@
     python notebooks/figures/sizes.py verbs flux-dev|wan-14b
     python notebooks/figures/sizes.py types scenes-dit|scenes-unet
 
-`save` writes the card's denoiser with random weights in bf16 as shards, with one-layer text encoders and a small VAE of the right classes, into
---folder. `profile` and `verbs` run qsearch's own commands, each in a process of its own whose peak of resident memory is what the kernel counted
-(ru_maxrss); a command that was killed goes on where it was. `times` measures one round of probes with all weights in memory and streamed from disk,
-in turns. `types` profiles a model of the zoo in fp32 and in bf16, all else the same. Every call adds its row to sizes.json, in place of the same
-row of before.
+`save` writes the card's denoiser with random weights in bf16 as shards, with one-layer text
+encoders and a small VAE of the right classes, into --folder. `profile` and `verbs` run qsearch's
+own commands, each in a process of its own whose peak of resident memory is what the kernel counted
+(ru_maxrss); a command that was killed goes on where it was. `times` measures one round of probes
+with all weights in memory and streamed from disk, in turns. `types` profiles a model of the zoo in
+fp32 and in bf16, all else the same. Every call adds its row to sizes.json, in place of the same row
+of before.
 """
 
 from __future__ import annotations
@@ -128,7 +131,9 @@ def save(name: str, folder: Path) -> None:
 
 
 def weights(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Random weights of a model on the meta device in bf16, that keep activations about as large as they are."""
+    """Random weights of a model on the meta device in bf16, that keep activations about as large as
+    they are.
+    """
     generator = torch.Generator().manual_seed(0)
     for name, tensor in model.state_dict().items():
         fan = math.prod(tensor.shape[1:]) if tensor.ndim > 1 else 1
@@ -269,7 +274,9 @@ def timed(o: argparse.Namespace, place: Path) -> list[dict[str, Any]]:
 
 
 def verbs(o: argparse.Namespace, place: Path) -> list[dict[str, Any]]:
-    """Allocate, evaluate, apply and export of a profiled model; extract, --quick and export of one that was not."""
+    """Allocate, evaluate, apply and export of a profiled model; extract, --quick and export of one
+    that was not.
+    """
     run = o.folder / f"{o.model}-{o.offload}"
     rows = []
     size = {"steps": 2, "height": 256, "width": 256, "offload": o.offload, "dtype": "bfloat16"}
@@ -336,7 +343,8 @@ def types(o: argparse.Namespace, place: Path) -> list[dict[str, Any]]:
     worst = max(ratio.index[[0, -1]], key=lambda i: abs(math.log(ratio[i])))
     each = ", ".join(f"{s} {r:.4f}" for s, r in zip(schemes, within, strict=True))
     more = (
-        f"Spearman {rank:.5f} over {len(wide):,} cells ({each}); median ratio {ratio.median():.4f}, "
+        f"Spearman {rank:.5f} over {len(wide):,} cells ({each}); median ratio "
+        f"{ratio.median():.4f}, "
         f"most {ratio[worst]:.2f} at {worst[0]}, {worst[1]}, bin {worst[2]}"
     )
     what = f"bf16 against fp32, {o.bins} bins, {o.probes} probes"

@@ -8,9 +8,9 @@ by the metric that matters for them?
 of ours with 8-bit inputs, the last three at the stored bits of W4A8-MP. `decoupled`: plans of the
 same choices at the same stored bits, allocated by one metric each (noise of a call, or alignment,
 temporal or sqnr through the clean clip) and by `scored`, each layer by its own. All plans see the
-same captions and noise; a cell is the mean and its standard error, `d NAME` the mean difference from
-full precision, clip by clip, where that has a value (metrics against full precision have none).
-Resumable: rows are kept in FOLDER. Writes video.json.
+same captions and noise; a cell is the mean and its standard error, `d NAME` the mean difference
+from full precision, clip by clip, where that has a value (metrics against full precision have
+none). Resumable: rows are kept in FOLDER. Writes video.json.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
-"""A whole pipeline at 40 % of its 16-bit bytes: denoiser, text encoder and VAE in one plan, or the denoiser alone squeezed to the same total.
+"""A whole pipeline at 40 % of its 16-bit bytes: denoiser, text encoder and VAE in one plan, or the
+denoiser alone squeezed to the same total.
 
-    python notebooks/figures/whole_pipeline.py [--model scenes-dit] [--seeds 3] [--samples 32] [--steps 10] [--share 0.4]
+    python notebooks/figures/whole_pipeline.py [--model scenes-dit] [--seeds 3] [--samples 32]
+    [--steps 10] [--share 0.4]
 
-Both plans come from one table: probes through the whole sampler, from the decoded pictures back into the text encoder, and both
-are chosen by the noise of the pictures. `one plan` may change every layer; `denoiser alone` keeps text encoder and VAE in 16 bits,
-so that the denoiser pays for them. Layers that no text-to-picture call runs (the VAE's encoder, embeddings) stay in 16 bits in both,
-and count. All plans of a seed see the same prompts and noise: the paired difference is much surer than either number. Writes
-whole_pipeline.json.
+Both plans come from one table: probes through the whole sampler, from the decoded pictures back
+into the text encoder, and both are chosen by the noise of the pictures. `one plan` may change every
+layer; `denoiser alone` keeps text encoder and VAE in 16 bits, so that the denoiser pays for them.
+Layers that no text-to-picture call runs (the VAE's encoder, embeddings) stay in 16 bits in both,
+and count. All plans of a seed see the same prompts and noise: the paired difference is much surer
+than either number. Writes whole_pipeline.json.
 """
 
 from __future__ import annotations
@@ -105,7 +108,9 @@ def measured(seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def summed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means over the samples of all seeds with standard errors, and paired differences from the denoiser alone."""
+    """Means over the samples of all seeds with standard errors, and paired differences from the
+    denoiser alone.
+    """
     found = []
     for plan in reversed(dict.fromkeys(row["plan"] for row in rows)):
         mine = [row for row in rows if row["plan"] == plan]
@@ -149,7 +154,8 @@ def main() -> None:
         publish(
             __file__,
             summed(rows),
-            title=f"{options.model} as a whole pipeline at {100 * options.share:g} % of its 16-bit bytes",
+            title=f"{options.model} as a whole pipeline at {100 * options.share:g} % of its "
+            "16-bit bytes",
             seed=0,
             extra={"each": rows},
         )

@@ -109,7 +109,8 @@ def main() -> None:
     publish(
         __file__,
         rows,
-        title=f"{options.samples} captions of held-out scenes, {options.steps} steps, guidance {options.guidance}",
+        title=f"{options.samples} captions of held-out scenes, {options.steps} steps, guidance "
+        f"{options.guidance}",
         seed=options.seed,
     )
 

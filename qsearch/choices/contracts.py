@@ -204,7 +204,8 @@ def assert_step_law(run: Callable[[Tensor, Scheme], Tensor], *, tolerance: float
     for (few, many), expected in {(0, 1): 13.98, (1, 2): 24.61}.items():
         gain = levels[many] - levels[few]
         assert abs(gain - expected) <= tolerance, (
-            f"{(2, 4, 8)[few]} to {(2, 4, 8)[many]} bits gain {gain:.2f} dB and not {expected:.2f}: {levels}"
+            f"{(2, 4, 8)[few]} to {(2, 4, 8)[many]} bits gain {gain:.2f} dB and not "
+            f"{expected:.2f}: {levels}"
         )
 
 

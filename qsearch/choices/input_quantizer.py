@@ -178,7 +178,8 @@ def fit_input_quantizer(
         return None
     if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
         raise QSearchError(
-            f"inputs are rounded for linear layers and convolutions; {layer} is {type(module).__name__}, give it weights only"
+            f"inputs are rounded for linear layers and convolutions; {layer} is "
+            f"{type(module).__name__}, give it weights only"
         )
     linear = isinstance(module, nn.Linear)
     plain = isinstance(module, nn.Linear) or not (module.transposed or module.groups > 1)
@@ -192,7 +193,8 @@ def fit_input_quantizer(
             raise QSearchError(f"~{word.name} is for {suited}; {layer} is {type(module).__name__}")
     if inputs is None and (any(word.plugin.needs for word in chosen) or scheme.static_input):
         raise QSearchError(
-            f"{scheme} needs to know the inputs of {layer}; give QuantizedWeights(model, graph, calibrate(model, graph, calls))"
+            f"{scheme} needs to know the inputs of {layer}; give QuantizedWeights(model, "
+            "graph, calibrate(model, graph, calls))"
         )
     steps: list[AbstractStep] = []
     moved = weight.float()

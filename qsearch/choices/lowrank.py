@@ -54,7 +54,8 @@ def check_rank(rank: int, weight: Tensor, layer: str) -> None:
         best = min(most, max(rank, MULTIPLE)) // MULTIPLE * MULTIPLE
         remedy = f"the nearest is {best}" if best else "it is too small for one: leave it out"
         raise QSearchError(
-            f"a low-rank branch has a rank of 16, 32, 48, ... up to the layer's; {layer} is {size}, "
+            f"a low-rank branch has a rank of 16, 32, 48, ... up to the layer's; {layer} "
+            f"is {size}, "
             f"given {rank}; {remedy}"
         )
 

@@ -281,7 +281,8 @@ def empty_weight(
     made = format_of(scheme).packed(scheme.weight_only, rows, columns, device)
     if made is None:
         raise QSearchError(
-            f"{scheme.format} has no packed form: simulate the plan, or give the layer another format"
+            f"{scheme.format} has no packed form: simulate the plan, or give the layer "
+            "another format"
         )
     return made
 

@@ -134,18 +134,21 @@ def quantize(
         raise QSearchError(f"{layer} is kept in full precision; there is nothing to quantize")
     if not torch.isfinite(weight).all():
         raise QSearchError(
-            f"weights must be finite to be quantized; {layer} holds {int((~torch.isfinite(weight)).sum())} that are not"
+            f"weights must be finite to be quantized; {layer} holds "
+            f"{int((~torch.isfinite(weight)).sum())} that are not"
         )
     plugin, method = method_of(scheme), scheme.method
     if not plugin.supports(scheme):
         raise QSearchError(
-            f"{method} can't make {scheme.format} ({layer}, scheme {scheme}); see `qsearch list quantizers`"
+            f"{method} can't make {scheme.format} ({layer}, scheme {scheme}); see "
+            "`qsearch list quantizers`"
         )
     given: tuple[Tensor, ...] = ()
     if plugin.needs_inputs:
         if moments is None:
             raise QSearchError(
-                f"{method} looks at what goes into {layer}; give QuantizedWeights(model, graph, calibrate(model, graph, calls)), "
+                f"{method} looks at what goes into {layer}; give QuantizedWeights(model, "
+                "graph, calibrate(model, graph, calls)), "
                 "or choose a method that needs no data, such as hqq"
             )
         given = (moments,)

@@ -1,4 +1,6 @@
-"""A trellis-coded weight as it lies in memory: tiles, and a scale a row; decoded between load and product."""
+"""A trellis-coded weight as it lies in memory: tiles, and a scale a row; decoded between load and
+product.
+"""
 
 from __future__ import annotations
 

@@ -128,7 +128,8 @@ def asked_run(
         unfinished.remember(folder, verb, asked)
     workers.log_to(log_to(folder))
     keeps(
-        f"interrupted; what was finished is kept in {folder}, and the same command goes on from there"
+        f"interrupted; what was finished is kept in {folder}, and the same command goes "
+        "on from there"
     )
     try:
         with terminal.track(verb, 0):

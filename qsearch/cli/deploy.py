@@ -84,7 +84,8 @@ def bench(
     against: Annotated[
         str | None,
         typer.Option(
-            help="with --whole: peers, e.g. fp32,torchao-w8a8; all that are installed when left out",
+            help="with --whole: peers, e.g. fp32,torchao-w8a8; all that are installed when "
+            "left out",
             show_default=False,
         ),
     ] = None,
@@ -242,7 +243,8 @@ def import_(
         str,
         typer.Option(
             "--from",
-            help="its format: one of `qsearch list importers`, or of exporters; found out when left out",
+            help="its format: one of `qsearch list importers`, or of exporters; found out "
+            "when left out",
         ),
     ] = "",
     force: Annotated[

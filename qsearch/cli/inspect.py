@@ -18,7 +18,8 @@ def show(
     artefact: Annotated[
         Path,
         typer.Argument(
-            help="run folder; or graph.json, plan.json, sensitivity.parquet, attribution.parquet, results.json, trials.db",
+            help="run folder; or graph.json, plan.json, sensitivity.parquet, "
+            "attribution.parquet, results.json, trials.db",
             show_default=False,
         ),
     ],
@@ -180,7 +181,8 @@ def doctor(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="name of the zoo, local diffusers folder or hub id: what each verb would take for it",
+            help="name of the zoo, local diffusers folder or hub id: what each verb would "
+            "take for it",
             show_default=False,
         ),
     ] = None,

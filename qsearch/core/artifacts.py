@@ -194,11 +194,13 @@ def _check(
     found = str(given.get("schema", "nothing"))
     if found not in earlier and found.partition("/")[0] != kind:
         raise ArtifactError(
-            f"{path} must be a {schema} file, its header says {found!r}; give the file that holds the {kind.split('.')[-1]}"
+            f"{path} must be a {schema} file, its header says {found!r}; give the file "
+            f"that holds the {kind.split('.')[-1]}"
         )
     if found != schema and found not in earlier:
         raise ArtifactError(
-            f"{path} has schema {found!r}, this qsearch reads version {version}; make it again with this version"
+            f"{path} has schema {found!r}, this qsearch reads version {version}; make it "
+            "again with this version"
         )
     known = {name: given[name] for name in Header.__dataclass_fields__ if name in given}
     try:
@@ -208,7 +210,8 @@ def _check(
     header = replace(header, graph=graph_name(header.graph))
     if graph is not None and header.graph != graph_name(graph):
         raise ArtifactError(
-            f"{path} was made for graph {header.graph or 'unknown'}, the model here is graph {graph}; make it again for this model"
+            f"{path} was made for graph {header.graph or 'unknown'}, the model here is "
+            f"graph {graph}; make it again for this model"
         )
     return header
 
@@ -291,7 +294,8 @@ def read_parquet(path: Path, schema: str, graph: str | None = None) -> tuple[Hea
         ) from None
     except (OSError, pa.ArrowException) as error:
         raise ArtifactError(
-            f"{path} is not readable as Parquet, perhaps truncated ({str(error).splitlines()[0]}); make it again"
+            f"{path} is not readable as Parquet, perhaps truncated "
+            f"({str(error).splitlines()[0]}); make it again"
         ) from error
     try:
         given = json.loads((table.schema.metadata or {})[b"qsearch"])

@@ -65,11 +65,13 @@ class Attribution:
         missing = [c for c in COLUMNS if c not in self.frame.columns]
         if missing:
             raise QSearchError(
-                f"an attribution needs the columns {', '.join(COLUMNS)}; {', '.join(missing)} missing"
+                f"an attribution needs the columns {', '.join(COLUMNS)}; "
+                f"{', '.join(missing)} missing"
             )
         if unknown := sorted(set(self.frame["kind"]) - set(KINDS)):
             raise QSearchError(
-                f"a value belongs to one of {', '.join(KINDS)}; given {unknown[0]!r}{nearest(unknown[0], KINDS)}"
+                f"a value belongs to one of {', '.join(KINDS)}; given "
+                f"{unknown[0]!r}{nearest(unknown[0], KINDS)}"
             )
         self._check()
 
@@ -110,7 +112,8 @@ class Attribution:
             if not (off <= TOLERANCE * spread).all():
                 worst = part.iloc[int(off.fillna(math.inf).to_numpy().argmax())]
                 raise QSearchError(
-                    f"values and base must add up to the prediction; those of {method} for {metric} of plan {worst['plan']} make "
+                    f"values and base must add up to the prediction; those of {method} "
+                    f"for {metric} of plan {worst['plan']} make "
                     f"{worst['value'] + worst['base']:.9g}, predicted is {worst['prediction']:.9g}"
                 )
 
@@ -163,7 +166,8 @@ class Attribution:
         found = list(parts)
         if len({part.graph for part in found}) != 1:
             raise QSearchError(
-                f"attributions are put together for one graph; given {len({part.graph for part in found})}"
+                "attributions are put together for one graph; given "
+                f"{len({part.graph for part in found})}"
             )
         return Attribution(
             found[0].graph, pd.concat([part.frame for part in found], ignore_index=True)

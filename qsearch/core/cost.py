@@ -71,7 +71,8 @@ def select(graph: OpGraph, pattern: str) -> tuple[LayerSpec, ...]:
     if not found:
         known = {text for x in graph for text in (x.name, x.role, x.block) if text}
         raise QSearchError(
-            f"a pattern must match the name, role or block of a layer; {pattern!r} matches nothing in {graph.model}{nearest(pattern, known)}"
+            f"a pattern must match the name, role or block of a layer; {pattern!r} "
+            f"matches nothing in {graph.model}{nearest(pattern, known)}"
         )
     return found
 
@@ -99,7 +100,9 @@ def stored_bits(layer: LayerSpec, choices: Sequence[Scheme], *, filled: bool = F
 
 
 def can_have(layer: LayerSpec, scheme: Scheme) -> bool:
-    """Whether a layer is large enough for a format, and of a kind and with channels that the transforms serve."""
+    """Whether a layer is large enough for a format, and of a kind and with channels that the
+    transforms serve.
+    """
     if layer.kind != "linear" and any(transform_word(t).needs_linear for t in scheme.transforms):
         return False
     try:
@@ -228,7 +231,8 @@ class Budget:
             for name in limits:
                 if name not in LAYER_LIMITS:
                     raise QSearchError(
-                        f"the group {pattern!r} can't be limited in {name!r}{nearest(name, LAYER_LIMITS)}"
+                        f"the group {pattern!r} can't be limited in "
+                        f"{name!r}{nearest(name, LAYER_LIMITS)}"
                     )
         flat = [
             *self.limits.items(),

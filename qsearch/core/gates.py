@@ -47,7 +47,8 @@ class Gate:
         found = _FORM.fullmatch(str(text))
         if found is None:
             raise QSearchError(
-                f"a gate is a metric and a limit, such as lpips: '<= 0.15'; given {metric}: {text!r}"
+                "a gate is a metric and a limit, such as lpips: '<= 0.15'; given "
+                f"{metric}: {text!r}"
             )
         gate = cls(metric, found[1] == "<=", float(found[2]))
         better = metric_words(metric).higher_is_better

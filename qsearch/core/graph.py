@@ -1,9 +1,10 @@
 """OpGraph: a denoiser as layers, operations, edges and blocks, on disk as `graph.json`.
 
-The layers are what a plan speaks of: each name resolves with `model.get_submodule`. Operations and edges say how data flows
-between them, blocks which of them belong together. `graph.id` hashes the layers and the shapes of their weights, so that a
-table or a plan can't be used with another model by mistake, and can be used at another resolution, batch or guidance.
-What the sizes of a call change (operations, multiply-accumulates) is hashed in `graph.sizes`; costs belong to it.
+The layers are what a plan speaks of: each name resolves with `model.get_submodule`. Operations and
+edges say how data flows between them, blocks which of them belong together. `graph.id` hashes the
+layers and the shapes of their weights, so that a table or a plan can't be used with another model
+by mistake, and can be used at another resolution, batch or guidance. What the sizes of a call
+change (operations, multiply-accumulates) is hashed in `graph.sizes`; costs belong to it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 SCHEMA = "qsearch.graph/2"
 _EARLIER = ("qsearch.graph/1",)
 _ROUNDING = 1e-9  # of the steps
-#: what a layer's input may depend on: the picture; one thing alone; several of them without the picture; nothing that is given
+#: what a layer's input may depend on: the picture; one thing alone; several of them without the
+#: picture; nothing that is given
 SEES = ("image", "step-only", "text-only", "pooled-only", "mixed", "constant")
 
 
@@ -81,16 +83,20 @@ class LayerSpec:
 
     @property
     def parts(self) -> tuple[int, ...]:
-        """`splits` where the parts are feature maps with ranges, and so scales, of their own; empty elsewhere (sines and cosines of a timestep)."""
+        """`splits` where the parts are feature maps with ranges, and so scales, of their own; empty
+        elsewhere (sines and cosines of a timestep).
+        """
         return self.splits if self.sees == "image" else ()
 
 
 @dataclass(frozen=True)
 class Op:
-    """A node of the operation graph: `kind` is linear, attention, add, norm, …; `layer` is its layer's name or "".
+    """A node of the operation graph: `kind` is linear, attention, add, norm, …; `layer` is its
+    layer's name or "".
 
-    `block`: the repeated module that ran it. `shape`: of what it makes. `macs`: of this one call, of attention and matrix products too.
-    `inputs`, `outputs`: activation elements that it reads and writes. What the model is given has kind "input", what it returns "output".
+    `block`: the repeated module that ran it. `shape`: of what it makes. `macs`: of this one call,
+    of attention and matrix products too. `inputs`, `outputs`: activation elements that it reads and
+    writes. What the model is given has kind "input", what it returns "output".
     """
 
     name: str
@@ -105,9 +111,11 @@ class Op:
 
 @dataclass(frozen=True)
 class Block:
-    """A node of the block graph: `kind` is self-attention, feed-forward, resnet, …; `position` counts blocks in order of execution.
+    """A node of the block graph: `kind` is self-attention, feed-forward, resnet, …; `position`
+    counts blocks in order of execution.
 
-    `depth`: how many blocks lie before it on the longest way from an input. `ops`: names of its operations, those of its layers included.
+    `depth`: how many blocks lie before it on the longest way from an input. `ops`: names of its
+    operations, those of its layers included.
     """
 
     name: str
@@ -122,15 +130,11 @@ class Block:
 class OpGraph:
     """A denoiser's graph, or that of several components of a pipeline.
 
-    Attributes:
-        model: its name for people.
-        layers: with a weight that a plan may quantize.
-        ops: operations of one call.
-        edges: (operation, operation that reads it).
-        blocks: repeated modules.
-        source: how it was read ("export", or "hooks" where export refused).
-        components: their names, with which the names of layers begin; none of a single denoiser.
-        spans: component -> (first, last + 1, all) of the sampler steps in which it runs; (0, 0, all)
+    Attributes: model: its name for people. layers: with a weight that a plan may quantize. ops:
+        operations of one call. edges: (operation, operation that reads it). blocks: repeated
+        modules. source: how it was read ("export", or "hooks" where export refused). components:
+        their names, with which the names of layers begin; none of a single denoiser. spans:
+        component -> (first, last + 1, all) of the sampler steps in which it runs; (0, 0, all)
             of one that runs outside of them.
     """
 
@@ -186,12 +190,16 @@ class OpGraph:
             ) from None
 
     def component(self, name: str) -> str:
-        """The component that a layer, a site of attention or a block belongs to; "" of a single denoiser."""
+        """The component that a layer, a site of attention or a block belongs to; "" of a single
+        denoiser.
+        """
         first = name.partition(".")[0]
         return first if first in self.components else ""
 
     def active(self, name: str, steps: StepRanges) -> tuple[int, ...]:
-        """The ranges of `steps` in which the component of a layer or site runs; all of them where nobody looked."""
+        """The ranges of `steps` in which the component of a layer or site runs; all of them where
+        nobody looked.
+        """
         span = self.spans.get(self.component(name))
         if span is None:
             return tuple(range(len(steps)))
@@ -242,7 +250,9 @@ class OpGraph:
 
     @cached_property
     def block_edges(self) -> tuple[tuple[str, str], ...]:
-        """How data flows between blocks, by their names: the edges of operations that lie in different ones."""
+        """How data flows between blocks, by their names: the edges of operations that lie in
+        different ones.
+        """
         home = {op: block.name for block in self.blocks for op in block.ops}
         pairs = ((home.get(a, ""), home.get(b, "")) for a, b in self.edges)
         return tuple(dict.fromkeys((a, b) for a, b in pairs if a and b and a != b))
@@ -300,7 +310,8 @@ class OpGraph:
             graph, found = replace(graph, header=replace(header, graph=graph.id)), graph.sizes
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(
-                f"{path} is not a whole graph ({type(error).__name__}: {error}); make it again with `qsearch extract`"
+                f"{path} is not a whole graph ({type(error).__name__}: {error}); make it "
+                "again with `qsearch extract`"
             ) from error
         said = content.get("sizes", found if graph_name(header.graph) == graph.id else header.graph)
         if graph_name(header.graph) != graph.id or said != found:

@@ -57,11 +57,13 @@ class Latency:
         row = self.seconds.get(layer)
         if row is None:
             raise QSearchError(
-                f"the latency table of {self.device} has no layer {layer!r}{nearest(layer, self.seconds)}"
+                f"the latency table of {self.device} has no layer "
+                f"{layer!r}{nearest(layer, self.seconds)}"
             )
         if str(scheme) not in row:
             raise QSearchError(
-                f"the latency table of {self.device} has no {scheme} for {layer}{nearest(str(scheme), row)}"
+                f"the latency table of {self.device} has no {scheme} for "
+                f"{layer}{nearest(str(scheme), row)}"
             )
         return row[str(scheme)]
 
@@ -73,11 +75,13 @@ class Latency:
         """Raise `QSearchError` where the table is of another model, or of calls of another size."""
         if self.graph != graph.id:
             raise QSearchError(
-                f"the latency table was made for graph {self.graph}, {graph.model} is graph {graph.id}; time this model"
+                f"the latency table was made for graph {self.graph}, {graph.model} is "
+                f"graph {graph.id}; time this model"
             )
         if self.sizes and self.sizes != graph.sizes:
             raise QSearchError(
-                f"the latency table was made for calls of another size (resolution, batch, guidance) of {graph.model}; "
+                "the latency table was made for calls of another size (resolution, "
+                f"batch, guidance) of {graph.model}; "
                 "time it at this size"
             )
 
@@ -110,5 +114,6 @@ class Latency:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(
-                f"{path} is not a whole latency table ({type(error).__name__}: {error}); make it again"
+                f"{path} is not a whole latency table ({type(error).__name__}: {error}); "
+                "make it again"
             ) from error

@@ -1,8 +1,10 @@
-"""The folder is the registry: a plug-in is one file, its stem is its name, and only what is used is imported.
+"""The folder is the registry: a plug-in is one file, its stem is its name, and only what is used is
+imported.
 
-A decorator registry would need every file imported before its name is known, and a central list would need an edit for
-each newcomer. Here `names("solvers")` lists files, `load("solvers", "ilp")` imports one of them. Outsiders register an
-entry point in the group `qsearch.solvers` (and so on), or a folder on `qsearch.solvers.__path__`.
+A decorator registry would need every file imported before its name is known, and a central list
+would need an edit for each newcomer. Here `names("solvers")` lists files, `load("solvers", "ilp")`
+imports one of them. Outsiders register an entry point in the group `qsearch.solvers` (and so on),
+or a folder on `qsearch.solvers.__path__`.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ def _files(package: ModuleType) -> list[str]:
 
 
 def names(kind: str, *, outside: bool = True) -> list[str]:
-    """Sorted names of the plug-ins of a kind, without importing any of them; `outside`: entry points as well as files."""
+    """Sorted names of the plug-ins of a kind, without importing any of them; `outside`: entry
+    points as well as files.
+    """
     inside = _files(_package(kind))
     others = [e.name for e in metadata.entry_points(group=f"qsearch.{kind}")] if outside else []
     return sorted({*inside, *others})
@@ -62,7 +66,8 @@ def load(kind: str, name: str) -> ModuleType:
     """The module of one plug-in. Raises `QSearchError` with the nearest name when there is none."""
     package = _package(kind)
     if (known := sys.modules.get(f"{package.__name__}.{name}")) is not None:
-        return known  # without looking at the folder: activations are asked for at every layer and call
+        # without looking at the folder: activations are asked for at every layer and call
+        return known
     if name in _files(package):
         return importlib.import_module(f"{package.__name__}.{name}")
     try:
@@ -74,7 +79,9 @@ def load(kind: str, name: str) -> ModuleType:
 
 @lru_cache(maxsize=256)
 def _outside(kind: str, name: str, path: tuple[str, ...], entry_points: Any) -> ModuleType:
-    """The module of an entry point, remembered as long as the path and what reads it are the same: reading takes tens of ms."""
+    """The module of an entry point, remembered as long as the path and what reads it are the same:
+    reading takes tens of ms.
+    """
     for entry in entry_points(group=f"qsearch.{kind}"):
         if entry.name == name:
             return _entered(kind, entry)
@@ -82,17 +89,21 @@ def _outside(kind: str, name: str, path: tuple[str, ...], entry_points: Any) -> 
 
 
 def _entered(kind: str, entry: metadata.EntryPoint) -> ModuleType:
-    """The module of an entry point. Whatever goes wrong in somebody else's file is said in one line with its name."""
+    """The module of an entry point. Whatever goes wrong in somebody else's file is said in one line
+    with its name.
+    """
     try:
         module = entry.load()
     except Exception as error:
         raise QSearchError(
-            f"the plug-in {entry.name!r} among the {kind}, installed as {entry.value}, can't be imported: "
+            f"the plug-in {entry.name!r} among the {kind}, installed as {entry.value}, "
+            "can't be imported: "
             f"{type(error).__name__}: {str(error).partition(chr(10))[0]}; repair or uninstall it"
         ) from error
     if not isinstance(module, ModuleType):
         raise QSearchError(
-            f"the entry point {entry.name!r} of qsearch.{kind} must name a module, it names {type(module).__name__}"
+            f"the entry point {entry.name!r} of qsearch.{kind} must name a module, it "
+            f"names {type(module).__name__}"
         )
     return module
 
@@ -100,7 +111,8 @@ def _entered(kind: str, entry: metadata.EntryPoint) -> ModuleType:
 def check(kind: str, name: str) -> str:
     """`name` itself, when there is such a plug-in; else `QSearchError` with the nearest name.
 
-    One of ours is not imported. One that somebody else installed is: what fails then is said before any work.
+    One of ours is not imported. One that somebody else installed is: what fails then is said before
+    any work.
     """
     _check_name(kind, name)
     if name not in _files(_package(kind)):
@@ -127,8 +139,8 @@ def caption(kind: str, name: str) -> str:
 def constants(kind: str, name: str, wanted: Iterable[str]) -> dict[str, Any]:
     """Module constants of a plug-in by name, those of `wanted` that it has.
 
-    They are read from its source, without running it; a plug-in whose source can't be found, or that computes one of them,
-    is imported.
+    They are read from its source, without running it; a plug-in whose source can't be found, or
+    that computes one of them, is imported.
     """
     import ast
 
@@ -148,7 +160,9 @@ def constants(kind: str, name: str, wanted: Iterable[str]) -> dict[str, Any]:
 
 
 def _source(kind: str, name: str) -> ast.Module | None:
-    """The syntax tree of a plug-in's file, ours or an entry point's; None where there is no such file."""
+    """The syntax tree of a plug-in's file, ours or an entry point's; None where there is no such
+    file.
+    """
     import ast
 
     place = f"{_package(kind).__name__}.{name}"

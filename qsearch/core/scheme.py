@@ -141,7 +141,8 @@ class Scheme:
         word = input_format(self.activation)
         if word is None:
             raise QSearchError(
-                f"no format {self.activation!r} of inputs{nearest(self.activation, input_formats())}"
+                f"no format {self.activation!r} of "
+                f"inputs{nearest(self.activation, input_formats())}"
             )
         return Scheme(word)
 
@@ -254,7 +255,8 @@ def input_part(text: str) -> Scheme:
     )
     if found is None or found.method:
         raise QSearchError(
-            f"an input is treated by +aBITS[~TRANSFORM], e.g. +a8t~bos, or by nothing; given {text!r}"
+            "an input is treated by +aBITS[~TRANSFORM], e.g. +a8t~bos, or by nothing; "
+            f"given {text!r}"
         )
     return found
 
@@ -304,7 +306,8 @@ def _parse(text: str) -> Scheme:
     sizes = "" if word is None else word.sizes
     if granularity and not sizes:
         raise QSearchError(
-            f"{form} has its granularity built in; given {text!r}, write {text.replace('-' + granularity, '')!r}"
+            f"{form} has its granularity built in; given {text!r}, write "
+            f"{text.replace('-' + granularity, '')!r}"
         )
     if granularity and granularity[0] not in sizes:
         raise QSearchError(
@@ -316,8 +319,10 @@ def _parse(text: str) -> Scheme:
     activation, grain = _input(match["input"] or "", rule, text)
     if _STEPS.search(match["transforms"]):
         raise QSearchError(
-            f"ranges of sampler steps belong to the plan and not to a scheme: leave ~steps out of {text!r} and set "
-            "`steps` under `allocate` (plans with ~steps that were saved before are converted when they are loaded)"
+            "ranges of sampler steps belong to the plan and not to a scheme: leave "
+            f"~steps out of {text!r} and set "
+            "`steps` under `allocate` (plans with ~steps that were saved before are "
+            "converted when they are loaded)"
         )
     words = match["transforms"].split("~")[1:]
     transforms = tuple(canonical_word(word, rule, text) for word in words)

@@ -73,7 +73,8 @@ def path_of(kind: str, name: str) -> Path:
     if given.suffix == ".yaml":
         if not given.is_file():
             raise QSearchError(
-                f"{name} does not exist; give one of `qsearch list {kind}` or the path of a YAML file"
+                f"{name} does not exist; give one of `qsearch list {kind}` or the path of "
+                "a YAML file"
             )
         return given
     if name not in names(kind):

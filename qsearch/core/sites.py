@@ -42,7 +42,8 @@ def sites_of(graph: OpGraph, patterns: Sequence[str] = ("*",)) -> tuple[str, ...
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in known):
             raise QSearchError(
-                f"a pattern must match a site, MODULE:{'|'.join(PARTS)}; {pattern!r} matches none in {graph.model}{nearest(pattern, known)}"
+                f"a pattern must match a site, MODULE:{'|'.join(PARTS)}; {pattern!r} "
+                f"matches none in {graph.model}{nearest(pattern, known)}"
             )
     return tuple(name for name in known if any(fnmatchcase(name, pattern) for pattern in patterns))
 
@@ -97,19 +98,22 @@ def check_site(graph: OpGraph, name: str, scheme: Scheme) -> None:
     if not is_site(name):
         if scheme.attention:
             raise QSearchError(
-                f"{scheme} is for an attention as a whole, MODULE:{PART}; given for the layer {name}"
+                f"{scheme} is for an attention as a whole, MODULE:{PART}; given for the "
+                f"layer {name}"
             )
         return
     module, part = cut(name)
     if part == PART:
         if not allowed(name, scheme):
             raise QSearchError(
-                "an attention as a whole is dense, or spelt as by `qsearch list attentions`, such as window8~rettention; "
+                "an attention as a whole is dense, or spelt as by `qsearch list "
+                "attentions`, such as window8~rettention; "
                 f"given {scheme} for {name}"
             )
         if fault := fault_of(graph.self_attentions[module], scheme):
             raise QSearchError(f"{module} can't have {scheme}: {fault}")
     elif not allowed(name, scheme):
         raise QSearchError(
-            f"a site is rounded row by row and stores nothing: keep, or keep+aFORMAT such as keep+a8; given {scheme} for {name}"
+            "a site is rounded row by row and stores nothing: keep, or keep+aFORMAT such "
+            f"as keep+a8; given {scheme} for {name}"
         )

@@ -46,7 +46,9 @@ class StepRanges:
         numbers = all(isinstance(b, int | float) and not isinstance(b, bool) for b in self.bounds)
         if not numbers or not all(a < b for a, b in itertools.pairwise(ends)):
             raise QSearchError(
-                f"ranges of steps cover the sampler from its first step to its last: bounds are ascending fractions between 0 and 1; given {list(self.bounds)}"
+                "ranges of steps cover the sampler from its first step to its last: "
+                "bounds are ascending fractions between 0 and 1; given "
+                f"{list(self.bounds)}"
             )
         if len(self) > MOST_RANGES:
             raise QSearchError(
@@ -85,7 +87,8 @@ class StepRanges:
         if not all(found):
             raise QSearchError(
                 f"each of {len(self)} ranges of steps needs a sampler step; range "
-                f"{found.index(())} has none of {total}: sample with more steps, or plan with fewer ranges"
+                f"{found.index(())} has none of {total}: sample with more steps, or plan "
+                "with fewer ranges"
             )
         return found
 
@@ -175,8 +178,10 @@ class StepClock:
             return 0
         if not self.known:
             raise QSearchError(
-                f"a plan of {len(ranges)} ranges goes by the sampler's steps, and no scheduler is followed: "
-                "call the denoiser through its diffusers pipeline, or inside `clock_of(model).at(step, total)`"
+                f"a plan of {len(ranges)} ranges goes by the sampler's steps, and no "
+                "scheduler is followed: "
+                "call the denoiser through its diffusers pipeline, or inside "
+                "`clock_of(model).at(step, total)`"
             )
         if self.total < len(ranges):
             ranges.members(self.total)
@@ -206,7 +211,8 @@ class StepClock:
             follow_caller(model, self)
         if not self.known:
             raise QSearchError(
-                "what attention carries goes by the sampler's steps, and no scheduler is followed: call the denoiser through its "
+                "what attention carries goes by the sampler's steps, and no scheduler is "
+                "followed: call the denoiser through its "
                 "diffusers pipeline, or inside `clock_of(model).at(step, total)`"
             )
         return self.step
@@ -234,7 +240,8 @@ class StepClock:
         for name in ("set_timesteps", "step"):
             if not callable(getattr(scheduler, name, None)):
                 raise QSearchError(
-                    f"steps are counted by a scheduler's set_timesteps and step; {type(scheduler).__name__} has no {name}"
+                    "steps are counted by a scheduler's set_timesteps and step; "
+                    f"{type(scheduler).__name__} has no {name}"
                 )
         hooks = {
             "set_timesteps": self._begun,

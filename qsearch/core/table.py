@@ -60,7 +60,8 @@ class SensitivityTable:
         missing = [c for c in COLUMNS if c not in self.frame.columns]
         if missing:
             raise QSearchError(
-                f"a sensitivity table needs the columns {', '.join(COLUMNS)}; {', '.join(missing)} missing"
+                f"a sensitivity table needs the columns {', '.join(COLUMNS)}; "
+                f"{', '.join(missing)} missing"
             )
         if self.frame["estimate"].isna().any():
             site = self.frame.loc[self.frame["estimate"].isna(), "site"].iloc[0]
@@ -103,7 +104,9 @@ class SensitivityTable:
         if metric not in self.metrics:
             made = self.frame["estimator"].iloc[0]
             raise QSearchError(
-                f"the table, made by {made}, has no metric {metric!r}{nearest(metric, self.metrics)}; profile with it, or ask for one of those"
+                f"the table, made by {made}, has no metric "
+                f"{metric!r}{nearest(metric, self.metrics)}; profile with it, or ask for "
+                "one of those"
             )
         return self.frame[self.frame["metric"] == metric]
 
@@ -142,13 +145,15 @@ class SensitivityTable:
         for site, scheme in ((site, s) for part in chosen for site, s in part.items()):
             if (site, scheme) not in known:
                 raise QSearchError(
-                    f"the table has no {scheme} for {site}{nearest(f'{site} {scheme}', [' '.join(k) for k in known])}"
+                    f"the table has no {scheme} for "
+                    f"{site}{nearest(f'{site} {scheme}', [' '.join(k) for k in known])}"
                 )
         count = self.bins(metric)
         bins = sorted(set(rows["step"]) if steps is None else set(rows["step"]) & set(steps))
         if not bins:
             raise QSearchError(
-                f"the table has none of the step bins {sorted(steps or [])}; it has {sorted(set(rows['step']))}"
+                f"the table has none of the step bins {sorted(steps or [])}; it has "
+                f"{sorted(set(rows['step']))}"
             )
         place = {b: ranges.of(2 * b + 1, 2 * count) for b in bins}  # by the middle of the bin
         if not interactions:
@@ -161,7 +166,8 @@ class SensitivityTable:
             return total / len(bins), spread / len(bins)
         if self.shares is None or any((metric, b) not in self.shares.values for b in bins):
             raise QSearchError(
-                f"interactions need shares, which probes leave in the table; of {metric} by {rows['estimator'].iloc[0]} there are none, ask without them"
+                f"interactions need shares, which probes leave in the table; of {metric} "
+                f"by {rows['estimator'].iloc[0]} there are none, ask without them"
             )
         numbers = [rows_of(self.shares, part) for part in chosen]
         found = []
@@ -224,7 +230,8 @@ class SensitivityTable:
         """Refuse a table of another graph, or one that speaks of layers or sites the graph lacks."""
         if self.graph != graph.id:
             raise QSearchError(
-                f"the table was made for graph {self.graph}, {graph.model} is graph {graph.id}; profile this model"
+                f"the table was made for graph {self.graph}, {graph.model} is graph "
+                f"{graph.id}; profile this model"
             )
         for site in self.frame["site"].unique():
             sites.check(graph, str(site))
@@ -267,7 +274,8 @@ def scorers(
     for metric in rule.values():
         if metric not in known:
             raise QSearchError(
-                f"layers are scored by metrics that are measured; {metric!r} is not{nearest(metric, known)}"
+                f"layers are scored by metrics that are measured; {metric!r} is "
+                f"not{nearest(metric, known)}"
             )
     fitting = [
         (
@@ -286,7 +294,8 @@ def scorers(
         ]
         if not fits:
             raise QSearchError(
-                f"a rule for metrics must speak of every layer; no pattern of {', '.join(rule)} matches {name}: add '*' at the end"
+                "a rule for metrics must speak of every layer; no pattern of "
+                f"{', '.join(rule)} matches {name}: add '*' at the end"
             )
         found[name] = fits[0]
     return found

@@ -96,7 +96,8 @@ class Trials:
             self._study.set_user_attr("versions", versions())
         elif graph_name(known) != graph.id:
             raise ArtifactError(
-                f"{self.where} holds trials of graph {known}, {graph.model} is graph {graph.id}; give another file"
+                f"{self.where} holds trials of graph {known}, {graph.model} is graph "
+                f"{graph.id}; give another file"
             )
 
     def add(
@@ -214,13 +215,15 @@ class Trials:
         found = self.all()
         if not found:
             raise QSearchError(
-                f"{self.where} holds no measured plan; measure some with `qsearch evaluate RUN --plans 64`"
+                f"{self.where} holds no measured plan; measure some with `qsearch "
+                "evaluate RUN --plans 64`"
             )
         counts = Counter(t.setting for t in found)
         wanted = setting or max(counts, key=counts.__getitem__)
         if wanted not in counts:
             raise QSearchError(
-                f"{self.where} holds no plan measured in the setting {wanted}; it has {', '.join(sorted(counts))}"
+                f"{self.where} holds no plan measured in the setting {wanted}; it has "
+                f"{', '.join(sorted(counts))}"
             )
         plans = {
             t.plan: t for t in sorted(found, key=lambda t: not t.stopped) if t.setting == wanted
@@ -259,7 +262,8 @@ class Trials:
             return sorted(self._finished(), key=_completed)
         except Exception as error:  # as when it is opened
             raise ArtifactError(
-                f"{self.where} can't be read as an Optuna study ({reason(error)}); make it again with `qsearch evaluate`"
+                f"{self.where} can't be read as an Optuna study ({reason(error)}); make "
+                "it again with `qsearch evaluate`"
             ) from None
 
 

@@ -1,4 +1,6 @@
-"""allocate(graph, table, budget) -> Plan: the best plan a solver finds, priced again and refused if it breaks its budget."""
+"""allocate(graph, table, budget) -> Plan: the best plan a solver finds, priced again and refused if
+it breaks its budget.
+"""
 
 from __future__ import annotations
 
@@ -141,7 +143,9 @@ def finish(
     *,
     measured: bool = False,
 ) -> Plan:
-    """A solver's assignment as a plan, priced by `core/plan.py`; its objective is added up again, but where it was `measured`."""
+    """A solver's assignment as a plan, priced by `core/plan.py`; its objective is added up again,
+    but where it was `measured`.
+    """
     layers: dict[str, Choice] = dict(problem.layers(chosen))
     layers |= {layer.name: KEEP for layer in graph if not layer.quantizable}
     return Plan.make(
@@ -208,10 +212,11 @@ def random_plan(
     *,
     latency: Latency | None = None,
 ) -> Plan:
-    """A random plan that fills the budget: random schemes, then random layers made cheaper or dearer until nothing more fits.
+    """A random plan that fills the budget: random schemes, then random layers made cheaper or
+    dearer until nothing more fits.
 
-    What a search without information would give at this size; the baseline beside the uniform plan. Raises `InfeasibleBudget` where the
-    cheapest schemes are too dear.
+    What a search without information would give at this size; the baseline beside the uniform plan.
+    Raises `InfeasibleBudget` where the cheapest schemes are too dear.
     """
     dice = random.Random(seed)
     options = [Scheme.parse(s) for s in schemes]

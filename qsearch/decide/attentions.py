@@ -171,7 +171,8 @@ def _over_ranges(
         joined = (rows[:, None] + own[mine][None]).reshape(-1, rows.shape[1])
         if len(joined) > COMBINATIONS:
             raise QSearchError(
-                f"{len(options)} choices of {spec.module} over {len(ranges.steps)} ranges of steps are more combinations than "
+                f"{len(options)} choices of {spec.module} over {len(ranges.steps)} ranges "
+                "of steps are more combinations than "
                 f"can be looked at ({COMBINATIONS} at a time); give fewer choices or ranges"
             )
         longer = [(*first, options[k]) for first in made for k in mine]

@@ -1,10 +1,12 @@
-"""make_problem(graph, values, budget): a problem from a graph, what its choices are worth, a budget and constraints.
+"""make_problem(graph, values, budget): a problem from a graph, what its choices are worth, a budget
+and constraints.
 
-Layers that are tied become one site; layers that can't be quantized are paid for first; attentions that `values` speak of are sites
-beside them (`attentions.py`). A choice of a site is a scheme for each
-range of sampler steps (one, where there is one range). Of the many combinations only those are kept that no other one beats in loss
-and in every cost at once. What no choice can reach is refused here, with the best that can be reached, limit by limit; limits that
-only together can't be kept are found by the solver (`diagnosis.py`).
+Layers that are tied become one site; layers that can't be quantized are paid for first; attentions
+that `values` speak of are sites beside them (`attentions.py`). A choice of a site is a scheme for
+each range of sampler steps (one, where there is one range). Of the many combinations only those are
+kept that no other one beats in loss and in every cost at once. What no choice can reach is refused
+here, with the best that can be reached, limit by limit; limits that only together can't be kept are
+found by the solver (`diagnosis.py`).
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ def make_problem(
     wide = len(ranges.steps) > 1 and not spelt
     if wide and (constraints.formats is not None or at_most or scores is not None):
         raise QSearchError(
-            "a plan over ranges of steps takes no limit on formats, none on losses, and no interactions; leave them out"
+            "a plan over ranges of steps takes no limit on formats, none on losses, and "
+            "no interactions; leave them out"
         )
     offers = _spelt(ranges.options) if ranges.options else _offered(graph, values, schemes)
     choices = constraints.choices(graph, offers)
@@ -155,7 +158,9 @@ def check_budget(
     *,
     constraints: Constraints | None = None,
 ) -> None:
-    """Raise what `make_problem` would, where it can be known before anything is measured: contradictions, and limits that can't be reached."""
+    """Raise what `make_problem` would, where it can be known before anything is measured:
+    contradictions, and limits that can't be reached.
+    """
     options = {str(s): 0.0 for s in [*map(Scheme.parse, schemes), KEEP]}
     unknown = ("latency", "attention_share", "total_bit_operations")
     known = {k: v for k, v in budget.content().items() if k not in unknown}
@@ -172,7 +177,8 @@ def check_budget(
 
 
 def limits_of(budget: Budget, steps: StepRanges = ONE_RANGE) -> dict[str, float]:
-    """Every limit by name, those of groups as `average_bits of 'pattern'`; whole bytes, since half of one can't be stored.
+    """Every limit by name, those of groups as `average_bits of 'pattern'`; whole bytes, since half
+    of one can't be stored.
 
     `activation_bytes` is the largest of all ranges of steps, and so a limit in each of them.
     """
@@ -209,7 +215,9 @@ def costs_of(
 
 
 def _parts(name: str, steps: StepRanges) -> list[str]:
-    """The limits that one of a budget is: of what the largest range counts, one for each range of steps."""
+    """The limits that one of a budget is: of what the largest range counts, one for each range of
+    steps.
+    """
     if name != "activation_bytes" or len(steps) == 1:
         return [name]
     return [f"{name} in range {i}" for i in range(len(steps))]
@@ -276,14 +284,16 @@ def _offered(
     for layer in graph.quantizable:
         if layer.name not in values:
             raise QSearchError(
-                f"the table has no values for {layer.name}; profile it, or keep it by making it not quantizable"
+                f"the table has no values for {layer.name}; profile it, or keep it by "
+                "making it not quantizable"
             )
         found = tuple(
             s for s in map(Scheme.parse, values[layer.name]) if allowed is None or s in allowed
         )
         if not found:
             raise QSearchError(
-                f"the table has none of the schemes that are asked for at {layer.name}{nearest('', values[layer.name])}"
+                "the table has none of the schemes that are asked for at "
+                f"{layer.name}{nearest('', values[layer.name])}"
             )
         out[layer.name] = found
     return out
@@ -296,7 +306,8 @@ def _sum(
         for choice in offered:
             if label(choice) not in values.get(name, {}):
                 raise QSearchError(
-                    f"the {what} have no number for {label(choice)} at {name}; measure it, or leave the scheme out"
+                    f"the {what} have no number for {label(choice)} at {name}; measure "
+                    "it, or leave the scheme out"
                 )
     return np.array([math.fsum(values[n][label(c)] for n in names) for c in offered], float)
 
@@ -313,7 +324,8 @@ def _scores(
             for name in names:
                 if label(scheme) not in scores.get(name, {}):
                     raise QSearchError(
-                        f"the probes have no scores for {label(scheme)} at {name}; profile it with the probe estimator"
+                        f"the probes have no scores for {label(scheme)} at {name}; "
+                        "profile it with the probe estimator"
                     )
                 made[:, i, j] += scores[name][label(scheme)]
     return made
@@ -339,7 +351,9 @@ def refuse(name: str, limit: float, best: float) -> None:
 
 
 def _active(graph: OpGraph, names: Sequence[str], steps: StepRanges) -> tuple[int, ...]:
-    """The ranges in which layers that share a scheme run; none where these differ, so that they get one for all."""
+    """The ranges in which layers that share a scheme run; none where these differ, so that they get
+    one for all.
+    """
     first, *others = {graph.active(name, steps) for name in names}
     return () if others else first
 

@@ -109,7 +109,8 @@ class Constraints:
                     )
             if not set.intersection(*(set(choices[n]) for n in names)):
                 raise QSearchError(
-                    f"{', '.join(names)} are tied and have no scheme in common, though each two of them have"
+                    f"{', '.join(names)} are tied and have no scheme in common, though "
+                    "each two of them have"
                 )
         return [tuple(names) for names in held.values()]
 
@@ -142,7 +143,8 @@ def _check_pair(a: LayerSpec, b: LayerSpec) -> None:
             )
     if _width(a) != _width(b):
         raise QSearchError(
-            f"tied layers must read rows of one width; {a.name} reads {_width(a)}, {b.name} reads {_width(b)}"
+            f"tied layers must read rows of one width; {a.name} reads {_width(a)}, "
+            f"{b.name} reads {_width(b)}"
         )
 
 

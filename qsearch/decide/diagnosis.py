@@ -23,7 +23,8 @@ def contradiction(problem: Problem, *, seconds: float = 10.0) -> InfeasibleBudge
     for name in problem.limits:
         if (best := _least(problem, name, [], seconds)) is None or _above(problem, name, best):
             return InfeasibleBudget(
-                f"no plan reaches {_asked(problem, name)}; the least with these choices is {_shown(problem, name, best)}"
+                f"no plan reaches {_asked(problem, name)}; the least with these choices "
+                f"is {_shown(problem, name, best)}"
             )
     for first, second in combinations(names, 2):
         for kept, sought in ((first, second), (second, first)):
@@ -33,7 +34,8 @@ def contradiction(problem: Problem, *, seconds: float = 10.0) -> InfeasibleBudge
             if best is None or _above(problem, sought, best):
                 asked = f"{_asked(problem, first)} and {_asked(problem, second)}"
                 return InfeasibleBudget(
-                    f"no plan keeps {asked} at once; with {kept} kept the least {sought} is {_shown(problem, sought, best)}"
+                    f"no plan keeps {asked} at once; with {kept} kept the least {sought} "
+                    f"is {_shown(problem, sought, best)}"
                 )
     sought, *others = problem.limits
     best = _least(problem, sought, [*others, *names[len(problem.limits) :]], seconds)
@@ -43,7 +45,8 @@ def contradiction(problem: Problem, *, seconds: float = 10.0) -> InfeasibleBudge
         else ""
     )
     return InfeasibleBudget(
-        f"no plan keeps all of {', '.join(_asked(problem, n) for n in names)} at once, though each two of them go together{told}"
+        f"no plan keeps all of {', '.join(_asked(problem, n) for n in names)} at once, "
+        f"though each two of them go together{told}"
     )
 
 

@@ -45,18 +45,21 @@ def draw(
     """
     if how not in DRAWS:
         raise QSearchError(
-            f"plans are drawn in one of the ways {', '.join(DRAWS)}; given {how!r}{nearest(how, DRAWS)}"
+            f"plans are drawn in one of the ways {', '.join(DRAWS)}; given "
+            f"{how!r}{nearest(how, DRAWS)}"
         )
     if count < 1:
         raise QSearchError(f"at least one plan is drawn; given {count}")
     options = sorted({Scheme.parse(s) for s in schemes}, key=lambda s: (s.bits, str(s)))
     if len(options) < 2:
         raise QSearchError(
-            f"plans differ where a layer may have two schemes; given {', '.join(map(str, options)) or 'none'}"
+            "plans differ where a layer may have two schemes; given "
+            f"{', '.join(map(str, options)) or 'none'}"
         )
     if how == "frontier" and table is None:
         raise QSearchError(
-            "plans around the frontier need a sensitivity table; make it with `qsearch profile`, or draw `random` plans"
+            "plans around the frontier need a sensitivity table; make it with `qsearch "
+            "profile`, or draw `random` plans"
         )
     drawn = DRAWS[how](graph, options, count, seed, table)
     return {f"{how}-{seed}-{i:03d}": _plan(graph, chosen, how) for i, chosen in enumerate(drawn)}

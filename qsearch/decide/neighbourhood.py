@@ -1,4 +1,6 @@
-"""The choices around a plan: what refinement may move a layer to, over the plan's ranges of sampler steps."""
+"""The choices around a plan: what refinement may move a layer to, over the plan's ranges of sampler
+steps.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,9 @@ def around(
 ) -> dict[str, list[Choice]]:
     """Layer -> its choices, the plan's own last.
 
-    Of a plan with one range, every scheme that is offered. Of one with several, every scheme in all ranges; every weight that is
-    offered, each range keeping its own input; and, where the ranges share nothing, every scheme in one range alone.
+    Of a plan with one range, every scheme that is offered. Of one with several, every scheme in all
+    ranges; every weight that is offered, each range keeping its own input; and, where the ranges
+    share nothing, every scheme in one range alone.
 
     Args:
         graph: the model's graph.
@@ -78,7 +81,9 @@ def _plain(choice: tuple[Scheme, ...], share: str) -> Choice:
 
 
 def _shared(choice: Choice, share: str) -> bool:
-    """Whether a choice keeps to what the ranges share: one stored weight, which no transform scales for a range alone."""
+    """Whether a choice keeps to what the ranges share: one stored weight, which no transform scales
+    for a range alone.
+    """
     schemes = schemes_of(choice)
     if share == "none" or len(schemes) == 1:
         return True

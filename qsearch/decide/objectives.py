@@ -45,7 +45,8 @@ class Objective:
         for metric, weight in self.weights.items():
             if not (math.isfinite(weight) and weight >= 0):
                 raise QSearchError(
-                    f"a metric's weight must be finite and not below zero, since every metric is a loss; {metric} has {weight}"
+                    "a metric's weight must be finite and not below zero, since every "
+                    f"metric is a loss; {metric} has {weight}"
                 )
         for metric, limit in self.at_most.items():
             if not limit >= 0:
@@ -61,7 +62,8 @@ class Objective:
         for metric, found in zip(self.weights, shared, strict=True):
             if missing := sorted(set.union(*shared) - found):
                 raise QSearchError(
-                    f"metrics are weighed against each other where all were measured; {metric} lacks {missing[0][1]} at {missing[0][0]}"
+                    "metrics are weighed against each other where all were measured; "
+                    f"{metric} lacks {missing[0][1]} at {missing[0][0]}"
                 )
         count = _decibels if self.decibels else float
         return {

@@ -62,7 +62,8 @@ class Problem:
             raise QSearchError(f"every layer needs a choice; {empty[0]} has none")
         if self.scores is not None and self.scores.shape[1:] != (len(self.sites), self.width):
             raise QSearchError(
-                f"scores are [probes, sites, choices]; given {self.scores.shape} for {len(self.sites)} sites and {self.width} choices"
+                f"scores are [probes, sites, choices]; given {self.scores.shape} for "
+                f"{len(self.sites)} sites and {self.width} choices"
             )
 
     @property

@@ -92,7 +92,8 @@ def solve_program(
         row, most = _cover(part, picks)
         cuts.append(LinearConstraint(inside.widened(row), -np.inf, most))
     raise QSearchError(
-        f"the solver keeps {', '.join(problem.limits)} only roughly, after {_ROUNDS} attempts; change the budget a little"
+        f"the solver keeps {', '.join(problem.limits)} only roughly, after {_ROUNDS} "
+        "attempts; change the budget a little"
     )
 
 

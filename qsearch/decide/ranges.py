@@ -1,4 +1,6 @@
-"""How a plan may differ between ranges of sampler steps: the choices of a site over the ranges, and what each range loses by them."""
+"""How a plan may differ between ranges of sampler steps: the choices of a site over the ranges, and
+what each range loses by them.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,12 @@ SHARES = ("weights", "none")
 class Ranges:
     """How a plan may differ between ranges of sampler steps.
 
-    Attributes:
-        steps: the ranges.
-        values: layer -> scheme -> what each range adds to the loss of all steps.
-        options: layer -> its choices over the ranges, where they are spelt out; their losses then stand by `label` among the values
+    Attributes: steps: the ranges. values: layer -> scheme -> what each range adds to the loss of
+        all steps. options: layer -> its choices over the ranges, where they are spelt out; their
+        losses then stand by `label` among the values
             of all steps.
-        share: "weights" where a layer has one stored weight for all ranges and its input may differ, "none" where each range may
-            store its own.
+        share: "weights" where a layer has one stored weight for all ranges and its input may
+            differ, "none" where each range may store its own.
     """
 
     steps: StepRanges = ONE_RANGE
@@ -50,12 +51,11 @@ class Ranges:
     def choices(
         self, schemes: Sequence[Scheme], layer: str, active: Sequence[int] | None = None
     ) -> list[Choice]:
-        """Every choice over the ranges that `schemes` make, one for all of them first; of those that are spelt out, the same.
+        """Every choice over the ranges that `schemes` make, one for all of them first; of those
+        that are spelt out, the same.
 
-        Args:
-            schemes: what the layer may have.
-            layer: its name.
-            active: the ranges in which its component runs, all when left out; the others go with the nearest of them.
+        Args: schemes: what the layer may have. layer: its name. active: the ranges in which its
+            component runs, all when left out; the others go with the nearest of them.
         """
         made: list[Choice] = list(schemes)
         if self.options is not None:
@@ -71,7 +71,8 @@ class Ranges:
             families.setdefault(key, []).append(scheme)
         if sum(len(f) ** count for f in families.values()) > COMBINATIONS:
             raise QSearchError(
-                f"{len(schemes)} schemes at {layer} over {count} ranges of steps are more combinations than can be looked at "
+                f"{len(schemes)} schemes at {layer} over {count} ranges of steps are more "
+                "combinations than can be looked at "
                 f"({COMBINATIONS}); give fewer schemes or ranges, or share weights"
             )
         for family in families.values():
@@ -91,7 +92,9 @@ class Ranges:
 
 
 def counted(steps: StepRanges, table: SensitivityTable) -> StepRanges:
-    """Ranges whose costs are counted for as many sampler steps as the trajectories of a table have; as they are without any."""
+    """Ranges whose costs are counted for as many sampler steps as the trajectories of a table have;
+    as they are without any.
+    """
     shares = table.shares
     lengths = {v.shape[1] for v in shares.values.values()} if shares is not None else set()
     total = max(lengths, default=1)
@@ -101,17 +104,19 @@ def counted(steps: StepRanges, table: SensitivityTable) -> StepRanges:
 def ranges_of(
     table: SensitivityTable, objective: Objective, steps: StepRanges, share: str = "weights"
 ) -> Ranges:
-    """The ranges with what each adds to the loss, by the step bins (or the sampler steps of a trajectory) of a table.
+    """The ranges with what each adds to the loss, by the step bins (or the sampler steps of a
+    trajectory) of a table.
 
-    Raises:
-        QSearchError: an objective that is no sum over the steps, or a range without a bin of its own.
+    Raises: QSearchError: an objective that is no sum over the steps, or a range without a bin of
+        its own.
     """
     steps = counted(steps, table)
     if len(steps) == 1:
         return Ranges(steps)
     if objective.decibels or objective.at_most:
         raise QSearchError(
-            "a plan over ranges of steps minimises losses that add up over the steps: leave decibels and at_most out"
+            "a plan over ranges of steps minimises losses that add up over the steps: "
+            "leave decibels and at_most out"
         )
     parts: list[dict[str, dict[str, float]]] = [{} for _ in range(len(steps))]
     for metric, weight in objective.weights.items():
@@ -144,7 +149,8 @@ def _by_range(
         bins[steps.of(2 * b + 1, 2 * count)].append(b)
     if not all(bins):
         raise QSearchError(
-            f"{len(steps)} ranges of steps need a step bin each; the table has {count}, and range {bins.index([])} "
+            f"{len(steps)} ranges of steps need a step bin each; the table has {count}, "
+            f"and range {bins.index([])} "
             f"has none: profile with --bins {len(steps)} or a multiple"
         )
     return [

@@ -152,12 +152,14 @@ def refine(
     heard = {plan.steps.of(call.step, call.steps) for call in calls}
     if silent := [i for i in range(len(plan.steps)) if i not in heard]:
         raise QSearchError(
-            f"{len(plan.steps)} ranges of steps need a recorded call each to be refined on; range {silent[0]} has none: "
+            f"{len(plan.steps)} ranges of steps need a recorded call each to be refined "
+            f"on; range {silent[0]} has none: "
             "record more bins (profile.bins)"
         )
     if stateful := [f"{n}: {c[0]}" for n, c in plan.sites.items() if any(s.carried for s in c)]:
         raise QSearchError(
-            "refinement measures recorded calls one by one, and an attention that carries statistics from step to step has "
+            "refinement measures recorded calls one by one, and an attention that "
+            "carries statistics from step to step has "
             f"none there ({stateful[0]}): allocate without refine"
         )
     room = _of_layers(graph, plan, limits, latency)

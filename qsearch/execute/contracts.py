@@ -152,7 +152,8 @@ class ExporterContract(Contract):
                 found = self.module.nearest(Scheme.parse(text), layer)
                 again = self.module.nearest(found, layer)
                 assert again == found, (
-                    f"{layer.name}: the nearest to {text} is {found}, and the nearest to that is {again}"
+                    f"{layer.name}: the nearest to {text} is {found}, and the nearest to "
+                    f"that is {again}"
                 )
                 assert self.module.nearest(found, replace(layer, quantizable=False)) == KEEP, (
                     f"{layer.name} can't be quantized and got {found}"

@@ -1,8 +1,11 @@
-"""A diffusers quantizer: `from_pretrained(..., quantization_config=QSearchConfig("plan.json"))` packs each weight as it is read.
+"""A diffusers quantizer: `from_pretrained(..., quantization_config=QSearchConfig("plan.json"))`
+packs each weight as it is read.
 
-Full precision is never whole in memory: a weight's codes are made when diffusers hands it over, and the layer that held it gives way to a packed one.
-`save_pretrained` writes the packed tensors with the plan in config.json; they load again without being quantized again. diffusers has no
-registration for quantizers, so that importing this module (`import qsearch.diffusers`) adds ours to its two tables, as sdnq does.
+Full precision is never whole in memory: a weight's codes are made when diffusers hands it over, and
+the layer that held it gives way to a packed one. `save_pretrained` writes the packed tensors with
+the plan in config.json; they load again without being quantized again. diffusers has no
+registration for quantizers, so that importing this module (`import qsearch.diffusers`) adds ours to
+its two tables, as sdnq does.
 """
 
 from __future__ import annotations
@@ -35,11 +38,14 @@ class QSearchMethod(StrEnum):
 
 
 class QSearchConfig(QuantizationConfigMixin):  # type: ignore[misc]  # diffusers is not followed by the type checker
-    """A plan for diffusers: that of a plan.json, whose graph.json lies beside it (or is given as `graph`).
+    """A plan for diffusers: that of a plan.json, whose graph.json lies beside it (or is given as
+    `graph`).
 
-    `component`: which one is loaded, of a plan for several (transformer_2, vae). `layers`, `steps`, `splits`, `axes`: the same as plain data, as config.json keeps it: layer -> scheme (or one for each range of
-    sampler steps, which `steps` says), channels of the parts of a concatenated
-    input, axis of the output channels where it is not the first. Raises `QSearchError` for a broken plan, and for schemes that want calibration.
+    `component`: which one is loaded, of a plan for several (transformer_2, vae). `layers`, `steps`,
+    `splits`, `axes`: the same as plain data, as config.json keeps it: layer -> scheme (or one for
+    each range of sampler steps, which `steps` says), channels of the parts of a concatenated input,
+    axis of the output channels where it is not the first. Raises `QSearchError` for a broken plan,
+    and for schemes that want calibration.
     """
 
     def __init__(
@@ -57,7 +63,8 @@ class QSearchConfig(QuantizationConfigMixin):  # type: ignore[misc]  # diffusers
         self.quant_method = QSearchMethod(quant_method)
         if (plan is None) == (layers is None):
             raise QSearchError(
-                'QSearchConfig takes a plan, as in QSearchConfig("runs/mine/plan.json"), or its layers as config.json keeps them'
+                'QSearchConfig takes a plan, as in QSearchConfig("runs/mine/plan.json"), '
+                "or its layers as config.json keeps them"
             )
         if plan is not None:
             layers, steps, splits, axes = _plain(plan, graph, component)
@@ -104,14 +111,16 @@ def _plain(
     made = plan if isinstance(plan, Plan) else Plan.load(Path(plan), graph)
     if made.graph != graph.id:
         raise QSearchError(
-            f"the plan was made for graph {made.graph}, {graph.model} is graph {graph.id}; make a plan for this model"
+            f"the plan was made for graph {made.graph}, {graph.model} is graph "
+            f"{graph.id}; make a plan for this model"
         )
     if graph.components or component is not None:
         if component not in graph.components:
             held = ", ".join(graph.components) or "one denoiser"
             raise QSearchError(
                 f"the plan is for {held}, and one model is loaded at a time: say which, as in "
-                f'QSearchConfig("plan.json", component="{(graph.components or ("",))[0]}"); given {component!r}'
+                'QSearchConfig("plan.json", '
+                f'component="{(graph.components or ("",))[0]}"); given {component!r}'
             )
         made, graph = part_of(made, graph, component)
     splits: dict[str, Sequence[int]] = {
@@ -120,7 +129,8 @@ def _plain(
     if made.sites:
         site = next(iter(made.sites))
         raise QSearchError(
-            f"weights are packed as they are read, and attention is not changed; the plan says {made.text(site)} at {site}: keep it, "
+            "weights are packed as they are read, and attention is not changed; the plan "
+            f"says {made.text(site)} at {site}: keep it, "
             "or pack with `qsearch apply`"
         )
     choices = dict(made.choices)
@@ -170,7 +180,8 @@ class QSearchQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # as above
         for name in self.config.layers:
             if name not in known:
                 raise QSearchError(
-                    f"{type(model).__name__} has no layer {name!r} with a weight{nearest(name, known)}; is the plan of another model?"
+                    f"{type(model).__name__} has no layer {name!r} with a "
+                    f"weight{nearest(name, known)}; is the plan of another model?"
                 )
         if self.pre_quantized:
             place_empty(model, self.choices, self.config.axes, self.config.splits)
@@ -192,7 +203,9 @@ class QSearchQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # as above
         state_dict: dict[str, Any],
         **kwargs: Any,
     ) -> bool:
-        """Whether a tensor of the checkpoint is a weight to be packed, or a part of one that is packed already."""
+        """Whether a tensor of the checkpoint is a weight to be packed, or a part of one that is
+        packed already.
+        """
         from torch import nn
 
         if self.pre_quantized:
@@ -219,7 +232,9 @@ class QSearchQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # as above
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Pack one weight, or put one packed tensor in its place. What diffusers cast to the model's type is taken again as it was stored."""
+        """Pack one weight, or put one packed tensor in its place. What diffusers cast to the
+        model's type is taken again as it was stored.
+        """
         stored, device = (
             state_dict[param_name],
             target_device if target_device is not None else "cpu",
@@ -284,7 +299,8 @@ def _refuse_data(name: str, scheme: Scheme) -> None:
 
     if needs_inputs(scheme):
         raise QSearchError(
-            f"{name} has {scheme}, which looks at the layer's inputs, and there are none while a model is loaded; apply the plan with `qsearch apply`"
+            f"{name} has {scheme}, which looks at the layer's inputs, and there are none "
+            "while a model is loaded; apply the plan with `qsearch apply`"
         )
 
 

@@ -1,8 +1,9 @@
 """What an exporter provides, and what it is given: a plan, its graph, and where the weights lie.
 
-A file tells which format each layer has, not by which method its scales were found: `read` gives schemes without `@METHOD`, and a plan
-equals what is read back when it does so without its methods (`formats` below). Exporters that write weights write the codes that the plan's own
-methods find (`codes.py`), so that the tool computes with exactly what was measured.
+A file tells which format each layer has, not by which method its scales were found: `read` gives
+schemes without `@METHOD`, and a plan equals what is read back when it does so without its methods
+(`formats` below). Exporters that write weights write the codes that the plan's own methods find
+(`codes.py`), so that the tool computes with exactly what was measured.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Export:
-    """A plan on its way out. `source`: the diffusers folder of the pipeline that it was made for; `component`: the denoiser's folder in it.
+    """A plan on its way out. `source`: the diffusers folder of the pipeline that it was made for;
+    `component`: the denoiser's folder in it.
 
-    `calibration`: what goes into the layers, for methods that go by it. `steps`: the plan over ranges of sampler steps, of which `plan` is the one in the middle, for tools that switch between them;
-    `sampler_steps`: how many steps these are. `variant`: of the weight files (fp16).
+    `calibration`: what goes into the layers, for methods that go by it. `steps`: the plan over
+    ranges of sampler steps, of which `plan` is the one in the middle, for tools that switch between
+    them; `sampler_steps`: how many steps these are. `variant`: of the weight files (fp16).
     """
 
     plan: Plan
@@ -52,25 +55,32 @@ class AbstractExporter(Protocol):
     needs: tuple[str, ...]
     #: whether the files hold weights (else only a configuration that the tool quantizes by)
     writes_weights: bool
-    #: whether the tool's checkpoints hold queries, keys and values as one weight, so that these share a scheme
+    #: whether the tool's checkpoints hold queries, keys and values as one weight, so that these
+    #: share a scheme
     fuses: bool
     #: whether the files can say that sampler steps differ
     has_steps: bool
-    #: kinds of components that the tool loads from such files, of `core.components.kind`; may be left out: see `takes`
+    #: kinds of components that the tool loads from such files, of `core.components.kind`; may be
+    #: left out: see `takes`
     takes: tuple[str, ...]
 
     def nearest(self, scheme: Scheme, layer: LayerSpec) -> Scheme:
-        """The scheme that the tool carries out for this layer: `scheme` itself where it has it, else the nearest it has (`keep` at last)."""
+        """The scheme that the tool carries out for this layer: `scheme` itself where it has it,
+        else the nearest it has (`keep` at last).
+        """
         ...
 
     def write(self, job: Export, folder: Path) -> list[Path]:
-        """Write what the tool loads into an empty `folder`; every scheme of the plan is one that `nearest` leaves alone. Returns the files."""
+        """Write what the tool loads into an empty `folder`; every scheme of the plan is one that
+        `nearest` leaves alone. Returns the files.
+        """
         ...
 
     def read(self, folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         """layer -> scheme (of every layer of the graph, without methods) as the files say.
 
-        Raises `QSearchError` that names the first layer which the graph lacks, or what is wrong with the files.
+        Raises `QSearchError` that names the first layer which the graph lacks, or what is wrong
+        with the files.
         """
         ...
 
@@ -81,10 +91,11 @@ def takes(exporter: AbstractExporter) -> tuple[str, ...]:
 
 
 def every_name(plan: Plan, graph: OpGraph) -> tuple[Plan, OpGraph, dict[str, str]]:
-    """The plan and the graph with a layer for each name that a weight has, since tools go by names; and tensor -> its other name.
+    """The plan and the graph with a layer for each name that a weight has, since tools go by names;
+    and tensor -> its other name.
 
-    A module with two names gets its scheme under both; another module with the same weight gets the weight's part of it alone, as
-    in `simulate`.
+    A module with two names gets its scheme under both; another module with the same weight gets the
+    weight's part of it alone, as in `simulate`.
     """
     layers: list[LayerSpec] = []
     choices, same = dict(plan.single), dict[str, str]()

@@ -1,7 +1,10 @@
-"""export(plan, graph, source, to, folder) -> files: a plan as another tool's file, checked before it is written and read back after.
+"""export(plan, graph, source, to, folder) -> files: a plan as another tool's file, checked before
+it is written and read back after.
 
-What the tool lacks is said beforehand, layer by layer, with what the rounding costs in predicted noise; without `nearest` it is refused. The
-files are made beside their place, read back and compared with the plan, and only then renamed, so that a file which says something else never stands.
+What the tool lacks is said beforehand, layer by layer, with what the rounding costs in predicted
+noise; without `nearest` it is refused. The files are made beside their place, read back and
+compared with the plan, and only then renamed, so that a file which says something else never
+stands.
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ _SHOWN = 5  # layers named in an error; all of them are said where they are roun
 
 @dataclass(frozen=True)
 class Rounding:
-    """A layer whose scheme the tool lacks. `noise`: what `given` adds to the predicted noise power over `asked`; None where it was not measured."""
+    """A layer whose scheme the tool lacks. `noise`: what `given` adds to the predicted noise power
+    over `asked`; None where it was not measured.
+    """
 
     layer: str
     asked: Scheme
@@ -48,14 +53,17 @@ class Rounding:
 
 
 def exporter(to: str) -> AbstractExporter:
-    """The exporter of that name, its packages at hand. Raises `QSearchError` that says which `pip install` is missing."""
+    """The exporter of that name, its packages at hand. Raises `QSearchError` that says which `pip
+    install` is missing.
+    """
     plugin: AbstractExporter = plugins.load("exporters", to)
     for package in plugin.needs:
         try:
             metadata.version(package)
         except metadata.PackageNotFoundError:
             raise QSearchError(
-                f"exporting to {to} needs {', '.join(plugin.needs)}, and {package} is not installed: pip install {package}"
+                f"exporting to {to} needs {', '.join(plugin.needs)}, and {package} is not "
+                f"installed: pip install {package}"
             ) from None
     return plugin
 
@@ -63,7 +71,9 @@ def exporter(to: str) -> AbstractExporter:
 def roundings(
     plan: Plan, graph: OpGraph, to: str, table: SensitivityTable | None = None
 ) -> list[Rounding]:
-    """The layers whose schemes `to` lacks, in the graph's order, with what each costs by the table's `noise`."""
+    """The layers whose schemes `to` lacks, in the graph's order, with what each costs by the
+    table's `noise`.
+    """
     plugin: AbstractExporter = plugins.load("exporters", to)
     known = table.values() if table is not None and "noise" in table.metrics else {}
     found = []
@@ -134,12 +144,9 @@ def export(
 ) -> list[Path]:
     """Write `plan` as what the tool `to` loads, into `folder`.
 
-    Args:
-        plan: the plan.
-        graph: the model's graph.
-        source: diffusers folder of the pipeline that the plan is for.
-        to: one of `qsearch list exporters`.
-        folder: to be made; of a graph of several components it holds a folder for each. One that the tool
+    Args: plan: the plan. graph: the model's graph. source: diffusers folder of the pipeline that
+        the plan is for. to: one of `qsearch list exporters`. folder: to be made; of a graph of
+        several components it holds a folder for each. One that the tool
             doesn't take lies there unquantized, where the plan keeps it or `nearest` allows that.
         options: rounding, calibration and the like.
         named: fields of the options by their names, e.g. `nearest=True`.
@@ -166,7 +173,8 @@ def export(
             copies.append(_left_out(plugin, to, name, *given))
     if folder.exists() and not (asked.force and folder.is_dir()):
         raise QSearchError(
-            f"{folder} exists and would be overwritten; give --force, or another folder with --output"
+            f"{folder} exists and would be overwritten; give --force, or another folder "
+            "with --output"
         )
     return _written(plugin, jobs, folder, to, [source / name for name in copies])
 
@@ -179,13 +187,17 @@ def _left_out(
     graph: OpGraph,
     options: ExportOptions,
 ) -> str:
-    """`name`, of a component that the tool doesn't take; said, and refused where the plan changes it and nobody allows the nearest."""
+    """`name`, of a component that the tool doesn't take; said, and refused where the plan changes
+    it and nobody allows the nearest.
+    """
     changed = [site for site, held in plan.choices.items() if held != (KEEP,)]
     able = " or a ".join(takes(plugin))
     if changed and not options.nearest:
         raise QSearchError(
-            f"{to} takes a component that is a {able}, and the plan changes {len(changed)} layers of "
-            f"{name}: keep them (allocate.protected: ['{name}.*']), or write {name} unquantized with --nearest"
+            f"{to} takes a component that is a {able}, and the plan changes "
+            f"{len(changed)} layers of "
+            f"{name}: keep them (allocate.protected: ['{name}.*']), or write {name} "
+            "unquantized with --nearest"
         )
     lost = f"; what the plan says of {len(changed)} layers there is left out" if changed else ""
     options.say(f"{name}: {to} takes it in no format, so it is written unquantized{lost}")
@@ -233,14 +245,16 @@ def _job(
             f"; and {len(rounded) - _SHOWN} more" if len(rounded) > _SHOWN else ""
         )
         raise QSearchError(
-            f"{to} lacks the schemes of {len(rounded)} layers: {words}. Round them with --nearest, or allocate with --for {to}"
+            f"{to} lacks the schemes of {len(rounded)} layers: {words}. Round them with "
+            f"--nearest, or allocate with --for {to}"
         )
     for line in map(str, rounded) if options.verbose else by_role(rounded, graph):
         say(line)
     if rounded:
         measured = [r.noise for r in rounded if r.noise is not None]
         say(
-            f"{len(rounded)} layers rounded; {sum(measured):+.2e} predicted noise for the {len(measured)} whose rounding was measured"
+            f"{len(rounded)} layers rounded; {sum(measured):+.2e} predicted noise for the "
+            f"{len(measured)} whose rounding was measured"
         )
     given = {**plan.layers, **{r.layer: r.given for r in rounded}}
     return replace(job, plan=Plan.make(graph, given))
@@ -249,7 +263,8 @@ def _job(
 def _check(plan: Plan, graph: OpGraph) -> None:
     if plan.graph != graph.id:
         raise QSearchError(
-            f"the plan was made for graph {plan.graph}, {graph.model} is graph {graph.id}; make a plan for this model"
+            f"the plan was made for graph {plan.graph}, {graph.model} is graph "
+            f"{graph.id}; make a plan for this model"
         )
     for name in plan.choices:
         check(graph, name)  # a name that matches nothing would silently do nothing in most tools
@@ -263,19 +278,21 @@ def _check(plan: Plan, graph: OpGraph) -> None:
 def _one_range(plan: Plan, graph: OpGraph, plugin: AbstractExporter, to: str) -> Plan:
     """The plan of the range in the middle of the sampler.
 
-    Raises:
-        QSearchError: the plan says what no file of the tool can: something of an attention, or several ranges of steps.
+    Raises: QSearchError: the plan says what no file of the tool can: something of an attention, or
+        several ranges of steps.
     """
     if plan.sites:
         site = next(iter(plan.sites))
         raise QSearchError(
-            f"no file of {to} says what happens inside attention; the plan has {plan.text(site)} at {site}: keep it"
+            f"no file of {to} says what happens inside attention; the plan has "
+            f"{plan.text(site)} at {site}: keep it"
         )
     if len(plan.steps) == 1:
         return plan
     if not plugin.has_steps:
         raise QSearchError(
-            f"a file of {to} holds for all sampler steps, and this plan has {len(plan.steps)} ranges of them: allocate without "
+            f"a file of {to} holds for all sampler steps, and this plan has "
+            f"{len(plan.steps)} ranges of them: allocate without "
             "--steps, or apply the plan with qsearch's own runtime"
         )
     return Plan.make(graph, plan.at(plan.steps.of(1, 2)), solver=plan.solver)
@@ -312,7 +329,8 @@ def _written(
         if old.exists() and not folder.exists():
             old.rename(folder)
         raise QSearchError(
-            f"cannot write {folder}: {error.strerror or error}; give a folder with room and write permission"
+            f"cannot write {folder}: {error.strerror or error}; give a folder with room "
+            "and write permission"
         ) from error
     finally:
         for rest in (made, old):
@@ -322,14 +340,18 @@ def _written(
 
 
 def difference(found: Mapping[str, Scheme], wanted: Mapping[str, Scheme], to: str) -> None:
-    """Refuse files that read back as something else than the plan (methods aside), naming the first layer that differs."""
+    """Refuse files that read back as something else than the plan (methods aside), naming the first
+    layer that differs.
+    """
     for name, scheme in formats(wanted).items():
         if found.get(name) != scheme:
             raise QSearchError(
-                f"what was written for {to} reads back differently: {name} is {found.get(name)}, the plan says {scheme}; nothing was kept"
+                f"what was written for {to} reads back differently: {name} is "
+                f"{found.get(name)}, the plan says {scheme}; nothing was kept"
             )
     for name in found:
         if name not in wanted:
             raise QSearchError(
-                f"what was written for {to} speaks of {name}, which the plan lacks; nothing was kept"
+                f"what was written for {to} speaks of {name}, which the plan lacks; "
+                "nothing was kept"
             )

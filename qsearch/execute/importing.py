@@ -86,7 +86,8 @@ def import_plan(path: Path | str, graph: OpGraph, source: str = "") -> Imported:
     else:
         known = [*plugins.names("importers"), *plugins.names("exporters")]
         raise QSearchError(
-            f"plans are imported from {', '.join(plugins.names('importers'))}, or from an exporter's folder; given {name!r}{nearest(name, known)}"
+            f"plans are imported from {', '.join(plugins.names('importers'))}, or from an "
+            f"exporter's folder; given {name!r}{nearest(name, known)}"
         )
     if found.rows:
         return Imported(name, None, SensitivityTable.from_rows(graph.id, found.rows), found.notes)
@@ -101,7 +102,8 @@ def _recognised(path: Path) -> str:
     ]
     if len(names) != 1:
         raise QSearchError(
-            f"{path} looks like {' and '.join(names) or 'no plan that is known here'}; say with --from which of {', '.join(plugins.names('importers'))}"
+            f"{path} looks like {' and '.join(names) or 'no plan that is known here'}; "
+            f"say with --from which of {', '.join(plugins.names('importers'))}"
         )
     return names[0]
 
@@ -153,7 +155,8 @@ def parse(path: Path) -> Any:
         return yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise ArtifactError(
-            f"{path} is not readable as JSON or YAML ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+            f"{path} is not readable as JSON or YAML ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else ''})"
         ) from error
 
 

@@ -126,7 +126,8 @@ class Input(nn.Module):
             found |= {"low": low.reshape(-1), "high": high.reshape(-1)}
         for name, buffer in self.layout.items():
             assert tuple(found[name].shape) == buffer.shape, (
-                f"{self.scheme} stores {name} as {buffer.shape}, calibration gave {tuple(found[name].shape)}"
+                f"{self.scheme} stores {name} as {buffer.shape}, calibration gave "
+                f"{tuple(found[name].shape)}"
             )
             setattr(self, name, found[name].to(getattr(torch, buffer.dtype)).clone())
         return bias

@@ -1,8 +1,10 @@
-"""A packed model on disk: `model.safetensors`, the plan in its header; read tensor by tensor straight into packed layers.
+"""A packed model on disk: `model.safetensors`, the plan in its header; read tensor by tensor
+straight into packed layers.
 
-The header says which graph the model has, the scheme of every layer and how skips are split, so that the packed layers can be laid out (without memory)
-before a byte of them is read. A digest of the header and of every tensor stands in it too: a file that was cut, changed or put together from two is
-refused before anything of the model is touched.
+The header says which graph the model has, the scheme of every layer and how skips are split, so
+that the packed layers can be laid out (without memory) before a byte of them is read. A digest of
+the header and of every tensor stands in it too: a file that was cut, changed or put together from
+two is refused before anything of the model is touched.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ _SECTION = "qsearch"
 
 
 def save(model: nn.Module, path: Path, graph: OpGraph, plan: Plan | None = None) -> None:
-    """Write `model`, packed by `apply`, atomically. `plan`: named in the header as what it was made from. Raises `QSearchError` for a model without packed layers."""
+    """Write `model`, packed by `apply`, atomically. `plan`: named in the header as what it was made
+    from. Raises `QSearchError` for a model without packed layers.
+    """
     layers = layers_in(model)
     if not layers:
         raise QSearchError(
@@ -75,7 +79,8 @@ def pack(
     plan: Plan,
     weights: QuantizedWeights | None = None,
 ) -> int:
-    """`apply` and `save` of a streamed model, a layer at a time: it stays as it is, and neither it nor what is packed is ever in memory.
+    """`apply` and `save` of a streamed model, a layer at a time: it stays as it is, and neither it
+    nor what is packed is ever in memory.
 
     Args:
         model: as `load_pipeline` opens it with offload.
@@ -87,8 +92,8 @@ def pack(
     Returns:
         How many layers were packed.
 
-    Raises:
-        QSearchError: a plan over ranges of steps, or of attention, or a weight of several layers: these are packed in memory.
+    Raises: QSearchError: a plan over ranges of steps, or of attention, or a weight of several
+        layers: these are packed in memory.
     """
     weights = weights or QuantizedWeights(model, graph)
     chosen = {name: held for name, held in plan.weights.items() if held != (KEEP,)}
@@ -129,7 +134,9 @@ def pack(
 
 
 def _write(path: Path, groups: Iterable[Mapping[str, Tensor]], content: dict[str, Any]) -> None:
-    """The file, atomically, its tensors a group at a time; their digest is taken when all are there."""
+    """The file, atomically, its tensors a group at a time; their digest is taken when all are
+    there.
+    """
     with writing(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         parts = Parts(Path(f"{path}.parts"))
@@ -148,9 +155,11 @@ def _write(path: Path, groups: Iterable[Mapping[str, Tensor]], content: dict[str
 
 
 def load(path: Path, model: nn.Module, graph: OpGraph, device: str = "cpu") -> nn.Module:
-    """Fill `model` (weights and all may be on the meta device, see `skeleton`) with the packed file; returns it, its layers replaced by packed ones.
+    """Fill `model` (weights and all may be on the meta device, see `skeleton`) with the packed
+    file; returns it, its layers replaced by packed ones.
 
-    Raises `ArtifactError` for a file that is cut, changed, of another kind or another graph, or whose tensors are not those of this model.
+    Raises `ArtifactError` for a file that is cut, changed, of another kind or another graph, or
+    whose tensors are not those of this model.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -167,11 +176,13 @@ def load(path: Path, model: nn.Module, graph: OpGraph, device: str = "cpu") -> n
         raise ArtifactError(f"{path} does not exist; make it with `qsearch apply`") from None
     except (OSError, SafetensorError, ValueError) as error:
         raise ArtifactError(
-            f"{path} is not readable as safetensors, perhaps truncated ({error}); make it again with `qsearch apply`"
+            f"{path} is not readable as safetensors, perhaps truncated ({error}); make it "
+            "again with `qsearch apply`"
         ) from error
     if whole.text != content["digest"]:
         raise ArtifactError(
-            f"{path} was changed: its tensors and its plan have digest {whole.text}, its header says {content['digest']}; make it again"
+            f"{path} was changed: its tensors and its plan have digest {whole.text}, its "
+            f"header says {content['digest']}; make it again"
         )
     choices = {
         name: tuple(map(Scheme.parse, [text] if isinstance(text, str) else text))
@@ -221,18 +232,21 @@ def _content(path: Path, metadata: Mapping[str, str], graph: OpGraph) -> dict[st
             raise TypeError("a scheme that is no text, or a size that is no number")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ArtifactError(
-            f"{path} must be a {SCHEMA} file, its header is not ({type(error).__name__}: {error}); make it with `qsearch apply`"
+            f"{path} must be a {SCHEMA} file, its header is not ({type(error).__name__}: "
+            f"{error}); make it with `qsearch apply`"
         ) from None
     if schema != SCHEMA and schema not in _EARLIER:
         raise ArtifactError(
-            f"{path} must be a {SCHEMA} file, its header says {schema!r}; make it again with this version"
+            f"{path} must be a {SCHEMA} file, its header says {schema!r}; make it again "
+            "with this version"
         )
     known = (
         graph.id
     )  # first: it is what tells `graph_name` by which name earlier files call the graph
     if graph_name(made_for) != known:
         raise ArtifactError(
-            f"{path} was made for graph {made_for}, the model here is graph {known}; make it again for this model"
+            f"{path} was made for graph {made_for}, the model here is graph {known}; make "
+            "it again for this model"
         )
     return dict(content)
 
@@ -263,12 +277,14 @@ def _assign(path: Path, model: nn.Module, found: Mapping[str, Tensor]) -> None:
         if name not in found or name not in wanted:
             where = "the file lacks" if name not in found else "the model has no place for"
             raise ArtifactError(
-                f"{path} does not fit the model: {where} {name}{nearest(name, set(found) ^ set(wanted) - {name})}"
+                f"{path} does not fit the model: {where} "
+                f"{name}{nearest(name, set(found) ^ set(wanted) - {name})}"
             )
         given, place = found[name], wanted[name]
         if given.shape != place.shape or (name in stored and given.dtype != place.dtype):
             raise ArtifactError(
-                f"{path} does not fit the model: {name} is {_words(given)}, the model's is {_words(place)}"
+                f"{path} does not fit the model: {name} is {_words(given)}, the model's "
+                f"is {_words(place)}"
             )
     for name, tensor in found.items():
         owner, _, attribute = name.rpartition(".")
@@ -287,7 +303,8 @@ def _assign(path: Path, model: nn.Module, found: Mapping[str, Tensor]) -> None:
     ]
     if left:
         raise QSearchError(
-            f"a model to be filled may leave out what its state dict holds; {left[0]} is on the meta device and no state dict has it"
+            f"a model to be filled may leave out what its state dict holds; {left[0]} is "
+            "on the meta device and no state dict has it"
         )
 
 

@@ -90,17 +90,20 @@ def apply(
         )
     if isinstance(plan, Plan) and plan.graph != graph.id:
         raise QSearchError(
-            f"the plan was made for graph {plan.graph}, {graph.model} is graph {graph.id}; make a plan for this model"
+            f"the plan was made for graph {plan.graph}, {graph.model} is graph "
+            f"{graph.id}; make a plan for this model"
         )
     if weights is not None and weights.model is not model:
         raise QSearchError(
-            "codes are made of the weights of the model that is packed; the weights given are of another model, make them of this one"
+            "codes are made of the weights of the model that is packed; the weights "
+            "given are of another model, make them of this one"
         )
     steps = plan.steps if isinstance(plan, Plan) else ONE_RANGE
     held = plan.choices if isinstance(plan, Plan) else checked(graph, plan, steps)
     if rounded := sorted(n for n, c in held.items() if is_site(n) and any(s.activation for s in c)):
         raise QSearchError(
-            f"packed layers round their own inputs, not attention's tensors; keep {rounded[0]}, or stay with `simulate`"
+            "packed layers round their own inputs, not attention's tensors; keep "
+            f"{rounded[0]}, or stay with `simulate`"
         )
     chosen = {n: c for n, c in held.items() if not is_site(n) and c != (KEEP,)}
     weights = weights or QuantizedWeights(model, graph)
@@ -249,7 +252,8 @@ def _empty(
     layer = empty_layer(source, scheme, axis, splits, device)
     if layer is None:
         raise QSearchError(
-            f"linear layers and convolutions of torch have a packed form; {name} is {type(source).__name__}: keep it"
+            f"linear layers and convolutions of torch have a packed form; {name} is "
+            f"{type(source).__name__}: keep it"
         )
     return layer
 
@@ -305,12 +309,14 @@ def _share(model: nn.Module, alias: str, layer: QuantLayer | RangedLayer, graph:
     spec = next(x for x in graph if alias in x.aliases)
     if isinstance(layer, RangedLayer):
         raise QSearchError(
-            f"{spec.name} and {alias} share one weight, and the plan changes it between ranges of steps; give it one choice"
+            f"{spec.name} and {alias} share one weight, and the plan changes it between "
+            "ranges of steps; give it one choice"
         )
     other = _empty(source, alias, layer.scheme.weight_only, spec.channel_axis, layer.splits, "meta")
     if layer.scheme.scales_weight:
         raise QSearchError(
-            f"{spec.name} and {alias} share one weight, and {layer.scheme} moves a scale into it that {alias} knows nothing of; use no transform"
+            f"{spec.name} and {alias} share one weight, and {layer.scheme} moves a scale "
+            f"into it that {alias} knows nothing of; use no transform"
         )
     other.parts = layer.parts
     replace_layer(model, source, other)

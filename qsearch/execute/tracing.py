@@ -1,4 +1,6 @@
-"""One call of a pipeline's own denoiser, for tools that export by watching one: the model at full precision and the arguments of that call."""
+"""One call of a pipeline's own denoiser, for tools that export by watching one: the model at full
+precision and the arguments of that call.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from .exporting import Export
 
 
 def traced(job: Export) -> tuple[nn.Module, dict[str, Any]]:
-    """The job's denoiser, and keyword arguments of one guided call for one prompt; fixed shapes are those of this call."""
+    """The job's denoiser, and keyword arguments of one guided call for one prompt; fixed shapes are
+    those of this call.
+    """
     from ..measure.pipelines import (
         Sampling,
         denoisers_of,
@@ -39,7 +43,9 @@ def traced(job: Export) -> tuple[nn.Module, dict[str, Any]]:
 
 
 class Positional(nn.Module):
-    """`model` with its tensor arguments in order, those in dictionaries too (`names`, with a dot for each level); what is no tensor is part of it."""
+    """`model` with its tensor arguments in order, those in dictionaries too (`names`, with a dot
+    for each level); what is no tensor is part of it.
+    """
 
     def __init__(self, model: nn.Module, inputs: dict[str, Any]) -> None:
         super().__init__()

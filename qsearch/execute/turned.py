@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def rotation_word(group: int, layer: LayerSpec) -> str:
-    """How a scheme spells a rotation of `group` channels (0: the largest that divides the layer's), without a number where it is the largest."""
+    """How a scheme spells a rotation of `group` channels (0: the largest that divides the layer's),
+    without a number where it is the largest.
+    """
     from ..choices.hadamard import group_of
 
     largest = group_of(layer.weight_shape[1])

@@ -32,7 +32,9 @@ def component(source: Path) -> str:
 def replaced(
     weights: Weights, change: Mapping[str, Callable[[Tensor], dict[str, Tensor]]]
 ) -> Iterator[dict[str, Tensor]]:
-    """A component's tensors one after the other: those named in `change` as it makes them, the others as they are."""
+    """A component's tensors one after the other: those named in `change` as it makes them, the
+    others as they are.
+    """
     for name in weights.files:
         held = weights.tensor(name)
         yield change[name](held) if name in change else {name: held}
@@ -57,7 +59,8 @@ _CHUNK = 2**24  # bytes
 
 
 class Parts:
-    """Tensors on their way into one safetensors file, which may be larger than the memory: their bytes go to a file beside it as they are made.
+    """Tensors on their way into one safetensors file, which may be larger than the memory: their
+    bytes go to a file beside it as they are made.
 
     Args:
         path: the file beside, which `finish` removes.
@@ -89,7 +92,9 @@ class Parts:
             yield piece
 
     def finish(self, path: Path, metadata: Mapping[str, str]) -> None:
-        """The safetensors file: the header, and behind it the tensors, the widest types first, so that all are aligned."""
+        """The safetensors file: the header, and behind it the tensors, the widest types first, so
+        that all are aligned.
+        """
         order = sorted(self.held, key=lambda n: (-_width(self.held[n]), n))
         header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
         place = 0
@@ -128,10 +133,12 @@ def write_shards(
     metadata: Callable[[Iterable[str]], Mapping[str, str]] | None = None,
     stem: str = STEM,
 ) -> list[Path]:
-    """Write groups of tensors (those of one layer stay together) as safetensors, a new shard where `limit` bytes would be passed; an index for several.
+    """Write groups of tensors (those of one layer stay together) as safetensors, a new shard where
+    `limit` bytes would be passed; an index for several.
 
-    `metadata`: what a shard's header says beside its format, from the names in it. Only one shard is ever in memory.
-    `stem`: how the files' names begin, as the library that loads them wants it (`Weights.stem`).
+    `metadata`: what a shard's header says beside its format, from the names in it. Only one shard
+    is ever in memory. `stem`: how the files' names begin, as the library that loads them wants it
+    (`Weights.stem`).
     """
     from safetensors.torch import save_file
 
@@ -174,7 +181,8 @@ def _bytes(group: Mapping[str, Tensor]) -> int:
 
 
 def limit_of(weights: Weights) -> int:
-    """What a shard may take: a third of the largest file of a component. Writing one takes its room twice, and the rest is for the layer at work.
+    """What a shard may take: a third of the largest file of a component. Writing one takes its room
+    twice, and the rest is for the layer at work.
 
     Small models stay in one file, which some tools' own loaders want.
     """

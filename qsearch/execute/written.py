@@ -1,4 +1,5 @@
-"""The weight of a packed layer as code from elsewhere sees it: a tensor whose `data` may be replaced.
+"""The weight of a packed layer as code from elsewhere sees it: a tensor whose `data` may be
+replaced.
 
 Adapters are fused by adding to `layer.weight.data` (peft, diffusers' `fuse_lora`). A packed layer
 makes its weight when it is asked, so that what is written into that tensor would be lost without a

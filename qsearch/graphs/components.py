@@ -1,8 +1,8 @@
 """Components: several models of one pipeline as one module, and their graphs as one graph.
 
-Wan 2.2 has a transformer for the noisiest steps and another for the rest; a whole pipeline has text encoders and a VAE besides. All
-are layers of one plan, so they are children of one module whose names are the pipeline's own:
-`transformer_2.blocks.0.attn1.to_q` resolves with `get_submodule`.
+Wan 2.2 has a transformer for the noisiest steps and another for the rest; a whole pipeline has text
+encoders and a VAE besides. All are layers of one plan, so they are children of one module whose
+names are the pipeline's own: `transformer_2.blocks.0.attn1.to_q` resolves with `get_submodule`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from ..core.plan import Plan
 
 
 class Components(nn.Module):
-    """Models of one pipeline by their component's name; a call belongs to one of them, and goes there.
+    """Models of one pipeline by their component's name; a call belongs to one of them, and goes
+    there.
 
-    Attributes:
-        examples: component -> arguments of its call, of one that was recorded last.
-        spans: component -> (first, last + 1, all) of the sampler steps in which it was heard; (0, 0, all) of
+    Attributes: examples: component -> arguments of its call, of one that was recorded last. spans:
+        component -> (first, last + 1, all) of the sampler steps in which it was heard; (0, 0, all)
+        of
             one that runs before or after them.
     """
 
@@ -104,7 +105,9 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
 
 
 def text_inputs(module: nn.Module, given: Mapping[str, Any]) -> dict[str, str] | None:
-    """What the inputs of a text encoder are, which are called the same in all of `transformers`; None for other modules."""
+    """What the inputs of a text encoder are, which are called the same in all of `transformers`;
+    None for other modules.
+    """
     if "input_ids" not in given:
         return None
     tensors = [name for name, value in given.items() if isinstance(value, torch.Tensor)]
@@ -113,7 +116,9 @@ def text_inputs(module: nn.Module, given: Mapping[str, Any]) -> dict[str, str] |
 
 @contextmanager
 def entered(module: nn.Module, method: str) -> Iterator[None]:
-    """Inside, a call of `module` (and of its copies) is one of its `method`, by the arguments of `flat_arguments`."""
+    """Inside, a call of `module` (and of its copies) is one of its `method`, by the arguments of
+    `flat_arguments`.
+    """
     own = type(module)
 
     def forward(self: Any, **given: Any) -> Any:
@@ -134,7 +139,9 @@ def _positional(given: Mapping[str, Any]) -> list[str]:
 
 
 def flat_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a recorded `decode` by name: the first is `latents`, further positional ones `argument_1` and so on."""
+    """Arguments of a recorded `decode` by name: the first is `latents`, further positional ones
+    `argument_1` and so on.
+    """
     args = {f"argument_{i}" if i else "latents": value for i, value in enumerate(call["args"])}
     rest = {n: v for n, v in call["kwargs"].items() if not isinstance(v, torch.Generator)}
     if not args:  # all are given by name: the first is the latents
@@ -146,9 +153,11 @@ def flat_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
 def merged(
     graphs: Mapping[str, OpGraph], spans: Mapping[str, tuple[int, int, int]] | None = None
 ) -> OpGraph:
-    """One graph of several, whose names begin with their component's: `transformer_2.blocks.0.attn1.to_q`.
+    """One graph of several, whose names begin with their component's:
+    `transformer_2.blocks.0.attn1.to_q`.
 
-    Costs are those of one call of each. `spans`: the sampler steps in which each runs, as `OpGraph.spans`.
+    Costs are those of one call of each. `spans`: the sampler steps in which each runs, as
+    `OpGraph.spans`.
     """
 
     def named(part: str, name: str) -> str:

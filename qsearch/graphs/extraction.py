@@ -1,8 +1,10 @@
-"""extract(model, example_inputs) -> OpGraph: any denoiser as layers, operations, edges and blocks, with no code per model.
+"""extract(model, example_inputs) -> OpGraph: any denoiser as layers, operations, edges and blocks,
+with no code per model.
 
-The model is exported without its data (`exporting`); where export refuses, one call is watched with hooks (`tracing`). Both give a
-trace, which is folded into steps that compute; inputs are classified, reachability and wiring are read off the data flow, and from
-them the class of each layer, its role and the blocks.
+The model is exported without its data (`exporting`); where export refuses, one call is watched with
+hooks (`tracing`). Both give a trace, which is folded into steps that compute; inputs are
+classified, reachability and wiring are read off the data flow, and from them the class of each
+layer, its role and the blocks.
 """
 
 from __future__ import annotations
@@ -75,7 +77,8 @@ def _of_parts(
     if missing:
         raise QSearchError(
             f"a graph of {', '.join(model.parts)} needs an example call of each; there is none of "
-            f"{', '.join(missing)}: give {{component: inputs}}, as `example_inputs` makes it of a recorded call"
+            f"{', '.join(missing)}: give {{component: inputs}}, as `example_inputs` makes "
+            "it of a recorded call"
         )
     graphs: dict[str, OpGraph] = {}
     for part, module in model.parts.items():
@@ -135,7 +138,9 @@ class _Builder:
         )
 
     def _layer_names(self) -> dict[str, str]:
-        """Parameter -> layer: the module's name; the parameter's own where it is not the module's only or main weight."""
+        """Parameter -> layer: the module's name; the parameter's own where it is not the module's
+        only or main weight.
+        """
         held: dict[str, list[str]] = {}
         for parameter in self.by_layer:
             held.setdefault(_owner(parameter)[0], []).append(parameter)
@@ -266,7 +271,9 @@ class _Builder:
 
 
 def _role(found: list[str]) -> str:
-    """Role of a layer for those of its calls: the first, or `…-qkv` where parts of one weight make query, key and value."""
+    """Role of a layer for those of its calls: the first, or `…-qkv` where parts of one weight make
+    query, key and value.
+    """
     heads = {role.rpartition("-")[0] for role in found}
     letters = {role.rpartition("-")[2] for role in found}
     if len(heads) == 1 and "attention" in found[0] and set("".join(letters)) <= set("qkv"):
@@ -275,7 +282,9 @@ def _role(found: list[str]) -> str:
 
 
 def _owner(parameter: str) -> tuple[str, str]:
-    """Module and attribute of a parameter; one that torch computes another from belongs to the module that uses that."""
+    """Module and attribute of a parameter; one that torch computes another from belongs to the
+    module that uses that.
+    """
     module, _, rest = parameter.partition(".parametrizations.")
     if rest:
         return module, f"parametrizations.{rest}"
@@ -312,7 +321,9 @@ def _declared(module: nn.Module) -> str:
 
 
 def _splits(step: Step) -> tuple[int, ...]:
-    """Channels of each part where a layer reads a concatenation along its input channels, through norms and activations."""
+    """Channels of each part where a layer reads a concatenation along its input channels, through
+    norms and activations.
+    """
     if not step.inputs:
         return ()
     at = step.inputs[0]

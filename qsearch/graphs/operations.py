@@ -23,7 +23,10 @@ LAYOUT = frozenset(
 )
 #: take a tensor's shape and not its values
 SHAPES = frozenset(
-    "zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full new_empty_strided".split()
+    (
+        "zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones "
+        "new_empty new_full new_empty_strided"
+    ).split()
 )
 #: element by element; folded where a single operation and constants enter
 ADDITIONS = frozenset("add sub rsub subtract lerp addcmul addcdiv".split())
@@ -39,7 +42,10 @@ ELEMENTWISE = (
 )
 #: make one tensor of several; so do writes into parts of one
 CONCATENATIONS = frozenset(
-    "cat concat concatenate stack hstack vstack dstack copy index_put slice_scatter select_scatter".split()
+    (
+        "cat concat concatenate stack hstack vstack dstack copy index_put slice_scatter "
+        "select_scatter"
+    ).split()
 )
 ACTIVATIONS = frozenset(
     """silu gelu relu relu6 sigmoid tanh leaky_relu elu selu celu hardswish hardsigmoid hardtanh softplus softsign mish glu prelu log_sigmoid
@@ -51,7 +57,10 @@ NORMS = frozenset(
 )
 SOFTMAXES = frozenset("softmax _softmax _safe_softmax special_softmax".split())
 REDUCTIONS = frozenset(
-    "mean sum var std var_mean std_mean norm linalg_vector_norm linalg_norm amax amin nansum logsumexp".split()
+    (
+        "mean sum var std var_mean std_mean norm linalg_vector_norm linalg_norm amax amin "
+        "nansum logsumexp"
+    ).split()
 )
 ATTENTIONS = frozenset(
     """scaled_dot_product_attention _scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention
@@ -59,7 +68,10 @@ ATTENTIONS = frozenset(
 )
 MATMULS = frozenset("matmul mm bmm addmm addbmm baddbmm einsum mv dot _grouped_mm linear".split())
 CONVOLUTIONS = frozenset(
-    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution".split()
+    (
+        "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution "
+        "_convolution"
+    ).split()
 )
 EMBEDDINGS = frozenset("embedding embedding_bag".split())
 RESAMPLES = frozenset(
@@ -70,7 +82,10 @@ RESAMPLES = frozenset(
 )
 #: checks and bookkeeping, which make no tensor
 IGNORED = frozenset(
-    "_assert_tensor_metadata _assert_async _assert_scalar sym_constrain_range_for_size sym_constrain_range sym_size _local_scalar_dense is_nonzero".split()
+    (
+        "_assert_tensor_metadata _assert_async _assert_scalar sym_constrain_range_for_size "
+        "sym_constrain_range sym_size _local_scalar_dense is_nonzero"
+    ).split()
 )
 #: of `LAYOUT`, those whose result is other memory: writing into it leaves the first tensor as it is
 COPIES = frozenset(

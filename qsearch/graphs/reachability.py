@@ -1,9 +1,11 @@
 """Reachability: which inputs a layer's input depends on, and whose tokens a tensor holds.
 
-Two questions, both answered by data flow. *Sees*: all that a value depends on; a layer that sees the timestep alone has a handful of
-different inputs in a whole run, one that sees the text alone has one a prompt. *Tokens*: what the rows of a tensor are, image or
-text or one after the other; modulation by the timestep does not change it, concatenation and slicing do. Cross-attention is told
-by the tokens of its keys: what a text token depends on after two joint blocks (everything) would not tell.
+Two questions, both answered by data flow. *Sees*: all that a value depends on; a layer that sees
+the timestep alone has a handful of different inputs in a whole run, one that sees the text alone
+has one a prompt. *Tokens*: what the rows of a tensor are, image or text or one after the other;
+modulation by the timestep does not change it, concatenation and slicing do. Cross-attention is told
+by the tokens of its keys: what a text token depends on after two joint blocks (everything) would
+not tell.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from .folding import Step
 from .trace import Call, Trace
 
 CLASSES = ("image", "step", "text", "pooled", "structure")
-#: what an input is -> conventional names of it, as patterns; the first row that fits counts. Where an argument is a dict or a list, its
-#: members' names count first (`added_cond_kwargs.text_embeds` is pooled), then its own. A name of one letter is pooled when it is a vector.
+#: what an input is -> conventional names of it, as patterns; the first row that fits counts. Where
+#: an argument is a dict or a list, its
+#: members' names count first (`added_cond_kwargs.text_embeds` is pooled), then its own. A name of
+#: one letter is pooled when it is a vector.
 _NAMES = (
     ("text", "input_ids (input_|text_|prompt_)?tokens"),
     (
@@ -34,7 +38,10 @@ _NAMES = (
     ),
     (
         "step",
-        ".*timesteps?(_.*)? t time sigmas? noise_level noise_labels c_noise guidance(_scale|_cond)? log_snr step",
+        (
+            ".*timesteps?(_.*)? t time sigmas? noise_level noise_labels c_noise "
+            "guidance(_scale|_cond)? log_snr step"
+        ),
     ),
     (
         "text",
@@ -43,7 +50,10 @@ _NAMES = (
     ),
     (
         "image",
-        "hidden_states(_.*)? sample x x_t xt .*latents? latent_model_input noisy.* z z_t img images? video inputs? control.* .*pixel_values",
+        (
+            "hidden_states(_.*)? sample x x_t xt .*latents? latent_model_input noisy.* z z_t "
+            "img images? video inputs? control.* .*pixel_values"
+        ),
     ),
 )
 #: write rows into a sequence at places that are data
@@ -56,12 +66,14 @@ def classify(
 ) -> dict[str, str]:
     """Input -> one of `CLASSES`: by `override`, by its conventional name, else by dtype and shape.
 
-    Raises `QSearchError` where none decides, and where no input is a picture though `override` does not name them all.
+    Raises `QSearchError` where none decides, and where no input is a picture though `override` does
+    not name them all.
     """
     for name, chosen in override.items():
         if chosen not in CLASSES:
             raise QSearchError(
-                f"an input is one of {', '.join(CLASSES)}; given {chosen!r} for {name!r}{nearest(chosen, CLASSES)}"
+                f"an input is one of {', '.join(CLASSES)}; given {chosen!r} for "
+                f"{name!r}{nearest(chosen, CLASSES)}"
             )
         if not any(name in (path, path.partition(".")[0]) for path in given):
             raise QSearchError(
@@ -88,7 +100,8 @@ def classify(
             else f"none of {', '.join(given)} looks like the noisy picture"
         )
         raise QSearchError(
-            f"can't tell what the inputs are: {what}; say it with extract(model, example_inputs, inputs={{'NAME': 'image'}}), each one of "
+            f"can't tell what the inputs are: {what}; say it with extract(model, "
+            f"example_inputs, inputs={{'NAME': 'image'}}), each one of "
             f"{', '.join(CLASSES)}; the forward takes {signature}"
         )
     return out
@@ -103,7 +116,8 @@ def _named(name: str, call: Call) -> str:
         ),
         "",
     )
-    # PixArt's y is a caption, DiT's are labels, SDXL's is the pooled text: it has as many axes as the thing has.
+    # PixArt's y is a caption, DiT's are labels, SDXL's is the pooled text: it has as many axes as
+    # the thing has.
     return (
         "pooled"
         if found == "text" and len(name) == 1 and (call.integer or len(call.shape) <= 2)
@@ -148,7 +162,9 @@ def word(found: frozenset[str]) -> str:
 
 
 def tokens(trace: Trace, classes: Mapping[str, str]) -> dict[Call, Tokens]:
-    """Call -> whose tokens it holds: `(("text", 77), ("image", 1024))` where they lie one after the other, one pair where they are of one kind."""
+    """Call -> whose tokens it holds: `(("text", 77), ("image", 1024))` where they lie one after the
+    other, one pair where they are of one kind.
+    """
     out: dict[Call, Tokens] = {}
     for call in trace.calls:
         found = _tokens(call, out, classes)
@@ -160,7 +176,9 @@ def tokens(trace: Trace, classes: Mapping[str, str]) -> dict[Call, Tokens]:
 
 
 def _write(call: Call, found: Tokens, known: dict[Call, Tokens]) -> None:
-    """What is written into a view is seen through the tensor that the view shows; slices written one after the other are a sequence."""
+    """What is written into a view is seen through the tensor that the view shows; slices written
+    one after the other are a sequence.
+    """
     target, size = call.given[0], 0
     while target.op in ops.LAYOUT and target.given:
         if target.op in ("slice", "narrow") and not size:
@@ -223,7 +241,9 @@ def _main(state: Tokens) -> str:
 
 
 def _cut(call: Call, state: Tokens) -> Tokens:
-    """The part of a sequence that a slice, a split or an index takes, where it runs along the sequence."""
+    """The part of a sequence that a slice, a split or an index takes, where it runs along the
+    sequence.
+    """
     source = call.given[0]
     op, arguments = call.op, call.arguments
     total = sum(n for _, n in state)

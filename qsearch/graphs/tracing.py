@@ -47,13 +47,18 @@ def trace(model: nn.Module, inputs: Mapping[str, Any], signature: str, refused: 
     except Exception as error:
         meta = any(parameter.is_meta for parameter in whole.parameters())
         hint = (
-            ", or, since what it does depends on data, give it weights (of any value) instead of the meta device"
+            (
+                ", or, since what it does depends on data, give it weights (of any value) "
+                "instead of the meta device"
+            )
             if meta
             else ""
         )
         raise QSearchError(
-            f"{type(whole).__name__} can't be called with these example inputs ({type(error).__name__}: {error}); its forward takes {signature}; "
-            f"pass each argument by its name in example_inputs{hint}. torch.export had refused with {refused}"
+            f"{type(whole).__name__} can't be called with these example inputs "
+            f"({type(error).__name__}: {error}); its forward takes {signature}; "
+            f"pass each argument by its name in example_inputs{hint}. torch.export had "
+            f"refused with {refused}"
         ) from error
     finally:
         for module, mode in training.items():

@@ -62,7 +62,8 @@ def explain(
     parts += [explain_surrogate(s, graph, plans, known) for s in surrogates]
     if not parts:
         raise QSearchError(
-            "there is nothing to explain with; give a surrogate (`qsearch fit`), or a table that probes made (`qsearch profile --estimator probe`)"
+            "there is nothing to explain with; give a surrogate (`qsearch fit`), or a "
+            "table that probes made (`qsearch profile --estimator probe`)"
         )
     return Attribution.together(parts)
 

@@ -90,7 +90,8 @@ class Features:
         place = {name: i for i, name in enumerate(self.columns)}
         if missing := [name for name in columns if name not in place]:
             raise QSearchError(
-                f"these plans have no column {missing[0]!r}; it comes from a sensitivity table with this metric: give the one learnt with"
+                f"these plans have no column {missing[0]!r}; it comes from a sensitivity "
+                "table with this metric: give the one learnt with"
             )
         return self.values[:, [place[name] for name in columns]]
 
@@ -147,11 +148,13 @@ def featurize(
     for name, plan in plans.items():
         if plan.graph != graph.id:
             raise QSearchError(
-                f"plan {name} is for graph {plan.graph}, {graph.model} is graph {graph.id}; learn from plans of this graph"
+                f"plan {name} is for graph {plan.graph}, {graph.model} is graph "
+                f"{graph.id}; learn from plans of this graph"
             )
         if missing := [layer.name for layer in graph if layer.name not in plan.choices]:
             raise QSearchError(
-                f"a plan needs a scheme for every layer (keep is one); {name} has none for {missing[0]}"
+                f"a plan needs a scheme for every layer (keep is one); {name} has none "
+                f"for {missing[0]}"
             )
     layers, known = graph.quantizable, list(plans.values())
     attention = sorted({site for plan in known for site in plan.sites})
@@ -234,7 +237,8 @@ def _predicted(
                     continue
                 if (site, str(scheme)) not in priced:
                     raise QSearchError(
-                        f"the table has no {scheme} for {site}; profile with this scheme, or learn without a table"
+                        f"the table has no {scheme} for {site}; profile with this scheme, "
+                        "or learn without a table"
                     )
                 loss[i, j, k], family[i, j, k] = priced[site, str(scheme)][k], scheme.family
     mean = loss.mean(2)

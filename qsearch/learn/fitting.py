@@ -55,7 +55,8 @@ class Study:
         for trial in self.trials:
             if metric not in trial.metrics:
                 raise QSearchError(
-                    f"{metric} was not measured of plan {trial.name}{nearest(metric, trial.metrics)}"
+                    f"{metric} was not measured of plan "
+                    f"{trial.name}{nearest(metric, trial.metrics)}"
                 )
         return np.array([trial.metrics[metric][0] for trial in self.trials])
 
@@ -179,7 +180,8 @@ def cross_validate(
         count = len(set(taken.groups))
         if count < folds:
             raise QSearchError(
-                f"{folds} folds need {folds} plans that differ; given {count} of {len(taken.target)}: measure more, or ask for fewer folds"
+                f"{folds} folds need {folds} plans that differ; given {count} of "
+                f"{len(taken.target)}: measure more, or ask for fewer folds"
             )
         splits = list(
             GroupKFold(folds, shuffle=True, random_state=seed).split(
@@ -259,11 +261,13 @@ def fit(
 def _varies(target: Array, metric: str) -> None:
     if not np.isfinite(target).all():
         raise QSearchError(
-            f"{metric} is not finite for {int((~np.isfinite(target)).sum())} plans; leave them out or measure them again"
+            f"{metric} is not finite for {int((~np.isfinite(target)).sum())} plans; leave "
+            "them out or measure them again"
         )
     if len(target) > 0 and float(np.ptp(target)) == 0.0:
         raise QSearchError(
-            f"a metric that never varies teaches nothing; {metric} is {target[0]:g} for all {len(target)} plans: measure coarser plans"
+            f"a metric that never varies teaches nothing; {metric} is {target[0]:g} for "
+            f"all {len(target)} plans: measure coarser plans"
         )
 
 

@@ -40,7 +40,8 @@ def score(predicted: Array, measured: Array, *, lower_is_better: bool = False) -
         raise QSearchError(f"a ranking needs three plans or more; given {len(measured)}")
     if float(np.ptp(measured)) == 0.0:
         raise QSearchError(
-            f"a metric that never varies can't be ranked; all {len(measured)} plans have {measured[0]:g}: measure coarser plans, or another metric"
+            f"a metric that never varies can't be ranked; all {len(measured)} plans have "
+            f"{measured[0]:g}: measure coarser plans, or another metric"
         )
     error = float(np.sqrt(np.mean((predicted - measured) ** 2)))
     if float(np.ptp(predicted)) == 0.0:

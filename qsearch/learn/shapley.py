@@ -54,7 +54,8 @@ def explain_quadratic(
     table.check(graph)
     if table.shares is None:
         raise QSearchError(
-            f"Shapley values need the shares that probes leave in a table; this one was made by {table.frame['estimator'].iloc[0]}: profile with probe"
+            "Shapley values need the shares that probes leave in a table; this one was "
+            f"made by {table.frame['estimator'].iloc[0]}: profile with probe"
         )
     rows: list[dict[str, Any]] = []
     moves = _Moves(table.shares)
@@ -96,7 +97,8 @@ class _Moves:
         found = sorted(cell for cell in self.shares.values if cell[0] == metric)
         if not found:
             raise QSearchError(
-                f"the table has no shares for {metric!r}; it has {', '.join(sorted({m for m, _ in self.shares.values}))}"
+                f"the table has no shares for {metric!r}; it has "
+                f"{', '.join(sorted({m for m, _ in self.shares.values}))}"
             )
         return found
 

@@ -77,13 +77,15 @@ class Surrogate:
         if graph.id not in self.graphs:
             known = ", ".join(f"{name} ({id_})" for id_, name in self.graphs.items())
             raise QSearchError(
-                f"the surrogate was fitted on {known}; {graph.model} is graph {graph.id}: fit one with its measured plans"
+                f"the surrogate was fitted on {known}; {graph.model} is graph {graph.id}: "
+                "fit one with its measured plans"
             )
         for name, plan in plans.items():
             unseen = {str(s) for s in plan.schemes} - {*self.schemes, "keep"}
             if unseen:
                 raise QSearchError(
-                    f"the surrogate knows the schemes {', '.join(self.schemes)}; plan {name} has {min(unseen)}: measure plans with it first"
+                    f"the surrogate knows the schemes {', '.join(self.schemes)}; plan "
+                    f"{name} has {min(unseen)}: measure plans with it first"
                 )
         return assemble(self.kind, graph, plans, tables, self.columns)
 
@@ -138,7 +140,8 @@ class Surrogate:
             if graph is not None and graph_name(graph) not in graphs:
                 known = ", ".join(f"{name} ({id_})" for id_, name in graphs.items())
                 raise ArtifactError(
-                    f"{path} was fitted on {known}, the model here is graph {graph}; fit one with its measured plans"
+                    f"{path} was fitted on {known}, the model here is graph {graph}; fit "
+                    "one with its measured plans"
                 )
             held: dict[str, Any] = {
                 k: float("nan") if v is None else v for k, v in c["scores"].items()
@@ -160,7 +163,8 @@ class Surrogate:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(
-                f"{path} is not a whole surrogate ({type(error).__name__}: {error}); make it again with `qsearch fit`"
+                f"{path} is not a whole surrogate ({type(error).__name__}: {error}); make "
+                "it again with `qsearch fit`"
             ) from error
 
 

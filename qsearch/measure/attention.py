@@ -55,7 +55,9 @@ def passing(model: nn.Module, through: Mapping[str, Through | WholeThrough]) -> 
         yield
         if missed := [name for name, one in held.items() if one.ran and not one.seen]:
             raise QSearchError(
-                f"sites are seen where a module calls torch's scaled_dot_product_attention; {missed[0]} computes attention in another way: leave its sites out"
+                "sites are seen where a module calls torch's "
+                f"scaled_dot_product_attention; {missed[0]} computes attention in another "
+                "way: leave its sites out"
             )
 
 

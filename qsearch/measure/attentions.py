@@ -97,8 +97,10 @@ def _made(spec: AttentionSpec, scheme: Scheme, drifts: Drifts) -> AbstractSparse
     plugin, drift = attention_plugin(scheme.attention), drifts.get((spec.site, scheme))
     if drift is None and plugin.fitted(scheme.attention):
         raise QSearchError(
-            f"{scheme} at {spec.module} is fitted on calls of consecutive steps, and no calibration was given; give what "
-            "`weights_for` makes of the plan and recorded calls, or a drift in numbers such as ~drift0.02"
+            f"{scheme} at {spec.module} is fitted on calls of consecutive steps, and no "
+            "calibration was given; give what "
+            "`weights_for` makes of the plan and recorded calls, or a drift in numbers "
+            "such as ~drift0.02"
         )
     return plugin.simulated(scheme.attention, spec, drift)
 
@@ -141,7 +143,8 @@ def fit_drifts(
     if not order or order != list(range(order[0], order[0] + len(order))):
         site, schemes = next(iter(asked.items()))
         raise QSearchError(
-            f"{schemes[0]} at {site} is fitted on calls of consecutive steps; these are of the steps {order}: record every step "
+            f"{schemes[0]} at {site} is fitted on calls of consecutive steps; these are "
+            f"of the steps {order}: record every step "
             "(calibrate.bins as many as sampling.steps)"
         )
     seen: dict[tuple[str, Scheme], list[Tensor]] = {}

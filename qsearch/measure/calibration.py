@@ -1,8 +1,10 @@
-"""calibrate(model, graph, calls): what goes into each layer on recorded calls, for methods that choose by it.
+"""calibrate(model, graph, calls): what goes into each layer on recorded calls, for methods that
+choose by it.
 
-One run of the full-precision model over the calls. Kept are ranges and means of each input channel, a few rows, and on request the second
-moments of the rows that a weight is multiplied with ([columns, columns] a layer: name the layers where all of them together are too many).
-Every layer is calibrated on full-precision inputs, so that the order of layers makes no difference.
+One run of the full-precision model over the calls. Kept are ranges and means of each input channel,
+a few rows, and on request the second moments of the rows that a weight is multiplied with
+([columns, columns] a layer: name the layers where all of them together are too many). Every layer
+is calibrated on full-precision inputs, so that the order of layers makes no difference.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from ..core.graph import OpGraph
 from .pipelines import Call, run
 
 ROWS = 256
-_ALIKE = 1e-4  # of the largest entry: first tokens that differ by less are one and the same, computed in different batches
+# of the largest entry: first tokens that differ by less are one and the same, computed in different
+# batches
+_ALIKE = 1e-4
 
 
 @torch.no_grad()
@@ -34,18 +38,16 @@ def calibrate(
     moments: bool = True,
     some: bool = False,
 ) -> dict[str, LayerInputs]:
-    """Layer name -> its inputs on `calls`, for `layers` or for all that can be quantized. Leaves the model as it was.
+    """Layer name -> its inputs on `calls`, for `layers` or for all that can be quantized. Leaves
+    the model as it was.
 
-    Args:
-        model: the denoiser, or the container of several components.
-        graph: its graph.
-        calls: recorded calls.
-        layers: names of those that are looked at; all that can be quantized when left out.
-        moments: whether second moments are kept.
-        some: leave out layers that none of the calls runs (another component's); else they are an error.
+    Args: model: the denoiser, or the container of several components. graph: its graph. calls:
+        recorded calls. layers: names of those that are looked at; all that can be quantized when
+        left out. moments: whether second moments are kept. some: leave out layers that none of the
+        calls runs (another component's); else they are an error.
 
-    Raises:
-        QSearchError: no call is given, a layer is unknown or run by none of the calls, or inputs are not finite.
+    Raises: QSearchError: no call is given, a layer is unknown or run by none of the calls, or
+        inputs are not finite.
     """
     wanted = (
         [graph.layer(name) for name in layers] if layers is not None else list(graph.quantizable)
@@ -75,8 +77,10 @@ def calibrate(
     silent = [name for name, recorder in recorders.items() if not recorder.calls]
     if silent and not some:
         raise QSearchError(
-            f"the {given} calls for calibration run {len(wanted) - len(silent)} of {len(wanted)} layers, not "
-            f"{', '.join(silent[:3])}{' and others' if len(silent) > 3 else ''}: record calls that run them, or give them "
+            f"the {given} calls for calibration run {len(wanted) - len(silent)} of "
+            f"{len(wanted)} layers, not "
+            f"{', '.join(silent[:3])}{' and others' if len(silent) > 3 else ''}: record "
+            "calls that run them, or give them "
             "schemes that need no calibration"
         )
     return {
@@ -100,7 +104,8 @@ class _Recorder:
         x = args[0] if args else next(iter(kwargs.values()))
         if not isinstance(x, Tensor):
             raise QSearchError(
-                f"{self.name} is given {type(x).__name__} and no tensor; its inputs can't be calibrated"
+                f"{self.name} is given {type(x).__name__} and no tensor; its inputs can't "
+                "be calibrated"
             )
         if not torch.isfinite(x).all():
             raise QSearchError(f"calibration needs finite inputs; those of {self.name} are not")
@@ -168,7 +173,9 @@ def _is_convolution(module: nn.Module) -> bool:
 
 
 def has_rows(module: nn.Module) -> bool:
-    """Whether all rows of the module's weight are multiplied with the same inputs, so that these have moments."""
+    """Whether all rows of the module's weight are multiplied with the same inputs, so that these
+    have moments.
+    """
     if isinstance(module, nn.Conv2d):
         return (
             module.groups == 1
@@ -179,7 +186,9 @@ def has_rows(module: nn.Module) -> bool:
 
 
 def rows_of(x: Tensor, module: nn.Module) -> Tensor | None:
-    """The rows [n, columns] that the weight's rows are multiplied with; None for modules where all rows do not meet the same ones."""
+    """The rows [n, columns] that the weight's rows are multiplied with; None for modules where all
+    rows do not meet the same ones.
+    """
     if isinstance(module, nn.Linear):
         return x.flatten(0, -2)
     if isinstance(module, nn.Conv2d) and has_rows(module) and not isinstance(module.padding, str):

@@ -153,7 +153,8 @@ def _more(
         if name not in known or name in _OURS:
             more = [n for n in known if n not in _OURS]
             raise QSearchError(
-                f"`call` holds keywords of the call of {type(pipe).__name__}; {name} is none of them"
+                f"`call` holds keywords of the call of {type(pipe).__name__}; {name} is "
+                "none of them"
                 f"{nearest(name, more)}; it has {', '.join(more[:12])}"
             )
     made = {}
@@ -236,7 +237,8 @@ def sample(
     latents = torch.cat(parts)
     if not torch.isfinite(latents).all():
         raise QSearchError(
-            f"{type(pipe).__name__} made latents that are not finite; is the model whole, or the plan too coarse?"
+            f"{type(pipe).__name__} made latents that are not finite; is the model whole, "
+            "or the plan too coarse?"
         )
     return latents
 
@@ -321,7 +323,8 @@ def result(made: Any) -> Tensor:
         value = np.stack([np.asarray(v) for v in value])
     if not isinstance(value, np.ndarray):
         raise QSearchError(
-            f"a pipeline hands over tensors, arrays or pictures; this one made {type(value).__name__}"
+            "a pipeline hands over tensors, arrays or pictures; this one made "
+            f"{type(value).__name__}"
         )
     array = torch.from_numpy(value.astype(np.float32) / (255 if value.dtype == np.uint8 else 1))
     picture = array.ndim in (4, 5) and array.shape[-1] in (1, 3)

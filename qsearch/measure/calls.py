@@ -1,7 +1,9 @@
-"""Calls: the arguments of a denoiser's call as they were, and the call made again, whatever the model does to its arguments.
+"""Calls: the arguments of a denoiser's call as they were, and the call made again, whatever the
+model does to its arguments.
 
-A model may pop an argument's entries (T2I-adapters), write into its tensors, return lists of samples (Z-Image) or of feature maps
-(ControlNet). A recorded call is a copy, every run of it gets a copy of that, and what comes out is one tensor [N, ...].
+A model may pop an argument's entries (T2I-adapters), write into its tensors, return lists of
+samples (Z-Image) or of feature maps (ControlNet). A recorded call is a copy, every run of it gets a
+copy of that, and what comes out is one tensor [N, ...].
 """
 
 from __future__ import annotations
@@ -25,13 +27,15 @@ from .clean import Sampled
 from .spill import Spill
 
 _PLAIN = (str, bytes, int, float, bool, complex, type(None), torch.dtype, torch.device)
-#: the squared distance of two runs over the squared output, above which they differ by more than rounding in fp32
+#: the squared distance of two runs over the squared output, above which they differ by more than
+#: rounding in fp32
 REPEATS = 1e-9
 
 
 @dataclass(frozen=True)
 class Call:
-    """One recorded call of a denoiser; calls of one step are parts of one batch, or the branches of guidance.
+    """One recorded call of a denoiser; calls of one step are parts of one batch, or the branches of
+    guidance.
 
     Attributes:
         args: positional arguments of its forward.
@@ -54,7 +58,8 @@ class Call:
 
 @dataclass
 class Copier:
-    """Copies arguments: containers are built again, tensors cloned; what is passed twice unchanged is copied once.
+    """Copies arguments: containers are built again, tensors cloned; what is passed twice unchanged
+    is copied once.
 
     Attributes:
         earlier: what the call before copied: a tensor's id -> itself, its version then, its copy.
@@ -98,7 +103,9 @@ class Copier:
 
 @contextmanager
 def measuring(*models: nn.Module) -> Iterator[None]:
-    """Inside, the models are in evaluation mode and run without torch.compile, whose graphs do not call later hooks."""
+    """Inside, the models are in evaluation mode and run without torch.compile, whose graphs do not
+    call later hooks.
+    """
     training = [m for model in models for m in model.modules() if m.training]
     with ExitStack() as stack:
         if "torch._dynamo" in sys.modules:  # else nothing was compiled
@@ -138,8 +145,8 @@ def forward(model: nn.Module, call: Call) -> Tensor:
 
     The model is in evaluation mode, runs eagerly, and its clock stands at the call's step.
 
-    Raises:
-        QSearchError: the call belongs to a component that the model does not have, or nothing that it returns is a tensor.
+    Raises: QSearchError: the call belongs to a component that the model does not have, or nothing
+        that it returns is a tensor.
     """
     part = component(model, call)
     entry = model.entry(call.component) if isinstance(model, Components) else "forward"
@@ -168,7 +175,8 @@ def component(model: nn.Module, call: Call) -> nn.Module:
         return model
     if call.component not in model.parts:
         raise QSearchError(
-            f"a call belongs to one of the components {', '.join(model.parts)}; this one was recorded "
+            f"a call belongs to one of the components {', '.join(model.parts)}; this one "
+            "was recorded "
             f"of {call.component or 'a single denoiser'}: record it of the pipeline that has them"
         )
     return model.parts[call.component]
@@ -177,8 +185,9 @@ def component(model: nn.Module, call: Call) -> nn.Module:
 def output_of(made: Any) -> Tensor:
     """What a denoiser returns as one tensor [N, ...].
 
-    A tensor, or the first of a tuple or of diffusers' output classes. A list of tensors that comes alone has a sample each (Z-Image);
-    lists that come with more tensors are maps of all samples (ControlNet), which are joined as [N, F].
+    A tensor, or the first of a tuple or of diffusers' output classes. A list of tensors that comes
+    alone has a sample each (Z-Image); lists that come with more tensors are maps of all samples
+    (ControlNet), which are joined as [N, F].
     """
     if isinstance(made, Tensor):
         return made
@@ -189,7 +198,8 @@ def output_of(made: Any) -> Tensor:
     found = _tensors(first)
     if not found:
         raise QSearchError(
-            f"a denoiser returns a tensor, or tensors in lists and tuples; this one made {type(first).__name__}"
+            "a denoiser returns a tensor, or tensors in lists and tuples; this one made "
+            f"{type(first).__name__}"
         )
     if _tensors(others) or isinstance(first, Mapping):
         return torch.cat([t.flatten(1) for t in (*found, *_tensors(others))], 1)
@@ -214,7 +224,8 @@ def _stacked(samples: Sequence[Tensor]) -> Tensor:
 
 
 def example_inputs(call: Call, model: nn.Module) -> dict[str, Any]:
-    """A recorded call as keyword arguments of the model's forward, for `extract`; of several components, component -> such arguments.
+    """A recorded call as keyword arguments of the model's forward, for `extract`; of several
+    components, component -> such arguments.
 
     Of a VAE, which is called by `decode`, `{"args": ..., "kwargs": ...}` of that.
     """
@@ -236,7 +247,9 @@ def example_inputs(call: Call, model: nn.Module) -> dict[str, Any]:
 
 
 def unsteady(model: nn.Module, again: Callable[[], object]) -> str:
-    """The first module (innermost) that makes something else of the same input when `again` runs the model a second time."""
+    """The first module (innermost) that makes something else of the same input when `again` runs
+    the model a second time.
+    """
     runs: list[list[tuple[str, list[float], list[float]]]] = []
 
     def marks(*values: Any) -> list[float]:
@@ -294,6 +307,8 @@ def repeated(model: nn.Module, again: Callable[[], Tensor], first: Tensor) -> No
     ):
         return
     raise QSearchError(
-        "what is measured must be the same when it is run again; the same call gave another output, first in "
-        f"{unsteady(model, again)}: it draws random numbers or keeps a state from call to call, take that out of the model"
+        "what is measured must be the same when it is run again; the same call gave "
+        "another output, first in "
+        f"{unsteady(model, again)}: it draws random numbers or keeps a state from call to "
+        "call, take that out of the model"
     )

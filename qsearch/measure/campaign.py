@@ -1,8 +1,10 @@
-"""Campaign: many plans measured with common noise and captions, by several workers, kept as trials; killed at any moment it goes on where it was.
+"""Campaign: many plans measured with common noise and captions, by several workers, kept as trials;
+killed at any moment it goes on where it was.
 
-Each plan is measured by itself and stored whole when it is finished, so a killed worker loses the plan it was at and nothing else, and needs no
-clean-up. Whoever measures a plan holds a claim on it meanwhile (`core/claims.py`), so that the same command on several machines with one storage
-measures none twice; the claim of a dead worker lapses. An executor says where the workers are.
+Each plan is measured by itself and stored whole when it is finished, so a killed worker loses the
+plan it was at and nothing else, and needs no clean-up. Whoever measures a plan holds a claim on it
+meanwhile (`core/claims.py`), so that the same command on several machines with one storage measures
+none twice; the claim of a dead worker lapses. An executor says where the workers are.
 """
 
 from __future__ import annotations
@@ -72,12 +74,15 @@ class Campaign:
                 )
 
     def has(self, trial: Trial) -> bool:
-        """Whether a stored trial is what this campaign would measure: a plan that was given up is, where plans are given up."""
+        """Whether a stored trial is what this campaign would measure: a plan that was given up is,
+        where plans are given up.
+        """
         return trial.setting == self.setting.key and (bool(self.stop) or not trial.stopped)
 
 
 class Bench:
-    """A pipeline and what it makes in full precision: one plan after another is measured against it.
+    """A pipeline and what it makes in full precision: one plan after another is measured against
+    it.
 
     What the schemes of all plans choose by is recorded and calibrated once, before the first plan.
     """
@@ -118,7 +123,9 @@ class Bench:
         )
 
     def measure(self, plan: Plan) -> tuple[Pairs, Samples, bool]:
-        """(metric -> mean and standard error, metric -> value of each sample, whether the plan was given up)."""
+        """(metric -> mean and standard error, metric -> value of each sample, whether the plan was
+        given up).
+        """
         c, total = self.campaign.setting, self.total
         made = self._made(plan, 0, self.first)
         reference = self.reference if self.first == total else _part(self.reference, self.first)

@@ -42,7 +42,8 @@ class Clean:
         """Decoded once, with gradients. Raises `QSearchError` where nothing decodes these latents."""
         if self.decoder is None:
             raise QSearchError(
-                "pictures need the pipeline's VAE; profile with `pipe=`, or leave out the metrics that look at pictures"
+                "pictures need the pipeline's VAE; profile with `pipe=`, or leave out "
+                "the metrics that look at pictures"
             )
         return self.decoder(self.latents)
 

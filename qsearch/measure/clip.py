@@ -122,7 +122,8 @@ def _load(folder: Path, device: torch.device) -> Clip:
         form = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise QSearchError(
-            f"{VARIABLE} must name a folder with a CLIPModel, its tokenizer and its preprocessor; {folder}: {str(error).splitlines()[0]}"
+            f"{VARIABLE} must name a folder with a CLIPModel, its tokenizer and its "
+            f"preprocessor; {folder}: {str(error).splitlines()[0]}"
         ) from error
     mean, deviation = (
         torch.tensor(x, device=device).view(3, 1, 1) for x in (form.image_mean, form.image_std)

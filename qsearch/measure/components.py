@@ -1,8 +1,9 @@
-"""Components: which modules of a pipeline denoise, and the one model that they are for everything that measures.
+"""Components: which modules of a pipeline denoise, and the one model that they are for everything
+that measures.
 
-A single denoiser is that model itself. Where a pipeline has several of one class (Wan 2.2: one for the noisiest steps, one for the
-rest), or where text encoders and the VAE are asked for too, the model is a `Components` whose children they are; all of them go by
-one clock.
+A single denoiser is that model itself. Where a pipeline has several of one class (Wan 2.2: one for
+the noisiest steps, one for the rest), or where text encoders and the VAE are asked for too, the
+model is a `Components` whose children they are; all of them go by one clock.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def components(pipe: Any) -> dict[str, Any]:
 
 
 def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
-    """Component's name -> module, of all that denoise: the pipeline's transformer or U-Net, and every further one of its class.
+    """Component's name -> module, of all that denoise: the pipeline's transformer or U-Net, and
+    every further one of its class.
 
     Raises:
         QSearchError: the pipeline has no denoiser.
@@ -58,18 +60,20 @@ def _class(module: nn.Module) -> type:
 
 
 def left_out(pipe: Any) -> tuple[str, ...]:
-    """Components that are named like denoisers and are none of `denoisers_of`: another stage's, of another class."""
+    """Components that are named like denoisers and are none of `denoisers_of`: another stage's, of
+    another class.
+    """
     found = denoisers_of(pipe)
     modules = {n: m for n, m in components(pipe).items() if isinstance(m, nn.Module)}
     return tuple(n for n in modules if n not in found and is_denoiser(n))
 
 
 def model_of(pipe: Any, names: Sequence[str] = ()) -> nn.Module:
-    """The pipeline's denoiser; where there are several, one module that holds them, the same at every question.
+    """The pipeline's denoiser; where there are several, one module that holds them, the same at
+    every question.
 
-    Args:
-        pipe: a diffusers pipeline.
-        names: components that are asked for (`OpGraph.components`), such as transformer, text_encoder and vae; the
+    Args: pipe: a diffusers pipeline. names: components that are asked for (`OpGraph.components`),
+        such as transformer, text_encoder and vae; the
             denoisers when left out. Of a pipeline's only denoiser the model is that itself.
 
     Raises:
@@ -91,7 +95,9 @@ def model_of(pipe: Any, names: Sequence[str] = ()) -> nn.Module:
 def _asked(
     pipe: Any, denoisers: dict[str, nn.Module], names: Sequence[str]
 ) -> dict[str, nn.Module]:
-    """The components of those names in order of execution: what reads the prompt, what denoises, what decodes."""
+    """The components of those names in order of execution: what reads the prompt, what denoises,
+    what decodes.
+    """
     modules = {n: m for n, m in components(pipe).items() if isinstance(m, nn.Module)} | denoisers
     for name in names:
         if name not in modules:
@@ -109,7 +115,9 @@ denoiser_of = model_of
 
 
 def schedulers_of(pipe: Any) -> list[Any]:
-    """The pipeline's schedulers that count steps: a sampler's, and where it has stages those of the others."""
+    """The pipeline's schedulers that count steps: a sampler's, and where it has stages those of the
+    others.
+    """
     held = [getattr(pipe, "scheduler", None), *components(pipe).values()]
     counting = [
         part
@@ -149,7 +157,9 @@ def counted(pipe: Any, advance: Callable[[int], None]) -> Iterator[None]:
 
 @contextmanager
 def frozen(pipe: Any, model: nn.Module | None = None) -> Iterator[None]:
-    """Inside, no weight of the pipeline but those of `model`, or the denoisers', wants a gradient; nothing without a pipeline."""
+    """Inside, no weight of the pipeline but those of `model`, or the denoisers', wants a gradient;
+    nothing without a pipeline.
+    """
     own: set[int] = set()
     parts = []
     if pipe is not None:

@@ -1,8 +1,9 @@
 """Decoding: final latents as pictures or frames, the way the pipeline itself decodes them.
 
-How latents become pictures (packed or not, scaled, shifted, by mean and deviation, in tiles, as video) is the last part of a
-pipeline's call. So that part is run: the call itself, with a denoiser that is not asked and a sampler whose every step ends in our
-latents. Where the VAE's plain formula makes the same pictures, which is checked once, it is used, since it needs no text encoder.
+How latents become pictures (packed or not, scaled, shifted, by mean and deviation, in tiles, as
+video) is the last part of a pipeline's call. So that part is run: the call itself, with a denoiser
+that is not asked and a sampler whose every step ends in our latents. Where the VAE's plain formula
+makes the same pictures, which is checked once, it is used, since it needs no text encoder.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def decode_batch(
     sampling: Sampling | None = None,
     prompts: Prompts | None = None,
 ) -> Tensor:
-    """Pictures [N, 3, H, W], or frames [N, T, 3, H, W], in [-1, 1] of one batch of latents, with gradients.
+    """Pictures [N, 3, H, W], or frames [N, T, 3, H, W], in [-1, 1] of one batch of latents, with
+    gradients.
 
     Args:
         pipe: a diffusers pipeline.
@@ -147,7 +149,9 @@ def _undecodable(pipe: Any, latents: Tensor | None, made: tuple[int, ...] = ()) 
 
 @contextmanager
 def _led(pipe: Any, latents: Tensor | None) -> Iterator[None]:
-    """Inside, the denoisers compute once to see what they return and nothing after that, and every sampler step makes `latents`."""
+    """Inside, the denoisers compute once to see what they return and nothing after that, and every
+    sampler step makes `latents`.
+    """
 
     def led(own: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
         made = own(*args, **kwargs)
@@ -195,7 +199,8 @@ def _blank(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def picture_shape(pipe: Any, sampling: Sampling, prompts: Prompts | None = None) -> tuple[int, ...]:
-    """Shape of one sample's picture [3, H, W] or video [T, 3, H, W], seen by decoding one without sampling it.
+    """Shape of one sample's picture [3, H, W] or video [T, 3, H, W], seen by decoding one without
+    sampling it.
 
     Raises:
         QSearchError: the pipeline makes none.
@@ -231,7 +236,8 @@ def check_metrics(
 ) -> None:
     """Refuse metrics that need what the pipeline does not make, before anything is measured.
 
-    A metric's module says `needs_pictures`, `needs_video` and `needs_scenes` (the zoo's pictures of 3x64x64).
+    A metric's module says `needs_pictures`, `needs_video` and `needs_scenes` (the zoo's pictures of
+    3x64x64).
 
     Raises:
         QSearchError: names the metrics, and those that remain.
@@ -250,13 +256,16 @@ def check_metrics(
     scenes = [n for n in looking if needs(known[n], "scenes")]
     if scenes and shape[-3:] != (3, 64, 64):
         raise QSearchError(
-            f"{', '.join(scenes)} compare with the zoo's scenes of 3x64x64; {type(pipe).__name__} makes "
+            f"{', '.join(scenes)} compare with the zoo's scenes of 3x64x64; "
+            f"{type(pipe).__name__} makes "
             f"{'x'.join(map(str, shape))}: leave {', '.join(scenes)} out"
         )
 
 
 def needs(metric: Any, what: str) -> bool:
-    """Whether a metric's module says that it needs `what`; one that does not say looks at no pictures."""
+    """Whether a metric's module says that it needs `what`; one that does not say looks at no
+    pictures.
+    """
     return bool(getattr(metric, f"needs_{what}", False))
 
 

@@ -1,8 +1,9 @@
-"""evaluate(pipe, plan) -> metrics with standard errors: a plan is believed when it has been measured.
+"""evaluate(pipe, plan) -> metrics with standard errors: a plan is believed when it has been
+measured.
 
-Every plan gets the same captions and the same noise, so that differences are the plan's. A metric is one file in `metrics/`;
-those with a value a sample get their standard error from the samples, those over all samples (Fréchet) from a jackknife
-over `FOLDS` parts.
+Every plan gets the same captions and the same noise, so that differences are the plan's. A metric
+is one file in `metrics/`; those with a value a sample get their standard error from the samples,
+those over all samples (Fréchet) from a jackknife over `FOLDS` parts.
 """
 
 from __future__ import annotations
@@ -43,13 +44,11 @@ FOLDS = 8
 class Outcome:
     """What one plan makes.
 
-    Attributes:
-        prompts: what was sampled.
-        latents: final latents [N, ...].
-        pictures: [N, 3, H, W], or frames [N, T, 3, H, W], in [-1, 1]; [N, 0] where the pipeline makes none.
-        outputs: the denoiser's outputs on the recorded calls.
-        channels: of the latents; 0 where not known.
-        real: of full precision's outcome, a folder of real pictures that sets of pictures are compared with.
+    Attributes: prompts: what was sampled. latents: final latents [N, ...]. pictures: [N, 3, H, W],
+        or frames [N, T, 3, H, W], in [-1, 1]; [N, 0] where the pipeline makes none. outputs: the
+        denoiser's outputs on the recorded calls. channels: of the latents; 0 where not known. real:
+        of full precision's outcome, a folder of real pictures that sets of pictures are compared
+        with.
     """
 
     prompts: Prompts
@@ -89,9 +88,11 @@ def make(
     progress: Callable[[int], None] | None = None,
     first: int = 0,
 ) -> Outcome:
-    """Sample the pipeline, and decode, with the components of the graph computing as the plan says; `calls` are recorded denoiser calls to repeat as well.
+    """Sample the pipeline, and decode, with the components of the graph computing as the plan says;
+    `calls` are recorded denoiser calls to repeat as well.
 
-    `first`: number of the first sample, which its noise depends on: a plan measured in two parts is measured as in one.
+    `first`: number of the first sample, which its noise depends on: a plan measured in two parts is
+    measured as in one.
     """
     denoiser = model_of(pipe)
     with simulate(model_of(pipe, graph.components), plan, graph, weights):
@@ -161,7 +162,9 @@ def evaluate(
 def evaluated(
     outcome: Outcome, reference: Outcome, metrics: Sequence[str]
 ) -> tuple[dict[str, tuple[float, float]], dict[str, list[float]]]:
-    """What `evaluate` returns, and metric -> the value of each sample, for differences between plans on the same samples."""
+    """What `evaluate` returns, and metric -> the value of each sample, for differences between
+    plans on the same samples.
+    """
     unseen = [name for name in metrics if needs(plugins.load("metrics", name), "pictures")]
     if unseen and outcome.pictures.ndim < 4:
         raise QSearchError(
@@ -203,7 +206,9 @@ def _measured(metric: Any, outcome: Outcome, reference: Outcome) -> Measurement:
 
 
 def _of_sets(metric: Any, outcome: Outcome, reference: Outcome) -> Measurement:
-    """A metric of sets: pictures go through its network once, and parts of their features are left out."""
+    """A metric of sets: pictures go through its network once, and parts of their features are left
+    out.
+    """
     n = len(outcome.prompts)
     if n < 3:
         raise QSearchError(
@@ -223,7 +228,9 @@ def _of_sets(metric: Any, outcome: Outcome, reference: Outcome) -> Measurement:
 
 
 def _jackknife(count: int, left: Callable[[Tensor], float]) -> float:
-    """Standard error by leaving out one of `FOLDS` parts at a time; `left`: the value without those in a mask [count]."""
+    """Standard error by leaving out one of `FOLDS` parts at a time; `left`: the value without those
+    in a mask [count].
+    """
     folds = min(FOLDS, count)
     fold = torch.arange(count) % folds
     values = [left(fold == i) for i in range(folds)]

@@ -1,10 +1,14 @@
-"""Contraction: each gradient meets what every choice does to its weight, input or site the moment it appears, and is freed.
+"""Contraction: each gradient meets what every choice does to its weight, input or site the moment
+it appears, and is freed.
 
-So a backward never holds more than one gradient beside the activations, and what is left of it is one number a choice.
-The moves of weights (quantized weight - weight) are made once and kept where they take little memory: making them anew costs about what a forward does.
-There the gradients of a few probes wait for each other, too: one product of matrices reads the moves once for all of them, so that more choices cost next to nothing.
-Of a streamed model gradients wait while their unit is there, and its moves are made then, for all probes at once. Whatever type weights have, products are summed in fp32.
-Inputs, and the tensors of attention, are rounded when their gradient comes, from what the backward keeps of them anyway.
+So a backward never holds more than one gradient beside the activations, and what is left of it is
+one number a choice. The moves of weights (quantized weight - weight) are made once and kept where
+they take little memory: making them anew costs about what a forward does. There the gradients of a
+few probes wait for each other, too: one product of matrices reads the moves once for all of them,
+so that more choices cost next to nothing. Of a streamed model gradients wait while their unit is
+there, and its moves are made then, for all probes at once. Whatever type weights have, products are
+summed in fp32. Inputs, and the tensors of attention, are rounded when their gradient comes, from
+what the backward keeps of them anyway.
 """
 
 from __future__ import annotations
@@ -34,7 +38,8 @@ from .question import Question
 from .simulation import roots
 from .streaming import streams_of
 
-#: moves of weights that take no more bytes than this are kept; others are made again at every backward
+#: moves of weights that take no more bytes than this are kept; others are made again at every
+#: backward
 KEPT = 4 * 2**30
 #: gradients of a weight that wait for each other, where moves are kept
 _GATHERED = 8
@@ -44,7 +49,9 @@ _AT_ONCE = 2**22  # entries of weights that are widened to fp32 at once
 
 
 class _Priced(torch.autograd.Function):
-    """The tensor as it is; in the backward, `meet(tensor, gradient)`. The tensor is saved as autograd saves its own, so checkpointing frees it too."""
+    """The tensor as it is; in the backward, `meet(tensor, gradient)`. The tensor is saved as
+    autograd saves its own, so checkpointing frees it too.
+    """
 
     @staticmethod
     def forward(
@@ -62,9 +69,11 @@ class _Priced(torch.autograd.Function):
 
 
 class Contraction:
-    """`choices`: (site, scheme) for every layer and site with its schemes, in that order. With `squared`, squares of gradient and move are contracted.
+    """`choices`: (site, scheme) for every layer and site with its schemes, in that order. With
+    `squared`, squares of gradient and move are contracted.
 
-    A scheme that rounds weight and input has the sum of both shares (of squares likewise). Raises `QSearchError` for schemes that do more.
+    A scheme that rounds weight and input has the sum of both shares (of squares likewise). Raises
+    `QSearchError` for schemes that do more.
     """
 
     def __init__(self, question: Question, *, squared: bool = False) -> None:
@@ -135,7 +144,9 @@ class Contraction:
 
     @property
     def bytes(self) -> int:
-        """Memory that the moves of weights and the gradients that wait for them take: all of them, or one move where they are made again each time."""
+        """Memory that the moves of weights and the gradients that wait for them take: all of them,
+        or one move where they are made again each time.
+        """
         return (
             self._whole
             if self.keeps
@@ -164,7 +175,9 @@ class Contraction:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Inside, a backward contracts the gradients of weights, inputs and sites; the model is left as it was."""
+        """Inside, a backward contracts the gradients of weights, inputs and sites; the model is
+        left as it was.
+        """
         with ExitStack() as stack:
             stack.enter_context(
                 wanting(self.model, {weight_of(self.model, name) for name in self._stored})
@@ -207,7 +220,9 @@ class Contraction:
             yield
 
     def _made(self, layer: str) -> Iterator[Tensor]:
-        """What each way to store the layer's weight adds to it [weights], or its square, in the weight's own type."""
+        """What each way to store the layer's weight adds to it [weights], or its square, in the
+        weight's own type.
+        """
         weight, made = weight_of(self.model, layer).data, self.question.weights()
         for scheme in self._stored[layer]:
             move = (made.get(layer, scheme) - weight).flatten()
@@ -247,7 +262,9 @@ class Contraction:
         self._add(ways, shares, self._now[0], self._now[1].now)
 
     def _add(self, ways: Sequence[list[int]], shares: Tensor, probe: int, step: int) -> None:
-        """Give each choice the share of the way that it goes: `ways` lists the choices of each of `shares`."""
+        """Give each choice the share of the way that it goes: `ways` lists the choices of each of
+        `shares`.
+        """
         assert self._sums is not None
         at = [i for way in ways for i in way]
         self._sums[probe, step, at] += shares.float()[
@@ -309,9 +326,11 @@ class Contraction:
         *,
         retain: bool,
     ) -> NDArray[np.float32]:
-        """Contract the gradients of `features` along a sign vector from each seed: [seeds, sampler steps, choices]. `retain` the graph for more of them.
+        """Contract the gradients of `features` along a sign vector from each seed: [seeds, sampler
+        steps, choices]. `retain` the graph for more of them.
 
-        A layer that the call does not run has no gradient and gets zeros. Raises `QSearchError` for the first layer whose gradient is not finite.
+        A layer that the call does not run has no gradient and gets zeros. Raises `QSearchError` for
+        the first layer whose gradient is not finite.
         """
         self._sums = torch.zeros(
             len(seeds), observation.sampler_steps, len(self.choices), device=features.device
@@ -335,18 +354,23 @@ class Contraction:
         if not np.isfinite(found).all():
             layer, scheme = self.choices[int(np.argwhere(~np.isfinite(found))[0][2])]
             raise QSearchError(
-                f"the gradient of {layer} is not finite in step bin {observation.bin} (met at {scheme}); profile with another metric, or in fp32"
+                f"the gradient of {layer} is not finite in step bin {observation.bin} "
+                f"(met at {scheme}); profile with another metric, or in fp32"
             )
         return found
 
     def _check_met(self, observation: AbstractObservation) -> None:
-        """Refuse a component that runs and that no gradient reaches: its choices would all be priced at nothing."""
+        """Refuse a component that runs and that no gradient reaches: its choices would all be
+        priced at nothing.
+        """
         of = {self.question.graph.component(name) for name in self._stored}
         for component in observation.components:
             if component in of - self._met:
                 raise QSearchError(
-                    f"no gradient reaches the weights of {component}: the pipeline calls it without gradients, or what is "
-                    f"measured does not depend on it. Leave it out of components, or take the estimator sweep"
+                    f"no gradient reaches the weights of {component}: the pipeline calls "
+                    "it without gradients, or what is "
+                    "measured does not depend on it. Leave it out of components, or take "
+                    "the estimator sweep"
                 )
 
 

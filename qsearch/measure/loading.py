@@ -91,7 +91,8 @@ def load_pipeline(
     """
     if dtype not in TYPES:
         raise QSearchError(
-            f"a pipeline is loaded in one of {', '.join(TYPES)}; given {dtype!r}{nearest(dtype, TYPES)}"
+            f"a pipeline is loaded in one of {', '.join(TYPES)}; given "
+            f"{dtype!r}{nearest(dtype, TYPES)}"
         )
     computed, stored = TYPES[dtype]
     folder = Path(folder)
@@ -136,15 +137,17 @@ def load_pipeline(
 def _streamed(
     folder: Path, device: str, dtype: str, variant: str | None, *, hold: bool
 ) -> dict[str, nn.Module]:
-    """The models of a saved pipeline without their weights, which come a block at a time; those that can't be streamed are left out.
+    """The models of a saved pipeline without their weights, which come a block at a time; those
+    that can't be streamed are left out.
 
-    Raises:
-        QSearchError: a type that is stored and not computed in, or a denoiser whose files aren't those of its model.
+    Raises: QSearchError: a type that is stored and not computed in, or a denoiser whose files
+        aren't those of its model.
     """
     computed, stored = TYPES[dtype]
     if stored is not None:
         raise QSearchError(
-            f"streamed weights are computed with in the type that they come in; {dtype} is cast for each call: "
+            f"streamed weights are computed with in the type that they come in; {dtype} "
+            "is cast for each call: "
             "take dtype bfloat16, or offload none"
         )
     found: dict[str, nn.Module] = {}
@@ -190,7 +193,8 @@ def only_variant(folder: Path) -> str | None:
         return shared[0]
     held = sorted(set.union(*lacking))
     raise QSearchError(
-        f"{folder} has components without plain weight files, and the variants {', '.join(held)}: say which"
+        f"{folder} has components without plain weight files, and the variants "
+        f"{', '.join(held)}: say which"
     )
 
 
@@ -225,7 +229,8 @@ def _single_file(path: Path, dtype: torch.dtype, config: Path | None) -> Any:
         name = next((n for begins, n in _KINDS.items() if kind.startswith(begins)), "")
         if not name:
             raise QSearchError(
-                f"{path} holds a checkpoint of the kind {kind}; give the folder of a pipeline of that kind as `config`"
+                f"{path} holds a checkpoint of the kind {kind}; give the folder of a "
+                "pipeline of that kind as `config`"
             )
     made = getattr(diffusers, name)
     more = {} if home is None else {"config": str(home)}

@@ -17,7 +17,8 @@ def relative_noise(output: Tensor, reference: Tensor) -> tuple[float, float]:
     power = reference.double().flatten(1).square().sum(1)
     if not power.any():
         raise QSearchError(
-            "noise is measured relative to the output; the reference output is all zeros, is the model trained?"
+            "noise is measured relative to the output; the reference output is all "
+            "zeros, is the model trained?"
         )
     return ratio(error, power)
 

@@ -1,7 +1,9 @@
-"""Observation: what is compared when a choice changes the model: features of a recorded call's output, or of what a whole trajectory ends in.
+"""Observation: what is compared when a choice changes the model: features of a recorded call's
+output, or of what a whole trajectory ends in.
 
-Estimators know nothing of pipelines, steps or metrics: they ask an observation for its features (differentiable, the same at every
-call but for the model's weights) and for the scale by which a squared distance of features is divided.
+Estimators know nothing of pipelines, steps or metrics: they ask an observation for its features
+(differentiable, the same at every call but for the model's weights) and for the scale by which a
+squared distance of features is divided.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from .noise import ratio
 
 #: the metric of the denoiser's own output, which needs no clean image
 NOISE = "noise"
-#: a batch cut in another way gives the same numbers up to rounding; where it doesn't, it was cut wrongly
+#: a batch cut in another way gives the same numbers up to rounding; where it doesn't, it was cut
+#: wrongly
 _SAME = 1e-4
 
 
@@ -46,7 +49,9 @@ class AbstractObservation(Protocol):
         ...
 
     def features(self) -> dict[str, Tensor]:
-        """Metric -> features [N, F] of the model as it is now, with gradients where they are enabled."""
+        """Metric -> features [N, F] of the model as it is now, with gradients where they are
+        enabled.
+        """
         ...
 
     @property
@@ -61,7 +66,9 @@ class AbstractObservation(Protocol):
 
     @property
     def scale(self) -> dict[str, Tensor]:
-        """Metric -> [N] in fp64: the metric's value is the sum of squared distances to the reference over the sum of scales."""
+        """Metric -> [N] in fp64: the metric's value is the sum of squared distances to the
+        reference over the sum of scales.
+        """
         return {name: scale for name, (_, scale) in self._measured.items()}
 
     def example(self) -> Call:
@@ -69,12 +76,16 @@ class AbstractObservation(Protocol):
         ...
 
     def floor(self) -> dict[str, float]:
-        """What each metric reads when nothing was changed but the order in which floats are added up."""
+        """What each metric reads when nothing was changed but the order in which floats are added
+        up.
+        """
         ...
 
 
 class StepObservation(AbstractObservation):
-    """A recorded call of the denoiser. Make it while the model is in full precision: the reference is taken then."""
+    """A recorded call of the denoiser. Make it while the model is in full precision: the reference
+    is taken then.
+    """
 
     def __init__(
         self,
@@ -97,7 +108,8 @@ class StepObservation(AbstractObservation):
         if call.sampled is None and set(metrics) - {NOISE}:
             why = call.unsampled or "no diffusers pipeline recorded it, or its step was not heard"
             raise QSearchError(
-                f"{', '.join(set(metrics) - {NOISE})} look at the clean image that a call predicts; how the sampler uses this call is not known "
+                f"{', '.join(set(metrics) - {NOISE})} look at the clean image that a call "
+                "predicts; how the sampler uses this call is not known "
                 f"({why}): measure {NOISE}, or whole trajectories"
             )
 
@@ -120,11 +132,14 @@ class StepObservation(AbstractObservation):
         output = run(self.model, self.call)
         if not torch.isfinite(output).all():
             raise QSearchError(
-                f"the denoiser's output is not finite in step bin {self.bin}; the first layer to make such numbers is {first_bad(self.model, partial(run, self.model, self.call))}"
+                f"the denoiser's output is not finite in step bin {self.bin}; the first "
+                "layer to make such numbers is "
+                f"{first_bad(self.model, partial(run, self.model, self.call))}"
             )
         if not output.any():
             raise QSearchError(
-                "noise is measured relative to the output; the reference output is all zeros, is the model trained?"
+                "noise is measured relative to the output; the reference output is all "
+                "zeros, is the model trained?"
             )
         repeated(self.model, partial(run, self.model, self.call), output)
         return output
@@ -153,7 +168,9 @@ class StepObservation(AbstractObservation):
         return {name: features for name, (features, _) in made.items()}
 
     def floor(self) -> dict[str, float]:
-        """Each metric when the samples of the batch run one at a time; 0 where the call can't be cut."""
+        """Each metric when the samples of the batch run one at a time; 0 where the call can't be
+        cut.
+        """
         n, unknown = len(self._output), dict.fromkeys(self.metrics, 0.0)
         if n < 2:
             return unknown
@@ -195,7 +212,8 @@ def measured(
         if name == NOISE:
             if output is None or reference_output is None:
                 raise QSearchError(
-                    f"{NOISE} is that of a denoiser's call; of a whole trajectory measure sqnr, the same of the final latents"
+                    f"{NOISE} is that of a denoiser's call; of a whole trajectory measure "
+                    "sqnr, the same of the final latents"
                 )
             made[name] = output.flatten(1), reference_output.double().flatten(1).square().sum(1)
         else:
@@ -213,7 +231,9 @@ def measured(
 def compared(
     made: dict[str, tuple[Tensor, Tensor]], observation: AbstractObservation
 ) -> dict[str, float]:
-    """Metric -> its value for what was `measured` of the same samples as the observation's reference."""
+    """Metric -> its value for what was `measured` of the same samples as the observation's
+    reference.
+    """
     return {
         name: distance(features, observation.reference[name], observation.scale[name])[0]
         for name, (features, _) in made.items()
@@ -240,7 +260,9 @@ def observations(
 
 
 def cut(call: Call, part: slice, size: int) -> Call:
-    """The call with some of its `size` samples: every tensor whose first axis has that length is cut, in dicts and sequences too."""
+    """The call with some of its `size` samples: every tensor whose first axis has that length is
+    cut, in dicts and sequences too.
+    """
 
     def of(x: Any) -> Any:
         if isinstance(x, Tensor):
@@ -255,13 +277,17 @@ def cut(call: Call, part: slice, size: int) -> Call:
 
 
 def _one_a_sample(values: list[Any], size: int) -> bool:
-    """Whether a list of tensors holds a sample each (Z-Image), and not a tensor of all samples each."""
+    """Whether a list of tensors holds a sample each (Z-Image), and not a tensor of all samples
+    each.
+    """
     tensors = all(isinstance(v, Tensor) for v in values)
     return tensors and not all(v.ndim and len(v) == size for v in values)
 
 
 def first_bad(model: nn.Module, again: Callable[[], object]) -> str:
-    """Name of the first module (in order of execution, innermost first) whose output is not finite though its inputs are, when `again` runs the model."""
+    """Name of the first module (in order of execution, innermost first) whose output is not finite
+    though its inputs are, when `again` runs the model.
+    """
     found: list[str] = []
 
     def finite(x: Any) -> bool:

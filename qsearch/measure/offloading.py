@@ -1,6 +1,8 @@
-"""Offloading: where a model's weights stay while it is at work, chosen from the memory that is free, before anything is loaded.
+"""Offloading: where a model's weights stay while it is at work, chosen from the memory that is
+free, before anything is loaded.
 
-Sizes come from the headers of the files and from the model's classes without their weights; "about" is meant.
+Sizes come from the headers of the files and from the model's classes without their weights; "about"
+is meant.
 """
 
 from __future__ import annotations
@@ -28,10 +30,8 @@ _SHARE = 0.9
 class Offload:
     """What was chosen.
 
-    Attributes:
-        kind: none, block or disk.
-        bytes: memory that the weights, gradients and quantized weights take, about; activations come on top.
-        why: in words.
+    Attributes: kind: none, block or disk. bytes: memory that the weights, gradients and quantized
+        weights take, about; activations come on top. why: in words.
     """
 
     kind: str
@@ -40,7 +40,8 @@ class Offload:
 
 
 def own_type(folder: Path) -> str:
-    """The type that a saved pipeline's denoiser is loaded in where nobody says: that of its files, but float32 for fp16.
+    """The type that a saved pipeline's denoiser is loaded in where nobody says: that of its files,
+    but float32 for fp16.
 
     Gradients of probes fall below what fp16 holds, and CPUs hardly multiply it.
     """
@@ -82,7 +83,8 @@ def offload_of(folder: Path, device: str, dtype: str, asked: str = "auto") -> Of
     words = f"one block of {block / gib:.2f} GiB at a time, about {need / gib:.1f} GiB in all"
     if there is not None and need > there:
         raise QSearchError(
-            f"one block of {folder.name} at a time takes about {need / gib:.1f} GiB in {dtype}, and "
+            f"one block of {folder.name} at a time takes about {need / gib:.1f} GiB in "
+            f"{dtype}, and "
             f"{there / gib:.1f} GiB of {device} are free; free memory, or take a narrower dtype"
         )
     on_gpu = device.partition(":")[0] != "cpu"
@@ -99,7 +101,9 @@ def offload_of(folder: Path, device: str, dtype: str, asked: str = "auto") -> Of
 
 
 def blocks_in(folder: Path, dtype: str) -> tuple[int, int]:
-    """(bytes of the largest block, weights of the largest layer) of a saved pipeline's denoisers as they are streamed."""
+    """(bytes of the largest block, weights of the largest layer) of a saved pipeline's denoisers as
+    they are streamed.
+    """
     from .skeletons import empty_component
     from .units import largest_unit
 

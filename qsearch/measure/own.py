@@ -64,7 +64,8 @@ class Own:
         made = asked.of(self.steps, self.guidance, 1)
         made = asked.of(self.steps, self.guidance, self._batch(made))
         if self.zoo and self.frames is not None and self.size is not None:
-            # WanPipeline's own size is that of Wan's models, whatever the transformer was trained on
+            # WanPipeline's own size is that of Wan's models, whatever the transformer was trained
+            # on
             height, width = made.size
             made = replace(
                 made,

@@ -1,4 +1,5 @@
-"""Parted profiling: rounds of probes by the workers of an executor, put together as if one had made them.
+"""Parted profiling: rounds of probes by the workers of an executor, put together as if one had made
+them.
 
 A round belongs to some prompts, a step bin and some probes, and depends on no other one: its shares
 are stored where they belong, so that sums are the same in whatever order they come. The calls are

@@ -1,7 +1,9 @@
-"""Any diffusers pipeline as a denoiser with recorded inputs: load, call with common noise, record, without code per pipeline.
+"""Any diffusers pipeline as a denoiser with recorded inputs: load, call with common noise, record,
+without code per pipeline.
 
-What pipelines differ in (which module denoises, which call arguments exist) is asked of the pipeline itself. Here are the names that
-everything else takes; each comes from the file of its part.
+What pipelines differ in (which module denoises, which call arguments exist) is asked of the
+pipeline itself. Here are the names that everything else takes; each comes from the file of its
+part.
 """
 
 from __future__ import annotations

@@ -96,7 +96,8 @@ def read_text(path: Path) -> str:
         return data.decode("utf-16" if wide else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise QSearchError(
-            f"{path} must be a text file in UTF-8 (or UTF-16 with its mark); it can't be read ({error})"
+            f"{path} must be a text file in UTF-8 (or UTF-16 with its mark); it can't be "
+            f"read ({error})"
         ) from error
 
 

@@ -1,6 +1,8 @@
-"""QuantizedWeights: the simulated weights and input quantizers of a model's layers, made once for each scheme and range of steps.
+"""QuantizedWeights: the simulated weights and input quantizers of a model's layers, made once for
+each scheme and range of steps.
 
-What `simulate` exchanges, what probes contract and what packed layers store come from here, so that all three are the same.
+What `simulate` exchanges, what probes contract and what packed layers store come from here, so that
+all three are the same.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from .streaming import present
 
 @dataclass(frozen=True)
 class Fit:
-    """A scheme and the calls on which it is fitted: of a range of steps, by its number, or all (None).
+    """A scheme and the calls on which it is fitted: of a range of steps, by its number, or all
+    (None).
 
     `stored`: for what is stored of the weight. `read`: for what happens to the input.
     """
@@ -46,7 +49,8 @@ class Fit:
 def fits(choices: Choices) -> tuple[Fit, ...]:
     """How the choices of one site are fitted, one for each range of steps (or one for all).
 
-    A weight that no transform scales is one weight, fitted on all calls; transforms and static ranges go by their own range.
+    A weight that no transform scales is one weight, fitted on all calls; transforms and static
+    ranges go by their own range.
     """
     if len(choices) == 1:
         return (Fit(choices[0]),)
@@ -57,14 +61,13 @@ def fits(choices: Choices) -> tuple[Fit, ...]:
 
 
 class QuantizedWeights:
-    """The simulated weights of a model's layers, computed once for each (layer, scheme, range of steps) and kept.
+    """The simulated weights of a model's layers, computed once for each (layer, scheme, range of
+    steps) and kept.
 
-    Args:
-        model: the denoiser.
-        graph: its graph.
-        calibration: what goes into the layers, from `calibrate`; wanted by methods, static ranges and transforms that go by it.
-        ranges: the same for each range of steps, where a plan has choices that are fitted by range.
-        drifts: what calibration chose for attentions that are fitted (`attentions.fit_drifts`).
+    Args: model: the denoiser. graph: its graph. calibration: what goes into the layers, from
+        `calibrate`; wanted by methods, static ranges and transforms that go by it. ranges: the same
+        for each range of steps, where a plan has choices that are fitted by range. drifts: what
+        calibration chose for attentions that are fitted (`attentions.fit_drifts`).
 
     `calibrated_weights` makes what given schemes need, `weights_for` what a plan needs.
     """
@@ -89,7 +92,8 @@ class QuantizedWeights:
         return QuantizedWeights(self.model, self.graph, self.calibration, self.ranges, self.drifts)
 
     def get(self, layer: str, scheme: Scheme, place: int | None = None) -> Tensor:
-        """Weight of `layer` as `scheme` stores it, in the weight's own shape, dtype and device; itself where it is kept.
+        """Weight of `layer` as `scheme` stores it, in the weight's own shape, dtype and device;
+        itself where it is kept.
 
         `place`: the range of steps that it is fitted on; all calls when left out.
         """
@@ -105,7 +109,9 @@ class QuantizedWeights:
     def treatment(
         self, layer: str, scheme: Scheme, place: int | None = None
     ) -> InputQuantizer | None:
-        """What `scheme` does to the input of `layer`, fitted on range `place` of the steps; None where it does nothing."""
+        """What `scheme` does to the input of `layer`, fitted on range `place` of the steps; None
+        where it does nothing.
+        """
         key = (layer, str(scheme), place)
         if key not in self._treatments:
             module, inputs = self.model.get_submodule(layer), self._inputs(layer, scheme, place)
@@ -116,7 +122,9 @@ class QuantizedWeights:
         return self._treatments[key]
 
     def codes(self, layer: str, scheme: Scheme, place: int | None = None) -> tuple[Quantized, ...]:
-        """What is stored of the layer's weight: a part for each part of its input, times the scale that the scheme's transforms move into it."""
+        """What is stored of the layer's weight: a part for each part of its input, times the scale
+        that the scheme's transforms move into it.
+        """
         if (layer, str(scheme)) in self._learnt:
             return self._learnt[layer, str(scheme)]
         with present(self.model.get_submodule(layer)):
@@ -128,7 +136,8 @@ class QuantizedWeights:
         module = self.model.get_submodule(layer)
         if method_of(scheme).needs_inputs and not has_rows(module):
             raise QSearchError(
-                f"@{scheme.method} is for linear layers and 2d convolutions in one group, padded with zeros; {layer} is {type(module).__name__}"
+                f"@{scheme.method} is for linear layers and 2d convolutions in one group, "
+                f"padded with zeros; {layer} is {type(module).__name__}"
             )
         return quantize_parts(
             weight,
@@ -152,7 +161,9 @@ class QuantizedWeights:
         parts: tuple[Quantized, ...] | None,
         treatment: InputQuantizer | None,
     ) -> None:
-        """Keep what somebody else found for `layer` at `scheme`: codes, in place of what its method would make, and what happens to its input."""
+        """Keep what somebody else found for `layer` at `scheme`: codes, in place of what its method
+        would make, and what happens to its input.
+        """
         if parts is not None:
             self._learnt[layer, str(scheme)] = parts
         self._treatments[layer, str(scheme), None] = treatment
@@ -161,12 +172,14 @@ class QuantizedWeights:
     def _inputs(self, layer: str, scheme: Scheme, place: int | None) -> LayerInputs | None:
         if place is not None and not self.ranges:
             raise QSearchError(
-                f"{scheme} at {layer} is fitted for each range of steps; give what `weights_for` makes of the plan and recorded calls"
+                f"{scheme} at {layer} is fitted for each range of steps; give what "
+                "`weights_for` makes of the plan and recorded calls"
             )
         found = (self.calibration if place is None else self.ranges[place]).get(layer)
         if found is None and (self.calibration or self.ranges) and needs_inputs(scheme):
             raise QSearchError(
-                f"{scheme} needs to know the inputs of {layer}, which the calls for calibration do not run; give it a scheme without them"
+                f"{scheme} needs to know the inputs of {layer}, which the calls for "
+                "calibration do not run; give it a scheme without them"
             )
         return found
 
@@ -180,7 +193,9 @@ class QuantizedWeights:
         )
 
     def _key(self, scheme: Scheme) -> str:
-        """What weights are kept under: what happens to the input matters where it changes the weight, or was learnt together with it."""
+        """What weights are kept under: what happens to the input matters where it changes the
+        weight, or was learnt together with it.
+        """
         together = scheme.transforms or any(learnt == str(scheme) for _, learnt in self._learnt)
         return str(scheme if together else scheme.weight_only)
 
@@ -191,7 +206,8 @@ def calibrated_weights(
     wanted: Mapping[str, Iterable[Scheme]],
     calls: Sequence[Call],
 ) -> QuantizedWeights:
-    """`QuantizedWeights` that can carry out the schemes in `wanted` (layer -> schemes), calibrated on `calls` as far as those schemes ask for it.
+    """`QuantizedWeights` that can carry out the schemes in `wanted` (layer -> schemes), calibrated
+    on `calls` as far as those schemes ask for it.
 
     Raises `QSearchError` where a scheme asks for calibration and no call is given.
     """
@@ -203,10 +219,11 @@ def calibrated_weights(
 def weights_for(
     model: nn.Module, graph: OpGraph, plans: Iterable[Plan], calls: Sequence[Call]
 ) -> QuantizedWeights:
-    """`QuantizedWeights` that can carry out several plans, whose ranges of steps are the same where they are fitted by range.
+    """`QuantizedWeights` that can carry out several plans, whose ranges of steps are the same where
+    they are fitted by range.
 
-    Raises:
-        QSearchError: a choice asks for calibration and no call is given, a range of steps has no call, or two plans cut the steps in
+    Raises: QSearchError: a choice asks for calibration and no call is given, a range of steps has
+        no call, or two plans cut the steps in
             two ways and both have choices that are fitted by range.
     """
     plans = list(plans)
@@ -223,7 +240,8 @@ def weights_for(
                     cuts.add(plan.steps)
     if len(cuts) > 1:
         raise QSearchError(
-            "plans whose choices are fitted for ranges of steps are calibrated together where they cut the steps alike; "
+            "plans whose choices are fitted for ranges of steps are calibrated together "
+            "where they cut the steps alike; "
             f"these cut them in {len(cuts)} ways"
         )
     ranges = []
@@ -235,7 +253,8 @@ def weights_for(
         for i, part in enumerate(parts):
             if not part:
                 raise QSearchError(
-                    f"{len(steps)} ranges of steps need a recorded call each to be calibrated on; range {i} has none: "
+                    f"{len(steps)} ranges of steps need a recorded call each to be "
+                    f"calibrated on; range {i} has none: "
                     "record more bins (calibrate.bins)"
                 )
             ranges.append(_recorded(model, graph, apart, part, some=True) or {})
@@ -249,7 +268,9 @@ def weights_for(
 
 
 def _from_nearest(ranges: Sequence[Mapping[str, LayerInputs]]) -> list[dict[str, LayerInputs]]:
-    """Each range's inputs, those of a component that does not run in it from the nearest range in which it does."""
+    """Each range's inputs, those of a component that does not run in it from the nearest range in
+    which it does.
+    """
     filled: list[dict[str, LayerInputs]] = []
     for i in range(len(ranges)):
         mine: dict[str, LayerInputs] = {}
@@ -278,8 +299,8 @@ def _recorded(
 def weight_of(model: nn.Module, layer: str) -> nn.Parameter:
     """The weight parameter of a layer.
 
-    Raises:
-        QSearchError: the model has no such layer; its weight is not there between calls, or is cast for each.
+    Raises: QSearchError: the model has no such layer; its weight is not there between calls, or is
+        cast for each.
     """
     try:
         weight = model.get_submodule(layer).weight
@@ -290,12 +311,16 @@ def weight_of(model: nn.Module, layer: str) -> nn.Parameter:
     assert isinstance(weight, nn.Parameter)
     if weight.is_meta:
         raise QSearchError(
-            f"the weight of {layer} is on the meta device between calls: an offload hook brings it in. Load the model without "
-            "sequential offload, or call `accelerate.hooks.remove_hook_from_submodules(model)` first"
+            f"the weight of {layer} is on the meta device between calls: an offload hook "
+            "brings it in. Load the model without "
+            "sequential offload, or call "
+            "`accelerate.hooks.remove_hook_from_submodules(model)` first"
         )
     if weight.is_floating_point() and weight.element_size() == 1:
         raise QSearchError(
-            f"the weight of {layer} is stored as {str(weight.dtype).removeprefix('torch.')} and cast for each call: load the model "
+            f"the weight of {layer} is stored as "
+            f"{str(weight.dtype).removeprefix('torch.')} and cast for each call: load the "
+            "model "
             "without `enable_layerwise_casting`"
         )
     return weight

@@ -27,12 +27,14 @@ Round = dict[str, tuple[NDArray[np.float32], float]]
 
 @dataclass(frozen=True)
 class Question:
-    """The error of each scheme at each quantizable layer (and, of those that may be there, at each of `sites`), by each metric, over the observations.
+    """The error of each scheme at each quantizable layer (and, of those that may be there, at each
+    of `sites`), by each metric, over the observations.
 
     `attentions`: choices for those of `sites` that are whole attentions, where they fit.
 
-    `calibrated`: holds the calibration that some of the schemes need; with `shared` it also keeps the weights that were made, for whoever asks next.
-    `elsewhere`: does rounds of probes in other processes, in any order; None = they are done here.
+    `calibrated`: holds the calibration that some of the schemes need; with `shared` it also keeps
+    the weights that were made, for whoever asks next. `elsewhere`: does rounds of probes in other
+    processes, in any order; None = they are done here.
     """
 
     model: nn.Module
@@ -65,7 +67,9 @@ class Question:
         return sum(len(schemes) for schemes in self.choices.values())
 
     def weights(self) -> QuantizedWeights:
-        """A new cache of quantized weights (one a layer keeps memory low, since layers are visited one after the other), or the shared one."""
+        """A new cache of quantized weights (one a layer keeps memory low, since layers are visited
+        one after the other), or the shared one.
+        """
         if self.shared and self.calibrated is not None:
             return self.calibrated
         return (
@@ -83,7 +87,9 @@ class Question:
         return dict(sorted(found.items()))
 
     def floor(self, site: str, metric: str, bin: int) -> float:
-        """The floor of a site's estimates: 0 where its component does not run in the bin, and makes no error at all."""
+        """The floor of a site's estimates: 0 where its component does not run in the bin, and makes
+        no error at all.
+        """
         component = self.graph.component(site)
         if component and not any(component in o.components for o in self.bins[bin]):
             return 0.0
@@ -117,9 +123,13 @@ class AbstractEstimator(Protocol):
     needs_calls: bool
 
     def plan(self, question: Question) -> str:
-        """One line before the work starts: denoiser passes (a backward counts two) and memory beside the model."""
+        """One line before the work starts: denoiser passes (a backward counts two) and memory
+        beside the model.
+        """
         ...
 
     def estimate(self, question: Question, earlier: SensitivityTable | None) -> Iterator[Answer]:
-        """Answers as the work goes on; the last one is whole. `earlier`: what a killed call with the same question left, which is not done again."""
+        """Answers as the work goes on; the last one is whole. `earlier`: what a killed call with
+        the same question left, which is not done again.
+        """
         ...

@@ -1,6 +1,8 @@
-"""Quick: sensitivities guessed from a model's files alone, before anything runs: the relative error of each layer's weight.
+"""Quick: sensitivities guessed from a model's files alone, before anything runs: the relative error
+of each layer's weight.
 
-What an error costs in layers of a role in another architecture was tried as a factor, and made the ranking worse (`notebooks/figures/quick.py`).
+What an error costs in layers of a role in another architecture was tried as a factor, and made the
+ranking worse (`notebooks/figures/quick.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from .shards import Weights, key
 
 #: weights of a layer that are looked at: rows at even distances
 _LOOKED = 2**20
-#: rank correlation of guesses with measured noise over all layers and schemes, the smaller of two models (quick.json)
+#: rank correlation of guesses with measured noise over all layers and schemes, the smaller of two
+#: models (quick.json)
 SPEARMAN = 0.68
 
 
@@ -56,7 +59,8 @@ def guess(
     for scheme in asked:
         if needs_inputs(scheme) or scheme.activation or words_of(scheme):
             raise QSearchError(
-                f"a guess goes by weights alone; {scheme} also looks at inputs: profile it, or leave it out"
+                f"a guess goes by weights alone; {scheme} also looks at inputs: profile "
+                "it, or leave it out"
             )
     rows: list[dict[str, Any]] = []
     files = {

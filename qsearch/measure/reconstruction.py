@@ -109,7 +109,8 @@ def reconstruct(
         )
     if not any(Layer.learns(s) for s in chosen.values()):
         raise QSearchError(
-            "reconstruction learns what methods such as @adaround and @adaround_scaled round, and static scales of inputs; no layer of the plan has any of them"
+            "reconstruction learns what methods such as @adaround and @adaround_scaled "
+            "round, and static scales of inputs; no layer of the plan has any of them"
         )
     weights = calibrated_weights(
         model, graph, {name: [_plain(s)] for name, s in chosen.items()}, calls

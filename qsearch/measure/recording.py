@@ -1,8 +1,10 @@
-"""Recording: the denoiser's calls in the middle of each range of the sampler's steps, from one full-precision run of the pipeline.
+"""Recording: the denoiser's calls in the middle of each range of the sampler's steps, from one
+full-precision run of the pipeline.
 
-All calls of a step are recorded: the branches of guidance where they are calls of their own (Wan), both calls of a solver of second
-order (Heun). Each is a copy of its arguments, taken when it was made, and knows what the sampler made of its output. Where text
-encoders and a VAE are asked for, their calls come before and after those of the denoisers.
+All calls of a step are recorded: the branches of guidance where they are calls of their own (Wan),
+both calls of a solver of second order (Heun). Each is a copy of its arguments, taken when it was
+made, and knows what the sampler made of its output. Where text encoders and a VAE are asked for,
+their calls come before and after those of the denoisers.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class NoCallsError(QSearchError):
 
 @dataclass
 class _Heard:
-    """Calls as they come, and the outputs that the sampler has not yet taken, with the numbers of their calls."""
+    """Calls as they come, and the outputs that the sampler has not yet taken, with the numbers of
+    their calls.
+    """
 
     calls: list[Call] = field(default_factory=list)
     outputs: list[tuple[int, Tensor]] = field(default_factory=list)
@@ -46,7 +50,8 @@ class _Heard:
 def _listening(
     pipe: Any, guidance: float, clock: StepClock, named: bool = False
 ) -> Iterator[_Heard]:
-    """Hears the calls of the denoisers, and what the scheduler makes of them; the pipeline computes as ever.
+    """Hears the calls of the denoisers, and what the scheduler makes of them; the pipeline computes
+    as ever.
 
     `named`: calls of an only denoiser have its name, too.
     """
@@ -131,23 +136,23 @@ def record(
     batch: int | None = None,
     components: Sequence[str] = (),
 ) -> list[Call]:
-    """The denoisers' calls in the middle of each of `bins` equal ranges of sampler steps, all of the middle step.
+    """The denoisers' calls in the middle of each of `bins` equal ranges of sampler steps, all of
+    the middle step.
 
-    Args:
-        pipe: a diffusers pipeline in full precision.
-        prompts: what is sampled.
-        sampling: how.
-        bins: ranges of equal length. A component that runs in the middle of none gets its own middle step besides; of more
+    Args: pipe: a diffusers pipeline in full precision. prompts: what is sampled. sampling: how.
+        bins: ranges of equal length. A component that runs in the middle of none gets its own
+        middle step besides; of more
             bins than steps, where a step has several calls, every step is one.
-        batch: samples at a time; each bin has calls for each part of the samples then. All at once when left out.
-        components: whose calls are wanted (`OpGraph.components`), text encoders and a VAE too; the denoisers' when left out.
+        batch: samples at a time; each bin has calls for each part of the samples then. All at once
+            when left out.
+        components: whose calls are wanted (`OpGraph.components`), text encoders and a VAE too; the
+            denoisers' when left out.
 
-    Returns:
-        Calls ordered by step; those of one step belong to one bin. Those of text encoders come first, of a VAE last.
+    Returns: Calls ordered by step; those of one step belong to one bin. Those of text encoders come
+        first, of a VAE last.
 
-    Raises:
-        NoCallsError: no denoiser was called where hooks hear it.
-        QSearchError: more bins than sampler steps; another component was not called where hooks hear it.
+    Raises: NoCallsError: no denoiser was called where hooks hear it. QSearchError: more bins than
+        sampler steps; another component was not called where hooks hear it.
     """
     ends, model = [0], model_of(pipe, components)
     several = isinstance(model, Components)
@@ -163,8 +168,10 @@ def record(
         )
     if not heard.calls:
         raise NoCallsError(
-            f"{type(pipe).__name__} called none of {', '.join(denoisers_of(pipe))} where a hook hears it, in "
-            f"{sampling.steps} sampler steps; is `strength` so low that no step is left, or its forward replaced?"
+            f"{type(pipe).__name__} called none of {', '.join(denoisers_of(pipe))} where "
+            "a hook hears it, in "
+            f"{sampling.steps} sampler steps; is `strength` so low that no step is left, "
+            "or its forward replaced?"
         )
     parts = [_numbered(heard.calls[a:b]) for a, b in itertools.pairwise(ends)]
     wanted = middles(parts[0], bins)
@@ -179,7 +186,8 @@ def record(
     for name in model.parts:
         if not any(call.component == name for call in found):
             raise QSearchError(
-                f"{type(pipe).__name__} does not call its {name} when it samples; leave it out of components"
+                f"{type(pipe).__name__} does not call its {name} when it samples; leave "
+                "it out of components"
             )
     for call in found:
         model.examples.update({call.component: example_inputs(call, model)[call.component]})
@@ -193,7 +201,8 @@ def record(
 
 @torch.no_grad()
 def first_call(pipe: Any, prompts: Prompts, sampling: Sampling, *, named: bool = False) -> Call:
-    """The first call of a denoiser, as the pipeline is about to make it: the denoiser itself does not run.
+    """The first call of a denoiser, as the pipeline is about to make it: the denoiser itself does
+    not run.
 
     Args:
         pipe: a diffusers pipeline.
@@ -231,7 +240,9 @@ def first_call(pipe: Any, prompts: Prompts, sampling: Sampling, *, named: bool =
 def _beside(
     pipe: Any, model: nn.Module, heard: _Heard
 ) -> Iterator[dict[str, list[tuple[Call, int]]]]:
-    """Hears the calls of components that do not denoise, each with the number of the denoisers' calls before it."""
+    """Hears the calls of components that do not denoise, each with the number of the denoisers'
+    calls before it.
+    """
     denoisers = denoisers_of(pipe)
     held = model.parts if isinstance(model, Components) else {}
     others = {n: m for n, m in held.items() if n not in denoisers}
@@ -289,7 +300,9 @@ def _numbered(part: list[Call]) -> list[Call]:
 
 
 def middles(calls: Sequence[Call], bins: int) -> list[int]:
-    """The middle step of each of `bins` equal parts of the steps that were heard, and of each component that has none of them."""
+    """The middle step of each of `bins` equal parts of the steps that were heard, and of each
+    component that has none of them.
+    """
     heard = sorted({call.step for call in calls})
     if not 1 <= bins <= len(calls):
         raise QSearchError(

@@ -67,7 +67,8 @@ def real_files(folder: Path) -> list[Path]:
     )
     if len(found) < 2:
         raise QSearchError(
-            f"real pictures are a folder with two or more of {', '.join(_KINDS)}; {folder} has {len(found)}"
+            f"real pictures are a folder with two or more of {', '.join(_KINDS)}; "
+            f"{folder} has {len(found)}"
         )
     return found
 

@@ -20,7 +20,9 @@ class Calibration:
     options: CalibrateOptions
 
     def record(self, pipe: Any, components: Sequence[str] = ()) -> list[Call]:
-        """The calls of a graph's components (the denoisers when left out), of denoisers in the middle of each step bin."""
+        """The calls of a graph's components (the denoisers when left out), of denoisers in the
+        middle of each step bin.
+        """
         bins = min(self.options.bins, self.sampling.steps)
         return record(pipe, self.prompts, self.sampling, bins, self.options.batch, components)
 

@@ -1,7 +1,8 @@
 """Shards: a component's tensors on disk, read one at a time.
 
-A safetensors file is opened for one tensor and closed again: what was read through its memory map is given back. Names come from the file or its
-index, and shards must lie beside the index: an index that points elsewhere is refused.
+A safetensors file is opened for one tensor and closed again: what was read through its memory map
+is given back. Names come from the file or its index, and shards must lie beside the index: an index
+that points elsewhere is refused.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ _SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
 
 
 class Weights:
-    """The tensors of a component's folder: `files` says in which file each lies, in the order of the files.
+    """The tensors of a component's folder: `files` says in which file each lies, in the order of
+    the files.
 
-    `same`: names of tensors that are one, of which a file may hold one name alone; both are there to read. `variant`: of the files
-    (fp16), where there are plain ones too, or several.
+    `same`: names of tensors that are one, of which a file may hold one name alone; both are there
+    to read. `variant`: of the files (fp16), where there are plain ones too, or several.
     """
 
     def __init__(
@@ -43,7 +45,8 @@ class Weights:
         else:
             count = len(list(self.folder.glob("*.safetensors")))
             raise ArtifactError(
-                f"{folder} must hold one safetensors file, or shards with an index; it holds {count} files without one"
+                f"{folder} must hold one safetensors file, or shards with an index; it "
+                f"holds {count} files without one"
             )
 
         for name, other in (same or {}).items():
@@ -60,7 +63,9 @@ class Weights:
         return (None, path) if path.is_file() else None
 
     def _variant(self, name: str = "*") -> tuple[Path | None, Path | None] | None:
-        """(index, file) of a variant, or of the only one that there is, as `measure.loading` takes it too."""
+        """(index, file) of a variant, or of the only one that there is, as `measure.loading` takes
+        it too.
+        """
         indices = sorted(self.folder.glob(f"*.safetensors.index.{name}.json"))
         held = self.folder.glob("*.safetensors" if name == "*" else f"*.{name}.safetensors")
         files = [path for path in held if not _SHARD.search(path.name)]
@@ -73,7 +78,8 @@ class Weights:
             shards = sorted(set(placed.values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(
-                f"{index} is not an index of shards ({type(error).__name__}: {error}); copy the model again"
+                f"{index} is not an index of shards ({type(error).__name__}: {error}); "
+                "copy the model again"
             ) from error
         for shard in shards:
             if Path(shard).name != shard or not (self.folder / shard).is_file():
@@ -86,7 +92,9 @@ class Weights:
 
     @property
     def stem(self) -> str:
-        """How the names of its files begin: `model` for models of transformers, else diffusers' stem."""
+        """How the names of its files begin: `model` for models of transformers, else diffusers'
+        stem.
+        """
         plain = all(path.name.startswith("model") for path in self.files.values())
         return "model" if plain else STEM
 
@@ -97,11 +105,13 @@ class Weights:
             content = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ArtifactError(
-                f"{self.folder} has no readable config.json ({error}); give a folder of a diffusers pipeline"
+                f"{self.folder} has no readable config.json ({error}); give a folder of a "
+                "diffusers pipeline"
             ) from error
         if not isinstance(content, dict):
             raise ArtifactError(
-                f"{self.folder / 'config.json'} must hold an object, it holds {type(content).__name__}"
+                f"{self.folder / 'config.json'} must hold an object, it holds "
+                f"{type(content).__name__}"
             )
         return content
 
@@ -129,16 +139,20 @@ class Weights:
             return str(file.get_slice(self._stored.get(name, name)).get_dtype())
 
     def check(self, graph: OpGraph) -> None:
-        """Refuse a graph whose layers these tensors are not: every weight must be there by name, in its shape."""
+        """Refuse a graph whose layers these tensors are not: every weight must be there by name, in
+        its shape.
+        """
         for layer in graph:
             name = key(layer)
             if name not in self.files:
                 raise QSearchError(
-                    f"{graph.model} has a layer {layer.name}, and {self.folder} holds no {name}{nearest(name, self.files)}"
+                    f"{graph.model} has a layer {layer.name}, and {self.folder} holds no "
+                    f"{name}{nearest(name, self.files)}"
                 )
             if self.shape(name) != layer.weight_shape:
                 raise QSearchError(
-                    f"{layer.name} is {layer.weight_shape} in the graph of {graph.model}, and {self.shape(name)} in {self.folder}"
+                    f"{layer.name} is {layer.weight_shape} in the graph of {graph.model}, "
+                    f"and {self.shape(name)} in {self.folder}"
                 )
 
 

@@ -1,8 +1,11 @@
-"""simulate(model, plan): the model computes as if its weights were stored by the plan, in plain torch, undone on exit.
+"""simulate(model, plan): the model computes as if its weights were stored by the plan, in plain
+torch, undone on exit.
 
-What profiling measures and what the runtime must reproduce. Weights are exchanged by pointer, so that entering and
-leaving copies nothing; those of a streamed model are quantized when they come, and let go with their unit. Inputs are rounded in forward hooks, straight through for gradients. A plan over ranges of steps is
-followed by one hook on the denoiser, which goes by its clock. An exception on the way leaves the model as it was.
+What profiling measures and what the runtime must reproduce. Weights are exchanged by pointer, so
+that entering and leaving copies nothing; those of a streamed model are quantized when they come,
+and let go with their unit. Inputs are rounded in forward hooks, straight through for gradients. A
+plan over ranges of steps is followed by one hook on the denoiser, which goes by its clock. An
+exception on the way leaves the model as it was.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ from .units import Place
 
 @dataclass
 class _Place:
-    """A layer inside `simulate`: its weight, and what it holds by range of steps (one where there are no ranges).
+    """A layer inside `simulate`: its weight, and what it holds by range of steps (one where there
+    are no ranges).
 
     `make`: range -> the simulated weight. `full`: the weight as it is, while it is there.
     """
@@ -109,9 +113,11 @@ def roots(model: nn.Module, graph: OpGraph) -> list[nn.Module]:
 
 @contextmanager
 def _listening(model: nn.Module, graph: OpGraph, places: Mapping[str, _Place]) -> Iterator[None]:
-    """Refuse, at the end of the block, where a component ran and a layer whose input is rounded was not heard.
+    """Refuse, at the end of the block, where a component ran and a layer whose input is rounded was
+    not heard.
 
-    A layer that the graph says is called must be: else the plan would not be carried out, and nobody would notice.
+    A layer that the graph says is called must be: else the plan would not be carried out, and
+    nobody would notice.
     """
     ran: set[nn.Module] = set()
 
@@ -138,7 +144,8 @@ def _listening(model: nn.Module, graph: OpGraph, places: Mapping[str, _Place]) -
         ]
         if called:
             raise QSearchError(
-                f"the plan rounds the input of {called[0]}, and the model ran without calling it through its module: is its "
+                f"the plan rounds the input of {called[0]}, and the model ran without "
+                "calling it through its module: is its "
                 "weight read by another function, or was the graph made for another call?"
             )
 
@@ -178,7 +185,9 @@ def _stepping(model: nn.Module, graph: OpGraph) -> Iterator[None]:
 
 
 def _by_range(clock: StepClock, steps: StepRanges, choices: Choices) -> Callable[[Tensor], Tensor]:
-    """What the choices of one tensor of an attention do, in each call those of its own range of steps."""
+    """What the choices of one tensor of an attention do, in each call those of its own range of
+    steps.
+    """
     through = [site_rounding(scheme) if scheme.activation else None for scheme in choices]
 
     def changed(x: Tensor) -> Tensor:
@@ -195,23 +204,24 @@ def simulate(
     graph: OpGraph,
     weights: QuantizedWeights | None = None,
 ) -> Iterator[nn.Module]:
-    """`model` with every weight as the plan stores it, every input and tensor of attention rounded and every attention computed as it says, inside the block.
+    """`model` with every weight as the plan stores it, every input and tensor of attention rounded
+    and every attention computed as it says, inside the block.
 
     Gradients flow as before, straight through what is rounded.
 
-    Args:
-        model: the denoiser (or the container of several components, as `model_of` makes it for `graph.components`).
-        plan: a plan, or site -> scheme for some of the sites (the others are kept).
-        graph: the model's graph.
-        weights: shares quantized weights between calls, and holds the calibration that some schemes need. Everything is made
+    Args: model: the denoiser (or the container of several components, as `model_of` makes it for
+        `graph.components`). plan: a plan, or site -> scheme for some of the sites (the others are
+        kept). graph: the model's graph. weights: shares quantized weights between calls, and holds
+        the calibration that some schemes need. Everything is made
             before anything is exchanged, so that what a layer gets does not depend on the others.
 
-    Raises:
-        QSearchError: a plan of another graph, an unknown site, calibration that is wanted and missing.
+    Raises: QSearchError: a plan of another graph, an unknown site, calibration that is wanted and
+        missing.
     """
     if isinstance(plan, Plan) and plan.graph != graph.id:
         raise QSearchError(
-            f"the plan was made for graph {plan.graph}, {graph.model} is graph {graph.id}; make a plan for this model"
+            f"the plan was made for graph {plan.graph}, {graph.model} is graph "
+            f"{graph.id}; make a plan for this model"
         )
     weights = weights or QuantizedWeights(model, graph)
     steps = plan.steps if isinstance(plan, Plan) else ONE_RANGE
@@ -261,7 +271,9 @@ def simulate(
 def _maker(
     weights: QuantizedWeights, layer: str, fitted: Sequence[Fit], *, forget: bool
 ) -> Callable[[int], Tensor]:
-    """Range -> the simulated weight: made now and kept, or made when it is asked for and not kept (`forget`)."""
+    """Range -> the simulated weight: made now and kept, or made when it is asked for and not kept
+    (`forget`).
+    """
     if not forget:
         made = [weights.get(layer, fit.scheme, fit.stored) for fit in fitted]
         return made.__getitem__

@@ -45,7 +45,8 @@ def unpacked(model: str) -> Path | None:
     except OSError as error:
         if not (made / "model_index.json").is_file():  # else another process was first
             raise QSearchError(
-                f"{path} is unpacked into {made}, and that can't be written ({error}); set XDG_CACHE_HOME to a "
+                f"{path} is unpacked into {made}, and that can't be written ({error}); "
+                "set XDG_CACHE_HOME to a "
                 "folder with room"
             ) from error
     finally:

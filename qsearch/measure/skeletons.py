@@ -1,6 +1,7 @@
 """Skeletons: the models of a saved pipeline without their weights, to be filled by a packed file.
 
-Only configurations are read: config.json of each component, and model_index.json, which says of what class it is.
+Only configurations are read: config.json of each component, and model_index.json, which says of
+what class it is.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from ..graphs.components import Components
 
 
 def empty_component(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """One component of a saved pipeline, parameters on the meta device; what its class makes by itself (buffers) is of `dtype`.
+    """One component of a saved pipeline, parameters on the meta device; what its class makes by
+    itself (buffers) is of `dtype`.
 
     Raises:
         QSearchError: the folder has no such component, or one of a class that is not known here.
@@ -39,9 +41,8 @@ def empty_component(folder: Path, name: str, dtype: torch.dtype = torch.float32)
 def skeleton(folder: Path, components: Sequence[str] = ()) -> nn.Module:
     """The denoiser of a saved diffusers pipeline: parameters on the meta device, in `eval()` mode.
 
-    Args:
-        folder: of the pipeline.
-        components: `OpGraph.components`, of a graph that has several; the model is a `Components` of them then.
+    Args: folder: of the pipeline. components: `OpGraph.components`, of a graph that has several;
+        the model is a `Components` of them then.
 
     Raises:
         QSearchError: the folder has no such component, or one of a class that is not known here.
@@ -54,7 +55,8 @@ def skeleton(folder: Path, components: Sequence[str] = ()) -> nn.Module:
     found = [name for name in DENOISERS if (folder / name / "config.json").is_file()]
     if not found:
         raise QSearchError(
-            f"{folder} must hold a diffusers pipeline with one of {', '.join(DENOISERS)}; none has a config.json there"
+            f"{folder} must hold a diffusers pipeline with one of {', '.join(DENOISERS)}; "
+            "none has a config.json there"
         )
     return _empty(folder / found[0])
 
@@ -67,7 +69,8 @@ def _class(folder: Path, name: str) -> tuple[str, str]:
         return str(library), str(kind)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise QSearchError(
-            f"{folder} must hold a diffusers pipeline with a component {name}; its model_index.json says of none "
+            f"{folder} must hold a diffusers pipeline with a component {name}; its "
+            "model_index.json says of none "
             f"({type(error).__name__}: {error})"
         ) from error
 
@@ -88,6 +91,7 @@ def _empty(folder: Path, kind: tuple[str, str] | None = None) -> nn.Module:
     except (OSError, ValueError, KeyError, AttributeError, TypeError, ImportError) as error:
         version = getattr(importlib.import_module("diffusers"), "__version__", "")
         raise QSearchError(
-            f"{path} is not a configuration that diffusers {version} knows ({type(error).__name__}: {error})"
+            f"{path} is not a configuration that diffusers {version} knows "
+            f"({type(error).__name__}: {error})"
         ) from error
     return model.eval()

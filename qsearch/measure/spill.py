@@ -62,7 +62,8 @@ def _mapped(tensor: Tensor, size: int) -> Tensor:
             held = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype)
     except OSError as error:
         raise QSearchError(
-            f"recorded calls are kept in {tempfile.gettempdir()}, and {size:,} bytes don't fit there ({error}); set "
+            f"recorded calls are kept in {tempfile.gettempdir()}, and {size:,} bytes "
+            f"don't fit there ({error}); set "
             "TMPDIR to a folder with room, or record fewer samples at a time"
         ) from error
     return held.view(tensor.shape).copy_(tensor.detach())

@@ -1,8 +1,10 @@
 """Streaming: a model of which one block at a time is in memory, forwards and backwards.
 
-Weights stay in their files (or in RAM, beside a GPU), and the model is cut into units (`units.py`). Without gradients a unit's weights are read before
-its call and let go after it; with them a call goes onto a `Tape`. So peak memory is one unit with its gradients, the next one that is read ahead, and the
-tensors between units. Layers, names, hooks and parameters are those of the model as it would be in memory.
+Weights stay in their files (or in RAM, beside a GPU), and the model is cut into units (`units.py`).
+Without gradients a unit's weights are read before its call and let go after it; with them a call
+goes onto a `Tape`. So peak memory is one unit with its gradients, the next one that is read ahead,
+and the tensors between units. Layers, names, hooks and parameters are those of the model as it
+would be in memory.
 """
 
 from __future__ import annotations
@@ -43,14 +45,12 @@ class AbstractWatcher(Protocol):
 class Stream:
     """The weights of one model, a unit at a time.
 
-    Args:
-        model: with parameters on the meta device (`skeletons.skeleton`); its parameters are replaced.
-        source: where weights come from.
-        device: where it computes.
-        dtype: type of its weights while they are there; what its class keeps in fp32 stays so.
-        largest: bytes that a unit may take; a share of the model when left out.
-        hold: keep weights in RAM once they are read, beside a GPU.
-        remembers: keep what the model makes of inputs that it has seen, as text encoders do of prompts.
+    Args: model: with parameters on the meta device (`skeletons.skeleton`); its parameters are
+        replaced. source: where weights come from. device: where it computes. dtype: type of its
+        weights while they are there; what its class keeps in fp32 stays so. largest: bytes that a
+        unit may take; a share of the model when left out. hold: keep weights in RAM once they are
+        read, beside a GPU. remembers: keep what the model makes of inputs that it has seen, as text
+        encoders do of prompts.
 
     Raises:
         QSearchError: a parameter that the source lacks.
@@ -116,10 +116,11 @@ class Stream:
 
     @contextmanager
     def gathering(self, now: Callable[[int], None]) -> Iterator[None]:
-        """Inside, gradients that reach a call of the model wait; at the end they go through it together, unit by unit.
+        """Inside, gradients that reach a call of the model wait; at the end they go through it
+        together, unit by unit.
 
-        Args:
-            now: told the number of a gradient, in the order in which they came, before each part of its way.
+        Args: now: told the number of a gradient, in the order in which they came, before each part
+            of its way.
         """
         before, self._gathered = self._gathered, []
         try:
@@ -189,7 +190,8 @@ class Stream:
             return tape.run(unit, own, args, kwargs)
         if torch.is_grad_enabled() and wants(unit.module, (args, kwargs)):
             raise QSearchError(
-                f"gradients of a streamed model go through calls of {' and '.join(_METHODS)}; {unit.name} of "
+                "gradients of a streamed model go through calls of "
+                f"{' and '.join(_METHODS)}; {unit.name} of "
                 f"{type(self.model).__name__} was called by itself: take offload none"
             )
         if self._last is not None:
@@ -246,7 +248,8 @@ def streams_of(model: nn.Module) -> list[Stream]:
 
 @contextmanager
 def present(module: nn.Module, *, deep: bool = True) -> Iterator[None]:
-    """Inside, the weights of a module (a layer) are there, as its files have them; nothing for one that is in memory.
+    """Inside, the weights of a module (a layer) are there, as its files have them; nothing for one
+    that is in memory.
 
     `deep`: those of its children, too.
     """
@@ -270,7 +273,8 @@ def in_memory(model: nn.Module, what: str) -> None:
     """
     if streams_of(model):
         raise QSearchError(
-            f"{what} changes weights for longer than a call, and those of this model come a block at a time: "
+            f"{what} changes weights for longer than a call, and those of this model come "
+            "a block at a time: "
             "take offload none"
         )
 

@@ -1,8 +1,9 @@
 """Tape: a call of a streamed model with gradients, unit by unit.
 
-The call runs without gradients, and what goes into each unit is kept. Its backward goes through the units from the last to the first, reads the weights of
-each, computes it again and goes through it, for every gradient that waits (those of several probes) before the next one. What lies between units (sums,
-concatenations) is autograd's own graph, over tensors that are leaves where units end.
+The call runs without gradients, and what goes into each unit is kept. Its backward goes through the
+units from the last to the first, reads the weights of each, computes it again and goes through it,
+for every gradient that waits (those of several probes) before the next one. What lies between units
+(sums, concatenations) is autograd's own graph, over tensors that are leaves where units end.
 """
 
 from __future__ import annotations
@@ -208,7 +209,9 @@ def wants(module: nn.Module, given: Any) -> bool:
 def backward(
     tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], *, retain: bool
 ) -> bool:
-    """Autograd's backward of those tensors that have a gradient and want it; whether there were any."""
+    """Autograd's backward of those tensors that have a gradient and want it; whether there were
+    any.
+    """
     pairs = [
         (x, g) for x, g in zip(tensors, gradients, strict=True) if g is not None and x.requires_grad
     ]

@@ -1,12 +1,15 @@
-"""Trajectory: the whole sampler as one differentiable function, through the pipeline's own loop, so that what reaches the final picture is priced.
+"""Trajectory: the whole sampler as one differentiable function, through the pipeline's own loop, so
+that what reaches the final picture is priced.
 
-`type(pipe).__call__.__wrapped__` is a pipeline's call without its `torch.no_grad`. The denoiser's forward is recomputed in the backward
-(`torch.utils.checkpoint`), so only the latents between steps are kept. The reentrant kind of checkpoint is wanted here: each step's
-recomputation has a backward of its own, so a weight's gradient appears step by step and can be contracted and freed, and each step's share is known;
-the other kind would add the steps up first.
+`type(pipe).__call__.__wrapped__` is a pipeline's call without its `torch.no_grad`. The denoiser's
+forward is recomputed in the backward (`torch.utils.checkpoint`), so only the latents between steps
+are kept. The reentrant kind of checkpoint is wanted here: each step's recomputation has a backward
+of its own, so a weight's gradient appears step by step and can be contracted and freed, and each
+step's share is known; the other kind would add the steps up first.
 
-Where text encoders are components of the model, gradients go on from the embeddings that the denoiser is given into their weights; where a VAE is, from
-the decoded pictures through it to the latents. Both run once, and keep what they need for the backward.
+Where text encoders are components of the model, gradients go on from the embeddings that the
+denoiser is given into their weights; where a VAE is, from the decoded pictures through it to the
+latents. Both run once, and keep what they need for the backward.
 """
 
 from __future__ import annotations
@@ -39,7 +42,9 @@ from .sampling import Sampling
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Some of the samples of a seed, from noise to final latents; `first`: number of the first one, which its noise depends on."""
+    """Some of the samples of a seed, from noise to final latents; `first`: number of the first one,
+    which its noise depends on.
+    """
 
     pipe: Any
     prompts: Prompts
@@ -47,11 +52,14 @@ class Trajectory:
     first: int = 0
 
     def observed(self, model: nn.Module, metrics: Sequence[str]) -> AbstractObservation:
-        """The trajectory as an observation of `model`: the pipeline's denoiser, or `model_of` some of its components."""
+        """The trajectory as an observation of `model`: the pipeline's denoiser, or `model_of` some
+        of its components.
+        """
         names = tuple(model.parts) if isinstance(model, Components) else ()
         if model is not model_of(self.pipe, names):
             raise QSearchError(
-                f"trajectories belong to the denoiser of their pipeline; {type(model).__name__} is not that of {type(self.pipe).__name__}"
+                "trajectories belong to the denoiser of their pipeline; "
+                f"{type(model).__name__} is not that of {type(self.pipe).__name__}"
             )
         return TrajectoryObservation(self, model, metrics)
 
@@ -87,7 +95,8 @@ class TrajectoryObservation(AbstractObservation):
         if not torch.isfinite(latents).all():
             first = first_bad(self.model, again)
             raise QSearchError(
-                f"{type(self.trajectory.pipe).__name__} made latents that are not finite; the first layer to make such numbers is {first}"
+                f"{type(self.trajectory.pipe).__name__} made latents that are not finite; "
+                f"the first layer to make such numbers is {first}"
             )
         if self.trajectory.first == 0:
             with torch.no_grad():
@@ -101,7 +110,9 @@ class TrajectoryObservation(AbstractObservation):
 
     @property
     def sampler_steps(self) -> int:
-        """Those that call the denoiser: all of the sampler's, or where it starts in the middle the rest of them."""
+        """Those that call the denoiser: all of the sampler's, or where it starts in the middle the
+        rest of them.
+        """
         _ = self._latents
         return len(self._count.places)
 
@@ -121,7 +132,9 @@ class TrajectoryObservation(AbstractObservation):
             return measured(self.metrics, None, self._own, None, self._own)
 
     def features(self) -> dict[str, Tensor]:
-        """Features of the model as it is now; with gradients, the sampler is kept as latents between steps."""
+        """Features of the model as it is now; with gradients, the sampler is kept as latents
+        between steps.
+        """
         _ = self._measured  # in full precision, if this is the first call
         if not torch.is_grad_enabled():
             latents = _sampled(self.trajectory)
@@ -151,12 +164,15 @@ class TrajectoryObservation(AbstractObservation):
         if not latents.requires_grad:
             name = type(getattr(self.trajectory.pipe, "scheduler", None)).__name__
             raise QSearchError(
-                f"{name} gives no gradient through its steps, so a trajectory can't be probed; use one that does, or probe step by step"
+                f"{name} gives no gradient through its steps, so a trajectory can't be "
+                "probed; use one that does, or probe step by step"
             )
         return latents
 
     def _at(self, at: tuple[int, int], forward: Any, *args: Any, **kwargs: Any) -> Any:
-        """The forward of a call of one sampler step, which the clock shows again while it is recomputed."""
+        """The forward of a call of one sampler step, which the clock shows again while it is
+        recomputed.
+        """
         self.now = self._count.places[at[0]]
         with ExitStack() as stack:
             if at[1]:
@@ -198,7 +214,8 @@ def _sampled(trajectory: Trajectory) -> Tensor:
     pipe = trajectory.pipe
     if inspect.unwrap(type(pipe).__call__) is type(pipe).__call__:
         raise QSearchError(
-            f"the call of {type(pipe).__name__} is not wrapped in torch.no_grad as diffusers' pipelines are; probe step by step"
+            f"the call of {type(pipe).__name__} is not wrapped in torch.no_grad as "
+            "diffusers' pipelines are; probe step by step"
         )
     given = arguments(pipe, trajectory.prompts, trajectory.first, trajectory.sampling)
     return calling.call(pipe, given, gradients=True).float()
@@ -214,7 +231,9 @@ def patched_parts(model: nn.Module, around: Any) -> Iterator[None]:
 
 
 def _checkpointed(forward: Any, args: Any, kwargs: Any) -> Any:
-    """`forward(*args, **kwargs)`, recomputed in the backward. The reentrant checkpoint sees tensors among its own arguments only."""
+    """`forward(*args, **kwargs)`, recomputed in the backward. The reentrant checkpoint sees tensors
+    among its own arguments only.
+    """
     leaves, spec = _pytree.tree_flatten((args, kwargs))
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     shape: list[Any] = []

@@ -1,7 +1,9 @@
-"""Units: a model cut into the largest modules that take no more than a share of it, its parameters without their weights, and the files that these come from.
+"""Units: a model cut into the largest modules that take no more than a share of it, its parameters
+without their weights, and the files that these come from.
 
-A parameter that is not there holds NaN, seen in its own shape: a weight that is read at the wrong moment shows in the output. Weights are read and not
-left mapped: pages of a map count as the process's memory, and a file that is cut while it is mapped kills the process.
+A parameter that is not there holds NaN, seen in its own shape: a weight that is read at the wrong
+moment shows in the output. Weights are read and not left mapped: pages of a map count as the
+process's memory, and a file that is cut while it is mapped kills the process.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ class Files(AbstractSource):
         path = self.weights.files[name]
         if _stamp(path) != self._seen[path]:
             raise QSearchError(
-                f"{path} was changed while its model was at work; what is measured belongs to the files as they were: "
+                f"{path} was changed while its model was at work; what is measured "
+                "belongs to the files as they were: "
                 "start again with files that stay"
             )
         try:
@@ -109,7 +112,9 @@ class Unit:
 def placed(
     model: nn.Module, weights: Weights, device: torch.device, dtype: torch.dtype
 ) -> list[Place]:
-    """Put a parameter that holds nothing in the place of each that is on the meta device, and read the model's buffers."""
+    """Put a parameter that holds nothing in the place of each that is on the meta device, and read
+    the model's buffers.
+    """
     names = weights.files
     wide = set(_kept_wide(model, dtype))
     made: dict[int, Place] = {}
@@ -123,7 +128,8 @@ def placed(
     lacking = [place.name for place in made.values() if place.name not in names]
     if lacking:
         raise QSearchError(
-            f"{weights.folder} lacks {lacking[0]}, a weight of {type(model).__name__}: copy the model again"
+            f"{weights.folder} lacks {lacking[0]}, a weight of {type(model).__name__}: "
+            "copy the model again"
         )
     for module in model.modules():
         for own, held in module._parameters.items():

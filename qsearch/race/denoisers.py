@@ -253,7 +253,8 @@ def _peers(kind: str, against: Iterable[str] | None) -> list[str]:
                 else nearest(name, [*PEERS, "fp32"])
             )
             raise QSearchError(
-                f"a race is against what is here: {', '.join(known) or 'nothing'}; {name!r} is not{elsewhere}"
+                f"a race is against what is here: {', '.join(known) or 'nothing'}; "
+                f"{name!r} is not{elsewhere}"
             )
     return asked
 
@@ -268,7 +269,8 @@ def _room(base: int, others: list[str], device: str) -> None:
     need = int(base * (2 + sum(2.0 if name == "fp32" else 0.6 for name in others)))
     if free is not None and need > free:
         raise QSearchError(
-            f"all contenders stand in memory together: about {need / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; "
+            f"all contenders stand in memory together: about {need / 2**30:.1f} GiB, and "
+            f"{free / 2**30:.1f} GiB are free; "
             "name fewer with --schemes and --against, or give a smaller card"
         )
 

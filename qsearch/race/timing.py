@@ -115,7 +115,8 @@ def check(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise QSearchError(
-            f"a device to time on must be here; {device!r} is not ({str(error).splitlines()[0]}); use --device cpu"
+            f"a device to time on must be here; {device!r} is not "
+            f"({str(error).splitlines()[0]}); use --device cpu"
         ) from None
     if torch.device(device).type == "cpu":
         check_products()
@@ -186,7 +187,8 @@ def random_layer(source: nn.Module, scheme: Scheme, spec: LayerSpec) -> QuantLay
     made = empty_layer(source, scheme, spec.channel_axis, spec.parts, device)
     if made is None:
         raise QSearchError(
-            f"linear layers and convolutions of torch have a packed form; {spec.name} is {type(source).__name__}"
+            f"linear layers and convolutions of torch have a packed form; {spec.name} is "
+            f"{type(source).__name__}"
         )
     if scheme.format != "keep":
         plain, weight = replace(scheme.weight_only, method=""), source.get_parameter("weight")

@@ -59,7 +59,8 @@ def beeswarm(
     plans = list(dict.fromkeys(frame["plan"]))
     if len(plans) < 2:
         raise QSearchError(
-            f"a beeswarm shows many plans; {method} explains only {plans[0]}, whose contributions are bars"
+            f"a beeswarm shows many plans; {method} explains only {plans[0]}, whose "
+            "contributions are bars"
         )
     if kind == "layer":
         frame = frame.assign(

@@ -51,7 +51,8 @@ def block_bars(
     table.check(graph)
     if not graph.blocks:
         raise QSearchError(
-            f"the graph of {graph.model} holds no blocks, only layers; make it again with `qsearch extract`"
+            f"the graph of {graph.model} holds no blocks, only layers; make it again with "
+            "`qsearch extract`"
         )
     known = losses(table, scheme, metric=metric)
     blocks = [

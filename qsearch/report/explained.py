@@ -19,7 +19,10 @@ MOST = 15  # rows of a table
 #: what a feature's name says, by its beginning
 FEATURES = {
     "bits": "stored bits a weight",
-    "lost/": "bits taken away from a weight of full precision, mean over the weights of that role, block, depth or step",
+    "lost/": (
+        "bits taken away from a weight of full precision, mean over the weights of that "
+        "role, block, depth or step"
+    ),
     "share/": "share of the weights in a kind of format, 0 to 1",
 }
 

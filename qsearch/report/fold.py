@@ -71,7 +71,10 @@ def fold(
     place = {
         name: names[i - i % several]
         if several == 1
-        else f"{names[i - i % several]} … {names[min(len(names) - 1, i - i % several + several - 1)]}"
+        else (
+            f"{names[i - i % several]} … "
+            f"{names[min(len(names) - 1, i - i % several + several - 1)]}"
+        )
         for i, name in enumerate(names)
     }
     held: dict[tuple[str, str], list[LayerSpec]] = {}

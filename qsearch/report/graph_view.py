@@ -1,7 +1,9 @@
-"""A graph for people and for other tools: as GraphML, DOT or JSON, and as sketches (what stands in a picture, not yet where).
+"""A graph for people and for other tools: as GraphML, DOT or JSON, and as sketches (what stands in
+a picture, not yet where).
 
-Two sketches: the operations of one block, and the whole model with a box for each block. In the whole, what repeats stands once with
-its count, and what conditions every block (the timestep, the text) is a mark on it: as lines they would hide the rest.
+Two sketches: the operations of one block, and the whole model with a box for each block. In the
+whole, what repeats stands once with its count, and what conditions every block (the timestep, the
+text) is a mark on it: as lines they would hide the rest.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ _LINES = 3  # readers in a block of something outside that get a line; more get 
 
 
 def export(graph: OpGraph, form: str) -> str:
-    """The operation graph as text: `graphml` (networkx, yEd, Gephi), `dot` (Graphviz) or `json` (networkx' node-link form)."""
+    """The operation graph as text: `graphml` (networkx, yEd, Gephi), `dot` (Graphviz) or `json`
+    (networkx' node-link form).
+    """
     if form not in FORMS[1:]:
         raise QSearchError(
             f"a graph is shown as {', '.join(FORMS)}; given {form!r}{nearest(form, FORMS)}"
@@ -83,9 +87,11 @@ def _quoted(text: str) -> str:
 
 
 def block_sketch(graph: OpGraph, block: str) -> Sketch:
-    """The operations of a block: one of `graph.blocks`, or a repeated module such as `transformer_blocks.0` with all it holds.
+    """The operations of a block: one of `graph.blocks`, or a repeated module such as
+    `transformer_blocks.0` with all it holds.
 
-    Modules in it that follow each other and are alike stand once, with the first and the last of their numbers.
+    Modules in it that follow each other and are alike stand once, with the first and the last of
+    their numbers.
     """
     members = _members(graph, block)
     turns = turns_of(graph, members)
@@ -161,7 +167,8 @@ def model_sketch(graph: OpGraph) -> Sketch:
     """The whole model: its blocks from input to output, repeated ones once, conditions as marks."""
     if not graph.blocks:
         raise QSearchError(
-            f"the graph of {graph.model} holds no blocks, only layers; make it again with `qsearch extract`"
+            f"the graph of {graph.model} holds no blocks, only layers; make it again with "
+            "`qsearch extract`"
         )
     ordered = sorted(graph.blocks, key=lambda b: b.position)
     path = [b for b in ordered if _sees(graph, b) == "image"]
@@ -192,7 +199,8 @@ def model_sketch(graph: OpGraph) -> Sketch:
             edges.append((a, b))
         elif a in stands_for and b in stands_for and place[stands_for[a]] < place[stands_for[b]]:
             onward.add_edge(stands_for[a], stands_for[b], skip=(a, b) in joined)
-    # What a residual sum carries past a block goes through it as well: only concatenations are drawn as ways around.
+    # What a residual sum carries past a block goes through it as well: only concatenations are
+    # drawn as ways around.
     reduced = nx.transitive_reduction(onward)
     edges += [(a, b) for a, b, skip in onward.edges(data="skip") if skip or reduced.has_edge(a, b)]
     named = {b.name: b for b in path}
@@ -217,7 +225,9 @@ def model_sketch(graph: OpGraph) -> Sketch:
 
 
 def _given(graph: OpGraph) -> dict[str, list[str]]:
-    """Inputs that many blocks read themselves, such as a text without an embedding, and those blocks."""
+    """Inputs that many blocks read themselves, such as a text without an embedding, and those
+    blocks.
+    """
     home = {op: block.name for block in graph.blocks for op in block.ops}
     readers: dict[str, list[str]] = {op.name: [] for op in graph.ops if op.kind == "input"}
     for a, b in graph.edges:
@@ -252,7 +262,9 @@ def _joined(graph: OpGraph) -> set[tuple[str, str]]:
 
 
 def repeats(signatures: list[Any]) -> Iterator[tuple[int, int, int]]:
-    """(start, period, times) of the patterns that follow each other; at each place the one that covers most, the shortest of equals."""
+    """(start, period, times) of the patterns that follow each other; at each place the one that
+    covers most, the shortest of equals.
+    """
     at = 0
     while at < len(signatures):
         best = (1, 1)
@@ -292,7 +304,9 @@ def _titles(aside: list[Block]) -> dict[str, str]:
 
 
 def kind_colour(kind: str) -> str:
-    """Family of a role or of a kind of block; the text's side of a joint attention has the colour of cross-attention."""
+    """Family of a role or of a kind of block; the text's side of a joint attention has the colour
+    of cross-attention.
+    """
     if kind.startswith(("joint-attention-add", "cross")):
         return "cross-attention"
     if kind.startswith(("joint", "parallel")):
@@ -309,7 +323,10 @@ def kind_colour(kind: str) -> str:
 def _size(graph: OpGraph, block: Block) -> str:
     count = len(block.layers)
     return (
-        f"{count} layer{'s' * (count != 1)}, {_short(sum(graph.layer(name).weights for name in block.layers))}"
+        (
+            f"{count} layer{'s' * (count != 1)}, "
+            f"{_short(sum(graph.layer(name).weights for name in block.layers))}"
+        )
         if count
         else "no layers"
     )

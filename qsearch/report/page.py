@@ -1,7 +1,10 @@
-"""A run as one page that needs no network: what was asked, what came out, why, and where it comes from.
+"""A run as one page that needs no network: what was asked, what came out, why, and where it comes
+from.
 
-The page is a file to send to somebody: pictures and plots are inside it, it asks nothing of a network, reads on a telephone and on a
-screen, in a light and in a dark scheme. A short script of its own (`page.js`) searches, sorts and folds; without it everything is there. The template `page.html.j2` escapes everything that comes from data.
+The page is a file to send to somebody: pictures and plots are inside it, it asks nothing of a
+network, reads on a telephone and on a screen, in a light and in a dark scheme. A short script of
+its own (`page.js`) searches, sorts and folds; without it everything is there. The template
+`page.html.j2` escapes everything that comes from data.
 """
 
 from __future__ import annotations
@@ -190,7 +193,9 @@ def _breakable(name: str) -> Markup:
 
 
 def _summary(graph: OpGraph, plan: Plan, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The outcome in two sentences; the second where the denoiser's output was measured for the plan and for others."""
+    """The outcome in two sentences; the second where the denoiser's output was measured for the
+    plan and for others.
+    """
     first = (
         f"The plan stores {number_of(graph.weights)} weights in {size_of(plan.achieved.bytes)}, "
         f"{plan.compression:.1f} times smaller than at 16 bits."
@@ -245,7 +250,10 @@ def _asked(
         ("model", graph.model),
         (
             "size",
-            f"{len(graph.layers)} layers, {number_of(graph.weights)} weights, {number_of(graph.total_macs)} multiply-accumulates a call",
+            (
+                f"{len(graph.layers)} layers, {number_of(graph.weights)} weights, "
+                f"{number_of(graph.total_macs)} multiply-accumulates a call"
+            ),
         ),
         ("budget", _limits(plan)),
         ("choices", ", ".join([*schemes, *attentions, "keep (full precision)"])),
@@ -260,7 +268,10 @@ def _component_words(graph: OpGraph, plan: Plan) -> str:
     patterns = {name: f"{name}.*" for name in graph.components}
     held = cost(graph, plan.choices, plan.steps, groups=patterns.values()).groups
     parts = [
-        f"{name} {held[p]['average_bits']:.1f} stored bits a weight ({held[p]['bytes'] / 1000:,.0f} kB)"
+        (
+            f"{name} {held[p]['average_bits']:.1f} stored bits a weight "
+            f"({held[p]['bytes'] / 1000:,.0f} kB)"
+        )
         for name, p in patterns.items()
     ]
     return f" By component: {', '.join(parts)}."
@@ -277,13 +288,15 @@ def _bits_words(plan: Plan, by_role: Sequence[tables.RoleBits]) -> str:
         words += f" Of {rounded} tensors of attention something is rounded."
     if whole:
         words += (
-            f" {len(whole)} attentions are computed in another way, such as {cut(whole[0])[0]} by {plan.text(whole[0])}: "
+            f" {len(whole)} attentions are computed in another way, such as "
+            f"{cut(whole[0])[0]} by {plan.text(whole[0])}: "
             f"{plan.achieved.attention_share:.0%} of the attention FLOPs of dense ones are left."
         )
     if len(plan.steps) > 1:
         several = sum(len(held) > 1 for held in plan.choices.values())
         words += (
-            f" The sampler's steps are cut into {len(plan.steps)} ranges, and {several} sites differ between them"
+            f" The sampler's steps are cut into {len(plan.steps)} ranges, and {several} "
+            "sites differ between them"
             " (bits are those of the first range)."
         )
     most, least = by_role[0], by_role[-1]
@@ -339,7 +352,10 @@ def _provenance(
         ("solver", ", ".join([*solved, f"{s.seconds:.2f} s"])),
         (
             "sensitivity",
-            f"{len(table.frame):,} measurements by {estimators}, {len(table.at_floor()):,} of them at the measurement floor",
+            (
+                f"{len(table.frame):,} measurements by {estimators}, "
+                f"{len(table.at_floor()):,} of them at the measurement floor"
+            ),
         ),
     ]
     if header is None:

@@ -95,7 +95,9 @@ def are_clips(path: Path) -> bool:
 
 
 def pictures_of(path: Path) -> str | None:
-    """What the pictures in a grid, or those that a pipeline does not make, are of; None where nothing readable is there."""
+    """What the pictures in a grid, or those that a pipeline does not make, are of; None where
+    nothing readable is there.
+    """
     from PIL import Image
 
     if makes_none(path):
@@ -131,7 +133,8 @@ def load_pictures(path: Path) -> Picture:
         raise ArtifactError(f"{path} does not exist; make it with `qsearch evaluate`") from None
     except (OSError, SyntaxError, AttributeError, KeyError, ValueError) as error:
         raise ArtifactError(
-            f"{path} is not a grid of pictures ({type(error).__name__}: {error}); remove it and evaluate again"
+            f"{path} is not a grid of pictures ({type(error).__name__}: {error}); remove "
+            "it and evaluate again"
         ) from error
     return np.stack(
         [
@@ -186,7 +189,8 @@ def load_plans(folder: Path, plans: Sequence[str]) -> dict[str, Picture]:
     shapes = {plan: pictures.shape for plan, pictures in found.items()}
     if len(set(shapes.values())) > 1:
         raise ArtifactError(
-            f"pictures of a run must be of the same samples; {folder} has {shapes}; remove its pictures and evaluate again"
+            f"pictures of a run must be of the same samples; {folder} has {shapes}; "
+            "remove its pictures and evaluate again"
         )
     return found
 
@@ -235,7 +239,8 @@ def contact_sheet(
     for needed in (plan, reference):
         if needed not in labels:
             raise QSearchError(
-                f"a contact sheet needs the pictures of {plan!r} and of {reference!r}; {needed!r} is not among its rows{nearest(needed, labels)}"
+                f"a contact sheet needs the pictures of {plan!r} and of {reference!r}; "
+                f"{needed!r} is not among its rows{nearest(needed, labels)}"
             )
     pictures = load_plans(folder, list(labels))
     count = len(pictures[reference])
@@ -243,7 +248,8 @@ def contact_sheet(
         captions = [text for text in captions for _ in range(count // len(captions))]
     if len(captions) < count:
         raise QSearchError(
-            f"a contact sheet needs a caption for each picture; given {len(captions)} for {count} pictures"
+            f"a contact sheet needs a caption for each picture; given {len(captions)} for "
+            f"{count} pictures"
         )
     samples = choose_samples(pictures[reference], pictures[plan])
     tiles = {

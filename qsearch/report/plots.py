@@ -1,7 +1,7 @@
 """What plots show: bits and noise layer by layer, size against quality, as plain data.
 
-What computes stands here and knows no matplotlib; `drawing.py` draws it and computes nothing. So a number in a plot can be tested,
-and the page can say it in words as well.
+What computes stands here and knows no matplotlib; `drawing.py` draws it and computes nothing. So a
+number in a plot can be tested, and the page can say it in words as well.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from ..core.scheme import Scheme
 from ..core.table import SensitivityTable
 
 FULL_PRECISION = "full precision"
-#: families of roles, in which a plan's layers are coloured: as many as can be told apart, the names say the rest
+#: families of roles, in which a plan's layers are coloured: as many as can be told apart, the names
+#: say the rest
 FAMILIES = (
     "self-attention",
     "cross-attention",
@@ -59,7 +60,9 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class LayerAxis:
-    """Layers in order of execution as an axis: full `names`, short `labels`, `spans` of blocks, and `key`, what the spans' labels stand for."""
+    """Layers in order of execution as an axis: full `names`, short `labels`, `spans` of blocks, and
+    `key`, what the spans' labels stand for.
+    """
 
     names: tuple[str, ...]
     labels: tuple[str, ...]
@@ -68,7 +71,9 @@ class LayerAxis:
 
 
 def layer_axis(layers: Sequence[LayerSpec], *, longest: int = 24) -> LayerAxis:
-    """Axis for `layers`. A label is the name within its block; of one longer than `longest` letters, the last whole words."""
+    """Axis for `layers`. A label is the name within its block; of one longer than `longest`
+    letters, the last whole words.
+    """
     names = tuple(layer.name for layer in layers)
     local = [layer.name.removeprefix(f"{layer.block}.") for layer in layers]
     labels = tuple(
@@ -101,7 +106,9 @@ def layer_axis(layers: Sequence[LayerSpec], *, longest: int = 24) -> LayerAxis:
 
 
 def short_names(layers: Sequence[LayerSpec]) -> tuple[dict[str, str], str]:
-    """Layer -> a short name that no other has, its block abbreviated as on an axis, and the key to the abbreviations."""
+    """Layer -> a short name that no other has, its block abbreviated as on an axis, and the key to
+    the abbreviations.
+    """
     axis = layer_axis(layers)
     block = {axis.names[i]: span.label for span in axis.spans for i in range(span.start, span.stop)}
     named = {
@@ -123,7 +130,9 @@ def _abbreviation(word: str, words: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class LayerBits:
-    """Stored bits a weight of every layer, scales included; `codes`: bits of one code; `limit`: the budget's average, None where it sets none."""
+    """Stored bits a weight of every layer, scales included; `codes`: bits of one code; `limit`: the
+    budget's average, None where it sets none.
+    """
 
     axis: LayerAxis
     stored: tuple[float, ...]
@@ -151,9 +160,11 @@ def layer_bits(graph: OpGraph, plan: Plan) -> LayerBits:
 
 @dataclass(frozen=True)
 class LayerNoise:
-    """Decibels [layer, column] of full precision above the noise of one choice; NaN = not measured, or at the measurement floor.
+    """Decibels [layer, column] of full precision above the noise of one choice; NaN = not measured,
+    or at the measurement floor.
 
-    `levels`: the colour scale's steps. `chosen`: column of the plan's scheme for each layer, -1 where it is none of them.
+    `levels`: the colour scale's steps. `chosen`: column of the plan's scheme for each layer, -1
+    where it is none of them.
     """
 
     axis: LayerAxis
@@ -170,7 +181,9 @@ def decibels(noise: float) -> float:
 
 
 class Loss(NamedTuple):
-    """What one choice at one layer costs: estimate, standard error, and the floor below twice which the estimate means nothing."""
+    """What one choice at one layer costs: estimate, standard error, and the floor below twice which
+    the estimate means nothing.
+    """
 
     estimate: float
     error: float
@@ -178,7 +191,9 @@ class Loss(NamedTuple):
 
     @property
     def at_floor(self) -> bool:
-        """Within 3 dB of the floor: the measurement's noise, not the choice's (SensitivityTable.at_floor)."""
+        """Within 3 dB of the floor: the measurement's noise, not the choice's
+        (SensitivityTable.at_floor).
+        """
         return self.estimate < 2 * self.floor
 
 
@@ -202,7 +217,9 @@ def losses(
 
 
 def check_scheme(rows: Any, scheme: Scheme | str) -> None:
-    """Raises `QSearchError` with the nearest scheme where the rows of a table have none of that name."""
+    """Raises `QSearchError` with the nearest scheme where the rows of a table have none of that
+    name.
+    """
     known = sorted(rows["scheme"].unique())
     if str(scheme) not in known:
         raise QSearchError(f"the table has no scheme {str(scheme)!r}{nearest(str(scheme), known)}")
@@ -224,7 +241,9 @@ def by_size(graph: OpGraph, schemes: Iterable[str]) -> tuple[str, ...]:
 def noise_by_scheme(
     graph: OpGraph, table: SensitivityTable, plan: Plan | None = None, *, metric: str = "noise"
 ) -> LayerNoise:
-    """Noise of every layer at every scheme, averaged over the step bins; `plan` marks what it chose."""
+    """Noise of every layer at every scheme, averaged over the step bins; `plan` marks what it
+    chose.
+    """
     rows = _rows(table, metric)
     rows = rows[~rows["site"].str.endswith(f":{PART}")]
     columns = by_size(graph, rows["scheme"].unique())
@@ -281,7 +300,8 @@ def _layer_noise(
     chosen: Mapping[str, int],
 ) -> LayerNoise:
     means = rows.groupby(["site", by], as_index=False)[["estimate", "floor"]].mean()
-    # Within 3 dB of the floor a number is the measurement's, not the choice's (SensitivityTable.at_floor).
+    # Within 3 dB of the floor a number is the measurement's, not the choice's
+    # (SensitivityTable.at_floor).
     found = {(s, k): decibels(v) for s, k, v, f in means.itertuples(index=False) if v >= 2 * f}
     layers = [layer for layer in graph.layers if layer.quantizable]
     cells = np.array(
@@ -311,7 +331,9 @@ def colour_levels(cells: Iterable[float]) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class SizeQuality:
-    """Measured plans: `kilobytes` stored (1000 bytes) and a metric's mean and standard error. `title`: the metric with its unit."""
+    """Measured plans: `kilobytes` stored (1000 bytes) and a metric's mean and standard error.
+    `title`: the metric with its unit.
+    """
 
     plans: tuple[str, ...]
     kilobytes: tuple[float, ...]
@@ -326,7 +348,9 @@ def size_quality(
     metric: str = "sqnr",
     title: str = "SQNR of the final latent, dB",
 ) -> SizeQuality:
-    """Rows of a run's results as points. Full precision is left out: compared with itself its ratio is infinite."""
+    """Rows of a run's results as points. Full precision is left out: compared with itself its ratio
+    is infinite.
+    """
     shown = [row for row in rows if row["plan"] != FULL_PRECISION and metric in row["metrics"]]
     means, errors = (
         zip(

@@ -1,7 +1,8 @@
 """The style of the report's figures: palette, sizes, axes of layers, names beside points.
 
-Role colours are Okabe and Ito's, the noise scale is viridis: colour-blind readers can tell them apart, and place or name says the same.
-Figures are `matplotlib.figure.Figure`, never pyplot's: no display, no global state.
+Role colours are Okabe and Ito's, the noise scale is viridis: colour-blind readers can tell them
+apart, and place or name says the same. Figures are `matplotlib.figure.Figure`, never pyplot's: no
+display, no global state.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ STYLE: dict[Any, Any] = {
 
 
 def heat_scale(levels: Sequence[float]) -> tuple[Any, Any]:
-    """Of a heat map: the steps of its colours, and viridis turned, whose lightness falls all the way, so that it reads in grey as well."""
+    """Of a heat map: the steps of its colours, and viridis turned, whose lightness falls all the
+    way, so that it reads in grey as well.
+    """
     from matplotlib import colormaps
     from matplotlib.colors import BoundaryNorm
 
@@ -74,7 +77,9 @@ def styled(draw: Callable[[], Figure]) -> Figure:
 
 
 def shortened(name: str, longest: int) -> str:
-    """A name whose middle gives way where it is too long: its beginning says where the layer is, its end what it is."""
+    """A name whose middle gives way where it is too long: its beginning says where the layer is,
+    its end what it is.
+    """
     return name if len(name) <= longest else f"{name[: longest // 2 - 1]}…{name[-longest // 2 :]}"
 
 
@@ -88,7 +93,9 @@ def power_of_ten(power: int) -> str:
 
 
 def scaled(ax: Axes, label: str) -> None:
-    """Label the horizontal axis, with the power of ten in which its numbers are short where they are very small or large."""
+    """Label the horizontal axis, with the power of ten in which its numbers are short where they
+    are very small or large.
+    """
     power = math.floor(math.log10(max(map(abs, ax.get_xlim()))))
     small = not -3 <= power < 4
     if small:
@@ -105,7 +112,8 @@ def name_points(
     *,
     bold: str = "",
 ) -> None:
-    """A name beside each point, at the first of eight places that is free of names, of points and of the `line`; the name `bold` is set so.
+    """A name beside each point, at the first of eight places that is free of names, of points and
+    of the `line`; the name `bold` is set so.
 
     Call it when all is drawn: it asks the axes where things lie.
     """
@@ -172,7 +180,9 @@ def canvas(width: int, height: float) -> tuple[Figure, Axes]:
 def layer_figure(
     axis: LayerAxis, width: int, *, across: float, title: str = "layers in order of execution"
 ) -> tuple[Figure, Axes, float]:
-    """Figure and axes with the layers on one axis, blocks named and shaded, and the size of their text in points. `across`: pixels of the other axis."""
+    """Figure and axes with the layers on one axis, blocks named and shaded, and the size of their
+    text in points. `across`: pixels of the other axis.
+    """
     wide, n = width >= HALF, len(axis.names)
     pitch = (width - 110) / n if wide else 13.0
     text = min(TEXT, pitch / 1.4)

@@ -19,7 +19,9 @@ _RELIABLE = 0.5  # below it, most of the differences between layers would not be
 
 
 def results(rows: list[dict[str, Any]]) -> Table:
-    """The measured plans side by side, mean ± standard error of every metric: a column a plan, or a row a plan where there are many."""
+    """The measured plans side by side, mean ± standard error of every metric: a column a plan, or a
+    row a plan where there are many.
+    """
     measured = dict.fromkeys(str(m) for row in rows for m in row["metrics"])
     names = sorted(measured, key=lambda name: name != "output_sqnr")  # the output first
     words = [metric_words(name) for name in names if name != "noise"]
@@ -69,21 +71,27 @@ def plain(rows: list[dict[str, Any]], title: str) -> Table:
 
 
 def cell(row: dict[str, Any], metric: str) -> str:
-    """`mean ± error` of one metric of one plan; `exact` for what full precision is compared with itself, `-` where it was not measured."""
+    """`mean ± error` of one metric of one plan; `exact` for what full precision is compared with
+    itself, `-` where it was not measured.
+    """
     if metric_words(metric).unit == "dB" and row["plan"] == "full precision":
         return "exact"
     if metric not in row["metrics"]:
         return "-"
     digits = metric_words(metric).digits
     mean, error = row["metrics"][metric]
-    return f"{mean:.{digits}f} ± {error:.{digits}f}"  # a narrow column breaks at the spaces, not inside a number
+    # a narrow column breaks at the spaces, not inside a number
+    return f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 
 def show(path: Path, device: str | None = None) -> list[Table | str]:
-    """An artefact as tables, chosen by the schema in its header; a graph also timed on a `device`. Raises `QSearchError` for a file that is none."""
+    """An artefact as tables, chosen by the schema in its header; a graph also timed on a `device`.
+    Raises `QSearchError` for a file that is none.
+    """
     if path.is_dir():
         raise QSearchError(
-            f"show takes a file of a run; in {path} there are {', '.join(sorted(p.name for p in path.iterdir() if p.is_file())) or 'none'}"
+            f"show takes a file of a run; in {path} there are "
+            f"{', '.join(sorted(p.name for p in path.iterdir() if p.is_file())) or 'none'}"
         )
     kind = "qsearch.trials" if path.suffix == ".db" else peek(path).split("/")[0]
     if device is not None and kind != "qsearch.graph":
@@ -106,7 +114,8 @@ def show(path: Path, device: str | None = None) -> list[Table | str]:
         return shown[kind](path)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(
-            f"{path} is not a whole {kind} file ({type(error).__name__}: {str(error).partition(chr(10))[0]}); make it again"
+            f"{path} is not a whole {kind} file ({type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0]}); make it again"
         ) from error
 
 
@@ -165,7 +174,10 @@ def _costs(graph: Any) -> list[Table | str]:
     return [
         line,
         *(
-            f"{sum(found.values())} {what}: {', '.join(f'{n} {kind}' for kind, n in found.most_common())}"
+            (
+                f"{sum(found.values())} {what}: "
+                f"{', '.join(f'{n} {kind}' for kind, n in found.most_common())}"
+            )
             for what, found in counted
             if found
         ),
@@ -180,7 +192,8 @@ def _roofline(graph: Any, name: str) -> Table:
     total = sum(t.seconds for t in timed)
     units = ", ".join(sorted({t.unit for t in timed}))
     table = Table(
-        title=f"at best on {on.title}: {1e3 * total:.3g} ms a call in {units}, one operation after the other, no fusion",
+        title=f"at best on {on.title}: {1e3 * total:.3g} ms a call in {units}, one operation "
+        "after the other, no fusion",
         title_justify="left",
     )
     for title in (
@@ -240,7 +253,8 @@ def _latency(path: Path) -> list[Table | str]:
     _, content = read_json(path, "qsearch.latency/1")
     schemes = sorted({s for row in content["seconds"].values() for s in row})
     table = Table(
-        title=f"milliseconds of a call on {content['device']}; {1e3 * content['rest']:.4g} ms that no scheme changes",
+        title=f"milliseconds of a call on {content['device']}; {1e3 * content['rest']:.4g} ms "
+        "that no scheme changes",
         title_justify="left",
     )
     table.add_column("layer", overflow="fold")

@@ -52,7 +52,8 @@ def reasons(found: Why) -> list[Table | str]:
     for words, answer in (("less", found.with_less), ("more", found.with_more)):
         if answer is not None:
             lines.append(
-                f"with 0.1 stored bits {words}: {answer[0]}, total loss {answer[1]:.4g} ({_change(found.total, answer[1])})"
+                f"with 0.1 stored bits {words}: {answer[0]}, total loss {answer[1]:.4g} "
+                f"({_change(found.total, answer[1])})"
             )
         elif "average_bits" in found.prices:
             lines.append(f"with 0.1 stored bits {words}: no plan")

@@ -58,7 +58,8 @@ class AllocateSettings(Settings):
     )
     bytes: int | str | None = Field(
         None,
-        description="stored bytes of all weights, or their share of the bytes that these take in 16 bits, such as 40%",
+        description="stored bytes of all weights, or their share of the bytes that these take in 16 "
+        "bits, such as 40%",
     )
     bit_operations: float | None = Field(
         None, description="MACs x weight bits x activation bits of one call"
@@ -106,22 +107,27 @@ class AllocateSettings(Settings):
     )
     target: str | None = Field(
         None,
-        description="one of `qsearch list exporters`: choices and fused layers are what that tool can carry out",
+        description="one of `qsearch list exporters`: choices and fused layers are what that tool "
+        "can carry out",
     )
     seconds: float = Field(AllocationRequest.seconds, gt=0, description="time limit of the solver")
     layers: dict[str, str | tuple[str, ...]] = Field(
         {},
-        description="a plan by hand instead of a budget: pattern -> scheme, or one for each range of steps; the first "
+        description="a plan by hand instead of a budget: pattern -> scheme, or one for each range of "
+        "steps; the first "
         "pattern that matches a layer counts",
     )
     sites: dict[str, str | tuple[str, ...]] = Field(
         {},
-        description="pattern of tensors of attention (MODULE:q, k, v, softmax, output) -> what rounds them, e.g. keep+a8, "
-        "or of whole ones (MODULE:attention) -> e.g. window8~rettention; or one for each range of steps",
+        description="pattern of tensors of attention (MODULE:q, k, v, softmax, output) -> what "
+        "rounds them, e.g. keep+a8, "
+        "or of whole ones (MODULE:attention) -> e.g. window8~rettention; or one for each "
+        "range of steps",
     )
     inputs: dict[str, str] = Field(
         {},
-        description="pattern -> what is added to the schemes of its layers, e.g. '+a8t~bos'; the first that matches counts",
+        description="pattern -> what is added to the schemes of its layers, e.g. '+a8t~bos'; the "
+        "first that matches counts",
     )
     steps: int = Field(
         1,
@@ -130,7 +136,8 @@ class AllocateSettings(Settings):
     )
     share: Literal["weights", "none"] = Field(
         "weights",
-        description="what the ranges have in common: one stored weight, or nothing (what calibration chooses is then "
+        description="what the ranges have in common: one stored weight, or nothing (what calibration "
+        "chooses is then "
         "fitted for each range)",
     )
     refine: int = Field(
@@ -169,7 +176,8 @@ class AllocateSettings(Settings):
             share = 0.0
         if not self.bytes.endswith("%") or not 0 < share <= 1:
             raise QSearchError(
-                f"bytes are a whole number, or a share of 16-bit bytes from 0 to 100 such as 40%; given {self.bytes!r}"
+                "bytes are a whole number, or a share of 16-bit bytes from 0 to 100 such "
+                f"as 40%; given {self.bytes!r}"
             )
         return share
 
@@ -244,7 +252,8 @@ def allocate(run: Run, graph: OpGraph, table: SensitivityTable, *, keep: bool = 
 
     if mark_old(run.folder) and not run.whole:
         run.progress.say(
-            f"allocate: report.html is of the plan before; `qsearch evaluate {run.folder}` measures "
+            "allocate: report.html is of the plan before; `qsearch evaluate "
+            f"{run.folder}` measures "
             "this one and makes it anew"
         )
     if carried := carried_bytes(graph, plan):
@@ -272,7 +281,9 @@ def _say_slower(run: Run, graph: OpGraph, table: SensitivityTable, plan: Plan) -
 
 
 def allocation_key(run: Run, graph: OpGraph, table: SensitivityTable) -> str:
-    """Digest of what a plan depends on: the table, the sizes of a call, the section, and the model where it refines."""
+    """Digest of what a plan depends on: the table, the sizes of a call, the section, and the model
+    where it refines.
+    """
     c = run.config
     asked = c.allocate.model_dump()
     asked["budget"] = c.allocate.budget.content()
@@ -327,7 +338,8 @@ def _put_aside(run: Run, graph: OpGraph) -> None:
     aside = path.with_name("plan.before.json")
     path.replace(aside)
     run.progress.say(
-        f"allocate: the plan.json that was here was not made by this command; it is {aside.name} now"
+        "allocate: the plan.json that was here was not made by this command; it is "
+        f"{aside.name} now"
     )
 
 

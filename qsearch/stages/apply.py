@@ -47,7 +47,8 @@ def apply(run: Run, graph: OpGraph, plan: Plan, *, required: bool = False) -> Pa
         count = pack(model, path, graph, plan, weights)
         size = path.stat().st_size
         run.progress.say(
-            f"apply: {count} packed layers, the denoiser takes {size_of(size)}, {before / size:.2f} times "
+            f"apply: {count} packed layers, the denoiser takes {size_of(size)}, "
+            f"{before / size:.2f} times "
             f"less than in 16 bits ({size_of(before)}); wrote {path}"
         )
         return path

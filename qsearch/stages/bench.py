@@ -43,7 +43,8 @@ class BenchSettings(Settings):
     )
     mode: str = Field(
         "default",
-        description="of a race: mode of torch.compile: default, reduce-overhead (CUDA graphs), max-autotune, none",
+        description="of a race: mode of torch.compile: default, reduce-overhead (CUDA graphs), "
+        "max-autotune, none",
     )
 
 

@@ -30,7 +30,9 @@ def calibration_of(run: Run) -> Calibration:
 
 
 def calibration_calls(run: Run, graph: OpGraph, schemes: Iterable[Scheme]) -> list[Call]:
-    """Recorded calls of the graph's components for schemes that choose by them, or that are learnt; none where none does."""
+    """Recorded calls of the graph's components for schemes that choose by them, or that are learnt;
+    none where none does.
+    """
     from ..choices.input_quantizer import needs_inputs
 
     if run.config.reconstruct.order == "none" and not any(needs_inputs(s) for s in schemes):

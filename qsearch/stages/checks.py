@@ -1,6 +1,8 @@
-"""Checks before work: model, memory, disk, prompts and metrics, in the first second and not after minutes.
+"""Checks before work: model, memory, disk, prompts and metrics, in the first second and not after
+minutes.
 
-All is read from the saved pipeline's own small files and from the headers of its weights; no model is loaded.
+All is read from the saved pipeline's own small files and from the headers of its weights; no model
+is loaded.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ def check(run: Run, *verbs: str) -> None:
 
     Raises:
         QSearchError: the pipeline lacks files, its weights do not fit the memory, the disk is full,
-            prompts can't be read or are too few, or a metric can't be taken of what the model makes.
+            prompts can't be read or are too few, or a metric can't be taken of what the model
+            makes.
     """
     _whole(run.model_folder)
     check_components(run)
@@ -77,7 +80,9 @@ def _whole(folder: Path) -> None:
 
 
 def _memory(run: Run) -> None:
-    """Refuse weights that are to be in memory and can't fit this machine's in the type that is asked for."""
+    """Refuse weights that are to be in memory and can't fit this machine's in the type that is
+    asked for.
+    """
     from ..measure.offloading import WIDTHS
     from ..measure.sizes import components_in, free_memory, total_memory
 
@@ -90,7 +95,8 @@ def _memory(run: Run) -> None:
     half = " or --dtype bfloat16, which takes half" if run.dtype == "float32" else ""
     words = (
         f"{run.model_name} has {count / 1e9:.1f} B weights, {need / _GB:.1f} GB in "
-        f"{run.dtype} (take --offload auto{half}); {free / _GB:.1f} of {total / _GB:.1f} GB of memory are free"
+        f"{run.dtype} (take --offload auto{half}); {free / _GB:.1f} of {total / _GB:.1f} "
+        "GB of memory are free"
     )
     if need > total:
         raise QSearchError(words)
@@ -120,7 +126,8 @@ def _bins(run: Run) -> None:
 
 
 def check_components(run: Run) -> None:
-    """Refuse components that the saved pipeline lacks, and settings of components that are not asked for.
+    """Refuse components that the saved pipeline lacks, and settings of components that are not
+    asked for.
 
     Raises:
         QSearchError: naming the key of the config, and the nearest component.
@@ -130,7 +137,8 @@ def check_components(run: Run) -> None:
     for name in asked:
         if name not in saved:
             raise QSearchError(
-                f"components: {run.model_name} has no component {name!r}{nearest(name, saved)}; it has "
+                f"components: {run.model_name} has no component "
+                f"{name!r}{nearest(name, saved)}; it has "
                 f"{', '.join(saved)}"
             )
     check_patterns(run)
@@ -165,13 +173,16 @@ def check_patterns(run: Run, planned: Sequence[str] = ()) -> None:
             head = pattern.partition(".")[0]
             if head in saved and head not in within:
                 raise QSearchError(
-                    f"allocate.{place}: {pattern!r} is of {head}, which is not in the graph; it holds "
+                    f"allocate.{place}: {pattern!r} is of {head}, which is not in the "
+                    "graph; it holds "
                     f"{', '.join(within)}: set components: [{', '.join((*within, head))}]"
                 )
 
 
 def saved_components(folder: Path) -> tuple[str, ...]:
-    """The models of a saved pipeline: components with a config.json; tokenizers and schedulers have none."""
+    """The models of a saved pipeline: components with a config.json; tokenizers and schedulers have
+    none.
+    """
     from ..measure.own import read_config
 
     index = read_config(folder / "model_index.json")

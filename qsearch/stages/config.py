@@ -64,7 +64,8 @@ class Config(Settings):
     )
     components: tuple[str, ...] = Field(
         (),
-        description="parts of the pipeline that are planned, e.g. [transformer, text_encoder, vae]; its denoisers when left out",
+        description="parts of the pipeline that are planned, e.g. [transformer, text_encoder, vae]; "
+        "its denoisers when left out",
     )
     prompts: Path | None = Field(
         None,
@@ -205,7 +206,8 @@ def _check_type(dtype: str) -> None:
     known = ("auto", *DTYPES)
     if dtype not in known:
         raise QSearchError(
-            f"a type of weights is one of {', '.join(known)}; given {dtype!r}{nearest(dtype, known)}"
+            f"a type of weights is one of {', '.join(known)}; given "
+            f"{dtype!r}{nearest(dtype, known)}"
         )
 
 

@@ -36,7 +36,8 @@ class ExportSettings(Settings):
 
 
 def export(run: Run, settings: ExportSettings) -> list[Path]:
-    """Write the run's plan for another tool, and say what was planned, what was written, and why they differ.
+    """Write the run's plan for another tool, and say what was planned, what was written, and why
+    they differ.
 
     Args:
         run: the run, with graph.json and plan.json; its table, where there is one, prices

@@ -69,7 +69,8 @@ def extract(run: Run) -> OpGraph:
 
 
 def example(run: Run, batch: int = 1) -> tuple[Any, dict[str, Any]]:
-    """(the run's denoiser, arguments of one call of it that its pipeline makes for `batch` prompts).
+    """(the run's denoiser, arguments of one call of it that its pipeline makes for `batch`
+    prompts).
 
     Of several components, the model that holds them and component -> arguments.
     """
@@ -78,7 +79,8 @@ def example(run: Run, batch: int = 1) -> tuple[Any, dict[str, Any]]:
 
     asked, prompts = run.config.components, run.prompts(batch, part=0)
     model = model_of(run.pipe, asked)
-    # Two steps: PixArt treats one step as a distilled model. Of several denoisers each has its own part of the steps, and
+    # Two steps: PixArt treats one step as a distilled model. Of several denoisers each has its own
+    # part of the steps, and
     # image-to-image with a low strength leaves out the first ones.
     whole = replace(run.sampling, batch=batch)
     once = whole if len(denoisers_of(run.pipe)) > 1 else replace(whole, steps=2)

@@ -73,7 +73,8 @@ def smallest_passing(
     gates = gates_of(run.config.gates)
     if not gates:
         raise QSearchError(
-            "the smallest plan that passes needs gates; write some, such as `gates: {ssim: '>= 0.9'}`"
+            "the smallest plan that passes needs gates; write some, such as `gates: "
+            "{ssim: '>= 0.9'}`"
         )
     plans = _plans(run, graph, table)
     if not plans:

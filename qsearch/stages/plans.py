@@ -27,11 +27,14 @@ if TYPE_CHECKING:
 def latency_of(
     settings: AllocateSettings, graph: OpGraph, table: SensitivityTable
 ) -> Latency | None:
-    """The latency table that the section names: a measured file, or a device's roofline over the table's schemes; None where no time is limited."""
+    """The latency table that the section names: a measured file, or a device's roofline over the
+    table's schemes; None where no time is limited.
+    """
     if settings.device is None:
         if settings.latency is not None:
             raise QSearchError(
-                "a budget in latency needs allocate.device: one of `qsearch list devices`, or a latency.json that was measured"
+                "a budget in latency needs allocate.device: one of `qsearch list "
+                "devices`, or a latency.json that was measured"
             )
         return None
     if settings.device.endswith(".json"):
@@ -45,7 +48,9 @@ def latency_of(
 def constraints_of(
     settings: AllocateSettings, graph: OpGraph, table: SensitivityTable
 ) -> Constraints:
-    """The section's constraints and, where it names a target, that tool's: its formats at each layer, and the layers that it stores as one."""
+    """The section's constraints and, where it names a target, that tool's: its formats at each
+    layer, and the layers that it stores as one.
+    """
     rules = settings.constraints
     if settings.target is None:
         return rules
@@ -64,7 +69,8 @@ def constraints_of(
     if all(schemes == [str(KEEP)] for schemes in able.values()):
         measured = sorted({s for row in known.values() for s in row})
         raise QSearchError(
-            f"{settings.target} has none of the schemes in the table ({', '.join(measured[:8])}) at any layer; profile some that it has"
+            f"{settings.target} has none of the schemes in the table "
+            f"({', '.join(measured[:8])}) at any layer; profile some that it has"
         )
     return replace(rules, fused=rules.fused or exporter.fuses, allowed={**rules.allowed, **able})
 
@@ -140,14 +146,15 @@ def plan_by_hand(
         layers: pattern -> a scheme, or one for each range of steps.
         steps: the ranges.
 
-    Raises:
-        QSearchError: a layer that no pattern matches, a list of another length than there are ranges.
+    Raises: QSearchError: a layer that no pattern matches, a list of another length than there are
+        ranges.
     """
     chosen = _matched(graph, layers)
     for layer in graph.quantizable:
         if layer.name not in chosen:
             raise QSearchError(
-                f"a plan by hand gives every layer a scheme; {layer.name} ({layer.role}) has none: end with '*': keep, or what it should be"
+                f"a plan by hand gives every layer a scheme; {layer.name} ({layer.role}) "
+                "has none: end with '*': keep, or what it should be"
             )
     return Plan.make(
         graph,
@@ -158,7 +165,9 @@ def plan_by_hand(
 
 
 def with_inputs(graph: OpGraph, plan: Plan, inputs: Mapping[str, str]) -> Plan:
-    """`plan` with the inputs of its layers treated as the first pattern of `inputs` that matches says; layers that it keeps are left alone."""
+    """`plan` with the inputs of its layers treated as the first pattern of `inputs` that matches
+    says; layers that it keeps are left alone.
+    """
     if not inputs:
         return plan
     added = {name: input_part(text) for name, text in _matched(graph, inputs).items()}
@@ -174,7 +183,8 @@ def with_inputs(graph: OpGraph, plan: Plan, inputs: Mapping[str, str]) -> Plan:
 def with_sites(
     graph: OpGraph, plan: Plan, sites: Mapping[str, Spelt], steps: StepRanges | None = None
 ) -> Plan:
-    """`plan` with attention as the first pattern of `sites` that matches says, in every range or in each.
+    """`plan` with attention as the first pattern of `sites` that matches says, in every range or in
+    each.
 
     Raises:
         QSearchError: a pattern that matches no tensor of attention, or a scheme that none can have.
@@ -199,7 +209,9 @@ def with_attentions(graph: OpGraph, plan: Plan, other: Plan) -> Plan:
 
 
 def carried_bytes(graph: OpGraph, plan: Plan) -> int:
-    """What attentions carry from step to step for the rows of the call that the graph was read from, in 16 bits."""
+    """What attentions carry from step to step for the rows of the call that the graph was read
+    from, in 16 bits.
+    """
     from ..choices.attention import attention_plugin
 
     total = 0
@@ -211,7 +223,9 @@ def carried_bytes(graph: OpGraph, plan: Plan) -> int:
 
 
 def fitted_apart(graph: OpGraph, plan: Plan, steps: StepRanges) -> Plan:
-    """`plan` with everything that calibration chooses fitted for each range of steps: a copy of a scaled weight for each."""
+    """`plan` with everything that calibration chooses fitted for each range of steps: a copy of a
+    scaled weight for each.
+    """
     if len(steps) == 1:
         return plan
     choices = {
@@ -233,7 +247,8 @@ def _matched(graph: OpGraph, patterns: Mapping[str, Spelt]) -> dict[str, Any]:
 
 
 def sized(budget: Budget, plan: Plan) -> Budget:
-    """A budget for layers at random: without latency, for which they would need a table, and without limits on attention.
+    """A budget for layers at random: without latency, for which they would need a table, and
+    without limits on attention.
 
     Of a budget in these alone, the plan's own size.
     """

@@ -63,7 +63,8 @@ def check_push(run: Run, settings: PushSettings) -> None:
 
     if not get_token():
         raise QSearchError(
-            "the hub asks for a token: `hf auth login`, or HF_TOKEN; --dry-run writes the card without"
+            "the hub asks for a token: `hf auth login`, or HF_TOKEN; --dry-run writes "
+            "the card without"
         )
     try:
         exists = HfApi().repo_exists(settings.repository)
@@ -157,7 +158,8 @@ def _about(run: Run, plan: Plan, tool: str, folder: Path, asked: str) -> str:
     rounded = [name for name, scheme in written.items() if wanted.get(name, scheme) != scheme]
     kinds = len({str(scheme) for scheme in written.values()})
     text = (
-        f"{run.model_name}: {len(written)} layers in {kinds} formats, chosen layer by layer by qsearch "
+        f"{run.model_name}: {len(written)} layers in {kinds} formats, chosen layer by "
+        "layer by qsearch "
         f"({asked}); written for {tool}."
     )
     if rounded:
@@ -204,7 +206,10 @@ def _layers(run: Run, plan: Plan) -> str:
     lines = [
         "## Why these layers",
         "",
-        "The most sensitive layers: decibels of the denoiser's output with this layer alone rounded, and what the plan gave it.",
+        (
+            "The most sensitive layers: decibels of the denoiser's output with this layer "
+            "alone rounded, and what the plan gave it."
+        ),
         "",
         "| layer | role | of the weights | " + " | ".join(f"`{s}`" for s in schemes) + " | plan |",
         "|" + " --- |" * (4 + len(schemes)),
@@ -212,7 +217,8 @@ def _layers(run: Run, plan: Plan) -> str:
     for reason in found:
         cells = " | ".join(f"{reason.decibels.get(s, math.nan):.1f}" for s in schemes)
         lines.append(
-            f"| `{reason.layer}` | {reason.role} | {reason.share:.1%} | {cells} | `{reason.scheme}` |"
+            f"| `{reason.layer}` | {reason.role} | {reason.share:.1%} | {cells} | "
+            f"`{reason.scheme}` |"
         )
     return "\n".join(lines)
 
@@ -222,7 +228,8 @@ def _loading(tool: str, repository: str) -> str:
 
     return (
         f"## Loading\n\n{plugins.caption('exporters', tool)}\n\n"
-        f"`hf download {repository} --local-dir FOLDER`, then as the page on {tool} of qsearch's documentation says."
+        f"`hf download {repository} --local-dir FOLDER`, then as the page on {tool} of "
+        "qsearch's documentation says."
     )
 
 

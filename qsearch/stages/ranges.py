@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 
 def check_ranges(run: Run, plan: Plan) -> None:
-    """Refuse, before any work, a plan with a range of steps that holds no step of the run's sampler."""
+    """Refuse, before any work, a plan with a range of steps that holds no step of the run's
+    sampler.
+    """
     if len(plan.steps) > 1:
         plan.steps.members(run.sampling.steps)

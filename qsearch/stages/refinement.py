@@ -1,4 +1,6 @@
-"""Refinement of a run's plan: changes that are priced and measured on the calls of profiling (`decide/refinement.py`)."""
+"""Refinement of a run's plan: changes that are priced and measured on the calls of profiling
+(`decide/refinement.py`).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
 
 
 def refined(run: Run, graph: OpGraph, table: SensitivityTable, plan: Plan) -> Plan:
-    """The plan refined on the calls of profiling, with the codes that `evaluate` and `apply` would use.
+    """The plan refined on the calls of profiling, with the codes that `evaluate` and `apply` would
+    use.
 
     Args:
         run: the run; `config.allocate.refine` says how many rounds.

@@ -134,7 +134,9 @@ def measured_report(
 
 
 def mark_old(folder: Path) -> bool:
-    """Let a page that was made before the plan changed say so; returns whether there is such a page."""
+    """Let a page that was made before the plan changed say so; returns whether there is such a
+    page.
+    """
     path = folder / "report.html"
     if not path.is_file():
         return False
@@ -145,7 +147,9 @@ def mark_old(folder: Path) -> bool:
 
 
 def _shapley(graph: OpGraph, table: SensitivityTable, plan: Plan) -> Attribution | None:
-    """What each layer adds to the plan's predicted error; None where no probes made the table, or nothing is quantized."""
+    """What each layer adds to the plan's predicted error; None where no probes made the table, or
+    nothing is quantized.
+    """
     from ..learn.shapley import explain_quadratic
 
     if table.shares is None or all(scheme.format == "keep" for scheme in plan.schemes):

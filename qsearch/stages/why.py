@@ -47,7 +47,8 @@ def by_suffix(graph: OpGraph, name: str) -> str:
         return graph.layer(name).name
     if len(found) > 1:
         raise QSearchError(
-            f"{len(found)} layers end in {name!r}, such as {', '.join(found[:3])}; give more of the "
+            f"{len(found)} layers end in {name!r}, such as {', '.join(found[:3])}; give "
+            "more of the "
             "name"
         )
     return found[0]

@@ -86,7 +86,8 @@ def _make_vae(runs: Path, device: torch.device, batch: int) -> tuple[nn.Module, 
         average.register_to_config(scaling_factor=round(float(1 / latents.std()), 4))  # type: ignore[operator]
         average.save_pretrained(folder / "vae")  # type: ignore[operator]
         print(
-            f"vae: L1 {float((x - back).abs().mean()):.4f} on [-1, 1], latent mean {latents.mean((0, 2, 3)).tolist()} std {float(latents.std()):.3f}"
+            f"vae: L1 {float((x - back).abs().mean()):.4f} on [-1, 1], latent mean "
+            f"{latents.mean((0, 2, 3)).tolist()} std {float(latents.std()):.3f}"
         )
 
     return vae, loss, export

@@ -112,11 +112,13 @@ def conv2d_a8(
     )
     if P < 1 or Q < 1:
         raise ValueError(
-            f"a picture must be as large as the kernel's window; given {H} x {W} with padding {padding}, and {R} x {S} taps {dilation} apart"
+            f"a picture must be as large as the kernel's window; given {H} x {W} with "
+            f"padding {padding}, and {R} x {S} taps {dilation} apart"
         )
     if len(a_scale) != batch or len(a_zero) != batch:
         raise ValueError(
-            f"a convolution mixes places, so that each of {batch} pictures has one grid; given {len(a_scale)}"
+            f"a convolution mixes places, so that each of {batch} pictures has one grid; "
+            f"given {len(a_scale)}"
         )
     out = torch.empty(batch, P, Q, N, device=codes.device, dtype=dtype)
     if not out.numel():

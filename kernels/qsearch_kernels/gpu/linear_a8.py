@@ -107,7 +107,8 @@ def linear_a8(
         or codes.dtype not in (torch.int8, torch.float8_e4m3fn)
     ):
         raise ValueError(
-            f"int8 (or e4m3) rows of {columns} need weights [N, {columns}] of their type; given {codes.dtype} and {weight.dtype} of shape {tuple(weight.shape)}"
+            f"int8 (or e4m3) rows of {columns} need weights [N, {columns}] of their type; "
+            f"given {codes.dtype} and {weight.dtype} of shape {tuple(weight.shape)}"
         )
     N = weight.shape[0]
     out = torch.empty(*codes.shape[:-1], N, device=codes.device, dtype=dtype)
@@ -175,7 +176,8 @@ def epilogue_arguments(
     runs, batches = len(a_scale), len(gate) if gate is not None else 1
     if not runs or rows % runs or not batches or rows % batches:
         raise ValueError(
-            f"rows are shared out in equal runs; given {rows} rows, {runs} scales and {batches} gates"
+            f"rows are shared out in equal runs; given {rows} rows, {runs} scales and "
+            f"{batches} gates"
         )
     wide: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
         "a_zero": (a_zero, (runs,)), "sums": (sums if w_zero is not None else None, (rows, groups)), "w_total": (w_total, (columns,)), "bias": (bias, (columns,)),
@@ -184,11 +186,13 @@ def epilogue_arguments(
     for name, (value, shape) in wide.items():
         if value is not None and value.numel() != torch.Size(shape).numel():
             raise ValueError(
-                f"{rows} x {columns} outputs need {name} of shape {shape}; given {tuple(value.shape)}"
+                f"{rows} x {columns} outputs need {name} of shape {shape}; given "
+                f"{tuple(value.shape)}"
             )
     if residual is not None and residual.numel() != rows * columns:
         raise ValueError(
-            f"{rows} x {columns} outputs need a residual of that shape; given {tuple(residual.shape)}"
+            f"{rows} x {columns} outputs need a residual of that shape; given "
+            f"{tuple(residual.shape)}"
         )
     found = {
         name: None if value is None else value.contiguous() for name, (value, _) in wide.items()

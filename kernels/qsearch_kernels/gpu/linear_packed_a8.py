@@ -141,7 +141,8 @@ def linear_packed_a8(
     rows, columns = codes.shape[:-1].numel(), codes.shape[-1]
     if group and (group < 32 or group & (group - 1)):
         raise ValueError(
-            f"int8 tensor cores add up 32, 64, 128, ... columns before a scale; given groups of {group}: dequantize this weight instead"
+            "int8 tensor cores add up 32, 64, 128, ... columns before a scale; given "
+            f"groups of {group}: dequantize this weight instead"
         )
     signed = packed.dtype == torch.int8 and bits == 8 and table is None
     if (
@@ -150,14 +151,17 @@ def linear_packed_a8(
         or packed.shape[1:] != (row_bytes(columns, bits),)
     ):
         raise ValueError(
-            f"int8 rows of {columns} need {bits}-bit weights uint8 [N, {row_bytes(columns, bits)}]; given {codes.dtype} and {packed.dtype} of shape {tuple(packed.shape)}"
+            f"int8 rows of {columns} need {bits}-bit weights uint8 [N, "
+            f"{row_bytes(columns, bits)}]; given {codes.dtype} and {packed.dtype} of "
+            f"shape {tuple(packed.shape)}"
         )
     N, groups = packed.shape[0], -(-columns // group) if group else 1
     if table is not None and (
         table.dtype != torch.int8 or table.shape[1:] != (2**bits,) or table.shape[0] not in (1, N)
     ):
         raise ValueError(
-            f"a table for {bits} bits is int8 [1 or {N}, {2**bits}]; given {table.dtype} of shape {tuple(table.shape)}"
+            f"a table for {bits} bits is int8 [1 or {N}, {2**bits}]; given {table.dtype} "
+            f"of shape {tuple(table.shape)}"
         )
     out = torch.empty(*codes.shape[:-1], N, device=codes.device, dtype=dtype)
     if not out.numel():

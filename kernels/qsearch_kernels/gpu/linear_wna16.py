@@ -90,7 +90,8 @@ def linear_wna16(
     a, N, groups = rows_of(x), packed.shape[0], -(-columns // group) if group > 0 else 1
     if not takes(len(a), group, levels):
         raise ValueError(
-            f"up to {MOST_ROWS} rows, groups of 16, 32, 64, ... columns or whole rows, and codebooks of whole rows are multiplied packed; "
+            f"up to {MOST_ROWS} rows, groups of 16, 32, 64, ... columns or whole rows, "
+            "and codebooks of whole rows are multiplied packed; "
             f"given {len(a)} rows in groups of {group}: dequantize instead"
         )
     check_weight(packed, scale, zero, bits, columns, group)

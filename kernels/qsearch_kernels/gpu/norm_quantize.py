@@ -140,7 +140,8 @@ def norm_quantize(
     batches = {len(m) for m in (modulation_scale, modulation_shift) if m is not None} or {1}
     if len(batches) > 1 or 0 in batches or len(rows) % min(batches):
         raise ValueError(
-            f"rows are shared out in equal runs; given {len(rows)} rows and modulations for {sorted(batches)} batches"
+            f"rows are shared out in equal runs; given {len(rows)} rows and modulations "
+            f"for {sorted(batches)} batches"
         )
     bits, top = form_of(form)
     arguments = {

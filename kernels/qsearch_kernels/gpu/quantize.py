@@ -81,7 +81,8 @@ def quantize_rows(
     """
     if activation not in ACTIVATIONS:
         raise ValueError(
-            f"an activation is one of {', '.join(repr(a) for a in ACTIVATIONS)}; given {activation!r}"
+            f"an activation is one of {', '.join(repr(a) for a in ACTIVATIONS)}; given "
+            f"{activation!r}"
         )
     columns = x.shape[-1] // 2 if activation == "geglu" else x.shape[-1]
     rows = rows_of(x)
@@ -108,7 +109,8 @@ def empty_rows(
     """
     if group and (group < 2 or group & (group - 1)):
         raise ValueError(
-            f"sums are taken over groups of 2, 4, 8, ... columns, or over the row (0); given {group}"
+            "sums are taken over groups of 2, 4, 8, ... columns, or over the row (0); "
+            f"given {group}"
         )
     bits, _ = form_of(form)
     rows = shape.numel()

@@ -1,8 +1,10 @@
-"""Trellis codes, `tcq2` to `tcq4`: a row's weights are a path through a trellis of 2^12 states, near the rate-distortion limit.
+"""Trellis codes, `tcq2` to `tcq4`: a row's weights are a path through a trellis of 2^12 states,
+near the rate-distortion limit.
 
-QTIP (arXiv 2406.11235) codes weights of language models so; here levels are computed from the state, whole numbers of 8 bits
-with one scale a row, which int8 products multiply as they are (`qsearch_kernels.trellis`). With `@ldlq` errors are fed back to
-later columns by second moments of the inputs, and `~rotate` makes weights the Gaussian numbers that the levels are made for.
+QTIP (arXiv 2406.11235) codes weights of language models so; here levels are computed from the
+state, whole numbers of 8 bits with one scale a row, which int8 products multiply as they are
+(`qsearch_kernels.trellis`). With `@ldlq` errors are fed back to later columns by second moments of
+the inputs, and `~rotate` makes weights the Gaussian numbers that the levels are made for.
 """
 
 from __future__ import annotations
@@ -68,7 +70,9 @@ def quantize(groups: Tensor, scheme: Scheme) -> TrellisCodes:
 
 
 def quantize_with_feedback(groups: Tensor, scheme: Scheme, moments: Tensor | None) -> TrellisCodes:
-    """Codes of fp32 groups [rows, 1, columns] whose errors are fed back by `moments` [columns, columns] of the inputs."""
+    """Codes of fp32 groups [rows, 1, columns] whose errors are fed back by `moments` [columns,
+    columns] of the inputs.
+    """
     from ..trellis import trellis_codes
 
     return trellis_codes(groups.flatten(1), scheme.bits, moments=moments)

@@ -1,7 +1,9 @@
-"""LDLQ: errors are fed back to the columns to come by second moments of the inputs, a block of columns at a time.
+"""LDLQ: errors are fed back to the columns to come by second moments of the inputs, a block of
+columns at a time.
 
-The rounding of QuIP# (arXiv 2402.04396, section 4.1) and, of blocks of one column, GPTQ's with scales that are chosen beforehand. A
-trellis code is rounded a tile of four columns at a time (`choices/feedback.py`); formats with a grid column by column.
+The rounding of QuIP# (arXiv 2402.04396, section 4.1) and, of blocks of one column, GPTQ's with
+scales that are chosen beforehand. A trellis code is rounded a tile of four columns at a time
+(`choices/feedback.py`); formats with a grid column by column.
 """
 
 from __future__ import annotations

@@ -41,11 +41,13 @@ def fit(site: Site) -> AbstractStep:
     """The constant token. Raises `QSearchError` where calibration does not show one."""
     if site.inputs.rest is None:
         raise QSearchError(
-            "~bos is for layers that see text alone, a row a token (the keys and values of cross-attention)"
+            "~bos is for layers that see text alone, a row a token (the keys and values "
+            "of cross-attention)"
         )
     if site.inputs.first is None:
         raise QSearchError(
-            "~bos needs a causal text encoder, whose first token is the same for every prompt; calibration saw it change, or saw one prompt only"
+            "~bos needs a causal text encoder, whose first token is the same for every "
+            "prompt; calibration saw it change, or saw one prompt only"
         )
     return FirstToken(site.inputs.first)
 

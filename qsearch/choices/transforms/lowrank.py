@@ -1,9 +1,11 @@
-"""A low-rank branch beside a quantized weight: W = L + Q, where L meets the input before it is rounded.
+"""A low-rank branch beside a quantized weight: W = L + Q, where L meets the input before it is
+rounded.
 
-`~lowrank32` keeps a branch of rank 32 in fp16 (`choices/lowrank.py`): L is the best of its rank for the layer's inputs where
-calibration recorded their second moments, refined in turn with Q until the error rises (SVDQuant, arXiv 2411.05007, section
-4.2). Behind a smoothing or a rotation it is that of the smoothed or rotated weight. The branch stores 16 bits an entry and
-costs rank x (inputs + outputs) multiply-accumulates a row.
+`~lowrank32` keeps a branch of rank 32 in fp16 (`choices/lowrank.py`): L is the best of its rank for
+the layer's inputs where calibration recorded their second moments, refined in turn with Q until the
+error rises (SVDQuant, arXiv 2411.05007, section 4.2). Behind a smoothing or a rotation it is that
+of the smoothed or rotated weight. The branch stores 16 bits an entry and costs rank x (inputs +
+outputs) multiply-accumulates a row.
 """
 
 from __future__ import annotations

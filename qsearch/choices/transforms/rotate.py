@@ -31,7 +31,9 @@ adds_bias = False
 
 
 def stored(shape: Sequence[int], axis: int, number: int) -> dict[str, Buffer]:
-    """Nothing: the matrix follows from the channels. Raises `QSearchError` where no group divides them."""
+    """Nothing: the matrix follows from the channels. Raises `QSearchError` where no group divides
+    them.
+    """
     from ..hadamard import group_of
 
     group_of(shape[1 - axis], number)

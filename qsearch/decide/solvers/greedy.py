@@ -21,12 +21,14 @@ def solve(problem: Problem, *, seconds: float = 60.0) -> tuple[dict[str, Choice]
     """
     if problem.scores is not None:
         raise QSearchError(
-            "greedy adds up single values and knows no interactions; take the solver local, or leave the interactions out"
+            "greedy adds up single values and knows no interactions; take the solver "
+            "local, or leave the interactions out"
         )
     picks = limited(problem, lambda part: allowed(part, Moves(part).cheapest(), seconds))
     if picks is None and problem.formats is not None:
         raise QSearchError(
-            f"greedy found no plan with at most {problem.formats} formats; the solver ilp decides whether there is one"
+            f"greedy found no plan with at most {problem.formats} formats; the solver ilp "
+            "decides whether there is one"
         )
     if picks is None:
         raise contradiction(problem)

@@ -23,7 +23,8 @@ def solve(problem: Problem, *, seconds: float = 60.0) -> tuple[dict[str, Choice]
     """
     if problem.scores is not None:
         raise QSearchError(
-            "lagrangian prices each site alone and knows no interactions; take the solver local, or leave the interactions out"
+            "lagrangian prices each site alone and knows no interactions; take the "
+            "solver local, or leave the interactions out"
         )
     start = approximate(problem, seconds=seconds)
     if start.relaxed is None:
@@ -40,5 +41,6 @@ def _none(problem: Problem, name: str) -> QSearchError:
     if problem.formats is None:
         return contradiction(problem)
     return QSearchError(
-        f"{name} found no plan with at most {problem.formats} formats; the solver ilp decides whether there is one"
+        f"{name} found no plan with at most {problem.formats} formats; the solver ilp "
+        "decides whether there is one"
     )

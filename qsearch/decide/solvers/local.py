@@ -39,7 +39,8 @@ def solve(
     picks = limited(problem, best)
     if picks is None and problem.formats is not None:
         raise QSearchError(
-            f"local found no plan with at most {problem.formats} formats; the solver ilp decides whether there is one"
+            f"local found no plan with at most {problem.formats} formats; the solver ilp "
+            "decides whether there is one"
         )
     if picks is None:
         raise contradiction(problem)

@@ -1,8 +1,10 @@
-"""AIMET: an encodings file for `QuantizationSimModel.load_encodings`, a list of ranges and scales for each weight and each rounded input.
+"""AIMET: an encodings file for `QuantizationSimModel.load_encodings`, a list of ranges and scales
+for each weight and each rounded input.
 
-In AIMET's format (0.6.1, by PyTorch names) a weight has an entry for each channel: `bitwidth`, `is_symmetric`, `min`, `max`, `scale`, `offset`. The grid is what the
-plan's method found; AIMET rounds to nearest on it, so that methods which round otherwise lose that. Inputs have one entry, from calibration. Load it
-with `partial=False`: what the file leaves out is then not quantized.
+In AIMET's format (0.6.1, by PyTorch names) a weight has an entry for each channel: `bitwidth`,
+`is_symmetric`, `min`, `max`, `scale`, `offset`. The grid is what the plan's method found; AIMET
+rounds to nearest on it, so that methods which round otherwise lose that. Inputs have one entry,
+from calibration. Load it with `partial=False`: what the file leaves out is then not quantized.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ _NEAREST = (
 
 
 def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
-    """Integers a channel; inputs in 8 bits per tensor. Methods that choose ranges stay, those that learn rounding go."""
+    """Integers a channel; inputs in 8 bits per tensor. Methods that choose ranges stay, those that
+    learn rounding go.
+    """
     if layer.kind not in _KINDS or layer.channel_axis != 0 or layer.parts:
         return nearest_of(scheme, layer, [])
     names = [
@@ -87,14 +91,17 @@ def _input(job: Export, layer: LayerSpec) -> dict[str, Any]:
     seen = job.calibration.get(layer.name)
     if seen is None:
         raise QSearchError(
-            f"{job.plan.layers[layer.name]} needs the range of what goes into {layer.name}; export with calibration"
+            f"{job.plan.layers[layer.name]} needs the range of what goes into "
+            f"{layer.name}; export with calibration"
         )
     scale, zero = qparams_from_range(seen.low.min(), seen.high.max(), Scheme("uint8"))
     return _entry(8, False, float(scale), -float(zero), 255 - float(zero))
 
 
 def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
-    """Widths and symmetry of the encodings, one a channel, whose names must be weights of the graph."""
+    """Widths and symmetry of the encodings, one a channel, whose names must be weights of the
+    graph.
+    """
     path = folder / FILE
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
@@ -109,7 +116,8 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
                 False,
             ):
                 raise QSearchError(
-                    f"{path} rounds the input of {name} otherwise than in 8 bits beside a quantized weight"
+                    f"{path} rounds the input of {name} otherwise than in 8 bits beside a "
+                    "quantized weight"
                 )
             made[name] = Scheme.parse(f"{made[name]}+a8t")
         return made
@@ -123,13 +131,16 @@ def _scheme(path: Path, layer: LayerSpec, entries: Any) -> Scheme:
     bits, symmetric = _one(path, layer.name, entries)
     if len(entries) != layer.weight_shape[layer.channel_axis]:
         raise QSearchError(
-            f"{path} has {len(entries)} encodings for the {layer.weight_shape[layer.channel_axis]} channels of {layer.name}"
+            f"{path} has {len(entries)} encodings for the "
+            f"{layer.weight_shape[layer.channel_axis]} channels of {layer.name}"
         )
     return Scheme.parse(f"{'int' if symmetric else 'uint'}{bits}-c")
 
 
 def _one(path: Path, name: str, entries: Any) -> tuple[int, bool]:
-    """The width and symmetry that all entries share, each of which must be a grid: a scale above zero, ends that it reaches."""
+    """The width and symmetry that all entries share, each of which must be a grid: a scale above
+    zero, ends that it reaches.
+    """
     found = {
         (int(e["bitwidth"]), {"True": True, "False": False}[e["is_symmetric"]]) for e in entries
     }

@@ -1,8 +1,10 @@
-"""AutoRound: a checkpoint in its GPTQ-like packing with bits, group and symmetry of each layer in `extra_config`, which diffusers' AutoRoundConfig loads.
+"""AutoRound: a checkpoint in its GPTQ-like packing with bits, group and symmetry of each layer in
+`extra_config`, which diffusers' AutoRoundConfig loads.
 
-Every linear layer has an entry of its own under its full name, kept ones with 16 bits, so that no default and no pattern decides. Codes lie in
-`qweight` along the inputs, 32 bits a word, zero points in `qzeros` as they are (packing format `auto_round`, not GPTQ's minus one), scales in fp16.
-The tool tunes formats beyond integers too, but can't load them mixed.
+Every linear layer has an entry of its own under its full name, kept ones with 16 bits, so that no
+default and no pattern decides. Codes lie in `qweight` along the inputs, 32 bits a word, zero points
+in `qzeros` as they are (packing format `auto_round`, not GPTQ's minus one), scales in fp16. The
+tool tunes formats beyond integers too, but can't load them mixed.
 """
 
 from __future__ import annotations
@@ -82,12 +84,14 @@ def scheme_of(said: Any) -> Scheme:
         )
         if said.get("data_type", "int") != "int" or int(said.get("act_bits") or 16) < 16:
             raise QSearchError(
-                f"AutoRound's {said['data_type']} with inputs of {said.get('act_bits')} bits means no scheme here"
+                f"AutoRound's {said['data_type']} with inputs of {said.get('act_bits')} "
+                "bits means no scheme here"
             )
         return found
     except MISSHAPEN as error:
         raise QSearchError(
-            f"an entry of extra_config has bits, group_size and sym; given {str(said)[:80]!r} ({type(error).__name__}: {error})"
+            "an entry of extra_config has bits, group_size and sym; given "
+            f"{str(said)[:80]!r} ({type(error).__name__}: {error})"
         ) from error
 
 
@@ -150,14 +154,17 @@ def _words(codes: Tensor, bits: int) -> Tensor:
 
 
 def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
-    """The entries of `extra_config`, whose names must be layers, and that the files hold what they say in the shapes it takes."""
+    """The entries of `extra_config`, whose names must be layers, and that the files hold what they
+    say in the shapes it takes.
+    """
     weights = Weights(folder)
     try:
         entries = weights.config["quantization_config"]["extra_config"]
         asked = {str(name): scheme_of(said) for name, said in entries.items()}
     except MISSHAPEN as error:
         raise ArtifactError(
-            f"{folder / 'config.json'} holds no extra_config ({type(error).__name__}: {error}); export again"
+            f"{folder / 'config.json'} holds no extra_config ({type(error).__name__}: "
+            f"{error}); export again"
         ) from error
     for name in asked:
         graph.layer(name)
@@ -166,14 +173,16 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         scheme = made[layer.name]
         if scheme != KEEP and nearest(scheme, layer) != scheme:
             raise QSearchError(
-                f"{folder} says {scheme} of {layer.name} {layer.weight_shape}, which the tool can't hold"
+                f"{folder} says {scheme} of {layer.name} {layer.weight_shape}, which the "
+                "tool can't hold"
             )
         for part, shape in _shapes(scheme, layer).items():
             name = f"{layer.name}.{part}"
             if name not in weights.files or weights.shape(name) != shape:
                 there = weights.shape(name) if name in weights.files else "nothing"
                 raise QSearchError(
-                    f"{folder} says {scheme} of {layer.name}: {name} must be {shape}, there is {there}"
+                    f"{folder} says {scheme} of {layer.name}: {name} must be {shape}, "
+                    f"there is {there}"
                 )
     return made
 

@@ -1,8 +1,10 @@
-"""bitsandbytes' configuration for diffusers: one format, and the list of the layers that don't get it.
+"""bitsandbytes' configuration for diffusers: one format, and the list of the layers that don't get
+it.
 
-It knows two levels, so a plan has one format beside `keep`: int8 with 8-bit tokens (LLM.int8, whose outlying channels stay in 16 bits) or 4-bit
-floats in blocks of 64 (`fp4`; its second-smallest level is 1/192 of the largest where e2m1 has 1/12). The skip list is matched loosely: the last part of
-a layer's name alone matches an entry too. A plan that such a match would change is refused.
+It knows two levels, so a plan has one format beside `keep`: int8 with 8-bit tokens (LLM.int8, whose
+outlying channels stay in 16 bits) or 4-bit floats in blocks of 64 (`fp4`; its second-smallest level
+is 1/192 of the largest where e2m1 has 1/12). The skip list is matched loosely: the last part of a
+layer's name alone matches an entry too. A plan that such a match would change is refused.
 """
 
 from __future__ import annotations
@@ -46,14 +48,16 @@ def write(job: Export, folder: Path) -> list[Path]:
     used = sorted({str(s) for s in job.plan.layers.values() if s != KEEP})
     if len(used) > 1:
         raise QSearchError(
-            f"bitsandbytes has one format for all layers it quantizes; the plan has {' and '.join(used)}: allocate with --for bitsandbytes"
+            "bitsandbytes has one format for all layers it quantizes; the plan has "
+            f"{' and '.join(used)}: allocate with --for bitsandbytes"
         )
     linear = [layer.name for layer in job.graph if layer.kind == "linear"]
     skipped = [name for name in linear if job.plan.layers[name] == KEEP]
     for name in linear:
         if name not in skipped and _skips(name, skipped):
             raise QSearchError(
-                f"bitsandbytes would skip {name} as well, since its last name is that of a layer that is kept; keep it too"
+                f"bitsandbytes would skip {name} as well, since its last name is that of "
+                "a layer that is kept; keep it too"
             )
     rules = (
         {"load_in_8bit": True}
@@ -86,11 +90,13 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
-            f"{folder / FILE} holds no arguments of BitsAndBytesConfig ({type(error).__name__}: {error}); export again"
+            f"{folder / FILE} holds no arguments of BitsAndBytesConfig "
+            f"({type(error).__name__}: {error}); export again"
         ) from error
     if not known:
         raise QSearchError(
-            f"{folder / FILE} asks for neither 8 bits nor fp4, which are what qsearch knows of bitsandbytes"
+            f"{folder / FILE} asks for neither 8 bits nor fp4, which are what qsearch "
+            "knows of bitsandbytes"
         )
     for name in skipped:
         graph.layer(name)

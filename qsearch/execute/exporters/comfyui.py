@@ -1,13 +1,17 @@
-"""ComfyUI: one safetensors file in its mixed-precision layouts, a `comfy_quant` marker beside every quantized weight and all of them in the header.
+"""ComfyUI: one safetensors file in its mixed-precision layouts, a `comfy_quant` marker beside every
+quantized weight and all of them in the header.
 
-What ComfyUI does to the inputs of a layer is part of the scheme. `int8_tensorwise` and `convrot_w4a4` round them at every call, per row and
-symmetrically about 0, as `+a8` and `+a4` say but for the zero point; `full_precision_matrix_mult` in a marker asks for inputs as they are, and is
-written where the plan leaves inputs alone. fp8, mxfp8 and nvfp4 have no calibrated input scale here and always ask for it; `awq_w4a16`
-never rounds inputs. `~rotate` is ConvRot: the same regular Hadamard matrices.
+What ComfyUI does to the inputs of a layer is part of the scheme. `int8_tensorwise` and
+`convrot_w4a4` round them at every call, per row and symmetrically about 0, as `+a8` and `+a4` say
+but for the zero point; `full_precision_matrix_mult` in a marker asks for inputs as they are, and is
+written where the plan leaves inputs alone. fp8, mxfp8 and nvfp4 have no calibrated input scale here
+and always ask for it; `awq_w4a16` never rounds inputs. `~rotate` is ConvRot: the same regular
+Hadamard matrices.
 
-Block scales lie in the tiles that tensor cores read (cuBLAS, "1D block scaling factors layout": 128 x 4, of 32 x 16). Layers keep diffusers' names:
-ComfyUI loads these where it uses them itself (Qwen-Image, LTX) or converts them; queries, keys and values that its own names fuse share a
-scheme, so that a converter finds them alike.
+Block scales lie in the tiles that tensor cores read (cuBLAS, "1D block scaling factors layout": 128
+x 4, of 32 x 16). Layers keep diffusers' names: ComfyUI loads these where it uses them itself
+(Qwen-Image, LTX) or converts them; queries, keys and values that its own names fuse share a scheme,
+so that a converter finds them alike.
 """
 
 from __future__ import annotations
@@ -64,7 +68,9 @@ _TILE = (128, 4)
 
 
 def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
-    """e4m3 a tensor, int8 a tensor or a channel with inputs as they are or rounded, uint4 in groups of 64, nvfp4 and mxfp8; int8 and int4 rotated; of linear layers."""
+    """e4m3 a tensor, int8 a tensor or a channel with inputs as they are or rounded, uint4 in groups
+    of 64, nvfp4 and mxfp8; int8 and int4 rotated; of linear layers.
+    """
     if layer.kind != "linear" or layer.parts:
         return nearest_of(scheme, layer, [])
     if _rotates(scheme, layer):
@@ -205,7 +211,9 @@ def tiled(scales: Tensor) -> Tensor:
 
 
 def markers(folder: Path) -> dict[str, dict[str, Any]]:
-    """Layer -> what the header says of it. Raises `QSearchError` for a file without ComfyUI's header."""
+    """Layer -> what the header says of it. Raises `QSearchError` for a file without ComfyUI's
+    header.
+    """
     from safetensors import safe_open
 
     weights = Weights(folder)
@@ -221,7 +229,9 @@ def markers(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
-    """The header's layers, that each has its marker, and that the tensors have the types and shapes of their formats."""
+    """The header's layers, that each has its marker, and that the tensors have the types and shapes
+    of their formats.
+    """
     forms, weights = markers(folder), Weights(folder)
     path = next(iter(weights.files.values()), folder)
     made = {layer.name: KEEP for layer in graph}
@@ -260,7 +270,8 @@ def _scheme(weights: Weights, layer: LayerSpec, entry: dict[str, Any]) -> Scheme
     ]
     if not texts or f"{name}_scale" not in weights.files or name not in weights.files:
         raise QSearchError(
-            f"{weights.folder} says {form!r} of {layer.name}: no scheme means it, or it lacks weight or weight_scale"
+            f"{weights.folder} says {form!r} of {layer.name}: no scheme means it, or it "
+            "lacks weight or weight_scale"
         )
     whole = form == "int8_tensorwise" and weights.shape(f"{name}_scale") == ()
     found = Scheme.parse(next((t for t in texts if ("-t" in t) == whole), texts[0]))

@@ -1,8 +1,10 @@
-"""compressed-tensors: packed weights and `config_groups` with exact names, as vLLM, SGLang and llm-compressor read them.
+"""compressed-tensors: packed weights and `config_groups` with exact names, as vLLM, SGLang and
+llm-compressor read them.
 
-A group of `quantization_config` is a scheme, its targets are the full names of its layers: names go before patterns there, so that none can be caught by
-another's. Values are stored as the tool's own compressors do (`pack-quantized`, `int-quantized`, `float-quantized`, `nvfp4-pack-quantized`, `mxfp4-`,
-`mxfp8-`), with its own packing. Linear layers only: the tool knows no convolutions.
+A group of `quantization_config` is a scheme, its targets are the full names of its layers: names go
+before patterns there, so that none can be caught by another's. Values are stored as the tool's own
+compressors do (`pack-quantized`, `int-quantized`, `float-quantized`, `nvfp4-pack-quantized`,
+`mxfp4-`, `mxfp8-`), with its own packing. Linear layers only: the tool knows no convolutions.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ fuses = False
 has_steps = False
 takes: tuple[str, ...] = ("denoiser",)
 GROUPS = (16, 32, 64, 128, 256)
-#: block format -> (bits, group, the tool's name of the layout, whether the tensor has a scale of its own)
+#: block format -> (bits, group, the tool's name of the layout, whether the tensor has a scale of
+#: its own)
 BLOCKS = {
     "nvfp4": (4, 16, "nvfp4-pack-quantized", True),
     "mxfp4": (4, 32, "mxfp4-pack-quantized", False),
@@ -40,7 +43,9 @@ BLOCKS = {
 
 
 def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
-    """Integers of 2 to 8 bits a channel or in groups, e4m3 a channel, nvfp4, mxfp4 and mxfp8; inputs per token in integers, or in e4m3 where weights are."""
+    """Integers of 2 to 8 bits a channel or in groups, e4m3 a channel, nvfp4, mxfp4 and mxfp8;
+    inputs per token in integers, or in e4m3 where weights are.
+    """
     if layer.kind != "linear" or layer.parts:
         return nearest_of(scheme, layer, [])
     sizes = [
@@ -122,7 +127,9 @@ def entry(scheme: Scheme) -> dict[str, Any]:
 
 
 def scheme_of(group: Mapping[str, Any]) -> Scheme:
-    """The scheme that a config group means. Raises `QSearchError` for one that no scheme here means."""
+    """The scheme that a config group means. Raises `QSearchError` for one that no scheme here
+    means.
+    """
     try:
         weights, inputs = group["weights"], group.get("input_activations")
         bits, size = int(weights["num_bits"]), weights.get("group_size")
@@ -141,7 +148,8 @@ def scheme_of(group: Mapping[str, Any]) -> Scheme:
         return found
     except MISSHAPEN as error:
         raise QSearchError(
-            f"a config group has weights with num_bits, type and strategy; given {str(group)[:80]!r} ({type(error).__name__}: {error})"
+            "a config group has weights with num_bits, type and strategy; given "
+            f"{str(group)[:80]!r} ({type(error).__name__}: {error})"
         ) from error
 
 
@@ -262,7 +270,9 @@ def shapes(scheme: Scheme, layer: LayerSpec) -> dict[str, tuple[int, ...]]:
 
 
 def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
-    """The config groups, whose names must be layers, and that the files hold what they say in the shapes it takes."""
+    """The config groups, whose names must be layers, and that the files hold what they say in the
+    shapes it takes.
+    """
     weights = Weights(folder)
     asked: dict[str, Scheme] = {}
     try:
@@ -276,19 +286,22 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
                 asked[target] = scheme_of(group)
     except MISSHAPEN as error:
         raise ArtifactError(
-            f"{folder / 'config.json'} holds no config_groups ({type(error).__name__}: {error}); export again"
+            f"{folder / 'config.json'} holds no config_groups ({type(error).__name__}: "
+            f"{error}); export again"
         ) from error
     made = {layer.name: asked.get(layer.name, KEEP) for layer in graph}
     for layer in graph:
         if made[layer.name] != KEEP and nearest(made[layer.name], layer) != made[layer.name]:
             raise QSearchError(
-                f"{folder} says {made[layer.name]} of {layer.name} {layer.weight_shape}, which the tool can't hold"
+                f"{folder} says {made[layer.name]} of {layer.name} {layer.weight_shape}, "
+                "which the tool can't hold"
             )
         for part, shape in shapes(made[layer.name], layer).items():
             name = f"{layer.name}.{part}"
             if name not in weights.files or weights.shape(name) != shape:
                 there = weights.shape(name) if name in weights.files else "nothing"
                 raise QSearchError(
-                    f"{folder} says {made[layer.name]} of {layer.name}: {name} must be {shape}, there is {there}"
+                    f"{folder} says {made[layer.name]} of {layer.name}: {name} must be "
+                    f"{shape}, there is {there}"
                 )
     return made

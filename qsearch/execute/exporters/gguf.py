@@ -1,13 +1,16 @@
-"""GGUF with a type for every tensor: loads in diffusers (`from_single_file`), and rules for stable-diffusion.cpp's own conversion.
+"""GGUF with a type for every tensor: loads in diffusers (`from_single_file`), and rules for
+stable-diffusion.cpp's own conversion.
 
-The legacy types store what qsearch's integers in groups of 32 are, an fp16 scale and codes, so that the codes of the plan's methods are packed as
-they are: Q4_0, Q5_0 and Q8_0 exactly, Q4_1 and Q5_1 but for the product of scale and zero point, which they keep as fp16. Layouts: ggml's
-`block_q4_0` to `block_q8_0` (ggml-common.h). K-quants need a packer of their own and are left to llama-quantize; diffusers
-reads quantized weights into linear layers alone, so that convolutions are kept.
+The legacy types store what qsearch's integers in groups of 32 are, an fp16 scale and codes, so that
+the codes of the plan's methods are packed as they are: Q4_0, Q5_0 and Q8_0 exactly, Q4_1 and Q5_1
+but for the product of scale and zero point, which they keep as fp16. Layouts: ggml's `block_q4_0`
+to `block_q8_0` (ggml-common.h). K-quants need a packer of their own and are left to llama-quantize;
+diffusers reads quantized weights into linear layers alone, so that convolutions are kept.
 
-A weight of five axes (the patch embedding of Wan and other video models) is written with its five axes, as the files that people pass on
-have it: diffusers wants them, and stable-diffusion.cpp's own reader stacks those beyond ggml's four into the fourth. Plain
-`gguf_init_from_file` of ggml refuses such a file.
+A weight of five axes (the patch embedding of Wan and other video models) is written with its five
+axes, as the files that people pass on have it: diffusers wants them, and stable-diffusion.cpp's own
+reader stacks those beyond ggml's four into the fourth. Plain `gguf_init_from_file` of ggml refuses
+such a file.
 """
 
 from __future__ import annotations
@@ -56,7 +59,9 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
 
 
 def write(job: Export, folder: Path) -> list[Path]:
-    """model.gguf with diffusers' names, its config.json, and the same as rules of stable-diffusion.cpp's `--tensor-type-rules`."""
+    """model.gguf with diffusers' names, its config.json, and the same as rules of
+    stable-diffusion.cpp's `--tensor-type-rules`.
+    """
     import gguf
     import numpy as np
 
@@ -102,7 +107,8 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         }
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise ArtifactError(
-            f"{folder / FILE} is not readable as GGUF ({type(error).__name__}: {error}); export again"
+            f"{folder / FILE} is not readable as GGUF ({type(error).__name__}: {error}); "
+            "export again"
         ) from error
     made = {}
     for layer in graph:

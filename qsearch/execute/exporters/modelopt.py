@@ -1,8 +1,11 @@
-"""NVIDIA ModelOpt: `quant_cfg` as the list that `mtq.quantize` takes, a quantizer a layer by its full name, and `hf_quant_config.json` where it can say it.
+"""NVIDIA ModelOpt: `quant_cfg` as the list that `mtq.quantize` takes, a quantizer a layer by its
+full name, and `hf_quant_config.json` where it can say it.
 
-The list opens by switching everything off, later entries win, and names hold no wildcards, so that a layer gets what the plan says or nothing. ModelOpt
-makes the codes itself: scales by the largest weight, as min-max here does for symmetric formats, the only ones it has. YAML, for JSON has
-no integer keys (`block_sizes: {-1: 32}`). `hf_quant_config.json` names a few algorithms alone, and is written where all of the plan has one.
+The list opens by switching everything off, later entries win, and names hold no wildcards, so that
+a layer gets what the plan says or nothing. ModelOpt makes the codes itself: scales by the largest
+weight, as min-max here does for symmetric formats, the only ones it has. YAML, for JSON has no
+integer keys (`block_sizes: {-1: 32}`). `hf_quant_config.json` names a few algorithms alone, and is
+written where all of the plan has one.
 """
 
 from __future__ import annotations
@@ -38,7 +41,9 @@ ALGORITHMS = {"nvfp4": "W4A16_NVFP4", "mxfp8": "MXFP8", "int8-c": "W8A16"}
 
 
 def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
-    """Symmetric integers and e4m3 a channel or a tensor, integers in groups, block formats; no zero points, no inputs, no methods but its own."""
+    """Symmetric integers and e4m3 a channel or a tensor, integers in groups, block formats; no zero
+    points, no inputs, no methods but its own.
+    """
     scheme = replace(scheme, method="")
     if layer.kind not in _KINDS or layer.channel_axis != 0 or layer.parts:
         return nearest_of(scheme, layer, [])
@@ -76,7 +81,9 @@ def entry(scheme: Scheme) -> dict[str, Any]:
 
 
 def scheme_of(said: Any) -> Scheme:
-    """The scheme that the settings of a weight quantizer mean. Raises `QSearchError` for settings that no scheme here means."""
+    """The scheme that the settings of a weight quantizer mean. Raises `QSearchError` for settings
+    that no scheme here means.
+    """
     try:
         bits, blocks = said["num_bits"], said.get("block_sizes") or {}
         form = f"int{bits}" if isinstance(bits, int) else "e{}m{}".format(*map(int, bits))
@@ -94,7 +101,8 @@ def scheme_of(said: Any) -> Scheme:
         return Scheme.parse(f"{form}-{'t' if axis is None else 'c'}")
     except MISSHAPEN as error:
         raise QSearchError(
-            f"a quantizer has num_bits, axis or block_sizes; given {str(said)[:80]!r} ({type(error).__name__}: {error})"
+            f"a quantizer has num_bits, axis or block_sizes; given {str(said)[:80]!r} "
+            f"({type(error).__name__}: {error})"
         ) from error
 
 
@@ -148,7 +156,8 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         first, *entries = said["quant_cfg"]
         if first != {"quantizer_name": "*", "enable": False}:
             raise QSearchError(
-                f"{folder / CONFIG} must open by switching every quantizer off; it opens with {str(first)[:80]!r}"
+                f"{folder / CONFIG} must open by switching every quantizer off; it opens "
+                f"with {str(first)[:80]!r}"
             )
         made = {layer.name: KEEP for layer in graph}
         for item in entries:
@@ -162,5 +171,6 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         return made
     except (OSError, yaml.YAMLError, *MISSHAPEN) as error:
         raise ArtifactError(
-            f"{folder / CONFIG} is no configuration of ModelOpt's ({type(error).__name__}: {error}); export again"
+            f"{folder / CONFIG} is no configuration of ModelOpt's "
+            f"({type(error).__name__}: {error}); export again"
         ) from error

@@ -1,11 +1,15 @@
-"""ONNX: weights as integers or e4m3 with a DequantizeLinear each (opset 21), inputs between QuantizeLinear and DequantizeLinear where a plan says so.
+"""ONNX: weights as integers or e4m3 with a DequantizeLinear each (opset 21), inputs between
+QuantizeLinear and DequantizeLinear where a plan says so.
 
-The denoiser is exported with torch at the shapes of one call of its own pipeline, parameter names kept; then every planned weight is exchanged for
-its codes, and what used it reads the dequantized tensor of the same name. Groups lie in rows (`block_size`), a convolution's behind a
-Reshape, and the parts of a long skip behind a Concat. Inputs are rounded per tensor with static ranges, all that QuantizeLinear can say.
+The denoiser is exported with torch at the shapes of one call of its own pipeline, parameter names
+kept; then every planned weight is exchanged for its codes, and what used it reads the dequantized
+tensor of the same name. Groups lie in rows (`block_size`), a convolution's behind a Reshape, and
+the parts of a long skip behind a Concat. Inputs are rounded per tensor with static ranges, all that
+QuantizeLinear can say.
 
-ONNX Runtime rounds the inputs of layers with groups to 8 bits on a CPU, whatever the file says, unless the session is opened with
-`session.qdq_matmulnbits_accuracy_level` = 1: a session's option, which no file can hold.
+ONNX Runtime rounds the inputs of layers with groups to 8 bits on a CPU, whatever the file says,
+unless the session is opened with `session.qdq_matmulnbits_accuracy_level` = 1: a session's option,
+which no file can hold.
 """
 
 from __future__ import annotations
@@ -45,7 +49,9 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
 
 
 def write(job: Export, folder: Path) -> list[Path]:
-    """model.onnx, its large tensors beside it in model.onnx.data where they are too large for one file."""
+    """model.onnx, its large tensors beside it in model.onnx.data where they are too large for one
+    file.
+    """
     import onnx
     import torch
 
@@ -72,7 +78,9 @@ def write(job: Export, folder: Path) -> list[Path]:
 
 
 def _idle_squeezes(graph: Any) -> None:
-    """Squeezing an axis longer than one does nothing in torch (PixArt does it), and is an error in ONNX: such nodes hand on what they get."""
+    """Squeezing an axis longer than one does nothing in torch (PixArt does it), and is an error in
+    ONNX: such nodes hand on what they get.
+    """
     from onnx import numpy_helper
 
     shapes = {
@@ -115,7 +123,8 @@ class _Writer:
                 continue
             if key(layer) not in self.initializers:
                 raise QSearchError(
-                    f"torch exported the model without {key(layer)}: {layer.name} is not run by its pipeline's call; keep it"
+                    f"torch exported the model without {key(layer)}: {layer.name} is not "
+                    "run by its pipeline's call; keep it"
                 )
             self._weight(layer, scheme, pieces(job, layer, weights[key(layer)]))
             if scheme.activation:
@@ -169,7 +178,8 @@ class _Writer:
         seen = job.calibration.get(layer.name)
         if seen is None:
             raise QSearchError(
-                f"{job.plan.layers[layer.name]} needs the range of what goes into {layer.name}; export with calibration"
+                f"{job.plan.layers[layer.name]} needs the range of what goes into "
+                f"{layer.name}; export with calibration"
             )
         scale, zero = qparams_from_range(seen.low.min(), seen.high.max(), Scheme("uint8"))
         names = [f"{layer.name}.input.scale", f"{layer.name}.input.zero"]
@@ -225,7 +235,9 @@ def consumers(graph: Any, name: str) -> list[Any]:
 
 
 def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
-    """Types and blocks of the weights, and the nodes before the products they go into, from the graph alone: no tensor's data is read."""
+    """Types and blocks of the weights, and the nodes before the products they go into, from the
+    graph alone: no tensor's data is read.
+    """
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -233,7 +245,8 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         held = onnx.load(folder / FILE, load_external_data=False).graph
     except (OSError, DecodeError, ValueError) as error:
         raise ArtifactError(
-            f"{folder / FILE} is not readable as ONNX ({type(error).__name__}: {error}); export again"
+            f"{folder / FILE} is not readable as ONNX ({type(error).__name__}: {error}); "
+            "export again"
         ) from error
     for tensor in held.initializer:
         for entry in tensor.external_data:
@@ -241,7 +254,8 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
                 Path(entry.value).name != entry.value or entry.value in ("", ".", "..")
             ):
                 raise ArtifactError(
-                    f"{folder / FILE}: data lies beside its file; {tensor.name} wants it from {entry.value!r}"
+                    f"{folder / FILE}: data lies beside its file; {tensor.name} wants it "
+                    f"from {entry.value!r}"
                 )
     return _Reader(held, folder).read(graph)
 
@@ -268,7 +282,8 @@ class _Reader:
                 ].removesuffix(".codes")
                 if owner not in known:
                     raise QSearchError(
-                        f"{self.folder / FILE} quantizes {owner}, which is no layer of {graph.model}"
+                        f"{self.folder / FILE} quantizes {owner}, which is no layer of "
+                        f"{graph.model}"
                     )
         return made
 
@@ -277,7 +292,9 @@ class _Reader:
         if name in self.initializers:
             if tuple(self.initializers[name].dims) != layer.weight_shape:
                 raise QSearchError(
-                    f"{self.folder / FILE}: {name} is {tuple(self.initializers[name].dims)}, the graph says {layer.weight_shape}"
+                    f"{self.folder / FILE}: {name} is "
+                    f"{tuple(self.initializers[name].dims)}, the graph says "
+                    f"{layer.weight_shape}"
                 )
             return KEEP
         last = self.makers.get(name)
@@ -285,19 +302,22 @@ class _Reader:
             if not layer.quantizable:  # a weight that this call does not run is left out by torch
                 return KEEP
             raise QSearchError(
-                f"{self.folder / FILE} has no {name}, which the graph needs; export the model of this graph"
+                f"{self.folder / FILE} has no {name}, which the graph needs; export the "
+                "model of this graph"
             )
         parts = list(last.input) if last.op_type == "Concat" else [name]
         found = {self._part(part, layer) for part in parts}
         if len(found) != 1:
             raise QSearchError(
-                f"{self.folder / FILE}: the parts of {name} differ: {', '.join(map(str, sorted(found)))}"
+                f"{self.folder / FILE}: the parts of {name} differ: "
+                f"{', '.join(map(str, sorted(found)))}"
             )
         scheme = found.pop()
         rounded = [self._rounded(node) for node in consumers(self.graph, name)]
         if any(rounded) and not all(rounded):
             raise QSearchError(
-                f"{self.folder / FILE} rounds the input of {layer.name} in one place and not in another"
+                f"{self.folder / FILE} rounds the input of {layer.name} in one place and "
+                "not in another"
             )
         return Scheme.parse(f"{scheme}+a8t") if any(rounded) else scheme
 
@@ -314,13 +334,15 @@ class _Reader:
         )
         if node is None or tensor is None:
             raise QSearchError(
-                f"{self.folder / FILE}: {name} must be a weight, or a DequantizeLinear of one; it is made otherwise"
+                f"{self.folder / FILE}: {name} must be a weight, or a DequantizeLinear of "
+                "one; it is made otherwise"
             )
         kinds = {getattr(TensorProto, kind): form for form, kind in TYPES.items()}
         said = {a.name: a.i for a in node.attribute}
         if tensor.data_type not in kinds or math.prod(tensor.dims) > layer.weights:
             raise QSearchError(
-                f"{self.folder / FILE}: {tensor.name} has type {tensor.data_type} and dims {list(tensor.dims)}; export again"
+                f"{self.folder / FILE}: {tensor.name} has type {tensor.data_type} and "
+                f"dims {list(tensor.dims)}; export again"
             )
         block = said.get("block_size", 0)
         return Scheme.parse(f"{kinds[tensor.data_type]}-{f'g{block}' if block else 'c'}")

@@ -1,9 +1,11 @@
-"""OpenVINO: an IR whose weights are compressed constants (4 or 8 bits, converted, moved and scaled where they are used), as NNCF writes them.
+"""OpenVINO: an IR whose weights are compressed constants (4 or 8 bits, converted, moved and scaled
+where they are used), as NNCF writes them.
 
-The denoiser is converted by OpenVINO itself, which keeps parameter names; then each planned constant is exchanged for codes with their zero points and
-scales, in the pattern that its plugins recognise and multiply from. NNCF would choose scales of its own, for one or two widths a call; here the
-codes are those of the plan's methods. Inputs are rounded by FakeQuantize with static ranges; the CPU's plug-in would round those of compressed
-layers to 8 bits as well, which the IR turns off.
+The denoiser is converted by OpenVINO itself, which keeps parameter names; then each planned
+constant is exchanged for codes with their zero points and scales, in the pattern that its plugins
+recognise and multiply from. NNCF would choose scales of its own, for one or two widths a call; here
+the codes are those of the plan's methods. Inputs are rounded by FakeQuantize with static ranges;
+the CPU's plug-in would round those of compressed layers to 8 bits as well, which the IR turns off.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ takes: tuple[str, ...] = ("denoiser",)
 FILE = "model.xml"
 #: format -> OpenVINO's name of its type
 TYPES = {"int4": "i4", "uint4": "u4", "int8": "i8", "uint8": "u8", "e4m3": "f8e4m3"}
-#: place in the IR of the plug-in's own option: it rounds inputs of compressed layers in groups, unless it is 0
+#: place in the IR of the plug-in's own option: it rounds inputs of compressed layers in groups,
+#: unless it is 0
 _INPUTS_AS_THEY_ARE = ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"]
 _PREFIX = "self.model."  # the name of the wrapped model in OpenVINO's names
 
@@ -70,7 +73,8 @@ def write(job: Export, folder: Path) -> list[Path]:
         held = constants.get(_PREFIX + key(layer))
         if held is None:
             raise QSearchError(
-                f"OpenVINO converted the model without {key(layer)}: {layer.name} is not run by its pipeline's call; keep it"
+                f"OpenVINO converted the model without {key(layer)}: {layer.name} is not "
+                "run by its pipeline's call; keep it"
             )
         users = list(held.output(0).get_target_inputs())
         new = _constant(layer, scheme, pieces(job, layer, weights[key(layer)]))
@@ -143,7 +147,8 @@ def _round_input(job: Export, layer: LayerSpec, user: Any) -> None:
     seen = job.calibration.get(layer.name)
     if seen is None:
         raise QSearchError(
-            f"{job.plan.layers[layer.name]} needs the range of what goes into {layer.name}; export with calibration"
+            f"{job.plan.layers[layer.name]} needs the range of what goes into "
+            f"{layer.name}; export with calibration"
         )
     scale, zero = qparams_from_range(seen.low.min(), seen.high.max(), Scheme("uint8"))
     low, high = (ops.constant(np.float32(float((end - zero) * scale))) for end in (0, 255))
@@ -160,7 +165,8 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         net = _Net(ElementTree.fromstring(text), folder)
     except (OSError, ElementTree.ParseError, *MISSHAPEN) as error:
         raise ArtifactError(
-            f"{folder / FILE} is not readable as an OpenVINO IR ({type(error).__name__}: {error}); export again"
+            f"{folder / FILE} is not readable as an OpenVINO IR ({type(error).__name__}: "
+            f"{error}); export again"
         ) from error
     return net.read(graph)
 
@@ -196,7 +202,8 @@ class _Net:
         for name, layer in self.named.items():
             if name.startswith(_PREFIX) and layer.attrib["type"] != "Const" and name not in known:
                 raise QSearchError(
-                    f"{self.folder / FILE} compresses {name.removeprefix(_PREFIX)}, which is no layer of {graph.model}"
+                    f"{self.folder / FILE} compresses {name.removeprefix(_PREFIX)}, which "
+                    f"is no layer of {graph.model}"
                 )
         return made
 
@@ -206,7 +213,8 @@ class _Net:
             if not layer.quantizable:  # a weight that this call does not run is left out
                 return KEEP
             raise QSearchError(
-                f"{self.folder / FILE} has no {key(layer)}, which the graph needs; export the model of this graph"
+                f"{self.folder / FILE} has no {key(layer)}, which the graph needs; export "
+                "the model of this graph"
             )
         if last.attrib["type"] == "Const":
             return KEEP
@@ -216,7 +224,8 @@ class _Net:
         }
         if len(found) != 1:
             raise QSearchError(
-                f"{self.folder / FILE}: the parts of {key(layer)} differ: {', '.join(map(str, sorted(found)))}"
+                f"{self.folder / FILE}: the parts of {key(layer)} differ: "
+                f"{', '.join(map(str, sorted(found)))}"
             )
         scheme = found.pop()
         return Scheme.parse(f"{scheme}+a8t") if self._rounded(last) else scheme
@@ -236,17 +245,20 @@ class _Net:
         forms = {kind: form for form, kind in TYPES.items()}
         if data is None or data.attrib.get("element_type") not in forms or "Multiply" not in chain:
             raise QSearchError(
-                f"{self.folder / FILE}: {key(layer)} must be a constant, or codes that are converted and scaled; it is made otherwise"
+                f"{self.folder / FILE}: {key(layer)} must be a constant, or codes that "
+                "are converted and scaled; it is made otherwise"
             )
         try:
             dims = [int(n) for n in data.attrib["shape"].split(",")]
         except (KeyError, ValueError) as error:
             raise ArtifactError(
-                f"{self.folder / FILE}: a constant of {key(layer)} has no shape ({error}); export again"
+                f"{self.folder / FILE}: a constant of {key(layer)} has no shape "
+                f"({error}); export again"
             ) from error
         if math.prod(dims) > layer.weights or (blocked and len(dims) != 3):
             raise QSearchError(
-                f"{self.folder / FILE}: the codes of {key(layer)} are {dims}, the graph says {layer.weight_shape}"
+                f"{self.folder / FILE}: the codes of {key(layer)} are {dims}, the graph "
+                f"says {layer.weight_shape}"
             )
         return Scheme.parse(
             f"{forms[data.attrib['element_type']]}-{f'g{dims[-1]}' if blocked else 'c'}"

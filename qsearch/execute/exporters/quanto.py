@@ -1,7 +1,9 @@
-"""optimum-quanto's quantized weights in a diffusers folder, with the map of formats that its `requantize` and `from_pretrained` read.
+"""optimum-quanto's quantized weights in a diffusers folder, with the map of formats that its
+`requantize` and `from_pretrained` read.
 
-quanto fixes the groups of its 2 and 4 bits by the width of a row (128 weights, or 96, 64, 32 where that divides it; else a whole row), and stores
-the product of scale and zero point beside the scale. Its 8 bits, integers and floats, have a scale for each row.
+quanto fixes the groups of its 2 and 4 bits by the width of a row (128 weights, or 96, 64, 32 where
+that divides it; else a whole row), and stores the product of scale and zero point beside the scale.
+Its 8 bits, integers and floats, have a scale for each row.
 """
 
 from __future__ import annotations
@@ -47,12 +49,16 @@ def _offers(layer: LayerSpec) -> list[Scheme]:
 
 
 def _group(columns: int) -> int:
-    """What quanto's modules do with rows of so many weights (`QModuleMixin.__init__`); 0 = the whole row."""
+    """What quanto's modules do with rows of so many weights (`QModuleMixin.__init__`); 0 = the
+    whole row.
+    """
     return next((n for n in (128, 96, 64, 32) if columns > 128 and columns % n == 0), 0)
 
 
 def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
-    """Linear layers and convolutions: 2 and 4 bits with zero points, integers and floats of 8 bits by row."""
+    """Linear layers and convolutions: 2 and 4 bits with zero points, integers and floats of 8 bits
+    by row.
+    """
     return nearest_of(scheme, layer, _offers(layer))
 
 
@@ -125,7 +131,8 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
-            f"{folder / FILE} is not a map of formats ({type(error).__name__}: {error}); export again"
+            f"{folder / FILE} is not a map of formats ({type(error).__name__}: {error}); "
+            "export again"
         ) from error
     weights = Weights(folder)
     names = {kind: form for form, kind in TYPES.items()}
@@ -134,7 +141,8 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         layer = graph.layer(name)
         if kind not in names:
             raise QSearchError(
-                f"{name} is {kind!r} in {folder / FILE}, which no scheme means; known are {', '.join(names)}"
+                f"{name} is {kind!r} in {folder / FILE}, which no scheme means; known are "
+                f"{', '.join(names)}"
             )
         form = names[kind]
         made[name] = Scheme(form, _group(width(layer)) if form.startswith("uint") else 0)
@@ -143,6 +151,7 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         part = "" if form == "keep" else "._data._data" if form.startswith("uint") else "._data"
         if key(layer) + part not in weights.files:
             raise QSearchError(
-                f"{folder / FILE} says {made[layer.name]} of {layer.name}, and the weights hold no {key(layer)}{part}"
+                f"{folder / FILE} says {made[layer.name]} of {layer.name}, and the "
+                f"weights hold no {key(layer)}{part}"
             )
     return made

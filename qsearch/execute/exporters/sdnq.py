@@ -1,11 +1,14 @@
-"""SDNQ's weights in a diffusers folder: below 8 bits, packed, for linear layers and convolutions, on any device that torch knows.
+"""SDNQ's weights in a diffusers folder: below 8 bits, packed, for linear layers and convolutions,
+on any device that torch knows.
 
-Every quantized weight is named whole, with `.weight`, in `modules_quant_config`, and every other in `modules_to_not_convert`: a name
-without the ending matches nothing in SDNQ and would be passed over in silence. Convolutions have a scale for each position of the kernel there;
-ours has one for the whole row, which is written at every position.
+Every quantized weight is named whole, with `.weight`, in `modules_quant_config`, and every other in
+`modules_to_not_convert`: a name without the ending matches nothing in SDNQ and would be passed over
+in silence. Convolutions have a scale for each position of the kernel there; ours has one for the
+whole row, which is written at every position.
 
-`~rotate` is `use_hadamard` (the same matrices), `~lowrankN` is `use_svd` (the branch that measuring fitted, in fp32), in that order, on
-linear layers whose inputs are left alone. The weight is dequantized with both undone, so that nothing is rotated at run time.
+`~rotate` is `use_hadamard` (the same matrices), `~lowrankN` is `use_svd` (the branch that measuring
+fitted, in fp32), in that order, on linear layers whose inputs are left alone. The weight is
+dequantized with both undone, so that nothing is rotated at run time.
 """
 
 from __future__ import annotations
@@ -53,7 +56,9 @@ TYPES = {
 
 
 def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
-    """Linear layers and convolutions: integers of 2 to 8 bits and small floats, by channel; by group where the kernel is a point; linear layers rotated, with a branch."""
+    """Linear layers and convolutions: integers of 2 to 8 bits and small floats, by channel; by
+    group where the kernel is a point; linear layers rotated, with a branch.
+    """
     if _transforms(scheme, layer):
         plain = nearest(replace(scheme, transforms=()), layer)
         return plain if plain == KEEP else replace(plain, transforms=_spelt(scheme, layer))
@@ -172,7 +177,9 @@ def _each(scale: Tensor, taps: tuple[int, ...]) -> Tensor:
 
 
 def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
-    """The configuration's names, and that the files hold a scale for each of them and for no other layer."""
+    """The configuration's names, and that the files hold a scale for each of them and for no other
+    layer.
+    """
     weights = Weights(folder)
     try:
         config = weights.config["quantization_config"]
@@ -182,7 +189,8 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(
-            f"{folder / 'config.json'} holds no configuration of SDNQ's ({type(error).__name__}: {error}); export again"
+            f"{folder / 'config.json'} holds no configuration of SDNQ's "
+            f"({type(error).__name__}: {error}); export again"
         ) from error
     forms = {kind: form for form, kind in TYPES.items()}
     made = {layer.name: KEEP for layer in graph}
@@ -190,7 +198,8 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         layer = graph.layer(name.removesuffix(".weight"))
         if kind not in forms or name != key(layer):
             raise QSearchError(
-                f"{folder / 'config.json'} says {kind} of {name}; SDNQ names weights whole, and qsearch knows {', '.join(forms)}"
+                f"{folder / 'config.json'} says {kind} of {name}; SDNQ names weights "
+                f"whole, and qsearch knows {', '.join(forms)}"
             )
         words = _words(weights, layer, entry)
         made[layer.name] = Scheme(forms[kind], max(0, size), transforms=words)
@@ -205,7 +214,8 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
             and key(layer) not in config["modules_to_not_convert"]
         ):
             raise QSearchError(
-                f"{folder / 'config.json'} keeps {layer.name} and does not name it among modules_to_not_convert"
+                f"{folder / 'config.json'} keeps {layer.name} and does not name it among "
+                "modules_to_not_convert"
             )
     return made
 

@@ -1,7 +1,10 @@
-"""A step policy beside an FP8 configuration: full-precision inputs in the first and last sampler steps, 8-bit ones between (schema 1, `first_last_n`).
+"""A step policy beside an FP8 configuration: full-precision inputs in the first and last sampler
+steps, 8-bit ones between (schema 1, `first_last_n`).
 
-vLLM-Omni, SGLang, TensorRT-LLM and diffusers' Cosmos 3 read it from `quantization_config.runtime.diffusion_step_policy` of the denoiser's config.json.
-Weights are the same at every step and inputs are rounded in all layers or in none, so that a plan over ranges fits where it says just that.
+vLLM-Omni, SGLang, TensorRT-LLM and diffusers' Cosmos 3 read it from
+`quantization_config.runtime.diffusion_step_policy` of the denoiser's config.json. Weights are the
+same at every step and inputs are rounded in all layers or in none, so that a plan over ranges fits
+where it says just that.
 """
 
 from __future__ import annotations
@@ -64,12 +67,14 @@ def _ends(steps: Plan, job: Export) -> tuple[int, int]:
     weights = {tuple(s.weight_only for s in part.values()) for part in parts}
     if len(weights) != 1 or not native or any(layers != native[0] for layers in native):
         raise QSearchError(
-            "a step policy switches the inputs of all layers at once and leaves weights alone; this plan over ranges does more"
+            "a step policy switches the inputs of all layers at once and leaves weights "
+            "alone; this plan over ranges does more"
         )
     first, last = rounds.index(True), rounds[::-1].index(True)
     if not all(rounds[first : len(rounds) - last]):
         raise QSearchError(
-            f"a step policy has full-precision inputs at its ends alone; of the plan's {len(rounds)} ranges {rounds} round them"
+            "a step policy has full-precision inputs at its ends alone; of the plan's "
+            f"{len(rounds)} ranges {rounds} round them"
         )
     members = steps.steps.members(job.sampler_steps)
     return (
@@ -96,11 +101,13 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         counts = [policy[end]["count"] for end in ("first_steps", "last_steps")]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
-            f"{folder / 'config.json'} holds no step policy ({type(error).__name__}: {error}); export again"
+            f"{folder / 'config.json'} holds no step policy ({type(error).__name__}: "
+            f"{error}); export again"
         ) from error
     if not good or not all(isinstance(n, int) and n >= 0 for n in counts):
         raise QSearchError(
-            f"{folder / 'config.json'} must hold FP8 with a first_last_n policy of schema 1; it holds {policy!r}"
+            f"{folder / 'config.json'} must hold FP8 with a first_last_n policy of schema "
+            f"1; it holds {policy!r}"
         )
     for name in ignored:
         graph.layer(name)

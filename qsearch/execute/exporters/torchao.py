@@ -1,9 +1,12 @@
-"""torchao's tensors in a diffusers folder, with an `FqnToConfig` of exact names: `from_pretrained` loads it, on any device.
+"""torchao's tensors in a diffusers folder, with an `FqnToConfig` of exact names: `from_pretrained`
+loads it, on any device.
 
-Names are exact, never patterns: diffusers sorts a config's keys, and among patterns the first match wins. torchao stores integers below 8 bits one a
-byte (`IntxUnpackedToInt8Tensor`), so that their files are no smaller than those of 8 bits; its packed 4-bit tensors are tied to a device each, and
-what rounds inputs beside them does not come back from safetensors (0.18), so that 8-bit tokens go with 8-bit weights alone.
-The files hold the codes of the plan's own methods; the config says how torchao would make codes of that format itself.
+Names are exact, never patterns: diffusers sorts a config's keys, and among patterns the first match
+wins. torchao stores integers below 8 bits one a byte (`IntxUnpackedToInt8Tensor`), so that their
+files are no smaller than those of 8 bits; its packed 4-bit tensors are tied to a device each, and
+what rounds inputs beside them does not come back from safetensors (0.18), so that 8-bit tokens go
+with 8-bit weights alone. The files hold the codes of the plan's own methods; the config says how
+torchao would make codes of that format itself.
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ GROUPS = (32, 64, 128, 256)
 
 
 def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
-    """Linear layers: integers of 2 to 8 bits by channel or group, e4m3 and int8 with 8-bit tokens by channel."""
+    """Linear layers: integers of 2 to 8 bits by channel or group, e4m3 and int8 with 8-bit tokens
+    by channel.
+    """
     if layer.kind != "linear":
         return nearest_of(scheme, layer, [])
     sizes = ["c"] * (not layer.parts) + [
@@ -166,7 +171,9 @@ def config(scheme: Scheme) -> Any:
 
 
 def scheme_of(config: Any) -> Scheme:
-    """The scheme that a configuration of torchao's means, as plain data. Raises `QSearchError` for one that no scheme here means."""
+    """The scheme that a configuration of torchao's means, as plain data. Raises `QSearchError` for
+    one that no scheme here means.
+    """
     try:
         kind, data = config["_type"], config["_data"]
         if kind == "Float8WeightOnlyConfig":
@@ -183,7 +190,8 @@ def scheme_of(config: Any) -> Scheme:
             )
     except (KeyError, TypeError, AttributeError) as error:
         raise QSearchError(
-            f"a configuration of torchao's has _type and _data; given {str(config)[:80]!r} ({type(error).__name__}: {error})"
+            "a configuration of torchao's has _type and _data; given "
+            f"{str(config)[:80]!r} ({type(error).__name__}: {error})"
         ) from error
     raise QSearchError(f"torchao's {kind} means no scheme here")
 
@@ -198,7 +206,8 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         asked = {str(name): scheme_of(entry) for name, entry in entries.items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
-            f"{folder / 'config.json'} holds no FqnToConfig ({type(error).__name__}: {error}); export again"
+            f"{folder / 'config.json'} holds no FqnToConfig ({type(error).__name__}: "
+            f"{error}); export again"
         ) from error
     for name in asked:
         graph.layer(name)
@@ -208,7 +217,8 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         wanted = _kind(made[layer.name])
         if kinds.get(key(layer)) != wanted:
             raise QSearchError(
-                f"{folder} says {made[layer.name]} of {layer.name}, and holds it as {kinds.get(key(layer))} instead of {wanted}"
+                f"{folder} says {made[layer.name]} of {layer.name}, and holds it as "
+                f"{kinds.get(key(layer))} instead of {wanted}"
             )
     return made
 

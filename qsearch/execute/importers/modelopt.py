@@ -87,7 +87,8 @@ def _quantizers(file: Path, said: Any, graph: OpGraph) -> Found:
                 for which in ("input", "output")
             ) and not _anything(pattern):
                 raise QSearchError(
-                    f"{file}: {pattern!r} matches no layer of {graph.model}{nearest(pattern.rpartition('.')[0], [x.name for x in graph])}"
+                    f"{file}: {pattern!r} matches no layer of "
+                    f"{graph.model}{nearest(pattern.rpartition('.')[0], [x.name for x in graph])}"
                 )
             notes.append("inputs and outputs are left as they are")
             continue

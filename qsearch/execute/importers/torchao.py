@@ -95,7 +95,8 @@ def _pattern(path: Path, name: str) -> re.Pattern[str]:
     repeats = re.findall(r"(?<!\\)[*+{]", text)
     if len(text) > 200 or len(repeats) > 4 or re.search(r"(?<!\\)\)[*+?{]|\\\d|\(\?", text):
         raise QSearchError(
-            f"{path}: the pattern {name[:60]!r} repeats groups or is too long to be tried safely; name the layers"
+            f"{path}: the pattern {name[:60]!r} repeats groups or is too long to be tried "
+            "safely; name the layers"
         )
     try:
         return re.compile(text)
@@ -121,6 +122,7 @@ def _scheme(entry: Any, notes: list[str]) -> Scheme:
             return Scheme.parse("nvfp4")
     except MISSHAPEN as error:
         raise QSearchError(
-            f"torchao's {kind} with {str(data)[:80]!r} can't be read ({type(error).__name__}: {error})"
+            f"torchao's {kind} with {str(data)[:80]!r} can't be read "
+            f"({type(error).__name__}: {error})"
         ) from error
     return scheme_of(entry)

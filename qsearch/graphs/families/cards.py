@@ -102,12 +102,14 @@ def load(
     made = getattr(diffusers, chosen.class_name, None)
     if made is None:
         raise QSearchError(
-            f"{name} needs diffusers' {chosen.class_name}, which diffusers {diffusers.__version__} does not have; install a newer one"
+            f"{name} needs diffusers' {chosen.class_name}, which diffusers "
+            f"{diffusers.__version__} does not have; install a newer one"
         )
     unknown = [key for key in chosen.config if key not in _arguments(made)]
     if unknown:
         raise QSearchError(
-            f"{name}: {chosen.class_name} of diffusers {diffusers.__version__} has no {unknown[0]!r}{nearest(unknown[0], _arguments(made))}"
+            f"{name}: {chosen.class_name} of diffusers {diffusers.__version__} has no "
+            f"{unknown[0]!r}{nearest(unknown[0], _arguments(made))}"
         )
     with torch.device("meta"):
         model: nn.Module = made(**chosen.config)
@@ -132,7 +134,8 @@ def sizes(
     wanted = side if resolution is None else resolution
     if wanted < step or wanted % step:
         raise QSearchError(
-            f"the shorter side of {name} must be a multiple of {step} pixels; given {wanted}, the nearest is {max(step, round(wanted / step) * step)}"
+            f"the shorter side of {name} must be a multiple of {step} pixels; given "
+            f"{wanted}, the nearest is {max(step, round(wanted / step) * step)}"
         )
     scaled = {
         axis: max(step, round(length * wanted / side / step) * step)
@@ -144,7 +147,8 @@ def sizes(
     if count < 1 or (count - 1) % native.stride:
         near = max(0, round((count - 1) / native.stride)) * native.stride + 1
         raise QSearchError(
-            f"{name} takes a multiple of {native.stride} frames, plus one; given {count}, the nearest is {near}"
+            f"{name} takes a multiple of {native.stride} frames, plus one; given {count}, "
+            f"the nearest is {near}"
         )
     return {"batch": batch, **scaled, "frames": count}
 
@@ -178,7 +182,8 @@ def evaluate(expression: str, known: Mapping[str, int]) -> int:
         if isinstance(node, ast.Name):
             if node.id not in known:
                 raise QSearchError(
-                    f"a shape may speak of {', '.join(known)}; given {node.id!r} in {expression!r}{nearest(node.id, known)}"
+                    f"a shape may speak of {', '.join(known)}; given {node.id!r} in "
+                    f"{expression!r}{nearest(node.id, known)}"
                 )
             return known[node.id]
         if isinstance(node, ast.BinOp):

@@ -168,7 +168,8 @@ class GraphPredictor(AbstractModel):
     def shares(self, data: Data) -> tuple[Array, float]:
         """None: it reads no columns."""
         raise QSearchError(
-            "a graph predictor reads no columns to share a prediction among; it scores operations and blocks"
+            "a graph predictor reads no columns to share a prediction among; it scores "
+            "operations and blocks"
         )
 
     @torch.no_grad()
@@ -273,7 +274,8 @@ def load(folder: Path) -> GraphPredictor:
         network.load_state_dict(load_file(folder / "network.safetensors"))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ArtifactError(
-            f"{folder / 'network.safetensors'} is not this network ({str(error).splitlines()[0]}); fit again"
+            f"{folder / 'network.safetensors'} is not this network "
+            f"({str(error).splitlines()[0]}); fit again"
         ) from error
     return GraphPredictor(
         network, Line(**c["line"]), c["spread"], c["weights"], [(a, b) for a, b in c["moments"]]

@@ -112,7 +112,8 @@ def load(folder: Path) -> Boosted:
         trees.load_model(folder / "trees.json")
     except xgboost.core.XGBoostError as error:
         raise ArtifactError(
-            f"{folder / 'trees.json'} is not readable as xgboost's trees ({str(error).splitlines()[0]}); fit again"
+            f"{folder / 'trees.json'} is not readable as xgboost's trees "
+            f"({str(error).splitlines()[0]}); fit again"
         ) from error
     return Boosted(trees, Line(**content["line"]), np.array(content["background"]))
 

@@ -1,9 +1,11 @@
-"""Squared gradients times squared weight errors: the diagonal of the Gauss-Newton matrix, as mixed-precision tools do it; a baseline.
+"""Squared gradients times squared weight errors: the diagonal of the Gauss-Newton matrix, as
+mixed-precision tools do it; a baseline.
 
-The loss is half the squared error of the output against targets drawn around the model's own output (so its Fisher information is J^T J);
-its gradients are those of the probes. ModelOpt and AutoRound take the gradients of a training loss on labelled data instead, which
-here nobody has. What is lost against probes: E[sum_i g_i^2 dw_i^2] instead of E[(sum_i g_i dw_i)^2], so the weights of a layer, and
-layers, are taken to err independently. Same magnitude as `noise`, same cost as probes.
+The loss is half the squared error of the output against targets drawn around the model's own output
+(so its Fisher information is J^T J); its gradients are those of the probes. ModelOpt and AutoRound
+take the gradients of a training loss on labelled data instead, which here nobody has. What is lost
+against probes: E[sum_i g_i^2 dw_i^2] instead of E[(sum_i g_i dw_i)^2], so the weights of a layer,
+and layers, are taken to err independently. Same magnitude as `noise`, same cost as probes.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ def plan(question: Question) -> str:
 
 
 def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[Answer]:
-    """An answer after every observation; a killed call goes on after the last whole step bin. Steps of a trajectory are added as if independent."""
+    """An answer after every observation; a killed call goes on after the last whole step bin. Steps
+    of a trajectory are added as if independent.
+    """
     contraction = Contraction(question, squared=True)
     rows: list[dict[str, Any]] = []
     if earlier is not None:

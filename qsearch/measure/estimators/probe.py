@@ -1,7 +1,9 @@
-"""Random sign vectors through the output: one backward prices every choice at every layer, and how choices add up (Hutchinson's estimator).
+"""Random sign vectors through the output: one backward prices every choice at every layer, and how
+choices add up (Hutchinson's estimator).
 
-To first order a choice moves the features f by J dz; for a random sign vector v, s = <d(v·f)/dz, dz> has the mean square |J dz|^2.
-The cost grows with neither layers nor choices: two passes a probe, metric and observation, and one for the forward that `ROUND` probes share.
+To first order a choice moves the features f by J dz; for a random sign vector v, s = <d(v·f)/dz,
+dz> has the mean square |J dz|^2. The cost grows with neither layers nor choices: two passes a
+probe, metric and observation, and one for the forward that `ROUND` probes share.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from ..gradients import Contraction
 from ..question import Answer, Part, Question, Round
 
 needs_calls = True
-#: probes that share a forward; all observations have theirs before the next round begins, so that work that was cut short is spread evenly
+#: probes that share a forward; all observations have theirs before the next round begins, so that
+#: work that was cut short is spread evenly
 ROUND = 8
 
 
@@ -33,7 +36,9 @@ def plan(question: Question) -> str:
 
 
 def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[Answer]:
-    """An answer after every round of probes of an observation. Rows as the sweep's; the standard error is over probes and samples."""
+    """An answer after every round of probes of an observation. Rows as the sweep's; the standard
+    error is over probes and samples.
+    """
     contraction = Contraction(question)
     shares = _empty(question, contraction)
     if earlier is not None and earlier.shares is not None:

@@ -1,4 +1,6 @@
-"""One layer at a time: change it, run the denoiser, compare. The slow twin that the fast estimators must agree with."""
+"""One layer at a time: change it, run the denoiser, compare. The slow twin that the fast estimators
+must agree with.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,9 @@ def plan(question: Question) -> str:
 def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[Answer]:
     """An answer for every (site, scheme) that `earlier` lacks: a row a step bin and metric.
 
-    The estimate is the squared distance of features to full precision over their scale, pooled over the samples of the bin; its standard error
-    is that of a ratio of means. The floor is what the same forward gives when only the batch is cut differently.
+    The estimate is the squared distance of features to full precision over their scale, pooled over
+    the samples of the bin; its standard error is that of a ratio of means. The floor is what the
+    same forward gives when only the batch is cut differently.
     """
     graph = question.graph
     rows: list[dict[str, Any]] = []
@@ -56,7 +59,8 @@ def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[A
                     for metric, (value, error) in _compared(parts).items():
                         if not math.isfinite(value):
                             raise QSearchError(
-                                f"the output is not finite with {site} at {scheme} in step bin {step}"
+                                f"the output is not finite with {site} at {scheme} in "
+                                f"step bin {step}"
                             )
                         row = {
                             "site": site,

@@ -47,7 +47,8 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
     if outcome.pictures.ndim != 5 or outcome.pictures.shape[1] < 2:
         shape = " x ".join(map(str, outcome.pictures.shape))
         raise QSearchError(
-            f"flow compares neighbouring frames, [N, T, 3, H, W] with T of 2 or more; given {shape}: leave flow out"
+            "flow compares neighbouring frames, [N, T, 3, H, W] with T of 2 or more; "
+            f"given {shape}: leave flow out"
         )
     frames = ((outcome.pictures.clamp(-1, 1) + 1) * 127.5).round().byte()
     clips = frames.permute(0, 1, 3, 4, 2).cpu().numpy()

@@ -57,7 +57,8 @@ def frechet(pictures: Tensor) -> float:
     _check_shape(tuple(pictures.shape[-3:]))
     if len(pictures) < 2:
         raise QSearchError(
-            "a Fréchet distance needs two pictures, and three for its error bar; evaluate more samples, or leave the metric out"
+            "a Fréchet distance needs two pictures, and three for its error bar; "
+            "evaluate more samples, or leave the metric out"
         )
     moving = pictures.ndim == 5
     if moving:

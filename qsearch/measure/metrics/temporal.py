@@ -54,6 +54,7 @@ def differences(latents: Tensor, channels: int) -> Tensor:
     if latents.ndim != 5 or channels not in latents.shape[1:3]:
         shape = " x ".join(map(str, latents.shape))
         raise QSearchError(
-            f"temporal needs a video's latents, [N, C, T, h, w] or [N, T, C, h, w] with {channels} channels; given {shape}: leave temporal out"
+            "temporal needs a video's latents, [N, C, T, h, w] or [N, T, C, h, w] with "
+            f"{channels} channels; given {shape}: leave temporal out"
         )
     return latents.diff(dim=2 if latents.shape[1] == channels else 1).flatten(1)
