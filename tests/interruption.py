@@ -273,7 +273,7 @@ def moments(shell: Shell, ready: Path, verb: str, count: int, how: signal.Signal
     while len(cut) < count and len(ended) < _PATIENCE * count:
         length = min([whole.seconds, *(end.seconds for end in ended)])  # other work made it longer
         found = shell.interrupted(typed, dice.uniform(0.0, length), how, cold=cold)
-        if found.cut:
+        if found.cut and found.code != 0:  # else it ended before it heard of it
             cut.append(found)
             continue
         compare(found)
