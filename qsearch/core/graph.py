@@ -130,12 +130,16 @@ class Block:
 class OpGraph:
     """A denoiser's graph, or that of several components of a pipeline.
 
-    Attributes: model: its name for people. layers: with a weight that a plan may quantize. ops:
-        operations of one call. edges: (operation, operation that reads it). blocks: repeated
-        modules. source: how it was read ("export", or "hooks" where export refused). components:
-        their names, with which the names of layers begin; none of a single denoiser. spans:
-        component -> (first, last + 1, all) of the sampler steps in which it runs; (0, 0, all)
-            of one that runs outside of them.
+    Attributes:
+        model: its name for people.
+        layers: with a weight that a plan may quantize.
+        ops: operations of one call.
+        edges: (operation, operation that reads it).
+        blocks: repeated modules.
+        source: how it was read ("export", or "hooks" where export refused).
+        components: their names, with which the names of layers begin; none of a single denoiser.
+        spans: component -> (first, last + 1, all) of the sampler steps in which it runs; (0, 0,
+            all) of one that runs outside of them.
     """
 
     model: str

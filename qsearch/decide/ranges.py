@@ -28,10 +28,11 @@ SHARES = ("weights", "none")
 class Ranges:
     """How a plan may differ between ranges of sampler steps.
 
-    Attributes: steps: the ranges. values: layer -> scheme -> what each range adds to the loss of
-        all steps. options: layer -> its choices over the ranges, where they are spelt out; their
-        losses then stand by `label` among the values
-            of all steps.
+    Attributes:
+        steps: the ranges.
+        values: layer -> scheme -> what each range adds to the loss of all steps.
+        options: layer -> its choices over the ranges, where they are spelt out; their losses then
+            stand by `label` among the values of all steps.
         share: "weights" where a layer has one stored weight for all ranges and its input may
             differ, "none" where each range may store its own.
     """
@@ -54,8 +55,11 @@ class Ranges:
         """Every choice over the ranges that `schemes` make, one for all of them first; of those
         that are spelt out, the same.
 
-        Args: schemes: what the layer may have. layer: its name. active: the ranges in which its
-            component runs, all when left out; the others go with the nearest of them.
+        Args:
+            schemes: what the layer may have.
+            layer: its name.
+            active: the ranges in which its component runs, all when left out; the others go with
+                the nearest of them.
         """
         made: list[Choice] = list(schemes)
         if self.options is not None:
@@ -107,8 +111,9 @@ def ranges_of(
     """The ranges with what each adds to the loss, by the step bins (or the sampler steps of a
     trajectory) of a table.
 
-    Raises: QSearchError: an objective that is no sum over the steps, or a range without a bin of
-        its own.
+    Raises:
+        QSearchError: an objective that is no sum over the steps, or a range without a bin of its
+            own.
     """
     steps = counted(steps, table)
     if len(steps) == 1:

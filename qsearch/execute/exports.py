@@ -144,10 +144,14 @@ def export(
 ) -> list[Path]:
     """Write `plan` as what the tool `to` loads, into `folder`.
 
-    Args: plan: the plan. graph: the model's graph. source: diffusers folder of the pipeline that
-        the plan is for. to: one of `qsearch list exporters`. folder: to be made; of a graph of
-        several components it holds a folder for each. One that the tool
-            doesn't take lies there unquantized, where the plan keeps it or `nearest` allows that.
+    Args:
+        plan: the plan.
+        graph: the model's graph.
+        source: diffusers folder of the pipeline that the plan is for.
+        to: one of `qsearch list exporters`.
+        folder: to be made; of a graph of several components it holds a folder for each. One that
+            the tool doesn't take lies there unquantized, where the plan keeps it or `nearest`
+            allows that.
         options: rounding, calibration and the like.
         named: fields of the options by their names, e.g. `nearest=True`.
 
@@ -278,8 +282,9 @@ def _check(plan: Plan, graph: OpGraph) -> None:
 def _one_range(plan: Plan, graph: OpGraph, plugin: AbstractExporter, to: str) -> Plan:
     """The plan of the range in the middle of the sampler.
 
-    Raises: QSearchError: the plan says what no file of the tool can: something of an attention, or
-        several ranges of steps.
+    Raises:
+        QSearchError: the plan says what no file of the tool can: something of an attention, or
+            several ranges of steps.
     """
     if plan.sites:
         site = next(iter(plan.sites))

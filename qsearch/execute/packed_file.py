@@ -92,8 +92,9 @@ def pack(
     Returns:
         How many layers were packed.
 
-    Raises: QSearchError: a plan over ranges of steps, or of attention, or a weight of several
-        layers: these are packed in memory.
+    Raises:
+        QSearchError: a plan over ranges of steps, or of attention, or a weight of several layers:
+            these are packed in memory.
     """
     weights = weights or QuantizedWeights(model, graph)
     chosen = {name: held for name, held in plan.weights.items() if held != (KEEP,)}

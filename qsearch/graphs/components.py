@@ -25,10 +25,10 @@ class Components(nn.Module):
     """Models of one pipeline by their component's name; a call belongs to one of them, and goes
     there.
 
-    Attributes: examples: component -> arguments of its call, of one that was recorded last. spans:
-        component -> (first, last + 1, all) of the sampler steps in which it was heard; (0, 0, all)
-        of
-            one that runs before or after them.
+    Attributes:
+        examples: component -> arguments of its call, of one that was recorded last.
+        spans: component -> (first, last + 1, all) of the sampler steps in which it was heard; (0,
+            0, all) of one that runs before or after them.
     """
 
     def __init__(self, parts: Mapping[str, nn.Module]) -> None:

@@ -41,13 +41,18 @@ def calibrate(
     """Layer name -> its inputs on `calls`, for `layers` or for all that can be quantized. Leaves
     the model as it was.
 
-    Args: model: the denoiser, or the container of several components. graph: its graph. calls:
-        recorded calls. layers: names of those that are looked at; all that can be quantized when
-        left out. moments: whether second moments are kept. some: leave out layers that none of the
-        calls runs (another component's); else they are an error.
+    Args:
+        model: the denoiser, or the container of several components.
+        graph: its graph.
+        calls: recorded calls.
+        layers: names of those that are looked at; all that can be quantized when left out.
+        moments: whether second moments are kept.
+        some: leave out layers that none of the calls runs (another component's); else they are an
+            error.
 
-    Raises: QSearchError: no call is given, a layer is unknown or run by none of the calls, or
-        inputs are not finite.
+    Raises:
+        QSearchError: no call is given, a layer is unknown or run by none of the calls, or inputs
+            are not finite.
     """
     wanted = (
         [graph.layer(name) for name in layers] if layers is not None else list(graph.quantizable)

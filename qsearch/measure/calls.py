@@ -145,8 +145,9 @@ def forward(model: nn.Module, call: Call) -> Tensor:
 
     The model is in evaluation mode, runs eagerly, and its clock stands at the call's step.
 
-    Raises: QSearchError: the call belongs to a component that the model does not have, or nothing
-        that it returns is a tensor.
+    Raises:
+        QSearchError: the call belongs to a component that the model does not have, or nothing that
+            it returns is a tensor.
     """
     part = component(model, call)
     entry = model.entry(call.component) if isinstance(model, Components) else "forward"

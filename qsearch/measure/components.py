@@ -72,9 +72,11 @@ def model_of(pipe: Any, names: Sequence[str] = ()) -> nn.Module:
     """The pipeline's denoiser; where there are several, one module that holds them, the same at
     every question.
 
-    Args: pipe: a diffusers pipeline. names: components that are asked for (`OpGraph.components`),
-        such as transformer, text_encoder and vae; the
-            denoisers when left out. Of a pipeline's only denoiser the model is that itself.
+    Args:
+        pipe: a diffusers pipeline.
+        names: components that are asked for (`OpGraph.components`), such as transformer,
+            text_encoder and vae; the denoisers when left out. Of a pipeline's only denoiser the
+            model is that itself.
 
     Raises:
         QSearchError: the pipeline has no denoiser, or lacks a component.

@@ -44,11 +44,15 @@ FOLDS = 8
 class Outcome:
     """What one plan makes.
 
-    Attributes: prompts: what was sampled. latents: final latents [N, ...]. pictures: [N, 3, H, W],
-        or frames [N, T, 3, H, W], in [-1, 1]; [N, 0] where the pipeline makes none. outputs: the
-        denoiser's outputs on the recorded calls. channels: of the latents; 0 where not known. real:
-        of full precision's outcome, a folder of real pictures that sets of pictures are compared
-        with.
+    Attributes:
+        prompts: what was sampled.
+        latents: final latents [N, ...].
+        pictures: [N, 3, H, W], or frames [N, T, 3, H, W], in [-1, 1]; [N, 0] where the pipeline
+            makes none.
+        outputs: the denoiser's outputs on the recorded calls.
+        channels: of the latents; 0 where not known.
+        real: of full precision's outcome, a folder of real pictures that sets of pictures are
+            compared with.
     """
 
     prompts: Prompts

@@ -140,8 +140,9 @@ def _streamed(
     """The models of a saved pipeline without their weights, which come a block at a time; those
     that can't be streamed are left out.
 
-    Raises: QSearchError: a type that is stored and not computed in, or a denoiser whose files
-        aren't those of its model.
+    Raises:
+        QSearchError: a type that is stored and not computed in, or a denoiser whose files aren't
+            those of its model.
     """
     computed, stored = TYPES[dtype]
     if stored is not None:

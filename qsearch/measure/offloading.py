@@ -30,8 +30,11 @@ _SHARE = 0.9
 class Offload:
     """What was chosen.
 
-    Attributes: kind: none, block or disk. bytes: memory that the weights, gradients and quantized
-        weights take, about; activations come on top. why: in words.
+    Attributes:
+        kind: none, block or disk.
+        bytes: memory that the weights, gradients and quantized weights take, about; activations
+            come on top.
+        why: in words.
     """
 
     kind: str

@@ -64,10 +64,13 @@ class QuantizedWeights:
     """The simulated weights of a model's layers, computed once for each (layer, scheme, range of
     steps) and kept.
 
-    Args: model: the denoiser. graph: its graph. calibration: what goes into the layers, from
-        `calibrate`; wanted by methods, static ranges and transforms that go by it. ranges: the same
-        for each range of steps, where a plan has choices that are fitted by range. drifts: what
-        calibration chose for attentions that are fitted (`attentions.fit_drifts`).
+    Args:
+        model: the denoiser.
+        graph: its graph.
+        calibration: what goes into the layers, from `calibrate`; wanted by methods, static ranges
+            and transforms that go by it.
+        ranges: the same for each range of steps, where a plan has choices that are fitted by range.
+        drifts: what calibration chose for attentions that are fitted (`attentions.fit_drifts`).
 
     `calibrated_weights` makes what given schemes need, `weights_for` what a plan needs.
     """
@@ -222,9 +225,10 @@ def weights_for(
     """`QuantizedWeights` that can carry out several plans, whose ranges of steps are the same where
     they are fitted by range.
 
-    Raises: QSearchError: a choice asks for calibration and no call is given, a range of steps has
-        no call, or two plans cut the steps in
-            two ways and both have choices that are fitted by range.
+    Raises:
+        QSearchError: a choice asks for calibration and no call is given, a range of steps has no
+            call, or two plans cut the steps in two ways and both have choices that are fitted by
+            range.
     """
     plans = list(plans)
     whole: dict[str, list[Scheme]] = {}
@@ -299,8 +303,9 @@ def _recorded(
 def weight_of(model: nn.Module, layer: str) -> nn.Parameter:
     """The weight parameter of a layer.
 
-    Raises: QSearchError: the model has no such layer; its weight is not there between calls, or is
-        cast for each.
+    Raises:
+        QSearchError: the model has no such layer; its weight is not there between calls, or is cast
+            for each.
     """
     try:
         weight = model.get_submodule(layer).weight

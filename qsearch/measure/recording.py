@@ -139,20 +139,26 @@ def record(
     """The denoisers' calls in the middle of each of `bins` equal ranges of sampler steps, all of
     the middle step.
 
-    Args: pipe: a diffusers pipeline in full precision. prompts: what is sampled. sampling: how.
+    Args:
+        pipe: a diffusers pipeline in full precision.
+        prompts: what is sampled.
+        sampling: how.
         bins: ranges of equal length. A component that runs in the middle of none gets its own
-        middle step besides; of more
-            bins than steps, where a step has several calls, every step is one.
+            middle step besides; of more bins than steps, where a step has several calls, every step
+            is one.
         batch: samples at a time; each bin has calls for each part of the samples then. All at once
             when left out.
         components: whose calls are wanted (`OpGraph.components`), text encoders and a VAE too; the
             denoisers' when left out.
 
-    Returns: Calls ordered by step; those of one step belong to one bin. Those of text encoders come
+    Returns:
+        Calls ordered by step; those of one step belong to one bin. Those of text encoders come
         first, of a VAE last.
 
-    Raises: NoCallsError: no denoiser was called where hooks hear it. QSearchError: more bins than
-        sampler steps; another component was not called where hooks hear it.
+    Raises:
+        NoCallsError: no denoiser was called where hooks hear it.
+        QSearchError: more bins than sampler steps; another component was not called where hooks
+            hear it.
     """
     ends, model = [0], model_of(pipe, components)
     several = isinstance(model, Components)

@@ -209,14 +209,18 @@ def simulate(
 
     Gradients flow as before, straight through what is rounded.
 
-    Args: model: the denoiser (or the container of several components, as `model_of` makes it for
-        `graph.components`). plan: a plan, or site -> scheme for some of the sites (the others are
-        kept). graph: the model's graph. weights: shares quantized weights between calls, and holds
-        the calibration that some schemes need. Everything is made
-            before anything is exchanged, so that what a layer gets does not depend on the others.
+    Args:
+        model: the denoiser (or the container of several components, as `model_of` makes it for
+            `graph.components`).
+        plan: a plan, or site -> scheme for some of the sites (the others are kept).
+        graph: the model's graph.
+        weights: shares quantized weights between calls, and holds the calibration that some schemes
+            need. Everything is made before anything is exchanged, so that what a layer gets does
+            not depend on the others.
 
-    Raises: QSearchError: a plan of another graph, an unknown site, calibration that is wanted and
-        missing.
+    Raises:
+        QSearchError: a plan of another graph, an unknown site, calibration that is wanted and
+            missing.
     """
     if isinstance(plan, Plan) and plan.graph != graph.id:
         raise QSearchError(

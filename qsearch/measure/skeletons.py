@@ -41,8 +41,10 @@ def empty_component(folder: Path, name: str, dtype: torch.dtype = torch.float32)
 def skeleton(folder: Path, components: Sequence[str] = ()) -> nn.Module:
     """The denoiser of a saved diffusers pipeline: parameters on the meta device, in `eval()` mode.
 
-    Args: folder: of the pipeline. components: `OpGraph.components`, of a graph that has several;
-        the model is a `Components` of them then.
+    Args:
+        folder: of the pipeline.
+        components: `OpGraph.components`, of a graph that has several; the model is a `Components`
+            of them then.
 
     Raises:
         QSearchError: the folder has no such component, or one of a class that is not known here.

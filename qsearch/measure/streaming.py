@@ -45,12 +45,16 @@ class AbstractWatcher(Protocol):
 class Stream:
     """The weights of one model, a unit at a time.
 
-    Args: model: with parameters on the meta device (`skeletons.skeleton`); its parameters are
-        replaced. source: where weights come from. device: where it computes. dtype: type of its
-        weights while they are there; what its class keeps in fp32 stays so. largest: bytes that a
-        unit may take; a share of the model when left out. hold: keep weights in RAM once they are
-        read, beside a GPU. remembers: keep what the model makes of inputs that it has seen, as text
-        encoders do of prompts.
+    Args:
+        model: with parameters on the meta device (`skeletons.skeleton`); its parameters are
+            replaced.
+        source: where weights come from.
+        device: where it computes.
+        dtype: type of its weights while they are there; what its class keeps in fp32 stays so.
+        largest: bytes that a unit may take; a share of the model when left out.
+        hold: keep weights in RAM once they are read, beside a GPU.
+        remembers: keep what the model makes of inputs that it has seen, as text encoders do of
+            prompts.
 
     Raises:
         QSearchError: a parameter that the source lacks.
@@ -119,8 +123,9 @@ class Stream:
         """Inside, gradients that reach a call of the model wait; at the end they go through it
         together, unit by unit.
 
-        Args: now: told the number of a gradient, in the order in which they came, before each part
-            of its way.
+        Args:
+            now: told the number of a gradient, in the order in which they came, before each part of
+                its way.
         """
         before, self._gathered = self._gathered, []
         try:

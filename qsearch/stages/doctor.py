@@ -66,12 +66,13 @@ def doctor(folder: Path = Path(), run: Run | None = None) -> Diagnosis:
         folder: where runs are to lie; the disk is looked at there.
         run: of a model.
 
-    Returns: Versions, devices, the CPU's products, free memory and disk; passes, memory and time of
-        each verb.
+    Returns:
+        Versions, devices, the CPU's products, free memory and disk; passes, memory and time of each
+        verb.
 
-    Raises: QSearchError: `QSEARCH_PRODUCTS` names no product; the model can't be read, or one block
-        of it at a time
-            takes more memory than is free.
+    Raises:
+        QSearchError: `QSEARCH_PRODUCTS` names no product; the model can't be read, or one block of
+            it at a time takes more memory than is free.
     """
     from ..execute.slower import products_here
 

@@ -146,8 +146,9 @@ def plan_by_hand(
         layers: pattern -> a scheme, or one for each range of steps.
         steps: the ranges.
 
-    Raises: QSearchError: a layer that no pattern matches, a list of another length than there are
-        ranges.
+    Raises:
+        QSearchError: a layer that no pattern matches, a list of another length than there are
+            ranges.
     """
     chosen = _matched(graph, layers)
     for layer in graph.quantizable:

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 def quick(run: Run, graph: OpGraph) -> Plan:
     """The best plan by a guess, in plan.json.
 
-    Args: run: the run; `config.allocate` says what is asked, `config.profile.schemes` what layers
-        may have. graph: the model's graph.
+    Args:
+        run: the run; `config.allocate` says what is asked, `config.profile.schemes` what layers may
+            have.
+        graph: the model's graph.
 
     Returns:
         The plan.
