@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.artifacts import versions
-from . import painters, recipes
+from . import painters, recipes, video_painters
 
 EMA_DECAY = 0.999
 
@@ -185,6 +185,8 @@ def main(argv: list[str] | None = None) -> None:
     recipe = recipes.RECIPES[options.name]
     device = torch.device(options.device)
     torch.manual_seed(options.seed)
+    if options.warm is not None and options.name == "scenes-video":
+        video_painters.begin_from(options.runs, options.warm)
     module, loss, export = recipe.make(options.runs, device, options.batch or recipe.batch)
     if options.warm is not None:
         if options.name in recipes.ECAR:

@@ -8,6 +8,7 @@ learnt at an eighth of the price.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -256,9 +257,35 @@ def make_video_painter(
     return painter, loss, export
 
 
+def _vae(runs: Path) -> Any:
+    """The trained VAE, without the path that it was read from, which its file would name."""
+    from diffusers import AutoencoderKLWan
+
+    vae = AutoencoderKLWan.from_pretrained(runs / "video-vae" / "vae")
+    vae.register_to_config(_name_or_path="")
+    return vae
+
+
+def begin_from(runs: Path, folder: Path) -> None:
+    """Put the VAE and the text encoder of a saved pipeline where a training looks for them, where
+    `runs` has none: clips go on from shipped weights (`--warm`) without training both anew.
+    """
+    from safetensors.torch import load_file
+
+    vae, text = runs / "video-vae" / "vae", runs / "scenes-video-text" / "text_encoder.pt"
+    if not vae.exists():
+        shutil.copytree(folder / "vae", vae)
+    if not text.exists():
+        text.parent.mkdir(parents=True, exist_ok=True)
+        encoder = new_video_text_encoder()
+        held = load_file(folder / "text_encoder" / "model.safetensors")
+        encoder.load_state_dict(held, strict=False)
+        torch.save(encoder.state_dict(), text)
+
+
 def write_video_pipeline(average: Any, runs: Path, target: Path, folder: Path) -> None:
     """Save a WanPipeline of the averaged painter, VAE and text encoder, and their records."""
-    from diffusers import AutoencoderKLWan, WanPipeline
+    from diffusers import WanPipeline
 
     average = average.cpu()
     denoiser = new_video_denoiser()  # with the ordinary processors
@@ -269,7 +296,7 @@ def write_video_pipeline(average: Any, runs: Path, target: Path, folder: Path) -
         tokenizer=new_tokenizer(False, vocabulary()),
         text_encoder=average.text_encoder.float(),
         transformer=denoiser.half(),
-        vae=AutoencoderKLWan.from_pretrained(runs / "video-vae" / "vae").half(),
+        vae=_vae(runs).half(),
         scheduler=new_video_scheduler(),
     )
     pipe.save_pretrained(target)
@@ -279,7 +306,8 @@ def write_video_pipeline(average: Any, runs: Path, target: Path, folder: Path) -
         (runs / "video-vae", target / "vae"),
         (runs / "scenes-video-text", target / "text_encoder"),
     ):
-        keep_records(source, place)
+        if (source / "loss.csv").exists():  # begun from shipped weights, it was not trained here
+            keep_records(source, place)
     # A training that may go on is exported on its way: the record says how far it had come.
     record = json.loads((target / "recipe.json").read_text(encoding="utf-8"))
     last = (folder / "loss.csv").read_text(encoding="utf-8").splitlines()[-1]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from qsearch import zoo
 from qsearch.zoo import painters, train, video_painters, video_reader, video_vae
 from qsearch.zoo.moving_scenes import (
     FRAMES,
@@ -170,3 +172,28 @@ def test_a_denoiser_s_training_leaves_the_text_encoder_alone(tmp_path: Path) -> 
     moved = {k for k, v in painter.state_dict().items() if not torch.equal(v, before[k])}
     assert not any(k.startswith("text_encoder") for k in moved)
     assert {"head.weight", "denoiser.proj_out.weight", "denoiser.patch_embedding.weight"} <= moved
+
+
+def test_clips_go_on_from_a_saved_pipeline_without_its_runs(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKLWan, WanPipeline
+
+    shipped = WanPipeline.from_pretrained(zoo.folder("scenes-video"))
+    video_painters.begin_from(tmp_path, zoo.folder("scenes-video"))
+
+    vae = AutoencoderKLWan.from_pretrained(tmp_path / "video-vae" / "vae")
+    torch.testing.assert_close(vae.state_dict(), shipped.vae.state_dict())
+    painter = video_painters.VideoPainter()
+    held = torch.load(tmp_path / "scenes-video-text" / "text_encoder.pt", weights_only=True)
+    painter.text_encoder.load_state_dict(held)
+    painters.warm_start(painter, zoo.folder("scenes-video"))
+    wanted = shipped.transformer.state_dict()
+    torch.testing.assert_close(painter.denoiser.state_dict(), wanted)
+    text = torch.tensor([[3, 5, 1]])
+    same = painter.text_encoder.float().eval()(text)[0]
+    torch.testing.assert_close(same, shipped.text_encoder.float().eval()(text)[0])
+
+
+def test_no_file_of_the_zoo_names_a_folder_of_the_machine_that_made_it() -> None:
+    for path in Path(zoo.__file__).parent.rglob("*.json"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r'"(/home|/root|/tmp|/work|/Users)/', text), path
