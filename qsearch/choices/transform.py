@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from ..core.errors import QSearchError
 from ..core.words import TransformWord
 
 if TYPE_CHECKING:
@@ -145,8 +146,14 @@ class AbstractPackedStep:
 
     def stored_weight(self, weight: Tensor) -> Tensor:
         """Inverse of `restore_weight`, for a weight that takes the place of the stored one (an
-        adapter that is fused). Raises `QSearchError` where more than the weight would change.
+        adapter that is fused). Raises `QSearchError` where more than the weight would change, and
+        where a plug-in says how a weight is read and not how another is stored.
         """
+        if type(self).restore_weight is not AbstractPackedStep.restore_weight:
+            raise QSearchError(
+                f"{type(self).__name__} has no `stored_weight`, the inverse of its "
+                "`restore_weight`: a packed layer with it takes no other weight"
+            )
         return weight
 
     def output(self, y: Tensor, x: Tensor) -> Tensor:
