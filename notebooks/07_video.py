@@ -38,7 +38,12 @@ settings = {
     "model": MODEL,
     "folder": Path("runs") / f"{Path(MODEL).name}-clips",
     "profile": config.profile.model_copy(
-        update={"schemes": ("uint3-c", "uint4-c", "uint8-c"), "metrics": METRICS, "samples": 2}
+        update={
+            "schemes": ("uint3-c", "uint4-c", "uint8-c"),
+            "metrics": METRICS,
+            "samples": 2,
+            "bins": 1,
+        }
     ),
 }
 run = Run(config.model_copy(update=settings))
