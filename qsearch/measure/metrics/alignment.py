@@ -71,9 +71,9 @@ def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
             (len(pictures),), 2.0, dtype=torch.float64, device=pictures.device
         )
     if pictures.ndim == 5:
-        read = _video_judge(pictures.device)(video_judge.as_clips(pictures))
+        read = clip_judge(pictures.device)(video_judge.as_clips(pictures))
         return read_roots({k: v for k, v in read.items() if k not in (*OF_MOTION, "places")})
-    return read_roots(_judge(pictures.device)(pictures))
+    return read_roots(picture_judge(pictures.device)(pictures))
 
 
 def read_roots(read: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -88,10 +88,12 @@ def read_roots(read: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 @cache
-def _judge(device: torch.device) -> judge.Judge:
-    return judge.load_judge().to(device)
+def clip_judge(device: torch.device) -> video_judge.VideoJudge:
+    """The judge of the zoo's clips on a device, loaded once for all metrics that ask it."""
+    return video_judge.load_video_judge().to(device)
 
 
 @cache
-def _video_judge(device: torch.device) -> video_judge.VideoJudge:
-    return video_judge.load_video_judge().to(device)
+def picture_judge(device: torch.device) -> judge.Judge:
+    """The judge of the zoo's pictures on a device, likewise."""
+    return judge.load_judge().to(device)

@@ -15,6 +15,7 @@ from ...zoo import judge, moving_scenes, scenes, video_judge
 from ..clean import Clean
 from ..evaluation import Outcome
 from ..pipelines import Prompts
+from .alignment import clip_judge, picture_judge
 
 higher_is_better = False
 title = "Fréchet distance"
@@ -111,13 +112,7 @@ def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
     pictures, own = made.pictures, reference.pictures.detach()
     _check_shape(tuple(pictures.shape[-3:]))
     moving = pictures.ndim == 5
-    network = _judge(pictures.device, moving)
+    network = (clip_judge if moving else picture_judge)(pictures.device)
     if moving:
         pictures, own = video_judge.as_clips(pictures), video_judge.as_clips(own)
     return network.embed(pictures), network.embed(own).double().square().sum(1)
-
-
-@cache
-def _judge(device: torch.device, moving: bool) -> judge.Judge | video_judge.VideoJudge:
-    network = video_judge.load_video_judge() if moving else judge.load_judge()
-    return network.to(device)

@@ -4,8 +4,6 @@ the zoo's clips.
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,7 @@ from ...zoo.moving_scenes import OF_MOTION
 from ..clean import Clean
 from ..evaluation import Outcome
 from ..pipelines import Prompts
-from .alignment import read_roots
+from .alignment import clip_judge, read_roots
 
 higher_is_better = True
 title = "motion as the caption says"
@@ -52,10 +50,5 @@ def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
     """Square roots of the probabilities of the judge's answers about motion: the squared distance
     over the number of answers is twice Hellinger's.
     """
-    read = _judge(made.pictures.device)(video_judge.as_clips(made.pictures))
+    read = clip_judge(made.pictures.device)(video_judge.as_clips(made.pictures))
     return read_roots({k: v for k, v in read.items() if k in OF_MOTION})
-
-
-@cache
-def _judge(device: torch.device) -> video_judge.VideoJudge:
-    return video_judge.load_video_judge().to(device)
