@@ -8,7 +8,7 @@ import itertools
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,18 @@ def _seeds() -> None:
     random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """One small Ray on this machine for all tests of a file."""
+    ray = pytest.importorskip("ray")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    small = {"num_cpus": 2, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+    ray.init("local", log_to_driver=False, logging_level="error", **small)
+    yield
+    ray.shutdown()
 
 
 def make_graph(model: str = "tiny", width: int = 24) -> OpGraph:

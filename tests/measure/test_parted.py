@@ -4,8 +4,6 @@ digit.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,17 +51,6 @@ def folder(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def graph(pipe: Any) -> OpGraph:
     (call,) = record(pipe, scene_prompts(1, 0), SAMPLING, 1)
     return extract(pipe.unet, example_inputs(call, pipe.unet))
-
-
-@pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    ray = pytest.importorskip("ray")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    small = {"num_cpus": 2, "object_store_memory": 100 * 2**20, "include_dashboard": False}
-    ray.init("local", log_to_driver=False, logging_level="error", **small)
-    yield
-    ray.shutdown()
 
 
 def ways(quick: str) -> list[Any]:

@@ -56,13 +56,17 @@ def folder(made: Path, tmp_path: Path) -> Path:
     [
         ExecutorOptions(executor="local"),
         pytest.param(ExecutorOptions(executor="pool", workers=2), marks=pytest.mark.slow),
+        pytest.param(ExecutorOptions(executor="ray", workers=2), marks=pytest.mark.slow),
     ],
-    ids=["local", "pool"],
+    ids=["local", "pool", "ray"],
 )
 @pytest.mark.parametrize("kind", ["ridge", "xgboost"])
+@pytest.mark.filterwarnings("ignore")  # of Ray, in its own threads
 def test_folds_are_predicted_the_same_whoever_does_them(
-    folder: Path, kind: str, by: ExecutorOptions
+    folder: Path, kind: str, by: ExecutorOptions, request: pytest.FixtureRequest
 ) -> None:
+    if by.executor == "ray":
+        request.getfixturevalue("ray_here")
     run = Run(config.load(folder / "config.yaml"))
     asked = FitSettings(metrics=("sqnr",), surrogate=kind)
 
