@@ -27,7 +27,8 @@ ROOMS = {
 }
 _HEAD = """# The house
 
-Every module with its caption (the first paragraph of its docstring), rooms from the roof down: a room imports from those below it.
+Every module with its caption (the first paragraph of its docstring), rooms from the roof down: a
+room imports from those below it.
 This page is made by `python docs/house.py`.
 """
 

@@ -14,7 +14,10 @@ from site_pages.costs import costs  # beside this file
 from site_pages.markdown import table
 from site_pages.tables import rows_of
 
-_COLUMNS = "model; plan; stored bits; output_sqnr as output SQNR, dB; sqnr as final latent SQNR, dB; ssim as SSIM; alignment"
+_COLUMNS = (
+    "model; plan; stored bits; output_sqnr as output SQNR, dB; sqnr as final latent SQNR, dB; ssim "
+    "as SSIM; alignment"
+)
 _BLOCK = re.compile(r"(<!-- made by docs/readme.py: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

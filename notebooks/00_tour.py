@@ -13,9 +13,11 @@
 #
 # ![Full precision, uniform 4 bits, our plan, and a random one](pictures/tour.png)
 #
-# The rows are one denoiser four times, with the same captions and the same noise: in full precision, with every layer at 4 bits, with the bits where they
-# are needed, and with as many bits at random. Below, each step from the model to that picture is one function. What it makes lies in a folder,
-# and is not made twice. This notebook takes a minute on a laptop; the others look closer at its steps.
+# The rows are one denoiser four times, with the same captions and the same noise: in full
+# precision, with every layer at 4 bits, with the bits where they are needed, and with as many bits
+# at random. Below, each step from the model to that picture is one function. What it makes lies in
+# a folder, and is not made twice. This notebook takes a minute on a laptop; the others look closer
+# at its steps.
 
 # %%
 # %matplotlib inline
@@ -56,7 +58,8 @@ pd.Series(
 
 # %% [markdown]
 # ## Price every choice at every layer
-# One backward pass prices all of them at once (`02_sensitivity`). A box holds the layers of one role; on the left is what must not be touched.
+# One backward pass prices all of them at once (`02_sensitivity`). A box holds the layers of one
+# role; on the left is what must not be touched.
 
 # %%
 from qsearch.report.boxes import draw_role_boxes, role_boxes
@@ -66,7 +69,8 @@ draw_role_boxes(role_boxes({MODEL: (graph, table)}, "uint4-c"))
 
 # %% [markdown]
 # ## Choose
-# The best plan within 4 stored bits a weight, scales and zero points counted, by an exact solver (`04_allocate`).
+# The best plan within 4 stored bits a weight, scales and zero points counted, by an exact solver
+# (`04_allocate`).
 
 # %%
 from qsearch.report.drawing import draw_layer_bits
@@ -77,7 +81,8 @@ draw_layer_bits(layer_bits(graph, plan))
 
 # %% [markdown]
 # ## Measure before you believe it
-# Mean and standard error of each metric; `sqnr` is in dB above the noise of the final latents, more is better.
+# Mean and standard error of each metric; `sqnr` is in dB above the noise of the final latents, more
+# is better.
 
 # %%
 rows = evaluate(run, graph, plan)
@@ -91,7 +96,8 @@ pd.DataFrame(
 
 # %% [markdown]
 # ## Look
-# The first captions as they come, then the worst cases: where the plan differs most from full precision. `report.html` beside it has everything on one page.
+# The first captions as they come, then the worst cases: where the plan differs most from full
+# precision. `report.html` beside it has everything on one page.
 
 # %%
 report(run, graph, table, plan, rows)

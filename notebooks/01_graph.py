@@ -13,8 +13,9 @@
 #
 # ![The blocks of a U-Net, from input to output](pictures/graph.png)
 #
-# A denoiser is read once, with the inputs of one call, by `torch.export`: its layers with weights, the operations between them, and the blocks they form.
-# What repeats is drawn once; a dot is a condition (the timestep, the text) that a block reads.
+# A denoiser is read once, with the inputs of one call, by `torch.export`: its layers with weights,
+# the operations between them, and the blocks they form. What repeats is drawn once; a dot is a
+# condition (the timestep, the text) that a block reads.
 
 # %%
 # %matplotlib inline
@@ -54,8 +55,9 @@ draw(block_sketch(graph, block))
 
 # %% [markdown]
 # ## Roles
-# A role is what a layer is for, not what it is called, so that a rule learnt on one model can be asked of another. Small layers may compute a lot,
-# and large ones little: the two columns of shares are seldom alike.
+# A role is what a layer is for, not what it is called, so that a rule learnt on one model can be
+# asked of another. Small layers may compute a lot, and large ones little: the two columns of shares
+# are seldom alike.
 
 # %%
 layers = pd.DataFrame(
@@ -70,7 +72,8 @@ roles.assign(
 
 # %% [markdown]
 # ## Where the time goes, at best
-# A roofline: each operation takes as long as its arithmetic or its memory traffic, whichever is more. What waits for memory gains from fewer bits a weight.
+# A roofline: each operation takes as long as its arithmetic or its memory traffic, whichever is
+# more. What waits for memory gains from fewer bits a weight.
 
 # %%
 from qsearch.graphs import costs
@@ -88,4 +91,5 @@ pd.DataFrame(
 ).set_axis([s.kind for s in shares]).round(3)
 
 # %% [markdown]
-# On a terminal: `qsearch show runs/…/graph.json --svg whole.svg`, and `qsearch extract sdxl -o runs/sdxl` for the true shapes of a large model without its weights.
+# On a terminal: `qsearch show runs/…/graph.json --svg whole.svg`, and `qsearch extract sdxl -o
+# runs/sdxl` for the true shapes of a large model without its weights.

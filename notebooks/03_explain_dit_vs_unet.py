@@ -13,9 +13,10 @@
 #
 # ![Which kinds of layer make the noise, in a DiT and in a U-Net](pictures/dit_vs_unet.png)
 #
-# On the left every layer as a point, on the right the share of a uniform plan's noise that a family of layers makes, beside its share of the weights. Both
-# models put most of their noise into the few weights at their ends. Apart from those, the DiT is hurt through its feed-forward layers, the U-Net through
-# its convolutions; in both, attention to the text is the easiest to shrink.
+# On the left every layer as a point, on the right the share of a uniform plan's noise that a family
+# of layers makes, beside its share of the weights. Both models put most of their noise into the few
+# weights at their ends. Apart from those, the DiT is hurt through its feed-forward layers, the
+# U-Net through its convolutions; in both, attention to the text is the easiest to shrink.
 
 # %%
 # %matplotlib inline
@@ -46,8 +47,9 @@ draw_side_by_side(
 
 # %% [markdown]
 # ## What each layer adds to a plan's error
-# Errors of layers meet in the output and add up or cancel, so a layer's share depends on the others. Shapley values divide what they make together fairly. For
-# the model that the probes leave behind they have a closed form: no sampling, and the values add up to the prediction.
+# Errors of layers meet in the output and add up or cancel, so a layer's share depends on the
+# others. Shapley values divide what they make together fairly. For the model that the probes leave
+# behind they have a closed form: no sampling, and the values add up to the prediction.
 
 # %%
 from qsearch import explain
@@ -59,7 +61,8 @@ why = explain(graph, {"plan": plan}, tables=table, pairs=5)
 draw_contributions(contributions(graph, why, plan="plan", metric="noise", method="shapley"))
 
 # %% [markdown]
-# Do they add up? The difference is refused above a millionth of the range when the attribution is made; here it is:
+# Do they add up? The difference is refused above a millionth of the range when the attribution is
+# made; here it is:
 
 # %%
 layers = why.select(plan="plan", kind="layer")
@@ -67,7 +70,8 @@ layers["value"].sum() + layers["base"].iloc[0] - layers["prediction"].iloc[0]
 
 # %% [markdown]
 # ## Layers that help or hurt each other
-# A pair's value is what both together add beyond what each adds alone; below zero their errors cancel.
+# A pair's value is what both together add beyond what each adds alone; below zero their errors
+# cancel.
 
 # %%
 pairs = why.select(plan="plan", kind="pair")
@@ -77,7 +81,8 @@ pairs[pairs["other"] != pairs["name"]].groupby(["name", "other"])["value"].sum()
 
 # %% [markdown]
 # ## Many plans at once
-# The same for forty random plans: a dot is a plan, dark where the layer got few bits. One row with dots far to the right is a layer that no plan may starve.
+# The same for forty random plans: a dot is a plan, dark where the layer got few bits. One row with
+# dots far to the right is a layer that no plan may starve.
 
 # %%
 from qsearch import Budget
@@ -96,5 +101,6 @@ draw_beeswarm(
 )
 
 # %% [markdown]
-# What plans do to finished pictures is learnt from measured ones: `qsearch evaluate RUN --plans 64`, `qsearch fit RUN`, `qsearch explain RUN`; its
-# `attribution.parquet` feeds the same pictures, with features of plans in place of layers.
+# What plans do to finished pictures is learnt from measured ones: `qsearch evaluate RUN --plans
+# 64`, `qsearch fit RUN`, `qsearch explain RUN`; its `attribution.parquet` feeds the same pictures,
+# with features of plans in place of layers.

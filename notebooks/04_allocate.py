@@ -13,8 +13,9 @@
 #
 # ![Size against error: planned, uniform and measured](pictures/frontier.png)
 #
-# The line is the best plan at every size, by the sensitivities; squares give all layers one scheme; rings were measured. Everything here works from two small
-# files, `graph.json` and `sensitivity.parquet`: no model, no GPU.
+# The line is the best plan at every size, by the sensitivities; squares give all layers one scheme;
+# rings were measured. Everything here works from two small files, `graph.json` and
+# `sensitivity.parquet`: no model, no GPU.
 
 # %%
 # %matplotlib inline
@@ -50,7 +51,8 @@ draw_frontier(frontier_of(section, graph, table, make_frontier(section, graph, t
 
 # %% [markdown]
 # ## One plan
-# The solver says whether it is the best one, or how far from it at most. Costs are computed again by qsearch; a plan that breaks its budget is never returned.
+# The solver says whether it is the best one, or how far from it at most. Costs are computed again
+# by qsearch; a plan that breaks its budget is never returned.
 
 # %%
 from qsearch.report.drawing import draw_layer_bits
@@ -58,7 +60,8 @@ from qsearch.report.plots import layer_bits
 
 plan = allocate(graph, table, Budget(average_bits=4.0))
 print(
-    f"{plan.achieved.average_bits:.3f} stored bits a weight; {plan.solver.name}: {plan.solver.status}, predicted noise {plan.solver.objective:.3g}"
+    f"{plan.achieved.average_bits:.3f} stored bits a weight; {plan.solver.name}: "
+    f"{plan.solver.status}, predicted noise {plan.solver.objective:.3g}"
 )
 draw_layer_bits(layer_bits(graph, plan))
 
@@ -84,7 +87,8 @@ pd.DataFrame(
 
 # %% [markdown]
 # ## Wishes have a price
-# Queries, keys and values in one scheme, or fewer formats for a kernel's sake: each constraint costs some noise, and the solver says how much.
+# Queries, keys and values in one scheme, or fewer formats for a kernel's sake: each constraint
+# costs some noise, and the solver says how much.
 
 # %%
 wishes = {

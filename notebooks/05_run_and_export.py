@@ -13,8 +13,8 @@
 #
 # ![Stored bits of every layer of a plan](pictures/plan.png)
 #
-# A plan is a line for each layer. Here it becomes a model whose weights lie packed in memory, the same numbers as were measured, and files that other
-# tools load.
+# A plan is a line for each layer. Here it becomes a model whose weights lie packed in memory, the
+# same numbers as were measured, and files that other tools load.
 
 # %%
 # %matplotlib inline
@@ -49,7 +49,8 @@ draw_layer_bits(layer_bits(graph, plan))
 
 # %% [markdown]
 # ## Packed
-# `apply` replaces layers by packed ones. What they compute is what `simulate` computes, and what was measured.
+# `apply` replaces layers by packed ones. What they compute is what `simulate` computes, and what
+# was measured.
 
 # %%
 from qsearch.execute.runtime import apply, packed_layers
@@ -66,7 +67,8 @@ difference = (call_once(packed, call) - expected).abs().max() / expected.abs().m
 
 # %% [markdown]
 # ## What each tool can hold
-# Tools have formats of their own. What they lack is rounded to the nearest that they have, which is said beforehand, with the noise it adds.
+# Tools have formats of their own. What they lack is rounded to the nearest that they have, which is
+# said beforehand, with the noise it adds.
 
 # %%
 from qsearch.core import plugins
@@ -82,7 +84,8 @@ pd.DataFrame(
 
 # %% [markdown]
 # ## Export
-# Written, read back, and compared with the plan before it stands. A package that is not installed is named.
+# Written, read back, and compared with the plan before it stands. A package that is not installed
+# is named.
 
 # %%
 from qsearch import QSearchError
@@ -104,4 +107,5 @@ except QSearchError as missing:
 pd.Series({path.name: path.stat().st_size for path in written if path.is_file()}, dtype="int64")
 
 # %% [markdown]
-# On a terminal: `qsearch apply runs/…`, `qsearch export runs/… --to gguf --nearest`; the README has what to type in each tool.
+# On a terminal: `qsearch apply runs/…`, `qsearch export runs/… --to gguf --nearest`; the README has
+# what to type in each tool.

@@ -13,8 +13,9 @@
 #
 # ![Layers by ranges of steps, coloured by the bits of their inputs](pictures/steps.png)
 #
-# A layer has one stored weight here, and its input may be rounded to other bits early and late: that stores nothing more. Rows are ranges of the sampler's steps, the
-# noisiest first; the colour says how many bits a layer's input has there.
+# A layer has one stored weight here, and its input may be rounded to other bits early and late:
+# that stores nothing more. Rows are ranges of the sampler's steps, the noisiest first; the colour
+# says how many bits a layer's input has there.
 
 # %%
 # %matplotlib inline
@@ -44,7 +45,8 @@ run = Run(
 
 # %% [markdown]
 # ## What do the steps stand?
-# The table has a step bin for each half of the sampler. Noise in dB below the signal, median over layers: higher is better.
+# The table has a step bin for each half of the sampler. Noise in dB below the signal, median over
+# layers: higher is better.
 
 # %%
 import numpy as np
@@ -58,7 +60,8 @@ found.columns = [f"steps {name}" for name in ("early", "late")]
 
 # %% [markdown]
 # ## One plan for all steps, and one that differs
-# Both store the same 4-bit weights and have the same budget of bit operations: weight bits times input bits, summed over all products and steps.
+# Both store the same 4-bit weights and have the same budget of bit operations: weight bits times
+# input bits, summed over all products and steps.
 
 # %%
 cheapest = allocate(graph, table, Budget(average_bits=6.0), schemes=["uint4-c+a4"])
@@ -87,8 +90,9 @@ draw_range_bits(range_bits(graph, plan))
 
 # %% [markdown]
 # ## What it is worth, measured
-# A prediction is not a result: `qsearch evaluate` follows the sampler and measures, and [ranges](../docs/how-to/steps.md) says what came out on the zoo.
-# The steps of a sampler with another number of steps are counted as fractions of its schedule.
+# A prediction is not a result: `qsearch evaluate` follows the sampler and measures, and
+# [ranges](../docs/how-to/steps.md) says what came out on the zoo. The steps of a sampler with
+# another number of steps are counted as fractions of its schedule.
 
 # %%
 pd.Series(

@@ -13,8 +13,9 @@
 #
 # ![Film strips of the zoo's video model under their captions](pictures/video.png)
 #
-# A clip has frames that must show the right things, and motion that must go the right way. The two are measured apart: `alignment` reads every frame, `motion` the clip,
-# `temporal` compares the differences between neighbouring frames with full precision's.
+# A clip has frames that must show the right things, and motion that must go the right way. The two
+# are measured apart: `alignment` reads every frame, `motion` the clip, `temporal` compares the
+# differences between neighbouring frames with full precision's.
 
 # %%
 # %matplotlib inline
@@ -52,7 +53,8 @@ f"{len(graph.quantizable)} layers, {run.sampling.frames} frames"
 
 # %% [markdown]
 # ## Which layers matter for what?
-# Loss of each metric at 3 bits, one layer at a time, as a share of the role that loses most. Cross-attention reads the text, self-attention sees all frames.
+# Loss of each metric at 3 bits, one layer at a time, as a share of the role that loses most.
+# Cross-attention reads the text, self-attention sees all frames.
 
 # %%
 table = profile(run, graph)
@@ -127,7 +129,8 @@ figure
 
 # %% [markdown]
 # ## Measured
-# Four clips say little: `qsearch run configs/scenes-video.yaml` measures more of them, with error bars that one can believe.
+# Four clips say little: `qsearch run configs/scenes-video.yaml` measures more of them, with error
+# bars that one can believe.
 
 # %%
 found = {

@@ -43,7 +43,8 @@ _FLAGS = [
 #: loads page after page in a few frames, measures each, and posts what it found
 _HARNESS = """<!doctype html><title>-</title><script>
 const pages = PAGES, widths = WIDTHS, found = [];
-const settled = w => new Promise(r => w.requestAnimationFrame(() => w.requestAnimationFrame(() => w.setTimeout(r, 30))));
+const settled = w => new Promise(r =>
+  w.requestAnimationFrame(() => w.requestAnimationFrame(() => w.setTimeout(r, 30))));
 async function look(frame, page) {
   frame.width = widths[0];
   await new Promise(r => { frame.onload = r; frame.src = '/' + page; });
@@ -58,7 +59,8 @@ async function look(frame, page) {
       rows.push({width, scheme, wide: doc.documentElement.scrollWidth, light: (r + g + b) / 3});
     }
   }
-  const broken = [...doc.images].filter(i => i.loading !== 'lazy' && i.complete && !i.naturalWidth).map(i => i.src);
+  const broken = [...doc.images].filter(i => i.loading !== 'lazy' && i.complete && !i.naturalWidth)
+    .map(i => i.src);
   found.push({page, title: doc.title, text: doc.body.innerText.length, rows, broken});
 }
 async function work() {

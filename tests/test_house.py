@@ -80,7 +80,10 @@ def test_the_readme_names_the_command_that_ci_runs() -> None:
     ids=["import", "help"],
 )
 def test_starting_up_loads_nothing_heavy(call: str) -> None:
-    script = f"import contextlib, runpy, sys\nsys.argv = ['qsearch', '--help']\nwith contextlib.suppress(SystemExit):\n    {call}\nprint('loaded:', *sorted(sys.modules))"
+    script = (
+        "import contextlib, runpy, sys\nsys.argv = ['qsearch', '--help']\nwith "
+        f"contextlib.suppress(SystemExit):\n    {call}\nprint('loaded:', *sorted(sys.modules))"
+    )
 
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

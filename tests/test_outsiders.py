@@ -111,14 +111,15 @@ FILES = {
                 halves = x.split([size // 2, size - size // 2], channel) if size > 1 else [x]
                 whole = []
                 for half in halves:
-                    shape = [1 if i % x.ndim in [a % x.ndim for a in axes] else n for i, n in enumerate(x.shape)]
+                    alone = [a % x.ndim for a in axes]
+                    shape = [1 if i in alone else n for i, n in enumerate(x.shape)]
                     shape[channel] = half.shape[channel]
                     whole.append(end(half, axes, keepdim=True).expand(shape))
                 found.append(torch.cat(whole, channel))
             return tuple(found)
         ''',
     "outsider_ternary": '''
-        """Ternary weights, tern2: -1, 0 or 1 times a scale for each channel or group (TWN, arXiv 1605.04711)."""
+        """Ternary weights, tern2: -1, 0 or 1 times a scale a group (arXiv 1605.04711)."""
         from qsearch.core.format_words import groups_of
 
         family, words, inputs, sizes = "ternary", ("tern2",), {}, "cg"
@@ -139,7 +140,8 @@ FILES = {
             from qsearch.choices.codes import Codes, round_to_fp16
             size = groups.abs()
             large = size > 0.7 * size.mean(-1, keepdim=True)
-            scale = round_to_fp16((size * large).sum(-1, keepdim=True) / large.sum(-1, keepdim=True).clamp(min=1))
+            count = large.sum(-1, keepdim=True).clamp(min=1)
+            scale = round_to_fp16((size * large).sum(-1, keepdim=True) / count)
             codes = (groups.sign() * large + 1).to(torch.uint8)
             return Codes(codes, scale, torch.ones_like(scale))
 

@@ -39,7 +39,9 @@ OUTSIDE = re.compile(
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built as `python docs/build.py` does; what it prints is in `built.txt` beside it."""
+    """The site, built as `python docs/build.py` does; what it prints is in `built.txt` beside
+    it.
+    """
     folder = tmp_path_factory.mktemp("site") / "site"
     done = subprocess.run(
         [sys.executable, str(ROOT / "docs" / "build.py"), str(folder)],
@@ -158,7 +160,10 @@ def test_a_link_to_nothing_ends_the_build(tmp_path: Path) -> None:
 
 
 def test_a_docstring_that_does_not_render_ends_the_build(tmp_path: Path) -> None:
-    broken = 'def f(x: int) -> int:\n    """Words.\n\n    Args:\n        y: not there.\n    """\n    return x\n'
+    broken = (
+        'def f(x: int) -> int:\n    """Words.\n\n    Args:\n        y: not there.\n    """\n    '
+        "return x\n"
+    )
     lines = small_site(tmp_path, "# Page\n\n::: broken_module.f\n", broken)
 
     assert "aborted" in lines

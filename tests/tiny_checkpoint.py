@@ -88,7 +88,7 @@ def original_names(pipe: Any) -> dict[str, Tensor]:
     }
     text = pipe.text_encoder.state_dict()
     return found | {
-        f"cond_stage_model.transformer.{name if name.startswith('text_model.') else f'text_model.{name}'}": tensor
+        f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}": tensor
         for name, tensor in text.items()
     }
 

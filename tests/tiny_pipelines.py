@@ -31,7 +31,9 @@ def stable_diffusion() -> Any:
 
 
 def stable_diffusion_xl() -> Any:
-    """SDXL: two text encoders, sizes as conditions, a scheduler whose latents explode in variance."""
+    """SDXL: two text encoders, sizes as conditions, a scheduler whose latents explode in
+    variance.
+    """
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
     conditions = {

@@ -24,7 +24,9 @@ def pages(root: Path) -> dict[str, str | bytes]:
 
 
 def _linked(text: str, name: str) -> str:
-    """Links of a file at the root as links of a page in project/; those to code become plain words."""
+    """Links of a file at the root as links of a page in project/; those to code become plain
+    words.
+    """
     pages = {file: page.rpartition("/")[2] for page, file in FILES.items()}
 
     def link(found: re.Match[str]) -> str:

@@ -1,4 +1,6 @@
-"""The reference of the Python interface: `qsearch`'s public names by room, and what plug-ins meet."""
+"""The reference of the Python interface: `qsearch`'s public names by room, and what plug-ins
+meet.
+"""
 
 from __future__ import annotations
 

@@ -171,7 +171,10 @@ def _torchao(
             quantize_(layer, config())
             runs: Callable[[Any], object] = torch.compile(layer) if compiled else layer
             x = torch.randn(m, k, device=device, dtype=dtype)
-            name = f"torchao {kind}, {'fp32' if dtype == torch.float32 else 'bf16'} in{', compiled' if compiled else ''}"
+            name = (
+                f"torchao {kind}, {'fp32' if dtype == torch.float32 else 'bf16'} "
+                f"in{', compiled' if compiled else ''}"
+            )
             made[name] = lambda runs=runs, x=x: _no_grad(runs, x)  # type: ignore[misc]
     return made
 

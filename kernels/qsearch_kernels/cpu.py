@@ -138,7 +138,9 @@ def linear_rounded(
     low: Tensor | None,
     high: Tensor | None,
 ) -> Tensor:
-    """`reference.linear_wnaxi`. Raises `ValueError` for a weight that can't be multiplied as bytes."""
+    """`reference.linear_wnaxi`. Raises `ValueError` for a weight that can't be multiplied as
+    bytes.
+    """
     _check(weight)
     if products.reference_forced():
         return reference.linear_wnaxi(

@@ -279,7 +279,9 @@ def conv2d_rounded(
 
 
 def _dense(weight: Prepared, columns: int) -> Tensor:
-    """The signed codes int8 [N, columns] of a weight of fewer bits: its levels, as whole numbers."""
+    """The signed codes int8 [N, columns] of a weight of fewer bits: its levels, as whole
+    numbers.
+    """
     middle = 0.0 if weight.table is not None else 2.0 ** (weight.bits - 1)
     found: Tensor = dequantize(
         weight.codes, None, None, middle, weight.table, weight.bits, columns, 0, torch.int8

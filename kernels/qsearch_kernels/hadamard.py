@@ -105,7 +105,9 @@ def rotate_columns(rows: Tensor, group: int, taps: int = 1) -> Tensor:
 
 
 def rotate_moments(moments: Tensor, group: int, taps: int = 1) -> Tensor:
-    """Second moments [columns, columns] of inputs whose channels are rotated: both sides of them."""
+    """Second moments [columns, columns] of inputs whose channels are rotated: both sides of
+    them.
+    """
     return rotate_columns(rotate_columns(moments, group, taps).T.contiguous(), group, taps)
 
 

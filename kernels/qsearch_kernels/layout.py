@@ -5,7 +5,7 @@ first code in the lowest bits. Other widths would straddle bytes, and a kernel w
 and a shift for some codes only. So they are cut into planes of such widths, the lowest bits first
 (3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, 7 = 4 + 2 + 1), and a row holds its planes one after another:
 
-    3 bits, row of 10 codes:   | 3 bytes: bits 0 and 1 of every code | 2 bytes: bit 2 of every code |
+    3 bits, row of 10 codes:  | 3 bytes: bits 0 and 1 of every code | 2 bytes: bit 2 of every code |
 
 Each plane is padded with zeros to whole bytes, so that rows start on a byte; what that costs over
 bits x columns is under a byte a plane.

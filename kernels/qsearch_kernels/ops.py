@@ -1,10 +1,13 @@
-"""The operations as torch knows them: `torch.ops.qsearch_kernels.*`, for a CPU and for CUDA, with shapes for a compiler that computes nothing.
+"""The operations as torch knows them: `torch.ops.qsearch_kernels.*`, for a CPU and for CUDA, with
+shapes for a compiler that computes nothing.
 
-Each takes the tensors and numbers of a `Weight` one by one, since that is what a torch operator can take; `linear`, `linear_rounded`, `conv2d_rounded` and
-`dequantize` take a `Weight`. `devices` says beforehand where there is a product for a weight whose inputs are rounded.
+Each takes the tensors and numbers of a `Weight` one by one, since that is what a torch operator can
+take; `linear`, `linear_rounded`, `conv2d_rounded` and `dequantize` take a `Weight`. `devices` says
+beforehand where there is a product for a weight whose inputs are rounded.
 
-On CUDA a linear layer's rounding and its product are two steps, so that layers that are given one tensor round it once (`rounded_once.py`) and a compiler writes
-the rounding into the loop that makes the tensor. Where a gradient is wanted they are one, which passes it straight through.
+On CUDA a linear layer's rounding and its product are two steps, so that layers that are given one
+tensor round it once (`rounded_once.py`) and a compiler writes the rounding into the loop that makes
+the tensor. Where a gradient is wanted they are one, which passes it straight through.
 """
 
 from __future__ import annotations
@@ -24,38 +27,54 @@ from .reference_a8 import quantize_rows
 from .rounded_once import shared, traced
 from .weight import Weight
 
-_WEIGHT = "Tensor codes, Tensor scale, Tensor? zero, float offset, Tensor? levels, int bits, int columns, int group"
-_MEANING = 1  # of `rounded_rows` and `rounded_bytes`: compilers keep on disk what they made of them under their names and arguments, so that other operations need another number
+_WEIGHT = (
+    "Tensor codes, Tensor scale, Tensor? zero, float offset, Tensor? levels, int bits, int "
+    "columns, int group"
+)
+# of `rounded_rows` and `rounded_bytes`: compilers keep on disk what they made of them under their
+# names and arguments, so that other operations need another number
+_MEANING = 1
 _LIBRARY = torch.library.Library("qsearch_kernels", "FRAGMENT")
 _LIBRARY.define(f"dequantize({_WEIGHT}, ScalarType dtype) -> Tensor")
 _LIBRARY.define(f"linear(Tensor x, {_WEIGHT}, Tensor? bias) -> Tensor")
 _LIBRARY.define(
-    f"linear_rounded(Tensor x, {_WEIGHT}, Tensor? bias, int activation, Tensor? low, Tensor? high) -> Tensor"
+    f"linear_rounded(Tensor x, {_WEIGHT}, Tensor? bias, int activation, Tensor? low, Tensor? "
+    "high) -> Tensor"
 )
 _LIBRARY.define(
-    f"conv2d_rounded(Tensor x, {_WEIGHT}, Tensor? bias, int activation, int[] kernel, int[] stride, int[] padding, int[] dilation, Tensor? low, Tensor? high)"
+    f"conv2d_rounded(Tensor x, {_WEIGHT}, Tensor? bias, int activation, int[] kernel, int[] "
+    "stride, int[] padding, int[] dilation, Tensor? low, Tensor? high)"
     " -> Tensor"
 )
 _LIBRARY.define(
-    f"rounded_rows(Tensor x, int activation, int group, Tensor? low, Tensor? high, int meaning={_MEANING}) -> (Tensor, Tensor, Tensor, Tensor)"
+    "rounded_rows(Tensor x, int activation, int group, Tensor? low, Tensor? high, int "
+    f"meaning={_MEANING}) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 _LIBRARY.define(
-    f"linear_rows(Tensor rows, Tensor row_scale, Tensor row_zero, Tensor? row_sums, {_WEIGHT}, Tensor? bias, ScalarType dtype) -> Tensor",
+    f"linear_rows(Tensor rows, Tensor row_scale, Tensor row_zero, Tensor? row_sums, {_WEIGHT}, "
+    "Tensor? bias, ScalarType dtype) -> Tensor",
     tags=(
+        # else inductor writes the rows anew for each layer that reads them, to be sure of their
+        # strides
         torch.Tag.flexible_layout,
-    ),  # else inductor writes the rows anew for each layer that reads them, to be sure of their strides
+    ),
 )
 _LIBRARY.define(
-    f"rounded_bytes(Tensor x, int activation, Tensor? low, Tensor? high, int meaning={_MEANING}) -> (Tensor, Tensor, Tensor, Tensor)"
+    f"rounded_bytes(Tensor x, int activation, Tensor? low, Tensor? high, int meaning={_MEANING}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 _LIBRARY.define(f"weight_rows({_WEIGHT}) -> (Tensor, Tensor, Tensor)")
-_PREPARED = WeakTensorKeyDictionary()  # codes -> the state of a weight's tensors, its tensors but the codes, and what `prepared.prepare` worked out from them
+# codes -> the state of a weight's tensors, its tensors but the codes, and what `prepared.prepare`
+# worked out from them
+_PREPARED = WeakTensorKeyDictionary()
 
 
 def devices(weight: Weight, *, convolution: bool = False) -> frozenset[str]:
-    """Kinds of device with a product of rounded inputs (integers of at most 8 bits) and this weight; elsewhere it has to be widened.
+    """Kinds of device with a product of rounded inputs (integers of at most 8 bits) and this
+    weight; elsewhere it has to be widened.
 
-    `convolution`: of two dimensions and one group; on CUDA it takes weights without zeros, and one stride, padding and dilation for both axes.
+    `convolution`: of two dimensions and one group; on CUDA it takes weights without zeros, and one
+        stride, padding and dilation for both axes.
     """
     found = {"cpu"} if cpu_rounded.in_bytes(weight) else set()
     grouped = weight.group >= 32 and weight.group & (weight.group - 1) == 0
@@ -131,8 +150,10 @@ def _in_two_steps(x: Tensor) -> bool:
 
 
 def _taken_apart(x: Tensor, weight: Weight) -> bool:
-    """Whether a compiler gets a product on a CPU as operations of torch's own, so that it fuses all that stands around the product of bytes: not for a few rows, and
-    not where torch's own product of bytes is slow or saturates (`products`)."""
+    """Whether a compiler gets a product on a CPU as operations of torch's own, so that it fuses all
+    that stands around the product of bytes: not for a few rows, and not where torch's own product
+    of bytes is slow or saturates (`products`).
+    """
     if not (torch.compiler.is_compiling() and x.device.type == "cpu" and products.fused_int_mm()):
         return False
     plain = (
@@ -220,7 +241,9 @@ def _rows(
     low: Tensor | None,
     high: Tensor | None,
 ) -> Any:
-    """Rounded rows as `quantize` makes them: `reference_a8.quantize_rows` in torch's own operations, or its kernel."""
+    """Rounded rows as `quantize` makes them: `reference_a8.quantize_rows` in torch's own
+    operations, or its kernel.
+    """
     if low is None or high is None:
         return quantize(x, form=str(activation), group=group)
     scale, zero = grid(x, activation, low.reshape(-1), high.reshape(-1))
@@ -261,10 +284,13 @@ def _gpu_conv2d_rounded(x: Tensor, *arguments: Any) -> Tensor:
 
 
 def _prepared(weight: list[Any]) -> Any:
-    """`prepared.prepare(*weight)`, worked out once for as long as its tensors stay in their places with the same content.
+    """`prepared.prepare(*weight)`, worked out once for as long as its tensors stay in their places
+    with the same content.
 
-    Places and not objects, since a view (of bytes as exponents) is a new object each time; the tensors are kept beside, so that no other comes to lie there.
-    Working it out reads numbers back from the GPU, which a graph that is being captured can't: the call before, which every capture wants anyway, has done so.
+    Places and not objects, since a view (of bytes as exponents) is a new object each time; the
+    tensors are kept beside, so that no other comes to lie there. Working it out reads numbers back
+    from the GPU, which a graph that is being captured can't: the call before, which every capture
+    wants anyway, has done so.
     """
     codes = weight[0]
     state = [_state(value) if isinstance(value, Tensor) else value for value in weight]
@@ -272,7 +298,8 @@ def _prepared(weight: list[Any]) -> Any:
     if found is None or found[0] != state:
         if codes.is_cuda and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
-                "a weight is prepared in its first call, outside of a CUDA graph; one is new to the graph being captured: call the model once before"
+                "a weight is prepared in its first call, outside of a CUDA graph; one is new to "
+                "the graph being captured: call the model once before"
             )
         made = importlib.import_module(f"{__package__}.prepared").prepare(*weight)
         found = _PREPARED[codes] = (
@@ -299,7 +326,9 @@ def _rounded_bytes(
 
 
 def _weight_rows(*weight: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each row of a weight: sum of bytes, zero and scale, all fp32, since inductor gives up on loops in which fp16 meets bf16."""
+    """Of each row of a weight: sum of bytes, zero and scale, all fp32, since inductor gives up on
+    loops in which fp16 meets bf16.
+    """
     made = Weight(*weight)
     sums = cpu_rounded.row_sums(made).clone()
     return (
@@ -317,10 +346,13 @@ def _shape_of_dequantized(*arguments: object) -> Tensor:
 
 
 def _together(x: Tensor, codes: Tensor) -> None:
-    """Shapes alone would be an answer full of nothing where a weight was left behind on the meta device."""
+    """Shapes alone would be an answer full of nothing where a weight was left behind on the meta
+    device.
+    """
     if x.device != codes.device:
         raise ValueError(
-            f"inputs and weights must lie on one device; given inputs on {x.device} and codes on {codes.device}"
+            f"inputs and weights must lie on one device; given inputs on {x.device} and codes on "
+            f"{codes.device}"
         )
 
 
@@ -376,7 +408,9 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradient of the input, through the widened weight; of rounding it takes no notice (straight through). Weights and bias have none."""
+    """The gradient of the input, through the widened weight; of rounding it takes no notice
+    (straight through). Weights and bias have none.
+    """
     weight = [
         number if tensor is None else tensor
         for tensor, number in zip(ctx.saved_tensors, ctx.numbers, strict=True)

@@ -194,7 +194,9 @@ def conv2d_wnaxi(
 
 
 def _levels(codes: Tensor, levels: Tensor, group: int) -> Tensor:
-    """[rows, columns]: the entries of tables [entries] or [rows, groups, entries] that codes name."""
+    """[rows, columns]: the entries of tables [entries] or [rows, groups, entries] that codes
+    name.
+    """
     if levels.ndim == 1:
         return levels[codes.int()]
     if group <= 0:
@@ -205,5 +207,7 @@ def _levels(codes: Tensor, levels: Tensor, group: int) -> Tensor:
 
 
 def _spread(values: Tensor, group: int, columns: int) -> Tensor:
-    """[rows, groups] -> a value for each column, or as it is where one value serves the whole row."""
+    """[rows, groups] -> a value for each column, or as it is where one value serves the whole
+    row.
+    """
     return values[:, :, None].expand(-1, -1, group).flatten(1)[:, :columns] if group > 0 else values

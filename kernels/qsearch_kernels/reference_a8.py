@@ -6,7 +6,8 @@ zero), so that tensor cores multiply them as they are: an unsigned code of b bit
 and its zero likewise. Scales are values of fp16, as `qsearch` stores them. The product of a row
 with a row of weights `w_scale * (w - w_zero)` is then
 
-    scale * (w_scale * (sum of codes * w - w_zero * sum of codes) - zero * w_total),      w_total = the sum of the row's weights
+    scale * (w_scale * (sum of codes * w - w_zero * sum of codes) - zero * w_total),
+        w_total = the sum of the row's weights
 
 in which the integer sum is exact. A row that holds something not finite gets the scale NaN, and
 with it all of its outputs.

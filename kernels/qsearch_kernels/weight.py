@@ -1,4 +1,6 @@
-"""Weight: the tensors and numbers that a packed weight consists of, as every operation takes them."""
+"""Weight: the tensors and numbers that a packed weight consists of, as every operation takes
+them.
+"""
 
 from __future__ import annotations
 

@@ -54,8 +54,8 @@ MADE = {
 #: class -> why it is not here
 CANNOT = {
     "ChromaInpaintPipeline": "its call reads a configuration key that its own transformer lacks",
-    "StableCascadeDecoderPipeline": "diffusers can't load the folder that it saves (PaellaVQModel)",
-    "StableCascadeCombinedPipeline": "diffusers can't load the folder that it saves (PaellaVQModel)",
+    "StableCascadeDecoderPipeline": "diffusers can't load the folder it saves (PaellaVQModel)",
+    "StableCascadeCombinedPipeline": "diffusers can't load the folder it saves (PaellaVQModel)",
 }
 #: what the commands load, loaded once
 LOADED = (

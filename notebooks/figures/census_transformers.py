@@ -55,7 +55,8 @@ def _sd3_control(extra: int) -> Change:
         config = dict(parts["transformer"].config)
         known = (
             "sample_size patch_size in_channels num_layers attention_head_dim num_attention_heads "
-            "joint_attention_dim caption_projection_dim pooled_projection_dim out_channels pos_embed_max_size"
+            "joint_attention_dim caption_projection_dim pooled_projection_dim out_channels "
+            "pos_embed_max_size"
         )
         given = {k: config[k] for k in known.split()}
         return {"controlnet": SD3ControlNetModel(**given, extra_conditioning_channels=extra)}
@@ -169,7 +170,8 @@ def _hunyuan_control(parts: dict[str, Any]) -> dict[str, Any]:
     config = parts["transformer"].config
     known = (
         "sample_size patch_size in_channels hidden_size num_attention_heads attention_head_dim "
-        "cross_attention_dim cross_attention_dim_t5 pooled_projection_dim activation_fn text_len text_len_t5"
+        "cross_attention_dim cross_attention_dim_t5 pooled_projection_dim activation_fn text_len "
+        "text_len_t5"
     )
     more = {"conditioning_channels": 3, "transformer_num_layers": 2}
     return {

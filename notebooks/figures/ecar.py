@@ -68,7 +68,9 @@ class Row:
 
 
 def load(name: str, rivals: Path) -> tuple[Any, Path]:
-    """A pipeline in fp32, and its folder: among the rivals where it is there, else in the package."""
+    """A pipeline in fp32, and its folder: among the rivals where it is there, else in the
+    package.
+    """
     folder = rivals / name.replace("-", "_")
     if not folder.is_dir():
         folder = zoo.folder(name)

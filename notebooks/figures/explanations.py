@@ -1,6 +1,6 @@
 """Do explanations add up, are they faithful, and do Qua²SeDiMo's statements hold on the zoo?
 
-    python notebooks/figures/measured_plans.py scenes-dit   # first, and with scenes-unet, and both with --table
+    python notebooks/figures/measured_plans.py scenes-dit   # first; scenes-unet; both with --table
     python notebooks/figures/explanations.py [--folder FOLDER --models scenes-dit scenes-unet --only
     additivity faithfulness statements]
 
@@ -411,7 +411,10 @@ def output_layers(studies: dict[str, Study]) -> dict[str, Any]:
     """Whether the output layer's place among all layers is higher in the DiT."""
     dit, unet = (places(studies[name], "output") for name in zoo.NAMES)
     gap = dit - unet
-    what = f"its place among all layers, {np.median(dit):.2f} in the DiT, {np.median(unet):.2f} in the U-Net"
+    what = (
+        f"its place among all layers, {np.median(dit):.2f} in the DiT, {np.median(unet):.2f} in "
+        "the U-Net"
+    )
     return verdict(
         "output layer more sensitive in DiTs",
         "both",

@@ -69,7 +69,10 @@ def processor() -> str:
     held = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
     flags = set(held.get("flags", held.get("Features", "")).split())
     units = [f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8") if f in flags]
-    return f"{held.get('model name', platform.machine())} ({' '.join(units) or 'no vector units known'})"
+    return (
+        f"{held.get('model name', platform.machine())} "
+        f"({' '.join(units) or 'no vector units known'})"
+    )
 
 
 def commit() -> str:

@@ -208,7 +208,9 @@ def drawn(found: list[tuple[int, ...]]) -> Iterator[torch.Tensor]:
 
 
 def seconds(found: list[tuple[int, ...]], scheme: Scheme) -> tuple[float, float]:
-    """(seconds, CPU seconds of all threads) that quantizing takes, drawing the weights not counted."""
+    """(seconds, CPU seconds of all threads) that quantizing takes, drawing the weights not
+    counted.
+    """
     spent = worked = 0.0
     for weight in drawn(found):
         began, busy = time.perf_counter(), time.process_time()

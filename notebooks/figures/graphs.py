@@ -366,7 +366,8 @@ def check_hunyuan(checks: Checks, graph: OpGraph) -> None:
         layer for layer in graph if ".pooler." not in layer.name and layer.kind != "embedding"
     ]
     checks.equal(
-        f"{name}: layers as Qua²SeDiMo counts: without the pooler's {len(graph.layers) - len(counted)}, skips as two",
+        f"{name}: layers as Qua²SeDiMo counts: without the pooler's "
+        f"{len(graph.layers) - len(counted)}, skips as two",
         len(counted) + len(skips),
         487,
     )

@@ -83,7 +83,9 @@ def naive(graph: OpGraph, plan: Plan) -> Plan:
 
 
 def variants(graph: OpGraph, run: Run, plan: Plan) -> Iterator[tuple[str, Plan, bool]]:
-    """(what it is, plan, whether it is reconstructed) for the recipe, its parts, and the naive one."""
+    """(what it is, plan, whether it is reconstructed) for the recipe, its parts, and the naive
+    one.
+    """
     learnt = run.config.reconstruct.order != "none"
     yield "recipe", plan, learnt
     if len(plan.steps) > 1:

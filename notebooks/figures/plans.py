@@ -59,7 +59,7 @@ PLAIN = ("uint4-c", "e2m1-g64")  # of 4 bits, to the nearest code: measured as u
 BUDGETS = (2.75, 3.0, 3.5, 4.0, 5.0, 6.0)
 
 
-# ------------------------------------------------------------------------------------------------- MixDQ's published plans
+# -------------------------------------------------------------------------- MixDQ's published plans
 
 
 def problem(loss: dict[str, dict[int, float]], weights: dict[str, float], limit: float) -> Problem:
@@ -145,7 +145,7 @@ def reference(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-# -------------------------------------------------------------------------------------------------------------- frontier
+# ----------------------------------------------------------------------------------------- frontier
 
 
 def random_problem(sites: int, choices: int, seed: int) -> Problem:
@@ -227,7 +227,7 @@ def timing(seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-# -------------------------------------------------------------------------------------------------------------- measured
+# ----------------------------------------------------------------------------------------- measured
 
 
 def rounded(scheme: str, activation: str) -> str:

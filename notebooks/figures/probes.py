@@ -139,10 +139,9 @@ def kept(o: argparse.Namespace, what: str) -> Path:
         o.metrics,
         o.trajectory,
     ]
-    return (
-        o.keep
-        / f"{digest([*asked, *([] if what == 'plans by bin' else [o.probes]), what])}.{'txt' if what == 'plans by bin' else 'parquet'}"
-    )
+    by_bin = what == "plans by bin"
+    name = digest([*asked, *([] if by_bin else [o.probes]), what])
+    return o.keep / f"{name}.{'txt' if by_bin else 'parquet'}"
 
 
 def plans_of(o: argparse.Namespace, layers: list[str], count: int) -> list[dict[str, Scheme]]:
@@ -362,7 +361,8 @@ def main() -> None:
     ]
     out = str(
         Path(__file__).with_name(
-            f"probes-{o.model}{'-trajectory' if o.trajectory else ''}{'-' * bool(o.name)}{o.name}.py"
+            f"probes-{o.model}{'-trajectory' if o.trajectory else ''}"
+            f"{'-' * bool(o.name)}{o.name}.py"
         )
     )
     shown: dict[str, Any] = {

@@ -129,7 +129,8 @@ def level(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
                 {
                     "level": name, "rows x in x out": " x ".join(map(str, shape)),
                     "product": product, "served by": served, "exact": exact[alone] if alone else "",
-                    "ms": taken * 1e3, "x fp32": best["fp32"] / taken, "x bf16": best["bf16"] / taken,
+                    "ms": taken * 1e3, "x fp32": best["fp32"] / taken,
+                    "x bf16": best["bf16"] / taken,
                     "x keep": keep / taken,
                 }
             )  # fmt: skip

@@ -86,8 +86,10 @@ def wan() -> tuple[Any, dict[str, Any]]:
 def sd3() -> tuple[Any, dict[str, Any]]:
     """A tiny StableDiffusion3Pipeline, flow matching with guidance in one batch."""
     model = diffusers.SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=16,
-        num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=32, pooled_projection_dim=32,
+        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=32,
+        pooled_projection_dim=32,
         pos_embed_max_size=16,
     )  # fmt: skip
     pipe = diffusers.StableDiffusion3Pipeline(

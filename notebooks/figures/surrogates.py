@@ -1,7 +1,7 @@
 """How well are plans predicted that nobody measured? Learning curves on the zoo's measured plans,
 beside baselines and the measurement's own reliability.
 
-    python notebooks/figures/measured_plans.py scenes-dit   # first, and with scenes-unet, and both with --table
+    python notebooks/figures/measured_plans.py scenes-dit   # first; scenes-unet; both with --table
     python notebooks/figures/surrogates.py [--folder FOLDER --models scenes-dit scenes-unet --sizes
     16 64 256 --repeats 10 --gnn 2]
 
@@ -88,7 +88,9 @@ def without_table(taken: Lesson) -> Lesson:
 
 
 def curve(taken: Lesson, kind: str, size: int, repeats: int, seed: int = 0) -> dict[str, float]:
-    """Mean and standard deviation over draws of the held-out Spearman, learning from `size` plans."""
+    """Mean and standard deviation over draws of the held-out Spearman, learning from `size`
+    plans.
+    """
     learn, found = plugins.load("surrogates", kind).fit, []
     count = len(taken.target)
     for i in range(repeats):

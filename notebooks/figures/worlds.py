@@ -1,4 +1,6 @@
-"""What a denoiser of the zoo is sampled with: its own size and frames, captions of its own world."""
+"""What a denoiser of the zoo is sampled with: its own size and frames, captions of its own
+world.
+"""
 
 from __future__ import annotations
 

@@ -68,7 +68,9 @@ class AbstractQuantizer(Protocol):
 
 
 class AbstractLearntQuantizer(AbstractQuantizer, Protocol):
-    """A quantizer whose rounding is learnt by gradients: what `measure.reconstruction` uses of it."""
+    """A quantizer whose rounding is learnt by gradients: what `measure.reconstruction` uses of
+    it.
+    """
 
     def gates(self, groups: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme) -> Gates:
         """Variables for the rounding of fp32 groups [rows, groups, group] on the grid of `scale`

@@ -137,7 +137,9 @@ class AbstractPackedStep:
         return x
 
     def restore(self, x: Tensor, axis: int) -> Tensor:
-        """Inverse of `input` for a weight that is kept as it is, but for what went into the bias."""
+        """Inverse of `input` for a weight that is kept as it is, but for what went into the
+        bias.
+        """
         return x
 
     def restore_weight(self, weight: Tensor) -> Tensor:

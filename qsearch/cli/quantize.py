@@ -74,7 +74,8 @@ def extract(
         str,
         typer.Argument(
             metavar="RUN|MODEL",
-            help="run folder, or a model: name of the zoo (scenes-dit), card (sdxl; see `qsearch list models`), local diffusers "
+            help="run folder, or a model: name of the zoo (scenes-dit), card (sdxl; see "
+            "`qsearch list models`), local diffusers "
             "folder or hub id",
             show_default=False,
         ),
@@ -91,7 +92,10 @@ def extract(
     components: Annotated[
         str | None,
         typer.Option(
-            help="of a pipeline: which are planned, e.g. transformer,text_encoder,vae; its denoisers when left out",
+            help=(
+                "of a pipeline: which are planned, e.g. transformer,text_encoder,vae; its "
+                "denoisers when left out"
+            ),
             show_default=False,
         ),
     ] = None,
@@ -104,7 +108,9 @@ def extract(
     *,
     given: dict[str, Any],
 ) -> None:
-    """Read a model's graph: layers with shapes, multiply-accumulates and roles; a card needs no weights."""
+    """Read a model's graph: layers with shapes, multiply-accumulates and roles; a card needs no
+    weights.
+    """
     from ..stages.extract import extract as stage
     from ..stages.extract import extract_card, is_card
 
@@ -114,7 +120,8 @@ def extract(
         given |= {} if components is None else {"components": components}
         if given:
             raise QSearchError(
-                f"{target} is a card, shapes without weights, which takes --resolution, --batch and "
+                f"{target} is a card, shapes without weights, which takes --resolution, --batch "
+                "and "
                 f"--frames; given --{next(iter(given))}"
             )
         folder = output or Path("runs") / Path(target).stem
@@ -229,7 +236,7 @@ def allocate(
         str | None,
         typer.Option(
             "--bytes",
-            help="stored bytes of all weights, or a share of what they take in 16 bits, such as 40%",
+            help="stored bytes of all weights, or their share of what they take in 16 bits: 40%",
             show_default=False,
         ),
     ] = None,
@@ -290,7 +297,9 @@ def allocate(
         Path | None, typer.Option(help="with --quick: a model's run folder", show_default=False)
     ] = None,
 ) -> None:
-    """Find the best plan within a budget; constraints and more limits are set in the run's config.yaml."""
+    """Find the best plan within a budget; constraints and more limits are set in the run's
+    config.yaml.
+    """
     from ..stages.allocate import allocate as stage
     from ..stages.config import NAME, changed, load, save
     from ..stages.frontier import frontier as curve
@@ -370,7 +379,9 @@ def evaluate(
     *,
     given: dict[str, Any],
 ) -> None:
-    """Measure the plan beside full precision, a uniform and a random one, with common noise; or many plans, to learn from."""
+    """Measure the plan beside full precision, a uniform and a random one, with common noise; or
+    many plans, to learn from.
+    """
     from ..core.plan import Plan
     from ..stages.campaign import CampaignSettings, limits_of, measure
     from ..stages.evaluate import evaluate as stage

@@ -46,7 +46,9 @@ class Claims:
 
     @contextmanager
     def held(self, wanted: str) -> Iterator[bool]:
-        """Hold the claim on what `wanted` names; gives whether we have it. It ends with the block."""
+        """Hold the claim on what `wanted` names; gives whether we have it. It ends with the
+        block.
+        """
         token = uuid.uuid4().hex
         patiently(lambda attempt: self._write(token, wanted, attempt))
         mine = patiently(lambda _: self._first(token, wanted))

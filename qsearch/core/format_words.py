@@ -74,7 +74,9 @@ def groups_of(rows: int, columns: int, group: int) -> int:
 
 
 def format_word(text: str) -> FormatWord | None:
-    """The plug-in that spells the format `text`, of weights or of inputs; None where there is none."""
+    """The plug-in that spells the format `text`, of weights or of inputs; None where there is
+    none.
+    """
     return _formats(text, tuple(sys.path), metadata.entry_points)
 
 

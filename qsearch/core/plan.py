@@ -1,8 +1,9 @@
 """Plan: which choice each site has in each range of sampler steps, on disk as `plan.json`.
 
-A site is a layer, or a tensor of an attention (`core/sites.py`). A site has one choice for all steps, which is fitted once, or a
-choice for each range of steps, fitted on the calls of its own range. Weights that differ between ranges are stored, and paid
-for, once each; what happens to inputs and attentions costs nothing to store.
+A site is a layer, or a tensor of an attention (`core/sites.py`). A site has one choice for all
+steps, which is fitted once, or a choice for each range of steps, fitted on the calls of its own
+range. Weights that differ between ranges are stored, and paid for, once each; what happens to
+inputs and attentions costs nothing to store.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ _KNOWN = {"budget", "achieved", "solver", "layers", "sites"}
 
 @dataclass(frozen=True)
 class Solver:
-    """What the solver said: `status` (optimal, feasible, …), relative `gap`, `bound` on the objective, `seconds`."""
+    """What the solver said: `status` (optimal, feasible, …), relative `gap`, `bound` on the
+    objective, `seconds`.
+    """
 
     name: str
     status: str
@@ -52,8 +55,8 @@ class Plan:
 
     Attributes:
         graph: id of the graph.
-        choices: site -> one scheme, or one for each range of `steps`. Every layer is there (`keep` is explicit); sites of
-            attention that are not kept.
+        choices: site -> one scheme, or one for each range of `steps`. Every layer is there (`keep`
+            is explicit); sites of attention that are not kept.
         achieved: what it costs.
         steps: how the sampler's steps are cut; one range where no site has several choices.
     """
@@ -87,8 +90,8 @@ class Plan:
             latency: times, for the cost in seconds.
 
         Raises:
-            QSearchError: an unknown site, a layer without a choice, a site with one that it can't have, a list of another length
-                than there are ranges.
+            QSearchError: an unknown site, a layer without a choice, a site with one that it can't
+                have, a list of another length than there are ranges.
             InfeasibleBudget: the plan breaks `budget`.
         """
         ranges = steps or ONE_RANGE
@@ -97,7 +100,8 @@ class Plan:
             for scheme in made.get(layer.name, ()):
                 if not layer.quantizable and scheme.format != "keep":
                     raise QSearchError(
-                        f"{layer.name} ({layer.kind}) can't be quantized; its scheme must be keep, not {scheme}"
+                        f"{layer.name} ({layer.kind}) can't be quantized; its scheme must be "
+                        f"keep, not {scheme}"
                     )
         carried = any(s.carried for held in made.values() for s in held)
         if all(len(held) == 1 for held in made.values()):
@@ -136,7 +140,8 @@ class Plan:
         """
         if len(self.steps) > 1:
             raise QSearchError(
-                f"this plan has {len(self.steps)} ranges of sampler steps, and what is asked for takes a plan of one: "
+                f"this plan has {len(self.steps)} ranges of sampler steps, and what is asked for "
+                "takes a plan of one: "
                 "allocate without --steps"
             )
         return self.at(0)
@@ -146,12 +151,14 @@ class Plan:
         """Layer -> its scheme, of a plan with one range and nothing but layers.
 
         Raises:
-            QSearchError: the plan has several ranges or says something of an attention, which would be dropped in silence.
+            QSearchError: the plan has several ranges or says something of an attention, which would
+                be dropped in silence.
         """
         held = self.single
         if sites := [name for name in held if is_site(name)]:
             raise QSearchError(
-                f"this plan also says what happens in attention ({sites[0]}: {held[sites[0]]}), and what is asked for "
+                f"this plan also says what happens in attention ({sites[0]}: {held[sites[0]]}), "
+                "and what is asked for "
                 "takes layers alone: keep the sites of attention"
             )
         return held
@@ -172,7 +179,9 @@ class Plan:
         return tuple(dict.fromkeys(s for held in self.choices.values() for s in held))
 
     def text(self, site: str) -> str:
-        """What the plan says of a site: a scheme, or one for each range of steps with bars between them."""
+        """What the plan says of a site: a scheme, or one for each range of steps with bars between
+        them.
+        """
         return " | ".join(str(scheme) for scheme in self.choices.get(site, (KEEP,)))
 
     @property
@@ -193,7 +202,9 @@ class Plan:
         latency: Latency | None = None,
         steps: StepRanges | None = None,
     ) -> Plan:
-        """The plan with other choices at some sites, priced again; its budget is not asked. `steps`: ranges, if not its own."""
+        """The plan with other choices at some sites, priced again; its budget is not asked.
+        `steps`: ranges, if not its own.
+        """
         made: dict[str, Any] = {**self.choices, **changes}
         ranges = self.steps if steps is None else steps
         return Plan.make(graph, made, None, self.solver, steps=ranges, latency=latency)
@@ -214,10 +225,12 @@ class Plan:
 
     @staticmethod
     def load(path: Path, graph: OpGraph, *, latency: Latency | None = None) -> Plan:
-        """Read a plan for `graph`, of this or an earlier schema version (`plan.json`, `stepplan.json`, schemes with `~stepsN`).
+        """Read a plan for `graph`, of this or an earlier schema version (`plan.json`,
+        `stepplan.json`, schemes with `~stepsN`).
 
-        Choices are parsed, costs computed again for the graph at hand. The time is computed again with a `latency` table;
-        without one the stored time stands. A budget that the plan kept at another resolution or batch is not held against it.
+        Choices are parsed, costs computed again for the graph at hand. The time is computed again
+        with a `latency` table; without one the stored time stands. A budget that the plan kept at
+        another resolution or batch is not held against it.
 
         Raises:
             ArtifactError: the file is no whole plan, is for another graph, or was changed by hand.
@@ -234,17 +247,20 @@ class Plan:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(
-                f"{path} is not a whole plan ({type(error).__name__}: {error}); make it again with `qsearch allocate`"
+                f"{path} is not a whole plan ({type(error).__name__}: {error}); make it again "
+                "with `qsearch allocate`"
             ) from error
         filled = sum(stored_bits(x, plan.choices[x.name], filled=True) for x in graph)
         if stored.bits not in (achieved.bits, filled):
             raise ArtifactError(
-                f"{path} says {stored.bits} stored bits, its layers take {achieved.bits}; it was changed by hand, make it again"
+                f"{path} says {stored.bits} stored bits, its layers take {achieved.bits}; it was "
+                "changed by hand, make it again"
             )
         if latency is None and stored.latency is not None:
             if not isinstance(stored.latency, float | int) or not 0 <= stored.latency < math.inf:
                 raise ArtifactError(
-                    f"{path} says a latency of {stored.latency!r}, which is no time; make it again with `qsearch allocate`"
+                    f"{path} says a latency of {stored.latency!r}, which is no time; make it "
+                    "again with `qsearch allocate`"
                 )
             achieved = replace(achieved, latency=float(stored.latency))
         if stored.bit_operations == achieved.bit_operations:
@@ -253,7 +269,8 @@ class Plan:
 
 
 def read_plan(path: Path) -> tuple[dict[str, Any], StepRanges, dict[str, Any]]:
-    """(content, ranges of steps, site -> its choices as text) of a plan's file, for whoever shows it without its graph.
+    """(content, ranges of steps, site -> its choices as text) of a plan's file, for whoever shows
+    it without its graph.
 
     Raises:
         ArtifactError: the file is no plan.
@@ -263,7 +280,8 @@ def read_plan(path: Path) -> tuple[dict[str, Any], StepRanges, dict[str, Any]]:
         return content, *_stated(path, header, content)
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
-            f"{path} is not a whole plan ({type(error).__name__}: {error}); make it again with `qsearch allocate`"
+            f"{path} is not a whole plan ({type(error).__name__}: {error}); make it again with "
+            "`qsearch allocate`"
         ) from error
 
 
@@ -293,10 +311,12 @@ def checked(
     choices: Mapping[str, Scheme | str | Sequence[Scheme | str]],
     steps: StepRanges,
 ) -> dict[str, Choices]:
-    """Site -> its choices, parsed; a list of equal ones is one choice where nothing in it is fitted for a range.
+    """Site -> its choices, parsed; a list of equal ones is one choice where nothing in it is fitted
+    for a range.
 
     Raises:
-        QSearchError: an unknown site, a list of another length than there are ranges, a scheme that a site can't have.
+        QSearchError: an unknown site, a list of another length than there are ranges, a scheme that
+            a site can't have.
     """
     made: dict[str, Choices] = {}
     for name, given in choices.items():
@@ -330,7 +350,8 @@ def _check_active(graph: OpGraph, name: str, held: Choices, steps: StepRanges) -
             first, last, total = graph.spans[component]
             raise QSearchError(
                 f"{component} runs in steps {first} to {last - 1} of {total}, not in range {i} of "
-                f"{len(steps)}, where {name} is given {held[i]}; say there what range {place} says, {held[place]}"
+                f"{len(steps)}, where {name} is given {held[i]}; say there what range {place} "
+                f"says, {held[place]}"
             )
 
 
@@ -352,7 +373,8 @@ def _converted(path: Path, content: Mapping[str, Any]) -> tuple[StepRanges, dict
     """Ranges and choices of a file of schema version 1."""
     if unknown := sorted(set(content) - _KNOWN):
         raise ArtifactError(
-            f"{path} is a plan of version 1 with the unknown key {unknown[0]!r}; make it again with `qsearch allocate`"
+            f"{path} is a plan of version 1 with the unknown key {unknown[0]!r}; make it again "
+            "with `qsearch allocate`"
         )
     given = {**content["layers"], **content.get("sites", {})}
     counts = {split_steps(text)[1] for text in given.values() if isinstance(text, str)} - {1}

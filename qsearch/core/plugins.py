@@ -128,7 +128,9 @@ def _check_name(kind: str, name: str) -> None:
 
 
 def caption(kind: str, name: str) -> str:
-    """First paragraph of a plug-in's docstring, read without running it where it is a file of ours."""
+    """First paragraph of a plug-in's docstring, read without running it where it is a file of
+    ours.
+    """
     import ast
 
     tree = _source(kind, name)

@@ -2,7 +2,8 @@
 
     keep | FORMAT [-GRANULARITY] [+aFORMAT[GRAIN]] [~TRANSFORM …] [@METHOD]
 
-    int4-g64+a8@hqq   symmetric 4-bit integers, a scale for 64 weights of a row, 8-bit inputs per token, scales by HQQ
+    int4-g64+a8@hqq   symmetric 4-bit integers, a scale for 64 weights of a row, 8-bit inputs
+                      per token, scales by HQQ
     uint3-c           asymmetric 3-bit integers (scale and zero point), one pair a channel, min-max
     e2m1-g128         floating point with 2 exponent bits and 1 mantissa bit, sign besides
     km3-c             a codebook of 8 values a channel, chosen by k-means
@@ -10,7 +11,8 @@
     keep+a8           weights in full precision, activations in 8 bits
     uint4-c+a8~balance30   SmoothQuant's channel balancing with alpha = 0.30 before both are rounded
     int4-c+a8t~bos~balance   two transforms, applied in this order
-    int8-c+a8t~bos    MixDQ's treatment of text: the first token is computed beforehand in full precision
+    int8-c+a8t~bos    MixDQ's treatment of text: the first token is computed beforehand in full
+                      precision
 
 The scheme of a whole attention (`core/attentions.py`) is spelt by a plug-in in
 `choices/attentions/`: `window8~rettention`.

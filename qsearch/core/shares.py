@@ -43,7 +43,9 @@ class Shares:
         return any(name == metric for name, _ in self.values)
 
     def of(self, cell: Cell, rows: Sequence[int]) -> Array:
-        """The sum of the shares of several choices [sampler steps, probes, parts]; zeros for none."""
+        """The sum of the shares of several choices [sampler steps, probes, parts]; zeros for
+        none.
+        """
         found: Array = self.values[cell][list(rows)].astype(np.float64).sum(0)
         return found
 

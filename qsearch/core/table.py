@@ -227,7 +227,9 @@ class SensitivityTable:
         return sum(found) / len(found) if found else 1.0
 
     def check(self, graph: OpGraph) -> None:
-        """Refuse a table of another graph, or one that speaks of layers or sites the graph lacks."""
+        """Refuse a table of another graph, or one that speaks of layers or sites the graph
+        lacks.
+        """
         if self.graph != graph.id:
             raise QSearchError(
                 f"the table was made for graph {self.graph}, {graph.model} is graph "

@@ -145,7 +145,9 @@ class ExporterContract(Contract):
         return [*several, self.job(["int8-c+a8"]), self.job(["int4-g32"]), self.job(["keep"])]
 
     def test_what_is_nearest_stays(self) -> None:
-        """The nearest of the nearest is itself, keep is kept, and what can't be quantized is kept."""
+        """The nearest of the nearest is itself, keep is kept, and what can't be quantized is
+        kept.
+        """
         graph = self.job(["keep"]).graph
         for layer in graph:
             for text in SCHEMES:

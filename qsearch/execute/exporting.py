@@ -49,7 +49,9 @@ class Export:
 
 
 class AbstractExporter(Protocol):
-    """What a module in `exporters/` provides. Its contract is `qsearch.testing.ExporterContract`."""
+    """What a module in `exporters/` provides. Its contract is
+    `qsearch.testing.ExporterContract`.
+    """
 
     #: pip's names of the packages without which `write` can't work
     needs: tuple[str, ...]

@@ -253,7 +253,9 @@ def _content(path: Path, metadata: Mapping[str, str], graph: OpGraph) -> dict[st
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Every tensor of a state dict once, and other name -> name of those that are one and the same."""
+    """Every tensor of a state dict once, and other name -> name of those that are one and the
+    same.
+    """
     first: dict[int, str] = {}
     tensors: dict[str, Tensor] = {}
     same: dict[str, str] = {}
@@ -267,7 +269,9 @@ def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _assign(path: Path, model: nn.Module, found: Mapping[str, Tensor]) -> None:
-    """Put each tensor in its place; names, shapes and types of packed tensors must be the model's."""
+    """Put each tensor in its place; names, shapes and types of packed tensors must be the
+    model's.
+    """
     wanted = model.state_dict(keep_vars=True)
     stored = {
         f"{layer}.{name}"

@@ -103,7 +103,9 @@ class StepSwitch:
 
 
 def layers_in(model: nn.Module) -> dict[str, QuantLayer | RangedLayer]:
-    """Name -> packed layer that stands in the place of a layer of the model, in the model's order."""
+    """Name -> packed layer that stands in the place of a layer of the model, in the model's
+    order.
+    """
     found: dict[str, QuantLayer | RangedLayer] = {}
     inside: set[int] = set()
     for name, module in model.named_modules():

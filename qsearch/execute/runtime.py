@@ -201,13 +201,19 @@ def warn_of_widened(
     )
     rule = "products of low-bit inputs need whole numbers of 8 bits and one scale a row of weights"
     if kind == "cuda" and any(isinstance(layer, QuantConv2d) for _, layer in found):
-        rule += " (a convolution on cuda: symmetric ones, and one stride, padding and dilation for both axes)"
+        rule += (
+            " (a convolution on cuda: symmetric ones, and one stride, padding and dilation for "
+            "both axes)"
+        )
     rule += f"; {kind} has no kernel for {text}, first at {name}"
     if kernels == "required":
         raise QSearchError(
             f'{rule}: use int or uint formats with -c and +a8, or kernels="preferred"'
         )
-    cost = "each call widens the weight and multiplies in floating point: no faster than full precision, up to twice its time at few rows"
+    cost = (
+        "each call widens the weight and multiplies in floating point: no faster than full "
+        "precision, up to twice its time at few rows"
+    )
     warnings.warn(
         f"{rule}; {cost}. The numbers and the memory are the plan's.",
         WidenedWarning,

@@ -126,7 +126,9 @@ def warn_of_slower(
     dtype: torch.dtype = torch.float32,
     rows: Mapping[str, int] | None = None,
 ) -> None:
-    """One `SlowerWarning` where the plan is slower than full precision, with the schemes at fault."""
+    """One `SlowerWarning` where the plan is slower than full precision, with the schemes at
+    fault.
+    """
     found = slower_than_keep(layers, dtype, rows)
     if found.plan <= SLACK:
         return

@@ -118,7 +118,9 @@ class Timing:
 
 @dataclass(frozen=True)
 class Share:
-    """All operations of a kind together; `bound_by_memory`: seconds of those that wait for memory."""
+    """All operations of a kind together; `bound_by_memory`: seconds of those that wait for
+    memory.
+    """
 
     kind: str
     count: int

@@ -100,7 +100,10 @@ def _read(model: nn.Module, example_inputs: Mapping[str, Any], signature: str) -
     try:
         return export(model, given)
     except Exception as error:
-        refused = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        refused = (
+            f"{type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        )
     return trace(model, given, signature, refused)
 
 
@@ -277,7 +280,8 @@ def _role(found: list[str]) -> str:
     heads = {role.rpartition("-")[0] for role in found}
     letters = {role.rpartition("-")[2] for role in found}
     if len(heads) == 1 and "attention" in found[0] and set("".join(letters)) <= set("qkv"):
-        return f"{heads.pop()}-{''.join(slot for slot in 'qkv' if any(slot in part for part in letters))}"
+        slots = "".join(slot for slot in "qkv" if any(slot in part for part in letters))
+        return f"{heads.pop()}-{slots}"
     return found[0]
 
 

@@ -14,12 +14,15 @@ from .trace import Call
 
 #: rearrange, cut or copy their first tensor: no arithmetic, so they are folded into edges
 LAYOUT = frozenset(
-    """getitem repeat_interleave view view_as _unsafe_view reshape reshape_as transpose transpose_ t t_ mT mH numpy_T adjoint swapaxes swapdims permute movedim moveaxis
-    flatten unflatten ravel squeeze squeeze_ unsqueeze unsqueeze_ expand expand_as broadcast_to slice select narrow chunk split split_with_sizes tensor_split
-    unsafe_split unsafe_chunk unbind diagonal as_strided unfold contiguous clone alias detach detach_ to _to_copy type_as lift_fresh lift_fresh_copy
-    view_as_real view_as_complex real imag resolve_conj resolve_neg repeat tile roll flip rot90 pad constant_pad_nd reflection_pad2d replication_pad2d
-    replication_pad3d dropout dropout_ feature_dropout native_dropout _reshape_alias atleast_1d atleast_2d hsplit vsplit dsplit cpu cuda float half bfloat16
-    view_copy slice_copy unfold_copy""".split()
+    """getitem repeat_interleave view view_as _unsafe_view reshape reshape_as transpose transpose_ t
+    t_ mT mH numpy_T adjoint swapaxes swapdims permute movedim moveaxis flatten unflatten ravel
+    squeeze squeeze_ unsqueeze unsqueeze_ expand expand_as broadcast_to slice select narrow chunk
+    split split_with_sizes tensor_split unsafe_split unsafe_chunk unbind diagonal as_strided unfold
+    contiguous clone alias detach detach_ to _to_copy type_as lift_fresh lift_fresh_copy
+    view_as_real view_as_complex real imag resolve_conj resolve_neg repeat tile roll flip rot90 pad
+    constant_pad_nd reflection_pad2d replication_pad2d replication_pad3d dropout dropout_
+    feature_dropout native_dropout _reshape_alias atleast_1d atleast_2d hsplit vsplit dsplit cpu
+    cuda float half bfloat16 view_copy slice_copy unfold_copy""".split()
 )
 #: take a tensor's shape and not its values
 SHAPES = frozenset(
@@ -35,9 +38,11 @@ ELEMENTWISE = (
     ADDITIONS
     | PRODUCTS
     | frozenset(
-        """neg pow sqrt rsqrt reciprocal abs clamp clamp_min clamp_max maximum minimum where masked_fill nan_to_num floor round ceil trunc remainder
-        floor_divide fill index_fill index index_select gather take_along_dim eq ne lt le gt ge logical_not logical_and logical_or bitwise_not bitwise_and
-        bitwise_or square float_power conj complex polar triu tril""".split()
+        """neg pow sqrt rsqrt reciprocal abs clamp clamp_min clamp_max maximum minimum where
+        masked_fill nan_to_num floor round ceil trunc remainder floor_divide fill index_fill index
+        index_select gather take_along_dim eq ne lt le gt ge logical_not logical_and logical_or
+        bitwise_not bitwise_and bitwise_or square float_power conj complex polar triu
+        tril""".split()
     )
 )
 #: make one tensor of several; so do writes into parts of one
@@ -48,12 +53,13 @@ CONCATENATIONS = frozenset(
     ).split()
 )
 ACTIVATIONS = frozenset(
-    """silu gelu relu relu6 sigmoid tanh leaky_relu elu selu celu hardswish hardsigmoid hardtanh softplus softsign mish glu prelu log_sigmoid
-    log_sigmoid_forward rrelu threshold erf""".split()
+    """silu gelu relu relu6 sigmoid tanh leaky_relu elu selu celu hardswish hardsigmoid hardtanh
+    softplus softsign mish glu prelu log_sigmoid log_sigmoid_forward rrelu threshold erf""".split()
 )
 NORMS = frozenset(
-    """layer_norm group_norm batch_norm instance_norm rms_norm local_response_norm native_layer_norm native_group_norm native_batch_norm _fused_rms_norm
-    _native_batch_norm_legit_no_training cudnn_batch_norm""".split()
+    """layer_norm group_norm batch_norm instance_norm rms_norm local_response_norm native_layer_norm
+    native_group_norm native_batch_norm _fused_rms_norm _native_batch_norm_legit_no_training
+    cudnn_batch_norm""".split()
 )
 SOFTMAXES = frozenset("softmax _softmax _safe_softmax special_softmax".split())
 REDUCTIONS = frozenset(
@@ -63,8 +69,10 @@ REDUCTIONS = frozenset(
     ).split()
 )
 ATTENTIONS = frozenset(
-    """scaled_dot_product_attention _scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention
-    _scaled_dot_product_cudnn_attention _scaled_dot_product_fused_attention_overrideable _scaled_dot_product_attention_math flex_attention""".split()
+    """scaled_dot_product_attention _scaled_dot_product_flash_attention
+    _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention
+    _scaled_dot_product_cudnn_attention _scaled_dot_product_fused_attention_overrideable
+    _scaled_dot_product_attention_math flex_attention""".split()
 )
 MATMULS = frozenset("matmul mm bmm addmm addbmm baddbmm einsum mv dot _grouped_mm linear".split())
 CONVOLUTIONS = frozenset(
@@ -75,9 +83,11 @@ CONVOLUTIONS = frozenset(
 )
 EMBEDDINGS = frozenset("embedding embedding_bag".split())
 RESAMPLES = frozenset(
-    """upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_linear1d upsample_trilinear3d upsample_bicubic2d
-    _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d avg_pool1d avg_pool2d
-    avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool3d pixel_shuffle
+    """upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d
+    upsample_linear1d upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa
+    _upsample_bicubic2d_aa _upsample_nearest_exact1d _upsample_nearest_exact2d
+    _upsample_nearest_exact3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d
+    adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool3d pixel_shuffle
     pixel_unshuffle max_pool2d_with_indices""".split()
 )
 #: checks and bookkeeping, which make no tensor
@@ -89,8 +99,10 @@ IGNORED = frozenset(
 )
 #: of `LAYOUT`, those whose result is other memory: writing into it leaves the first tensor as it is
 COPIES = frozenset(
-    """contiguous clone to _to_copy type_as lift_fresh lift_fresh_copy repeat tile roll flip rot90 pad constant_pad_nd reflection_pad2d replication_pad2d
-    replication_pad3d dropout feature_dropout native_dropout cpu cuda float half bfloat16 view_copy slice_copy unfold_copy repeat_interleave""".split()
+    """contiguous clone to _to_copy type_as lift_fresh lift_fresh_copy repeat tile roll flip rot90
+    pad constant_pad_nd reflection_pad2d replication_pad2d replication_pad3d dropout feature_dropout
+    native_dropout cpu cuda float half bfloat16 view_copy slice_copy unfold_copy
+    repeat_interleave""".split()
 )
 
 

@@ -28,13 +28,14 @@ _NAMES = (
     ("text", "input_ids (input_|text_|prompt_)?tokens"),
     (
         "pooled",
-        """pooled.* text_embeds (added_)?time_ids class_labels? labels? resolution aspect_ratio original_size target_size crop_coords? image_meta_size style
-        vector vec guidance_embeds? proj_embedding""",
+        """pooled.* text_embeds (added_)?time_ids class_labels? labels? resolution aspect_ratio
+        original_size target_size crop_coords? image_meta_size style vector vec guidance_embeds?
+        proj_embedding""",
     ),
     (
         "structure",
-        """.*mask .*_ids? .*rotary.* .*pos_emb.* .*position.* .*coords? .*_shapes? .*_len(gth)?s? .*rope.* .*freqs.* indices.* grid.* seq_?len.* num_frames
-        height width fps cu_seqlens.*""",
+        """.*mask .*_ids? .*rotary.* .*pos_emb.* .*position.* .*coords? .*_shapes? .*_len(gth)?s?
+        .*rope.* .*freqs.* indices.* grid.* seq_?len.* num_frames height width fps cu_seqlens.*""",
     ),
     (
         "step",
@@ -45,8 +46,9 @@ _NAMES = (
     ),
     (
         "text",
-        """encoder_hidden_states(_.*)? context(_.*)? text(_.*)? txt prompt(_.*)? caption.* cap_feats.* crossattn.* encoder_outputs? image_embeds?
-        clip_(text|img).* cond(itioning)? y c""",
+        """encoder_hidden_states(_.*)? context(_.*)? text(_.*)? txt prompt(_.*)? caption.*
+        cap_feats.* crossattn.* encoder_outputs? image_embeds? clip_(text|img).* cond(itioning)? y
+        c""",
     ),
     (
         "image",

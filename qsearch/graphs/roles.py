@@ -1,16 +1,21 @@
 """Roles: what a layer is for (query, feed-forward input, ResNet convolution, …), from how it is
 wired, never from its name.
 
-self-, cross-, joint-attention-q, -k, -v, -qkv, -kv, …, -out, -gate   by what feeds the attention and what consumes it;
+self-, cross-, joint-attention-q, -k, -v, -qkv, -kv, …, -out, -gate
+                                    by what feeds the attention and what consumes it;
                                     joint-attention-add-q, … are the text's side, as diffusers calls
                                     them; pooling-attention-… make one vector of a text
-parallel-in, parallel-out           one layer for attention and feed-forward at once (Flux's single blocks)
-feed-forward-in, -mid, -out         a residual branch without attention, by place; resnet-conv where it is made of convolutions
+parallel-in, parallel-out           one layer for attention and feed-forward (Flux's single blocks)
+feed-forward-in, -mid, -out         a residual branch without attention, by place; resnet-conv where
+                                    it is made of convolutions
 shortcut, residual                  the layer on the stream beside a branch; a branch of one layer
-projection-in, -out                 first and last of a branch that holds other branches (a U-Net's transformer)
+projection-in, -out                 first and last of a branch that holds other branches (a U-Net's
+                                    transformer)
 modulation                          reaches scales, shifts and gates alone
-time-, text-, label-embedding       see no picture; by what they see (position-embedding: nothing that is given)
-input, output, resample, skip       first and last of the picture's path; around a change of resolution; behind a long skip
+time-, text-, label-embedding       see no picture; by what they see (position-embedding: nothing
+                                    that is given)
+input, output, resample, skip       first and last of the picture's path; around a change of
+                                    resolution; behind a long skip
 router, adapter                     chooses among experts; a low-rank pair added to a layer
 projection, convolution, unused     what is left: by kind, and layers that this call never runs
 """

@@ -71,7 +71,9 @@ def trace(model: nn.Module, inputs: Mapping[str, Any], signature: str, refused: 
 
 
 class _Watch(TorchDispatchMode):
-    """Writes down operations as they are dispatched. Tensors are known by identity while they live."""
+    """Writes down operations as they are dispatched. Tensors are known by identity while they
+    live.
+    """
 
     supports_higher_order_operators = True
 

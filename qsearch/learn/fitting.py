@@ -43,7 +43,9 @@ class Study:
         return {trial.plan: trial.made(self.graph) for trial in self.trials}
 
     def named(self) -> dict[str, Plan]:
-        """The plans by their names; of several with one name, the later ones also by their digests."""
+        """The plans by their names; of several with one name, the later ones also by their
+        digests.
+        """
         found: dict[str, Plan] = {}
         for trial in self.trials:
             name = f"{trial.name} {trial.plan}" if trial.name in found else trial.name

@@ -39,7 +39,9 @@ class Clean:
 
     @cached_property
     def pictures(self) -> Tensor:
-        """Decoded once, with gradients. Raises `QSearchError` where nothing decodes these latents."""
+        """Decoded once, with gradients. Raises `QSearchError` where nothing decodes these
+        latents.
+        """
         if self.decoder is None:
             raise QSearchError(
                 "pictures need the pipeline's VAE; profile with `pipe=`, or leave out "

@@ -123,7 +123,9 @@ def attempt(call: Callable[[], Any]) -> Attempt:
 def execute(
     task: Task, parts: deque[Any], options: ExecutorOptions | None = None, say: Say | None = None
 ) -> Iterator[tuple[Any, Any]]:
-    """Do the parts of a task by the executor that the options name; as `AbstractExecutor.execute`."""
+    """Do the parts of a task by the executor that the options name; as
+    `AbstractExecutor.execute`.
+    """
     asked = options or ExecutorOptions()
     plugin: AbstractExecutor = plugins.load("executors", asked.name)
     if parts:

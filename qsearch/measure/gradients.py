@@ -128,7 +128,9 @@ class Contraction:
 
     @property
     def memory(self) -> str:
-        """In words, what a backward takes: one pass is made to see, but where weights are streamed."""
+        """In words, what a backward takes: one pass is made to see, but where weights are
+        streamed.
+        """
         if self._streams:
             largest = max(stream.largest for stream in self._streams)
             return (
@@ -140,7 +142,10 @@ class Contraction:
             kept_bytes(self.model, self.question.observations[0].example()),
         )
         made = "" if self.keeps else ", made anew each time"
-        return f"{weights / 2**30:.2f} GiB of weights, {kept / 2**30:.2f} GiB of activations and {self.bytes / 2**30:.2f} GiB of quantized weights{made}"
+        return (
+            f"{weights / 2**30:.2f} GiB of weights, {kept / 2**30:.2f} GiB of activations and "
+            f"{self.bytes / 2**30:.2f} GiB of quantized weights{made}"
+        )
 
     @property
     def bytes(self) -> int:

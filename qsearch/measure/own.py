@@ -165,7 +165,9 @@ def denoiser_config(folder: Path) -> dict[str, Any]:
 
 
 def picture_side(folder: Path) -> int | None:
-    """Pixels of a side by the denoiser's and the VAE's configurations; None where they don't say."""
+    """Pixels of a side by the denoiser's and the VAE's configurations; None where they don't
+    say.
+    """
     size = denoiser_config(folder).get("sample_size")
     scale = _scale(folder)
     return size * scale if isinstance(size, int) and scale is not None else None

@@ -1,6 +1,8 @@
-"""profile(model, graph, schemes, calls) -> SensitivityTable: what every choice at every layer costs, resumable.
+"""profile(model, graph, schemes, calls) -> SensitivityTable: what every choice at every layer
+costs, resumable.
 
-What an estimator has found is kept in a partial file beside the table while the work goes on, so that a killed run continues where it was.
+What an estimator has found is kept in a partial file beside the table while the work goes on, so
+that a killed run continues where it was.
 """
 
 from __future__ import annotations
@@ -162,7 +164,8 @@ def profile_pipeline(
     work: ProfileWork | None = None,
     **named: Any,
 ) -> SensitivityTable:
-    """`profile` for the components of a diffusers pipeline that are in the graph, on calls of its own.
+    """`profile` for the components of a diffusers pipeline that are in the graph, on calls of its
+    own.
 
     `options.mode`: `step` records the denoiser's calls, `trajectory` prices through the whole
     sampler. `options.batch` samples run at once; where they don't fit the device's memory, half of
@@ -217,22 +220,26 @@ def check_reached(pipe: Any, components: Sequence[str], asked: ProfileOptions) -
         asked: mode, metrics and estimator.
 
     Raises:
-        QSearchError: recorded calls of the denoiser reach no other component; a metric of latents knows nothing of a VAE.
+        QSearchError: recorded calls of the denoiser reach no other component; a metric of latents
+            knows nothing of a VAE.
     """
     others = [name for name in components if name not in denoisers_of(pipe)]
     if not others or not plugins.load("estimators", asked.estimator).needs_calls:
         return
     if asked.mode != "trajectory":
         raise QSearchError(
-            f"recorded calls of the denoiser reach nothing of {', '.join(others)}: set profile.mode to trajectory, which "
+            f"recorded calls of the denoiser reach nothing of {', '.join(others)}: set "
+            "profile.mode to trajectory, which "
             "goes through the whole pipeline"
         )
     blind = [m for m in asked.metrics if not needs(plugins.load("metrics", m), "pictures")]
     decoders = [name for name in others if name in DECODERS]
     if decoders and blind:
         raise QSearchError(
-            f"{', '.join(decoders)} is priced by metrics of decoded pictures, such as psnr and ssim; "
-            f"{', '.join(blind)} looks at latents: take it out of profile.metrics, or the component out of components"
+            f"{', '.join(decoders)} is priced by metrics of decoded pictures, such as psnr and "
+            "ssim; "
+            f"{', '.join(blind)} looks at latents: take it out of profile.metrics, or the "
+            "component out of components"
         )
 
 
@@ -297,7 +304,8 @@ def _attentions(
     for text in asked.attentions:
         if not (scheme := Scheme.parse(text)).attention and scheme != KEEP:
             raise QSearchError(
-                f"attentions take choices of `qsearch list attentions`, such as window8~rettention; given {text!r}"
+                "attentions take choices of `qsearch list attentions`, such as "
+                f"window8~rettention; given {text!r}"
             )
     for scheme in choices:
         faults = [fault_of(graph.self_attentions[cut(x)[0]], scheme) for x in sites]
@@ -306,7 +314,8 @@ def _attentions(
             raise QSearchError(f"no attention can have {scheme}; {first}")
         if scheme.carried and not trajectory:
             raise QSearchError(
-                f"{scheme} carries statistics from step to step, which a recorded call of one step has not: profile with "
+                f"{scheme} carries statistics from step to step, which a recorded call of one "
+                "step has not: profile with "
                 "mode trajectory (and metrics of final latents, such as sqnr)"
             )
     return choices, sites

@@ -97,7 +97,9 @@ class Question:
 
     @cached_property
     def floors(self) -> dict[tuple[str, int], float]:
-        """Metric and step bin -> what the bin's parts read, on average, when nothing was changed."""
+        """Metric and step bin -> what the bin's parts read, on average, when nothing was
+        changed.
+        """
         found: dict[tuple[str, int], float] = {}
         for b, parts in self.bins.items():
             read = [part.floor() for part in parts]
@@ -109,7 +111,9 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """How far an estimator is: `done` of `total` items, and the table so far (made when asked for)."""
+    """How far an estimator is: `done` of `total` items, and the table so far (made when asked
+    for).
+    """
 
     done: int
     total: int

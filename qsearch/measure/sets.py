@@ -74,7 +74,9 @@ def real_files(folder: Path) -> list[Path]:
 
 
 def _batches(folder: Path, size: tuple[int, int]) -> Iterator[Tensor]:
-    """Pictures [N, 3, H, W] in [-1, 1], scaled so that the shorter side fits and cut in the middle."""
+    """Pictures [N, 3, H, W] in [-1, 1], scaled so that the shorter side fits and cut in the
+    middle.
+    """
     import numpy as np
     from PIL import Image, ImageOps, UnidentifiedImageError
 

@@ -1,4 +1,6 @@
-"""EvaluationSetting: all that a measurement depends on besides the plan, and the key that says so."""
+"""EvaluationSetting: all that a measurement depends on besides the plan, and the key that says
+so.
+"""
 
 from __future__ import annotations
 

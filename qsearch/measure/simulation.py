@@ -74,7 +74,9 @@ class _Place:
 
     @contextmanager
     def treated(self) -> Iterator[None]:
-        """The module rounds its input, and adds what that leaves to its output, inside the block."""
+        """The module rounds its input, and adds what that leaves to its output, inside the
+        block.
+        """
 
         def now() -> tuple[InputQuantizer | None, Tensor, Tensor]:
             self.heard = True

@@ -285,7 +285,9 @@ def in_memory(model: nn.Module, what: str) -> None:
 
 
 def _become(module: nn.Module, methods: dict[str, Any]) -> None:
-    """Give one module methods of its own; its class keeps its name, and `plain_class` what it was."""
+    """Give one module methods of its own; its class keeps its name, and `plain_class` what it
+    was.
+    """
     own = type(module)
     module.__class__ = type(
         own.__name__,

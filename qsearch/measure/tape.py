@@ -38,7 +38,9 @@ class Tape:
         self.outputs: list[Tensor] = []
 
     def record(self, own: Callable[..., Any], args: Any, kwargs: Any) -> tuple[list[Tensor], Any]:
-        """Run the model; its output's tensors without their graph, and how they are put together."""
+        """Run the model; its output's tensors without their graph, and how they are put
+        together.
+        """
         leaves, spec = _pytree.tree_flatten((args, kwargs))
         self.given = [x for x in leaves if isinstance(x, Tensor)]
         self.inputs = [leaf(x, x.requires_grad) for x in self.given]

@@ -223,7 +223,9 @@ def _sampled(trajectory: Trajectory) -> Tensor:
 
 @contextmanager
 def patched_parts(model: nn.Module, around: Any) -> Iterator[None]:
-    """`model`, or each of several denoisers, calls `around(forward, ...)` in place of its forward."""
+    """`model`, or each of several denoisers, calls `around(forward, ...)` in place of its
+    forward.
+    """
     with ExitStack() as stack:
         for part in parts_of(model).values():
             stack.enter_context(patched(part, around))

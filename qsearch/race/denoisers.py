@@ -306,7 +306,9 @@ def _compiled(
 
 @contextmanager
 def _many_compiled() -> Iterator[None]:
-    """All contenders are compiled from one `forward`, and torch gives up on a function after eight."""
+    """All contenders are compiled from one `forward`, and torch gives up on a function after
+    eight.
+    """
     with torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=1024):
         yield
     torch._dynamo.reset()

@@ -71,7 +71,9 @@ PEERS = {
 
 
 def here(device: str) -> list[str]:
-    """Names of the peers whose package is installed and that run on `device` (a kind: cpu, cuda)."""
+    """Names of the peers whose package is installed and that run on `device` (a kind: cpu,
+    cuda).
+    """
     return [
         name
         for name, peer in PEERS.items()

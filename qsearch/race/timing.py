@@ -103,7 +103,10 @@ def time_layers(
         times, more = time_attentions(graph, attentions, device=device, seconds=seconds)
         seconds_of |= times
         rows |= {("attention", i): row for i, row in enumerate(more)}
-    title = f"{torch.cuda.get_device_name() if torch.device(device).type == 'cuda' else _processor()}, {torch.get_num_threads()} threads, measured"
+    title = (
+        f"{torch.cuda.get_device_name() if torch.device(device).type == 'cuda' else _processor()}, "
+        f"{torch.get_num_threads()} threads, measured"
+    )
     return Latency(graph.id, title, seconds_of, rest, graph.sizes), list(rows.values())
 
 

@@ -192,8 +192,19 @@ def boxes_into(ax: Axes, data: Boxes) -> None:
                 wide = 0.62 / len(held)
                 filled = {"facecolor": _pale(colour), "edgecolor": QUIET, "linewidth": 0.9}
                 bold = {"color": INK, "linewidth": 1.8}
-                ax.bxp([stats], positions=[y], widths=wide, orientation="horizontal", patch_artist=True, showfliers=False, manage_ticks=False,
-                       boxprops=filled, medianprops=bold, whiskerprops=style, capprops=style)  # fmt: skip
+                ax.bxp(
+                    [stats],
+                    positions=[y],
+                    widths=wide,
+                    orientation="horizontal",
+                    patch_artist=True,
+                    showfliers=False,
+                    manage_ticks=False,
+                    boxprops=filled,
+                    medianprops=bold,
+                    whiskerprops=style,
+                    capprops=style,
+                )
             ax.plot(
                 box.values,
                 [y] * len(box.values),

@@ -42,7 +42,9 @@ def export(graph: OpGraph, form: str) -> str:
 
 
 def _flat(graph: OpGraph) -> nx.DiGraph:
-    """The operation graph with its layers' fields on it, each a number or a text, as GraphML asks."""
+    """The operation graph with its layers' fields on it, each a number or a text, as GraphML
+    asks.
+    """
     network = nx.DiGraph(model=graph.model, graph=graph.id)
     blocks = {op: block for block in graph.blocks for op in block.ops}
     for op in graph.ops:
@@ -217,7 +219,10 @@ def model_sketch(graph: OpGraph) -> Sketch:
                 kind_colour(kind),
                 tuple(dict.fromkeys(marks.get(name, ()))),
             )
-    title = f"{graph.model}: {len(graph.layers)} layers, {_short(graph.weights)} weights, {_short(graph.total_macs)} multiply-accumulates a call"
+    title = (
+        f"{graph.model}: {len(graph.layers)} layers, {_short(graph.weights)} weights, "
+        f"{_short(graph.total_macs)} multiply-accumulates a call"
+    )
     members = {
         name: tuple(b for b, shown in stands_for.items() if shown == name) for name in place
     } | {b.name: (b.name,) for b in aside}

@@ -167,7 +167,9 @@ def _least(layers: Sequence[Mapping[str, Any]], scheme: str) -> float:
 
 
 def _middle(graph: OpGraph, plan: Plan, schemes: Sequence[str]) -> str:
-    """The scheme whose uniform plan is nearest in size to the plan: where its choices differ most."""
+    """The scheme whose uniform plan is nearest in size to the plan: where its choices differ
+    most.
+    """
     return min(
         schemes, key=lambda s: abs(Plan.uniform(graph, s).achieved.bits - plan.achieved.bits)
     )
@@ -210,7 +212,10 @@ def _summary(graph: OpGraph, plan: Plan, rows: Sequence[Mapping[str, Any]]) -> s
         return first
     ours, error = found.pop("plan")
     others = ", ".join(f"{name} {mean:.1f} ± {e:.1f} dB" for name, (mean, e) in found.items())
-    return f"{first} The denoiser's output stands {ours:.1f} ± {error:.1f} dB above its error; the plans beside it: {others}."
+    return (
+        f"{first} The denoiser's output stands {ours:.1f} ± {error:.1f} dB above its error; the "
+        f"plans beside it: {others}."
+    )
 
 
 #: limit -> its unit, for people
@@ -301,7 +306,10 @@ def _bits_words(plan: Plan, by_role: Sequence[tables.RoleBits]) -> str:
         )
     most, least = by_role[0], by_role[-1]
     if most.average_bits > least.average_bits:
-        words += f" The most went to {most.role} ({most.average_bits:.1f} stored bits a weight), the least to {least.role} ({least.average_bits:.1f})."
+        words += (
+            f" The most went to {most.role} ({most.average_bits:.1f} stored bits a weight), the "
+            f"least to {least.role} ({least.average_bits:.1f})."
+        )
     return words
 
 

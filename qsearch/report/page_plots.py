@@ -91,16 +91,28 @@ def _layer_by_layer(shown: Findings, scheme: str) -> dict[str, Plot]:
     bits = plots.layer_bits(graph, plan)
     noise = plots.noise_by_scheme(graph, table, plan, metric=metric)
     steps = plots.noise_by_step(graph, table, scheme, metric=metric)
-    label = f"Bars: stored bits a weight of {len(bits.stored)} layers, average {bits.average:.2f}. {_NUMBERS}"
+    label = (
+        f"Bars: stored bits a weight of {len(bits.stored)} layers, average {bits.average:.2f}. "
+        f"{_NUMBERS}"
+    )
     found = {"bits": _drawn("bits", drawing.draw_layer_bits, bits, label)}
     if len(plan.steps) > 1:
         ranges = range_heat.range_bits(graph, plan)
-        label = f"Heat map: {ranges.title}, {len(ranges.bits)} layers by {len(ranges.columns)} ranges of steps."
+        label = (
+            f"Heat map: {ranges.title}, {len(ranges.bits)} layers by {len(ranges.columns)} ranges "
+            "of steps."
+        )
         found["ranges"] = _drawn("ranges", range_heat.draw_range_bits, ranges, label)
-    label = f"Heat map: SQNR in dB, {len(noise.chosen)} layers by {len(noise.columns)} schemes. {_NUMBERS}"
+    label = (
+        f"Heat map: SQNR in dB, {len(noise.chosen)} layers by {len(noise.columns)} schemes. "
+        f"{_NUMBERS}"
+    )
     found["noise"] = _drawn("noise", drawing.draw_layer_noise, noise, label)
     if len(steps.columns) > 1:
-        label = f"Heat map: SQNR in dB at {scheme}, {len(steps.chosen)} layers by {len(steps.columns)} step bins."
+        label = (
+            f"Heat map: SQNR in dB at {scheme}, {len(steps.chosen)} layers by {len(steps.columns)} "
+            "step bins."
+        )
         found["steps"] = _drawn("steps", drawing.draw_layer_noise, steps, label)
     return found
 
@@ -147,7 +159,10 @@ def _of_attribution(graph: OpGraph, attribution: Attribution) -> dict[str, Plot]
             )
         elif kind == "feature" and len(plans) > 1 and "beeswarm" not in found:
             swarm = beeswarm.beeswarm(attribution, metric=metric, method=method)
-            words = f"Dots: what {len(swarm.rows)} features {swarm.title} of {len(plans)} plans: {'; '.join(swarm.rows)}."
+            words = (
+                f"Dots: what {len(swarm.rows)} features {swarm.title} of {len(plans)} plans: "
+                f"{'; '.join(swarm.rows)}."
+            )
             found["beeswarm"] = _drawn("beeswarm", beeswarm.draw_beeswarm, swarm, words, HALF)
     return found
 

@@ -167,8 +167,14 @@ def _costs(graph: Any) -> list[Table | str]:
     if not graph.ops:
         return []
     whole = costs(graph)
-    line = f"{whole.bytes / 1e9:.3g} GB of weights at 16 bits; {whole.macs / 1e9:,.0f} G multiply-accumulates a call, attention included; "
-    line += f"{whole.activations / 1e6:,.0f} M activations written; {whole.moved / 1e9:,.3g} GB moved, {whole.intensity:.0f} operations a byte"
+    line = (
+        f"{whole.bytes / 1e9:.3g} GB of weights at 16 bits; {whole.macs / 1e9:,.0f} G "
+        "multiply-accumulates a call, attention included; "
+    )
+    line += (
+        f"{whole.activations / 1e6:,.0f} M activations written; {whole.moved / 1e9:,.3g} GB moved, "
+        f"{whole.intensity:.0f} operations a byte"
+    )
     blocks, ops = Counter(b.kind for b in graph.blocks), Counter(op.kind for op in graph.ops)
     counted = [("blocks", blocks), ("operations", ops)]
     return [
@@ -276,7 +282,10 @@ def _sensitivity(path: Path) -> list[Table | str]:
             rows.pivot_table(index="site", columns="scheme", values=v, sort=False)
             for v in ("estimate", "floor")
         )
-        title = f"{metric} of graph {whole.graph}, mean over {rows['step'].nunique()} step bins (a squared error over its scale; ~ within 3 dB of the floor)"
+        title = (
+            f"{metric} of graph {whole.graph}, mean over {rows['step'].nunique()} step bins (a "
+            "squared error over its scale; ~ within 3 dB of the floor)"
+        )
         table = Table(title=title, title_justify="left")
         table.add_column("layer", overflow="fold")
         for scheme in wide.columns:

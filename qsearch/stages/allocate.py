@@ -58,8 +58,8 @@ class AllocateSettings(Settings):
     )
     bytes: int | str | None = Field(
         None,
-        description="stored bytes of all weights, or their share of the bytes that these take in 16 "
-        "bits, such as 40%",
+        description="stored bytes of all weights, or their share of the bytes that these take in "
+        "16 bits, such as 40%",
     )
     bit_operations: float | None = Field(
         None, description="MACs x weight bits x activation bits of one call"
@@ -113,8 +113,8 @@ class AllocateSettings(Settings):
     seconds: float = Field(AllocationRequest.seconds, gt=0, description="time limit of the solver")
     layers: dict[str, str | tuple[str, ...]] = Field(
         {},
-        description="a plan by hand instead of a budget: pattern -> scheme, or one for each range of "
-        "steps; the first "
+        description="a plan by hand instead of a budget: pattern -> scheme, or one for each range "
+        "of steps; the first "
         "pattern that matches a layer counts",
     )
     sites: dict[str, str | tuple[str, ...]] = Field(
@@ -136,8 +136,8 @@ class AllocateSettings(Settings):
     )
     share: Literal["weights", "none"] = Field(
         "weights",
-        description="what the ranges have in common: one stored weight, or nothing (what calibration "
-        "chooses is then "
+        description="what the ranges have in common: one stored weight, or nothing (what "
+        "calibration chooses is then "
         "fitted for each range)",
     )
     refine: int = Field(
@@ -324,7 +324,9 @@ def _by_hand(path: Path, graph: OpGraph) -> Plan | None:
 
 
 def _put_aside(run: Run, graph: OpGraph) -> None:
-    """Keep a plan.json that `allocate` did not make, or that was changed since, under another name."""
+    """Keep a plan.json that `allocate` did not make, or that was changed since, under another
+    name.
+    """
     path = run.path("plan.json")
     if not path.is_file():
         return

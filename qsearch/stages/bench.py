@@ -39,7 +39,7 @@ class BenchSettings(Settings):
     batch: int = Field(1, ge=1, description="of a race: pictures at once")
     against: tuple[str, ...] | None = Field(
         None,
-        description="of a race: peers, e.g. fp32,torchao-w8a8; all that are installed when left out",
+        description="of a race: peers, e.g. fp32,torchao-w8a8; all installed ones when left out",
     )
     mode: str = Field(
         "default",

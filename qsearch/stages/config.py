@@ -64,7 +64,7 @@ class Config(Settings):
     )
     components: tuple[str, ...] = Field(
         (),
-        description="parts of the pipeline that are planned, e.g. [transformer, text_encoder, vae]; "
+        description="parts of the pipeline to plan, e.g. [transformer, text_encoder, vae]; "
         "its denoisers when left out",
     )
     prompts: Path | None = Field(
@@ -146,7 +146,9 @@ def _is_here(model: Path) -> bool:
 
 
 def _check(config: Config, source: str) -> None:
-    """What types can't say and nobody wants to hear after minutes of work: names, schemes, budgets."""
+    """What types can't say and nobody wants to hear after minutes of work: names, schemes,
+    budgets.
+    """
     profile, allocate, evaluate = config.profile, config.allocate, config.evaluate
     questions: dict[str, Callable[[], object]] = {
         "sampling": config.sampling.check,

@@ -118,7 +118,10 @@ def _devices() -> dict[str, str]:
         able = torch.cuda.get_device_capability(i)
         cores = [text for least, text in _TENSOR_CORES if able >= least]
         lacks = [text for least, text in _TENSOR_CORES if able < least]
-        text = f"{torch.cuda.get_device_name(i)}, sm_{able[0]}{able[1]}, {_mib(free)} of {_mib(total)} free"
+        text = (
+            f"{torch.cuda.get_device_name(i)}, sm_{able[0]}{able[1]}, {_mib(free)} of "
+            f"{_mib(total)} free"
+        )
         text += f"; multiplies {', '.join(cores) or 'floats'}"
         found[f"cuda:{i}"] = text + (f"; widens {', '.join(lacks)}" if lacks else "")
     if "cuda:0" not in found:

@@ -101,7 +101,9 @@ class Run:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the saved pipeline: its files' names, sizes and contents (up to 64 MiB each)."""
+        """Digest of the saved pipeline: its files' names, sizes and contents (up to 64 MiB
+        each).
+        """
         sha = hashlib.sha256()
         loaded = (
             p
@@ -303,7 +305,9 @@ class Run:
         return self.folder / name
 
     def found(self, name: str, key: str, load: Callable[[Path], Any]) -> Any:
-        """What an earlier call left in a file, where it is whole and answers that key; else None."""
+        """What an earlier call left in a file, where it is whole and answers that key; else
+        None.
+        """
         try:
             noun = load(self.path(name))
         except QSearchError:
@@ -323,7 +327,9 @@ class Run:
         return SensitivityTable.load(self.path("sensitivity.parquet"), graph.id)
 
     def offered(self, graph: OpGraph) -> tuple[str, ...]:
-        """Schemes that drawn plans choose from: those of the run's table, else those of its config."""
+        """Schemes that drawn plans choose from: those of the run's table, else those of its
+        config.
+        """
         sites = {layer.name for layer in graph}
         for table in self.tables(graph):
             rows = table.frame[table.frame["site"].isin(sites)]

@@ -123,7 +123,9 @@ def report_run(run: Run) -> Path:
 def measured_report(
     run: Run, graph: OpGraph, plan: Plan, rows: Sequence[Mapping[str, Any]]
 ) -> Path | None:
-    """The page after an evaluation; None, with a word, where the run has no table of sensitivities."""
+    """The page after an evaluation; None, with a word, where the run has no table of
+    sensitivities.
+    """
     if not run.path("sensitivity.parquet").is_file():
         run.progress.say(
             f"report: none without a table of sensitivities; make one with `qsearch profile "

@@ -73,7 +73,9 @@ class Painter(nn.Module):
     def paint(
         self, noisy: Tensor, sigma: Tensor, words: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The velocity, as `forward` gives it, and the head's logits [N, 64, classes] by attribute."""
+        """The velocity, as `forward` gives it, and the head's logits [N, 64, classes] by
+        attribute.
+        """
         features: list[Tensor] = []
         handle = self.denoiser.get_submodule(self.middle).register_forward_hook(
             lambda _module, _inputs, output: features.append(output)

@@ -105,7 +105,9 @@ class Reader(nn.Module):
 def make_reader(
     kind: str, runs: Path, device: torch.device, batch: int
 ) -> tuple[nn.Module, Loss, Export]:
-    """Module, loss and export of a text encoder's own training; `kind` is the pipeline it is for."""
+    """Module, loss and export of a text encoder's own training; `kind` is the pipeline it is
+    for.
+    """
     causal = kind == "scenes-unet"
     tokenizer = new_tokenizer(causal)
     pair = nn.ModuleDict(

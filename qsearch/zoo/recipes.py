@@ -43,7 +43,7 @@ def half(module: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().half().cpu().contiguous() for k, v in module.state_dict().items()}
 
 
-# ---------------------------------------------------------------------------------------------------------------- VAE
+# ---------------------------------------------------------------------------------------------- VAE
 
 
 def new_vae() -> Any:
@@ -93,7 +93,7 @@ def _make_vae(runs: Path, device: torch.device, batch: int) -> tuple[nn.Module, 
     return vae, loss, export
 
 
-# -------------------------------------------------------------------------------------------------------------- judge
+# -------------------------------------------------------------------------------------------- judge
 
 
 def _make_judge(runs: Path, device: torch.device, batch: int) -> tuple[nn.Module, Loss, Export]:

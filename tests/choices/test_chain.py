@@ -28,7 +28,9 @@ RANK, CHANNELS, OUTPUTS = 4, 24, 16
 
 @dataclass(frozen=True)
 class Branch(AbstractStep):
-    """W = L + (W - L): L [outputs, channels] of rank `RANK` meets the input before it is rounded."""
+    """W = L + (W - L): L [outputs, channels] of rank `RANK` meets the input before it is
+    rounded.
+    """
 
     down: Tensor
     up: Tensor

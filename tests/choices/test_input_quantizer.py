@@ -29,7 +29,9 @@ TEXT, IMAGE, CONV = "blocks.0.attn1.to_k", "blocks.0.ff.2", "conv_in"
 
 @pytest.fixture(scope="module")
 def case() -> tuple[PlainDenoiser, OpGraph, dict[str, LayerInputs]]:
-    """A denoiser, its graph, and its layers' inputs on text whose first token is the same for all."""
+    """A denoiser, its graph, and its layers' inputs on text whose first token is the same for
+    all.
+    """
     model, graph = plain()
     return model, graph, calibrate(model, graph, causal_calls())
 
@@ -56,7 +58,9 @@ def inside(
 def layer_output(
     case: tuple[PlainDenoiser, OpGraph, dict[str, LayerInputs]], layer: str, scheme: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(a layer's input in full precision, its output then, its output where it alone has `scheme`)."""
+    """(a layer's input in full precision, its output then, its output where it alone has
+    `scheme`).
+    """
     model, graph, calibration = case
     heard: list[tuple[Tensor, Tensor]] = []
     handle = model.get_submodule(layer).register_forward_hook(
@@ -208,7 +212,7 @@ def test_a_text_encoder_that_looks_both_ways_is_refused(case: Any) -> None:
 
     with pytest.raises(
         QSearchError,
-        match=r"blocks\.0\.attn1\.to_k can't have uint8-c\+a8t~bos: ~bos needs a causal text encoder",
+        match=r"blocks\.0\.attn1\.to_k can't have uint8-c\+a8t~bos: ~bos needs a causal text",
     ):
         simulate(
             model,
@@ -255,7 +259,10 @@ def test_what_needs_calibration_says_how_to_get_it(case: Any, scheme: str) -> No
 
     with pytest.raises(
         QSearchError,
-        match=r"needs to know the inputs of blocks\.0\.ff\.2; give QuantizedWeights\(model, graph, calibrate",
+        match=(
+            r"needs to know the inputs of blocks\.0\.ff\.2; give QuantizedWeights\(model, graph, "
+            r"calibrate"
+        ),
     ):
         simulate(model, {IMAGE: Scheme.parse(scheme)}, graph).__enter__()
 

@@ -1,4 +1,6 @@
-"""`~lowrank`: packed as simulated, paid for, refused above a layer's rank, and better at few bits."""
+"""`~lowrank`: packed as simulated, paid for, refused above a layer's rank, and better at few
+bits.
+"""
 
 from __future__ import annotations
 

@@ -240,7 +240,10 @@ def test_inputs_of_zeros_leave_finite_weights(method: str) -> None:
 def test_a_method_that_lacks_its_inputs_says_where_they_come_from() -> None:
     with pytest.raises(
         QSearchError,
-        match=r"gptq looks at what goes into blocks\.0\.ff; give QuantizedWeights\(model, graph, calibrate",
+        match=(
+            r"gptq looks at what goes into blocks\.0\.ff; give QuantizedWeights\(model, graph, "
+            r"calibrate"
+        ),
     ):
         quantize(weight(), Scheme.parse("int4-c@gptq"), layer="blocks.0.ff")
 

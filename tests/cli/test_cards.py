@@ -22,7 +22,8 @@ title: a tiny DiT
 source: made up here
 class: DiTTransformer2DModel
 parameters: 1
-config: {num_layers: 3, num_attention_heads: 2, attention_head_dim: 8, in_channels: 4, out_channels: 8, sample_size: 8, num_embeds_ada_norm: 10}
+config: {num_layers: 3, num_attention_heads: 2, attention_head_dim: 8, in_channels: 4,
+  out_channels: 8, sample_size: 8, num_embeds_ada_norm: 10}
 native: {height: 64, width: 64, multiple: 16}
 inputs:
   hidden_states: float32[batch, 4, height/8, width/8]
@@ -113,7 +114,10 @@ def test_list_names_cards_and_devices() -> None:
     [
         (
             ("extract", "sdlx", "-o", "OUT"),
-            r"a name of the zoo, a card, a local diffusers folder, a checkpoint in one file \(.safetensors\) or a hub id; given 'sdlx'; did you mean 'sdxl'\?",
+            (
+                r"a name of the zoo, a card, a local diffusers folder, a checkpoint in one file "
+                r"\(.safetensors\) or a hub id; given 'sdlx'; did you mean 'sdxl'\?"
+            ),
         ),
         (
             ("extract", "sdxl", "-o", "OUT", "--resolution", "1001"),

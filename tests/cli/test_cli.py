@@ -118,7 +118,7 @@ def refused(
     return call
 
 
-# ----------------------------------------------------------------------------------------------------------------- verbs
+# -------------------------------------------------------------------------------------------- verbs
 
 
 def test_help_names_every_verb(command: Command) -> None:
@@ -159,7 +159,7 @@ def test_list_of_one_kind_names_only_that(command: Command) -> None:
     ]
 
 
-# ------------------------------------------------------------------------------------------------------------------ show
+# --------------------------------------------------------------------------------------------- show
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def test_results_are_shown_with_every_number_whole(
         assert words.count(word) >= sum(text.split().count(word) for text in expected) > 0
 
 
-# ------------------------------------------------------------------------------------------------------- mistakes in a config
+# ----------------------------------------------------------------------------- mistakes in a config
 
 
 def written(path: Path, content: Any) -> Path:
@@ -347,9 +347,9 @@ def test_an_unknown_model_is_answered_with_the_nearest_name(
         else ("extract", "scenes-dti", "-o", "out")
     )
 
-    assert (
-        refused(*arguments)
-        == "qsearch: a model is a name of the zoo, a card, a local diffusers folder, a checkpoint in one file (.safetensors) or a hub id; given 'scenes-dti'; did you mean 'scenes-dit'?"
+    assert refused(*arguments) == (
+        "qsearch: a model is a name of the zoo, a card, a local diffusers folder, a checkpoint "
+        "in one file (.safetensors) or a hub id; given 'scenes-dti'; did you mean 'scenes-dit'?"
     )
 
 
@@ -359,12 +359,12 @@ def test_a_folder_without_a_pipeline_is_no_model(
     (tmp_path / "empty").mkdir()
 
     assert (
-        "a model is a name of the zoo, a card, a local diffusers folder, a checkpoint in one file (.safetensors) or a hub id; given 'empty'"
-        in refused("extract", "empty", "-o", "out")
-    )
+        "a model is a name of the zoo, a card, a local diffusers folder, a checkpoint in one "
+        "file (.safetensors) or a hub id; given 'empty'"
+    ) in refused("extract", "empty", "-o", "out")
 
 
-# ------------------------------------------------------------------------------------------------------ budgets and artefacts
+# ---------------------------------------------------------------------------- budgets and artefacts
 
 
 @pytest.mark.parametrize("bits", ["1.0", "2", "0", "-3"])
@@ -375,9 +375,9 @@ def test_a_budget_below_what_any_choice_can_reach_is_refused(
 
     if float(bits) > 0:
         least = math.ceil(1e4 * Plan.uniform(GRAPH, "uint2-c").achieved.average_bits) / 1e4
-        assert (
-            line
-            == f"qsearch: no plan reaches average_bits {bits.removesuffix('.0')}; the least with these choices is {least:.4f}"
+        assert line == (
+            f"qsearch: no plan reaches average_bits {bits.removesuffix('.0')}; the least with "
+            f"these choices is {least:.4f}"
         )
     else:
         assert "a budget must be above zero; average_bits is" in line
@@ -402,7 +402,8 @@ def test_a_truncated_artefact_is_refused_by_the_verb_that_needs_it(
     line = refused(verb, folder)
 
     assert line.startswith(
-        f"qsearch: {path} is not readable as {'JSON' if name.endswith('json') else 'Parquet'}, perhaps truncated ("
+        f"qsearch: {path} is not readable as {'JSON' if name.endswith('json') else 'Parquet'}, "
+        "perhaps truncated ("
     )
     assert line.endswith("); make it again")
 
@@ -475,7 +476,8 @@ def test_one_artefact_in_the_place_of_another_is_refused_with_both_kinds(
     shutil.copy(folder / "plan.json", folder / "graph.json")
 
     assert refused("allocate", folder) == (
-        f"qsearch: {folder / 'graph.json'} must be a qsearch.graph/2 file, its header says 'qsearch.plan/2'; give the file that holds the graph"
+        f"qsearch: {folder / 'graph.json'} must be a qsearch.graph/2 file, its header says "
+        "'qsearch.plan/2'; give the file that holds the graph"
     )
 
 
@@ -490,9 +492,9 @@ def test_an_artefact_of_another_model_is_refused_with_both_graphs(
         folder / "sensitivity.parquet"
     ) if name == "sensitivity.parquet" else make_plan(other).save(folder / "plan.json")
 
-    assert (
-        refused(verb, folder)
-        == f"qsearch: {folder / name} was made for graph {other.id}, the model here is graph {GRAPH.id}; make it again for this model"
+    assert refused(verb, folder) == (
+        f"qsearch: {folder / name} was made for graph {other.id}, the model here is graph "
+        f"{GRAPH.id}; make it again for this model"
     )
 
 
@@ -522,7 +524,7 @@ def test_an_unknown_kind_of_plug_in_is_answered_with_the_nearest(
     )
 
 
-# ------------------------------------------------------------------------------------------------------------------- writing
+# ------------------------------------------------------------------------------------------ writing
 
 
 @pytest.fixture
@@ -581,7 +583,7 @@ def test_a_pipeline_that_is_not_whole_is_refused(
     assert not (tmp_path / "out" / "graph.json").exists()
 
 
-# ------------------------------------------------------------------------------------------------------------- what goes well
+# ----------------------------------------------------------------------------------- what goes well
 
 
 def test_allocate_needs_no_model_and_says_how_to_keep_what_was_asked(
@@ -611,9 +613,10 @@ def test_a_process_of_its_own_gives_the_line_and_the_code(tmp_path: Path) -> Non
     )
 
     assert (done.returncode, done.stdout) == (2, "")
-    assert (
-        done.stderr
-        == "qsearch: a model is a name of the zoo, a card, a local diffusers folder, a checkpoint in one file (.safetensors) or a hub id; given 'scenes-dti'; did you mean 'scenes-dit'?\n"
+    assert done.stderr == (
+        "qsearch: a model is a name of the zoo, a card, a local diffusers folder, a checkpoint "
+        "in one file (.safetensors) or a hub id; given 'scenes-dti'; did you mean "
+        "'scenes-dit'?\n"
     )
 
 

@@ -1,4 +1,6 @@
-"""Text encoder, denoiser and VAE in one plan, from the shell: measured, planned, evaluated, packed, loaded, handed on; and what is refused."""
+"""Text encoder, denoiser and VAE in one plan, from the shell: measured, planned, evaluated, packed,
+loaded, handed on; and what is refused.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(model: Path, folder: Path, **changes: Mapping[str, Any]) -> Path:
-    """A run's folder with a config for all components of `model`; sections with some keys changed."""
+    """A run's folder with a config for all components of `model`; sections with some keys
+    changed.
+    """
     folder.mkdir()
     (folder / "prompts.txt").write_text("\n".join(f"red circle {i}" for i in range(8)))
     content: dict[str, Any] = {
@@ -204,15 +208,24 @@ def test_diffusers_loads_one_component_of_the_plan_by_its_name(run: Path, model:
                 "components": ["transformer"],
                 "allocate": {"groups": {"text_encoder.*": {"bytes": 9}}},
             },
-            "which is not in the graph; it holds transformer: set components: [transformer, text_encoder]",
+            (
+                "which is not in the graph; it holds transformer: set components: [transformer, "
+                "text_encoder]"
+            ),
         ),
         (
             {"profile": {"mode": "step"}},
-            "recorded calls of the denoiser reach nothing of text_encoder, vae: set profile.mode to trajectory",
+            (
+                "recorded calls of the denoiser reach nothing of text_encoder, vae: set "
+                "profile.mode to trajectory"
+            ),
         ),
         (
             {"profile": {"metrics": ["sqnr"]}},
-            "vae is priced by metrics of decoded pictures, such as psnr and ssim; sqnr looks at latents",
+            (
+                "vae is priced by metrics of decoded pictures, such as psnr and ssim; sqnr looks "
+                "at latents"
+            ),
         ),
         (
             {

@@ -165,8 +165,10 @@ def test_content_that_has_no_json_form_leaves_nothing_behind(tmp_path: Path) -> 
 def test_a_writer_killed_halfway_leaves_the_older_file_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("older")
     script = (
-        "import os, signal, sys; from pathlib import Path; from qsearch.core.artifacts import write_atomic\n"
-        "write_atomic(Path(sys.argv[1]), lambda t: (t.write_text('half'), os.kill(os.getpid(), signal.SIGKILL)))"
+        "import os, signal, sys; from pathlib import Path; from qsearch.core.artifacts import "
+        "write_atomic\n"
+        "write_atomic(Path(sys.argv[1]), lambda t: (t.write_text('half'), os.kill(os.getpid(), "
+        "signal.SIGKILL)))"
     )
 
     done = subprocess.run([sys.executable, "-c", script, tmp_path / "file"], check=False)
@@ -244,7 +246,10 @@ def test_an_artefact_of_another_kind_is_refused_with_both_names(tmp_path: Path) 
 
     with pytest.raises(
         ArtifactError,
-        match=r"must be a qsearch\.plan/1 file, its header says 'qsearch\.thing/1'; give the file that holds the plan",
+        match=(
+            r"must be a qsearch\.plan/1 file, its header says 'qsearch\.thing/1'; give the file "
+            r"that holds the plan"
+        ),
     ):
         artifacts.read_json(tmp_path / "f.json", "qsearch.plan/1")
 

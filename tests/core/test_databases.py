@@ -1,4 +1,6 @@
-"""Every storage holds the same trials: a SQLite file, a journal, a real PostgreSQL, a real MariaDB."""
+"""Every storage holds the same trials: a SQLite file, a journal, a real PostgreSQL, a real
+MariaDB.
+"""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def test_a_plan_keeps_its_time_in_its_file_and_is_timed_again_where_a_table_is_g
         Plan.load(tmp_path / "plan.json", graph, latency=slow)
 
 
-# ------------------------------------------------------------------------------------------------------ groups of layers
+# --------------------------------------------------------------------------------- groups of layers
 
 
 def test_a_group_is_counted_alone(graph: OpGraph) -> None:

@@ -152,7 +152,10 @@ def test_a_plan_whose_layers_were_changed_by_hand_is_refused_with_both_sizes(
 
     with pytest.raises(
         ArtifactError,
-        match=f"says {MIXED_BITS} stored bits, its layers take {MIXED_BITS + 24 * 24}; it was changed by hand",
+        match=(
+            f"says {MIXED_BITS} stored bits, its layers take {MIXED_BITS + 24 * 24}; it was "
+            "changed by hand"
+        ),
     ):
         Plan.load(
             changed(tmp_path / "plan.json", "sites", {**MIXED, "blocks.0.to_q": "int3-c"}), graph
@@ -174,7 +177,7 @@ def test_a_file_that_counts_incomplete_groups_as_filled_up_loads_and_is_counted_
     assert loaded == plan
     with pytest.raises(
         ArtifactError,
-        match=f"says {filled + 8} stored bits, its layers take {MIXED_BITS}; it was changed by hand",
+        match=f"says {filled + 8} stored bits, its layers take {MIXED_BITS}; it was changed",
     ):
         Plan.load(
             changed(tmp_path / "plan.json", "achieved", {**achieved, "bits": filled + 8}), graph

@@ -1,4 +1,6 @@
-"""Schemes: strings that come back as they went in, stored bits by hand and against published ones, errors that teach."""
+"""Schemes: strings that come back as they went in, stored bits by hand and against published ones,
+errors that teach.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ BLOCKS = ("mxfp4", "mxfp6", "mxfp8", "nvfp4")
 
 
 def every_string() -> list[str]:
-    """All combinations of format, granularity, activation, grain and method that the grammar allows."""
+    """All combinations of format, granularity, activation, grain and method that the grammar
+    allows.
+    """
     out = []
     activations = ["", *(f"+a{a}{grain}" for a in input_formats() for grain in ("", "t", "c"))]
     for form in formats():
@@ -187,7 +191,9 @@ def test_activations_and_methods_change_no_stored_bits() -> None:
 
 @pytest.fixture(scope="module")
 def pixart_shapes() -> list[tuple[int, ...]]:
-    """Weights of PixArt-alpha's linear layers and convolutions, from the real class on the meta device."""
+    """Weights of PixArt-alpha's linear layers and convolutions, from the real class on the meta
+    device.
+    """
     import torch
     from diffusers import PixArtTransformer2DModel
 

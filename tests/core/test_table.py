@@ -256,6 +256,9 @@ def test_a_table_without_shares_predicts_without_interactions_only(table: Sensit
     )
     with pytest.raises(
         QSearchError,
-        match="interactions need shares, which probes leave in the table; of noise by sweep there are none",
+        match=(
+            "interactions need shares, which probes leave in the table; of noise by sweep there "
+            "are none"
+        ),
     ):
         table.predict({"out": "int4-c"})

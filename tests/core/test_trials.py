@@ -131,7 +131,7 @@ def test_trials_of_another_graph_are_refused_with_both_graphs(
 
     with pytest.raises(
         ArtifactError,
-        match=f"holds trials of graph {graph.id}, wider is graph {other_graph.id}; give another file",
+        match=f"holds trials of graph {graph.id}, wider is graph {other_graph.id}; give another",
     ):
         Trials(tmp_path / "trials.db", other_graph)
 

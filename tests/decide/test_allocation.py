@@ -184,7 +184,7 @@ def test_a_few_hundred_layers_take_seconds() -> None:
     assert plan.solver.seconds < 30
 
 
-# ----------------------------------------------------------------------------------------------------- budgets that can't be
+# ---------------------------------------------------------------------------- budgets that can't be
 
 
 @pytest.mark.parametrize("name", ["average_bits", "bytes", "bit_operations"])
@@ -263,7 +263,10 @@ def test_limits_that_contradict_each_other_are_refused_by_name() -> None:
     allocate(graph, table, Budget(bit_operations=fast.bit_operations))
     with pytest.raises(
         InfeasibleBudget,
-        match=r"no plan keeps average_bits 4\.0\d+ and bit_operations 96000 at once; with average_bits kept the least bit_operations is 192000",
+        match=(
+            r"no plan keeps average_bits 4\.0\d+ and bit_operations 96000 at once; with "
+            r"average_bits kept the least bit_operations is 192000"
+        ),
     ):
         allocate(
             graph,
@@ -354,7 +357,7 @@ def test_only_the_schemes_that_are_asked_for_are_used(graph: OpGraph) -> None:
     assert {str(s) for s in plan.layers.values()} <= {"uint2-c", "uint8-c", "keep"}
 
 
-# -------------------------------------------------------------------------------------------------------------- random plans
+# ------------------------------------------------------------------------------------- random plans
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -434,8 +437,9 @@ from qsearch.core.table import SensitivityTable
 from qsearch.decide.allocation import allocate, random_plan
 graph = OpGraph("m", (LayerSpec("a", "linear", "linear", (8, 8), 64),))
 fixed = {"step": 0, "metric": "noise", "error": 0.0, "floor": 0.0, "estimator": "sweep", "seed": 0}
-table = SensitivityTable.from_rows(graph.id, [{"site": "a", "scheme": "uint4-c", "estimate": 0.1, **fixed}])
-print(allocate(graph, table, Budget(average_bits=9.0)).layers, random_plan(graph, ["uint4-c"], Budget(average_bits=9.0), 0).layers)
+row = {"site": "a", "scheme": "uint4-c", "estimate": 0.1, **fixed}
+table, budget = SensitivityTable.from_rows(graph.id, [row]), Budget(average_bits=9.0)
+print(allocate(graph, table, budget).layers, random_plan(graph, ["uint4-c"], budget, 0).layers)
 print("loaded:", *sorted({name.partition(".")[0] for name in sys.modules}))
 """
     done = subprocess.run(

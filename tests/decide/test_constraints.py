@@ -1,4 +1,6 @@
-"""Constraints that hold, contradictions that name the pair, and limits that can't be kept together."""
+"""Constraints that hold, contradictions that name the pair, and limits that can't be kept
+together.
+"""
 
 from __future__ import annotations
 
@@ -102,11 +104,17 @@ def test_so_many_formats_are_enough() -> None:
     [
         (
             {"protected": ["block.ff"], "allowed": {"feed-forward-*": ["uint4-c"]}},
-            r"two rules for block.ff contradict each other: protected 'block.ff'; and allowed 'feed-forward-\*': uint4-c",
+            (
+                r"two rules for block.ff contradict each other: protected 'block.ff'; and allowed "
+                r"'feed-forward-\*': uint4-c"
+            ),
         ),
         (
             {"allowed": {"block.ff": ["uint5-c"]}},
-            r"contradict each other: what is measured for it: .*uint4-c; and allowed 'block.ff': uint5-c",
+            (
+                r"contradict each other: what is measured for it: .*uint4-c; and allowed "
+                r"'block.ff': uint5-c"
+            ),
         ),
         (
             {
@@ -114,7 +122,10 @@ def test_so_many_formats_are_enough() -> None:
                 "allowed": {"block.attn1.to_k": ["uint2-c"]},
                 "fused": True,
             },
-            "block.attn1.to_q and block.attn1.to_k are tied and have no scheme in common: keep; and uint2-c",
+            (
+                "block.attn1.to_q and block.attn1.to_k are tied and have no scheme in common: "
+                "keep; and uint2-c"
+            ),
         ),
         (
             {"protected": ["block.gg"]},
@@ -152,7 +163,10 @@ def test_two_limits_that_exclude_each_other_are_named_with_the_best_of_one() -> 
 
     with pytest.raises(
         InfeasibleBudget,
-        match=r"no plan keeps average_bits 4 and latency 8 at once; with average_bits kept the least latency is 1\d",
+        match=(
+            r"no plan keeps average_bits 4 and latency 8 at once; with average_bits kept the least "
+            r"latency is 1\d"
+        ),
     ):
         allocate(graph, table, Budget(average_bits=4.0, latency=8.0), latency=latency)
 
@@ -190,7 +204,7 @@ def test_three_limits_that_only_together_exclude_each_other_are_all_named() -> N
         )
 
 
-# ------------------------------------------------------------------------------------------------------------ objectives
+# --------------------------------------------------------------------------------------- objectives
 
 
 def test_a_metric_can_be_a_limit() -> None:

@@ -106,7 +106,9 @@ def test_one_joint_problem_in_noise_power_beats_the_published_plan_on_both_metri
     }
 
     def total(bits: dict[str, int]) -> tuple[float, float]:
-        """Predicted SQNR of the whole in dB, and SSIM lost over the content layers against 8 bits."""
+        """Predicted SQNR of the whole in dB, and SSIM lost over the content layers against 8
+        bits.
+        """
         return (
             -10 * math.log10(sum(noise[name][b] for name, b in bits.items())),
             sum(ssim[name][2] - ssim[name][BITS.index(bits[name])] for name in ssim),

@@ -235,7 +235,9 @@ def test_changes_before_rounded_inputs_are_priced_straight_through(tiny, inputs:
 
 
 def ranged(graph, coarse: str, fine: str) -> Plan:
-    """A plan whose layers have one scheme in the first half of the steps and another in the second."""
+    """A plan whose layers have one scheme in the first half of the steps and another in the
+    second.
+    """
     return Plan.make(
         graph,
         {x.name: [coarse, fine] if x.quantizable else "keep" for x in graph},

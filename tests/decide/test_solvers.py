@@ -61,7 +61,7 @@ def random_problem(
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- interactions
+# ------------------------------------------------------------------------------------- interactions
 
 
 def test_the_quadratic_total_is_the_mean_square_of_the_plan_s_scores() -> None:
@@ -180,7 +180,7 @@ def test_scores_go_by_name_and_tied_layers_add_theirs(graph: OpGraph) -> None:
         )
 
 
-# -------------------------------------------------------------------------------------------------------------- frontier
+# ----------------------------------------------------------------------------------------- frontier
 
 
 def test_the_relaxation_is_the_same_by_hull_and_by_linear_program() -> None:
@@ -252,7 +252,7 @@ def test_a_frontier_keeps_the_other_limits() -> None:
     assert len(plans) == 3
 
 
-# ------------------------------------------------------------------------------------------------------------------- why
+# ---------------------------------------------------------------------------------------------- why
 
 
 def test_the_reasons_are_those_of_brute_force(graph: OpGraph) -> None:
@@ -313,7 +313,7 @@ def test_a_layer_that_no_plan_chooses_for_is_answered_with_the_nearest(graph: Op
         why(state(graph, table, budget), allocate(graph, table, budget), "blocks.0.fff")
 
 
-# ---------------------------------------------------------------------------------------------------------------- search
+# ------------------------------------------------------------------------------------------- search
 
 
 @pytest.mark.parametrize("solver", [tpe, nsga2])
@@ -406,7 +406,7 @@ def test_only_a_solver_that_evaluates_takes_evaluations(graph: OpGraph) -> None:
         allocate(graph, table, Budget(average_bits=9.0), evaluate=measured)
 
 
-# ------------------------------------------------------------------------------------------------------------- step bins
+# ---------------------------------------------------------------------------------------- step bins
 
 
 def stepped(graph: OpGraph, seed: int, bins: int = 2) -> SensitivityTable:

@@ -74,7 +74,10 @@ def test_what_the_tool_lacks_is_an_error_that_lists_it_and_offers_nearest(
 ) -> None:
     with pytest.raises(
         QSearchError,
-        match=r"plain lacks the schemes of 86 layers: .*uint4-c -> int8-c \(not measured\).*--nearest.*--for plain",
+        match=(
+            r"plain lacks the schemes of 86 layers: .*uint4-c -> int8-c \(not "
+            r"measured\).*--nearest.*--for plain"
+        ),
     ):
         export(plan("uint4-c"), GRAPH, SOURCE, "plain", tmp_path / "out")
 
@@ -317,7 +320,10 @@ def test_an_index_that_points_out_of_its_folder_is_refused(tmp_path: Path) -> No
 def test_importing_the_verb_loads_no_tool() -> None:
     import subprocess
 
-    script = "import sys, qsearch; qsearch.export; print([m for m in ('torchao', 'sdnq', 'gguf', 'optimum', 'bitsandbytes', 'diffusers') if m in sys.modules])"
+    script = (
+        "import sys, qsearch; qsearch.export; print([m for m in ('torchao', 'sdnq', 'gguf', "
+        "'optimum', 'bitsandbytes', 'diffusers') if m in sys.modules])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

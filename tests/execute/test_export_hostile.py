@@ -47,7 +47,9 @@ FILES = {
 
 
 def mutate_names(text: str, rng: random.Random) -> bytes:
-    """The plan with a layer renamed to something that would be a path, a pattern or code somewhere."""
+    """The plan with a layer renamed to something that would be a path, a pattern or code
+    somewhere.
+    """
     whole = json.loads(text)
     layers = whole["sites"]
     name = rng.choice(list(layers))

@@ -114,7 +114,7 @@ def as_on_a_gpu(model: nn.Module) -> nn.Module:
     return model
 
 
-# -------------------------------------------------------------------------------------------------- without a GPU
+# ------------------------------------------------------------------------------------ without a GPU
 
 
 def test_every_layer_of_the_test_that_rounds_its_input_has_a_product_on_a_gpu() -> None:
@@ -136,7 +136,10 @@ def test_a_convolution_that_a_gpu_would_widen_is_said_with_what_it_takes(
     warn_of_widened(layers, "cpu", "required")
     with pytest.raises(
         QSearchError,
-        match=r"on cuda: symmetric ones, and one stride, padding and dilation for both axes\); cuda has no kernel for u?int8-c\+a8",
+        match=(
+            r"on cuda: symmetric ones, and one stride, padding and dilation for both axes\); cuda "
+            r"has no kernel for u?int8-c\+a8"
+        ),
     ):
         warn_of_widened(layers, "cuda", "required")
 
@@ -265,7 +268,7 @@ def test_layers_that_are_timed_do_not_round_for_each_other(
     assert len(rounded) == 3
 
 
-# ----------------------------------------------------------------------------------------------------- on a GPU
+# ----------------------------------------------------------------------------------------- on a GPU
 
 
 def captured(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:

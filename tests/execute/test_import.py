@@ -357,7 +357,7 @@ def test_a_file_of_no_known_kind_is_refused_with_what_is_known(
 ) -> None:
     with pytest.raises(
         QSearchError,
-        match=r"no plan that is known here; say with --from which of gguf, mixdq, modelopt, torchao",
+        match=r"no plan that is known here; say with --from which of gguf, mixdq, modelopt",
     ):
         import_plan(write(tmp_path / "x.json", {"a": 1}), graph)
 

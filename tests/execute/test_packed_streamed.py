@@ -1,4 +1,6 @@
-"""A streamed model is packed into its file a layer at a time, as one in memory is packed and saved."""
+"""A streamed model is packed into its file a layer at a time, as one in memory is packed and
+saved.
+"""
 
 from __future__ import annotations
 

@@ -299,7 +299,7 @@ def test_other_convolutions_are_packed_too(make: Any, scheme: str) -> None:
         )
 
 
-# ------------------------------------------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------------------------------- memory
 
 
 @pytest.mark.parametrize("scheme", ["uint4-c", "int3-c", "uint8-t", "e2m1-c", "km2-c"])
@@ -338,7 +338,7 @@ def test_casting_a_model_casts_what_computes_and_leaves_what_is_stored(case: Cas
         assert model(**inputs).dtype == torch.bfloat16
 
 
-# --------------------------------------------------------------------------------------------------- as torch's modules
+# ------------------------------------------------------------------------------- as torch's modules
 
 
 def test_a_copy_computes_the_same_bits_and_shares_nothing(case: Case) -> None:
@@ -455,7 +455,7 @@ def test_gradients_pass_through_packed_layers_as_through_the_widened_weight(case
     torch.testing.assert_close(x.grad, layer.dequantize().sum(0).expand(3, -1))
 
 
-# ---------------------------------------------------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------------------------- what is refused
 
 
 def test_a_layer_without_a_kernel_is_said_with_its_cost_or_refused(case: Case) -> None:
@@ -464,7 +464,7 @@ def test_a_layer_without_a_kernel_is_said_with_its_cost_or_refused(case: Case) -
 
     with pytest.raises(
         QSearchError,
-        match=r"cpu has no kernel for int4-g4\+a8 \(1\), first at blocks\.0\.ff\.0: use int or uint",
+        match=r"cpu has no kernel for int4-g4\+a8 \(1\), first at blocks\.0\.ff\.0: use int",
     ):
         apply(model, plan, graph, kernels="required")
     assert packed_layers(model) == {}

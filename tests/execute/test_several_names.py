@@ -48,7 +48,9 @@ class Shared(nn.Module):
 
 
 class Tied(nn.Module):
-    """Two convolutions and two linear layers with a weight in common, each with a bias of its own."""
+    """Two convolutions and two linear layers with a weight in common, each with a bias of its
+    own.
+    """
 
     def __init__(self) -> None:
         super().__init__()

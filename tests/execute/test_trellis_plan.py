@@ -1,4 +1,6 @@
-"""Trellis codes in a plan: what layers can have them, prices, simulation, packed layers, files, exports."""
+"""Trellis codes in a plan: what layers can have them, prices, simulation, packed layers, files,
+exports.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ WORDS = ("tcq2-c", "tcq3-c~rotate@ldlq", "tcq4-c+a8~rotate")
 
 
 class Small(nn.Module):
-    """Layers of many kinds: a product, one that nothing rotates, one that is too small for a path, a convolution."""
+    """Layers of many kinds: a product, one that nothing rotates, one that is too small for a path,
+    a convolution.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -17,8 +17,9 @@ from qsearch.core import plugins, shipped
 from qsearch.core.errors import QSearchError
 from qsearch.graphs.families import cards
 
-ISSUE = """dit-xl-2-256 dit-xl-2-512 pixart-alpha pixart-sigma hunyuan-dit sd15 sdxl sdxl-turbo sd3-medium sd35-large flux-dev flux2
-sana-1.6b cogvideox-2b wan-1.3b wan-14b ltx qwen-image z-image""".split()
+ISSUE = """dit-xl-2-256 dit-xl-2-512 pixart-alpha pixart-sigma hunyuan-dit sd15 sdxl sdxl-turbo
+sd3-medium sd35-large flux-dev flux2 sana-1.6b cogvideox-2b wan-1.3b wan-14b ltx
+qwen-image z-image""".split()
 #: parameters in billions, as the models' papers and pages say
 PUBLISHED = {
     "pixart-alpha": 0.6,
@@ -206,7 +207,10 @@ def test_inputs_are_built_as_declared() -> None:
     assert built["none"] is None
 
 
-CARD = "title: t\nsource: s\nclass: DiTTransformer2DModel\nparameters: 1\nnative: {height: 8, width: 8, multiple: 8}\ninputs: {}\n"
+CARD = (
+    "title: t\nsource: s\nclass: DiTTransformer2DModel\nparameters: 1\nnative: {height: 8, width: "
+    "8, multiple: 8}\ninputs: {}\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +258,10 @@ def test_the_same_files_are_found_inside_an_installed_package(
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_largest_card_takes_little_memory() -> None:
     # Not getrusage: its peak begins with that of the process that forked.
-    script = "from qsearch.graphs.families import cards; cards.load('flux2'); print(open('/proc/self/status').read())"
+    script = (
+        "from qsearch.graphs.families import cards; cards.load('flux2'); "
+        "print(open('/proc/self/status').read())"
+    )
 
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

@@ -64,7 +64,9 @@ def resnet(name: str, conditioning: str, *, shortcut: bool = False) -> dict[str,
 
 
 def unet(names: list[str], conditioning: str) -> dict[str, tuple[str, str]]:
-    """By hand: every layer of a UNet2DConditionModel, by what its modules are in diffusers' source."""
+    """By hand: every layer of a UNet2DConditionModel, by what its modules are in diffusers'
+    source.
+    """
     rules = {
         "time_embedding.linear_1": ("time-embedding", "step-only"),
         "time_embedding.linear_2": ("time-embedding", "step-only"),

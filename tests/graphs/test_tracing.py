@@ -114,7 +114,10 @@ def test_a_model_without_weights_whose_way_depends_on_data_is_asked_for_weights(
 def test_inputs_that_tell_nothing_are_answered_with_how_to_name_them() -> None:
     with pytest.raises(
         QSearchError,
-        match=r"none of apple looks like the noisy picture; say it with .*inputs=\{'NAME': 'image'\}.*the forward takes \(apple: ",
+        match=(
+            r"none of apple looks like the noisy picture; say it with .*inputs=\{'NAME': "
+            r"'image'\}.*the forward takes \(apple: "
+        ),
     ):
         extract(Own(), {"apple": torch.ones(2)[:, None].expand(2, 8)})
 

@@ -1,1 +1,3 @@
-"""Every kind of choice through every verb: carried out, and then right by `simulate`, or refused in one line."""
+"""Every kind of choice through every verb: carried out, and then right by `simulate`, or refused in
+one line.
+"""

@@ -108,5 +108,6 @@ KINDS: dict[str, Kind] = {
     ),
 }
 
-#: kinds that go through every verb in the quick suite; all go through `apply`, the others through the rest where `slow` tests run
+#: kinds that go through every verb in the quick suite; all go through `apply`, the others through
+#: the rest where `slow` tests run
 QUICK = ("dynamic input", "whole attention", "ranges of inputs", "ranges of attention tensors")

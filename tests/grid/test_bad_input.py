@@ -210,8 +210,9 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Wan 2.2 of random weights, with a profiled run."""
     folder = tmp_path_factory.mktemp("wan")
     build("wan_22").save_pretrained(folder / "pipe")
+    size = {"height": 16, "width": 16, "num_frames": 5}
     changes = {
-        "sampling": {"steps": 4, "guidance": 1.0, "call": {"height": 16, "width": 16, "num_frames": 5}},
+        "sampling": {"steps": 4, "guidance": 1.0, "call": size},
         "profile": {"schemes": ["int8-c+a8", "int8-c+a4"], "bins": 4, "samples": 2, "probes": 2},
         "allocate": {"average_bits": 9.0, "steps": 4},
     }  # fmt: skip

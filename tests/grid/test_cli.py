@@ -1,4 +1,6 @@
-"""Every kind of choice through the verbs of the shell: exit 0 with what it says on disk, or exit 2 and one line."""
+"""Every kind of choice through the verbs of the shell: exit 0 with what it says on disk, or exit 2
+and one line.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,10 @@ VERBS: dict[str, tuple[tuple[str, ...], str]] = {
 REFUSALS = {
     "explain": "the table has no",
     "apply": "not attention's tensors",
-    "export": "no file of sdnq says what happens inside attention|a file of sdnq holds for all sampler steps",
+    "export": (
+        "no file of sdnq says what happens inside attention|a file of sdnq holds for all sampler "
+        "steps"
+    ),
 }
 
 

@@ -1,4 +1,6 @@
-"""Every kind of choice through the verbs of Python: carried out as `simulate` has it, or refused in one line."""
+"""Every kind of choice through the verbs of Python: carried out as `simulate` has it, or
+refused in one line.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,9 @@ every_packed_kind = pytest.mark.parametrize(
 
 
 def carried(verb: str, name: str, work: Any) -> Any:
-    """What `work()` gives; None where the table of refusals says that it refuses, which it then must, in one line."""
+    """What `work()` gives; None where the table of refusals says that it refuses, which it then
+    must, in one line.
+    """
     words = next((w for (v, part), w in REFUSED.items() if v == verb and part in name), None)
     if words is None:
         return work()
@@ -171,7 +175,8 @@ def test_every_tool_gets_a_file_that_reads_back_as_the_plan_or_is_refused(
 def test_evaluation_samples_what_the_packed_pipeline_samples(name: str, world: World) -> None:
     kind = KINDS[name]
     plan, sampling = world.plan(kind), Sampling(steps=max(2, kind.ranges), seed=3)
-    reference = make(world.pipe, world.graph, Plan.uniform(world.graph, "keep"), world.prompts, sampling)  # fmt: skip
+    kept = Plan.uniform(world.graph, "keep")
+    reference = make(world.pipe, world.graph, kept, world.prompts, sampling)
     outcome = make(
         world.pipe, world.graph, plan, world.prompts, sampling, weights=world.weights(plan)
     )
@@ -186,14 +191,17 @@ def test_evaluation_samples_what_the_packed_pipeline_samples(name: str, world: W
     packed.unet = model
     whole = Plan.uniform(world.graph, "keep")
     again = make(packed, world.graph, whole, world.prompts, sampling)
-    # Through the sampler a number that rounds to the other side goes on: a thousandth of the latents.
+    # Through the sampler a number that rounds to the other side goes on: a thousandth of the
+    # latents.
     off = (again.latents - outcome.latents).square().mean() / outcome.latents.square().mean()
     assert float(off) < 1e-4
 
 
 @pytest.fixture(scope="module")
 def tables(world: World) -> dict[str, SensitivityTable | QSearchError]:
-    """Kind -> its table, of a call in each half of the steps, or what profiling says instead; made where they are asked for."""
+    """Kind -> its table, of a call in each half of the steps, or what profiling says instead;
+    made where they are asked for.
+    """
     return {}
 
 

@@ -10,13 +10,17 @@ EQUAL: dict[str, dict[str, tuple[float, ...]]] = {
     for kind, ways in {
         "wide": ("int_mm", "int_mm + rest", "onednn", "onednn + rest", "fp32"),
         "narrow": ("int_mm", "onednn", "fp32"),
-        **{f"W{w} {t}": ("digits", "fp32", "bf16", "int8pack") for w in ("8", "4", "4 groups") for t in ("bf16",)},
+        **{f"W{w} bf16": ("digits", "fp32", "bf16", "int8pack") for w in ("8", "4", "4 groups")},
         **{
             f"W{w} {t}": ("digits", "fp32")
             for w in ("8", "4", "4 groups")
             for t in ("fp32", "fp16")
         },
-        **{f"{s} {t}": ("rounded",) for s in ("W8A8", "W8A7", "W4A8") for t in ("fp32", "bf16", "fp16")},
+        **{
+            f"{s} {t}": ("rounded",)
+            for s in ("W8A8", "W8A7", "W4A8")
+            for t in ("fp32", "bf16", "fp16")
+        },
         "keep fp32": ("fp32",),
         "keep bf16": ("fp32", "bf16"),
         "keep fp16": ("fp32", "fp16"),

@@ -217,9 +217,7 @@ def test_a_compiled_row_on_a_cpu_that_is_not_finite_does_not_become_a_number() -
     assert made[[0, *range(4, 40)]].isfinite().all()
 
 
-def test_a_graph_on_a_cpu_rounds_once_what_three_layers_read_and_leaves_few_rows_to_their_own_product() -> (
-    None
-):
+def test_a_graph_on_a_cpu_rounds_once_what_three_layers_read() -> None:
     needs_int_mm()
     weights = [make(n, 64, 8) for n in (6, 7, 5)]
 

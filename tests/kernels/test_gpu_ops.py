@@ -100,7 +100,9 @@ def test_every_operation_is_checked() -> None:
 
 
 def stored(bits: int, group: int, kind: str) -> tuple[Any, ...]:
-    """A weight 24 x 64 as it is stored: codes, scale, zero, offset, levels, bits, columns, group."""
+    """A weight 24 x 64 as it is stored: codes, scale, zero, offset, levels, bits, columns,
+    group.
+    """
     groups = 64 // group if group > 0 else 1
     scale = torch.rand(1 if group == -1 else 24, groups) + 0.1
     zero = torch.rand_like(scale) * 2**bits if kind == "uint" else None

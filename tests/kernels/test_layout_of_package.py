@@ -37,7 +37,10 @@ def test_the_package_is_loaded_under_another_name_from_where_it_lies(tmp_path: P
     variant = tmp_path / "build" / "torch-cpu" / "renamed"
     variant.parent.mkdir(parents=True)
     variant.symlink_to(PACKAGE)
-    script = f"import sys; sys.path.insert(0, {str(variant.parent)!r}); import renamed.layout, renamed.reference, renamed.ops, torch; print(renamed.ops.__name__)"
+    script = (
+        f"import sys; sys.path.insert(0, {str(variant.parent)!r}); import renamed.layout, "
+        "renamed.reference, renamed.ops, torch; print(renamed.ops.__name__)"
+    )
 
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

@@ -202,8 +202,9 @@ def test_the_plain_twins_serve_everything_where_they_are_forced(
         reference.linear_wnaxi(x, **arguments(weight), activation=8),
     )  # type: ignore[arg-type]
     assert torch.equal(
-        ops.conv2d_rounded(picture, weight, None, 8, **places), reference.conv2d_wnaxi(picture, **arguments(weight), activation=8, **places)  # type: ignore[arg-type]
-    )  # fmt: skip
+        ops.conv2d_rounded(picture, weight, None, 8, **places),
+        reference.conv2d_wnaxi(picture, **arguments(weight), activation=8, **places),  # type: ignore[arg-type]
+    )
     assert not products.fused_int_mm()
 
 

@@ -55,7 +55,7 @@ def qkv(bits: int = 8, zero: bool = False) -> list[Weight]:
     return [make(n, 64, bits, zero=zero) for n in (6, 7, 5)]
 
 
-# ----------------------------------------------------------------------------------------------------------- eager
+# -------------------------------------------------------------------------------------------- eager
 
 
 def test_three_layers_that_are_given_one_tensor_round_it_once(roundings: list[Tensor]) -> None:
@@ -200,7 +200,7 @@ def test_where_a_gradient_is_wanted_rounding_and_product_stay_one(
     assert ops._in_two_steps(x.detach())
 
 
-# -------------------------------------------------------------------------------------------------------- compiled
+# ----------------------------------------------------------------------------------------- compiled
 
 
 def block(x: Tensor, scale: Tensor, shift: Tensor, weights: list[Weight]) -> list[Tensor]:

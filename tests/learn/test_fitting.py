@@ -1,4 +1,6 @@
-"""fit: held-out scores are honest, intervals hold what they promise, files come back, and what can't be learnt from is refused with a word."""
+"""fit: held-out scores are honest, intervals hold what they promise, files come back, and what
+can't be learnt from is refused with a word.
+"""
 
 from __future__ import annotations
 

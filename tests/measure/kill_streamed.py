@@ -1,7 +1,9 @@
-"""A profile of a streamed pipeline in a process of its own: a test kills it in the middle of a backward.
+"""A profile of a streamed pipeline in a process of its own: a test kills it in the middle of a
+backward.
 
-Arguments: folder of the pipeline, graph.json, file for unfinished work, file for the table, file that is made when the second round of probes is in
-the middle of its backward ("" where nobody waits for it).
+Arguments: folder of the pipeline, graph.json, file for unfinished work, file for the table, file
+that is made when the second round of probes is in the middle of its backward ("" where nobody waits
+for it).
 """
 
 from __future__ import annotations

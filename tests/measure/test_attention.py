@@ -183,12 +183,18 @@ def test_a_plan_with_sites_stores_nothing_more_and_survives_its_file(
         (
             "blocks.0.attn1:softmx",
             "keep+a8",
-            r"must match a site.*'blocks.0.attn1:softmx' matches none.*did you mean 'blocks.0.attn1:softmax'",
+            (
+                r"must match a site.*'blocks.0.attn1:softmx' matches none.*did you mean "
+                r"'blocks.0.attn1:softmax'"
+            ),
         ),
         (
             "blocks.0.attn1:q",
             "uint4-c",
-            r"a site is rounded row by row and stores nothing: keep, or keep\+aFORMAT .* given uint4-c for blocks.0.attn1:q",
+            (
+                r"a site is rounded row by row and stores nothing: keep, or keep\+aFORMAT .* given "
+                r"uint4-c for blocks.0.attn1:q"
+            ),
         ),
         ("blocks.0.attn1:q", "keep+a8t", r"given keep\+a8t for blocks.0.attn1:q"),
     ],

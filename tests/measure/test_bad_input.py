@@ -124,7 +124,10 @@ def test_latents_that_are_not_finite_name_the_first_layer(pipe: Any) -> None:
 
     with pytest.raises(
         QSearchError,
-        match=r"latents that are not finite; the first layer to make such numbers is mid_block\.resnets\.0\.conv1 \(Conv2d\)",
+        match=(
+            r"latents that are not finite; the first layer to make such numbers is "
+            r"mid_block\.resnets\.0\.conv1 \(Conv2d\)"
+        ),
     ):
         profile(
             pipe.unet,
@@ -138,7 +141,10 @@ def test_latents_that_are_not_finite_name_the_first_layer(pipe: Any) -> None:
 def test_sites_need_a_scheme_that_rounds_inputs_alone(case: Case) -> None:
     with pytest.raises(
         QSearchError,
-        match=r"sites of attention are rounded and store nothing: give a scheme such as keep\+a8 beside uint4-c",
+        match=(
+            r"sites of attention are rounded and store nothing: give a scheme such as keep\+a8 "
+            r"beside uint4-c"
+        ),
     ):
         profile(*case, ["uint4-c"], plain_calls(1), sites=["*:softmax"])
 
@@ -236,7 +242,10 @@ def test_a_hub_id_goes_to_diffusers_and_offline_gives_one_line(
     monkeypatch.setattr(DiffusionPipeline, "download", offline)
     with pytest.raises(
         QSearchError,
-        match=r"^'someone/sd-tiny' is no folder here, and as an id of the hub it can't be fetched: no network$",
+        match=(
+            r"^'someone/sd-tiny' is no folder here, and as an id of the hub it can't be fetched: "
+            r"no network$"
+        ),
     ):
         hub.folder("someone/sd-tiny")
 

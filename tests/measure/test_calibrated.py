@@ -1,4 +1,6 @@
-"""Calibration where it is asked for: profiling, estimators and evaluation carry out schemes that choose by inputs; what can't be is said by name."""
+"""Calibration where it is asked for: profiling, estimators and evaluation carry out schemes that
+choose by inputs; what can't be is said by name.
+"""
 
 from __future__ import annotations
 
@@ -127,12 +129,18 @@ def odd() -> tuple[Odd, OpGraph, list[Call]]:
         (
             "grouped",
             "uint4-c@gptq",
-            r"@gptq is for linear layers and 2d convolutions in one group, padded with zeros; grouped is Conv2d",
+            (
+                r"@gptq is for linear layers and 2d convolutions in one group, padded with zeros; "
+                r"grouped is Conv2d"
+            ),
         ),
         (
             "up",
             "uint4-c@adaround",
-            r"@adaround is for linear layers and 2d convolutions in one group, padded with zeros; up is ConvTranspose2d",
+            (
+                r"@adaround is for linear layers and 2d convolutions in one group, padded with "
+                r"zeros; up is ConvTranspose2d"
+            ),
         ),
         (
             "grouped",

@@ -223,10 +223,13 @@ from qsearch.measure.setting import EvaluationSetting
 if __name__ == "__main__":
     folder, count, workers = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     graph = OpGraph.load(folder / "graph.json")
-    setting = EvaluationSetting(scene_prompts(4, 1), Sampling(steps=2, seed=3), ("sqnr",), "setting")
+    sampling = Sampling(steps=2, seed=3)
+    setting = EvaluationSetting(scene_prompts(4, 1), sampling, ("sqnr",), "setting")
     campaign = Campaign(folder / "pipe", graph, setting, folder / "trials.db")
     try:
-        measure_plans(campaign, draw(graph, ("uint2-c", "uint4-c"), count), ExecutorOptions(workers=workers), progress=lambda n: print("one", flush=True) if n else None)
+        plans, by = draw(graph, ("uint2-c", "uint4-c"), count), ExecutorOptions(workers=workers)
+        said = lambda n: print("one", flush=True) if n else None
+        measure_plans(campaign, plans, by, progress=said)
     except QSearchError as error:
         print(error)
         sys.exit(2)

@@ -53,7 +53,7 @@ def feature_distance(metric: Any, made: Tensor, own: Tensor) -> Tensor:
     return ((values - base).double().square().sum(1) / scale).detach()
 
 
-# --------------------------------------------------------------------------------------------- pixels
+# ------------------------------------------------------------------------------------------- pixels
 
 
 def test_psnr_is_that_of_the_formula_and_of_its_features() -> None:
@@ -233,7 +233,7 @@ def test_a_folder_of_real_pictures_that_is_none_is_one_line(
         evaluate(made, outcome(pictures(4, 24), real=tmp_path), ["fid"])
 
 
-# --------------------------------------------------------------------------------------------- networks of other libraries
+# ---------------------------------------------------------------------- networks of other libraries
 
 
 @pytest.mark.parametrize("name", ["lpips", "dists", "fid", "kid", "image_reward", "hps"])

@@ -295,7 +295,10 @@ def test_an_output_that_is_not_finite_is_told_with_its_first_layer(estimator: st
 
     with pytest.raises(
         QSearchError,
-        match=r"not finite in step bin 0; the first layer to make such numbers is blocks\.0\.attn2\.to_k \(Linear\)",
+        match=(
+            r"not finite in step bin 0; the first layer to make such numbers is "
+            r"blocks\.0\.attn2\.to_k \(Linear\)"
+        ),
     ):
         profile(model, graph, ["uint4-c"], plain_calls(), estimator=estimator)
 
@@ -303,7 +306,10 @@ def test_an_output_that_is_not_finite_is_told_with_its_first_layer(estimator: st
 def test_metrics_of_pictures_need_a_pipeline(case: Case) -> None:
     with pytest.raises(
         QSearchError,
-        match="ssim look at the clean image that a call predicts; how the sampler uses this call is not known",
+        match=(
+            "ssim look at the clean image that a call predicts; how the sampler uses this call is "
+            "not known"
+        ),
     ):
         profile(*case, SCHEMES, plain_calls(), metrics=("noise", "ssim"))
 
@@ -321,7 +327,10 @@ def test_transforms_that_do_more_than_move_weight_and_input_are_refused_by_name(
 ) -> None:
     with pytest.raises(
         QSearchError,
-        match=r"uint4-c\+a8~shift also has a bias for what the shift takes away: take it without ~shift, or the estimator sweep",
+        match=(
+            r"uint4-c\+a8~shift also has a bias for what the shift takes away: take it without "
+            r"~shift, or the estimator sweep"
+        ),
     ):
         profile(*case, ["uint4-c+a8~shift"], plain_calls(), estimator=estimator)
 

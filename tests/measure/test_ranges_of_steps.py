@@ -204,7 +204,7 @@ def test_ranges_without_calibration_say_where_it_comes_from(
         simulate(case[0], plan, case[1]).__enter__()
 
 
-# ---------------------------------------------------------------------------------------------------------- packed
+# ------------------------------------------------------------------------------------------- packed
 
 
 @pytest.mark.parametrize(

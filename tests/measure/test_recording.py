@@ -1,4 +1,6 @@
-"""Recording: every call of the step in the middle of each bin, both branches, both calls of a second-order step, both denoisers."""
+"""Recording: every call of the step in the middle of each bin, both branches, both calls of a
+second-order step, both denoisers.
+"""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_every_layer_is_scored_by_the_metric_of_its_group_and_plans_minimise_tha
     )
     with pytest.raises(
         QSearchError,
-        match="which probes leave in the table; of scored by probe there are none, ask without them",
+        match="which probes leave in the table; of scored by probe there are none",
     ):
         again.predict({"conv_in": "uint4-c"}, SCORED)
     assert again.predict({"conv_in": "uint4-c"}, SCORED, interactions=False)[0] == pytest.approx(

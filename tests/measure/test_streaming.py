@@ -1,4 +1,6 @@
-"""A model of which one block at a time is in memory computes, is profiled and evaluated as it is when all of it is."""
+"""A model of which one block at a time is in memory computes, is profiled and evaluated as it is
+when all of it is.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Sensitivity of text encoders and VAEs: gradients through the sampler agree with changing one layer at a time."""
+"""Sensitivity of text encoders and VAEs: gradients through the sampler agree with changing one
+layer at a time.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What plots of attributions show: dots that hide none of each other, bars that add up to the prediction."""
+"""What plots of attributions show: dots that hide none of each other, bars that add up to the
+prediction.
+"""
 
 from __future__ import annotations
 

@@ -213,9 +213,9 @@ def test_what_was_asked_is_said(page: Page) -> None:
 
 def test_the_outcome_is_said_in_words(page: Page) -> None:
     assert (
-        "stands 21.3 ± 0.1 dB above its error; the plans beside it: uniform uint4-c 14.2 ± 0.1 dB, random 6.7 ± 0.1 dB"
-        in page.text
-    )
+        "stands 21.3 ± 0.1 dB above its error; the plans beside it: uniform uint4-c 14.2 ± 0.1 "
+        "dB, random 6.7 ± 0.1 dB"
+    ) in page.text
 
 
 def test_every_result_is_in_the_table_and_the_best_is_bold(page: Page, text: str) -> None:
@@ -390,10 +390,16 @@ def browse(
     """
     assert CHROMIUM is not None
     frames = "".join(
-        f'<iframe width="{w}" height="900" style="border:0" srcdoc="{html.escape(document)}"></iframe>'
+        (
+            f'<iframe width="{w}" height="900" style="border:0" '
+            f'srcdoc="{html.escape(document)}"></iframe>'
+        )
         for w in widths
     )
-    measure = "document.title = [...document.querySelectorAll('iframe')].map(f => f.width + ':' + f.contentDocument.documentElement.scrollWidth).join(' ')"
+    measure = (
+        "document.title = [...document.querySelectorAll('iframe')].map(f => f.width + ':' + "
+        "f.contentDocument.documentElement.scrollWidth).join(' ')"
+    )
     (tmp_path / "frames.html").write_text(
         f"<!doctype html><title>-</title>{frames}<script>onload = () => {{ {measure} }}</script>",
         encoding="utf-8",
@@ -517,7 +523,7 @@ def test_a_plan_over_ranges_shows_its_ranges(tmp_path: Path) -> None:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- many layers
+# -------------------------------------------------------------------------------------- many layers
 
 
 @pytest.fixture(scope="module")

@@ -327,7 +327,10 @@ def test_a_name_with_markup_or_mathematics_is_text() -> None:
 
 
 def test_drawing_needs_neither_pyplot_nor_torch() -> None:
-    script = "import sys; from qsearch.report import page, drawing, plots; from matplotlib.figure import Figure; print(*sorted(sys.modules))"
+    script = (
+        "import sys; from qsearch.report import page, drawing, plots; from matplotlib.figure "
+        "import Figure; print(*sorted(sys.modules))"
+    )
 
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

@@ -25,7 +25,9 @@ DIT, UNET = transformer(6), unet()
 
 
 def table_of(graph: OpGraph, losses: dict[str, tuple[float, float, float]]) -> SensitivityTable:
-    """One scheme, one bin: layer -> (estimate, error, floor); other layers have 1e-3, 1e-4 and 0."""
+    """One scheme, one bin: layer -> (estimate, error, floor); other layers have 1e-3, 1e-4 and
+    0.
+    """
     fixed = {"scheme": "uint4-c", "step": 0, "metric": "noise", "estimator": "sweep", "seed": 0}
     rows = [(layer.name, *losses.get(layer.name, (1e-3, 1e-4, 0.0))) for layer in graph.quantizable]
     return SensitivityTable.from_rows(

@@ -1,4 +1,6 @@
-"""The page's tables: numbers by hand, the best where it is the best, and costs that a pencil gives."""
+"""The page's tables: numbers by hand, the best where it is the best, and costs that a pencil
+gives.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Plans that somebody imported or edited: `run` keeps them and says so, `allocate` puts them aside."""
+"""Plans that somebody imported or edited: `run` keeps them and says so, `allocate` puts them
+aside.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def said(run: Run) -> str:
 
 
 def edited(path: Path) -> Plan:
-    """The plan of a file with another choice at two layers of one shape: nothing in it contradicts."""
+    """The plan of a file with another choice at two layers of one shape: nothing in it
+    contradicts.
+    """
     whole = json.loads(path.read_text())
     names = [layer.name for layer in GRAPH.quantizable]
     shapes = {layer.name: layer.weight_shape for layer in GRAPH}

@@ -1,4 +1,6 @@
-"""The learning verbs on a run's folder: many plans measured, surrogates fitted, a plan explained; mistakes are one line."""
+"""The learning verbs on a run's folder: many plans measured, surrogates fitted, a plan explained;
+mistakes are one line.
+"""
 
 from __future__ import annotations
 

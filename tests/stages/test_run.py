@@ -216,7 +216,7 @@ def test_the_config_in_the_folder_repeats_the_run(
     assert config.load(finished[0] / "config.yaml") == settings(finished[0])
 
 
-# -------------------------------------------------------------------------------------------------------- nothing is done twice
+# ---------------------------------------------------------------------------- nothing is done twice
 
 
 def test_a_second_call_skips_every_stage_without_loading_or_calling_a_model(
@@ -360,7 +360,7 @@ def test_a_budget_out_of_reach_is_said_before_anything_is_measured(folder: Path)
     assert heard.totals == {}
 
 
-# --------------------------------------------------------------------------------------------------------------- and if it dies
+# ----------------------------------------------------------------------------------- and if it dies
 
 
 class Killed(Exception):
@@ -484,7 +484,7 @@ def test_a_run_killed_at_any_stage_ends_with_the_same_plan(
     assert set(bytes_of(killed)) == set(bytes_of(finished[0]))
 
 
-# ------------------------------------------------------------------------------------------------------------------ other input
+# -------------------------------------------------------------------------------------- other input
 
 
 def test_prompts_of_one_s_own_are_read_from_a_file(folder: Path, tmp_path: Path) -> None:

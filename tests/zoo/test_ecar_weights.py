@@ -1,4 +1,6 @@
-"""What is shipped of the multistage model: small, whole, with its records, and as good as promised."""
+"""What is shipped of the multistage model: small, whole, with its records, and as good as
+promised.
+"""
 
 from __future__ import annotations
 

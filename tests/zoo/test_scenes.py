@@ -64,7 +64,7 @@ def truth(scenes: Scenes, index: int) -> Named:
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------- scenes
+# ------------------------------------------------------------------------------------------- scenes
 
 
 def test_the_same_seed_draws_and_renders_the_same_pictures() -> None:
@@ -173,7 +173,7 @@ def test_scenes_can_be_cut_and_picked() -> None:
     assert len(scenes[2:6]) == 4
 
 
-# -------------------------------------------------------------------------------------------------------------- captions
+# ----------------------------------------------------------------------------------------- captions
 
 RELATIONS = {"left of": "row", "to the left of": "row", "right of": "row", "to the right of": "row"}
 RELATIONS |= {"above": "column", "over": "column", "below": "column", "under": "column"}

@@ -54,7 +54,8 @@ def torn(content, path):
         os.kill(os.getpid(), signal.SIGKILL)
 
 recipes.RECIPES["judge"] = dataclasses.replace(recipe, make=make)
-recipes.draw_scenes = lambda count, generator, **split: draw(min(count, 16), generator, **split)  # the scores at the end: not on 4,096 scenes here
+# the scores at the end: not on 4,096 scenes here
+recipes.draw_scenes = lambda count, generator, **split: draw(min(count, 16), generator, **split)
 torch.save = torn
 train.main(argv)
 """

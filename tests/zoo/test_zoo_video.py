@@ -1,4 +1,6 @@
-"""The zoo's video pipeline: plain diffusers loads it, small, trained, with its records beside it."""
+"""The zoo's video pipeline: plain diffusers loads it, small, trained, with its records beside
+it.
+"""
 
 from __future__ import annotations
 

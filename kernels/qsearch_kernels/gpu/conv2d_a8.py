@@ -22,8 +22,10 @@ from .tiles import UNPACKING_TILES, Tile, choose
 
 @triton.jit
 def _conv2d_a8(
-    a, w, out, a_scale, a_zero, sums, w_scale, w_zero, w_total, bias, gate, residual, M, N, H, W, C, P, Q, per_scale, per_gate,
-    R: tl.constexpr, S: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
+    a, w, out, a_scale, a_zero, sums, w_scale, w_zero, w_total, bias, gate, residual, M, N, H, W, C,
+    P, Q, per_scale, per_gate,
+    R: tl.constexpr, S: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
+    DILATION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
     row_tile, column_tile = place(tl.program_id(0), tl.cdiv(M, BM), tl.cdiv(N, BN), BAND)
@@ -127,8 +129,11 @@ def conv2d_a8(
     tile = tile or choose("conv2d_a8", rows, N, R * S * C, processors(codes), UNPACKING_TILES)
     arguments = {
         "a": codes.contiguous(), "w": weight.contiguous(), "out": out,
-        **epilogue_arguments(rows, N, 1, a_scale, a_zero, None, w_scale, None, w_total, bias, None, residual),
-        "M": rows, "N": N, "H": H, "W": W, "C": C, "P": P, "Q": Q, "R": R, "S": S, "STRIDE": stride, "PADDING": padding, "DILATION": dilation,
+        **epilogue_arguments(
+            rows, N, 1, a_scale, a_zero, None, w_scale, None, w_total, bias, None, residual
+        ),
+        "M": rows, "N": N, "H": H, "W": W, "C": C, "P": P, "Q": Q, "R": R, "S": S, "STRIDE": stride,
+        "PADDING": padding, "DILATION": dilation,
         "BM": tile.m, "BN": tile.n, "BK": min(tile.k, 64), "BAND": 8,
     }  # fmt: skip
     return (

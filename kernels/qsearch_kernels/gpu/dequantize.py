@@ -23,7 +23,8 @@ _ROWS, _COLUMNS = 32, 128
 @triton.jit
 def _dequantize(
     packed, scale, zero, table, out, offset, N, K, bytes_a_row, groups, table_stride,
-    BITS: tl.constexpr, GROUP: tl.constexpr, TABLE_GROUP: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    BITS: tl.constexpr, GROUP: tl.constexpr, TABLE_GROUP: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BN + tl.arange(0, BN)
     k0 = tl.program_id(1) * BK
@@ -69,10 +70,16 @@ def dequantize(
     if not out.numel():
         return (), out
     arguments = {
-        "packed": packed.contiguous(), "scale": None if scale is None else scale.contiguous(), "zero": None if zero is None else zero.contiguous(),
-        "table": None if table is None else table.contiguous(), "out": out, "offset": offset - 128.0 if packed.dtype == torch.int8 else offset, "N": rows, "K": columns,
-        "bytes_a_row": packed.shape[1], "groups": groups, "table_stride": 0 if table is None or table.shape[0] == 1 else table[0].numel(),
-        "BITS": bits, "GROUP": group, "TABLE_GROUP": group if table is not None and table.ndim == 3 else 0, "BN": _ROWS, "BK": _COLUMNS,
+        "packed": packed.contiguous(), "scale": None if scale is None else scale.contiguous(),
+        "zero": None if zero is None else zero.contiguous(),
+        "table": None if table is None else table.contiguous(), "out": out,
+        "offset": offset - 128.0 if packed.dtype == torch.int8 else offset, "N": rows,
+        "K": columns,
+        "bytes_a_row": packed.shape[1], "groups": groups,
+        "table_stride": 0 if table is None or table.shape[0] == 1 else table[0].numel(),
+        "BITS": bits, "GROUP": group,
+        "TABLE_GROUP": group if table is not None and table.ndim == 3 else 0, "BN": _ROWS,
+        "BK": _COLUMNS,
     }  # fmt: skip
     return (
         Launch(

@@ -21,7 +21,8 @@ from torch import Tensor
 from .launching import Launch
 
 _TYPES = {
-    torch.int8: "i8", torch.uint8: "u8", torch.int32: "i32", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16",
+    torch.int8: "i8", torch.uint8: "u8", torch.int32: "i32", torch.float32: "fp32",
+    torch.float16: "fp16", torch.bfloat16: "bf16",
     torch.float8_e4m3fn: "fp8e4nv",
 }  # fmt: skip
 HOPPER = 90

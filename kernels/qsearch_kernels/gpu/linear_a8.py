@@ -25,8 +25,10 @@ from .tiles import FP8_TILES, TILES, Tile, choose
 
 @triton.jit
 def _linear_a8(
-    a, w, out, a_scale, a_zero, sums, w_scale, w_zero, w_total, bias, gate, residual, M, N, K, per_scale, per_gate,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BAND: tl.constexpr, PROGRAMS: tl.constexpr, INTEGER: tl.constexpr, DESCRIBED: tl.constexpr,
+    a, w, out, a_scale, a_zero, sums, w_scale, w_zero, w_total, bias, gate, residual, M, N, K,
+    per_scale, per_gate,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BAND: tl.constexpr,
+    PROGRAMS: tl.constexpr, INTEGER: tl.constexpr, DESCRIBED: tl.constexpr,
 ):  # fmt: skip
     row_tiles, column_tiles = tl.cdiv(M, BM), tl.cdiv(N, BN)
     for tile in tl.range(tl.program_id(0), row_tiles * column_tiles, PROGRAMS, flatten=True):
@@ -127,8 +129,11 @@ def linear_a8(
     a, w, described = operands(codes.reshape(rows, columns).contiguous(), weight.contiguous(), tile)
     arguments = {
         "a": a, "w": w, "out": out,
-        **epilogue_arguments(rows, N, 1, a_scale, a_zero, sums, w_scale, w_zero, w_total, bias, gate, residual),
-        "M": rows, "N": N, "K": columns, "BM": tile.m, "BN": tile.n, "BK": tile.k, "BAND": 8, "PROGRAMS": programs,
+        **epilogue_arguments(
+            rows, N, 1, a_scale, a_zero, sums, w_scale, w_zero, w_total, bias, gate, residual
+        ),
+        "M": rows, "N": N, "K": columns, "BM": tile.m, "BN": tile.n, "BK": tile.k, "BAND": 8,
+        "PROGRAMS": programs,
         "INTEGER": integer, "DESCRIBED": described,
     }  # fmt: skip
     return (Launch(_linear_a8, (programs,), arguments, tile.warps, tile.stages),), out
@@ -180,8 +185,10 @@ def epilogue_arguments(
             f"{batches} gates"
         )
     wide: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
-        "a_zero": (a_zero, (runs,)), "sums": (sums if w_zero is not None else None, (rows, groups)), "w_total": (w_total, (columns,)), "bias": (bias, (columns,)),
-        "gate": (gate, (batches, columns)), "w_scale": (w_scale, (columns, groups)), "w_zero": (w_zero, (columns, groups)),
+        "a_zero": (a_zero, (runs,)), "sums": (sums if w_zero is not None else None, (rows, groups)),
+        "w_total": (w_total, (columns,)), "bias": (bias, (columns,)),
+        "gate": (gate, (batches, columns)), "w_scale": (w_scale, (columns, groups)),
+        "w_zero": (w_zero, (columns, groups)),
     }  # fmt: skip
     for name, (value, shape) in wide.items():
         if value is not None and value.numel() != torch.Size(shape).numel():

@@ -23,8 +23,10 @@ from .tiles import CORRECTING_TILES, UNPACKING_TILES, Tile, choose
 
 @triton.jit
 def _linear_packed_a8(
-    a, packed, table, out, a_scale, a_zero, sums, w_scale, w_zero, w_total, bias, gate, residual, M, N, K, bytes_a_row, table_stride, groups, per_scale, per_gate,
-    BITS: tl.constexpr, GROUP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BAND: tl.constexpr,
+    a, packed, table, out, a_scale, a_zero, sums, w_scale, w_zero, w_total, bias, gate, residual, M,
+    N, K, bytes_a_row, table_stride, groups, per_scale, per_gate,
+    BITS: tl.constexpr, GROUP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    BAND: tl.constexpr,
 ):  # fmt: skip
     row_tile, column_tile = place(tl.program_id(0), tl.cdiv(M, BM), tl.cdiv(N, BN), BAND)
     rows = row_tile * BM + tl.arange(0, BM)
@@ -171,10 +173,15 @@ def linear_packed_a8(
         f"linear_packed_a8 {bits} {group}", rows, N, columns, processors(codes), tiles
     )
     arguments = {
-        "a": codes.reshape(rows, columns).contiguous(), "packed": packed.contiguous(), "table": None if table is None else table.contiguous(), "out": out,
-        **epilogue_arguments(rows, N, groups, a_scale, a_zero, sums, w_scale, w_zero, w_total, bias, gate, residual),
-        "M": rows, "N": N, "K": columns, "bytes_a_row": packed.shape[1], "table_stride": 0 if table is None or len(table) == 1 else 2**bits, "groups": groups,
-        "BITS": bits, "GROUP": group, "BM": tile.m, "BN": tile.n, "BK": min(tile.k, group or tile.k), "BAND": 8,
+        "a": codes.reshape(rows, columns).contiguous(), "packed": packed.contiguous(),
+        "table": None if table is None else table.contiguous(), "out": out,
+        **epilogue_arguments(
+            rows, N, groups, a_scale, a_zero, sums, w_scale, w_zero, w_total, bias, gate, residual
+        ),
+        "M": rows, "N": N, "K": columns, "bytes_a_row": packed.shape[1],
+        "table_stride": 0 if table is None or len(table) == 1 else 2**bits, "groups": groups,
+        "BITS": bits, "GROUP": group, "BM": tile.m, "BN": tile.n,
+        "BK": min(tile.k, group or tile.k), "BAND": 8,
     }  # fmt: skip
     return (
         Launch(

@@ -22,8 +22,10 @@ from .parts import codes_at, levels_at
 
 @triton.jit
 def _partial(
-    x, packed, scale, zero, table, partial, offset, M, N, K, x_stride, bytes_a_row, groups, table_stride, span,
-    BITS: tl.constexpr, GROUP: tl.constexpr, ROW: tl.constexpr, EXACT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    x, packed, scale, zero, table, partial, offset, M, N, K, x_stride, bytes_a_row, groups,
+    table_stride, span,
+    BITS: tl.constexpr, GROUP: tl.constexpr, ROW: tl.constexpr, EXACT: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     rows = tl.arange(0, 16)
     columns = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -108,11 +110,15 @@ def linear_wna16(
     span = -(-columns // (parts * depth)) * depth
     partial = torch.empty(parts, len(a), N, device=x.device, dtype=torch.float32)
     arguments = {
-        "x": a, "packed": packed.contiguous(), "scale": scale.contiguous(), "zero": None if zero is None else zero.contiguous(),
-        "table": None if table is None else table.contiguous(), "partial": partial, "offset": offset - 128.0 if packed.dtype == torch.int8 else offset,
-        "M": len(a), "N": N, "K": columns, "x_stride": a.stride(0), "bytes_a_row": packed.shape[1], "groups": groups,
+        "x": a, "packed": packed.contiguous(), "scale": scale.contiguous(),
+        "zero": None if zero is None else zero.contiguous(),
+        "table": None if table is None else table.contiguous(), "partial": partial,
+        "offset": offset - 128.0 if packed.dtype == torch.int8 else offset,
+        "M": len(a), "N": N, "K": columns, "x_stride": a.stride(0), "bytes_a_row": packed.shape[1],
+        "groups": groups,
         "table_stride": 0 if table is None or len(table) == 1 else 2**bits, "span": span,
-        "BITS": bits, "GROUP": group, "ROW": int(group >= 0), "EXACT": x.dtype == torch.float32 or interpreting(), "BN": width, "BK": depth,
+        "BITS": bits, "GROUP": group, "ROW": int(group >= 0),
+        "EXACT": x.dtype == torch.float32 or interpreting(), "BN": width, "BK": depth,
     }  # fmt: skip
     adding = {
         "partial": partial,

@@ -46,8 +46,10 @@ def _centred(y, mean, at, K, MASKED: tl.constexpr):
 
 @triton.jit
 def _norm_quantize(
-    x, codes, scale_out, zero_out, sums, weight, bias, modulation_scale, modulation_shift, shift, divisor, x_stride, K, per_batch, eps,
-    RMS: tl.constexpr, BITS: tl.constexpr, TOP: tl.constexpr, GROUP: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, MASKED: tl.constexpr,
+    x, codes, scale_out, zero_out, sums, weight, bias, modulation_scale, modulation_shift, shift,
+    divisor, x_stride, K, per_batch, eps,
+    RMS: tl.constexpr, BITS: tl.constexpr, TOP: tl.constexpr, GROUP: tl.constexpr,
+    MAIN: tl.constexpr, TAIL: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     begin = x + row.to(tl.int64) * x_stride
@@ -145,10 +147,12 @@ def norm_quantize(
         )
     bits, top = form_of(form)
     arguments = {
-        "x": rows, "codes": out.codes, "scale_out": out.scale, "zero_out": out.zero, "sums": out.sums, "weight": weight, "bias": bias,
+        "x": rows, "codes": out.codes, "scale_out": out.scale, "zero_out": out.zero,
+        "sums": out.sums, "weight": weight, "bias": bias,
         "modulation_scale": None if modulation_scale is None else modulation_scale.contiguous(),
         "modulation_shift": None if modulation_shift is None else modulation_shift.contiguous(),
-        "shift": shift, "divisor": divisor, "x_stride": rows.stride(0), "K": x.shape[-1], "per_batch": len(rows) // batches.pop(), "eps": eps,
+        "shift": shift, "divisor": divisor, "x_stride": rows.stride(0), "K": x.shape[-1],
+        "per_batch": len(rows) // batches.pop(), "eps": eps,
         "RMS": rms, "BITS": bits, "TOP": top, "GROUP": group,
         **blocks_of(x.shape[-1], group),
     }  # fmt: skip

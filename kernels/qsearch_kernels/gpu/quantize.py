@@ -36,7 +36,8 @@ def _read(begin, at, K, shift, divisor, KIND: tl.constexpr, MASKED: tl.constexpr
 @triton.jit
 def _quantize(
     x, codes, scale_out, zero_out, sums, shift, divisor, scale, zero, x_stride, K, per_scale,
-    KIND: tl.constexpr, BITS: tl.constexpr, TOP: tl.constexpr, GROUP: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, MASKED: tl.constexpr,
+    KIND: tl.constexpr, BITS: tl.constexpr, TOP: tl.constexpr, GROUP: tl.constexpr,
+    MAIN: tl.constexpr, TAIL: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     begin = x + row.to(tl.int64) * x_stride
@@ -93,9 +94,16 @@ def quantize_rows(
         return (), out
     bits, top = form_of(form)
     arguments = {
-        "x": rows, "codes": out.codes, "scale_out": out.scale, "zero_out": out.zero, "sums": out.sums, "shift": shift, "divisor": divisor,
-        "scale": None if scale is None else scale.contiguous(), "zero": None if scale is None else torch.zeros_like(scale) if zero is None else zero.contiguous(), "x_stride": rows.stride(0), "K": columns,
-        "per_scale": len(rows) // len(out.scale), "KIND": activation, "BITS": bits, "TOP": top, "GROUP": group,
+        "x": rows, "codes": out.codes, "scale_out": out.scale, "zero_out": out.zero,
+        "sums": out.sums, "shift": shift, "divisor": divisor,
+        "scale": None if scale is None else scale.contiguous(),
+        "zero": (
+            None if scale is None
+            else torch.zeros_like(scale) if zero is None else zero.contiguous()
+        ),
+        "x_stride": rows.stride(0), "K": columns,
+        "per_scale": len(rows) // len(out.scale), "KIND": activation, "BITS": bits, "TOP": top,
+        "GROUP": group,
         **blocks_of(columns, group),
     }  # fmt: skip
     return (Launch(_quantize, (len(rows),), arguments, warps=warps_of(columns), stages=1),), out

@@ -114,7 +114,8 @@ def store_codes(
 @triton.jit
 def store_row(
     first, second, row, K, codes, scale_out, zero_out, sums, scale, zero, per_scale,
-    BITS: tl.constexpr, TOP: tl.constexpr, GROUP: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, MASKED: tl.constexpr,
+    BITS: tl.constexpr, TOP: tl.constexpr, GROUP: tl.constexpr, MAIN: tl.constexpr,
+    TAIL: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Round a row of fp32 [MAIN] and [TAIL] on its own grid, or on the one that is given, and write
     codes, sums, scale and zero.

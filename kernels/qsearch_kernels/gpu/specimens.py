@@ -89,8 +89,10 @@ def _linear(
     integer = dtype == torch.int8
     rows, columns = new(m), new(n)
     launches, _ = linear_a8(
-        new(m, k, dtype=dtype), rows, rows if integer else None, None, new(n, k, dtype=dtype), columns, None, columns if integer else None,
-        columns, new(2, n, dtype=torch.bfloat16), new(m, n, dtype=torch.bfloat16), torch.bfloat16, tile,
+        new(m, k, dtype=dtype), rows, rows if integer else None, None, new(n, k, dtype=dtype),
+        columns, None, columns if integer else None,
+        columns, new(2, n, dtype=torch.bfloat16), new(m, n, dtype=torch.bfloat16), torch.bfloat16,
+        tile,
     )  # fmt: skip
     return Specimen(
         name, launches, "int8" if integer else "fp8", 2.0 * m * n * k, m * k + n * k + 4 * m * n
@@ -113,8 +115,10 @@ def _packed(
     packed = new(WIDTH, row_bytes(WIDTH, bits), dtype=torch.uint8)
     rows, columns = new(TOKENS), new(WIDTH)
     launches, _ = linear_packed_a8(
-        new(TOKENS, WIDTH, dtype=torch.int8), rows, rows, sums if zeros else None, packed, side, side if zeros else None, columns, levels, bits, group,
-        columns, new(2, WIDTH, dtype=torch.bfloat16), new(TOKENS, WIDTH, dtype=torch.bfloat16), torch.bfloat16, tile,
+        new(TOKENS, WIDTH, dtype=torch.int8), rows, rows, sums if zeros else None, packed, side,
+        side if zeros else None, columns, levels, bits, group,
+        columns, new(2, WIDTH, dtype=torch.bfloat16), new(TOKENS, WIDTH, dtype=torch.bfloat16),
+        torch.bfloat16, tile,
     )  # fmt: skip
     return Specimen(
         name, launches, "int8", 2.0 * TOKENS * WIDTH**2, TOKENS * WIDTH * 5 + packed.numel()
@@ -127,7 +131,8 @@ def _conv(
     new = partial(_numbers, device)
     pictures, columns = new(2), new(channels)
     launches, out = conv2d_a8(
-        new(2, size, size, channels, dtype=torch.int8), pictures, pictures, new(channels, 3, 3, channels, dtype=torch.int8), columns, columns,
+        new(2, size, size, channels, dtype=torch.int8), pictures, pictures,
+        new(channels, 3, 3, channels, dtype=torch.int8), columns, columns,
         1, 1, 1, columns, new(2, size, size, channels, dtype=torch.bfloat16), torch.bfloat16, tile,
     )  # fmt: skip
     return Specimen(

@@ -1,13 +1,16 @@
 """Sparse attention: a part of the keys, mended between dense steps by statistics of the last one,
 or its output kept.
 
-    window8             1/8 of the keys, a band in token order (in a video around the same place in all frames)
+    window8             1/8 of the keys, a band in token order (in a video: one place in all frames)
     spatial8, temporal8 a band over tokens in order of frames, or of places (Sparse VideoGen, arXiv
     2502.01776)
-    block8              the blocks of keys with the largest products of means (the idea of SpargeAttn, arXiv 2502.18137)
-    dense+qk8           products of queries and keys in int8 (SageAttention, arXiv 2410.02367); also window8+qk8
+    block8              the blocks of keys with the largest products of means (SpargeAttn, arXiv
+                        2502.18137)
+    dense+qk8           products of queries and keys in int8 (SageAttention, arXiv 2410.02367); also
+                        window8+qk8
     ~rho                the last dense step's share of the softmax in the denominator
-    ~residual           the last dense step's output less the sparse one added (DiTFastAttn, arXiv 2406.08552)
+    ~residual           the last dense step's output less the sparse one added (DiTFastAttn, arXiv
+                        2406.08552)
     ~rettention         both (Re-ttention, arXiv 2505.22918, equations 8 to 10)
     dense~cached        the last dense step's output, and no attention
     ~every4             a dense step every 4 steps; every 5 where nothing is said

@@ -71,7 +71,9 @@ def _solve(groups: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme) -> Tenso
 
 
 def _shrink(error: Tensor, beta: float) -> Tensor:
-    """The proximal step of |x|^p: errors near zero become zero, large ones stay almost as they are."""
+    """The proximal step of |x|^p: errors near zero become zero, large ones stay almost as they
+    are.
+    """
     size = error.abs()
     if float(size.max()) <= beta ** (
         1 / (POWER - 2)

@@ -33,7 +33,9 @@ def supports(scheme: Scheme) -> bool:
 
 
 def quantize(groups: Tensor, scheme: Scheme) -> Codes:
-    """Codes and codebooks [rows, groups, 2^bits], ascending, of fp32 groups [rows, groups, group]."""
+    """Codes and codebooks [rows, groups, 2^bits], ascending, of fp32 groups [rows, groups,
+    group].
+    """
     flat = groups.reshape(-1, groups.shape[-1])
     chunk = max(1, _CHUNK // max(flat.shape[1], (min(CELLS, flat.shape[1]) + 1) ** 2))
     made = [_cluster(part, 2**scheme.bits) for part in flat.split(chunk)]
@@ -135,7 +137,9 @@ def _partition(borders: Tensor, sums: Tensor, count: int) -> Tensor:
 
 
 def _sorted(rows: Tensor) -> Tensor:
-    """Ascending rows; on a CPU by NumPy, whose vectorised sort takes a fifteenth of torch's time."""
+    """Ascending rows; on a CPU by NumPy, whose vectorised sort takes a fifteenth of torch's
+    time.
+    """
     return (
         torch.from_numpy(np.sort(rows.numpy(), 1))
         if rows.device.type == "cpu"

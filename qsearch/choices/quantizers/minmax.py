@@ -18,7 +18,9 @@ learns_blocks = False
 
 
 def supports(scheme: Scheme) -> bool:
-    """Formats whose codes follow from the ends of each group: integers, floats and block formats."""
+    """Formats whose codes follow from the ends of each group: integers, floats and block
+    formats.
+    """
     return scheme.format != "keep" and format_of(scheme).follows_range
 
 

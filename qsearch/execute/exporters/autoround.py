@@ -37,7 +37,9 @@ WORD = 32
 
 
 def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
-    """Integers of 2, 4 or 8 bits a channel or in groups, of linear layers whose sides 32 divides."""
+    """Integers of 2, 4 or 8 bits a channel or in groups, of linear layers whose sides 32
+    divides.
+    """
     if layer.kind != "linear" or layer.parts or any(n % WORD for n in layer.weight_shape):
         return nearest_of(scheme, layer, [])
     sizes = [
@@ -80,7 +82,8 @@ def scheme_of(said: Any) -> Scheme:
             return KEEP
         size = int(said["group_size"])
         found = Scheme.parse(
-            f"{'int' if said['sym'] else 'uint'}{int(said['bits'])}-{'c' if size == -1 else f'g{size}'}"
+            f"{'int' if said['sym'] else 'uint'}{int(said['bits'])}-"
+            f"{'c' if size == -1 else f'g{size}'}"
         )
         if said.get("data_type", "int") != "int" or int(said.get("act_bits") or 16) < 16:
             raise QSearchError(

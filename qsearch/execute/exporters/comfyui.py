@@ -195,7 +195,9 @@ def packed(job: Export, layer: LayerSpec, weight: Tensor) -> dict[str, Tensor]:
 
 
 def _halves(level: Tensor) -> Tensor:
-    """int8 [rows, columns] of 4 bits each -> [rows, columns / 2], the first of two in the low bits."""
+    """int8 [rows, columns] of 4 bits each -> [rows, columns / 2], the first of two in the low
+    bits.
+    """
     return (level[:, ::2] & 15) | (level[:, 1::2] << 4)
 
 

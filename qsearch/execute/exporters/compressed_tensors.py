@@ -139,7 +139,8 @@ def scheme_of(group: Mapping[str, Any]) -> Scheme:
                 "e4m3-c" if bits == 8 else f"float{bits}",
             )
         else:
-            name = f"{'int' if weights.get('symmetric', True) else 'uint'}{bits}-{f'g{int(size)}' if weights['strategy'] == 'group' else 'c'}"
+            kind = "int" if weights.get("symmetric", True) else "uint"
+            name = f"{kind}{bits}-{f'g{int(size)}' if weights['strategy'] == 'group' else 'c'}"
         if inputs is not None:
             name += "+a" + ("e4m3" if inputs["type"] == "float" else str(int(inputs["num_bits"])))
         found = Scheme.parse(name)

@@ -37,7 +37,9 @@ ALGORITHMS = {
 
 
 def recognises(path: Path) -> bool:
-    """A file (or a folder with one) that holds `quant_cfg`, or `quantization` with a `quant_algo`."""
+    """A file (or a folder with one) that holds `quant_cfg`, or `quantization` with a
+    `quant_algo`.
+    """
     said = peek(_file(path))
     return isinstance(said, dict) and (
         "quant_cfg" in said

@@ -29,7 +29,10 @@ def plan(question: Question) -> str:
     passes = sum(o.sampler_steps for o in question.observations) * (
         1 + 2 * question.probes * len(question.metrics)
     )
-    return f"{passes:,} denoiser passes (a backward counts two) for all choices at once; {Contraction(question).memory}"
+    return (
+        f"{passes:,} denoiser passes (a backward counts two) for all choices at once; "
+        f"{Contraction(question).memory}"
+    )
 
 
 def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[Answer]:

@@ -32,7 +32,10 @@ def plan(question: Question) -> str:
     rounds = -(-question.probes // ROUND)
     passes = steps * (rounds + 2 * question.probes * len(question.metrics))
     choices = question.count
-    return f"{passes:,} denoiser passes (a backward counts two) for {choices:,} choices at once; {Contraction(question).memory}"
+    return (
+        f"{passes:,} denoiser passes (a backward counts two) for {choices:,} choices at once; "
+        f"{Contraction(question).memory}"
+    )
 
 
 def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[Answer]:
@@ -129,7 +132,9 @@ def _empty(question: Question, contraction: Contraction) -> Shares:
 
 
 def _fill(shares: Shares, earlier: Shares) -> None:
-    """What was measured before; a table of other choices or another shape answers another question."""
+    """What was measured before; a table of other choices or another shape answers another
+    question.
+    """
     if earlier.choices != shares.choices:
         return
     for cell, values in earlier.values.items():

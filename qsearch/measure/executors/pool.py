@@ -27,7 +27,9 @@ from ..workers import follow_parent, starting, stop
 def execute(
     task: Task, parts: deque[Any], options: ExecutorOptions, say: Say
 ) -> Iterator[tuple[Any, Any]]:
-    """As `AbstractExecutor.execute`; a killed worker ends the work, what it finished is not lost."""
+    """As `AbstractExecutor.execute`; a killed worker ends the work, what it finished is not
+    lost.
+    """
     count = workers_here(task, options, len(parts))
     context = get_context("spawn")
     begin = (task, options.threads, context.Value("i", 0), os.getpid())

@@ -141,7 +141,9 @@ class _Crew:
 
 
 class _Worker:
-    """What an actor is: it begins once, also after it was started again, then does part after part."""
+    """What an actor is: it begins once, also after it was started again, then does part after
+    part.
+    """
 
     def __init__(self, threads: int) -> None:
         self._threads = threads

@@ -26,7 +26,10 @@ needs_video = False
 needs_pictures = True
 #: pictures of the zoo's world
 SCENES = (3, 64, 64)
-_NO_CAPTIONS = "alignment needs captions of the zoo's scenes; these prompts are free text, leave the metric out"
+_NO_CAPTIONS = (
+    "alignment needs captions of the zoo's scenes; these prompts are free text, leave the metric "
+    "out"
+)
 
 
 def check(shape: tuple[int, ...] | None, prompts: Prompts) -> None:
@@ -77,7 +80,9 @@ def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
 
 
 def read_roots(read: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Square roots of the probabilities of a judge's heads [N, F], and the number of answers [N]."""
+    """Square roots of the probabilities of a judge's heads [N, F], and the number of answers
+    [N].
+    """
     roots = [
         torch.softmax(logits, -1).clamp(min=1e-12).sqrt().flatten(1) for logits in read.values()
     ]

@@ -33,7 +33,9 @@ def check(shape: tuple[int, ...] | None, prompts: Prompts) -> None:
 
 @torch.no_grad()
 def measure(outcome: Outcome, reference: Outcome) -> Tensor:
-    """LPIPS (AlexNet) a sample [N], 0 for identical pictures; of a video the mean over its frames."""
+    """LPIPS (AlexNet) a sample [N], 0 for identical pictures; of a video the mean over its
+    frames.
+    """
     own, given = (each_frame(x.pictures) for x in (reference, outcome))
     net = network(given.device)
     found = [

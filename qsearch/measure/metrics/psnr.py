@@ -38,7 +38,9 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
 
 
 def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
-    """The pixels: squared distances over range^2 and number of pixels, of which PSNR is -10 log10."""
+    """The pixels: squared distances over range^2 and number of pixels, of which PSNR is -10
+    log10.
+    """
     pictures = made.pictures
     scale = float(reference.pictures[0].numel()) * _RANGE**2
     count = len(pictures)
