@@ -93,7 +93,11 @@ _MOVED = {
     f"{__name__}.config": f"{__name__}.stages.config",
     f"{__name__}.job": f"{__name__}.stages.folder",
     f"{__name__}.pipeline": f"{__name__}.stages.run",
+    f"{__name__}.measure.clean": f"{__name__}.measure.predicted_x0",
+    f"{__name__}.measure.question": f"{__name__}.measure.estimation",
 }
+#: names that moved modules had -> their names of today, which plug-ins may import
+_NAMES = {"Clean": "PredictedX0", "Question": "EstimationTask", "Answer": "PartialResult"}
 
 
 class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -111,6 +115,7 @@ class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         warnings.warn(f"{module.__name__} is {now} since 0.2.0", DeprecationWarning, stacklevel=2)
         held = vars(importlib.import_module(now))
         vars(module).update({k: v for k, v in held.items() if not k.startswith("__")})
+        vars(module).update({old: held[new] for old, new in _NAMES.items() if new in held})
 
 
 sys.meta_path.append(_MovedModules())

@@ -231,19 +231,17 @@ class MetricContract(Contract):
         """
         import torch
 
-        from .measure.clean import Clean
-
         if not hasattr(self.module, "features"):
             return  # of sets of pictures, or without gradients: evaluated only
         reference, *_ = outcomes = self.outcomes()
-        whole = Clean(reference.latents, lambda _: reference.pictures, 4)
+        whole = _decoded(reference.latents, reference.pictures)
         found = []
         for outcome in outcomes:
             latents, pictures = (
                 outcome.latents.clone().requires_grad_(),
                 outcome.pictures.clone().requires_grad_(),
             )
-            values, scale = self.module.features(Clean(latents, lambda _, p=pictures: p, 4), whole)  # type: ignore[misc]
+            values, scale = self.module.features(_decoded(latents, pictures), whole)
             own, _ = self.module.features(whole, whole)
             assert values.ndim == 2, f"features are [N, F]; given {tuple(values.shape)}"
             assert scale.shape == (len(reference.pictures),), (
@@ -255,3 +253,10 @@ class MetricContract(Contract):
         assert found[0] == 0.0, str(found)
         assert found[0] < found[1] < found[2], str(found)
         assert torch.isfinite(torch.tensor(found)).all(), str(found)
+
+
+def _decoded(latents: Any, pictures: Any) -> Any:
+    """A predicted clean image whose pictures are known."""
+    from .measure.predicted_x0 import PredictedX0
+
+    return PredictedX0(latents, lambda _: pictures, 4)

@@ -22,8 +22,8 @@ from qsearch.core.plan import Solver
 from qsearch.core.scheme import Scheme
 from qsearch.decide.problem import Choice, Problem
 from qsearch.decide.solvers import greedy, ilp
-from qsearch.measure.clean import Clean
 from qsearch.measure.decoding import needs
+from qsearch.measure.predicted_x0 import PredictedX0
 from qsearch.testing import (
     ActivationContract,
     FormatContract,
@@ -319,7 +319,7 @@ def test_a_metric_that_ignores_its_input_is_rejected() -> None:
 
 
 def test_a_metric_whose_features_ignore_their_input_is_rejected() -> None:
-    def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
+    def features(made: PredictedX0, reference: PredictedX0) -> tuple[Tensor, Tensor]:
         return made.pictures.flatten(1) * 0, torch.ones(len(made.pictures))
 
     contract = type(

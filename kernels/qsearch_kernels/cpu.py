@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import digits, few, integer_sums, layout, products, reference, widened
+from . import dequantize_gemm, digits, integer_sums, layout, products, reference, small_m
+from .activation_cache import shared
 from .cpu_rounded import (
     Bytes,
     base_of,
@@ -34,10 +35,9 @@ from .cpu_rounded import (
     whole_levels,
 )
 from .reference import convolved
-from .rounded_once import shared
 from .weight import Weight
 
-FEW = few.MOST  # so that fp32 activations too are worth their digits
+FEW = small_m.MOST  # so that fp32 activations too are worth their digits
 _BYTES = 2**20  # of weights, widened at a time
 #: what torch 2.13's `_weight_int8pack_mm` wants inputs and outputs to be multiples of
 _WHOLE = 32
@@ -73,7 +73,7 @@ def weight_ways(weight: Weight, rows: int, dtype: torch.dtype) -> tuple[str, ...
     """The ways of `linear_by` that there are for a weight and so many rows of `dtype`."""
     short = dtype == torch.bfloat16
     found = ["fp32"]
-    if in_bytes(weight) and few.exact():
+    if in_bytes(weight) and small_m.exact():
         found.append("digits")
     if short and rows > FEW:
         found.append("bf16")
@@ -98,8 +98,8 @@ def linear_by(way: str, rows: Tensor, weight: Weight, bias: Tensor | None) -> Te
     short = rows.dtype in (torch.bfloat16, torch.float16)
     if way == "digits":
         count = 2 if short else 3
-        if len(rows) <= FEW and few.takes(weight):
-            return _with_bias(few.product(rows.float(), weight, count), bias, rows.dtype)
+        if len(rows) <= FEW and small_m.takes(weight):
+            return _with_bias(small_m.product(rows.float(), weight, count), bias, rows.dtype)
         return digits.product(*digits.digits_of(rows.float(), count), weight, bias, rows.dtype)
     if way == "int8pack":
         sums = torch._weight_int8pack_mm(
@@ -107,8 +107,8 @@ def linear_by(way: str, rows: Tensor, weight: Weight, bias: Tensor | None) -> Te
         )
         return _with_bias(sums.float().mul_(weight.scale.float().flatten()), bias, rows.dtype)
     wide = torch.bfloat16 if way == "bf16" else torch.float32
-    if widened.takes(weight):
-        return _with_bias(widened.product(rows.to(wide), weight), bias, rows.dtype)
+    if dequantize_gemm.takes(weight):
+        return _with_bias(dequantize_gemm.product(rows.to(wide), weight), bias, rows.dtype)
     return F.linear(
         rows.to(wide), weight.dequantize(wide), None if bias is None else bias.to(wide)
     ).to(rows.dtype)
@@ -193,7 +193,9 @@ def _one_row(x: Tensor, weight: Weight, bias: Tensor | None, activation: int, wa
         y = torch.cat(
             [
                 integer_sums.in_fp32(
-                    part, 128 * 128, widened.scratch(len(part), weight.columns, torch.float32)
+                    part,
+                    128 * 128,
+                    dequantize_gemm.scratch(len(part), weight.columns, torch.float32),
                 )(codes)
                 for part in parts
             ],

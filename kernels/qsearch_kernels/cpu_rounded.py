@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import few, integer_sums, layout, products, saturation, widened
+from . import dequantize_gemm, integer_sums, layout, products, saturation, small_m
 from .reference import grid
 from .weight import Weight
 
@@ -71,7 +71,7 @@ def in_bytes(weight: Weight) -> bool:
     """Whether a weight can be multiplied as bytes: one scale a row, and codes or levels that are
     whole numbers of 8 bits.
     """
-    if weight.group > 0 or weight.columns > few.LONGEST:
+    if weight.group > 0 or weight.columns > small_m.LONGEST:
         return False
     return (
         whole_levels(weight.levels) is not None
@@ -198,7 +198,10 @@ def product(
     ):  # the rest brings the rows into another order for each piece
         step = min(
             step,
-            max(64, (_WIDE if name == "fp32" or count <= few.MOST else _SPREAD) // codes.shape[1]),
+            max(
+                64,
+                (_WIDE if name == "fp32" or count <= small_m.MOST else _SPREAD) // codes.shape[1],
+            ),
         )
     for begin in range(0, len(weight.codes), step):
         part, places = weight.part(begin, begin + step), slice(begin, begin + step)
@@ -208,12 +211,12 @@ def product(
             sums = integer_sums.in_fp32(
                 matrix,
                 rounded.largest * largest,
-                widened.scratch(len(matrix), matrix.shape[1], torch.float32),
+                dequantize_gemm.scratch(len(matrix), matrix.shape[1], torch.float32),
             )
         else:
             if more is not None:
                 matrix = saturation.without(
-                    matrix, more, widened.scratch(len(matrix), matrix.shape[1], torch.int8)
+                    matrix, more, dequantize_gemm.scratch(len(matrix), matrix.shape[1], torch.int8)
                 )
             sums = integer_sums.PRODUCTS[name](matrix, 0)
         right = _right(part, totals[places])

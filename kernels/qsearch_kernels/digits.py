@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import few
+from . import small_m
 from .cpu_rounded import factor_of, spreader, uneven, zero_of
 from .weight import Weight
 
@@ -61,7 +61,7 @@ def product(
     spread, order = spreader(weight)
     digits, factor = [order(d) for d in digits], factor_of(weight)
     whole = (
-        weight.codes.dtype == torch.int8 and count <= few.MOST
+        weight.codes.dtype == torch.int8 and count <= small_m.MOST
     )  # nothing to spread, and little to keep in the cache
     step = len(weight.codes) if whole else max(64, _BYTES // max(1, digits[0].shape[1]))
     for begin in range(0, len(weight.codes), step):

@@ -6,8 +6,8 @@ take; `linear`, `linear_rounded`, `conv2d_rounded` and `dequantize` take a `Weig
 beforehand where there is a product for a weight whose inputs are rounded.
 
 On CUDA a linear layer's rounding and its product are two steps, so that layers that are given one
-tensor round it once (`rounded_once.py`) and a compiler writes the rounding into the loop that makes
-the tensor. Where a gradient is wanted they are one, which passes it straight through.
+tensor round it once (`activation_cache.py`) and a compiler writes the rounding into the loop that
+makes the tensor. Where a gradient is wanted they are one, which passes it straight through.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import cpu, cpu_rounded, products
+from .activation_cache import shared, traced
 from .reference import convolved, grid
 from .reference_a8 import quantize_rows
-from .rounded_once import shared, traced
 from .weight import Weight
 
 _WEIGHT = (

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from . import cpu, trellis
+from .activation_cache import shared
 from .cpu_rounded import product, row_sums, rows_of
 from .jit import compiled
-from .rounded_once import shared
 from .weight import Weight
 
 _BYTES = 2**20  # of levels, decoded at a time

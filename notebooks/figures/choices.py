@@ -19,6 +19,7 @@ from qsearch.core import plugins
 from qsearch.core.scheme import Scheme
 from qsearch.graphs.extraction import extract
 from qsearch.measure import gradients
+from qsearch.measure.estimation import EstimationTask
 from qsearch.measure.observation import observations
 from qsearch.measure.pipelines import (
     Sampling,
@@ -29,7 +30,6 @@ from qsearch.measure.pipelines import (
     scene_prompts,
 )
 from qsearch.measure.profiling import profile
-from qsearch.measure.question import Question
 
 SCHEMES = [
     f"{kind}{bits}-{grain}"
@@ -54,7 +54,7 @@ def main() -> None:
     graph = extract(model, example_inputs(calls[0], model), name=o.model)
     rows = []
     for count in (4, 8, 16, 32):
-        question = Question(
+        task = EstimationTask(
             model,
             graph,
             tuple(Scheme.parse(s) for s in SCHEMES[:count]),
@@ -63,12 +63,12 @@ def main() -> None:
             o.probes,
         )
         passes = {
-            e: int(plugins.load("estimators", e).plan(question).split()[0].replace(",", ""))
+            e: int(plugins.load("estimators", e).plan(task).split()[0].replace(",", ""))
             for e in ("probe", "sweep")
         }
         began = time.process_time()
         with gradients.Contraction(
-            question
+            task
         ).watching():  # quantizes every weight, once for any number of probes
             making = time.process_time() - began
         began = time.process_time()

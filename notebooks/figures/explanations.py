@@ -157,13 +157,13 @@ def by_table(table: SensitivityTable, metric: str, scheme: str) -> list[str]:
 
 def greedy(table: SensitivityTable, scheme: str, names: list[str]) -> list[str]:
     """The layer whose raising lowers the predicted noise most, again and again."""
-    assert table.shares is not None
-    place = {choice: i for i, choice in enumerate(table.shares.choices)}
+    assert table.responses is not None
+    place = {choice: i for i, choice in enumerate(table.responses.choices)}
     parts = []
-    for cell, values in table.shares.values.items():
+    for cell, values in table.responses.values.items():
         found = values[[place[n, scheme] for n in names]].astype(np.float64).sum(1)
         parts.append(
-            (found / np.sqrt(found.shape[1] * table.shares.power[cell].sum())).reshape(
+            (found / np.sqrt(found.shape[1] * table.responses.power[cell].sum())).reshape(
                 len(names), -1
             )
         )

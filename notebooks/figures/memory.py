@@ -31,10 +31,10 @@ from qsearch.core.scheme import Scheme
 from qsearch.graphs.extraction import extract
 from qsearch.graphs.families import cards
 from qsearch.measure import gradients
-from qsearch.measure.memory import kept_bytes, weight_bytes
+from qsearch.measure.estimation import EstimationTask
+from qsearch.measure.memory import saved_activation_bytes, weight_bytes
 from qsearch.measure.observation import StepObservation
 from qsearch.measure.pipelines import Call
-from qsearch.measure.question import Question
 from qsearch.race.denoisers import filled, numbers
 
 GIB = 2**30
@@ -115,14 +115,14 @@ def main() -> None:
     switch: Any = model
     segments = Segments(model)
     switch.enable_gradient_checkpointing(segments)
-    kept_bytes(model, call)
+    saved_activation_bytes(model, call)
     switch.enable_gradient_checkpointing(
         lambda block, *args: checkpoint.checkpoint(block, *args, use_reentrant=False)
     )
-    between = kept_bytes(model, call)
+    between = saved_activation_bytes(model, call)
     gradients.KEPT = 0
     observation = StepObservation(model, call, 0, ("noise",))
-    question = Question(
+    task = EstimationTask(
         model,
         graph,
         tuple(Scheme.parse(s) for s in o.schemes.split(",")),
@@ -130,7 +130,7 @@ def main() -> None:
         ("noise",),
         probes=2,
     )
-    contraction = gradients.Contraction(question)
+    contraction = gradients.Contraction(task)
     _ = observation.scale
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins again

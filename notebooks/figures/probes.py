@@ -30,8 +30,8 @@ from worlds import MODELS, prompts_of, sampling_of
 
 from qsearch import zoo
 from qsearch.core.artifacts import digest
+from qsearch.core.probe_responses import ProbeResponses
 from qsearch.core.scheme import Scheme
-from qsearch.core.shares import Shares
 from qsearch.core.table import SensitivityTable
 from qsearch.graphs.extraction import extract
 from qsearch.measure.noise import ratio
@@ -54,7 +54,7 @@ SCHEMES = ("uint2-c", "uint3-c", "uint4-c", "uint4-g32", "int4-c", "uint5-c", "u
 
 def compared(probe: SensitivityTable, sweep: SensitivityTable) -> list[dict[str, Any]]:
     """A row a metric, scheme and step bin."""
-    shares = probe.shares
+    shares = probe.responses
     assert shares is not None
     place = {choice: i for i, choice in enumerate(shares.choices)}
     both = probe.frame.merge(
@@ -91,7 +91,7 @@ def fewer(
     probe: SensitivityTable, sweep: SensitivityTable, metric: str, counts: list[int]
 ) -> list[dict[str, Any]]:
     """What the first probes alone would have found: error bar and Spearman by their number."""
-    shares = probe.shares
+    shares = probe.responses
     assert shares is not None
     truth = {
         (r["site"], r["scheme"], r["step"]): r["estimate"]
@@ -100,7 +100,7 @@ def fewer(
     }
     rows = []
     for count in counts:
-        part = Shares(
+        part = ProbeResponses(
             shares.choices, {c: v[:, :, :count] for c, v in shares.values.items()}, shares.power
         )
         found, own = [], []
@@ -240,9 +240,9 @@ def predicted(
     bins]: of the mean over bins, and in the worst bin.
     """
     first = o.metrics[0]
-    assert tables["probe"].shares is not None
+    assert tables["probe"].responses is not None
     plans = plans_of(
-        o, list(dict.fromkeys(site for site, _ in tables["probe"].shares.choices)), len(truth)
+        o, list(dict.fromkeys(site for site, _ in tables["probe"].responses.choices)), len(truth)
     )
     bins = sorted(set(tables["probe"].frame["step"]))
     asked: dict[str, tuple[str, str, bool]] = {

@@ -255,16 +255,16 @@ def timed(o: argparse.Namespace, place: Path) -> list[dict[str, Any]]:
         calls = record(pipe, Prompts(("a red circle",)), sampling, 1)
         given = ProfileWork(pipe=pipe, sampling=sampling)
         asked = questioned(model_of(pipe), graph, schemes, calls, options, given)
-        question = ready.enter_context(asked)
-        contraction = Contraction(question)
+        task = ready.enter_context(asked)
+        contraction = Contraction(task)
         ready.enter_context(contraction.watching())
-        does[kind] = question, contraction
-        _ = question.observations[0].scale
+        does[kind] = task, contraction
+        _ = task.observations[0].scale
     spent: dict[str, list[float]] = {kind: [] for kind in does}
     for _ in range(2):
-        for kind, (question, contraction) in does.items():
+        for kind, (task, contraction) in does.items():
             began = time.process_time()
-            measure(question, contraction, (0, 0, 0))
+            measure(task, contraction, (0, 0, 0))
             spent[kind].append(time.process_time() - began)
     whole, streamed = (min(times) for times in spent.values())
     ratio = f"{streamed / whole:.2f} times the CPU time of weights in memory, two probes a round"

@@ -34,7 +34,7 @@ from qsearch.core.graph import OpGraph
 from qsearch.core.table import SensitivityTable
 from qsearch.core.trials import Trials
 from qsearch.learn.data import Data
-from qsearch.learn.fitting import Lesson, Study, cross_validate, fit, lesson
+from qsearch.learn.fitting import Study, TrainingSet, cross_validate, fit, training_set
 from qsearch.learn.scores import score
 
 METRICS = ("sqnr", "alignment")
@@ -73,7 +73,7 @@ def ceiling(study: Study, metric: str, seed: int = 0, repeats: int = 200) -> flo
     return float(np.mean(found))
 
 
-def without_table(taken: Lesson) -> Lesson:
+def without_table(taken: TrainingSet) -> TrainingSet:
     """The columns that Qua²SeDiMo's node features amount to: bits and methods by role, block and
     depth; no prediction.
     """
@@ -87,7 +87,9 @@ def without_table(taken: Lesson) -> Lesson:
     )
 
 
-def curve(taken: Lesson, kind: str, size: int, repeats: int, seed: int = 0) -> dict[str, float]:
+def curve(
+    taken: TrainingSet, kind: str, size: int, repeats: int, seed: int = 0
+) -> dict[str, float]:
     """Mean and standard deviation over draws of the held-out Spearman, learning from `size`
     plans.
     """
@@ -107,7 +109,7 @@ def curve(taken: Lesson, kind: str, size: int, repeats: int, seed: int = 0) -> d
     }
 
 
-def alone(taken: Lesson, column: str) -> float:
+def alone(taken: TrainingSet, column: str) -> float:
     """Spearman of one column with the target, the sign made right."""
     return abs(
         float(
@@ -139,7 +141,7 @@ def main() -> None:
             json.loads(kept_in.read_text()) if kept_in.is_file() else {}
         )
         for metric in METRICS:
-            taken = lesson([study], metric, "ridge")
+            taken = training_set([study], metric, "ridge")
             fixed = {"model": name, "metric": metric, "plans": len(study.trials)}
             known = {
                 "split-half ceiling": ceiling(study, metric),
@@ -166,7 +168,7 @@ def main() -> None:
             }
             if o.gnn:
                 known_all = all(f"{metric}, gnn, {size}, {o.gnn}" in kept for size in GNN_SIZES)
-                learners["gnn"] = taken if known_all else lesson([study], metric, "gnn")
+                learners["gnn"] = taken if known_all else training_set([study], metric, "gnn")
             for size in o.sizes:
                 if size + 24 > len(study.trials):
                     continue
@@ -189,7 +191,7 @@ def main() -> None:
     if set(studies) == set(zoo.NAMES):
         both: list[dict[str, Any]] = []
         for metric in METRICS:
-            taken = lesson(list(studies.values()), metric, "ridge")
+            taken = training_set(list(studies.values()), metric, "ridge")
             for kind in ("ridge", "xgboost"):
                 held = {by: cross_validate(taken, kind, by=by) for by in ("plan", "graph")}
                 for i, name in enumerate(studies):

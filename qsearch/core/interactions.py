@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import QSearchError
-from .shares import Shares
+from .probe_responses import ProbeResponses
 
 
 def scores_of(
-    shares: Shares, weights: Mapping[str, float]
+    responses: ProbeResponses, weights: Mapping[str, float]
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
     """layer -> scheme -> one number a probe, part and step bin, whose mean square is the weighted
     sum of the metrics' estimates, averaged over bins.
@@ -29,16 +29,16 @@ def scores_of(
     `weights`: metric -> its weight. Numbers of different bins or metrics belong to different sign
     vectors, and are not added up before squaring.
     """
-    cells = [(metric, step) for metric, step in shares.values if weights.get(metric, 0.0) > 0]
+    cells = [(metric, step) for metric, step in responses.values if weights.get(metric, 0.0) > 0]
     columns = []
     for metric, step in cells:
         summed = (
-            shares.values[metric, step].astype(np.float64).sum(1)
+            responses.values[metric, step].astype(np.float64).sum(1)
         )  # over the steps of one trajectory: [choices, probes, parts]
         seen = ~np.isnan(summed).any(0)
         bins = sum(m == metric for m, _ in cells)
         # A cell's estimate is sum over parts of the probes' mean square, over the parts' power.
-        power = np.broadcast_to(np.nansum(shares.power[metric, step]) * seen.sum(0), seen.shape)[
+        power = np.broadcast_to(np.nansum(responses.power[metric, step]) * seen.sum(0), seen.shape)[
             seen
         ]
         columns.append(summed[:, seen] * np.sqrt(weights[metric] / bins / power))
@@ -50,12 +50,12 @@ def scores_of(
     rows = np.concatenate(columns, 1)
     rows *= np.sqrt(rows.shape[1])
     found: dict[str, dict[str, NDArray[np.float64]]] = {}
-    for (site, scheme), row in zip(shares.choices, rows, strict=True):
+    for (site, scheme), row in zip(responses.choices, rows, strict=True):
         found.setdefault(site, {})[scheme] = row
     return found
 
 
-def trust_of(scores: NDArray[np.float64]) -> float:
+def shrinkage_weight(scores: NDArray[np.float64]) -> float:
     """Share in [0, 1] of the products between sites that is more than the noise of the probes;
     `scores` [probes, sites, choices].
 
@@ -76,16 +76,16 @@ def trust_of(scores: NDArray[np.float64]) -> float:
     return float(np.clip(1 - variances / squares, 0, 1)) if squares > 0 else 0.0
 
 
-def trust_in(shares: Shares, metric: str) -> float:
-    """`trust_of` all choices of a table's metric."""
-    found = scores_of(shares, {metric: 1.0})
+def table_shrinkage_weight(responses: ProbeResponses, metric: str) -> float:
+    """`shrinkage_weight` all choices of a table's metric."""
+    found = scores_of(responses, {metric: 1.0})
     rows = [
         np.stack(list(row.values()), 1) for row in found.values()
     ]  # a site each: [probes, choices]
     scores = np.zeros((len(rows[0]), len(rows), max(row.shape[1] for row in rows)))
     for i, row in enumerate(rows):
         scores[:, i, : row.shape[1]] = row
-    return trust_of(scores)
+    return shrinkage_weight(scores)
 
 
 def _gram(rows: NDArray[np.float64]) -> float:

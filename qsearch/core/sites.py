@@ -1,5 +1,5 @@
-"""Sites: what a scheme may be given to besides a layer: an attention's tensors, as
-`MODULE:softmax`, and attention as a whole.
+"""Sites: quantizable attention tensors (q, k, v, probabilities, output), as `MODULE:softmax`, and
+attention as a whole.
 
 MODULE is the module that calls attention, as the graph names it. Nothing is stored at a site.
 Queries, keys, values, softmax and output are rounded: `keep` and `keep+aFORMAT`.

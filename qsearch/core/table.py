@@ -21,8 +21,8 @@ from .cost import Choices, select
 from .errors import QSearchError, nearest
 from .graph import OpGraph
 from .plan import ONE_RANGE, Plan
+from .probe_responses import ProbeResponses, from_columns, rows_of, to_columns
 from .scheme import KEEP, Scheme
-from .shares import Shares, from_columns, rows_of, to_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,13 +48,13 @@ COLUMNS = {
 @dataclass(frozen=True)
 class SensitivityTable:
     """Rows of `COLUMNS` for one graph; `frame` is a pandas DataFrame, never changed in place.
-    `shares` is there where probes made the table.
+    `responses` is there where probes made the table.
     """
 
     graph: str
     frame: pd.DataFrame
     header: Header | None = None
-    shares: Shares | None = None
+    responses: ProbeResponses | None = None
 
     def __post_init__(self) -> None:
         missing = [c for c in COLUMNS if c not in self.frame.columns]
@@ -71,13 +71,15 @@ class SensitivityTable:
 
     @staticmethod
     def from_rows(
-        graph: str, rows: Iterable[Mapping[str, Any]], shares: Shares | None = None
+        graph: str, rows: Iterable[Mapping[str, Any]], responses: ProbeResponses | None = None
     ) -> SensitivityTable:
         """Table from an iterable of mappings with the keys of `COLUMNS`."""
         import pandas as pd
 
         return SensitivityTable(
-            graph, pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(COLUMNS), shares=shares
+            graph,
+            pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(COLUMNS),
+            responses=responses,
         )
 
     @property
@@ -164,20 +166,20 @@ class SensitivityTable:
             total = float(sum(part["estimate"].sum() for part in parts))
             spread = float(sum((part["error"] ** 2).sum() for part in parts)) ** 0.5
             return total / len(bins), spread / len(bins)
-        if self.shares is None or any((metric, b) not in self.shares.values for b in bins):
+        if self.responses is None or any((metric, b) not in self.responses.values for b in bins):
             raise QSearchError(
-                f"interactions need shares, which probes leave in the table; of {metric} "
+                f"interactions need probe responses, which probes leave in the table; of {metric} "
                 f"by {rows['estimator'].iloc[0]} there are none, ask without them"
             )
-        numbers = [rows_of(self.shares, part) for part in chosen]
+        numbers = [rows_of(self.responses, part) for part in chosen]
         found = []
         for b in bins:
             cell = (metric, b)
             if count > 1 or len(ranges) == 1:
-                found.append(self.shares.error(cell, numbers[place[b]]))
+                found.append(self.responses.error(cell, numbers[place[b]]))
             else:  # one bin that holds whole trajectories: each step by its own range
-                summed = self.shares.over_ranges(cell, numbers, ranges)
-                found.append(self.shares.error(cell, [], summed))
+                summed = self.responses.over_ranges(cell, numbers, ranges)
+                found.append(self.responses.error(cell, [], summed))
         return sum(v for v, _ in found) / len(bins), sum(e * e for _, e in found) ** 0.5 / len(bins)
 
     def bins(self, metric: str) -> int:
@@ -197,7 +199,10 @@ class SensitivityTable:
             metric=SCORED
         )
         return SensitivityTable(
-            self.graph, pd.concat([self.frame, mine], ignore_index=True), self.header, self.shares
+            self.graph,
+            pd.concat([self.frame, mine], ignore_index=True),
+            self.header,
+            self.responses,
         )
 
     def at_floor(self) -> pd.DataFrame:
@@ -241,10 +246,10 @@ class SensitivityTable:
     def save(
         self, path: Path, *, key: str = "", parents: Mapping[str, str] | None = None, seed: int = 0
     ) -> None:
-        """Write `sensitivity.parquet`; shares lie beside the numbers they belong to, as three more
-        columns.
+        """Write `sensitivity.parquet`; the responses lie beside the numbers they belong to, as
+        three more columns.
         """
-        frame = self.frame[list(COLUMNS)].assign(**to_columns(self.shares, self.frame))
+        frame = self.frame[list(COLUMNS)].assign(**to_columns(self.responses, self.frame))
         write_parquet(
             path,
             Header(SCHEMA, graph=self.graph, key=key, parents=dict(parents or {}), seed=seed),

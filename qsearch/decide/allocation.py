@@ -108,13 +108,13 @@ def allocate(
         asked.scores is None
         and plugin.quadratic
         and isinstance(table, SensitivityTable)
-        and table.shares is not None
+        and table.responses is not None
         and not asked.minimised.decibels
         and not asked.ranged
     ):
         weights = asked.minimised.weights
-        if all(table.shares.has(name) for name in weights):
-            asked = replace(asked, scores=scores_of(table.shares, weights))
+        if all(table.responses.has(name) for name in weights):
+            asked = replace(asked, scores=scores_of(table.responses, weights))
     problem = state(graph, table, budget, asked)
     began = time.monotonic()
     solve, evaluate, latency = plugin.solve, asked.evaluate, asked.latency

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..core.cost import Budget, can_have, input_bits, operations, over_steps, select, stored_bits
 from ..core.errors import InfeasibleBudget, QSearchError, nearest
 from ..core.graph import LayerSpec, OpGraph
-from ..core.interactions import trust_of
+from ..core.interactions import shrinkage_weight
 from ..core.latency import Latency
 from ..core.plan import ONE_RANGE
 from ..core.scheme import KEEP, Scheme
@@ -55,7 +55,7 @@ def make_problem(
         budget: limits.
         request: constraints and latency table; `schemes`, choices of those in `values` besides
             `keep`; `scores`, the model of interactions (one range of steps), and how much of it
-            counts, by default what its own noise allows (`interactions.trust_of`).
+            counts, by default what its own noise allows (`interactions.shrinkage_weight`).
         at_most: metric -> (its losses, the largest sum allowed).
         ranges: how choices may differ between ranges of steps, with the losses of each.
         named: fields of the request by their names.
@@ -134,7 +134,7 @@ def make_problem(
         options.append(list(one.choices))
         worth.append(one.values)
     for name, rows in costs.items():
-        refuse(name, limits[name], spent[name] + float(sum(row.min() for row in rows)))
+        raise_infeasible(name, limits[name], spent[name] + float(sum(row.min() for row in rows)))
     made = None if scores is None else _scores(scores, groups, options)
     return Problem(
         sites=tuple(sites),
@@ -144,7 +144,7 @@ def make_problem(
         limits={name: limits[name] - spent[name] for name in costs},
         formats=constraints.formats,
         scores=made,
-        trust=1.0 if made is None else trust_of(made) if trust is None else trust,
+        trust=1.0 if made is None else shrinkage_weight(made) if trust is None else trust,
         spent=spent,
         members=dict(zip(sites, groups, strict=True)),
         steps=ranges.steps,
@@ -331,7 +331,7 @@ def _scores(
     return made
 
 
-def refuse(name: str, limit: float, best: float) -> None:
+def raise_infeasible(name: str, limit: float, best: float) -> None:
     """Raise `InfeasibleBudget` where the least that can be reached is above a limit."""
     if best > limit + 1e-12 * (
         abs(limit) + abs(best)

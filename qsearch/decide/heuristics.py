@@ -26,22 +26,22 @@ class Start:
     relaxed: Relaxed | None
 
 
-def approximate(problem: Problem, *, seconds: float) -> Start:
+def round_lp(problem: Problem, *, seconds: float) -> Start:
     """Each site alone at the prices of the relaxation, then repaired and filled; values alone,
     without interactions.
     """
     relaxed = relax(problem)
     if relaxed is None:
         return Start(None, None)
-    return Start(limited(problem, lambda p: _near(p, seconds)), relaxed)
+    return Start(with_format_limit(problem, lambda p: _near(p, seconds)), relaxed)
 
 
 def _near(problem: Problem, seconds: float) -> Picks | None:
     relaxed = relax(problem)
-    return None if relaxed is None else allowed(problem, relaxed.picks, seconds)
+    return None if relaxed is None else repair_to_feasible(problem, relaxed.picks, seconds)
 
 
-def allowed(problem: Problem, picks: Picks, seconds: float) -> Picks | None:
+def repair_to_feasible(problem: Problem, picks: Picks, seconds: float) -> Picks | None:
     """An assignment within all limits near the given one, filled up; None where there is none.
     Formats are not looked at.
     """
@@ -62,7 +62,7 @@ def allowed(problem: Problem, picks: Picks, seconds: float) -> Picks | None:
     return None if repaired is None else moves.improve(repaired)
 
 
-def limited(problem: Problem, solve: Callable[[Problem], Picks | None]) -> Picks | None:
+def with_format_limit(problem: Problem, solve: Callable[[Problem], Picks | None]) -> Picks | None:
     """`solve`, which knows nothing of formats, made to use few enough: the format that can best be
     spared goes first.
 

@@ -99,8 +99,8 @@ def counted(steps: StepRanges, table: SensitivityTable) -> StepRanges:
     """Ranges whose costs are counted for as many sampler steps as the trajectories of a table have;
     as they are without any.
     """
-    shares = table.shares
-    lengths = {v.shape[1] for v in shares.values.values()} if shares is not None else set()
+    responses = table.responses
+    lengths = {v.shape[1] for v in responses.values.values()} if responses is not None else set()
     total = max(lengths, default=1)
     return steps.counted(total) if total > 1 else steps
 
@@ -138,14 +138,14 @@ def _by_range(
 ) -> list[dict[str, dict[str, float]]]:
     count = table.bins(metric)
     cell = (metric, 0)
-    shares = table.shares
-    if count == 1 and shares is not None and cell in shares.values:
-        length = shares.values[cell].shape[1]
+    responses = table.responses
+    if count == 1 and responses is not None and cell in responses.values:
+        length = responses.values[cell].shape[1]
         if length >= len(steps):
             found: list[dict[str, dict[str, float]]] = [{} for _ in range(len(steps))]
             members = steps.members(length)
-            for row, (site, scheme) in enumerate(shares.choices):
-                own = shares.step_shares(cell, row)
+            for row, (site, scheme) in enumerate(responses.choices):
+                own = responses.step_shares(cell, row)
                 for part, mine in zip(found, members, strict=True):
                     part.setdefault(site, {})[scheme] = float(np.sum(own[list(mine)]))
             return found

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.plan import Solver
-from .heuristics import approximate
+from .heuristics import round_lp
 from .moves import Moves
 from .problem import Choice, Picks, Problem
 
@@ -99,7 +99,7 @@ def _starts(problem: Problem, optimum: Picks) -> list[Picks]:
     if len(problem.limits) == 1 and problem.formats is None:
         [(name, limit)] = problem.limits.items()
         for share in _TIGHTER[1:]:
-            picks = approximate(replace(problem, limits={name: limit * share}), seconds=5.0).picks
+            picks = round_lp(replace(problem, limits={name: limit * share}), seconds=5.0).picks
             if picks is not None:
                 found.append(picks)
     return found

@@ -4,7 +4,7 @@ arithmetic is low-bit where the machine has it.
 Codes, scales and what transforms keep are made by the same functions that `simulate` shows, so that
 the two agree to the rounding of floating point. Where a plan rounds inputs and there is no kernel
 that multiplies what is left, the layer computes with its widened weight: the same numbers and the
-same memory, none of the speed. That is said in one `WidenedWarning`, or refused with
+same memory, none of the speed. That is said in one `DequantizeFallbackWarning`, or refused with
 `kernels="required"`.
 """
 
@@ -35,10 +35,10 @@ from .ranged import RangedLayer, follow_steps
 from .slower import rows_of, warn_of_slower
 
 __all__ = [
+    "DequantizeFallbackWarning",
     "QuantConv2d",
     "QuantConvolution",
     "QuantLinear",
-    "WidenedWarning",
     "apply",
     "packed_layers",
     "place_empty",
@@ -47,10 +47,21 @@ __all__ = [
 Kernels = Literal["preferred", "required"]
 
 
-class WidenedWarning(UserWarning):
+class DequantizeFallbackWarning(UserWarning):
     """Layers whose inputs a plan rounds compute in floating point, since the machine has no kernel
     for what it asks.
     """
+
+
+def __getattr__(name: str) -> type[DequantizeFallbackWarning]:
+    if name != "WidenedWarning":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(
+        f"{__name__}.{name} is DequantizeFallbackWarning since 0.2.0",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return DequantizeFallbackWarning
 
 
 @torch.no_grad()
@@ -216,7 +227,7 @@ def warn_of_widened(
     )
     warnings.warn(
         f"{rule}; {cost}. The numbers and the memory are the plan's.",
-        WidenedWarning,
+        DequantizeFallbackWarning,
         stacklevel=3,
     )
 

@@ -15,12 +15,12 @@ from ..core.attribution import TOLERANCE
 from ..core.contract import Contract
 from ..core.graph import Block, LayerSpec, Op, OpGraph
 from ..core.plan import Plan
-from ..core.shares import Shares, ratio
+from ..core.probe_responses import ProbeResponses, ratio
 from ..core.table import SensitivityTable
 from ..core.trials import Trial
 from .data import Data
 from .features import Array
-from .fitting import Study, lesson
+from .fitting import Study, training_set
 from .scores import score
 
 SCHEMES = ("uint2-c", "km2-c", "uint3-c", "uint4-c", "int8-c")
@@ -66,8 +66,8 @@ def small_graph(blocks: int = 3, width: int = 16, model: str = "world") -> OpGra
 def small_table(
     graph: OpGraph, seed: int = 0, probes: int = 12, bins: int = 2, metric: str = "noise"
 ) -> SensitivityTable:
-    """Shares of random probes: 6 dB a bit, layers of very different weight, codebooks better than
-    grids.
+    """ProbeResponses of random probes: 6 dB a bit, layers of very different weight, codebooks
+    better than grids.
     """
     dice = np.random.default_rng(seed)
     loud = dice.lognormal(-3, 1, len(graph.layers))
@@ -98,7 +98,7 @@ def small_table(
                 "error": error,
             }
             rows.append(row | {"floor": 1e-12, "estimator": "probe", "seed": seed})
-    return SensitivityTable.from_rows(graph.id, rows, Shares(tuple(choices), values, power))
+    return SensitivityTable.from_rows(graph.id, rows, ProbeResponses(tuple(choices), values, power))
 
 
 def small_plans(graph: OpGraph, count: int, seed: int = 0) -> dict[str, Plan]:
@@ -148,7 +148,7 @@ class SurrogateContract(Contract):
 
     def lessons(self) -> tuple[Data, Array, Data, Array]:
         """Data and target to learn from, and held-out ones."""
-        taken = lesson([small_study(60)], "sqnr", self._name)
+        taken = training_set([small_study(60)], "sqnr", self._name)
         return (
             taken.data.rows(range(40)),
             taken.target[:40],
@@ -202,7 +202,7 @@ class SurrogateContract(Contract):
             assert set(blocks) == {block.name for block in graph.blocks}, "blocks without a score"
             return
         study = small_study(1000, seed=5)
-        many = lesson([study], "sqnr", self._name).data
+        many = training_set([study], "sqnr", self._name).data
         values, base = model.shares(many)
         predicted = model.predict(many)
         off, spread = np.abs(values.sum(1) + base - predicted).max(), np.ptp(predicted)

@@ -69,7 +69,7 @@ class AbstractModel(Protocol):
 
 
 @dataclass(frozen=True)
-class Line:
+class LinearPrior:
     """What a table's own prediction says of the target: intercept + slope x that column; flat
     without a table. Learners start from it.
     """
@@ -79,16 +79,16 @@ class Line:
     column: int | None = None
 
     @staticmethod
-    def through(data: Data, target: Array) -> Line:
+    def through(data: Data, target: Array) -> LinearPrior:
         """Least squares on the prior that correlates best: with few probes the sum is steadier than
         the sum with interactions.
         """
         moving = [i for i in data.priors if np.ptp(data.values[:, i]) > 0]
         if not moving or np.ptp(target) == 0:
-            return Line(float(target.mean()))
+            return LinearPrior(float(target.mean()))
         best = max(moving, key=lambda i: abs(float(np.corrcoef(data.values[:, i], target)[0, 1])))
         slope, intercept = np.polyfit(data.values[:, best], target, 1)
-        return Line(float(intercept), float(slope), best)
+        return LinearPrior(float(intercept), float(slope), best)
 
     def of(self, data: Data) -> Array:
         """[plans]."""

@@ -32,7 +32,7 @@ def explain(
     layers: bool = True,
 ) -> Attribution:
     """Values for each of `plans`: of layers, by step and metric, and of pairs of layers, from
-    tables with probes' shares; of features, from surrogates.
+    tables with probe responses; of features, from surrogates.
 
     A graph predictor among the surrogates scores operations and blocks instead, of a uniform plan
     of each scheme that it knows.
@@ -57,7 +57,7 @@ def explain(
     parts = [
         explain_quadratic(graph, table, plans, baseline=baseline, pairs=pairs)
         for table in known
-        if layers and table.shares is not None
+        if layers and table.responses is not None
     ]
     parts += [explain_surrogate(s, graph, plans, known) for s in surrogates]
     if not parts:

@@ -7,7 +7,7 @@ leaves in full precision, look the same, as they should. Where there is a sensit
 predictions come in
 twice: added up over roles, blocks, depth, step classes and formats (in decibels, above a floor),
     and of the whole plan, with interactions where probes
-left shares; the latter are priors that learners start from.
+left responses; the latter are priors that learners start from.
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ def _predicted(
     if len(bins) > 1:
         for i, part in enumerate(np.array_split(np.arange(len(bins)), min(STEPS, len(bins)))):
             found[f"{metric}/step:{i}"] = loss[:, :, part].mean(2).sum(1)
-    if table.shares is None or not table.shares.has(metric):
+    if table.responses is None or not table.responses.has(metric):
         whole = found[f"{metric}/sum"]
     else:
         whole = np.array([table.predict(plan, metric)[0] for plan in plans])

@@ -64,7 +64,7 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingSet:
     """Everything that a learner of this kind needs of one or more studies. `target`: as learnt, see
     `scores.linked`. `groups`: plans of one number stay together; `homes`: of which graph each plan
     is.
@@ -76,7 +76,7 @@ class Lesson:
     homes: NDArray[np.int64]
 
 
-def lesson(studies: Sequence[Study], metric: str, kind: str) -> Lesson:
+def training_set(studies: Sequence[Study], metric: str, kind: str) -> TrainingSet:
     """Studies put together. Raises `QSearchError` where they have no columns in common, or the
     metric was not measured.
     """
@@ -100,7 +100,7 @@ def lesson(studies: Sequence[Study], metric: str, kind: str) -> Lesson:
         groups.append(_alike(study) + (int(groups[-1].max()) + 1 if groups else 0))
     homes = np.concatenate([np.full(len(d), i) for i, d in enumerate(parts)])
     target = linked(metric, np.concatenate([s.target(metric) for s in studies]))
-    return Lesson(data, target, np.concatenate(groups), homes)
+    return TrainingSet(data, target, np.concatenate(groups), homes)
 
 
 def _alike(study: Study) -> NDArray[np.int64]:
@@ -134,15 +134,15 @@ def _words(trial: Trial, site: str) -> str:
 
 #: (known rows, asked rows) of a fold
 Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
-#: does the folds of a lesson anywhere: (place of the fold, predictions), in any order
+#: does the folds of a training set anywhere: (place of the fold, predictions), in any order
 Elsewhere = Callable[["Folds"], Iterable[tuple[int, Array]]]
 
 
 @dataclass(frozen=True)
 class Folds:
-    """A lesson, the learner's kind and seed, and the folds of a cross-validation."""
+    """A training set, the learner's kind and seed, and the folds of a cross-validation."""
 
-    taken: Lesson
+    taken: TrainingSet
     kind: str
     seed: int
     splits: tuple[Fold, ...]
@@ -156,7 +156,7 @@ class Folds:
 
 
 def cross_validate(
-    taken: Lesson,
+    taken: TrainingSet,
     kind: str,
     *,
     folds: int = FOLDS,
@@ -234,7 +234,7 @@ def fit(
     """
     given = (tables,) if isinstance(tables, SensitivityTable) else tuple(tables)
     known = [*studies, *([Study(graph, trials, given)] if graph is not None else [])]
-    taken = lesson(known, metric, kind)
+    taken = training_set(known, metric, kind)
     _varies(unlinked(metric, taken.target), metric)
     held = cross_validate(taken, kind, folds=folds, seed=seed, elsewhere=elsewhere)
     scores: Scores = score(
@@ -277,7 +277,7 @@ def by_graph(
     studies: Mapping[str, Study], metric: str, kind: str, *, seed: int = 0
 ) -> dict[str, Scores]:
     """name of a study -> scores of its plans predicted from the other studies alone."""
-    taken = lesson(list(studies.values()), metric, kind)
+    taken = training_set(list(studies.values()), metric, kind)
     held = cross_validate(taken, kind, seed=seed, by="graph")
     lower = metric_words(metric).lower_is_better
     return {

@@ -23,10 +23,10 @@ import numpy as np
 from ..core.attribution import Attribution
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
-from ..core.interactions import trust_in
+from ..core.interactions import table_shrinkage_weight
 from ..core.plan import Plan
+from ..core.probe_responses import Array, Cell, ProbeResponses, ratio
 from ..core.scheme import KEEP, Scheme
-from ..core.shares import Array, Cell, Shares, ratio
 from ..core.table import SensitivityTable
 
 METHOD = "shapley"
@@ -48,20 +48,20 @@ def explain_quadratic(
     `pairs`: so many of the strongest pairs of layers besides, with each layer's own error as the
     pair of itself with itself and the other pairs in one row, `(rest)`. `trust`: how much products
     between layers count, from 0 to 1; by default what the probes' own noise allows
-    (`core.interactions.trust_of`). Raises `QSearchError` for a table without probes' shares, of
-    another graph, or that lacks a choice.
+    (`core.interactions.shrinkage_weight`). Raises `QSearchError` for a table without probe
+    responses, of another graph, or that lacks a choice.
     """
     table.check(graph)
-    if table.shares is None:
+    if table.responses is None:
         raise QSearchError(
-            "Shapley values need the shares that probes leave in a table; this one was "
+            "Shapley values need the responses that probes leave in a table; this one was "
             f"made by {table.frame['estimator'].iloc[0]}: profile with probe"
         )
     rows: list[dict[str, Any]] = []
-    moves = _Moves(table.shares)
+    moves = _Moves(table.responses)
     for metric in metrics if metrics is not None else moves.metrics:
         cells = moves.cells(metric)
-        share = trust_in(moves.shares, metric) if trust is None else trust
+        share = table_shrinkage_weight(moves.responses, metric) if trust is None else trust
         for name, plan in plans.items():
             rows += [
                 row | {"metric": metric}
@@ -77,28 +77,28 @@ class _Moves:
     came to are left out.
     """
 
-    def __init__(self, shares: Shares) -> None:
-        seen = {cell: ~np.isnan(values).all((0, 1, 2)) for cell, values in shares.values.items()}
+    def __init__(self, responses: ProbeResponses) -> None:
+        seen = {cell: ~np.isnan(values).all((0, 1, 2)) for cell, values in responses.values.items()}
         some = [cell for cell in seen if seen[cell].any()]
-        self.shares = Shares(
-            shares.choices,
-            {c: shares.values[c][..., seen[c]] for c in some},
-            {c: shares.power[c][seen[c]] for c in some},
+        self.responses = ProbeResponses(
+            responses.choices,
+            {c: responses.values[c][..., seen[c]] for c in some},
+            {c: responses.power[c][seen[c]] for c in some},
         )
-        self._places = {choice: i for i, choice in enumerate(shares.choices)}
+        self._places = {choice: i for i, choice in enumerate(responses.choices)}
 
     @property
     def metrics(self) -> list[str]:
         """The metrics of which probes left something."""
-        return sorted({metric for metric, _ in self.shares.values})
+        return sorted({metric for metric, _ in self.responses.values})
 
     def cells(self, metric: str) -> list[Cell]:
         """The metric's cells. Raises `QSearchError` where there are none."""
-        found = sorted(cell for cell in self.shares.values if cell[0] == metric)
+        found = sorted(cell for cell in self.responses.values if cell[0] == metric)
         if not found:
             raise QSearchError(
-                f"the table has no shares for {metric!r}; it has "
-                f"{', '.join(sorted({m for m, _ in self.shares.values}))}"
+                f"the table has no probe responses for {metric!r}; it has "
+                f"{', '.join(sorted({m for m, _ in self.responses.values}))}"
             )
         return found
 
@@ -113,13 +113,13 @@ class _Moves:
             return self.of(cell, site, held[0])
         if bins > 1:
             return self.of(cell, site, held[plan.steps.of(2 * cell[1] + 1, 2 * bins)])
-        length = self.shares.values[cell].shape[1]
+        length = self.responses.values[cell].shape[1]
         parts = [self.of(cell, site, scheme) for scheme in held]
         return np.stack([parts[plan.steps.of(t, length)][t] for t in range(length)])
 
     def of(self, cell: Cell, site: str, scheme: Scheme) -> Array:
         """[sampler steps, probes, parts]; nothing where the layer is kept."""
-        values = self.shares.values[cell]
+        values = self.responses.values[cell]
         if scheme == KEEP:
             return np.zeros(values.shape[1:])
         if (site, str(scheme)) not in self._places:
@@ -136,14 +136,14 @@ def _of_plan(
     pairs: int,
     trust: float,
 ) -> list[dict[str, Any]]:
-    shares = known.shares
+    responses = known.responses
     sites = list(dict.fromkeys([*plan.choices, *(baseline.choices if baseline else ())]))
     moved = [site for site in sites if _differs(plan, baseline, site)]
     bins = 1 + max(cell[1] for cell in cells)
     found, prediction, base = [], 0.0, 0.0
     products = np.zeros((len(moved), len(moved)))
     for cell in cells:
-        power, nothing = shares.power[cell], np.zeros(shares.values[cell].shape[1:])
+        power, nothing = responses.power[cell], np.zeros(responses.values[cell].shape[1:])
         here, there = (
             [known.of_plan(cell, site, which, bins) for site in sites] for which in (baseline, plan)
         )

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..core.errors import QSearchError
 from ..core.steps import clock_of
 from ..graphs.components import Components, parts_of
-from .clean import Sampled
+from .predicted_x0 import SchedulerStep
 from .spill import Spill
 
 _PLAIN = (str, bytes, int, float, bool, complex, type(None), torch.dtype, torch.device)
@@ -50,7 +50,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     step: int
-    sampled: Sampled | None = None
+    sampled: SchedulerStep | None = None
     steps: int = 0
     component: str = ""
     unsampled: str = ""

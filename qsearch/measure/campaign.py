@@ -80,7 +80,7 @@ class Campaign:
         return trial.setting == self.setting.key and (bool(self.stop) or not trial.stopped)
 
 
-class Bench:
+class EvaluationWorker:
     """A pipeline and what it makes in full precision: one plan after another is measured against
     it.
 
@@ -245,7 +245,7 @@ def _begin(campaign: Campaign, plans: dict[str, Plan], pipe: Any, device: str) -
     trials = Trials(campaign.where, campaign.graph)
     trials.describe(campaign.setting.key, campaign.setting.said)
     claims = trials.claims(campaign.lapse)
-    bench = Bench(
+    bench = EvaluationWorker(
         campaign,
         pipe
         or load_pipeline(
@@ -267,7 +267,7 @@ def _begin(campaign: Campaign, plans: dict[str, Plan], pipe: Any, device: str) -
     return do
 
 
-def _one(bench: Bench, trials: Trials, name: str, plan: Plan) -> _Done:
+def _one(bench: EvaluationWorker, trials: Trials, name: str, plan: Plan) -> _Done:
     c = bench.campaign
     try:
         pairs, samples, stopped = bench.measure(plan)

@@ -1,14 +1,14 @@
-"""Contraction: each gradient meets what every choice does to its weight, input or site the moment
-it appears, and is freed.
+"""Contraction: every gradient is contracted with the quantization errors of its weight, input or
+site in the backward hook, and freed: one gradient is live at a time.
 
 So a backward never holds more than one gradient beside the activations, and what is left of it is
-one number a choice. The moves of weights (quantized weight - weight) are made once and kept where
+one number a choice. The deltas of weights (quantized weight - weight) are made once and kept where
 they take little memory: making them anew costs about what a forward does. There the gradients of a
-few probes wait for each other, too: one product of matrices reads the moves once for all of them,
-so that more choices cost next to nothing. Of a streamed model gradients wait while their unit is
-there, and its moves are made then, for all probes at once. Whatever type weights have, products are
-summed in fp32. Inputs, and the tensors of attention, are rounded when their gradient comes, from
-what the backward keeps of them anyway.
+few probes are gathered, too: one product of matrices reads the deltas once for all of them, so that
+more choices cost next to nothing. Of a streamed model gradients are gathered while their unit is
+loaded, and its deltas are made then, for all probes at once. Whatever type weights have, products
+are summed in fp32. Inputs, and the tensors of attention, are rounded when their gradient comes,
+from what the backward keeps of them anyway.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from ..core.scheme import Scheme
 from ..core.sites import cut
 from ..core.steps import clock_of
 from .attention import passing
-from .memory import kept_bytes, wanting, weight_bytes
+from .estimation import EstimationTask
+from .memory import requires_grad_only, saved_activation_bytes, weight_bytes
 from .observation import AbstractObservation
 from .priced_attention import PricedAttention
 from .quantized_weights import weight_of
-from .question import Question
 from .simulation import roots
 from .streaming import streams_of
 
-#: moves of weights that take no more bytes than this are kept; others are made again at every
+#: deltas of weights that take no more bytes than this are kept; others are made again at every
 #: backward
 KEPT = 4 * 2**30
-#: gradients of a weight that wait for each other, where moves are kept
+#: gradients of a weight that wait for each other, where deltas are kept
 _GATHERED = 8
 #: bytes of gradients that wait while a unit of a streamed model is there
 _WAITING = 2**30
@@ -49,36 +49,36 @@ _AT_ONCE = 2**22  # entries of weights that are widened to fp32 at once
 
 
 class _Priced(torch.autograd.Function):
-    """The tensor as it is; in the backward, `meet(tensor, gradient)`. The tensor is saved as
+    """The tensor as it is; in the backward, `contract(tensor, gradient)`. The tensor is saved as
     autograd saves its own, so checkpointing frees it too.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, anchor: Tensor, meet: Callable[[Tensor, Tensor], None]
+        ctx: Any, x: Tensor, anchor: Tensor, contract: Callable[[Tensor, Tensor], None]
     ) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.meet = meet
+        ctx.contract = contract
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (x,) = ctx.saved_tensors
-        ctx.meet(x, gradients[0])
+        ctx.contract(x, gradients[0])
         return gradients[0] if ctx.needs_input_grad[0] else None, None, None
 
 
 class Contraction:
     """`choices`: (site, scheme) for every layer and site with its schemes, in that order. With
-    `squared`, squares of gradient and move are contracted.
+    `squared`, squares of gradient and delta are contracted.
 
     A scheme that rounds weight and input has the sum of both shares (of squares likewise). Raises
     `QSearchError` for schemes that do more.
     """
 
-    def __init__(self, question: Question, *, squared: bool = False) -> None:
-        self.question, self.model, self.squared = question, question.model, squared
-        for scheme in question.schemes:
+    def __init__(self, task: EstimationTask, *, squared: bool = False) -> None:
+        self.task, self.model, self.squared = task, task.model, squared
+        for scheme in task.schemes:
             for word in words_of(scheme) if scheme.format != "keep" else ():
                 if word.plugin.unseen:
                     raise QSearchError(
@@ -86,7 +86,7 @@ class Contraction:
                         f"take it without ~{word.name}, or the estimator sweep"
                     )
         self.choices = tuple(
-            (site, str(scheme)) for site, schemes in question.choices.items() for scheme in schemes
+            (site, str(scheme)) for site, schemes in task.choices.items() for scheme in schemes
         )
         place = {choice: i for i, choice in enumerate(self.choices)}
         self._stored: dict[
@@ -95,7 +95,7 @@ class Contraction:
         self._read: dict[
             str, dict[Scheme, list[int]]
         ] = {}  # layer or site -> how it is read -> the choices that read it so
-        for site, schemes in question.choices.items():
+        for site, schemes in task.choices.items():
             for scheme in schemes:
                 if scheme.format != "keep":
                     self._stored.setdefault(site, {}).setdefault(
@@ -112,11 +112,11 @@ class Contraction:
                     )
         self._whole_attentions = {
             site: {s: [place[site, str(s)]] for s in schemes if s.attention}
-            for site, schemes in question.choices.items()
+            for site, schemes in task.choices.items()
             if any(s.attention for s in schemes)
         }
         self._moves: dict[str, Tensor] = {}
-        self._weights = question.weights()
+        self._weights = task.weights()
         self._anchor = torch.zeros((), requires_grad=True)
         self._waiting: dict[
             str, list[tuple[int, int, Tensor]]
@@ -139,7 +139,7 @@ class Contraction:
             )
         weights, kept = (
             weight_bytes(self.model),
-            kept_bytes(self.model, self.question.observations[0].example()),
+            saved_activation_bytes(self.model, self.task.observations[0].example()),
         )
         made = "" if self.keeps else ", made anew each time"
         return (
@@ -149,8 +149,8 @@ class Contraction:
 
     @property
     def bytes(self) -> int:
-        """Memory that the moves of weights and the gradients that wait for them take: all of them,
-        or one move where they are made again each time.
+        """Memory that the deltas of weights and the gathered gradients take: all of them, or one
+        delta where they are made again each time.
         """
         return (
             self._whole
@@ -166,12 +166,12 @@ class Contraction:
 
     @cached_property
     def keeps(self) -> bool:
-        """Whether moves of weights are kept."""
+        """Whether deltas of weights are kept."""
         return not self._streams and self._whole <= KEPT
 
     @cached_property
     def _whole(self) -> int:
-        waiting = min(_GATHERED, self.question.probes)
+        waiting = min(_GATHERED, self.task.probes)
         sizes = {
             n: weight_of(self.model, n).numel() * weight_of(self.model, n).element_size()
             for n in self._stored
@@ -185,7 +185,9 @@ class Contraction:
         """
         with ExitStack() as stack:
             stack.enter_context(
-                wanting(self.model, {weight_of(self.model, name) for name in self._stored})
+                requires_grad_only(
+                    self.model, {weight_of(self.model, name) for name in self._stored}
+                )
             )
             for name in self._stored:
                 weight = weight_of(self.model, name)
@@ -194,25 +196,25 @@ class Contraction:
                 if weight.requires_grad:
                     stack.callback(
                         weight.register_post_accumulate_grad_hook(
-                            partial(self._meet_weight, name)
+                            partial(self._contract_weight_grad, name)
                         ).remove
                     )
             sites: dict[str, Any] = {}
-            for name, ways in self._whole_attentions.items():
+            for name, variants in self._whole_attentions.items():
                 sites[name] = PricedAttention(
-                    self.question.graph.self_attentions[cut(name)[0]],
-                    ways,
-                    clock_of(roots(self.model, self.question.graph)[0]),
+                    self.task.graph.self_attentions[cut(name)[0]],
+                    variants,
+                    clock_of(roots(self.model, self.task.graph)[0]),
                     self._weights.drifts,
                     self._watch,
                     self._add_now,
                     squared=self.squared,
                 )
             for name, read in self._read.items():
-                if name in self.question.sites:
+                if name in self.task.sites:
                     sites[name] = self._priced(
                         partial(
-                            self._meet_input,
+                            self._contract_input_grad,
                             [(site_rounding(scheme), at) for scheme, at in read.items()],
                         )
                     )
@@ -228,21 +230,21 @@ class Contraction:
         """What each way to store the layer's weight adds to it [weights], or its square, in the
         weight's own type.
         """
-        weight, made = weight_of(self.model, layer).data, self.question.weights()
+        weight, made = weight_of(self.model, layer).data, self.task.weights()
         for scheme in self._stored[layer]:
-            move = (made.get(layer, scheme) - weight).flatten()
-            if not self.question.shared:
+            delta = (made.get(layer, scheme) - weight).flatten()
+            if not self.task.shared:
                 made.forget(layer)
-            yield move.square_() if self.squared else move
+            yield delta.square_() if self.squared else delta
 
     def _watched(self, layer: str, read: dict[Scheme, list[int]]) -> Any:
         module = self.model.get_submodule(layer)
-        ways = []
+        variants = []
         for scheme, at in read.items():
             treatment = self._weights.treatment(layer, scheme)
             assert treatment is not None, f"{scheme} does nothing to the input of {layer}"
-            ways.append((treatment.effective, at))
-        through = self._priced(partial(self._meet_input, ways))
+            variants.append((treatment.effective, at))
+        through = self._priced(partial(self._contract_input_grad, variants))
 
         def before(
             _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -251,36 +253,36 @@ class Contraction:
 
         return module.register_forward_pre_hook(before, with_kwargs=True)
 
-    def _priced(self, meet: Callable[[Tensor, Tensor], None]) -> Callable[[Tensor], Tensor]:
+    def _priced(self, contract: Callable[[Tensor, Tensor], None]) -> Callable[[Tensor], Tensor]:
         def through(x: Tensor) -> Tensor:
-            return self._watch(x, meet) if torch.is_grad_enabled() else x
+            return self._watch(x, contract) if torch.is_grad_enabled() else x
 
         return through
 
-    def _watch(self, x: Tensor, meet: Callable[[Tensor, Tensor], None]) -> Tensor:
-        made: Tensor = _Priced.apply(x, self._anchor, meet)  # type: ignore[no-untyped-call]  # autograd's
+    def _watch(self, x: Tensor, contract: Callable[[Tensor, Tensor], None]) -> Tensor:
+        made: Tensor = _Priced.apply(x, self._anchor, contract)  # type: ignore[no-untyped-call]  # autograd's
         return made
 
-    def _add_now(self, ways: Sequence[list[int]], shares: Tensor) -> None:
+    def _add_now(self, variants: Sequence[list[int]], shares: Tensor) -> None:
         """`_add` for the probe and the sampler step of now."""
         assert self._now is not None
-        self._add(ways, shares, self._now[0], self._now[1].now)
+        self._add(variants, shares, self._now[0], self._now[1].now)
 
-    def _add(self, ways: Sequence[list[int]], shares: Tensor, probe: int, step: int) -> None:
-        """Give each choice the share of the way that it goes: `ways` lists the choices of each of
+    def _add(self, variants: Sequence[list[int]], shares: Tensor, probe: int, step: int) -> None:
+        """Give each choice the share of its variant: `variants` lists the choices of each of
         `shares`.
         """
         assert self._sums is not None
-        at = [i for way in ways for i in way]
+        at = [i for variant in variants for i in variant]
         self._sums[probe, step, at] += shares.float()[
-            [k for k, way in enumerate(ways) for _ in way]
+            [k for k, variant in enumerate(variants) for _ in variant]
         ]
 
-    def _meet_weight(self, name: str, weight: Tensor) -> None:
+    def _contract_weight_grad(self, name: str, weight: Tensor) -> None:
         assert weight.grad is not None and self._now is not None
         gradient, place = weight.grad.flatten(), (self._now[0], self._now[1].now)
         weight.grad = None
-        self._met.add(self.question.graph.component(name))
+        self._met.add(self.task.graph.component(name))
         gradient = gradient.square() if self.squared else gradient
         waiting = self._waiting.setdefault(name, [])
         waiting.append((*place, gradient))
@@ -298,8 +300,8 @@ class Contraction:
             self._contract(name)
 
     def _contract(self, name: str) -> None:
-        """What waits for the moves of a layer meets them."""
-        waiting, ways = self._waiting.pop(name), list(self._stored[name].values())
+        """Contract the gathered gradients of a layer with its deltas."""
+        waiting, variants = self._waiting.pop(name), list(self._stored[name].values())
         gradients = torch.stack([gradient for _, _, gradient in waiting])
         with torch.autocast(gradients.device.type, enabled=False):
             if name in self._moves:
@@ -307,21 +309,21 @@ class Contraction:
             else:
                 found = torch.cat([_products(m[None], gradients) for m in self._made(name)])
         for shares, (probe, step, _) in zip(found.T, waiting, strict=True):
-            self._add(ways, shares, probe, step)
+            self._add(variants, shares, probe, step)
 
-    def _meet_input(
+    def _contract_input_grad(
         self,
-        ways: Sequence[tuple[Callable[[Tensor], Tensor], list[int]]],
+        variants: Sequence[tuple[Callable[[Tensor], Tensor], list[int]]],
         x: Tensor,
         gradient: Tensor,
     ) -> None:
         assert self._now is not None
         found = []
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            for changed, _ in ways:
+            for changed, _ in variants:
                 product = gradient.float() * (changed(x) - x).float()
                 found.append((product.square() if self.squared else product).sum())
-        self._add_now([at for _, at in ways], torch.stack(found))
+        self._add_now([at for _, at in variants], torch.stack(found))
 
     def of(
         self,
@@ -368,7 +370,7 @@ class Contraction:
         """Refuse a component that runs and that no gradient reaches: its choices would all be
         priced at nothing.
         """
-        of = {self.question.graph.component(name) for name in self._stored}
+        of = {self.task.graph.component(name) for name in self._stored}
         for component in observation.components:
             if component in of - self._met:
                 raise QSearchError(
@@ -379,12 +381,12 @@ class Contraction:
                 )
 
 
-def _products(moves: Tensor, gradients: Tensor) -> Tensor:
-    """moves [M, weights] times gradients [G, weights], summed in fp32: [M, G]."""
-    if moves.dtype == torch.float32:
-        return moves @ gradients.T
-    parts = zip(moves.split(_AT_ONCE, 1), gradients.split(_AT_ONCE, 1), strict=True)
-    made = [move.float() @ gradient.float().T for move, gradient in parts]
+def _products(deltas: Tensor, gradients: Tensor) -> Tensor:
+    """deltas [M, weights] times gradients [G, weights], summed in fp32: [M, G]."""
+    if deltas.dtype == torch.float32:
+        return deltas @ gradients.T
+    parts = zip(deltas.split(_AT_ONCE, 1), gradients.split(_AT_ONCE, 1), strict=True)
+    made = [delta.float() @ gradient.float().T for delta, gradient in parts]
     return torch.stack(made).sum(0)
 
 

@@ -14,7 +14,7 @@ from .pipelines import Call, forward
 
 
 @contextmanager
-def wanting(model: nn.Module, chosen: set[nn.Parameter]) -> Iterator[None]:
+def requires_grad_only(model: nn.Module, chosen: set[nn.Parameter]) -> Iterator[None]:
     """Inside, of the model's parameters only the `chosen` want gradients."""
     flags = {p: p.requires_grad for p in model.parameters()}
     try:
@@ -31,7 +31,7 @@ def weight_bytes(model: nn.Module) -> int:
     return sum(x.numel() * x.element_size() for x in [*model.parameters(), *model.buffers()])
 
 
-def kept_bytes(model: nn.Module, call: Call) -> int:
+def saved_activation_bytes(model: nn.Module, call: Call) -> int:
     """Bytes of activations that one call keeps for its backward, weights not counted. Takes one
     pass.
 
@@ -48,7 +48,7 @@ def kept_bytes(model: nn.Module, call: Call) -> int:
         return x.detach()  # an output that its own node kept would never be freed
 
     with (
-        wanting(model, set(model.parameters())),
+        requires_grad_only(model, set(model.parameters())),
         torch.enable_grad(),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
     ):

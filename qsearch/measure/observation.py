@@ -20,8 +20,8 @@ from ..core import plugins
 from ..core.errors import QSearchError
 from ..graphs.components import Components
 from .calls import Call, forward, measuring, repeated, run
-from .clean import Clean
 from .noise import ratio
+from .predicted_x0 import PredictedX0
 
 #: the metric of the denoiser's own output, which needs no clean image
 NOISE = "noise"
@@ -144,15 +144,15 @@ class StepObservation(AbstractObservation):
         repeated(self.model, partial(run, self.model, self.call), output)
         return output
 
-    def _clean(self, output: Tensor) -> Clean | None:
+    def _clean(self, output: Tensor) -> PredictedX0 | None:
         return (
             None
             if self.call.sampled is None
-            else Clean(self.call.sampled.clean(output), self.decoder, self.channels)
+            else PredictedX0(self.call.sampled.clean(output), self.decoder, self.channels)
         )
 
     @cached_property
-    def _own(self) -> Clean | None:
+    def _own(self) -> PredictedX0 | None:
         return self._clean(self._output)
 
     @cached_property
@@ -202,9 +202,9 @@ class StepObservation(AbstractObservation):
 def measured(
     metrics: Sequence[str],
     output: Tensor | None,
-    clean: Clean | None,
+    clean: PredictedX0 | None,
     reference_output: Tensor | None,
-    reference: Clean | None,
+    reference: PredictedX0 | None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Metric -> (features [N, F], scale [N])."""
     made: dict[str, tuple[Tensor, Tensor]] = {}

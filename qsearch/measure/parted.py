@@ -22,13 +22,13 @@ import torch
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.scheme import Scheme
+from .estimation import Part, Round
 from .estimators.probe import measure
 from .executing import Do, ExecutorOptions, Say, Task, WorkerLost, execute
 from .gradients import Contraction
 from .options import ProfileOptions
 from .pipelines import Call, Prompts, Sampling, load_pipeline, model_of
 from .profiling import Elsewhere, ProfileWork, questioned
-from .question import Part, Round
 from .trajectory import trajectories
 
 
@@ -109,14 +109,14 @@ def _begin(work: _Work, device: str) -> Do:
     )
     schemes = tuple(Scheme.parse(s) for s in asked.schemes)
     ready = ExitStack()
-    question = ready.enter_context(
+    task = ready.enter_context(
         questioned(model_of(pipe, p.graph.components), p.graph, schemes, calls, asked, given)
     )
-    contraction = Contraction(question)
+    contraction = Contraction(task)
     ready.enter_context(contraction.watching())
 
     def do(part: Part, _ready: ExitStack = ready) -> Round:
-        return measure(question, contraction, part)
+        return measure(task, contraction, part)
 
     return do
 

@@ -45,7 +45,7 @@ class PricedAttention:
     def __init__(
         self,
         spec: AttentionSpec,
-        ways: dict[Scheme, list[int]],
+        variants: dict[Scheme, list[int]],
         clock: StepClock,
         drifts: Drifts,
         watch: Watch,
@@ -53,9 +53,9 @@ class PricedAttention:
         *,
         squared: bool = False,
     ) -> None:
-        self.spec, self.ways, self.clock, self.drifts = spec, ways, clock, drifts
+        self.spec, self.variants, self.clock, self.drifts = spec, variants, clock, drifts
         self.watch, self.add, self.squared = watch, add, squared
-        self._every = {s: attention_word(s.attention).every(s.attention) for s in ways}
+        self._every = {s: attention_word(s.attention).every(s.attention) for s in variants}
         self._kept: dict[int, list[Projections]] = {}  # dense step -> of each call
         self._calls: dict[int, int] = {}  # step -> how many calls it has
         self._turn: dict[int, int] = {}
@@ -72,10 +72,10 @@ class PricedAttention:
             call = self._turn[step] = (self._turn.get(step, 0) - 1) % count
         now = with_heads(tuple(x.detach() for x in given))  # type: ignore[arg-type]  # three of them
 
-        def meet(x: Tensor, gradient: Tensor) -> None:
+        def contract(x: Tensor, gradient: Tensor) -> None:
             self._meet(x, gradient, now, scale, step, call)
 
-        return self.watch(made, meet)
+        return self.watch(made, contract)
 
     def _keep(self, given: Projections) -> None:
         step = self.clock.step
@@ -100,7 +100,7 @@ class PricedAttention:
     ) -> None:
         found = []
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            for scheme in self.ways:
+            for scheme in self.variants:
                 stale = (step - self._first) % self._every[scheme] if self._every[scheme] else 0
                 if self._every[scheme] and not stale:
                     found.append(torch.zeros((), device=x.device))
@@ -109,7 +109,7 @@ class PricedAttention:
                 moved = (output.view_as(x) - x).float()
                 product = gradient.float() * moved
                 found.append((product.square() if self.squared else product).sum())
-        self.add(list(self.ways.values()), torch.stack(found))
+        self.add(list(self.variants.values()), torch.stack(found))
 
     def _output(self, scheme: Scheme, dense: int, call: int, scale: float | None) -> Any:
         """(projections, steps since the dense one) -> output, by the statistics of a dense step."""

@@ -28,6 +28,7 @@ from ..core.settings import changed
 from ..core.sites import allowed, cut, sites_of
 from ..core.table import SensitivityTable, scorers
 from .calls import measuring
+from .estimation import AbstractEstimator, EstimationTask, Part, PartialResult, Round
 from .observation import observations
 from .options import ProfileOptions
 from .pipelines import (
@@ -44,7 +45,6 @@ from .pipelines import (
     record,
 )
 from .quantized_weights import QuantizedWeights, calibrated_weights
-from .question import AbstractEstimator, Answer, Part, Question, Round
 from .streaming import streams_of
 from .trajectory import Trajectory, patched_parts, trajectories
 
@@ -123,14 +123,14 @@ def profile(
     plugin: AbstractEstimator = plugins.load("estimators", asked.estimator)
     if not choices or (plugin.needs_calls and not calls):
         raise QSearchError("profiling needs at least one scheme and one recorded call")
-    with questioned(model, graph, choices, calls, asked, given) as question:
-        sites = [*question.choices]
+    with questioned(model, graph, choices, calls, asked, given) as task:
+        sites = [*task.choices]
         scoring = scorers(graph, asked.score, sites, asked.metrics) if asked.score else {}
         if given.say is not None:  # seeing what a backward takes costs a pass
-            given.tell(f"profile: {asked.estimator} takes {plugin.plan(question)}")
-        answer = _work(plugin, question, given, asked.budget_seconds)
+            given.tell(f"profile: {asked.estimator} takes {plugin.plan(task)}")
+        answer = _work(plugin, task, given, asked.budget_seconds)
     table = answer.table()
-    _check_whole(question, answer, table, asked, given)
+    _check_whole(task, answer, table, asked, given)
     return table.scored(scoring) if scoring else table
 
 
@@ -142,9 +142,9 @@ def questioned(
     calls: Sequence[Call] | Sequence[Trajectory],
     asked: ProfileOptions,
     given: ProfileWork,
-) -> Iterator[Question]:
+) -> Iterator[EstimationTask]:
     """The question that estimators answer, while its model is ready for them."""
-    question = _question(model, graph, choices, calls, asked, given)
+    task = _task(model, graph, choices, calls, asked, given)
     watched = [c for c in calls if isinstance(c, Trajectory)]
     with (
         measuring(model),
@@ -152,7 +152,7 @@ def questioned(
         _checkpointing(model, asked.checkpointing),
         _autocast(model, asked.autocast),
     ):
-        yield question
+        yield task
 
 
 def profile_pipeline(
@@ -253,14 +253,14 @@ def _split(
     return changed(options, ProfileOptions, asked), replace(work or ProfileWork(), **given)
 
 
-def _question(
+def _task(
     model: nn.Module,
     graph: OpGraph,
     choices: tuple[Scheme, ...],
     calls: Sequence[Call] | Sequence[Trajectory],
     asked: ProfileOptions,
     given: ProfileWork,
-) -> Question:
+) -> EstimationTask:
     decoder = None if given.pipe is None else decoder_of(given.pipe, given.sampling)
     plain = [c for c in calls if isinstance(c, Call)]
     channels = 0 if given.pipe is None else latent_channels(given.pipe)
@@ -277,7 +277,7 @@ def _question(
             "sites of attention are rounded and store nothing: give a scheme such as keep+a8 "
             f"beside {', '.join(map(str, choices))}"
         )
-    return Question(
+    return EstimationTask(
         model,
         graph,
         choices,
@@ -322,13 +322,13 @@ def _attentions(
 
 
 def _check_whole(
-    question: Question,
-    answer: Answer,
+    task: EstimationTask,
+    answer: PartialResult,
     table: SensitivityTable,
     asked: ProfileOptions,
     given: ProfileWork,
 ) -> None:
-    wanted, found = question.count, len(table.frame[["site", "scheme"]].drop_duplicates())
+    wanted, found = task.count, len(table.frame[["site", "scheme"]].drop_duplicates())
     limit = asked.budget_seconds
     if found < wanted and (limit is None or answer.done >= answer.total):
         raise QSearchError(
@@ -379,18 +379,18 @@ def _autocast(model: nn.Module, kind: str) -> Iterator[None]:
 
 
 def _work(
-    plugin: AbstractEstimator, question: Question, given: ProfileWork, budget: float | None
-) -> Answer:
+    plugin: AbstractEstimator, task: EstimationTask, given: ProfileWork, budget: float | None
+) -> PartialResult:
     began = saved = time.monotonic()
     wait, answer = _SAVE_SECONDS, None
-    earlier = _resume(given.partial, question.graph, given.key)
-    for answer in plugin.estimate(question, earlier):
+    earlier = _resume(given.partial, task.graph, given.key)
+    for answer in plugin.estimate(task, earlier):
         if given.progress is not None:
             given.progress(answer.done, answer.total)
         now = time.monotonic()
         out_of_time = budget is not None and now - began > budget
         if given.partial is not None and (now - saved > wait or out_of_time):
-            answer.table().save(given.partial, key=given.key, seed=question.seed)
+            answer.table().save(given.partial, key=given.key, seed=task.seed)
             saved = time.monotonic()
             wait = max(_SAVE_SECONDS, (saved - now) / _SAVE_SHARE)
         if out_of_time:

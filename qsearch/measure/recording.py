@@ -24,9 +24,9 @@ from ..core.steps import StepClock
 from ..graphs.components import Components, entry_of
 from .calling import StopError, sample
 from .calls import Call, Copier, example_inputs, output_of, patched
-from .clean import Sampled, checked, own_prediction, step_weights
 from .components import denoisers_of, model_of, schedulers_of, ticking
 from .decoding import decode
+from .predicted_x0 import SchedulerStep, checked, own_prediction, step_weights
 from .prompts import Prompts
 from .sampling import Sampling
 from .spill import Spill
@@ -119,12 +119,12 @@ def _note(
             heard.calls[number] = replace(heard.calls[number], unsampled=str(held))
             continue
         others = [
-            Sampled(latents, 0.0, 1.0, w, given_output.shape[1]).clean(output)
+            SchedulerStep(latents, 0.0, 1.0, w, given_output.shape[1]).clean(output)
             for i, (w, output) in enumerate(zip(weights, outputs, strict=True))
             if i != place
         ]
         rest = sum(others[1:], others[0]) if others else None
-        sampled = Sampled(latents, *held, weights[place], given_output.shape[1], rest)
+        sampled = SchedulerStep(latents, *held, weights[place], given_output.shape[1], rest)
         heard.calls[number] = replace(heard.calls[number], sampled=sampled)
 
 

@@ -31,10 +31,10 @@ from ..graphs.components import Components, parts_of
 from . import calling
 from .calling import arguments
 from .calls import Call, measuring, patched, repeated
-from .clean import Clean
 from .components import model_of
 from .decoding import decode_batch, latent_channels
 from .observation import AbstractObservation, compared, first_bad, measured
+from .predicted_x0 import PredictedX0
 from .prompts import Prompts
 from .recording import first_call
 from .sampling import Sampling
@@ -116,14 +116,14 @@ class TrajectoryObservation(AbstractObservation):
         _ = self._latents
         return len(self._count.places)
 
-    def _clean(self, latents: Tensor) -> Clean:
+    def _clean(self, latents: Tensor) -> PredictedX0:
         pipe = self.trajectory.pipe
         t = self.trajectory
         decoder = partial(decode_batch, pipe, sampling=t.sampling, prompts=t.prompts)
-        return Clean(latents, decoder, latent_channels(pipe))
+        return PredictedX0(latents, decoder, latent_channels(pipe))
 
     @cached_property
-    def _own(self) -> Clean:
+    def _own(self) -> PredictedX0:
         return self._clean(self._latents)
 
     @cached_property

@@ -66,14 +66,14 @@ def apply(run: Run, graph: OpGraph, plan: Plan, *, required: bool = False) -> Pa
 @contextmanager
 def _warnings_said(run: Run) -> Iterator[None]:
     """Warnings about packed layers become lines of progress; those of others are passed on."""
-    from ..execute.runtime import WidenedWarning
+    from ..execute.runtime import DequantizeFallbackWarning
     from ..execute.slower import SlowerWarning
 
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         yield
     for one in seen:
-        if issubclass(one.category, WidenedWarning | SlowerWarning):
+        if issubclass(one.category, DequantizeFallbackWarning | SlowerWarning):
             run.progress.say(f"apply: {one.message}")
         else:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)

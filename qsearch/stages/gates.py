@@ -121,12 +121,12 @@ def _measuring(
     the first that is missing.
     """
     from ..core.trials import Trials
-    from ..measure.campaign import Bench, Campaign
+    from ..measure.campaign import Campaign, EvaluationWorker
     from ..measure.evaluation import directions
 
     setting = evaluation_setting(run, plans)
     trials = Trials(run.path("trials.db"), graph)
-    bench: list[Bench] = []
+    bench: list[EvaluationWorker] = []
 
     def measure(name: str, plan: Plan) -> Mapping[str, Sequence[float]]:
         if (known := trials.find(plan, setting.key)) is not None:
@@ -134,7 +134,7 @@ def _measuring(
         if not bench:
             begin(run, "evaluate")
             campaign = Campaign(run.model_folder, graph, setting, run.path("trials.db"))
-            bench.append(Bench(campaign, run.pipe, {plan.id: plan for plan in plans}))
+            bench.append(EvaluationWorker(campaign, run.pipe, {plan.id: plan for plan in plans}))
         found, samples, _ = bench[0].measure(plan)
         better = directions(setting.metrics)
         trials.add(name, plan, found, setting.key, samples=samples, higher_is_better=better)

@@ -154,10 +154,13 @@ def _shapley(graph: OpGraph, table: SensitivityTable, plan: Plan) -> Attribution
     """
     from ..learn.shapley import explain_quadratic
 
-    if table.shares is None or all(scheme.format == "keep" for scheme in plan.schemes):
+    if table.responses is None or all(scheme.format == "keep" for scheme in plan.schemes):
         return None
     return explain_quadratic(
-        graph, table, {"plan": plan}, metrics=sorted({metric for metric, _ in table.shares.values})
+        graph,
+        table,
+        {"plan": plan},
+        metrics=sorted({metric for metric, _ in table.responses.values}),
     )
 
 

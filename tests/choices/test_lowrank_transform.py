@@ -30,7 +30,7 @@ def case() -> tuple[nn.Module, OpGraph]:
     return model, extract(model, CALLS[0].kwargs)
 
 
-@pytest.mark.filterwarnings("ignore::qsearch.execute.runtime.WidenedWarning")
+@pytest.mark.filterwarnings("ignore::qsearch.execute.runtime.DequantizeFallbackWarning")
 @pytest.mark.parametrize(
     "scheme",
     ["int4-c+a4~lowrank16", "int3-c~rotate~lowrank16@gptq", "int4-g16+a8~balance~lowrank16"],

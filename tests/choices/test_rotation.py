@@ -49,7 +49,7 @@ def test_twice_turned_is_as_before(axis: int) -> None:
     torch.testing.assert_close(rotated(rotated(x, 16, axis), 16, axis), x, rtol=0, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore::qsearch.execute.runtime.WidenedWarning")
+@pytest.mark.filterwarnings("ignore::qsearch.execute.runtime.DequantizeFallbackWarning")
 @pytest.mark.parametrize(
     "scheme", ["int4-c+a4~rotate", "int4-g16+a8t~rotate16", "int3-c~rotate@gptq"]
 )

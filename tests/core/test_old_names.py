@@ -8,8 +8,10 @@ import sys
 import pytest
 
 import qsearch
+from qsearch import _MOVED
 from qsearch.core import plan
 from qsearch.core.cost import select
+from qsearch.execute import runtime
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,32 @@ def test_a_moved_module_has_what_the_one_in_its_place_has(old: str, new: str, na
     assert getattr(moved, name) is getattr(now, name)
     assert now.__spec__ is not None
     assert now.__spec__.name == f"qsearch.{new}"
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "name"),
+    [
+        ("measure.clean", "Clean", "PredictedX0"),
+        ("measure.question", "Question", "EstimationTask"),
+        ("measure.question", "Answer", "PartialResult"),
+    ],
+)
+def test_what_plug_ins_import_has_its_old_name_in_the_old_module(
+    module: str, old: str, name: str
+) -> None:
+    sys.modules.pop(f"qsearch.{module}", None)
+    now = importlib.import_module(_MOVED[f"qsearch.{module}"])
+
+    with pytest.warns(DeprecationWarning, match=rf"qsearch\.{module} is "):
+        moved = importlib.import_module(f"qsearch.{module}")
+
+    assert getattr(moved, old) is getattr(now, name)
+    assert not hasattr(now, old)
+
+
+def test_a_warning_has_its_old_name() -> None:
+    with pytest.warns(DeprecationWarning, match="is DequantizeFallbackWarning since"):
+        assert runtime.WidenedWarning is runtime.DequantizeFallbackWarning
 
 
 def test_a_name_that_never_was_is_an_error() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from qsearch.core.errors import ArtifactError, QSearchError
 from qsearch.core.graph import OpGraph
-from qsearch.core.shares import Shares, ratio
+from qsearch.core.probe_responses import ProbeResponses, ratio
 from qsearch.core.table import COLUMNS, SensitivityTable
 
 
@@ -139,7 +139,7 @@ def probed(graph: OpGraph, sampler_steps: int = 1) -> SensitivityTable:
     values = np.einsum("ctep,kep->ctkp", move, signs).astype(np.float32)
     power = dice.uniform(1.0, 2.0, PARTS)
     choices = (("out", "int4-c"), ("blocks.0.ff", "int4-c"))
-    shares = Shares(
+    shares = ProbeResponses(
         choices,
         {("noise", 0): values, ("noise", 1): 2 * values},
         {("noise", 0): power, ("noise", 1): power},
@@ -201,25 +201,25 @@ def test_step_bins_are_averaged_and_a_plan_that_keeps_everything_costs_nothing(
 def test_the_shares_of_sampler_steps_add_up_to_the_estimate(graph: OpGraph) -> None:
     table = probed(graph, sampler_steps=3)
 
-    assert table.shares is not None
-    steps = table.shares.step_shares(("noise", 0), 0)
+    assert table.responses is not None
+    steps = table.responses.step_shares(("noise", 0), 0)
     assert steps.shape == (3,)
     assert steps.sum() == pytest.approx(table.frame["estimate"].iloc[0])
 
 
 def test_shares_come_back_from_the_file(graph: OpGraph, tmp_path: Path) -> None:
     table = probed(graph, sampler_steps=3)
-    assert table.shares is not None
-    table.shares.values["noise", 1][:, :, 7:, 2] = np.nan  # unfinished work has holes
+    assert table.responses is not None
+    table.responses.values["noise", 1][:, :, 7:, 2] = np.nan  # unfinished work has holes
     table.save(tmp_path / "t.parquet")
 
     loaded = SensitivityTable.load(tmp_path / "t.parquet", graph.id)
 
-    assert loaded.shares is not None
-    assert loaded.shares.choices == table.shares.choices
-    for cell, values in table.shares.values.items():
-        np.testing.assert_array_equal(loaded.shares.values[cell], values)
-        np.testing.assert_array_equal(loaded.shares.power[cell], table.shares.power[cell])
+    assert loaded.responses is not None
+    assert loaded.responses.choices == table.responses.choices
+    for cell, values in table.responses.values.items():
+        np.testing.assert_array_equal(loaded.responses.values[cell], values)
+        np.testing.assert_array_equal(loaded.responses.power[cell], table.responses.power[cell])
     assert list(loaded.frame.columns) == list(COLUMNS)
     assert loaded.predict(PLAN) == table.predict(PLAN)
 
@@ -257,7 +257,8 @@ def test_a_table_without_shares_predicts_without_interactions_only(table: Sensit
     with pytest.raises(
         QSearchError,
         match=(
-            "interactions need shares, which probes leave in the table; of noise by sweep there "
+            "interactions need probe responses, which probes leave in the table; of noise by "
+            "sweep there "
             "are none"
         ),
     ):

@@ -8,7 +8,7 @@ import pytest
 from qsearch.core.cost import Budget
 from qsearch.core.graph import LayerSpec, OpGraph
 from qsearch.core.interactions import scores_of
-from qsearch.core.shares import Shares
+from qsearch.core.probe_responses import ProbeResponses
 from qsearch.core.table import SensitivityTable
 from qsearch.decide.allocation import allocate
 from qsearch.decide.objectives import Objective
@@ -50,7 +50,7 @@ def probed(graph: OpGraph) -> SensitivityTable:
             found = np.einsum("cep,kep->ckp", moves, signs)[:, None].astype(np.float32)
             found[:, :, -1, 0] = np.nan
             values[metric, step], power[metric, step] = found, dice.uniform(1.0, 2.0, PARTS)
-    shares = Shares(choices, values, power)
+    shares = ProbeResponses(choices, values, power)
     rows = []
     for cell in values:
         for i, (site, scheme) in enumerate(choices):
@@ -76,9 +76,9 @@ def test_the_mean_square_of_a_choice_s_scores_is_its_value(
     graph: OpGraph, weights: dict[str, float]
 ) -> None:
     table = probed(graph)
-    assert table.shares is not None
+    assert table.responses is not None
 
-    scores = scores_of(table.shares, weights)
+    scores = scores_of(table.responses, weights)
     values = Objective(weights).values(table)
 
     for site in SITES:

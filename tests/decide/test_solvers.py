@@ -16,7 +16,7 @@ import pytest
 from qsearch.core.cost import Budget
 from qsearch.core.errors import InfeasibleBudget, QSearchError
 from qsearch.core.graph import OpGraph
-from qsearch.core.interactions import trust_of
+from qsearch.core.interactions import shrinkage_weight
 from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
 from qsearch.core.steps import StepRanges
@@ -126,14 +126,14 @@ def test_the_tangents_bound_is_tight_where_the_relaxation_is() -> None:
 def test_products_of_unrelated_layers_are_not_trusted() -> None:
     dice = np.random.default_rng(0)
 
-    assert trust_of(dice.normal(size=(24, 60, 4))) < 0.05
+    assert shrinkage_weight(dice.normal(size=(24, 60, 4))) < 0.05
 
 
 def test_products_that_all_share_a_cause_are_trusted() -> None:
     dice = np.random.default_rng(0)
     shared = dice.normal(size=(24, 1, 1)) * dice.choice([-1.0, 1.0], (1, 60, 4))
 
-    assert trust_of(shared + 0.1 * dice.normal(size=(24, 60, 4))) > 0.85
+    assert shrinkage_weight(shared + 0.1 * dice.normal(size=(24, 60, 4))) > 0.85
 
 
 def test_the_shrinkage_is_that_of_all_pairs_written_out() -> None:
@@ -148,7 +148,7 @@ def test_the_shrinkage_is_that_of_all_pairs_written_out() -> None:
                 squares += products.mean() ** 2
                 variances += products.var(ddof=1) / 9
 
-    assert trust_of(scores) == pytest.approx(1 - variances / squares, rel=1e-9)
+    assert shrinkage_weight(scores) == pytest.approx(1 - variances / squares, rel=1e-9)
 
 
 def test_scores_go_by_name_and_tied_layers_add_theirs(graph: OpGraph) -> None:

@@ -23,7 +23,7 @@ from qsearch.measure.calibration import calibrate
 from qsearch.measure.pipelines import Call
 from qsearch.measure.quantized_weights import QuantizedWeights
 from qsearch.race import timing
-from qsearch_kernels import gpu_ops, ops, prepared, rounded_once
+from qsearch_kernels import activation_cache, gpu_ops, ops, prepared
 from tests.models import plain
 
 SIDE, WIDTH = 6, 64
@@ -100,7 +100,7 @@ def twins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         ops, "_in_two_steps", lambda x: not (x.requires_grad and torch.is_grad_enabled())
     )
-    monkeypatch.setattr(rounded_once, "_LAST", type(rounded_once._LAST)())
+    monkeypatch.setattr(activation_cache, "_LAST", type(activation_cache._LAST)())
     torch._dynamo.reset()
 
 

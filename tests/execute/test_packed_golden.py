@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from qsearch.execute import packed_file
-from qsearch.execute.runtime import WidenedWarning, packed_layers
+from qsearch.execute.runtime import DequantizeFallbackWarning, packed_layers
 from tests.models import CONTEXT, plain, plain_calls
 
 FOLDER = Path(__file__).parents[1] / "golden"
@@ -30,7 +30,9 @@ def test_a_packed_file_of_the_first_version_computes_what_it_did() -> None:
     call = plain_calls(1)[0]
     call.kwargs["context"][:, 0] = 8 * torch.linspace(-1, 1, CONTEXT)
 
-    with pytest.warns(WidenedWarning, match="no kernel for keep+a8c".replace("+", r"\+")):
+    with pytest.warns(
+        DequantizeFallbackWarning, match="no kernel for keep+a8c".replace("+", r"\+")
+    ):
         packed_file.load(FOLDER / "packed-1.safetensors", model, graph)
 
     assert {name: str(layer.scheme) for name, layer in packed_layers(model).items()} == LAYERS

@@ -19,7 +19,13 @@ from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
-from qsearch.execute.runtime import QuantConv2d, QuantLinear, WidenedWarning, apply, packed_layers
+from qsearch.execute.runtime import (
+    DequantizeFallbackWarning,
+    QuantConv2d,
+    QuantLinear,
+    apply,
+    packed_layers,
+)
 from qsearch.graphs.extraction import extract
 from qsearch.measure.calibration import calibrate
 from qsearch.measure.pipelines import (
@@ -90,7 +96,7 @@ def pack(
 ) -> nn.Module:
     """`apply`, where a widened layer is expected."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", WidenedWarning)
+        warnings.simplefilter("ignore", DequantizeFallbackWarning)
         return apply(model, plan, graph, QuantizedWeights(model, graph, calibration))
 
 
@@ -468,7 +474,7 @@ def test_a_layer_without_a_kernel_is_said_with_its_cost_or_refused(case: Case) -
     ):
         apply(model, plan, graph, kernels="required")
     assert packed_layers(model) == {}
-    with pytest.warns(WidenedWarning, match="no faster than full precision"):
+    with pytest.warns(DequantizeFallbackWarning, match="no faster than full precision"):
         apply(model, plan, graph)
 
 

@@ -96,7 +96,7 @@ def test_the_graph_says_which_names_are_one_module() -> None:
     ]
 
 
-@pytest.mark.filterwarnings("ignore::qsearch.execute.runtime.WidenedWarning")
+@pytest.mark.filterwarnings("ignore::qsearch.execute.runtime.DequantizeFallbackWarning")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scheme", ["int8-c", "uint4-c+a8", "int4-c+a4", "keep+a6"])
 def test_packed_layers_compute_what_simulate_computes(kind: str, scheme: str) -> None:

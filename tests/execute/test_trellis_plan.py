@@ -97,7 +97,9 @@ def test_profile_allocate_and_random_plans_offer_a_layer_what_it_can_have(
     assert all(len(p.choices) == 5 for p in draw(graph, schemes, 3).values())
 
 
-@pytest.mark.filterwarnings("ignore::qsearch.execute.runtime.WidenedWarning")  # the convolution
+@pytest.mark.filterwarnings(
+    "ignore::qsearch.execute.runtime.DequantizeFallbackWarning"
+)  # the convolution
 @pytest.mark.parametrize("text", WORDS)
 def test_a_packed_model_is_the_simulated_one_at_the_plan_s_bytes(
     case: tuple[nn.Module, OpGraph], text: str, tmp_path: Path

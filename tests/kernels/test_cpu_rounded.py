@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
-from qsearch_kernels import cpu, cpu_rounded, few, integer_sums, ops, products, reference
+from qsearch_kernels import cpu, cpu_rounded, integer_sums, ops, products, reference, small_m
 from qsearch_kernels.weight import Weight
 
 from .made_up_cores import table
+from .test_activation_cache import INDUCTOR, graph_of, rounded_in
 from .test_cpu import agree, arguments, make
-from .test_rounded_once import INDUCTOR, graph_of, rounded_in
 
 STATIC = {"low": torch.tensor([-1.5]), "high": torch.tensor([2.0])}
 
@@ -47,7 +47,7 @@ def test_a_torch_that_takes_no_unsigned_bytes_is_given_signed_ones(
     monkeypatch.setattr(
         torch, "_int_mm", lambda a, b, **named: types.append(a.dtype) or multiply(a, b, **named)
     )
-    monkeypatch.setattr(few, "exact", lambda: False)
+    monkeypatch.setattr(small_m, "exact", lambda: False)
     with products.using(table(unsigned=False, wide="int_mm", narrow="int_mm")):
         for m, k, n in ((1, 33, 6), (5, 13, 7), (40, 64, 9)):
             w, x, bias = make(n, k, bits, zero=zero), torch.randn(m, k), torch.randn(n)
@@ -118,13 +118,13 @@ def test_a_convolution_takes_weights_of_every_kind_and_pictures_in_every_order(
     )  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("wide", [few.LONGEST, few.LONGEST + 1])
+@pytest.mark.parametrize("wide", [small_m.LONGEST, small_m.LONGEST + 1])
 def test_sums_of_the_longest_rows_fit_32_bits_and_longer_ones_are_not_taken(wide: int) -> None:
     codes = torch.full((16, wide), -128, dtype=torch.int8)  # times 255, where bytes are unsigned
     w = Weight(codes, torch.ones(16, 1).half(), None, 128.0, None, 8, wide, 0)
 
-    assert cpu_rounded.in_bytes(w) == (wide == few.LONGEST)
-    if wide == few.LONGEST:
+    assert cpu_rounded.in_bytes(w) == (wide == small_m.LONGEST)
+    if wide == small_m.LONGEST:
         made = cpu.linear_rounded(torch.ones(17, wide), w, None, 8, None, None)
         torch.testing.assert_close(made, torch.full((17, 16), -128.0 * wide), rtol=1e-3, atol=0)
 

@@ -15,9 +15,9 @@ import pytest
 
 from qsearch.core.attribution import TOLERANCE, Attribution
 from qsearch.core.errors import QSearchError
-from qsearch.core.interactions import scores_of, trust_of
+from qsearch.core.interactions import scores_of, shrinkage_weight
 from qsearch.core.plan import Plan
-from qsearch.core.shares import Shares
+from qsearch.core.probe_responses import ProbeResponses
 from qsearch.core.table import SensitivityTable
 from qsearch.learn.contracts import small_graph, small_plans, small_study, small_table
 from qsearch.learn.explaining import explain
@@ -89,8 +89,10 @@ def test_the_closed_form_equals_shapley_values_by_definition(baseline: str, trus
 
 def test_products_count_as_far_as_the_probes_can_be_trusted() -> None:
     table = small_table(GRAPH)
-    scores = scores_of(table.shares, {"noise": 1.0})  # type: ignore[arg-type]  # probes made it
-    trust = trust_of(np.stack([np.stack(list(row.values()), 1) for row in scores.values()], 1))
+    scores = scores_of(table.responses, {"noise": 1.0})  # type: ignore[arg-type]  # probes made it
+    trust = shrinkage_weight(
+        np.stack([np.stack(list(row.values()), 1) for row in scores.values()], 1)
+    )
 
     found, said = (explain_quadratic(GRAPH, table, {"p": PLAN}, trust=t) for t in (None, trust))
 
@@ -99,7 +101,9 @@ def test_products_count_as_far_as_the_probes_can_be_trusted() -> None:
 
 
 def test_a_metric_without_shares_is_told() -> None:
-    with pytest.raises(QSearchError, match="the table has no shares for 'scored'; it has noise"):
+    with pytest.raises(
+        QSearchError, match="the table has no probe responses for 'scored'; it has noise"
+    ):
         explain_quadratic(GRAPH, small_table(GRAPH), {"p": PLAN}, metrics=["scored"])
 
 
@@ -116,7 +120,7 @@ def test_values_split_over_step_bins() -> None:
 
 def test_parts_that_were_never_measured_explain_nothing() -> None:
     table = small_table(GRAPH)
-    shares = table.shares
+    shares = table.responses
     assert shares is not None
     first, second = shares.values
     short = {
@@ -126,15 +130,15 @@ def test_parts_that_were_never_measured_explain_nothing() -> None:
     short[first][..., -1] = np.nan
     power = {first: shares.power[first].copy(), second: np.full_like(shares.power[second], np.nan)}
     power[first][-1] = np.nan
-    cut = Shares(
+    cut = ProbeResponses(
         shares.choices, {first: shares.values[first][..., :-1]}, {first: shares.power[first][:-1]}
     )
 
     values, expected = (
-        explain_quadratic(GRAPH, replace(table, shares=s), {"p": PLAN}, pairs=3).totals(
+        explain_quadratic(GRAPH, replace(table, responses=s), {"p": PLAN}, pairs=3).totals(
             plan="p", method="shapley", kind="layer", metric="noise"
         )
-        for s in (Shares(shares.choices, short, power), cut)
+        for s in (ProbeResponses(shares.choices, short, power), cut)
     )
 
     assert values == pytest.approx(expected)
@@ -229,7 +233,7 @@ def test_a_table_without_probes_explains_nothing(study_without_shares: Study) ->
             study_without_shares.plans(),
             tables=study_without_shares.tables,
         )
-    with pytest.raises(QSearchError, match="Shapley values need the shares that probes leave"):
+    with pytest.raises(QSearchError, match="Shapley values need the responses that probes leave"):
         explain_quadratic(
             study_without_shares.graph, study_without_shares.tables[0], study_without_shares.plans()
         )
@@ -238,7 +242,7 @@ def test_a_table_without_probes_explains_nothing(study_without_shares: Study) ->
 @pytest.fixture
 def study_without_shares() -> Study:
     study = small_study(3)
-    return replace(study, tables=(replace(study.tables[0], shares=None),))
+    return replace(study, tables=(replace(study.tables[0], responses=None),))
 
 
 def test_full_precision_has_nothing_to_explain() -> None:

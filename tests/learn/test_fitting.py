@@ -17,7 +17,7 @@ from qsearch.core import plugins
 from qsearch.core.errors import ArtifactError, QSearchError
 from qsearch.core.plan import Plan
 from qsearch.learn.contracts import small_graph, small_plans, small_study
-from qsearch.learn.fitting import Study, _alike, by_graph, cross_validate, fit, lesson
+from qsearch.learn.fitting import Study, _alike, by_graph, cross_validate, fit, training_set
 from qsearch.learn.scores import half_width, linked, score, unlinked
 from qsearch.learn.surrogate import Surrogate
 
@@ -73,7 +73,7 @@ def test_plans_that_are_nearly_the_same_stay_on_one_side(study: Study) -> None:
         choices={**study.trials[0].choices, "last": study.trials[1].choices["last"]},
     )
 
-    taken = lesson([replace(study, trials=[*study.trials, twin])], "sqnr", "ridge")
+    taken = training_set([replace(study, trials=[*study.trials, twin])], "sqnr", "ridge")
 
     assert taken.groups[-1] == taken.groups[0]
     assert len(set(taken.groups)) > 50
@@ -102,7 +102,7 @@ def test_plans_are_grouped_as_pairwise_comparison_groups_them() -> None:
 
 
 def test_every_plan_is_predicted_without_itself(study: Study) -> None:
-    honest = lesson([study], "sqnr", "ridge")
+    honest = training_set([study], "sqnr", "ridge")
     spoilt = replace(honest, target=np.where(np.arange(60) == 7, 1e3, honest.target))
 
     a, b = (cross_validate(x, "ridge", seed=1) for x in (honest, spoilt))

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import rankdata
 
 from qsearch.learn.contracts import small_graph, small_study
-from qsearch.learn.fitting import lesson
+from qsearch.learn.fitting import training_set
 from qsearch.learn.nodes import HOPS, Nodes, Skeleton
 from qsearch.learn.surrogates import gnn
 
@@ -18,7 +18,7 @@ from qsearch.learn.surrogates import gnn
 @pytest.fixture(scope="module")
 def batch() -> tuple[tuple[Nodes, ...], torch.Tensor]:
     """Eight labelled graphs and what was measured of them."""
-    taken = lesson([small_study(8)], "sqnr", "gnn")
+    taken = training_set([small_study(8)], "sqnr", "gnn")
     return taken.data.nodes, torch.from_numpy(taken.target).float()
 
 

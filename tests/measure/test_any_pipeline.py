@@ -119,7 +119,7 @@ def test_a_folder_and_a_file_of_prompts_are_all_that_the_command_needs(
 
     table = SensitivityTable.load(run / "sensitivity.parquet")
     assert table.metrics == ["noise", "sqnr"]
-    assert table.shares is not None
+    assert table.responses is not None
     assert {p.name for p in run.iterdir()} - {"log.txt"} == {
         "config.yaml",
         "graph.json",

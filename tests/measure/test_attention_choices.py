@@ -85,7 +85,7 @@ def test_a_share_is_the_derivative_of_the_sampler_along_what_a_choice_does_with_
     with passing(pipe.unet, {spec.site: listen}):
         sample(pipe, prompts, sampling)
     assert len(seen) == STEPS
-    assert table.shares is not None
+    assert table.responses is not None
     for text in CHOICES:
         every = 3 if "every" in text else 1
 
@@ -106,10 +106,10 @@ def test_a_share_is_the_derivative_of_the_sampler_along_what_a_choice_does_with_
                 return sample(pipe, prompts, sampling)
 
         slope = (moved(0.1) - moved(-0.1)) / 0.2
-        row = table.shares.choices.index((spec.site, text))
+        row = table.responses.choices.index((spec.site, text))
         for probe in range(2):
             seed = int(digest([0, "sqnr", 0, 0, probe]), 16) % 2**63
-            found = float(table.shares.values["sqnr", 0][row, :, probe, 0].sum())
+            found = float(table.responses.values["sqnr", 0][row, :, probe, 0].sum())
             v = signs(slope.flatten(1).shape, seed, slope.device)
             wanted = float((v * slope.flatten(1)).sum())
             scale = float(slope.norm())

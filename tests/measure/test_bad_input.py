@@ -17,12 +17,12 @@ from qsearch.core.graph import OpGraph
 from qsearch.graphs.extraction import extract
 from qsearch.graphs.families import hub
 from qsearch.measure import profiling
+from qsearch.measure.estimation import EstimationTask
 from qsearch.measure.gradients import Contraction
-from qsearch.measure.memory import kept_bytes, weight_bytes
+from qsearch.measure.memory import saved_activation_bytes, weight_bytes
 from qsearch.measure.observation import observations
 from qsearch.measure.pipelines import Call, Prompts, Sampling, example_inputs, record
 from qsearch.measure.profiling import profile, profile_pipeline
-from qsearch.measure.question import Question
 from qsearch.measure.trajectory import trajectories
 from tests.models import PlainDenoiser, plain, plain_calls, tiny_pipeline
 
@@ -110,8 +110,8 @@ def test_out_of_memory_halves_the_batch_and_says_so(
     assert [line for line in said if "memory;" in line] == [
         f"profile: out of memory; going on with {n} samples at once" for n in (2, 1)
     ]
-    assert table.shares is not None
-    assert table.shares.power["noise", 0].shape == (4,)  # every sample is there, each a part
+    assert table.responses is not None
+    assert table.responses.power["noise", 0].shape == (4,)  # every sample is there, each a part
     most = 1
     with pytest.raises(QSearchError, match="one sample at a time does not fit the memory"):
         profile_pipeline(pipe, graph, PROMPTS, SAMPLING, schemes=["uint8-c"], **settings)
@@ -178,7 +178,7 @@ def test_autocast_computes_in_another_type_and_leaves_the_model_as_it_was(case: 
 def test_the_memory_that_is_stated_is_what_a_pass_keeps(case: Case) -> None:
     model, graph = case
     small, large = (
-        kept_bytes(model, call)
+        saved_activation_bytes(model, call)
         for call in (plain_calls(1, samples=2)[0], plain_calls(1, samples=4)[0])
     )
     rows = 2 * 16 * 8 * 4  # one map of 16 tokens and 8 channels for two samples, in bytes
@@ -188,7 +188,7 @@ def test_the_memory_that_is_stated_is_what_a_pass_keeps(case: Case) -> None:
     assert (
         10 * rows < small < 40 * rows
     )  # inputs of thirteen layers, and what two attentions and a GELU keep
-    question = Question(
+    task = EstimationTask(
         model,
         graph,
         (profiling.Scheme.parse("uint4-c"),),
@@ -198,7 +198,7 @@ def test_the_memory_that_is_stated_is_what_a_pass_keeps(case: Case) -> None:
     )
     assert (
         "GiB of weights, 0.00 GiB of activations and 0.00 GiB of quantized weights"
-        in Contraction(question).memory
+        in Contraction(task).memory
     )
     assert all(p.requires_grad for p in model.parameters())
 
@@ -209,7 +209,7 @@ def test_a_trajectory_s_memory_is_counted_on_its_first_call(pipe: Any) -> None:
 
     call = observation.example()
 
-    assert kept_bytes(pipe.unet, call) > 0
+    assert saved_activation_bytes(pipe.unet, call) > 0
     assert (
         len(example_inputs(call, pipe.unet)["sample"]) == 4
     )  # two samples, each with and without its caption
@@ -255,7 +255,7 @@ def test_counting_memory_leaves_none_behind() -> None:
     alive: list[weakref.ref[torch.Tensor]] = []
     model[1].register_forward_hook(lambda module, args, output: alive.append(weakref.ref(output)))
 
-    assert kept_bytes(model, Call((torch.ones(2, 4),), {}, 0)) > 0
+    assert saved_activation_bytes(model, Call((torch.ones(2, 4),), {}, 0)) > 0
 
     assert [made() for made in alive] == [None]
 

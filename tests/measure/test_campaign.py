@@ -164,9 +164,9 @@ def test_a_plan_that_another_worker_measured_meanwhile_is_not_measured_again(
     pipe: Any, graph: OpGraph, campaign: Campaign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plans = draw(graph, SCHEMES, 2)
-    honest = module.Bench.measure
+    honest = module.EvaluationWorker.measure
 
-    def measure(self: module.Bench, plan: Plan) -> Any:
+    def measure(self: module.EvaluationWorker, plan: Plan) -> Any:
         found = honest(self, plan)
         other = next(name for name, p in plans.items() if p.id != plan.id)
         Trials(campaign.where, graph).add(
@@ -174,7 +174,7 @@ def test_a_plan_that_another_worker_measured_meanwhile_is_not_measured_again(
         )  # somebody else, while we were at it
         return found
 
-    monkeypatch.setattr(module.Bench, "measure", measure)
+    monkeypatch.setattr(module.EvaluationWorker, "measure", measure)
 
     assert measure_plans(campaign, plans, pipe=pipe) == 1
     assert len(Trials(campaign.where, graph).all()) == 2
@@ -185,14 +185,14 @@ def test_a_plan_that_cannot_be_measured_is_passed_over_with_a_word(
 ) -> None:
     plans, said = draw(graph, SCHEMES, 2), list[str]()
     bad = plans["random-0-000"].id
-    honest = module.Bench.measure
+    honest = module.EvaluationWorker.measure
 
-    def measure(self: module.Bench, plan: Plan) -> Any:
+    def measure(self: module.EvaluationWorker, plan: Plan) -> Any:
         if plan.id == bad:
             raise QSearchError("latents that are not finite")
         return honest(self, plan)
 
-    monkeypatch.setattr(module.Bench, "measure", measure)
+    monkeypatch.setattr(module.EvaluationWorker, "measure", measure)
 
     assert measure_plans(campaign, plans, pipe=pipe, say=said.append) == 1
     assert said == ["random-0-000 is passed over: latents that are not finite"]

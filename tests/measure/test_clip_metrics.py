@@ -13,11 +13,11 @@ from torch import Tensor
 
 from qsearch import zoo
 from qsearch.core.errors import QSearchError
-from qsearch.measure.clean import Clean
 from qsearch.measure.evaluation import Outcome
 from qsearch.measure.metrics import alignment, flow, frechet, motion
 from qsearch.measure.own import own_of
 from qsearch.measure.pipelines import Prompts, scene_prompts
+from qsearch.measure.predicted_x0 import PredictedX0
 from qsearch.measure.sampling import SamplingSettings
 from qsearch.zoo.moving_scenes import OF_MOTION, Clips, describe, draw_clips, render
 
@@ -66,9 +66,9 @@ def test_looks_and_motion_are_read_apart() -> None:
 def test_features_tell_looks_from_motion_and_have_gradients() -> None:
     clips, _prompts = world()
     own = frames_of(clips)
-    whole = Clean(torch.zeros(COUNT, 1), lambda _: own, 8)
+    whole = PredictedX0(torch.zeros(COUNT, 1), lambda _: own, 8)
     given = own.flip(1).requires_grad_()
-    back = Clean(torch.zeros(COUNT, 1), lambda _: given, 8)
+    back = PredictedX0(torch.zeros(COUNT, 1), lambda _: given, 8)
     far = {}
     for metric in (alignment, motion):
         values, scale = metric.features(back, whole)

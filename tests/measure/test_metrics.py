@@ -17,13 +17,13 @@ from torch import Tensor
 
 from qsearch.core import plugins
 from qsearch.core.errors import QSearchError
-from qsearch.measure.clean import Clean
 from qsearch.measure.clip import directions, load_clip
 from qsearch.measure.evaluation import Outcome, evaluate
 from qsearch.measure.metrics import clip_iqa, clip_score, cmmd, fid, kid, ms_ssim, psnr
 from qsearch.measure.networks import Needs
 from qsearch.measure.observation import measured
 from qsearch.measure.pipelines import Prompts
+from qsearch.measure.predicted_x0 import PredictedX0
 
 CPU = torch.device("cpu")
 
@@ -46,8 +46,8 @@ def outcome(made: Tensor, texts: tuple[str, ...] = (), real: Path | None = None)
 def feature_distance(metric: Any, made: Tensor, own: Tensor) -> Tensor:
     """Squared distance of the metric's features over its scale, a sample."""
     latents = torch.zeros(len(made), 4, 2, 2)
-    given = Clean(latents, lambda _: made, 4)
-    whole = Clean(latents, lambda _: own, 4)
+    given = PredictedX0(latents, lambda _: made, 4)
+    whole = PredictedX0(latents, lambda _: own, 4)
     values, scale = metric.features(given, whole)
     base, _ = metric.features(whole, whole)
     return ((values - base).double().square().sum(1) / scale).detach()
@@ -249,7 +249,7 @@ def test_a_missing_package_is_one_line(name: str, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", ["fid", "kid", "cmmd", "hps", "image_reward"])
 def test_a_metric_without_gradients_is_refused_for_profiling(name: str) -> None:
-    clean = Clean(torch.zeros(1, 4, 2, 2), lambda _: pictures(1, 24), 4)
+    clean = PredictedX0(torch.zeros(1, 4, 2, 2), lambda _: pictures(1, 24), 4)
 
     with pytest.raises(QSearchError, match=f"{name} has no gradients"):
         measured([name], None, clean, None, clean)

@@ -15,7 +15,6 @@ from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.core.table import SensitivityTable
 from qsearch.graphs.extraction import extract
-from qsearch.measure.clean import Clean, coefficients, guidance_weights
 from qsearch.measure.metrics import ssim
 from qsearch.measure.pipelines import (
     Prompts,
@@ -27,6 +26,7 @@ from qsearch.measure.pipelines import (
     sample,
     scene_prompts,
 )
+from qsearch.measure.predicted_x0 import PredictedX0, coefficients, guidance_weights
 from qsearch.measure.profiling import profile
 from qsearch.measure.trajectory import trajectories
 from tests.models import tiny_scenes_pipeline
@@ -147,10 +147,12 @@ def test_the_structure_metric_is_one_minus_ssim_for_small_changes() -> None:
     pictures = render(draw_scenes(4, torch.Generator().manual_seed(0)))
     other = (pictures + 0.02 * torch.randn(pictures.shape)).clamp(-1, 1)
     values, scale = ssim.features(
-        Clean(torch.empty(4), lambda _: other), Clean(torch.empty(4), lambda _: pictures)
+        PredictedX0(torch.empty(4), lambda _: other),
+        PredictedX0(torch.empty(4), lambda _: pictures),
     )
     same, _ = ssim.features(
-        Clean(torch.empty(4), lambda _: pictures), Clean(torch.empty(4), lambda _: pictures)
+        PredictedX0(torch.empty(4), lambda _: pictures),
+        PredictedX0(torch.empty(4), lambda _: pictures),
     )
 
     ours = ((values - same).double().square().sum(1) / scale).mean()
@@ -224,8 +226,8 @@ def test_a_trajectory_s_gradient_is_the_sum_of_its_steps(
         probes=4,
     )
 
-    assert table.shares is not None
-    values = table.shares.values["sqnr", 0]
+    assert table.responses is not None
+    values = table.responses.values["sqnr", 0]
     assert values.shape == (len(graph.quantizable), SAMPLING.steps, 4, 1)
     assert {
         int(np.count_nonzero(np.abs(values[:, t]).max((1, 2)) > 0)) for t in range(SAMPLING.steps)

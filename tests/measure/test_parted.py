@@ -103,10 +103,10 @@ def test_tables_are_the_same_to_the_last_digit(
         )
 
     assert rows(there) == rows(here)
-    assert here.shares is not None
-    assert there.shares is not None
-    for cell, values in here.shares.values.items():
-        assert np.array_equal(values, there.shares.values[cell])
+    assert here.responses is not None
+    assert there.responses is not None
+    for cell, values in here.responses.values.items():
+        assert np.array_equal(values, there.responses.values[cell])
 
 
 def rows(table: SensitivityTable) -> list[dict[str, Any]]:

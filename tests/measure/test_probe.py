@@ -17,8 +17,8 @@ from torch import nn
 from qsearch.choices.quantization import quantize
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
+from qsearch.core.probe_responses import ProbeResponses
 from qsearch.core.scheme import Scheme
-from qsearch.core.shares import Shares
 from qsearch.core.table import SensitivityTable
 from qsearch.graphs.extraction import extract
 from qsearch.measure import gradients, profiling
@@ -243,9 +243,9 @@ def test_the_budget_stops_the_work_evenly(case: Case, monkeypatch: pytest.Monkey
 
     assert "probe takes" in said[0]
     assert "stopped after 6.5 s with 7 of 200 parts" in said[1]
-    assert isinstance(table.shares, Shares)
+    assert isinstance(table.responses, ProbeResponses)
     counts = {
-        cell: int(np.isfinite(v[0, 0, :, 0]).sum()) for cell, v in table.shares.values.items()
+        cell: int(np.isfinite(v[0, 0, :, 0]).sum()) for cell, v in table.responses.values.items()
     }
     assert set(counts) == {("noise", 0), ("noise", 1)}
     assert max(counts.values()) - min(counts.values()) <= 8
@@ -273,7 +273,7 @@ def test_fisher_is_the_sum_of_squared_gradients_times_squared_moves(case: Case) 
         ].square()  # the exact diagonal of J^T J
     expected = float((squares * move.square()).sum() / output.detach().square().sum())
     assert column(table)["conv_out", "uint4-c", 0] == pytest.approx(expected, rel=0.1)
-    assert table.shares is None
+    assert table.responses is None
 
 
 def test_weight_errors_need_no_calls(case: Case) -> None:

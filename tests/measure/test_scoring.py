@@ -17,10 +17,10 @@ from qsearch.core.graph import OpGraph
 from qsearch.core.table import SCORED, SensitivityTable
 from qsearch.decide.allocation import allocate
 from qsearch.graphs.extraction import extract
-from qsearch.measure.clean import Clean
 from qsearch.measure.evaluation import Outcome
 from qsearch.measure.metrics import alignment, temporal
 from qsearch.measure.pipelines import Prompts, Sampling, example_inputs, record
+from qsearch.measure.predicted_x0 import PredictedX0
 from qsearch.measure.profiling import profile
 from tests.models import tiny_pipeline
 
@@ -119,7 +119,9 @@ def test_alignment_of_other_worlds_goes_by_clip(
     score = alignment.measure(outcome, outcome)
     assert score.shape == (2,)
     assert ((score >= 0) & (score <= 1)).tolist() == [True, True]
-    made, scale = alignment.features(Clean(pictures, lambda x: x), Clean(pictures, lambda x: x))
+    made, scale = alignment.features(
+        PredictedX0(pictures, lambda x: x), PredictedX0(pictures, lambda x: x)
+    )
     torch.testing.assert_close(made.norm(dim=1), torch.ones(2))
     assert scale.tolist() == [2.0, 2.0]
 
@@ -164,8 +166,8 @@ def test_temporal_sees_frames_on_whichever_axis_they_lie_and_nothing_that_stands
     still, moving = torch.randn(2, 4, 1, 3, 3).expand(2, 4, 5, 3, 3), torch.randn(2, 4, 5, 3, 3)
     video, shifted = (x.transpose(1, 2) if frames == 1 else x for x in (moving, moving + still))
 
-    own, scale = temporal.features(Clean(video, channels=4), Clean(video, channels=4))
-    made, _ = temporal.features(Clean(shifted, channels=4), Clean(video, channels=4))
+    own, scale = temporal.features(PredictedX0(video, channels=4), PredictedX0(video, channels=4))
+    made, _ = temporal.features(PredictedX0(shifted, channels=4), PredictedX0(video, channels=4))
 
     torch.testing.assert_close(made, own)
     expected = (moving[:, :, 1:] - moving[:, :, :-1]).double().square().flatten(1).sum(1)
@@ -173,12 +175,12 @@ def test_temporal_sees_frames_on_whichever_axis_they_lie_and_nothing_that_stands
 
 
 def test_temporal_refuses_pictures_and_videos_that_stand_still() -> None:
-    picture = Clean(torch.randn(1, 4, 8, 8), channels=4)
+    picture = PredictedX0(torch.randn(1, 4, 8, 8), channels=4)
     with pytest.raises(
         QSearchError,
         match=r"temporal needs a video's latents.* given 1 x 4 x 8 x 8: leave temporal out",
     ):
         temporal.features(picture, picture)
-    still = Clean(torch.ones(1, 4, 3, 8, 8), channels=4)
+    still = PredictedX0(torch.ones(1, 4, 3, 8, 8), channels=4)
     with pytest.raises(QSearchError, match="this video stands still"):
         temporal.features(still, still)

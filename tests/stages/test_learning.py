@@ -12,7 +12,7 @@ import pytest
 
 from qsearch.core.attribution import Attribution
 from qsearch.core.errors import QSearchError
-from qsearch.core.interactions import trust_in
+from qsearch.core.interactions import table_shrinkage_weight
 from qsearch.core.plan import Plan
 from qsearch.core.trials import Trials
 from qsearch.learn.contracts import SCHEMES, small_graph, small_study
@@ -127,9 +127,9 @@ def test_a_uniform_baseline_changes_what_a_plan_is_compared_with(folder: Path) -
     found = explain(job, ExplainSettings(baseline="int8-c"))
 
     base, table = Plan.uniform(small_graph(), "int8-c"), small_study(1).tables[0]
-    assert table.shares is not None
+    assert table.responses is not None
     summed, whole = (table.predict(base, interactions=products)[0] for products in (False, True))
-    trust = trust_in(table.shares, "noise")
+    trust = table_shrinkage_weight(table.responses, "noise")
     assert found.frame["base"].iloc[0] == pytest.approx(trust * whole + (1 - trust) * summed)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from ...core.errors import QSearchError
 from ...core.plan import Solver
 from ..diagnosis import contradiction
-from ..heuristics import allowed, limited
+from ..heuristics import repair_to_feasible, with_format_limit
 from ..moves import Moves
 from ..problem import Choice, Problem
 
@@ -24,7 +24,9 @@ def solve(problem: Problem, *, seconds: float = 60.0) -> tuple[dict[str, Choice]
             "greedy adds up single values and knows no interactions; take the solver "
             "local, or leave the interactions out"
         )
-    picks = limited(problem, lambda part: allowed(part, Moves(part).cheapest(), seconds))
+    picks = with_format_limit(
+        problem, lambda part: repair_to_feasible(part, Moves(part).cheapest(), seconds)
+    )
     if picks is None and problem.formats is not None:
         raise QSearchError(
             f"greedy found no plan with at most {problem.formats} formats; the solver ilp "

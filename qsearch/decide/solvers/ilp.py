@@ -11,7 +11,7 @@ import time
 from ...core.errors import QSearchError
 from ...core.plan import Solver
 from ..diagnosis import contradiction
-from ..heuristics import approximate, gap_of
+from ..heuristics import gap_of, round_lp
 from ..problem import Choice, Problem
 from ..program import solve_program
 
@@ -32,7 +32,7 @@ def solve(problem: Problem, *, seconds: float = 60.0) -> tuple[dict[str, Choice]
             "the interactions out"
         )
     began = time.monotonic()
-    start = approximate(problem, seconds=seconds)
+    start = round_lp(problem, seconds=seconds)
     if start.relaxed is None:
         raise contradiction(problem)
     known = None if start.picks is None else problem.worth(start.picks)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from ...core.errors import QSearchError
 from ...core.plan import Solver
 from ..diagnosis import contradiction
-from ..heuristics import approximate, gap_of
+from ..heuristics import gap_of, round_lp
 from ..problem import Choice, Problem
 
 exact = False
@@ -26,7 +26,7 @@ def solve(problem: Problem, *, seconds: float = 60.0) -> tuple[dict[str, Choice]
             "lagrangian prices each site alone and knows no interactions; take the "
             "solver local, or leave the interactions out"
         )
-    start = approximate(problem, seconds=seconds)
+    start = round_lp(problem, seconds=seconds)
     if start.relaxed is None:
         raise contradiction(problem)
     if start.picks is None:

@@ -11,7 +11,7 @@ from ...core.errors import QSearchError
 from ...core.plan import Solver
 from ..descent import Descent, convex_bound
 from ..diagnosis import contradiction
-from ..heuristics import approximate, gap_of, limited
+from ..heuristics import gap_of, round_lp, with_format_limit
 from ..problem import Choice, Picks, Problem
 
 #: the search ends by the number of its moves; by the clock only after so many times its seconds
@@ -33,10 +33,10 @@ def solve(
     ends = time.monotonic() + _GUARD * seconds
 
     def best(part: Problem) -> Picks | None:
-        start = approximate(replace(part, scores=None), seconds=seconds).picks
+        start = round_lp(replace(part, scores=None), seconds=seconds).picks
         return None if start is None else Descent(part).run(start, ends=ends, seed=seed)
 
-    picks = limited(problem, best)
+    picks = with_format_limit(problem, best)
     if picks is None and problem.formats is not None:
         raise QSearchError(
             f"local found no plan with at most {problem.formats} formats; the solver ilp "

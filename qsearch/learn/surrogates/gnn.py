@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ...core.artifacts import Header, read_json, write_json, writing
 from ...core.errors import ArtifactError, QSearchError
-from ..data import AbstractModel, Data, Line
+from ..data import AbstractModel, Data, LinearPrior
 from ..features import Array
 from ..nodes import CHOICE, HOPS, STATIC, Nodes, Skeleton
 
@@ -143,7 +143,7 @@ class GraphPredictor(AbstractModel):
     def __init__(
         self,
         network: Network,
-        line: Line,
+        line: LinearPrior,
         spread: float,
         weights: list[float],
         moments: list[tuple[float, float]],
@@ -219,7 +219,7 @@ def fit(data: Data, target: Array, seed: int) -> GraphPredictor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Network()
-        line = Line.through(data, target)
+        line = LinearPrior.through(data, target)
         left = target - line.of(data)
         spread = float(left.std()) or 1.0
         wanted, ranked = torch.from_numpy(left / spread).float(), torch.from_numpy(target).float()
@@ -278,5 +278,9 @@ def load(folder: Path) -> GraphPredictor:
             f"({str(error).splitlines()[0]}); fit again"
         ) from error
     return GraphPredictor(
-        network, Line(**c["line"]), c["spread"], c["weights"], [(a, b) for a, b in c["moments"]]
+        network,
+        LinearPrior(**c["line"]),
+        c["spread"],
+        c["weights"],
+        [(a, b) for a, b in c["moments"]],
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ...core.artifacts import Header, read_json, write_json
-from ..data import AbstractModel, Data, Line
+from ..data import AbstractModel, Data, LinearPrior
 from ..features import Array
 
 needs_graph = False
@@ -51,7 +51,7 @@ def fit(data: Data, target: Array, seed: int) -> Ridge:
     """Weights from plans [plans, columns] and what was measured of them [plans]."""
     from sklearn.linear_model import RidgeCV
 
-    line = Line.through(data, target)
+    line = LinearPrior.through(data, target)
     centre, spread = data.values.mean(0), data.values.std(0)
     used = spread > 1e-9 * (1 + np.abs(centre))
     scaled = (data.values[:, used] - centre[used]) / spread[used]

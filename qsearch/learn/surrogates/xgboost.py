@@ -13,7 +13,7 @@ import numpy as np
 
 from ...core.artifacts import Header, read_json, write_json
 from ...core.errors import ArtifactError
-from ..data import AbstractModel, Data, Line
+from ..data import AbstractModel, Data, LinearPrior
 from ..features import Array
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Boosted(AbstractModel):
     compares with.
     """
 
-    def __init__(self, trees: Booster, line: Line, background: Array) -> None:
+    def __init__(self, trees: Booster, line: LinearPrior, background: Array) -> None:
         self.trees, self.line, self.background = trees, line, background
 
     def predict(self, data: Data) -> Array:
@@ -94,7 +94,7 @@ def fit(data: Data, target: Array, seed: int) -> Boosted:
     """Trees on what a line through the prior leaves over."""
     import xgboost
 
-    line = Line.through(data, target)
+    line = LinearPrior.through(data, target)
     given = xgboost.DMatrix(data.values, target, base_margin=line.of(data))
     trees = xgboost.train({**_SETTINGS, "seed": seed}, given, _ROUNDS)
     return Boosted(
@@ -115,7 +115,7 @@ def load(folder: Path) -> Boosted:
             f"{folder / 'trees.json'} is not readable as xgboost's trees "
             f"({str(error).splitlines()[0]}); fit again"
         ) from error
-    return Boosted(trees, Line(**content["line"]), np.array(content["background"]))
+    return Boosted(trees, LinearPrior(**content["line"]), np.array(content["background"]))
 
 
 def _leaf_values(trees: Any) -> list[Array]:

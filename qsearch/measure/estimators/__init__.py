@@ -1,1 +1,3 @@
-"""How sensitivities are estimated, one file an estimator: it answers a `Question` with a table."""
+"""How sensitivities are estimated, one file an estimator: of an `EstimationTask` it makes a
+table.
+"""

@@ -16,68 +16,66 @@ from typing import Any
 import numpy as np
 
 from ...core.artifacts import digest
-from ...core.shares import ratio
+from ...core.probe_responses import ratio
 from ...core.table import SensitivityTable
+from ..estimation import EstimationTask, PartialResult
 from ..gradients import Contraction
-from ..question import Answer, Question
 
 needs_calls = True
 
 
-def plan(question: Question) -> str:
+def plan(task: EstimationTask) -> str:
     """Passes and memory."""
-    passes = sum(o.sampler_steps for o in question.observations) * (
-        1 + 2 * question.probes * len(question.metrics)
+    passes = sum(o.sampler_steps for o in task.observations) * (
+        1 + 2 * task.probes * len(task.metrics)
     )
     return (
         f"{passes:,} denoiser passes (a backward counts two) for all choices at once; "
-        f"{Contraction(question).memory}"
+        f"{Contraction(task).memory}"
     )
 
 
-def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[Answer]:
+def estimate(task: EstimationTask, earlier: SensitivityTable | None) -> Iterator[PartialResult]:
     """An answer after every observation; a killed call goes on after the last whole step bin. Steps
     of a trajectory are added as if independent.
     """
-    contraction = Contraction(question, squared=True)
+    contraction = Contraction(task, squared=True)
     rows: list[dict[str, Any]] = []
     if earlier is not None:
         rows = [{str(k): v for k, v in row.items()} for row in earlier.frame.to_dict("records")]
     done = {int(r["step"]) for r in rows}
-    _, count = question.floors, 0
+    _, count = task.floors, 0
 
     def table() -> SensitivityTable:
-        return SensitivityTable.from_rows(question.graph.id, rows)
+        return SensitivityTable.from_rows(task.graph.id, rows)
 
     with contraction.watching():
-        for step, parts in question.bins.items():
+        for step, parts in task.bins.items():
             if step in done:
                 count += len(parts)
-                yield Answer(count, len(question.observations), table)
+                yield PartialResult(count, len(task.observations), table)
                 continue
             found = {
-                metric: np.empty((len(contraction.choices), question.probes, len(parts)))
-                for metric in question.metrics
+                metric: np.empty((len(contraction.choices), task.probes, len(parts)))
+                for metric in task.metrics
             }
-            power = {metric: np.empty(len(parts)) for metric in question.metrics}
+            power = {metric: np.empty(len(parts)) for metric in task.metrics}
             for i, observation in enumerate(parts):
                 scale, features = observation.scale, observation.features()
                 for metric, made in features.items():
                     power[metric][i] = float(scale[metric].sum())
                     seeds = [
-                        int(digest([question.seed, metric, step, i, k]), 16) % 2**63
-                        for k in range(question.probes)
+                        int(digest([task.seed, metric, step, i, k]), 16) % 2**63
+                        for k in range(task.probes)
                     ]
                     found[metric][:, :, i] = (
-                        contraction.of(
-                            made, seeds, observation, retain=metric != question.metrics[-1]
-                        )
+                        contraction.of(made, seeds, observation, retain=metric != task.metrics[-1])
                         .sum(1)
                         .T
                     )
                 if i < len(parts) - 1:
                     count += 1
-                    yield Answer(count, len(question.observations), table)
+                    yield PartialResult(count, len(task.observations), table)
             for metric, squares in found.items():
                 for j, (site, scheme) in enumerate(contraction.choices):
                     value, error = ratio(squares[j], power[metric])
@@ -88,8 +86,8 @@ def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[A
                         "metric": metric,
                         "estimate": value,
                         "error": error,
-                        "floor": question.floor(site, metric, step),
+                        "floor": task.floor(site, metric, step),
                     }
-                    rows.append(row | {"estimator": "fisher", "seed": question.seed})
+                    rows.append(row | {"estimator": "fisher", "seed": task.seed})
             count += 1
-            yield Answer(count, len(question.observations), table)
+            yield PartialResult(count, len(task.observations), table)

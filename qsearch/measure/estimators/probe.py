@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.artifacts import digest
-from ...core.shares import Array, Cell, Shares
+from ...core.probe_responses import Array, Cell, ProbeResponses
 from ...core.table import SensitivityTable
+from ..estimation import EstimationTask, Part, PartialResult, Round
 from ..gradients import Contraction
-from ..question import Answer, Part, Question, Round
 
 needs_calls = True
 #: probes that share a forward; all observations have theirs before the next round begins, so that
@@ -26,112 +26,111 @@ needs_calls = True
 ROUND = 8
 
 
-def plan(question: Question) -> str:
+def plan(task: EstimationTask) -> str:
     """Passes and memory."""
-    steps = sum(o.sampler_steps for o in question.observations)
-    rounds = -(-question.probes // ROUND)
-    passes = steps * (rounds + 2 * question.probes * len(question.metrics))
-    choices = question.count
+    steps = sum(o.sampler_steps for o in task.observations)
+    rounds = -(-task.probes // ROUND)
+    passes = steps * (rounds + 2 * task.probes * len(task.metrics))
+    choices = task.count
     return (
         f"{passes:,} denoiser passes (a backward counts two) for {choices:,} choices at once; "
-        f"{Contraction(question).memory}"
+        f"{Contraction(task).memory}"
     )
 
 
-def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[Answer]:
+def estimate(task: EstimationTask, earlier: SensitivityTable | None) -> Iterator[PartialResult]:
     """An answer after every round of probes of an observation. Rows as the sweep's; the standard
     error is over probes and samples.
     """
-    contraction = Contraction(question)
-    shares = _empty(question, contraction)
-    if earlier is not None and earlier.shares is not None:
-        _fill(shares, earlier.shares)
-    work = rounds(question)
-    _ = question.floors  # while the model is in full precision
+    contraction = Contraction(task)
+    shares = _empty(task, contraction)
+    if earlier is not None and earlier.responses is not None:
+        _fill(shares, earlier.responses)
+    work = rounds(task)
+    _ = task.floors  # while the model is in full precision
 
     def table() -> SensitivityTable:
-        return _table(question, shares)
+        return _table(task, shares)
 
-    left = [part for part in work if not _known(question, shares, part)]
-    found = _here(question, contraction, left)
-    if question.elsewhere is not None and left:
-        found = question.elsewhere(left)
+    left = [part for part in work if not _known(task, shares, part)]
+    found = _here(task, contraction, left)
+    if task.elsewhere is not None and left:
+        found = task.elsewhere(left)
     count = len(work) - len(left)
     if not left:
-        yield Answer(count, len(work), table)
+        yield PartialResult(count, len(work), table)
     for part, values in found:
-        _place(question, shares, part, values)
+        _place(task, shares, part, values)
         count += 1
-        yield Answer(count, len(work), table)
+        yield PartialResult(count, len(work), table)
 
 
-def rounds(question: Question) -> list[Part]:
+def rounds(task: EstimationTask) -> list[Part]:
     """The parts of the work, rounds outermost."""
     return [
         (first, b, part)
-        for first in range(0, question.probes, ROUND)
-        for b, parts in question.bins.items()
+        for first in range(0, task.probes, ROUND)
+        for b, parts in task.bins.items()
         for part in range(len(parts))
     ]
 
 
-def measure(question: Question, contraction: Contraction, part: Part) -> Round:
+def measure(task: EstimationTask, contraction: Contraction, part: Part) -> Round:
     """One round of probes of one part of a step bin, within `contraction.watching()`."""
     _, b, place = part
-    observation = question.bins[b][place]
+    observation = task.bins[b][place]
     scale = {metric: float(s.sum()) for metric, s in observation.scale.items()}
     features = observation.features()
     found: Round = {}
-    for metric in question.metrics:
-        words = [question.seed, metric, b, place]
-        seeds = [int(digest([*words, k]), 16) % 2**63 for k in _probes(question, part)]
+    for metric in task.metrics:
+        words = [task.seed, metric, b, place]
+        seeds = [int(digest([*words, k]), 16) % 2**63 for k in _probes(task, part)]
         shares = contraction.of(
-            features[metric], seeds, observation, retain=metric != question.metrics[-1]
+            features[metric], seeds, observation, retain=metric != task.metrics[-1]
         )
         found[metric] = shares.transpose(2, 1, 0).astype(np.float32), scale[metric]
     return found
 
 
 def _here(
-    question: Question, contraction: Contraction, parts: list[Part]
+    task: EstimationTask, contraction: Contraction, parts: list[Part]
 ) -> Iterator[tuple[Part, Round]]:
     with contraction.watching():
         for part in parts:
-            yield part, measure(question, contraction, part)
+            yield part, measure(task, contraction, part)
 
 
-def _probes(question: Question, part: Part) -> list[int]:
-    return list(range(part[0], min(part[0] + ROUND, question.probes)))
+def _probes(task: EstimationTask, part: Part) -> list[int]:
+    return list(range(part[0], min(part[0] + ROUND, task.probes)))
 
 
-def _known(question: Question, shares: Shares, part: Part) -> bool:
+def _known(task: EstimationTask, shares: ProbeResponses, part: Part) -> bool:
     _, b, place = part
-    probes = _probes(question, part)
+    probes = _probes(task, part)
     return all(
-        np.isfinite(shares.values[metric, b][:, :, probes, place]).all()
-        for metric in question.metrics
+        np.isfinite(shares.values[metric, b][:, :, probes, place]).all() for metric in task.metrics
     )
 
 
-def _place(question: Question, shares: Shares, part: Part, found: Round) -> None:
+def _place(task: EstimationTask, shares: ProbeResponses, part: Part, found: Round) -> None:
     _, b, place = part
     for metric, (values, scale) in found.items():
-        shares.values[metric, b][:, :, _probes(question, part), place] = values
+        shares.values[metric, b][:, :, _probes(task, part), place] = values
         shares.power[metric, b][place] = scale
 
 
-def _empty(question: Question, contraction: Contraction) -> Shares:
+def _empty(task: EstimationTask, contraction: Contraction) -> ProbeResponses:
     values: dict[Cell, NDArray[np.float32]] = {}
     power: dict[Cell, Array] = {}
-    for b, parts in question.bins.items():
-        for metric in question.metrics:
-            shape = (len(contraction.choices), parts[0].sampler_steps, question.probes, len(parts))
+    for b, parts in task.bins.items():
+        for metric in task.metrics:
+            shape = (len(contraction.choices), parts[0].sampler_steps, task.probes, len(parts))
             values[metric, b] = np.full(shape, np.nan, np.float32)
             power[metric, b] = np.full(len(parts), np.nan)
-    return Shares(contraction.choices, values, power)
+    return ProbeResponses(contraction.choices, values, power)
 
 
-def _fill(shares: Shares, earlier: Shares) -> None:
+def _fill(shares: ProbeResponses, earlier: ProbeResponses) -> None:
     """What was measured before; a table of other choices or another shape answers another
     question.
     """
@@ -142,7 +141,7 @@ def _fill(shares: Shares, earlier: Shares) -> None:
             shares.values[cell][:], shares.power[cell][:] = values, earlier.power[cell]
 
 
-def _table(question: Question, shares: Shares) -> SensitivityTable:
+def _table(task: EstimationTask, shares: ProbeResponses) -> SensitivityTable:
     rows: list[dict[str, Any]] = []
     for (metric, step), values in shares.values.items():
         if np.isnan(values).all():
@@ -156,13 +155,13 @@ def _table(question: Question, shares: Shares) -> SensitivityTable:
                 "metric": metric,
                 "estimate": value,
                 "error": error,
-                "floor": question.floor(site, metric, step),
+                "floor": task.floor(site, metric, step),
             }
-            rows.append(row | {"estimator": "probe", "seed": question.seed})
+            rows.append(row | {"estimator": "probe", "seed": task.seed})
     seen = {cell for cell, values in shares.values.items() if not np.isnan(values).all()}
-    found = Shares(
+    found = ProbeResponses(
         shares.choices,
         {c: v for c, v in shares.values.items() if c in seen},
         {c: p for c, p in shares.power.items() if c in seen},
     )
-    return SensitivityTable.from_rows(question.graph.id, rows, found)
+    return SensitivityTable.from_rows(task.graph.id, rows, found)

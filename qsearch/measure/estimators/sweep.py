@@ -12,50 +12,50 @@ import torch
 
 from ...core.errors import QSearchError
 from ...core.table import SensitivityTable
+from ..estimation import EstimationTask, PartialResult
 from ..noise import ratio
-from ..question import Answer, Question
 from ..simulation import simulate
 
 needs_calls = True
 
 
-def plan(question: Question) -> str:
+def plan(task: EstimationTask) -> str:
     """One forward a choice and observation."""
-    choices = question.count
-    passes = choices * sum(o.sampler_steps for o in question.observations)
+    choices = task.count
+    passes = choices * sum(o.sampler_steps for o in task.observations)
     return f"{passes:,} denoiser passes for {choices:,} choices, one at a time"
 
 
-def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[Answer]:
+def estimate(task: EstimationTask, earlier: SensitivityTable | None) -> Iterator[PartialResult]:
     """An answer for every (site, scheme) that `earlier` lacks: a row a step bin and metric.
 
     The estimate is the squared distance of features to full precision over their scale, pooled over
     the samples of the bin; its standard error is that of a ratio of means. The floor is what the
     same forward gives when only the batch is cut differently.
     """
-    graph = question.graph
+    graph = task.graph
     rows: list[dict[str, Any]] = []
     if earlier is not None:
         rows = [{str(k): v for k, v in row.items()} for row in earlier.frame.to_dict("records")]
     done = {(str(r["site"]), str(r["scheme"])) for r in rows}
-    count, total = len(done), question.count
+    count, total = len(done), task.count
 
     def table() -> SensitivityTable:
         return SensitivityTable.from_rows(graph.id, rows)
 
     if count == total:
-        yield Answer(count, total, table)
+        yield PartialResult(count, total, table)
         return
-    for observation in question.observations:
+    for observation in task.observations:
         _ = observation.reference  # before anything is changed
-    _ = question.floors  # before anything is changed, too
-    for site, schemes in question.choices.items():
-        weights = question.weights()
+    _ = task.floors  # before anything is changed, too
+    for site, schemes in task.choices.items():
+        weights = task.weights()
         for scheme in schemes:
             if (site, str(scheme)) in done:
                 continue
-            with torch.no_grad(), simulate(question.model, {site: scheme}, graph, weights):
-                for step, parts in question.bins.items():
+            with torch.no_grad(), simulate(task.model, {site: scheme}, graph, weights):
+                for step, parts in task.bins.items():
                     for metric, (value, error) in _compared(parts).items():
                         if not math.isfinite(value):
                             raise QSearchError(
@@ -73,13 +73,13 @@ def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[A
                         rows.append(
                             row
                             | {
-                                "floor": question.floor(site, metric, step),
+                                "floor": task.floor(site, metric, step),
                                 "estimator": "sweep",
-                                "seed": question.seed,
+                                "seed": task.seed,
                             }
                         )
             count += 1
-            yield Answer(count, total, table)
+            yield PartialResult(count, total, table)
 
 
 def _compared(parts: list[Any]) -> dict[str, tuple[float, float]]:

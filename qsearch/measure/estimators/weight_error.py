@@ -11,33 +11,33 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...core.table import SensitivityTable
+from ..estimation import EstimationTask, PartialResult
 from ..quantized_weights import weight_of
-from ..question import Answer, Question
 from ..streaming import present
 
 needs_calls = False
 
 
-def plan(question: Question) -> str:
+def plan(task: EstimationTask) -> str:
     """Nothing runs."""
     return "no denoiser passes"
 
 
-def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[Answer]:
+def estimate(task: EstimationTask, earlier: SensitivityTable | None) -> Iterator[PartialResult]:
     """An answer a layer; rows of step bin 0, exact. It takes seconds, so what an earlier call did
     is done again.
     """
     rows: list[dict[str, Any]] = []
 
     def table() -> SensitivityTable:
-        return SensitivityTable.from_rows(question.graph.id, rows)
+        return SensitivityTable.from_rows(task.graph.id, rows)
 
-    layers = question.graph.quantizable
+    layers = task.graph.quantizable
     for count, layer in enumerate(layers, start=1):
-        with present(question.model.get_submodule(layer.name)):
-            weights = question.weights()
-            weight = weight_of(question.model, layer.name).data.double()
-            for scheme in question.choices.get(layer.name, ()):
+        with present(task.model.get_submodule(layer.name)):
+            weights = task.weights()
+            weight = weight_of(task.model, layer.name).data.double()
+            for scheme in task.choices.get(layer.name, ()):
                 error = float((weights.get(layer.name, scheme).double() - weight).square().sum())
                 power = float(weight.square().sum())
                 for metric, value in (
@@ -53,5 +53,5 @@ def estimate(question: Question, earlier: SensitivityTable | None) -> Iterator[A
                         "error": 0.0,
                         "floor": 0.0,
                     }
-                    rows.append(row | {"estimator": "weight_error", "seed": question.seed})
-        yield Answer(count, len(layers), table)
+                    rows.append(row | {"estimator": "weight_error", "seed": task.seed})
+        yield PartialResult(count, len(layers), table)

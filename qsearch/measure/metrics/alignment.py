@@ -13,10 +13,10 @@ from torch import Tensor
 from ...core.errors import QSearchError
 from ...zoo import judge, video_judge
 from ...zoo.moving_scenes import OF_MOTION
-from ..clean import Clean
 from ..clip import clip_folder, directions, load_clip
 from ..evaluation import Outcome
 from ..pipelines import Prompts
+from ..predicted_x0 import PredictedX0
 
 higher_is_better = True
 title = "alignment with the caption"
@@ -62,7 +62,7 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
     return judge.alignment(judge.load_judge(), outcome.pictures, captions)
 
 
-def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
+def features(made: PredictedX0, reference: PredictedX0) -> tuple[Tensor, Tensor]:
     """What the judge reads, as square roots of its heads' probabilities: the squared distance over
     the number of answers is twice Hellinger's.
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..clean import Clean
 from ..clip import Clip, clip_folder, directions, load_clip
 from ..evaluation import Outcome
 from ..pipelines import Prompts
+from ..predicted_x0 import PredictedX0
 
 higher_is_better = True
 title = "CLIP-IQA"
@@ -33,7 +33,7 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
         return _probabilities(clip, outcome.pictures)[:, 0]
 
 
-def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
+def features(made: PredictedX0, reference: PredictedX0) -> tuple[Tensor, Tensor]:
     """Square roots of both probabilities: the squared distance is twice Hellinger's."""
     pictures = made.pictures
     roots = _probabilities(load_clip(pictures.device, "clip_iqa"), pictures).clamp(min=1e-12).sqrt()

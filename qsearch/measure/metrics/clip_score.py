@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ...core.errors import QSearchError
-from ..clean import Clean
 from ..clip import clip_folder, directions, load_clip
 from ..evaluation import Outcome
 from ..pipelines import Prompts
+from ..predicted_x0 import PredictedX0
 
 higher_is_better = True
 title = "CLIP score"
@@ -39,7 +39,7 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
         return 100 * (seen * clip.texts(outcome.prompts.texts)).sum(-1).clamp(min=0)
 
 
-def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
+def features(made: PredictedX0, reference: PredictedX0) -> tuple[Tensor, Tensor]:
     """Directions of the pictures: half their squared distance is 1 - cosine."""
     pictures = made.pictures
     return directions(load_clip(pictures.device, "clip_score"), pictures), torch.full(

@@ -12,9 +12,9 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ...core.errors import QSearchError
 from ...zoo import judge, moving_scenes, scenes, video_judge
-from ..clean import Clean
 from ..evaluation import Outcome
 from ..pipelines import Prompts
+from ..predicted_x0 import PredictedX0
 from .alignment import clip_judge, picture_judge
 
 higher_is_better = False
@@ -102,7 +102,7 @@ class _Features(torch.nn.Module):
         return features
 
 
-def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
+def features(made: PredictedX0, reference: PredictedX0) -> tuple[Tensor, Tensor]:
     """The judge's features, over their squared norm: how far a choice moves a picture in the space
     of the Fréchet distance.
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..clean import Clean
 from ..evaluation import Outcome
 from ..networks import Needs, a_sample, each_frame
 from ..pipelines import Prompts
+from ..predicted_x0 import PredictedX0
 
 higher_is_better = False
 title = "LPIPS of the pictures"
@@ -44,7 +44,7 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
     return a_sample(torch.cat(found), len(outcome.pictures))
 
 
-def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
+def features(made: PredictedX0, reference: PredictedX0) -> tuple[Tensor, Tensor]:
     """AlexNet's features, of length 1 at each pixel, times the roots of LPIPS' weights: their
     squared distance is LPIPS (eq. 1).
     """

@@ -10,9 +10,9 @@ from torch import Tensor
 from ...core.errors import QSearchError
 from ...zoo import video_judge
 from ...zoo.moving_scenes import OF_MOTION
-from ..clean import Clean
 from ..evaluation import Outcome
 from ..pipelines import Prompts
+from ..predicted_x0 import PredictedX0
 from .alignment import clip_judge, read_roots
 
 higher_is_better = True
@@ -46,7 +46,7 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
     return torch.tensor([sum(f) / len(f) if f else 1.0 for f in found])
 
 
-def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
+def features(made: PredictedX0, reference: PredictedX0) -> tuple[Tensor, Tensor]:
     """Square roots of the probabilities of the judge's answers about motion: the squared distance
     over the number of answers is twice Hellinger's.
     """

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...core.errors import QSearchError
-from ..clean import Clean
 from ..evaluation import Outcome
 from ..networks import a_sample, each_frame
 from ..pipelines import Prompts
+from ..predicted_x0 import PredictedX0
 from .ssim import WINDOW, contrast_and_brightness
 
 higher_is_better = True
@@ -48,7 +48,7 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
     return a_sample(value, len(outcome.pictures))
 
 
-def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
+def features(made: PredictedX0, reference: PredictedX0) -> tuple[Tensor, Tensor]:
     """SSIM's windows at every scale, weighted by `BETAS`: the squared distance is 1 - MS-SSIM to
     second order.
 

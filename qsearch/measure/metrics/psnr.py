@@ -7,9 +7,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..clean import Clean
 from ..evaluation import Outcome
 from ..networks import a_sample, each_frame
+from ..predicted_x0 import PredictedX0
 
 higher_is_better = True
 title = "PSNR of the pictures"
@@ -37,7 +37,7 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
     return a_sample(value.clamp(max=CEILING), len(outcome.pictures))
 
 
-def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
+def features(made: PredictedX0, reference: PredictedX0) -> tuple[Tensor, Tensor]:
     """The pixels: squared distances over range^2 and number of pixels, of which PSNR is -10
     log10.
     """

@@ -7,8 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..clean import Clean
 from ..evaluation import Outcome
+from ..predicted_x0 import PredictedX0
 
 higher_is_better = True
 title = "SQNR of the final latent"
@@ -30,7 +30,7 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
     return (10 * torch.log10(power / error.clamp(min=1e-300))).clamp(max=CEILING).float()
 
 
-def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
+def features(made: PredictedX0, reference: PredictedX0) -> tuple[Tensor, Tensor]:
     """The latents themselves: squared distances over the squared latents are noise powers, whose
     SQNR is -10 log10.
     """

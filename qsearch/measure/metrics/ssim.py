@@ -7,9 +7,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..clean import Clean
 from ..evaluation import Outcome
 from ..networks import a_sample, each_frame
+from ..predicted_x0 import PredictedX0
 
 higher_is_better = True
 title = "SSIM of the pictures"
@@ -35,7 +35,7 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
     return a_sample(value, len(outcome.pictures))
 
 
-def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
+def features(made: PredictedX0, reference: PredictedX0) -> tuple[Tensor, Tensor]:
     """Windows of the pictures, centred and divided by their contrast, and their means: the squared
     distance is 1 - SSIM to second order.
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ...core.errors import QSearchError
-from ..clean import Clean
 from ..evaluation import Outcome
+from ..predicted_x0 import PredictedX0
 
 higher_is_better = True
 title = "SQNR of the differences between frames"
@@ -35,7 +35,7 @@ def measure(outcome: Outcome, reference: Outcome) -> Tensor:
     )
 
 
-def features(made: Clean, reference: Clean) -> tuple[Tensor, Tensor]:
+def features(made: PredictedX0, reference: PredictedX0) -> tuple[Tensor, Tensor]:
     """The differences, over their squares in full precision. Raises `QSearchError` for pictures,
     and for a video that stands still.
     """

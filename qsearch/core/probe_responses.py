@@ -1,5 +1,5 @@
-"""Shares: what each choice adds to each probe, from which the error of any plan follows by a few
-sums, interactions included.
+"""ProbeResponses: what each choice adds to each probe (Hutchinson estimates of Jacobian-vector
+products), from which the error of any plan follows by a few sums, interactions included.
 
 A probe v is a random sign vector over what is measured (DESIGN.md §2: Hutchinson's estimator, one
 gradient for all choices). s(site, choice, v) = <d(v·f)/dz, dz> is the choice's part of v·(f(plan) -
@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from .steps import StepRanges
 
 Array = NDArray[np.float64]
-#: a share array belongs to a metric and a step bin
+#: an array of responses belongs to a metric and a step bin
 Cell = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class Shares:
+class ProbeResponses:
     """`choices`: (site, scheme) of each row. `values`: cell -> [choices, sampler steps, probes,
     parts] in fp32, NaN where nothing was measured.
 
@@ -43,7 +43,7 @@ class Shares:
         return any(name == metric for name, _ in self.values)
 
     def of(self, cell: Cell, rows: Sequence[int]) -> Array:
-        """The sum of the shares of several choices [sampler steps, probes, parts]; zeros for
+        """The sum of the responses of several choices [sampler steps, probes, parts]; zeros for
         none.
         """
         found: Array = self.values[cell][list(rows)].astype(np.float64).sum(0)
@@ -69,7 +69,7 @@ class Shares:
         """(relative squared error of doing all of `rows` at once, its standard error over probes
         and samples).
 
-        `summed`: the sum of their shares, where it is no sum over `rows` (`over_ranges`).
+        `summed`: the sum of their responses, where it is no sum over `rows` (`over_ranges`).
 
         Errors belong to the logarithm: an interval runs from value * exp(-z error / value) to value
         * exp(z error / value).
@@ -153,30 +153,30 @@ def _normal_error(squares: Array, power: Array) -> float:
     return total / float(power[seen].sum()) * math.sqrt(float(polygamma(1, degrees / 2)))
 
 
-def to_columns(shares: Shares | None, frame: Any) -> dict[str, list[Any]]:
+def to_columns(responses: ProbeResponses | None, frame: Any) -> dict[str, list[Any]]:
     """Columns for a file, a row each of `frame`: `shares` (fp32, flattened), `power`, and
     `sampler_steps`, the first axis of `shares`.
     """
-    if shares is None:
+    if responses is None:
         return {}
-    place = {choice: i for i, choice in enumerate(shares.choices)}
+    place = {choice: i for i, choice in enumerate(responses.choices)}
     columns: dict[str, list[Any]] = {"shares": [], "power": [], "sampler_steps": []}
     for site, scheme, metric, step in zip(
         frame["site"], frame["scheme"], frame["metric"], frame["step"], strict=True
     ):
         cell = (metric, int(step))
         values = (
-            shares.values[cell][place[site, scheme]]
-            if cell in shares.values
+            responses.values[cell][place[site, scheme]]
+            if cell in responses.values
             else np.empty((0, 0), np.float32)
         )
         columns["shares"].append(values.ravel())
-        columns["power"].append(shares.power.get(cell, np.empty(0)))
+        columns["power"].append(responses.power.get(cell, np.empty(0)))
         columns["sampler_steps"].append(values.shape[0])
     return columns
 
 
-def from_columns(frame: Any) -> Shares | None:
+def from_columns(frame: Any) -> ProbeResponses | None:
     """The inverse of `to_columns`, for a frame that was read from a file."""
     if "shares" not in frame.columns:
         return None
@@ -195,12 +195,12 @@ def from_columns(frame: Any) -> Shares | None:
                 shape
             )
         values[cell][place[str(row["site"]), str(row["scheme"])]].flat = row["shares"]
-    return Shares(choices, values, power)
+    return ProbeResponses(choices, values, power)
 
 
-def rows_of(shares: Shares, chosen: Mapping[str, str]) -> list[int]:
+def rows_of(responses: ProbeResponses, chosen: Mapping[str, str]) -> list[int]:
     """Rows of the choices of a plan (site -> scheme); a KeyError holds the first (site, scheme)
     that was not measured.
     """
-    place = {choice: i for i, choice in enumerate(shares.choices)}
+    place = {choice: i for i, choice in enumerate(responses.choices)}
     return [place[choice] for choice in chosen.items()]

@@ -1,4 +1,4 @@
-"""Question: what an estimator is asked, and how it answers: the one interface of all of them."""
+"""EstimationTask and PartialResult: the interface of estimators."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Round = dict[str, tuple[NDArray[np.float32], float]]
 
 
 @dataclass(frozen=True)
-class Question:
+class EstimationTask:
     """The error of each scheme at each quantizable layer (and, of those that may be there, at each
     of `sites`), by each metric, over the observations.
 
@@ -110,7 +110,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
+class PartialResult:
     """How far an estimator is: `done` of `total` items, and the table so far (made when asked
     for).
     """
@@ -126,14 +126,16 @@ class AbstractEstimator(Protocol):
     #: whether it looks at observations at all
     needs_calls: bool
 
-    def plan(self, question: Question) -> str:
+    def plan(self, task: EstimationTask) -> str:
         """One line before the work starts: denoiser passes (a backward counts two) and memory
         beside the model.
         """
         ...
 
-    def estimate(self, question: Question, earlier: SensitivityTable | None) -> Iterator[Answer]:
-        """Answers as the work goes on; the last one is whole. `earlier`: what a killed call with
+    def estimate(
+        self, task: EstimationTask, earlier: SensitivityTable | None
+    ) -> Iterator[PartialResult]:
+        """Results as the work goes on; the last one is whole. `earlier`: what a killed call with
         the same question left, which is not done again.
         """
         ...

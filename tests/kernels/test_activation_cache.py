@@ -18,7 +18,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.utils import run_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qsearch_kernels import gpu_ops, ops, reference, rounded_once
+from qsearch_kernels import activation_cache, gpu_ops, ops, reference
 from qsearch_kernels.weight import Weight
 
 from .test_cpu import agree, arguments, make
@@ -41,7 +41,7 @@ def roundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
 
     monkeypatch.setattr(gpu_ops, "quantize_rows", counted)
     monkeypatch.setattr(ops, "_in_two_steps", lambda x: True)
-    monkeypatch.setattr(rounded_once, "_LAST", type(rounded_once._LAST)())
+    monkeypatch.setattr(activation_cache, "_LAST", type(activation_cache._LAST)())
     torch._dynamo.reset()
     yield found
     torch._dynamo.reset()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qsearch_kernels import cpu, few, layout, reference, widened
+from qsearch_kernels import cpu, dequantize_gemm, layout, reference, small_m
 from qsearch_kernels.weight import Weight
 from tests.kernels.test_cpu import TOLERANCE, agree, arguments, check_linear, make
 
@@ -74,27 +74,28 @@ def test_double_precision_keeps_its_digits() -> None:
 def test_pieces_of_a_weight_fit_together(
     bits: int, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(few, "_BYTES", 1)  # the least piece has 64 rows
-    monkeypatch.setattr(widened, "_WEIGHTS", (1, 1))
+    monkeypatch.setattr(small_m, "_BYTES", 1)  # the least piece has 64 rows
+    monkeypatch.setattr(dequantize_gemm, "_WEIGHTS", (1, 1))
     for group in (0, 64):
         for m in (1, 3):
             check(make(150, columns, bits, zero=True, group=group), m, torch.bfloat16)
 
 
 @pytest.mark.skipif(
-    not few.exact(), reason="this core's products of bytes saturate, and its weights are widened"
+    not small_m.exact(),
+    reason="this core's products of bytes saturate, and its weights are widened",
 )
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_longest_row_of_the_largest_bytes_adds_up(count: int) -> None:
-    w = make(2, few.LONGEST, 7, zero=True)
+    w = make(2, small_m.LONGEST, 7, zero=True)
     w = w._replace(
         codes=torch.full_like(w.codes, 255), zero=torch.zeros_like(w.zero)
     )  # every bit of every plane: 127
-    x = torch.full((count, few.LONGEST), 3.0)
+    x = torch.full((count, small_m.LONGEST), 3.0)
 
-    assert few.takes(w)
+    assert small_m.takes(w)
     agree(cpu.linear(x, w, None), reference.linear_wna16(x.double(), **arguments(w)), torch.float32)  # type: ignore[arg-type]
-    assert not few.takes(make(2, few.LONGEST + 1, 7))
+    assert not small_m.takes(make(2, small_m.LONGEST + 1, 7))
 
 
 @pytest.mark.parametrize("group", [0, 8])
@@ -150,15 +151,15 @@ def test_a_machine_whose_bytes_are_not_exact_widens_instead(
     m: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     w = make(6, 40, 4, zero=True)
-    assert few.takes(w) == few.exact()
-    monkeypatch.setattr(few, "exact", lambda: False)
-    monkeypatch.setattr(few, "product", None)
+    assert small_m.takes(w) == small_m.exact()
+    monkeypatch.setattr(small_m, "exact", lambda: False)
+    monkeypatch.setattr(small_m, "product", None)
 
     check(w, m, torch.float32)
 
 
 def test_saturating_products_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = few.exact.__wrapped__
+    exact = small_m.exact.__wrapped__
     product = torch._int_mm
     for wrong in (
         lambda a, b: product(a, b).clamp(min=-(2**15) * 32),
@@ -174,8 +175,10 @@ def _none(a: Tensor, b: Tensor) -> Tensor:
 
 
 def test_integers_with_one_scale_are_multiplied_as_bytes_and_groups_are_not() -> None:
-    assert [few.takes(make(3, 24, bits)) for bits in range(1, 9)] == [few.exact()] * 7 + [False]
-    assert not few.takes(make(3, 24, 4, group=8))
-    assert not few.takes(tables(make(3, 24, 4), per_group=False))
-    assert widened.takes(make(3, 24, 4, group=8))
-    assert not widened.takes(make(3, 24, 4, group=5))
+    assert [small_m.takes(make(3, 24, bits)) for bits in range(1, 9)] == [small_m.exact()] * 7 + [
+        False
+    ]
+    assert not small_m.takes(make(3, 24, 4, group=8))
+    assert not small_m.takes(tables(make(3, 24, 4), per_group=False))
+    assert dequantize_gemm.takes(make(3, 24, 4, group=8))
+    assert not dequantize_gemm.takes(make(3, 24, 4, group=5))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qsearch.core.shares import Shares
+from qsearch.core.probe_responses import ProbeResponses
 
 CELL = ("noise", 0)
 #: within one and two standard errors of a normal number, and how far from that an honest error may
@@ -20,7 +20,7 @@ def coverage(
     """How often, over the first axis of `values` [rounds, probes, parts], the truth lies within one
     and within two stated errors.
     """
-    shares = Shares(
+    shares = ProbeResponses(
         tuple((f"l{i}", "s") for i in range(len(values))),
         {CELL: values[:, None].astype(np.float32)},
         {CELL: power},
@@ -71,6 +71,8 @@ def test_errors_are_not_too_small_where_few_entries_of_the_output_move() -> None
 
 
 def test_what_moves_nothing_has_no_error() -> None:
-    shares = Shares((("a", "s"),), {CELL: np.zeros((1, 1, 8, 2), np.float32)}, {CELL: np.ones(2)})
+    shares = ProbeResponses(
+        (("a", "s"),), {CELL: np.zeros((1, 1, 8, 2), np.float32)}, {CELL: np.ones(2)}
+    )
 
     assert shares.error(CELL, [0]) == (0.0, 0.0)

@@ -1,5 +1,5 @@
-"""Clean: the clean image that a call of the denoiser predicts, whatever the call returns (noise,
-velocity, flow).
+"""PredictedX0 and SchedulerStep: the clean image that a call of the denoiser predicts, whatever the
+call returns (noise, velocity, flow).
 
 Metrics of content compare pictures, not noise. For every parameterisation the prediction is linear,
 x0 = keep * x_t + take * output, and guidance is linear too; so what the scheduler was given is
@@ -28,9 +28,9 @@ _RESIDUAL = 1e-3
 
 
 @dataclass(frozen=True)
-class Clean:
-    """Clean latents [N, ...] and, by a VAE where there is one, their pictures [N, 3, H, W] in [-1,
-    1]; `channels` of the latents, 0 where not known.
+class PredictedX0:
+    """PredictedX0 latents [N, ...] and, by a VAE where there is one, their pictures [N, 3, H, W] in
+    [-1, 1]; `channels` of the latents, 0 where not known.
     """
 
     latents: Tensor
@@ -51,7 +51,7 @@ class Clean:
 
 
 @dataclass(frozen=True)
-class Sampled:
+class SchedulerStep:
     """What the sampler made of a call: x0 = keep * latents + take * (sum of guidance weights times
     the chunks of the output + rest).
 

@@ -1,4 +1,5 @@
-"""Products of a few rows on a CPU with integers of fewer than 8 bits and one scale a row.
+"""Integer GEMM of few rows (small M, at most 16) on a CPU: weights of fewer than 8 bits, one scale
+a row.
 
 With a few rows, reading the weight and bringing it into a form that can be multiplied is all that
 takes time, and a row more costs next to nothing. So whatever could be done to the weight is done to

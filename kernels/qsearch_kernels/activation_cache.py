@@ -1,4 +1,5 @@
-"""Rounded once: Q, K and V are given one tensor, and the first of them rounds it for all three.
+"""Cache of a quantized activation: Q, K and V read one tensor, which the first of them quantizes
+for all three.
 
 Rounding reads two bytes and writes one for each entry, which beside an int8 product with 1152
 outputs is a third of its time. Whoever asks for the rows of the very tensor that was rounded last

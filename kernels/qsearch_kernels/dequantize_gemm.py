@@ -1,4 +1,5 @@
-"""Products on a CPU with any weight: widened to floating point a piece at a time, in the cache.
+"""GEMM on a CPU with any weight: tiles are dequantized to floating point, one at a time, in the
+cache.
 
 For groups, tables and integers whose product of bytes is slower here than a dense product. Against
 widening the whole weight (`Weight.dequantize`) it saves writing and reading it at four bytes a
