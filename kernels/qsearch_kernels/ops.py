@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import cpu, cpu_rounded, products
+from . import cpu, cpu_rounded, meta_kernels, products
 from .activation_cache import shared, traced
-from .reference import convolved, grid
+from .reference import grid
 from .reference_a8 import quantize_rows
 from .weight import Weight
 
@@ -338,43 +338,6 @@ def _weight_rows(*weight: Any) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _shape_of_dequantized(*arguments: object) -> Tensor:
-    *weight, dtype = arguments
-    made = Weight(*weight)  # type: ignore[arg-type]
-    assert isinstance(dtype, torch.dtype)
-    return made.codes.new_empty(made.codes.shape[0], made.columns, dtype=dtype)
-
-
-def _together(x: Tensor, codes: Tensor) -> None:
-    """Shapes alone would be an answer full of nothing where a weight was left behind on the meta
-    device.
-    """
-    if x.device != codes.device:
-        raise ValueError(
-            f"inputs and weights must lie on one device; given inputs on {x.device} and codes on "
-            f"{codes.device}"
-        )
-
-
-def _shape_of_linear(x: Tensor, codes: Tensor, *rest: object) -> Tensor:
-    _together(x, codes)
-    return x.new_empty(*x.shape[:-1], codes.shape[0])
-
-
-def _shape_of_rows(
-    codes: Tensor, scale: Tensor, zero: Tensor, sums: Tensor | None, weight: Tensor, *rest: Any
-) -> Tensor:
-    _together(codes, weight)
-    return codes.new_empty(*codes.shape[:-1], weight.shape[0], dtype=rest[-1])
-
-
-def _shape_of_conv2d(x: Tensor, codes: Tensor, *rest: object) -> Tensor:
-    _together(x, codes)
-    kernel, stride, padding, dilation = rest[-6:-2]
-    size = convolved(x.shape[2:], kernel, stride, padding, dilation)  # type: ignore[arg-type]
-    return x.new_empty(x.shape[0], *size, codes.shape[0]).permute(0, 3, 1, 2)
-
-
 for _device in ("CPU", "CUDA"):
     _LIBRARY.impl("dequantize", _dequantize, _device)
     _LIBRARY.impl("linear_rows", _linear_rows, _device)
@@ -387,16 +350,16 @@ _LIBRARY.impl("linear_rounded", _gpu_linear_rounded, "CUDA")
 _LIBRARY.impl("linear_rounded", _cpu_linear_rounded, "CPU")
 _LIBRARY.impl("conv2d_rounded", _cpu_conv2d_rounded, "CPU")
 _LIBRARY.impl("conv2d_rounded", _gpu_conv2d_rounded, "CUDA")
-torch.library.register_fake("qsearch_kernels::dequantize", _shape_of_dequantized, lib=_LIBRARY)
-torch.library.register_fake("qsearch_kernels::linear", _shape_of_linear, lib=_LIBRARY)
-torch.library.register_fake("qsearch_kernels::linear_rows", _shape_of_rows, lib=_LIBRARY)
+torch.library.register_fake("qsearch_kernels::dequantize", meta_kernels.dequantized, lib=_LIBRARY)
+torch.library.register_fake("qsearch_kernels::linear", meta_kernels.linear, lib=_LIBRARY)
+torch.library.register_fake("qsearch_kernels::linear_rows", meta_kernels.rows, lib=_LIBRARY)
 torch.library.register_fake(
     "qsearch_kernels::weight_rows",
     lambda codes, *_: tuple(codes.new_empty(codes.shape[0], dtype=torch.float32) for _ in range(3)),
     lib=_LIBRARY,
 )
-torch.library.register_fake("qsearch_kernels::linear_rounded", _shape_of_linear, lib=_LIBRARY)
-torch.library.register_fake("qsearch_kernels::conv2d_rounded", _shape_of_conv2d, lib=_LIBRARY)
+torch.library.register_fake("qsearch_kernels::linear_rounded", meta_kernels.linear, lib=_LIBRARY)
+torch.library.register_fake("qsearch_kernels::conv2d_rounded", meta_kernels.conv2d, lib=_LIBRARY)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

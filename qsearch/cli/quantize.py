@@ -75,8 +75,7 @@ def extract(
         typer.Argument(
             metavar="RUN|MODEL",
             help="run folder, or a model: name of the zoo (scenes-dit), card (sdxl; see "
-            "`qsearch list models`), local diffusers "
-            "folder or hub id",
+            "`qsearch list models`), local diffusers folder or hub id",
             show_default=False,
         ),
     ],
@@ -92,10 +91,8 @@ def extract(
     components: Annotated[
         str | None,
         typer.Option(
-            help=(
-                "of a pipeline: which are planned, e.g. transformer,text_encoder,vae; its "
-                "denoisers when left out"
-            ),
+            help="of a pipeline: which are planned, e.g. transformer,text_encoder,vae; its "
+            "denoisers when left out",
             show_default=False,
         ),
     ] = None,
@@ -108,9 +105,7 @@ def extract(
     *,
     given: dict[str, Any],
 ) -> None:
-    """Read a model's graph: layers with shapes, multiply-accumulates and roles; a card needs no
-    weights.
-    """
+    """Read a model's graph: layers, shapes, multiply-accumulates, roles; a card has no weights."""
     from ..stages.extract import extract as stage
     from ..stages.extract import extract_card, is_card
 
@@ -121,8 +116,7 @@ def extract(
         if given:
             raise QSearchError(
                 f"{target} is a card, shapes without weights, which takes --resolution, --batch "
-                "and "
-                f"--frames; given --{next(iter(given))}"
+                f"and --frames; given --{next(iter(given))}"
             )
         folder = output or Path("runs") / Path(target).stem
         extract_card(folder, target, Terminal(), frames=frames, **size)
@@ -297,9 +291,7 @@ def allocate(
         Path | None, typer.Option(help="with --quick: a model's run folder", show_default=False)
     ] = None,
 ) -> None:
-    """Find the best plan within a budget; constraints and more limits are set in the run's
-    config.yaml.
-    """
+    """Find the best plan within a budget; more limits and constraints: the run's config.yaml."""
     from ..stages.allocate import allocate as stage
     from ..stages.config import NAME, changed, load, save
     from ..stages.frontier import frontier as curve
@@ -379,9 +371,7 @@ def evaluate(
     *,
     given: dict[str, Any],
 ) -> None:
-    """Measure the plan beside full precision, a uniform and a random one, with common noise; or
-    many plans, to learn from.
-    """
+    """Measure the plan beside full precision, a uniform and a random one; or many plans."""
     from ..core.plan import Plan
     from ..stages.campaign import CampaignSettings, limits_of, measure
     from ..stages.evaluate import evaluate as stage

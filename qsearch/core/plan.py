@@ -21,14 +21,13 @@ from .cost import Budget, Choices, Cost, can_have, check_budget, cost, stored_bi
 from .errors import ArtifactError, QSearchError
 from .graph import OpGraph
 from .latency import Latency
-from .scheme import FULL_BITS, KEEP, Scheme, split_steps
+from .plan_version_1 import converted
+from .scheme import FULL_BITS, KEEP, Scheme
 from .sites import check_site, is_site
 from .steps import StepRanges
 
 SCHEMA = "qsearch.plan/2"
 _EARLIER = ("qsearch.plan/1", "qsearch.stepplan/1")
-#: what a file of schema 1 may hold besides its header
-_KNOWN = {"budget", "achieved", "solver", "layers", "sites"}
 
 
 @dataclass(frozen=True)
@@ -366,32 +365,7 @@ def _stated(
     """Ranges and choices of a file of any version."""
     if header.schema == SCHEMA:
         return StepRanges.parse(content["steps"]), dict(content["sites"])
-    return _converted(path, content)
-
-
-def _converted(path: Path, content: Mapping[str, Any]) -> tuple[StepRanges, dict[str, Any]]:
-    """Ranges and choices of a file of schema version 1."""
-    if unknown := sorted(set(content) - _KNOWN):
-        raise ArtifactError(
-            f"{path} is a plan of version 1 with the unknown key {unknown[0]!r}; make it again "
-            "with `qsearch allocate`"
-        )
-    given = {**content["layers"], **content.get("sites", {})}
-    counts = {split_steps(text)[1] for text in given.values() if isinstance(text, str)} - {1}
-    counts |= {len(held) for held in given.values() if not isinstance(held, str)}
-    bounds = sorted({i / n for n in counts for i in range(1, n)})
-    steps = (
-        StepRanges(tuple(bounds)) if len(counts) > 1 else StepRanges.equal(max(counts, default=1))
-    )
-    choices: dict[str, Any] = {}
-    for name, held in given.items():
-        if isinstance(held, str):
-            plain, count = split_steps(held)
-            choices[name] = held if count == 1 else [plain] * len(steps)
-        else:
-            wide = StepRanges.equal(len(held))
-            choices[name] = [held[sum(b <= a for b in wide.bounds)] for a in (0.0, *steps.bounds)]
-    return steps, choices
+    return converted(path, content)
 
 
 def __getattr__(name: str) -> Any:

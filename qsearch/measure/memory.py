@@ -6,11 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import QSearchError
 from .pipelines import Call, forward
+from .streaming import streams_of
 
 
 @contextmanager
@@ -57,3 +60,24 @@ def saved_activation_bytes(model: nn.Module, call: Call) -> int:
         )  # what is kept stays alive, and its address its own, as long as this does
     del output
     return sum(kept.values())
+
+
+@contextmanager
+def checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Inside, the model computes activations again in the backward, if `wanted`.
+
+    Raises:
+        QSearchError: the model has no checkpointing of diffusers'.
+    """
+    if not wanted or streams_of(model):  # whose units are computed again anyway
+        yield
+        return
+    if not getattr(model, "_supports_gradient_checkpointing", False):
+        name = type(model).__name__
+        raise QSearchError(f"checkpointing is built into diffusers' models; {name} has none")
+    switch: Any = model
+    switch.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        switch.disable_gradient_checkpointing()

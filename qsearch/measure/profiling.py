@@ -29,6 +29,7 @@ from ..core.sites import allowed, cut, sites_of
 from ..core.table import SensitivityTable, scorers
 from .calls import measuring
 from .estimation import AbstractEstimator, EstimationTask, Part, PartialResult, Round
+from .memory import checkpointing
 from .observation import observations
 from .options import ProfileOptions
 from .pipelines import (
@@ -45,7 +46,6 @@ from .pipelines import (
     record,
 )
 from .quantized_weights import QuantizedWeights, calibrated_weights
-from .streaming import streams_of
 from .trajectory import Trajectory, patched_parts, trajectories
 
 Elsewhere = Callable[[list[Part]], Iterator[tuple[Part, Round]]]
@@ -149,7 +149,7 @@ def questioned(
     with (
         measuring(model),
         frozen(watched[0].pipe if watched else given.pipe, model),
-        _checkpointing(model, asked.checkpointing),
+        checkpointing(model, asked.checkpointing),
         _autocast(model, asked.autocast),
     ):
         yield task
@@ -345,22 +345,6 @@ def _check_whole(
             f"profile: stopped after {limit:g} s with {answer.done} of {answer.total} parts of "
             "the work; error bars are wider for it"
         )
-
-
-@contextmanager
-def _checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
-    if not wanted or streams_of(model):  # whose units are computed again anyway
-        yield
-        return
-    if not getattr(model, "_supports_gradient_checkpointing", False):
-        name = type(model).__name__
-        raise QSearchError(f"checkpointing is built into diffusers' models; {name} has none")
-    switch: Any = model
-    switch.enable_gradient_checkpointing()
-    try:
-        yield
-    finally:
-        switch.disable_gradient_checkpointing()
 
 
 @contextmanager

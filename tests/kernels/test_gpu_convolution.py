@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qsearch.core.scheme import Scheme
 from qsearch.execute.layers import QuantConv2d
-from qsearch_kernels import gpu_ops, ops, reference
+from qsearch_kernels import gpu_ops, meta_kernels, ops, reference
 from qsearch_kernels.prepared import prepare
 from qsearch_kernels.weight import Weight
 
@@ -115,7 +115,7 @@ def test_an_empty_batch_gives_an_empty_result_laid_out_as_the_compiler_was_told(
 
         made, told = (
             cuda(x, w, **places),
-            ops._shape_of_conv2d(x, *w, None, 8, *places.values(), None, None),
+            meta_kernels.conv2d(x, *w, None, 8, *places.values(), None, None),
         )
 
         assert (made.shape, made.stride(), made.dtype) == (told.shape, told.stride(), told.dtype)
