@@ -226,13 +226,19 @@ class ActivationContract(Contract):
 
     kind = "activations"
 
+    @property
+    def grain(self) -> Any:
+        """The plug-in, with the least number of a word that takes one."""
+        number = getattr(self.module, "number", None)
+        return self.module if number is None else self.module.sized(number.low)
+
     def test_it_declares_its_word_and_what_a_packed_layer_stores(self) -> None:
         """The word is spelt in small letters; a static grain stores ranges, a dynamic one none."""
         assert re.fullmatch(r"[a-z_]*", self.module.word), self.module.word
         for parts in (False, True):
-            held = self.module.ends(12, parts)
-            assert held in ((1, 12) if self.module.needs_inputs else (0,)), f"{held} ranges"
-        assert self.module.per_channel in (True, False)
+            held = self.grain.ends(12, parts)
+            assert held in ((1, 12) if self.grain.needs_inputs else (0,)), f"{held} ranges"
+        assert self.grain.per_channel in (True, False)
 
     def _cases(self) -> list[tuple[Tensor, int, LayerInputs]]:
         """(input, axis of its channels, calibration on it)."""
@@ -245,7 +251,7 @@ class ActivationContract(Contract):
         return out
 
     def _rounded(self, x: Tensor, channel: int, inputs: LayerInputs, form: str) -> Tensor:
-        low, high = self.module.ranges(x, channel, inputs)
+        low, high = self.grain.ranges(x, channel, inputs)
         return fake_quantize_between(x, low, high, form)
 
     def test_nothing_is_clipped_and_steps_are_as_fine_as_the_bits(self) -> None:
@@ -253,7 +259,7 @@ class ActivationContract(Contract):
         are nearer.
         """
         for x, channel, inputs in self._cases():
-            low, high = self.module.ranges(x, channel, inputs)
+            low, high = self.grain.ranges(x, channel, inputs)
             errors = []
             for bits in (4, 6, 8):
                 off = (self._rounded(x, channel, inputs, str(bits)) - x).abs()
@@ -270,7 +276,7 @@ class ActivationContract(Contract):
             self._cases(), ("e4m3", "e3m4", "e2m3", "e3m2", "e5m2")
         ):
             off = (self._rounded(x, channel, inputs, form) - x).abs()
-            low, high = self.module.ranges(x, channel, inputs)
+            low, high = self.grain.ranges(x, channel, inputs)
             upper = x.abs() >= 0.5 * low.abs().maximum(high.abs())
             assert (
                 float((off[upper] / x.abs()[upper]).max()) <= 0.51 * 2.0 ** -int(form[3]) + 1e-3

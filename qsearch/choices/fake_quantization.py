@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core import plugins
 from ..core.scheme import Scheme
-from ..core.words import GrainWord
+from ..core.words import GrainWord, split_word
 from .codes import qparams_from_range, quantize_to_grid
 from .format import grid_of
 from .statistics import LayerInputs
@@ -32,6 +32,8 @@ class AbstractActivation(GrainWord, Protocol):
             input itself (dynamic).
         per_channel: whether channels have ranges of their own, so that no integer product can add
             them up.
+        number: of a word with a number (`+a4g64`), a `core.words.Number`; such a module has
+            `sized(number)`, which gives what is described here for that number.
     """
 
     per_channel: bool
@@ -51,8 +53,10 @@ class AbstractActivation(GrainWord, Protocol):
 
 def grain_plugin(scheme: Scheme) -> AbstractActivation:
     """The plug-in that says what shares a scale of the scheme's input."""
-    plugin: AbstractActivation = plugins.load("activations", scheme.grain)
-    return plugin
+    name, number = split_word(scheme.grain)
+    plugin = plugins.load("activations", name)
+    found: AbstractActivation = plugin if number is None else plugin.sized(number)
+    return found
 
 
 def fake_quantize(x: Tensor, scheme: Scheme, inputs: LayerInputs | None, channel: int) -> Tensor:
@@ -80,11 +84,13 @@ class Rounding:
         word: the format.
         qparams: its `qparams_from_range`.
         rounded: its `round_to_grid`.
+        stores_zero: whether zero may lie at any code, as integer products take inputs.
     """
 
     word: str
     qparams: Callable[[Tensor, Tensor, str], tuple[Tensor, Tensor]]
     rounded: Callable[[Tensor, Tensor, Tensor, str], Tensor]
+    stores_zero: bool
 
     def between(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """fp32 `x` on the grid from `low` to `high`, which spread over it."""
@@ -96,7 +102,7 @@ def rounding_of(form: str) -> Rounding:
     """The grid of `form`, what stands behind +a."""
     scheme = Scheme("keep", activation=form).activation_format
     grid = grid_of(scheme)
-    return Rounding(scheme.format, grid.qparams_from_range, grid.round_to_grid)
+    return Rounding(scheme.format, grid.qparams_from_range, grid.round_to_grid, grid.stores_zero)
 
 
 def lsq_fake_quantize(

@@ -4,6 +4,7 @@
 
     int4-g64+a8@hqq   symmetric 4-bit integers, a scale for 64 weights of a row, 8-bit inputs
                       per token, scales by HQQ
+    int4-g64+aint4g64   symmetric 4-bit integers on both sides, a scale for 64 channels of a token
     uint3-c           asymmetric 3-bit integers (scale and zero point), one pair a channel, min-max
     e2m1-g128         floating point with 2 exponent bits and 1 mantissa bit, sign besides
     km3-c             a codebook of 8 values a channel, chosen by k-means
@@ -53,6 +54,7 @@ from .words import (
     grain_of,
     grain_word,
     number_of,
+    split_word,
     transform_word,
 )
 
@@ -72,7 +74,8 @@ class Scheme:
         format: `keep`, or a word of a plug-in in `choices/formats/`.
         group: weights of a row that share a scale; 0 = a whole channel, -1 = the whole tensor.
         activation: format of the layer's input, "" = untouched.
-        grain: plug-in that says what shares a scale of the input (token, tensor, channel).
+        grain: plug-in that says what shares a scale of the input (token, tensor, channel, group),
+            with a number where it has one: `group64`.
         method: plug-in that chooses scales and rounding; "" = the format's default.
         transforms: words of plug-ins in the order in which they are applied, with a number where
             they have one.
@@ -286,7 +289,7 @@ def split_steps(text: str) -> tuple[str, int]:
 
 @lru_cache(maxsize=64)
 def _spelt(grain: str) -> str:
-    return grain_word(grain).word
+    return f"{grain_word(grain).word}{split_word(grain)[1] or ''}"
 
 
 @lru_cache(maxsize=4096)

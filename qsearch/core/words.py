@@ -125,6 +125,12 @@ class GrainWord(Protocol):
     needs_inputs: bool
 
 
+def grain_number(grain: str) -> Number | None:
+    """The number that a grain's word takes, as the 64 of `+a4g64`; None where it takes none."""
+    found: Number | None = getattr(grain_word(grain), "number", None)
+    return found
+
+
 def split_word(text: str) -> tuple[str, int | None]:
     """Name and number of a transform as a scheme spells it: `balance30` -> ("balance", 30)."""
     name = text.rstrip("0123456789")
@@ -186,21 +192,34 @@ def check_order(words: Iterable[str], given: str) -> None:
 
 def grain_word(grain: str) -> GrainWord:
     """The plug-in of an activation grain, by its name."""
-    plugin: GrainWord = plugins.load("activations", grain)
+    plugin: GrainWord = plugins.load("activations", split_word(grain)[0])
     return plugin
 
 
 def grain_of(word: str) -> str | None:
-    """Name of the activation grain that a scheme spells as `word`, e.g. "t" -> "tensor"; None where
-    there is none.
+    """Name of the activation grain that a scheme spells as `word`, with its number, e.g. "t" ->
+    "tensor", "g64" -> "group64"; None where there is none.
 
     Ours are looked at first, so that what somebody else installed is imported only for a word that
     is none of ours.
+
+    Raises:
+        QSearchError: the word is a grain's, and its number is missing or out of range.
     """
+    letters, number = split_word(word)
     for outside in (False, True):
         for name in plugins.names("activations", outside=outside):
-            if grain_word(name).word == word:
+            declared = grain_number(name)
+            if declared is None and grain_word(name).word == word:
                 return name
+            if declared is not None and grain_word(name).word == letters:
+                spelt = str(number) == word[len(letters) :]
+                if number is None or not spelt or not declared.allows(number):
+                    raise QSearchError(
+                        f"{letters} behind the format of an input takes a number, {declared.rule}; "
+                        f"given {word!r}"
+                    )
+                return f"{name}{number}"
     return None
 
 

@@ -82,7 +82,8 @@ class Input(nn.Module):
         self.apart = scheme.static_input and parts and not grain.per_channel
         #: bits of an integer grid that is the same for all channels (of a part), 0 where inputs are
         #: no such integers
-        integers = scheme.integer_input and not grain.per_channel
+        zero = self.rounding is not None and self.rounding.stores_zero
+        integers = scheme.integer_input and zero and not grain.per_channel
         self.bits = scheme.activation_bits if integers else 0
         #: for each transform, what makes it of its tensors, and the names that it stores -> those
         #: of the buffers

@@ -4,6 +4,7 @@ refused where it can't be, undone whatever happens.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qsearch.choices.fake_quantization import fake_quantize
 from qsearch.choices.input_quantizer import needs_inputs
 from qsearch.choices.quantization import quantize
 from qsearch.choices.statistics import LayerInputs
@@ -468,3 +470,50 @@ def test_layers_named_one_by_one_give_what_they_give_in_a_whole_plan(
     ):
         nested = model(**causal_calls()[0].kwargs)
     assert torch.equal(together, nested)
+
+
+@pytest.mark.parametrize(("form", "bits"), [("4", 4), ("int4", 4), ("8", 8)])
+def test_groups_of_channels_have_scales_of_their_own(form: str, bits: int) -> None:
+    scheme = Scheme.parse(f"keep+a{form}g8")
+    x = torch.randn(2, 5, 20, generator=torch.Generator().manual_seed(0))
+    x[..., 8:16] *= 100  # a group of outliers, which the others do not hear of
+
+    made = fake_quantize(x, scheme, None, -1)
+
+    for place in (slice(0, 8), slice(8, 16), slice(16, 20)):
+        alone = fake_quantize(x[..., place], Scheme.parse(f"keep+a{form}"), None, -1)
+        torch.testing.assert_close(made[..., place], alone)
+    grid = (2 * x.abs().amax() / (2**bits - 1)).item()
+    assert (made[..., :8] - x[..., :8]).abs().max() < grid / 20
+
+
+def test_groups_of_a_convolution_are_of_its_picture() -> None:
+    x = torch.randn(3, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    made = fake_quantize(x, Scheme.parse("keep+aint4g8"), None, 1)
+
+    for i, first in itertools.product(range(3), (0, 8)):
+        part = x[i, first : first + 8]
+        scale = (part.abs().max() / 7).half().float()
+        expected = scale * (part / scale).round().clamp(-8, 7)
+        torch.testing.assert_close(made[i, first : first + 8], expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("int4-c+a4g", "from 8 to 1024, a multiple of 8; given 'g'"),
+        ("int4-c+a4g12", "given 'g12'"),
+        ("int4-c+a4g08", "given 'g08'"),
+        ("int4-c+a4g2048", "given 'g2048'"),
+        ("int4-c+a4t8", "activation '4t8'"),
+    ],
+)
+def test_a_group_of_channels_that_cannot_be_is_one_line(text: str, rule: str) -> None:
+    with pytest.raises(QSearchError, match=rule):
+        Scheme.parse(text)
+
+
+@pytest.mark.parametrize("text", ["int4-g64+aint4g64", "uint4-c+a8g16~balance30", "keep+ae4m3g32"])
+def test_groups_are_spelt_one_way(text: str) -> None:
+    assert str(Scheme.parse(text)) == text

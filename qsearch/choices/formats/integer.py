@@ -1,4 +1,5 @@
-"""Symmetric integers, `int2` to `int8`: one scale, and zero in the middle of the codes.
+"""Symmetric integers, `int2` to `int8`: one scale, and zero in the middle of the codes; the grid of
+inputs rounded to `int8`, `int6` or `int4` too.
 
 A weight is scale * (code - 2^(b-1)), scale = max|w| / (2^(b-1) - 1). The scale is stored in fp16,
 the zero is a constant.
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 family = "int"
 words = tuple(f"int{b}" for b in range(2, 9))
-inputs: dict[str, str] = {}
+inputs = {f"int{b}": f"int{b}" for b in (8, 6, 4)}
 sizes = "tcg"
 multiplied_as = "int"
 stores_zero = False
