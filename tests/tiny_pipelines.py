@@ -30,36 +30,47 @@ def stable_diffusion() -> Any:
     return StableDiffusionPipeline(**parts, tokenizer=new_tokenizer(causal=True), **UNCHECKED)
 
 
-def stable_diffusion_xl() -> Any:
+def stable_diffusion_xl(**more: Any) -> Any:
     """SDXL: two text encoders, sizes as conditions, a scheduler whose latents explode in
     variance.
+
+    `more`: other arguments of its U-Net.
     """
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
-    conditions = {
+    sizes = {
+        "cross_attention_dim": 2 * WIDTH,
+        "attention_head_dim": (2, 4),
+        "use_linear_projection": True,
+        "transformer_layers_per_block": (1, 2),
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 8,
         "projection_class_embeddings_input_dim": 6 * 8 + WIDTH,
     }
-    unet = _unet(
-        cross_attention_dim=2 * WIDTH,
-        attention_head_dim=(2, 4),
-        use_linear_projection=True,
-        transformer_layers_per_block=(1, 2),
-        **conditions,
-    )
     encoders = {"text_encoder": _clip(False), "text_encoder_2": _clip(True)}
     tokenizers = {
         "tokenizer": new_tokenizer(causal=True),
         "tokenizer_2": new_tokenizer(causal=True),
     }
     return StableDiffusionXLPipeline(
-        unet=unet,
+        unet=_unet(**sizes | more),
         vae=_vae(),
         scheduler=EulerDiscreteScheduler(),
         **encoders,
         **tokenizers,
         add_watermarker=False,
+    )
+
+
+def stable_diffusion_xl_deep() -> Any:
+    """SDXL's own topology, 794 layers, at a fortieth of its widths."""
+    return stable_diffusion_xl(
+        block_out_channels=(8, 16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=2,
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=(2, 4, 8),
     )
 
 
@@ -374,6 +385,8 @@ BUILDERS = {
         auraflow,
     )
 }
+#: of hundreds of layers: too slow for every test
+DEEP = {f.__name__: f for f in (stable_diffusion_xl_deep,)}
 
 
 def build(name: str) -> Any:
@@ -381,4 +394,4 @@ def build(name: str) -> Any:
     them at zero.
     """
     torch.manual_seed(4)
-    return tiny.prepared(BUILDERS[name]())
+    return tiny.prepared((BUILDERS | DEEP)[name]())

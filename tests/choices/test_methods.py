@@ -137,7 +137,11 @@ def naive_gptq(
     return out
 
 
-def test_gptq_is_optimal_brain_surgery_column_by_column() -> None:
+@pytest.mark.parametrize("lazy", [7, gptq.LAZY])
+def test_gptq_is_optimal_brain_surgery_column_by_column(
+    lazy: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gptq, "LAZY", lazy)  # several batches of columns, and one
     w, square = weight(), moments()
     made = quantize(w, Scheme.parse("uint4-c@gptq"), moments=square)
 
