@@ -80,6 +80,22 @@ def vae_dc(latents: int = 4) -> Any:
     )
 
 
+def vae_flux2() -> Any:
+    """AutoencoderKLFlux2: latents in patches, normalized by a batch norm."""
+    from diffusers import AutoencoderKLFlux2
+
+    return AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 4),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=2,
+        mid_block_add_attention=False,
+        sample_size=16,
+    )
+
+
 def vae_wan(latents: int = 4, **more: Any) -> Any:
     """AutoencoderKLWan: videos, factor 8 in space and 4 in time, with means and deviations of its
     latents.
@@ -150,12 +166,42 @@ def clip_processor() -> Any:
     )
 
 
-def t5(width: int = WIDTH) -> Any:
-    """T5's encoder."""
+def siglip(width: int = WIDTH) -> Any:
+    """SigLIP's image model."""
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    config = SiglipVisionConfig(
+        hidden_size=width,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=PICTURE,
+        patch_size=PICTURE // 4,
+    )
+    return SiglipVisionModel(config)
+
+
+def siglip2(width: int = WIDTH) -> Any:
+    """SigLIP 2's image model, of patches in any number."""
+    from transformers import Siglip2VisionConfig, Siglip2VisionModel
+
+    config = Siglip2VisionConfig(
+        hidden_size=width,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_patches=16,
+        patch_size=4,
+    )
+    return Siglip2VisionModel(config)
+
+
+def t5(width: int = WIDTH, words: int = 0) -> Any:
+    """T5's encoder; of the zoo's words, or of another number of them."""
     from transformers import T5Config, T5EncoderModel
 
     sizes = {"d_model": width, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    return T5EncoderModel(T5Config(vocab_size=len(new_tokenizer(causal=False)), **sizes))
+    return T5EncoderModel(T5Config(vocab_size=words or len(new_tokenizer(causal=False)), **sizes))
 
 
 def umt5() -> Any:
@@ -202,6 +248,142 @@ def chat_tokenizer() -> Any:
     tokenizer = new_tokenizer(causal=True)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
     return tokenizer
+
+
+#: what stands for pictures and turns in Qwen's templates
+_TURNS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+IMAGE_WORD, VIDEO_WORD = "<|image_pad|>", "<|video_pad|>"
+
+
+def vision_tokenizer(letters: bool = False) -> Any:
+    """A tokenizer with a template for messages whose contents may be lists, and Qwen's words for
+    pictures; of long texts.
+
+    Args:
+        letters: a token a letter, for pipelines that drop a template of more tokens than it has
+            words.
+    """
+    from tokenizers import Regex, pre_tokenizers
+
+    tokenizer = new_tokenizer(causal=True)
+    if letters:
+        each = pre_tokenizers.Split(Regex("."), "isolated")
+        tokenizer.backend_tokenizer.pre_tokenizer = each
+    tokenizer.add_tokens([*_TURNS, IMAGE_WORD, VIDEO_WORD], special_tokens=True)
+    tokenizer.model_max_length = 4096
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+        "{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endif %} {% endfor %}"
+    )
+    return tokenizer
+
+
+def gemma3(**more: Any) -> Any:
+    """Gemma 3 with its image model."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    words = len(new_tokenizer(causal=True))
+    text = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "vocab_size": words,
+        **_SPECIAL,
+    }
+    vision = {
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": PICTURE,
+        "patch_size": PICTURE // 4,
+    }
+    config = Gemma3Config(
+        text_config=text | more, vision_config=vision, image_token_index=3, mm_tokens_per_image=4
+    )
+    return Gemma3ForConditionalGeneration(config)
+
+
+def mistral3(whole: bool = True) -> Any:
+    """Mistral 3 with its image model; with its output layer, or without."""
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration, Mistral3Model
+
+    text = {
+        "model_type": "mistral",
+        "hidden_size": WIDTH,
+        "intermediate_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "vocab_size": len(vision_tokenizer()),
+        **_SPECIAL,
+    }
+    vision = {
+        "model_type": "pixtral",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": PICTURE,
+        "patch_size": PICTURE // 4,
+    }
+    config = Mistral3Config(text_config=text, vision_config=vision, image_token_index=3)
+    return (Mistral3ForConditionalGeneration if whole else Mistral3Model)(config)
+
+
+def llava() -> Any:
+    """LLaVA: CLIP's image model before a Llama."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    text = {
+        "model_type": "llama",
+        "hidden_size": WIDTH,
+        "intermediate_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "vocab_size": len(new_tokenizer(causal=True)),
+        **_SPECIAL,
+    }
+    vision = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "projection_dim": 8,
+        "image_size": PICTURE,
+        "patch_size": PICTURE // 4,
+    }
+    config = LlavaConfig(
+        text_config=text, vision_config=vision, image_token_index=3, pad_token_id=0
+    )
+    return LlavaForConditionalGeneration(config)
+
+
+def t5gemma() -> Any:
+    """T5Gemma's encoder."""
+    from transformers import T5GemmaConfig, T5GemmaEncoderModel
+    from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfig
+
+    module = T5GemmaModuleConfig(
+        vocab_size=len(new_tokenizer(causal=True)),
+        hidden_size=WIDTH,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=256,
+        sliding_window=64,
+        layer_types=["full_attention", "full_attention"],
+    ).to_dict()
+    config = T5GemmaConfig(encoder=module, decoder=module, is_encoder_decoder=False)
+    return T5GemmaEncoderModel(config)
 
 
 def unet(**more: Any) -> Any:

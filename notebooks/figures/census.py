@@ -51,11 +51,44 @@ MADE = {
     "gguf": "export-gguf",
     "sdnq": "export-sdnq",
 }
+_VIDEO = "its processor's part for videos needs torchvision, which is not installed"
+_COSMOS = "its transformer resizes masks with torchvision, which is not installed"
+_NONE = "nothing samples in it: one call of a model"
+_TEXT = "makes text"
 #: class -> why it is not here
 CANNOT = {
     "ChromaInpaintPipeline": "its call reads a configuration key that its own transformer lacks",
     "StableCascadeDecoderPipeline": "diffusers can't load the folder it saves (PaellaVQModel)",
     "StableCascadeCombinedPipeline": "diffusers can't load the folder it saves (PaellaVQModel)",
+    "EasyAnimateControlPipeline": "its call gives encode_prompt an argument that this lacks",
+    "BriaFibo2Pipeline": _VIDEO,
+    "DreamLitePipeline": _VIDEO,
+    "DreamLiteMobilePipeline": _VIDEO,
+    "JoyImageEditPipeline": _VIDEO,
+    "JoyImageEditPlusPipeline": _VIDEO,
+    "Kandinsky5I2IPipeline": _VIDEO,
+    "Kandinsky6TI2VAPipeline": _VIDEO,
+    "LongCatImagePipeline": _VIDEO,
+    "LongCatImageEditPipeline": _VIDEO,
+    "NucleusMoEImagePipeline": _VIDEO,
+    "QwenImage21Pipeline": _VIDEO,
+    "QwenImageEditPipeline": _VIDEO,
+    "QwenImageEditInpaintPipeline": _VIDEO,
+    "QwenImageEditPlusPipeline": _VIDEO,
+    "QwenImageLayeredPipeline": _VIDEO,
+    "OmniGenPipeline": "its processor uses torchvision, which is not installed",
+    "CosmosTextToWorldPipeline": _COSMOS,
+    "CosmosVideoToWorldPipeline": _COSMOS,
+    "Cosmos2TextToImagePipeline": _COSMOS,
+    "Cosmos2VideoToWorldPipeline": _COSMOS,
+    "Cosmos2_5_PredictBasePipeline": _COSMOS,
+    "Cosmos2_5_TransferPipeline": _COSMOS,
+    "FluxPriorReduxPipeline": _NONE,
+    "LTXLatentUpsamplePipeline": _NONE,
+    "LTX2LatentUpsamplePipeline": _NONE,
+    "DiffusionGemmaPipeline": _TEXT,
+    "LLaDA2Pipeline": _TEXT,
+    "RFD4ProteinaPipeline": "makes proteins",
 }
 #: what the commands load, loaded once
 LOADED = (
@@ -81,6 +114,11 @@ LOADED = (
     "scipy.optimize",
     "optuna.storages._rdb.storage",
     "PIL.GifImagePlugin",
+    "PIL.ImageDraw",
+    "PIL.ImageFont",
+    "jinja2",
+    "matplotlib.backends.backend_svg",
+    "qsearch.report.page_plots",
     "gguf",
     "sdnq",
 )
@@ -90,12 +128,23 @@ SECONDS = 240
 
 def table() -> dict[str, tuple[Callable[[], Any], dict[str, Any]]]:
     """Class -> how it is built, and more arguments of its call."""
+    import census_pictures
     import census_priors
+    import census_sounds
     import census_transformers
     import census_unets
     import census_videos
+    import census_worlds
 
-    families = (census_unets, census_transformers, census_videos, census_priors)
+    families = (
+        census_unets,
+        census_transformers,
+        census_pictures,
+        census_videos,
+        census_worlds,
+        census_sounds,
+        census_priors,
+    )
     return {name: entry for family in families for name, entry in family.PIPELINES.items()}
 
 
@@ -168,8 +217,9 @@ def build(name: str, folder: Path) -> None:
     inputs.mkdir()
     run.mkdir()
     census_inputs.write(inputs)
-    (run / "prompts.txt").write_text("".join(f"{p}\n" for p in census_inputs.PROMPTS))
     call = census_inputs.placed(call, inputs)
+    prompts = call.pop("prompts", census_inputs.PROMPTS)
+    (run / "prompts.txt").write_text("".join(f"{p}\n" for p in prompts))
     sampling = {"steps": 2, "guidance": 3.0, "call": call} | call.pop("sampling", {})
     profile = {"bins": 1, "samples": 2} | call.pop("profile", {})
     content = {

@@ -51,6 +51,13 @@ def entries(
     return {name: (entry(name, change), call) for name, (change, call) in table.items()}
 
 
+def made(name: str, **config: Any) -> Any:
+    """A model or scheduler of diffusers by its class."""
+    import diffusers
+
+    return getattr(diffusers, name)(**config)
+
+
 def same(_: dict[str, Any]) -> dict[str, Any]:
     """Nothing besides."""
     return {}
@@ -80,9 +87,13 @@ def write(folder: Path) -> None:
         "embeds": (2, WIDTH),
         "negative_embeds": (2, WIDTH),
         "hint": (2, 3, 64, 64),
+        "clip": (2, 3, 5, 16, 16),
     }
     for name, shape in held.items():
         save_file({name: torch.randn(shape)}, folder / f"{name}.safetensors")
+    masked = torch.zeros(2, 1, 5, 16, 16)
+    masked[..., 4:12, 4:12] = 255
+    save_file({"clip_mask": masked}, folder / "clip_mask.safetensors")
     with wave.open(str(folder / "sound.wav"), "wb") as file:
         file.setnchannels(2)
         file.setsampwidth(2)

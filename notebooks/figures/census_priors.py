@@ -198,6 +198,22 @@ def _prior() -> dict[str, Any]:
     }
 
 
+def _k21(channels: int) -> Any:
+    return tiny.unet(
+        in_channels=channels,
+        out_channels=8,
+        addition_embed_type="text_image",
+        encoder_hid_dim=WIDTH,
+        encoder_hid_dim_type="text_image_proj",
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        resnet_time_scale_shift="scale_shift",
+    )
+
+
 def _kandinsky21() -> dict[str, Any]:
     from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
 
@@ -210,22 +226,9 @@ def _kandinsky21() -> dict[str, Any]:
         num_hidden_layers=1,
         vocab_size=len(new_tokenizer(causal=False)),
     )
-    unet = tiny.unet(
-        in_channels=4,
-        out_channels=8,
-        addition_embed_type="text_image",
-        encoder_hid_dim=WIDTH,
-        encoder_hid_dim_type="text_image_proj",
-        cross_attention_dim=WIDTH,
-        attention_head_dim=4,
-        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-        resnet_time_scale_shift="scale_shift",
-    )
     return {
         **_kandinsky22(),
-        "unet": unet,
+        "unet": _k21(4),
         "text_encoder": MultilingualCLIP(config),
         "tokenizer": new_tokenizer(causal=False),
     }
@@ -290,6 +293,65 @@ def _cascade() -> dict[str, Any]:
     }
 
 
+def _combined(_: dict[str, Any]) -> dict[str, Any]:
+    """What a prior's parts are called in a pipeline that has it built in."""
+    return {f"prior_{part}": module for part, module in _prior().items()}
+
+
+def _combined_inpaint(parts: dict[str, Any]) -> dict[str, Any]:
+    return {**_combined(parts), "unet": _k22(9, "image")}
+
+
+_TWO = {**SIZE, "prior_num_inference_steps": 2}
+_IMAGE = {"image": PICTURE, "strength": 0.8}
+_MASKED = {"image": PICTURE, "mask_image": MASK}
+
+
+def _shap_e(**more: Any) -> dict[str, Any]:
+    from diffusers import PriorTransformer
+    from diffusers.pipelines.shap_e import ShapERenderer
+
+    prior = PriorTransformer(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        embedding_dim=16,
+        num_embeddings=32,
+        embedding_proj_dim=WIDTH,
+        time_embed_dim=64,
+        num_layers=1,
+        clip_embed_dim=32,
+        additional_embeddings=0,
+        time_embed_act_fn="gelu",
+        norm_in_type="layer",
+        encoder_hid_proj_type=None,
+        added_emb_type=None,
+        **more,
+    )
+    renderer = ShapERenderer(
+        param_shapes=((8, 93), (8, 8), (8, 8), (8, 8)),
+        d_latent=16,
+        d_hidden=8,
+        n_output=12,
+        background=(0.1, 0.1, 0.1),
+    )
+    return {
+        "prior": prior,
+        "shap_e_renderer": renderer,
+        "text_encoder": tiny.clip(True),
+        "tokenizer": new_tokenizer(causal=True),
+        "image_encoder": tiny.clip_vision(False),
+        "image_processor": tiny.clip_processor(),
+        "scheduler": _scheduler(
+            "HeunDiscreteScheduler",
+            beta_schedule="exp",
+            num_train_timesteps=1024,
+            prediction_type="sample",
+            use_karras_sigmas=True,
+            clip_sample=True,
+        ),
+    }
+
+
 PIPELINES: dict[str, Entry] = {
     **UNCONDITIONAL,
     **entries(_dit, {"DiTPipeline": (same, {})}),
@@ -308,6 +370,39 @@ PIPELINES: dict[str, Entry] = {
         {
             "KandinskyPipeline": (same, _GIVEN),
             "KandinskyImg2ImgPipeline": (same, {**_GIVEN, "image": PICTURE, "strength": 0.8}),
+        },
+    ),
+    **entries(
+        _kandinsky22,
+        {
+            "KandinskyV22CombinedPipeline": (_combined, _TWO),
+            "KandinskyV22Img2ImgCombinedPipeline": (_combined, {**_TWO, **_IMAGE}),
+            "KandinskyV22InpaintCombinedPipeline": (_combined_inpaint, {**_TWO, **_MASKED}),
+        },
+    ),
+    **entries(
+        _kandinsky21,
+        {
+            "KandinskyInpaintPipeline": (
+                lambda _: {"unet": _k21(9)},
+                {**_GIVEN, **_MASKED},
+            ),
+            "KandinskyCombinedPipeline": (_combined, _TWO),
+            "KandinskyImg2ImgCombinedPipeline": (_combined, {**_TWO, **_IMAGE}),
+            "KandinskyInpaintCombinedPipeline": (
+                lambda parts: {**_combined(parts), "unet": _k21(9)},
+                {**_TWO, **_MASKED},
+            ),
+        },
+    ),
+    **entries(
+        _shap_e,
+        {
+            "ShapEPipeline": (same, {"frame_size": 16}),
+            "ShapEImg2ImgPipeline": (
+                lambda _: _shap_e(embedding_proj_norm_type="layer"),
+                {"image": PICTURE, "frame_size": 16},
+            ),
         },
     ),
     **entries(

@@ -31,6 +31,22 @@ def flow(**more: Any) -> Any:
     return FlowMatchEulerDiscreteScheduler(**more)
 
 
+def _deeper(layer: str) -> Change:
+    """Two blocks, with perturbed-attention guidance in the one that pipelines take by themselves:
+    their saved folders do not say which.
+    """
+
+    def change(parts: dict[str, Any]) -> dict[str, Any]:
+        model = parts["transformer"]
+        config = {**model.config, "num_layers": 2}
+        return {
+            "transformer": type(model).from_config(config),
+            "pag_applied_layers": layer,
+        }
+
+    return change
+
+
 def _sd3_wide(_: dict[str, Any]) -> dict[str, Any]:
     from diffusers import SD3Transformer2DModel
 
@@ -75,9 +91,9 @@ SD3 = entries(
             _sd3_control(1),
             {"control_image": PICTURE, "control_mask": MASK, **SIZE},
         ),
-        "StableDiffusion3PAGPipeline": (lambda _: {"pag_applied_layers": "blocks.0"}, _32),
+        "StableDiffusion3PAGPipeline": (_deeper("blocks.1"), _32),
         "StableDiffusion3PAGImg2ImgPipeline": (
-            lambda _: {"pag_applied_layers": "blocks.0"},
+            _deeper("blocks.1"),
             {"image": PICTURE, **SIZE},
         ),
     },
@@ -159,7 +175,7 @@ PIXART = entries(
     {
         "PixArtAlphaPipeline": (same, SIZE),
         "PixArtSigmaPipeline": (same, SIZE),
-        "PixArtSigmaPAGPipeline": (lambda _: {"pag_applied_layers": "blocks.0"}, SIZE),
+        "PixArtSigmaPAGPipeline": (_deeper("blocks.1"), SIZE),
     },
 )
 
@@ -368,23 +384,23 @@ _QWEN = {
 }
 
 
-def qwen_vl(name: str = "Qwen2_5_VLForConditionalGeneration") -> Any:
-    """Qwen2.5-VL, whose text model reads prompts."""
+#: rotary positions in time, height and width, of heads of 8 channels
+MROPE = {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6}
+
+
+def qwen_vl(name: str = "Qwen2_5_VLForConditionalGeneration", layers: int = 2) -> Any:
+    """A vision-language model of Qwen's by its class, whose text model reads prompts."""
     import transformers
 
-    words = len(new_tokenizer(causal=True))
+    tokenizer = tiny.vision_tokenizer()
     text = {
         "hidden_size": WIDTH,
         "intermediate_size": 16,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": layers,
         "num_attention_heads": 2,
         "num_key_value_heads": 2,
-        "rope_parameters": {
-            "mrope_section": [1, 1, 2],
-            "rope_type": "default",
-            "rope_theta": 1e6,
-        },
-        "vocab_size": words,
+        "rope_parameters": MROPE,
+        "vocab_size": len(tokenizer),
         "pad_token_id": 0,
         "bos_token_id": 2,
         "eos_token_id": 1,
@@ -396,7 +412,10 @@ def qwen_vl(name: str = "Qwen2_5_VLForConditionalGeneration") -> Any:
         "num_heads": 2,
         "out_hidden_size": WIDTH,
     }
-    ids = {"image_token_id": 3, "video_token_id": 3, "vision_start_token_id": 3}
+    words = {"image": tiny.IMAGE_WORD, "video": tiny.VIDEO_WORD, "vision_start": "<|vision_start|>"}
+    ids = {
+        f"{name}_token_id": tokenizer.convert_tokens_to_ids(word) for name, word in words.items()
+    }
     made = getattr(transformers, name)
     config = made.config_class(text_config=text, vision_config=vision, **ids)
     return made(config)
@@ -430,22 +449,8 @@ def _qwen_inpaint_control(parts: dict[str, Any]) -> dict[str, Any]:
     return {**_qwen(parts), "controlnet": QwenImageControlNetModel(**config)}
 
 
-def _vae_flux2() -> Any:
-    from diffusers import AutoencoderKLFlux2
-
-    return AutoencoderKLFlux2(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(4, 4),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=2,
-        mid_block_add_attention=False,
-        sample_size=16,
-    )
-
-
-_KLEIN = {
+#: a small Flux 2 transformer
+FLUX2 = {
     "in_channels": 16,
     "num_layers": 1,
     "num_single_layers": 1,
@@ -457,8 +462,8 @@ _KLEIN = {
 }
 _klein = _simple(
     "Flux2Transformer2DModel",
-    _KLEIN,
-    vae=_vae_flux2,
+    FLUX2,
+    vae=tiny.vae_flux2,
     text_encoder=lambda: tiny.language_model("Qwen3ForCausalLM", num_hidden_layers=3),
     tokenizer=tiny.chat_tokenizer,
 )

@@ -343,7 +343,7 @@ XL = entries(
             },
         ),
         "StableDiffusionXLPAGPipeline": (same, {"pag_scale": 2.0}),
-        "StableDiffusionXLPAGImg2ImgPipeline": (same, {"image": PICTURE}),
+        "StableDiffusionXLPAGImg2ImgPipeline": (same, {"image": PICTURE, "strength": 0.75}),
         "StableDiffusionXLPAGInpaintPipeline": (same, {"image": PICTURE, "mask_image": MASK}),
         "StableDiffusionXLControlNetPAGPipeline": (_controlnet, {"image": PICTURE}),
         "StableDiffusionXLControlNetPAGImg2ImgPipeline": (

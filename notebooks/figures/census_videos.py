@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from census_inputs import MASKS, PICTURE, SIZE, VIDEO, Change, Entry, entries, same
+from census_inputs import MASKS, PICTURE, SIZE, VIDEO, Change, Entry, entries, made, same
 from census_transformers import flow, parts_of
 
 from qsearch.zoo.painters import MAX_WORDS, new_tokenizer
@@ -25,15 +25,9 @@ _WAN = {
 }
 
 
-def _model(name: str, **config: Any) -> Any:
-    import diffusers
-
-    return getattr(diffusers, name)(**config)
-
-
 def _cogvideox(channels: int, **more: Any) -> Change:
     def change(_: dict[str, Any]) -> dict[str, Any]:
-        model = _model(
+        model = made(
             "CogVideoXTransformer3DModel",
             in_channels=channels,
             out_channels=4,
@@ -77,11 +71,12 @@ def _wan_parts() -> dict[str, Any]:
         "vae": tiny.vae_wan(16),
         "text_encoder": tiny.t5(),
         "tokenizer": new_tokenizer(causal=False),
-        "transformer": _model("WanTransformer3DModel", in_channels=16, out_channels=16, **_WAN),
+        "transformer": made("WanTransformer3DModel", in_channels=16, out_channels=16, **_WAN),
     }
 
 
-def _unipc(**more: Any) -> Any:
+def unipc(**more: Any) -> Any:
+    """UniPC on flow matching."""
     from diffusers import UniPCMultistepScheduler
 
     return UniPCMultistepScheduler(
@@ -90,7 +85,7 @@ def _unipc(**more: Any) -> Any:
 
 
 def _wan_image(_: dict[str, Any]) -> dict[str, Any]:
-    model = _model(
+    model = made(
         "WanTransformer3DModel",
         in_channels=36,
         out_channels=16,
@@ -105,7 +100,7 @@ def _wan_image(_: dict[str, Any]) -> dict[str, Any]:
 
 
 def _wan_vace(_: dict[str, Any]) -> dict[str, Any]:
-    model = _model(
+    model = made(
         "WanVACETransformer3DModel",
         in_channels=16,
         out_channels=16,
@@ -117,17 +112,17 @@ def _wan_vace(_: dict[str, Any]) -> dict[str, Any]:
 
 
 def _skyreels(_: dict[str, Any]) -> dict[str, Any]:
-    model = _model("SkyReelsV2Transformer3DModel", in_channels=16, out_channels=16, **_WAN)
-    return {"transformer": model, "scheduler": _unipc()}
+    model = made("SkyReelsV2Transformer3DModel", in_channels=16, out_channels=16, **_WAN)
+    return {"transformer": model, "scheduler": unipc()}
 
 
 def _skyreels_image(_: dict[str, Any]) -> dict[str, Any]:
-    model = _model(
+    model = made(
         "SkyReelsV2Transformer3DModel", in_channels=36, out_channels=16, image_dim=WIDTH, **_WAN
     )
     return {
         "transformer": model,
-        "scheduler": _unipc(),
+        "scheduler": unipc(),
         "image_encoder": tiny.clip_vision(True),
         "image_processor": tiny.clip_processor(),
     }
@@ -143,7 +138,7 @@ WAN = entries(
         "WanVACEPipeline": (_wan_vace, {"video": VIDEO, "mask": MASKS, **_CLIP}),
         "LucyEditPipeline": (
             lambda _: {
-                "transformer": _model(
+                "transformer": made(
                     "WanTransformer3DModel", in_channels=32, out_channels=16, **_WAN
                 )
             },
@@ -164,8 +159,9 @@ WAN = entries(
 )
 
 
-def _vae_ltx() -> Any:
-    return _model(
+def vae_ltx() -> Any:
+    """LTX's VAE."""
+    return made(
         "AutoencoderKLLTXVideo",
         latent_channels=8,
         block_out_channels=(8, 8, 8, 8),
@@ -186,7 +182,7 @@ def _vae_ltx() -> Any:
 
 
 def _ltx() -> dict[str, Any]:
-    model = _model(
+    model = made(
         "LTXVideoTransformer3DModel",
         in_channels=8,
         out_channels=8,
@@ -197,7 +193,7 @@ def _ltx() -> dict[str, Any]:
     )
     return {
         "transformer": model,
-        "vae": _vae_ltx(),
+        "vae": vae_ltx(),
         "scheduler": flow(),
         "text_encoder": tiny.t5(),
         "tokenizer": new_tokenizer(causal=False),
@@ -218,7 +214,7 @@ LTX = entries(
 def _latte() -> dict[str, Any]:
     from diffusers import DDIMScheduler
 
-    model = _model(
+    model = made(
         "LatteTransformer3DModel",
         sample_size=8,
         num_layers=1,
@@ -246,7 +242,7 @@ def _latte() -> dict[str, Any]:
 
 
 def _vae_allegro() -> Any:
-    return _model(
+    return made(
         "AutoencoderKLAllegro",
         down_block_types=("AllegroDownBlock3D",) * 4,
         up_block_types=("AllegroUpBlock3D",) * 4,
@@ -264,7 +260,7 @@ def _vae_allegro() -> Any:
 def _allegro(_: dict[str, Any]) -> dict[str, Any]:
     from diffusers import DDIMScheduler
 
-    model = _model(
+    model = made(
         "AllegroTransformer3DModel",
         num_attention_heads=2,
         attention_head_dim=12,
@@ -281,7 +277,7 @@ def _allegro(_: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mochi(_: dict[str, Any]) -> dict[str, Any]:
-    model = _model(
+    model = made(
         "MochiTransformer3DModel",
         num_attention_heads=2,
         attention_head_dim=8,
@@ -292,7 +288,7 @@ def _mochi(_: dict[str, Any]) -> dict[str, Any]:
         time_embed_dim=4,
         max_sequence_length=MAX_WORDS,
     )
-    vae = _model(
+    vae = made(
         "AutoencoderKLMochi",
         latent_channels=12,
         encoder_block_out_channels=(32, 32, 32, 32),
@@ -302,10 +298,11 @@ def _mochi(_: dict[str, Any]) -> dict[str, Any]:
     return {"transformer": model, "vae": vae, "scheduler": flow()}
 
 
-def _hunyuan_vae() -> Any:
-    return _model(
+def hunyuan_vae(latents: int = 4) -> Any:
+    """HunyuanVideo's VAE."""
+    return made(
         "AutoencoderKLHunyuanVideo",
-        latent_channels=4,
+        latent_channels=latents,
         down_block_types=("HunyuanVideoDownBlock3D",) * 4,
         up_block_types=("HunyuanVideoUpBlock3D",) * 4,
         block_out_channels=(8, 8, 8, 8),
@@ -317,7 +314,7 @@ def _hunyuan_vae() -> Any:
 
 def _hunyuan(channels: int) -> Change:
     def change(_: dict[str, Any]) -> dict[str, Any]:
-        model = _model(
+        model = made(
             "HunyuanVideoTransformer3DModel",
             in_channels=channels,
             out_channels=4,
@@ -333,9 +330,9 @@ def _hunyuan(channels: int) -> Change:
         )
         return {
             "transformer": model,
-            "vae": _hunyuan_vae(),
+            "vae": hunyuan_vae(),
             "scheduler": flow(),
-            "text_encoder": tiny.language_model("LlamaModel", num_hidden_layers=3),
+            "text_encoder": tiny.languagemade("LlamaModel", num_hidden_layers=3),
             "tokenizer": tiny.chat_tokenizer(),
             "text_encoder_2": tiny.clip(max_position_embeddings=77),
             "tokenizer_2": new_tokenizer(causal=True),
@@ -345,7 +342,7 @@ def _hunyuan(channels: int) -> Change:
 
 
 def _sana_video(_: dict[str, Any]) -> dict[str, Any]:
-    model = _model(
+    model = made(
         "SanaVideoTransformer3DModel",
         in_channels=16,
         out_channels=16,
@@ -365,7 +362,7 @@ def _sana_video(_: dict[str, Any]) -> dict[str, Any]:
         "transformer": model,
         "vae": tiny.vae_wan(16),
         "scheduler": flow(),
-        "text_encoder": tiny.language_model("Gemma2Model"),
+        "text_encoder": tiny.languagemade("Gemma2Model"),
         "tokenizer": new_tokenizer(causal=True),
     }
 
@@ -391,7 +388,8 @@ OTHERS = entries(
 )
 
 
-def _animated() -> dict[str, Any]:
+def animated(motion_mid_block: bool = True) -> dict[str, Any]:
+    """Stable Diffusion with a motion adapter."""
     from diffusers import DDIMScheduler, MotionAdapter
 
     adapter = MotionAdapter(
@@ -399,6 +397,7 @@ def _animated() -> dict[str, Any]:
         motion_layers_per_block=1,
         motion_norm_num_groups=4,
         motion_num_attention_heads=2,
+        use_motion_mid_block=motion_mid_block,
     )
     return {
         "unet": tiny.unet(cross_attention_dim=WIDTH, attention_head_dim=2),
@@ -422,7 +421,7 @@ def _animated_control(parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sparse(_: dict[str, Any]) -> dict[str, Any]:
-    net = _model(
+    net = made(
         "SparseControlNetModel",
         block_out_channels=(8, 16),
         layers_per_block=1,
@@ -442,7 +441,7 @@ def _sparse(_: dict[str, Any]) -> dict[str, Any]:
 
 _FIVE = {"conditioning_frames": VIDEO, "num_frames": 5, **SIZE}
 ANIMATED = entries(
-    _animated,
+    animated,
     {
         "AnimateDiffPipeline": (same, {"num_frames": 4}),
         "AnimateDiffPAGPipeline": (same, {"num_frames": 4}),
@@ -463,7 +462,7 @@ ANIMATED = entries(
 def _svd() -> dict[str, Any]:
     from diffusers import EulerDiscreteScheduler
 
-    unet = _model(
+    unet = made(
         "UNetSpatioTemporalConditionModel",
         block_out_channels=(32, 32),
         layers_per_block=1,
@@ -477,7 +476,7 @@ def _svd() -> dict[str, Any]:
         projection_class_embeddings_input_dim=24,
         addition_time_embed_dim=8,
     )
-    vae = _model(
+    vae = made(
         "AutoencoderKLTemporalDecoder",
         block_out_channels=(32, 32),
         down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
@@ -504,7 +503,7 @@ def _stable_audio() -> dict[str, Any]:
     from diffusers import EDMDPMSolverMultistepScheduler
     from diffusers.pipelines.stable_audio import StableAudioProjectionModel
 
-    model = _model(
+    model = made(
         "StableAudioDiTModel",
         sample_size=4,
         in_channels=3,
@@ -518,7 +517,7 @@ def _stable_audio() -> dict[str, Any]:
         global_states_input_dim=16,
         cross_attention_input_dim=8,
     )
-    vae = _model(
+    vae = made(
         "AutoencoderOobleck",
         encoder_hidden_size=6,
         downsampling_ratios=[1, 2],

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
@@ -73,8 +74,11 @@ def arguments(
         wanted["class_labels"] = [(first + i) % classes for i in range(count)]
     made = {k: v for k, v in wanted.items() if k in known}
     made |= _more(pipe, given, first, sampling, known)
-    if takes_one_prompt(type(pipe).__call__) and count == 1:
-        made = {k: v[0] if "prompt" in k and isinstance(v, list) else v for k, v in made.items()}
+    if count == 1:
+        alone = {"generator"} if _is_of_diffusers(pipe) else set[str]()
+        if takes_one_prompt(type(pipe).__call__):
+            alone |= {name for name in made if "prompt" in name or name == "generator"}
+        made |= {k: v[0] for k, v in made.items() if k in alone and isinstance(v, list)}
     missing = [name for name in known if _required(known, name) and name not in made]
     if missing:
         raise QSearchError(
@@ -97,6 +101,14 @@ def _seeds(prompts: Prompts, first: int, sampling: Sampling) -> list[int]:
 def takes_one_prompt(own: Callable[..., Any]) -> bool:
     """Whether a pipeline's call refuses lists of prompts, by its own words (Wan VACE)."""
     return _ONE_PROMPT.search(_source(own)) is not None
+
+
+def _is_of_diffusers(pipe: Any) -> bool:
+    """Whether a pipeline takes one generator for one sample, as all of diffusers do; some of them
+    refuse a list of one.
+    """
+    diffusers = sys.modules.get("diffusers")
+    return diffusers is not None and isinstance(pipe, diffusers.DiffusionPipeline)
 
 
 def _source(own: Callable[..., Any]) -> str:
@@ -186,7 +198,18 @@ def _value(name: str, value: Any, number: int) -> Any:
         return value[number % len(value) :][:1]
     if isinstance(value, list) and value and _files(value):
         return _value(name, value[number % len(value)], number)
+    if isinstance(value, list) and any(isinstance(v, list) for v in value):
+        return [_whole(name, v) for v in value]
     return value
+
+
+def _whole(name: str, value: Any) -> Any:
+    """A list of lists is the value of each sample, with what its files hold: rows of pictures
+    (VisualCloze), several pictures a sample.
+    """
+    if isinstance(value, list):
+        return [_whole(name, v) for v in value]
+    return read_value(value, name) if isinstance(value, str) and is_file_name(value) else value
 
 
 def _files(values: Sequence[Any]) -> bool:
@@ -207,6 +230,8 @@ def _batch(name: str, each: list[Any], shared: Any, own: bool) -> Any:
         return joined(name, each, False)
     if isinstance(value, list) and value and isinstance(value[0], Image.Image):
         return value if len(each) == 1 else each  # a video each
+    if isinstance(value, list) and any(isinstance(v, list) for v in value):
+        return each
     if name == "class_labels" and isinstance(value, list):
         return [v[i % len(v)] for i, v in enumerate(each)]
     if isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values()):

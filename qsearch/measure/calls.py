@@ -13,7 +13,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -88,8 +88,9 @@ class Copier:
         return value
 
     def _tensor(self, tensor: Tensor) -> Tensor:
-        version = 0 if tensor.is_inference() else tensor._version
-        held = self.known.get(id(tensor)) or self.earlier.get(id(tensor))
+        counted = not tensor.is_inference()  # torch counts no writes into inference tensors
+        version = tensor._version if counted else 0
+        held = self.known.get(id(tensor)) or (self.earlier.get(id(tensor)) if counted else None)
         if held is None or held[1] != version:
             # A tensor that is one number seen as many can't be written into, and stays small.
             dense = 0 not in tensor.stride() or tensor.numel() <= 4096
@@ -181,6 +182,15 @@ def component(model: nn.Module, call: Call) -> nn.Module:
             f"of {call.component or 'a single denoiser'}: record it of the pipeline that has them"
         )
     return model.parts[call.component]
+
+
+def makes_nothing(made: Any) -> bool:
+    """Whether a call was made for what it leaves behind, such as keys and values in a cache for
+    later calls: its first output is None.
+    """
+    if is_dataclass(made) and not isinstance(made, type):
+        made = tuple(getattr(made, f.name) for f in fields(made))
+    return made is None or (isinstance(made, list | tuple) and bool(made) and made[0] is None)
 
 
 def output_of(made: Any) -> Tensor:

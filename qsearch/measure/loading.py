@@ -19,6 +19,7 @@ from torch import nn
 from ..core.components import DECODERS, is_denoiser
 from ..core.errors import QSearchError, nearest
 from .components import components, denoisers_of
+from .own import named_parts
 from .skeletons import empty_component
 from .streaming import Stream, streams_of
 from .units import Files
@@ -104,10 +105,13 @@ def load_pipeline(
                 pipe = _single_file(folder, computed, config)
             else:
                 variant = variant or only_variant(folder)
-                parts = {}
+                # some pipelines load without a part only where that is said
+                parts: dict[str, Any] = {
+                    n: None for n, p in named_parts(folder).items() if None in p
+                }
                 if offload != "none":
                     hold = offload == "block"
-                    parts = _streamed(folder, device, dtype, variant, hold=hold)
+                    parts |= _streamed(folder, device, dtype, variant, hold=hold)
                 pipe = DiffusionPipeline.from_pretrained(
                     str(folder), local_files_only=True, dtype=computed, variant=variant, **parts
                 )

@@ -246,6 +246,32 @@ def _frames(folder: Path, call: Mapping[str, inspect.Parameter]) -> int | None:
     return int(frames) if frames and "num_frames" in call else None
 
 
+def named_parts(folder: Path) -> dict[str, tuple[str | None, str | None]]:
+    """The parts of a saved pipeline that are loaded -> (library, class); (None, None) of one that is
+    left out.
+
+    Besides, model_index.json holds settings, lists too, and parts that the class makes itself where
+    nobody gives them (LongCat's scheduler), for which no folder is saved.
+    """
+    index = read_config(folder / "model_index.json")
+    known = class_of(str(index.get("_class_name") or ""))
+    made_by_class = set[str]()
+    if known is not None:
+        optional = getattr(known, "_optional_components", ())
+        given = inspect.signature(known.__init__).parameters.items()
+        empty = inspect.Parameter.empty
+        made_by_class = {n for n, p in given if p.default is not empty and n not in optional}
+    return {
+        name: (held[0], held[1])
+        for name, held in index.items()
+        if not name.startswith("_")
+        and name not in made_by_class
+        and isinstance(held, list)
+        and len(held) == 2
+        and all(part is None or isinstance(part, str) for part in held)
+    }
+
+
 def _makes(folder: Path, call: Mapping[str, inspect.Parameter]) -> str:
     if "num_frames" in call:
         return "videos"

@@ -23,7 +23,7 @@ from ..core.schedulers import arguments_of, overridden
 from ..core.steps import StepClock
 from ..graphs.components import Components, entry_of
 from .calling import StopError, sample
-from .calls import Call, Copier, example_inputs, output_of, patched
+from .calls import Call, Copier, example_inputs, makes_nothing, output_of, patched
 from .components import denoisers_of, model_of, schedulers_of, ticking
 from .decoding import decode
 from .predicted_x0 import SchedulerStep, checked, own_prediction, step_weights
@@ -68,6 +68,9 @@ def _listening(
             heard.calls.append(Call(args, kwargs, step, None, clock.total, name))
 
         def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if makes_nothing(output):
+                heard.calls.pop()
+                return
             heard.outputs.append((len(heard.calls) - 1, output_of(output)))
 
         return [

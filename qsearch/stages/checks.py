@@ -58,11 +58,11 @@ def check(run: Run, *verbs: str) -> None:
 
 def _whole(folder: Path) -> None:
     """Refuse a pipeline that lacks a component's folder or weights."""
-    from ..measure.own import read_config
+    from ..measure.own import named_parts
     from ..measure.sizes import weight_files
 
-    for name, held in read_config(folder / "model_index.json").items():
-        if name.startswith("_") or not isinstance(held, list) or len(held) < 2 or held[1] is None:
+    for name, (_, kind) in named_parts(folder).items():
+        if kind is None:
             continue
         part = folder / name
         if not part.is_dir():

@@ -202,6 +202,33 @@ def test_masks_are_gray_and_videos_lists_of_pictures(tmp_path: Path) -> None:
     assert len(read_value(str(tmp_path / "v.gif"), "video")) == 3
 
 
+def test_a_list_of_lists_is_each_sample_s_with_its_files_read(pictures: list[Path]) -> None:
+    class Rows:
+        """As VisualCloze: rows of pictures, the last of them to be made."""
+
+        def __call__(self, prompt: list[str], image: Any, generator: Any = None) -> Any:
+            return (torch.zeros(len(prompt), 1),)
+
+    files = [str(path) for path in pictures[:2]]
+    rows = [files, [files[0], None]]
+
+    made = arguments(Rows(), PROMPTS, 0, Sampling(call={"image": rows}))["image"]
+
+    assert len(made) == len(PROMPTS)
+    for (left, right), (query, empty) in made:
+        pair = [Image.open(path).tobytes() for path in pictures[:2]]
+        assert [left.tobytes(), right.tobytes()] == pair
+        assert query.tobytes() == pair[0]
+        assert empty is None
+
+
+def test_one_sample_of_diffusers_has_a_generator_and_several_have_a_list(text: Any) -> None:
+    alone = arguments(text, PROMPTS[1:2], 1, STEPS)["generator"]
+    together = arguments(text, PROMPTS, 0, STEPS)["generator"]
+
+    assert torch.equal(torch.rand(3, generator=alone), torch.rand(3, generator=together[1]))
+
+
 def test_a_sound_is_a_tensor_between_minus_one_and_one(tmp_path: Path) -> None:
     import wave
 
@@ -372,7 +399,7 @@ def test_a_pipeline_that_takes_one_prompt_at_a_time_is_given_one_as_a_text() -> 
         ) -> Any:
             if not isinstance(prompt, str) or not isinstance(negative_prompt, str):
                 raise TypeError("a list of prompts is not supported")
-            return (torch.randn(1, 3, generator=generator[0]),)
+            return (torch.randn(1, 3, generator=generator),)
 
     sampling = Sampling(call={"negative_prompt": "fog"}, batch=3)
     made = sample(Single(), PROMPTS, sampling)

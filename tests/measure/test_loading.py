@@ -4,17 +4,22 @@ same weights in fp32 give.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from qsearch.core.errors import QSearchError
 from qsearch.measure.loading import load_pipeline, only_variant, variants_of
 from qsearch.measure.noise import relative_noise
+from qsearch.measure.own import named_parts
 from qsearch.measure.pipelines import Prompts, Sampling, denoiser_of, record, run, sample
+from qsearch.zoo.painters import new_tokenizer
+from tests import tiny_parts as tiny
 from tests.tiny_pipelines import build
 
 PROMPTS = Prompts(("a red square", "a blue circle"))
@@ -56,6 +61,54 @@ def test_a_pipeline_in_another_type_is_recorded_and_run(
     plain.load_state_dict({k: v.float() for k, v in model.state_dict().items()})
     wanted = run(plain, record(whole, PROMPTS, SAMPLING, 2)[0])
     assert relative_noise(outputs[0], wanted)[0] < (1e-9 if name == "float32" else 10 * BF16)
+
+
+def test_a_part_that_the_folder_names_as_left_out_is_left_out(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    parts = {
+        "unet": tiny.unet(cross_attention_dim=tiny.WIDTH, attention_head_dim=2),
+        "vae": tiny.vae(),
+        "text_encoder": tiny.clip(),
+        "tokenizer": new_tokenizer(causal=True),
+        "scheduler": DDIMScheduler(),
+    }
+    # its class has no parts that it calls optional, and diffusers loads it only where it is told
+    tiny.pipeline("TextToVideoZeroPipeline", parts).save_pretrained(tmp_path)
+
+    pipe = load_pipeline(tmp_path)
+
+    assert pipe.safety_checker is None
+    assert torch.equal(pipe.unet.conv_in.weight, parts["unet"].conv_in.weight)
+
+
+@pytest.mark.parametrize(
+    ("kind", "held", "parts"),
+    [
+        (
+            "Krea2Pipeline",
+            {"vae": ["diffusers", "A"], "text_encoder_select_layers": [2, 5], "is_distilled": True},
+            {"vae": ("diffusers", "A")},
+        ),
+        (
+            "LongCatAudioDiTPipeline",
+            {"vae": ["diffusers", "A"], "scheduler": ["diffusers", "FlowMatchEuler"]},
+            {"vae": ("diffusers", "A")},
+        ),
+        (
+            "StableDiffusionPipeline",
+            {"safety_checker": [None, None], "scheduler": ["diffusers", "DDIMScheduler"]},
+            {"safety_checker": (None, None), "scheduler": ("diffusers", "DDIMScheduler")},
+        ),
+        ("Mine", {"unet": ["mine", "Net"], "sizes": ["a", "b", "c"]}, {"unet": ("mine", "Net")}),
+    ],
+    ids=["settings", "made by the class", "left out", "an unknown class"],
+)
+def test_settings_of_a_pipeline_are_not_taken_for_its_parts(
+    tmp_path: Path, kind: str, held: dict[str, Any], parts: dict[str, Any]
+) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": kind, **held}))
+
+    assert named_parts(tmp_path) == parts
 
 
 def test_an_unknown_type_is_answered_with_the_nearest(saved: Path) -> None:

@@ -5,6 +5,7 @@ second-order step, both denoisers.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from qsearch.core.scheme import Scheme
 from qsearch.core.steps import clock_of
 from qsearch.graphs.components import Components
 from qsearch.graphs.extraction import extract
-from qsearch.measure.calls import output_of
+from qsearch.measure.calls import Copier, output_of
 from qsearch.measure.components import denoisers_of, left_out, model_of
 from qsearch.measure.noise import relative_noise
 from qsearch.measure.pipelines import Call, Prompts, Sampling, example_inputs, record, run, sample
@@ -278,6 +279,55 @@ def test_recorded_tensors_do_not_change_with_the_pipeline_s() -> None:
 
     for call, was in zip(calls, given, strict=True):
         assert torch.equal(call.args[0], was)
+
+
+@pytest.mark.parametrize("form", ["tuple", "output class"])
+def test_calls_that_fill_a_cache_are_none_of_the_denoiser_s(form: str) -> None:
+    pipe = staged()
+    own, cache = pipe.unet.forward, [torch.zeros(1)]
+
+    def cached(sample: Tensor, timestep: Tensor, **more: Any) -> Any:
+        if more.pop("fill", False):
+            cache[0] += 1
+            return (None, cache) if form == "tuple" else Cached(None, cache)
+        return own(sample, timestep, **more)
+
+    pipe.unet.forward = cached  # type: ignore[method-assign]
+    step = pipe.scheduler.step
+
+    def filling(output: Tensor, timestep: Tensor, sample: Tensor, **more: Any) -> Any:
+        made = step(output, timestep, sample, **more)
+        pipe.unet(sample, timestep, fill=True)
+        return made
+
+    pipe.scheduler.step = filling
+    calls = record(pipe, PROMPTS, Sampling(steps=4), 2)
+
+    assert float(cache[0]) == 4
+    assert [call.step for call in calls] == [1, 3]
+    assert not any("fill" in call.kwargs for call in calls)
+    assert all(torch.isfinite(run(pipe.unet, call)).all() for call in calls)
+
+
+@dataclass
+class Cached:
+    """As diffusers' output classes: a sample, and what later calls read."""
+
+    sample: Tensor | None
+    cache: list[Tensor]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_tensor_that_is_written_between_calls_is_copied_again(mode: Any) -> None:
+    with mode():
+        tensor = torch.zeros(3)
+        first = Copier()
+        was = first(tensor)
+        tensor.fill_(5)
+        now = Copier(first.known)(tensor)
+
+    assert was.tolist() == [0, 0, 0]
+    assert now.tolist() == [5, 5, 5]
 
 
 class Restless(Net):
