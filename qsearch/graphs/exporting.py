@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
 
 from .components import plain_class
@@ -154,12 +156,21 @@ def without_data(model: nn.Module) -> nn.Module:
     for module in twin.modules():
         module._compiled_call_impl = None
         module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
+        _keep_weight_norms(module)
         if set(_HOOKS) & set(module.__dict__):
             module.__dict__.pop("forward", None)
         module.__class__ = plain_class(module)
     assert isinstance(twin, nn.Module)
     return twin.eval()
+
+
+def _keep_weight_norms(module: nn.Module) -> None:
+    """Clear hooks before the call but those of torch's older weight and spectral norms, which make
+    the weight.
+    """
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if not isinstance(hook, WeightNorm | SpectralNorm):
+            del module._forward_pre_hooks[key]
 
 
 def _blank(tensor: Tensor) -> Tensor:

@@ -199,7 +199,7 @@ class _Builder:
             inputs=sum(step.reads[0].numel for step in steps if step.reads),
             outputs=sum(step.call.numel for step in steps),
             bias=isinstance(getattr(self.modules[module], "bias", None), nn.Parameter),
-            quantizable=kind != "embedding" and attribute == "weight",
+            quantizable=kind != "embedding" and attribute == "weight" and first.weight.numel > 0,
             sees=reachability.word(reach),
             splits=_splits(first) if "image" in reach else (),
             aliases=aliases,

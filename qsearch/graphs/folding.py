@@ -135,6 +135,8 @@ class _Folder:
         data = tuple(
             (f, made) for f in factors if f is not weight and (made := self.source(f)) is not None
         )
+        if not data and op in ops.MATMULS - {"linear"}:
+            return None  # a weight in the making, as by spectral norm
         root, first = self.roots[weight], weight is factors[0] and op not in ops.EMBEDDINGS
         kind = ops.weight_kind(call, root)
         # y = x @ W has its output channels last; the transposed weight of addmm, and a weight on

@@ -10,6 +10,7 @@ exception on the way leaves the model as it was.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from ..core.plan import ONE_RANGE, Plan, checked
 from ..core.scheme import Scheme
 from ..core.sites import is_site
 from ..core.steps import StepClock, StepRanges, clock_of
+from . import quantized_weights
 from .attention import passing
 from .attentions import carries, planned_attentions
 from .calls import measuring
@@ -37,6 +39,17 @@ from .quantized_weights import Fit, QuantizedWeights, fits, weight_of
 from .sparse import sparse_attention
 from .streaming import Stream, stream_of
 from .units import Place
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("calibrated_weights", "weights_for"):
+        warnings.warn(
+            f"{name} is in qsearch.measure.quantized_weights since 0.2.0",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(quantized_weights, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @dataclass

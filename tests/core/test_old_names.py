@@ -12,6 +12,7 @@ from qsearch import _MOVED
 from qsearch.core import plan
 from qsearch.core.cost import select
 from qsearch.execute import runtime
+from qsearch.measure import quantized_weights, simulation
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,8 @@ def test_names_that_left_a_module_are_found_from_there() -> None:
         assert plan.select is select
     with pytest.warns(DeprecationWarning, match="StepPlan is Plan"):
         assert plan.StepPlan is qsearch.Plan
+    with pytest.warns(DeprecationWarning, match=r"is in qsearch\.measure\.quantized_weights since"):
+        assert simulation.calibrated_weights is quantized_weights.calibrated_weights
 
 
 @pytest.mark.parametrize(
