@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-DENOISERS = ("transformer", "unet", "prior", "decoder")
+DENOISERS = ("transformer", "unet", "prior", "decoder", "flow")
 #: names under which pipelines keep what decodes latents; they call its `decode`
 DECODERS = ("vae", "movq", "vqgan", "vqvae")
 _NUMBERED = re.compile(rf"({'|'.join(DENOISERS)})(_\d+)?$")

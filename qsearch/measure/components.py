@@ -31,13 +31,15 @@ def components(pipe: Any) -> dict[str, Any]:
 
 
 def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
-    """Component's name -> module, of all that denoise: the pipeline's transformer or U-Net, and
-    every further one of its class.
+    """Component's name -> module, of all that denoise: those that the pipeline's class names in
+    `denoising_components`, else its transformer or U-Net, and every further one of its class.
 
     Raises:
         QSearchError: the pipeline has no denoiser.
     """
     modules = {n: m for n, m in components(pipe).items() if isinstance(m, nn.Module)}
+    if said := getattr(pipe, "denoising_components", ()):
+        return {name: modules[name] for name in said}
     for name in DENOISERS:  # a pipeline of somebody's own may have no `components`
         if isinstance(getattr(pipe, name, None), nn.Module):
             modules.setdefault(name, getattr(pipe, name))

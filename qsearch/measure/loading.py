@@ -98,8 +98,6 @@ def load_pipeline(
     computed, stored = TYPES[dtype]
     folder = Path(folder)
     with _quiet():
-        from diffusers import DiffusionPipeline
-
         try:
             if folder.is_file():
                 pipe = _single_file(folder, computed, config)
@@ -112,7 +110,7 @@ def load_pipeline(
                 if offload != "none":
                     hold = offload == "block"
                     parts |= _streamed(folder, device, dtype, variant, hold=hold)
-                pipe = DiffusionPipeline.from_pretrained(
+                pipe = pipeline_class(folder).from_pretrained(
                     str(folder), local_files_only=True, dtype=computed, variant=variant, **parts
                 )
         except QSearchError:
@@ -136,6 +134,19 @@ def load_pipeline(
             for model in denoisers_of(pipe).values():
                 model.enable_layerwise_casting(storage_dtype=stored, compute_dtype=computed)  # type: ignore[operator]
         return pipe
+
+
+def pipeline_class(folder: Path) -> Any:
+    """What loads a saved pipeline: diffusers' own choice by `model_index.json`, or our class where
+    the zoo has it.
+    """
+    from diffusers import DiffusionPipeline
+
+    from ..zoo.ecar.pipeline import EcarPipeline
+
+    path = folder / "model_index.json"
+    name = json.loads(path.read_text("utf-8")).get("_class_name") if path.is_file() else ""
+    return EcarPipeline if name == EcarPipeline.__name__ else DiffusionPipeline
 
 
 def _streamed(

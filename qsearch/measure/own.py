@@ -114,7 +114,8 @@ def own_of(folder: Path) -> Own:
             return Own(name, 20, 4.0, (size[0], size[1]), frames, "videos", True, "the zoo's")
         side = picture_side(folder)
         own_size = None if side is None else (side, side)
-        return Own(name, 20, 4.0, own_size, zoo=True, why="the zoo's")
+        steps = 12 if folder.name.replace("_", "-") in zoo.MULTISTAGE_NAMES else 20
+        return Own(name, steps, 4.0, own_size, zoo=True, why="the zoo's")
     call = _call(name)
     if call is None:
         return Own(name, _STEPS_ELSE, _GUIDANCE_ELSE, None, makes="", why="nobody's own")

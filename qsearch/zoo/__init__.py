@@ -12,15 +12,15 @@ CLIP = (15, 64, 64)
 #: tokens that their prompts are padded to: enough for every caption, and Wan's 512 cost as much as
 #: the clip's own tokens
 CLIP_WORDS = 28
-#: pipelines that plain diffusers loads
-PIPELINES = (*NAMES, *VIDEO_NAMES)
-#: pipelines whose class is ours: load with `qsearch.zoo.ecar.pipeline.EcarPipeline`
+#: pipelines whose class is ours, `qsearch.zoo.ecar.pipeline.EcarPipeline`
 MULTISTAGE_NAMES = ("scenes-ecar",)
+#: all pipelines; plain diffusers loads all but those of `MULTISTAGE_NAMES`
+PIPELINES = (*NAMES, *VIDEO_NAMES, *MULTISTAGE_NAMES)
 
 
 def folder(name: str) -> Path:
     """The saved pipeline of a zoo name.
 
-    Plain diffusers loads those of `PIPELINES`; the classes of `MULTISTAGE_NAMES` are in `zoo.ecar`.
+    Plain diffusers loads it, but for those of `MULTISTAGE_NAMES`, whose classes are in `zoo.ecar`.
     """
     return Path(__file__).parent / name.replace("-", "_")

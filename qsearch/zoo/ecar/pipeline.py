@@ -35,6 +35,7 @@ class EcarPipeline(DiffusionPipeline):  # type: ignore[misc]
         QSearchError: When transformer, flow and scheduler are of different stages or sizes.
     """
 
+    denoising_components = ("transformer", "flow")
     model_cpu_offload_seq = "text_encoder->transformer->flow->vae"
     _callback_tensor_inputs = ("latents", "maps")
 
