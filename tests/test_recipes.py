@@ -42,7 +42,7 @@ def graphs() -> dict[str, OpGraph]:
     found = {}
     for name in zoo.PIPELINES:
         pipe = load_pipeline(zoo.folder(name))
-        sampling = own_of(zoo.folder(name)).sampler(SamplingSettings(steps=2, batch=1))
+        sampling = own_of(zoo.folder(name)).sampler(SamplingSettings(steps=3, batch=1))
         call, *_ = record(
             pipe, scene_prompts(1, 0, moving=name in zoo.VIDEO_NAMES), sampling, bins=1
         )

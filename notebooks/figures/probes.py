@@ -48,6 +48,8 @@ from qsearch.measure.quantized_weights import QuantizedWeights
 from qsearch.measure.simulation import simulate
 from qsearch.measure.trajectory import trajectories
 
+#: sampler steps of a call whose shapes alone are read: one a stage of scenes-ecar
+FEWEST = 3
 ESTIMATORS = ("probe", "sweep", "fisher", "weight_error")
 SCHEMES = ("uint2-c", "uint3-c", "uint4-c", "uint4-g32", "int4-c", "uint5-c", "uint6-c", "uint8-c")
 
@@ -168,7 +170,7 @@ def measure(o: argparse.Namespace) -> None:
         prompts_of(o.model, o.samples, o.seed),
     )
     o.keep.mkdir(parents=True, exist_ok=True)
-    (call,) = record(pipe, prompts[:1], sampling_of(o.model, 2), bins=1)
+    call, *_ = record(pipe, prompts[:1], sampling_of(o.model, FEWEST), bins=1)
     graph = extract(model, example_inputs(call, model), name=o.model)
     if o.layers:
         every = max(1, len(graph.quantizable) // o.layers)
