@@ -88,7 +88,8 @@ def draw(shares: dict[str, list[float]]) -> None:
     for i, k in np.ndindex(values.shape):
         light = values[i, k] < 0.6 * values.max()
         colour = "white" if light else "black"
-        ax.text(k, i, f"{abs(values[i, k]) if abs(values[i, k]) < 0.05 else values[i, k]:.1f}", ha="center", va="center", fontsize=7, color=colour)
+        said = f"{values[i, k] + 0.0 if abs(values[i, k]) >= 0.05 else 0.0:.1f}"
+        ax.text(k, i, said, ha="center", va="center", fontsize=7, color=colour)
     ax.set_title(f"% of the error of the final latents, all layers at {SHOWN}", fontsize=9)
     figure.colorbar(image, ax=ax, label="%")
     figure.savefig(Path(__file__).with_suffix(".png"), dpi=130)

@@ -248,8 +248,8 @@ def _frames(folder: Path, call: Mapping[str, inspect.Parameter]) -> int | None:
 
 
 def named_parts(folder: Path) -> dict[str, tuple[str | None, str | None]]:
-    """The parts of a saved pipeline that are loaded -> (library, class); (None, None) of one that is
-    left out.
+    """The parts of a saved pipeline that are loaded -> (library, class); (None, None) of one that
+    is left out.
 
     Besides, model_index.json holds settings, lists too, and parts that the class makes itself where
     nobody gives them (LongCat's scheduler), for which no folder is saved.
