@@ -122,7 +122,7 @@ def measured(run: Run, graph: OpGraph, table: SensitivityTable, samples: int) ->
     rows = [row_of("full precision", 16.0, found, {})]
     held: dict[str, dict[str, list[float]]] = {}
     for name, plan, other in plans_of(graph, table):
-        calibration = calibration_calls(run, graph, plan.layers.values())
+        calibration = calibration_calls(run, graph, plan.schemes)
         weights = plan_weights(run, graph, plan, calibration, learn=False)
         found, values = evaluated(made(plan, weights), whole, METRICS)
         held[name] = values

@@ -78,7 +78,7 @@ def naive(graph: OpGraph, plan: Plan) -> Plan:
     made = random_plan(
         graph, [f"uint{few}-c", f"uint{min(8, few + 1)}-c"], Budget(average_bits=bits), 0
     )
-    width = min(s.activation_bits for s in plan.layers.values())
+    width = min(s.activation_bits for s in plan.schemes)
     return with_inputs(graph, made, {"*": f"+a{width}t"} if width < 16 else {})
 
 
@@ -146,7 +146,7 @@ def measure(options: argparse.Namespace, model: str, kept: dict[str, Any], path:
                 reference = outcome_of(run, graph, Plan.uniform(graph, KEEP), prompts, calls, None)
             began = time.process_time()
             weights = plan_weights(
-                run, graph, made, calibration_calls(run, graph, made.layers.values()), learn=learn
+                run, graph, made, calibration_calls(run, graph, made.schemes), learn=learn
             )
             spent = time.process_time() - began
             found = evaluate(

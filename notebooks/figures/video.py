@@ -115,7 +115,7 @@ def measure(part: str, options: argparse.Namespace, kept: dict[str, Any], path: 
             kept[digest(["full precision", options.samples, options.steps])] = row_of(
                 part, "full precision", 16.0, found, values, values
             )
-        calibration = calibration_calls(run, graph, plan.layers.values())
+        calibration = calibration_calls(run, graph, plan.schemes)
         weights = plan_weights(run, graph, plan, calibration, learn=False)
         found, values = evaluated(made(plan, weights), reference[0], METRICS)
         bits = plan.achieved.average_bits
