@@ -371,8 +371,11 @@ PICTURES = entries(
         ),
         "Kandinsky5T2IPipeline": (kandinsky5(False), {**_NEGATIVE, "max_sequence_length": 1000}),
         "Krea2Pipeline": (_krea, {**_32, "max_sequence_length": 64, **_NEGATIVE}),
-        "PRXPipeline": (_prx_latent, {**SIZE, "tokenizer_max_length": MAX_WORDS}),
-        "PRXPixelPipeline": (_prx_pixel, SIZE),
+        "PRXPipeline": (
+            _prx_latent,
+            {**SIZE, "tokenizer_max_length": MAX_WORDS, **_NEGATIVE, **ONE},
+        ),
+        "PRXPixelPipeline": (_prx_pixel, {**SIZE, **_NEGATIVE, **ONE}),
         "BriaFiboEditPipeline": (
             _fibo_edit,
             {
@@ -390,7 +393,7 @@ PICTURES = entries(
         ),
         "Kandinsky5I2VPipeline": (
             kandinsky5(True, vae=lambda: hunyuan_vae(16)),
-            {"image": PICTURE, **_32, "num_frames": 5, **_NEGATIVE, "max_sequence_length": 1000},
+            {"image": PICTURE, **_32, "num_frames": 17, **_NEGATIVE, "max_sequence_length": 1000},
         ),
     },
 )

@@ -271,7 +271,7 @@ STABLE_DIFFUSION = entries(
             _xs,
             {"image": PICTURE},
         ),
-        "TextToVideoZeroPipeline": (same, {"video_length": 2, "t0": 0, "t1": 1}),
+        "TextToVideoZeroPipeline": (same, {"video_length": 2, "t0": 0, "t1": 1, **ONE}),
     },
 )
 

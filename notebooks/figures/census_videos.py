@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from census_inputs import MASKS, PICTURE, SIZE, VIDEO, Change, Entry, entries, made, same
+from census_inputs import MASKS, ONE, PICTURE, SIZE, VIDEO, Change, Entry, entries, made, same
 from census_transformers import flow, parts_of
 
 from qsearch.zoo.painters import MAX_WORDS, new_tokenizer
@@ -133,7 +133,7 @@ WAN = entries(
     _wan_parts,
     {
         "WanPipeline": (same, _CLIP),
-        "WanImageToVideoPipeline": (_wan_image, {"image": PICTURE, **_CLIP}),
+        "WanImageToVideoPipeline": (_wan_image, {"image": PICTURE, **_CLIP, **ONE}),
         "WanVideoToVideoPipeline": (same, {"video": VIDEO, **SIZE}),
         "WanVACEPipeline": (_wan_vace, {"video": VIDEO, "mask": MASKS, **_CLIP}),
         "LucyEditPipeline": (
@@ -145,11 +145,11 @@ WAN = entries(
             {"video": VIDEO, **_CLIP},
         ),
         "SkyReelsV2Pipeline": (_skyreels, _CLIP),
-        "SkyReelsV2ImageToVideoPipeline": (_skyreels_image, {"image": PICTURE, **_CLIP}),
+        "SkyReelsV2ImageToVideoPipeline": (_skyreels_image, {"image": PICTURE, **_CLIP, **ONE}),
         "SkyReelsV2DiffusionForcingPipeline": (_skyreels, _FORCING),
         "SkyReelsV2DiffusionForcingImageToVideoPipeline": (
             _skyreels,
-            {"image": PICTURE, **_FORCING},
+            {"image": PICTURE, **_FORCING, **ONE},
         ),
         "SkyReelsV2DiffusionForcingVideoToVideoPipeline": (
             _skyreels,
@@ -205,8 +205,8 @@ LTX = entries(
     _ltx,
     {
         "LTXPipeline": (same, _LTX),
-        "LTXImageToVideoPipeline": (same, {"image": PICTURE, **_LTX}),
-        "LTXConditionPipeline": (same, {"image": PICTURE, **_LTX}),
+        "LTXImageToVideoPipeline": (same, {"image": PICTURE, **_LTX, **ONE}),
+        "LTXConditionPipeline": (same, {"image": PICTURE, **_LTX, **ONE}),
     },
 )
 
@@ -377,12 +377,12 @@ OTHERS = entries(
         "HunyuanVideoPipeline": (_hunyuan(4), {**_CLIP, **_PROMPT_TEMPLATE}),
         "HunyuanSkyreelsImageToVideoPipeline": (
             _hunyuan(8),
-            {"image": PICTURE, **_CLIP, **_PROMPT_TEMPLATE},
+            {"image": PICTURE, **_CLIP, **_PROMPT_TEMPLATE, **ONE},
         ),
         "SanaVideoPipeline": (_sana_video, {"height": 32, "width": 32, "frames": 5}),
         "SanaImageToVideoPipeline": (
             _sana_video,
-            {"image": PICTURE, "height": 32, "width": 32, "frames": 5},
+            {"image": PICTURE, "height": 32, "width": 32, "frames": 5, **ONE},
         ),
     },
 )
@@ -547,7 +547,7 @@ SINGLE = {
         {
             "StableVideoDiffusionPipeline": (
                 same,
-                {"image": PICTURE, **SIZE, "num_frames": 2, "decode_chunk_size": 2},
+                {"image": PICTURE, **SIZE, "num_frames": 2, "decode_chunk_size": 2, **ONE},
             )
         },
     ),

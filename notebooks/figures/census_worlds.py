@@ -169,7 +169,7 @@ WAN_LIKE = entries(
             ),
             {**SIZE, "num_frames": 9},
         ),
-        "ChronoEditPipeline": (_chrono, {"image": PICTURE, **_CLIP, **_NEGATIVE}),
+        "ChronoEditPipeline": (_chrono, {"image": PICTURE, **_CLIP, **_NEGATIVE, **ONE}),
         "HeliosPipeline": (
             _helios(scheduler=_helios_scheduler),
             {**SIZE, "num_frames": 9, **_NEGATIVE},
@@ -198,7 +198,7 @@ WAN_LIKE = entries(
         "MotifVideoPipeline": (_motif(), {**SIZE, "num_frames": 9}),
         "MotifVideoImage2VideoPipeline": (
             _motif(image_embed_dim=8),
-            {"image": PICTURE, **SIZE, "num_frames": 9},
+            {"image": PICTURE, **SIZE, "num_frames": 9, **ONE},
         ),
     },
 )
@@ -519,7 +519,7 @@ LTX2 = entries(
         "LTX2Pipeline": (same, {**_LTX2, **_SOUND}),
         "LTX2ImageToVideoPipeline": (
             same,
-            {"image": PICTURE, "image_crf": 0, **_LTX2, **_SOUND},
+            {"image": PICTURE, "image_crf": 0, **_LTX2, **_SOUND, **ONE},
         ),
         "LTX2ConditionPipeline": (same, {**_LTX2, **_SOUND}),
         "LTX2InContextPipeline": (same, {**_LTX2, **_SOUND}),

@@ -103,12 +103,37 @@ class Copier:
 
 
 @contextmanager
+def _gradients_of_the_caller() -> Iterator[None]:
+    """Inside, a model's own `torch.no_grad` does nothing: experts that are evaluated under it
+    (HiDream) would cost nothing by their gradients. Those of torch and of this package stay.
+    """
+    own = torch.no_grad.__enter__
+
+    def enter(self: torch.no_grad) -> None:
+        frame = sys._getframe(1)
+        name = frame.f_globals.get("__name__", "")
+        if name == "torch.utils._contextlib":  # a decorator's
+            name = getattr(frame.f_locals.get("func"), "__module__", None) or ""
+        if name.partition(".")[0] in ("torch", __name__.partition(".")[0]):
+            own(self)
+        else:
+            self.prev = torch.is_grad_enabled()
+
+    torch.no_grad.__enter__ = enter  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.no_grad.__enter__ = own  # type: ignore[method-assign]
+
+
+@contextmanager
 def measuring(*models: nn.Module) -> Iterator[None]:
     """Inside, the models are in evaluation mode and run without torch.compile, whose graphs do not
-    call later hooks.
+    call later hooks; gradients are on or off as the caller has them.
     """
     training = [m for model in models for m in model.modules() if m.training]
     with ExitStack() as stack:
+        stack.enter_context(_gradients_of_the_caller())
         if "torch._dynamo" in sys.modules:  # else nothing was compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         for module in training:

@@ -330,6 +330,57 @@ def test_a_tensor_that_is_written_between_calls_is_copied_again(mode: Any) -> No
     assert now.tolist() == [5, 5, 5]
 
 
+class Expert(nn.Module):
+    """Two experts of which a gate chooses, evaluated as HiDream's are: without gradients."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.into = nn.Linear(5, 8)
+        self.gate = nn.Linear(8, 2)
+        self.experts = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+        self.out = nn.Linear(8, 3)
+        self.way = way
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.into(x).tanh()
+        if self.way == "decorator":
+            made = self.mixed(hidden)
+        else:
+            with torch.no_grad():
+                made = Expert.mixed.__wrapped__(self, hidden)  # type: ignore[attr-defined]
+        final: Tensor = self.out(hidden + made)
+        return final
+
+    @torch.no_grad()
+    def mixed(self, hidden: Tensor) -> Tensor:
+        shares = self.gate(hidden).softmax(-1)
+        made = torch.zeros_like(hidden)
+        for i, expert in enumerate(self.experts):
+            made += shares[:, i : i + 1] * expert(hidden)
+        return made
+
+
+@pytest.mark.parametrize("way", ["decorator", "block"])
+def test_layers_under_a_model_s_own_no_grad_cost_what_they_cost(way: str) -> None:
+    torch.manual_seed(0)
+    model, call = Expert(way).eval(), Call((torch.randn(16, 5),), {}, 0)
+    graph = extract(model, {"x": call.args[0]})
+
+    probed, swept = (
+        profile(model, graph, ["int4-c"], [call], estimator=estimator, **more)
+        .frame.query("metric == 'noise'")
+        .set_index("site")["estimate"]
+        for estimator, more in (("probe", {"probes": 64}), ("sweep", {}))
+    )
+
+    assert set(probed.index) == {"into", "gate", "experts.0", "experts.1", "out"}
+    assert (probed > 0).all()
+    assert ((probed / swept - 1).abs() < PROBED).all()
+    with torch.no_grad():
+        assert not model(*call.args).requires_grad
+    assert "enter" not in torch.no_grad.__enter__.__qualname__.split(".")
+
+
 class Restless(Net):
     """A denoiser with a layer that is not the same twice."""
 
