@@ -4,12 +4,17 @@ all formats of a tool, and the error of an output.
 
 from __future__ import annotations
 
+import atexit
+import json
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qsearch import zoo
@@ -78,6 +83,33 @@ def known(name: str = "scenes-dit") -> Known:
         graph,
         run(model, call),
     )
+
+
+@lru_cache
+def wide() -> Path:
+    """A pipeline's folder with a transformer of random weights whose layers are wide enough for
+    Nunchaku's tiles; it goes when the process ends.
+    """
+    from diffusers import PixArtTransformer2DModel
+
+    torch.manual_seed(0)
+    model = PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=64,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=8,
+        cross_attention_dim=128,
+        caption_channels=64,
+        use_additional_conditions=False,
+    )
+    folder = Path(tempfile.mkdtemp()) / "wide"
+    atexit.register(shutil.rmtree, folder.parent, ignore_errors=True)
+    model.save_pretrained(folder / "transformer")
+    index = {"_class_name": "P", "transformer": ["diffusers", "PixArtTransformer2DModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder
 
 
 def mixed(graph: OpGraph, tool: str, schemes: Sequence[str]) -> Plan:

@@ -1,5 +1,5 @@
-"""Nunchaku Lite's checkpoints for diffusers: each layer in SVDQuant's 4-bit weights and inputs with a
-low-rank branch in 16 bits, in AWQ's 4-bit weights, or in 16 bits.
+"""Nunchaku Lite's checkpoints for diffusers: each layer in SVDQuant's 4-bit weights and inputs
+with a low-rank branch in 16 bits, in AWQ's 4-bit weights, or in 16 bits.
 
 `int4-g64+aint4g64`, with `~balance` and `~lowrankN` or without, is `svdq_w4a4`: its kernel smooths
 the input, rounds it symmetrically in groups of 64 and adds the branch, which reads the input as it

@@ -1,0 +1,227 @@
+"""Nunchaku Lite: layouts as its kernels document them, checkpoints that diffusers' own loader
+takes, and what its kernels would compute of them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import PixArtTransformer2DModel
+from torch import Tensor
+
+from qsearch.choices.fake_quantization import fake_quantize
+from qsearch.choices.statistics import LayerInputs
+from qsearch.core.errors import QSearchError
+from qsearch.core.graph import OpGraph
+from qsearch.core.plan import Plan
+from qsearch.core.scheme import KEEP, Scheme
+from qsearch.execute import nunchaku_layout as layout
+from qsearch.execute.contracts import graph_of
+from qsearch.execute.exporters import nunchaku_lite
+from qsearch.execute.exporting import Export
+from qsearch.graphs.extraction import extract
+from qsearch.measure.calibration import calibrate
+from qsearch.measure.pipelines import Call, example_inputs, run
+from qsearch.measure.quantized_weights import QuantizedWeights
+from qsearch.measure.simulation import simulate
+from tests.execute.tool_models import off, wide
+
+SVDQ = "int4-g64+aint4g64"
+SCHEMES = (f"{SVDQ}~balance30~lowrank32", "uint4-g64", SVDQ, "keep", f"{SVDQ}~lowrank16")
+
+
+@pytest.fixture(scope="module")
+def source() -> Path:
+    return wide()
+
+
+@pytest.fixture(scope="module")
+def call() -> Call:
+    dice = torch.Generator().manual_seed(1)
+    texts, mask = torch.randn(2, 5, 64, generator=dice), torch.ones(2, 5)
+    kwargs = {
+        "encoder_hidden_states": texts,
+        "encoder_attention_mask": mask,
+        "timestep": torch.tensor([300, 700]),
+        "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+        "return_dict": False,
+    }
+    return Call((torch.randn(2, 4, 8, 8, generator=dice),), kwargs, 0)
+
+
+@pytest.fixture(scope="module")
+def model(source: Path) -> Any:
+    return PixArtTransformer2DModel.from_pretrained(source / "transformer").eval()
+
+
+@pytest.fixture(scope="module")
+def graph(model: Any, call: Call) -> OpGraph:
+    return extract(model, example_inputs(call, model), name="wide")
+
+
+@pytest.fixture(scope="module")
+def inputs(model: Any, graph: OpGraph, call: Call) -> dict[str, LayerInputs]:
+    return dict(calibrate(model, graph, [call]))
+
+
+def plan_of(graph: OpGraph) -> Plan:
+    """The schemes by turns, each as the tool has it; at least one layer of each."""
+    made = {}
+    place = 0
+    for layer in graph:
+        made[layer.name] = nunchaku_lite.nearest(Scheme.parse(SCHEMES[place % 5]), layer)
+        place += made[layer.name] != KEEP or SCHEMES[place % 5] == "keep"
+    assert {str(s) for s in made.values()} == set(SCHEMES)
+    return Plan.make(graph, made)
+
+
+def test_codes_lie_where_a_tensor_core_s_lanes_read_them() -> None:
+    codes = torch.randint(-8, 8, (256, 384), generator=torch.Generator().manual_seed(0))
+    words = layout.pack_codes(codes).view(torch.uint8).flatten().view(torch.int32)
+
+    for n, k in ((0, 0), (5, 77), (200, 383), (129, 65), (255, 200), (17, 31)):
+        tile = (n // 128) * (384 // 64) + k // 64
+        lane = (n % 8) * 4 + (k % 32) // 8
+        word = ((tile * 8 + (n % 128) // 16) * 32 + lane) * 4 + (n % 16) // 8 * 2 + (k % 64) // 32
+        assert (int(words[word]) >> 4 * (k % 8)) & 15 == int(codes[n, k]) & 15
+    assert torch.equal(layout.unpack_codes(layout.pack_codes(codes)), codes.int())
+
+
+def test_scales_lie_in_the_documented_order_of_lanes() -> None:
+    packed = layout.pack_scales(torch.arange(128))
+
+    assert packed[:16].tolist() == [0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15]
+    assert packed[-4:].tolist() == [118, 119, 126, 127]
+    two = torch.arange(512).reshape(256, 2)
+    assert torch.equal(layout.unpack_scales(layout.pack_scales(two)), two)
+
+
+def test_awq_codes_interleave_four_rows_and_widen_in_order() -> None:
+    codes = torch.randint(0, 16, (4, 64), generator=torch.Generator().manual_seed(0))
+    packed = layout.pack_awq(codes).view(torch.int16)
+
+    lanes = [(int(word) >> 4 * i) & 15 for word in packed[0, :8] for i in range(4)]
+    first = [0, 2, 4, 6, 1, 3, 5, 7]  # as a lane widens them
+    columns = [8 * (k // 2 % 4) + 2 * (k // 8) + k % 2 for k in range(32)]
+    widened = [columns[8 * part + i] for part in range(4) for i in first]
+    assert lanes == [int(codes[0, k]) for k in widened]
+    second = int(packed[0, 16]) & 15  # 64 codes of a row, then those of the next
+    assert second == int(codes[1, 0])
+    assert torch.equal(layout.unpack_awq(layout.pack_awq(codes)), codes.int())
+
+
+def test_branches_come_back() -> None:
+    down, up = torch.randn(32, 256), torch.randn(128, 32)
+
+    assert torch.equal(layout.unpack_down(layout.pack_down(down)), down)
+    assert torch.equal(layout.unpack_up(layout.pack_up(up)), up)
+    assert layout.pack_down(down).shape == (256, 32)
+
+
+class Kernels:
+    """What Nunchaku's kernels compute, from the tensors as they lie in memory."""
+
+    def quantize_w4a4_act_fuse_lora(
+        self, x: Tensor, out: Tensor, scales: Tensor, down: Tensor, act: Tensor, *rest: Any
+    ) -> None:
+        smooth = layout.unpack_scales(rest[0]).float()
+        self.smoothed = fake_quantize(x.float() / smooth, Scheme.parse("keep+aint4g64"), None, -1)
+        self.low = x.float() @ layout.unpack_down(down).float().T
+
+    def gemm_w4a4(self, *args: Any) -> None:
+        _, weight, out, _, _, scales = args[:6]
+        up, bias = args[9], args[15]
+        codes = layout.unpack_codes(weight).float().unflatten(1, (-1, 64))
+        dense = (codes * layout.unpack_scales(scales).float()[:, :, None]).flatten(1)
+        made = self.smoothed @ dense.T + self.low @ layout.unpack_up(up).float().T
+        made = made if bias is None else made + layout.unpack_scales(bias).float()
+        out.copy_(made)
+
+    def awq(self, x: Tensor, weight: Tensor, scales: Tensor, zeros: Tensor, *_: Any) -> Tensor:
+        codes = layout.unpack_awq(weight).float().unflatten(1, (-1, 64))
+        dense = codes * scales.float().T[:, :, None] + zeros.float().T[:, :, None]
+        return (x.float() @ dense.flatten(1).T).to(x.dtype)
+
+    gemv_awq = awq_gemm_w4a16_g64_int32 = awq
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package `kernels` with kernels for a CPU, and a loader that does not ask for a GPU."""
+    from diffusers.quantizers.nunchaku import nunchaku_quantizer
+    from diffusers.utils import import_utils
+
+    module = types.ModuleType("kernels")
+    found = types.SimpleNamespace(ops=Kernels())
+    module.get_kernel = lambda *_, **__: found  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "kernels", module)
+    for name in ("diffusers.utils", "diffusers.utils.import_utils"):
+        monkeypatch.setattr(f"{name}.is_kernels_available", lambda: True)
+        monkeypatch.setattr(f"{name}.is_kernels_version", lambda *_: True)
+    monkeypatch.setattr("diffusers.utils.constants.DIFFUSERS_TRUST_REMOTE_KERNELS", True)
+    monkeypatch.setattr(import_utils, "_kernels_available", True, raising=False)
+    monkeypatch.delitem(sys.modules, "diffusers.quantizers.nunchaku.utils", raising=False)
+    own = nunchaku_quantizer.NunchakuLiteQuantizer
+    monkeypatch.setattr(own, "validate_environment", lambda *_, **__: None)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_diffusers_loads_it_and_its_kernels_compute_what_simulate_says(
+    source: Path, model: Any, graph: OpGraph, call: Call, inputs: Any, tmp_path: Path
+) -> None:
+    plan = plan_of(graph)
+    nunchaku_lite.write(Export(plan, graph, source, "transformer", inputs), tmp_path)
+
+    loaded = PixArtTransformer2DModel.from_pretrained(tmp_path, torch_dtype=torch.float32)
+
+    kinds = {n: type(m).__name__ for n, m in loaded.named_modules()}
+    for layer in graph:
+        form = plan.layers[layer.name].format
+        wanted = {"int4": "SVDQW4A4Linear", "uint4": "AWQW4A16Linear"}.get(form)
+        assert wanted is None or kinds[layer.name] == wanted
+    with torch.no_grad():
+        full, made = run(model, call), run(loaded, call)
+        with simulate(model, plan, graph, QuantizedWeights(model, graph, inputs)):
+            expected = run(model, call)
+    assert off(made, expected, full) < 0.05  # scales, branches and kept layers in fp16
+
+
+def test_a_plan_reads_back_smoothing_and_ranks_with_it(
+    source: Path, graph: OpGraph, inputs: Any, tmp_path: Path
+) -> None:
+    plan = plan_of(graph)
+    nunchaku_lite.write(Export(plan, graph, source, "transformer", inputs), tmp_path)
+
+    assert nunchaku_lite.read(tmp_path, graph) == {
+        name: replace(scheme, method="") for name, scheme in plan.layers.items()
+    }
+    said = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert (said["compute_dtype"], said["svdq_w4a4"]["rank"]) == ("float16", 32)
+
+
+def test_layers_that_no_tile_divides_are_kept(source: Path) -> None:
+    layer = next(x for x in graph_of(source) if x.kind == "linear")
+    ragged = replace(layer, weight_shape=(130, 100))
+
+    assert nunchaku_lite.nearest(Scheme.parse(SVDQ), ragged) == KEEP
+    assert nunchaku_lite.nearest(Scheme.parse("int8-c"), layer) == KEEP
+
+
+def test_a_rank_that_the_model_lacks_is_one_line(
+    source: Path, graph: OpGraph, inputs: Any, tmp_path: Path
+) -> None:
+    nunchaku_lite.write(Export(plan_of(graph), graph, source, "transformer", inputs), tmp_path)
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    content["quantization_config"]["svdq_w4a4"]["rank"] = 16
+    path.write_text(json.dumps(content))
+
+    with pytest.raises(QSearchError, match="has the shape"):
+        nunchaku_lite.read(tmp_path, graph)
