@@ -127,13 +127,19 @@ def list_(
             f"there is nothing to list by the name of {kind!r}"
             f"{nearest(str(kind), [*kinds, 'schemes'])}"
         )
+    found = []
     if kind in (None, "models"):
-        for name in zoo.PIPELINES:
-            typer.echo(f"{'models':12} {name:16} the zoo's, with weights")
+        found += [("models", name, "the zoo's, with weights") for name in zoo.PIPELINES]
     for one in [kind] if kind else kinds:
         known = shipped if one in shipped.KINDS else plugins
-        for name in known.names(one):
-            typer.echo(f"{one:12} {name:16} {known.caption(one, name)}")
+        found += [(one, name, known.caption(one, name)) for name in known.names(one)]
+    if console().is_terminal:
+        from ..report.text import listed
+
+        console().print(listed([row[1:] if kind else row for row in found]))
+        return
+    for one, name, caption in found:  # a line each, for other programs
+        typer.echo(f"{one:12} {name:16} {caption}")
 
 
 @app.command(name="set")

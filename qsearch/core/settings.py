@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import QSearchError, nearest
 
+#: characters of a value that an error quotes
+_QUOTED = 80
+
 
 class Settings(BaseModel):
     """Base of all settings: frozen, and a key that nobody knows is a mistake."""
@@ -57,11 +60,17 @@ def field_names(kind: Any) -> Iterable[str]:
     return list(getattr(kind, "model_fields", ()))
 
 
+def shortened(value: Any) -> str:
+    """A value as an error quotes it: a line at most."""
+    text = repr(value)
+    return text if len(text) <= _QUOTED else f"{text[: _QUOTED - 2]} …"
+
+
 def _reason(kind: type[Settings], error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(p) for p in first["loc"])
     if first["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{place}: {first['msg'].lower()}; given {first.get('input')!r}"
+        return f"{place}: {first['msg'].lower()}; given {shortened(first.get('input'))}"
     section: Any = kind
     for part in first["loc"][:-1]:
         known = {f: t.annotation for f, t in getattr(section, "model_fields", {}).items()}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import QSearchError, nearest
+from .settings import shortened
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -109,5 +110,5 @@ def read(kind: str, name: str, model: type[Model]) -> Model:
                 f"{path}: unknown key {place!r}{nearest(str(first['loc'][-1]), known)}"
             ) from None
         raise QSearchError(
-            f"{path}: {place}: {first['msg'].lower()}; given {first.get('input')!r}"
+            f"{path}: {place}: {first['msg'].lower()}; given {shortened(first.get('input'))}"
         ) from None

@@ -25,6 +25,7 @@ from .style import (
     canvas,
     heat_scale,
     layer_figure,
+    name_points,
     styled,
 )
 
@@ -164,7 +165,7 @@ def _draw_layer_noise(data: LayerNoise, width: int) -> Figure:
 
 
 def draw_size_quality(data: SizeQuality, width: int = HALF) -> Figure:
-    """Plans as points with one standard error each way, named beside them; size begins at zero."""
+    """Plans as points with one standard error each way, named beside them."""
     return styled(lambda: _draw_size_quality(data, width))
 
 
@@ -199,19 +200,11 @@ def _draw_size_quality(data: SizeQuality, width: int) -> Figure:
             capsize=3,
             elinewidth=1.2,
         )
-        ax.annotate(
-            name,
-            (size, mean),
-            (-9, 0),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-            weight="bold" if ours else "normal",
-        )
-    ax.set_xlim(0, 1.12 * max(data.kilobytes, default=1.0) / unit)
-    ax.margins(y=0.15)
+    ax.margins(x=0.25, y=0.15)
     ax.set_xlabel(f"stored size, {name_of_unit}")
     ax.set_ylabel(data.title)
     ax.grid(linewidth=0.6)
     ax.set_axisbelow(True)
+    points = zip(data.plans, data.kilobytes, data.means, strict=True)
+    name_points(ax, [(name, size / unit, mean) for name, size, mean in points], bold="plan")
     return figure

@@ -13,10 +13,10 @@ from .fold import Cell, Folded, levels, short_block
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-_CELL, _GAP = 13, 1
-_LABEL, _HEAD = 150, 62
-_NARROW_LABEL = 74
-_TALL_HEAD = 118
+#: pixels: a row, what lies between cells, and what a page and a telephone have room for; columns
+#: are as wide as that allows, so that words are not scaled
+_HIGH, _GAP = 14, 1
+_PAGE, _TELEPHONE = 1206, 356
 #: colours from few bits (or much noise) to many (or little), distinct in grey as well
 _BITS = ("#d73027", "#fc8d59", "#fee090", "#91bfdb", "#4575b4", "#313695")
 _BIT_STEPS = (2.6, 3.6, 5.0, 7.0, 12.0)
@@ -66,40 +66,39 @@ def legend(kind: str, found: Folded) -> list[tuple[str, str]]:
 def _map(found: Folded, colour: Callable[[Cell], str], title: str, narrow: bool) -> Markup:
     from markupsafe import Markup, escape
 
-    pitch = _CELL + _GAP
     across, down = (found.roles, found.blocks) if narrow else (found.blocks, found.roles)
-    label = _NARROW_LABEL if narrow else _LABEL
-    head = _TALL_HEAD if narrow else _HEAD
-    width, height = (
-        label + pitch * len(across) + (48 if narrow else 30),
-        head + pitch * len(down) + 4,
-    )
+    label, head, beyond = (62, 118, 48) if narrow else (126, 62, 20)
+    room = (_TELEPHONE if narrow else _PAGE) - label - beyond
+    pitch = min(_HIGH, room / max(1, len(across)))
+    width, height = label + pitch * len(across) + beyond, head + _HIGH * len(down) + 4
+    upright = pitch < 11  # then slanted words would touch
     start = (
         f'<svg class="fold" role="img" aria-label="{escape(title)}, {len(found.roles)} roles by '
         f'{len(found.blocks)} blocks; the table of all layers has the numbers." '
-        f'viewBox="0 0 {width} {height}" style="--natural: {width}px">'
+        f'viewBox="0 0 {width:g} {height:g}" style="--natural: {width:g}px">'
     )
     parts = [start]
     for i, name in enumerate(across):
-        x = label + pitch * i + _CELL * 0.75
+        x = label + pitch * (i + 0.5) + (3 if upright else 2)
         text = name if narrow else short_block(name)
         parts.append(
-            f'<text transform="translate({x:g} {head - 5}) rotate(-60)">{escape(text[:22])}'
+            f'<text transform="translate({x:.1f} {head - 5}) rotate({-90 if upright else -60})"'
+            f' style="font-size: {min(9.0, pitch):.1f}px">{escape(text[:22])}'
             f"<title>{escape(name)}</title></text>"
         )
     for i, name in enumerate(down):
-        y = round(head + pitch * i + _CELL * 0.78, 1)
         text = short_block(name) if narrow else name
         parts.append(
-            f'<text class="end" x="{label - 6}" y="{y}">{escape(text[:24])}'
+            f'<text class="end" x="{label - 6}" y="{head + _HIGH * i + 10}">{escape(text[:24])}'
             f"<title>{escape(name)}</title></text>"
         )
     for (role, block), cell in found.cells.items():
         place = (found.roles.index(role), found.blocks.index(block))
         column, row = place if narrow else place[::-1]
         parts.append(
-            f'<rect x="{label + pitch * column}" y="{head + pitch * row}" width="{_CELL}" '
-            f'height="{_CELL}" rx="2" fill="{colour(cell)}" data-find="{escape(cell.layers[0])}">'
+            f'<rect x="{label + pitch * column:.1f}" y="{head + _HIGH * row}" '
+            f'width="{pitch - _GAP:.1f}" height="{_HIGH - _GAP}" rx="2" fill="{colour(cell)}" '
+            f'data-find="{escape(cell.layers[0])}">'
             f"<title>{escape(_said(role, block, cell, found.scheme))}</title></rect>"
         )
     parts.append("</svg>")

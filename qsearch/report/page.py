@@ -27,7 +27,7 @@ from ..core.table import SensitivityTable
 from ..core.units import number_of, size_of
 from . import plots, tables
 from .findings import Findings
-from .fold import MANY, fold, home
+from .fold import MANY, fold, home, short_block
 from .fold_svg import bits_map, legend, noise_map
 from .page_plots import draw_plots, qualities
 from .page_sheet import sheet_of
@@ -133,11 +133,14 @@ def _page(folder: Path, found: Findings, samples: Sequence[Sample], key: str) ->
 
 def _folded(
     graph: OpGraph, plan: Plan, values: Mapping[str, Mapping[str, float]], scheme: str
-) -> dict[str, dict[str, Any]]:
-    """Maps of blocks by roles, for models whose layers would be hairs in a figure."""
+) -> dict[str, Any]:
+    """Maps of blocks by roles, for models whose layers would be hairs in a figure, and an example
+    of a shortened name.
+    """
     found = fold(graph, plan, values, scheme)
     maps = {"bits": bits_map, "noise": noise_map}
-    return {
+    longest = max(found.blocks, key=len)
+    drawn: dict[str, Any] = {
         kind: {
             "wide": draw(found),
             "narrow": draw(found, narrow=True),
@@ -145,6 +148,7 @@ def _folded(
         }
         for kind, draw in maps.items()
     }
+    return drawn | {"example": f"{short_block(longest)} is {longest.partition(' … ')[0]}"}
 
 
 def _by_home(layers: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:

@@ -128,7 +128,7 @@ def name_points(
     for (name, *place), (x, y) in sorted(
         zip(points, at, strict=True), key=lambda found: found[0][0] != bold
     ):
-        wide, high, gap = 5.4 * len(name) * (1.1 if name == bold else 1), 10.0, 9.0
+        wide, high, gap = 6.2 * len(name) * (1.1 if name == bold else 1), 10.0, 9.0
         places = [
             (gap, -gap),
             (gap, gap),

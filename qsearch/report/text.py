@@ -7,18 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from ..core.artifacts import peek, read_json
 from ..core.errors import ArtifactError, QSearchError
 from ..core.metrics import metric_words
 from ..core.plan import read_plan
+from ..core.units import size_of
 
 _MOST_COLUMNS = 5
 _RELIABLE = 0.5  # below it, most of the differences between layers would not be found again
 
 
-def results(rows: list[dict[str, Any]]) -> Table:
+def titled(title: str, table: Table) -> Group:
+    """A table below its title, which may be wider than the table."""
+    return Group(Text(title, style="table.title"), table)
+
+
+def results(rows: list[dict[str, Any]]) -> Group:
     """The measured plans side by side, mean ± standard error of every metric: a column a plan, or a
     row a plan where there are many.
     """
@@ -26,36 +34,44 @@ def results(rows: list[dict[str, Any]]) -> Table:
     names = sorted(measured, key=lambda name: name != "output_sqnr")  # the output first
     words = [metric_words(name) for name in names if name != "noise"]
     names = [name for name in names if name != "noise"]
+    sized = all("bytes" in row for row in rows)
     titles = [
-        "plan",
+        "plan" if len(rows) > _MOST_COLUMNS else "",
         "stored bits",
-        *(f"{word.short} {word.arrow}".strip() for word in words),
+        *(["size"] if sized else []),
+        *(_with_arrow(word.short, word.arrow) for word in words),
     ]
     lines = [
         titles,
         *(
-            [row["plan"], f"{row['average_bits']:.2f}", *(cell(row, name) for name in names)]
+            [
+                row["plan"],
+                f"{row['average_bits']:.2f}",
+                *([size_of(row["bytes"])] if sized else []),
+                *(cell(row, name) for name in names),
+            ]
             for row in rows
         ),
     ]
     if len(rows) <= _MOST_COLUMNS:
         lines = [list(line) for line in zip(*lines, strict=True)]
-    table = Table(
-        title="measured with common noise",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, title in enumerate(lines[0]):
         table.add_column(title, justify="right" if i else "left", overflow="fold")
     for line in lines[1:]:
         table.add_row(*line)
-    return table
+    return titled("measured with common noise", table)
 
 
-def plain(rows: list[dict[str, Any]], title: str) -> Table:
+def _with_arrow(words: str, arrow: str) -> str:
+    """`SQNR ↑, dB`: the arrow where no line ends before it."""
+    name, comma, unit = words.partition(",")
+    return f"{name} {arrow}".strip() + comma + unit
+
+
+def plain(rows: list[dict[str, Any]], title: str) -> Group:
     """Rows of plain data, the keys of the first as columns; numbers with four digits."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name, value in rows[0].items():
         table.add_column(
             name, justify="left" if isinstance(value, str) else "right", overflow="fold"
@@ -67,6 +83,16 @@ def plain(rows: list[dict[str, Any]], title: str) -> Table:
                 for name in rows[0]
             )
         )
+    return titled(title, table)
+
+
+def listed(rows: list[tuple[str, ...]]) -> Table:
+    """Names and what they are, the last column in as many lines as it takes."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for i in range(len(rows[0])):
+        table.add_column(no_wrap=i < len(rows[0]) - 1)
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
 
 
@@ -84,7 +110,7 @@ def cell(row: dict[str, Any], metric: str) -> str:
     return f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 
-def show(path: Path, device: str | None = None) -> list[Table | str]:
+def show(path: Path, device: str | None = None) -> list[Group | Table | str]:
     """An artefact as tables, chosen by the schema in its header; a graph also timed on a `device`.
     Raises `QSearchError` for a file that is none.
     """
@@ -119,13 +145,11 @@ def show(path: Path, device: str | None = None) -> list[Table | str]:
         ) from error
 
 
-def _graph(path: Path, device: str | None) -> list[Table | str]:
+def _graph(path: Path, device: str | None) -> list[Group | Table | str]:
     from ..core.graph import OpGraph
 
     graph = OpGraph.load(path)
-    table = Table(
-        title=f"{graph.model}: graph {graph.id}, read by {graph.source}", title_justify="left"
-    )
+    table = Table()
     for title in ("role", "layers", "weights", "share", "MACs a call", "share", "sees"):
         table.add_column(
             title, justify="left" if title in ("role", "sees") else "right", overflow="fold"
@@ -155,10 +179,12 @@ def _graph(path: Path, device: str | None) -> list[Table | str]:
         "",
         style="bold",
     )
-    return [table, *_costs(graph), *([_roofline(graph, device)] if device else [])]
+    title = f"{graph.model}: graph {graph.id}, read by {graph.source}"
+    roofline = [_roofline(graph, device)] if device else []
+    return [titled(title, table), *_costs(graph), *roofline]
 
 
-def _costs(graph: Any) -> list[Table | str]:
+def _costs(graph: Any) -> list[Group | Table | str]:
     """One line of costs in full precision, and the kinds of operation and block."""
     from collections import Counter
 
@@ -190,18 +216,18 @@ def _costs(graph: Any) -> list[Table | str]:
     ]
 
 
-def _roofline(graph: Any, name: str) -> Table:
+def _roofline(graph: Any, name: str) -> Group:
     from ..graphs import costs
 
     on = costs.device(name)
     timed = costs.timings(graph, on)
     total = sum(t.seconds for t in timed)
     units = ", ".join(sorted({t.unit for t in timed}))
-    table = Table(
-        title=f"at best on {on.title}: {1e3 * total:.3g} ms a call in {units}, one operation "
-        "after the other, no fusion",
-        title_justify="left",
+    title = (
+        f"at best on {on.title}: {1e3 * total:.3g} ms a call in {units}, one operation after the "
+        "other, no fusion"
     )
+    table = Table()
     for title in (
         "operations",
         "count",
@@ -222,13 +248,13 @@ def _roofline(graph: Any, name: str) -> Table:
             waiting,
         )
         table.add_row(share.kind, str(share.count), *row)
-    return table
+    return titled(title, table)
 
 
-def _plan(path: Path) -> list[Table | str]:
+def _plan(path: Path) -> list[Group | Table | str]:
     content, steps, choices = read_plan(path)
     copies = "; every copy counted" if len(steps) > 1 else ""
-    table = Table(title=_achieved(content) + copies, title_justify="left")
+    table = Table()
     table.add_column("site", overflow="fold")
     ends = [0.0, *steps.bounds, 1.0]
     names = [f"steps {a:.0%} to {b:.0%}" for a, b in itertools.pairwise(ends)]
@@ -237,7 +263,7 @@ def _plan(path: Path) -> list[Table | str]:
     for site, held in choices.items():
         texts = [held] if isinstance(held, str) else held
         table.add_row(site, *(texts if len(texts) == len(steps) else texts * len(steps)))
-    return [table]
+    return [titled(_achieved(content) + copies, table)]
 
 
 def _achieved(content: dict[str, Any]) -> str:
@@ -255,27 +281,27 @@ def _achieved(content: dict[str, Any]) -> str:
     return line + (f", at most {solver['gap']:.2%} above the best" if solver["gap"] else "")
 
 
-def _latency(path: Path) -> list[Table | str]:
+def _latency(path: Path) -> list[Group | Table | str]:
     _, content = read_json(path, "qsearch.latency/1")
     schemes = sorted({s for row in content["seconds"].values() for s in row})
-    table = Table(
-        title=f"milliseconds of a call on {content['device']}; {1e3 * content['rest']:.4g} ms "
-        "that no scheme changes",
-        title_justify="left",
+    title = (
+        f"milliseconds of a call on {content['device']}; {1e3 * content['rest']:.4g} ms that no "
+        "scheme changes"
     )
+    table = Table()
     table.add_column("layer", overflow="fold")
     for scheme in schemes:
         table.add_column(scheme, justify="right", overflow="fold")
     for name, row in content["seconds"].items():
         table.add_row(name, *(f"{1e3 * row[s]:.3g}" if s in row else "-" for s in schemes))
-    return [table]
+    return [titled(title, table)]
 
 
-def _sensitivity(path: Path) -> list[Table | str]:
+def _sensitivity(path: Path) -> list[Group | Table | str]:
     from ..core.table import SensitivityTable
 
     whole = SensitivityTable.load(path)
-    shown: list[Table | str] = []
+    shown: list[Group | Table | str] = []
     for metric in whole.metrics:
         rows = whole.frame[whole.frame["metric"] == metric]
         wide, floors = (
@@ -286,7 +312,7 @@ def _sensitivity(path: Path) -> list[Table | str]:
             f"{metric} of graph {whole.graph}, mean over {rows['step'].nunique()} step bins (a "
             "squared error over its scale; ~ within 3 dB of the floor)"
         )
-        table = Table(title=title, title_justify="left")
+        table = Table()
         table.add_column("layer", overflow="fold")
         for scheme in wide.columns:
             table.add_column(str(scheme), justify="right", overflow="fold")
@@ -297,7 +323,7 @@ def _sensitivity(path: Path) -> list[Table | str]:
             )
         line = f"reliability of the ranking by {metric}: {whole.reliability(metric):.2f}"
         shown += [
-            table,
+            titled(title, table),
             line
             if whole.reliability(metric) >= _RELIABLE
             else f"{line}: it is mostly noise, take more probes or samples",
@@ -305,18 +331,18 @@ def _sensitivity(path: Path) -> list[Table | str]:
     return shown
 
 
-def _attribution(path: Path) -> list[Table | str]:
+def _attribution(path: Path) -> list[Group | Table | str]:
     from ..core.attribution import Attribution
     from .explained import attribution_tables
 
     return attribution_tables(Attribution.load(path))
 
 
-def _results(path: Path) -> list[Table | str]:
+def _results(path: Path) -> list[Group | Table | str]:
     return [results(read_json(path, "qsearch.results/1")[1]["rows"])]
 
 
-def _trials(path: Path) -> Table:
+def _trials(path: Path) -> Group:
     from ..core.graph import OpGraph
     from ..core.trials import Trials
 

@@ -44,6 +44,7 @@ def check(run: Run, *verbs: str) -> None:
     """
     _whole(run.model_folder)
     check_components(run)
+    check_device(run)
     _memory(run)
     if "apply" in verbs or "export" in verbs:
         _disk(run)
@@ -77,6 +78,30 @@ def _whole(folder: Path) -> None:
                 f"{folder} must hold a whole diffusers pipeline; {name} has no weights "
                 "(*.safetensors or *.bin)"
             )
+
+
+def check_device(run: Run) -> None:
+    """Refuse a device that this machine, or this build of torch, has not.
+
+    Args:
+        run: the run; `config.device` names the device.
+
+    Raises:
+        QSearchError: naming the devices that there are.
+    """
+    if run.config.device in (None, "auto", "cpu"):
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=run.device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        there = ["auto", "cpu", *([here.type] if here is not None else [])]
+        raise QSearchError(
+            f"device: this machine has {', '.join(there)}; given {run.device!r} "
+            f"({str(error).splitlines()[0].rstrip('.')})"
+        ) from None
 
 
 def _memory(run: Run) -> None:

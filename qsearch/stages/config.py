@@ -242,6 +242,8 @@ def load(path: Path) -> Config:
     that names none runs/NAME.
     """
     path = here(Path(path))
+    if path.suffix not in (".yaml", ".yml") and (path.parent / NAME).is_file():
+        raise QSearchError(f"{path} is a file; give the run's folder, such as {path.parent}")
     own = path if path.is_dir() else None
     path = path / NAME if own else path
     try:

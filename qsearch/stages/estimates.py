@@ -49,6 +49,8 @@ def estimates(run: Run, speed: float | None = None) -> list[Estimate]:
     """What profile, evaluate and apply take with the run's settings; `speed`: multiply-accumulates
     a second, measured when left out.
     """
+    from ..measure.estimators.probe import ROUND
+
     c, folder = run.config, run.model_folder
     parts = components_in(folder)
     whole = sum(held.parameters for held in parts.values())
@@ -59,12 +61,13 @@ def estimates(run: Run, speed: float | None = None) -> list[Estimate]:
     speed = speed or matmul_speed() * _EFFICIENCY
     loaded = whole * width
     p, batches = c.profile, -(-c.profile.samples // min(c.profile.batch, c.profile.samples))
-    backwards = p.probes * run.bins * batches
+    calls = run.bins * batches
+    backwards = p.probes * calls * len(p.metrics)
     each = macs * rows * min(p.batch, p.samples)
     recording = macs * rows * p.samples * run.sampling.steps
     profile = Estimate(
         "profile",
-        backwards + run.sampling.steps,
+        calls * -(-p.probes // ROUND) + 2 * backwards,
         loaded + denoiser * width,
         (recording + backwards * (1 + _BACKWARD) * each) / speed,
     )

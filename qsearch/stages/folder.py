@@ -79,6 +79,13 @@ class Run:
         from ..graphs.families import cards
         from ..zoo import PIPELINES
 
+        if Path(model).is_dir():
+            part = (Path(model) / "config.json").is_file()
+            whole = ": it looks like one component, give the folder that it lies in" if part else ""
+            raise QSearchError(
+                "a model's folder is a whole diffusers pipeline with a model_index.json; given "
+                f"{model!r}, which has none{whole}"
+            )
         if cards.has(model):
             raise QSearchError(
                 f"{model} is a card, shapes without weights: `qsearch extract` reads its graph, "
@@ -276,11 +283,11 @@ class Run:
             return scene_prompts(count, self.config.seed * 2 + part, moving=moving)
         first, rest = self.prompt_parts
         if part and self.config.evaluate.samples is not None and len(rest) < count:
-            held = len(first) + len(rest)
+            held = len(first) + len(rest) if rest.texts != first.texts else len(first)
+            fewer = f", or fewer (--samples {len(rest)})" if len(rest) >= _LEAST else ""
             raise QSearchError(
-                f"{self.prompts_name} holds {held} prompts; profiling and evaluation need "
-                f"{len(first) + count}: give a longer file (--prompts), or fewer (--samples "
-                f"{max(_LEAST, len(rest))})"
+                f"{self.prompts_name} holds {held} prompt{'s' if held > 1 else ''}; profiling and "
+                f"evaluation need {len(first) + count}: give a longer file (--prompts){fewer}"
             )
         return in_turn(rest if part else first, count)
 

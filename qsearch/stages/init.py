@@ -21,7 +21,7 @@ from ..core.graph import LayerSpec
 from ..core.settings import Settings
 from ..core.units import duration, number_of, size_of
 from .announce import settings_lines
-from .checks import check_run
+from .checks import check_device, check_run
 from .config import DTYPES, load, parse
 from .estimates import Estimate, denoisers_in, estimates
 from .folder import Run
@@ -99,9 +99,8 @@ def init(settings: InitSettings) -> Started:
     if settings.target is None or not schemes:
         schemes = list(probe.config.profile.schemes)
     text = _text(settings, probe, path, layers, schemes)
-    _ = parse(
-        yaml.safe_load(text), "qsearch init", path.parent
-    )  # a mistake is said before it is written
+    # a mistake is said before anything is written
+    check_device(Run(parse(yaml.safe_load(text), "qsearch init", path.parent)))
     if writes_prompts:
         from ..measure.prompts import SHIPPED
 

@@ -18,8 +18,10 @@ import yaml
 
 import qsearch
 from qsearch.cli.examples import EXAMPLES
+from qsearch.core.errors import QSearchError
 from qsearch.execute.offers import ladder, offers
-from qsearch.stages import config
+from qsearch.stages import checks, config
+from qsearch.stages.folder import Run
 from tests.conftest import Command
 from tests.tiny_pipelines import build
 
@@ -54,6 +56,7 @@ def test_three_commands_bring_a_model_of_one_s_own_to_a_report_and_a_file(
     assert "next: qsearch run my-sdxl.yaml" in said
     for verb in ("profile: about", "evaluate: about", "passes", "of memory"):
         assert verb in said
+    promised = re.findall(r"profile: about .*?, ([\d,]+) passes", said)
     made = config.load(place / "my-sdxl.yaml")
     assert (made.sampling.steps, made.sampling.guidance) == (50, 5.0)
     assert made.evaluate.metrics == ("sqnr", "ssim")
@@ -62,6 +65,7 @@ def test_three_commands_bring_a_model_of_one_s_own_to_a_report_and_a_file(
     code, shown, said = command("run", "my-sdxl.yaml", *few)
     assert code == 0, said
     assert "plan" in shown
+    assert re.findall(r"probe takes ([\d,]+) denoiser passes", said) == promised != []
     run = place / "runs" / "my-sdxl"
     assert (run / "report.html").is_file()
     assert config.load(run).sampling.steps == 50  # options hold for one call
@@ -109,11 +113,13 @@ def test_init_never_takes_the_place_of_a_config(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("EMPTY",), "a model is a name of the zoo"),
+        (("EMPTY",), "a whole diffusers pipeline with a model_index.json"),
+        (("PART",), "it looks like one component, give the folder that it lies in"),
         (("MODEL", "--for", "gguff"), "did you mean 'gguf'"),
         (("MODEL", "--prompts", "PICTURE"), "must be a text file in UTF-8"),
         (("MODEL", "-o", "a.txt"), "a config is a YAML file"),
         (("MODEL", "--dtype", "float31"), "did you mean 'float32'"),
+        (("MODEL", "--device", "gpu"), "device: this machine has auto, cpu"),
     ],
     ids=str,
 )
@@ -129,6 +135,7 @@ def test_a_mistake_to_begin_with_is_one_line_and_nothing_is_written(
     (tmp_path / "empty").mkdir()
     (tmp_path / "picture.txt").write_bytes(b"\x89PNG\r\n\x1a\n\x00")
     names = {"EMPTY": "empty", "MODEL": str(place / "my-sdxl"), "PICTURE": "picture.txt"}
+    names["PART"] = str(place / "my-sdxl" / "unet")
 
     code, out, said = command("init", *(names.get(a, a) for a in arguments))
 
@@ -157,11 +164,44 @@ def test_a_scheduler_that_nobody_knows_has_settings_all_the_same(
 
 def test_a_file_of_a_run_is_answered_with_its_folder(command: Command, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("{}")
+    (tmp_path / "config.yaml").write_text("model: scenes-dit")
 
-    for verb in ("allocate", "evaluate", "report"):
+    for verb in ("allocate", "evaluate", "report", "run"):
         code, _, said = command(verb, tmp_path / "plan.json")
         assert (code, said.count("\n")) == (2, 1)
         assert f"give the run's folder, such as {tmp_path}" in said
+
+
+@pytest.mark.parametrize("count", [1, 4, 8, 20])
+def test_a_short_file_of_prompts_is_told_with_a_number_of_samples_that_it_has(
+    place: Path, tmp_path: Path, count: int
+) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("".join(f"a cat, number {i}\n" for i in range(count)))
+
+    def asked(samples: int) -> Run:
+        evaluate = {"samples": samples}
+        model = str(place / "my-sdxl")
+        return Run(config.Config(model=model, folder=tmp_path, prompts=file, evaluate=evaluate))
+
+    with pytest.raises(QSearchError) as refused:
+        checks.check_run(asked(40))
+
+    said = str(refused.value)
+    assert f"holds {count} prompt{'s' if count > 1 else ''};" in said
+    fewer = re.findall(r"or fewer \(--samples (\d+)\)", said)
+    assert bool(fewer) == (count > 4)
+    for samples in map(int, fewer):
+        checks.check_run(asked(samples))
+
+
+def test_a_value_that_is_a_whole_file_is_quoted_in_part(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text("layers: {b: " + "x" * 5000 + "}")
+
+    code, _, said = command("run", tmp_path / "other.yaml")
+
+    assert (code, said.count("\n")) == (2, 1)
+    assert len(said) < 400
 
 
 def test_a_surrogate_is_refused_what_it_can_t_learn_from(place: Path, command: Command) -> None:
