@@ -80,8 +80,8 @@ def show(
         graph_picture.save_picture(OpGraph.load(artefact), svg, block)
         typer.echo(f"wrote {svg}")
     if device is not None or (form == "table" and svg is None):
-        for part in text(artefact, device):
-            console().print(part)
+        for shown in text(artefact, device):
+            console().print(shown)
 
 
 @app.command(name="list")

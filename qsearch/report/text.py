@@ -335,7 +335,7 @@ def _attribution(path: Path) -> list[Group | Table | str]:
     from ..core.attribution import Attribution
     from .explained import attribution_tables
 
-    return attribution_tables(Attribution.load(path))
+    return [*attribution_tables(Attribution.load(path))]
 
 
 def _results(path: Path) -> list[Group | Table | str]:
