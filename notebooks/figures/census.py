@@ -238,12 +238,15 @@ def build(name: str, folder: Path) -> None:
 
 
 def command(*arguments: str, figures: bool = True) -> None:
-    """`qsearch ARGUMENTS` in this process; without `figures`, the report has its tables alone."""
+    """`qsearch ARGUMENTS` in this process; without `figures`, those of the report stay empty."""
     sys.argv = ["qsearch", *arguments]
     if not figures:
-        from qsearch.report import page
+        from markupsafe import Markup
 
-        page.draw_plots = lambda shown, scheme: {}
+        from qsearch.report import page_plots
+
+        empty = page_plots.Plot(Markup(), Markup())
+        page_plots._drawn = lambda *_: empty  # type: ignore[assignment]
     commands.main()
 
 

@@ -142,13 +142,13 @@ def _write(path: Path, groups: Iterable[Mapping[str, Tensor]], content: dict[str
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         parts = Parts(Path(f"{path}.parts"))
     try:
+        whole = _Digest(content)
         with writing(path):
             for group in groups:
                 parts.add(group)
-        whole = _Digest(content)
-        for name in sorted(parts.held):
-            kind, shape, *_ = parts.held[name]
-            whole.add_pieces(name, f"{kind} {tuple(shape)}", parts.bytes_of(name))
+            for name in sorted(parts.held):
+                kind, shape, *_ = parts.held[name]
+                whole.add_pieces(name, f"{kind} {tuple(shape)}", parts.bytes_of(name))
         metadata = {_SECTION: canonical({**content, "digest": whole.text})}
         write_atomic(path, lambda temporary: parts.finish(temporary, metadata))
     finally:

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +118,8 @@ class Parts:
 
     def close(self) -> None:
         """Remove the file beside."""
-        self._file.close()
+        with suppress(OSError):  # on a full disk, what is left to write is not wanted any more
+            self._file.close()
         self.path.unlink(missing_ok=True)
 
 
