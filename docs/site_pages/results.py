@@ -31,7 +31,7 @@ TOPICS = {
     "Speed and memory": ("products", "runtime", "denoisers", "compiled"),
     "Attention": ("sparse_attention", "attention_plans"),
     "Export": ("exports", "tools"),
-    "Multistage flow": ("ecar",),
+    "Multistage flow": ("ecar", "ecar_plans"),
     "More": (),
 }
 _LONG = 40
