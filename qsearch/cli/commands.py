@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from contextlib import suppress
 from typing import Annotated
 
@@ -31,6 +32,7 @@ app.registered_commands.sort(
 
 
 _INTERRUPTED = 130
+_DEBUG = "--debug"
 
 
 def _print_version(asked: bool) -> None:
@@ -49,15 +51,31 @@ def _whole(
             "--version", callback=_print_version, is_eager=True, help="say the version and end"
         ),
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="with an error, show where in the code it was raised")
+    ] = False,
 ) -> None:
     """Which layers of a diffusion model stand few bits, why, and what to do."""
 
 
+def _show(error: Exception, debug: bool) -> None:
+    """Where an error was raised, with `--debug`; without the passwords of URLs."""
+    from ..core.artifacts import without_secrets
+
+    if debug:
+        for part in traceback.format_exception(error):
+            sys.stderr.write(without_secrets(part))
+
+
 def main() -> None:
     """The command of `sys.argv`: a mistake in the input is one line on standard error and exit code
-    2; a gate that a plan fails, 3; Ctrl-C, 130.
+    2; a gate that a plan fails, 3; Ctrl-C, 130. `--debug`, anywhere in the command, shows the
+    traceback before that line.
     """
     from ..core.artifacts import without_secrets
+
+    debug = _DEBUG in sys.argv[1:]
+    sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != _DEBUG)]
 
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a sign gets another one
         with suppress(AttributeError, ValueError, OSError):
@@ -69,9 +87,11 @@ def main() -> None:
             say_interrupted()
         sys.exit(code if isinstance(code, int) else 0)
     except GateFailed as error:
+        _show(error, debug)
         say(f"qsearch: {without_secrets(str(error))}")
         sys.exit(3)
     except QSearchError as error:
+        _show(error, debug)
         say(f"qsearch: {without_secrets(str(error))}")
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):

@@ -695,3 +695,31 @@ def test_a_plan_for_a_device_keeps_its_time(command: Command, folder: Path) -> N
 
 def test_a_time_without_a_device_is_refused(refused: Callable[..., str], folder: Path) -> None:
     assert "needs allocate.device" in refused("allocate", folder, "--latency", "1.0")
+
+
+@pytest.mark.parametrize(
+    "words", [("--debug", "show", "nothing.json"), ("show", "nothing.json", "--debug")]
+)
+def test_debug_shows_where_an_error_was_raised(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    code, _, plain = command(*(w for w in words if w != "--debug"))
+    again, _, shown = command(*words)
+
+    assert (code, again) == (2, 2)
+    assert "Traceback" not in plain
+    assert "Traceback" in shown
+    assert shown.strip().endswith(plain.strip().splitlines()[-1])
+
+
+def test_debug_shows_no_passwords(command: Command, tmp_path: Path, graph: OpGraph) -> None:
+    url = "postgresql://me:hunter2@127.0.0.1:1/trials"
+    (tmp_path / "run").mkdir()
+    graph.save(tmp_path / "run" / "graph.json")
+
+    code, out, err = command("fit", tmp_path / "run", "--storage", url, "--debug")
+
+    assert code == 2
+    assert "hunter2" not in out + err
