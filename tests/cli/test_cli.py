@@ -19,6 +19,7 @@ import yaml
 
 from qsearch.core import plugins
 from qsearch.core.artifacts import Header, write_json
+from qsearch.core.graph import OpGraph
 from qsearch.core.plan import Plan
 from qsearch.core.trials import Trials
 from qsearch.report.text import cell
