@@ -224,10 +224,11 @@ def export(
     with asked_run(folder, "export", settings_of(given, "calibrate.samples")) as job:
         if sent:
             check_push(job, sent)
-        for path in stage(job, asked):
-            typer.echo(path)
+        told = [str(path) for path in stage(job, asked)]
         if sent:
-            typer.echo(send(job, to, output or job.path(f"export-{to}"), sent))
+            told.append(str(send(job, to, output or job.path(f"export-{to}"), sent)))
+    for line in told:
+        typer.echo(line)
 
 
 @app.command(name="import")

@@ -178,7 +178,8 @@ def report(folder: Folder) -> None:
     from ..stages.report import report_run
 
     with asked_run(folder, "report") as job:
-        typer.echo(report_run(job))
+        page = report_run(job)
+    typer.echo(page)
 
 
 @app.command()

@@ -62,8 +62,8 @@ def fit(
     with asked_run(folder, "fit", asked) as job:
         by = parted_by(executor, workers, address, threads)
         found = stage(job, storage=storage, also=also or (), by=by)
-        console().print(plain(scores_of(found), "held-out predictions"))
-        typer.echo(f"wrote {job.path('surrogate')}; next: qsearch explain {folder}")
+    console().print(plain(scores_of(found), "held-out predictions"))
+    typer.echo(f"wrote {job.path('surrogate')}; next: qsearch explain {folder}")
 
 
 @app.command()
@@ -97,7 +97,6 @@ def explain(
     asked = filled("explain", baseline=baseline, pairs=pairs, top=top)
     with asked_run(folder, "explain", asked) as job:
         found = stage(job, plan=plan, storage=storage)
-        top = job.config.explain.top
-        for part in attribution_tables(found, top, ("layer", "feature")):
-            console().print(part, highlight=False)
-        typer.echo(f"wrote {job.path('attribution.parquet')}; next: qsearch report {folder}")
+    for part in attribution_tables(found, job.config.explain.top, ("layer", "feature")):
+        console().print(part, highlight=False)
+    typer.echo(f"wrote {job.path('attribution.parquet')}; next: qsearch report {folder}")

@@ -87,6 +87,9 @@ class Terminal:
                     TextColumn("{task.fields[left]}"),
                     console=self.console,
                     transient=True,
+                    # standard output stays a pipe's, and what libraries say the log's
+                    redirect_stdout=False,
+                    redirect_stderr=False,
                 )
             task = self._bars.add_task(title, total=total or None, left="", visible=False)
             self._begun[task] = time.monotonic()

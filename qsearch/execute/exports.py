@@ -165,6 +165,11 @@ def export(
     asked = replace(options or ExportOptions(), **named)
     plugin, source, folder = exporter(to), Path(source), Path(folder)
     _check(plan, graph)
+    if folder.exists() and not (asked.force and folder.is_dir()):
+        raise QSearchError(
+            f"{folder} exists and would be overwritten; give --force, or another folder "
+            "with --output"
+        )
     jobs: dict[str, Export] = {}
     copies: list[str] = []
     if not graph.components:
@@ -175,11 +180,6 @@ def export(
             jobs[name] = _job(plugin, to, source, name, *given)
         else:
             copies.append(_left_out(plugin, to, name, *given))
-    if folder.exists() and not (asked.force and folder.is_dir()):
-        raise QSearchError(
-            f"{folder} exists and would be overwritten; give --force, or another folder "
-            "with --output"
-        )
     return _written(plugin, jobs, folder, to, [source / name for name in copies])
 
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group
+from rich.console import (
+    Console,
+    ConsoleOptions,
+    Group,
+    JustifyMethod,
+    RenderableType,
+    RenderResult,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -21,7 +30,7 @@ _MOST_COLUMNS = 5
 _RELIABLE = 0.5  # below it, most of the differences between layers would not be found again
 
 
-def titled(title: str, table: Table) -> Group:
+def titled(title: str, table: RenderableType) -> Group:
     """A table below its title, which may be wider than the table."""
     return Group(Text(title, style="table.title"), table)
 
@@ -70,20 +79,45 @@ def _with_arrow(words: str, arrow: str) -> str:
 
 
 def plain(rows: list[dict[str, Any]], title: str) -> Group:
-    """Rows of plain data, the keys of the first as columns; numbers with four digits."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name, value in rows[0].items():
-        table.add_column(
-            name, justify="left" if isinstance(value, str) else "right", overflow="fold"
-        )
-    for row in rows:
-        table.add_row(
-            *(
-                f"{row[name]:.4g}" if isinstance(row.get(name), float) else str(row.get(name, ""))
-                for name in rows[0]
-            )
-        )
-    return titled(title, table)
+    """Rows of plain data, the keys of the first as columns, numbers with four digits; a paragraph a
+    row on a terminal that is too narrow for the columns.
+    """
+    texts = [
+        {
+            name: f"{row[name]:.4g}" if isinstance(row.get(name), float) else str(row.get(name, ""))
+            for name in rows[0]
+        }
+        for row in rows
+    ]
+    words = {name for name, value in rows[0].items() if isinstance(value, str)}
+    return titled(title, _Rows(texts, words))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of texts. `words`: columns that may go on in the next line, between words."""
+
+    rows: Sequence[Mapping[str, str]]
+    words: Collection[str]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        least = {name: self._least(name) for name in self.rows[0]}
+        if sum(least.values()) + len(least) > options.max_width:
+            for row in self.rows:
+                yield Text(", ".join(f"{k} {v}" for k, v in row.items() if v))
+            return
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for name, width in least.items():
+            justify: JustifyMethod = "left" if name in self.words else "right"
+            table.add_column(name, justify=justify, overflow="fold", min_width=width)
+        for row in self.rows:
+            table.add_row(*row.values())
+        yield table
+
+    def _least(self, name: str) -> int:
+        """Characters of the longest word of a column."""
+        cells = [name, *(row[name] for row in self.rows)]
+        return max(len(word) for cell in cells for word in [*cell.split(), ""])
 
 
 def listed(rows: list[tuple[str, ...]]) -> Table:

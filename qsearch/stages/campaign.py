@@ -93,8 +93,8 @@ def measure(
     with run.progress.track("evaluate", len(plans)) as advance:
         done = measure_plans(campaign, plans, by, progress=advance, say=run.progress.say)
     run.progress.say(
-        f"evaluate: {done} plans measured, {len(plans) - done} of {len(plans)} were there or "
-        f"passed over; all in {without_secrets(str(where))}"
+        f"evaluate: {done} plan{'s' * (done != 1)} measured, {len(plans) - done} of {len(plans)} "
+        f"were there or passed over; all in {without_secrets(str(where))}"
     )
     return done
 

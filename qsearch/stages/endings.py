@@ -4,6 +4,7 @@ matter, and the next command.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,8 @@ def say_allocated(run: Run, graph: OpGraph, table: SensitivityTable, plan: Plan)
     )
     predicted = ""
     if len(plan.steps) == 1 and not settings.weights:
-        predicted = f"; predicted {predicted_decibels(table, plan, settings.metric):.1f} dB"
+        value = predicted_decibels(table, plan, settings.metric)
+        predicted = f"; predicted {value:.1f} dB" if math.isfinite(value) else ""
     run.progress.say(
         f"allocate: {size_of(plan.achieved.bytes)} of weights, {size_of(before)} at 16 bits"
         f"{predicted}"
@@ -75,7 +77,9 @@ def say_allocated(run: Run, graph: OpGraph, table: SensitivityTable, plan: Plan)
 
 
 def predicted_decibels(table: SensitivityTable, plan: Plan, metric: str) -> float:
-    """What the table predicts of a plan, in dB above its error."""
+    """What the table predicts of a plan, in dB above its error; NaN where there is none, or where
+    a scheme was not measured.
+    """
     from ..report.plots import decibels
     from ..report.tables import predicted_noise
 
@@ -92,9 +96,10 @@ def say_evaluated(run: Run, plan: Plan, rows: Sequence[Mapping[str, Any]], own: 
         table = SensitivityTable.load(run.path("sensitivity.parquet"), plan.graph)
         if "noise" in table.metrics:
             said = predicted_decibels(table, plan, "noise")
+            words = f", predicted were {said:.1f} dB" if math.isfinite(said) else ""
             run.progress.say(
                 f"evaluate: the denoiser's output stands {found[0]:.1f} ± {found[1]:.1f} dB above "
-                f"its error, predicted were {said:.1f} dB"
+                f"its error{words}"
             )
     target = run.config.allocate.target or "torchao"
     run.say_done(

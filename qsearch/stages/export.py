@@ -124,7 +124,8 @@ def accounts(
         used = sorted({str(carried[n]) for n in names})
         shown = ", ".join(used[:3]) + (f" and {len(used) - 3} more" if len(used) > 3 else "")
         size = size_of(sum(bits[n] for n in names) / 8)
-        lines.append(f"  {role}: {len(names)} layers, {size}, {shown}")
+        count = f"{len(names)} layer{'s' * (len(names) != 1)}"
+        lines.append(f"  {role}: {count}, {size}, {shown}")
     parts = graph.components or denoisers_in(source)
     before = sum(held_in(source / name).bytes for name in parts)
     planned, rounded = plan.achieved.bytes, sum(bits.values()) / 8

@@ -53,3 +53,15 @@ def test_captions_go_on_below_themselves_and_no_name_is_broken() -> None:
         "compressed_tensors",
     ]
     assert " ".join(" ".join(lines).split()).count(words) == 2
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_no_number_is_broken_at_any_width(width: int) -> None:
+    times = {"keep": 0.05226, "uint2-c": 0.521, "uint4-c": 0.3201, "uint8-c": 12.4312}
+    rows = [{"layer": "Conv2d", "weight": "16x24x3x3", "input": "2x24x8x8", "calls": 1, **times}]
+
+    lines = lines_of(plain(rows, "ms a call"), width)
+
+    assert max(map(len, lines)) <= width
+    for text in ("0.05226", "0.3201", "12.43", "16x24x3x3", "Conv2d"):
+        assert [line for line in lines if text in line] != [], text
