@@ -18,7 +18,7 @@ from ..core import plugins
 from ..core.scheme import Scheme
 from ..core.words import GrainWord, split_word
 from .codes import qparams_from_range, quantize_to_grid
-from .format import grid_of
+from .format import grid_of, input_grid_of
 from .statistics import LayerInputs
 
 
@@ -101,7 +101,7 @@ class Rounding:
 def rounding_of(form: str) -> Rounding:
     """The grid of `form`, what stands behind +a."""
     scheme = Scheme("keep", activation=form).activation_format
-    grid = grid_of(scheme)
+    grid = input_grid_of(scheme)
     return Rounding(scheme.format, grid.qparams_from_range, grid.round_to_grid, grid.stores_zero)
 
 

@@ -50,21 +50,25 @@ class AbstractFormat(FormatWord, Protocol):
         ...
 
 
-class AbstractGridFormat(AbstractFormat, Protocol):
-    """A format whose groups lie on a grid that any scale (and zero) spans."""
+class AbstractInputFormat(AbstractFormat, Protocol):
+    """A format that inputs may have too: one of `inputs`."""
 
     def qparams_from_range(self, low: Tensor, high: Tensor, word: str) -> tuple[Tensor, Tensor]:
         """Scale and zero of the grid from `low` to `high` (of one shape), as they are stored."""
         ...
 
+    def round_to_grid(self, x: Tensor, scale: Tensor, zero: Tensor, word: str) -> Tensor:
+        """What codes of `x` stand for, in floating point; `scale` and `zero` spread over it."""
+        ...
+
+
+class AbstractGridFormat(AbstractInputFormat, Protocol):
+    """A format whose groups lie on a grid that any scale (and zero) spans."""
+
     def quantize_to_grid(
         self, groups: Tensor, scale: Tensor, zero: Tensor, word: str, unit: float = 1.0
     ) -> Codes:
         """Each number of [rows, groups, group] to its nearest code."""
-        ...
-
-    def round_to_grid(self, x: Tensor, scale: Tensor, zero: Tensor, word: str) -> Tensor:
-        """What `quantize_to_grid` makes of `x`, in floating point."""
         ...
 
     def level_ends(self, word: str, zero: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,6 +104,11 @@ def grid_of(scheme: Scheme) -> AbstractGridFormat:
     if not found.has_grid:
         raise QSearchError(f"{scheme.format} has no grid whose scale can be chosen ({scheme})")
     return cast(AbstractGridFormat, found)
+
+
+def input_grid_of(scheme: Scheme) -> AbstractInputFormat:
+    """The plug-in of a format that inputs may have."""
+    return cast(AbstractInputFormat, format_of(scheme))
 
 
 def element_of(scheme: Scheme) -> str:

@@ -5,6 +5,7 @@
     int4-g64+a8@hqq   symmetric 4-bit integers, a scale for 64 weights of a row, 8-bit inputs
                       per token, scales by HQQ
     int4-g64+aint4g64   symmetric 4-bit integers on both sides, a scale for 64 channels of a token
+    nvfp4+anvfp4      NVIDIA's block format on both sides
     uint3-c           asymmetric 3-bit integers (scale and zero point), one pair a channel, min-max
     e2m1-g128         floating point with 2 exponent bits and 1 mantissa bit, sign besides
     km3-c             a codebook of 8 values a channel, chosen by k-means
@@ -101,7 +102,9 @@ class Scheme:
             return self.attention
         fixed = self.format == "keep" or not self._word.sizes
         granularity = "" if fixed else {-1: "-t", 0: "-c"}.get(self.group, f"-g{self.group}")
-        activation = f"+a{self.activation}{_spelt(self.grain)}" if self.activation else ""
+        block = bool(self.activation) and _block_size(self.activation)
+        grain = "" if block else _spelt(self.grain)
+        activation = f"+a{self.activation}{grain}" if self.activation else ""
         transforms = "".join(f"~{t}" for t in self.transforms)
         return (
             self.format
@@ -351,10 +354,29 @@ def _input(text: str, rule: str, given: str) -> tuple[str, str]:
         forms = input_formats(outside=outside)
         for form in sorted(forms, key=len, reverse=True):
             if text.startswith(form) and (grain := grain_of(text.removeprefix(form))) is not None:
-                return form, grain
+                return form, _block(form, grain, given)
     raise QSearchError(
         f"{rule}; given {given!r} with activation {text!r}{nearest(text, forms)}{unreadable()}"
     )
+
+
+def _block(form: str, grain: str, given: str) -> str:
+    """The grain of an input's format: that of its blocks, where the format has some."""
+    size = _block_size(form)
+    if size and grain != "token":
+        raise QSearchError(
+            f"inputs in {form} have a scale for {size} channels, built in; given {given!r}, write "
+            f"+a{form}"
+        )
+    return f"group{size}" if size else grain
+
+
+@lru_cache(maxsize=64)
+def _block_size(form: str) -> int:
+    """Channels that share a scale in an input's format; 0 where its grain says so."""
+    word = input_format(form)
+    found = None if word is None else format_word(word)
+    return found.group(str(word)) if found is not None and not found.sizes else 0
 
 
 KEEP = Scheme("keep")

@@ -63,7 +63,7 @@ class AbstractExporter(Protocol):
     #: whether the files can say that sampler steps differ
     has_steps: bool
     #: kinds of components that the tool loads from such files, of `core.components.kind`; may be
-    #: left out: see `takes`
+    #: left out: see `takes`. `stores_range(scheme)` may be left out, too: see below.
     takes: tuple[str, ...]
 
     def nearest(self, scheme: Scheme, layer: LayerSpec) -> Scheme:
@@ -85,6 +85,14 @@ class AbstractExporter(Protocol):
         with the files.
         """
         ...
+
+
+def stores_range(exporter: AbstractExporter, scheme: Scheme) -> bool:
+    """Whether a layer of that scheme has a range of its input in the tool's file, which calibration
+    measures: static schemes, and those that an exporter's `stores_range` names besides.
+    """
+    own = getattr(exporter, "stores_range", None)
+    return scheme.static_input or (own is not None and own(scheme))
 
 
 def takes(exporter: AbstractExporter) -> tuple[str, ...]:

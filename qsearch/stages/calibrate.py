@@ -29,13 +29,16 @@ def calibration_of(run: Run) -> Calibration:
     return Calibration(prompts, run.sampling_for("calibrate"), c.calibrate)
 
 
-def calibration_calls(run: Run, graph: OpGraph, schemes: Iterable[Scheme]) -> list[Call]:
+def calibration_calls(
+    run: Run, graph: OpGraph, schemes: Iterable[Scheme], *, always: bool = False
+) -> list[Call]:
     """Recorded calls of the graph's components for schemes that choose by them, or that are learnt;
-    none where none does.
+    none where none does, unless they are wanted `always`.
     """
     from ..choices.input_quantizer import needs_inputs
 
-    if run.config.reconstruct.order == "none" and not any(needs_inputs(s) for s in schemes):
+    learnt = run.config.reconstruct.order != "none"
+    if not (always or learnt or any(needs_inputs(s) for s in schemes)):
         return []
     asked = calibration_of(run)
     with run.ticks("calibrate", len(asked.prompts), asked.options.batch):

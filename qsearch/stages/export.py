@@ -19,6 +19,7 @@ from .ranges import check_ranges
 
 if TYPE_CHECKING:
     from ..choices.statistics import LayerInputs
+    from ..execute.exporting import AbstractExporter
     from .folder import Run
 
 #: what a kept weight takes in a plan
@@ -67,7 +68,7 @@ def export(run: Run, settings: ExportSettings) -> list[Path]:
         variant=run.config.variant,
         sampler_steps=run.sampling.steps,
         say=run.progress.say,
-        calibration=_calibration(run, graph, plan) if plugin.writes_weights else None,
+        calibration=_calibration(run, graph, plan, plugin) if plugin.writes_weights else None,
         verbose=settings.verbose,
     )
     folder = settings.output or run.path(f"export-{settings.to}")
@@ -157,8 +158,20 @@ def accounts(
     return lines
 
 
-def _calibration(run: Run, graph: OpGraph, plan: Plan) -> Mapping[str, LayerInputs] | None:
-    calls = calibration_calls(run, graph, plan.schemes)
+def _calibration(
+    run: Run, graph: OpGraph, plan: Plan, plugin: AbstractExporter
+) -> Mapping[str, LayerInputs] | None:
+    from ..execute.exporting import stores_range
+    from ..measure.calibration import calibrate
+    from ..measure.components import model_of
+
+    static = {
+        layer.name
+        for layer in graph
+        for scheme in plan.choices[layer.name]
+        if stores_range(plugin, plugin.nearest(scheme, layer))
+    }
+    calls = calibration_calls(run, graph, plan.schemes, always=bool(static))
     if not calls:
         return None
     if run.config.reconstruct.order != "none":
@@ -166,4 +179,9 @@ def _calibration(run: Run, graph: OpGraph, plan: Plan) -> Mapping[str, LayerInpu
             "export: what reconstruction learnt stays in model.safetensors (`qsearch apply`); here "
             "methods choose by calibration alone"
         )
-    return plan_weights(run, graph, plan, calls, learn=False).calibration
+    held = plan_weights(run, graph, plan, calls, learn=False).calibration
+    if missing := static - set(held):
+        model = model_of(run.pipe, graph.components)
+        seen = calibrate(model, graph, calls, missing, moments=False, some=True)
+        held = {**seen, **held}
+    return held

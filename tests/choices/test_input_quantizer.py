@@ -517,3 +517,38 @@ def test_a_group_of_channels_that_cannot_be_is_one_line(text: str, rule: str) ->
 @pytest.mark.parametrize("text", ["int4-g64+aint4g64", "uint4-c+a8g16~balance30", "keep+ae4m3g32"])
 def test_groups_are_spelt_one_way(text: str) -> None:
     assert str(Scheme.parse(text)) == text
+
+
+@pytest.mark.parametrize("form", ["nvfp4", "mxfp4", "mxfp6", "mxfp8"])
+def test_inputs_in_a_block_format_are_its_blocks(form: str) -> None:
+    x = torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(0))
+    x[0, 0] = 0.0
+    weight = Scheme.parse(form)
+
+    made = fake_quantize(x, Scheme.parse(f"keep+a{form}"), None, -1)
+
+    for token, own in zip(x.flatten(0, 1), made.flatten(0, 1), strict=True):
+        expected = quantize(token[None], weight).code.values().reshape(-1)
+        if form == "nvfp4":  # its weight has a scale a tensor besides: other block scales, as good
+            assert (own - token).norm() <= 1.1 * (expected - token).norm()
+        else:
+            torch.testing.assert_close(own, expected)
+    assert torch.equal(made[0, 0], torch.zeros(64))
+
+
+def test_a_token_in_blocks_does_not_depend_on_the_others() -> None:
+    x = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    scheme = Scheme.parse("nvfp4+anvfp4")
+
+    alone = fake_quantize(x[:1], scheme, None, -1)
+    beside = fake_quantize(torch.cat([x[:1], 1e3 * x[1:]]), scheme, None, -1)
+
+    assert torch.equal(alone[0], beside[0])
+    assert str(scheme) == "nvfp4+anvfp4"
+    assert (scheme.grain, scheme.activation_bits) == ("group16", 4)
+
+
+def test_a_block_format_has_no_other_grain() -> None:
+    for text in ("nvfp4+anvfp4t", "nvfp4+anvfp4g64", "keep+amxfp8c"):
+        with pytest.raises(QSearchError, match="built in"):
+            Scheme.parse(text)

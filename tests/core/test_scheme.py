@@ -23,7 +23,11 @@ def every_string() -> list[str]:
     allows.
     """
     out = []
-    activations = ["", *(f"+a{a}{grain}" for a in input_formats() for grain in ("", "t", "c"))]
+    grains = ("", "t", "c", "g32", "g128")
+    activations = [
+        f"+a{a}{grain}" for a in input_formats() for grain in (("",) if a in BLOCKS else grains)
+    ]
+    activations.insert(0, "")
     for form in formats():
         sizes = getattr(format_word(form), "sizes", "")
         ends = {"t": ["-t"], "c": ["-c"], "g": ["-g1", "-g32", "-g128"]}

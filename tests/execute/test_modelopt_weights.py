@@ -16,6 +16,8 @@ from qsearch.core.scheme import Scheme
 from qsearch.execute.exporters import modelopt_weights as exporter
 from qsearch.execute.exporting import formats
 from qsearch.measure.calibration import calibrate
+from qsearch.stages import config
+from tests.conftest import Command
 from tests.execute.tool_models import known
 
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
@@ -36,7 +38,7 @@ def dequantized(held: dict[str, torch.Tensor], name: str) -> torch.Tensor:
 
 def test_every_weight_is_the_simulated_one_and_the_file_reads_back(tmp_path: Path) -> None:
     there = known()
-    asked = ["nvfp4", "e4m3-t+ae4m3t", "keep", "e4m3-c+ae4m3"]
+    asked = ["nvfp4", "e4m3-t+ae4m3t", "keep", "e4m3-c+ae4m3", "nvfp4+anvfp4"]
     layers = {
         x.name: exporter.nearest(Scheme.parse(asked[i % len(asked)]), x)
         for i, x in enumerate(there.graph)
@@ -99,3 +101,38 @@ def test_a_static_input_scale_wants_calibration(tmp_path: Path) -> None:
 
     with pytest.raises(QSearchError, match="has a static input scale: export with calibration"):
         exporter.write(job, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["e4m3-t+ae4m3t", "nvfp4+anvfp4"])
+def test_an_input_s_static_scale_puts_its_largest_at_the_top(text: str, tmp_path: Path) -> None:
+    there = known()
+    layers = {x.name: exporter.nearest(Scheme.parse(text), x) for x in there.graph}
+    seen = calibrate(there.model, there.graph, [there.call])
+
+    files = exporter.write(there.job(Plan.make(there.graph, layers), seen), tmp_path)
+
+    held = {k: v for p in files if p.suffix == ".safetensors" for k, v in load_file(p).items()}
+    name = next(n for n, s in layers.items() if str(s) == text)
+    largest = max(float(seen[name].low.abs().max()), float(seen[name].high.abs().max()))
+    top = 448.0 * (6.0 if text.startswith("nvfp4") else 1.0)
+    assert float(held[f"{name}.input_scale"]) == pytest.approx(largest / top)
+
+
+def test_a_dynamic_plan_is_calibrated_where_the_file_wants_a_static_scale(
+    tmp_path: Path, command: Command
+) -> None:
+    folder = tmp_path / "run"
+    asked = {"model": "scenes-dit", "folder": str(folder), "sampling": {"steps": 2}}
+    asked["calibrate"] = {"samples": 2, "bins": 1}
+    config.save(config.parse(asked, "test"), folder / "config.yaml")
+    graph = known().graph
+    graph.save(folder / "graph.json")
+    held = {x.name: exporter.nearest(Scheme.parse("nvfp4+anvfp4"), x) for x in graph}
+    Plan.make(graph, held).save(folder / "plan.json")
+
+    code, _, said = command("export", folder, "--to", "modelopt_weights")
+
+    assert code == 0, said
+    made = json.loads((folder / "export-modelopt_weights" / "config.json").read_text())
+    algorithms = made["quantization_config"]["quantized_layers"].values()
+    assert {entry["quant_algo"] for entry in algorithms} == {"NVFP4"}

@@ -98,6 +98,7 @@ KINDS: dict[str, Kind] = {
     "input alone": Kind(("keep+a8",)),
     "symmetric input": Kind(("int8-c+aint8",)),
     "input in groups": Kind(("int4-g8+aint4g8",)),
+    "input in blocks": Kind(("nvfp4+anvfp4",)),
     **{f"transform {name}": Kind((scheme,), to) for name, (scheme, to) in TRANSFORMS.items()},
     "attention tensors": Kind(("uint4-c",), sites=(("*attn1:softmax", ("keep+a8",)),)),
     "whole attention": Kind(("uint4-c",), sites=(("*attn1:attention", ("window2~rettention",)),)),

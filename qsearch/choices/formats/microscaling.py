@@ -3,7 +3,7 @@ of two.
 
 OCP Microscaling Formats v1.0, section 6.3: the power of two puts the largest weight into the
 largest binade of the element; what lies beyond the largest value is clipped. Of the two 6-bit and
-the two 8-bit elements those with more mantissa, for weights.
+the two 8-bit elements those with more mantissa, for weights and inputs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 family = "block"
 words = ("mxfp4", "mxfp6", "mxfp8")
-inputs: dict[str, str] = {}
+inputs = {word: word for word in words}
 sizes = ""
 multiplied_as = "float"
 stores_zero = False
@@ -51,14 +51,33 @@ def quantize(groups: Tensor, scheme: Scheme) -> Codes:
     """Codes of fp32 blocks [rows, blocks, 32]."""
     import torch
 
+    scale = _scale(groups.abs().amax(-1, keepdim=True), scheme.format)
+    return quantize_to_grid(groups, scale, torch.zeros_like(scale), scheme.format)
+
+
+def qparams_from_range(low: Tensor, high: Tensor, word: str) -> tuple[Tensor, Tensor]:
+    """The power of two of each block of an input, from its ends; zero is 0."""
+    import torch
+
+    scale = _scale(torch.maximum(low.abs(), high.abs()), word)
+    return scale, torch.zeros_like(scale)
+
+
+def _scale(size: Tensor, word: str) -> Tensor:
+    """The power of two that puts the largest magnitude into the largest binade of the element."""
+    import torch
+
     from ..floats import FloatFormat
 
-    size = groups.abs().amax(-1, keepdim=True)
-    highest = FloatFormat.named(ELEMENTS[scheme.format]).highest
+    highest = FloatFormat.named(ELEMENTS[word]).highest
     exponent = torch.frexp(size).exponent - 1 - highest  # floor(log2) is exact this way
     exponent = torch.where(size > 0, exponent, -127).clamp(-127, 127)
-    scale = torch.exp2(exponent.double()).float()
-    return quantize_to_grid(groups, scale, torch.zeros_like(scale), scheme.format)
+    return torch.exp2(exponent.double()).float()
+
+
+def round_to_grid(x: Tensor, scale: Tensor, zero: Tensor, word: str) -> Tensor:
+    """What `quantize_to_grid` makes of `x`, in floating point."""
+    return quantize_to_grid(x, scale, zero, word).values()
 
 
 def quantize_to_grid(

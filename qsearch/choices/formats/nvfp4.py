@@ -2,7 +2,7 @@
 scale a tensor.
 
 The tensor scale puts the largest block scale at e4m3's largest value; block scales are then rounded
-to e4m3.
+to e4m3. Inputs (`+anvfp4`) have block scales alone, so that a token does not depend on others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 family = "block"
 words = ("nvfp4",)
-inputs: dict[str, str] = {}
+inputs = {"nvfp4": "nvfp4"}
 sizes = ""
 multiplied_as = "float"
 stores_zero = False
@@ -60,6 +60,23 @@ def quantize(groups: Tensor, scheme: Scheme) -> Codes:
     codes = scales.encode(size / (top * unit)).clamp(min=1)
     scale = scales.values(groups.device)[codes.int()]
     return quantize_to_grid(groups, scale, torch.zeros_like(scale), scheme.format, unit)
+
+
+def qparams_from_range(low: Tensor, high: Tensor, word: str) -> tuple[Tensor, Tensor]:
+    """The e4m3 scale of each block of an input, from its ends; zero is 0."""
+    import torch
+
+    from ..floats import FloatFormat
+
+    size = torch.maximum(low.abs(), high.abs())
+    scales = FloatFormat.named("e4m3")
+    codes = scales.encode(size / FloatFormat.named(ELEMENT).top).clamp(min=1)
+    return scales.values(size.device)[codes.int()], torch.zeros_like(size)
+
+
+def round_to_grid(x: Tensor, scale: Tensor, zero: Tensor, word: str) -> Tensor:
+    """What `quantize_to_grid` makes of `x`, in floating point."""
+    return quantize_to_grid(x, scale, zero, word).values()
 
 
 def quantize_to_grid(

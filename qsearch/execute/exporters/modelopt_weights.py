@@ -3,7 +3,8 @@
 
 config.json and `hf_quant_config.json` name every layer with its algorithm: `FP8` (a scale a tensor,
 inputs in e4m3 with a static scale), `FP8_PER_CHANNEL_PER_TOKEN` (a scale a channel, inputs a
-token), `W4A16_NVFP4` (inputs as they are). The weight of two e2m1 numbers a byte has the first in
+token), `W4A16_NVFP4` (inputs as they are), `NVFP4` (inputs in blocks too, with a static scale). The
+weight of two e2m1 numbers a byte has the first in
 the low bits, and its block scales lie as the weight's rows do: vLLM and SGLang put them into the
 tiles of tensor cores while they load.
 """
@@ -38,19 +39,25 @@ ALGORITHMS = {
     "e4m3-t+ae4m3t": "FP8",
     "e4m3-c+ae4m3": "FP8_PER_CHANNEL_PER_TOKEN",
     "nvfp4": "W4A16_NVFP4",
+    "nvfp4+anvfp4": "NVFP4",
 }
 _BLOCK = 16
-_E4M3_MAX = 448.0
+_E4M3_MAX, _E2M1_MAX = 448.0, 6.0
 
 
 def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
-    """e4m3 with rounded inputs, a tensor or a channel, and nvfp4 with inputs as they are; of linear
-    layers.
+    """e4m3 with rounded inputs, a tensor or a channel, and nvfp4 with inputs as they are or in its
+    blocks; of linear layers.
     """
     if layer.kind != "linear" or layer.parts:
         return nearest_of(scheme, layer, [])
-    offers = [text for text in ALGORITHMS if text != "nvfp4" or divides(_BLOCK, layer)]
+    offers = [text for text in ALGORITHMS if "nvfp4" not in text or divides(_BLOCK, layer)]
     return nearest_of(scheme, layer, map(Scheme.parse, offers))
+
+
+def stores_range(scheme: Scheme) -> bool:
+    """Whether the file has a static scale of the input though the scheme is dynamic: NVFP4's."""
+    return _plain(scheme) == "nvfp4+anvfp4"
 
 
 def write(job: Export, folder: Path) -> list[Path]:
@@ -102,22 +109,28 @@ def packed(job: Export, layer: LayerSpec, weight: Tensor) -> dict[str, Tensor]:
             name: nibble[:, ::2] | (nibble[:, 1::2] << 4),
             f"{name}_scale": code.scale[..., 0].to(torch.float8_e4m3fn),
             f"{name}_scale_2": torch.tensor(float(code.unit)),
+            **(_input_scale(job, layer, _E4M3_MAX * _E2M1_MAX) if scheme.activation else {}),
         }
     made = rows(job, layer, weight)
     level = made.level.reshape(weight.shape).to(torch.float8_e4m3fn)
     if scheme.group == 0:
         return {name: level, f"{name}_scale": made.scale.float()}
+    side = {f"{name}_scale": made.scale.reshape(()).float()}
+    return {name: level, **side, **_input_scale(job, layer, _E4M3_MAX)}
+
+
+def _input_scale(job: Export, layer: LayerSpec, top: float) -> dict[str, Tensor]:
+    """The static scale of an input whose largest magnitude becomes `top`."""
+    import torch
+
     seen = job.calibration.get(layer.name)
     if seen is None:
         raise QSearchError(
-            f"{scheme} of {layer.name} has a static input scale: export with calibration"
+            f"{job.plan.layers[layer.name]} of {layer.name} has a static input scale: export with "
+            "calibration"
         )
     largest = torch.maximum(seen.low.abs().max(), seen.high.abs().max())
-    return {
-        name: level,
-        f"{name}_scale": made.scale.reshape(()).float(),
-        f"{layer.name}.input_scale": (largest / _E4M3_MAX).float().reshape(()),
-    }
+    return {f"{layer.name}.input_scale": (largest / top).float().reshape(())}
 
 
 def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
@@ -166,6 +179,8 @@ def _check(weights: Weights, layer: LayerSpec, scheme: Scheme) -> None:
             f"{name}_scale": ((out, width // _BLOCK), "F8_E4M3"),
             f"{name}_scale_2": ((), "F32"),
         }
+        if scheme.activation:
+            wanted[f"{layer.name}.input_scale"] = ((), "F32")
     else:
         side = (out, 1) if scheme.group == 0 else ()
         wanted = {name: ((out, width), "F8_E4M3"), f"{name}_scale": (side, "F32")}
