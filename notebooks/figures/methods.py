@@ -7,10 +7,10 @@ naive min-max at equal stored bits.
 All plans of a model are measured with the same captions and the same noise. Naive is asymmetric
 min-max integers a channel, of the two widths between which the recipe's stored bits lie, at random
 layers; its inputs are rounded to as many bits, with one static min-max scale each, and nothing is
-kept. `one range` and `nearest` are a recipe without its ranges of steps, and without its
-reconstruction. `~bos` is left out where the text encoder is not causal (scenes-dit). Resumable:
-every measured row is kept in FOLDER, and rows of other models and recipes stay. Writes
-methods.json.
+kept. SVDQuant's is for models of linear layers, and left out of the other. `one range` and
+`nearest` are a recipe without its ranges of steps, and without its reconstruction. `~bos` is left
+out where the text encoder is not causal (scenes-dit). Resumable: every measured row is kept in
+FOLDER, and rows of other models and recipes stay. Writes methods.json.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from figure import publish
 from qsearch import zoo
 from qsearch.core.artifacts import digest
 from qsearch.core.cost import Budget
-from qsearch.core.graph import OpGraph
+from qsearch.core.graph import LayerSpec, OpGraph
 from qsearch.core.plan import Plan
 from qsearch.core.scheme import KEEP, Scheme
 from qsearch.decide.allocation import random_plan
@@ -43,6 +43,8 @@ from qsearch.stages.plans import with_inputs
 from qsearch.stages.profile import profile
 
 FOLDER = Path(__file__).parents[2] / "configs" / "methods"
+#: recipes whose transforms are for linear layers alone
+LINEAR = ("svdquant-w4a4",)
 METRICS = ("alignment", "frechet", "ssim", "sqnr")
 
 
@@ -80,6 +82,13 @@ def naive(graph: OpGraph, plan: Plan) -> Plan:
     )
     width = min(s.activation_bits for s in plan.schemes)
     return with_inputs(graph, made, {"*": f"+a{width}t"} if width < 16 else {})
+
+
+def of(graph: OpGraph, plan: Plan) -> Iterator[tuple[LayerSpec, Scheme]]:
+    """Every layer with each of its schemes."""
+    for layer in graph:
+        for scheme in plan.choices[layer.name]:
+            yield layer, scheme
 
 
 def variants(graph: OpGraph, run: Run, plan: Plan) -> Iterator[tuple[str, Plan, bool]]:
@@ -126,6 +135,9 @@ def measure(options: argparse.Namespace, model: str, kept: dict[str, Any], path:
         )
         graph = graph or extract(run)
         plan = recipe_plan(run, graph)
+        if name in LINEAR and any(s.transforms and x.kind != "linear" for x, s in of(graph, plan)):
+            print(f"{name} is for models of linear layers; {model} has others", flush=True)
+            continue
         for what, made, learn in variants(graph, run, plan):
             key = digest(
                 [
