@@ -319,7 +319,9 @@ def _fresh(ready: Path, verb: str) -> Path:
 
 
 def content(path: Path) -> str:
-    """Digest of what an artefact says, without headers that name times and commands; "" of none."""
+    """Digest of what an artefact says, without headers that name times and commands, and without
+    a solver's seconds; "" of none.
+    """
     if not path.exists():
         return ""
     if path.suffix == ".parquet":
@@ -336,6 +338,8 @@ def content(path: Path) -> str:
             held = json.loads(data)
             if isinstance(held, dict):
                 held.pop("header", None)
+                if isinstance(solver := held.get("solver"), dict):
+                    solver.pop("seconds", None)
             data = json.dumps(held, sort_keys=True).encode()
         sha.update(data)
     return sha.hexdigest()

@@ -47,13 +47,14 @@ def stable_diffusion_xl(**more: Any) -> Any:
         "addition_time_embed_dim": 8,
         "projection_class_embeddings_input_dim": 6 * 8 + WIDTH,
     }
+    unet = _unet(**sizes | more)
     encoders = {"text_encoder": _clip(False), "text_encoder_2": _clip(True)}
     tokenizers = {
         "tokenizer": new_tokenizer(causal=True),
         "tokenizer_2": new_tokenizer(causal=True),
     }
     return StableDiffusionXLPipeline(
-        unet=_unet(**sizes | more),
+        unet=unet,
         vae=_vae(),
         scheduler=EulerDiscreteScheduler(),
         **encoders,

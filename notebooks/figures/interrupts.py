@@ -10,7 +10,7 @@ interrupted; whenever it comes to its end, what it wrote is compared with that o
 nobody interrupted, and the next moment begins anew (`tests/interruption.py`). `start` is a command
 that has just been typed, while Python imports; all others are forks of a process that has imported
 everything. Written to interrupts.json after each verb; the same command goes on with the verbs
-that the file lacks, or holds of another commit.
+that the file lacks, or holds of another commit: each row has its own.
 """
 
 from __future__ import annotations
@@ -53,13 +53,12 @@ def row(verb: str, how: signal.Signals, found: Any) -> dict[str, Any]:
     }
 
 
-def earlier() -> list[dict[str, Any]]:
-    """Rows of interrupts.json that were measured on this commit."""
+def earlier() -> dict[tuple[str, str], dict[str, Any]]:
+    """Rows of interrupts.json by verb and signal."""
     with suppress(OSError, ValueError):
         held = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-        if held["commit"].rstrip("+") == commit().rstrip("+"):
-            return list(held["rows"])
-    return []
+        return {(row["verb"], row["signal"]): row for row in held["rows"]}
+    return {}
 
 
 def main() -> None:
@@ -72,20 +71,19 @@ def main() -> None:
     parser.add_argument("--signals", nargs="*", default=["SIGINT", "SIGKILL"])
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
-    rows = earlier()
-    known = {(row["verb"], row["signal"]) for row in rows}
+    rows, now = earlier(), commit().rstrip("+")
     with tempfile.TemporaryDirectory(prefix="qsearch-interrupts-") as folder:
         shell = Shell(Path(folder))
         ready = prepared(shell)
         for verb in options.verbs:
             for name in options.signals:
-                if (verb, name) in known:
+                if rows.get((verb, name), {}).get("commit") == now:
                     continue
                 how = signal.Signals[name]
-                rows.append(row(verb, how, moments(shell, ready, verb, options.moments, how)))
-                print(rows[-1], flush=True)
-                extra = {"load": os.getloadavg()[1]}
-                publish(__file__, rows, title="Interrupted commands", seed=0, extra=extra)
+                found = row(verb, how, moments(shell, ready, verb, options.moments, how))
+                rows[verb, name] = {**found, "commit": now, "load": os.getloadavg()[1]}
+                print(rows[verb, name], flush=True)
+                publish(__file__, [*rows.values()], title="Interrupted commands", seed=0)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,26 @@
-"""The main job on both denoisers of the zoo: time, what was measured, and whether a killed run ends
-with the same plan.
+r"""The main job on both denoisers of the zoo: time, what was measured, and whether a killed run
+ends with the same plan.
 
-    python notebooks/figures/main_job.py [--kills 3]
+    python notebooks/figures/main_job.py [--kills 3] [--models scenes-dit scenes-unet]
 
 Each config runs into a new folder in a process of its own; then again (what has not changed is
-skipped); then into another folder with SIGKILL after random delays. Writes main_job.json beside
-this file.
+skipped); then into another folder with SIGKILL after random delays. Seconds are by the clock, and
+of the processor, which tell what the job takes where the machine does other work too. Writes
+main_job.json beside this file.
+
+    ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 \
+        python notebooks/figures/main_job.py
+
+is the job on two cores with AVX2 alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -38,6 +46,12 @@ def start(config: Path) -> subprocess.Popen[bytes]:
     )
 
 
+def processor_seconds() -> float:
+    """Seconds of the processor that all processes of this one have taken and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def configured(name: str, folder: Path) -> Path:
     """The shipped config with another folder."""
     content = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text()) | {
@@ -59,20 +73,22 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--models", nargs="+", default=list(NAMES), choices=NAMES)
     options = parser.parse_args()
     dice = random.Random(options.seed)
     rows: list[dict[str, Any]] = []
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        for name in NAMES:
+        for name in options.models:
             folder = Path(scratch) / name
             config = configured(name, folder)
-            seconds = []
+            seconds, worked = [], []
             for _ in range(2):
-                began = time.monotonic()
+                began, before = time.monotonic(), processor_seconds()
                 if start(config).wait() != 0:
                     raise SystemExit(f"{name}: the main job failed")
                 seconds.append(time.monotonic() - began)
+                worked.append(processor_seconds() - before)
             killed = Path(scratch) / f"{name}-killed"
             config, delays = configured(name, killed), []
             for _ in range(options.kills):
@@ -90,7 +106,10 @@ def main() -> None:
                 {
                     "model": name,
                     "first run s": seconds[0],
+                    "its processor s": worked[0],
                     "second run s": seconds[1],
+                    "the second's processor s": worked[1],
+                    "load": os.getloadavg()[1],
                     "killed after s": str(delays),
                     "same plan": str(same),
                 }
