@@ -355,6 +355,7 @@ def test_a_step_policy_is_valid_for_diffusers_and_rounds_inputs_between_its_ends
     assert [policy.use_high_precision(i, 20) for i in range(20)] == [True] * 5 + [False] * 10 + [
         True
     ] * 5
+    assert (files[0].parent / "protected_steps.txt").read_text() == "0,1,2,3,4,-5,-4,-3,-2,-1\n"
     mixed = Plan.make(
         graph,
         {name: (KEEP, scheme) for name, scheme in plan.layers.items()},
@@ -362,3 +363,22 @@ def test_a_step_policy_is_valid_for_diffusers_and_rounds_inputs_between_its_ends
     )
     with pytest.raises(QSearchError, match="leaves weights alone"):
         export(mixed, graph, source, "step_policy", folder / "mixed")
+
+
+def test_a_step_policy_in_nvfp4_reads_back_and_two_formats_are_one_line(folder: Path) -> None:
+    from qsearch.execute.exporters import step_policy
+
+    _, graph, source, _ = full("scenes-dit")
+    plan = plan_for("step_policy", graph, ["nvfp4+anvfp4", "keep"])
+    both = plan_for("step_policy", graph, ["nvfp4+anvfp4", "e4m3-t+ae4m3t"])
+
+    files = export(plan, graph, source, "step_policy", folder / "nvfp4")
+
+    said = json.loads(files[0].read_text())["quantization_config"]
+    assert said["quant_algo"] == "NVFP4"
+    assert step_policy.read(folder / "nvfp4", graph) == plan.layers
+    with pytest.raises(QSearchError, match="one algorithm for all layers, FP8 or NVFP4"):
+        export(both, graph, source, "step_policy", folder / "both")
+    (folder / "nvfp4" / "protected_steps.txt").write_text("0,1\n")
+    with pytest.raises(QSearchError, match="protects the steps 0,1"):
+        step_policy.read(folder / "nvfp4", graph)

@@ -1,10 +1,11 @@
-"""A step policy beside an FP8 configuration: full-precision inputs in the first and last sampler
-steps, 8-bit ones between (schema 1, `first_last_n`).
+"""A step policy beside an FP8 or NVFP4 configuration: full-precision inputs in the first and last
+sampler steps, rounded ones between (schema 1, `first_last_n`).
 
 vLLM-Omni, SGLang, TensorRT-LLM and diffusers' Cosmos 3 read it from
 `quantization_config.runtime.diffusion_step_policy` of the denoiser's config.json. Weights are the
 same at every step and inputs are rounded in all layers or in none, so that a plan over ranges fits
-where it says just that.
+where it says just that, in one of the two formats. The same steps stand in `protected_steps.txt` as
+a list, the last ones counted from the end, as Unsloth's `UNSLOTH_NVFP4_PROTECT_STEPS` takes them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ...core.graph import LayerSpec, OpGraph
 from ...core.plan import Plan
 from ...core.scheme import KEEP, Scheme
 from ..exporting import Export, formats
+from ..nearest import divides
 from ..nearest import nearest as nearest_of
 from ..weights import copy_config
 
@@ -26,17 +28,35 @@ writes_weights = False
 fuses = False
 has_steps = True
 takes: tuple[str, ...] = ("denoiser",)
-_FP8 = Scheme.parse("e4m3-t+ae4m3t")
+#: scheme -> ModelOpt's algorithm
+ALGORITHMS = {Scheme.parse("e4m3-t+ae4m3t"): "FP8", Scheme.parse("nvfp4+anvfp4"): "NVFP4"}
+_FP8, _NVFP4 = ALGORITHMS
+_BLOCK = 16
+PROTECTED = "protected_steps.txt"
 
 
 def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
-    """Linear layers: FP8 weights and inputs, a scale a tensor each."""
-    found = nearest_of(scheme, layer, [_FP8] if layer.kind == "linear" and not layer.parts else [])
-    return _FP8 if found.format == _FP8.format else KEEP
+    """Linear layers: FP8 weights and inputs, a scale a tensor each, or NVFP4 on both sides."""
+    if layer.kind != "linear" or layer.parts:
+        return nearest_of(scheme, layer, [])
+    own = scheme.format == _NVFP4.format and divides(_BLOCK, layer)
+    offer = _NVFP4 if own else _FP8  # what lacks a format of its own goes with the others
+    return offer if nearest_of(scheme, layer, [offer]).format == offer.format else KEEP
 
 
 def write(job: Export, folder: Path) -> list[Path]:
-    """config.json with an FP8 configuration of ModelOpt's, its skip list, and the policy."""
+    """config.json with a configuration of ModelOpt's, its skip list and the policy; the list of
+    protected steps.
+
+    Raises:
+        QSearchError: the plan has both formats, or its ranges are no `first_last_n`.
+    """
+    used = {s for s in formats(job.plan.layers).values() if s != KEEP}
+    if len(used) > 1:
+        raise QSearchError(
+            "a step policy has one algorithm for all layers, FP8 or NVFP4; this plan has "
+            f"{' and '.join(sorted(map(str, used)))}"
+        )
     first, last = (0, 0) if job.steps is None else _ends(job.steps, job)
     policy = {
         "schema_version": 1,
@@ -52,11 +72,14 @@ def write(job: Export, folder: Path) -> list[Path]:
     kept = [layer.name for layer in job.graph if job.plan.layers[layer.name] == KEEP]
     config = {
         "quant_method": "modelopt",
-        "quant_algo": "FP8",
+        "quant_algo": ALGORITHMS[next(iter(used), _FP8)],
         "ignore": kept,
         "runtime": {"diffusion_step_policy": policy},
     }
-    return [copy_config(job.weights, folder, quantization_config=config)]
+    protected = folder / PROTECTED
+    steps = [*range(first), *range(-last, 0)]
+    protected.write_text(",".join(map(str, steps)) + "\n", encoding="utf-8")
+    return [copy_config(job.weights, folder, quantization_config=config), protected]
 
 
 def _ends(steps: Plan, job: Export) -> tuple[int, int]:
@@ -84,7 +107,9 @@ def _ends(steps: Plan, job: Export) -> tuple[int, int]:
 
 
 def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
-    """FP8 at every linear layer that is not ignored; the policy's form is checked."""
+    """FP8 or NVFP4 at every layer that is not ignored; the policy's form is checked, and that the
+    list of protected steps says the same.
+    """
     try:
         config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))[
             "quantization_config"
@@ -93,12 +118,14 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
             {str(name) for name in config["ignore"]},
             config["runtime"]["diffusion_step_policy"],
         )
+        algorithm = config["quant_algo"]
         good = (
-            config["quant_algo"] == "FP8"
+            algorithm in ALGORITHMS.values()
             and policy["schema_version"] == 1
             and policy["type"] == "first_last_n"
         )
         counts = [policy[end]["count"] for end in ("first_steps", "last_steps")]
+        listed = (folder / PROTECTED).read_text(encoding="utf-8").strip()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"{folder / 'config.json'} holds no step policy ({type(error).__name__}: "
@@ -106,9 +133,15 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         ) from error
     if not good or not all(isinstance(n, int) and n >= 0 for n in counts):
         raise QSearchError(
-            f"{folder / 'config.json'} must hold FP8 with a first_last_n policy of schema "
-            f"1; it holds {policy!r}"
+            f"{folder / 'config.json'} must hold FP8 or NVFP4 with a first_last_n policy of schema "
+            f"1; it holds {algorithm!r} with {policy!r}"
+        )
+    if listed != ",".join(map(str, [*range(counts[0]), *range(-counts[1], 0)])):
+        raise QSearchError(
+            f"{folder / PROTECTED} protects the steps {listed or 'none'}, and the policy "
+            f"{counts[0]} at the start and {counts[1]} at the end; export again"
         )
     for name in ignored:
         graph.layer(name)
-    return {layer.name: KEEP if layer.name in ignored else _FP8 for layer in graph}
+    scheme = next(s for s, name in ALGORITHMS.items() if name == algorithm)
+    return {layer.name: KEEP if layer.name in ignored else scheme for layer in graph}
