@@ -247,7 +247,7 @@ def load(path: Path) -> Config:
     own = path if path.is_dir() else None
     path = path / NAME if own else path
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_bytes())  # UTF-8, or UTF-16 with its mark
     except FileNotFoundError:
         raise QSearchError(f"{path} does not exist{_neighbours(path)}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -29,6 +29,18 @@ def saved_pipeline(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_configs_are_read_as_editors_leave_them(tmp_path: Path, encoding: str, end: str) -> None:
+    text = f"model: scenes-dit{end}folder: läufe/eins{end}"
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    (tmp_path / "c.yaml").write_bytes(mark + text.encode(encoding))
+
+    found = load(tmp_path / "c.yaml")
+
+    assert (found.model, found.folder) == ("scenes-dit", tmp_path / "läufe" / "eins")
+
+
 def test_relative_paths_are_read_from_the_config_s_own_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
