@@ -28,6 +28,9 @@ SIZE = {"height": 16, "width": 16}
 #: settings beside the call, of pipelines that take one sample at a time
 ONE: dict[str, Any] = {"sampling": {"batch": 1}, "profile": {"batch": 1}}
 
+#: of models that torch can't go backwards through on a CPU
+FORWARDS: dict[str, Any] = {"profile": {"estimator": "sweep"}}
+
 PROMPTS = [
     f"a {size} {colour} {shape}"
     for size in ("small", "large")

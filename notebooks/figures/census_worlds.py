@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from census_inputs import ONE, PICTURE, SIZE, VIDEO, Change, Entry, entries, made, same
+from census_inputs import FORWARDS, ONE, PICTURE, SIZE, VIDEO, Change, Entry, entries, made, same
 from census_transformers import MROPE, flow, qwen_vl
 from census_videos import animated, hunyuan_vae, vae_ltx
 
@@ -167,7 +167,7 @@ WAN_LIKE = entries(
                 full_chunk_limit=3,
                 chunk_partition=(1, 1, 1),
             ),
-            {**SIZE, "num_frames": 9},
+            {**SIZE, "num_frames": 9, **FORWARDS},
         ),
         "ChronoEditPipeline": (_chrono, {"image": PICTURE, **_CLIP, **_NEGATIVE, **ONE}),
         "HeliosPipeline": (

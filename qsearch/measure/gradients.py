@@ -349,6 +349,7 @@ class Contraction:
         with ExitStack() as stack:
             for stream in self._streams:  # so that the probes go through each unit together
                 stack.enter_context(stream.gathering(now))
+            stack.enter_context(differentiable())
             for k, seed in enumerate(seeds):
                 now(k)
                 (features * signs(features.shape, seed, features.device)).sum().backward(
@@ -379,6 +380,31 @@ class Contraction:
                     "measured does not depend on it. Leave it out of components, or take "
                     "the estimator sweep"
                 )
+
+
+#: words of torch's errors about gradients
+_OF_GRADIENTS = ("grad", "backward", "derivative", "inplace", "in-place")
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Turns what torch raises where a model can't be gone through backwards into one line.
+
+    Raises:
+        QSearchError: an operation has no backward, or writes over what its backward needs.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError) as error:
+        said = " ".join(str(error).split())
+        if not any(word in said for word in _OF_GRADIENTS):
+            raise
+        raise QSearchError(
+            f"probes go backwards through the model, and torch can't: {said[:300]}; take the "
+            "estimator sweep, which goes forwards alone"
+        ) from error
 
 
 def _products(deltas: Tensor, gradients: Tensor) -> Tensor:

@@ -381,6 +381,46 @@ def test_layers_under_a_model_s_own_no_grad_cost_what_they_cost(way: str) -> Non
     assert "enter" not in torch.no_grad.__enter__.__qualname__.split(".")
 
 
+class OneWay(nn.Module):
+    """Layers around what torch can't go backwards through."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__()
+        self.into, self.out, self.why = nn.Linear(5, 8), nn.Linear(8, 3), why
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.into(x).sigmoid()
+        if self.why == "no backward":
+            hidden = Forwards.apply(hidden)
+        else:
+            with torch.no_grad():
+                hidden *= 2  # which sigmoid's backward reads
+        made: Tensor = self.out(hidden)
+        return made
+
+
+class Forwards(torch.autograd.Function):
+    """An operation without a derivative, as FlexAttention is on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.square()
+
+
+@pytest.mark.parametrize("estimator", ["probe", "fisher"])
+@pytest.mark.parametrize("why", ["no backward", "written over"])
+def test_what_has_no_backward_is_one_line_that_names_the_sweep(why: str, estimator: str) -> None:
+    torch.manual_seed(0)
+    model, call = OneWay(why).eval(), Call((torch.randn(16, 5),), {}, 0)
+    graph = extract(model, {"x": call.args[0]})
+
+    with pytest.raises(QSearchError, match=r"and torch can't: .*; take the estimator sweep"):
+        profile(model, graph, ["int4-c"], [call], estimator=estimator)
+    swept = profile(model, graph, ["int4-c"], [call], estimator="sweep").frame
+
+    assert (swept.query("metric == 'noise'")["estimate"] > 0).all()
+
+
 class Restless(Net):
     """A denoiser with a layer that is not the same twice."""
 

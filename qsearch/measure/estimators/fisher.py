@@ -19,7 +19,7 @@ from ...core.artifacts import digest
 from ...core.probe_responses import ratio
 from ...core.table import SensitivityTable
 from ..estimation import EstimationTask, PartialResult
-from ..gradients import Contraction
+from ..gradients import Contraction, differentiable
 
 needs_calls = True
 
@@ -61,7 +61,8 @@ def estimate(task: EstimationTask, earlier: SensitivityTable | None) -> Iterator
             }
             power = {metric: np.empty(len(parts)) for metric in task.metrics}
             for i, observation in enumerate(parts):
-                scale, features = observation.scale, observation.features()
+                with differentiable():
+                    scale, features = observation.scale, observation.features()
                 for metric, made in features.items():
                     power[metric][i] = float(scale[metric].sum())
                     seeds = [

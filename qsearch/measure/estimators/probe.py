@@ -18,7 +18,7 @@ from ...core.artifacts import digest
 from ...core.probe_responses import Array, Cell, ProbeResponses
 from ...core.table import SensitivityTable
 from ..estimation import EstimationTask, Part, PartialResult, Round
-from ..gradients import Contraction
+from ..gradients import Contraction, differentiable
 
 needs_calls = True
 #: probes that share a forward; all observations have theirs before the next round begins, so that
@@ -80,7 +80,8 @@ def measure(task: EstimationTask, contraction: Contraction, part: Part) -> Round
     _, b, place = part
     observation = task.bins[b][place]
     scale = {metric: float(s.sum()) for metric, s in observation.scale.items()}
-    features = observation.features()
+    with differentiable():
+        features = observation.features()
     found: Round = {}
     for metric in task.metrics:
         words = [task.seed, metric, b, place]
