@@ -90,7 +90,11 @@ PRODUCTS = "the product that serves each scheme here, and how many times as fast
 
 @contextmanager
 def asked_run(
-    place: Path | tuple[Path, Config], verb: str, changes: Mapping[str, Any] | None = None
+    place: Path | tuple[Path, Config],
+    verb: str,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    together: bool = False,
 ) -> Iterator[Run]:
     """A run for one call of a verb.
 
@@ -101,11 +105,15 @@ def asked_run(
         place: a run folder, or one that is to be made and the config that it begins with.
         verb: the command.
         changes: key of the config, such as `sampling.steps` -> value; None is left out.
+        together: several processes may do this in one folder.
+
+    Raises:
+        QSearchError: another command is at work in the folder.
     """
-    from ..measure import workers
     from ..stages import config as c
     from ..stages import unfinished
     from ..stages.folder import Run
+    from ..stages.lock import locked
 
     asked = {key: value for key, value in (changes or {}).items() if value is not None}
     terminal = Terminal()
@@ -123,8 +131,20 @@ def asked_run(
     run = Run(changed, terminal)
     if new:
         _ = run.model_folder  # a wrong name is said before anything is written
-        c.save(changed, folder / c.NAME)
-    elif asked:
+        folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, verb, together=together):
+        if new:
+            c.save(changed, folder / c.NAME)
+        yield from _asked(run, verb, asked, new=new)
+
+
+def _asked(run: Run, verb: str, asked: Mapping[str, Any], *, new: bool) -> Iterator[Run]:
+    from ..measure import workers
+    from ..stages import unfinished
+
+    terminal, folder = run.progress, run.folder
+    assert isinstance(terminal, Terminal)
+    if asked and not new:
         unfinished.remember(folder, verb, asked)
     workers.log_to(log_to(folder))
     keeps(

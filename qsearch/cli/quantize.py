@@ -382,12 +382,13 @@ def evaluate(
             "--draw, --stop and --storage are of many plans; give --plans NUMBER or --given FILE"
         )
     asked = settings_of(given, "evaluate.samples", "evaluate.metrics")
-    with asked_run(folder, "evaluate", asked) as job:
+    many = plans is not None or given_plans is not None
+    with asked_run(folder, "evaluate", asked, together=many) as job:
         graph = job.graph()
-        if plans is not None or given_plans is not None:
+        if many:
             limits = limits_of(stop or [])
-            many = {"plans": plans or 0, "draw": draw or "random", "given": given_plans}
-            content = {**many, "storage": storage, "stop": limits}
+            chosen = {"plans": plans or 0, "draw": draw or "random", "given": given_plans}
+            content = {**chosen, "storage": storage, "stop": limits}
             by = executor_options(executor, workers, address, threads)
             measure(job, graph, checked(CampaignSettings, content, "qsearch evaluate"), by)
             return

@@ -30,6 +30,7 @@ from ..core.scheme import Scheme
 from ..core.sites import cut
 from ..core.steps import clock_of
 from .attention import passing
+from .differentiable import differentiable
 from .estimation import EstimationTask
 from .memory import requires_grad_only, saved_activation_bytes, weight_bytes
 from .observation import AbstractObservation
@@ -336,8 +337,7 @@ class Contraction:
         """Contract the gradients of `features` along a sign vector from each seed: [seeds, sampler
         steps, choices]. `retain` the graph for more of them.
 
-        A layer that the call does not run has no gradient and gets zeros. Raises `QSearchError` for
-        the first layer whose gradient is not finite.
+        Layers that the call does not run get zeros; `QSearchError` for one of no finite gradient.
         """
         self._sums = torch.zeros(
             len(seeds), observation.sampler_steps, len(self.choices), device=features.device
@@ -380,31 +380,6 @@ class Contraction:
                     "measured does not depend on it. Leave it out of components, or take "
                     "the estimator sweep"
                 )
-
-
-#: words of torch's errors about gradients
-_OF_GRADIENTS = ("grad", "backward", "derivative", "inplace", "in-place")
-
-
-@contextmanager
-def differentiable() -> Iterator[None]:
-    """Turns what torch raises where a model can't be gone through backwards into one line.
-
-    Raises:
-        QSearchError: an operation has no backward, or writes over what its backward needs.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, NotImplementedError) as error:
-        said = " ".join(str(error).split())
-        if not any(word in said for word in _OF_GRADIENTS):
-            raise
-        raise QSearchError(
-            f"probes go backwards through the model, and torch can't: {said[:300]}; take the "
-            "estimator sweep, which goes forwards alone"
-        ) from error
 
 
 def _products(deltas: Tensor, gradients: Tensor) -> Tensor:

@@ -59,12 +59,19 @@ def extract(run: Run) -> OpGraph:
         run.progress.say("extract: graph.json is up to date")
         return known
     from ..graphs.extraction import extract as verb
+    from ..measure.components import denoisers_of, left_out
 
     begin(run, "extract")
     model, inputs = example(run)
     graph = verb(model, inputs, name=run.model_name)
     graph.save(run.path("graph.json"), key=key)
     run.progress.say(_extracted(graph))
+    for name in () if run.config.components else left_out(run.pipe):
+        held = ", ".join([*denoisers_of(run.pipe), name])
+        run.progress.say(
+            f"extract: {name}, a denoiser of another class, stays as it is; take it in with "
+            f"`qsearch set {run.folder} 'components=[{held}]'`"
+        )
     return graph
 
 

@@ -13,6 +13,7 @@ from .config import NAME, Config, load, save
 from .evaluate import evaluate
 from .extract import extract
 from .folder import Run
+from .lock import locked
 from .plans import plan_by_hand
 from .profile import profile
 from .report import report
@@ -34,8 +35,10 @@ def run(config: Config | Path | str, progress: Progress | None = None) -> list[d
     loaded = load(Path(config)) if isinstance(config, str | Path) else config
     run = Run(loaded, progress or Silent())
     check_run(run)  # before anything is written
-    save(run.config, run.path(NAME))
-    return job(run)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with locked(run.folder, "run"):
+        save(run.config, run.path(NAME))
+        return job(run)
 
 
 def job(job: Run) -> list[dict[str, Any]]:

@@ -18,8 +18,9 @@ import numpy as np
 from ...core.artifacts import digest
 from ...core.probe_responses import ratio
 from ...core.table import SensitivityTable
+from ..differentiable import differentiable
 from ..estimation import EstimationTask, PartialResult
-from ..gradients import Contraction, differentiable
+from ..gradients import Contraction
 
 needs_calls = True
 

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from ...core.artifacts import digest
 from ...core.probe_responses import Array, Cell, ProbeResponses
 from ...core.table import SensitivityTable
+from ..differentiable import differentiable
 from ..estimation import EstimationTask, Part, PartialResult, Round
-from ..gradients import Contraction, differentiable
+from ..gradients import Contraction
 
 needs_calls = True
 #: probes that share a forward; all observations have theirs before the next round begins, so that
