@@ -58,15 +58,21 @@ def check(run: Run, *verbs: str) -> None:
 
 
 def _whole(folder: Path) -> None:
-    """Refuse a pipeline that lacks a component's folder or weights."""
-    from ..measure.own import named_parts
+    """Refuse a pipeline that lacks a component's folder or weights.
+
+    The pipeline's class, whose import takes seconds, is asked where a folder is missing alone: it
+    knows which names are settings, or parts that it makes itself.
+    """
+    from ..measure.own import named_parts, read_config
     from ..measure.sizes import weight_files
 
-    for name, (_, kind) in named_parts(folder).items():
-        if kind is None:
+    for name, held in read_config(folder / "model_index.json").items():
+        if name.startswith("_") or not isinstance(held, list) or len(held) != 2 or held[1] is None:
             continue
         part = folder / name
         if not part.is_dir():
+            if name not in named_parts(folder):
+                continue
             there = [p.name for p in folder.iterdir() if p.is_dir()]
             near = nearest(name, there) if there else ""
             raise QSearchError(

@@ -241,6 +241,20 @@ def test_a_second_call_skips_every_stage_without_loading_or_calling_a_model(
 
 
 @pytest.mark.usefixtures("without_report")
+def test_a_second_call_imports_no_library_of_models(folder: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from qsearch.stages.run import run; "
+        "run(Path(sys.argv[1])); names = ('diffusers', 'transformers', 'torchmetrics'); "
+        "print(*(name for name in names if name in sys.modules))"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)], check=True, capture_output=True, text=True
+    )
+
+    assert done.stdout.split() == []
+
+
 def test_another_budget_repeats_only_allocation_and_evaluation(folder: Path) -> None:
     before, heard = bytes_of(folder), Heard()
 

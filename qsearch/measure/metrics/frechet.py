@@ -5,10 +5,10 @@ the same captions' world.
 from __future__ import annotations
 
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ...core.errors import QSearchError
 from ...zoo import judge, moving_scenes, scenes, video_judge
@@ -16,6 +16,9 @@ from ..evaluation import Outcome
 from ..pipelines import Prompts
 from ..predicted_x0 import PredictedX0
 from .alignment import clip_judge, picture_judge
+
+if TYPE_CHECKING:
+    from torchmetrics.image.fid import FrechetInceptionDistance
 
 higher_is_better = False
 title = "Fréchet distance"
@@ -73,6 +76,8 @@ def frechet(pictures: Tensor) -> float:
 
 @cache
 def _metric(moving: bool) -> FrechetInceptionDistance:
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
     network = video_judge.load_video_judge() if moving else judge.load_judge()
     metric = FrechetInceptionDistance(
         _Features(network), reset_real_features=False, input_img_size=(3, 64, 64)
