@@ -349,7 +349,7 @@ def main() -> None:
     """Walk and publish."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--pipelines", nargs="+", default=list(table()))
-    parser.add_argument("--earlier", default="", help="keep what was right on this commit")
+    parser.add_argument("--earlier", default="", help="keep what was no fault on this commit")
     parser.add_argument("--minutes", type=float, default=1e9, help="walk for so long, then publish")
     options = parser.parse_args()
     ends = time.monotonic() + 60 * options.minutes
@@ -364,7 +364,7 @@ def main() -> None:
         done = KEPT / options.earlier / kept.name
         if options.earlier and not kept.is_file() and done.is_file():
             row = {"commit": options.earlier} | json.loads(done.read_text())
-            if row["verdict"] == "right":
+            if row["verdict"] != "fault":
                 kept.write_text(json.dumps({column: row[column] for column in COLUMNS}))
         if not kept.is_file() and time.monotonic() > ends:
             left[name] = "built and called by earlier runs; this one ended before it"
