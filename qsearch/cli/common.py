@@ -5,7 +5,7 @@ standard output.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -131,7 +131,8 @@ def asked_run(
     run = Run(changed, terminal)
     if new:
         _ = run.model_folder  # a wrong name is said before anything is written
-        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # writing the config says what is wrong
+            folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, verb, together=together):
         if new:
             c.save(changed, folder / c.NAME)

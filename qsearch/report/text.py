@@ -262,7 +262,7 @@ def _roofline(graph: Any, name: str) -> Group:
         "other, no fusion"
     )
     table = Table()
-    for title in (
+    for column in (
         "operations",
         "count",
         "MACs",
@@ -271,7 +271,7 @@ def _roofline(graph: Any, name: str) -> Group:
         "share",
         "of it waiting for memory",
     ):
-        table.add_column(title, justify="left" if title == "operations" else "right")
+        table.add_column(column, justify="left" if column == "operations" else "right")
     for share in costs.shares(timed):
         waiting = f"{share.bound_by_memory / share.seconds:.0%}" if share.seconds else "-"
         row = (

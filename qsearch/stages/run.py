@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def run(config: Config | Path | str, progress: Progress | None = None) -> list[d
     loaded = load(Path(config)) if isinstance(config, str | Path) else config
     run = Run(loaded, progress or Silent())
     check_run(run)  # before anything is written
-    run.folder.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # writing the config says what is wrong
+        run.folder.mkdir(parents=True, exist_ok=True)
     with locked(run.folder, "run"):
         save(run.config, run.path(NAME))
         return job(run)

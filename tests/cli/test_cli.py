@@ -360,8 +360,8 @@ def test_a_folder_without_a_pipeline_is_no_model(
     (tmp_path / "empty").mkdir()
 
     assert (
-        "a model is a name of the zoo, a card, a local diffusers folder, a checkpoint in one "
-        "file (.safetensors) or a hub id; given 'empty'"
+        "a model's folder is a whole diffusers pipeline with a model_index.json; given 'empty', "
+        "which has none"
     ) in refused("extract", "empty", "-o", "out")
 
 

@@ -15,7 +15,7 @@ import pytest
 from qsearch.core import plan as plans
 from qsearch.core import plugins
 from qsearch.core.cost import Budget
-from qsearch.core.format_words import formats, input_formats
+from qsearch.core.format_words import format_word, formats, input_formats
 from qsearch.core.graph import OpGraph
 from qsearch.core.plan import Plan, Solver
 from qsearch.core.scheme import Scheme
@@ -97,13 +97,19 @@ def least(transform: str) -> int | str:
     return number.low if number is not None and number.default is None else ""
 
 
+def grains(form: str) -> tuple[str, ...]:
+    """What may stand behind the format of an input: nothing where its blocks are built in."""
+    word = format_word(form)
+    return ("",) if word is not None and not word.sizes else ("", "t", "c", "g64")
+
+
 def test_the_schema_s_pattern_knows_every_scheme_that_the_parser_knows() -> None:
     pattern = re.compile(schema("2")["$defs"]["scheme"]["pattern"])
 
     for form in formats():
         for end in (
             "",
-            *(f"+a{a}{grain}" for a in input_formats() for grain in ("", "t", "c")),
+            *(f"+a{a}{grain}" for a in input_formats() for grain in grains(a)),
             *(f"+a8~{t}{least(t)}" for t in plugins.names("transforms")),
         ):
             text = str(Scheme.parse(form + end)) if form != "keep" or end else "keep"

@@ -71,8 +71,8 @@ def test_a_saved_pipeline_is_probed_step_by_step_and_through_its_own_loop(
         assert set(table.frame["site"]) == wanted
         assert np.isfinite(table.frame["estimate"]).all()
         assert len(never_moved(table)) <= 0.1 * len(wanted), never_moved(table)
-    assert whole.shares is not None
-    per_step = np.abs(whole.shares.values["sqnr", 0]).max((0, 2, 3))
+    assert whole.responses is not None
+    per_step = np.abs(whole.responses.values["sqnr", 0]).max((0, 2, 3))
     assert per_step.shape == (2,)
     assert (per_step > 0).all()
 

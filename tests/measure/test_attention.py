@@ -264,9 +264,9 @@ def test_sites_and_inputs_are_priced_through_the_sampler_and_with_checkpointing_
         for c in (False, True)
     )
 
-    assert whole.shares is not None
-    moved = np.abs(whole.shares.values["sqnr", 0]).max((2, 3))  # [choices, sampler steps]
-    names = [site for site, _ in whole.shares.choices]
+    assert whole.responses is not None
+    moved = np.abs(whole.responses.values["sqnr", 0]).max((2, 3))  # [choices, sampler steps]
+    names = [site for site, _ in whole.responses.choices]
     assert len([n for n in names if ":" in n]) >= 4
     assert {n for n, steps in zip(names, moved, strict=True) if not steps.all()} == {
         n for n, row in plain_pass.items() if row["keep+a4"] == 0

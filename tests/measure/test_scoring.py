@@ -63,8 +63,8 @@ def test_every_layer_is_scored_by_the_metric_of_its_group_and_plans_minimise_tha
     assert len(text) >= 4
     assert {n for n in scored if scored[n] == sqnr[n] != noise[n]} == text
     assert {n for n in scored if scored[n] == noise[n]} == set(noise) - text
-    assert again.shares is not None
-    assert {metric for metric, _ in again.shares.values} == {"noise", "sqnr"}
+    assert again.responses is not None
+    assert {metric for metric, _ in again.responses.values} == {"noise", "sqnr"}
     assert (
         allocate(graph, again, Budget(average_bits=7.0), metric=SCORED).achieved.average_bits <= 7.0
     )

@@ -320,14 +320,16 @@ def test_a_graph_is_shown_with_its_costs_and_its_time_on_a_device(
 
     roles, line, blocks, ops, roofline = text.show(tmp_path / "graph.json", "h200")
 
-    assert roles.row_count == 1 + len({layer.role for layer in graph})
+    title, table = roles.renderables
+    assert str(title).startswith(f"{graph.name}: graph ")
+    assert table.row_count == 1 + len({layer.role for layer in graph})
     assert line.startswith("0.000137 GB of weights at 16 bits; ")
     assert blocks == (
         "16 blocks: 4 self-attention, 4 cross-attention, 4 feed-forward, 1 time-embedding, 1 "
         "text-embedding, 1 patchify, 1 output"
     )
     assert "12 norm" in ops
-    assert "NVIDIA H200 SXM" in roofline.title
+    assert str(roofline.renderables[0]).startswith("at best on NVIDIA H200 SXM")
     assert len(text.show(tmp_path / "graph.json")) == 4
 
 

@@ -53,7 +53,7 @@ def test_the_zoo_s_metrics_fit_the_zoo_s_pictures(tmp_path: Path) -> None:
 
     assert job.metrics == ("sqnr", "ssim", "frechet", "alignment")
     assert (job.samples, job.sampling.steps, job.sampling.guidance) == (96, 20, 4.0)
-    assert job.sampling.batch == 32
+    assert job.sampling.batch == 16
 
 
 def test_a_model_of_one_s_own_has_its_class_s_defaults_and_metrics_that_its_pictures_can_have(

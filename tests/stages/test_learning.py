@@ -255,7 +255,7 @@ def test_many_plans_are_measured_from_the_shell_and_not_again(
 
     assert (first[0], again[0]) == (0, 0), first[2] + again[2]
     assert "2 plans measured" in first[2].replace("\n", " ")
-    assert "1 plans measured" in again[2].replace("\n", " ")
+    assert "1 plan measured" in again[2].replace("\n", " ")
     found = Trials(tmp_path / "run" / "trials.db", graph).measured()
     assert [trial.name for trial in found] == ["random-0-000", "random-0-001", "random-0-002"]
     assert all(len(trial.samples["ssim"]) == 4 for trial in found)
