@@ -321,7 +321,7 @@ def test_a_graph_is_shown_with_its_costs_and_its_time_on_a_device(
     roles, line, blocks, ops, roofline = text.show(tmp_path / "graph.json", "h200")
 
     title, table = roles.renderables
-    assert str(title).startswith(f"{graph.name}: graph ")
+    assert str(title).startswith(f"{graph.model}: graph ")
     assert table.row_count == 1 + len({layer.role for layer in graph})
     assert line.startswith("0.000137 GB of weights at 16 bits; ")
     assert blocks == (

@@ -38,7 +38,12 @@ class Groups:
 
     def ends(self, channels: int, parts: bool) -> int:
         """Nothing is stored."""
-        return 0
+        return ends(channels, parts)
+
+
+def ends(channels: int, parts: bool) -> int:
+    """Nothing is stored."""
+    return 0
 
 
 def sized(number: int) -> Groups:
