@@ -19,7 +19,7 @@ from torch import nn
 from ..core.components import DECODERS, is_denoiser
 from ..core.errors import QSearchError, nearest
 from .components import components, denoisers_of
-from .own import named_parts
+from .own import named_parts, read_config
 from .skeletons import empty_component
 from .streaming import Stream, streams_of
 from .units import Files
@@ -140,13 +140,13 @@ def pipeline_class(folder: Path) -> Any:
     """What loads a saved pipeline: diffusers' own choice by `model_index.json`, or our class where
     the zoo has it.
     """
+    if read_config(folder / "model_index.json").get("_class_name") == "EcarPipeline":
+        from ..zoo.ecar.pipeline import EcarPipeline
+
+        return EcarPipeline
     from diffusers import DiffusionPipeline
 
-    from ..zoo.ecar.pipeline import EcarPipeline
-
-    path = folder / "model_index.json"
-    name = json.loads(path.read_text("utf-8")).get("_class_name") if path.is_file() else ""
-    return EcarPipeline if name == EcarPipeline.__name__ else DiffusionPipeline
+    return DiffusionPipeline
 
 
 def _streamed(

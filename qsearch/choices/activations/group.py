@@ -55,17 +55,16 @@ def ranges(size: int, x: Tensor, channel: int, inputs: LayerInputs | None) -> tu
     """Smallest and largest entry of each group of `size` channels of `x`, or zero if that lies
     beyond them, in shapes that spread over `x`, whose channels lie on axis `channel`.
     """
+    import torch
     import torch.nn.functional as F
 
-    rows = x if channel == -1 else x.flatten(2)
-    low, high = (rows, rows) if channel == -1 else (rows.amin(2), rows.amax(2))
     count = x.shape[channel]
     groups = -(-count // size)
 
-    def spread(ends: Tensor, of: str) -> Tensor:
+    def spread(reduce: Callable[[Tensor, int], Tensor]) -> Tensor:
+        ends = x if channel == -1 else reduce(x.flatten(2), 2)
         padded = F.pad(ends, (0, groups * size - count)).unflatten(-1, (groups, size))
-        found = padded.amin(-1) if of == "low" else padded.amax(-1)
-        wide: Tensor = found.repeat_interleave(size, -1)[..., :count]
+        wide = reduce(padded, -1).repeat_interleave(size, -1)[..., :count]
         return wide if channel == -1 else wide.view(*wide.shape, *[1] * (x.ndim - 2))
 
-    return spread(low, "low"), spread(high, "high")
+    return spread(torch.amin), spread(torch.amax)

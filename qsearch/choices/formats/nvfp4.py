@@ -56,9 +56,7 @@ def quantize(groups: Tensor, scheme: Scheme) -> Codes:
     scales, top = FloatFormat.named("e4m3"), FloatFormat.named(ELEMENT).top
     size = groups.abs().amax(-1, keepdim=True)
     unit = max(float(size.max()) / (top * scales.top), 2.0**-126)
-    # a block of zeros gets the smallest scale, not none
-    codes = scales.encode(size / (top * unit)).clamp(min=1)
-    scale = scales.values(groups.device)[codes.int()]
+    scale = _scale(size / (top * unit))
     return quantize_to_grid(groups, scale, torch.zeros_like(scale), scheme.format, unit)
 
 
@@ -68,10 +66,16 @@ def qparams_from_range(low: Tensor, high: Tensor, word: str) -> tuple[Tensor, Te
 
     from ..floats import FloatFormat
 
-    size = torch.maximum(low.abs(), high.abs())
+    scale = _scale(torch.maximum(low.abs(), high.abs()) / FloatFormat.named(ELEMENT).top)
+    return scale, torch.zeros_like(scale)
+
+
+def _scale(wanted: Tensor) -> Tensor:
+    """The nearest e4m3 scales; a block of zeros gets the smallest, not none."""
+    from ..floats import FloatFormat
+
     scales = FloatFormat.named("e4m3")
-    codes = scales.encode(size / FloatFormat.named(ELEMENT).top).clamp(min=1)
-    return scales.values(size.device)[codes.int()], torch.zeros_like(size)
+    return scales.values(wanted.device)[scales.encode(wanted).clamp(min=1).int()]
 
 
 def round_to_grid(x: Tensor, scale: Tensor, zero: Tensor, word: str) -> Tensor:

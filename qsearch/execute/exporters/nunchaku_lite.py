@@ -71,7 +71,7 @@ def write(job: Export, folder: Path) -> list[Path]:
     weights = job.weights
     chosen = {layer.name: job.plan.layers[layer.name] for layer in job.graph}
     layers = {key(x): x for x in job.graph if chosen[x.name] != KEEP}
-    held = {x.name: replace(chosen[x.name], method="", transforms=()) for x in layers.values()}
+    held = {x.name: _plain(chosen[x.name]) for x in layers.values()}
     svdq = [name for name, scheme in held.items() if scheme == SVDQ]
     awq = [name for name, scheme in held.items() if scheme == AWQ]
     stored = {weights.dtype(name) for name in layers}
@@ -96,6 +96,11 @@ def write(job: Export, folder: Path) -> list[Path]:
     return [copy_config(weights, folder, **more), *files]
 
 
+def _plain(scheme: Scheme) -> Scheme:
+    """What the file calls a layer by: the scheme without its method and transforms."""
+    return replace(scheme, method="", transforms=())
+
+
 def _rank(scheme: Scheme) -> int:
     """Rank of a scheme's branch; 0 without one."""
     return next((number_of(w) for w in scheme.transforms if split_word(w)[0] == "lowrank"), 0)
@@ -106,11 +111,7 @@ def _groups(
 ) -> Iterator[dict[str, Tensor]]:
     from ..nunchaku_layout import pack_scales
 
-    packed = {
-        f"{x.name}.bias"
-        for x in layers.values()
-        if replace(job.plan.layers[x.name], method="", transforms=()) == SVDQ
-    }
+    packed = {f"{x.name}.bias" for x in layers.values() if _plain(job.plan.layers[x.name]) == SVDQ}
     biases = {f"{x.name}.bias" for x in layers.values()}
     for name in weights.files:
         held = weights.tensor(name)

@@ -77,9 +77,13 @@ def write(job: Export, folder: Path) -> list[Path]:
         "runtime": {"diffusion_step_policy": policy},
     }
     protected = folder / PROTECTED
-    steps = [*range(first), *range(-last, 0)]
-    protected.write_text(",".join(map(str, steps)) + "\n", encoding="utf-8")
+    protected.write_text(_listed(first, last) + "\n", encoding="utf-8")
     return [copy_config(job.weights, folder, quantization_config=config), protected]
+
+
+def _listed(first: int, last: int) -> str:
+    """Steps at both ends, those at the end counted from there: `0,1,-1`."""
+    return ",".join(map(str, [*range(first), *range(-last, 0)]))
 
 
 def _ends(steps: Plan, job: Export) -> tuple[int, int]:
@@ -136,7 +140,7 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
             f"{folder / 'config.json'} must hold FP8 or NVFP4 with a first_last_n policy of schema "
             f"1; it holds {algorithm!r} with {policy!r}"
         )
-    if listed != ",".join(map(str, [*range(counts[0]), *range(-counts[1], 0)])):
+    if listed != _listed(*counts):
         raise QSearchError(
             f"{folder / PROTECTED} protects the steps {listed or 'none'}, and the policy "
             f"{counts[0]} at the start and {counts[1]} at the end; export again"
