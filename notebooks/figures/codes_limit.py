@@ -28,7 +28,7 @@ from figure import publish
 from formats import FOLDS, decibel, weights
 from torch import Tensor
 
-from qsearch.choices.block_scales import cb4_stored_bits, chosen, codebook_on_int8
+from qsearch.choices.block_scales import chosen
 from qsearch.choices.quantization import quantize, to_groups
 from qsearch.choices.trellis import LEAST_ROWS, trellis_codes
 from qsearch.core.scheme import Scheme
@@ -42,6 +42,7 @@ SCALAR = (
         for kind in ("int", "uint") for bits in (2, 3, 4, 5, 6) for grain in ("-c", "-g64", "-g32")
     ),
     "e2m1-c", "e2m1-g32", "e2m1-g16", "km2-c", "km3-c", "km4-c", "mxfp4", "mxfp6", "nvfp4",
+    "cb4",
 )  # fmt: skip
 
 
@@ -51,7 +52,6 @@ def formats() -> Iterator[tuple[str, str, Quantizer]]:
         yield name, _family(name), partial(_scheme, scheme=Scheme.parse(name))
     for name in ("nvfp4", "mxfp4"):
         yield f"{name}, 4 over 6", "blocks", partial(_chosen, scheme=Scheme.parse(name))
-    yield "cb4", "blocks", _cb4
     for states in trellis.STATES:
         for bits in trellis.BITS:
             yield f"tcq{bits} 2^{states}", "trellis", partial(_trellis, bits=bits, states=states)
@@ -72,12 +72,6 @@ def _chosen(weight: Tensor, scheme: Scheme) -> tuple[Tensor, float]:
     made = chosen(to_groups(weight, scheme), scheme).values()
     values = made.reshape(len(weight), -1)[:, : weight.shape[1]]
     return values, scheme.stored_bits(weight.shape)
-
-
-def _cb4(weight: Tensor) -> tuple[Tensor, float]:
-    groups = to_groups(weight, Scheme.parse("int4-g16"))
-    values = codebook_on_int8(groups).values().reshape(len(weight), -1)[:, : weight.shape[1]]
-    return values, cb4_stored_bits(*weight.shape)
 
 
 def _trellis(weight: Tensor, bits: int, states: int) -> tuple[Tensor, float]:

@@ -15,7 +15,7 @@ from qsearch.core.errors import QSearchError
 from qsearch.core.format_words import format_word, formats, input_formats
 from qsearch.core.scheme import KEEP, Scheme, split_steps
 
-BLOCKS = ("mxfp4", "mxfp6", "mxfp8", "nvfp4")
+BLOCKS = ("cb4", "mxfp4", "mxfp6", "mxfp8", "nvfp4")
 
 
 def every_string() -> list[str]:
@@ -127,6 +127,7 @@ def test_weight_only_drops_the_activation_and_nothing_else() -> None:
         ("mxfp4", (6, 32), 0, 4 * 192 + 6 * 8),
         ("mxfp4", (6, 33), 0, 4 * 198 + 12 * 8),
         ("nvfp4", (6, 32), 0, 4 * 192 + 12 * 8 + 32),
+        ("cb4", (6, 40), 0, 4 * 240 + 18 * 8 + 6 * 16),
         (
             "int4-c+a8~balance30",
             (6, 10),

@@ -20,7 +20,8 @@ from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.core.plan import Plan
 from qsearch.core.scheme import KEEP, Scheme
-from qsearch.execute.exporters import aimet, autoround, comfyui, compressed_tensors, modelopt
+from qsearch.execute import comfyui_layout
+from qsearch.execute.exporters import aimet, autoround, compressed_tensors, modelopt
 from qsearch.execute.exporting import Export, formats
 from tests.core.test_hostile import mutate_bytes, mutate_tree
 from tests.execute.tool_files import SHAPES, WANTED, job
@@ -225,7 +226,7 @@ def test_a_list_that_does_not_switch_everything_off_first_is_refused(
 
 def test_comfyuis_tiles_are_those_of_the_formula() -> None:
     scales = torch.arange(130 * 6, dtype=torch.int32).remainder(251).to(torch.uint8).reshape(130, 6)
-    made = comfyui.tiled(scales).flatten()
+    made = comfyui_layout.tiled(scales).flatten()
 
     assert len(made) == 256 * 8
     for row, column in (
