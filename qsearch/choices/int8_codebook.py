@@ -121,10 +121,13 @@ class LevelWeight(AbstractPackedWeight):
 
     def __init__(self, scheme: Scheme, rows: int, columns: int, device: torch.device | str) -> None:
         super().__init__(scheme, rows, columns)
-        bytes_ = {"dtype": torch.uint8, "device": device}
-        self.register_buffer("codes", torch.empty(rows, layout.row_bytes(columns, 4), **bytes_))
-        self.register_buffer("block", torch.empty(rows, -(-columns // GROUP), **bytes_))
-        self.register_buffer("row", torch.empty(rows, 1, dtype=torch.float16, device=device))
+        shapes = {
+            "codes": ((rows, layout.row_bytes(columns, 4)), torch.uint8),
+            "block": ((rows, -(-columns // GROUP)), torch.uint8),
+            "row": ((rows, 1), torch.float16),
+        }
+        for name, (shape, kind) in shapes.items():
+            self.register_buffer(name, torch.empty(shape, dtype=kind, device=device))
         table = torch.tensor(LEVELS, dtype=torch.float32)
         table = table if str(device) == "meta" else table.to(device)
         self.register_buffer("levels", table, persistent=False)  # part of the format
