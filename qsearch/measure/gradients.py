@@ -30,7 +30,7 @@ from ..core.scheme import Scheme
 from ..core.sites import cut
 from ..core.steps import clock_of
 from .attention import passing
-from .differentiable import differentiable
+from .differentiable import check_reached, differentiable
 from .estimation import EstimationTask
 from .memory import requires_grad_only, saved_activation_bytes, weight_bytes
 from .observation import AbstractObservation
@@ -124,7 +124,8 @@ class Contraction:
         ] = {}  # layer -> (probe, sampler step, gradient)
         self._sums: Tensor | None = None
         self._now: tuple[int, AbstractObservation] | None = None
-        self._met: set[str] = set()  # components whose weights had a gradient
+        self._met: set[str] = set()  # layers whose weights had a gradient that is not zero
+        self._looked: set[AbstractObservation] = set()  # whose layers without one were looked at
         self._streams = streams_of(self.model)
 
     @property
@@ -283,7 +284,8 @@ class Contraction:
         assert weight.grad is not None and self._now is not None
         gradient, place = weight.grad.flatten(), (self._now[0], self._now[1].now)
         weight.grad = None
-        self._met.add(self.task.graph.component(name))
+        if name not in self._met and gradient.any():
+            self._met.add(name)
         gradient = gradient.square() if self.squared else gradient
         waiting = self._waiting.setdefault(name, [])
         waiting.append((*place, gradient))
@@ -356,7 +358,9 @@ class Contraction:
                     retain_graph=retain or k < len(seeds) - 1
                 )
         self._contract_waiting()
-        self._check_met(observation)
+        if observation not in self._looked:
+            self._looked.add(observation)
+            check_reached(self.model, self.task.graph, set(self._stored), self._met, observation)
         sums, self._sums, self._now = self._sums, None, None
         found: NDArray[np.float32] = sums.cpu().numpy()
         if not np.isfinite(found).all():
@@ -366,20 +370,6 @@ class Contraction:
                 f"(met at {scheme}); profile with another metric, or in fp32"
             )
         return found
-
-    def _check_met(self, observation: AbstractObservation) -> None:
-        """Refuse a component that runs and that no gradient reaches: its choices would all be
-        priced at nothing.
-        """
-        of = {self.task.graph.component(name) for name in self._stored}
-        for component in observation.components:
-            if component in of - self._met:
-                raise QSearchError(
-                    f"no gradient reaches the weights of {component}: the pipeline calls "
-                    "it without gradients, or what is "
-                    "measured does not depend on it. Leave it out of components, or take "
-                    "the estimator sweep"
-                )
 
 
 def _products(deltas: Tensor, gradients: Tensor) -> Tensor:

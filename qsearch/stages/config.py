@@ -261,9 +261,15 @@ def load(path: Path) -> Config:
 
 
 def save(config: Config, path: Path) -> None:
-    """Write a config so that `load` gives it back; its own folder is `.`, and moves with it."""
+    """Write a config so that `load` gives it back; its own folder is `.`, and moves with it.
+
+    Settings at their default are left out; sections without any other stand there empty.
+    """
     path = Path(path)
     content = config.model_dump(mode="json", exclude_unset=True)
+    for name, field in Config.model_fields.items():
+        if isinstance(field.default, Settings):
+            content.setdefault(name, {})
     folder = config.folder
     if folder is not None:
         content["folder"] = os.path.relpath(folder.resolve(), path.parent.resolve())

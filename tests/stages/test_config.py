@@ -88,6 +88,27 @@ def test_a_run_s_config_holds_wherever_one_stands_and_after_it_was_moved(
     assert found.prompts == tmp_path / "prompts.txt"
 
 
+def test_a_saved_config_names_every_section_and_no_default(tmp_path: Path) -> None:
+    made = parse({"model": "scenes-dit", "evaluate": {"samples": 3}}, "here")
+    save(made, tmp_path / "config.yaml")
+    content = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert content.pop("evaluate") == {"samples": 3}
+    assert content.pop("model") == "scenes-dit"
+    assert content == dict.fromkeys(
+        (
+            "sampling",
+            "profile",
+            "calibrate",
+            "allocate",
+            "reconstruct",
+            "fit",
+            "explain",
+        ),
+        {},
+    )
+    assert load(tmp_path / "config.yaml").evaluate == made.evaluate
+
+
 def test_names_that_are_no_folders_stay_as_they_are(tmp_path: Path) -> None:
     path = written(tmp_path / "mine.yaml", {"model": "scenes-dit", "allocate": {"device": "h200"}})
 
