@@ -50,8 +50,9 @@ def show(
         ),
     ] = None,
 ) -> None:
-    """Print a run's settings and files, or one artefact; a graph also as a file for other tools, as
-    a picture, and with the time it takes at best; a plan's reasons.
+    """Print a run's settings and files, or one artefact: a graph, a table, a plan with reasons.
+
+    A graph also as a file for other tools, as a picture, and with the time it takes at best.
     """
     from ..core.graph import OpGraph
     from ..report import graph_picture, graph_view

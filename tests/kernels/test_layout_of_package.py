@@ -47,3 +47,29 @@ def test_the_package_is_loaded_under_another_name_from_where_it_lies(tmp_path: P
     )
 
     assert done.stdout.strip() == "renamed.ops"
+
+
+def test_a_plan_runs_on_a_cpu_without_triton() -> None:
+    import subprocess
+
+    script = """
+import sys
+sys.modules["triton"] = None
+import torch
+from torch import nn
+from qsearch import Plan, apply, extract
+model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)).eval()
+x = torch.randn(5, 64)
+graph = extract(model, {"input": x})
+with torch.no_grad():
+    full = model(x)
+    for scheme in ("int8-c+a8", "uint4-c", "tcq3-c"):
+        packed = apply(nn.Sequential(*model), Plan.uniform(graph, scheme), graph)
+        assert (packed(x) - full).abs().max() < 0.6, scheme
+"""
+
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
