@@ -8,7 +8,7 @@ schemes without `@METHOD`, and a plan equals what is read back when it does so w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -63,7 +63,8 @@ class AbstractExporter(Protocol):
     #: whether the files can say that sampler steps differ
     has_steps: bool
     #: kinds of components that the tool loads from such files, of `core.components.kind`; may be
-    #: left out: see `takes`. `stores_range(scheme)` may be left out, too: see below.
+    #: left out: see `takes`. `stores_range(scheme)` and `tied(graph)` may be left out, too: see
+    #: below.
     takes: tuple[str, ...]
 
     def nearest(self, scheme: Scheme, layer: LayerSpec) -> Scheme:
@@ -98,6 +99,15 @@ def stores_range(exporter: AbstractExporter, scheme: Scheme) -> bool:
 def takes(exporter: AbstractExporter) -> tuple[str, ...]:
     """The kinds of components that a tool takes; denoisers alone where its plug-in does not say."""
     return tuple(getattr(exporter, "takes", ("denoiser",)))
+
+
+def tied(exporter: AbstractExporter, graph: OpGraph) -> Sequence[Sequence[str]]:
+    """Groups of layers that a tool stores as one weight besides queries, keys and values: those
+    that an exporter's `tied` names.
+    """
+    own = getattr(exporter, "tied", None)
+    found: Sequence[Sequence[str]] = () if own is None else own(graph)
+    return found
 
 
 def every_name(plan: Plan, graph: OpGraph) -> tuple[Plan, OpGraph, dict[str, str]]:

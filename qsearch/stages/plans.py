@@ -54,7 +54,7 @@ def constraints_of(
     rules = settings.constraints
     if settings.target is None:
         return rules
-    from ..execute.exporting import takes
+    from ..execute.exporting import takes, tied
 
     exporter = plugins.load("exporters", settings.target)
     able: dict[str, list[str]] = {}
@@ -72,7 +72,12 @@ def constraints_of(
             f"{settings.target} has none of the schemes in the table "
             f"({', '.join(measured[:8])}) at any layer; profile some that it has"
         )
-    return replace(rules, fused=rules.fused or exporter.fuses, allowed={**rules.allowed, **able})
+    return replace(
+        rules,
+        tied=[*rules.tied, *tied(exporter, graph)],
+        fused=rules.fused or exporter.fuses,
+        allowed={**rules.allowed, **able},
+    )
 
 
 #: a scheme may take so many times as long as `keep` before a plan avoids it

@@ -8,15 +8,15 @@ written where the plan leaves inputs alone. fp8, mxfp8 and nvfp4 have no calibra
 and always ask for it; `awq_w4a16` never rounds inputs. `~rotate` is ConvRot: the same regular
 Hadamard matrices; `asym_w4a8_int8` wants them over 256 channels, where its fused kernels are.
 
-Layers keep diffusers' names: ComfyUI loads these where it uses them itself
-(Qwen-Image, LTX) or converts them; queries, keys and values that its own names fuse share a scheme,
-so that a converter finds them alike.
+Tensors have the names of the models' original checkpoints, which are ComfyUI's own
+(`original_names`): layers that are one there share a scheme. A format with one scale a tensor has
+one for all of these. Other models keep diffusers' names.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,8 @@ from ..comfyui_layout import check_shapes, packed
 from ..exporting import Export
 from ..nearest import divides
 from ..nearest import nearest as nearest_of
+from ..original_names import LAYOUTS, Original, layout_of, originals, stacked, whole
+from ..original_names import tied as tied_of
 from ..turned import rotation_word
 from ..weights import Parts
 
@@ -43,6 +45,8 @@ fuses = True
 has_steps = False
 takes: tuple[str, ...] = ("denoiser",)
 METADATA = "_quantization_metadata"
+#: in the header: the class whose original names the file has
+_LAYOUT = "original_names"
 _FULL = {"full_precision_matrix_mult": True}
 #: scheme without its rotation -> ComfyUI's name of its layout, and what its marker says besides
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -112,21 +116,31 @@ def _rotation(scheme: Scheme, layer: LayerSpec) -> int:
 def write(job: Export, folder: Path) -> list[Path]:
     """One safetensors file, as ComfyUI reads them."""
     weights = job.weights
+    layout = layout_of(weights.config)
+    names = originals(layout, weights.files)
+    job = stacked(job, names)
     layers = {
         layer.name: _entry(job.plan.layers[layer.name], layer)
         for layer in job.graph
         if job.plan.layers[layer.name] != KEEP
     }
-    said = json.dumps({"format_version": "1.0", "layers": layers})
+    said = {METADATA: json.dumps({"format_version": "1.0", "layers": layers})}
+    if layout:
+        said[_LAYOUT] = layout
     path, parts = folder / f"{STEM}.safetensors", Parts(folder / "tensors.part")
     try:
         with writing(path):
-            for group in _tensors(job, weights, layers):
+            for group in _tensors(job, names, layers):
                 parts.add(group)
-            parts.finish(path, {METADATA: said})
+            parts.finish(path, said)
     finally:
         parts.close()
     return [path]
+
+
+def tied(graph: OpGraph) -> list[tuple[str, ...]]:
+    """Layers that are one in the original checkpoint, besides queries, keys and values."""
+    return tied_of(graph)
 
 
 def _entry(scheme: Scheme, layer: LayerSpec) -> dict[str, Any]:
@@ -139,13 +153,15 @@ def _entry(scheme: Scheme, layer: LayerSpec) -> dict[str, Any]:
 
 
 def _tensors(
-    job: Export, weights: Weights, said: dict[str, dict[str, Any]]
+    job: Export, names: Mapping[str, Original], said: dict[str, dict[str, Any]]
 ) -> Iterator[dict[str, Tensor]]:
+    """The tensors of one name after the other: of a model that need not fit in memory."""
     import torch
 
+    weights = job.weights
     layers = {key(layer): layer for layer in job.graph if layer.name in said}
-    for name in weights.files:
-        held = weights.tensor(name)
+    for name, original in names.items():
+        held = original.of(weights)
         if name not in layers:
             yield {name: held}
             continue
@@ -156,21 +172,32 @@ def _tensors(
 
 
 def markers(folder: Path) -> dict[str, dict[str, Any]]:
-    """Layer -> what the header says of it. Raises `QSearchError` for a file without ComfyUI's
-    header.
+    """Layer, by its name in the file -> what the header says of it. Raises `QSearchError` for a
+    file without ComfyUI's header.
     """
+    path, said = _header(folder)
+    try:
+        layers = json.loads(said.get(METADATA, '{"layers": {}}'))["layers"]
+        return {name: {**entry, "format": str(entry["format"])} for name, entry in layers.items()}
+    except MISSHAPEN as error:
+        raise _unread(path, error) from error
+
+
+def _header(folder: Path) -> tuple[Path, dict[str, str]]:
     from safetensors import safe_open
 
-    weights = Weights(folder)
-    path = next(iter(weights.files.values()), folder)
+    path = next(iter(Weights(folder).files.values()), folder)
     try:
         with safe_open(path, framework="pt") as file:
-            said = json.loads((file.metadata() or {}).get(METADATA, '{"layers": {}}'))["layers"]
-        return {name: {**entry, "format": str(entry["format"])} for name, entry in said.items()}
+            return path, file.metadata() or {}
     except (OSError, *MISSHAPEN) as error:
-        raise ArtifactError(
-            f"{path} has no {METADATA} of ComfyUI's ({type(error).__name__}: {error}); export again"
-        ) from error
+        raise _unread(path, error) from error
+
+
+def _unread(path: Path, error: Exception) -> ArtifactError:
+    return ArtifactError(
+        f"{path} has no {METADATA} of ComfyUI's ({type(error).__name__}: {error}); export again"
+    )
 
 
 def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
@@ -178,19 +205,26 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
     of their formats.
     """
     forms, weights = markers(folder), Weights(folder)
-    path = next(iter(weights.files.values()), folder)
+    path, said = _header(folder)
+    layout = said.get(_LAYOUT, "")
+    if layout not in ("", *LAYOUTS):
+        raise QSearchError(f"{path}: no original names of {layout!r} are known; export again")
+    layers = whole(graph, originals(layout, map(key, graph)))
     made = {layer.name: KEEP for layer in graph}
-    for name, entry in forms.items():
-        made[name] = _scheme(weights, graph.layer(name), entry)
-        if _marker(weights, name) != entry:
-            raise QSearchError(f"{path}: the marker of {name} and the header differ")
-    for layer in graph:
-        if made[layer.name] == KEEP and (
-            key(layer) not in weights.files or weights.shape(key(layer)) != layer.weight_shape
-        ):
+    for layer, parts in layers:
+        entry = forms.pop(layer.name, None)
+        if entry is not None:
+            scheme = _scheme(weights, layer, entry)
+            made |= {part.name: scheme for part in parts}
+            if _marker(weights, layer.name) != entry:
+                raise QSearchError(f"{path}: the marker of {layer.name} and the header differ")
+        elif key(layer) not in weights.files or weights.shape(key(layer)) != layer.weight_shape:
             raise QSearchError(
                 f"{path} keeps {layer.name}, and holds no {key(layer)} of {layer.weight_shape}"
             )
+    for name in forms:
+        graph.layer(name)  # that it has none of this name is the usual reason
+        raise QSearchError(f"{path} speaks of {name}, which is part of another layer there")
     return made
 
 
