@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..core.errors import QSearchError
 from ..core.graph import LayerSpec
 from ..core.scheme import Scheme
 from ..measure.shards import Weights
 from .codes import coded, rows
 from .exporting import Export
 from .turned import turned
+from .weights import check_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,14 +151,4 @@ def check_shapes(weights: Weights, layer: LayerSpec, scheme: Scheme, form: str) 
             "weight_codebook": ((16,), ("F32",)),
         },
     }
-    for part, (shape, types) in parts[form].items():
-        name = f"{layer.name}.{part}"
-        if name not in weights.files:
-            raise QSearchError(
-                f"{weights.folder}: {form} of {layer.name} lacks {name}; export again"
-            )
-        if weights.shape(name) != shape or weights.dtype(name) not in types:
-            raise QSearchError(
-                f"{weights.folder}: {name} is {weights.dtype(name)} {weights.shape(name)}, {form} "
-                f"wants {' or '.join(types)} {shape}"
-            )
+    check_tensors(weights, {f"{layer.name}.{part}": held for part, held in parts[form].items()})

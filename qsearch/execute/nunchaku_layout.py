@@ -36,6 +36,15 @@ def _scales(rows: int, groups: int) -> Tensor:
 
 
 @lru_cache(maxsize=32)
+def _micro(rows: int, groups: int) -> Tensor:
+    """Place in block scales [rows, groups] of each of them: 32 lanes with four rows each, and of a
+    row the four blocks that a tile's columns have.
+    """
+    at = torch.arange(rows * groups).reshape(rows // TILE, 4, 4, 8, groups // 4, 4)
+    return at.permute(0, 4, 3, 2, 1, 5).flatten()
+
+
+@lru_cache(maxsize=32)
 def _factors(channels: int, rank: int) -> Tensor:
     """Place in a low-rank factor [channels, rank] in packs of 16 x 16, of the up projection."""
     at = torch.arange(channels * rank).reshape(channels // 16, 2, 8, rank // 16, 2, 4, 2)
@@ -88,6 +97,18 @@ def unpack_scales(packed: Tensor) -> Tensor:
     rows, groups = packed.shape[-1], packed.numel() // packed.shape[-1]
     made = _back(packed.flatten(), _scales(rows, groups), rows)
     return made.flatten() if packed.ndim == 1 else made
+
+
+def pack_micro(scales: Tensor) -> Tensor:
+    """Scales [N, groups] of NVFP4's blocks as [groups, N]."""
+    rows, groups = scales.shape
+    return scales.flatten()[_micro(rows, groups)].reshape(groups, rows)
+
+
+def unpack_micro(packed: Tensor) -> Tensor:
+    """Inverse of `pack_micro`."""
+    groups, rows = packed.shape
+    return _back(packed.flatten(), _micro(rows, groups), rows)
 
 
 def pack_down(down: Tensor) -> Tensor:

@@ -41,6 +41,30 @@ def replaced(
         yield change[name](held) if name in change else {name: held}
 
 
+#: tensor -> (shape, safetensors' names of the types that it may have)
+Wanted = Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]]
+
+
+def check_tensors(weights: Weights, wanted: Wanted) -> None:
+    """Refuse a file whose tensors are not those of their format.
+
+    Args:
+        weights: what was written.
+        wanted: what it must hold.
+
+    Raises:
+        QSearchError: names the first tensor that is missing, or has another type or shape.
+    """
+    for name, (shape, types) in wanted.items():
+        rule = f"{' or '.join(types)} of {' x '.join(map(str, shape)) or 'one number'}"
+        if name not in weights.files:
+            raise QSearchError(f"{weights.folder} lacks {name}, {rule}; export again")
+        found, kind = tuple(weights.shape(name)), weights.dtype(name)
+        if found != shape or kind not in types:
+            given = f"{kind} of {' x '.join(map(str, found)) or 'one number'}"
+            raise QSearchError(f"{weights.folder}: {name} is {given}, not {rule}; export again")
+
+
 #: torch's name of a type -> that of safetensors
 _TYPES = {
     "float64": "F64",

@@ -17,6 +17,7 @@ from diffusers import PixArtTransformer2DModel
 from torch import Tensor
 
 from qsearch.choices.fake_quantization import fake_quantize
+from qsearch.choices.floats import FloatFormat
 from qsearch.choices.statistics import LayerInputs
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
@@ -34,7 +35,12 @@ from qsearch.measure.simulation import simulate
 from tests.execute.tool_models import off, wide
 
 SVDQ = "int4-g64+aint4g64"
-SCHEMES = (f"{SVDQ}~balance30~lowrank32", "uint4-g64", SVDQ, "keep", f"{SVDQ}~lowrank16")
+NVFP4 = "nvfp4+anvfp4"
+EACH = pytest.mark.parametrize("own", [SVDQ, NVFP4])
+
+
+def schemes(own: str) -> tuple[str, ...]:
+    return f"{own}~balance30~lowrank32", "uint4-g64", own, "keep", f"{own}~lowrank16"
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +77,14 @@ def inputs(model: Any, graph: OpGraph, call: Call) -> dict[str, LayerInputs]:
     return dict(calibrate(model, graph, [call]))
 
 
-def plan_of(graph: OpGraph) -> Plan:
+def plan_of(graph: OpGraph, own: str = SVDQ) -> Plan:
     """The schemes by turns, each as the tool has it; at least one layer of each."""
     made = {}
-    place = 0
+    place, wanted = 0, schemes(own)
     for layer in graph:
-        made[layer.name] = nunchaku_lite.nearest(Scheme.parse(SCHEMES[place % 5]), layer)
-        place += made[layer.name] != KEEP or SCHEMES[place % 5] == "keep"
-    assert {str(s) for s in made.values()} == set(SCHEMES)
+        made[layer.name] = nunchaku_lite.nearest(Scheme.parse(wanted[place % 5]), layer)
+        place += made[layer.name] != KEEP or wanted[place % 5] == "keep"
+    assert {str(s) for s in made.values()} == set(wanted)
     return Plan.make(graph, made)
 
 
@@ -101,6 +107,20 @@ def test_scales_lie_in_the_documented_order_of_lanes() -> None:
     assert packed[-4:].tolist() == [118, 119, 126, 127]
     two = torch.arange(512).reshape(256, 2)
     assert torch.equal(layout.unpack_scales(layout.pack_scales(two)), two)
+
+
+def test_block_scales_lie_four_of_a_row_together_for_each_lane() -> None:
+    """A lane is fed rows 0, 32, 64 and 96 of its tile, four blocks of each, as deepcompressor and
+    its successors pack them.
+    """
+    scales = torch.arange(256 * 8).reshape(256, 8)
+    packed = layout.pack_micro(scales).flatten()
+
+    for row, group in ((0, 0), (9, 5), (100, 3), (127, 7), (255, 4), (130, 2)):
+        lane = row % 8 * 4 + row % 32 // 8
+        place = (row // 128 * 2 + group // 4) * 512 + lane * 16 + row % 128 // 32 * 4 + group % 4
+        assert int(packed[place]) == int(scales[row, group])
+    assert torch.equal(layout.unpack_micro(layout.pack_micro(scales)), scales)
 
 
 def test_awq_codes_interleave_four_rows_and_widen_in_order() -> None:
@@ -132,15 +152,24 @@ class Kernels:
         self, x: Tensor, out: Tensor, scales: Tensor, down: Tensor, act: Tensor, *rest: Any
     ) -> None:
         smooth = layout.unpack_scales(rest[0]).float()
-        self.smoothed = fake_quantize(x.float() / smooth, Scheme.parse("keep+aint4g64"), None, -1)
+        form = "keep+anvfp4" if rest[2] else "keep+aint4g64"
+        self.smoothed = fake_quantize(x.float() / smooth, Scheme.parse(form), None, -1)
         self.low = x.float() @ layout.unpack_down(down).float().T
 
     def gemm_w4a4(self, *args: Any) -> None:
         _, weight, out, _, _, scales = args[:6]
-        up, bias = args[9], args[15]
-        codes = layout.unpack_codes(weight).float().unflatten(1, (-1, 64))
-        dense = (codes * layout.unpack_scales(scales).float()[:, :, None]).flatten(1)
-        made = self.smoothed @ dense.T + self.low @ layout.unpack_up(up).float().T
+        up, bias, nvfp4, alpha, channel = args[9], args[15], *args[22:25]
+        codes = layout.unpack_codes(weight)
+        if nvfp4:
+            level = FloatFormat.named("e2m1").values()[codes & 15].unflatten(1, (-1, 16))
+            dense = level * layout.unpack_micro(scales.float())[:, :, None]
+            rest = alpha.float() * layout.unpack_scales(channel).float()
+        else:
+            level = codes.float().unflatten(1, (-1, 64))
+            dense = level * layout.unpack_scales(scales).float()[:, :, None]
+            rest = torch.ones(len(codes))
+        made = rest * (self.smoothed @ dense.flatten(1).T)
+        made = made + self.low @ layout.unpack_up(up).float().T
         made = made if bias is None else made + layout.unpack_scales(bias).float()
         out.copy_(made)
 
@@ -172,11 +201,12 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own, "validate_environment", lambda *_, **__: None)
 
 
+@EACH
 @pytest.mark.usefixtures("kernels")
 def test_diffusers_loads_it_and_its_kernels_compute_what_simulate_says(
-    source: Path, model: Any, graph: OpGraph, call: Call, inputs: Any, tmp_path: Path
+    source: Path, model: Any, graph: OpGraph, call: Call, inputs: Any, tmp_path: Path, own: str
 ) -> None:
-    plan = plan_of(graph)
+    plan = plan_of(graph, own)
     nunchaku_lite.write(Export(plan, graph, source, "transformer", inputs), tmp_path)
 
     loaded = PixArtTransformer2DModel.from_pretrained(tmp_path, torch_dtype=torch.float32)
@@ -184,7 +214,8 @@ def test_diffusers_loads_it_and_its_kernels_compute_what_simulate_says(
     kinds = {n: type(m).__name__ for n, m in loaded.named_modules()}
     for layer in graph:
         form = plan.layers[layer.name].format
-        wanted = {"int4": "SVDQW4A4Linear", "uint4": "AWQW4A16Linear"}.get(form)
+        svdq = dict.fromkeys(("int4", "nvfp4"), "SVDQW4A4Linear")
+        wanted = {**svdq, "uint4": "AWQW4A16Linear"}.get(form)
         assert wanted is None or kinds[layer.name] == wanted
     with torch.no_grad():
         full, made = run(model, call), run(loaded, call)
@@ -193,10 +224,11 @@ def test_diffusers_loads_it_and_its_kernels_compute_what_simulate_says(
     assert off(made, expected, full) < 0.05  # scales, branches and kept layers in fp16
 
 
+@EACH
 def test_a_plan_reads_back_smoothing_and_ranks_with_it(
-    source: Path, graph: OpGraph, inputs: Any, tmp_path: Path
+    source: Path, graph: OpGraph, inputs: Any, tmp_path: Path, own: str
 ) -> None:
-    plan = plan_of(graph)
+    plan = plan_of(graph, own)
     nunchaku_lite.write(Export(plan, graph, source, "transformer", inputs), tmp_path)
 
     assert nunchaku_lite.read(tmp_path, graph) == {
@@ -204,6 +236,17 @@ def test_a_plan_reads_back_smoothing_and_ranks_with_it(
     }
     said = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     assert (said["compute_dtype"], said["svdq_w4a4"]["rank"]) == ("float16", 32)
+
+
+def test_two_precisions_in_one_model_are_one_line(
+    source: Path, graph: OpGraph, inputs: Any, tmp_path: Path
+) -> None:
+    names = [x.name for x in graph if nunchaku_lite.nearest(Scheme.parse(SVDQ), x) != KEEP]
+    plan = Plan.make(graph, {x.name: KEEP for x in graph} | {names[0]: SVDQ, names[1]: NVFP4})
+
+    with pytest.raises(QSearchError, match="1 layers int4 and 1 layers nvfp4: allocate"):
+        nunchaku_lite.write(Export(plan, graph, source, "transformer", inputs), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_layers_that_no_tile_divides_are_kept(source: Path) -> None:
@@ -223,5 +266,7 @@ def test_a_rank_that_the_model_lacks_is_one_line(
     content["quantization_config"]["svdq_w4a4"]["rank"] = 16
     path.write_text(json.dumps(content))
 
-    with pytest.raises(QSearchError, match="has the shape"):
+    with pytest.raises(
+        QSearchError, match=r"proj_down is F16 of \d+ x 32, not F16 or BF16 of \d+ x 16"
+    ):
         nunchaku_lite.read(tmp_path, graph)

@@ -24,7 +24,7 @@ from ..codes import coded, rows
 from ..exporting import Export
 from ..nearest import divides
 from ..nearest import nearest as nearest_of
-from ..weights import copy_config, limit_of, write_shards
+from ..weights import Wanted, check_tensors, copy_config, limit_of, write_shards
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -159,7 +159,7 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
             )
         layer = graph.layer(name)
         made[name] = Scheme.parse(forms[algorithm])
-        _check(weights, layer, made[name])
+        check_tensors(weights, _tensors(layer, made[name]))
     for layer in graph:
         scales = f"{layer.name}.weight_scale" in weights.files
         if scales != (made[layer.name] != KEEP):
@@ -169,23 +169,19 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
     return made
 
 
-def _check(weights: Weights, layer: LayerSpec, scheme: Scheme) -> None:
-    """Refuse tensors that have not the types and shapes of their algorithm."""
+def _tensors(layer: LayerSpec, scheme: Scheme) -> Wanted:
+    """What the file holds of a layer."""
     out, width = layer.weight_shape
     name = f"{layer.name}.weight"
+    side = {f"{layer.name}.input_scale": ((), ("F32",))}
     if scheme.format == "nvfp4":
-        wanted: dict[str, tuple[tuple[int, ...], str]] = {
-            name: ((out, width // 2), "U8"),
-            f"{name}_scale": ((out, width // _BLOCK), "F8_E4M3"),
-            f"{name}_scale_2": ((), "F32"),
+        return {
+            name: ((out, width // 2), ("U8",)),
+            f"{name}_scale": ((out, width // _BLOCK), ("F8_E4M3",)),
+            f"{name}_scale_2": ((), ("F32",)),
+            **(side if scheme.activation else {}),
         }
-        if scheme.activation:
-            wanted[f"{layer.name}.input_scale"] = ((), "F32")
-    else:
-        side = (out, 1) if scheme.group == 0 else ()
-        wanted = {name: ((out, width), "F8_E4M3"), f"{name}_scale": (side, "F32")}
-        if scheme.group != 0:
-            wanted[f"{layer.name}.input_scale"] = ((), "F32")
-    for part, (shape, kind) in wanted.items():
-        if part not in weights.files or (weights.shape(part), weights.dtype(part)) != (shape, kind):
-            raise QSearchError(f"{weights.folder}: {part} must be {kind} {shape}; export again")
+    held = {name: ((out, width), ("F8_E4M3",))}
+    if scheme.group == 0:
+        return {**held, f"{name}_scale": ((out, 1), ("F32",))}
+    return {**held, f"{name}_scale": ((), ("F32",)), **side}
