@@ -4,10 +4,11 @@ with a low-rank branch in 16 bits, in AWQ's 4-bit weights, or in 16 bits.
 `int4-g64+aint4g64`, with `~balance` and `~lowrankN` or without, is `svdq_w4a4`: its kernel smooths
 the input, rounds it symmetrically in groups of 64 and adds the branch, which reads the input as it
 was; `nvfp4+anvfp4` is the same in NVFP4's blocks of 16. `uint4-g64` is `awq_w4a16`. One precision
-and one rank serve a whole model: smaller branches are filled up with zeros. Scales and branches are in the model's type, bfloat16 or else float16, as its kernels read
-them. Rows and columns are multiples of 128 (AWQ: of 4 and 64), and names are the model's own, since
-diffusers wants every key and no other; fused queries, keys and values are not its layout. To run it
-takes an NVIDIA GPU from Turing to Ada, or Blackwell for NVFP4. How a layer was smoothed is said beside its targets, in
+and one rank serve a whole model: smaller branches are filled up with zeros. Scales and branches are
+in the model's type, bfloat16 or else float16, as its kernels read them. Rows and columns are
+multiples of 128 (AWQ: of 4 and 64), and names are the model's own, since diffusers wants every key
+and no other; fused queries, keys and values are not its layout. To run it takes an NVIDIA GPU from
+Turing to Ada, or Blackwell for NVFP4. How a layer was smoothed is said beside its targets, in
 `transforms`, which diffusers does not read. A plan that keeps all layers is a plain checkpoint.
 """
 
@@ -54,8 +55,8 @@ _LEAST = -14
 
 
 def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
-    """4-bit weights with 4-bit inputs, integers or NVFP4, smoothed and with a branch as the scheme says, or 4-bit
-    weights alone; of linear layers whose sizes its tiles divide.
+    """4-bit weights with 4-bit inputs, integers or NVFP4, smoothed and with a branch as the scheme
+    says, or 4-bit weights alone; of linear layers whose sizes its tiles divide.
     """
     if layer.kind != "linear" or layer.parts:
         return nearest_of(scheme, layer, [])
