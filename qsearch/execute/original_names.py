@@ -82,8 +82,8 @@ _FLUX: Table = [
     ("single_transformer_blocks.{n}.attn.norm_k.weight", "single_blocks.{n}.norm.key_norm.scale"),
     ("single_transformer_blocks.{n}.proj_out", "single_blocks.{n}.linear2"),
 ]
-#: whose two halves of rows stand the other way round in the original
-_SWAPPED = ("final_layer.adaLN_modulation.1",)
+#: class -> the layer whose two halves of rows stand the other way round in its original
+_SWAPPED = {"FluxTransformer2DModel": "final_layer.adaLN_modulation.1"}
 
 _PIXART: Table = [
     ("pos_embed.proj", "x_embedder.proj"),
@@ -285,8 +285,9 @@ def originals(layout: str, names: Iterable[str]) -> dict[str, Original]:
                 f"no original name of {name} is known ({layout}); export to diffusers' own formats"
             )
         held[place[1]].append((place[0], name))
+    turned = _SWAPPED.get(layout, " ")
     return {
-        theirs: Original(tuple(name for _, name in sorted(parts)), theirs.startswith(_SWAPPED))
+        theirs: Original(tuple(name for _, name in sorted(parts)), theirs.startswith(turned))
         for theirs, parts in held.items()
     }
 
