@@ -62,9 +62,9 @@ def configured(name: str, folder: Path) -> Path:
     return path
 
 
-def layers(folder: Path) -> dict[str, str]:
-    """The plan's schemes."""
-    plan: dict[str, str] = json.loads((folder / "plan.json").read_text())["layers"]
+def sites(folder: Path) -> dict[str, Any]:
+    """The plan's choices."""
+    plan: dict[str, Any] = json.loads((folder / "plan.json").read_text())["sites"]
     return plan
 
 
@@ -101,7 +101,7 @@ def main() -> None:
                 process.wait()
             if start(config).wait() != 0:
                 raise SystemExit(f"{name}: the job did not finish after {options.kills} kills")
-            same = layers(folder) == layers(killed)
+            same = sites(folder) == sites(killed)
             runs.append(
                 {
                     "model": name,
