@@ -367,7 +367,7 @@ def main() -> None:
             if row["verdict"] != "fault":
                 kept.write_text(json.dumps({column: row[column] for column in COLUMNS}))
         if not kept.is_file() and time.monotonic() > ends:
-            left[name] = "built and called by earlier runs; this one ended before it"
+            left[name] = "built and called; not walked, the time had ended"
             continue
         if not kept.is_file():
             kept.write_text(json.dumps(walk(name, number % FIGURES == 0)))
