@@ -30,7 +30,7 @@ TOPICS = {
     ),
     "Speed and memory": ("products", "runtime", "denoisers", "compiled"),
     "Attention": ("sparse_attention", "attention_plans"),
-    "Export": ("exports", "tools"),
+    "Export": ("exports", "tools", "lora"),
     "Multistage flow": ("ecar", "ecar_plans"),
     "More": (),
 }

@@ -6,8 +6,8 @@ before anything is rounded.
 SQNR of the predicted noise in dB, over the full-precision model with the same LoRA: `on top`
 leaves the LoRA in full precision beside the packed product, `fused` is `fuse_lora` (weight plus
 LoRA, rounded again by the layer's own format, without data), `rounded once` quantizes the
-full-precision sum. `LoRA alone`: the change that the fused LoRA makes to the quantized model's
-output, over the change that it makes to the full-precision one. LoRAs are Gaussian factors on the
+full-precision sum. `effect`: the change that the LoRA makes to the quantized model's output, on top
+or fused, over the change that it makes to the full-precision one. LoRAs are Gaussian factors on the
 attentions' linear layers, scaled to a share of each weight's norm; all linear layers are quantized.
 ± is the standard error over seeds. Writes lora.json.
 """
@@ -44,8 +44,8 @@ from qsearch.measure.pipelines import (
 #: layer -> (down [rank, in], up [out, rank])
 Factors = dict[str, tuple[Tensor, Tensor]]
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
-FORMATS = ("int8-c", "int4-g32", "nvfp4", "int4-c")
-SHARES = (0.02, 0.1)
+FORMATS = ("int8-c", "nvfp4", "cb4", "int4-g32")
+SHARES = (0.02, 0.1, 0.3)
 
 
 def factors(model: nn.Module, rank: int, share: float, seed: int) -> Factors:
@@ -114,7 +114,8 @@ def measured(
         "on top dB": decibel(wanted, top - wanted),
         "fused dB": decibel(wanted, again - wanted),
         "rounded once dB": decibel(wanted, once - wanted),
-        "LoRA alone dB": decibel(effect, again - without - effect),
+        "effect on top dB": decibel(effect, top - without - effect),
+        "effect fused dB": decibel(effect, again - without - effect),
     }
 
 
