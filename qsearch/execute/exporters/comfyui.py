@@ -16,6 +16,7 @@ one for all of these. Other models keep diffusers' names.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from ..comfyui_layout import check_shapes, packed
 from ..exporting import Export
 from ..nearest import divides
 from ..nearest import nearest as nearest_of
-from ..original_names import LAYOUTS, Original, layout_of, originals, stacked, whole
+from ..original_names import LAYOUTS, Original, computed, layout_of, originals, stacked, whole
 from ..original_names import tied as tied_of
 from ..turned import rotation_word
 from ..weights import Parts
@@ -72,6 +73,12 @@ _ALWAYS_ROTATED = ("convrot_w4a4", "asym_w4a8_int8")
 _LEVELS_TURN = 256
 _FOUR_BIT_ROW = 64  # what its kernel of 4-bit inputs wants the channels to be a multiple of
 _BLOCK = {"nvfp4": 16, "mxfp8": 32}
+#: layers by whose columns ComfyUI tells one model from another: two codes a byte would halve them
+_TOLD_BY = re.compile(
+    r"(^|\.)(x_embedder|context_embedder|text_embedder\.linear_1|cap_embedder\.1|"
+    r"add_embedding\.linear_1|attentions\.\d+\.transformer_blocks\.0\.attn2\.to_k)$"
+)
+_PACKED = ("uint4", "nvfp4", "int4", "cb4")
 
 
 def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
@@ -86,6 +93,8 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
         return replace(nearest_of(plain, layer, [replace(plain, method="")]), transforms=(word,))
     groups = {**_BLOCK, "uint4-g64": 64}
     offers = [name for name in FORMATS if name not in groups or divides(groups[name], layer)]
+    if _TOLD_BY.search(layer.name):
+        offers = [name for name in offers if not name.startswith(_PACKED)]
     return nearest_of(scheme, layer, map(Scheme.parse, offers))
 
 
@@ -95,6 +104,8 @@ def _rotates(scheme: Scheme, layer: LayerSpec) -> bool:
     if len(scheme.transforms) != 1 or str(plain) not in ROTATED or not layer.quantizable:
         return False
     channels = layer.weight_shape[1]
+    if plain.format in _PACKED and _TOLD_BY.search(layer.name):
+        return False
     if plain.format == "int4" and channels % _FOUR_BIT_ROW:
         return False
     try:
@@ -132,6 +143,7 @@ def write(job: Export, folder: Path) -> list[Path]:
         with writing(path):
             for group in _tensors(job, names, layers):
                 parts.add(group)
+            parts.add(computed(layout, weights.config))
             parts.finish(path, said)
     finally:
         parts.close()
