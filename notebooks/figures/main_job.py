@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import resource
@@ -31,6 +32,8 @@ from typing import Any
 
 import yaml
 from figure import publish
+
+from qsearch.report.tables import difference
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("scenes-dit", "scenes-unet")
@@ -68,6 +71,28 @@ def sites(folder: Path) -> dict[str, Any]:
     return plan
 
 
+def differences(model: str, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the plan has more than the uniform one: with the error of the samples' own differences,
+    and with that of two plans measured apart.
+    """
+    plan = next(row for row in results if row["plan"] == "plan")
+    uniform = next(row for row in results if row["plan"].startswith("uniform"))
+    rows = []
+    for metric in plan["samples"]:
+        gap, error = difference(plan, uniform, metric)
+        apart = math.hypot(*(row["metrics"][metric][1] for row in (plan, uniform)))
+        rows.append(
+            {
+                "model": model,
+                "metric": metric,
+                "difference": f"{gap:+.4g}",
+                "± paired": f"{error:.2g}",
+                "± apart": f"{apart:.2g}",
+            }
+        )
+    return rows
+
+
 def main() -> None:
     """Run, time, kill, compare, publish."""
     parser = argparse.ArgumentParser()
@@ -78,6 +103,7 @@ def main() -> None:
     dice = random.Random(options.seed)
     rows: list[dict[str, Any]] = []
     runs: list[dict[str, Any]] = []
+    paired: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         for name in options.models:
             folder = Path(scratch) / name
@@ -114,7 +140,9 @@ def main() -> None:
                     "same plan": str(same),
                 }
             )
-            for row in json.loads((folder / "results.json").read_text())["rows"]:
+            results = json.loads((folder / "results.json").read_text())["rows"]
+            paired += differences(name, results)
+            for row in results:
                 metrics = {
                     k: "-"
                     if k not in row["metrics"]
@@ -130,8 +158,13 @@ def main() -> None:
                     }
                 )
     publish(__file__, runs, title="the main job on this machine", seed=options.seed)
+    publish(__file__, paired, title="plan minus uniform", seed=options.seed)
     publish(
-        __file__, rows, title="measured with common noise", seed=options.seed, extra={"runs": runs}
+        __file__,
+        rows,
+        title="measured with common noise",
+        seed=options.seed,
+        extra={"runs": runs, "plan minus uniform": paired},
     )
 
 

@@ -101,9 +101,15 @@ def _changing(
     return next((name for name in layers if depends([name])), layers[0])
 
 
-def _louder(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-    """The output, each number times another factor between 0.5 and 1.5."""
+def _louder(layer: nn.Module, _: tuple[Any, ...], output: Any) -> Any:
+    """The output without its bias, each number times another factor between 0.5 and 1.5: as weights
+    that are moved would do, not at all where the input is zero.
+    """
     if not isinstance(output, Tensor):
         return output
-    factors = torch.rand(output.shape, generator=torch.Generator().manual_seed(0)) + 0.5
-    return output * factors.to(output)
+    made, bias = output, getattr(layer, "bias", None)
+    if isinstance(bias, Tensor):
+        behind = layer.weight.ndim - 2  # axes of a convolution's space
+        made = output - bias.reshape(-1, *[1] * behind).to(output)
+    factors = torch.rand(output.shape, generator=torch.Generator().manual_seed(0)) - 0.5
+    return output + made * factors.to(output)

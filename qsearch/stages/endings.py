@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..core.graph import OpGraph
+from ..core.metrics import metric_words
 from ..core.plan import Plan
 from ..core.scheme import KEEP, Scheme
 from ..core.table import SensitivityTable
@@ -86,6 +87,24 @@ def predicted_decibels(table: SensitivityTable, plan: Plan, metric: str) -> floa
     return float(decibels(predicted_noise(table, plan, metric=metric)))
 
 
+def _gaps(row: Mapping[str, Any], beside: Mapping[str, Any]) -> str:
+    """What a plan has more than another of each metric that has a value a sample, in words: their
+    differences sample by sample, which vary less than either.
+    """
+    from ..report.tables import difference
+
+    said = []
+    for metric in row.get("samples", {}):
+        if metric in beside.get("samples", {}):
+            words, (gap, error) = metric_words(metric), difference(row, beside, metric)
+            unit = f" {words.unit}" if words.unit else ""
+            said.append(
+                f"{words.label or words.title} {gap:+.{words.digits}f} ± "
+                f"{error:.{words.digits}f}{unit}"
+            )
+    return ", ".join(said)
+
+
 def say_evaluated(run: Run, plan: Plan, rows: Sequence[Mapping[str, Any]], own: str) -> None:
     """After an evaluation: what was predicted and measured of the plan, its files, and what to do
     with it.
@@ -101,6 +120,9 @@ def say_evaluated(run: Run, plan: Plan, rows: Sequence[Mapping[str, Any]], own: 
                 f"evaluate: the denoiser's output stands {found[0]:.1f} ± {found[1]:.1f} dB above "
                 f"its error{words}"
             )
+    beside = next((r for r in rows if str(r["plan"]).startswith("uniform")), None)
+    if row is not None and beside is not None and (gaps := _gaps(row, beside)):
+        run.progress.say(f"evaluate: against {beside['plan']}, from the same noise: {gaps}")
     target = run.config.allocate.target or "torchao"
     run.say_done(
         f"evaluate: wrote results.json, trials.db and pictures/ in {run.folder}",

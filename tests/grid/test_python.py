@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from qsearch.report.page import write_report
 from qsearch.report.pictures import picture_path, save_pictures
 
 from .kinds import KINDS, QUICK, TRANSFORMS
-from .world import TOLERANCE, World
+from .world import World
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TOOLS = ("aimet", "autoround", "comfyui", "modelopt", "sdnq", "step_policy", "torchao")
@@ -57,6 +58,9 @@ EXPORT_REFUSALS = re.compile(
     r"lacks the schemes of \d+ layers|no file of \w+ says what happens inside attention|"
     r"a file of \w+ holds for all sampler steps|first_last_n|step policy"
 )
+#: shares of what a plan changes: the rounding of sums, and a number at the edge of a step
+ROUNDED, FLIPPED = 1e-6, 1e-2
+
 every_kind = pytest.mark.parametrize(
     "name", [pytest.param(k, marks=() if k in QUICK else pytest.mark.slow) for k in KINDS]
 )
@@ -86,10 +90,23 @@ def simulated(world: World, plan: Plan) -> list[Tensor]:
         return world.outputs(world.model)
 
 
-def close(found: list[Tensor], wanted: list[Tensor]) -> None:
-    """Within the rounding of sums: a number at the edge of a step may fall to the other side."""
-    for a, b in zip(found, wanted, strict=True):
-        torch.testing.assert_close(a, b, **TOLERANCE)
+def shares(
+    found: Iterable[Tensor], wanted: Iterable[Tensor], full: Iterable[Tensor]
+) -> list[float]:
+    """Power of each difference over that of what the plan changes."""
+    return [
+        float((a - b).double().square().sum() / (b - f).double().square().sum())
+        for a, b, f in zip(found, wanted, full, strict=True)
+    ]
+
+
+def close(found: list[Tensor], wanted: list[Tensor], full: list[Tensor]) -> None:
+    """What a plan changes, to within the rounding of sums in half of the calls at least. In the
+    others a number at the edge of a step fell to the other side, which changes little.
+    """
+    off = shares(found, wanted, full)
+    assert sorted(off)[(len(off) - 1) // 2] < ROUNDED, off
+    assert max(off) < FLIPPED, off
 
 
 def test_every_plug_in_has_a_kind() -> None:
@@ -115,7 +132,7 @@ def test_applied_saved_and_loaded_it_computes_what_is_simulated(
     found = carried("apply", name, pack)
     if found is None:
         return
-    close(found, wanted)
+    close(found, wanted, world.full)
     assert any(not torch.equal(a, b) for a, b in zip(wanted, world.full, strict=True))
     save(model, tmp_path / "model.safetensors", world.graph, plan)
     again = load(tmp_path / "model.safetensors", copy.deepcopy(world.model), world.graph)
@@ -146,7 +163,7 @@ def test_diffusers_loads_it_as_simulated_or_says_what_wants_calibration(
         return
     found = carried("diffusers", name, loaded)
     if found is not None:
-        close(found, simulated(world, plan))
+        close(found, simulated(world, plan), world.full)
 
 
 @every_kind
@@ -191,10 +208,9 @@ def test_evaluation_samples_what_the_packed_pipeline_samples(name: str, world: W
     packed.unet = model
     whole = Plan.uniform(world.graph, "keep")
     again = make(packed, world.graph, whole, world.prompts, sampling)
-    # Through the sampler a number that rounds to the other side goes on: a thousandth of the
-    # latents.
-    off = (again.latents - outcome.latents).square().mean() / outcome.latents.square().mean()
-    assert float(off) < 1e-4
+    # Where a number falls to the other side of an edge the sampler goes another way from there on.
+    off = shares(again.latents, outcome.latents, reference.latents)
+    assert sorted(off)[(len(off) - 1) // 2] < ROUNDED, off
 
 
 @pytest.fixture(scope="module")

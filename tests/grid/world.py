@@ -25,7 +25,6 @@ from .kinds import Kind
 STEPS = 4
 SAMPLING = Sampling(steps=STEPS, seed=3)
 TEXTS = ("a red circle", "a blue square", "a green triangle", "a red square")
-TOLERANCE = {"rtol": 2e-3, "atol": 2e-3}
 
 
 @dataclass

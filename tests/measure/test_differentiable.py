@@ -60,3 +60,22 @@ def test_a_layer_that_nothing_depends_on_costs_nothing() -> None:
     assert found["beside"] == 0
     assert found["into"] > 0
     assert found["out"] > 0
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(4, 6), nn.Conv1d(4, 6, 3), nn.Conv2d(4, 6, 3)])
+def test_a_layer_that_reads_zeros_costs_nothing_whatever_its_bias(layer: nn.Module) -> None:
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into, self.beside = nn.Linear(5, 3), layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            shape = {"Linear": (4,), "Conv1d": (4, 5), "Conv2d": (4, 5, 5)}[type(layer).__name__]
+            beside = self.beside(torch.zeros(len(x), *shape)).flatten(1)
+            final: Tensor = self.into(x) + beside.mean(1, keepdim=True)
+            return final
+
+    torch.manual_seed(0)
+    found = _profiled(Beside().eval(), probes=4)
+    assert found["beside"] == 0
+    assert found["into"] > 0

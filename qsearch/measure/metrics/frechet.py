@@ -88,8 +88,9 @@ def _metric(moving: bool) -> FrechetInceptionDistance:
         for i in range(0, REAL_CLIPS, 64):
             metric.update(moving_scenes.render(clips[i : i + 64]), real=True)
     else:
-        for batch in scenes.render(scenes.draw_scenes(REAL, generator)).split(256):
-            metric.update(batch, real=True)
+        drawn = scenes.draw_scenes(REAL, generator)
+        for i in range(0, REAL, 64):  # rendered at once they would leave the caches
+            metric.update(scenes.render(drawn[i : i + 64]), real=True)
     return metric
 
 
