@@ -107,9 +107,9 @@ def _louder(layer: nn.Module, _: tuple[Any, ...], output: Any) -> Any:
     """
     if not isinstance(output, Tensor):
         return output
-    made, bias = output, getattr(layer, "bias", None)
-    if isinstance(bias, Tensor):
-        behind = layer.weight.ndim - 2  # axes of a convolution's space
+    made, bias, weight = output, getattr(layer, "bias", None), layer.weight
+    if isinstance(bias, Tensor) and isinstance(weight, Tensor):
+        behind = weight.ndim - 2  # axes of a convolution's space
         made = output - bias.reshape(-1, *[1] * behind).to(output)
     factors = torch.rand(output.shape, generator=torch.Generator().manual_seed(0)) - 0.5
     return output + made * factors.to(output)
