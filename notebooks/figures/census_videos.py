@@ -332,7 +332,7 @@ def _hunyuan(channels: int) -> Change:
             "transformer": model,
             "vae": hunyuan_vae(),
             "scheduler": flow(),
-            "text_encoder": tiny.languagemade("LlamaModel", num_hidden_layers=3),
+            "text_encoder": tiny.language_model("LlamaModel", num_hidden_layers=3),
             "tokenizer": tiny.chat_tokenizer(),
             "text_encoder_2": tiny.clip(max_position_embeddings=77),
             "tokenizer_2": new_tokenizer(causal=True),
@@ -362,7 +362,7 @@ def _sana_video(_: dict[str, Any]) -> dict[str, Any]:
         "transformer": model,
         "vae": tiny.vae_wan(16),
         "scheduler": flow(),
-        "text_encoder": tiny.languagemade("Gemma2Model"),
+        "text_encoder": tiny.language_model("Gemma2Model"),
         "tokenizer": new_tokenizer(causal=True),
     }
 

@@ -31,6 +31,8 @@ _PLAIN = {"clean_caption": False, "use_resolution_binning": False}
 #: keywords that belong to us or to no measurement
 _OURS = ("prompt", "generator", "num_inference_steps", "output_type", "return_dict", "self")
 _LATENT = re.compile(r"""["']latent["']""")
+#: types of a prompt that is one text
+_TEXTS = (str, str | None, "str", "str | None", "Optional[str]")
 _ONE_PROMPT = re.compile(r"list of prompts is not", re.IGNORECASE)
 
 
@@ -99,8 +101,11 @@ def _seeds(prompts: Prompts, first: int, sampling: Sampling) -> list[int]:
 
 @cache
 def takes_one_prompt(own: Callable[..., Any]) -> bool:
-    """Whether a pipeline's call refuses lists of prompts, by its own words (Wan VACE)."""
-    return _ONE_PROMPT.search(_source(own)) is not None
+    """Whether a pipeline's call takes no lists of prompts: by the type that it declares (SanaWM), or
+    by its own words (Wan VACE).
+    """
+    declared = getattr(inspect.signature(own).parameters.get("prompt"), "annotation", None)
+    return declared in _TEXTS or _ONE_PROMPT.search(_source(own)) is not None
 
 
 def _is_of_diffusers(pipe: Any) -> bool:

@@ -389,23 +389,38 @@ def test_pictures_of_arrays_lie_between_minus_one_and_one() -> None:
     assert (float(black.max()), float(white.min())) == (-1.0, 1.0)
 
 
-def test_a_pipeline_that_takes_one_prompt_at_a_time_is_given_one_as_a_text() -> None:
-    class Single:
-        scheduler = None
-        components: ClassVar[dict[str, Any]] = {}
+class ByWords:
+    """Takes one prompt at a time, by the words of its error."""
 
-        def __call__(
-            self, prompt: str, generator: Any = None, negative_prompt: str | None = None
-        ) -> Any:
-            if not isinstance(prompt, str) or not isinstance(negative_prompt, str):
-                raise TypeError("a list of prompts is not supported")
-            return (torch.randn(1, 3, generator=generator),)
+    scheduler = None
+    components: ClassVar[dict[str, Any]] = {}
 
+    def __call__(self, prompt: Any, generator: Any = None, negative_prompt: Any = None) -> Any:
+        if not isinstance(prompt, str) or not isinstance(negative_prompt, str):
+            raise TypeError("a list of prompts is not supported")
+        return (torch.randn(1, 3, generator=generator),)
+
+
+class ByType:
+    """Takes one prompt at a time, by the type that it declares."""
+
+    scheduler = None
+    components: ClassVar[dict[str, Any]] = {}
+
+    def __call__(
+        self, prompt: str, generator: Any = None, negative_prompt: str | None = None
+    ) -> Any:
+        assert ("in " + prompt + str(negative_prompt)).startswith("in ")
+        return (torch.randn(1, 3, generator=generator),)
+
+
+@pytest.mark.parametrize("kind", [ByWords, ByType])
+def test_a_pipeline_that_takes_one_prompt_at_a_time_is_given_one_as_a_text(kind: type) -> None:
     sampling = Sampling(call={"negative_prompt": "fog"}, batch=3)
-    made = sample(Single(), PROMPTS, sampling)
+    made = sample(kind(), PROMPTS, sampling)
 
     assert made.shape == (3, 3)
-    assert torch.equal(made[1:2], sample(Single(), PROMPTS[1:2], sampling, first=1))
+    assert torch.equal(made[1:2], sample(kind(), PROMPTS[1:2], sampling, first=1))
 
 
 def test_a_pipeline_that_takes_one_picture_at_a_time_says_how(pictures: list[Path]) -> None:
