@@ -101,8 +101,8 @@ def _seeds(prompts: Prompts, first: int, sampling: Sampling) -> list[int]:
 
 @cache
 def takes_one_prompt(own: Callable[..., Any]) -> bool:
-    """Whether a pipeline's call takes no lists of prompts: by the type that it declares (SanaWM), or
-    by its own words (Wan VACE).
+    """Whether a pipeline's call takes no lists of prompts: by the type that it declares
+    (SanaWM), or by its own words (Wan VACE).
     """
     declared = getattr(inspect.signature(own).parameters.get("prompt"), "annotation", None)
     return declared in _TEXTS or _ONE_PROMPT.search(_source(own)) is not None
