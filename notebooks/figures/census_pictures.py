@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from census_inputs import LARGE, ONE, PICTURE, SIZE, Change, Entry, entries, made
+from census_inputs import FORWARDS, LARGE, ONE, PICTURE, SIZE, Change, Entry, entries, made
 from census_transformers import FLUX2, flow, parts_of, qwen_vl
 from census_videos import hunyuan_vae
 
@@ -361,7 +361,7 @@ PICTURES = entries(
         "ErnieImagePipeline": (_ernie, {**_32, **_NEGATIVE}),
         "HiDreamImagePipeline": (
             _hidream,
-            {**SIZE, "max_sequence_length": MAX_WORDS, **_NEGATIVE},
+            {**SIZE, "max_sequence_length": MAX_WORDS, **_NEGATIVE, **FORWARDS},
         ),
         "HunyuanImagePipeline": (_hunyuan_image, {**SIZE, **_NEGATIVE}),
         "HunyuanImageRefinerPipeline": (_hunyuan_refiner, {"image": PICTURE, **SIZE, **_NEGATIVE}),

@@ -401,7 +401,7 @@ PIPELINES: dict[str, Entry] = {
             "ShapEPipeline": (same, {"frame_size": 16}),
             "ShapEImg2ImgPipeline": (
                 lambda _: _shap_e(embedding_proj_norm_type="layer"),
-                {"image": PICTURE, "frame_size": 16},
+                {"image": PICTURE, "frame_size": 16, **ONE},
             ),
         },
     ),

@@ -446,7 +446,7 @@ ANIMATED = entries(
         "AnimateDiffPipeline": (same, {"num_frames": 4}),
         "AnimateDiffPAGPipeline": (same, {"num_frames": 4}),
         "AnimateDiffVideoToVideoPipeline": (same, {"video": VIDEO}),
-        "AnimateDiffControlNetPipeline": (_animated_control, _FIVE),
+        "AnimateDiffControlNetPipeline": (_animated_control, {**_FIVE, **ONE}),
         "AnimateDiffVideoToVideoControlNetPipeline": (
             _animated_control,
             {"video": VIDEO, "conditioning_frames": VIDEO},
