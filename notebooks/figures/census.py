@@ -63,7 +63,6 @@ CANNOT = {
     "ChromaInpaintPipeline": "its call reads a configuration key that its own transformer lacks",
     "StableCascadeDecoderPipeline": "diffusers can't load the folder it saves (PaellaVQModel)",
     "StableCascadeCombinedPipeline": "diffusers can't load the folder it saves (PaellaVQModel)",
-    "EasyAnimateInpaintPipeline": "its call reads a configuration key that its own VAE lacks",
     "EasyAnimateControlPipeline": "its call gives encode_prompt an argument that this lacks",
     "BriaFibo2Pipeline": _VIDEO,
     "DreamLitePipeline": _VIDEO,
