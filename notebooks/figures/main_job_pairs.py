@@ -4,8 +4,8 @@ alternately.
     python notebooks/figures/main_job_pairs.py [--before 97b68e4] [--pairs 3] [--models scenes-dit
     scenes-unet]
 
-Each run is a process of its own with one thread, into a new folder, with the config of its own
-commit. CPU seconds are those of the process and its children, so that what else the machine does
+Each run is a process of its own with one thread, into a new folder, with the config of the older
+commit: the same question. CPU seconds are those of the process and its children, so that what else the machine does
 counts little. Writes main_job_pairs.json.
 """
 
@@ -27,9 +27,9 @@ from figure import publish
 ROOT = Path(__file__).parents[2]
 
 
-def timed(tree: Path, model: str, folder: Path) -> dict[str, float]:
-    """Seconds, CPU seconds and peak memory in MiB of `qsearch run` in a source tree."""
-    content = yaml.safe_load((tree / "configs" / f"{model}.yaml").read_text(encoding="utf-8"))
+def timed(tree: Path, asked: Path, folder: Path) -> dict[str, float]:
+    """Seconds, CPU seconds and peak memory in MiB of `qsearch run` on a config in a source tree."""
+    content = yaml.safe_load(asked.read_text(encoding="utf-8"))
     config = folder.with_suffix(".yaml")
     config.write_text(yaml.safe_dump(content | {"folder": str(folder)}), encoding="utf-8")
     paths = os.pathsep.join([str(tree), str(tree / "kernels")])
@@ -67,10 +67,11 @@ def main() -> None:
         )
         try:
             for model in options.models:
+                asked = old / "configs" / f"{model}.yaml"
                 found: dict[str, list[dict[str, float]]] = {"before": [], "after": []}
                 for pair in range(options.pairs):
                     for name, tree in (("before", old), ("after", ROOT)):
-                        made = timed(tree, model, Path(place) / f"{model}-{name}-{pair}")
+                        made = timed(tree, asked, Path(place) / f"{model}-{name}-{pair}")
                         found[name].append(made)
                         print(model, name, made, flush=True)
                 for what in ("seconds", "CPU seconds", "peak MiB"):
