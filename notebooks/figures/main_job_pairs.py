@@ -5,8 +5,8 @@ alternately.
     scenes-unet]
 
 Each run is a process of its own with one thread, into a new folder, with the config of the older
-commit: the same question. CPU seconds are those of the process and its children, so that what else the machine does
-counts little. Writes main_job_pairs.json.
+commit: the same question. CPU seconds are those of the process and its children, so that what else
+the machine does counts little. Writes main_job_pairs.json.
 """
 
 from __future__ import annotations
