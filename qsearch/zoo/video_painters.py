@@ -1,8 +1,8 @@
 """The video denoiser's training: a UMT5 encoder reads captions first, then flow matching on clips.
 
 The denoiser (WanTransformer3DModel) is trained on single latent frames first, then on whole clips
-from those weights: of the 512 tokens of a clip every frame has 64, and what a frame looks like is
-learnt at an eighth of the price.
+and single frames in turn: of the 512 tokens of a clip every frame has 64, so the same time shows
+eight times as many captions, and shapes and places are learnt from those.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ WIDTH = 160
 LONGEST_PROMPT = 512
 #: training clips whose latents are kept; single frames are drawn from fewer of them, eight each
 CLIPS, CLIPS_FOR_FRAMES = 4096, 1024
+#: share of the steps on clips that show single frames, and how many for each clip of a batch
+FRAMES_SHARE, FRAMES_FOR_A_CLIP = 0.5, 4
 SEEN_WEIGHT = 0.15
 OBJECT_WEIGHT = 5.0
 #: what a place of a latent frame shows, each with one class more for "no object here"; the
@@ -190,7 +192,8 @@ def new_video_scheduler() -> Any:
 def make_video_painter(
     whole: bool, runs: Path, device: torch.device, batch: int
 ) -> tuple[nn.Module, Loss, Export]:
-    """Module, loss and export of the denoiser, on single latent frames or (`whole`) on clips.
+    """Module, loss and export of the denoiser, on single latent frames or (`whole`) on clips and
+    frames.
 
     Needs the trained VAE and text encoder in `runs`; clips also start from what single frames
     taught, where that is there.
@@ -207,29 +210,31 @@ def make_video_painter(
         painter.load_state_dict(torch.load(frames, weights_only=True))
 
     def loss(generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(clips), (batch,), generator=generator)
+        single = not whole or bool(torch.rand((), generator=generator) < FRAMES_SHARE)
+        shown = batch * FRAMES_FOR_A_CLIP if whole and single else batch
+        index = torch.randint(len(clips), (shown,), generator=generator)
         some = clips[index]
         captions: list[Caption] = describe(some, generator)
-        drop = (torch.rand(batch, generator=generator) < 0.1).tolist()
+        drop = (torch.rand(shown, generator=generator) < 0.1).tolist()
         texts = ["" if d else c.text for c, d in zip(captions, drop, strict=True)]
         longest = max(len(t) for t in tokenizer(texts).input_ids)
         tokens = tokenizer(
             texts, padding="max_length", max_length=longest + 1, return_tensors="pt"
         ).to(device)
         lengths = (longest + 1) * (LONGEST_PROMPT / (longest + 1)) ** torch.rand(
-            batch, generator=generator
+            shown, generator=generator
         )
         # Half of the batch is nearly noise alone: there the words decide what goes where, and
         # reading them is learnt last.
-        sigma = torch.sigmoid(torch.randn(batch, generator=generator) * 1.1 + 0.3)
+        sigma = torch.sigmoid(torch.randn(shown, generator=generator) * 1.1 + 0.3)
         sigma[::2] = 0.7 + 0.3 * torch.rand(len(sigma[::2]), generator=generator)
         sigma = sigma.to(device)
-        if whole:
-            which = torch.arange(LATENT_FRAMES).expand(batch, -1)
-            clean = latents[index].float().to(device)
-        else:
-            which = torch.randint(LATENT_FRAMES, (batch, 1), generator=generator)
+        if single:
+            which = torch.randint(LATENT_FRAMES, (shown, 1), generator=generator)
             clean = latents[index, :, which[:, 0]].float()[:, :, None].to(device)
+        else:
+            which = torch.arange(LATENT_FRAMES).expand(shown, -1)
+            clean = latents[index].float().to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         mix = sigma.view(-1, 1, 1, 1, 1)
         velocity, logits = painter.paint_clips(
