@@ -16,10 +16,9 @@ from torch import Tensor
 from ..core.errors import QSearchError
 from ..core.scheme import Scheme
 from .codes import Codes, element_codes
-from .floats import FloatFormat
+from .floats import FloatFormat, fp8_scales
 from .formats import microscaling, nvfp4
 
-_FP8 = FloatFormat.named("e4m3")
 _ROOM = 256.0  # of e4m3's 448, that the scale of the largest block takes with its maximum on 6
 
 
@@ -31,7 +30,7 @@ def chosen(groups: Tensor, scheme: Scheme) -> Codes:
     if scheme.format == "nvfp4":
         largest = groups.abs().amax(-1, keepdim=True)
         unit = max(float(largest.max()) / (6.0 * _ROOM), 2.0**-126)
-        tried = [_fp8(largest / (top * unit)) for top in (6.0, 4.0)]
+        tried = [fp8_scales(largest / (top * unit)) for top in (6.0, 4.0)]
         return _least(groups, tried, nvfp4.ELEMENT, unit)
     if scheme.format == "mxfp4":
         element = microscaling.ELEMENTS[scheme.format]
@@ -43,11 +42,6 @@ def chosen(groups: Tensor, scheme: Scheme) -> Codes:
         ]
         return _least(groups, tried, element, 1.0)
     raise QSearchError(f"block scales are chosen for nvfp4 and mxfp4; given {scheme.format}")
-
-
-def _fp8(scale: Tensor) -> Tensor:
-    """Scales as e4m3 stores them, the smallest for zero."""
-    return _FP8.values(scale.device)[_FP8.encode(scale).clamp(min=1).int()]
 
 
 def _least(groups: Tensor, tried: list[Tensor], element: str, unit: float) -> Codes:

@@ -102,3 +102,9 @@ def _values(form: FloatFormat) -> Tensor:
     )
     size[form.last + 1 :] = torch.nan
     return torch.cat([size, -size])
+
+
+def fp8_scales(scale: Tensor) -> Tensor:
+    """Scales as e4m3 stores them, the smallest for zero."""
+    kind = FloatFormat.named("e4m3")
+    return kind.values(scale.device)[kind.encode(scale).clamp(min=1).int()]

@@ -17,7 +17,7 @@ from qsearch_kernels.weight import Weight
 
 from ..core.scheme import Scheme
 from .codes import round_to_fp16
-from .floats import FloatFormat
+from .floats import fp8_scales
 from .packed_weight import AbstractPackedWeight
 from .quantization import Quantized
 
@@ -28,7 +28,6 @@ LEVELS = (-127, -96, -74, -58, -44, -32, -19, -6, 6, 19, 32, 44, 58, 74, 96, 127
 UNIT = 256.0
 #: block scales that are tried, over the one that puts the block's largest weight on the last level
 _TRIED = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7)
-_FP8 = FloatFormat.named("e4m3")
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def level_codes(groups: Tensor, table: Tensor | None = None) -> LevelCodes:
     best: LevelCodes | None = None
     least = torch.full_like(full, torch.inf)
     for share in _TRIED:
-        block = _fp8(full * share * UNIT) / UNIT
+        block = fp8_scales(full * share * UNIT) / UNIT
         made = LevelCodes(_nearest(whole, (level * block).round()), block, row, level)
         off = (made.whole() - whole).square_().sum(-1, keepdim=True)
         if best is not None:
@@ -175,11 +174,6 @@ def _nearest(whole: Tensor, levels: Tensor) -> Tensor:
     """uint8: the nearest of each block's levels [rows, groups, 16], which ascend."""
     middle = (levels[..., 1:] + levels[..., :-1]) / 2
     return torch.searchsorted(middle.contiguous(), whole.contiguous()).to(torch.uint8)
-
-
-def _fp8(scale: Tensor) -> Tensor:
-    """Scales as e4m3 stores them, the smallest for zero."""
-    return _FP8.values(scale.device)[_FP8.encode(scale).clamp(min=1).int()]
 
 
 def _stored(value: Tensor, kind: torch.dtype) -> Tensor:
