@@ -76,16 +76,29 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The commit of the source tree, with + where files differ from it; "" outside of git."""
-    place = Path(__file__).parent
+    """The commit of the source tree, with + where files differ from it, figures' own results left
+    out; "" outside of git.
+    """
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
-            cwd=place,
-            capture_output=True,
-            text=True,
-            check=True,
+        head = _git("rev-parse", "--short=12", "HEAD")
+        changed = _git(
+            "status",
+            "--porcelain",
+            "--untracked-files=no",
+            "--",
+            ":(top)",
+            ":(top,exclude)notebooks/figures/*.json",
         )
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return found.stdout.strip()
+    return head + "+" * bool(changed)
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()

@@ -13,6 +13,8 @@ def main() -> None:
     process as the system does, without a traceback.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from ..core.allocator import keep_freed_buffers
     from . import commands
 
+    keep_freed_buffers()
     commands.main()

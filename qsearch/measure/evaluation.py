@@ -91,17 +91,31 @@ def make(
     weights: QuantizedWeights | None = None,
     progress: Callable[[int], None] | None = None,
     first: int = 0,
+    sampled: Tensor | None = None,
 ) -> Outcome:
-    """Sample the pipeline, and decode, with the components of the graph computing as the plan says;
-    `calls` are recorded denoiser calls to repeat as well.
+    """Sample the pipeline, and decode, with the components of the graph computing as the plan says.
 
-    `first`: number of the first sample, which its noise depends on: a plan measured in two parts is
-    measured as in one.
+    Args:
+        pipe: a diffusers pipeline.
+        graph: its graph.
+        plan: the plan.
+        prompts: what is sampled.
+        sampling: how.
+        calls: recorded denoiser calls to repeat as well.
+        weights: what the plan needs besides, where it is calibrated.
+        progress: hears how many samples were done.
+        first: number of the first sample, which its noise depends on: a plan measured in two parts
+            is measured as in one.
+        sampled: final latents of the first prompts, where the plan made them before.
     """
+    done = 0 if sampled is None else len(sampled)
     denoiser = model_of(pipe)
     with simulate(model_of(pipe, graph.components), plan, graph, weights):
         outputs = tuple(run(denoiser, call) for call in calls)
-        latents = sample(pipe, prompts, sampling, progress, first=first)
+        latents = sampled if sampled is not None else torch.empty(0)
+        if done < len(prompts):
+            made = sample(pipe, prompts[done:], sampling, progress, first=first + done)
+            latents = torch.cat([latents, made]) if done else made
         pictures = pictures_of(pipe, latents, sampling, prompts)
     return Outcome(prompts, latents, pictures, outputs, latent_channels(pipe))
 

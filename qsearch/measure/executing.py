@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from pydantic import Field
 
 from ..core import plugins
+from ..core.allocator import keep_freed_buffers
 from ..core.artifacts import versions
 from ..core.errors import QSearchError
 from ..core.settings import Settings
@@ -141,6 +142,7 @@ def begun(task: Task, device: str, threads: int) -> Do:
     import torch
 
     check_versions(task.versions)
+    keep_freed_buffers()
     torch.set_num_threads(threads)
     return task.begin(device)
 

@@ -23,7 +23,7 @@ from .decoding import (
 )
 from .loading import load_pipeline
 from .prompts import Prompts, read_prompts, scene_prompts
-from .recording import record
+from .recording import record, record_sampling
 from .sampling import Sampling
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "needs",
     "read_prompts",
     "record",
+    "record_sampling",
     "run",
     "sample",
     "scene_prompts",

@@ -140,7 +140,21 @@ def record(
     components: Sequence[str] = (),
 ) -> list[Call]:
     """The denoisers' calls in the middle of each of `bins` equal ranges of sampler steps, all of
-    the middle step.
+    the middle step: the first that `record_sampling` returns.
+    """
+    return record_sampling(pipe, prompts, sampling, bins, batch, components)[0]
+
+
+def record_sampling(
+    pipe: Any,
+    prompts: Prompts,
+    sampling: Sampling,
+    bins: int,
+    batch: int | None = None,
+    components: Sequence[str] = (),
+) -> tuple[list[Call], Tensor]:
+    """The denoisers' calls in the middle of each of `bins` equal ranges of sampler steps, all of
+    the middle step, and what was sampled meanwhile.
 
     Args:
         pipe: a diffusers pipeline in full precision.
@@ -156,7 +170,7 @@ def record(
 
     Returns:
         Calls ordered by step; those of one step belong to one bin. Those of text encoders come
-        first, of a VAE last.
+        first, of a VAE last. And the final latents [N, ...], as `sample` returns them.
 
     Raises:
         NoCallsError: no denoiser was called where hooks hear it.
@@ -186,7 +200,7 @@ def record(
     wanted = middles(parts[0], bins)
     calls = [call for step in wanted for part in parts for call in part if call.step == step]
     if not isinstance(model, Components):
-        return calls
+        return calls, latents
     total = parts[0][0].steps
     after = _decoding(pipe, model, latents, replace(sampling, batch=batch or len(prompts)), prompts)
     first = [replace(call, steps=total) for held in before.values() for call, _ in held]
@@ -205,7 +219,7 @@ def record(
         own = [call.step for call in parts[0] if call.component == name]
         own = list(range(total)) if inside else own
         model.spans[name] = (min(own), max(own) + 1, total) if own else (0, 0, total)
-    return found
+    return found, latents
 
 
 @torch.no_grad()

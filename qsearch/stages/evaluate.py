@@ -206,20 +206,19 @@ def _measure(
     trials: Trials,
 ) -> None:
     from ..measure.evaluation import directions, evaluated, make
-    from ..measure.pipelines import record
+    from ..measure.pipelines import record_sampling
     from ..report.pictures import picture_path, save_pictures
     from .calibrate import calibration_calls, plan_weights
 
     begin(run, "evaluate")
     prompts, sampling = setting.prompts, setting.sampling
     first = prompts[: min(_CALLS, len(prompts))]
-    with run.ticks("record", len(first), sampling.batch):
-        calls = record(run.pipe, first, sampling, run.bins, sampling.batch)
     todo = [n for n in missing if n != FULL_PRECISION]
     choosing = calibration_calls(run, graph, {s for name in todo for s in plans[name].schemes})
     with run.ticks("evaluate", len(prompts), sampling.batch, 1 + len(todo)):
+        calls, sampled = record_sampling(run.pipe, first, sampling, run.bins, sampling.batch)
         reference = replace(
-            make(run.pipe, graph, plans[FULL_PRECISION], prompts, sampling, calls),
+            make(run.pipe, graph, plans[FULL_PRECISION], prompts, sampling, calls, sampled=sampled),
             real=setting.real,
         )
         for name in [FULL_PRECISION, *todo]:

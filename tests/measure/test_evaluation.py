@@ -22,7 +22,14 @@ from qsearch.measure import evaluation
 from qsearch.measure.decoding import needs
 from qsearch.measure.evaluation import FOLDS, Outcome, evaluate, make
 from qsearch.measure.metrics import frechet, sqnr
-from qsearch.measure.pipelines import Prompts, Sampling, example_inputs, record, scene_prompts
+from qsearch.measure.pipelines import (
+    Prompts,
+    Sampling,
+    example_inputs,
+    record,
+    record_sampling,
+    scene_prompts,
+)
 from qsearch.zoo import judge
 from qsearch.zoo.scenes import describe, draw_scenes, render
 from tests.models import tiny_pipeline
@@ -52,6 +59,21 @@ def measured() -> dict[str, Found]:
 
 def outcome_of(pipe: Any, graph: OpGraph, scheme: str, prompts: Prompts, calls: Any) -> Outcome:
     return make(pipe, graph, Plan.uniform(graph, scheme), prompts, SAMPLING, calls)
+
+
+@pytest.mark.parametrize("recorded", [2, 5])
+def test_what_recording_sampled_is_not_sampled_again(recorded: int) -> None:
+    pipe, prompts = tiny_pipeline(), scene_prompts(5, seed=0)
+    calls, sampled = record_sampling(pipe, prompts[:recorded], SAMPLING, 2)
+    graph = extract(pipe.unet, example_inputs(calls[0], pipe.unet))
+    keep, counted = Plan.uniform(graph, "keep"), list[int]()
+    whole = make(pipe, graph, keep, prompts, SAMPLING, calls)
+    again = make(
+        pipe, graph, keep, prompts, SAMPLING, calls, progress=counted.append, sampled=sampled
+    )
+    assert sum(counted) == 5 - recorded
+    torch.testing.assert_close(again.latents, whole.latents, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(again.pictures, whole.pictures, rtol=1e-4, atol=1e-5)
 
 
 def test_full_precision_against_itself_is_perfect(measured: dict[str, Found]) -> None:
