@@ -61,13 +61,25 @@ def plan_weights(
         Weights that carry out the plan's schemes.
     """
     from ..measure.pipelines import model_of
-    from ..measure.quantized_weights import weights_for
     from ..measure.reconstruction import reconstruct
 
-    model, options = model_of(run.pipe, graph.components), run.config.reconstruct
+    options = run.config.reconstruct
     if learn and options.order != "none":
+        model = model_of(run.pipe, graph.components)
         return reconstruct(model, graph, plan, calls, options, seed=run.config.seed).weights
-    return weights_for(model, graph, [plan], calls)
+    return weights_together(run, graph, [plan], calls)
+
+
+def weights_together(
+    run: Run, graph: OpGraph, plans: Sequence[Plan], calls: Sequence[Call]
+) -> QuantizedWeights:
+    """What `simulate` needs for several plans: calibrated in one pass over the calls, nothing
+    learnt.
+    """
+    from ..measure.pipelines import model_of
+    from ..measure.quantized_weights import weights_for
+
+    return weights_for(model_of(run.pipe, graph.components), graph, plans, calls)
 
 
 def calibration_question(

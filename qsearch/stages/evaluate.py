@@ -208,23 +208,30 @@ def _measure(
     from ..measure.evaluation import directions, evaluated, make
     from ..measure.pipelines import record_sampling
     from ..report.pictures import picture_path, save_pictures
-    from .calibrate import calibration_calls, plan_weights
+    from .calibrate import calibration_calls, plan_weights, weights_together
 
     begin(run, "evaluate")
     prompts, sampling = setting.prompts, setting.sampling
     first = prompts[: min(_CALLS, len(prompts))]
     todo = [n for n in missing if n != FULL_PRECISION]
     choosing = calibration_calls(run, graph, {s for name in todo for s in plans[name].schemes})
+    learnt = {OWN} if run.config.reconstruct.order != "none" else set[str]()
+    together = [plans[n] for n in todo if n not in learnt]
     with run.ticks("evaluate", len(prompts), sampling.batch, 1 + len(todo)):
         calls, sampled = record_sampling(run.pipe, first, sampling, run.bins, sampling.batch)
         reference = replace(
             make(run.pipe, graph, plans[FULL_PRECISION], prompts, sampling, calls, sampled=sampled),
             real=setting.real,
         )
+        shared = weights_together(run, graph, together, choosing)
         for name in [FULL_PRECISION, *todo]:
             plan, outcome = plans[name], reference
             if name != FULL_PRECISION:
-                weights = plan_weights(run, graph, plan, choosing, learn=name == OWN)
+                weights = (
+                    plan_weights(run, graph, plan, choosing, learn=True)
+                    if name in learnt
+                    else shared.fresh()  # what one plan stores is freed before the next
+                )
                 outcome = make(run.pipe, graph, plan, prompts, sampling, calls, weights=weights)
             if trials.find(plan, setting.key) is None:
                 pairs, samples = evaluated(outcome, reference, setting.metrics)
