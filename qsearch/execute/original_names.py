@@ -125,17 +125,32 @@ def _place(name: str, table: list[tuple[re.Pattern[str], str]]) -> tuple[int, st
 
 
 def tied(graph: OpGraph) -> list[tuple[str, ...]]:
-    """Layers that an original checkpoint holds as one, by their names alone."""
-    found: list[tuple[str, ...]] = []
-    for table in map(_compiled, TABLES.values()):
-        held: dict[str, list[str]] = defaultdict(list)
-        for layer in graph.quantizable:
-            start = f"{graph.component(layer.name)}." if graph.components else ""
-            place = _place(layer.name.removeprefix(start), table)
-            if place is not None and layer.kind == "linear":
-                held[start + place[1]].append(layer.name)
-        found += [tuple(names) for names in held.values() if len(names) > 1]
-    return found
+    """Layers that an original checkpoint holds as one: of each component those whose names all
+    have a place in one layout.
+    """
+    parts: dict[str, list[LayerSpec]] = defaultdict(list)
+    for layer in graph.quantizable:
+        parts[f"{graph.component(layer.name)}." if graph.components else ""].append(layer)
+    return [
+        names
+        for start, layers in parts.items()
+        for table in TABLES.values()
+        for names in _joined(start, layers, _compiled(table))
+    ]
+
+
+def _joined(
+    start: str, layers: Iterable[LayerSpec], table: list[tuple[re.Pattern[str], str]]
+) -> list[tuple[str, ...]]:
+    """Layers of one original weight; none where the table lacks one of the layers."""
+    held: dict[str, list[str]] = defaultdict(list)
+    for layer in layers:
+        place = _place(layer.name.removeprefix(start), table)
+        if place is None:
+            return []
+        if layer.kind == "linear":
+            held[place[1]].append(layer.name)
+    return [tuple(names) for names in held.values() if len(names) > 1]
 
 
 def stacked(job: Export, names: Mapping[str, Original]) -> Export:

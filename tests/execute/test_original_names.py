@@ -351,6 +351,19 @@ def test_a_plan_for_comfyui_ties_all_that_one_layer_of_the_original_holds() -> N
     assert all(len(held) == 1 for held in schemes(bound))
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_only_what_the_model_s_own_original_holds_as_one_is_tied(name: str) -> None:
+    tensors, config = thin(*MODELS[name])
+    graph = graph_of(tensors)
+    own = {
+        tuple(sorted(part.removesuffix(".weight") for part in original.parts))
+        for original in originals(layout_of(config), tensors).values()
+        if len(original.parts) > 1 and tensors[original.parts[0]].ndim == 2
+    }
+    assert {tuple(sorted(group)) for group in tied(graph)} == own
+    assert bool(own) == (name in {"flux-dev", "z-image", "pixart-alpha"})
+
+
 def test_tensors_are_read_one_original_layer_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
