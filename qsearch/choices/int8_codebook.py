@@ -18,7 +18,7 @@ from qsearch_kernels.weight import Weight
 from ..core.scheme import Scheme
 from .codes import round_to_fp16
 from .floats import fp8_scales
-from .packed_weight import AbstractPackedWeight
+from .packed_weight import KernelWeight
 from .quantization import Quantized
 
 GROUP = 16
@@ -106,7 +106,7 @@ def train_levels(seed: int = 0, blocks: int = 40000, rounds: int = 30) -> Tensor
     return level
 
 
-class LevelWeight(AbstractPackedWeight):
+class LevelWeight(KernelWeight):
     """`codes` uint8 [rows, row bytes], `block` uint8 [rows, blocks] (e4m3), `row` fp16 [rows, 1].
 
     Products see the int8 that the codes stand for, with a scale a row: they are those of `int8-c`,
@@ -154,20 +154,6 @@ class LevelWeight(AbstractPackedWeight):
 
     def _of(self, level: Tensor) -> Weight:
         return Weight(level, self.row, None, 128.0, None, 8, self.columns, 0)
-
-    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The weight [rows, columns] that the codes stand for."""
-        return ops.dequantize(self(), dtype)
-
-    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """`x` [..., columns] as it is times the weight."""
-        return ops.linear(x, self(), bias)
-
-    def linear_rounded(
-        self, x: Tensor, bias: Tensor | None, bits: int, low: Tensor | None, high: Tensor | None
-    ) -> Tensor:
-        """`x` [..., columns], rounded to `bits`, times the weight."""
-        return ops.linear_rounded(x, self(), bias, bits, low, high)
 
 
 def _nearest(whole: Tensor, levels: Tensor) -> Tensor:

@@ -103,6 +103,28 @@ class AbstractPackedWeight(nn.Module):
         return super()._apply(same_type(fn), recurse)  # type: ignore[no-any-return, no-untyped-call]  # torch has no types for it
 
 
+class KernelWeight(AbstractPackedWeight):
+    """A packed weight that the products of `qsearch_kernels` read: `forward` gives it to them."""
+
+    @abstractmethod
+    def forward(self) -> Weight:
+        """What the products take, of the buffers or made of them."""
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight [rows, columns] that the codes stand for."""
+        return ops.dequantize(self(), dtype)
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """`x` [..., columns] as it is times the weight."""
+        return ops.linear(x, self(), bias)
+
+    def linear_rounded(
+        self, x: Tensor, bias: Tensor | None, bits: int, low: Tensor | None, high: Tensor | None
+    ) -> Tensor:
+        """`x` [..., columns], rounded to `bits`, times the weight."""
+        return ops.linear_rounded(x, self(), bias, bits, low, high)
+
+
 @dataclass(frozen=True)
 class Layout:
     """What `PackedWeight` stores beside codes, and how kernels read them.
@@ -128,7 +150,7 @@ class Layout:
     table: Tensor | None = None
 
 
-class PackedWeight(AbstractPackedWeight):
+class PackedWeight(KernelWeight):
     """A packed weight of `Codes`, as `Layout` says."""
 
     codes: Tensor
@@ -233,20 +255,6 @@ class PackedWeight(AbstractPackedWeight):
     def forward(self) -> Weight:
         """`weight()`, as a call: hooks that fetch what was offloaded hang on it."""
         return self.weight()
-
-    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The weight [rows, columns] that the codes stand for."""
-        return ops.dequantize(self(), dtype)
-
-    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """`x` [..., columns] as it is times the weight."""
-        return ops.linear(x, self(), bias)
-
-    def linear_rounded(
-        self, x: Tensor, bias: Tensor | None, bits: int, low: Tensor | None, high: Tensor | None
-    ) -> Tensor:
-        """`x` [..., columns], rounded to `bits`, times the weight."""
-        return ops.linear_rounded(x, self(), bias, bits, low, high)
 
     def conv2d_rounded(
         self,

@@ -17,7 +17,7 @@ import torch
 from qsearch_kernels import products
 from qsearch_kernels.product_table import ROWS as TIMED
 
-from ..choices.packed_weight import PackedWeight
+from ..choices.packed_weight import KernelWeight
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from .layers import QuantLayer
@@ -109,9 +109,9 @@ def slower_than_keep(
         whole = name.rpartition(".layers.")[0]  # of one that differs between ranges of steps
         count = known.get(name, known.get(whole, ROWS))
         for part in layer.weights:
-            if not isinstance(part, PackedWeight):
+            if not isinstance(part, KernelWeight):
                 continue
-            weight = part.weight()
+            weight = part()
             times = 1 / products.worth(products.kind_of(weight, bits), count, dtype)
             work = float(count * len(weight.codes) * weight.columns)
             packed, full = packed + work * times, full + work
