@@ -35,6 +35,7 @@ def unpacked(model: str) -> Path | None:
     made = _cache() / _digest(path)
     if (made / "model_index.json").is_file():
         return made
+    _whole(path)
     from .loading import load_pipeline
 
     pipe = load_pipeline(path, dtype=_stored(path))
@@ -52,6 +53,16 @@ def unpacked(model: str) -> Path | None:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return made
+
+
+def _whole(path: Path) -> None:
+    """Refuse the weights of one component of a saved pipeline."""
+    home = path.parent.parent
+    if (path.parent / "config.json").is_file() and (home / "model_index.json").is_file():
+        raise QSearchError(
+            f"a checkpoint in one file holds a whole pipeline; {path} holds one component, give "
+            f"the folder of the pipeline, {home}"
+        )
 
 
 def _cache() -> Path:

@@ -14,8 +14,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from qsearch.core.errors import ArtifactError
 from qsearch.core.graph import OpGraph
 from qsearch.core.plan import Plan
+from qsearch.measure.shards import Weights
 from tests import tiny_checkpoint
 from tests.conftest import Command
 from tests.tiny_pipelines import build
@@ -130,6 +132,20 @@ def test_a_checkpoint_of_something_else_is_one_line(
     assert not (tmp_path / "run").exists()
 
 
+def test_weights_of_one_component_are_answered_with_the_folder_of_the_pipeline(
+    saved: Path, tmp_path: Path, command: Command
+) -> None:
+    for component in ("unet", "vae", "text_encoder"):
+        (weights,) = (saved / component).glob("*.safetensors")
+
+        code, _, err = command("extract", weights, "-o", tmp_path / "run")
+
+        assert code == 2
+        (line,) = err.strip().splitlines()
+        assert f"{weights} holds one component, give the folder of the pipeline, {saved}" in line
+        assert not (tmp_path / "run").exists()
+
+
 def test_a_variant_alone_in_shards_goes_through_every_verb(
     saved: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -143,6 +159,67 @@ def test_a_variant_alone_in_shards_goes_through_every_verb(
     graph, _ = walked(run_of(tmp_path / "run", tmp_path / "model"), command)
 
     assert graph.quantizable
+
+
+def with_bin(source: Path, folder: Path) -> Path:
+    """A copy of a pipeline whose weights are files of torch.save."""
+    shutil.copytree(source, folder)
+    for path in folder.rglob("*.safetensors"):
+        name = {"model.safetensors": "pytorch_model.bin"}.get(path.name, f"{path.stem}.bin")
+        torch.save(load_file(path), path.with_name(name))
+        path.unlink()
+    return folder
+
+
+def test_weights_of_torch_save_go_through_every_verb(
+    saved: Path, tmp_path: Path, command: Command
+) -> None:
+    model = with_bin(saved, tmp_path / "model")
+
+    graph, plan = walked(run_of(tmp_path / "run", model), command)
+    same, other = walked(run_of(tmp_path / "safe", saved), command)
+
+    assert graph.id == same.id
+    assert plan.choices == other.choices
+    ours, theirs = (next((tmp_path / n / "export-gguf").glob("*.gguf")) for n in ("run", "safe"))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_weights_of_torch_save_have_the_shapes_and_types_of_safetensors(tmp_path: Path) -> None:
+    kinds = ("float64", "float32", "bfloat16", "float16", "float8_e4m3fn", "int64", "uint8", "bool")
+    tensors = {kind: torch.zeros(2, 3).to(getattr(torch, kind)) for kind in kinds}
+    for name in ("safe", "bin", "old", "shards"):
+        (tmp_path / name).mkdir()
+    save_file(tensors, tmp_path / "safe" / "model.safetensors")
+    torch.save(tensors, tmp_path / "bin" / "pytorch_model.bin")
+    old = tmp_path / "old" / "pytorch_model.bin"
+    before = {"state_dict": {kind: tensors[kind] for kind in ("float32", "float16")}}
+    torch.save(before, old, _use_new_zipfile_serialization=False)
+    placed = {kind: f"pytorch_model-{i}-of-{len(kinds)}.bin" for i, kind in enumerate(kinds, 1)}
+    for kind, shard in placed.items():
+        torch.save({kind: tensors[kind]}, tmp_path / "shards" / shard)
+    index = tmp_path / "shards" / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": placed}))
+
+    safe, *others = (Weights(tmp_path / name) for name in ("safe", "bin", "old", "shards"))
+
+    assert [len(weights.files) for weights in others] == [len(kinds), 2, len(kinds)]
+    for weights in others:
+        assert weights.stem == safe.stem
+        for kind in weights.files:
+            assert weights.shape(kind) == safe.shape(kind)
+            assert weights.dtype(kind) == safe.dtype(kind)
+            assert torch.equal(weights.tensor(kind).float(), safe.tensor(kind).float())
+
+
+@pytest.mark.parametrize("data", [b"no tensors", b"", b"PK\x03\x04"])
+def test_broken_weights_of_torch_save_are_one_line(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(data)
+
+    with pytest.raises(ArtifactError, match=r"not readable as weights of torch\.save") as refused:
+        Weights(tmp_path)
+
+    assert "\n" not in str(refused.value)
 
 
 def test_of_several_variants_the_config_says_which(
