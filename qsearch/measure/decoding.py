@@ -40,10 +40,16 @@ def decode(
     sampling: Sampling | None = None,
     prompts: Prompts | None = None,
 ) -> Tensor:
-    """Pictures [N, 3, H, W], or frames [N, T, 3, H, W], in [-1, 1] of final latents."""
-    return torch.cat(
-        [decode_batch(pipe, part, sampling, prompts).cpu() for part in latents.split(batch)]
-    )
+    """Pictures [N, 3, H, W], or frames [N, T, 3, H, W], in [-1, 1] of final latents, `batch` at
+    once.
+    """
+    made, first = [], 0
+    each = prompts is not None and len(prompts) == len(latents)
+    for part in latents.split(batch):
+        own = prompts[first : first + len(part)] if prompts is not None and each else prompts
+        made.append(decode_batch(pipe, part, sampling, own).cpu())
+        first += len(part)
+    return torch.cat(made)
 
 
 def decode_batch(

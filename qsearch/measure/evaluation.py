@@ -121,9 +121,11 @@ def make(
 
 
 def pictures_of(pipe: Any, latents: Tensor, sampling: Sampling, prompts: Prompts) -> Tensor:
-    """Pictures of final latents by the pipeline itself; [N, 0] where it makes none."""
+    """Pictures of final latents by the pipeline itself, as many at once as are sampled at once;
+    [N, 0] where it makes none.
+    """
     try:
-        return decode(pipe, latents, sampling=sampling, prompts=prompts)
+        return decode(pipe, latents, sampling.batch, sampling, prompts)
     except QSearchError:  # `check_metrics` says so before, where a metric looks at pictures
         return torch.empty(len(latents), 0)
 

@@ -16,7 +16,7 @@ from qsearch.graphs.extraction import extract
 from qsearch.measure import decoding
 from qsearch.measure.calling import arguments
 from qsearch.measure.decoding import check_metrics, decodable, decode, decode_batch, picture_shape
-from qsearch.measure.evaluation import evaluate, make
+from qsearch.measure.evaluation import evaluate, make, pictures_of
 from qsearch.measure.pipelines import (
     Prompts,
     Sampling,
@@ -95,6 +95,27 @@ def test_decoding_leaves_the_pipeline_as_it_was() -> None:
     assert type(pipe.scheduler) is kind
     assert "forward" not in vars(pipe.transformer)
     assert torch.equal(sample(pipe, PROMPTS, sampling), before)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 32])
+def test_as_many_pictures_are_decoded_at_once_as_are_sampled_each_with_its_prompt(
+    batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, seen = Prompts(tuple(f"a ring {i}" for i in range(5))), list[tuple[int, ...]]()
+
+    def one(pipe: Any, latents: Tensor, sampling: Sampling, given: Prompts) -> Tensor:
+        seen.append(tuple(int(x) for x in latents[:, 0]))
+        assert given.texts == tuple(f"a ring {i}" for i in seen[-1])
+        return latents
+
+    monkeypatch.setattr(decoding, "decode_batch", one)
+    latents = torch.arange(5.0).reshape(5, 1)
+
+    found = pictures_of(None, latents, Sampling(batch=batch), prompts)
+
+    assert torch.equal(found, latents)
+    assert max(map(len, seen)) == min(batch, 5)
+    assert [i for part in seen for i in part] == [0, 1, 2, 3, 4]
 
 
 def test_a_pipeline_without_a_decoder_makes_no_pictures() -> None:
