@@ -117,6 +117,13 @@ def test_no_file_names_the_host_of_a_package_registry() -> None:
     assert [name(path) for path in public_files() if hosts.search(path.read_bytes())] == []
 
 
+def test_no_file_says_to_install_this_package_by_its_name() -> None:
+    """Until it is published the index knows no package of that name."""
+    said = re.compile(rb"pip install [^`\n]*\b[q]search-diffusion")
+    assert said.search(b"pip install '%s[ray]'" % b"-".join([b"qsearch", b"diffusion"])) is not None
+    assert [name(path) for path in public_files() if said.search(path.read_bytes())] == []
+
+
 def test_a_file_that_is_named_is_there() -> None:
     """In prose, docstrings and comments; `NAME` and `*` stand for any."""
     texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]

@@ -210,8 +210,8 @@ def reason(error: BaseException) -> str:
     """What a database or Optuna said, in one line without secrets."""
     if isinstance(error, ImportError):
         return (
-            "its driver is not installed; `pip install 'qsearch-diffusion[databases]'` installs "
-            "those of postgresql:// and mysql://"
+            "its driver is not installed; `pip install 'psycopg[binary]' pymysql` installs those "
+            "of postgresql:// and mysql://"
         )
     words: Any = (str(error).strip() or "no reason given").splitlines()[0]
     return redacted(f"{type(error).__name__}: {words}")

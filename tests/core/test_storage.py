@@ -61,7 +61,7 @@ def test_a_server_that_does_not_answer_is_one_line_without_the_password(graph: O
 
 
 def test_a_driver_that_is_not_installed_is_said_with_the_remedy(graph: OpGraph) -> None:
-    with pytest.raises(ArtifactError, match=r"pip install 'qsearch-diffusion\[databases\]'"):
+    with pytest.raises(ArtifactError, match=r"`pip install 'psycopg\[binary\]' pymysql`"):
         Trials("mysql+mysqlconnector://me:s3cret@127.0.0.1:9/trials", graph)
 
 

@@ -178,8 +178,7 @@ def _ray() -> Any:
             import ray
     except ImportError as error:
         raise QSearchError(
-            f"the executor ray needs Ray ({error}); `pip install 'qsearch-diffusion[ray]'`, or "
-            "take the executor pool"
+            f"the executor ray needs Ray ({error}); `pip install ray`, or take the executor pool"
         ) from None
     return ray
 
