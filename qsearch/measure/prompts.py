@@ -95,9 +95,10 @@ def read_text(path: Path) -> str:
         wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
         return data.decode("utf-16" if wide else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
         raise QSearchError(
             f"{path} must be a text file in UTF-8 (or UTF-16 with its mark); it can't be "
-            f"read ({error})"
+            f"read ({why})"
         ) from error
 
 

@@ -70,7 +70,12 @@ def say_allocated(run: Run, graph: OpGraph, table: SensitivityTable, plan: Plan)
     )
     kept = [n for n, held in plan.weights.items() if held == (KEEP,) and graph.layer(n).quantizable]
     finest = sorted(kept, key=lambda n: -graph.layer(n).weights)[:_NAMED]
-    if kept:
+    if kept and len(kept) == len(graph.quantizable):
+        run.progress.say(
+            "allocate: no layer is quantized; a smaller plan needs a lower limit (16 stored bits a "
+            "weight are full precision)"
+        )
+    elif kept:
         run.progress.say(
             f"allocate: {len(kept)} layers stay in full precision, such as {', '.join(finest)}"
         )

@@ -70,7 +70,8 @@ def constraints_of(
         measured = sorted({s for row in known.values() for s in row})
         raise QSearchError(
             f"{settings.target} has none of the schemes in the table "
-            f"({', '.join(measured[:8])}) at any layer; profile some that it has"
+            f"({', '.join(measured[:8])}) at any layer; profile some that it has: `qsearch list "
+            f"schemes --for {settings.target}`"
         )
     return replace(
         rules,

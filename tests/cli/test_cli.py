@@ -603,6 +603,37 @@ def test_allocate_needs_no_model_and_says_how_to_keep_what_was_asked(
     assert f"to keep: qsearch set {folder} allocate.average_bits=5.5" in said
 
 
+@pytest.mark.parametrize("limit", [("--average-bits", "40"), ("--bytes", "100%")], ids=str)
+def test_a_limit_that_allows_full_precision_is_said_and_holds_for_one_call(
+    command: Command, folder: Path, limit: tuple[str, str]
+) -> None:
+    before = (folder / "config.yaml").read_bytes()
+
+    code, _, err = command("allocate", folder, *limit)
+
+    assert code == 0
+    assert "no layer is quantized; a smaller plan needs a lower limit" in " ".join(err.split())
+    assert set(json.loads((folder / "plan.json").read_text())["sites"].values()) == {"keep"}
+    assert (folder / "config.yaml").read_bytes() == before
+
+
+def test_schemes_are_a_list_with_blanks_or_one_line_says_that_there_are_none(
+    command: Command, folder: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr("qsearch.stages.announce.begin", lambda *_: None)
+    monkeypatch.setattr("qsearch.stages.extract.extract", lambda *_: None)
+    monkeypatch.setattr(
+        "qsearch.stages.profile.profile",
+        lambda job, *_: asked.append(job.config.profile.schemes),
+    )
+
+    assert command("profile", folder, "--schemes", "uint4-c, uint8-c ,")[0] == 0
+
+    assert asked == [("uint4-c", "uint8-c")]
+    assert "profile.schemes" in refused("profile", folder, "--schemes", "")
+
+
 def test_a_process_of_its_own_gives_the_line_and_the_code(tmp_path: Path) -> None:
     mine = written(tmp_path / "mine.yaml", {"model": "scenes-dti"})
 

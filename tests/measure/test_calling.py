@@ -352,6 +352,16 @@ def test_separators_inside_a_prompt_do_not_end_it(tmp_path: Path, mark: str) -> 
     assert read_prompts(tmp_path / "p.txt").texts == (f"a cat{mark}asleep", "a dog")
 
 
+def test_a_file_of_prompts_that_can_t_be_opened_is_said_once_and_in_words(tmp_path: Path) -> None:
+    for path, why in ((tmp_path / "p.txt", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(QSearchError) as refused:
+            read_prompts(path)
+
+        assert f"({why}" in str(refused.value)
+        assert "Errno" not in str(refused.value)
+        assert str(refused.value).count(str(tmp_path)) == 1
+
+
 @pytest.mark.parametrize("data", [b"", b" \n\t\n", "caf\xe9".encode("cp1252")])
 def test_files_without_readable_prompts_are_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "p.txt").write_bytes(data)
