@@ -22,6 +22,7 @@ from qsearch_kernels import products
 from tests.conftest import Command
 from tests.kernels.made_up_cores import table
 from tests.models import plain, plain_inputs, tiny_pipeline
+from tests.report.synthetic import SCHEMES, make_table
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,26 @@ def test_bench_times_every_layer_with_every_scheme_for_allocate(
         for scheme in ("keep", "uint4-c", "int8-c+a8")
     )
     assert table.total(Plan.uniform(graph, "int8-c+a8").layers) > 0
+
+
+def test_bench_times_what_the_run_can_choose_and_allocate_takes_all_of_it(
+    command: Command, folder: Path
+) -> None:
+    graph = OpGraph.load(folder / "graph.json")
+    make_table(graph).save(folder / "sensitivity.parquet")
+    Plan.uniform(graph, "int5-c").save(folder / "plan.json")
+
+    code, out, said = command("bench", folder, "--seconds", "0")
+
+    assert code == 0, said
+    assert "ms a call" in out
+    table = Latency.load(folder / "latency.json", graph.id)
+    assert {s for row in table.seconds.values() for s in row} == {"keep", "int5-c", *SCHEMES}
+    asked = ("--device", folder / "latency.json", "--average-bits", "8", "--latency", "100")
+    code, _, said = command("allocate", folder, *asked)
+    assert code == 0, said
+    for name in ("sensitivity.parquet", "plan.json", "latency.json"):
+        (folder / name).unlink()
 
 
 def test_bench_of_a_card_needs_a_place_and_a_device_must_be_here(command: Command) -> None:

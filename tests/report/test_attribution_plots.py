@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from qsearch.core.attribution import Attribution
 from qsearch.core.errors import QSearchError
 from qsearch.report import beeswarm, contributions
 from qsearch.report.explained import attribution_tables
+from qsearch.report.style import NARROW
 
 from .synthetic import SCHEMES, make_attribution, noise
 from .wired import transformer
@@ -244,6 +246,56 @@ def test_the_terminal_shows_means_of_many_plans_and_scores_without_a_sum() -> No
     assert "mean absolute contribution to the predictions of 30 plans" in text
     assert "sqnr by gnn, blocks: scores, which add up to nothing" in text
     assert "2.5" in text
+
+
+def test_the_terminal_says_what_features_are_and_on_which_scale_values_stand() -> None:
+    names = ("bits", "lost/block:embedding", "share/uint4", "noise/total")
+
+    found = shown(features({name: [1.0] for name in names}), 120)
+
+    text = " ".join(found.split())
+    assert "in dB of what is lost (-10 log10(1 - value))" in text
+    legend = text[text.index("features: ") :]
+    for words in (
+        "bits: stored bits a weight",
+        "lost/: bits taken away from a weight of full precision",
+        "share/: share of the weights in a kind of format",
+        "noise/: noise predicted by the table of sensitivities, dB",
+    ):
+        assert words in legend
+
+
+@pytest.mark.parametrize("scale", [1e-9, 2.34567e-4, 0.123, 7.0, 98765.0])
+def test_numbers_of_an_axis_do_not_run_into_each_other_on_a_telephone(scale: float) -> None:
+    rows = [
+        {
+            "plan": "plan",
+            "method": "shapley",
+            "kind": "layer",
+            "metric": "noise",
+            "name": layer.name,
+            "value": scale * (i - 2),
+            "base": 0.0,
+            "prediction": scale * sum(range(-2, len(GRAPH.quantizable) - 2)),
+        }
+        for i, layer in enumerate(GRAPH.quantizable)
+    ]
+    data = contributions.contributions(
+        GRAPH,
+        Attribution.from_rows(GRAPH.id, rows),
+        plan="plan",
+        metric="noise",
+        method="shapley",
+    )
+
+    figure = contributions.draw_contributions(data, NARROW)
+    figure.draw_without_rendering()
+
+    left, right = figure.axes[0].get_xlim()
+    labels = zip(figure.axes[0].get_xticks(), figure.axes[0].get_xticklabels(), strict=True)
+    boxes = [label.get_window_extent() for at, label in labels if left <= at <= right]
+    assert len(boxes) > 1
+    assert min(b.x0 - a.x1 for a, b in pairwise(boxes)) > 2.0  # pixels
 
 
 def test_the_terminal_loses_no_number_in_sixty_columns() -> None:
