@@ -340,5 +340,8 @@ def _known(kind: Any, name: str, key: str) -> None:
 
 
 def _neighbours(path: Path) -> str:
-    found = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-    return nearest(str(path), found) if found else ""
+    if path.name == NAME and not path.parent.is_dir():  # a run's folder was given
+        path, found = path.parent, [p.parent for p in path.parent.parent.glob(f"*/{NAME}")]
+    else:
+        found = list(path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    return nearest(str(path), [str(p) for p in found]) if found else ""

@@ -338,6 +338,20 @@ def test_a_config_that_does_not_exist_is_answered_with_those_that_do(
     assert ("did you mean" in line) == (tmp_path / "configs.yaml").exists()
 
 
+@pytest.mark.parametrize("verb", ["allocate", "evaluate", "apply", "report", "export"])
+def test_a_run_that_does_not_exist_is_answered_with_the_nearest(
+    refused: Callable[..., str], tmp_path: Path, verb: str
+) -> None:
+    (tmp_path / "runs" / "big").mkdir(parents=True)
+    (tmp_path / "runs" / "big" / "config.yaml").write_text("model: scenes-dit\n")
+    more = ["--to", "gguf"] if verb == "export" else []
+
+    line = refused(verb, tmp_path / "runs" / "bigxl", *more)
+
+    assert "does not exist" in line
+    assert f"did you mean '{tmp_path / 'runs' / 'big'}'" in line
+
+
 @pytest.mark.parametrize("start", ["run", "extract"])
 def test_an_unknown_model_is_answered_with_the_nearest_name(
     refused: Callable[..., str], tmp_path: Path, start: str
