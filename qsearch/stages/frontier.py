@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ..core.errors import InfeasibleBudget
 from ..core.graph import OpGraph
 from ..core.plan import Plan
 from ..core.table import SensitivityTable
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 #: budgets of `qsearch allocate --frontier`, in stored bits a weight
 FRONTIER = tuple(2.5 + 0.25 * i for i in range(23))
+#: those where the smallest plan is larger than all of these: a tool that stores 8 bits and scales
+LARGE = tuple(8.5 + 0.5 * i for i in range(15))
 
 
 def make_frontier(
@@ -25,7 +28,8 @@ def make_frontier(
     table: SensitivityTable,
     bits: Sequence[float] = FRONTIER,
 ) -> list[Plan]:
-    """A plan for each of `bits` that can be reached, the settings' other limits kept.
+    """A plan for each of `bits` that can be reached (of `LARGE`, where none of the default ones
+    can), the settings' other limits kept.
 
     `ilp`, their default, is answered by the relaxation in one pass.
     """
@@ -35,8 +39,14 @@ def make_frontier(
     asked = request_of(settings, graph, table)
     if asked.solver == "ilp":
         asked = replace(asked, solver="lagrangian")
-    budget = replace(settings.budget, average_bits=max(bits))
-    return allocate_frontier(graph, table, bits, budget, asked)
+    try:
+        budget = replace(settings.budget, average_bits=max(bits))
+        return allocate_frontier(graph, table, bits, budget, asked)
+    except InfeasibleBudget:
+        if tuple(bits) != FRONTIER:
+            raise
+        budget = replace(settings.budget, average_bits=max(LARGE))
+        return allocate_frontier(graph, table, LARGE, budget, asked)
 
 
 def frontier(
