@@ -1,228 +1,547 @@
-"""Exports to tools: each tool loads a zoo denoiser with a plan that mixes its formats, on a CPU,
-and its output is compared with `simulate`.
+"""Exports in the tools that read them, on a CPU: a row for each tool, format and denoiser of the
+zoo, with what was loaded, what ran, and how far the tool's output is from `simulate`'s.
 
-    python notebooks/figures/tools.py [--tools compressed_tensors onnx …] [--models scenes-dit
-    scenes-unet]
+    python notebooks/figures/tools.py [--tools ONNX torchao …] [--models scenes-dit scenes-unet]
 
-A row a tool and model: formats in the plan, layers whose format read back from the files equals the
-plan, bytes of the files, `off`: the distance of the tool's output to that of `simulate`, as a share
-of the distance between `simulate` and full precision (what quantization itself changes), and that
-in dB. Tools that can't run here are left out with a reason. Rows of an earlier call are kept.
-Writes tools.json.
+Each denoiser is exported in fp32, so that a tool's own arithmetic shows and not that of stored
+weights, and called once with a recorded call. A format's plan gives it to every layer that can take
+it exactly and keeps the others; `mixed` gives the tool's formats to the layers by turns.
+
+`read back`: layers whose scheme is the plan's, by the tool's loaded objects or, where `by` says
+file, by the exporter's own reader. `off`: the distance of the tool's output from that of
+`simulate`, as a share of the distance between `simulate` and full precision, which is what
+quantization changes. `tolerance` is what this may be: a constant a tool, for the reason beside it;
+where the tool computes in 16 bits, twice the distance by which the same 16 bits move the output of
+the denoiser without any quantization, as the same share, is added. `MB`: the files, in which layers
+that are kept have 32 bits. A cell without a number was not measured: `loads` and `runs` say why.
+Tools run in processes of their own, one a tool and denoiser. Rows of earlier calls are kept, each
+with its commit. `by tool` sums up. Writes tools.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
+import fnmatch
+import functools
+import importlib.util
 import json
-import math
+import multiprocessing
+import os
+import shutil
 import tempfile
-from collections.abc import Callable
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("SDNQ_USE_TORCH_COMPILE", "0")  # it changes nothing here, and takes minutes
+
 import torch
-from figure import publish
+from figure import commit, publish
 
 from qsearch.core import plugins
-from qsearch.core.scheme import KEEP
+from qsearch.core.plan import Plan
+from qsearch.core.scheme import KEEP, Scheme
 from qsearch.execute.exporting import formats
 from qsearch.measure.calibration import calibrate
-from qsearch.measure.pipelines import example_inputs, run
+from qsearch.measure.pipelines import run
+from qsearch.measure.quantized_weights import QuantizedWeights
+from tests.execute import layout_loaders as layouts
+from tests.execute import tool_loaders as loaders
+from tests.execute.tool_loaders import CannotRunError, Loaded
 from tests.execute.tool_models import Known, known, mixed, off
 
-FORMATS = {
-    "compressed_tensors": [
-        "int4-c",
-        "uint4-g32",
-        "uint3-c",
-        "int8-c+a8",
-        "e4m3-c",
-        "e4m3-c+ae4m3",
-        "nvfp4",
-        "mxfp4",
-        "mxfp8",
-        "int5-g16+a8",
-        "uint2-g16",
-        "keep",
-    ],
-    "autoround": ["int4-c", "uint4-g32", "int8-c", "uint8-c", "int2-g16", "uint2-g16", "keep"],
-    "onnx": [
-        "int4-c",
-        "uint4-g32",
-        "int8-c",
-        "uint8-c",
-        "e4m3-c",
-        "int4-g16",
-        "uint4-c",
-        "keep",
-        "uint8-g64",
-        "int8-c+a8t",
-    ],
-    "openvino": [
-        "int4-c",
-        "uint4-g32",
-        "int8-c",
-        "uint8-c",
-        "e4m3-c",
-        "int4-g16",
-        "uint4-c",
-        "keep",
-        "uint8-g64",
-        "int8-c+a8t",
-    ],
-    "modelopt": [
-        "int4-c",
-        "int4-g32",
-        "int8-c",
-        "e4m3-c",
-        "int2-g16",
-        "e4m3-t",
-        "keep",
-        "int8-t",
-        "int3-c",
-    ],
+SECONDS = 600
+MODELS = ("scenes-dit", "scenes-unet")
+#: column -> what stands there where nothing was measured
+COLUMNS: dict[str, Any] = {
+    "tool": "",
+    "format": "",
+    "model": "",
+    "loads": "",
+    "runs": "",
+    "read back": "",
+    "by": "",
+    "off": None,
+    "tolerance": None,
+    "within": None,
+    "why this tolerance": "",
+    "inputs rounded": "",
+    "MB": None,
+    "note": "",
+    "version": "",
+    "commit": "",
+}
+AS_PLANNED = "as the plan says"
+SAME = (1e-3, "the same codes, multiplied in fp32")
+_SIDES = "a scale or an earlier layer differs in a last bit, and an input falls to the other side"
+FLIPS = (0.1, f"the same codes; {_SIDES}")
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A reader of exports.
+
+    Attributes:
+        exporter: of qsearch; "" for qsearch's own files.
+        formats: of the uniform plans, in words; all of them by turns are the mixed one.
+        load: takes a denoiser, a folder, and what was calibrated.
+        package: whose version stands in the rows; "" for qsearch.
+        runs: what computes, where it is not the tool itself.
+        inputs: pattern of a format -> what the tool does to inputs that the plan leaves alone.
+        bounds: pattern of a format -> the tolerance and its reason; the first that matches holds,
+            and the mixed plan has the widest.
+        half: patterns of formats that the tool computes in fp16 or widens to bf16.
+        notes: pattern of a format -> a note.
+        mix: formats of the mixed plan where these are not all; empty where a file has one format.
+        sizes: whether a format's group is the tool's own and differs by layer.
+    """
+
+    exporter: str
+    formats: str
+    load: Callable[[Known, Path, Any], Loaded]
+    package: str = ""
+    runs: str = ""
+    inputs: dict[str, str] = field(default_factory=dict)
+    bounds: dict[str, tuple[float, str]] = field(default_factory=dict)
+    half: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    mix: str | None = None
+    sizes: bool = False
+
+
+def plain(load: Callable[[Known, Path], Loaded]) -> Callable[[Known, Path, Any], Loaded]:
+    """A loader that needs no calibration."""
+    return lambda there, folder, _: load(there, folder)
+
+
+QDQ = "int4-c uint4-g32 int8-c uint8-g64 e4m3-c int8-c+a8t"
+OWN = "uint4-c int8-c e4m3-c km3-c uint4-g32@hqq nvfp4 mxfp8 int8-c+a8"
+GGUF = "int4-g32 uint4-g32 int5-g32 uint5-g32 int8-g32"
+_GGUF_BOUND = {"*": (1e-2, "the same codes, unpacked with fp16 products of scale and zero point")}
+_FUSED = {
+    "*+a*": (0.1, "ranges as planned; products of 8-bit numbers are fused, and round elsewhere"),
+    "*": SAME,
+}
+TOOLS: dict[str, Tool] = {
+    "compressed-tensors": Tool(
+        "compressed_tensors",
+        ("int4-c uint4-g32 uint3-c int8-c int8-c+a8 e4m3-c e4m3-c+ae4m3 nvfp4 mxfp4 mxfp8"),
+        plain(loaders.with_compressed_tensors),
+        "compressed-tensors",
+        bounds={"*+a*": FLIPS, "*": SAME},
+        half={"nvfp4": "bf16", "mixed": "bf16"},
+    ),
+    "AutoRound": Tool(
+        "autoround",
+        "int4-c uint4-g32 int8-c uint8-c int2-g16 uint2-g16",
+        plain(loaders.with_autoround),
+        "auto-round",
+        bounds={"*": SAME},
+        half={"*": "fp16"},
+    ),
+    "ONNX Runtime": Tool(
+        "onnx",
+        QDQ,
+        plain(loaders.with_onnx),
+        "onnxruntime",
+        bounds=_FUSED,
+        inputs={"*-g*": "no, with session.qdq_matmulnbits_accuracy_level = 1; else to 8 bits"},
+    ),
+    "OpenVINO": Tool(
+        "openvino",
+        QDQ,
+        plain(loaders.with_openvino),
+        "openvino",
+        bounds=_FUSED,
+        inputs={"*": "no: the file sets DYNAMIC_QUANTIZATION_GROUP_SIZE to 0; else to 8 bits"},
+    ),
+    "ModelOpt": Tool(
+        "modelopt",
+        "int4-c int4-g32 int8-c e4m3-c e4m3-t int3-c nvfp4 mxfp8",
+        plain(loaders.with_modelopt),
+        "nvidia-modelopt",
+        bounds={"*": (0.1, "its scales are fp32 and qsearch's fp16: outermost levels move")},
+        mix="int4-c int4-g32 int8-c e4m3-c e4m3-t int3-c keep",
+    ),
+    "ModelOpt's checkpoint": Tool(
+        "modelopt_weights",
+        "e4m3-t+ae4m3t e4m3-c+ae4m3 nvfp4 nvfp4+anvfp4",
+        layouts.with_modelopt_weights,
+        runs="no: servers' kernels want a GPU; unpacked in plain torch, inputs by simulate",
+        bounds={"*": SAME},
+    ),
+    "GGUF in diffusers": Tool("gguf", GGUF, plain(loaders.with_gguf), "gguf", bounds=_GGUF_BOUND),
+    "GGUF by gguf-py": Tool("gguf", GGUF, plain(loaders.with_gguf_py), "gguf", bounds=_GGUF_BOUND),
+    "stable-diffusion.cpp": Tool(
+        "gguf",
+        GGUF,
+        plain(layouts.with_sd_cpp),
+        "stable-diffusion-cpp-python",
+        runs="no: it builds models that it knows by name; its reader widens, diffusers multiplies",
+        bounds=_GGUF_BOUND,
+        inputs={"*": "to 8 bits in blocks of 32, on a CPU, by ggml's products"},
+        notes={"*": "read back: the types that its own conversion makes by the rules"},
+    ),
+    "SDNQ": Tool(
+        "sdnq",
+        (
+            "int4-g32 uint4-c int8-c e4m3-c int3-g16 uint2-g16 e2m1-g32 int4-c~rotate "
+            "uint4-g32~lowrank16"
+        ),
+        plain(loaders.with_sdnq),
+        "sdnq",
+        bounds={"*": SAME},
+    ),
+    "torchao": Tool(
+        "torchao",
+        "int4-g32 uint4-c int8-c e4m3-c uint5-g32 int3-c int8-c+a8",
+        plain(loaders.with_torchao),
+        "torchao",
+        bounds={"*+a*": FLIPS, "*": SAME},
+    ),
+    "optimum-quanto": Tool(
+        "quanto",
+        "uint4-g128 uint2-g128 int8-c e4m3-c e5m2-c",
+        plain(loaders.with_quanto),
+        "optimum-quanto",
+        bounds={"*": SAME},
+        sizes=True,
+    ),
+    "bitsandbytes": Tool(
+        "bitsandbytes",
+        "int8-c+a8 e2m1-g64",
+        plain(loaders.with_bitsandbytes),
+        "bitsandbytes",
+        bounds={"*": (1.5, "the tool chooses codes, and rounds inputs, by rules of its own")},
+        mix="",
+    ),
+    "ComfyUI": Tool(
+        "comfyui",
+        (
+            "e4m3-t int8-c int8-t nvfp4 mxfp8 uint4-g64 int8-c+a8 int8-t+a8 int8-c~rotate "
+            "int8-c+a8~rotate int4-c+a4~rotate cb4~rotate cb4+a8~rotate"
+        ),
+        plain(layouts.with_comfyui),
+        "comfy-kitchen",
+        runs="yes, by comfy-kitchen's eager kernels; ComfyUI itself is in no registry",
+        bounds={
+            "*+a*": (1.5, "inputs about 0 there, between the smallest and the largest in simulate"),
+            "uint4*": (1e-2, "its zero points are fp16"),
+            "*": SAME,
+        },
+        inputs={"*": "no: the marker says full_precision_matrix_mult", "uint4*": "no"},
+    ),
+    "Nunchaku Lite": Tool(
+        "nunchaku_lite",
+        (
+            "int4-g64+aint4g64 int4-g64+aint4g64~balance30~lowrank32 nvfp4+anvfp4 "
+            "nvfp4+anvfp4~balance30~lowrank32 uint4-g64"
+        ),
+        plain(layouts.with_nunchaku_lite),
+        runs="no: its kernels want a GPU; the same arithmetic on the tensors as they lie",
+        bounds={"*": (0.1, "scales, branches and biases are fp16, and inputs are rounded")},
+        mix="int4-g64+aint4g64~balance30~lowrank32 uint4-g64 int4-g64+aint4g64 keep",
+    ),
+    "AIMET": Tool(
+        "aimet",
+        "int8-c uint8-c int4-c uint4-c int3-c int8-c+a8t",
+        plain(loaders.with_aimet),
+        "aimet-torch",
+        bounds={"*": (0.1, "the same grid; ties fall to either side")},
+    ),
+    "diffusers with QSearchConfig": Tool(
+        "", OWN, plain(layouts.with_qsearch_diffusers), bounds={"*+a*": FLIPS, "*": SAME}
+    ),
+    "qsearch's packed file": Tool(
+        "",
+        f"{OWN} int8-c+a8t int8-c+a8~balance",
+        plain(layouts.with_packed_file),
+        bounds={"*+a*": FLIPS, "*": SAME},
+    ),
+    "step policy": Tool(
+        "step_policy",
+        "e4m3-t+ae4m3t nvfp4+anvfp4",
+        plain(layouts.with_step_policy),
+        runs="no",
+        mix="",
+        notes={"*": "loads: diffusers' own resolver of such policies, of Cosmos 3"},
+    ),
+}
+_GPU = "no: it wants a GPU"
+#: tool -> what it reads of ours, and why nothing of it was tried
+NOT_TRIED = {
+    "vLLM-Omni": ("ModelOpt's checkpoint, compressed-tensors, step policy", _GPU),
+    "SGLang": ("ModelOpt's checkpoint, ComfyUI's files, step policy", _GPU),
+    "TensorRT-LLM": ("step policy; no quant_config is written", _GPU),
+    "cache-dit": ("nothing: no exporter writes its precision_plan", "no exporter"),
 }
 
 
-def half(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: half(v) for k, v in value.items()}
-    return value.half() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+def matching(table: dict[str, Any], form: str, default: Any) -> Any:
+    """The entry of the first pattern that a format matches."""
+    return next((v for pattern, v in table.items() if fnmatch.fnmatchcase(form, pattern)), default)
 
 
-def with_compressed_tensors(there: Known, folder: Path) -> torch.Tensor:
-    import diffusers
-    from compressed_tensors.compressors import ModelCompressor
-    from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
-    from safetensors.torch import load_file
-
-    kind = getattr(diffusers, type(there.model).__name__)
-    held = kind.load_config(folder)
-    model, config = (
-        kind.from_config(held).eval(),
-        QuantizationConfig.model_validate(held["quantization_config"]),
-    )
-    apply_quantization_config(model, config, show_progress=False)
-    compressor = ModelCompressor(quantization_config=config)
-    compressor.compress_model(model)
-    model.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
-    compressor.decompress_model(model)
-    return run(model.float(), there.call)
-
-
-def with_autoround(there: Known, folder: Path) -> torch.Tensor:
-    import dataclasses
-
-    import diffusers
-
-    model = (
-        getattr(diffusers, type(there.model).__name__)
-        .from_pretrained(folder, torch_dtype=torch.float16)
-        .eval()
-    )
-    call = dataclasses.replace(
-        there.call, args=tuple(map(half, there.call.args)), kwargs=half(there.call.kwargs)
-    )
-    return run(model, call)
+def planned(tool: Tool, form: str, there: Known) -> Plan:
+    """The format wherever a layer can take it, or all formats of the tool by turns."""
+    if form == "mixed":
+        given = (f"{tool.formats} keep" if tool.mix is None else tool.mix).split()
+        if tool.exporter:
+            return mixed(there.graph, tool.exporter, given)
+        return Plan.make(
+            there.graph, {x.name: given[i % len(given)] for i, x in enumerate(there.graph)}
+        )
+    asked = Scheme.parse(form)
+    if not tool.exporter:
+        return Plan.uniform(there.graph, form)
+    exporter: Any = plugins.load("exporters", tool.exporter)
+    layers = {}
+    for layer in there.graph:
+        found = exporter.nearest(asked, layer)
+        same = replace(found, group=asked.group) == asked if tool.sizes else found == asked
+        layers[layer.name] = found if same else KEEP
+    return Plan.make(there.graph, layers)
 
 
-def feed(there: Known) -> dict[str, Any]:
-    return {
-        name: value.numpy()
-        for name, value in example_inputs(there.call, there.model).items()
-        if isinstance(value, torch.Tensor)
-    }
+def written(tool: Tool, there: Known, plan: Plan, calibration: Any, folder: Path) -> list[Path]:
+    """The plan's files."""
+    weights = QuantizedWeights(there.model, there.graph, calibration)
+    if tool.load is TOOLS["qsearch's packed file"].load:
+        import copy
+
+        from qsearch.execute import packed_file
+        from qsearch.execute.runtime import apply
+
+        model = copy.deepcopy(there.model)
+        weights = QuantizedWeights(model, there.graph, calibration)
+        apply(model, plan, there.graph, weights)
+        packed_file.save(model, folder / "model.safetensors", there.graph, plan)
+    elif not tool.exporter:
+        from qsearch.diffusers import QSearchConfig
+
+        kind: Any = type(there.model)
+        kind.from_pretrained(
+            there.folder,
+            subfolder=there.component,
+            quantization_config=QSearchConfig(plan, there.graph),
+            torch_dtype=torch.float32,
+        ).save_pretrained(folder)
+    else:
+        plugins.load("exporters", tool.exporter).write(there.job(plan, calibration), folder)
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def with_onnx(there: Known, folder: Path) -> torch.Tensor:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(
-        str(folder / "model.onnx"), providers=["CPUExecutionProvider"]
-    )
-    given = feed(there)
-    return torch.from_numpy(
-        session.run(None, {i.name: given[i.name] for i in session.get_inputs()})[0]
-    )
-
-
-def with_openvino(there: Known, folder: Path) -> torch.Tensor:
-    import openvino
-
-    rules = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-    compiled, given = (
-        openvino.Core().compile_model(str(folder / "model.xml"), "CPU", rules),
-        feed(there),
-    )
-    return torch.from_numpy(
-        compiled({i.get_any_name(): given[i.get_any_name()] for i in compiled.inputs})[0]
-    )
-
-
-def with_modelopt(there: Known, folder: Path) -> torch.Tensor:
+def floor(there: Known, kind: str) -> float:
+    """How far 16 bits alone move the denoiser's output."""
     import copy
 
-    import modelopt.torch.quantization as mtq
-    import yaml
-
     model = copy.deepcopy(there.model)
-    mtq.quantize(
-        model, yaml.safe_load((folder / "quant_cfg.yaml").read_text()), lambda m: run(m, there.call)
-    )
-    return run(model, there.call)
+    if kind == "fp16":
+        made = loaders.in_half(model.half(), there)
+    else:
+        made = run(model.bfloat16().float(), there.call)
+    return float((made - there.output).norm())
 
 
-RUN: dict[str, Callable[[Known, Path], torch.Tensor]] = {
-    "compressed_tensors": with_compressed_tensors,
-    "autoround": with_autoround,
-    "onnx": with_onnx,
-    "openvino": with_openvino,
-    "modelopt": with_modelopt,
-}
+def base(name: str, form: str, model: str) -> dict[str, Any]:
+    """A row in which nothing was measured."""
+    tool = TOOLS[name]
+    found = {**COLUMNS, "tool": name, "format": form, "model": model, "commit": commit()}
+    found["note"] = matching(tool.notes, form, "")
+    rounds = matching(tool.inputs, form, "no")
+    found["inputs rounded"] = AS_PLANNED if "+a" in form or form == "mixed" else rounds
+    if tool.package and importlib.util.find_spec(module_of(tool.package)):
+        found["version"] = metadata.version(tool.package)
+    return found
 
 
-def row(tool: str, model: str) -> dict[str, Any]:
-    there, exporter = known(model), plugins.load("exporters", tool)
-    plan = mixed(there.graph, tool, FORMATS[tool])
-    calibration = calibrate(there.model, there.graph, [there.call], moments=False)
+def module_of(package: str) -> str:
+    """What a distribution is imported as."""
+    named = {"optimum-quanto": "optimum", "nvidia-modelopt": "modelopt"}
+    named["stable-diffusion-cpp-python"] = "stable_diffusion_cpp"
+    return named.get(package, package.replace("-", "_"))
+
+
+def row(name: str, form: str, model: str, there: Known, calibration: Any) -> dict[str, Any]:
+    """Export, load, read back, run and compare."""
+    tool, found = TOOLS[name], base(name, form, model)
+    plan = planned(tool, form, there)
+    if all(scheme == KEEP for scheme in plan.layers.values()):
+        return found | {"loads": "no", "runs": "no", "note": "no layer can take this format"}
+    if tool.package and not found["version"]:
+        return found | {"loads": f"no: pip install {tool.package}", "runs": "no"}
     folder = Path(tempfile.mkdtemp())
-    files = exporter.write(there.job(plan, calibration), folder)
-    found = exporter.read(folder, there.graph)
-    wanted = there.simulated(plan, calibration)
-    share = off(RUN[tool](there, folder), wanted, there.output)
-    return {
-        "tool": tool,
-        "model": model,
-        "formats": len({str(s) for s in plan.layers.values()}),
-        "quantized": sum(s != KEEP for s in plan.layers.values()),
-        "read back": sum(found[name] == scheme for name, scheme in formats(plan.layers).items()),
-        "layers": len(plan.layers),
-        "MB": sum(path.stat().st_size for path in files) / 1e6,
-        "off": share,
-        "dB": -20 * math.log10(share),
-    }
+    try:
+        files = written(tool, there, plan, calibration, folder)
+        found["MB"] = sum(path.stat().st_size for path in files) / 1e6
+        wanted, read = formats(plan.layers), {}
+        if tool.exporter:
+            read = plugins.load("exporters", tool.exporter).read(folder, there.graph)
+        found |= {"read back": count(read, wanted), "by": "file" if tool.exporter else ""}
+        try:
+            loaded = tool.load(there, folder, calibration)
+        except Exception as error:
+            return found | {"loads": said(error), "runs": "no"}
+        found["loads"] = "yes"
+        if loaded.formats is not None:
+            found |= {"read back": count(loaded.formats, wanted), "by": "tool"}
+        try:
+            made = loaded.output()
+        except Exception as error:
+            return found | {"runs": said(error)}
+        found["runs"] = tool.runs or "yes"
+        return found | compared(tool, form, there, made, there.simulated(plan, calibration))
+    finally:
+        shutil.rmtree(folder)
+
+
+def count(found: dict[str, Scheme], wanted: dict[str, Scheme]) -> str:
+    """Layers that are as planned, of all."""
+    return f"{sum(found.get(n) == s for n, s in wanted.items())} of {len(wanted)}"
+
+
+def said(error: Exception) -> str:
+    """A reason, in one line."""
+    text = " ".join(str(error).split())
+    kind = "" if isinstance(error, CannotRunError) else f"{type(error).__name__}: "
+    return f"no: {kind}{text[:160]}"
+
+
+def compared(
+    tool: Tool, form: str, there: Known, made: torch.Tensor, wanted: torch.Tensor
+) -> dict[str, Any]:
+    """The distance, and what it may be."""
+    bound = matching(tool.bounds, form, SAME)
+    if form == "mixed":
+        bound = max(tool.bounds.values())
+    allowed, why = bound
+    if kind := matching(tool.half, form, ""):
+        changed = float((wanted - there.output).norm())
+        allowed += 2 * floor(there, kind) / changed
+        why += f"; {HALVES[kind]}"
+    share = off(made, wanted, there.output)
+    found = {"off": share, "tolerance": allowed, "within": share <= allowed}
+    return found | {"why this tolerance": why}
+
+
+HALVES = {"fp16": "the tool computes in fp16", "bf16": "the tool widens these weights to bf16"}
+
+
+def in_a_child(name: str, forms: list[str], model: str) -> Iterator[dict[str, Any]]:
+    """The rows of a tool and a denoiser; a format at which the process dies has the reason."""
+    context, (there, calibration) = multiprocessing.get_context("fork"), prepared(model)
+    left = list(forms)
+    while left:
+        inner, outer = context.Pipe(duplex=False)
+
+        def work(forms: list[str] = left, pipe: Any = outer) -> None:
+            torch.set_num_threads(1)
+            for form in forms:
+                try:
+                    pipe.send(row(name, form, model, there, calibration))
+                except Exception as error:
+                    reason = said(error).removeprefix("no: ")
+                    pipe.send(base(name, form, model) | {"loads": "no", "note": reason})
+
+        child = context.Process(target=work)
+        child.start()
+        outer.close()
+        ends = time.monotonic() + SECONDS
+        while left and inner.poll(max(0.0, ends - time.monotonic())):
+            try:
+                yield inner.recv()
+            except EOFError:
+                break
+            left, ends = left[1:], time.monotonic() + SECONDS
+        if left:
+            died = child.exitcode if child.join(5) is None else None
+            child.kill()
+            reason = f"no: took {SECONDS} s" if died is None else f"no: died with {died}"
+            yield base(name, left[0], model) | {"loads": reason, "runs": "no"}
+            left = left[1:]
+        child.join()
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each tool: what was measured, and the distance that is nearest its tolerance."""
+    found = []
+    for name in dict.fromkeys(r["tool"] for r in rows):
+        own = [r for r in rows if r["tool"] == name]
+        measured = [r for r in own if r["off"] is not None]
+        worst = max(measured, key=lambda r: r["off"] / r["tolerance"], default=COLUMNS)
+        whole = [r for r in own if r["read back"] and len(set(r["read back"].split(" of "))) == 1]
+        found.append(
+            {
+                "tool": name,
+                "version": own[-1]["version"],
+                "rows": len(own),
+                "loads": sum(r["loads"] == "yes" for r in own),
+                "runs": sum(r["runs"].startswith("yes") for r in own),
+                "all layers read back": len(whole),
+                "measured": len(measured),
+                "within tolerance": sum(bool(r["within"]) for r in measured),
+                "nearest its tolerance": f"{worst['format']} {worst['model']}".strip(),
+                "off": worst["off"],
+                "tolerance": worst["tolerance"],
+                "why": worst["why this tolerance"] or next(r["runs"] or r["loads"] for r in own),
+            }
+        )
+    return found
+
+
+@functools.cache
+def prepared(name: str) -> tuple[Known, dict[str, Any]]:
+    """A denoiser of the zoo, saved in fp32, and what goes into its layers."""
+    there = known(name)
+    folder = Path(tempfile.mkdtemp()) / name
+    atexit.register(shutil.rmtree, folder.parent, ignore_errors=True)
+    shutil.copytree(there.folder, folder)
+    there.model.save_pretrained(folder / there.component)
+    seen = calibrate(there.model, there.graph, [there.call])
+    return replace(there, folder=folder), dict(seen)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--tools", nargs="+", default=list(RUN))
-    parser.add_argument("--models", nargs="+", default=["scenes-dit", "scenes-unet"])
+    """A child a tool and denoiser; published after each."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tools", nargs="+", default=[*TOOLS, *NOT_TRIED])
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--formats", nargs="+", help="of these tools alone; all when left out")
     asked = parser.parse_args()
+    warnings.simplefilter("ignore")
     path = Path(__file__).with_suffix(".json")
-    rows = (
-        {(r["tool"], r["model"]): r for r in json.loads(path.read_text())["rows"]}
-        if path.is_file()
-        else {}
-    )
-    for tool in asked.tools:
-        for model in asked.models:
-            try:
-                rows[tool, model] = row(tool, model)
-            except ModuleNotFoundError as error:
-                print(f"{tool}: {error.name} is not installed")
+    held = json.loads(path.read_text())["rows"] if path.is_file() else []
+    rows = {(r["tool"], r["format"], r["model"]): r for r in held if "format" in r}
+    for model in asked.models:
+        for name in asked.tools:
+            if name in NOT_TRIED:
+                reads, why = NOT_TRIED[name]
+                one = {**COLUMNS, "tool": name, "format": reads, "model": model}
+                rows[name, reads, model] = one | {"loads": why, "runs": "no", "commit": commit()}
                 continue
-            publish(__file__, list(rows.values()), title="tools", seed=0)
+            tool = TOOLS[name]
+            forms = [*tool.formats.split(), *(["mixed"] if tool.mix != "" else [])]
+            forms = [f for f in forms if not asked.formats or f in asked.formats]
+            for one in in_a_child(name, forms, model):
+                print(*one.values(), sep=" | ", flush=True)
+                rows[name, one["format"], model] = one
+            store(rows)
+    store(rows)
+
+
+def store(rows: dict[tuple[str, str, str], dict[str, Any]]) -> None:
+    """Publish, tools in their order, a denoiser's rows together."""
+    order = [*TOOLS, *NOT_TRIED]
+    made = [r for r in rows.values() if r["tool"] in order]
+    made.sort(key=lambda r: (order.index(r["tool"]), MODELS.index(r["model"])))
+    if made:
+        extra = {"by tool": summary(made)}
+        publish(__file__, made, title="tools", seed=0, extra=extra)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,11 @@ from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
 from qsearch.execute.exporters import comfyui
 from qsearch.execute.exporting import Export, formats
+from tests.execute.layout_loaders import levels_tensor
 from tests.execute.tool_files import small_source
 
 SHAPES = {"wide": (48, 512), "square": (32, 256), "narrow": (32, 64)}
+PARTS = ("weight", "weight_s_rel", "weight_s_channel", "weight_codebook")
 PLAN = {"wide": "cb4+a8~rotate", "square": "cb4~rotate", "narrow": "keep"}
 
 
@@ -49,21 +51,11 @@ def written(place: Path) -> tuple[Path, Export]:
 def loaded(path: Path, name: str) -> Any:
     """A layer's weight as ComfyUI makes it of the file: comfy-kitchen's tensor, by its marker."""
     pytest.importorskip("comfy_kitchen")
-    from comfy_kitchen.tensor import AsymW4A8Int8Layout, QuantizedTensor
-
     tensors = load_file(path)
     said = json.loads(bytes(tensors[f"{name}.comfy_quant"].tolist()))
     assert said["format"] == "asym_w4a8_int8"
-    params = AsymW4A8Int8Layout.Params(
-        scale=tensors[f"{name}.weight_s_rel"],
-        s_channel=tensors[f"{name}.weight_s_channel"],
-        codebook=tensors[f"{name}.weight_codebook"],
-        group_size=said["group_size"],
-        convrot_groupsize=said["convrot_groupsize"],
-        orig_dtype=torch.float32,
-        orig_shape=SHAPES[name],
-    )
-    return QuantizedTensor(tensors[f"{name}.weight"], "AsymW4A8Int8Layout", params)
+    own = {part: tensors[f"{name}.{part}"] for part in PARTS}
+    return levels_tensor(own, said)
 
 
 def simulated(name: str) -> torch.Tensor:

@@ -9,13 +9,11 @@ differ where a scale differs in its last bit, so that they are compared layer by
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from qsearch import Plan, QSearchError, simulate
 from qsearch.core.graph import OpGraph
@@ -24,6 +22,12 @@ from qsearch.execute.exporting import formats
 from qsearch.execute.exports import export
 from qsearch.measure.pipelines import run
 from tests.execute.exporting import compare, full, needs, noise, plan_for
+from tests.execute.tool_loaders import (
+    gguf_scheme,
+    quanto_formats,
+    sdnq_formats,
+    torchao_formats,
+)
 
 EXACT, HALF = 1e-12, 1e-7
 Loaded = tuple[Any, Plan, OpGraph]
@@ -58,30 +62,6 @@ def test_torchao_loads_its_tensors_and_computes_what_simulate_says(folder: Path)
     assert torchao_formats(tool, graph) == formats(plan.layers)
     error, damage = compare(tool, model, plan, graph, call)
     assert error < EXACT < 1e-4 < damage
-
-
-def torchao_formats(tool: nn.Module, graph: OpGraph) -> dict[str, Scheme]:
-    """What the loaded tensors are, by their own words."""
-    found = {}
-    for layer in graph:
-        weight: Any = tool.get_submodule(layer.name).weight
-        kind = type(weight.data).__name__ if type(weight) is nn.Parameter else type(weight).__name__
-        if kind in ("Parameter", "Tensor"):
-            found[layer.name] = KEEP
-            continue
-        group = 0 if weight.block_size[1] == weight.shape[1] else weight.block_size[1]
-        if kind == "Float8Tensor":
-            found[layer.name] = Scheme("e4m3", group)
-        elif kind == "Int8Tensor":
-            found[layer.name] = Scheme(
-                "int8", group, "8" if weight.act_quant_kwargs is not None else ""
-            )
-        else:
-            bits = str(weight.target_dtype).removeprefix("torch.int")
-            found[layer.name] = Scheme(
-                f"{'uint' if weight.zero_point.any() else 'int'}{bits}", group
-            )
-    return found
 
 
 def test_torchao_rounds_inputs_as_simulate_does_layer_by_layer(folder: Path) -> None:
@@ -125,8 +105,6 @@ def test_gguf_files_load_in_diffusers_and_compute_what_simulate_says(
     model, graph, _, call = full(name)
     from diffusers import GGUFQuantizationConfig
 
-    from qsearch.execute.exporters.gguf import TYPES
-
     config = GGUFQuantizationConfig(compute_dtype=torch.float32)
     tool = type(model).from_single_file(
         str(target / "model.gguf"),
@@ -137,13 +115,11 @@ def test_gguf_files_load_in_diffusers_and_compute_what_simulate_says(
 
     kinds = {
         layer.name: getattr(
-            getattr(tool.get_submodule(layer.name).weight, "quant_type", None), "name", None
+            getattr(tool.get_submodule(layer.name).weight, "quant_type", None), "name", ""
         )
         for layer in graph
     }
-    assert {n: Scheme.parse(TYPES[k]) if k in TYPES else KEEP for n, k in kinds.items()} == formats(
-        plan.layers
-    )
+    assert {n: gguf_scheme(kind) for n, kind in kinds.items()} == formats(plan.layers)
     error, damage = compare(tool, model, plan, graph, call)
     assert error < HALF < 1e-5 < damage
 
@@ -213,19 +189,8 @@ def test_quanto_loads_its_weights_and_computes_what_simulate_says(folder: Path) 
 
     tool = QuantizedPixArtTransformer2DModel.from_pretrained(target)._wrapped
 
-    kinds = {
-        "qint8": "int8",
-        "qfloat8_e4m3fn": "e4m3",
-        "qfloat8_e5m2": "e5m2",
-        "qint4": "uint4",
-        "qint2": "uint2",
-    }
-    found = {layer.name: KEEP for layer in graph}
-    for name, entry in quantization_map(tool).items():
-        group = tool.get_submodule(name).weight_group_size or 0
-        found[name] = Scheme(kinds[entry["weights"]], group)
-        assert type(tool.get_submodule(name).weight.data).__name__ != "Tensor"
-    assert found == formats(plan.layers)
+    found = quanto_formats(tool, quantization_map(tool))
+    assert {layer.name: KEEP for layer in graph} | found == formats(plan.layers)
     error, damage = compare(tool, model, plan, graph, call)
     assert error < EXACT < 1e-4 < damage
 
@@ -267,22 +232,9 @@ def test_sdnq_loads_its_weights_and_computes_what_simulate_says(
     model, graph, _, call = full(name)
     import sdnq  # noqa: F401  (diffusers asks that it be imported first)
 
-    from qsearch.execute.exporters.sdnq import TYPES
-
     tool = type(model).from_pretrained(target, torch_dtype=torch.float32)
 
-    forms, found = {kind: form for form, kind in TYPES.items()}, {}
-    for layer in graph:
-        module = tool.get_submodule(layer.name)
-        held = getattr(module, "sdnq_dequantizer", None)
-        found[layer.name] = (
-            KEEP if held is None else Scheme(forms[held.weights_dtype], max(0, held.group_size))
-        )
-        if held is not None:
-            names = {word.rstrip("0123456789") for word in plan.layers[layer.name].transforms}
-            assert held.use_hadamard == ("rotate" in names)
-            assert (module.svd_up is not None) == ("lowrank" in names)
-    assert found == {n: replace(s, transforms=()) for n, s in formats(plan.layers).items()}
+    assert sdnq_formats(tool, graph) == formats(plan.layers)
     error, damage = compare(tool, model, plan, graph, call)
     assert error < EXACT < 1e-4 < damage
 

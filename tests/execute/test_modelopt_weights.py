@@ -18,22 +18,8 @@ from qsearch.execute.exporting import formats
 from qsearch.measure.calibration import calibrate
 from qsearch.stages import config
 from tests.conftest import Command
+from tests.execute.layout_loaders import modelopt_weight
 from tests.execute.tool_models import known
-
-E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
-
-
-def dequantized(held: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-    """By ModelOpt's rule: two codes a byte with the first in the low bits, a scale for 16 weights,
-    one for all.
-    """
-    weight, scale = held[f"{name}.weight"], held[f"{name}.weight_scale"].float()
-    if weight.dtype != torch.uint8:
-        return weight.float() * scale
-    codes = torch.stack([weight & 15, weight >> 4], -1).flatten(1).int()
-    values = E2M1[codes & 7] * torch.where(codes > 7, -1.0, 1.0)
-    spread = (scale * held[f"{name}.weight_scale_2"]).repeat_interleave(16, 1)
-    return values * spread
 
 
 def test_every_weight_is_the_simulated_one_and_the_file_reads_back(tmp_path: Path) -> None:
@@ -57,7 +43,7 @@ def test_every_weight_is_the_simulated_one_and_the_file_reads_back(tmp_path: Pat
         for name, scheme in plan.layers.items():
             if str(scheme) != "keep":
                 ours = there.model.get_submodule(name).weight.data
-                torch.testing.assert_close(dequantized(held, name), ours, rtol=2e-6, atol=0)
+                torch.testing.assert_close(modelopt_weight(held, name), ours, rtol=2e-6, atol=0)
     said = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     assert said["quant_algo"] == "MIXED_PRECISION"
     kept = {n for n, s in plan.layers.items() if str(s) == "keep"}

@@ -5,19 +5,16 @@ takes, and what its kernels would compute of them.
 from __future__ import annotations
 
 import json
-import sys
-import types
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from diffusers import PixArtTransformer2DModel
-from torch import Tensor
 
-from qsearch.choices.fake_quantization import fake_quantize
-from qsearch.choices.floats import FloatFormat
 from qsearch.choices.statistics import LayerInputs
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
@@ -32,6 +29,8 @@ from qsearch.measure.calibration import calibrate
 from qsearch.measure.pipelines import Call, example_inputs, run
 from qsearch.measure.quantized_weights import QuantizedWeights
 from qsearch.measure.simulation import simulate
+from tests.execute.layout_loaders import Kernels
+from tests.execute.tool_loaders import nunchaku_kernels
 from tests.execute.tool_models import off, wide
 
 SVDQ = "int4-g64+aint4g64"
@@ -145,60 +144,11 @@ def test_branches_come_back() -> None:
     assert layout.pack_down(down).shape == (256, 32)
 
 
-class Kernels:
-    """What Nunchaku's kernels compute, from the tensors as they lie in memory."""
-
-    def quantize_w4a4_act_fuse_lora(
-        self, x: Tensor, out: Tensor, scales: Tensor, down: Tensor, act: Tensor, *rest: Any
-    ) -> None:
-        smooth = layout.unpack_scales(rest[0]).float()
-        form = "keep+anvfp4" if rest[2] else "keep+aint4g64"
-        self.smoothed = fake_quantize(x.float() / smooth, Scheme.parse(form), None, -1)
-        self.low = x.float() @ layout.unpack_down(down).float().T
-
-    def gemm_w4a4(self, *args: Any) -> None:
-        _, weight, out, _, _, scales = args[:6]
-        up, bias, nvfp4, alpha, channel = args[9], args[15], *args[22:25]
-        codes = layout.unpack_codes(weight)
-        if nvfp4:
-            level = FloatFormat.named("e2m1").values()[codes & 15].unflatten(1, (-1, 16))
-            dense = level * layout.unpack_micro(scales.float())[:, :, None]
-            rest = alpha.float() * layout.unpack_scales(channel).float()
-        else:
-            level = codes.float().unflatten(1, (-1, 64))
-            dense = level * layout.unpack_scales(scales).float()[:, :, None]
-            rest = torch.ones(len(codes))
-        made = rest * (self.smoothed @ dense.flatten(1).T)
-        made = made + self.low @ layout.unpack_up(up).float().T
-        made = made if bias is None else made + layout.unpack_scales(bias).float()
-        out.copy_(made)
-
-    def awq(self, x: Tensor, weight: Tensor, scales: Tensor, zeros: Tensor, *_: Any) -> Tensor:
-        codes = layout.unpack_awq(weight).float().unflatten(1, (-1, 64))
-        dense = codes * scales.float().T[:, :, None] + zeros.float().T[:, :, None]
-        return (x.float() @ dense.flatten(1).T).to(x.dtype)
-
-    gemv_awq = awq_gemm_w4a16_g64_int32 = awq
-
-
 @pytest.fixture
-def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package `kernels` with kernels for a CPU, and a loader that does not ask for a GPU."""
-    from diffusers.quantizers.nunchaku import nunchaku_quantizer
-    from diffusers.utils import import_utils
-
-    module = types.ModuleType("kernels")
-    found = types.SimpleNamespace(ops=Kernels())
-    module.get_kernel = lambda *_, **__: found  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "kernels", module)
-    for name in ("diffusers.utils", "diffusers.utils.import_utils"):
-        monkeypatch.setattr(f"{name}.is_kernels_available", lambda: True)
-        monkeypatch.setattr(f"{name}.is_kernels_version", lambda *_: True)
-    monkeypatch.setattr("diffusers.utils.constants.DIFFUSERS_TRUST_REMOTE_KERNELS", True)
-    monkeypatch.setattr(import_utils, "_kernels_available", True, raising=False)
-    monkeypatch.delitem(sys.modules, "diffusers.quantizers.nunchaku.utils", raising=False)
-    own = nunchaku_quantizer.NunchakuLiteQuantizer
-    monkeypatch.setattr(own, "validate_environment", lambda *_, **__: None)
+def kernels() -> Iterator[None]:
+    """Kernels for a CPU, and a loader that does not ask for a GPU."""
+    with nunchaku_kernels(SimpleNamespace(ops=Kernels())):
+        yield
 
 
 @EACH
