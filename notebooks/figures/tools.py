@@ -507,7 +507,7 @@ def prepared(name: str) -> tuple[Known, dict[str, Any]]:
 
 
 def main() -> None:
-    """A child a tool and denoiser; published after each."""
+    """A child a tool and denoiser; what was measured is published at the end, whatever that is."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tools", nargs="+", default=[*TOOLS, *NOT_TRIED])
     parser.add_argument("--models", nargs="+", default=list(MODELS))
@@ -517,21 +517,28 @@ def main() -> None:
     path = Path(__file__).with_suffix(".json")
     held = json.loads(path.read_text())["rows"] if path.is_file() else []
     rows = {(r["tool"], r["format"], r["model"]): r for r in held if "format" in r}
-    for model in asked.models:
-        for name in asked.tools:
-            if name in NOT_TRIED:
-                reads, why = NOT_TRIED[name]
-                one = {**COLUMNS, "tool": name, "format": reads, "model": model}
-                rows[name, reads, model] = one | {"loads": why, "runs": "no", "commit": commit()}
-                continue
-            tool = TOOLS[name]
-            forms = [*tool.formats.split(), *(["mixed"] if tool.mix != "" else [])]
-            forms = [f for f in forms if not asked.formats or f in asked.formats]
-            for one in in_a_child(name, forms, model):
-                print(*one.values(), sep=" | ", flush=True)
-                rows[name, one["format"], model] = one
-            store(rows)
-    store(rows)
+    try:
+        for model in asked.models:
+            for name in asked.tools:
+                for one in rows_of(name, model, asked.formats):
+                    print(*one.values(), sep=" | ", flush=True)
+                    rows[name, one["format"], model] = one
+    finally:
+        store(rows)
+
+
+def rows_of(name: str, model: str, wanted: list[str] | None) -> Iterator[dict[str, Any]]:
+    """The rows of a tool and a denoiser; of `wanted` formats alone, where there are any."""
+    if name in NOT_TRIED:
+        reads, why = NOT_TRIED[name]
+        one = {**COLUMNS, "tool": name, "format": reads, "model": model}
+        yield one | {"loads": why, "runs": "no", "commit": commit()}
+        return
+    tool = TOOLS[name]
+    forms = [*tool.formats.split(), *(["mixed"] if tool.mix != "" else [])]
+    forms = [form for form in forms if not wanted or form in wanted]
+    if forms:
+        yield from in_a_child(name, forms, model)
 
 
 def store(rows: dict[tuple[str, str, str], dict[str, Any]]) -> None:

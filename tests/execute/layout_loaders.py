@@ -22,7 +22,7 @@ from qsearch.core.plan import Plan
 from qsearch.core.scheme import KEEP, Scheme
 from qsearch.execute import nunchaku_layout as layout
 from qsearch.execute import packed_file
-from qsearch.execute.exporters import comfyui, gguf, modelopt_weights, nunchaku_lite, step_policy
+from qsearch.execute.exporters import comfyui, gguf, modelopt_weights, nunchaku_lite
 from qsearch.execute.runtime import packed_layers
 from qsearch.measure.pipelines import run
 from qsearch.measure.quantized_weights import QuantizedWeights
@@ -134,8 +134,7 @@ def with_comfyui(there: Known, folder: Path) -> Loaded:
         made.bias = first.bias
         made.fill(held, name, entry)
         model.set_submodule(name, made)
-    formats = comfyui.read(folder, there.graph)
-    return Loaded(lambda: run(model, there.call), formats, model)
+    return Loaded(lambda: run(model, there.call), model=model)
 
 
 def modelopt_weight(held: Mapping[str, Tensor], name: str) -> Tensor:
@@ -170,7 +169,7 @@ def with_modelopt_weights(
         with simulate(model, plan, there.graph, QuantizedWeights(model, there.graph, calibration)):
             return run(model, there.call)
 
-    return Loaded(output, found, model)
+    return Loaded(output, model=model)
 
 
 class Kernels:
@@ -263,7 +262,7 @@ def with_step_policy(there: Known, folder: Path) -> Loaded:
     def output() -> Tensor:
         raise CannotRunError("the file says how servers with GPUs quantize, and holds no weights")
 
-    return Loaded(output, step_policy.read(folder, there.graph))
+    return Loaded(output)
 
 
 def with_sd_cpp(there: Known, folder: Path) -> Loaded:

@@ -32,7 +32,7 @@ from tests.execute.tool_models import Known
 
 
 class CannotRunError(Exception):
-    """What a loader says of a tool that loads an export here, and computes nothing with it."""
+    """What a loader says of a tool that can't load an export, or can't compute with it, here."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +202,8 @@ def with_gguf(there: Known, folder: Path) -> Loaded:
     from diffusers import GGUFQuantizationConfig
 
     kind: Any = type(there.model)
+    if not hasattr(kind, "from_single_file"):
+        raise CannotRunError(f"diffusers reads no {kind.__name__} from a single file")
     model = kind.from_single_file(
         str(folder / "model.gguf"),
         config=str(folder),
