@@ -92,7 +92,8 @@ class Tool:
         load: takes a denoiser, a folder, and what was calibrated.
         package: whose version stands in the rows; "" for qsearch.
         runs: what computes, where it is not the tool itself.
-        inputs: pattern of a format -> what the tool does to inputs that the plan leaves alone.
+        inputs: pattern of a format -> what the tool does to inputs, where more is to say than that
+            it rounds those that the plan rounds.
         bounds: pattern of a format -> the tolerance and its reason; the first that matches holds,
             and the mixed plan has the widest.
         half: patterns of formats that the tool computes in fp16 or widens to bf16.
@@ -158,7 +159,11 @@ TOOLS: dict[str, Tool] = {
         plain(loaders.with_openvino),
         "openvino",
         bounds=_FUSED,
-        inputs={"*": "no: the file sets DYNAMIC_QUANTIZATION_GROUP_SIZE to 0; else to 8 bits"},
+        inputs={
+            "*+a*": AS_PLANNED,
+            "mixed": AS_PLANNED,
+            "*": "no: the file sets DYNAMIC_QUANTIZATION_GROUP_SIZE to 0; else to 8 bits",
+        },
     ),
     "ModelOpt": Tool(
         "modelopt",
@@ -218,6 +223,7 @@ TOOLS: dict[str, Tool] = {
         plain(loaders.with_bitsandbytes),
         "bitsandbytes",
         bounds={"*": (1.5, "the tool chooses codes, and rounds inputs, by rules of its own")},
+        inputs={"int8*": "to 8 bits a row about 0, outlier channels apart"},
         mix="",
     ),
     "ComfyUI": Tool(
@@ -234,7 +240,12 @@ TOOLS: dict[str, Tool] = {
             "uint4*": (1e-2, "its zero points are fp16"),
             "*": SAME,
         },
-        inputs={"*": "no: the marker says full_precision_matrix_mult", "uint4*": "no"},
+        inputs={
+            "*+a*": "as the plan says, but about 0",
+            "mixed": "as the plan says, but about 0",
+            "uint4*": "no",
+            "*": "no: the marker says full_precision_matrix_mult",
+        },
     ),
     "Nunchaku Lite": Tool(
         "nunchaku_lite",
@@ -353,8 +364,8 @@ def base(name: str, form: str, model: str) -> dict[str, Any]:
     tool = TOOLS[name]
     found = {**COLUMNS, "tool": name, "format": form, "model": model, "commit": commit()}
     found["note"] = matching(tool.notes, form, "")
-    rounds = matching(tool.inputs, form, "no")
-    found["inputs rounded"] = AS_PLANNED if "+a" in form or form == "mixed" else rounds
+    rounds = AS_PLANNED if "+a" in form or form == "mixed" else "no"
+    found["inputs rounded"] = matching(tool.inputs, form, rounds)
     if tool.package and importlib.util.find_spec(module_of(tool.package)):
         found["version"] = metadata.version(tool.package)
     return found
