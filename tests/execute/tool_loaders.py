@@ -248,9 +248,9 @@ def with_quanto(there: Known, folder: Path) -> Loaded:
     files = sorted(folder.glob("*.safetensors"))
     held = {name: x for file in files for name, x in load_file(file).items()}
     requantize(model, held, json.loads((folder / "quanto_qmap.json").read_text()))
-    return Loaded(
-        lambda: run(model, there.call), quanto_formats(model, quantization_map(model)), model
-    )
+    formats = {layer.name: KEEP for layer in there.graph}
+    formats |= quanto_formats(model, quantization_map(model))
+    return Loaded(lambda: run(model, there.call), formats, model)
 
 
 def quanto_formats(model: nn.Module, said: dict[str, Any]) -> dict[str, Scheme]:
