@@ -19,7 +19,8 @@ that know nothing of each other lie the root of 2 of it apart. `error` is the to
 full precision over `simulate`'s. `within`: `off` is within its tolerance, and `error` between 1 /
 1.5 and 1.5. `MB`: the files, in which layers that are kept have 32 bits. A cell without a number
 was not measured: `loads` and `runs` say why. Tools run in processes of their own, one a tool and
-denoiser. Rows of earlier calls are kept, each with its commit. `by tool` sums up. Writes tools.json.
+denoiser. Rows of earlier calls are kept, each with its commit. `by tool` sums up.
+Writes tools.json.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class Tool:
             it rounds those that the plan rounds.
         bounds: pattern of a format -> the tolerance and its reason; the first that matches holds,
             and the mixed plan has the widest.
-        half: patterns of formats that the tool computes in fp16 or widens to bf16.
+        half: pattern of a format -> which 16 bits the tool goes through, of `HALVES`.
         notes: pattern of a format -> a note.
         mix: formats of the mixed plan where these are not all; empty where a file has one format.
         sizes: whether a format's group is the tool's own and differs by layer.
@@ -130,12 +131,17 @@ def plain(load: Callable[[Known, Path], Loaded]) -> Callable[[Known, Path, Any],
 QDQ = "int4-c uint4-g32 int8-c uint8-g64 e4m3-c int8-c+a8t"
 OWN = "uint4-c int8-c e4m3-c km3-c uint4-g32@hqq nvfp4 mxfp8 int8-c+a8"
 GGUF = "int4-g32 uint4-g32 int5-g32 uint5-g32 int8-g32"
+_TIME = "it keeps time_embedding, whatever a rule says, which model.gguf has as planned"
 _PRODUCT = (
     "scale times zero point is fp16: half a last bit of 2^(b-1) steps, over the rms of rounding"
 )
 _GGUF_BOUND = {
     f"uint{bits}*": (2 ** (bits - 1) * 2**-11 * math.sqrt(12), _PRODUCT) for bits in (4, 5)
 } | {"*": SAME}
+_SCALES = "its scales are fp32, qsearch's fp16: a few weights round to the next level"
+#: by how much of a level the last half bit of a scale in fp16 moves the largest weight, which is
+#: the share of weights that another level is nearest to at most
+_FALLS = {"int8": 2**-5, "int4": 2**-9, "int3": 2**-10, "e4m3": 2**-8}
 TOOLS: dict[str, Tool] = {
     "compressed-tensors": Tool(
         "compressed_tensors",
@@ -178,7 +184,7 @@ TOOLS: dict[str, Tool] = {
         "int4-c int4-g32 int8-c e4m3-c e4m3-t int3-c nvfp4 mxfp8",
         plain(loaders.with_modelopt),
         "nvidia-modelopt",
-        bounds={"*": (0.1, "its scales are fp32 and qsearch's fp16: outermost levels move")},
+        bounds={f"{form}*": (math.sqrt(12 * p), _SCALES) for form, p in _FALLS.items()},
         mix="int4-c int4-g32 int8-c e4m3-c e4m3-t int3-c keep",
     ),
     "ModelOpt's checkpoint": Tool(
@@ -188,7 +194,14 @@ TOOLS: dict[str, Tool] = {
         runs="no: servers' kernels want a GPU; unpacked in plain torch, inputs by simulate",
         bounds={"*": SAME},
     ),
-    "GGUF in diffusers": Tool("gguf", GGUF, plain(loaders.with_gguf), "gguf", bounds=_GGUF_BOUND),
+    "GGUF in diffusers": Tool(
+        "gguf",
+        GGUF,
+        plain(loaders.with_gguf),
+        "gguf",
+        bounds=_GGUF_BOUND,
+        half={"*": "fp16 weights"},
+    ),
     "GGUF by gguf-py": Tool("gguf", GGUF, plain(loaders.with_gguf_py), "gguf", bounds=_GGUF_BOUND),
     "stable-diffusion.cpp": Tool(
         "gguf",
@@ -198,7 +211,7 @@ TOOLS: dict[str, Tool] = {
         runs="no: it builds models that it knows by name; its reader widens, diffusers multiplies",
         bounds=_GGUF_BOUND,
         inputs={"*": "to 8 bits in blocks of 32, on a CPU, by ggml's products"},
-        notes={"*": "read back: the types that its own conversion makes by the rules"},
+        notes={"*": f"read back: types that its own conversion makes by the rules; {_TIME}"},
     ),
     "SDNQ": Tool(
         "sdnq",
@@ -249,7 +262,6 @@ TOOLS: dict[str, Tool] = {
                 RATIO,
                 "inputs about 0 there, between the smallest and the largest in simulate",
             ),
-            "uint4*": (1e-2, "its zero points are fp16"),
             "*": SAME,
         },
         inputs={
@@ -367,7 +379,8 @@ def floor(there: Known, kind: str) -> float:
     if kind == "fp16":
         made = loaders.in_half(model.half(), there)
     else:
-        made = run(model.bfloat16().float(), there.call)
+        low = model.half() if kind == "fp16 weights" else model.bfloat16()
+        made = run(low.float(), there.call)
     return float((made - there.output).norm())
 
 
@@ -471,7 +484,11 @@ def shaken(there: Known, plan: Plan, calibration: Any, wanted: torch.Tensor) -> 
 
 
 SIDES = "inputs between two levels fall to other sides"
-HALVES = {"fp16": "the tool computes in fp16", "bf16": "the tool widens these weights to bf16"}
+HALVES = {
+    "fp16": "the tool computes in fp16",
+    "fp16 weights": "the tool widens weights to fp16",
+    "bf16": "the tool widens these weights to bf16",
+}
 
 
 def in_a_child(name: str, forms: list[str], model: str) -> Iterator[dict[str, Any]]:
