@@ -142,6 +142,15 @@ _SCALES = "its scales are fp32, qsearch's fp16: a few weights round to the next 
 #: by how much of a level the last half bit of a scale in fp16 moves the largest weight, which is
 #: the share of weights that another level is nearest to at most
 _FALLS = {"int8": 2**-5, "int4": 2**-9, "int3": 2**-10, "e4m3": 2**-8}
+_HALF_WEIGHTS = "it widens weights to fp16: half a last bit of 2^(b-1) levels, over that rms"
+_WIDENED = {
+    f"{sign}{bits}*": (
+        2 ** (bits - 1) * (2**-12 + extra) * math.sqrt(12),
+        _HALF_WEIGHTS if sign == "int" else f"{_PRODUCT}; {_HALF_WEIGHTS}",
+    )
+    for sign, extra in (("int", 0), ("uint", 2**-11))
+    for bits in (4, 5, 8)
+}
 TOOLS: dict[str, Tool] = {
     "compressed-tensors": Tool(
         "compressed_tensors",
@@ -199,8 +208,7 @@ TOOLS: dict[str, Tool] = {
         GGUF,
         plain(loaders.with_gguf),
         "gguf",
-        bounds=_GGUF_BOUND,
-        half={"*": "fp16 weights"},
+        bounds=_WIDENED,
     ),
     "GGUF by gguf-py": Tool("gguf", GGUF, plain(loaders.with_gguf_py), "gguf", bounds=_GGUF_BOUND),
     "stable-diffusion.cpp": Tool(
@@ -379,8 +387,7 @@ def floor(there: Known, kind: str) -> float:
     if kind == "fp16":
         made = loaders.in_half(model.half(), there)
     else:
-        low = model.half() if kind == "fp16 weights" else model.bfloat16()
-        made = run(low.float(), there.call)
+        made = run(model.bfloat16().float(), there.call)
     return float((made - there.output).norm())
 
 
@@ -486,7 +493,6 @@ def shaken(there: Known, plan: Plan, calibration: Any, wanted: torch.Tensor) -> 
 SIDES = "inputs between two levels fall to other sides"
 HALVES = {
     "fp16": "the tool computes in fp16",
-    "fp16 weights": "the tool widens weights to fp16",
     "bf16": "the tool widens these weights to bf16",
 }
 
