@@ -24,7 +24,6 @@ _WAIT = 2.0
 _PATIENCE = 3.5
 #: what the log of a run is called
 LOG = "log.txt"
-_SHOW_CURSOR = "\x1b[?25h"
 
 
 class Terminal:
@@ -39,6 +38,8 @@ class Terminal:
         from rich.console import Console
 
         self.console = Console(file=_screen())
+        # bars leave the cursor shown: a killed command could not bring it back
+        self.console.show_cursor = lambda show=True: False  # type: ignore[method-assign]
         self._bars: Any = None
         self._begun: dict[Any, float] = {}
         self._lock = threading.RLock()
@@ -251,11 +252,11 @@ def keeps(line: str) -> None:
 
 
 def say_interrupted() -> None:
-    """The line of an interrupted command, with the cursor shown again."""
+    """The line of an interrupted command, in place of its bars."""
     if _Kept.said:
         return
     _Kept.said = True
-    mark = f"\r{_SHOW_CURSOR}" if _screen().isatty() else ""
+    mark = "\r" if _screen().isatty() else ""
     say(f"{mark}qsearch: {_Kept.line}")
 
 
