@@ -27,7 +27,13 @@ from qsearch.execute.runtime import packed_layers
 from qsearch.measure.pipelines import run
 from qsearch.measure.quantized_weights import QuantizedWeights
 from qsearch.measure.simulation import simulate
-from tests.execute.tool_loaders import CannotRunError, Loaded, gguf_scheme, nunchaku_kernels
+from tests.execute.tool_loaders import (
+    CannotRunError,
+    Loaded,
+    dequantized,
+    nunchaku_kernels,
+    read_gguf,
+)
 from tests.execute.tool_models import Known
 
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
@@ -274,11 +280,7 @@ def with_sd_cpp(there: Known, folder: Path) -> Loaded:
     _one_file(there, source)
     kinds, _ = _converted(source, folder / "by-rules.gguf", rules)
     _, held = _converted(folder / "model.gguf", folder / "widened.gguf", "", widen=True)
-    model = copy.deepcopy(there.model)
-    state = model.state_dict()
-    model.load_state_dict({n: held[n].reshape(x.shape) for n, x in state.items()})
-    formats = {x.name: gguf_scheme(kinds[f"{x.name}.weight"]) for x in there.graph}
-    return Loaded(lambda: run(model, there.call), formats, model)
+    return dequantized(there, kinds, held)
 
 
 def _one_file(there: Known, path: Path) -> None:
@@ -291,16 +293,10 @@ def _converted(
     source: Path, made: Path, rules: str, widen: bool = False
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Types and values of the tensors that stable-diffusion.cpp writes."""
-    from gguf import GGUFReader, quants
     from stable_diffusion_cpp import stable_diffusion_cpp as native
 
     kind = native.GGMLType.SD_TYPE_F32 if widen else native.GGMLType.SD_TYPE_COUNT
     given = (str(source).encode(), b"", str(made).encode(), int(kind), rules.encode(), False)
     if not native.convert(*given):
         raise ValueError(f"stable-diffusion.cpp does not convert {source.name}")
-    kinds, held = {}, {}
-    for tensor in GGUFReader(made).tensors:
-        kinds[tensor.name] = tensor.tensor_type.name
-        values = torch.from_numpy(quants.dequantize(tensor.data, tensor.tensor_type).copy())
-        held[tensor.name] = values.float()
-    return kinds, held
+    return read_gguf(made)

@@ -224,14 +224,24 @@ def gguf_scheme(kind: str) -> Scheme:
 
 def with_gguf_py(there: Known, folder: Path) -> Loaded:
     """GGUF by ggml's own Python package, each tensor dequantized as ComfyUI-GGUF does."""
+    kinds, held = read_gguf(folder / "model.gguf")
+    return dequantized(there, kinds, held)
+
+
+def read_gguf(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Types of a file's tensors, and their values in fp32, by gguf-py."""
     import gguf
 
-    held, kinds = {}, {}
-    for tensor in gguf.GGUFReader(folder / "model.gguf").tensors:
+    kinds, held = {}, {}
+    for tensor in gguf.GGUFReader(path).tensors:
         kinds[tensor.name] = tensor.tensor_type.name
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        shape = [int(n) for n in reversed(tensor.shape)]
-        held[tensor.name] = torch.from_numpy(values.copy()).reshape(shape).float()
+        held[tensor.name] = torch.from_numpy(values.copy()).float()
+    return kinds, held
+
+
+def dequantized(there: Known, kinds: dict[str, str], held: dict[str, torch.Tensor]) -> Loaded:
+    """The denoiser of diffusers with these values; layers have the schemes of these types."""
     model = copy.deepcopy(there.model)
     state = model.state_dict()
     model.load_state_dict({n: held[n].reshape(x.shape) for n, x in state.items()})
