@@ -20,12 +20,14 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import dequantize_gemm, integer_sums, layout, products, saturation, small_m
+from .jit import compiled, in_parts
 from .reference import grid
 from .weight import Weight
 
 _WIDE = (
     2**20
 )  # weights at a time that are widened to fp32 or split, where that is how integers are multiplied
+_THREAD = 2**15  # numbers that are worth a thread of their own
 _SPREAD = 2**23  # bytes of weights, spread at a time
 _NUMBERS = (
     2**20
@@ -106,49 +108,86 @@ def rows_of(
 ) -> Bytes:
     """`rows` [M, K] rounded as `reference.grid` says; `sums`: whether they are wanted."""
     count, columns = rows.shape
-    codes = torch.empty(count, columns, dtype=torch.int8)
+    unsigned = products.table().unsigned
+    less = 0 if unsigned else 128
+    codes = torch.empty(count, columns, dtype=torch.uint8 if unsigned else torch.int8)
+    if not codes.numel():
+        return Bytes(codes, torch.ones(count, 1), torch.zeros(count, 1), None)
     scales, zeros, totals = [], [], []
     low, high = (None if end is None else end.reshape(-1, 1) for end in (low, high))
-    step = max(1, _NUMBERS // max(1, columns))
-    own = rows.dtype != torch.float32
+    step = max(1, _NUMBERS // columns)
     for begin in range(0, count, step):
-        part = rows[begin : begin + step].float()
-        ends = [
+        part = rows[begin : begin + step].float().contiguous()
+        given = [
             end if end is None or len(end) == 1 else end[begin : begin + step]
             for end in (low, high)
         ]
-        # not `aminmax`, which takes ten times as long along an axis; what is not finite shows in
-        # the ends, or in the sum where they are given
-        least, most = (
-            (part.amin(-1, keepdim=True), part.amax(-1, keepdim=True))
-            if low is None or high is None
-            else (None, None)
-        )
+        least, most = _ends(part)
         scale, zero = grid(
-            part, activation, ends[0] if least is None else least, ends[1] if most is None else most
+            part,
+            activation,
+            least if given[0] is None else given[0],
+            most if given[1] is None else given[1],
         )
-        poison = (
-            part.sum(-1, keepdim=True) * 0
-            if least is None or most is None
-            else least * 0 + most * 0
-        )
-        place = part.div_(scale) if own else torch.div(part, scale)
-        place.add_(zero).round_().clamp_(0, 2**activation - 1).sub_(128)
-        codes[begin : begin + step].copy_(place)
+        own = torch.empty(len(part), 1, dtype=torch.int32)
+        _round(part, scale, zero, activation, less, codes[begin : begin + step], own)
+        poison = least * 0 + most * 0  # NaN where a row holds something not finite
         scales.append(scale + poison)
-        zeros.append(zero.sub_(128).expand(len(part), 1))
+        zeros.append(zero.sub_(less).expand(len(part), 1))
         if sums:
-            totals.append(place.sum(-1, keepdim=True))
-    if not scales:
-        return Bytes(codes, torch.ones(0, 1), torch.zeros(0, 1), None)
-    made = Bytes(
-        codes, torch.cat(scales), torch.cat(zeros), torch.cat(totals) if sums else None, 128
+            totals.append(own.float())
+    return Bytes(
+        codes,
+        torch.cat(scales),
+        torch.cat(zeros),
+        torch.cat(totals) if sums else None,
+        2**activation - 1 if unsigned else 128,
     )
-    if not products.table().unsigned:
-        return made
-    codes.bitwise_xor_(-128)  # torch turns fp32 into int8 eight times as fast as into uint8
-    more = None if made.sums is None else made.sums.add_(128 * columns)
-    return Bytes(codes.view(torch.uint8), made.scale, made.zero.add_(128), more, 2**activation - 1)
+
+
+def _ends(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and greatest number of each row, fp32 [M, 1] each; NaN or infinite for a row that holds
+    something not finite."""
+    fast = compiled("rows_numba")
+    if fast is None:  # not `aminmax`, which takes ten times as long along an axis
+        return rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)
+    bits, found = rows.view(torch.int32).numpy(), torch.empty(2, len(rows), dtype=torch.int32)
+    low, high = found.numpy()
+    in_parts(lambda a, b: fast.ends(bits[a:b], low[a:b], high[a:b]), len(rows), _part(rows))
+    least, most = found.view(torch.float32)
+    return least[:, None], most[:, None]
+
+
+def _round(
+    rows: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    activation: int,
+    less: int,
+    codes: Tensor,
+    sums: Tensor,
+) -> None:
+    """Writes the codes of `rows` fp32 [M, K], `less` less than they are, and their sums [M, 1]."""
+    fast, top = compiled("rows_numba"), 2**activation - 1
+    if fast is None:
+        place = torch.div(rows, scale).add_(zero).round_().clamp_(0, top).sub_(less)
+        codes.copy_(place)
+        sums.copy_(codes.sum(-1, keepdim=True, dtype=torch.int32))
+        return
+    x, out, total = rows.numpy(), codes.numpy(), sums.flatten().numpy()
+    units, origins = (each.expand(len(rows), 1).flatten().numpy() for each in (scale, zero))
+    in_parts(
+        lambda a, b: fast.round_rows(
+            x[a:b], units[a:b], origins[a:b], top, less, out[a:b], total[a:b]
+        ),
+        len(rows),
+        _part(rows),
+    )
+
+
+def _part(rows: Tensor) -> int:
+    """Rows whose numbers are worth a thread of their own."""
+    return max(1, _THREAD // max(1, rows.shape[1]))
 
 
 def product(
@@ -223,15 +262,56 @@ def product(
         rows = max(256, _NUMBERS // len(matrix))
         for first in range(0, count, rows):
             some = slice(first, first + rows)
-            y = _fp32(sums(codes[some]))
+            y = sums(codes[some])
             if more is not None:
-                saturation.add_rest(y, codes[some], more)
-            y.addmm_(left[some, : len(right)], right).mul_(scale)
-            if bias is None:
-                torch.mul(y, rounded.scale[some], out=out[some, places])
-            else:
-                torch.addcmul(bias[places].float(), y, rounded.scale[some], out=out[some, places])
+                y = saturation.add_rest(_fp32(y), codes[some], more)
+            own = None if bias is None else bias[places].float()
+            _finish(y, left[some], right, scale, rounded.scale[some], own, out[some], begin)
     return out
+
+
+def _finish(
+    sums: Tensor,
+    left: Tensor,
+    right: Tensor,
+    scale: Tensor,
+    a_scale: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    begin: int,
+) -> None:
+    """`(sums + left @ right) * scale * a_scale + bias` into the columns of `out` from `begin` on.
+
+    `sums` int32 or fp32 [m, n], which may be written over; `left` [m, 2], `right` [1 or 2, n].
+    """
+    fast, (count, outputs) = compiled("rows_numba"), sums.shape
+    if fast is None:
+        y = _fp32(sums)
+        y.addmm_(left[:, : len(right)], right).mul_(scale)
+        places = slice(begin, begin + outputs)
+        if bias is None:
+            torch.mul(y, a_scale, out=out[:, places])
+        else:
+            torch.addcmul(bias, y, a_scale, out=out[:, places])
+        return
+    whole = out.dtype == torch.float32
+    made = out if whole else dequantize_gemm.scratch(count, outputs, torch.float32)
+    none, sides = torch.empty(0).numpy(), left.t().contiguous().numpy()
+    second, zero = (sides[1], right[1].numpy()) if len(right) > 1 else (none, none)
+    given, target, units = sums.numpy(), made.numpy(), a_scale.flatten().numpy()
+    ends = (right[0].contiguous().numpy(), zero, scale.expand(outputs).contiguous().numpy())
+    added, place = none if bias is None else bias.contiguous().numpy(), begin if whole else 0
+
+    def work(a: int, b: int) -> None:
+        more = second[a:b]
+        fast.finish(
+            given[a:b], sides[0, a:b], ends[0], more, *ends[1:], units[a:b], added, target[a:b],
+            place,
+        )  # fmt: skip
+
+    in_parts(work, count, max(1, _THREAD // outputs))
+    if not whole:
+        out[:, begin : begin + outputs] = made
 
 
 def _fp32(sums: Tensor) -> Tensor:

@@ -10,19 +10,23 @@ smaller operand, rows or weight, is brought into the order of the other.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import layout
+from .jit import compiled, in_parts
 from .weight import Weight
 
 _FEW = 16  # rows up to which reading the weights takes longer than multiplying
 #: weights that are widened at a time, for a few rows and for more: smaller pieces would fit a
 #: smaller cache, but each is a call, and a GEMM that packs its rows
-_WEIGHTS = (2**20, 2**21)
+_WEIGHTS = 2**19
+_THREAD = 2**16  # weights that are worth a thread of their own
 #: of each thread: the last piece's memory, which takes longer to map anew than to fill
 _SCRATCH = threading.local()
 
@@ -44,25 +48,28 @@ def product(rows: Tensor, weight: Weight) -> Tensor:
         if by_phase
         else F.pad(rows, (0, padded - weight.columns))
     )
+    fast = compiled("widen_numba") if len(rows) <= _FEW else None
+    if fast is not None:
+        out = _few(fast, rows, weight)
+        return out if weight.group > 0 else out.mul_(weight.scale.float().flatten())
     scaled = (
         weight.group <= 0 and len(rows) > weight.columns
     )  # scaling the weight is less work than scaling what comes out
     out = torch.empty(len(rows), outputs)
-    step = max(64, _WEIGHTS[len(rows) > _FEW] // padded)
+    step = max(64, _WEIGHTS // padded)
     shape = (min(step, outputs), padded)
-    levels, bytes_ = scratch(*shape, torch.float32), scratch(*shape, torch.uint8)
+    levels, widened = scratch(*shape, torch.float32), _widener(weight, shape)
     for begin in range(0, outputs, step):
-        part = weight.part(begin, begin + step)
-        size = len(part.codes)
+        size = min(step, outputs - begin)
         piece = levels[:size]
         view = (
             piece.unflatten(-1, (count, -1))
             if by_phase
             else piece.unflatten(-1, (-1, count)).transpose(1, 2)
         )
-        _widen(part, bytes_[:size], view)
+        widened(begin, view)
         if scaled:
-            piece.mul_(part.scale.float().view(-1, 1))
+            piece.mul_(weight.part(begin, begin + size).scale.float().view(-1, 1))
         if rows.dtype == torch.float32:
             torch.mm(given, piece.t(), out=out[:, begin : begin + size])
         else:
@@ -79,6 +86,28 @@ def scratch(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
             kept = torch.empty(size, dtype=dtype)
         setattr(_SCRATCH, str(dtype), kept)
     return kept[:size].view(rows, columns)
+
+
+def _widener(weight: Weight, shape: tuple[int, int]) -> Callable[[int, Tensor], object]:
+    """What widens the rows of a weight from one on, as many as `out` [n, phases, columns a phase]
+    has; `shape`: the largest that `out` gets."""
+    fast = compiled("widen_numba")
+    if fast is None:
+        bytes_ = scratch(*shape, torch.uint8)
+        return lambda begin, out: _widen(
+            weight.part(begin, begin + len(out)), bytes_[: len(out)], out
+        )
+    given, least = _compiled(weight), _least(weight)
+
+    def widen(begin: int, out: Tensor) -> None:
+        target = out.numpy()
+        in_parts(
+            lambda a, b: fast.widen(*given.part(begin + a, begin + b), target[a:b]),
+            len(out),
+            least,
+        )
+
+    return widen
 
 
 def _widen(weight: Weight, bytes_: Tensor, out: Tensor) -> None:
@@ -120,6 +149,61 @@ def _widen(weight: Weight, bytes_: Tensor, out: Tensor) -> None:
     if weight.group > 0:
         for place, scale in _by_group(out, weight.scale.float(), weight.group):
             place.mul_(scale)
+
+
+class _Compiled(NamedTuple):
+    """A weight as the arguments of `widen_numba.py`."""
+
+    codes: Any
+    signed: bool
+    widths: Any
+    columns: int
+    size: int
+    tables: Any
+    zero: Any
+    scale: Any
+
+    def part(self, begin: int, end: int) -> tuple[Any, ...]:
+        """The arguments for the rows from `begin` to `end`."""
+        rows = slice(begin, end)
+        tables = self.tables if len(self.tables) == 1 else self.tables[rows]
+        same = (self.signed, self.widths, self.columns, self.size, tables)
+        return (self.codes[rows], *same, self.zero[rows], self.scale[rows])
+
+
+def _compiled(weight: Weight) -> _Compiled:
+    rows, phases, grouped = len(weight.codes), layout.phases(weight.bits), weight.group > 0
+    size = weight.group // phases if grouped else -(-weight.columns // phases)
+    zero = torch.full((1, 1), weight.offset) if weight.zero is None else weight.zero.float()
+    scale = weight.scale.float() if grouped else torch.ones(1, 1)
+    groups = weight.scale.shape[-1] if grouped else 1
+    zeros, scales = (v.expand(rows, groups).contiguous().numpy() for v in (zero, scale))
+    tables = torch.empty(1, 1, 0) if weight.levels is None else weight.levels.float()
+    tables = tables.view(1, 1, -1) if tables.ndim == 1 else tables
+    return _Compiled(
+        weight.codes.view(torch.uint8).contiguous().numpy(),
+        weight.codes.dtype == torch.int8,
+        torch.tensor(layout.planes(weight.bits)).numpy(),
+        weight.columns,
+        size,
+        tables.contiguous().numpy(),
+        zeros,
+        scales,
+    )
+
+
+def _few(fast: ModuleType, rows: Tensor, weight: Weight) -> Tensor:
+    """`product` of a few rows: a row of the weight at a time, in the first cache."""
+    given, made = _compiled(weight), torch.empty(len(rows), len(weight.codes))
+    x = layout.by_phase(rows.float(), weight.bits).contiguous().numpy()
+    out = made.numpy()
+    in_parts(lambda a, b: fast.few(x, *given.part(a, b), out, a), len(weight.codes), _least(weight))
+    return made
+
+
+def _least(weight: Weight) -> int:
+    """Rows of a weight that are worth a thread of their own."""
+    return max(1, _THREAD // weight.columns)
 
 
 def _by_group(values: Tensor, each: Tensor, group: int) -> Iterator[tuple[Tensor, Tensor]]:

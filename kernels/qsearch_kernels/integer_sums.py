@@ -5,8 +5,9 @@
 A core without VNNI multiplies bytes with `vpmaddubsw`, which adds two neighbouring products in 16
 bits and saturates: 255 * 127 + 255 * 127 does not fit. Such a core is exact only where all pairs
 fit (weights of 7 bits or fewer, or activations of 7 bits), and `saturation.py` splits other
-weights so that they do. fp32 multiplies integers exactly as long as sums stay below 2**24, so that
-a product over pieces of the columns is exact on every core.
+weights so that they do; `madd` multiplies in 16 bits and adds in 32 (`madd_numba.py`), where all
+bytes are exact, at up to twice the rate of fp32. fp32 multiplies integers exactly as long as sums
+stay below 2**24, so that a product over pieces of the columns is exact on every core.
 
 `exactness` tries a product at the ends of the range and on ragged shapes. Nothing is believed.
 """
@@ -20,11 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .jit import compiled, has_avx2, in_parts
+
 Exact = Literal["all", "pairs", ""]
 #: int8 or uint8 [M, K] -> int32 or fp32 [M, N], the product with a weight
 Sums = Callable[[Tensor], Tensor]
 #: magnitudes whose pairs of products `vpmaddubsw` adds without saturating
 PAIR = 2**15 - 1
+_ROWS = 64  # of a product that is worth a thread of its own
 _WHOLE = 2**24  # fp32 holds every integer up to here
 #: columns that pairs want a multiple of: oneDNN cuts longer rows in the middle of a pair otherwise
 ALIGNED = 4
@@ -66,6 +70,33 @@ def onednn(matrix: Tensor, largest: int) -> Sums:
     return sums
 
 
+def madd(matrix: Tensor, largest: int) -> Sums:
+    """16-bit products added in 32 bits (`madd_numba.py`), with `matrix` int8 [N, K] as it lies.
+
+    Raises:
+        NotImplementedError: Without numba, or on a core that has no AVX2.
+    """
+    fast = compiled("madd_numba") if has_avx2() else None
+    if fast is None:
+        raise NotImplementedError("16-bit products take numba and a core with AVX2")
+    weight = matrix.contiguous().numpy()
+
+    def sums(codes: Tensor) -> Tensor:
+        count, columns = codes.shape
+        wide = codes.new_empty(count, -(-columns // fast.LANES) * fast.LANES, dtype=torch.int16)
+        wide[:, :columns] = codes
+        wide[:, columns:] = 0
+        made = torch.empty(count, len(weight), dtype=torch.int32)
+        rows, out = wide.numpy(), made.numpy()
+        if count >= _ROWS * torch.get_num_threads():
+            in_parts(lambda a, b: fast.product(rows[a:b], weight, out[a:b], 0), count, _ROWS)
+        else:
+            in_parts(lambda a, b: fast.product(rows, weight[a:b], out, a), len(weight), _ROWS)
+        return made
+
+    return sums
+
+
 def in_fp32(matrix: Tensor, largest: int, wide: Tensor | None = None) -> Sums:
     """fp32 GEMM over as many columns at a time as keep every sum below 2**24.
 
@@ -96,6 +127,7 @@ def in_fp32(matrix: Tensor, largest: int, wide: Tensor | None = None) -> Sums:
 PRODUCTS: dict[str, Callable[[Tensor, int], Sums]] = {
     "int_mm": int_mm,
     "onednn": onednn,
+    "madd": madd,
     "fp32": in_fp32,
 }
 

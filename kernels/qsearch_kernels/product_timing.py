@@ -65,10 +65,10 @@ def _exact() -> tuple[bool, dict[str, str]]:
     found: dict[str, str] = {
         name: integer_sums.exactness(name, torch.uint8) for name in integer_sums.PRODUCTS
     }
-    if found["int_mm"] or found["onednn"]:
+    if found["int_mm"] or found["onednn"] or found["madd"]:
         return True, found
     signed = integer_sums.exactness("int_mm", torch.int8)
-    return False, {"int_mm": signed, "onednn": "", "fp32": "all"}
+    return False, {"int_mm": signed, "onednn": "", "madd": "", "fp32": "all"}
 
 
 def _codes(table: Table) -> torch.dtype:

@@ -8,8 +8,8 @@ from qsearch_kernels.product_table import ROWS, Table
 EQUAL: dict[str, dict[str, tuple[float, ...]]] = {
     kind: dict.fromkeys(ways, (1.0,) * len(ROWS))
     for kind, ways in {
-        "wide": ("int_mm", "int_mm + rest", "onednn", "onednn + rest", "fp32"),
-        "narrow": ("int_mm", "onednn", "fp32"),
+        "wide": ("int_mm", "int_mm + rest", "onednn", "onednn + rest", "madd", "fp32"),
+        "narrow": ("int_mm", "onednn", "madd", "fp32"),
         **{f"W{w} bf16": ("digits", "fp32", "bf16", "int8pack") for w in ("8", "4", "4 groups")},
         **{
             f"W{w} {t}": ("digits", "fp32")
@@ -36,5 +36,5 @@ def table(*, unsigned: bool = True, exact: str = "all", **best: str) -> Table:
         del seconds["wide"][name if exact == "pairs" else f"{name} + rest"]
     for kind, way in best.items():
         seconds[kind.replace("_", " ")][way] = (0.1,) * len(ROWS)
-    known = {"int_mm": exact, "onednn": exact, "fp32": "all"}
+    known = {"int_mm": exact, "onednn": exact, "madd": "all", "fp32": "all"}
     return Table(unsigned, known, seconds)

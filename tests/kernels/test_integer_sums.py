@@ -151,7 +151,7 @@ def test_every_product_and_every_scheme_is_the_reference_on_every_instruction_se
     assert len(list((tmp_path / "qsearch").glob("products-*.json"))) == 1
 
 
-@pytest.mark.parametrize("way", ["int_mm + rest", "onednn + rest", "fp32"])
+@pytest.mark.parametrize("way", ["int_mm + rest", "onednn + rest", "fp32", "madd"])
 def test_weights_of_8_bits_are_exact_by_every_product_of_a_core_that_saturates(way: str) -> None:
     values = torch.randn(33, 520)
     codes = (values / values.abs().amax(1, keepdim=True) * 127).round().to(torch.int8)

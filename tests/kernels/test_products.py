@@ -219,7 +219,7 @@ def test_one_integer_product_can_be_forced_and_another_name_is_refused(
 
     monkeypatch.setenv("QSEARCH_PRODUCTS", "avx")
     with pytest.raises(
-        ValueError, match="one of reference, int_mm, onednn, fp32 on this core; given 'avx'"
+        ValueError, match="one of reference, int_mm, onednn, madd, fp32 on this core; given 'avx'"
     ):
         products.way("wide", 40)
 

@@ -1,0 +1,202 @@
+"""What numba compiles for a CPU gives what plain torch gives: rows rounded and finished, codes in
+the order of phases, widened weights, products of 16 bits; in one thread and in several."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from qsearch_kernels import cpu_rounded, dequantize_gemm, integer_sums, jit, layout, products
+from qsearch_kernels.weight import Weight
+
+from .made_up_cores import table
+from .test_cpu import make
+
+pytestmark = pytest.mark.skipif(jit.compiled("rows_numba") is None, reason="numba not installed")
+MODULES = (cpu_rounded, dequantize_gemm, integer_sums, layout)
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Tensor]], Tensor]:
+    """Calls something where numba is not installed."""
+
+    def call(work: Callable[[], Tensor]) -> Tensor:
+        with monkeypatch.context() as patch:
+            for module in MODULES:
+                patch.setattr(module, "compiled", lambda name: None)
+            return work()
+
+    return call
+
+
+@pytest.mark.parametrize("unsigned", [True, False])
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", [8, 7, 4])
+def test_rows_get_the_same_codes_scales_and_sums(
+    unsigned: bool,
+    given: bool,
+    dtype: torch.dtype,
+    activation: int,
+    threads: int,
+    plain: Callable[..., cpu_rounded.Bytes],
+) -> None:
+    rows = torch.randn(700, 131)
+    rows[0], rows[1], rows[2] = 0, rows[1].abs(), -rows[2].abs()
+    rows[3, 5], rows[4, 130], rows[5, 0] = torch.nan, torch.inf, -torch.inf
+    rows[6], rows[7, 3] = 1e-30, -torch.tensor(torch.nan)
+    rows = rows.to(dtype)
+    ends = (torch.tensor(-1.5), torch.tensor(2.0)) if given else (None, None)
+
+    def rounded() -> cpu_rounded.Bytes:
+        return cpu_rounded.rows_of(rows, activation, *ends, sums=True)
+
+    with products.using(table(unsigned=unsigned)):
+        made, right = rounded(), plain(rounded)
+
+    finite = rows.float().isfinite().all(1)
+    assert made.codes.dtype == right.codes.dtype
+    assert made.sums is not None and right.sums is not None
+    for each, twin in zip(made[:4], right[:4], strict=True):
+        assert torch.equal(each[finite], twin[finite])
+    assert torch.equal(made.scale.isnan(), right.scale.isnan())
+    assert made.scale[~finite].isnan().all()
+    assert made.largest == right.largest
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sums", [torch.int32, torch.float32])
+@pytest.mark.parametrize("uneven", [True, False])
+@pytest.mark.parametrize("biased", [True, False])
+def test_sums_are_finished_alike(
+    dtype: torch.dtype,
+    sums: torch.dtype,
+    uneven: bool,
+    biased: bool,
+    threads: int,
+    plain: Callable[..., Tensor],
+) -> None:
+    given = torch.randint(-(10**5), 10**5, (300, 260)).to(sums)
+    left, right = torch.randn(300, 1 + uneven), torch.randn(1 + uneven, 260)
+    scale, a_scale = torch.rand(260), torch.rand(300, 1)
+    bias = torch.randn(260) if biased else None
+
+    def finished() -> Tensor:
+        out = torch.zeros(300, 400, dtype=dtype)
+        cpu_rounded._finish(given.clone(), left, right, scale, a_scale, bias, out, 70)
+        return out
+
+    made, twin = finished(), plain(finished)
+
+    torch.testing.assert_close(made, twin, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-1)
+    assert made[:, 70:330].any() and not made[:, :70].any() and not made[:, 330:].any()
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("columns", [1, 7, 8, 64, 131])
+def test_codes_come_in_the_same_order(
+    bits: int, columns: int, threads: int, plain: Callable[..., Tensor]
+) -> None:
+    packed = layout.pack(torch.randint(0, 2**bits, (900, columns)), bits)
+    padded = -(-columns // layout.phases(bits)) * layout.phases(bits)
+
+    def codes() -> Tensor:
+        out = torch.empty(900, padded, dtype=torch.uint8)
+        return layout.unpack_by_phase(packed, bits, columns, out)
+
+    assert torch.equal(codes(), plain(codes))
+    for dtype in (torch.float32, torch.uint8, torch.int8, torch.bfloat16):
+        x = torch.randint(0, 100, (2, 300, columns)).to(dtype)
+        made = layout.by_phase(x, bits)
+        assert torch.equal(made, plain(lambda x=x: layout.by_phase(x, bits)))
+        assert made.shape == (2, 300, padded)
+
+
+def _weights() -> Iterator[tuple[str, Weight]]:
+    for bits in range(1, 9):
+        for zero in (False, True):
+            for group in (0, 8, 32):
+                yield f"{bits}-{zero}-{group}", make(70, 131, bits, zero=zero, group=group)
+    codes = layout.pack(torch.randint(0, 16, (70, 131)), 4)
+    scale = torch.rand(70, 1)
+    yield "table", Weight(codes, scale, None, 0.0, torch.randn(16), 4, 131, 0)
+    groups, books = torch.rand(70, 9), torch.randn(70, 9, 16)
+    yield "codebooks", Weight(codes, groups, None, 0.0, books, 4, 131, 16)
+    yield "codebook a row", Weight(codes, scale, None, 0.0, books[:, :1], 4, 131, 0)
+
+
+@pytest.mark.parametrize(("name", "weight"), list(_weights()), ids=lambda v: str(v)[:20])
+@pytest.mark.parametrize("rows", [1, 2, 5, 16, 40, 400])
+def test_a_product_with_a_widened_weight_is_the_plain_one(
+    name: str, weight: Weight, rows: int, plain: Callable[..., Tensor]
+) -> None:
+    x = torch.randn(rows, weight.columns)
+
+    made = dequantize_gemm.product(x, weight)
+
+    right = plain(lambda: dequantize_gemm.product(x, weight))
+    size = float((x.abs() @ weight.dequantize(torch.float32).abs().T).max())
+    torch.testing.assert_close(made, right, rtol=0, atol=3e-6 * size)
+
+
+@pytest.mark.skipif(not jit.has_avx2(), reason="no AVX2, or capped")
+@pytest.mark.parametrize(
+    ("rows", "columns", "outputs"),
+    [(1, 1, 1), (3, 17, 5), (5, 2049, 3), (130, 4100, 9), (9, 31, 300), (2, 65536, 3)],
+)
+def test_products_of_16_bits_are_exact_at_the_ends_of_the_range(
+    rows: int, columns: int, outputs: int, threads: int
+) -> None:
+    for low, high in ((0, 255), (-128, 127)):
+        form = torch.uint8 if low == 0 else torch.int8
+        for codes in (
+            torch.randint(low, high + 1, (rows, columns)).to(form),
+            torch.full((rows, columns), high if low == 0 else low, dtype=form),
+        ):
+            for matrix in (
+                torch.randint(-128, 128, (outputs, columns)).to(torch.int8),
+                torch.full((outputs, columns), -128, dtype=torch.int8),
+            ):
+                made = integer_sums.madd(matrix, 0)(codes)
+                assert torch.equal(made.long(), codes.long() @ matrix.long().T)
+
+
+def test_products_of_16_bits_are_not_offered_where_avx2_is_capped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    jit.has_avx2.cache_clear()
+    try:
+        assert not jit.has_avx2()
+        assert integer_sums.exactness("madd", torch.uint8) == ""
+    finally:
+        jit.has_avx2.cache_clear()
+
+
+def _in_a_child() -> None:
+    torch.set_num_threads(3)
+    rows = torch.randn(3000, 64)
+    cpu_rounded._ends(rows)
+
+
+@pytest.mark.filterwarnings("ignore:This process")  # multi-threaded, and forks: that is the test
+def test_threads_are_made_anew_in_a_forked_process(threads: int) -> None:
+    cpu_rounded._ends(torch.randn(3000, 64))
+
+    child = multiprocessing.get_context("fork").Process(target=_in_a_child)
+    child.start()
+    child.join(60)
+
+    assert child.exitcode == 0
