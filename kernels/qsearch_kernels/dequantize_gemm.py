@@ -23,9 +23,9 @@ from .jit import compiled, in_parts
 from .weight import Weight
 
 _FEW = 16  # rows up to which reading the weights takes longer than multiplying
-#: weights that are widened at a time, for a few rows and for more: smaller pieces would fit a
-#: smaller cache, but each is a call, and a GEMM that packs its rows
-_WEIGHTS = 2**19
+#: weights that are widened at a time, nearly: smaller pieces would fit a smaller cache, but each is
+#: a call, and a GEMM that packs its rows
+_WEIGHTS = 2**20
 _THREAD = 2**16  # weights that are worth a thread of their own
 #: of each thread: the last piece's memory, which takes longer to map anew than to fill
 _SCRATCH = threading.local()
@@ -56,7 +56,8 @@ def product(rows: Tensor, weight: Weight) -> Tensor:
         weight.group <= 0 and len(rows) > weight.columns
     )  # scaling the weight is less work than scaling what comes out
     out = torch.empty(len(rows), outputs)
-    step = max(64, _WEIGHTS // padded)
+    pieces = max(1, round(outputs * padded / _WEIGHTS))
+    step = max(64, -(-outputs // pieces))
     shape = (min(step, outputs), padded)
     levels, widened = scratch(*shape, torch.float32), _widener(weight, shape)
     for begin in range(0, outputs, step):
