@@ -22,7 +22,7 @@ from . import layout
 from .jit import compiled, in_parts
 from .weight import Weight
 
-_FEW = 16  # rows up to which reading the weights takes longer than multiplying
+_FEW = 96  # rows up to which a weight is widened four rows at a time, in the first cache
 #: weights that are widened at a time, nearly: smaller pieces would fit a smaller cache, but each is
 #: a call, and a GEMM that packs its rows
 _WEIGHTS = 2**20
