@@ -23,17 +23,16 @@ from torch import Tensor
 from . import dequantize_gemm, digits, integer_sums, layout, products, reference, small_m
 from .activation_cache import shared
 from .cpu_rounded import (
-    Bytes,
     base_of,
     factor_of,
     in_bytes,
     largest_weight,
     product,
     row_sums,
-    rows_of,
     uneven,
     whole_levels,
 )
+from .cpu_rows import Bytes, rows_of
 from .reference import convolved
 from .weight import Weight
 

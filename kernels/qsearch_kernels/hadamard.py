@@ -22,7 +22,7 @@ import functools
 import torch
 from torch import Tensor
 
-from .cpu_rounded import Bytes, rows_of
+from .cpu_rows import Bytes, rows_of
 from .jit import compiled
 from .reference_a8 import Rows, _activated, quantize_rows
 
@@ -148,7 +148,7 @@ def _rotate_torch(x: Tensor, group: int) -> Tensor:
 def rotated_rows(
     x: Tensor, group: int, activation: int, low: Tensor | None, high: Tensor | None, *, sums: bool
 ) -> Bytes:
-    """`cpu_rounded.rows_of` the rotated rows of `x` [M, K], rounded while they are in the cache."""
+    """`cpu_rows.rows_of` the rotated rows of `x` [M, K], rounded while they are in the cache."""
     step = max(1, _NUMBERS // max(1, x.shape[1]))
     ends = [None if end is None else end.reshape(-1, 1) for end in (low, high)]
     made = []

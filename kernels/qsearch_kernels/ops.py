@@ -23,6 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import cpu, cpu_rounded, meta_kernels, products
 from .activation_cache import shared, traced
+from .cpu_rows import Bytes
 from .reference import grid
 from .reference_a8 import quantize_rows
 from .weight import Weight
@@ -135,7 +136,7 @@ def linear_rounded(
         )
         return made
     if _taken_apart(x, weight):
-        rounded = cpu_rounded.Bytes(
+        rounded = Bytes(
             *torch.ops.qsearch_kernels.rounded_bytes(x, activation, low, high, _MEANING)
         )
         return cpu_rounded.traced_product(

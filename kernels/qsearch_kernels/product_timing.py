@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import bench, cpu, cpu_rounded, integer_sums, products
+from .cpu_rows import Bytes
 from .product_table import ROWS, Table
 from .weight import Weight
 
@@ -95,7 +96,7 @@ def _product(weight: Weight, way: str, unsigned: bool) -> Callable[[Tensor], obj
 
     def call(codes: Tensor) -> object:
         column = torch.ones(len(codes), 1)
-        rows = cpu_rounded.Bytes(codes, column, column, column, 255 if unsigned else 128)
+        rows = Bytes(codes, column, column, column, 255 if unsigned else 128)
         return cpu_rounded.product(rows, weight, None, torch.float32, totals, way=way)
 
     return call

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from . import cpu, trellis
 from .activation_cache import shared
-from .cpu_rounded import product, row_sums, rows_of
+from .cpu_rounded import product, row_sums
+from .cpu_rows import rows_of
 from .jit import compiled
 from .weight import Weight
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from figure import publish
 
-from qsearch_kernels import cpu_rounded, hadamard, trellis, trellis_cpu
+from qsearch_kernels import cpu_rounded, cpu_rows, hadamard, trellis, trellis_cpu
 from qsearch_kernels.trellis_encode import encode
 from qsearch_kernels.weight import Weight
 
@@ -82,13 +82,13 @@ def main() -> None:
         levels = torch.randint(-127, 128, (outputs, channels), dtype=torch.int8, generator=dice)
         weight = Weight(levels, torch.ones(outputs, 1), None, 128.0, None, 8, channels, 0)
         sums = cpu_rounded.row_sums(weight)
-        codes = cpu_rounded.rows_of(x, 8, None, None, sums=False)
+        codes = cpu_rows.rows_of(x, 8, None, None, sums=False)
         repeats = options.repeats
         product = least(
             lambda c=codes, w=weight, s=sums: cpu_rounded.product(c, w, None, torch.bfloat16, s),
             repeats,
         )
-        rounding = least(lambda a=x: cpu_rounded.rows_of(a, 8, None, None, sums=False), repeats)
+        rounding = least(lambda a=x: cpu_rows.rows_of(a, 8, None, None, sums=False), repeats)
         turning = least(lambda a=x, g=group: hadamard.rotate(a, g), repeats)
         both = least(
             lambda a=x, g=group: hadamard.rotated_rows(a, g, 8, None, None, sums=False), repeats

@@ -14,7 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
-from qsearch_kernels import cpu, cpu_rounded, integer_sums, ops, products, reference, small_m
+from qsearch_kernels import (
+    cpu,
+    cpu_rounded,
+    cpu_rows,
+    integer_sums,
+    ops,
+    products,
+    reference,
+    small_m,
+)
 from qsearch_kernels.weight import Weight
 
 from .made_up_cores import table
@@ -77,7 +86,7 @@ def test_where_unsigned_bytes_are_exact_the_rows_are_unsigned() -> None:
         pytest.skip("this torch multiplies no unsigned bytes")
     x = torch.randn(5, 13)
 
-    rounded = cpu_rounded.rows_of(x, 8, None, None, sums=True)
+    rounded = cpu_rows.rows_of(x, 8, None, None, sums=True)
 
     assert rounded.codes.dtype == torch.uint8
     assert rounded.sums is not None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qsearch_kernels import hadamard
-from qsearch_kernels.cpu_rounded import rows_of
+from qsearch_kernels.cpu_rows import rows_of
 
 ROUNDING = 1e-5
 

@@ -14,7 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qsearch_kernels import cpu_rounded, integer_sums, layout, ops, products, reference, saturation
+from qsearch_kernels import (
+    cpu_rounded,
+    cpu_rows,
+    integer_sums,
+    layout,
+    ops,
+    products,
+    reference,
+    saturation,
+)
 from qsearch_kernels.weight import Weight
 
 from .made_up_cores import table
@@ -75,7 +84,7 @@ def check_every_product() -> int:
                     one = torch.ones(rows, 1)
                     sums = shifted.sum(-1, keepdim=True).float()
                     largest = 255 if known.unsigned else 128
-                    rounded = cpu_rounded.Bytes(shifted.to(form), one, one * 0, sums * 0, largest)
+                    rounded = cpu_rows.Bytes(shifted.to(form), one, one * 0, sums * 0, largest)
                     right = (shifted.double() @ given.double().T).float()
 
                     made = cpu_rounded.product(rounded, weight, None, torch.float32, way=way)

@@ -10,14 +10,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from qsearch_kernels import cpu_rounded, dequantize_gemm, integer_sums, jit, layout, products
+from qsearch_kernels import (
+    cpu_rounded,
+    cpu_rows,
+    dequantize_gemm,
+    integer_sums,
+    jit,
+    layout,
+    products,
+)
 from qsearch_kernels.weight import Weight
 
 from .made_up_cores import table
 from .test_cpu import make
 
 pytestmark = pytest.mark.skipif(jit.compiled("rows_numba") is None, reason="numba not installed")
-MODULES = (cpu_rounded, dequantize_gemm, integer_sums, layout)
+MODULES = (cpu_rounded, cpu_rows, dequantize_gemm, integer_sums, layout)
 
 
 @pytest.fixture(params=[1, 3])
@@ -51,7 +59,7 @@ def test_rows_get_the_same_codes_scales_and_sums(
     dtype: torch.dtype,
     activation: int,
     threads: int,
-    plain: Callable[..., cpu_rounded.Bytes],
+    plain: Callable[..., cpu_rows.Bytes],
 ) -> None:
     rows = torch.randn(700, 131)
     rows[0], rows[1], rows[2] = 0, rows[1].abs(), -rows[2].abs()
@@ -60,8 +68,8 @@ def test_rows_get_the_same_codes_scales_and_sums(
     rows = rows.to(dtype)
     ends = (torch.tensor(-1.5), torch.tensor(2.0)) if given else (None, None)
 
-    def rounded() -> cpu_rounded.Bytes:
-        return cpu_rounded.rows_of(rows, activation, *ends, sums=True)
+    def rounded() -> cpu_rows.Bytes:
+        return cpu_rows.rows_of(rows, activation, *ends, sums=True)
 
     with products.using(table(unsigned=unsigned)):
         made, right = rounded(), plain(rounded)
@@ -188,12 +196,12 @@ def test_products_of_16_bits_are_not_offered_where_avx2_is_capped(
 def _in_a_child() -> None:
     torch.set_num_threads(3)
     rows = torch.randn(3000, 64)
-    cpu_rounded._ends(rows)
+    cpu_rows._ends(rows)
 
 
 @pytest.mark.filterwarnings("ignore:This process")  # multi-threaded, and forks: that is the test
 def test_threads_are_made_anew_in_a_forked_process(threads: int) -> None:
-    cpu_rounded._ends(torch.randn(3000, 64))
+    cpu_rows._ends(torch.randn(3000, 64))
 
     child = multiprocessing.get_context("fork").Process(target=_in_a_child)
     child.start()
