@@ -263,7 +263,8 @@ def with_step_policy(there: Known, folder: Path) -> Loaded:
     from diffusers.pipelines.cosmos.mixed_precision import Cosmos3MixedPrecisionConfig
 
     said = json.loads((folder / "config.json").read_text())["quantization_config"]
-    Cosmos3MixedPrecisionConfig.resolve(None, quantization_config=said)
+    if not Cosmos3MixedPrecisionConfig.resolve(None, quantization_config=said).enabled:
+        raise CannotRunError(f"diffusers' resolver takes no policy of {said['quant_algo']}")
 
     def output() -> Tensor:
         raise CannotRunError("the file says how servers with GPUs quantize, and holds no weights")

@@ -334,3 +334,12 @@ def test_a_step_policy_in_nvfp4_reads_back_and_two_formats_are_one_line(folder: 
     (folder / "nvfp4" / "protected_steps.txt").write_text("0,1\n")
     with pytest.raises(QSearchError, match="protects the steps 0,1"):
         step_policy.read(folder / "nvfp4", graph)
+
+
+def test_a_step_policy_of_a_u_net_is_one_line_and_no_file(folder: Path) -> None:
+    _, graph, source, _ = full("scenes-unet")
+    plan = plan_for("step_policy", graph, ["e4m3-t+ae4m3t", "keep"])
+
+    with pytest.raises(QSearchError, match=r"called transformer, the only one .* is unet$"):
+        export(plan, graph, source, "step_policy", folder / "u-net")
+    assert not (folder / "u-net").exists()

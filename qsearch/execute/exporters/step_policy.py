@@ -19,8 +19,8 @@ from ...core.graph import LayerSpec, OpGraph
 from ...core.plan import Plan
 from ...core.scheme import KEEP, Scheme
 from ..exporting import Export, formats
-from ..nearest import divides
-from ..nearest import nearest as nearest_of
+from ..one_algorithm import ALGORITHMS, EITHER, algorithm
+from ..one_algorithm import nearest as nearest_of
 from ..weights import copy_config
 
 needs: tuple[str, ...] = ()
@@ -28,20 +28,15 @@ writes_weights = False
 fuses = False
 has_steps = True
 takes: tuple[str, ...] = ("denoiser",)
-#: scheme -> ModelOpt's algorithm
-ALGORITHMS = {Scheme.parse("e4m3-t+ae4m3t"): "FP8", Scheme.parse("nvfp4+anvfp4"): "NVFP4"}
-_FP8, _NVFP4 = ALGORITHMS
-_BLOCK = 16
+either = EITHER
+#: the one component that readers of the schema know
+_SCOPE = "transformer"
 PROTECTED = "protected_steps.txt"
 
 
 def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
     """Linear layers: FP8 weights and inputs, a scale a tensor each, or NVFP4 on both sides."""
-    if layer.kind != "linear" or layer.parts:
-        return nearest_of(scheme, layer, [])
-    own = scheme.format == _NVFP4.format and divides(_BLOCK, layer)
-    offer = _NVFP4 if own else _FP8  # what lacks a format of its own goes with the others
-    return offer if nearest_of(scheme, layer, [offer]).format == offer.format else KEEP
+    return nearest_of(scheme, layer)
 
 
 def write(job: Export, folder: Path) -> list[Path]:
@@ -49,20 +44,21 @@ def write(job: Export, folder: Path) -> list[Path]:
     protected steps.
 
     Raises:
-        QSearchError: the plan has both formats, or its ranges are no `first_last_n`.
+        QSearchError: the denoiser is no transformer, the plan has both formats, or its ranges are
+            no `first_last_n`.
     """
-    used = {s for s in formats(job.plan.layers).values() if s != KEEP}
-    if len(used) > 1:
+    if job.component != _SCOPE:
         raise QSearchError(
-            "a step policy has one algorithm for all layers, FP8 or NVFP4; this plan has "
-            f"{' and '.join(sorted(map(str, used)))}"
+            f"a step policy is of a component called {_SCOPE}, the only one that its readers know; "
+            f"this denoiser is {job.component}"
         )
+    used = algorithm(job.plan.layers, "a step policy")
     first, last = (0, 0) if job.steps is None else _ends(job.steps, job)
     policy = {
         "schema_version": 1,
         "type": "first_last_n",
         "index_space": "denoising_loop_iteration",
-        "scope": [job.component],
+        "scope": [_SCOPE],
         "default_mode": "native",
         "first_steps": {"count": first, "mode": "a16"},
         "last_steps": {"count": last, "mode": "a16"},
@@ -72,7 +68,7 @@ def write(job: Export, folder: Path) -> list[Path]:
     kept = [layer.name for layer in job.graph if job.plan.layers[layer.name] == KEEP]
     config = {
         "quant_method": "modelopt",
-        "quant_algo": ALGORITHMS[next(iter(used), _FP8)],
+        "quant_algo": used,
         "ignore": kept,
         "runtime": {"diffusion_step_policy": policy},
     }
