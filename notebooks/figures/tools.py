@@ -306,6 +306,19 @@ TOOLS: dict[str, Tool] = {
         plain(layouts.with_packed_file),
         bounds={"*": SAME},
     ),
+    "cache-dit": Tool(
+        "cache_dit",
+        "int8-c e4m3-c nvfp4 uint4-g32 int8-c+aint8 e4m3-c+ae4m3",
+        plain(loaders.with_cache_dit),
+        "cache-dit",
+        runs="yes, told that there is a GPU: it asks for one, and torchao computes on a CPU",
+        bounds={
+            "int8*": (RATIO, "torchao's integers have 255 steps, qsearch's 254: other codes"),
+            "e4m3*": (math.sqrt(12 * _FALLS["e4m3"]), _SCALES),
+            "*": (0.1, "the same grid; ties fall to either side"),
+        },
+        mix="int8-c e4m3-c nvfp4 int8-c+aint8 keep",
+    ),
     "step policy": Tool(
         "step_policy",
         "e4m3-t+ae4m3t nvfp4+anvfp4",
@@ -320,8 +333,7 @@ _GPU = "no: it wants a GPU"
 NOT_TRIED = {
     "vLLM-Omni": ("ModelOpt's checkpoint, compressed-tensors, step policy", _GPU),
     "SGLang": ("ModelOpt's checkpoint, ComfyUI's files, step policy", _GPU),
-    "TensorRT-LLM": ("step policy; no quant_config is written", _GPU),
-    "cache-dit": ("nothing: no exporter writes its precision_plan", "no exporter"),
+    "TensorRT-LLM": ("quant_config, step policy", _GPU),
 }
 
 

@@ -34,6 +34,7 @@ SAID = {
     "modelopt": "quant_cfg.yaml",
     "comfyui": "",
     "aimet": "model.encodings",
+    "cache_dit": "cache_dit.yaml",
 }
 
 
@@ -91,6 +92,12 @@ def test_every_tool_keeps_precision_where_it_lacks_a_scheme(graph: OpGraph) -> N
             "nvfp4": "nvfp4",
         },
         "aimet": {"int4-c": "int4-c", "uint3-c": "uint3-c", "km3-c": "int3-c", "nvfp4": "int4-c"},
+        "cache_dit": {
+            "int4-c": "uint4-g32",
+            "uint3-c": "uint4-g32",
+            "km3-c": "uint4-g32",
+            "nvfp4": "nvfp4",
+        },
         "onnx": {"int4-c": "int4-c", "uint3-c": "uint4-c", "km3-c": "int4-c", "nvfp4": "int4-g16"},
         "openvino": {
             "int4-c": "int4-c",

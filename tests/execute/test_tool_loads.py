@@ -21,6 +21,7 @@ from qsearch.core.scheme import KEEP
 from qsearch.execute.exporters import (
     aimet,
     autoround,
+    cache_dit,
     comfyui,
     compressed_tensors,
     modelopt,
@@ -34,6 +35,7 @@ from tests.execute.tool_loaders import (
     Side,
     feed,
     with_autoround,
+    with_cache_dit,
     with_compressed_tensors,
     with_modelopt,
     with_onnx,
@@ -109,6 +111,41 @@ def test_autoround_loads_every_layer_in_diffusers_and_computes_as_simulated(tmp_
 
     assert loaded.formats == plan.layers
     assert off(loaded.output(), there.simulated(plan), there.output) < 0.03  # it computes in fp16
+
+
+@pytest.mark.parametrize("name", ["scenes-dit", "scenes-unet"])
+def test_cache_dit_gives_every_layer_its_type_and_rounds_as_much_as_simulated(
+    name: str, tmp_path: Path
+) -> None:
+    tool("cache_dit cache-dit")
+    there = known(name)
+    wanted = ["int8-c", "e4m3-c", "keep", "int8-c+aint8", "nvfp4"]
+    plan = mixed(there.graph, "cache_dit", wanted)
+    cache_dit.write(there.job(plan), tmp_path)
+
+    loaded = with_cache_dit(there, tmp_path)
+
+    assert {str(s) for s in plan.layers.values()} == {*wanted}
+    assert loaded.formats == cache_dit.read(tmp_path, there.graph) == plan.layers
+    made, wanted_output = loaded.output(), there.simulated(plan)
+    assert off(made, wanted_output, there.output) < 0.5  # its int8 has 255 steps, ours has 254
+    error = (made - there.output).norm() / (wanted_output - there.output).norm()
+    assert 0.7 < error < 1.4
+
+
+def test_cache_dit_reads_types_that_want_a_gpu_and_their_order_as_the_exporter_does(
+    tmp_path: Path,
+) -> None:
+    tool("cache_dit cache-dit")
+    there = known()
+    wanted = ["uint4-g32", "e4m3-c+ae4m3", "int8-c", "keep"]
+    plan = mixed(there.graph, "cache_dit", wanted)
+    cache_dit.write(there.job(plan), tmp_path)
+
+    loaded = with_cache_dit(there, tmp_path)
+
+    assert {str(s) for s in plan.layers.values()} == {*wanted}
+    assert loaded.formats == plan.layers
 
 
 QDQ = [

@@ -7,6 +7,7 @@ Tools are imported when they are asked for. A loader takes a denoiser and an exp
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import sys
 import types
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from qsearch.core.graph import OpGraph
 from qsearch.core.scheme import KEEP, Scheme
+from qsearch.execute.exporters import cache_dit as cache_dit_exporter
 from qsearch.execute.exporters import gguf as gguf_exporter
 from qsearch.execute.exporters import modelopt as modelopt_exporter
 from qsearch.execute.exporters import sdnq as sdnq_exporter
@@ -195,6 +197,50 @@ def torchao_formats(model: nn.Module, graph: OpGraph) -> dict[str, Scheme]:
             sign = "uint" if weight.zero_point.any() else "int"
             found[layer.name] = Scheme(f"{sign}{bits}", group)
     return found
+
+
+def with_cache_dit(there: Known, folder: Path) -> Loaded:
+    """cache-dit by its own file: its filters say which layer gets which type, and torchao's tensors
+    are made and multiplied on a CPU, where a GPU is only asked for.
+    """
+    import cache_dit
+
+    module: Any = importlib.import_module("cache_dit.quantization.torchao.quantize_ao")
+    config = cache_dit.load_quantize_config(str(folder / cache_dit_exporter.FILE))
+    model: Any = copy.deepcopy(there.model)
+    if "float8_per_row" in config.precision_plan.values():
+        model = model.bfloat16()  # it takes no other type by row
+    model._repeated_blocks = config.repeated_blocks
+    schemes = {kind: Scheme.parse(text) for text, kind in cache_dit_exporter.TYPES.items()}
+    formats, refused = {layer.name: KEEP for layer in there.graph}, []
+    own = module._quantize_module
+
+    def quantize(region: nn.Module, made: Any, chosen: Any, **rest: Any) -> None:
+        kind = chosen.keywords["override_quant_type"] or chosen.keywords["quant_ctx"].quant_type
+        held = [n for n, m in region.named_modules() if chosen(m, n)]
+        formats.update(dict.fromkeys(held, schemes[kind]))
+        try:
+            own(region, made, lambda _, name: name in held, **rest)
+        except (AssertionError, ImportError) as error:
+            refused.append(f"{kind}: {error}")
+
+    gpu = types.SimpleNamespace(
+        device_type="cuda",
+        is_accelerator_available=lambda: True,
+        get_device_capability=lambda *_: (10, 0),
+    )
+    with (
+        mock.patch.object(module, "current_platform", gpu),
+        mock.patch.object(module, "_quantize_module", quantize),
+    ):
+        cache_dit.quantize(model, quantize_config=config)
+
+    def output() -> Tensor:
+        if refused:
+            raise CannotRunError("; ".join(refused))
+        return run(model, there.call)
+
+    return Loaded(output, formats, model)
 
 
 def with_gguf(there: Known, folder: Path) -> Loaded:
