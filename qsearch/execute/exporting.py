@@ -63,8 +63,8 @@ class AbstractExporter(Protocol):
     #: whether the files can say that sampler steps differ
     has_steps: bool
     #: kinds of components that the tool loads from such files, of `core.components.kind`; may be
-    #: left out: see `takes`. `stores_range(scheme)` and `tied(graph)` may be left out, too: see
-    #: below.
+    #: left out: see `takes`. `either`, `stores_range(scheme)` and `tied(graph)` may be left out,
+    #: too: see below.
     takes: tuple[str, ...]
 
     def nearest(self, scheme: Scheme, layer: LayerSpec) -> Scheme:
@@ -99,6 +99,13 @@ def stores_range(exporter: AbstractExporter, scheme: Scheme) -> bool:
 def takes(exporter: AbstractExporter) -> tuple[str, ...]:
     """The kinds of components that a tool takes; denoisers alone where its plug-in does not say."""
     return tuple(getattr(exporter, "takes", ("denoiser",)))
+
+
+def either(exporter: AbstractExporter) -> tuple[str, ...]:
+    """Formats of which a file of the tool has one at most: those that an exporter's `either`
+    names.
+    """
+    return tuple(getattr(exporter, "either", ()))
 
 
 def tied(exporter: AbstractExporter, graph: OpGraph) -> Sequence[Sequence[str]]:

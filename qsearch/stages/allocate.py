@@ -25,12 +25,15 @@ from .checks import check_patterns
 from .endings import say_allocated
 from .keys import file_digest, sampled, table_key
 from .plans import (
+    by_rival,
     carried_bytes,
     constraints_of,
     faster_only,
     fitted_apart,
     latency_of,
     plan_by_hand,
+    predicted_loss,
+    request_of,
     slower_in,
     with_inputs,
     with_sites,
@@ -355,41 +358,33 @@ def _header(path: Path) -> Header | None:
 def make_plan(settings: AllocateSettings, graph: OpGraph, table: SensitivityTable) -> Plan:
     """The best plan by the settings, or the one that they spell out.
 
-    What `inputs` adds is stored besides the budget.
+    What `inputs` adds is stored besides the budget. Of formats of which the target has one, each is
+    tried, and the plan of least loss is taken.
     """
-    from ..decide.allocation import allocate as verb
-
     if settings.layers:
         plan = plan_by_hand(graph, settings.layers, settings.ranges)
     else:
-        asked = request_of(settings, graph, table)
-        quick = faster_only(
-            constraints_of(settings, graph, table),
-            asked.latency if settings.latency is None else None,
-            graph,
-            table,
-            settings.metric,
-        )
-        try:
-            plan = verb(graph, table, settings.budget, replace(asked, constraints=quick))
-        except QSearchError:  # the budget needs schemes that are slow here, or nothing would do
-            plan = verb(graph, table, settings.budget, asked)
+        made = by_rival(settings, table, lambda rival: _made(settings, graph, table, rival))
+        plan = min(made, key=predicted_loss)
     plan = with_inputs(graph, plan, settings.inputs)
     if settings.sites:
         plan = with_sites(graph, plan, settings.sites, counted(settings.ranges, table))
     return fitted_apart(graph, plan, settings.ranges) if settings.share == "none" else plan
 
 
-def request_of(
-    settings: AllocateSettings, graph: OpGraph, table: SensitivityTable
-) -> AllocationRequest:
-    """The settings as a request to `qsearch.allocate`."""
-    return AllocationRequest(
-        objective=settings.objective,
-        constraints=constraints_of(settings, graph, table),
-        latency=latency_of(settings, graph, table),
-        solver=settings.solver,
-        seconds=settings.seconds,
-        steps=settings.ranges,
-        share=settings.share,
+def _made(settings: AllocateSettings, graph: OpGraph, table: SensitivityTable, rival: str) -> Plan:
+    """The best plan with that one of the `rivals`."""
+    from ..decide.allocation import allocate as verb
+
+    asked = request_of(settings, graph, table, rival)
+    quick = faster_only(
+        constraints_of(settings, graph, table, rival),
+        asked.latency if settings.latency is None else None,
+        graph,
+        table,
+        settings.metric,
     )
+    try:
+        return verb(graph, table, settings.budget, replace(asked, constraints=quick))
+    except QSearchError:  # the budget needs schemes that are slow here, or nothing would do
+        return verb(graph, table, settings.budget, asked)

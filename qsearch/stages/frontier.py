@@ -10,6 +10,7 @@ from ..core.errors import InfeasibleBudget
 from ..core.graph import OpGraph
 from ..core.plan import Plan
 from ..core.table import SensitivityTable
+from .plans import by_rival, predicted_loss, request_of
 
 if TYPE_CHECKING:
     from ..report.frontier import Frontier
@@ -33,10 +34,25 @@ def make_frontier(
 
     `ilp`, their default, is answered by the relaxation in one pass.
     """
-    from ..decide.allocation import allocate_frontier
-    from .allocate import request_of
+    found: dict[float, Plan] = {}
+    made = by_rival(settings, table, lambda rival: _made(settings, graph, table, bits, rival))
+    for plan in sorted((plan for plans in made for plan in plans), key=predicted_loss):
+        assert plan.budget is not None
+        found.setdefault(plan.budget.average_bits or 0.0, plan)
+    return [found[size] for size in sorted(found)]
 
-    asked = request_of(settings, graph, table)
+
+def _made(
+    settings: AllocateSettings,
+    graph: OpGraph,
+    table: SensitivityTable,
+    bits: Sequence[float],
+    rival: str,
+) -> list[Plan]:
+    """The plans with that one of the `rivals`."""
+    from ..decide.allocation import allocate_frontier
+
+    asked = request_of(settings, graph, table, rival)
     if asked.solver == "ilp":
         asked = replace(asked, solver="lagrangian")
     try:

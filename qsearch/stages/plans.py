@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..core import plugins
 from ..core.components import kind
@@ -19,9 +19,12 @@ from ..core.sites import sites_of
 from ..core.steps import StepRanges
 from ..core.table import SensitivityTable
 from ..decide.constraints import Constraints
+from ..decide.request import AllocationRequest
 
 if TYPE_CHECKING:
     from .allocate import AllocateSettings
+
+Made = TypeVar("Made")
 
 
 def latency_of(
@@ -45,11 +48,68 @@ def latency_of(
     return roofline(graph, device(settings.device), sorted(table.frame["scheme"].unique()))
 
 
+def rivals(settings: AllocateSettings, table: SensitivityTable) -> tuple[str, ...]:
+    """Formats in the table of which the target's file has one at most; empty where there are not
+    two of them.
+    """
+    if settings.target is None:
+        return ()
+    from ..execute.exporting import either
+
+    measured = {Scheme.parse(s).format for s in table.frame["scheme"].unique()}
+    found = [f for f in either(plugins.load("exporters", settings.target)) if f in measured]
+    return tuple(found) if len(found) > 1 else ()
+
+
+def by_rival(
+    settings: AllocateSettings, table: SensitivityTable, make: Callable[[str], Made]
+) -> list[Made]:
+    """What `make` makes with each of the `rivals` ("" without any); those that are refused are left
+    out.
+
+    Raises:
+        QSearchError: all are; the first one's reason.
+    """
+    made, refused = [], []
+    for rival in rivals(settings, table) or ("",):
+        try:
+            made.append(make(rival))
+        except QSearchError as error:
+            refused.append(error)
+    if not made:
+        raise refused[0]
+    return made
+
+
+def predicted_loss(plan: Plan) -> float:
+    """The loss that a solver says of its plan."""
+    return plan.solver.objective or 0.0
+
+
+def rival_of(settings: AllocateSettings, table: SensitivityTable, plan: Plan) -> str:
+    """The one of the `rivals` that a plan has, or the first of them; "" without any."""
+    found = rivals(settings, table)
+    used = {scheme.format for scheme in plan.schemes}
+    return next((f for f in found if f in used), next(iter(found), ""))
+
+
 def constraints_of(
-    settings: AllocateSettings, graph: OpGraph, table: SensitivityTable
+    settings: AllocateSettings, graph: OpGraph, table: SensitivityTable, rival: str = ""
 ) -> Constraints:
     """The section's constraints and, where it names a target, that tool's: its formats at each
     layer, and the layers that it stores as one.
+
+    Args:
+        settings: the section.
+        graph: the model's graph.
+        table: what was measured.
+        rival: the one of the `rivals` that the plan may have; "" for all of them.
+
+    Returns:
+        The constraints.
+
+    Raises:
+        QSearchError: the target has none of the table's schemes.
     """
     rules = settings.constraints
     if settings.target is None:
@@ -57,6 +117,7 @@ def constraints_of(
     from ..execute.exporting import takes, tied
 
     exporter = plugins.load("exporters", settings.target)
+    others = {f for f in rivals(settings, table) if rival and f != rival}
     able: dict[str, list[str]] = {}
     known = table.values(settings.metric)
     for layer in graph.quantizable:
@@ -64,7 +125,10 @@ def constraints_of(
         if kind(graph.component(layer.name)) not in takes(exporter):
             offered = [str(KEEP)]
         able[layer.name] = [
-            s for s in offered if exporter.nearest(Scheme.parse(s), layer) == Scheme.parse(s)
+            s
+            for s in offered
+            if (asked := Scheme.parse(s)).format not in others
+            and exporter.nearest(asked, layer) == asked
         ]
     if all(schemes == [str(KEEP)] for schemes in able.values()):
         measured = sorted({s for row in known.values() for s in row})
@@ -78,6 +142,21 @@ def constraints_of(
         tied=[*rules.tied, *tied(exporter, graph)],
         fused=rules.fused or exporter.fuses,
         allowed={**rules.allowed, **able},
+    )
+
+
+def request_of(
+    settings: AllocateSettings, graph: OpGraph, table: SensitivityTable, rival: str = ""
+) -> AllocationRequest:
+    """The settings as a request to `qsearch.allocate`; `rival`: as in `constraints_of`."""
+    return AllocationRequest(
+        objective=settings.objective,
+        constraints=constraints_of(settings, graph, table, rival),
+        latency=latency_of(settings, graph, table),
+        solver=settings.solver,
+        seconds=settings.seconds,
+        steps=settings.ranges,
+        share=settings.share,
     )
 
 

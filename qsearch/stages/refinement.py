@@ -11,7 +11,7 @@ from ..core.graph import OpGraph
 from ..core.plan import Plan
 from ..core.table import SensitivityTable
 from .announce import begin
-from .plans import constraints_of, faster_only, latency_of, slower_in
+from .plans import constraints_of, faster_only, latency_of, rival_of, slower_in
 
 if TYPE_CHECKING:
     from .folder import Run
@@ -54,7 +54,7 @@ def refined(run: Run, graph: OpGraph, table: SensitivityTable, plan: Plan) -> Pl
     plans = plans_around(graph, plan, [*offered, KEEP], c.allocate.share)
     choosing = calibration_calls(run, graph, {s for one in plans for s in one.schemes})
     latency = latency_of(c.allocate, graph, table)
-    rules = constraints_of(c.allocate, graph, table)
+    rules = constraints_of(c.allocate, graph, table, rival_of(c.allocate, table, plan))
     if latency is not None and c.allocate.latency is None and not slower_in(plan, latency):
         rules = faster_only(rules, latency, graph, table, c.allocate.metric)
     found = refine(

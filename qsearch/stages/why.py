@@ -21,8 +21,8 @@ def ask_why(path: Path, layer: str) -> Why:
     """
     from ..decide.allocation import state
     from ..decide.why import why
-    from .allocate import request_of
     from .config import NAME, load
+    from .plans import latency_of, request_of, rival_of
 
     folder = next(
         (f for f in (path.parent, path.parent.parent) if (f / "graph.json").is_file()), path.parent
@@ -30,8 +30,8 @@ def ask_why(path: Path, layer: str) -> Why:
     graph = OpGraph.load(folder / "graph.json")
     table = SensitivityTable.load(folder / "sensitivity.parquet", graph.id)
     settings = load(folder / NAME).allocate
-    asked = request_of(settings, graph, table)
-    plan = Plan.load(path, graph, latency=asked.latency)
+    plan = Plan.load(path, graph, latency=latency_of(settings, graph, table))
+    asked = request_of(settings, graph, table, rival_of(settings, table, plan))
     layer = by_suffix(graph, layer)
     return why(state(graph, table, plan.budget or settings.budget, asked), plan, layer)
 

@@ -20,6 +20,7 @@ from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.core.plan import Plan
 from qsearch.core.scheme import KEEP, Scheme
+from qsearch.core.table import SensitivityTable
 from qsearch.execute import nunchaku_layout as layout
 from qsearch.execute.contracts import graph_of
 from qsearch.execute.exporters import nunchaku_lite
@@ -29,6 +30,9 @@ from qsearch.measure.calibration import calibrate
 from qsearch.measure.pipelines import Call, example_inputs, run
 from qsearch.measure.quantized_weights import QuantizedWeights
 from qsearch.measure.simulation import simulate
+from qsearch.stages.allocate import AllocateSettings, make_plan
+from qsearch.stages.frontier import make_frontier
+from qsearch.stages.plans import rival_of, rivals
 from tests.execute.layout_loaders import Kernels
 from tests.execute.tool_loaders import nunchaku_kernels
 from tests.execute.tool_models import off, wide
@@ -197,6 +201,40 @@ def test_two_precisions_in_one_model_are_one_line(
     with pytest.raises(QSearchError, match="1 layers int4 and 1 layers nvfp4: allocate"):
         nunchaku_lite.write(Export(plan, graph, source, "transformer", inputs), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("better", [SVDQ, NVFP4])
+def test_a_plan_for_nunchaku_lite_has_the_one_precision_that_loses_less(
+    better: str, graph: OpGraph
+) -> None:
+    fixed = {"step": 0, "metric": "noise", "error": 0.0, "floor": 0.0, "seed": 0}
+    layers = [x.name for x in graph.quantizable]
+    rows = [
+        {"site": name, "scheme": s, "estimate": loss, "estimator": "sweep", **fixed}
+        for i, name in enumerate(layers)
+        for s, loss in (
+            # every third layer likes the other precision more
+            (SVDQ, 1.0 + (better != SVDQ) - 1.5 * (better != SVDQ and i % 3 == 0)),
+            (NVFP4, 1.0 + (better != NVFP4) - 1.5 * (better != NVFP4 and i % 3 == 0)),
+            ("uint4-g64", 3.0),
+        )
+    ]
+    table = SensitivityTable.from_rows(graph.id, rows)
+    settings = AllocateSettings(average_bits=5.0)
+    told = settings.model_copy(update={"target": "nunchaku_lite"})
+
+    free, bound = make_plan(settings, graph, table), make_plan(told, graph, table)
+
+    def precisions(plan: Plan) -> set[str]:
+        return {str(s) for s in plan.layers.values()} & {SVDQ, NVFP4}
+
+    assert precisions(free) == {SVDQ, NVFP4}
+    assert precisions(bound) == {better}
+    assert rival_of(told, table, bound) == Scheme.parse(better).format
+    for plan in make_frontier(told, graph, table, (5.0, 8.0, 12.0)):
+        assert len(precisions(plan)) == 1
+    alone = SensitivityTable.from_rows(graph.id, [r for r in rows if r["scheme"] == NVFP4])
+    assert rivals(told, alone) == rivals(settings, table) == ()
 
 
 def test_layers_that_no_tile_divides_are_kept(source: Path) -> None:

@@ -27,6 +27,7 @@ has_steps = False
 takes: tuple[str, ...] = ("denoiser",)
 FILE = "bitsandbytes.json"
 _EIGHT, _FOUR = Scheme.parse("int8-c+a8"), Scheme.parse("e2m1-g64")
+either = (_EIGHT.format, _FOUR.format)
 
 
 def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:

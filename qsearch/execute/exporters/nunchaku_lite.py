@@ -41,6 +41,8 @@ has_steps = False
 takes: tuple[str, ...] = ("denoiser",)
 SVDQ, AWQ = Scheme.parse("int4-g64+aint4g64"), Scheme.parse("uint4-g64")
 NVFP4 = Scheme.parse("nvfp4+anvfp4")
+#: of `svdq_w4a4`, which has one precision for a model
+either = tuple(scheme.format for scheme in (SVDQ, NVFP4))
 #: what `svdq_w4a4` calls its precisions
 _PRECISIONS = {"int4": SVDQ, "nvfp4": NVFP4}
 #: what a layer of SVDQuant may have, in this order
