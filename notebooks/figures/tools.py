@@ -611,17 +611,23 @@ def rows_of(name: str, model: str, wanted: list[str] | None) -> Iterator[dict[st
         one = {**COLUMNS, "tool": name, "format": reads, "model": model}
         yield one | {"loads": why, "runs": "no", "commit": commit()}
         return
-    tool = TOOLS[name]
-    forms = [*tool.formats.split(), *(["mixed"] if tool.mix != "" else [])]
-    forms = [form for form in forms if not wanted or form in wanted]
+    forms = [form for form in forms_of(name) if not wanted or form in wanted]
     if forms:
         yield from in_a_child(name, forms, model)
 
 
+def forms_of(name: str) -> list[str]:
+    """What stands in a tool's rows as its format."""
+    if name in NOT_TRIED:
+        return [NOT_TRIED[name][0]]
+    tool = TOOLS[name]
+    return [*tool.formats.split(), *(["mixed"] if tool.mix != "" else [])]
+
+
 def store(rows: dict[tuple[str, str, str], dict[str, Any]]) -> None:
-    """Publish, tools in their order, a denoiser's rows together."""
+    """Publish, tools in their order, a denoiser's rows together; rows of what is asked no more go."""
     order = [*TOOLS, *NOT_TRIED]
-    made = [r for r in rows.values() if r["tool"] in order]
+    made = [r for r in rows.values() if r["tool"] in order and r["format"] in forms_of(r["tool"])]
     made.sort(key=lambda r: (order.index(r["tool"]), MODELS.index(r["model"])))
     if made:
         extra = {"by tool": summary(made)}
