@@ -625,7 +625,9 @@ def forms_of(name: str) -> list[str]:
 
 
 def store(rows: dict[tuple[str, str, str], dict[str, Any]]) -> None:
-    """Publish, tools in their order, a denoiser's rows together; rows of what is asked no more go."""
+    """Publish, tools in their order, a denoiser's rows together, without rows of what is no longer
+    asked.
+    """
     order = [*TOOLS, *NOT_TRIED]
     made = [r for r in rows.values() if r["tool"] in order and r["format"] in forms_of(r["tool"])]
     made.sort(key=lambda r: (order.index(r["tool"]), MODELS.index(r["model"])))
