@@ -1,7 +1,7 @@
 """ComfyUI's formats at equal file size: plans that mix all of them, or one of 4 bits with one of 8,
 against plain int8 and plain fp8.
 
-    python notebooks/figures/comfyui_formats.py [--samples 64 --steps 20 --probes 16 --seed 0]
+    python notebooks/figures/comfyui_formats.py [--samples 32 --steps 20 --probes 16 --seed 0]
     [--models scenes-dit scenes-unet] [--folder FOLDER]
 
 For each denoiser two sizes: the stored bytes of `int8-c+a8` (ComfyUI's int8, which rounds inputs)
@@ -159,7 +159,7 @@ def main() -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", nargs="+", default=["scenes-dit", "scenes-unet"])
-    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--probes", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
