@@ -30,7 +30,7 @@ TOPICS = {
     ),
     "Speed and memory": ("products", "runtime", "denoisers", "compiled"),
     "Attention": ("sparse_attention", "attention_plans"),
-    "Export": ("exports", "tools", "lora"),
+    "Export": ("exports", "tools", "comfyui_formats", "lora"),
     "Multistage flow": ("ecar", "ecar_plans"),
     "More": (),
 }

@@ -100,7 +100,7 @@ def test_the_marker_asks_for_inputs_as_they_are_where_the_plan_leaves_them_alone
 
     said = comfyui.markers(path.parent)
 
-    own = {"format": "asym_w4a8_int8", "group_size": 16, "convrot_groupsize": 256}
+    own = {"format": "asym_w4a8_int8", "group_size": 16, "convrot": True, "convrot_groupsize": 256}
     assert said == {"wide": own, "square": own | {"full_precision_matrix_mult": True}}
     with safe_open(path, framework="pt") as file:
         types = {n: file.get_slice(n).get_dtype() for n in file.keys() if "wide" in n}
@@ -109,6 +109,63 @@ def test_the_marker_asks_for_inputs_as_they_are_where_the_plan_leaves_them_alone
         "wide.weight_s_channel": "F32", "wide.weight_s_rel": "F8_E4M3",
     }  # fmt: skip
     assert comfyui.read(path.parent, graph()) == formats(job.plan.layers)
+
+
+I8, ROWS = ("I8", (256, 512)), ("F32", (256, 1))
+CONVROT = {"convrot": True, "convrot_groupsize": 256}
+FULL = {"full_precision_matrix_mult": True}
+LEVELS = {
+    "weight": ("I8", (256, 256)),
+    "weight_s_rel": ("F8_E4M3", (256, 32)),
+    "weight_s_channel": ("F32", (256,)),
+    "weight_codebook": ("F32", (16,)),
+}
+#: scheme -> what SGLang's reader of these files wants a marker to say, and the tensors
+WANTED = {
+    "int8-c~rotate": (CONVROT, {"weight": I8, "weight_scale": ROWS}),
+    "int8-c+a8~rotate": (CONVROT, {"weight": I8, "weight_scale": ROWS}),
+    "int4-c+a4~rotate": (
+        {"convrot_groupsize": 256, "linear_dtype": "int4"},
+        {"weight": ("I8", (256, 256)), "weight_scale": ("F32", (256,))},
+    ),
+    "cb4~rotate": (CONVROT | {"group_size": 16}, LEVELS),
+    "cb4+a8~rotate": (CONVROT | {"group_size": 16}, LEVELS),
+    "e4m3-t": (FULL, {"weight": ("F8_E4M3", (256, 512)), "weight_scale": ("F32", ())}),
+    "mxfp8": ({}, {"weight": ("F8_E4M3", (256, 512)), "weight_scale": ("U8", (256, 16))}),
+    "nvfp4": (
+        FULL,
+        {
+            "weight": ("U8", (256, 256)),
+            "weight_scale": ("F8_E4M3", (256, 32)),
+            "weight_scale_2": ("F32", ()),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("scheme", WANTED)
+def test_a_layer_of_whole_tiles_has_the_header_that_sglang_wants(
+    scheme: str, tmp_path: Path
+) -> None:
+    layer = LayerSpec("a", "feed-forward-in", "linear", (256, 512), 1)
+    alone, place = OpGraph("one", (layer,)), tmp_path / "model" / "transformer"
+    place.mkdir(parents=True)
+    (place / "config.json").write_text("{}")
+    weight = torch.randn(256, 512, generator=torch.Generator().manual_seed(0))
+    save_file({"a.weight": weight}, place / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "out").mkdir()
+    marker, tensors = WANTED[scheme]
+
+    [path] = comfyui.write(
+        Export(Plan.make(alone, {"a": scheme}), alone, place.parent), tmp_path / "out"
+    )
+
+    assert marker.items() <= comfyui.markers(path.parent)["a"].items()
+    with safe_open(path, framework="pt") as file:
+        slices = {n.removeprefix("a."): file.get_slice(n) for n in file.keys()}
+    found = {n: (x.get_dtype(), tuple(x.get_shape())) for n, x in slices.items()}
+    assert found.pop("comfy_quant")[0] == "U8"
+    assert found == tensors
 
 
 def test_levels_are_offered_where_256_channels_turn_together() -> None:

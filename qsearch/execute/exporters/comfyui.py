@@ -65,8 +65,9 @@ ROTATED: dict[str, tuple[str, dict[str, Any]]] = {
     "int8-c": ("int8_tensorwise", {"convrot": True, **_FULL}),
     "int8-c+a8": ("int8_tensorwise", {"convrot": True}),
     "int4-c+a4": ("convrot_w4a4", {"linear_dtype": "int4"}),
-    "cb4": ("asym_w4a8_int8", {"group_size": 16, **_FULL}),
-    "cb4+a8": ("asym_w4a8_int8", {"group_size": 16}),
+    # rotated whatever its marker says; SGLang wants it said
+    "cb4": ("asym_w4a8_int8", {"group_size": 16, "convrot": True, **_FULL}),
+    "cb4+a8": ("asym_w4a8_int8", {"group_size": 16, "convrot": True}),
 }
 _ALWAYS_ROTATED = ("convrot_w4a4", "asym_w4a8_int8")
 #: channels of the one rotation that the kernels of 4-bit levels on int8 take
