@@ -3,8 +3,9 @@ at a card's true shapes with random weights.
 
 All of them stand in memory together and are called in turn, round after round, so that a machine
 that slows down slows them all. How long a product takes does not depend on what is in it, so that
-random weights will do; nothing is calibrated, so that `noise`, the distance to bf16's output, tells
-that a contender computes the same thing, and not how good its numbers could be.
+random weights will do; nothing is calibrated, so that `noise`, the distance to the output of full
+precision, tells that a contender computes the same thing, and not how good its numbers could be.
+Full precision is bf16, or fp32 on a CPU that has no units for bf16 and is slower with it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qsearch_kernels import bench
+from qsearch_kernels import bench, products
 
 from ..core.errors import QSearchError, nearest
 from ..core.graph import OpGraph
@@ -33,6 +34,7 @@ from .peers import PEERS, here
 from .timing import check, random_layer
 
 Say = Callable[[str], None]
+_NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class RaceOptions:
 
     `compiled`: each contender through `torch.compile` too, in its `mode` ("reduce-overhead" is CUDA
     graphs; on a CPU blocks that repeat are compiled once). `against`: names in `peers.PEERS`, and
-    "fp32"; None = all that are installed. `say`: told what is left out and what is compiled.
+    "fp32"; None = all that are installed. `dtype`: of full precision; None = what this device
+    multiplies fastest. `say`: told what is left out and what is compiled.
     """
 
     device: str = "cpu"
@@ -49,6 +52,7 @@ class RaceOptions:
     compiled: bool = True
     mode: str = "default"
     against: Iterable[str] | None = None
+    dtype: torch.dtype | None = None
     say: Say = lambda _: None
 
 
@@ -73,8 +77,8 @@ def race_denoisers(
 
     Returns:
         A row a contender: MiB of weights, median ms of one call, fastest and slowest, how many
-        times as fast as bf16 eager and compiled, share of the roofline. A peer that fails is left
-        out, and `say` says why; ours may not fail.
+        times as fast as full precision ("x keep") and as it is compiled, share of the roofline.
+        A peer that fails is left out, and `say` says why; ours may not fail.
 
     Raises:
         QSearchError: for peers and devices that are not here, and where there is no room for all.
@@ -84,16 +88,21 @@ def race_denoisers(
     compiled, against = asked.compiled, asked.against
     check(device)
     kind = torch.device(device).type
-    peers = _peers(kind, against)
-    _room(2 * sum(p.numel() for p in model.parameters()), [*plans, *peers], device)
-    base = filled(model, torch.bfloat16, device)
-    given = numbers(inputs, torch.bfloat16, device)
+    dtype = asked.dtype or (
+        products.float_type(torch.bfloat16) if kind == "cpu" else torch.bfloat16
+    )
+    full = _NAMES[dtype]
+    peers = [name for name in _peers(kind, against) if name != full]
+    numbers_ = sum(p.numel() for p in model.parameters())
+    _room(numbers_ * dtype.itemsize, 2 * numbers_, [*plans, *peers], device)
+    base = filled(model, dtype, device)
+    given = numbers(inputs, dtype, device)
 
     def given_to(name: str) -> Any:
         return numbers(given, torch.float32, device) if name == "fp32" else given
 
-    made: dict[str, nn.Module] = {"bf16": base}
-    chosen: dict[str, Mapping[str, Scheme]] = {"bf16": {}}
+    made: dict[str, nn.Module] = {full: base}
+    chosen: dict[str, Mapping[str, Scheme]] = {full: {}}
     for name, layers in plans.items():
         made[name], chosen[name] = packed(base, graph, layers), layers
     calls: dict[str, Callable[[], object]] = {
@@ -102,12 +111,9 @@ def race_denoisers(
     for call in calls.values():
         call()  # what layers work out in their first call must not be part of a CUDA graph
     for name in peers:
-        module = copy.deepcopy(base)
+        module = _sharing(base)
         try:
-            if name == "fp32":
-                module.float()
-            else:
-                PEERS[name].quantize(module)
+            module = module.float() if name == "fp32" else PEERS[name].quantize(module, given)
             call = _calling(module, given_to(name))
             call()
         except Exception as error:
@@ -138,7 +144,8 @@ def _rows(
     device: str,
     seconds: float,
 ) -> list[dict[str, Any]]:
-    right = _tensor(calls["bf16"]())
+    full = next(iter(made))
+    right = _tensor(calls[full]())
     noise = {
         name: float((_tensor(call()) - right).square().sum() / right.square().sum())
         for name, call in calls.items()
@@ -158,10 +165,10 @@ def _rows(
             "fastest": min(times) * 1e3,
             "slowest": max(times) * 1e3,
         }
-        row |= {"x bf16": middle["bf16"] / middle[name]}
-        if "bf16, compiled" in middle:
-            row["x compiled"] = middle["bf16, compiled"] / middle[name]
-        if own in ("bf16", *(p for p in chosen if chosen[p])):
+        row |= {"x keep": middle[full] / middle[name]}
+        if f"{full}, compiled" in middle:
+            row["x compiled"] = middle[f"{full}, compiled"] / middle[name]
+        if own in (full, *(p for p in chosen if chosen[p])):
             row["of roofline"] = floor(graph, chosen[own], rates) / middle[name]
         else:
             row["of roofline"] = ""
@@ -190,7 +197,7 @@ def packed(base: nn.Module, graph: OpGraph, layers: Mapping[str, Scheme]) -> nn.
     """A copy of `base` whose layers are packed as the plan says, by the nearest codes and with
     treatments that are not calibrated.
     """
-    made = copy.deepcopy(base)
+    made = _sharing(base)
     for name, scheme in layers.items():
         if scheme == KEEP:
             continue
@@ -198,6 +205,11 @@ def packed(base: nn.Module, graph: OpGraph, layers: Mapping[str, Scheme]) -> nn.
         for alias in (name, *graph.layer(name).aliases):
             replace_layer(made, made.get_submodule(alias), layer)
     return made
+
+
+def _sharing(base: nn.Module) -> nn.Module:
+    """A copy with parameters of its own in the same memory: other tools exchange them."""
+    return copy.deepcopy(base, {id(p): nn.Parameter(p.data, False) for p in base.parameters()})
 
 
 @torch.no_grad()
@@ -259,14 +271,14 @@ def _peers(kind: str, against: Iterable[str] | None) -> list[str]:
     return asked
 
 
-def _room(base: int, others: list[str], device: str) -> None:
-    """Refuse a race whose contenders don't fit beside each other; `base`: bytes in 16 bits. Each is
-    copied in those before it is packed; fp32 is twice as much.
+def _room(base: int, short: int, others: list[str], device: str) -> None:
+    """Refuse a race whose contenders don't fit beside each other. `base`: bytes in full precision,
+    `short`: in 16 bits; fp32 is twice as much, what is packed a byte a number and a margin.
     """
     free = (
         torch.cuda.mem_get_info(device)[0] if torch.device(device).type == "cuda" else _available()
     )
-    need = int(base * (2 + sum(2.0 if name == "fp32" else 0.6 for name in others)))
+    need = base + int(short * (0.5 + sum(2.0 if name == "fp32" else 0.6 for name in others)))
     if free is not None and need > free:
         raise QSearchError(
             f"all contenders stand in memory together: about {need / 2**30:.1f} GiB, and "
@@ -349,7 +361,11 @@ def _peak(call: Callable[[], object], device: str) -> int:
 
 
 def _bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers, those inside of tensor subclasses too, each once."""
+    """Bytes of all parameters and buffers, those inside of tensor subclasses too, each once; of a
+    module whose weights are no tensors of torch, what it says itself.
+    """
+    if (own := getattr(model, "stored_bytes", None)) is not None:
+        return int(own)
     seen: dict[tuple[int, int], int] = {}
 
     def add(tensor: Tensor) -> None:

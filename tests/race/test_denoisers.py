@@ -17,7 +17,9 @@ from qsearch.graphs.extraction import extract
 from qsearch.graphs.families import cards
 from qsearch.race import denoisers, peers
 from qsearch.race.denoisers import filled, floor, numbers, race_denoisers, uniform
+from qsearch_kernels import products
 from tests.conftest import Command
+from tests.kernels.made_up_cores import table
 from tests.models import plain, plain_inputs
 
 
@@ -32,6 +34,7 @@ def test_ours_and_compiled_ones_race_beside_full_precision_and_compute_the_same(
         uniform(graph, ["keep", "int8-c+a8", "uint4-c"]),
         seconds=0,
         against=["fp32"],
+        dtype=torch.bfloat16,
     )
 
     found = {row["denoiser"]: row for row in rows}
@@ -52,10 +55,23 @@ def test_ours_and_compiled_ones_race_beside_full_precision_and_compute_the_same(
         > found["int8-c+a8"]["weights, MiB"]
         > found["uint4-c"]["weights, MiB"]
     )
-    assert found["bf16"]["x bf16"] == 1
+    assert found["bf16"]["x keep"] == 1
     assert found["bf16, compiled"]["x compiled"] == 1
     assert 0 < found["int8-c+a8"]["of roofline"] < 1
     assert found["fp32"]["of roofline"] == ""
+
+
+def test_full_precision_is_fp32_where_bf16_has_no_units() -> None:
+    model, graph = plain()
+
+    with products.using(table(keep_bf16="fp32")):
+        rows = race_denoisers(
+            model, graph, plain_inputs(), uniform(graph, ["int8-c+a8"]), seconds=0, compiled=False,
+            against=["fp32"],
+        )  # fmt: skip
+
+    assert [row["denoiser"] for row in rows] == ["fp32", "int8-c+a8"]
+    assert rows[0]["x keep"] == 1
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +97,14 @@ def test_every_peer_that_is_installed_takes_part(
         model, graph, inputs, {}, seconds=0, compiled=False, against=[name], say=said.append
     )
 
-    assert [row["denoiser"] for row in rows] == ["bf16", name], said
+    full = "bf16" if products.float_type(torch.bfloat16) == torch.bfloat16 else "fp32"
+    assert [row["denoiser"] for row in rows] == [full, name], said
     assert 0.9 * rows[0]["weights, MiB"] > rows[1]["weights, MiB"]
     assert 0 < rows[1]["noise"] < 0.02
 
 
 def test_a_peer_that_fails_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(model: nn.Module) -> None:
+    def broken(model: nn.Module, inputs: Any) -> nn.Module:
         raise ImportError("no such kernel\nand much more")
 
     monkeypatch.setitem(peers.PEERS, "torchao-w8", peers.Peer("torch", broken))
@@ -103,6 +120,7 @@ def test_a_peer_that_fails_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch
         compiled=False,
         against=["torchao-w8"],
         say=said.append,
+        dtype=torch.bfloat16,
     )
 
     assert [row["denoiser"] for row in rows] == ["bf16"]
