@@ -8,6 +8,8 @@ beyond small layers and takes the process with it.
 from __future__ import annotations
 
 import importlib.util
+import logging
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -103,8 +105,11 @@ def _openvino_w8a8(model: nn.Module, inputs: Mapping[str, Any]) -> nn.Module:
     import openvino as ov
 
     wrapped = Positional(model, dict(inputs)).eval()
-    made = ov.convert_model(wrapped, example_input=tuple(wrapped.tensors.values()))
-    made = nncf.compress_weights(made, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    nncf.set_log_level(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's tracer warns of every branch of this call
+        made = ov.convert_model(wrapped, example_input=tuple(wrapped.tensors.values()))
+        made = nncf.compress_weights(made, mode=nncf.CompressWeightsMode.INT8_ASYM)
     held = [node for node in made.get_ops() if node.get_type_name() == "Constant"]
     # the CPU's plug-in rounds inputs of compressed layers to 8 bits where that is faster for it
     settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "NUM_STREAMS": 1}
