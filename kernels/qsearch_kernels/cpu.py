@@ -33,6 +33,7 @@ from .cpu_rounded import (
     whole_levels,
 )
 from .cpu_rows import Bytes, rows_of
+from .jit import compiled
 from .reference import convolved
 from .weight import Weight
 
@@ -59,9 +60,7 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
 
 
 def weight_way(weight: Weight, rows: int, dtype: torch.dtype) -> str:
-    """How a weight is multiplied with so many rows of `dtype` as they are: "digits", "int8pack", or
-    the type that it is widened to.
-    """
+    """How a weight is multiplied with so many rows of `dtype` as they are: one of `weight_ways`."""
     inputs = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32")
     return products.way(
         f"{products.kind_of(weight, None)} {inputs}", rows, weight_ways(weight, rows, dtype)
@@ -72,6 +71,8 @@ def weight_ways(weight: Weight, rows: int, dtype: torch.dtype) -> tuple[str, ...
     """The ways of `linear_by` that there are for a weight and so many rows of `dtype`."""
     short = dtype == torch.bfloat16
     found = ["fp32"]
+    if dequantize_gemm.takes(weight) and compiled("widen_numba") is not None:
+        found.append("fp32 rows")
     if in_bytes(weight) and small_m.exact():
         found.append("digits")
     if short and rows > FEW:
@@ -92,7 +93,8 @@ def linear_by(way: str, rows: Tensor, weight: Weight, bias: Tensor | None) -> Te
     """The product [M, N] of `rows` [M, K] in their type, in one of `weight_ways`.
 
     "digits": rows as two or three bytes each, in products of bytes; "int8pack": torch's own product
-    of bf16 rows with bytes about zero; "fp32", "bf16": the weight widened to that type.
+    of bf16 rows with bytes about zero; "fp32", "bf16": the weight widened to that type; "fp32
+    rows": widened four rows at a time.
     """
     short = rows.dtype in (torch.bfloat16, torch.float16)
     if way == "digits":
@@ -100,6 +102,8 @@ def linear_by(way: str, rows: Tensor, weight: Weight, bias: Tensor | None) -> Te
         if len(rows) <= FEW and small_m.takes(weight):
             return _with_bias(small_m.product(rows.float(), weight, count), bias, rows.dtype)
         return digits.product(*digits.digits_of(rows.float(), count), weight, bias, rows.dtype)
+    if way == "fp32 rows":
+        return _with_bias(dequantize_gemm.by_rows(rows, weight), bias, rows.dtype)
     if way == "int8pack":
         sums = torch._weight_int8pack_mm(
             rows.contiguous(), weight.codes, torch.ones(len(weight.codes), dtype=rows.dtype)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +21,6 @@ from . import layout
 from .jit import compiled, in_parts
 from .weight import Weight
 
-_FEW = 96  # rows up to which a weight is widened four rows at a time, in the first cache
 #: weights that are widened at a time, nearly: smaller pieces would fit a smaller cache, but each is
 #: a call, and a GEMM that packs its rows
 _WEIGHTS = 2**20
@@ -48,10 +46,6 @@ def product(rows: Tensor, weight: Weight) -> Tensor:
         if by_phase
         else F.pad(rows, (0, padded - weight.columns))
     )
-    fast = compiled("widen_numba") if len(rows) <= _FEW else None
-    if fast is not None:
-        out = _few(fast, rows, weight)
-        return out if weight.group > 0 else out.mul_(weight.scale.float().flatten())
     scaled = (
         weight.group <= 0 and len(rows) > weight.columns
     )  # scaling the weight is less work than scaling what comes out
@@ -193,13 +187,17 @@ def _compiled(weight: Weight) -> _Compiled:
     )
 
 
-def _few(fast: ModuleType, rows: Tensor, weight: Weight) -> Tensor:
-    """`product` of a few rows: a row of the weight at a time, in the first cache."""
+def by_rows(rows: Tensor, weight: Weight) -> Tensor:
+    """`product` for a few rows, where numba is installed: four rows of the weight at a time, in the
+    first cache.
+    """
+    fast = compiled("widen_numba")
+    assert fast is not None, "asked for where numba is not installed"
     given, made = _compiled(weight), torch.empty(len(rows), len(weight.codes))
     x = layout.by_phase(rows.float(), weight.bits).contiguous().numpy()
     out = made.numpy()
     in_parts(lambda a, b: fast.few(x, *given.part(a, b), out, a), len(weight.codes), _least(weight))
-    return made
+    return made if weight.group > 0 else made.mul_(weight.scale.float().flatten())
 
 
 def _least(weight: Weight) -> int:

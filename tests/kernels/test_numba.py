@@ -152,11 +152,12 @@ def test_a_product_with_a_widened_weight_is_the_plain_one(
 ) -> None:
     x = torch.randn(rows, weight.columns)
 
-    made = dequantize_gemm.product(x, weight)
+    made, few = (by(x, weight) for by in (dequantize_gemm.product, dequantize_gemm.by_rows))
 
     right = plain(lambda: dequantize_gemm.product(x, weight))
     size = float((x.abs() @ weight.dequantize(torch.float32).abs().T).max())
     torch.testing.assert_close(made, right, rtol=0, atol=3e-6 * size)
+    torch.testing.assert_close(few, right, rtol=0, atol=3e-6 * size)
 
 
 @pytest.mark.skipif(not jit.has_avx2(), reason="no AVX2, or capped")
