@@ -28,6 +28,7 @@ import torch
 from figure import publish
 from scipy.stats import spearmanr
 from torch import Tensor
+from zoo_sampling import prompts_of, sampling_of
 
 from qsearch import zoo
 from qsearch.core.attentions import attention_share
@@ -46,7 +47,6 @@ from qsearch.measure.pipelines import (
     model_of,
     record,
     sample,
-    scene_prompts,
 )
 from qsearch.measure.profiling import profile_pipeline
 from qsearch.measure.quantized_weights import QuantizedWeights
@@ -73,17 +73,17 @@ class Case:
         self.name, self.captions = name, captions
         self.pipe = load_pipeline(zoo.folder(name))
         self.model = model_of(self.pipe)
-        call, *_ = record(self.pipe, scene_prompts(1, seed=0), self.sampling(0), 1)
+        call, *_ = record(self.pipe, prompts_of(name, 1, 0), self.sampling(0), 1)
         self.graph = extract(self.model, example_inputs(call, self.model), name=name)
         self.weights = QuantizedWeights(self.model, self.graph)
 
     def sampling(self, seed: int) -> Sampling:
         """20 guided steps."""
-        return Sampling(steps=STEPS, seed=seed, batch=self.captions)
+        return sampling_of(self.name, STEPS, seed, self.captions)
 
     def sampled(self, seed: int, plan: Plan | dict[str, Scheme] | None = None) -> Tensor:
         """Final latents of the captions of a seed, by a plan."""
-        prompts = scene_prompts(self.captions, seed=seed)
+        prompts = prompts_of(self.name, self.captions, seed)
         if plan is None:
             return sample(self.pipe, prompts, self.sampling(seed))
         with simulate(self.model, plan, self.graph, self.weights):
@@ -116,7 +116,7 @@ def price(case: Case, table_path: Path, probes: int) -> None:
     table = profile_pipeline(
         case.pipe,
         case.graph,
-        scene_prompts(case.captions, seed=1),
+        prompts_of(case.name, case.captions, 1),
         case.sampling(1),
         schemes=LAYERS,
         attentions=priced(case.graph),

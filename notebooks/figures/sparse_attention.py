@@ -4,13 +4,15 @@
     python notebooks/figures/sparse_attention.py --part times [--pairs 5]
     python notebooks/figures/sparse_attention.py --part video [--heads 4 --pairs 2]
     python notebooks/figures/sparse_attention.py --part pixart
-    python notebooks/figures/sparse_attention.py --part methods [--captions 16]
+    python notebooks/figures/sparse_attention.py --part methods [--zoo scenes-video --captions 16]
 
-Each part writes sparse_attention-PART.json. Times are processor seconds of one thread in fp32, so
-that other programs on the machine count for little; dense and sparse take turns, and of each the
-least is taken. `pixart`: one call of PixArt-α with random weights at 1024 pixels, batch 1.
-`methods`: scenes-dit, 64 tokens, 20 steps of which 5 are dense, then every fifth; every caption has
-noise of its own, the same for all methods; drifts are fitted on other captions.
+Each part writes sparse_attention-PART.json, `methods` one for each model. Times are processor
+seconds of one thread in fp32, so that other programs on the machine count for little; dense and
+sparse take turns, and of each the least is taken. `pixart`: one call of PixArt-α with random
+weights at 1024 pixels, batch 1.
+`methods`: 20 steps of which 5 are dense, then every fifth; every caption has noise of its own, the
+same for all methods; drifts are fitted on other captions. scenes-video has 512 tokens in 8 frames
+(1/8, 1/16 and 1/32 of the keys kept), scenes-dit 64 (1/4, 1/8, 1/16).
 """
 
 from __future__ import annotations
@@ -29,18 +31,18 @@ import torch.nn.functional as F
 import yaml
 from figure import publish
 from torch import Tensor
+from zoo_sampling import prompts_of, sampling_of
 
 from qsearch import zoo
 from qsearch.core.steps import clock_of
-from qsearch.measure.evaluation import Outcome
-from qsearch.measure.metrics import ssim
+from qsearch.graphs.extraction import extract
+from qsearch.measure.evaluation import Outcome, evaluated
 from qsearch.measure.pipelines import (
-    Prompts,
-    Sampling,
     decode,
+    example_inputs,
     load_pipeline,
+    record,
     sample,
-    scene_prompts,
 )
 from qsearch.measure.sparse import sparse_attention
 from qsearch_kernels.attention_calibration import fit_drift, row_density
@@ -48,6 +50,7 @@ from qsearch_kernels.attention_choice import AttentionChoice
 from qsearch_kernels.attention_cost import mean_flops, state_bytes
 from qsearch_kernels.attention_layout import Dense, Layout, Tokens, layout_of
 from qsearch_kernels.carried_attention import (
+    Arrangement,
     SparseAttention,
     SparseAttentionState,
     attend,
@@ -77,8 +80,11 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.process_time() - start
 
 
-def publish_part(part: str, rows: list[dict[str, Any]], title: str) -> None:
-    publish(str(Path(__file__).with_name(f"sparse_attention-{part}.py")), rows, title=title, seed=0)
+def publish_part(
+    part: str, rows: list[dict[str, Any]], title: str, extra: dict[str, Any] | None = None
+) -> None:
+    script = str(Path(__file__).with_name(f"sparse_attention-{part}.py"))
+    publish(script, rows, title=title, seed=0, extra=extra or {})
 
 
 def drawn(tokens: Tokens, heads: int, size: int) -> list[Tensor]:
@@ -223,12 +229,14 @@ class Compared:
     rivals: dict[str, SparseAttention]
     layouts: dict[int, Layout]
     errors: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    density: dict[int, list[Tensor]] = field(default_factory=dict)
+    density: dict[int, dict[int, Tensor]] = field(default_factory=dict)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, step: int) -> Tensor:
         dense = attention(q, k, v, Dense(Tokens(q.shape[2])), scale=scale).output
         for kept, layout in self.layouts.items():
-            self.density.setdefault(kept, []).append(row_density(q, k, layout, scale))
+            found, rows = self.density.setdefault(kept, {}), row_density(q, k, layout, scale)
+            # pipelines may guide in two calls a step
+            found[step] = torch.cat([found[step], rows]) if step in found else rows
         if step >= WARM:
             for name, rival in self.rivals.items():
                 made = attend(q, k, v, rival.choice, rival.state, step, scale=scale)  # type: ignore[arg-type]  # one choice for all steps
@@ -239,6 +247,10 @@ class Compared:
     def reset(self) -> None:
         for rival in self.rivals.values():
             rival.reset()
+
+    def densities(self, kept: int) -> list[Tensor]:
+        """Of the steps behind the first dense ones."""
+        return [rows for step, rows in self.density[kept].items() if step >= WARM]
 
 
 @contextmanager
@@ -256,55 +268,61 @@ def warmed(choice: AttentionChoice, step: int) -> AttentionChoice:
     return choice if step >= WARM else AttentionChoice()
 
 
-def mean_and_error(x: Tensor) -> tuple[float, float]:
-    return float(x.mean()), float(x.std() / len(x) ** 0.5)
-
-
 @torch.no_grad()
-def methods(captions: int) -> None:
-    pipe = load_pipeline(zoo.folder("scenes-dit"))
-    names = [n for n, _ in pipe.transformer.named_modules() if n.endswith("attn1")]
-    heads, size = 5, 32
-    layouts = {kept: layout_of("window", kept, Tokens(64)) for kept in (4, 8, 16)}
-    calibration = {name: Compared({}, layouts) for name in names}
+def methods(name: str, captions: int) -> None:
+    pipe = load_pipeline(zoo.folder(name))
+    call, *_ = record(pipe, prompts_of(name, 1, seed=0), sampling_of(name, 1, 0), 1)
+    graph = extract(pipe.transformer, example_inputs(call, pipe.transformer), name=name)
+    specs = graph.self_attentions
+    spec = next(iter(specs.values()))
+    tokens, dense = Tokens(spec.tokens, frames=spec.frames), AttentionChoice()
+    arrangement = Arrangement(frames=spec.frames)
+    heads, size = spec.heads, spec.head_size
+    layouts = {n: layout_of("window", n, tokens) for n in (KEPT if spec.frames > 1 else (4, 8, 16))}
+    calibration = {module: Compared({}, layouts) for module in specs}
     with routed(pipe, calibration):
-        sample(pipe, scene_prompts(captions, seed=1), Sampling(steps=STEPS, seed=1000))
-    tables = {
-        (name, kept): fit_drift(one.density[kept][WARM:], 5, Tokens(64))
-        for name, one in calibration.items()
+        sample(pipe, prompts_of(name, captions, seed=1), sampling_of(name, STEPS, 1000, batch=8))
+    drifts = {
+        (module, kept): fit_drift(one.densities(kept), 5, tokens)
+        for module, one in calibration.items()
         for kept in layouts
     }
-    prompts, sampling = scene_prompts(captions, seed=2), Sampling(steps=STEPS, seed=2000)
-    reference = sample(pipe, prompts, sampling)
-    pictures = decode(pipe, reference)
+
+    def state(module: str, kept: int) -> SparseAttentionState:
+        return SparseAttentionState(arrangement, drifts[module, kept])
+
+    prompts, sampling = prompts_of(name, captions, seed=2), sampling_of(name, STEPS, 2000, batch=8)
+    latents = sample(pipe, prompts, sampling)
+    reference = Outcome(prompts, latents, decode(pipe, latents, sampling, prompts), ())
+    metrics = ("sqnr", "ssim", "alignment", *(("motion",) if spec.frames > 1 else ()))
+    whole, _ = evaluated(reference, reference, metrics)
+    print("full precision", whole, flush=True)
     rows = []
     for kept, layout in layouts.items():
         choices = {n: AttentionChoice.parse(w.format(n=kept)) for n, w in RIVALS.items()}
         seen = {
-            name: Compared(
-                {
-                    n: SparseAttention(c, SparseAttentionState(drift=tables[name, kept]))
-                    for n, c in choices.items()
-                },
+            module: Compared(
+                {n: SparseAttention(c, state(module, kept)) for n, c in choices.items()},
                 {kept: layout},
             )
-            for name in names
+            for module in specs
         }
         with routed(pipe, seen):
             sample(pipe, prompts, sampling)
-        rho = [float(torch.stack(one.density[kept][WARM:]).mean()) for one in seen.values()]
+        rho = [float(torch.stack(one.densities(kept)).mean()) for one in seen.values()]
         print("mean rho of each layer", kept, [round(x, 3) for x in rho], flush=True)
         for rival, choice in choices.items():
             attentions = {
-                name: SparseAttention(
-                    partial(warmed, choice), SparseAttentionState(drift=tables[name, kept])
-                )
-                for name in names
+                module: SparseAttention(partial(warmed, choice), state(module, kept))
+                for module in specs
             }
             with routed(pipe, attentions):
                 made = sample(pipe, prompts, sampling)
-            off = (made - reference).flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)
-            alike = ssim_of(decode(pipe, made), pictures)
+            found, _ = evaluated(
+                Outcome(prompts, made, decode(pipe, made, sampling, prompts), ()),
+                reference,
+                metrics,
+            )
             errors = torch.tensor(
                 [
                     [e for step, e in one.errors[rival] if (step - WARM) % 5 or not choice.method]
@@ -312,32 +330,28 @@ def methods(captions: int) -> None:
                 ]
             ).sqrt()
             flops = [
-                mean_flops(AttentionChoice(), Tokens(64), heads, size, 1) * WARM,
-                mean_flops(choice, Tokens(64), heads, size, STEPS - WARM) * (STEPS - WARM),
+                mean_flops(dense, tokens, heads, size, 1) * WARM,
+                mean_flops(choice, tokens, heads, size, STEPS - WARM) * (STEPS - WARM),
             ]
-            dense = mean_flops(AttentionChoice(), Tokens(64), heads, size, 1) * STEPS
-            rows.append(
-                {
-                    "kept": f"1/{kept}",
-                    "method": rival,
-                    "mean rho": sum(rho) / len(rho),
-                    "attention error": float(errors.mean()),
-                    "its worst layer": float(errors.mean(1).max()),
-                    "latent error": mean_and_error(off)[0],
-                    "± ": mean_and_error(off)[1],
-                    "SSIM": mean_and_error(alike)[0],
-                    "±": mean_and_error(alike)[1],
-                    "attention FLOPs %": 100 * sum(flops) / dense,
-                }
-            )
+            row = {
+                "kept": f"1/{kept}",
+                "method": rival,
+                "mean rho": sum(rho) / len(rho),
+                "least rho": min(rho),
+                "attention error": float(errors.mean()),
+                "its worst layer": float(errors.mean(1).max()),
+            }
+            for metric in metrics:
+                row |= {metric: found[metric][0], f"± {metric}": found[metric][1]}
+            whole_flops = mean_flops(dense, tokens, heads, size, 1) * STEPS
+            rows.append(row | {"attention FLOPs %": 100 * sum(flops) / whole_flops})
             print(rows[-1], flush=True)
-    publish_part("methods", rows, f"scenes-dit, {captions} captions, {STEPS} steps, {WARM} dense")
-
-
-def ssim_of(made: Tensor, reference: Tensor) -> Tensor:
-    none = Prompts((), ())
-    one, other = (Outcome(none, x, x, ()) for x in (made, reference))
-    return ssim.measure(one, other)
+    publish_part(
+        f"methods-{name}",
+        rows,
+        f"{name}, {captions} captions, {STEPS} steps, {WARM} dense",
+        {"full precision": {m: list(whole[m]) for m in metrics[2:]}},
+    )
 
 
 if __name__ == "__main__":
@@ -346,6 +360,7 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--captions", type=int, default=16)
+    parser.add_argument("--zoo", default="scenes-dit")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
@@ -354,6 +369,6 @@ if __name__ == "__main__":
         "times": partial(times, options.pairs),
         "video": partial(video, options.heads, options.pairs),
         "pixart": pixart,
-        "methods": partial(methods, options.captions),
+        "methods": partial(methods, options.zoo, options.captions),
     }
     parts[options.part]()
