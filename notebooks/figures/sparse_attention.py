@@ -293,7 +293,7 @@ def methods(name: str, captions: int) -> None:
 
     prompts, sampling = prompts_of(name, captions, seed=2), sampling_of(name, STEPS, 2000, batch=8)
     latents = sample(pipe, prompts, sampling)
-    reference = Outcome(prompts, latents, decode(pipe, latents, sampling, prompts), ())
+    reference = Outcome(prompts, latents, decode(pipe, latents, 8, sampling, prompts), ())
     metrics = ("sqnr", "ssim", "alignment", *(("motion",) if spec.frames > 1 else ()))
     whole, _ = evaluated(reference, reference, metrics)
     print("full precision", whole, flush=True)
@@ -319,7 +319,7 @@ def methods(name: str, captions: int) -> None:
             with routed(pipe, attentions):
                 made = sample(pipe, prompts, sampling)
             found, _ = evaluated(
-                Outcome(prompts, made, decode(pipe, made, sampling, prompts), ()),
+                Outcome(prompts, made, decode(pipe, made, 8, sampling, prompts), ()),
                 reference,
                 metrics,
             )
