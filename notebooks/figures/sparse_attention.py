@@ -271,7 +271,7 @@ def warmed(choice: AttentionChoice, step: int) -> AttentionChoice:
 @torch.no_grad()
 def methods(name: str, captions: int) -> None:
     pipe = load_pipeline(zoo.folder(name))
-    call, *_ = record(pipe, prompts_of(name, 1, seed=0), sampling_of(name, 1, 0), 1)
+    call, *_ = record(pipe, prompts_of(name, 1, seed=0), sampling_of(name, 2, 0), 1)
     graph = extract(pipe.transformer, example_inputs(call, pipe.transformer), name=name)
     specs = graph.self_attentions
     spec = next(iter(specs.values()))
