@@ -88,6 +88,8 @@ def commit() -> str:
             "--",
             ":(top)",
             ":(top,exclude)notebooks/figures/*.json",
+            ":(top,exclude)notebooks/figures/*.png",
+            ":(top,exclude)qsearch/zoo/*/scores.json",
         )
     except (OSError, subprocess.CalledProcessError):
         return ""
