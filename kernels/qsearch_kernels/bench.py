@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from .weight import Weight
 #: a U-Net's attention of 4096
 SHAPES = ((1, 1152, 6912), (256, 1152, 1152), (256, 1152, 4608), (4096, 640, 640))
 _LEAST = 5  # rounds, however long they take
+_HOPELESS = 8.0  # times as slow as the fastest: what is called in the first round alone
 
 
 def race(
@@ -35,7 +37,8 @@ def race(
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Name -> seconds of each call; one call of every contender a round, for at least `seconds`
-    each in the mean and five rounds, after one that is not counted.
+    each in the mean and five rounds, after one that is not counted. A contender that is `_HOPELESS`
+    times slower than the fastest is called in the first round alone.
 
     `clock`: `time.process_time` counts the seconds of the cores that worked, for a machine that
     others use at the same time.
@@ -47,10 +50,13 @@ def race(
     for call in contenders.values():
         call()
     began = time.perf_counter()
-    while len(next(iter(taken.values()))) < _LEAST or time.perf_counter() - began < seconds * len(
+    while max(map(len, taken.values())) < _LEAST or time.perf_counter() - began < seconds * len(
         contenders
     ):
+        fastest = min((min(times) for times in taken.values() if times), default=math.inf)
         for name, call in contenders.items():
+            if taken[name] and min(taken[name]) > _HOPELESS * fastest:
+                continue
             wait()
             start = clock()
             call()

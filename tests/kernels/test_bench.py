@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 
 import pytest
@@ -83,3 +84,23 @@ def test_the_floor_is_the_slower_of_bytes_and_operations(
     assert bench.floor(name, 10**6, 100, 200, {**RATES, "bytes": 1e18}) == pytest.approx(
         2 * 10**6 * 100 * 200 / RATES[rate]
     )
+
+
+def test_a_contender_that_is_many_times_slower_is_called_in_one_round_alone() -> None:
+    called = {"fast": 0, "slow": 0, "hopeless": 0}
+    now = 0.0
+
+    def by(name: str, taken: float) -> Callable[[], None]:
+        def call() -> None:
+            nonlocal now
+            called[name] += 1
+            now += taken
+
+        return call
+
+    given = {"hopeless": by("hopeless", 9.0), "fast": by("fast", 1.0), "slow": by("slow", 7.0)}
+
+    taken = bench.race(given, 0.0, clock=lambda: now)
+
+    assert taken == {"hopeless": [9.0], "fast": [1.0] * 5, "slow": [7.0] * 5}
+    assert called == {"hopeless": 2, "fast": 6, "slow": 6}  # one is not counted
