@@ -1,13 +1,14 @@
 """Products of a CPU on every instruction set that it has: ours, fp32, bf16 and torch's own int8.
 
     python notebooks/figures/products.py [--seconds 1] [--threads 1] [--levels native avx2 ...]
+    [--name avx2-2]
 
 Each level is a process of its own, whose core is capped: `ONEDNN_MAX_CPU_ISA` for oneDNN,
 `ATEN_CPU_CAPABILITY` for torch's own loops, `FBGEMM_ENABLE_INSTRUCTIONS` for FBGEMM. In it all
 contenders are called in turn, round after round, and the least time counts, in seconds that the
 process worked: other processes on the machine make a call longer, never shorter. torch's own int8
 layers are checked for exactness beside: `exact` is what their integer sums are exact for.
-Weights are normal numbers rounded to nearest. Written to products.json.
+Weights are normal numbers rounded to nearest. Written to products.json, or products-NAME.json.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -142,6 +144,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="for each contender and shape")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--levels", nargs="+", choices=list(LEVELS), default=list(LEVELS))
+    parser.add_argument("--name", default="", help="of this core and its threads")
     parser.add_argument("--inside", choices=list(LEVELS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:
@@ -157,8 +160,10 @@ def main() -> None:
         content = next(line for line in done.stdout.splitlines() if line.startswith("ROWS"))
         found, cores[name] = json.loads(content.removeprefix("ROWS"))
         rows += found
+    script = f"products-{options.name}.py" if options.name else "products.py"
     publish(
-        __file__, rows, title=f"products on every instruction set, {options.threads} thread",
+        str(Path(__file__).with_name(script)), rows,
+        title=f"products on every instruction set, {options.threads} thread",
         seed=0, extra={"cores": cores, "clock": "least of wall and process seconds"},
     )  # fmt: skip
 
