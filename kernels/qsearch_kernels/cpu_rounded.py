@@ -20,14 +20,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import dequantize_gemm, integer_sums, layout, products, saturation, small_m
 from .cpu_rows import Bytes
-from .jit import compiled, in_parts
+from .jit import passes
 from .reference import grid
 from .weight import Weight
 
 _WIDE = (
     2**20
 )  # weights at a time that are widened to fp32 or split, where that is how integers are multiplied
-_THREAD = 2**15  # numbers that are worth a thread of their own
 _SPREAD = 2**23  # bytes of weights, spread at a time
 #: of a product's results at a time: what is computed between them stays in the last cache
 _NUMBERS = 2**20
@@ -179,7 +178,7 @@ def _finish(
 
     `sums` int32 or fp32 [m, n], which may be written over; `left` [m, 2], `right` [1 or 2, n].
     """
-    fast, (count, outputs) = compiled("rows_numba"), sums.shape
+    fast, (count, outputs) = passes("rows_numba"), sums.shape
     if fast is None:
         y = _fp32(sums)
         y.addmm_(left[:, : len(right)], right).mul_(scale)
@@ -197,14 +196,7 @@ def _finish(
     ends = (right[0].contiguous().numpy(), zero, scale.expand(outputs).contiguous().numpy())
     added, place = none if bias is None else bias.contiguous().numpy(), begin if whole else 0
 
-    def work(a: int, b: int) -> None:
-        more = second[a:b]
-        fast.finish(
-            given[a:b], sides[0, a:b], ends[0], more, *ends[1:], units[a:b], added, target[a:b],
-            place,
-        )  # fmt: skip
-
-    in_parts(work, count, max(1, _THREAD // outputs))
+    fast.finish(given, sides[0], ends[0], second, *ends[1:], units, added, target, place)
     if not whole:
         out[:, begin : begin + outputs] = made
 

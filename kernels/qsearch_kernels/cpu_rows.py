@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from . import products
-from .jit import compiled, in_parts
+from .jit import passes
 from .reference import grid
 
-_THREAD = 2**15  # numbers that are worth a thread of their own
 _NUMBERS = 2**20  # of rows at a time: what is computed between them stays in the last cache
 
 
@@ -79,12 +78,12 @@ def rows_of(
 def _ends(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Least and greatest number of each row, fp32 [M, 1] each; NaN or infinite for a row that holds
     something not finite."""
-    fast = compiled("rows_numba")
+    fast = passes("rows_numba")
     if fast is None:  # not `aminmax`, which takes ten times as long along an axis
         return rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)
     bits, found = rows.view(torch.int32).numpy(), torch.empty(2, len(rows), dtype=torch.int32)
     low, high = found.numpy()
-    in_parts(lambda a, b: fast.ends(bits[a:b], low[a:b], high[a:b]), len(rows), _part(rows))
+    fast.ends(bits, low, high)
     least, most = found.view(torch.float32)
     return least[:, None], most[:, None]
 
@@ -99,7 +98,7 @@ def _round(
     sums: Tensor,
 ) -> None:
     """Writes the codes of `rows` fp32 [M, K], `less` less than they are, and their sums [M, 1]."""
-    fast, top = compiled("rows_numba"), 2**activation - 1
+    fast, top = passes("rows_numba"), 2**activation - 1
     if fast is None:
         place = torch.div(rows, scale).add_(zero).round_().clamp_(0, top).sub_(less)
         codes.copy_(place)
@@ -107,15 +106,4 @@ def _round(
         return
     x, out, total = rows.numpy(), codes.numpy(), sums.flatten().numpy()
     units, origins = (each.expand(len(rows), 1).flatten().numpy() for each in (scale, zero))
-    in_parts(
-        lambda a, b: fast.round_rows(
-            x[a:b], units[a:b], origins[a:b], top, less, out[a:b], total[a:b]
-        ),
-        len(rows),
-        _part(rows),
-    )
-
-
-def _part(rows: Tensor) -> int:
-    """Rows whose numbers are worth a thread of their own."""
-    return max(1, _THREAD // max(1, rows.shape[1]))
+    fast.round_rows(x, units, origins, top, less, out, total)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import layout
-from .jit import compiled, in_parts
+from .jit import compiled, in_parts, passes
 from .weight import Weight
 
 #: weights that are widened at a time, nearly: smaller pieces would fit a smaller cache, but each is
@@ -86,23 +86,14 @@ def scratch(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
 def _widener(weight: Weight, shape: tuple[int, int]) -> Callable[[int, Tensor], object]:
     """What widens the rows of a weight from one on, as many as `out` [n, phases, columns a phase]
     has; `shape`: the largest that `out` gets."""
-    fast = compiled("widen_numba")
+    fast = passes("widen_numba")
     if fast is None:
         bytes_ = scratch(*shape, torch.uint8)
         return lambda begin, out: _widen(
             weight.part(begin, begin + len(out)), bytes_[: len(out)], out
         )
-    given, least = _compiled(weight), _least(weight)
-
-    def widen(begin: int, out: Tensor) -> None:
-        target = out.numpy()
-        in_parts(
-            lambda a, b: fast.widen(*given.part(begin + a, begin + b), target[a:b]),
-            len(out),
-            least,
-        )
-
-    return widen
+    given = _compiled(weight)
+    return lambda begin, out: fast.widen(*given.part(begin, begin + len(out)), out.numpy())
 
 
 def _widen(weight: Weight, bytes_: Tensor, out: Tensor) -> None:

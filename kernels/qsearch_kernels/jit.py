@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+_FEW_THREADS = 2
+
 
 def jit(function: Callable[..., Any]) -> Any:
     """`function` compiled by numba, without the interpreter's lock."""
@@ -47,6 +49,15 @@ def compiled(name: str) -> ModuleType | None:
     if importlib.util.find_spec("numba") is None:
         return None
     return importlib.import_module(f".{name}", __package__)
+
+
+def passes(name: str) -> ModuleType | None:
+    """The module `name` for passes over memory, which one thread makes: None where torch's own
+    operations have more threads than two, and are as fast as that.
+
+    Threads beside torch's would wait for its workers, which spin for milliseconds after each call.
+    """
+    return compiled(name) if torch.get_num_threads() <= _FEW_THREADS else None
 
 
 @functools.cache

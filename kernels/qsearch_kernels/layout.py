@@ -19,10 +19,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .jit import compiled, in_parts
+from .jit import passes
 
 _ARRANGED = (torch.float32, torch.uint8, torch.int8)  # types that numba arranges
-_THREAD = 2**16  # codes that are worth a thread of their own
 
 
 def planes(bits: int) -> tuple[int, ...]:
@@ -111,15 +110,11 @@ def unpack_by_phase(packed: Tensor, bits: int, columns: int, out: Tensor) -> Ten
     is the smaller one. The padding holds code 0, as packed rows do.
     """
     count = phases(bits)
-    fast = compiled("widen_numba") if packed.device.type == "cpu" else None
+    fast = passes("widen_numba") if packed.device.type == "cpu" else None
     if fast is not None:
         given, widths = packed.contiguous().numpy(), torch.tensor(planes(bits)).numpy()
         target = out.unflatten(-1, (count, -1)).numpy()
-        in_parts(
-            lambda a, b: fast.unpack(given[a:b], widths, columns, target[a:b]),
-            len(out),
-            max(1, _THREAD // max(1, out.shape[-1])),
-        )
+        fast.unpack(given, widths, columns, target)
         return out
     each, start, shift = out.shape[-1] // count, 0, 0
     for width in planes(bits):
@@ -151,13 +146,12 @@ def unpack_by_phase(packed: Tensor, bits: int, columns: int, out: Tensor) -> Ten
 def by_phase(x: Tensor, bits: int) -> Tensor:
     """[rows, columns] in the order of `unpack_by_phase`, with zeros where it pads."""
     count = phases(bits)
-    fast = compiled("widen_numba") if x.device.type == "cpu" and x.dtype in _ARRANGED else None
+    fast = passes("widen_numba") if x.device.type == "cpu" and x.dtype in _ARRANGED else None
     if fast is not None and count > 1:
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         made = rows.new_empty(len(rows), count, -(-x.shape[-1] // count))
         given, out = rows.numpy(), made.numpy()
-        least = max(1, _THREAD // max(1, x.shape[-1]))
-        in_parts(lambda a, b: fast.arrange(given[a:b], count, out[a:b]), len(rows), least)
+        fast.arrange(given, count, out)
         return made.view(*x.shape[:-1], -1)
     padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % count))
     ordered: Tensor = padded.unflatten(-1, (-1, count)).transpose(-1, -2).flatten(-2)

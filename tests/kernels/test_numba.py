@@ -43,7 +43,8 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Tensor]], T
     def call(work: Callable[[], Tensor]) -> Tensor:
         with monkeypatch.context() as patch:
             for module in MODULES:
-                patch.setattr(module, "compiled", lambda name: None)
+                for name in {"compiled", "passes"} & {*vars(module)}:
+                    patch.setattr(module, name, lambda name: None)
             return work()
 
     return call
@@ -195,17 +196,22 @@ def test_products_of_16_bits_are_not_offered_where_avx2_is_capped(
 
 
 def _in_a_child() -> None:
-    torch.set_num_threads(3)
-    rows = torch.randn(3000, 64)
-    cpu_rows._ends(rows)
+    jit.in_parts(lambda a, b: None, 300)
 
 
 @pytest.mark.filterwarnings("ignore:This process")  # multi-threaded, and forks: that is the test
-def test_threads_are_made_anew_in_a_forked_process(threads: int) -> None:
-    cpu_rows._ends(torch.randn(3000, 64))
+def test_threads_are_made_anew_in_a_forked_process() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        done: list[tuple[int, int]] = []
+        jit.in_parts(lambda a, b: done.append((a, b)), 300)
 
-    child = multiprocessing.get_context("fork").Process(target=_in_a_child)
-    child.start()
-    child.join(60)
+        child = multiprocessing.get_context("fork").Process(target=_in_a_child, daemon=True)
+        child.start()
+        child.join(60)
+    finally:
+        torch.set_num_threads(before)
 
+    assert sorted(done) == [(0, 100), (100, 200), (200, 300)]
     assert child.exitcode == 0
