@@ -23,6 +23,7 @@ from tests.kernels.made_up_cores import table
 from tests.models import plain, plain_inputs
 
 
+@pytest.mark.slow  # compiles four denoisers
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself
 def test_ours_and_compiled_ones_race_beside_full_precision_and_compute_the_same() -> None:
     model, graph = plain()
