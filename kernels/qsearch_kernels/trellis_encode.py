@@ -17,19 +17,18 @@ mod 2**states at t, as `trellis.py` lays the bits out.
 from __future__ import annotations
 
 import functools
-import itertools
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
 from . import trellis
-from .jit import compiled
+from .jit import compiled, in_parts
 
 FINE = 8  # steps of a level to which tiles are rounded
 SEAM = 40
 #: what a tile is clipped to: far beyond any level, near enough for 32 bits
 _LARGEST = 160
+_TILES = 8  # worth a thread of their own
 _FORBIDDEN = 2**29  # the cost of a state that no path may begin in
 
 
@@ -50,16 +49,12 @@ def encode(tiled: Tensor, bits: int, states: int) -> Tensor:
     given = rounded.flatten(0, -2)
     found = torch.empty_like(given)
     values, side = _values(states).numpy(), seam_of(given.shape[1])
-    parts = max(1, min(torch.get_num_threads(), len(given) // 8))
-    edges = [len(given) * part // parts for part in range(parts + 1)]
-    pieces = [(given[a:b].numpy(), found[a:b].numpy()) for a, b in itertools.pairwise(edges)]
-    if parts == 1:
-        fast.encode(pieces[0][0], values, bits, states, side, pieces[0][1])
-    else:
-        with ThreadPoolExecutor(parts) as pool:
-            jobs = [pool.submit(fast.encode, a, values, bits, states, side, b) for a, b in pieces]
-            for job in jobs:
-                job.result()
+    tiles, states_found = given.numpy(), found.numpy()
+    in_parts(
+        lambda a, b: fast.encode(tiles[a:b], values, bits, states, side, states_found[a:b]),
+        len(given),
+        _TILES,
+    )
     return trellis.pack(found, bits).view(*tiled.shape[:-1], -1)
 
 

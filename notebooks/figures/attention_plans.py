@@ -28,7 +28,7 @@ import torch
 from figure import publish
 from scipy.stats import spearmanr
 from torch import Tensor
-from zoo_sampling import prompts_of, sampling_of
+from worlds import prompts_of, sampling_of
 
 from qsearch import zoo
 from qsearch.core.attentions import attention_share
@@ -79,7 +79,7 @@ class Case:
 
     def sampling(self, seed: int) -> Sampling:
         """20 guided steps."""
-        return sampling_of(self.name, STEPS, seed, self.captions)
+        return sampling_of(self.name, STEPS, seed=seed, batch=self.captions)
 
     def sampled(self, seed: int, plan: Plan | dict[str, Scheme] | None = None) -> Tensor:
         """Final latents of the captions of a seed, by a plan."""

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 import yaml
 from figure import publish
 from torch import Tensor
-from zoo_sampling import prompts_of, sampling_of
+from worlds import prompts_of, sampling_of
 
 from qsearch import zoo
 from qsearch.core.steps import clock_of
@@ -271,7 +271,7 @@ def warmed(choice: AttentionChoice, step: int) -> AttentionChoice:
 @torch.no_grad()
 def methods(name: str, captions: int) -> None:
     pipe = load_pipeline(zoo.folder(name))
-    call, *_ = record(pipe, prompts_of(name, 1, seed=0), sampling_of(name, 2, 0), 1)
+    call, *_ = record(pipe, prompts_of(name, 1, seed=0), sampling_of(name, 2), 1)
     graph = extract(pipe.transformer, example_inputs(call, pipe.transformer), name=name)
     specs = graph.self_attentions
     spec = next(iter(specs.values()))
@@ -281,7 +281,9 @@ def methods(name: str, captions: int) -> None:
     layouts = {n: layout_of("window", n, tokens) for n in (KEPT if spec.frames > 1 else (4, 8, 16))}
     calibration = {module: Compared({}, layouts) for module in specs}
     with routed(pipe, calibration):
-        sample(pipe, prompts_of(name, captions, seed=1), sampling_of(name, STEPS, 1000, batch=8))
+        sample(
+            pipe, prompts_of(name, captions, seed=1), sampling_of(name, STEPS, seed=1000, batch=8)
+        )
     drifts = {
         (module, kept): fit_drift(one.densities(kept), 5, tokens)
         for module, one in calibration.items()
@@ -291,7 +293,10 @@ def methods(name: str, captions: int) -> None:
     def state(module: str, kept: int) -> SparseAttentionState:
         return SparseAttentionState(arrangement, drifts[module, kept])
 
-    prompts, sampling = prompts_of(name, captions, seed=2), sampling_of(name, STEPS, 2000, batch=8)
+    prompts, sampling = (
+        prompts_of(name, captions, seed=2),
+        sampling_of(name, STEPS, seed=2000, batch=8),
+    )
     latents = sample(pipe, prompts, sampling)
     reference = Outcome(prompts, latents, decode(pipe, latents, 8, sampling, prompts), ())
     metrics = ("sqnr", "ssim", "alignment", *(("motion",) if spec.frames > 1 else ()))

@@ -5,6 +5,7 @@ precision and the arguments of that call.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class Positional(nn.Module):
     def __init__(self, model: nn.Module, inputs: dict[str, Any]) -> None:
         super().__init__()
         self.model = model
-        self.tensors = dict(_leaves(inputs))
+        self.tensors = dict(leaves(inputs))
         self.names = tuple(self.tensors)
         self.fixed = {
             name: value for name, value in inputs.items() if not isinstance(value, Tensor | dict)
@@ -70,11 +71,12 @@ class Positional(nn.Module):
         return found
 
 
-def _leaves(inputs: dict[str, Any], path: str = "") -> list[tuple[str, Tensor]]:
+def leaves(inputs: Mapping[str, Any], path: str = "") -> list[tuple[str, Tensor]]:
+    """Tensors among a call's arguments by name, those in dictionaries with a dot for each level."""
     found = []
     for name, value in inputs.items():
         if isinstance(value, Tensor):
             found.append((path + name, value))
         elif isinstance(value, dict):
-            found += _leaves(value, f"{path}{name}.")
+            found += leaves(value, f"{path}{name}.")
     return found

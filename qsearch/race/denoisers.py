@@ -93,8 +93,8 @@ def race_denoisers(
     )
     full = _NAMES[dtype]
     peers = [name for name in _peers(kind, against) if name != full]
-    numbers_ = sum(p.numel() for p in model.parameters())
-    _room(numbers_ * dtype.itemsize, 2 * numbers_, [*plans, *peers], device)
+    count = sum(p.numel() for p in model.parameters())
+    _room(count * dtype.itemsize, 2 * count, [*plans, *peers], device)
     base = filled(model, dtype, device)
     given = numbers(inputs, dtype, device)
 

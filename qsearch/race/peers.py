@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..execute.tracing import Positional
+from ..execute.exporters.openvino import converted
+from ..execute.tracing import leaves
 
 
 @dataclass(frozen=True)
@@ -83,38 +84,25 @@ class _Compiled(nn.Module):
 
     def forward(self, **inputs: Any) -> tuple[Tensor]:
         """The first of what the denoiser returns."""
-        given = []
-        for name in self.names:
-            value: Any = inputs
-            for part in name.split("."):
-                value = value[part]
-            given.append(value.numpy())
-        return (torch.from_numpy(self.network(given)[0]),)
-
-
-def _size(constant: Any) -> int:
-    output = constant.output(0)
-    numbers: int = output.get_element_type().bitwidth
-    for side in output.get_shape():
-        numbers *= side
-    return numbers // 8
+        tensors = dict(leaves(inputs))
+        made = self.network([tensors[name].numpy() for name in self.names])
+        return (torch.from_numpy(made[0]),)
 
 
 def _openvino_w8a8(model: nn.Module, inputs: Mapping[str, Any]) -> nn.Module:
     import nncf
     import openvino as ov
 
-    wrapped = Positional(model, dict(inputs)).eval()
+    wrapped, made = converted(model, dict(inputs))
     nncf.set_log_level(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's tracer warns of every branch of this call
-        made = ov.convert_model(wrapped, example_input=tuple(wrapped.tensors.values()))
+        warnings.simplefilter("ignore")
         made = nncf.compress_weights(made, mode=nncf.CompressWeightsMode.INT8_ASYM)
     held = [node for node in made.get_ops() if node.get_type_name() == "Constant"]
     # the CPU's plug-in rounds inputs of compressed layers to 8 bits where that is faster for it
     settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "NUM_STREAMS": 1}
     network = ov.Core().compile_model(made, "CPU", settings)
-    return _Compiled(network, wrapped.names, sum(map(_size, held)))
+    return _Compiled(network, wrapped.names, sum(node.get_byte_size() for node in held))
 
 
 PEERS = {

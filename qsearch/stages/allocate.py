@@ -27,7 +27,6 @@ from .keys import file_digest, sampled, table_key
 from .plans import (
     by_rival,
     carried_bytes,
-    constraints_of,
     faster_only,
     fitted_apart,
     latency_of,
@@ -378,7 +377,7 @@ def _made(settings: AllocateSettings, graph: OpGraph, table: SensitivityTable, r
 
     asked = request_of(settings, graph, table, rival)
     quick = faster_only(
-        constraints_of(settings, graph, table, rival),
+        asked.constraints or Constraints(),
         asked.latency if settings.latency is None else None,
         graph,
         table,

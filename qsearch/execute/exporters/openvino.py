@@ -26,7 +26,7 @@ from ..nearest import nearest_node
 from ..tracing import Positional, traced
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 needs = ("openvino",)
 writes_weights = True
@@ -47,17 +47,23 @@ def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
     return nearest_node(scheme, layer)
 
 
+def converted(model: nn.Module, inputs: dict[str, Any]) -> tuple[Positional, Any]:
+    """The model with its arguments in order, and OpenVINO's of it, converted from one call."""
+    import openvino as ov
+
+    wrapped = Positional(model, inputs).eval()
+    with warnings.catch_warnings():
+        # torch's tracer warns of every branch that this call decides
+        warnings.simplefilter("ignore")
+        return wrapped, ov.convert_model(wrapped, example_input=tuple(wrapped.tensors.values()))
+
+
 def write(job: Export, folder: Path) -> list[Path]:
     """model.xml and model.bin."""
     import openvino as ov
 
     model, inputs = traced(job)
-    wrapped = Positional(model, inputs).eval()
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # torch's tracer warns of every branch that this call decides
-        made = ov.convert_model(wrapped, example_input=tuple(wrapped.tensors.values()))
+    wrapped, made = converted(model, inputs)
     for port, name in zip(made.inputs, wrapped.names, strict=True):
         port.get_tensor().set_names({name})
     constants = {
