@@ -21,7 +21,13 @@ from qsearch.zoo import PIPELINES
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
-EACH = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+EACH = pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(path, id=path.stem, marks=pytest.mark.slow if "video" in path.stem else ())
+        for path in SCRIPTS
+    ],
+)
 Names = dict[str, Any]
 
 

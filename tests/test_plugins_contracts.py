@@ -86,7 +86,13 @@ def test_every_solver_keeps_its_contract(name: str, test: str) -> None:
     getattr(type("Contract", (SolverContract,), {"plugin": name, **searching})(), test)()
 
 
-@pytest.mark.parametrize("name", plugins.names("metrics"))
+@pytest.mark.parametrize(
+    "name",
+    [  # those of clips take many seconds
+        pytest.param(n, marks=pytest.mark.slow if n in ("flow", "motion") else ())
+        for n in plugins.names("metrics")
+    ],
+)
 @pytest.mark.parametrize("test", [n for n in dir(MetricContract) if n.startswith("test_")])
 def test_every_metric_keeps_its_contract(name: str, test: str) -> None:
     if needs(plugins.load("metrics", name), "weights") and "noise" in test:

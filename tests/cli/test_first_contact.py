@@ -46,6 +46,7 @@ def process(*arguments: object, cwd: Path, **env: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_three_commands_bring_a_model_of_one_s_own_to_a_report_and_a_file(
     place: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +248,7 @@ def test_the_version_is_said(command: Command) -> None:
     assert (code, out) == (0, f"qsearch {qsearch.__version__}\n")
 
 
+@pytest.mark.slow
 def test_a_narrow_pipe_in_a_c_locale_has_neither_colours_nor_bars(
     place: Path, tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ def test_a_plan_that_passes_exits_with_0_and_one_that_fails_with_3(
     assert command("run", ran)[0] == 0
 
 
+@pytest.mark.slow
 def test_the_smallest_plan_that_passes_is_found_by_eight_measurements(
     ran: Path, command: Command
 ) -> None:

@@ -146,6 +146,7 @@ def test_weights_of_one_component_are_answered_with_the_folder_of_the_pipeline(
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_variant_alone_in_shards_goes_through_every_verb(
     saved: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -171,6 +172,7 @@ def with_bin(source: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_weights_of_torch_save_go_through_every_verb(
     saved: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -222,6 +224,7 @@ def test_broken_weights_of_torch_save_are_one_line(data: bytes, tmp_path: Path) 
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_of_several_variants_the_config_says_which(
     saved: Path, tmp_path: Path, command: Command
 ) -> None:

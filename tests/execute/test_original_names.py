@@ -165,7 +165,14 @@ def test_the_names_are_exactly_those_of_the_original_checkpoint(
     assert len(wanted) == count
 
 
-@pytest.mark.parametrize("name", [n for n in MODELS if n != "pixart-alpha"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow if n == "sdxl" else ())
+        for n in MODELS
+        if n != "pixart-alpha"
+    ],
+)
 def test_diffusers_own_converter_gives_back_every_name_and_value(name: str) -> None:
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 

@@ -121,6 +121,7 @@ def test_sdxl_has_exactly_the_layers_that_mixdq_counts(published: Path) -> None:
 
 
 @pytest.mark.reference
+@pytest.mark.slow
 def test_hunyuan_dit_has_the_layers_that_qua2sedimo_counts() -> None:
     graph = extract(*cards.load("hunyuan-dit"))
 

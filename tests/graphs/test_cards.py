@@ -256,6 +256,7 @@ def test_the_same_files_are_found_inside_an_installed_package(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 def test_the_largest_card_takes_little_memory() -> None:
     # Not getrusage: its peak begins with that of the process that forked.
     script = (

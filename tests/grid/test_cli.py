@@ -13,7 +13,7 @@ import yaml
 from qsearch.core.plan import Plan
 from tests.conftest import Command
 
-from .kinds import KINDS, QUICK, REST, Kind
+from .kinds import KINDS, REST, Kind
 from .test_bad_input import config, files
 from .world import World
 
@@ -56,7 +56,8 @@ def spelt(world: World, kind: Kind) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(k, marks=() if k in QUICK else pytest.mark.slow) for k in KINDS]
+    "name",
+    [pytest.param(k, marks=() if k == "ranges of inputs" else pytest.mark.slow) for k in KINDS],
 )
 def test_every_verb_of_the_shell_carries_it_out_or_refuses_in_one_line(
     name: str, world: World, profiled: Path, tmp_path: Path, command: Command

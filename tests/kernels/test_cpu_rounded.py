@@ -213,6 +213,7 @@ def test_what_inductor_writes_keeps_every_rounding(
 
 
 @INDUCTOR
+@pytest.mark.slow
 def test_a_compiled_row_on_a_cpu_that_is_not_finite_does_not_become_a_number() -> None:
     w, x = make(6, 64, 8), torch.randn(40, 64)
     x[1, 3], x[2, 63], x[3, 0] = torch.nan, torch.inf, -torch.inf

@@ -213,6 +213,7 @@ def test_weights_far_beyond_all_levels_take_the_outermost_ones() -> None:
 
 
 @needs_numba
+@pytest.mark.slow
 def test_nothing_is_written_beside_a_package_that_is_read_only(tmp_path: Path) -> None:
     source = Path(trellis.__file__).parent
     copy = tmp_path / "site" / "qsearch_kernels"

@@ -224,6 +224,7 @@ def test_attention_that_is_computed_in_another_way_is_named_not_passed_over(case
             run(other, plain_calls(1)[0])
 
 
+@pytest.mark.slow
 def test_probes_price_sites_and_inputs_as_the_sweep_does(case: Case) -> None:
     settings: dict[str, Any] = {"sites": ("*:*",)}
     schemes = ("keep+a8", "uint8-c+a6", "uint8-c", "keep+a4")

@@ -81,6 +81,7 @@ def test_features_tell_looks_from_motion_and_have_gradients() -> None:
     assert torch.isfinite(given.grad).all()
 
 
+@pytest.mark.slow
 def test_the_distance_of_clips_grows_with_what_is_wrong() -> None:
     clips, prompts = world()
     whole = outcome(frames_of(clips), prompts)

@@ -32,6 +32,7 @@ from tests.tiny_pipelines import build
 PROMPTS = Prompts(("a red square", "a blue circle"))
 SIZES: dict[str, dict[str, Any]] = {
     "flux": {"resolution": 16},
+    "sana": {"resolution": 64},
     "cogvideox": {"resolution": 16, "frames": 5},
 }
 #: fp32 rounding of pictures in another batch

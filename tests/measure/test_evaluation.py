@@ -243,6 +243,7 @@ def test_three_samples_are_enough_for_every_metric() -> None:
     ] == []
 
 
+@pytest.mark.slow
 def test_the_frechet_distance_is_that_of_the_judge_s_features_of_the_pictures() -> None:
     # By hand: |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)). Older versions of torchmetrics hand over
     # bytes, newer ones do not.

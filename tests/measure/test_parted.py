@@ -81,8 +81,9 @@ def test_plans_are_measured_the_same_to_the_last_digit(
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("way", ways("two processes"))
-@pytest.mark.parametrize("mode", ["step", pytest.param("trajectory", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", ["step", "trajectory"])
 def test_tables_are_the_same_to_the_last_digit(
     way: str, mode: Any, pipe: Any, folder: Path, graph: OpGraph, request: pytest.FixtureRequest
 ) -> None:

@@ -298,6 +298,7 @@ def test_a_refined_plan_keeps_the_budget_and_is_measured_no_noisier(folder: Path
     assert planned() == (plan, ["allocate: plan.json is up to date"])
 
 
+@pytest.mark.slow
 def test_other_metrics_repeat_only_the_evaluation(folder: Path) -> None:
     heard = Heard()
 
@@ -439,6 +440,7 @@ run(config.load(sys.argv[1]), Mortal())
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_the_sweep_goes_on_there_and_ends_with_the_same_plan(
     finished: tuple[Path, list[dict[str, Any]], Heard], tmp_path: Path
 ) -> None:
