@@ -5,6 +5,8 @@ order of the import contract.
 from __future__ import annotations
 
 import ast
+import re
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -54,16 +56,16 @@ def page() -> str:
     parts = [_HEAD]
     for room, paths in held.items():
         parts.append(f"## {room}/\n\n{ROOMS[room][0].upper()}{ROOMS[room][1:]}.\n")
-        lines = [
-            (
-                "- "
-                f"`{path.relative_to(ROOT / room).as_posix().removesuffix('__init__.py') or '.'}` "
-                f"· {caption(path)}"
-            )
-            for path in paths
-        ]
+        lines = [_line(path.relative_to(ROOT / room), caption(path)) for path in paths]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+def _line(path: Path, words: str) -> str:
+    """An item of the list, wrapped; no line begins with a sign that would begin another item."""
+    item = f"- `{path.as_posix().removesuffix('__init__.py') or '.'}` · {words}"
+    wrapped = textwrap.fill(item, 98, subsequent_indent="  ", break_on_hyphens=False)
+    return re.sub(r"\n  ([-+*]) ", r" \1\n  ", wrapped)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# tests/ranges.sh lowest|newest [PYTEST ARGUMENT...]: the tests with the lowest or the newest versions that pyproject.toml allows.
-# torch is apart: its wheels are chosen by pip (TORCH, default torch==2.13.0). Needs uv. The environment stays in .venv-RANGE.
+# tests/ranges.sh lowest|newest [PYTEST ARGUMENT...]: the tests with the lowest or the newest
+# versions that pyproject.toml allows. torch is apart: its wheels are chosen by pip (TORCH, default
+# torch==2.13.0). Needs uv. The environment stays in .venv-RANGE.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 range=${1:?lowest or newest}
@@ -17,5 +18,6 @@ venv=.venv-$range
 override=$(mktemp)
 trap 'rm -f "$override"' EXIT
 printf '%s\n' "$torch" >"$override"
-uv pip install --quiet --compile-bytecode --python "$venv/bin/python" --resolution "$resolution" --override "$override" -e '.[dev]'
+uv pip install --quiet --compile-bytecode --python "$venv/bin/python" \
+    --resolution "$resolution" --override "$override" -e '.[dev]'
 OMP_NUM_THREADS=1 "$venv/bin/python" -m pytest -q -n "${WORKERS:-auto}" --dist loadfile "$@"

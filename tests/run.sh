@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Everything that must hold, in one go and in a new virtual environment: style, types, import contracts, tests.
-# PYTHON says which interpreter (default: python3). Stops at the first stage that fails.
+# Everything that must hold, in one go and in a new virtual environment: style, types, import
+# contracts, tests. PYTHON says which interpreter (default: python3). Stops at the first stage that
+# fails.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -21,7 +22,8 @@ stage environment "${PYTHON:-python3}" -m venv .venv-test
 export PATH="$PWD/.venv-test/bin:$PATH" PIP_DISABLE_PIP_VERSION_CHECK=1
 # by uv where it is there: a minute instead of several; compiled, so that no command compiles again
 installer=$(command -v uv || echo python -m)
-UV_COMPILE_BYTECODE=1 VIRTUAL_ENV="$PWD/.venv-test" stage install $installer pip install --quiet --quiet -e '.[dev]' -c constraints.txt
+UV_COMPILE_BYTECODE=1 VIRTUAL_ENV="$PWD/.venv-test" \
+    stage install $installer pip install --quiet --quiet -e '.[dev]' -c constraints.txt
 stage lint ruff check --quiet
 stage format ruff format --check --quiet
 stage types mypy --no-error-summary

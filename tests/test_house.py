@@ -9,6 +9,8 @@ import re
 import runpy
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ import qsearch.stages.config
 ROOT = Path(__file__).parent.parent
 MODULES = sorted([*ROOT.glob("qsearch/**/*.py"), *ROOT.glob("kernels/**/*.py")])
 CONFIGS = sorted(ROOT.glob("configs/*.yaml"))
+WRITTEN = {".cff", ".css", ".md", ".py", ".sh", ".toml", ".yaml", ".yml"}
 HEAVY = {"torch", "shap", "optuna", "diffusers", "triton", "pandas", "scipy"}
 
 
@@ -140,3 +143,79 @@ def test_a_file_that_is_named_is_there() -> None:
     }
 
     assert lost == set()
+
+
+def too_long(path: Path) -> list[int]:
+    """Numbers of the lines over 100 columns; rows of Markdown tables, and what type checkers and
+    linters are told at a line's end, cannot be broken.
+    """
+    text = path.read_text(encoding="utf-8")
+    lines = [re.sub(r"\s+# (type: ignore|noqa).*", "", line) for line in text.splitlines()]
+    table = "|" if path.suffix == ".md" else "\0"
+    return [
+        number
+        for number, line in enumerate(lines, 1)
+        if len(line) > 100 and not line.startswith(table)
+    ]
+
+
+def test_lines_have_at_most_100_columns(tmp_path: Path) -> None:
+    written = [p for p in public_files() if p.suffix in WRITTEN or p.parent.name == ".ci"]
+    assert {name(p): lines for p in written if (lines := too_long(p))} == {}
+
+    (tmp_path / "page.md").write_text(f"| {'x' * 100} |\n{'word ' * 21}\n")
+    assert too_long(tmp_path / "page.md") == [2]
+
+
+def documented(node: ast.FunctionDef) -> set[str]:
+    """What the docstring of a public function lacks: `Args`, `Returns`."""
+    taken = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    given = [a.arg for a in taken if a.arg not in ("self", "cls")]
+    words = ast.get_docstring(node) or ""
+    returns = node.returns is not None and ast.unparse(node.returns) != "None"
+    lacks = {"Args"} if given and "Args:" not in words else set()
+    if returns and not re.search("^(Returns|Yields):", words, re.MULTILINE):
+        lacks.add("Returns")
+    return lacks
+
+
+def public_functions(body: list[ast.stmt]) -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Functions and methods that the reference shows; properties are read like attributes."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            yield node.name, node
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            for inner, method in public_functions(node.body):
+                if not any("property" in ast.unparse(d) for d in method.decorator_list):
+                    yield f"{node.name}.{inner}", method
+
+
+def test_what_the_reference_shows_says_what_it_takes_and_gives_back() -> None:
+    shown = runpy.run_path(str(ROOT / "docs" / "site_pages" / "python_api.py"))["shown"](ROOT)
+    assert len(shown) > 30
+    lacking = {}
+    for module, names in shown.items():
+        path = ROOT.joinpath(*module.split("."))
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if not names or getattr(node, "name", "") in names:
+                for title, function in public_functions([node]):
+                    if lacks := documented(function):
+                        lacking[f"{module}.{title}"] = sorted(lacks)
+
+    assert lacking == {}
+    [bare] = ast.parse('def f(x: int) -> int:\n    """Words."""').body
+    assert isinstance(bare, ast.FunctionDef)
+    assert documented(bare) == {"Args", "Returns"}
+
+
+def test_the_version_is_the_same_wherever_it_stands() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    cited = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+    assert f"\nversion: {project['version']}\n" in cited
+    newest = re.search(r"^## (\S+) \((\S+)\)$", changes, re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == project["version"]
+    assert f"\ndate-released: {newest[2]}\n" in cited

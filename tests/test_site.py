@@ -33,7 +33,8 @@ from site_pages import (  # noqa: E402  # beside the pages
 from site_pages.missing import MissingError  # noqa: E402
 
 OUTSIDE = re.compile(
-    r"""<(?:script|img|iframe|source)[^>]+src=["']?(https?:)?//|<link[^>]+rel=["']?(?:stylesheet|preconnect)["']?[^>]+href=["']?(https?:)?//"""
+    r"""<(?:script|img|iframe|source)[^>]+src=["']?(https?:)?//|"""
+    r"""<link[^>]+rel=["']?(?:stylesheet|preconnect)["']?[^>]+href=["']?(https?:)?//"""
 )
 
 

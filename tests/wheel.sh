@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Wheel and sdist, built into build/dist; the wheel, and then one made from the sdist, are installed into an empty environment elsewhere and walked.
-# BORROW=FOLDER takes the dependencies from that site-packages instead of installing them.
+# Wheel and sdist, built into build/dist; the wheel, and then one made from the sdist, are installed
+# into an empty environment elsewhere and walked. BORROW=FOLDER takes the dependencies from that
+# site-packages instead of installing them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
@@ -19,8 +20,11 @@ walk() { # walk ARCHIVE
     local env=$place/env-$RANDOM
     "$python" -m venv "$env"
     if [ -n "${BORROW:-}" ]; then
-        "$env/$bin/python" -c "import sysconfig, sys; print(sys.argv[1], file=open(sysconfig.get_path('purelib') + '/borrowed.pth', 'w'))" "$BORROW"
-        "$env/$bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --ignore-installed "$1"
+        local packages
+        packages=$("$env/$bin/python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")
+        echo "$BORROW" >"$packages/borrowed.pth"
+        "$env/$bin/python" -m pip install --quiet --disable-pip-version-check \
+            --no-deps --ignore-installed "$1"
     else
         "$env/$bin/python" -m pip install --quiet --disable-pip-version-check "$1"
     fi

@@ -19,10 +19,9 @@ def pages(root: Path) -> dict[str, str | bytes]:
         "# Methods\n",
         "A card for each method that this project builds upon (the *seeds*) and for each tool that "
         "does something near it (the *peers*): what the paper or the documentation says, "
-        "how to run "
-        "it here, what was measured here, and what was kept or refuted. Tables on the "
-        "cards are made "
-        "from `notebooks/figures/*.json`; a sentence that says *claimed* repeats its authors.\n",
+        "how to run it here, what was measured here, and what was kept or refuted. Tables on the "
+        "cards are made from `notebooks/figures/*.json`; a sentence that says *claimed* repeats "
+        "its authors.\n",
     ]
     for kind in KINDS:
         rows = [row for row in _rows(root) if row.pop("kind") == kind]
@@ -47,9 +46,10 @@ def _rows(root: Path) -> list[dict[str, Any]]:
 def _read(path: Path) -> dict[str, Any]:
     text = path.read_text(encoding="utf-8")
     title = re.search(r"^# (.+)$", text, re.MULTILINE)
-    fields = dict(
-        re.findall(r"^\*\*(Kind|In one sentence|Verdict)\*\*: (.+?)$", text, re.MULTILINE)
+    found = re.findall(
+        r"^\*\*(Kind|In one sentence|Verdict)\*\*: (.+?)$(?=\n\n)", text, re.MULTILINE | re.DOTALL
     )
+    fields = {name: " ".join(words.split()) for name, words in found}
     if (
         title is None
         or set(fields) != {"Kind", "In one sentence", "Verdict"}

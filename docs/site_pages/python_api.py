@@ -72,6 +72,14 @@ def pages(root: Path) -> dict[str, str | bytes]:
     return made
 
 
+def shown(root: Path) -> dict[str, list[str]]:
+    """Modules whose names the reference shows -> those names; none: all of the module's."""
+    held: dict[str, list[str]] = {}
+    for name, module in _contents(root).items():
+        held.setdefault(f"qsearch.{module}", []).append(name)
+    return held | {module: [] for _, _, modules in MODULES.values() for module in modules}
+
+
 def navigation(root: Path) -> list[Any]:
     """The index, then the rooms."""
     return [f"reference/python/{page}.md" for page in ("index", *ROOMS, *MODULES)]

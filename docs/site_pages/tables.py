@@ -1,10 +1,10 @@
 """Tables that a page asks for, made from measured numbers: `<!-- table NAME columns="a; b"
 where="model=x*" -->`.
 
-NAME is the stem of a JSON in notebooks/figures. `columns` chooses and orders columns (`a as b`
-renames), `where` keeps rows whose column matches a pattern (several, separated by semicolons, must
-all hold), `part` takes another list of the file than `rows`. Below the table stands where it comes
-from.
+The comment may run over several lines. NAME is the stem of a JSON in notebooks/figures. `columns`
+chooses and orders columns (`a as b` renames), `where` keeps rows whose column matches a pattern
+(several, separated by semicolons, must all hold), `part` takes another list of the file than
+`rows`. Below the table stands where it comes from.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from .figures import figure
 from .markdown import cell, table
 from .missing import MissingError
 
-_ASKED = re.compile(r"<!-- table (?P<name>[\w.-]+)(?P<options>(?: \w+=\"[^\"]*\")*) -->")
+_ASKED = re.compile(r"<!--\s*table\b(?P<asked>.*?)-->", re.DOTALL)
+_FORM = re.compile(r"\s+(?P<name>[\w.-]+)(?P<options>(?:\s+\w+=\"[^\"]*\")*)\s*")
 _KNOWN = {"columns", "where", "part"}
 
 
 def filled(markdown: str, root: Path, page: str = "index.md") -> str:
     """A page's Markdown with its tables put in.
 
-    Raises `MissingError` for a file, a column or rows that are not there.
+    Raises `MissingError` for a file, a column or rows that are not there, and for a comment that
+    begins with `table` and is none of that form.
     """
     return _ASKED.sub(lambda found: _table(found, root, page), markdown)
 
@@ -63,9 +65,13 @@ def _known(name: str, column: str, rows: list[dict[str, Any]]) -> None:
         raise MissingError(f"{name}.json has no column {column!r}")
 
 
-def _table(found: re.Match[str], root: Path, page: str) -> str:
+def _table(comment: re.Match[str], root: Path, page: str) -> str:
+    found = _FORM.fullmatch(comment["asked"])
+    if found is None:
+        raise MissingError(f"not of the form NAME option=\"...\": {comment[0]}")
     name = found["name"]
-    options = dict(re.findall(r"(\w+)=\"([^\"]*)\"", found["options"]))
+    asked = re.findall(r"(\w+)=\"([^\"]*)\"", found["options"])
+    options = {option: " ".join(value.split()) for option, value in asked}
     rows = rows_of(root, name, options)
     held = figure(root, name)
     link = posixpath.relpath(f"results/{held.script}.md", posixpath.dirname(page) or ".")
