@@ -57,6 +57,13 @@ class SolverContract(Contract):
     def problem(self, seed: int, *, interactions: bool = False) -> Problem:
         """Six sites with three choices each, one or two limits, every third with at most two
         formats; with scores of eight probes where asked.
+
+        Args:
+            seed: of what is drawn.
+            interactions: whether it has scores.
+
+        Returns:
+            The problem.
         """
         dice = np.random.default_rng(seed)
         options = tuple(Scheme.parse(s) for s in ("uint2-c", "uint4-c", "uint8-c"))
@@ -180,6 +187,9 @@ class MetricContract(Contract):
     def outcomes(self) -> list[Any]:
         """Full precision, and the same with growing noise on latents and pictures (captions of real
         scenes).
+
+        Returns:
+            Outcomes in order of growing noise.
         """
         import torch
 

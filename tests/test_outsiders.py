@@ -29,9 +29,9 @@ from qsearch.execute.runtime import apply
 from qsearch.graphs.extraction import extract
 from qsearch.learn.fitting import fit
 from qsearch.learn.scores import score
-from qsearch.measure.campaign import Campaign, measure_plans
 from qsearch.measure.evaluation import evaluate, make
 from qsearch.measure.pipelines import Sampling, example_inputs, record, scene_prompts
+from qsearch.measure.plan_evaluation import EvaluationTask, measure_plans
 from qsearch.measure.profiling import profile
 from qsearch.measure.setting import EvaluationSetting
 from qsearch.measure.simulation import simulate
@@ -312,9 +312,9 @@ def test_they_go_from_a_profile_through_a_plan_and_trials_to_a_surrogate_and_a_r
     assert values["plan"]["gap"][0] < values["coarse"]["gap"][0]
 
     setting = EvaluationSetting(prompts, SAMPLING, ("sqnr", "gap"), "setting")
-    campaign = Campaign(tmp_path, graph, setting, tmp_path / "trials.db")
-    measure_plans(campaign, draw(graph, SCHEMES, 10), pipe=pipe)
-    trials = Trials(campaign.where, graph).measured()
+    task = EvaluationTask(tmp_path, graph, setting, tmp_path / "trials.db")
+    measure_plans(task, draw(graph, SCHEMES, 10), pipe=pipe)
+    trials = Trials(task.where, graph).measured()
     surrogate = fit(graph, trials, table, metric="gap", kind="ridge")
     assert surrogate.lower_is_better
     predicted = surrogate.predict(graph, {t.name: t.made(graph) for t in trials}, (table,))

@@ -38,6 +38,7 @@ MODULES = {
             "qsearch.choices.transform",
             "qsearch.execute.exporting",
             "qsearch.core.words",
+            "qsearch.core.attention_words",
             "qsearch.decide.problem",
         ),
     ),

@@ -68,7 +68,7 @@ def _known(name: str, column: str, rows: list[dict[str, Any]]) -> None:
 def _table(comment: re.Match[str], root: Path, page: str) -> str:
     found = _FORM.fullmatch(comment["asked"])
     if found is None:
-        raise MissingError(f"not of the form NAME option=\"...\": {comment[0]}")
+        raise MissingError(f'not of the form NAME option="...": {comment[0]}')
     name = found["name"]
     asked = re.findall(r"(\w+)=\"([^\"]*)\"", found["options"])
     options = {option: " ".join(value.split()) for option, value in asked}

@@ -37,7 +37,6 @@ from qsearch.core.trials import Trial, Trials
 from qsearch.decide.draws import draw
 from qsearch.graphs.extraction import extract
 from qsearch.learn.fitting import fit
-from qsearch.measure.campaign import Campaign, measure_plans
 from qsearch.measure.executing import ExecutorOptions
 from qsearch.measure.pipelines import (
     Sampling,
@@ -47,6 +46,7 @@ from qsearch.measure.pipelines import (
     record,
     scene_prompts,
 )
+from qsearch.measure.plan_evaluation import EvaluationTask, measure_plans
 from qsearch.measure.setting import EvaluationSetting
 
 SCHEMES = ("uint2-c", "uint3-c", "uint4-c", "uint8-c")
@@ -84,18 +84,18 @@ def processors(roots: list[int]) -> float:
 
 
 def one_run(o: argparse.Namespace) -> None:
-    """A campaign in a process of its own, as the command line would do it."""
+    """Measures plans in a process of its own, as the command line would."""
     graph = OpGraph.load(Path(o.folder) / "graph.json")
     setting = EvaluationSetting(
         scene_prompts(o.samples, 1), Sampling(steps=o.steps, seed=SEED), ("sqnr",), o.key
     )
-    campaign = Campaign(zoo.folder("scenes-dit"), graph, setting, os.environ["TRIALS"])
+    task = EvaluationTask(zoo.folder("scenes-dit"), graph, setting, os.environ["TRIALS"])
     options = ExecutorOptions(executor=o.executor, workers=o.workers, address=o.address)
     began = time.monotonic()
     first: list[float] = []
     plans = draw(graph, SCHEMES, o.plans, seed=SEED)
     count = measure_plans(
-        campaign,
+        task,
         plans,
         options,
         progress=lambda n: first.append(time.monotonic()) if n else None,

@@ -25,7 +25,6 @@ from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.decide.draws import draw
 from qsearch.graphs.extraction import extract
-from qsearch.measure.campaign import Campaign, measure_plans
 from qsearch.measure.executing import ExecutorOptions
 from qsearch.measure.pipelines import (
     denoiser_of,
@@ -33,6 +32,7 @@ from qsearch.measure.pipelines import (
     load_pipeline,
     record,
 )
+from qsearch.measure.plan_evaluation import EvaluationTask, measure_plans
 from qsearch.measure.profiling import profile_pipeline
 from qsearch.measure.setting import EvaluationSetting
 
@@ -115,7 +115,7 @@ def main() -> None:
         }
     )
     setting = EvaluationSetting(prompts, sampling, METRICS, key)
-    campaign = Campaign(zoo.folder(o.model), graph, setting, folder / "trials.db")
+    task = EvaluationTask(zoo.folder(o.model), graph, setting, folder / "trials.db")
     began, done = time.monotonic(), 0
 
     def progress(n: int) -> None:
@@ -124,7 +124,7 @@ def main() -> None:
         print(f"{o.model}: {done} of {o.plans} plans, {time.monotonic() - began:.0f} s", flush=True)
 
     measure_plans(
-        campaign,
+        task,
         draw(graph, SCHEMES, o.plans, seed=o.seed),
         ExecutorOptions(workers=o.workers),
         progress=progress,

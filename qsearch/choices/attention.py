@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ..core import plugins
-from ..core.words import AttentionWord
+from ..core.attention_words import AttentionWord
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,7 +79,7 @@ class AbstractAttentionChoice(AttentionWord, Protocol):
 
 def attention_plugin(text: str) -> AbstractAttentionChoice:
     """The plug-in of an attention's choice, as a scheme spells it."""
-    from ..core.words import attention_name
+    from ..core.attention_words import attention_name
 
     plugin: AbstractAttentionChoice = plugins.load("attentions", attention_name(text))
     return plugin

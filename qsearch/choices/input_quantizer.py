@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..core import plugins
+from ..core.attention_words import attention_word
 from ..core.errors import QSearchError
 from ..core.scheme import Scheme
-from ..core.words import Needs, attention_word, number_of, split_word
+from ..core.words import Needs, number_of, split_word
 from .fake_quantization import fake_quantize, straight_through
 from .quantization import method_of
 from .statistics import LayerInputs

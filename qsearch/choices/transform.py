@@ -89,40 +89,97 @@ class AbstractStep:
     reads_input: ClassVar[bool] = False
 
     def statistics(self, inputs: LayerInputs) -> LayerInputs:
-        """Statistics of `input(x)` by those of x."""
+        """Statistics of `input(x)` by those of x.
+
+        Args:
+            inputs: statistics of the layer's input, channel by channel.
+
+        Returns:
+            Statistics of what `input` makes of it; `inputs` itself where nothing is done to it.
+        """
         return inputs
 
     def input(self, x: Tensor, axis: int) -> Tensor:
-        """What is rounded in place of x."""
+        """What is rounded in place of x.
+
+        Args:
+            x: the layer's input, channels on `axis`.
+            axis: of the channels, -1 or 1.
+
+        Returns:
+            A tensor of the same shape.
+        """
         return x
 
     def restore(self, x: Tensor, axis: int) -> Tensor:
-        """Inverse of `input`."""
+        """Inverse of `input`.
+
+        Args:
+            x: a tensor in the coordinates of `input`'s result.
+            axis: of the channels, -1 or 1.
+
+        Returns:
+            The tensor in the coordinates of the layer's input, of the same shape.
+        """
         return x
 
     def weight(self, weight: Tensor) -> Tensor:
-        """What is stored in place of the weight."""
+        """What is stored in place of the weight.
+
+        Args:
+            weight: [outputs, inputs, ...], in full precision.
+
+        Returns:
+            The weight that is quantized, of the same shape.
+        """
         return weight
 
     def restore_weight(self, weight: Tensor) -> Tensor:
-        """Inverse of `weight`."""
+        """Inverse of `weight`.
+
+        Args:
+            weight: [outputs, inputs, ...], as `weight` leaves it.
+
+        Returns:
+            The weight in the coordinates of the layer's input, of the same shape.
+        """
         return weight
 
     def output(self, y: Tensor, product: Product) -> Tensor:
         """The layer's output, where `y` is what the simulated weight and the rounded input give
         (with the bias).
+
+        Args:
+            y: the layer's output, channels where the layer has them.
+            product: weight and input that made it.
+
+        Returns:
+            A tensor of the same shape.
         """
         return y
 
     def effective(self, x: Tensor, rounded: Tensor) -> Tensor:
         """Of a rounded input, what reaches the product: `x` itself where the output does not depend
         on its rounding.
+
+        Args:
+            x: the input before it is rounded.
+            rounded: the same, rounded.
+
+        Returns:
+            What the first-order price of the rounding counts, of the same shape.
         """
         return rounded
 
     def pack(self, product: Product) -> tuple[dict[str, Tensor], Tensor | None]:
         """What a packed layer stores, by the names that the plug-in's `stored` lists, and the
         layer's new bias.
+
+        Args:
+            product: weight in full precision, simulated weight and bias.
+
+        Returns:
+            (name -> tensor, the bias or None).
         """
         return {}, product.bias
 
@@ -133,23 +190,53 @@ class AbstractPackedStep:
     """
 
     def input(self, x: Tensor, axis: int) -> Tensor:
-        """What is rounded in place of x."""
+        """What is rounded in place of x.
+
+        Args:
+            x: the layer's input.
+            axis: of the channels, -1 or 1.
+
+        Returns:
+            A tensor of the same shape.
+        """
         return x
 
     def restore(self, x: Tensor, axis: int) -> Tensor:
-        """Inverse of `input` for a weight that is kept as it is, but for what went into the
-        bias.
+        """Inverse of `input` for a weight that is kept as it is, but for what went into the bias.
+
+        Args:
+            x: a tensor in the coordinates of `input`'s result.
+            axis: of the channels, -1 or 1.
+
+        Returns:
+            The tensor in the coordinates of the layer's input, of the same shape.
         """
         return x
 
     def restore_weight(self, weight: Tensor) -> Tensor:
-        """The weight in the coordinates of x."""
+        """The weight in the coordinates of x.
+
+        Args:
+            weight: [outputs, inputs, ...], dequantized.
+
+        Returns:
+            A weight of the same shape.
+        """
         return weight
 
     def stored_weight(self, weight: Tensor) -> Tensor:
         """Inverse of `restore_weight`, for a weight that takes the place of the stored one (an
-        adapter that is fused). Raises `QSearchError` where more than the weight would change, and
-        where a plug-in says how a weight is read and not how another is stored.
+        adapter that is fused).
+
+        Args:
+            weight: [outputs, inputs, ...], in the coordinates of the layer's input.
+
+        Returns:
+            The weight to be quantized, of the same shape.
+
+        Raises:
+            QSearchError: more than the weight would change, or the plug-in says how a weight is
+                read and not how another is stored.
         """
         if type(self).restore_weight is not AbstractPackedStep.restore_weight:
             raise QSearchError(
@@ -159,7 +246,15 @@ class AbstractPackedStep:
         return weight
 
     def output(self, y: Tensor, x: Tensor) -> Tensor:
-        """The layer's output, where `y` is what the packed product of `x` gives (with the bias)."""
+        """The layer's output, where `y` is what the packed product of `x` gives (with the bias).
+
+        Args:
+            y: the product, with the bias.
+            x: the layer's input, as it came.
+
+        Returns:
+            A tensor of the shape of `y`.
+        """
         return y
 
 
@@ -179,7 +274,17 @@ class AbstractTransform(TransformWord, Protocol):
     """
 
     def fit(self, site: Site) -> AbstractStep:
-        """The transform for one layer. Raises `QSearchError` for a layer that it can't serve."""
+        """The transform for one layer.
+
+        Args:
+            site: the layer with its weight and what calibration recorded of its input.
+
+        Returns:
+            The transform with everything that was chosen for this layer.
+
+        Raises:
+            QSearchError: the layer is none that the transform is for.
+        """
         ...
 
     def unpack(
@@ -187,5 +292,14 @@ class AbstractTransform(TransformWord, Protocol):
     ) -> AbstractPackedStep:
         """The transform at run time, from the tensors that `stored` lists for a weight of `shape`,
         outputs on `axis`.
+
+        Args:
+            stored: name -> tensor, as `AbstractStep.pack` gave them.
+            shape: of the weight.
+            axis: of the weight's output channels.
+            number: the number of the transform's word, as the 30 of `~balance30`.
+
+        Returns:
+            The transform, for a packed layer.
         """
         ...

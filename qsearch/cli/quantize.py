@@ -373,8 +373,8 @@ def evaluate(
 ) -> None:
     """Measure the plan beside full precision, a uniform and a random one; or many plans."""
     from ..core.plan import Plan
-    from ..stages.campaign import CampaignSettings, limits_of, measure
     from ..stages.evaluate import evaluate as stage
+    from ..stages.evaluate_plans import EvaluatePlansSettings, limits_of, measure
     from ..stages.report import measured_report as page
 
     if plans is None and given_plans is None and (draw, stop, storage) != (None, None, None):
@@ -390,7 +390,7 @@ def evaluate(
             chosen = {"plans": plans or 0, "draw": draw or "random", "given": given_plans}
             content = {**chosen, "storage": storage, "stop": limits}
             by = executor_options(executor, workers, address, threads)
-            measure(job, graph, checked(CampaignSettings, content, "qsearch evaluate"), by)
+            measure(job, graph, checked(EvaluatePlansSettings, content, "qsearch evaluate"), by)
             return
         plan = Plan.load(job.path("plan.json"), graph)
         rows = stage(job, graph, plan)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from .words import attention_word
+from .attention_words import attention_word
 
 if TYPE_CHECKING:
     from .graph import Op, OpGraph

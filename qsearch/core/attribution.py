@@ -79,6 +79,13 @@ class Attribution:
     def from_rows(graph: str, rows: Iterable[Mapping[str, Any]]) -> Attribution:
         """Attribution from mappings with the keys of `COLUMNS`; `other`, `choice`, `step`, `error`
         and `data` may be left out.
+
+        Args:
+            graph: id of the model's graph.
+            rows: one for each value.
+
+        Returns:
+            The attribution.
         """
         import pandas as pd
 
@@ -91,7 +98,15 @@ class Attribution:
 
     @staticmethod
     def from_columns(graph: str, columns: Mapping[str, Any]) -> Attribution:
-        """The same from arrays, a column each; a single value stands for all rows."""
+        """The same from arrays, a column each; a single value stands for all rows.
+
+        Args:
+            graph: id of the model's graph.
+            columns: key of `COLUMNS` -> values, all of one length, or a single value.
+
+        Returns:
+            The attribution.
+        """
         import pandas as pd
 
         return Attribution(
@@ -120,6 +135,9 @@ class Attribution:
     def sums(self) -> pd.DataFrame:
         """A row a plan, method, kind and metric: the sum of its values, its base and its
         prediction.
+
+        Returns:
+            A data frame; values and base add up to the prediction.
         """
         return self.frame.groupby(_WHOLE, as_index=False, sort=False).agg(
             {"value": "sum", "base": "first", "prediction": "first"}
@@ -133,8 +151,19 @@ class Attribution:
         kind: str | None = None,
         metric: str | None = None,
     ) -> pd.DataFrame:
-        """The rows with the given plan, method, kind and metric. Raises `QSearchError` with the
-        nearest name where there is none.
+        """The rows with the given plan, method, kind and metric.
+
+        Args:
+            plan: name of a plan; any where it is left out, as with the others.
+            method: how the values were computed.
+            kind: what the values belong to: layers, pairs, features.
+            metric: which prediction they explain.
+
+        Returns:
+            A data frame with the columns `COLUMNS`.
+
+        Raises:
+            QSearchError: there is no such row; the message names the nearest name.
         """
         frame = self.frame
         for column, wanted in (
@@ -153,14 +182,31 @@ class Attribution:
         return frame
 
     def totals(self, *, plan: str, method: str, kind: str, metric: str) -> dict[str, float]:
-        """name -> value, summed over steps, largest first."""
+        """name -> value, summed over steps, largest first.
+
+        Args:
+            plan: name of a plan.
+            method: how the values were computed.
+            kind: what the values belong to: layers, pairs, features.
+            metric: which prediction they explain.
+
+        Returns:
+            name -> sum over the step bins.
+        """
         rows = self.select(plan=plan, method=method, kind=kind, metric=metric)
         found = rows.groupby("name")["value"].sum().sort_values(ascending=False)
         return {str(name): float(value) for name, value in found.items()}
 
     @staticmethod
     def together(parts: Iterable[Attribution]) -> Attribution:
-        """Several attributions of one graph as one."""
+        """Several attributions of one graph as one.
+
+        Args:
+            parts: attributions of one graph.
+
+        Returns:
+            One attribution with all rows.
+        """
         import pandas as pd
 
         found = list(parts)
@@ -176,7 +222,14 @@ class Attribution:
     def save(
         self, path: Path, *, key: str = "", parents: Mapping[str, str] | None = None, seed: int = 0
     ) -> None:
-        """Write `attribution.parquet`."""
+        """Write `attribution.parquet`.
+
+        Args:
+            path: of the file.
+            key: digest of what it was made from.
+            parents: file -> digest, of the files that it was made from.
+            seed: of what was drawn.
+        """
         write_parquet(
             path,
             Header(SCHEMA, graph=self.graph, key=key, parents=dict(parents or {}), seed=seed),
@@ -187,6 +240,13 @@ class Attribution:
     def load(path: Path, graph: str | None = None) -> Attribution:
         """Read `attribution.parquet`, for the graph with that id where one is given; values that no
         longer add up are refused.
+
+        Args:
+            path: of the file.
+            graph: id that the file must have.
+
+        Returns:
+            The attribution.
         """
         header, frame = read_parquet(path, SCHEMA, graph)
         return Attribution(header.graph, frame, header)

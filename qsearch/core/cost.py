@@ -254,6 +254,12 @@ class Budget:
     def excess(self, achieved: Cost) -> dict[str, tuple[float, float]]:
         """name -> (limit, achieved) for every limit that is broken; those of groups are named
         `average_bits of 'pattern'`.
+
+        Args:
+            achieved: what a plan costs.
+
+        Returns:
+            Empty where every limit is kept.
         """
         asked = {name: (limit, getattr(achieved, name)) for name, limit in self.limits.items()}
         for pattern, limits in self.groups.items():
@@ -272,7 +278,11 @@ class Budget:
         }
 
     def content(self) -> dict[str, Any]:
-        """The limits that are set, as plain data: `Budget(**content)` is the budget again."""
+        """The limits that are set, as plain data: `Budget(**content)` is the budget again.
+
+        Returns:
+            Name of a limit -> its value.
+        """
         return {
             **self.limits,
             **(

@@ -83,9 +83,7 @@ class LayerSpec:
 
     @property
     def parts(self) -> tuple[int, ...]:
-        """`splits` where the parts are feature maps with ranges, and so scales, of their own; empty
-        elsewhere (sines and cosines of a timestep).
-        """
+        """`splits` of feature maps, which have scales of their own; empty for other inputs."""
         return self.splits if self.sees == "image" else ()
 
 
@@ -178,14 +176,21 @@ class OpGraph:
 
     @cached_property
     def sizes(self) -> str:
-        """Sixteen hex digits over everything that is said of the model on its example inputs.
-
-        Files of schema version 1 name graphs by it.
-        """
+        """Sixteen hex digits over the whole content, by which files of version 1 name graphs."""
         return digest(self._content())
 
     def layer(self, name: str) -> LayerSpec:
-        """The layer of that name. Raises `QSearchError` with the nearest one."""
+        """The layer of that name.
+
+        Args:
+            name: the layer's, with its component's in front where there are several.
+
+        Returns:
+            The layer with its shape, role and costs.
+
+        Raises:
+            QSearchError: there is none; the message names the nearest.
+        """
         try:
             return self._index[name]
         except KeyError:
@@ -196,6 +201,12 @@ class OpGraph:
     def component(self, name: str) -> str:
         """The component that a layer, a site of attention or a block belongs to; "" of a single
         denoiser.
+
+        Args:
+            name: of a layer, a site of attention or a block.
+
+        Returns:
+            The component's name, or "".
         """
         first = name.partition(".")[0]
         return first if first in self.components else ""
@@ -203,6 +214,13 @@ class OpGraph:
     def active(self, name: str, steps: StepRanges) -> tuple[int, ...]:
         """The ranges of `steps` in which the component of a layer or site runs; all of them where
         nobody looked.
+
+        Args:
+            name: of a layer or site.
+            steps: ranges of sampler steps.
+
+        Returns:
+            Numbers of the ranges, from 0, in order.
         """
         span = self.spans.get(self.component(name))
         if span is None:
@@ -262,11 +280,19 @@ class OpGraph:
         return tuple(dict.fromkeys((a, b) for a, b in pairs if a and b and a != b))
 
     def network(self) -> DiGraph:
-        """The operation graph for networkx: a node an operation, with its fields as attributes."""
+        """The operation graph for networkx: a node an operation, with its fields as attributes.
+
+        Returns:
+            A directed graph; edges follow the data.
+        """
         return _network(self.ops, self.edges)
 
     def block_network(self) -> DiGraph:
-        """The block graph for networkx: a node a block, with its fields as attributes."""
+        """The block graph for networkx: a node a block, with its fields as attributes.
+
+        Returns:
+            A directed graph; edges follow the data.
+        """
         return _network(self.blocks, self.block_edges)
 
     def _content(self) -> dict[str, Any]:
@@ -281,7 +307,12 @@ class OpGraph:
         }
 
     def save(self, path: Path, *, key: str = "") -> None:
-        """Write `graph.json`, one layer a line."""
+        """Write `graph.json`, one layer a line.
+
+        Args:
+            path: of the file.
+            key: digest of what it was made from.
+        """
         header = Header(SCHEMA, graph=self.id, key=key)
         content = {
             "model": self.model,
@@ -293,7 +324,14 @@ class OpGraph:
 
     @staticmethod
     def load(path: Path) -> OpGraph:
-        """Read `graph.json`; refuses a file whose content does not match its own id."""
+        """Read `graph.json`; refuses a file whose content does not match its own id.
+
+        Args:
+            path: of the file.
+
+        Returns:
+            The graph.
+        """
         header, content = read_json(path, SCHEMA, earlier=_EARLIER)
         try:
             layers = tuple(

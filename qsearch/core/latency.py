@@ -51,8 +51,17 @@ class Latency:
                 )
 
     def of(self, layer: str, scheme: Scheme) -> float:
-        """Seconds of one layer with one scheme. Raises `QSearchError` with what the table has for
-        that layer.
+        """Seconds of one layer with one scheme.
+
+        Args:
+            layer: its name.
+            scheme: its choices.
+
+        Returns:
+            Seconds.
+
+        Raises:
+            QSearchError: it was not timed; the message names what was for that layer.
         """
         row = self.seconds.get(layer)
         if row is None:
@@ -68,11 +77,22 @@ class Latency:
         return row[str(scheme)]
 
     def total(self, layers: Mapping[str, Scheme]) -> float:
-        """Seconds of one call with these schemes."""
+        """Seconds of one call with these schemes.
+
+        Args:
+            layers: layer -> scheme, of every layer that is timed.
+
+        Returns:
+            Seconds.
+        """
         return self.rest + math.fsum(self.of(name, scheme) for name, scheme in layers.items())
 
     def check(self, graph: OpGraph) -> None:
-        """Raise `QSearchError` where the table is of another model, or of calls of another size."""
+        """Raise `QSearchError` where the table is of another model, or of calls of another size.
+
+        Args:
+            graph: of the model that is planned.
+        """
         if self.graph != graph.id:
             raise QSearchError(
                 f"the latency table was made for graph {self.graph}, {graph.model} is "
@@ -86,7 +106,11 @@ class Latency:
             )
 
     def save(self, path: Path) -> None:
-        """Write `latency.json`, one layer a line."""
+        """Write `latency.json`, one layer a line.
+
+        Args:
+            path: of the file.
+        """
         content = {
             "device": self.device,
             "sizes": self.sizes,
@@ -97,7 +121,15 @@ class Latency:
 
     @staticmethod
     def load(path: Path, graph: str | None = None) -> Latency:
-        """Read `latency.json`, for the graph with that id where one is given."""
+        """Read `latency.json`, for the graph with that id where one is given.
+
+        Args:
+            path: of the file.
+            graph: id that the file must have.
+
+        Returns:
+            The table.
+        """
         header, content = read_json(path, SCHEMA, graph)
         try:
             seconds = {

@@ -21,9 +21,10 @@ from .cost import Budget, Choices, Cost, can_have, check_budget, cost, stored_bi
 from .errors import ArtifactError, QSearchError
 from .graph import OpGraph
 from .latency import Latency
+from .plan_choices import checked
 from .plan_version_1 import converted
 from .scheme import FULL_BITS, KEEP, Scheme
-from .sites import check_site, is_site
+from .sites import is_site
 from .steps import StepRanges
 
 SCHEMA = "qsearch.plan/2"
@@ -88,6 +89,9 @@ class Plan:
             steps: ranges of sampler steps, where some site has a list.
             latency: times, for the cost in seconds.
 
+        Returns:
+            The plan with its costs.
+
         Raises:
             QSearchError: an unknown site, a layer without a choice, a site with one that it can't
                 have, a list of another length than there are ranges.
@@ -116,7 +120,15 @@ class Plan:
 
     @staticmethod
     def uniform(graph: OpGraph, scheme: Scheme | str) -> Plan:
-        """The same scheme for every layer that can have it; the others keep full precision."""
+        """The same scheme for every layer that can have it; the others keep full precision.
+
+        Args:
+            graph: the model's graph.
+            scheme: for every layer that can have it.
+
+        Returns:
+            The plan with its costs.
+        """
         chosen = Scheme.parse(scheme)
         return Plan.make(
             graph,
@@ -125,7 +137,14 @@ class Plan:
         )
 
     def at(self, place: int) -> dict[str, Scheme]:
-        """Site -> its scheme in range number `place` of the steps."""
+        """Site -> its scheme in range number `place` of the steps.
+
+        Args:
+            place: number of the range, from 0, the noisiest.
+
+        Returns:
+            A scheme for each site.
+        """
         if not 0 <= place < len(self.steps):
             raise QSearchError(f"the plan has {len(self.steps)} ranges of steps; given {place}")
         return {name: held[place if len(held) > 1 else 0] for name, held in self.choices.items()}
@@ -180,6 +199,12 @@ class Plan:
     def text(self, site: str) -> str:
         """What the plan says of a site: a scheme, or one for each range of steps with bars between
         them.
+
+        Args:
+            site: a layer, or a site of attention.
+
+        Returns:
+            E.g. `uint4-c | keep`.
         """
         return " | ".join(str(scheme) for scheme in self.choices.get(site, (KEEP,)))
 
@@ -201,8 +226,16 @@ class Plan:
         latency: Latency | None = None,
         steps: StepRanges | None = None,
     ) -> Plan:
-        """The plan with other choices at some sites, priced again; its budget is not asked.
-        `steps`: ranges, if not its own.
+        """The plan with other choices at some sites, priced again; its budget is not checked.
+
+        Args:
+            graph: the model's graph.
+            changes: site -> its new choices.
+            latency: times, for the cost in seconds.
+            steps: ranges of sampler steps, if not the plan's own.
+
+        Returns:
+            Another plan, without a budget.
         """
         made: dict[str, Any] = {**self.choices, **changes}
         ranges = self.steps if steps is None else steps
@@ -211,7 +244,14 @@ class Plan:
     def save(
         self, path: Path, *, key: str = "", parents: Mapping[str, str] | None = None, seed: int = 0
     ) -> None:
-        """Write `plan.json`, one site a line."""
+        """Write `plan.json`, one site a line.
+
+        Args:
+            path: of the file.
+            key: digest of what it was made from.
+            parents: file -> digest, of the files that it was made from.
+            seed: of what was drawn.
+        """
         header = Header(SCHEMA, graph=self.graph, key=key, parents=dict(parents or {}), seed=seed)
         content: dict[str, Any] = {
             "budget": self.budget.content() if self.budget else None,
@@ -230,6 +270,14 @@ class Plan:
         Choices are parsed, costs computed again for the graph at hand. The time is computed again
         with a `latency` table; without one the stored time stands. A budget that the plan kept at
         another resolution or batch is not held against it.
+
+        Args:
+            path: of the file.
+            graph: the model's graph.
+            latency: times, for the cost in seconds.
+
+        Returns:
+            The plan, with its budget and what the solver said.
 
         Raises:
             ArtifactError: the file is no whole plan, is for another graph, or was changed by hand.
@@ -303,60 +351,6 @@ def plan_id(graph: str, choices: Mapping[str, str | list[str]], steps: StepRange
     if len(steps) > 1:
         content["steps"] = steps.content()
     return digest(content)
-
-
-def checked(
-    graph: OpGraph,
-    choices: Mapping[str, Scheme | str | Sequence[Scheme | str]],
-    steps: StepRanges,
-) -> dict[str, Choices]:
-    """Site -> its choices, parsed; a list of equal ones is one choice where nothing in it is fitted
-    for a range.
-
-    Raises:
-        QSearchError: an unknown site, a list of another length than there are ranges, a scheme that
-            a site can't have.
-    """
-    made: dict[str, Choices] = {}
-    for name, given in choices.items():
-        listed = [given] if isinstance(given, str | Scheme) else list(given)
-        held = tuple(Scheme.parse(s) for s in listed)
-        for scheme in held:
-            check_site(graph, name, scheme)
-        if len(held) not in (1, len(steps)):
-            raise QSearchError(
-                f"a site has one scheme, or one for each range of steps; {name} has {len(held)}, "
-                f"the plan {len(steps)} ranges"
-            )
-        if len(set(held)) == 1 and not held[0].fitted_by_range:
-            held = held[:1]
-        if len(held) > 1:
-            _check_active(graph, name, held, steps)
-        made[name] = held
-    return made
-
-
-def _check_active(graph: OpGraph, name: str, held: Choices, steps: StepRanges) -> None:
-    """Refuse a choice of its own for a range of steps in which a site's component does not run."""
-    active, component = graph.active(name, steps), graph.component(name)
-    if not active:
-        raise QSearchError(
-            f"{component} runs in none of the sampler's steps, so {name} has one scheme for all "
-            f"ranges; given {' | '.join(map(str, held))}"
-        )
-    for i, place in enumerate(nearest_active(active, len(held))):
-        if held[i] != held[place]:
-            first, last, total = graph.spans[component]
-            raise QSearchError(
-                f"{component} runs in steps {first} to {last - 1} of {total}, not in range {i} of "
-                f"{len(steps)}, where {name} is given {held[i]}; say there what range {place} "
-                f"says, {held[place]}"
-            )
-
-
-def nearest_active(active: Sequence[int], count: int) -> list[int]:
-    """For each of `count` ranges of steps the nearest of those in which a component runs."""
-    return [min(active, key=lambda a: abs(a - i)) for i in range(count)]
 
 
 def _stated(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import ArtifactError
-from .scheme import split_steps
+from .errors import ArtifactError, QSearchError
 from .steps import StepRanges
 
+#: ranges of steps in a scheme of version 1: `~stepsN`
+_STEPS = re.compile(r"~steps([0-9]*)")
 #: what a file may hold besides its header
 _KNOWN = {"budget", "achieved", "solver", "layers", "sites"}
 
@@ -41,3 +43,13 @@ def converted(path: Path, content: Mapping[str, Any]) -> tuple[StepRanges, dict[
             wide = StepRanges.equal(len(held))
             choices[name] = [held[sum(b <= a for b in wide.bounds)] for a in (0.0, *steps.bounds)]
     return steps, choices
+
+
+def split_steps(text: str) -> tuple[str, int]:
+    """A scheme of an old plan without its `~stepsN`, and N; 1 where it has none."""
+    found = _STEPS.findall(text)
+    if len(found) > 1 or (found and not (found[0].isdigit() and 2 <= int(found[0]) <= 9)):
+        raise QSearchError(
+            f"~steps takes a number of ranges from 2 to 9, and stands once; given {text!r}"
+        )
+    return _STEPS.sub("", text), int(found[0]) if found else 1

@@ -13,7 +13,7 @@
     keep+a8           weights in full precision, activations in 8 bits
     uint4-c+a8~balance30   SmoothQuant's channel balancing with alpha = 0.30 before both are rounded
     int4-c+a8t~bos~balance   two transforms, applied in this order
-    int8-c+a8t~bos    MixDQ's treatment of text: the first token is computed beforehand in full
+    int8-c+a8t~bos    MixDQ's text: the first token is computed beforehand in full
                       precision
 
 The scheme of a whole attention (`core/attentions.py`) is spelt by a plug-in in
@@ -21,7 +21,7 @@ The scheme of a whole attention (`core/attentions.py`) is spelt by a plug-in in
 
 FORMAT, GRAIN and TRANSFORM are words of plug-ins (`choices/formats/`, `choices/activations/`,
 `choices/transforms/`), which say themselves how they are spelt, what number they take and what they
-store: see `core/format_words.py` and `core/words.py`.
+store: see `core/format_words.py`, `core/words.py` and `core/attention_words.py`.
 
 Stored bits count scales, zero points and codebooks at 16 bits (as Qua2SeDiMo's released code does),
 block-format scales at 8, and what a transform stores. A layer that reads a concatenation (a long
@@ -37,6 +37,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from .attention_words import attention_of, attention_word
 from .errors import QSearchError, nearest
 from .format_words import (
     FormatWord,
@@ -48,8 +49,6 @@ from .format_words import (
     unreadable,
 )
 from .words import (
-    attention_of,
-    attention_word,
     canonical_word,
     check_order,
     grain_of,
@@ -94,7 +93,17 @@ class Scheme:
 
     @staticmethod
     def parse(text: str | Scheme) -> Scheme:
-        """Scheme from its string. Raises `QSearchError` with the grammar or the nearest name."""
+        """Scheme from its string.
+
+        Args:
+            text: as `int4-g64+a8@hqq`; a scheme is given back as it is.
+
+        Returns:
+            The scheme; `parse(str(scheme)) == scheme`.
+
+        Raises:
+            QSearchError: it is none; the message says the grammar or the nearest name.
+        """
         return text if isinstance(text, Scheme) else _parse(text)
 
     def __str__(self) -> str:
@@ -192,13 +201,18 @@ class Scheme:
 
     @property
     def weight_only(self) -> Scheme:
-        """The same scheme without its activation part: neither the format of the input nor its
-        transforms.
-        """
+        """The same scheme without what it does to the input."""
         return Scheme(self.format, self.group, method=self.method)
 
     def with_input(self, other: Scheme) -> Scheme:
-        """The same weights with the input treated as `other` does."""
+        """The same weights with the input rounded and transformed as in `other`.
+
+        Args:
+            other: whose activation format, grain and transforms are taken.
+
+        Returns:
+            A scheme with both.
+        """
         return replace(
             self,
             activation=other.activation,
@@ -209,6 +223,14 @@ class Scheme:
     def groups(self, shape: Sequence[int], axis: int = 0, splits: Sequence[int] = ()) -> int:
         """How many scales (or codebooks) a weight of `shape` has, its output channels on `axis`; an
         incomplete last group counts whole.
+
+        Args:
+            shape: of the weight.
+            axis: of its output channels.
+            splits: channels of each part of a concatenated input; every part has its own groups.
+
+        Returns:
+            Their number.
         """
         return sum(self._groups(part, axis) for part in parts(shape, axis, splits))
 
@@ -231,9 +253,17 @@ class Scheme:
 
         An incomplete last group has a scale like any other, and no codes but its own. Not counted:
         that each plane of a packed row is filled up to a byte (`qsearch_kernels.layout`), less than
-        8 bits a plane and row. `splits`: channels of each part of a concatenated input; every part
-        has its own groups. `filled`: with incomplete groups of all but codebooks filled up with
-        codes, as plans were priced at first and as their files still say.
+        8 bits a plane and row.
+
+        Args:
+            shape: of the weight.
+            axis: of its output channels.
+            splits: channels of each part of a concatenated input; every part has its own groups.
+            filled: count incomplete groups of all but codebooks as filled up with codes, as the
+                first plan files did.
+
+        Returns:
+            Bits, side information included.
         """
         kept = sum(
             buffer.bits
@@ -263,7 +293,7 @@ def input_part(text: str) -> Scheme:
     )
     if found is None or found.method:
         raise QSearchError(
-            "an input is treated by +aBITS[~TRANSFORM], e.g. +a8t~bos, or by nothing; "
+            "an input is rounded by +aBITS[~TRANSFORM], e.g. +a8t~bos, or by nothing; "
             f"given {text!r}"
         )
     return found
@@ -276,18 +306,6 @@ def parts(shape: Sequence[int], axis: int, splits: Sequence[int]) -> list[tuple[
     if not splits:
         return [tuple(shape)]
     return [tuple(part if i == 1 - axis else n for i, n in enumerate(shape)) for part in splits]
-
-
-def split_steps(text: str) -> tuple[str, int]:
-    """A scheme of an old plan without its `~stepsN`, and N; 1 where it has none. For reading files
-    of version 1 alone.
-    """
-    found = _STEPS.findall(text)
-    if len(found) > 1 or (found and not (found[0].isdigit() and 2 <= int(found[0]) <= 9)):
-        raise QSearchError(
-            f"~steps takes a number of ranges from 2 to 9, and stands once; given {text!r}"
-        )
-    return _STEPS.sub("", text), int(found[0]) if found else 1
 
 
 @lru_cache(maxsize=64)

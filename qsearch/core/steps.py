@@ -57,7 +57,17 @@ class StepRanges:
 
     @staticmethod
     def equal(count: int) -> StepRanges:
-        """`count` ranges of the same length. Raises `QSearchError` for less than one."""
+        """`count` ranges of the same length.
+
+        Args:
+            count: how many.
+
+        Returns:
+            The ranges.
+
+        Raises:
+            QSearchError: `count` is less than one.
+        """
         if not 1 <= count <= MOST_RANGES:
             raise QSearchError(f"a plan has 1 to {MOST_RANGES} ranges of steps; given {count}")
         return StepRanges(tuple(i / count for i in range(1, count)))
@@ -72,11 +82,25 @@ class StepRanges:
         return tuple(b - a for a, b in itertools.pairwise(ends))
 
     def of(self, step: int, total: int) -> int:
-        """The range of sampler step `step` (from 0) of `total`."""
+        """The range of sampler step `step` (from 0) of `total`.
+
+        Args:
+            step: from 0, the noisiest.
+            total: how many steps the sampler takes.
+
+        Returns:
+            The range's number, from 0.
+        """
         return sum(bound * total <= step + _ROUNDING for bound in self.bounds)
 
     def members(self, total: int) -> tuple[tuple[int, ...], ...]:
         """The steps of each range for a sampler of `total` steps.
+
+        Args:
+            total: how many steps the sampler takes.
+
+        Returns:
+            A tuple of step numbers for each range.
 
         Raises:
             QSearchError: a range would be empty, since there are fewer steps than ranges need.
@@ -93,14 +117,25 @@ class StepRanges:
         return found
 
     def content(self) -> dict[str, Any]:
-        """Plain data for a file; `StepRanges.parse` reads it."""
+        """Plain data for a file; `StepRanges.parse` reads it.
+
+        Returns:
+            What JSON can hold.
+        """
         count = len(self)
         equal = self == StepRanges.equal(count)
         cut = {"ranges": count} if equal else {"bounds": list(self.bounds)}
         return cut | ({"sampler_steps": self.total} if self.total else {})
 
     def counted(self, total: int) -> StepRanges:
-        """The same ranges with costs counted for `total` sampler steps."""
+        """The same ranges with costs counted for `total` sampler steps.
+
+        Args:
+            total: how many steps the sampler takes.
+
+        Returns:
+            Ranges with the same bounds.
+        """
         return StepRanges(self.bounds, total)
 
     @property
@@ -111,7 +146,14 @@ class StepRanges:
 
     @staticmethod
     def parse(content: Mapping[str, Any] | int | None) -> StepRanges:
-        """Ranges from `content()`, a number of equal ranges, or nothing."""
+        """Ranges from `content()`, a number of equal ranges, or nothing.
+
+        Args:
+            content: as `content` made it.
+
+        Returns:
+            The ranges; one range for None.
+        """
         if content is None:
             return StepRanges()
         if isinstance(content, int) and not isinstance(content, bool):

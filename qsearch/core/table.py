@@ -73,7 +73,16 @@ class SensitivityTable:
     def from_rows(
         graph: str, rows: Iterable[Mapping[str, Any]], responses: ProbeResponses | None = None
     ) -> SensitivityTable:
-        """Table from an iterable of mappings with the keys of `COLUMNS`."""
+        """Table from an iterable of mappings with the keys of `COLUMNS`.
+
+        Args:
+            graph: id of the model's graph.
+            rows: one for each site, scheme, step bin and metric.
+            responses: probe responses that the rows were made from.
+
+        Returns:
+            The table.
+        """
         import pandas as pd
 
         return SensitivityTable(
@@ -90,7 +99,15 @@ class SensitivityTable:
     def values(
         self, metric: str = "noise", steps: Iterable[int] | None = None
     ) -> dict[str, dict[str, float]]:
-        """site -> scheme -> estimate, averaged over the step bins (all, or those given)."""
+        """site -> scheme -> estimate, averaged over the step bins (all, or those given).
+
+        Args:
+            metric: one of the table's.
+            steps: step bins, from 0; all where left out.
+
+        Returns:
+            Estimates, in the metric's unit.
+        """
         rows = self._rows(metric)
         if steps is not None:
             rows = rows[rows["step"].isin(list(steps))]
@@ -127,6 +144,15 @@ class SensitivityTable:
         table made by probes), or without: the sum of the choices' own errors, any table will do.
         Layers that the plan keeps, or does not name, add nothing. In a step bin the choices of the
         range that its middle lies in count.
+
+        Args:
+            plan: a plan, or site -> scheme; sites that are missing are kept.
+            metric: one of the table's.
+            steps: step bins, from 0; all where left out.
+            interactions: whether products between choices are counted.
+
+        Returns:
+            (prediction, standard error).
         """
         ranges = plan.steps if isinstance(plan, Plan) else ONE_RANGE
         held: Mapping[str, Choices] = (
@@ -183,7 +209,14 @@ class SensitivityTable:
         return sum(v for v, _ in found) / len(bins), sum(e * e for _, e in found) ** 0.5 / len(bins)
 
     def bins(self, metric: str) -> int:
-        """How many step bins the metric was measured in."""
+        """How many step bins the metric was measured in.
+
+        Args:
+            metric: one of the table's.
+
+        Returns:
+            Their number.
+        """
         return int(self._rows(metric)["step"].max()) + 1
 
     def scored(self, scoring: Mapping[str, str]) -> SensitivityTable:
@@ -192,6 +225,12 @@ class SensitivityTable:
 
         It sums what each group of layers does to the metric it matters for; between metrics there
         are no interactions.
+
+        Args:
+            scoring: site -> metric, as `scorers` makes it.
+
+        Returns:
+            Another table, with rows of the metric `scored`.
         """
         import pandas as pd
 
@@ -208,6 +247,9 @@ class SensitivityTable:
     def at_floor(self) -> pd.DataFrame:
         """Rows whose estimate lies within 3 dB of their measurement floor: noise of the
         measurement, not of the choice.
+
+        Returns:
+            A data frame with the columns `COLUMNS`.
         """
         return self.frame[self.frame["estimate"] < 2 * self.frame["floor"]]
 
@@ -217,6 +259,12 @@ class SensitivityTable:
 
         Within each scheme and step bin, 1 - (mean squared relative error) / (variance of the
         logarithms), averaged; 1 for fewer than three sites.
+
+        Args:
+            metric: one of the table's.
+
+        Returns:
+            A number from 0 to 1.
         """
         import numpy as np
 
@@ -232,8 +280,10 @@ class SensitivityTable:
         return sum(found) / len(found) if found else 1.0
 
     def check(self, graph: OpGraph) -> None:
-        """Refuse a table of another graph, or one that speaks of layers or sites the graph
-        lacks.
+        """Refuse a table of another graph, or one that speaks of layers or sites the graph lacks.
+
+        Args:
+            graph: of the model that is planned.
         """
         if self.graph != graph.id:
             raise QSearchError(
@@ -248,6 +298,12 @@ class SensitivityTable:
     ) -> None:
         """Write `sensitivity.parquet`; the responses lie beside the numbers they belong to, as
         three more columns.
+
+        Args:
+            path: of the file.
+            key: digest of what it was made from.
+            parents: file -> digest, of the files that it was made from.
+            seed: of what was drawn.
         """
         frame = self.frame[list(COLUMNS)].assign(**to_columns(self.responses, self.frame))
         write_parquet(
@@ -258,7 +314,15 @@ class SensitivityTable:
 
     @staticmethod
     def load(path: Path, graph: str | None = None) -> SensitivityTable:
-        """Read `sensitivity.parquet`, for the graph with that id where one is given."""
+        """Read `sensitivity.parquet`, for the graph with that id where one is given.
+
+        Args:
+            path: of the file.
+            graph: id that the file must have.
+
+        Returns:
+            The table.
+        """
         header, frame = read_parquet(path, SCHEMA, graph)
         return SensitivityTable(
             header.graph,

@@ -43,7 +43,7 @@ class Trial:
     measured.
 
     `samples`: metric -> its value for each sample, in the order of the captions, where the metric
-    has one; `stopped`: given up before the last sample.
+    has one; `stopped`: stopped early before the last sample.
     """
 
     name: str
@@ -119,7 +119,7 @@ class Trials:
             metrics: name -> (mean, standard error).
             setting: digest of how it was measured.
             samples: metric -> its value for each sample.
-            stopped: given up before the last sample.
+            stopped: stopped early before the last sample.
             higher_is_better: metric -> its direction; these metrics are the trial's values, for
                 samplers and dashboards.
 
@@ -172,11 +172,27 @@ class Trials:
             ) from None
 
     def claims(self, lapse: float = LAPSE) -> Claims:
-        """Who measures which plan right now."""
+        """Who measures which plan right now.
+
+        Args:
+            lapse: seconds after which a claim that was not renewed is free.
+
+        Returns:
+            The claims of the same storage.
+        """
         return Claims(self._storage, lapse)
 
     def knows(self, plan: str, setting: str, *, stopped: bool) -> bool:
-        """Whether a plan, by its digest, was measured in a setting; `stopped`: or was given up."""
+        """Whether a plan, by its digest, was measured in a setting.
+
+        Args:
+            plan: digest of the plan.
+            setting: digest of how it is measured.
+            stopped: whether a plan that was stopped early counts.
+
+        Returns:
+            Whether there is a trial.
+        """
         return any(
             t.user_attrs.get("plan") == plan
             and t.user_attrs.get("setting") == setting
@@ -187,11 +203,23 @@ class Trials:
     def describe(self, setting: str, said: Mapping[str, str]) -> None:
         """What a setting is in words, for people who look at the trials that are added from here
         on.
+
+        Args:
+            setting: digest of how plans are measured.
+            said: name -> value, as text.
         """
         self._said[setting] = dict(said)
 
     def find(self, plan: Plan, setting: str) -> Trial | None:
-        """The trial of this plan measured in this setting, or None."""
+        """The trial of this plan measured in this setting, or None.
+
+        Args:
+            plan: the plan.
+            setting: digest of how it is measured.
+
+        Returns:
+            The trial with its metrics, or None.
+        """
         wanted = plan.id
         for trial in reversed(self._stored()):
             a = _whole(trial.user_attrs)
@@ -203,14 +231,27 @@ class Trials:
         return None
 
     def all(self) -> list[Trial]:
-        """Every stored trial, oldest first."""
+        """Every stored trial, oldest first.
+
+        Returns:
+            Trials of all settings.
+        """
         return [_trial(t, self.graph) for t in self._stored() if "plan" in t.user_attrs]
 
     def measured(self, setting: str | None = None) -> list[Trial]:
         """The trials of one setting, each plan once (two workers may have measured it at the same
-        time; whole before given up), in the order of their names.
+        time; whole before stopped early), in the order of their names.
 
-        Without `setting`, that of the most trials. Raises `QSearchError` where there is none.
+        Without `setting`, that of the most trials.
+
+        Args:
+            setting: digest of how plans are measured.
+
+        Returns:
+            One trial a plan.
+
+        Raises:
+            QSearchError: there is no trial of the setting.
         """
         found = self.all()
         if not found:

@@ -10,19 +10,13 @@ as constants and plain functions, and imports torch inside the functions that ne
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import lru_cache
-from importlib import metadata
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
 from . import plugins
 from .errors import QSearchError, nearest
-
-if TYPE_CHECKING:
-    from .attentions import AttentionSpec
 
 #: type of a stored tensor -> its bits
 _BITS = {"uint8": 8, "int8": 8, "float16": 16, "bfloat16": 16, "float32": 32}
@@ -66,7 +60,14 @@ class Number:
     multiple: int = 1
 
     def allows(self, number: int) -> bool:
-        """Whether `number` is in range and a multiple."""
+        """Whether `number` is in range and a multiple.
+
+        Args:
+            number: as a scheme gives it.
+
+        Returns:
+            Whether the word may have it.
+        """
         return self.low <= number <= self.high and number % self.multiple == 0
 
     @property
@@ -112,6 +113,14 @@ class TransformWord(Protocol):
     def stored(self, shape: Sequence[int], axis: int, number: int) -> Mapping[str, Buffer]:
         """Name -> what is stored for a layer whose weight has `shape`, with output channels on
         `axis`.
+
+        Args:
+            shape: of the layer's weight.
+            axis: of its output channels.
+            number: the number of the word, as the 30 of `~balance30`.
+
+        Returns:
+            What a packed layer stores for the transform; a plan is charged for it.
         """
         ...
 
@@ -126,19 +135,40 @@ class GrainWord(Protocol):
 
 
 def grain_number(grain: str) -> Number | None:
-    """The number that a grain's word takes, as the 64 of `+a4g64`; None where it takes none."""
+    """The number that a grain's word takes, as the 64 of `+a4g64`; None where it takes none.
+
+    Args:
+        grain: name of the plug-in, with its number, e.g. "group64".
+
+    Returns:
+        The rule for the number, or None.
+    """
     found: Number | None = getattr(grain_word(grain), "number", None)
     return found
 
 
 def split_word(text: str) -> tuple[str, int | None]:
-    """Name and number of a transform as a scheme spells it: `balance30` -> ("balance", 30)."""
+    """Name and number of a transform as a scheme spells it: `balance30` -> ("balance", 30).
+
+    Args:
+        text: as a scheme spells it.
+
+    Returns:
+        (name, number or None).
+    """
     name = text.rstrip("0123456789")
     return name, int(text[len(name) :]) if len(text) > len(name) else None
 
 
 def transform_word(text: str) -> TransformWord:
-    """The plug-in of a transform, by its name or as a scheme spells it."""
+    """The plug-in of a transform, by its name or as a scheme spells it.
+
+    Args:
+        text: as a scheme spells it.
+
+    Returns:
+        The module.
+    """
     plugin: TransformWord = plugins.load("transforms", split_word(text)[0])
     return plugin
 
@@ -146,6 +176,12 @@ def transform_word(text: str) -> TransformWord:
 def number_of(text: str) -> int:
     """The number of a transform as a scheme spells it, its default where it has none; 0 where it
     takes none.
+
+    Args:
+        text: as a scheme spells it.
+
+    Returns:
+        The number.
     """
     _, given = split_word(text)
     declared = transform_word(text).number
@@ -155,8 +191,18 @@ def number_of(text: str) -> int:
 
 
 def canonical_word(text: str, rule: str, given: str) -> str:
-    """A transform in the one spelling that it has. Raises `QSearchError` for an unknown one, and
-    for a number that it does not take.
+    """A transform in the one spelling that it has.
+
+    Args:
+        text: as it was given.
+        rule: the grammar of schemes, for the message.
+        given: the whole scheme, for the message.
+
+    Returns:
+        The spelling by which schemes are compared.
+
+    Raises:
+        QSearchError: there is no such transform, or it does not take the number.
     """
     name, number = split_word(text)
     if name not in plugins.names("transforms", outside=False):
@@ -180,7 +226,12 @@ def canonical_word(text: str, rule: str, given: str) -> str:
 
 
 def check_order(words: Iterable[str], given: str) -> None:
-    """Refuse transforms that are not in the order of their stages."""
+    """Refuse transforms that are not in the order of their stages.
+
+    Args:
+        words: transforms in the order in which they were given.
+        given: the whole scheme, for the message.
+    """
     held = list(words)
     ordered = sorted(held, key=lambda word: transform_word(word).stage)
     if held != ordered:
@@ -191,7 +242,14 @@ def check_order(words: Iterable[str], given: str) -> None:
 
 
 def grain_word(grain: str) -> GrainWord:
-    """The plug-in of an activation grain, by its name."""
+    """The plug-in of an activation grain, by its name.
+
+    Args:
+        grain: name of the plug-in, e.g. "tensor".
+
+    Returns:
+        The module.
+    """
     plugin: GrainWord = plugins.load("activations", split_word(grain)[0])
     return plugin
 
@@ -202,6 +260,12 @@ def grain_of(word: str) -> str | None:
 
     Ours are looked at first, so that what somebody else installed is imported only for a word that
     is none of ours.
+
+    Args:
+        word: as a scheme spells it behind the bits, e.g. "t".
+
+    Returns:
+        The name with its number, or None.
 
     Raises:
         QSearchError: the word is a grain's, and its number is missing or out of range.
@@ -221,77 +285,3 @@ def grain_of(word: str) -> str | None:
                     )
                 return f"{name}{number}"
     return None
-
-
-class AttentionWord(Protocol):
-    """What the grammar and the costs read of a module in `choices/attentions/`.
-
-    The whole is `choices.attention.AbstractAttentionChoice`.
-    """
-
-    def canonical(self, text: str) -> str | None:
-        """The one spelling of a choice; "" for dense attention; None for text that is none of the
-        plug-in's.
-
-        Raises:
-            QSearchError: for the plug-in's words in a combination that means nothing.
-        """
-        ...
-
-    def every(self, text: str) -> int:
-        """Steps from one dense step to the next; 0 where nothing is carried from step to step."""
-        ...
-
-    def fitted(self, text: str) -> bool:
-        """Whether calibration chooses something of it."""
-        ...
-
-    def fault(self, text: str, spec: AttentionSpec) -> str:
-        """Why an attention can't have the choice, in words; "" where it can."""
-        ...
-
-    def work(self, text: str, spec: AttentionSpec, *, bits: int = 0, steps: int = 0) -> float:
-        """Work over that of dense attention, the mean over so many steps from a dense one on.
-
-        With `bits`, a product of two numbers counts the product of their bits over `bits` squared.
-        Without `steps`, the mean over a whole interval from dense step to dense step.
-        """
-        ...
-
-
-def attention_of(text: str) -> str | None:
-    """The one spelling of an attention's choice, "" for dense; None where `text` is a layer's
-    scheme.
-    """
-    found = _attention(text)
-    return None if found is None else found[1]
-
-
-def attention_name(text: str) -> str:
-    """Name of the plug-in of an attention's choice, as a scheme spells it."""
-    found = _attention(text)
-    assert found is not None, f"{text} was parsed, so that a plug-in knows it"
-    return found[0]
-
-
-def attention_word(text: str) -> AttentionWord:
-    """The plug-in of an attention's choice, as a scheme spells it."""
-    plugin: AttentionWord = plugins.load("attentions", attention_name(text))
-    return plugin
-
-
-@lru_cache(maxsize=4096)
-def _attention(text: str) -> tuple[str, str] | None:
-    """(plug-in, spelling)."""
-    for name in _attention_names(tuple(sys.path), metadata.entry_points):
-        plugin: AttentionWord = plugins.load("attentions", name)
-        if (found := plugin.canonical(text)) is not None:
-            return name, found
-    return None
-
-
-@lru_cache(maxsize=8)
-def _attention_names(path: tuple[str, ...], entry_points: Any) -> tuple[str, ...]:
-    """The plug-ins, ours first; remembered as long as the path and what reads it are the same."""
-    ours = plugins.names("attentions", outside=False)
-    return tuple(dict.fromkeys([*ours, *plugins.names("attentions")]))

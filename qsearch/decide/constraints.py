@@ -52,6 +52,13 @@ class Constraints:
     ) -> dict[str, tuple[Scheme, ...]]:
         """What each quantizable layer may become, of what is `offered` for it. Raises
         `QSearchError` naming two rules that contradict.
+
+        Args:
+            graph: the model's graph.
+            offered: layer -> schemes that were measured.
+
+        Returns:
+            layer -> the schemes that the rules leave it.
         """
         rules: dict[str, list[tuple[str, set[Scheme]]]] = defaultdict(list)
         for pattern in self.protected:
@@ -84,6 +91,13 @@ class Constraints:
     ) -> list[tuple[str, ...]]:
         """The quantizable layers in groups that share a scheme, most of them alone. Raises
         `QSearchError` naming two that can't.
+
+        Args:
+            graph: the model's graph.
+            choices: layer -> its schemes.
+
+        Returns:
+            Names of layers, a tuple a group.
         """
         parent = {layer.name: layer.name for layer in graph.quantizable}
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from ..core.cost import can_have
 from ..core.graph import OpGraph
-from ..core.plan import Plan, nearest_active
+from ..core.plan import Plan
+from ..core.plan_choices import nearest_active
 from ..core.scheme import KEEP, Scheme
 from .problem import Choice, schemes_of
 

@@ -55,7 +55,14 @@ class Objective:
                 )
 
     def values(self, table: SensitivityTable) -> dict[str, dict[str, float]]:
-        """layer -> scheme -> what is minimised; `keep` is among the schemes, with no loss."""
+        """layer -> scheme -> what is minimised; `keep` is among the schemes, with no loss.
+
+        Args:
+            table: what every choice costs.
+
+        Returns:
+            Losses, added up over layers.
+        """
         parts = [(weight, losses(table, metric)) for metric, weight in self.weights.items()]
         shared = [{(site, s) for site, row in part.items() for s in row} for _, part in parts]
         whole = set.intersection(*shared)
@@ -74,7 +81,14 @@ class Objective:
         }
 
     def limits(self, table: SensitivityTable) -> dict[str, tuple[Values, float]]:
-        """metric -> (its losses, the most that is allowed)."""
+        """metric -> (its losses, the most that is allowed).
+
+        Args:
+            table: what every choice costs.
+
+        Returns:
+            Empty where only one metric counts.
+        """
         return {metric: (losses(table, metric), limit) for metric, limit in self.at_most.items()}
 
 

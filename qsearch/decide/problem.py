@@ -72,7 +72,14 @@ class Problem:
         return max(len(options) for options in self.choices)
 
     def picks(self, chosen: Mapping[str, Choice]) -> Picks:
-        """Index of each site's choice."""
+        """Index of each site's choice.
+
+        Args:
+            chosen: site -> its choice.
+
+        Returns:
+            Indices [sites].
+        """
         return np.array(
             [
                 options.index(chosen[site])
@@ -82,7 +89,14 @@ class Problem:
         )
 
     def chosen(self, picks: Picks) -> dict[str, Choice]:
-        """The assignment by name."""
+        """The assignment by name.
+
+        Args:
+            picks: indices [sites].
+
+        Returns:
+            site -> its choice.
+        """
         return {
             site: options[int(k)]
             for site, options, k in zip(self.sites, self.choices, picks, strict=True)
@@ -91,11 +105,24 @@ class Problem:
     def total(self, chosen: Mapping[str, Choice]) -> float:
         """What a full assignment is worth: the sum of its values, and of the products of its scores
         where there are some.
+
+        Args:
+            chosen: site -> its choice.
+
+        Returns:
+            What is minimised.
         """
         return self.worth(self.picks(chosen))
 
     def worth(self, picks: Picks) -> float:
-        """`total` of an assignment by index."""
+        """`total` of an assignment by index.
+
+        Args:
+            picks: indices [sites].
+
+        Returns:
+            What is minimised.
+        """
         additive = float(sum(v[k] for v, k in zip(self.values, picks, strict=True)))
         if self.scores is None:
             return additive
@@ -103,11 +130,26 @@ class Problem:
         return additive + self.trust * float((taken.sum(1) ** 2 - (taken**2).sum(1)).mean())
 
     def used(self, name: str, picks: Picks) -> float:
-        """Sum of one cost."""
+        """Sum of one cost.
+
+        Args:
+            name: of the cost.
+            picks: indices [sites].
+
+        Returns:
+            The sum over sites.
+        """
         return float(sum(c[k] for c, k in zip(self.costs[name], picks, strict=True)))
 
     def broken(self, picks: Picks) -> dict[str, float]:
-        """name -> how far above its limit, for every limit that is broken."""
+        """name -> how far above its limit, for every limit that is broken.
+
+        Args:
+            picks: indices [sites].
+
+        Returns:
+            Empty where every limit holds.
+        """
         over = {name: self.used(name, picks) - limit for name, limit in self.limits.items()}
         return {
             name: x
@@ -116,7 +158,14 @@ class Problem:
         }
 
     def keeps(self, picks: Picks) -> bool:
-        """Whether an assignment is allowed: every limit holds, and the formats are few enough."""
+        """Whether an assignment is allowed: every limit holds, and the formats are few enough.
+
+        Args:
+            picks: indices [sites].
+
+        Returns:
+            Whether it is allowed.
+        """
         return not self.broken(picks) and (
             self.formats is None or len(self.formats_of(picks)) <= self.formats
         )
@@ -127,7 +176,14 @@ class Problem:
         return {name: max(float(np.abs(c).max()) for c in self.costs[name]) for name in self.limits}
 
     def formats_of(self, picks: Picks) -> set[str]:
-        """The formats that an assignment uses, `keep` not counted."""
+        """The formats that an assignment uses, `keep` not counted.
+
+        Args:
+            picks: indices [sites].
+
+        Returns:
+            Words of formats, e.g. `uint4`.
+        """
         return {
             f
             for options, k in zip(self.choices, picks, strict=True)
@@ -137,6 +193,12 @@ class Problem:
     def only(self, allowed: set[str]) -> tuple[Problem, list[Picks]] | None:
         """The problem with choices of these formats (and `keep`) alone, and each site's old
         indices; None where a site is left without.
+
+        Args:
+            allowed: words of formats.
+
+        Returns:
+            (the smaller problem, for each site the indices of what is left), or None.
         """
         kept = [
             np.array(
@@ -149,6 +211,12 @@ class Problem:
     def cut(self, kept: list[Picks]) -> Problem:
         """The problem with choices `kept[i]` of each site alone; the number of formats is limited
         no more.
+
+        Args:
+            kept: for each site the indices of the choices that stay.
+
+        Returns:
+            The smaller problem.
         """
         scores = None
         if self.scores is not None:
@@ -171,7 +239,14 @@ class Problem:
         )
 
     def layers(self, chosen: Mapping[str, Choice]) -> dict[str, Choice]:
-        """The assignment layer by layer: tied layers get what their site got."""
+        """The assignment layer by layer: tied layers get what their site got.
+
+        Args:
+            chosen: site -> its choice.
+
+        Returns:
+            layer -> its choice.
+        """
         return {
             layer: choice
             for site, choice in chosen.items()
@@ -180,22 +255,51 @@ class Problem:
 
 
 def schemes_of(choice: Choice) -> tuple[Scheme, ...]:
-    """The schemes of a choice: one, or one for each range of steps."""
+    """The schemes of a choice: one, or one for each range of steps.
+
+    Args:
+        choice: of a site.
+
+    Returns:
+        One scheme a range, or one.
+    """
     return (choice,) if isinstance(choice, Scheme) else choice
 
 
 def label(choice: Choice) -> str:
-    """A choice as text, by which its numbers are found."""
+    """A choice as text, by which its numbers are found.
+
+    Args:
+        choice: of a site.
+
+    Returns:
+        E.g. `uint4-c | keep`.
+    """
     return " | ".join(map(str, schemes_of(choice)))
 
 
 def formats(choice: Choice) -> set[str]:
-    """Formats of weights that a choice needs, `keep` not counted."""
+    """Formats of weights that a choice needs, `keep` not counted.
+
+    Args:
+        choice: of a site.
+
+    Returns:
+        Words of formats, e.g. `uint4`.
+    """
     return {s.format for s in schemes_of(choice) if s.format != "keep"}
 
 
 def padded(vectors: tuple[Vector, ...], filling: float = np.inf) -> Matrix:
-    """Vectors of different lengths as the rows of a matrix."""
+    """Vectors of different lengths as the rows of a matrix.
+
+    Args:
+        vectors: one for each site.
+        filling: what stands behind the end of the shorter ones.
+
+    Returns:
+        A matrix [sites, longest].
+    """
     out = np.full((len(vectors), max(map(len, vectors))), filling)
     for row, vector in zip(out, vectors, strict=True):
         row[: len(vector)] = vector

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.errors import QSearchError, nearest
-from ..core.plan import ONE_RANGE, nearest_active
+from ..core.plan import ONE_RANGE
+from ..core.plan_choices import nearest_active
 from ..core.scheme import KEEP, Scheme
 from ..core.steps import StepRanges
 from ..core.table import SensitivityTable

@@ -63,7 +63,17 @@ class AllocationRequest:
         return self.steps is not None and len(self.steps) > 1
 
     def with_named(self, named: Mapping[str, Any]) -> AllocationRequest:
-        """The request with fields given by name. Raises `QSearchError` with the nearest name."""
+        """The request with fields given by name.
+
+        Args:
+            named: field -> value.
+
+        Returns:
+            Another request.
+
+        Raises:
+            QSearchError: there is no such field; the message names the nearest.
+        """
         known = [f.name for f in fields(self)]
         for name in named:
             if name not in known:

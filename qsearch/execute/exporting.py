@@ -70,20 +70,42 @@ class AbstractExporter(Protocol):
     def nearest(self, scheme: Scheme, layer: LayerSpec) -> Scheme:
         """The scheme that the tool carries out for this layer: `scheme` itself where it has it,
         else the nearest it has (`keep` at last).
+
+        Args:
+            scheme: as the plan has it.
+            layer: with its shape and kind.
+
+        Returns:
+            A scheme that a file of the tool can hold.
         """
         ...
 
     def write(self, job: Export, folder: Path) -> list[Path]:
         """Write what the tool loads into an empty `folder`; every scheme of the plan is one that
         `nearest` leaves alone. Returns the files.
+
+        Args:
+            job: the model, its weights, the plan and the graph.
+            folder: where the files go.
+
+        Returns:
+            Paths of the files.
         """
         ...
 
     def read(self, folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         """layer -> scheme (of every layer of the graph, without methods) as the files say.
 
-        Raises `QSearchError` that names the first layer which the graph lacks, or what is wrong
-        with the files.
+        Args:
+            folder: with the files that `write` wrote.
+            graph: of the model.
+
+        Returns:
+            A scheme for each layer.
+
+        Raises:
+            QSearchError: the graph lacks a layer of the files, which the message names, or the
+                files are not whole.
         """
         ...
 
@@ -91,19 +113,38 @@ class AbstractExporter(Protocol):
 def stores_range(exporter: AbstractExporter, scheme: Scheme) -> bool:
     """Whether a layer of that scheme has a range of its input in the tool's file, which calibration
     measures: static schemes, and those that an exporter's `stores_range` names besides.
+
+    Args:
+        exporter: the plug-in.
+        scheme: of a layer.
+
+    Returns:
+        Whether a range is measured.
     """
     own = getattr(exporter, "stores_range", None)
     return scheme.static_input or (own is not None and own(scheme))
 
 
 def takes(exporter: AbstractExporter) -> tuple[str, ...]:
-    """The kinds of components that a tool takes; denoisers alone where its plug-in does not say."""
+    """The kinds of components that a tool takes; denoisers alone where its plug-in does not say.
+
+    Args:
+        exporter: the plug-in.
+
+    Returns:
+        E.g. `("denoiser",)`.
+    """
     return tuple(getattr(exporter, "takes", ("denoiser",)))
 
 
 def either(exporter: AbstractExporter) -> tuple[str, ...]:
-    """Formats of which a file of the tool has one at most: those that an exporter's `either`
-    names.
+    """Formats of which a file of the tool has one at most: those that an exporter's `either` names.
+
+    Args:
+        exporter: the plug-in.
+
+    Returns:
+        Words of formats; empty for most tools.
     """
     return tuple(getattr(exporter, "either", ()))
 
@@ -111,6 +152,13 @@ def either(exporter: AbstractExporter) -> tuple[str, ...]:
 def tied(exporter: AbstractExporter, graph: OpGraph) -> Sequence[Sequence[str]]:
     """Groups of layers that a tool stores as one weight besides queries, keys and values: those
     that an exporter's `tied` names.
+
+    Args:
+        exporter: the plug-in.
+        graph: of the model.
+
+    Returns:
+        Groups of layer names.
     """
     own = getattr(exporter, "tied", None)
     found: Sequence[Sequence[str]] = () if own is None else own(graph)
@@ -123,6 +171,13 @@ def every_name(plan: Plan, graph: OpGraph) -> tuple[Plan, OpGraph, dict[str, str
 
     A module with two names gets its scheme under both; another module with the same weight gets the
     weight's part of it alone, as in `simulate`.
+
+    Args:
+        plan: the plan.
+        graph: of the model.
+
+    Returns:
+        (plan, graph, tensor -> its other name).
     """
     layers: list[LayerSpec] = []
     choices, same = dict(plan.single), dict[str, str]()
@@ -142,5 +197,12 @@ def every_name(plan: Plan, graph: OpGraph) -> tuple[Plan, OpGraph, dict[str, str
 
 
 def formats(layers: Mapping[str, Scheme]) -> dict[str, Scheme]:
-    """The schemes without their methods, which leave no trace in a file."""
+    """The schemes without their methods, which leave no trace in a file.
+
+    Args:
+        layers: layer -> scheme.
+
+    Returns:
+        layer -> scheme.
+    """
     return {name: replace(scheme, method="") for name, scheme in layers.items()}

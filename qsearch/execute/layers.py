@@ -81,7 +81,7 @@ def _whole(
 
 
 class _Layer(nn.Module):
-    """What the layers share: a scheme, weights by parts, a bias, an input's treatment."""
+    """What the layers share: a scheme, weights by parts, a bias, an input's rounding."""
 
     bias: nn.Parameter | None
 
@@ -109,10 +109,10 @@ class _Layer(nn.Module):
                 weight.new_zeros(weight.shape[axis], device=device), requires_grad=False
             )
         self.register_parameter("bias", bias)
-        treated = bool(scheme.activation or scheme.transforms)
+        rounds = bool(scheme.activation or scheme.transforms)
         self.input = (
             Input(scheme, weight.shape, axis, linear=linear, parts=bool(splits), device=device)
-            if treated
+            if rounds
             else None
         )
         #: kinds of device that multiply the rounded input as it is; elsewhere the weight is widened

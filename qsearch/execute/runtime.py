@@ -22,7 +22,8 @@ from ..choices.packed_weight import packed_weight
 from ..core.cost import Choices
 from ..core.errors import QSearchError
 from ..core.graph import LayerSpec, OpGraph
-from ..core.plan import ONE_RANGE, Plan, checked
+from ..core.plan import ONE_RANGE, Plan
+from ..core.plan_choices import checked
 from ..core.scheme import KEEP, Scheme
 from ..core.sites import is_site
 from ..measure.quantized_weights import Fit, QuantizedWeights, fits, weight_of
@@ -311,7 +312,7 @@ def _fill(
     if scheme.format != "keep" and own:
         for i, quantized in enumerate(weights.codes(name, scheme, fit.stored)):
             layer.parts[i] = packed_weight(quantized)
-    quantizer = weights.treatment(name, scheme, fit.read)
+    quantizer = weights.input_quantizer(name, scheme, fit.read)
     if quantizer is not None and layer.input is not None:
         made = layer.input.fill(quantizer, weight, bias)
         if made is not bias and made is not None:

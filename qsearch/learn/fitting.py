@@ -39,12 +39,21 @@ class Study:
     tables: Sequence[SensitivityTable] = ()
 
     def plans(self) -> dict[str, Plan]:
-        """The plans by their digests. Raises `QSearchError` for one that lacks a layer."""
+        """The plans by their digests.
+
+        Returns:
+            digest -> plan.
+
+        Raises:
+            QSearchError: a plan lacks a layer.
+        """
         return {trial.plan: trial.made(self.graph) for trial in self.trials}
 
     def named(self) -> dict[str, Plan]:
-        """The plans by their names; of several with one name, the later ones also by their
-        digests.
+        """The plans by their names; of several with one name, the later ones also by their digests.
+
+        Returns:
+            name -> plan.
         """
         found: dict[str, Plan] = {}
         for trial in self.trials:
@@ -53,7 +62,14 @@ class Study:
         return found
 
     def target(self, metric: str) -> Array:
-        """What was measured of each plan [plans]."""
+        """What was measured of each plan [plans].
+
+        Args:
+            metric: one that was measured.
+
+        Returns:
+            Its mean over the samples, a number a plan.
+        """
         for trial in self.trials:
             if metric not in trial.metrics:
                 raise QSearchError(

@@ -71,8 +71,18 @@ class Surrogate:
     def data(
         self, graph: OpGraph, plans: Mapping[str, Plan], tables: Sequence[SensitivityTable] = ()
     ) -> Data:
-        """The plans as this surrogate reads them. Raises `QSearchError` for another graph, or plans
-        with schemes that it has never seen.
+        """The plans as this surrogate reads them.
+
+        Args:
+            graph: the model's graph.
+            plans: name -> plan.
+            tables: sensitivity tables, for surrogates that learn from them.
+
+        Returns:
+            A row a plan.
+
+        Raises:
+            QSearchError: another graph, or plans with schemes that it has never seen.
         """
         if graph.id not in self.graphs:
             known = ", ".join(f"{name} ({id_})" for id_, name in self.graphs.items())
@@ -99,6 +109,15 @@ class Surrogate:
     ) -> dict[str, tuple[float, float, float]]:
         """plan -> (prediction, lower and upper end of an interval that holds what is measured with
         probability `coverage`).
+
+        Args:
+            graph: the model's graph.
+            plans: name -> plan.
+            tables: sensitivity tables, for surrogates that learn from them.
+            coverage: of the interval, between 0 and 1.
+
+        Returns:
+            (prediction, lower end, upper end), in the metric's unit.
         """
         found = self.model.predict(self.data(graph, plans, tables))
         wide = half_width(self.residuals, coverage)
@@ -109,7 +128,11 @@ class Surrogate:
         }
 
     def save(self, folder: Path) -> None:
-        """Write the folder `folder/METRIC`."""
+        """Write the folder `folder/METRIC`.
+
+        Args:
+            folder: `surrogate/` of a run.
+        """
         place = Path(folder) / self.metric
         content: dict[str, Any] = {
             "kind": self.kind,
@@ -132,7 +155,15 @@ class Surrogate:
 
     @staticmethod
     def load(folder: Path, graph: str | None = None) -> Surrogate:
-        """Read `surrogate/METRIC`, for the graph with that id where one is given."""
+        """Read `surrogate/METRIC`, for the graph with that id where one is given.
+
+        Args:
+            folder: `surrogate/METRIC`.
+            graph: id that the files must have.
+
+        Returns:
+            The surrogate.
+        """
         path = Path(folder) / "surrogate.json"
         header, c = read_json(path, SCHEMA)
         try:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..choices.attention import AbstractSparseAttention, attention_plugin
+from ..core.attention_words import attention_word
 from ..core.attentions import PART, AttentionSpec
 from ..core.cost import Choices
 from ..core.errors import QSearchError
@@ -23,7 +24,6 @@ from ..core.graph import OpGraph
 from ..core.scheme import Scheme
 from ..core.sites import cut, is_site
 from ..core.steps import StepClock, StepRanges
-from ..core.words import attention_word
 from .attention import passing
 from .calls import Call, run
 

@@ -35,7 +35,7 @@ class Layer:
         self.scheme, self.mode = scheme, "whole"
         self.module, self.full = model.get_submodule(name), weight_of(model, name).data
         method = learnt_method(scheme)
-        self.quantizer = weights.treatment(
+        self.quantizer = weights.input_quantizer(
             name, scheme if method is None else replace(scheme, method="")
         )
         if self.quantizer is not None:

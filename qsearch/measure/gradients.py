@@ -243,9 +243,9 @@ class Contraction:
         module = self.model.get_submodule(layer)
         variants = []
         for scheme, at in read.items():
-            treatment = self._weights.treatment(layer, scheme)
-            assert treatment is not None, f"{scheme} does nothing to the input of {layer}"
-            variants.append((treatment.effective, at))
+            input_quantizer = self._weights.input_quantizer(layer, scheme)
+            assert input_quantizer is not None, f"{scheme} does nothing to the input of {layer}"
+            variants.append((input_quantizer.effective, at))
         through = self._priced(partial(self._contract_input_grad, variants))
 
         def before(

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from ..choices.attention import attention_plugin
+from ..core.attention_words import attention_word
 from ..core.attentions import AttentionSpec
 from ..core.scheme import Scheme
 from ..core.steps import StepClock
-from ..core.words import attention_word
 from .attentions import Drifts, with_heads
 
 Projections = tuple[Tensor, Tensor, Tensor]
@@ -73,7 +73,7 @@ class PricedAttention:
         now = with_heads(tuple(x.detach() for x in given))  # type: ignore[arg-type]  # three of them
 
         def contract(x: Tensor, gradient: Tensor) -> None:
-            self._meet(x, gradient, now, scale, step, call)
+            self._contract(x, gradient, now, scale, step, call)
 
         return self.watch(made, contract)
 
@@ -89,7 +89,7 @@ class PricedAttention:
             q, k, v = (x.detach().clone() for x in with_heads(given))
             self._kept.setdefault(step, []).append((q, k, v))
 
-    def _meet(
+    def _contract(
         self,
         x: Tensor,
         gradient: Tensor,

@@ -87,7 +87,7 @@ class QuantizedWeights:
         self.model, self.graph = model, graph
         self.calibration, self.ranges = calibration or {}, tuple(ranges)
         self._weights: dict[tuple[str, str, int | None], Tensor] = {}
-        self._treatments: dict[tuple[str, str, int | None], InputQuantizer | None] = {}
+        self._input_quantizers: dict[tuple[str, str, int | None], InputQuantizer | None] = {}
         self._learnt: dict[tuple[str, str], tuple[Quantized, ...]] = {}
 
     def fresh(self) -> QuantizedWeights:
@@ -109,20 +109,20 @@ class QuantizedWeights:
                 self._weights[key] = self._make(layer, scheme, place)
         return self._weights[key]
 
-    def treatment(
+    def input_quantizer(
         self, layer: str, scheme: Scheme, place: int | None = None
     ) -> InputQuantizer | None:
         """What `scheme` does to the input of `layer`, fitted on range `place` of the steps; None
         where it does nothing.
         """
         key = (layer, str(scheme), place)
-        if key not in self._treatments:
+        if key not in self._input_quantizers:
             module, inputs = self.model.get_submodule(layer), self._inputs(layer, scheme, place)
             with present(module):
                 weight = weight_of(self.model, layer).data
                 made = fit_input_quantizer(scheme, weight, module, inputs, layer=layer)
-            self._treatments[key] = made
-        return self._treatments[key]
+            self._input_quantizers[key] = made
+        return self._input_quantizers[key]
 
     def codes(self, layer: str, scheme: Scheme, place: int | None = None) -> tuple[Quantized, ...]:
         """What is stored of the layer's weight: a part for each part of its input, times the scale
@@ -134,8 +134,11 @@ class QuantizedWeights:
             weight = weight_of(self.model, layer).data
         spec = self.graph.layer(layer)
         inputs = self._inputs(layer, scheme, place)
-        if scheme.transforms and (treatment := self.treatment(layer, scheme, place)) is not None:
-            inputs, weight = treatment.inputs, treatment.weight(weight.float())
+        if (
+            scheme.transforms
+            and (input_quantizer := self.input_quantizer(layer, scheme, place)) is not None
+        ):
+            inputs, weight = input_quantizer.inputs, input_quantizer.weight(weight.float())
         module = self.model.get_submodule(layer)
         if method_of(scheme).needs_inputs and not has_rows(module):
             raise QSearchError(
@@ -151,9 +154,11 @@ class QuantizedWeights:
             moments=None if inputs is None else inputs.moments,
         )
 
-    def forget(self, layer: str, *, treatments: bool = True) -> None:
+    def forget(self, layer: str, *, input_quantizers: bool = True) -> None:
         """Free what is kept of a layer: its weights, and what happens to its input."""
-        for kept in (self._weights, self._treatments) if treatments else (self._weights,):
+        for kept in (
+            (self._weights, self._input_quantizers) if input_quantizers else (self._weights,)
+        ):
             for key in [key for key in kept if key[0] == layer]:
                 del kept[key]
 
@@ -162,14 +167,14 @@ class QuantizedWeights:
         layer: str,
         scheme: Scheme,
         parts: tuple[Quantized, ...] | None,
-        treatment: InputQuantizer | None,
+        input_quantizer: InputQuantizer | None,
     ) -> None:
         """Keep what somebody else found for `layer` at `scheme`: codes, in place of what its method
         would make, and what happens to its input.
         """
         if parts is not None:
             self._learnt[layer, str(scheme)] = parts
-        self._treatments[layer, str(scheme), None] = treatment
+        self._input_quantizers[layer, str(scheme), None] = input_quantizer
         self._weights.pop((layer, self._key(scheme), None), None)
 
     def _inputs(self, layer: str, scheme: Scheme, place: int | None) -> LayerInputs | None:
@@ -188,11 +193,11 @@ class QuantizedWeights:
 
     def _make(self, layer: str, scheme: Scheme, place: int | None) -> Tensor:
         weight, parts = weight_of(self.model, layer), self.codes(layer, scheme, place)
-        treatment = self.treatment(layer, scheme, place) if scheme.transforms else None
+        input_quantizer = self.input_quantizer(layer, scheme, place) if scheme.transforms else None
         return (
             joined(parts, weight.dtype)
-            if treatment is None
-            else treatment.restore_weight(joined(parts)).to(weight.dtype)
+            if input_quantizer is None
+            else input_quantizer.restore_weight(joined(parts)).to(weight.dtype)
         )
 
     def _key(self, scheme: Scheme) -> str:

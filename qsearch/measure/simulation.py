@@ -27,7 +27,8 @@ from ..choices.input_quantizer import (
 from ..core.cost import Choices
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
-from ..core.plan import ONE_RANGE, Plan, checked
+from ..core.plan import ONE_RANGE, Plan
+from ..core.plan_choices import checked
 from ..core.scheme import Scheme
 from ..core.sites import is_site
 from ..core.steps import StepClock, StepRanges, clock_of
@@ -63,7 +64,7 @@ class _Place:
     module: nn.Module
     weight: nn.Parameter
     make: Callable[[int], Tensor]
-    treatments: list[InputQuantizer | None]
+    input_quantizers: list[InputQuantizer | None]
     full: Tensor | None = None
     now: int = 0
     heard: bool = False
@@ -80,13 +81,13 @@ class _Place:
 
     def go(self, place: int) -> None:
         """Put the values of one range in place, now or when the weight comes."""
-        if len(self.treatments) > 1 and place != self.now:
+        if len(self.input_quantizers) > 1 and place != self.now:
             self.now = place
             if self.full is not None:
                 self.weight.data = self.make(place)
 
     @contextmanager
-    def treated(self) -> Iterator[None]:
+    def rounding_input(self) -> Iterator[None]:
         """The module rounds its input, and adds what that leaves to its output, inside the
         block.
         """
@@ -94,7 +95,7 @@ class _Place:
         def now() -> tuple[InputQuantizer | None, Tensor, Tensor]:
             self.heard = True
             assert self.full is not None, "the layer is called while its weight is there"
-            return self.treatments[self.now], self.full, self.weight.data
+            return self.input_quantizers[self.now], self.full, self.weight.data
 
         handles = hook_input(self.module, now)
         try:
@@ -148,7 +149,7 @@ def _listening(model: nn.Module, graph: OpGraph, places: Mapping[str, _Place]) -
     waiting = [
         name
         for name, place in places.items()
-        if any(t is not None for t in place.treatments) and not place.heard
+        if any(t is not None for t in place.input_quantizers) and not place.heard
     ]
     if ran and waiting:
         owner = dict(zip(graph.components or ("",), roots(model, graph), strict=True))
@@ -233,6 +234,9 @@ def simulate(
             need. Everything is made before anything is exchanged, so that what a layer gets does
             not depend on the others.
 
+    Yields:
+        The model, the same object.
+
     Raises:
         QSearchError: a plan of another graph, an unknown site, calibration that is wanted and
             missing.
@@ -254,8 +258,10 @@ def simulate(
             fitted, weight = fits(choices), weight_of(model, layer)
             known = stream_of(weight)
             make = _maker(weights, layer, fitted, forget=known is not None)
-            treatments = [weights.treatment(layer, fit.scheme, fit.read) for fit in fitted]
-            places[layer] = _Place(model.get_submodule(layer), weight, make, treatments)
+            input_quantizers = [
+                weights.input_quantizer(layer, fit.scheme, fit.read) for fit in fitted
+            ]
+            places[layer] = _Place(model.get_submodule(layer), weight, make, input_quantizers)
             if known is not None:
                 streamed.setdefault(known[0], {})[weight] = places[layer]
     clock = clock_of(roots(model, graph)[0])
@@ -269,8 +275,8 @@ def simulate(
         stack.enter_context(measuring(*roots(model, graph)))
         stack.enter_context(_listening(model, graph, places))
         for place in places.values():
-            if any(treatment is not None for treatment in place.treatments):
-                stack.enter_context(place.treated())
+            if any(input_quantizer is not None for input_quantizer in place.input_quantizers):
+                stack.enter_context(place.rounding_input())
             known = stream_of(place.weight)
             if known is None or known[1].loaded:
                 place.enter()
@@ -299,7 +305,7 @@ def _maker(
 
     def make(place: int) -> Tensor:
         value = weights.get(layer, fitted[place].scheme, fitted[place].stored)
-        weights.forget(layer, treatments=False)
+        weights.forget(layer, input_quantizers=False)
         return value
 
     return make

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from qsearch_kernels import bench
 
 from ..choices.attention import attention_plugin
+from ..core.attention_words import attention_word
 from ..core.attentions import AttentionSpec, fault_of
 from ..core.graph import OpGraph
 from ..core.scheme import KEEP, Scheme
-from ..core.words import attention_word
 
 
 @torch.no_grad()

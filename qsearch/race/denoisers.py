@@ -195,7 +195,7 @@ def floor(graph: OpGraph, layers: Mapping[str, Scheme], rates: Mapping[str, floa
 
 def packed(base: nn.Module, graph: OpGraph, layers: Mapping[str, Scheme]) -> nn.Module:
     """A copy of `base` whose layers are packed as the plan says, by the nearest codes and with
-    treatments that are not calibrated.
+    input quantizers that are not calibrated.
     """
     made = _sharing(base)
     for name, scheme in layers.items():

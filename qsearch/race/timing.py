@@ -184,7 +184,7 @@ def _timed(
 
 def random_layer(source: nn.Module, scheme: Scheme, spec: LayerSpec) -> QuantLayer:
     """A packed layer of the shape of `source`, with its weight rounded to nearest and an input's
-    treatment that is not calibrated: for timing.
+    input quantizer that is not calibrated: for timing.
     """
     device = next(source.parameters()).device
     made = empty_layer(source, scheme, spec.channel_axis, spec.parts, device)

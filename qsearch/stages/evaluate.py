@@ -1,7 +1,7 @@
 """evaluate: the plan beside full precision, a uniform and random plans, with common noise.
 
 Measurements go to trials.db, pictures to pictures/, the table that compares them to results.json.
-Many plans for surrogates to learn from are measured by `stages/campaign.py`.
+Many plans for surrogates to learn from are measured by `stages/evaluate_plans.py`.
 """
 
 from __future__ import annotations

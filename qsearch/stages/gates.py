@@ -121,8 +121,8 @@ def _measuring(
     the first that is missing.
     """
     from ..core.trials import Trials
-    from ..measure.campaign import Campaign, EvaluationWorker
     from ..measure.evaluation import directions
+    from ..measure.plan_evaluation import EvaluationTask, EvaluationWorker
 
     setting = evaluation_setting(run, plans)
     trials = Trials(run.path("trials.db"), graph)
@@ -133,8 +133,8 @@ def _measuring(
             return known.metrics
         if not bench:
             begin(run, "evaluate")
-            campaign = Campaign(run.model_folder, graph, setting, run.path("trials.db"))
-            bench.append(EvaluationWorker(campaign, run.pipe, {plan.id: plan for plan in plans}))
+            task = EvaluationTask(run.model_folder, graph, setting, run.path("trials.db"))
+            bench.append(EvaluationWorker(task, run.pipe, {plan.id: plan for plan in plans}))
         found, samples, _ = bench[0].measure(plan)
         better = directions(setting.metrics)
         trials.add(name, plan, found, setting.key, samples=samples, higher_is_better=better)

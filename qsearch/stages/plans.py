@@ -251,7 +251,7 @@ def plan_by_hand(
 
 
 def with_inputs(graph: OpGraph, plan: Plan, inputs: Mapping[str, str]) -> Plan:
-    """`plan` with the inputs of its layers treated as the first pattern of `inputs` that matches
+    """`plan` with the inputs of its layers rounded as the first pattern of `inputs` that matches
     says; layers that it keeps are left alone.
     """
     if not inputs:

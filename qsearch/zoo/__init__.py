@@ -22,5 +22,11 @@ def folder(name: str) -> Path:
     """The saved pipeline of a zoo name.
 
     Plain diffusers loads it, but for those of `MULTISTAGE_NAMES`, whose classes are in `zoo.ecar`.
+
+    Args:
+        name: e.g. `scenes-dit`.
+
+    Returns:
+        A folder with `model_index.json`.
     """
     return Path(__file__).parent / name.replace("-", "_")

@@ -13,7 +13,8 @@ import pytest
 
 from qsearch.core.errors import QSearchError
 from qsearch.core.format_words import format_word, formats, input_formats
-from qsearch.core.scheme import KEEP, Scheme, split_steps
+from qsearch.core.plan_version_1 import split_steps
+from qsearch.core.scheme import KEEP, Scheme
 
 BLOCKS = ("cb4", "mxfp4", "mxfp6", "mxfp8", "nvfp4")
 

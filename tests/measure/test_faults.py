@@ -1,5 +1,5 @@
-"""What dies in the middle of a campaign loses nothing and makes nothing twice: PostgreSQL, Ray on
-two nodes.
+"""A process that dies while it measures plans loses nothing and makes nothing twice: PostgreSQL,
+Ray on two nodes.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from qsearch.graphs.extraction import extract
-from qsearch.measure.campaign import measure_plans
 from qsearch.measure.pipelines import Sampling, example_inputs, record, scene_prompts
+from qsearch.measure.plan_evaluation import measure_plans
 from tests.databases import AbstractServer, PostgreSQL
 from tests.databases import server as new_server
-from tests.measure.campaigns import ONCE, PLANS, Command, campaign, plans, stored, values
+from tests.measure.evaluation_process import ONCE, PLANS, Command, plans, stored, task, values
 from tests.models import tiny_pipeline
 from tests.ray_cluster import Cluster, cluster
 
@@ -39,7 +39,7 @@ def server() -> Iterator[AbstractServer]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline with its graph."""
-    made, pipe = tmp_path_factory.mktemp("campaign"), tiny_pipeline()
+    made, pipe = tmp_path_factory.mktemp("task"), tiny_pipeline()
     pipe.save_pretrained(made / "pipe")
     shutil.copytree(made / "pipe", made / HIDDEN)
     (call,) = record(pipe, scene_prompts(1, 0), Sampling(steps=2, seed=3), 1)
@@ -60,7 +60,7 @@ def ray(folder: Path) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def expected(folder: Path, server: AbstractServer) -> dict[str, object]:
     """What one process measures."""
-    assert measure_plans(campaign(folder, server.url(), "one"), plans(folder)) == PLANS
+    assert measure_plans(task(folder, server.url(), "one"), plans(folder)) == PLANS
     return values(folder, server.url(), "one")
 
 
@@ -87,7 +87,7 @@ def test_a_killed_command_leaves_its_claim_to_the_next_one(
     killed.end()
     before = stored(folder, server.url(), "next").total()
 
-    done = measure_plans(campaign(folder, server.url(), "next"), plans(folder))
+    done = measure_plans(task(folder, server.url(), "next"), plans(folder))
 
     assert 2 <= before < PLANS
     assert done == PLANS - before

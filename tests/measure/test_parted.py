@@ -17,11 +17,11 @@ from qsearch.core.table import SensitivityTable
 from qsearch.core.trials import Trials
 from qsearch.decide.draws import draw
 from qsearch.graphs.extraction import extract
-from qsearch.measure.campaign import Campaign, measure_plans
 from qsearch.measure.executing import ExecutorOptions, threads_set
 from qsearch.measure.options import CalibrateOptions, ProfileOptions
 from qsearch.measure.parted import Parted
 from qsearch.measure.pipelines import Sampling, example_inputs, record, scene_prompts
+from qsearch.measure.plan_evaluation import EvaluationTask, measure_plans
 from qsearch.measure.profiling import profile_pipeline
 from qsearch.measure.setting import Calibration, EvaluationSetting
 from tests.models import tiny_pipeline
@@ -67,7 +67,7 @@ def test_plans_are_measured_the_same_to_the_last_digit(
         request.getfixturevalue("ray_here")
     chosen_by = Calibration(scene_prompts(2, 0), Sampling(2, 4.0, 9, 4), CalibrateOptions(bins=1))
     setting = EvaluationSetting(scene_prompts(4, 1), SAMPLING, ("sqnr",), "setting", chosen_by)
-    here = Campaign(folder, graph, setting, tmp_path / "here.db")
+    here = EvaluationTask(folder, graph, setting, tmp_path / "here.db")
     plans = draw(graph, SCHEMES, 4)
     measure_plans(here, plans)
 

@@ -116,17 +116,17 @@ def test_what_is_learnt_can_be_stored(case: Case) -> None:
     made = learnt(case, str(scheme), steps=20)
 
     (part,) = made.weights.codes("blocks.0.ff.0", scheme)
-    treatment = made.weights.treatment("blocks.0.ff.0", scheme)
+    input_quantizer = made.weights.input_quantizer("blocks.0.ff.0", scheme)
 
-    assert treatment is not None
+    assert input_quantizer is not None
     assert not torch.equal(
         part.code.codes[:, 0],
         quantize(
-            treatment.weight(model.blocks[0].ff[0].weight.data), scheme_without_method(scheme)
+            input_quantizer.weight(model.blocks[0].ff[0].weight.data), scheme_without_method(scheme)
         ).code.codes[:, 0],
     )
     torch.testing.assert_close(
-        made.weights.get("blocks.0.ff.0", scheme), treatment.restore_weight(part.dequantize())
+        made.weights.get("blocks.0.ff.0", scheme), input_quantizer.restore_weight(part.dequantize())
     )
 
 
@@ -179,7 +179,7 @@ def test_learning_the_range_of_an_input_at_four_bits_clips_it(case: Case) -> Non
     narrowed = [
         n
         for n in uniform(graph, "keep")
-        if made.weights.treatment(n, scheme).inputs.high.max()
+        if made.weights.input_quantizer(n, scheme).inputs.high.max()
         < 0.99 * made.weights.calibration[n].high.max()
     ]  # type: ignore[union-attr]
 

@@ -167,7 +167,7 @@ def test_a_surrogate_that_never_saw_a_scheme_of_the_plan_is_left_out_with_a_word
         (("evaluate", "RUN", "--plans", "4", "--draw", "rndom"), "did you mean 'random'?"),
         (
             ("evaluate", "RUN", "--plans", "4", "--stop", "sqnr"),
-            "given up by METRIC=VALUE, e.g. sqnr=3; given 'sqnr'",
+            "stopped early by METRIC=VALUE, e.g. sqnr=3; given 'sqnr'",
         ),
         (("evaluate", "RUN", "--given", "nothing.json"), "nothing.json does not exist"),
         (("explain", "RUN", "--plan", "nothing.json"), "nothing.json does not exist"),

@@ -1,7 +1,7 @@
-"""A campaign of a tiny pipeline, also in a process of its own, for tests of what happens when
+"""Plans of a tiny pipeline measured, also in a process of its own, for tests of what happens when
 something dies.
 
-    python -m tests.measure.campaigns FOLDER PIPE KEY OPTIONS
+    python -m tests.measure.evaluation_process FOLDER PIPE KEY OPTIONS
 
 measures the plans of `plans` in the setting KEY, into the storage that TRIALS names: a line for
 each plan, then how many were measured here.
@@ -22,9 +22,9 @@ from qsearch.core.plan import Plan
 from qsearch.core.storage import storage_url
 from qsearch.core.trials import Trials
 from qsearch.decide.draws import draw
-from qsearch.measure.campaign import Campaign, measure_plans
 from qsearch.measure.executing import ExecutorOptions
 from qsearch.measure.pipelines import Sampling, scene_prompts
+from qsearch.measure.plan_evaluation import EvaluationTask, measure_plans
 from qsearch.measure.setting import EvaluationSetting
 from tests.ray_cluster import environment
 
@@ -32,10 +32,10 @@ PLANS = 12
 ONCE = {f"random-0-{i:03d}": 1 for i in range(PLANS)}
 
 
-def campaign(folder: Path, url: str, key: str, pipe: str = "pipe") -> Campaign:
+def task(folder: Path, url: str, key: str, pipe: str = "pipe") -> EvaluationTask:
     """Of the pipeline FOLDER/PIPE, whose graph is FOLDER/graph.json."""
     setting = EvaluationSetting(scene_prompts(8, 1), Sampling(steps=6, seed=3), ("sqnr",), key)
-    return Campaign(folder / pipe, graph_of(folder), setting, url, lapse=6.0)
+    return EvaluationTask(folder / pipe, graph_of(folder), setting, url, lapse=6.0)
 
 
 def plans(folder: Path) -> dict[str, Plan]:
@@ -48,14 +48,14 @@ def graph_of(folder: Path) -> OpGraph:
 
 
 class Command:
-    """A running campaign."""
+    """A running measurement."""
 
     def __init__(
         self, folder: Path, url: str, key: str, *, pipe: str = "pipe", **options: Any
     ) -> None:
         arguments = [str(folder), pipe, key, json.dumps(options)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.measure.campaigns", *arguments],
+            [sys.executable, "-m", "tests.measure.evaluation_process", *arguments],
             cwd=Path(__file__).parents[2],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -94,7 +94,7 @@ def main() -> None:
     folder, pipe, key, options = Path(sys.argv[1]), *sys.argv[2:]
     try:
         done = measure_plans(
-            campaign(folder, storage_url("env:TRIALS"), key, pipe),
+            task(folder, storage_url("env:TRIALS"), key, pipe),
             plans(folder),
             ExecutorOptions(**json.loads(options)),
             progress=lambda n: print("one", flush=True) if n else None,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .folder import Run
 
 
-class CampaignSettings(Settings):
+class EvaluatePlansSettings(Settings):
     """Which plans are measured, by how many, and where they are kept."""
 
     plans: int = Field(0, ge=0, description="drawn plans of the run's schemes")
@@ -40,11 +40,13 @@ class CampaignSettings(Settings):
         description="URL of the trials, env:NAME or file:PATH that holds it; the run's trials.db "
         "when left out",
     )
-    stop: dict[str, float] = Field({}, description="metric -> value by which a plan is given up")
+    stop: dict[str, float] = Field(
+        {}, description="metric -> value by which a plan is stopped early"
+    )
 
 
 def measure(
-    run: Run, graph: OpGraph, settings: CampaignSettings, by: ExecutorOptions | None = None
+    run: Run, graph: OpGraph, settings: EvaluatePlansSettings, by: ExecutorOptions | None = None
 ) -> int:
     """Measure many plans.
 
@@ -61,7 +63,7 @@ def measure(
         QSearchError: where no plan of several could be measured, for what is given wrongly.
     """
     from ..decide.draws import draw as draw_plans
-    from ..measure.campaign import Campaign, measure_plans
+    from ..measure.plan_evaluation import EvaluationTask, measure_plans
     from .calibrate import calibration_question
 
     c = run.config
@@ -76,10 +78,11 @@ def measure(
     for plan in plans.values():
         check_ranges(run, plan)
     chosen_by = calibration_question(run, (), always=True)
+    # trials of 0.1.0 have this word in their keys
     setting = setting_of(run, "campaign", graph=graph.id, **chosen_by)
     begin(run, "evaluate")
     where = run.path("trials.db") if settings.storage is None else storage_url(settings.storage)
-    campaign = Campaign(
+    task = EvaluationTask(
         run.model_folder,
         graph,
         setting,
@@ -91,7 +94,7 @@ def measure(
         offload=run.offload.kind,
     )
     with run.progress.track("evaluate", len(plans)) as advance:
-        done = measure_plans(campaign, plans, by, progress=advance, say=run.progress.say)
+        done = measure_plans(task, plans, by, progress=advance, say=run.progress.say)
     run.progress.say(
         f"evaluate: {done} plan{'s' * (done != 1)} measured, {len(plans) - done} of {len(plans)} "
         f"were there or passed over; all in {without_secrets(str(where))}"
@@ -118,6 +121,6 @@ def limits_of(asked: Sequence[str]) -> dict[str, float]:
             found[metric] = float(value)
         except ValueError:
             raise QSearchError(
-                f"a plan is given up by METRIC=VALUE, e.g. sqnr=3; given {text!r}"
+                f"a plan is stopped early by METRIC=VALUE, e.g. sqnr=3; given {text!r}"
             ) from None
     return found

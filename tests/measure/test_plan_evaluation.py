@@ -1,5 +1,5 @@
-"""Campaign: many plans are measured once each, by any number of workers, and a killed one leaves
-nothing half done.
+"""Many plans are measured once each, by any number of workers, and a killed one leaves nothing half
+done.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from qsearch.core.settings import checked
 from qsearch.core.trials import Trials
 from qsearch.decide.draws import draw
 from qsearch.graphs.extraction import extract
-from qsearch.measure import campaign as module
-from qsearch.measure.campaign import Campaign, measure_plans
+from qsearch.measure import plan_evaluation as module
 from qsearch.measure.evaluation import evaluate, make
 from qsearch.measure.executing import ExecutorOptions
 from qsearch.measure.options import CalibrateOptions
 from qsearch.measure.pipelines import Sampling, example_inputs, record, scene_prompts
+from qsearch.measure.plan_evaluation import EvaluationTask, measure_plans
 from qsearch.measure.quantized_weights import weights_for
 from qsearch.measure.setting import Calibration, EvaluationSetting
 from tests.models import tiny_pipeline
@@ -50,27 +50,27 @@ def graph(pipe: Any) -> OpGraph:
 
 
 @pytest.fixture
-def campaign(pipe: Any, graph: OpGraph, tmp_path: Path) -> Campaign:
+def task(pipe: Any, graph: OpGraph, tmp_path: Path) -> EvaluationTask:
     chosen_by = Calibration(scene_prompts(4, 0), Sampling(2, 4.0, 9, 4), CalibrateOptions(bins=2))
     setting = EvaluationSetting(
         scene_prompts(8, 1), SAMPLING, ("sqnr", "ssim"), "setting", chosen_by
     )
-    return Campaign(tmp_path / "pipe", graph, setting, tmp_path / "trials.db")
+    return EvaluationTask(tmp_path / "pipe", graph, setting, tmp_path / "trials.db")
 
 
 def test_every_plan_is_measured_once_as_it_is_measured_alone(
-    pipe: Any, graph: OpGraph, campaign: Campaign
+    pipe: Any, graph: OpGraph, task: EvaluationTask
 ) -> None:
     plans = draw(graph, SCHEMES, 3)
     steps: list[int] = []
 
-    assert measure_plans(campaign, plans, pipe=pipe, progress=steps.append) == 3
-    assert measure_plans(campaign, draw(graph, SCHEMES, 4), pipe=pipe) == 1  # three were there
+    assert measure_plans(task, plans, pipe=pipe, progress=steps.append) == 3
+    assert measure_plans(task, draw(graph, SCHEMES, 4), pipe=pipe) == 1  # three were there
 
-    trials = Trials(campaign.where, graph).measured()
+    trials = Trials(task.where, graph).measured()
     assert sum(steps) == 3
     assert [t.name for t in trials] == [f"random-0-00{i}" for i in range(4)]
-    prompts = campaign.setting.prompts
+    prompts = task.setting.prompts
     reference, made = (
         make(pipe, graph, p, prompts, SAMPLING)
         for p in (Plan.uniform(graph, "keep"), plans["random-0-001"])
@@ -83,19 +83,19 @@ def test_every_plan_is_measured_once_as_it_is_measured_alone(
 
 
 def test_plans_that_ask_for_calibration_are_measured_with_the_codes_that_it_gives(
-    pipe: Any, graph: OpGraph, campaign: Campaign
+    pipe: Any, graph: OpGraph, task: EvaluationTask
 ) -> None:
     plans = {s: Plan.uniform(graph, s) for s in ("uint3-c@gptq", "uint4-c+a8t~balance")}
     said: list[str] = []
 
-    assert measure_plans(campaign, plans, pipe=pipe, say=said.append) == 2
+    assert measure_plans(task, plans, pipe=pipe, say=said.append) == 2
 
     assert said == []
-    setting = campaign.setting
+    setting = task.setting
     assert setting.calibration is not None
     calls = setting.calibration.record(pipe)
     whole = make(pipe, graph, Plan.uniform(graph, "keep"), setting.prompts, SAMPLING)
-    for trial in Trials(campaign.where, graph).measured():
+    for trial in Trials(task.where, graph).measured():
         plan = plans[trial.name]
         weights = weights_for(pipe.unet, graph, [plan], calls)
         made = make(pipe, graph, plan, setting.prompts, SAMPLING, weights=weights)
@@ -105,24 +105,24 @@ def test_plans_that_ask_for_calibration_are_measured_with_the_codes_that_it_give
 
 
 def test_measured_metrics_are_the_values_of_the_study_in_their_directions(
-    pipe: Any, graph: OpGraph, campaign: Campaign
+    pipe: Any, graph: OpGraph, task: EvaluationTask
 ) -> None:
-    measure_plans(campaign, draw(graph, SCHEMES, 2), pipe=pipe)
+    measure_plans(task, draw(graph, SCHEMES, 2), pipe=pipe)
 
-    url = f"sqlite:///{campaign.where}"
+    url = f"sqlite:///{task.where}"
     name = "qsearch.trials/1 sqnr+ ssim+"
     study = optuna.load_study(study_name=name, storage=url)
     assert [d.name for d in study.directions] == ["MAXIMIZE", "MAXIMIZE"]
     assert study.metric_names == ["sqnr", "ssim"]
     stored = {t.user_attrs["name"]: t.values for t in study.get_trials()}
-    for trial in Trials(campaign.where, graph).measured():
+    for trial in Trials(task.where, graph).measured():
         assert stored[trial.name] == [trial.metrics["sqnr"][0], trial.metrics["ssim"][0]]
 
 
 def test_where_no_plan_can_be_measured_the_reason_is_an_error(
-    pipe: Any, graph: OpGraph, campaign: Campaign
+    pipe: Any, graph: OpGraph, task: EvaluationTask
 ) -> None:
-    blind = replace(campaign, setting=replace(campaign.setting, calibration=None))
+    blind = replace(task, setting=replace(task.setting, calibration=None))
     plans = {s: Plan.uniform(graph, s) for s in ("uint3-c@gptq", "uint4-c@gptq")}
 
     with pytest.raises(QSearchError, match="calibrat"):
@@ -130,38 +130,38 @@ def test_where_no_plan_can_be_measured_the_reason_is_an_error(
 
 
 def test_a_clearly_bad_plan_is_given_up_and_another_measured_in_two_parts_as_in_one(
-    pipe: Any, graph: OpGraph, campaign: Campaign
+    pipe: Any, graph: OpGraph, task: EvaluationTask
 ) -> None:
     plans = {"bad": Plan.uniform(graph, "int2-t"), "good": Plan.uniform(graph, "uint8-c")}
     said: list[str] = []
 
-    measure_plans(replace(campaign, stop={"sqnr": 20.0}), plans, pipe=pipe, say=said.append)
-    whole_setting = replace(campaign.setting, key="whole")
-    measure_plans(replace(campaign, setting=whole_setting), plans, pipe=pipe)
+    measure_plans(replace(task, stop={"sqnr": 20.0}), plans, pipe=pipe, say=said.append)
+    whole_setting = replace(task.setting, key="whole")
+    measure_plans(replace(task, setting=whole_setting), plans, pipe=pipe)
 
-    early = {t.name: t for t in Trials(campaign.where, graph).measured("setting")}
-    whole = {t.name: t for t in Trials(campaign.where, graph).measured("whole")}
+    early = {t.name: t for t in Trials(task.where, graph).measured("setting")}
+    whole = {t.name: t for t in Trials(task.where, graph).measured("whole")}
     assert (early["bad"].stopped, len(early["bad"].samples["sqnr"]), early["good"].stopped) == (
         True,
         3,
         False,
     )
-    assert said == ["bad was given up after 3 samples"]
+    assert said == ["bad was stopped early after 3 samples"]
     assert early["bad"].samples["sqnr"] == pytest.approx(whole["bad"].samples["sqnr"][:3], rel=1e-4)
     assert early["good"].samples["ssim"] == pytest.approx(whole["good"].samples["ssim"], rel=1e-4)
     assert (
-        measure_plans(campaign, plans, pipe=pipe) == 1
+        measure_plans(task, plans, pipe=pipe) == 1
     )  # whoever gives nothing up wants the bad one whole
-    assert [t.stopped for t in Trials(campaign.where, graph).measured("setting")] == [False, False]
+    assert [t.stopped for t in Trials(task.where, graph).measured("setting")] == [False, False]
 
 
-def test_giving_up_by_a_metric_that_is_not_measured_is_refused(campaign: Campaign) -> None:
+def test_stopping_by_a_metric_that_is_not_measured_is_refused(task: EvaluationTask) -> None:
     with pytest.raises(QSearchError, match="alignment is not among sqnr, ssim"):
-        replace(campaign, stop={"alignment": 0.5})
+        replace(task, stop={"alignment": 0.5})
 
 
 def test_a_plan_that_another_worker_measured_meanwhile_is_not_measured_again(
-    pipe: Any, graph: OpGraph, campaign: Campaign, monkeypatch: pytest.MonkeyPatch
+    pipe: Any, graph: OpGraph, task: EvaluationTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plans = draw(graph, SCHEMES, 2)
     honest = module.EvaluationWorker.measure
@@ -169,19 +169,19 @@ def test_a_plan_that_another_worker_measured_meanwhile_is_not_measured_again(
     def measure(self: module.EvaluationWorker, plan: Plan) -> Any:
         found = honest(self, plan)
         other = next(name for name, p in plans.items() if p.id != plan.id)
-        Trials(campaign.where, graph).add(
+        Trials(task.where, graph).add(
             other, plans[other], found[0], "setting"
         )  # somebody else, while we were at it
         return found
 
     monkeypatch.setattr(module.EvaluationWorker, "measure", measure)
 
-    assert measure_plans(campaign, plans, pipe=pipe) == 1
-    assert len(Trials(campaign.where, graph).all()) == 2
+    assert measure_plans(task, plans, pipe=pipe) == 1
+    assert len(Trials(task.where, graph).all()) == 2
 
 
 def test_a_plan_that_cannot_be_measured_is_passed_over_with_a_word(
-    pipe: Any, graph: OpGraph, campaign: Campaign, monkeypatch: pytest.MonkeyPatch
+    pipe: Any, graph: OpGraph, task: EvaluationTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plans, said = draw(graph, SCHEMES, 2), list[str]()
     bad = plans["random-0-000"].id
@@ -194,17 +194,17 @@ def test_a_plan_that_cannot_be_measured_is_passed_over_with_a_word(
 
     monkeypatch.setattr(module.EvaluationWorker, "measure", measure)
 
-    assert measure_plans(campaign, plans, pipe=pipe, say=said.append) == 1
+    assert measure_plans(task, plans, pipe=pipe, say=said.append) == 1
     assert said == ["random-0-000 is passed over: latents that are not finite"]
-    assert [t.name for t in Trials(campaign.where, graph).measured()] == ["random-0-001"]
+    assert [t.name for t in Trials(task.where, graph).measured()] == ["random-0-001"]
 
 
-def test_no_worker_is_refused(graph: OpGraph, campaign: Campaign) -> None:
+def test_no_worker_is_refused(graph: OpGraph, task: EvaluationTask) -> None:
     with pytest.raises(QSearchError, match=r"workers: .*greater than or equal to 1; given 0"):
         checked(ExecutorOptions, {"workers": 0})
     with pytest.raises(QSearchError, match="local is one worker; given 2"):
         options = ExecutorOptions(executor="local", workers=2)
-        measure_plans(campaign, draw(graph, SCHEMES, 2), options)
+        measure_plans(task, draw(graph, SCHEMES, 2), options)
 
 
 #: measures plans of the pipeline in FOLDER until it is done, or killed; the last argument is the
@@ -215,7 +215,7 @@ from pathlib import Path
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.decide.draws import draw
-from qsearch.measure.campaign import Campaign, measure_plans
+from qsearch.measure.plan_evaluation import EvaluationTask, measure_plans
 from qsearch.measure.executing import ExecutorOptions
 from qsearch.measure.pipelines import Sampling, scene_prompts
 from qsearch.measure.setting import EvaluationSetting
@@ -225,11 +225,11 @@ if __name__ == "__main__":
     graph = OpGraph.load(folder / "graph.json")
     sampling = Sampling(steps=2, seed=3)
     setting = EvaluationSetting(scene_prompts(4, 1), sampling, ("sqnr",), "setting")
-    campaign = Campaign(folder / "pipe", graph, setting, folder / "trials.db")
+    task = EvaluationTask(folder / "pipe", graph, setting, folder / "trials.db")
     try:
         plans, by = draw(graph, ("uint2-c", "uint4-c"), count), ExecutorOptions(workers=workers)
         said = lambda n: print("one", flush=True) if n else None
-        measure_plans(campaign, plans, by, progress=said)
+        measure_plans(task, plans, by, progress=said)
     except QSearchError as error:
         print(error)
         sys.exit(2)

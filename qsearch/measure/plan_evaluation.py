@@ -1,5 +1,5 @@
-"""Campaign: many plans measured with common noise and captions, by several workers, kept as trials;
-killed at any moment it goes on where it was.
+"""Many plans measured with common noise and captions, by several workers, and stored as trials; a
+killed process resumes with the plans that are missing.
 
 Each plan is measured by itself and stored whole when it is finished, so a killed worker loses the
 plan it was at and nothing else, and needs no clean-up. Whoever measures a plan holds a claim on it
@@ -39,19 +39,19 @@ Pairs = dict[str, tuple[float, float]]
 Samples = dict[str, list[float]]
 #: bytes of simulated weights that are kept from plan to plan; beyond that each plan makes its own
 _KEPT = 8 * 2**30
-_LOOK = 0.25  # share of the samples after which a clearly bad plan is given up
+_LOOK = 0.25  # share of the samples after which a clearly bad plan is stopped early
 _SURE = 3.0  # standard errors by which it must be worse than it may
 _WAIT = 1.0  # seconds before a plan that somebody else measures is asked for again
 
 
 @dataclass(frozen=True)
-class Campaign:
-    """What every worker is told.
+class EvaluationTask:
+    """What every worker needs to know.
 
     `folder`: the saved pipeline. `setting`: all that a measurement depends on besides the plan.
     `where`: the trials' path or storage URL. `stop`: metric -> value; a plan that is surely worse
-    after a quarter of the samples is given up. `lapse`: seconds without a sign of life after which
-    another worker's claim on a plan lapses.
+    after a quarter of the samples is stopped early. `lapse`: seconds without a heartbeat after
+    which another worker's claim on a plan lapses.
     """
 
     folder: Path
@@ -69,13 +69,13 @@ class Campaign:
         for metric in self.stop:
             if metric not in self.setting.metrics:
                 raise QSearchError(
-                    f"a plan is given up by a metric that is measured; {metric} is not among "
+                    f"a plan is stopped early by a metric that is measured; {metric} is not among "
                     f"{', '.join(self.setting.metrics)}"
                 )
 
     def has(self, trial: Trial) -> bool:
-        """Whether a stored trial is what this campaign would measure: a plan that was given up is,
-        where plans are given up.
+        """Whether a stored trial is what this task would measure: a plan that was stopped early is,
+        where plans are stopped early.
         """
         return trial.setting == self.setting.key and (bool(self.stop) or not trial.stopped)
 
@@ -87,31 +87,29 @@ class EvaluationWorker:
     What the schemes of all plans choose by is recorded and calibrated once, before the first plan.
     """
 
-    def __init__(self, campaign: Campaign, pipe: Any, plans: Mapping[str, Plan]) -> None:
-        self.campaign, self.pipe = campaign, pipe
-        self.total = len(campaign.setting.prompts)
-        self.first = max(3, int(self.total * _LOOK)) if campaign.stop else self.total
-        check_metrics(
-            pipe, campaign.setting.metrics, campaign.setting.sampling, campaign.setting.prompts
-        )
-        graph = campaign.graph
-        self.calls = _chosen_by(campaign, pipe, plans.values())
+    def __init__(self, task: EvaluationTask, pipe: Any, plans: Mapping[str, Plan]) -> None:
+        self.task, self.pipe = task, pipe
+        self.total = len(task.setting.prompts)
+        self.first = max(3, int(self.total * _LOOK)) if task.stop else self.total
+        check_metrics(pipe, task.setting.metrics, task.setting.sampling, task.setting.prompts)
+        graph = task.graph
+        self.calls = _chosen_by(task, pipe, plans.values())
         common = [plan for plan in plans.values() if len(plan.steps) == 1]
         self.weights = weights_for(model_of(pipe, graph.components), graph, common, self.calls)
         kept = {(n, s) for plan in common for n, (s, *_) in plan.weights.items() if s != KEEP}
         self.keeps = sum(4 * graph.layer(name).weights for name, _ in kept) <= _KEPT
         own = self._made(Plan.uniform(graph, KEEP), 0, self.total)
-        self.reference = replace(own, real=campaign.setting.real)
+        self.reference = replace(own, real=task.setting.real)
 
     def _weights(self, plan: Plan) -> QuantizedWeights:
         """What a plan is carried out with; one over ranges of steps is calibrated by itself."""
         if len(plan.steps) > 1:
-            graph = self.campaign.graph
+            graph = self.task.graph
             return weights_for(model_of(self.pipe, graph.components), graph, [plan], self.calls)
         return self.weights if self.keeps else self.weights.fresh()
 
     def _made(self, plan: Plan, start: int, end: int) -> Outcome:
-        c = self.campaign
+        c = self.task
         return make(
             self.pipe,
             c.graph,
@@ -124,9 +122,9 @@ class EvaluationWorker:
 
     def measure(self, plan: Plan) -> tuple[Pairs, Samples, bool]:
         """(metric -> mean and standard error, metric -> value of each sample, whether the plan was
-        given up).
+        stopped early).
         """
-        c, total = self.campaign.setting, self.total
+        c, total = self.task.setting, self.total
         made = self._made(plan, 0, self.first)
         reference = self.reference if self.first == total else _part(self.reference, self.first)
         found = _measured(made, reference, c.metrics)
@@ -142,7 +140,7 @@ class EvaluationWorker:
         return *_measured(whole, self.reference, c.metrics), False
 
     def _hopeless(self, found: Pairs) -> bool:
-        for metric, limit in self.campaign.stop.items():
+        for metric, limit in self.task.stop.items():
             mean, error = found[metric]
             sign = -1 if metric_words(metric).lower_is_better else 1
             if sign * (mean - limit) < -_SURE * error:
@@ -150,13 +148,13 @@ class EvaluationWorker:
         return False
 
 
-def _chosen_by(campaign: Campaign, pipe: Any, plans: Iterable[Plan]) -> list[Call]:
+def _chosen_by(task: EvaluationTask, pipe: Any, plans: Iterable[Plan]) -> list[Call]:
     """The calls that schemes choose by, recorded where some scheme of the plans does."""
-    calibration = campaign.setting.calibration
+    calibration = task.setting.calibration
     asked = any(needs_inputs(s) for plan in plans for s in plan.schemes)
     if not asked or calibration is None:
         return []
-    return calibration.record(pipe, campaign.graph.components)
+    return calibration.record(pipe, task.graph.components)
 
 
 def _part(outcome: Outcome, count: int) -> Outcome:
@@ -170,7 +168,7 @@ def _measured(made: Outcome, reference: Outcome, metrics: tuple[str, ...]) -> tu
 
 
 def measure_plans(
-    campaign: Campaign,
+    task: EvaluationTask,
     plans: Mapping[str, Plan],
     options: ExecutorOptions | None = None,
     *,
@@ -181,11 +179,11 @@ def measure_plans(
     """Measure those plans that the trials lack in this setting.
 
     Args:
-        campaign: what every worker is told.
+        task: what every worker is told.
         plans: name -> plan.
         options: executor and workers; one after the other here when left out.
         progress: called with 1 for each plan, also for those that somebody else measured meanwhile.
-        say: told of plans that are passed over (their pictures are not finite) or given up.
+        say: told of plans that are passed over (their pictures are not finite) or stopped early.
         pipe: the pipeline where it is loaded already, for the executor `local`.
 
     Returns:
@@ -197,16 +195,16 @@ def measure_plans(
     """
     asked = options or ExecutorOptions()
     progress, say = progress or (lambda n: None), say or (lambda line: None)
-    trials = Trials(campaign.where, campaign.graph)
-    known = {t.plan for t in trials.all() if campaign.has(t)}
+    trials = Trials(task.where, task.graph)
+    known = {t.plan for t in trials.all() if task.has(t)}
     todo = {name: plan for name, plan in plans.items() if plan.id not in known}
     progress(len(plans) - len(todo))
     names = list(todo)
     random.Random(os.getpid()).shuffle(names)  # two machines seldom begin the same plan
-    begin = partial(_begin, campaign, todo, pipe if asked.name == "local" else None)
+    begin = partial(_begin, task, todo, pipe if asked.name == "local" else None)
     parts, done, failed = deque[Any](names), 0, list[str]()
     try:
-        for name, one in execute(Task(begin, campaign.device), parts, asked, say):
+        for name, one in execute(Task(begin, task.device), parts, asked, say):
             if one.claimed:
                 parts.append(name)  # later, when it is measured or its claim has lapsed
                 continue
@@ -240,27 +238,24 @@ class _Done:
     claimed: bool = False
 
 
-def _begin(campaign: Campaign, plans: dict[str, Plan], pipe: Any, device: str) -> Do:
+def _begin(task: EvaluationTask, plans: dict[str, Plan], pipe: Any, device: str) -> Do:
     """In a worker: load the pipeline, and sample once in full precision."""
-    trials = Trials(campaign.where, campaign.graph)
-    trials.describe(campaign.setting.key, campaign.setting.said)
-    claims = trials.claims(campaign.lapse)
+    trials = Trials(task.where, task.graph)
+    trials.describe(task.setting.key, task.setting.said)
+    claims = trials.claims(task.lapse)
     bench = EvaluationWorker(
-        campaign,
-        pipe
-        or load_pipeline(
-            campaign.folder, device, campaign.dtype, campaign.variant, offload=campaign.offload
-        ),
+        task,
+        pipe or load_pipeline(task.folder, device, task.dtype, task.variant, offload=task.offload),
         plans,
     )
 
     def do(name: str) -> _Done:
-        plan, key = plans[name], campaign.setting.key
+        plan, key = plans[name], task.setting.key
         with claims.held(f"{plan.id} {key}") as mine:
-            if trials.knows(plan.id, key, stopped=bool(campaign.stop)):
+            if trials.knows(plan.id, key, stopped=bool(task.stop)):
                 return _Done()
             if not mine:
-                time.sleep(min(_WAIT, campaign.lapse / 8))
+                time.sleep(min(_WAIT, task.lapse / 8))
                 return _Done(claimed=True)
             return _one(bench, trials, name, plan)
 
@@ -268,7 +263,7 @@ def _begin(campaign: Campaign, plans: dict[str, Plan], pipe: Any, device: str) -
 
 
 def _one(bench: EvaluationWorker, trials: Trials, name: str, plan: Plan) -> _Done:
-    c = bench.campaign
+    c = bench.task
     try:
         pairs, samples, stopped = bench.measure(plan)
         if not trials.knows(plan.id, c.setting.key, stopped=bool(c.stop)):  # after a long pause
@@ -278,4 +273,4 @@ def _one(bench: EvaluationWorker, trials: Trials, name: str, plan: Plan) -> _Don
         raise
     except QSearchError as error:
         return _Done(line=f"{name} is passed over: {error}", failed=str(error))
-    return _Done(1, f"{name} was given up after {bench.first} samples" if stopped else "")
+    return _Done(1, f"{name} was stopped early after {bench.first} samples" if stopped else "")
