@@ -69,7 +69,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Put in the tables that a page asks for by `<!-- table ... -->`."""
     if page.file.src_path.startswith("project/"):
-        return markdown  # they speak of these comments
+        return markdown  # they explain these comments
     try:
         return tables.filled(markdown, ROOT, page.file.src_path)
     except MissingError as error:

@@ -9,7 +9,7 @@
 # ---
 
 # %% [markdown]
-# # A tour: which layers stand few bits?
+# # A tour: which layers tolerate few bits?
 #
 # ![Full precision, uniform 4 bits, our plan, and a random one](pictures/tour.png)
 #

@@ -1,5 +1,5 @@
-"""qsearch: which layers of a diffusion model stand few bits, why, and what to do. The table of
-contents: nouns and verbs, loaded when used.
+"""qsearch: mixed-precision quantization of diffusion models. The table of contents: nouns and
+verbs, loaded when used.
 """
 
 from __future__ import annotations

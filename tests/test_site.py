@@ -117,6 +117,69 @@ def test_the_browser_sees_what_is_wrong(tmp_path: Path) -> None:
     assert any("oh" in line for line in console)
 
 
+def spoilt(folder: Path, path: str, old: str, new: str) -> None:
+    """The file at `path` in a tree of links, replaced by a copy of other text; removed where
+    nothing takes the place of everything.
+    """
+    text = (folder / path).read_text(encoding="utf-8")
+    assert old in text
+    (folder / path).unlink()
+    if old != text:
+        (folder / path).write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A folder with what the site is made from, each file a link to ours."""
+    folder = tmp_path / "tree"
+    for name in ("configs", "docs", "kernels", "notebooks", "qsearch", "tests"):
+        shutil.copytree(ROOT / name, folder / name, copy_function=os.symlink)
+    for path in ROOT.glob("*.*"):
+        if path.is_file():
+            os.symlink(path, folder / path.name)
+    return folder
+
+
+def built(folder: Path) -> str:
+    """What a build says that ends with an error."""
+    done = subprocess.run(
+        [sys.executable, str(folder / "docs" / "build.py"), str(folder / "site")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])},
+    )
+    assert done.returncode != 0, done.stdout
+    return done.stdout + done.stderr
+
+
+def test_a_json_that_a_page_asks_for_and_that_is_not_there_ends_the_build(tree: Path) -> None:
+    path = "notebooks/figures/main_job.json"
+    spoilt(tree, path, (tree / path).read_text(encoding="utf-8"), "")
+
+    said = built(tree)
+
+    assert "main_job.json" in said
+    assert "index.md" in said
+
+
+def test_outputs_older_than_the_code_of_a_notebook_end_the_build(tree: Path) -> None:
+    spoilt(tree, "notebooks/00_tour.ipynb", "MODEL = ", "MODEL  = ")
+
+    assert "00_tour.ipynb: its outputs are older than its code" in built(tree)
+
+
+@pytest.mark.slow
+def test_a_broken_docstring_and_a_dead_link_end_the_build_and_are_named(tree: Path) -> None:
+    spoilt(tree, "qsearch/core/plan.py", "            scheme: for every", "            shceme: for")
+    spoilt(tree, "docs/start/tour.md", "## Next", "[words](nothing.md)\n\n## Next")
+
+    said = built(tree)
+
+    assert "shceme" in said
+    assert "nothing.md" in said
+
+
 def small_site(folder: Path, text: str, module: str = "") -> list[str]:
     """What a strict build of one page, with our settings, complains of."""
     from mkdocs.commands.build import build
@@ -183,6 +246,7 @@ def test_a_good_page_is_built(tmp_path: Path) -> None:
         ('<!-- table zoo where="pictures=nobody" -->', "pictures=nobody"),
         ('<!-- table zoo part="nonsense" -->', "nonsense"),
         ('<!-- table zoo colums="pictures" -->', "colums"),
+        ("<!-- table zoo columns=pictures -->", "columns=pictures"),
     ],
 )
 def test_a_table_that_is_missing_is_named(asked: str, named: str) -> None:
@@ -194,6 +258,8 @@ def test_a_table_has_its_numbers_and_says_where_they_come_from() -> None:
     made = tables.filled('<!-- table zoo columns="pictures; alignment as seen" -->', ROOT)
 
     assert "| pictures | seen |" in made
+    broken = tables.filled('<!-- table zoo\n  columns="pictures;\n  alignment as seen" -->', ROOT)
+    assert broken == made
     assert "python notebooks/figures/zoo.py" in made
     assert "scenes-dit" in made
 

@@ -1,5 +1,5 @@
-"""The reference of the Python interface: `qsearch`'s public names by room, and what plug-ins
-meet.
+"""The reference of the Python interface: `qsearch`'s public names by folder, and what plug-ins
+use.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROOMS = {
         ("measure",),
     ),
     "plan": ("Plan", "Plans under budgets.", ("decide",)),
-    "learn": ("Learn", "What predicts plans that nobody measured, and why.", ("learn",)),
+    "learn": ("Learn", "What predicts plans that were not measured, and why.", ("learn",)),
     "execute": ("Execute", "The plan at work, and as other tools' files.", ("execute", "stages")),
 }
 #: page -> (title, first words, modules shown whole)

@@ -1,4 +1,4 @@
-"""The two networks of scenes-ecar under one plan: which stage, block and network stands few bits,
+"""The two networks of scenes-ecar under one plan: which stage, block and network needs few bits,
 and what plans gain over uniform ones of the same size.
 
     python notebooks/figures/ecar_plans.py [--samples 256 --steps 12 --probes 16 --folder FOLDER]

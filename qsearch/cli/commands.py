@@ -55,7 +55,7 @@ def _whole(
         bool, typer.Option("--debug", help="with an error, show where in the code it was raised")
     ] = False,
 ) -> None:
-    """Which layers of a diffusion model stand few bits, why, and what to do."""
+    """Mixed-precision quantization of diffusion models: which layers need many bits, and why."""
 
 
 def _show(error: Exception, debug: bool) -> None:

@@ -45,7 +45,7 @@ app = typer.Typer(
     name="qsearch",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Which layers of a diffusion model stand few bits, why, and what to do.",
+    help="Mixed-precision quantization of diffusion models: which layers need many bits, and why.",
 )
 Folder = Annotated[
     Path,

@@ -176,7 +176,7 @@ def patiently(call: Callable[[int], Made], patience: float | None = None) -> Mad
         What it returns.
 
     Raises:
-        Exception: the last one, after `patience` seconds, or at once one that waiting can't mend.
+        Exception: the last one, after `patience` seconds, or at once where waiting is of no use.
     """
     limit, attempt = time.monotonic() + (PATIENCE if patience is None else patience), 0
     while True:

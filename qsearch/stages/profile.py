@@ -1,7 +1,7 @@
 """profile: the sensitivity of every layer to every scheme, in sensitivity.parquet.
 
 Its settings are `qsearch.measure.options.ProfileOptions`. Unfinished work lies beside the table in
-sensitivity.partial.parquet, and is gone on with.
+sensitivity.partial.parquet, from which it resumes.
 """
 
 from __future__ import annotations

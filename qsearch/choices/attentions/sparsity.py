@@ -1,5 +1,5 @@
-"""Sparse attention: a part of the keys, mended between dense steps by statistics of the last one,
-or its output kept.
+"""Sparse attention: a part of the keys, corrected between dense steps by statistics of the last
+one, or its output kept.
 
     window8             1/8 of the keys, a band in token order (in a video: one place in all frames)
     spatial8, temporal8 a band over tokens in order of frames, or of places (Sparse VideoGen, arXiv
