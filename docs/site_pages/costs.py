@@ -1,9 +1,10 @@
-"""What planning a large model takes, computed from shapes and peak speeds: for the README and the
-page on laptops.
+"""What planning a large model takes, computed from shapes and speeds: for the README and for the
+pages that ask for it by `<!-- computed NAME -->`.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,36 @@ def costs(root: Path) -> str:
                 }
             )
     return table(rows)
+
+
+#: measuring many plans of SDXL: plans, pictures a plan, forwards a picture (30 steps, guidance),
+#: operations of the VAE, operations a second of one GPU in bf16, seconds to load the model
+PLANS, PICTURES, FORWARDS, VAE, SPEED, LOADING = 500, 1000, 60, 10e12, 350e12, 60
+
+
+def many_plans(root: Path) -> str:
+    """A table: hours of measuring `PLANS` plans of SDXL, by the number of GPUs. Each worker also
+    makes the pictures of full precision, which counts as one more plan.
+    """
+    graphs = {row["model"]: row for row in figure(root, "graphs").rows}
+    picture = (2e9 * graphs["sdxl"]["GMACs"] * FORWARDS + VAE) / SPEED
+    rows: list[dict[str, Any]] = []
+    for count in (1, 8, 64):
+        plans = math.ceil(PLANS / count)
+        hours = (LOADING + (plans + 1) * PICTURES * picture) / 3600
+        rows.append(
+            {
+                "GPUs": count,
+                "plans each": plans,
+                "time": f"{hours:.3g} h",
+                "GPU hours": round(hours * count),
+            }
+        )
+    return table(rows)
+
+
+#: name in a page's comment -> what makes the table
+COMPUTED = {"costs": costs, "many_plans": many_plans}
 
 
 def _time(seconds: float) -> str:

@@ -4,7 +4,8 @@ where="model=x*" -->`.
 The comment may run over several lines. NAME is the stem of a JSON in notebooks/figures. `columns`
 chooses and orders columns (`a as b` renames), `where` keeps rows whose column matches a pattern
 (several, separated by semicolons, must all hold), `part` takes another list of the file than
-`rows`. Below the table stands where it comes from.
+`rows`. Below the table stands where it comes from. `<!-- computed NAME -->` is a table of
+`site_pages/costs.py`, computed and not measured.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from .costs import COMPUTED
 from .figures import figure
 from .markdown import cell, table
 from .missing import MissingError
 
 _ASKED = re.compile(r"<!--\s*table\b(?P<asked>.*?)-->", re.DOTALL)
+_COMPUTED = re.compile(r"<!--\s*computed\s+(\w+)\s*-->")
 _FORM = re.compile(r"\s+(?P<name>[\w.-]+)(?P<options>(?:\s+\w+=\"[^\"]*\")*)\s*")
 _KNOWN = {"columns", "where", "part"}
 
@@ -30,6 +33,7 @@ def filled(markdown: str, root: Path, page: str = "index.md") -> str:
     Raises `MissingError` for a file, a column or rows that are not there, and for a comment that
     begins with `table` and is none of that form.
     """
+    markdown = _COMPUTED.sub(lambda found: _computed(found[1], root), markdown)
     return _ASKED.sub(lambda found: _table(found, root, page), markdown)
 
 
@@ -53,6 +57,12 @@ def rows_of(root: Path, name: str, options: dict[str, str]) -> list[dict[str, An
             _known(name, column, rows)
         rows = [{new: r.get(old) for old, new in pairs} for r in rows]
     return rows
+
+
+def _computed(name: str, root: Path) -> str:
+    if name not in COMPUTED:
+        raise MissingError(f"no computed table {name}; there are {', '.join(COMPUTED)}")
+    return COMPUTED[name](root)
 
 
 def _renamed(text: str) -> tuple[str, str]:
