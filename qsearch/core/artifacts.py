@@ -74,7 +74,7 @@ class Header:
 
     `schema`: kind and version, e.g. "qsearch.plan/1". `graph`: id of the graph it belongs to.
     `parents`: name -> digest of what it was made from. `key`: digest of the question it answers
-    (empty where nobody asked); equal keys mean that the work need not be done again.
+    (empty where there is none); equal keys mean that the work need not be done again.
     """
 
     schema: str

@@ -55,7 +55,7 @@ class AttentionSpec:
 def self_attentions(ops: Sequence[Op]) -> dict[str, AttentionSpec]:
     """Module -> its self-attention, in order of execution; cross-attentions are left out.
 
-    Frames and text are told by the shapes of the model's inputs.
+    Frames and text are inferred from the shapes of the model's inputs.
     """
     inputs = [op.shape for op in ops if op.kind == "input"]
     found: dict[str, AttentionSpec] = {}

@@ -1,4 +1,4 @@
-"""Claims: which plans somebody is measuring right now, so that no two workers measure the same one.
+"""Claims: which plans a worker is measuring right now, so that no two workers measure the same one.
 
 A claim is a running trial of a study of its own beside the trials, in any of Optuna's storages. All
 of them number the trials of a study in the order in which they are written, so of several claims on
@@ -35,13 +35,13 @@ class Claims:
 
     Args:
         storage: where the trials lie.
-        lapse: seconds without a beat after which somebody else's claim lapses.
+        lapse: seconds without a beat after which another worker's claim lapses.
     """
 
     def __init__(self, storage: optuna.storages.BaseStorage, lapse: float = LAPSE) -> None:
         self.lapse, self._storage = lapse, storage
         self._study = patiently(lambda _: open_study(storage, STUDY))
-        #: token of somebody else's claim -> its beat, and when we first saw that beat
+        #: token of another worker's claim -> its beat, and when we first saw that beat
         self._seen: dict[str, tuple[int, float]] = {}
 
     @contextmanager
@@ -81,7 +81,7 @@ class Claims:
             key=lambda t: t.number,
         )
         mine = next((t for t in rivals if t.user_attrs["token"] == token), None)
-        if mine is None:  # somebody thought that we were dead
+        if mine is None:  # another worker took this one for dead
             return None
         for rival in rivals:
             if rival.number == mine.number:

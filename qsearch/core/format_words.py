@@ -100,12 +100,12 @@ def input_formats(*, outside: bool = True) -> list[str]:
 
 
 def families() -> tuple[str, ...]:
-    """Every kind of code, without importing what somebody else installed."""
+    """Every kind of code, without importing what another package installed."""
     return _families(tuple(sys.path), metadata.entry_points)
 
 
 def _modules() -> Iterator[FormatWord]:
-    """The modules, ours first, so that what somebody else installed is imported only for a word
+    """The modules, ours first, so that what another package installed is imported only for a word
     that is none of ours.
     """
     yield from _ours()

@@ -1,6 +1,6 @@
 """OpGraph: a denoiser as layers, operations, edges and blocks, on disk as `graph.json`.
 
-The layers are what a plan speaks of: each name resolves with `model.get_submodule`. Operations and
+The layers are what a plan names: each name resolves with `model.get_submodule`. Operations and
 edges say how data flows between them, blocks which of them belong together. `graph.id` hashes the
 layers and the shapes of their weights, so that a table or a plan can't be used with another model
 by mistake, and can be used at another resolution, batch or guidance. What the sizes of a call
@@ -51,7 +51,7 @@ class LayerSpec:
         block: the repeated module that holds it, "" at the top.
         quantizable: False for layers that every plan keeps (embeddings, layers that this call does
             not run).
-        sees: one of `SEES`, "" where nobody looked.
+        sees: one of `SEES`, "" where it was not determined.
         splits: channels of each part where the input is a concatenation (a long skip).
         aliases: other names of the same weight.
         shared: those of the aliases that name the very same module.

@@ -32,7 +32,7 @@ class MetricWords:
     """What the plug-in of a metric declares; a constant of the same name for each attribute.
 
     Attributes:
-        higher_is_better: the direction; None where nobody says.
+        higher_is_better: the direction; None where it is unknown.
         title: the metric in words, for pages and axes.
         label: the same for the head of a narrow column.
         unit: its unit, "" for none.
@@ -67,7 +67,7 @@ class MetricWords:
 
     @property
     def arrow(self) -> str:
-        """↑ or ↓, towards what is better; nothing where nobody says."""
+        """↑ or ↓, towards what is better; nothing where it is not declared."""
         return {True: "↑", False: "↓", None: ""}[self.higher_is_better]
 
     def linked(self, values: _Array) -> _Array:

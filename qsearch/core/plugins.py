@@ -111,7 +111,7 @@ def _entered(kind: str, entry: metadata.EntryPoint) -> ModuleType:
 def check(kind: str, name: str) -> str:
     """`name` itself, when there is such a plug-in; else `QSearchError` with the nearest name.
 
-    One of ours is not imported. One that somebody else installed is: what fails then is said before
+    One of ours is not imported. One of another package is: what fails then is said before
     any work.
     """
     _check_name(kind, name)

@@ -368,7 +368,7 @@ def _input(text: str, rule: str, given: str) -> tuple[str, str]:
     """Format and grain of what stands behind `+a`; the grain's word may have several letters."""
     if not text:
         return "", "token"
-    for outside in (False, True):  # what somebody else installed is imported for its words alone
+    for outside in (False, True):  # what another package installed is imported for its words alone
         forms = input_formats(outside=outside)
         for form in sorted(forms, key=len, reverse=True):
             if text.startswith(form) and (grain := grain_of(text.removeprefix(form))) is not None:

@@ -19,7 +19,7 @@ _QUOTED = 80
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, and a key that nobody knows is a mistake."""
+    """Base of all settings: frozen, and an unknown key is a mistake."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

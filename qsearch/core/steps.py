@@ -181,7 +181,7 @@ class StepClock:
 
     Attributes:
         step: number of the sampler step, from 0.
-        total: sampler steps of the whole schedule; 0 while nobody has said.
+        total: sampler steps of the whole schedule; 0 while it is not set.
         samplings: how many times a scheduler that is followed began.
     """
 
@@ -195,7 +195,7 @@ class StepClock:
 
     @property
     def known(self) -> bool:
-        """Whether somebody says which step it is: a scheduler that is followed, or `at`."""
+        """Whether the step is known: a scheduler that is followed, or `at`."""
         return self.total > 0
 
     @contextmanager
@@ -214,7 +214,7 @@ class StepClock:
         """The range of now.
 
         Raises:
-            QSearchError: nobody has said which step it is, or a range has no step at all.
+            QSearchError: the step is not set, or a range has no step at all.
         """
         if len(ranges) == 1:
             return 0
@@ -247,7 +247,7 @@ class StepClock:
         pipeline that calls.
 
         Raises:
-            QSearchError: nobody tells, and no diffusers pipeline is among the callers.
+            QSearchError: the step is not set, and no diffusers pipeline is among the callers.
         """
         if not self._told:
             follow_caller(model, self)
@@ -264,7 +264,7 @@ class StepClock:
         pipeline that calls.
 
         Raises:
-            QSearchError: nobody tells, and no diffusers pipeline is among the callers.
+            QSearchError: the step is not set, and no diffusers pipeline is among the callers.
         """
         if len(ranges) > 1 and not self._told:
             follow_caller(model, self)

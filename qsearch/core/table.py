@@ -280,7 +280,7 @@ class SensitivityTable:
         return sum(found) / len(found) if found else 1.0
 
     def check(self, graph: OpGraph) -> None:
-        """Refuse a table of another graph, or one that speaks of layers or sites the graph lacks.
+        """Refuse a table of another graph, or one that names layers or sites that the graph lacks.
 
         Args:
             graph: of the model that is planned.

@@ -84,7 +84,7 @@ class Buffer:
     Attributes:
         shape: its shape.
         dtype: its type by torch's name, e.g. "float16".
-        typical: a value that it may well hold, for timing layers that nobody calibrated.
+        typical: a value that it may well hold, for timing layers that were not calibrated.
     """
 
     shape: tuple[int, ...]
@@ -258,7 +258,7 @@ def grain_of(word: str) -> str | None:
     """Name of the activation grain that a scheme spells as `word`, with its number, e.g. "t" ->
     "tensor", "g64" -> "group64"; None where there is none.
 
-    Ours are looked at first, so that what somebody else installed is imported only for a word that
+    Ours are looked at first, so that another package's plug-in is imported only for a word that
     is none of ours.
 
     Args:

@@ -41,7 +41,7 @@ def state(
 
     Args:
         graph: the model's graph.
-        table: a table, or losses that somebody predicts (layer -> scheme -> loss).
+        table: a table, or losses that a surrogate predicts (layer -> scheme -> loss).
         budget: what a plan must keep.
         request: objective, constraints, choices; interactions (`scores`, `trust`) as in
             `make_problem` need a solver that knows them, `local`.
@@ -90,7 +90,7 @@ def allocate(
 
     Args:
         graph: the model's graph.
-        table: a table, or losses that somebody predicts (layer -> scheme -> loss).
+        table: a table, or losses that a surrogate predicts (layer -> scheme -> loss).
         budget: what the plan must keep.
         request: objective, constraints, latency table, choices, solver and its time limit.
         named: fields of the request by their names, e.g. `solver="greedy"`.

@@ -54,7 +54,7 @@ def attention_sites(
     budget: Budget,
     latency: Latency | None,
 ) -> list[AttentionSite]:
-    """The attentions that `values` speak of.
+    """The attentions that `values` names.
 
     Args:
         graph: the model's graph.

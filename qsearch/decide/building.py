@@ -2,7 +2,7 @@
 and constraints.
 
 Layers that are tied become one site; layers that can't be quantized are paid for first; attentions
-that `values` speak of are sites beside them (`attentions.py`). A choice of a site is a scheme for
+that `values` names are sites beside them (`attentions.py`). A choice of a site is a scheme for
 each range of sampler steps (one, where there is one range). Of the many combinations only those are
 kept that no other one beats in loss and in every cost at once. What no choice can reach is refused
 here, with the best that can be reached, limit by limit; limits that only together can't be kept are
@@ -47,7 +47,7 @@ def make_problem(
     ranges: Ranges | None = None,
     **named: Any,
 ) -> Problem:
-    """Problem over the quantizable layers, and over the attentions that `values` speak of.
+    """Problem over the quantizable layers, and over the attentions that `values` names.
 
     Args:
         graph: the model's graph.

@@ -149,8 +149,8 @@ def refine(
         raise QSearchError("a plan is refined within a budget; it has none, give one")
     if not calls or probes < 1:
         raise QSearchError("refining needs at least one recorded call and one probe")
-    heard = {plan.steps.of(call.step, call.steps) for call in calls}
-    if silent := [i for i in range(len(plan.steps)) if i not in heard]:
+    recorded = {plan.steps.of(call.step, call.steps) for call in calls}
+    if silent := [i for i in range(len(plan.steps)) if i not in recorded]:
         raise QSearchError(
             f"{len(plan.steps)} ranges of steps need a recorded call each to be refined "
             f"on; range {silent[0]} has none: "

@@ -119,8 +119,8 @@ class ExportOptions:
     `nearest`: round what the tool lacks; else it is an error. `force`: take the place of an
     existing folder. `table`: prices the rounding. `calibration`: for methods that look at inputs
     (`measure.calibration`). `sampler_steps`: how many there are, for tools that count them.
-    `variant`: of the weight files (fp16). `say`: told what is rounded, a line a role, or with
-    `verbose` a line a layer.
+    `variant`: of the weight files (fp16). `say`: called with what is rounded, a line a role, or
+    with `verbose` a line a layer.
     """
 
     nearest: bool = False
@@ -357,6 +357,5 @@ def difference(found: Mapping[str, Scheme], wanted: Mapping[str, Scheme], to: st
     for name in found:
         if name not in wanted:
             raise QSearchError(
-                f"what was written for {to} speaks of {name}, which the plan lacks; "
-                "nothing was kept"
+                f"what was written for {to} names {name}, which the plan lacks; nothing was kept"
             )

@@ -18,7 +18,7 @@ from .exporting import AbstractExporter
 
 _GRAINS = ("-c", "-t", "-g16", "-g32", "-g64", "-g128")
 _INPUTS = ("", "+a8", "+a8t", "+ae4m3", "+ae4m3t")
-#: layers of common sizes, where nobody names a model
+#: layers of common sizes, where no model is given
 TYPICAL = (
     LayerSpec("linear", "feed-forward-in", "linear", (1024, 1024), 0),
     LayerSpec("conv2d", "resnet-conv", "conv2d", (320, 320, 3, 3), 0),

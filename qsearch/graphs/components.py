@@ -27,7 +27,7 @@ class Components(nn.Module):
 
     Attributes:
         examples: component -> arguments of its call, of one that was recorded last.
-        spans: component -> (first, last + 1, all) of the sampler steps in which it was heard; (0,
+        spans: component -> (first, last + 1, all) of the sampler steps in which it ran; (0,
             0, all) of one that runs before or after them.
     """
 

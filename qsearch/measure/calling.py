@@ -44,7 +44,7 @@ def arguments(
 
     Raises:
         QSearchError: `sampling.call` names a keyword that the call does not have, or the call wants
-            one that nobody gives.
+            one that is not given.
     """
     given = prompts if isinstance(prompts, Prompts) else Prompts(tuple(prompts))
     count = len(given)

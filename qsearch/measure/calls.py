@@ -42,7 +42,7 @@ class Call:
         kwargs: keyword arguments.
         step: the sampler step, from 0.
         sampled: what the sampler made of the output, where that is known.
-        steps: sampler steps of the whole schedule; 0 where nobody counted them.
+        steps: sampler steps of the whole schedule; 0 where they were not counted.
         component: name of the pipeline's component, "" for a single denoiser.
         unsampled: why `sampled` is not known.
     """

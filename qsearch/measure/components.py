@@ -40,7 +40,7 @@ def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
     modules = {n: m for n, m in components(pipe).items() if isinstance(m, nn.Module)}
     if said := getattr(pipe, "denoising_components", ()):
         return {name: modules[name] for name in said}
-    for name in DENOISERS:  # a pipeline of somebody's own may have no `components`
+    for name in DENOISERS:  # a custom pipeline may have no `components`
         if isinstance(getattr(pipe, name, None), nn.Module):
             modules.setdefault(name, getattr(pipe, name))
     named = sorted(

@@ -83,7 +83,7 @@ class AbstractExecutor(Protocol):
             task: what workers do.
             parts: what is to be done; empty at the end.
             options: how many workers, with how many threads, where.
-            say: told which workers are left out, and why.
+            say: called with which workers are left out, and why.
 
         Returns:
             An iterator; whoever stops early stops the workers.

@@ -106,7 +106,7 @@ class StepObservation(AbstractObservation):
         )
         self.now = 0
         if call.sampled is None and set(metrics) - {NOISE}:
-            why = call.unsampled or "no diffusers pipeline recorded it, or its step was not heard"
+            why = call.unsampled or "no diffusers pipeline recorded it, or its step is unknown"
             raise QSearchError(
                 f"{', '.join(set(metrics) - {NOISE})} look at the clean image that a call "
                 "predicts; how the sampler uses this call is not known "

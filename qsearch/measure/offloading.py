@@ -43,8 +43,8 @@ class Offload:
 
 
 def own_type(folder: Path) -> str:
-    """The type that a saved pipeline's denoiser is loaded in where nobody says: that of its files,
-    but float32 for fp16.
+    """The type that a saved pipeline's denoiser is loaded in where none is given: that of its
+    files, but float32 for fp16.
 
     Gradients of probes fall below what fp16 holds, and CPUs hardly multiply it.
     """
@@ -119,7 +119,7 @@ def blocks_in(folder: Path, dtype: str) -> tuple[int, int]:
 
 
 def _free(device: str) -> int | None:
-    """Bytes that are free where the model computes; None where nobody says."""
+    """Bytes that are free where the model computes; None where it is unknown."""
     if device.partition(":")[0] != "cuda":
         return free_memory()
     import torch

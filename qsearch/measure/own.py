@@ -30,7 +30,7 @@ _MOST = 32
 #: pictures of the zoo at once: with guidance 32 rows, whose activations a processor's cache holds
 #: (64 take a tenth longer a row)
 _ZOO = 16
-#: settings of a class that nobody knows
+#: settings of an unknown class
 _STEPS_ELSE, _GUIDANCE_ELSE = 20, 4.0
 _DEFAULT_SIZE = re.compile(r"default_sample_size\s*=\s*(\d+)")
 
@@ -87,7 +87,7 @@ class Own:
         return max(1, min(_MOST, _PIXELS // max(1, pixels)))
 
     def sized(self, asked: Sampling) -> tuple[int, int] | None:
-        """(height, width) of what is made with these settings; None where nobody says."""
+        """(height, width) of what is made with these settings; None where it is unknown."""
         height, width = asked.size
         height, width = asked.call.get("height", height), asked.call.get("width", width)
         own = self.size or (None, None)

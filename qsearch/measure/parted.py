@@ -34,7 +34,7 @@ from .trajectory import trajectories
 
 @dataclass(frozen=True)
 class Parted:
-    """What every worker is told of a profile.
+    """What every worker needs to know of a profile.
 
     Attributes:
         folder: the saved pipeline.

@@ -41,7 +41,7 @@ Samples = dict[str, list[float]]
 _KEPT = 8 * 2**30
 _LOOK = 0.25  # share of the samples after which a clearly bad plan is stopped early
 _SURE = 3.0  # standard errors by which it must be worse than it may
-_WAIT = 1.0  # seconds before a plan that somebody else measures is asked for again
+_WAIT = 1.0  # seconds before a plan that another worker measures is checked again
 
 
 @dataclass(frozen=True)
@@ -179,11 +179,11 @@ def measure_plans(
     """Measure those plans that the trials lack in this setting.
 
     Args:
-        task: what every worker is told.
+        task: what every worker needs to know.
         plans: name -> plan.
         options: executor and workers; one after the other here when left out.
-        progress: called with 1 for each plan, also for those that somebody else measured meanwhile.
-        say: told of plans that are passed over (their pictures are not finite) or stopped early.
+        progress: called with 1 for each plan, also for those that another worker measured.
+        say: called with plans that are skipped (their pictures are not finite) or stopped early.
         pipe: the pipeline where it is loaded already, for the executor `local`.
 
     Returns:
@@ -229,7 +229,7 @@ def measure_plans(
 class _Done:
     """What came of one plan: whether it was measured now, why not, a line for people.
 
-    `claimed`: somebody else is at it.
+    `claimed`: another worker measures it.
     """
 
     measured: int = 0

@@ -169,8 +169,8 @@ class QuantizedWeights:
         parts: tuple[Quantized, ...] | None,
         input_quantizer: InputQuantizer | None,
     ) -> None:
-        """Keep what somebody else found for `layer` at `scheme`: codes, in place of what its method
-        would make, and what happens to its input.
+        """Keep what reconstruction found for `layer` at `scheme`: codes, in place of what its
+        method would make, and what happens to its input.
         """
         if parts is not None:
             self._learnt[layer, str(scheme)] = parts

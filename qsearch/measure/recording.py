@@ -37,7 +37,7 @@ class NoCallsError(QSearchError):
 
 
 @dataclass
-class _Heard:
+class _Recorded:
     """Calls as they come, and the outputs that the sampler has not yet taken, with the numbers of
     their calls.
     """
@@ -49,13 +49,13 @@ class _Heard:
 @contextmanager
 def _listening(
     pipe: Any, guidance: float, clock: StepClock, named: bool = False
-) -> Iterator[_Heard]:
+) -> Iterator[_Recorded]:
     """Hears the calls of the denoisers, and what the scheduler makes of them; the pipeline computes
     as ever.
 
     `named`: calls of an only denoiser have its name, too.
     """
-    heard, spill = _Heard(), Spill()
+    recorded, spill = _Recorded(), Spill()
 
     def hooks(name: str, model: nn.Module) -> list[Any]:
         copier = Copier(spill=spill)
@@ -64,14 +64,14 @@ def _listening(
             nonlocal copier
             copier = Copier(copier.known, spill)
             args, kwargs = copier((args, kwargs))
-            step = clock.step if clock.known else len(heard.calls)
-            heard.calls.append(Call(args, kwargs, step, None, clock.total, name))
+            step = clock.step if clock.known else len(recorded.calls)
+            recorded.calls.append(Call(args, kwargs, step, None, clock.total, name))
 
         def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if makes_nothing(output):
-                heard.calls.pop()
+                recorded.calls.pop()
                 return
-            heard.outputs.append((len(heard.calls) - 1, output_of(output)))
+            recorded.outputs.append((len(recorded.calls) - 1, output_of(output)))
 
         return [
             model.register_forward_pre_hook(before, with_kwargs=True),
@@ -82,8 +82,8 @@ def _listening(
         given = arguments_of(own, args, kwargs)
         predicted = own_prediction(scheduler, given)  # before the step changes what it goes by
         made = own(*args, **kwargs)
-        _note(heard, scheduler, given, made, predicted, guidance)
-        heard.outputs.clear()
+        _note(recorded, scheduler, given, made, predicted, guidance)
+        recorded.outputs.clear()
         return made
 
     parts = denoisers_of(pipe)
@@ -94,11 +94,11 @@ def _listening(
                 stack.callback(handle.remove)
         for scheduler in schedulers_of(pipe):
             stack.callback(overridden(scheduler, {"step": stepped}))
-        yield heard
+        yield recorded
 
 
 def _note(
-    heard: _Heard,
+    recorded: _Recorded,
     scheduler: Any,
     given: dict[str, Any],
     made: Any,
@@ -106,11 +106,11 @@ def _note(
     guidance: float,
 ) -> None:
     """What a step made of the outputs since the last one, into their calls."""
-    numbers = [i for i, _ in heard.outputs]
+    numbers = [i for i, _ in recorded.outputs]
     given_output, latents = given.get("model_output"), given.get("sample")
     if not numbers or not isinstance(given_output, Tensor) or not isinstance(latents, Tensor):
         return
-    outputs = [output for _, output in heard.outputs]
+    outputs = [output for _, output in recorded.outputs]
     weights = step_weights(outputs, given_output, guidance)
     if weights is None:
         why = "what the scheduler was given is no linear combination of the denoiser's outputs"
@@ -119,7 +119,7 @@ def _note(
         held = checked(scheduler, given, made, predicted)
     for place, number in enumerate(numbers):
         if isinstance(held, str) or weights is None:
-            heard.calls[number] = replace(heard.calls[number], unsampled=str(held))
+            recorded.calls[number] = replace(recorded.calls[number], unsampled=str(held))
             continue
         others = [
             SchedulerStep(latents, 0.0, 1.0, w, given_output.shape[1]).clean(output)
@@ -128,7 +128,7 @@ def _note(
         ]
         rest = sum(others[1:], others[0]) if others else None
         sampled = SchedulerStep(latents, *held, weights[place], given_output.shape[1], rest)
-        heard.calls[number] = replace(heard.calls[number], sampled=sampled)
+        recorded.calls[number] = replace(recorded.calls[number], sampled=sampled)
 
 
 def record(
@@ -181,22 +181,22 @@ def record_sampling(
     several = isinstance(model, Components)
     with ExitStack() as stack:
         clock = stack.enter_context(ticking(pipe))
-        heard = stack.enter_context(_listening(pipe, sampling.guidance, clock, several))
-        before = stack.enter_context(_beside(pipe, model, heard))
+        recorded = stack.enter_context(_listening(pipe, sampling.guidance, clock, several))
+        before = stack.enter_context(_beside(pipe, model, recorded))
         latents = sample(
             pipe,
             prompts,
             replace(sampling, batch=batch or len(prompts)),
-            lambda _: ends.append(len(heard.calls)),
+            lambda _: ends.append(len(recorded.calls)),
         )
-    if not heard.calls:
+    if not recorded.calls:
         raise NoCallsError(
             f"{type(pipe).__name__} called none of {', '.join(denoisers_of(pipe))} where "
             "a hook hears it, in "
             f"{sampling.steps} sampler steps; is `strength` so low that no step is left, "
             "or its forward replaced?"
         )
-    parts = [_numbered(heard.calls[a:b]) for a, b in itertools.pairwise(ends)]
+    parts = [_numbered(recorded.calls[a:b]) for a, b in itertools.pairwise(ends)]
     wanted = middles(parts[0], bins)
     calls = [call for step in wanted for part in parts for call in part if call.step == step]
     if not isinstance(model, Components):
@@ -261,7 +261,7 @@ def first_call(pipe: Any, prompts: Prompts, sampling: Sampling, *, named: bool =
 
 @contextmanager
 def _beside(
-    pipe: Any, model: nn.Module, heard: _Heard
+    pipe: Any, model: nn.Module, recorded: _Recorded
 ) -> Iterator[dict[str, list[tuple[Call, int]]]]:
     """Hears the calls of components that do not denoise, each with the number of the denoisers'
     calls before it.
@@ -274,7 +274,7 @@ def _beside(
     def hook(name: str) -> Any:
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             args, kwargs = Copier()((args, kwargs))
-            found[name].append((Call(args, kwargs, 0, None, 0, name), len(heard.calls)))
+            found[name].append((Call(args, kwargs, 0, None, 0, name), len(recorded.calls)))
 
         return before
 
@@ -316,23 +316,23 @@ def _decoding(
 
 
 def _numbered(part: list[Call]) -> list[Call]:
-    """Calls that nobody counted, numbered in their order."""
+    """Calls without a step number, numbered in their order."""
     if any(call.steps for call in part):
         return part
     return [replace(call, step=i, steps=len(part)) for i, call in enumerate(part)]
 
 
 def middles(calls: Sequence[Call], bins: int) -> list[int]:
-    """The middle step of each of `bins` equal parts of the steps that were heard, and of each
+    """The middle step of each of `bins` equal parts of the steps that were recorded, and of each
     component that has none of them.
     """
-    heard = sorted({call.step for call in calls})
+    recorded = sorted({call.step for call in calls})
     if not 1 <= bins <= len(calls):
         raise QSearchError(
             f"step bins must lie between 1 and the number of denoiser calls; given {bins} bins for "
-            f"{len(calls)} calls in {len(heard)} sampler steps"
+            f"{len(calls)} calls in {len(recorded)} sampler steps"
         )
-    found = {heard[int((b + 0.5) * len(heard) / bins)] for b in range(bins)}
+    found = {recorded[int((b + 0.5) * len(recorded) / bins)] for b in range(bins)}
     for name in dict.fromkeys(call.component for call in calls):
         own = sorted({call.step for call in calls if call.component == name})
         if not found.intersection(own):
@@ -343,6 +343,6 @@ def middles(calls: Sequence[Call], bins: int) -> list[int]:
 @torch.no_grad()
 def heard_steps(pipe: Any, prompts: Prompts, sampling: Sampling) -> list[tuple[str, int, int]]:
     """(component, sampler step, of how many) of every call of the denoisers, in their order."""
-    with ticking(pipe) as clock, _listening(pipe, sampling.guidance, clock) as heard:
+    with ticking(pipe) as clock, _listening(pipe, sampling.guidance, clock) as recorded:
         sample(pipe, prompts, replace(sampling, batch=len(prompts)))
-    return [(call.component, call.step, call.steps) for call in _numbered(heard.calls)]
+    return [(call.component, call.step, call.steps) for call in _numbered(recorded.calls)]

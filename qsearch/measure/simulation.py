@@ -67,7 +67,7 @@ class _Place:
     input_quantizers: list[InputQuantizer | None]
     full: Tensor | None = None
     now: int = 0
-    heard: bool = False
+    called: bool = False
 
     def enter(self) -> None:
         """Exchange the weight, which is there, for the simulated one."""
@@ -93,7 +93,7 @@ class _Place:
         """
 
         def now() -> tuple[InputQuantizer | None, Tensor, Tensor]:
-            self.heard = True
+            self.called = True
             assert self.full is not None, "the layer is called while its weight is there"
             return self.input_quantizers[self.now], self.full, self.weight.data
 
@@ -130,7 +130,7 @@ def roots(model: nn.Module, graph: OpGraph) -> list[nn.Module]:
 @contextmanager
 def _listening(model: nn.Module, graph: OpGraph, places: Mapping[str, _Place]) -> Iterator[None]:
     """Refuse, at the end of the block, where a component ran and a layer whose input is rounded was
-    not heard.
+    not called.
 
     A layer that the graph says is called must be: else the plan would not be carried out, and
     nobody would notice.
@@ -149,7 +149,7 @@ def _listening(model: nn.Module, graph: OpGraph, places: Mapping[str, _Place]) -
     waiting = [
         name
         for name, place in places.items()
-        if any(t is not None for t in place.input_quantizers) and not place.heard
+        if any(t is not None for t in place.input_quantizers) and not place.called
     ]
     if ran and waiting:
         owner = dict(zip(graph.components or ("",), roots(model, graph), strict=True))

@@ -101,7 +101,7 @@ def components_in(folder: Path) -> dict[str, Held]:
 
 def free_memory() -> int | None:
     """Bytes that a process can still take, by the kernel and by the group of processes it is in;
-    None where nobody says.
+    None where it is unknown.
     """
     found = []
     try:
@@ -144,7 +144,7 @@ def growing(folder: Path, dtype: str, progress: Progress, name: str) -> Iterator
 
 
 def resident() -> int:
-    """Bytes of memory that this process takes; 0 where nobody says."""
+    """Bytes of memory that this process takes; 0 where it is unknown."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
@@ -160,7 +160,7 @@ def _cached() -> int:
 
 
 def total_memory() -> int | None:
-    """Bytes of memory that the machine has; None where nobody says."""
+    """Bytes of memory that the machine has; None where it is unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (OSError, ValueError, AttributeError):

@@ -99,8 +99,8 @@ class _Routed(TorchFunctionMode):
         self.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # torch does not say
         if not self.seen and output is not None:
             raise QSearchError(
-                "sparse attention is heard where a module calls torch's "
-                f"scaled_dot_product_attention; {self.name} was not heard: it computes attention "
+                "sparse attention replaces calls of torch's "
+                f"scaled_dot_product_attention; {self.name} made none: it computes attention "
                 "in another way, or holds none"
             )
 

@@ -124,8 +124,8 @@ class Stream:
         together, unit by unit.
 
         Args:
-            now: told the number of a gradient, in the order in which they came, before each part of
-                its way.
+            now: called with the number of a gradient, in the order in which they came, before
+                each part of its way.
         """
         before, self._gathered = self._gathered, []
         try:

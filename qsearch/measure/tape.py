@@ -87,7 +87,7 @@ class Tape:
 
         Args:
             gradients: of the output's tensors, for each of several vectors.
-            now: told the number of a vector before a part of its way.
+            now: called with the number of a vector before a part of its way.
 
         Returns:
             Gradients of the tensors that went in, for each vector.

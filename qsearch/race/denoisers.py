@@ -44,7 +44,7 @@ class RaceOptions:
     `compiled`: each contender through `torch.compile` too, in its `mode` ("reduce-overhead" is CUDA
     graphs; on a CPU blocks that repeat are compiled once). `against`: names in `peers.PEERS`, and
     "fp32"; None = all that are installed. `dtype`: of full precision; None = what this device
-    multiplies fastest. `say`: told what is left out and what is compiled.
+    multiplies fastest. `say`: called with what is left out and what is compiled.
     """
 
     device: str = "cpu"

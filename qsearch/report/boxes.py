@@ -170,7 +170,7 @@ def _draw(data: Boxes, width: int) -> Figure:
 
 
 def boxes_into(ax: Axes, data: Boxes) -> None:
-    """The rows of boxes in axes that somebody else made."""
+    """The rows of boxes in axes that are given."""
     for row, held in enumerate(data.boxes):
         for i, box in enumerate(held):
             y, colour = row + place(i, len(held)), SERIES[i % len(SERIES)]

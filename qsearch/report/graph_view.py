@@ -212,7 +212,7 @@ def model_sketch(graph: OpGraph) -> Sketch:
             kind = named[name].kind
             own = (
                 f"{_own(name, group.boxes)}: " if kinds.count(kind) > 1 else ""
-            )  # two of a kind are told apart by their names
+            )  # two of a kind differ by their names
             boxes[name] = Box(
                 kind,
                 own + _size(graph, named[name]),
@@ -287,7 +287,7 @@ def repeats(signatures: list[Any]) -> Iterator[tuple[int, int, int]]:
 
 
 def _sees(graph: OpGraph, block: Block) -> str:
-    """What a block depends on: the image if any of its layers does, and where nobody looked."""
+    """What a block depends on: the image if any of its layers does, or where it is unknown."""
     found = [graph.layer(name).sees for name in block.layers]
     return "image" if not found or any(s in ("image", "") for s in found) else found[0]
 

@@ -25,8 +25,8 @@ from ..core.scheme import Scheme
 from ..core.table import SensitivityTable
 
 FULL_PRECISION = "full precision"
-#: families of roles, in which a plan's layers are coloured: as many as can be told apart, the names
-#: say the rest
+#: families of roles, in which a plan's layers are coloured: as many as can be distinguished, the
+#: names say the rest
 FAMILIES = (
     "self-attention",
     "cross-attention",

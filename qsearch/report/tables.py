@@ -26,7 +26,7 @@ _SURE = 2.0
 
 @dataclass(frozen=True)
 class Column:
-    """A metric of the results: its `title`, and whether more is better (None: nobody says)."""
+    """A metric of the results: its `title`, and whether more is better (None: not declared)."""
 
     metric: str
     title: str

@@ -123,7 +123,7 @@ def race(
     Args:
         target: a run folder, a card or a pipeline.
         settings: who takes part, on what.
-        say: told what is left out, and what is compiled.
+        say: called with what is left out, and what is compiled.
 
     Returns:
         Full precision, uniform plans of the schemes, the run's own plan and other tools (see

@@ -30,7 +30,7 @@ _FILES = {
 }
 
 
-#: what stands for a setting that nobody gave, in words
+#: what stands for a setting that was not given, in words
 _DEFAULTS = {
     "prompts": "those that ship, the zoo's captions",
     "sampling.steps": "the model's own",

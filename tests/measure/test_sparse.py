@@ -172,7 +172,7 @@ def _twice(x: Tensor) -> Tensor:
             "12 queries and 5 keys",
         ),
         (lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None]), "5 dimensions"),
-        (lambda x: (x @ x.transpose(-2, -1)).softmax(-1) @ x, "was not heard"),
+        (lambda x: (x @ x.transpose(-2, -1)).softmax(-1) @ x, "made none"),
         (_twice, "calls it more often"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Exporters, one file each: a planned model in somebody else's format."""
+"""Exporters, one file each: a planned model in another tool's format."""

@@ -237,7 +237,7 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
             )
     for name in forms:
         graph.layer(name)  # that it has none of this name is the usual reason
-        raise QSearchError(f"{path} speaks of {name}, which is part of another layer there")
+        raise QSearchError(f"{path} names {name}, which is part of another layer there")
     return made
 
 
