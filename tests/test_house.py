@@ -219,3 +219,41 @@ def test_the_version_is_the_same_wherever_it_stands() -> None:
     assert newest is not None
     assert newest[1] == project["version"]
     assert f"\ndate-released: {newest[2]}\n" in cited
+
+
+#: what was written before -> the field's word
+RETIRED = {
+    r"\bclass (Shares|Question|Answer|Clean|Sampled|Lesson|Line)\b": "see the glossary",
+    r"\btrust_of\b": "shrinkage_weight",
+    r"\bkept_bytes\b": "saved_activation_bytes",
+    r"\btreatments?\b": "input quantizer",
+    r"\b[Cc]ampaigns?\b": "evaluation of plans",
+    r"\b_meet\w*\(": "contract",
+    r"\bspanning\(": "qparams_from_range",
+    r"\bstands? few bits\b": "tolerates few bits",
+    r"\b(goes|go|gone) on (where|with as)\b": "resumes",
+    r"\bsigns? of life\b": "heartbeat",
+    r"\bheard\b": "called, recorded",
+    r"\bnobody (says|looked|tells)\b": "unknown",
+    r"\bsomebody else\b": "another package, another worker",
+    r"\bplans? (that )?(was|is|were|are) given up\b": "stopped early",
+}
+#: the word that stored keys have
+_STORED = 'setting_of(run, "campaign"'
+
+
+def retired(text: str) -> list[str]:
+    """The retired words that a text still has."""
+    text = text.replace(_STORED, "")
+    return [found[0] for pattern in RETIRED for found in re.finditer(pattern, text)]
+
+
+def test_words_that_were_replaced_do_not_come_back() -> None:
+    said = [*MODULES, ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    lines = {name(p): found for p in said if (found := retired(p.read_text(encoding="utf-8")))}
+
+    assert lines == {}, f"in the field's words: {RETIRED}"
+    assert retired("a campaign: plans that were given up") == [
+        "campaign",
+        "plans that were given up",
+    ]

@@ -4,7 +4,7 @@ their work.
 The site of a whole attention is `MODULE:attention`. Its choices are words of plug-ins in
 `choices/attentions/`. Nothing is stored there; the cost is arithmetic. Where a choice computes a
 dense attention every so many steps, its cost depends on how many steps there are
-(`StepRanges.total`); where nobody says, it is the mean over one such interval.
+(`StepRanges.total`); without it, it is the mean over one such interval.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def _machine() -> str:
 
 
 def _began(process: int) -> str:
-    """When a process began, in the system's ticks; "" where there is none, or nobody says."""
+    """When a process began, in the system's ticks; "" where there is none, or it is unknown."""
     with suppress(OSError, IndexError):
         text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
         fields = text.rpartition(")")[2].split()

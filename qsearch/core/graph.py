@@ -213,7 +213,7 @@ class OpGraph:
 
     def active(self, name: str, steps: StepRanges) -> tuple[int, ...]:
         """The ranges of `steps` in which the component of a layer or site runs; all of them where
-        nobody looked.
+        that is unknown.
 
         Args:
             name: of a layer or site.

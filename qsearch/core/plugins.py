@@ -89,8 +89,8 @@ def _outside(kind: str, name: str, path: tuple[str, ...], entry_points: Any) -> 
 
 
 def _entered(kind: str, entry: metadata.EntryPoint) -> ModuleType:
-    """The module of an entry point. Whatever goes wrong in somebody else's file is said in one line
-    with its name.
+    """The module of an entry point. Any error in another package's file is one line with its
+    name.
     """
     try:
         module = entry.load()

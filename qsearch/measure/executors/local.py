@@ -22,6 +22,6 @@ def execute(
         do = task.begin(task.device)
     while parts:
         part = parts.popleft()
-        with threads_set(options.threads):  # never while somebody else's code runs
+        with threads_set(options.threads):  # never while the caller's code runs
             result = do(part)
         yield part, result
