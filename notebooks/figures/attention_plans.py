@@ -2,17 +2,17 @@
 equal FLOPs.
 
     python notebooks/figures/attention_plans.py --zoo scenes-dit --part price
-    python notebooks/figures/attention_plans.py --zoo scenes-dit --part sweep
+    python notebooks/figures/attention_plans.py --zoo scenes-dit --part sweep [--cells 64]
     python notebooks/figures/attention_plans.py --zoo scenes-dit --part mixed [--plans 100]
     python notebooks/figures/attention_plans.py --zoo scenes-dit --part equal
 
 `price` profiles once, through the whole sampler, and leaves the table in the folder that `--work`
 names; the others read it. 20 steps with guidance in four ranges; every choice begins each range, or
-the sampling, with a dense step. `sweep`: each choice at each attention alone, its measured error of
-the final latents against its price. `mixed`: random weights, inputs and attentions in each range,
-predicted error against measured. `equal`: our plans at 1/2, 1/4, 1/8 and 1/16 of the FLOPs of dense
-self-attentions against the best of all single settings that take no more, on other captions. Each
-part writes attention_plans-ZOO-PART.json.
+the sampling, with a dense step. `sweep`: a choice at one attention in one range, drawn at random,
+its measured error of the final latents against its price. `mixed`: random weights, inputs and
+attentions in each range, predicted error against measured. `equal`: our plans at 1/2, 1/4, 1/8 and
+1/16 of the FLOPs of dense self-attentions against the best of all single settings that take no
+more, on other captions. Each part writes attention_plans-ZOO-PART.json.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from __future__ import annotations
 import argparse
 import math
 import random
+import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -144,31 +146,52 @@ def price(case: Case, table_path: Path, probes: int) -> None:
     show(case, "price", rows, "what each choice costs at one attention alone, by probes", took)
 
 
-def sweep(case: Case, table: SensitivityTable) -> None:
-    """On the captions of the prices: every choice at every attention, one at a time."""
-    reference, pairs, rows = case.sampled(1), [], []
-    for choice in priced(case.graph)[::2]:  # every second one: a sampling for each attention
-        found = []
-        for spec in case.graph.self_attentions.values():
-            made = case.sampled(1, {spec.site: Scheme.parse(choice)})
+def sweep(case: Case, table: SensitivityTable, cells: int) -> None:
+    """On the captions of the prices: a choice at one attention in one range of steps, drawn at
+    random, as many in each range.
+    """
+    dice, reference = random.Random(0), case.sampled(1)
+    sites = [spec.site for spec in case.graph.self_attentions.values()]
+    steps = StepRanges.equal(RANGES).counted(STEPS)
+    pairs: list[dict[str, Any]] = []
+    for place in range(RANGES):
+        every = [(site, choice) for site in sites for choice in priced(case.graph)]
+        for site, choice in dice.sample(every, min(cells // RANGES, len(every))):
+            layers: dict[str, Any] = {x.name: "keep" for x in case.graph}
+            layers[site] = [choice if i == place else "keep" for i in range(RANGES)]
+            plan = Plan.make(case.graph, layers, steps=steps)
+            made = case.sampled(1, plan)
             measured = float((made - reference).square().sum() / reference.square().sum())
-            here = table.frame[table.frame["site"] == spec.site]
-            estimate = float(here[here["scheme"] == choice]["estimate"].iloc[0])
-            found.append((estimate, measured))
-        pairs += found
-        ratio = sum(math.log10(a / b) for a, b in found if a > 0 and b > 0) * 10 / len(found)
+            price, _ = table.predict(plan, metric="sqnr")
+            pairs.append(
+                {
+                    "range": place,
+                    "site": site,
+                    "choice": choice,
+                    "price dB": -10 * math.log10(price),
+                    "measured dB": -10 * math.log10(measured),
+                }
+            )
+            print(pairs[-1], flush=True)
+    parts: dict[str, Callable[[dict[str, Any]], bool]] = {
+        f"steps {5 * i + 1} to {5 * i + 5}": lambda p, i=i: p["range"] == i for i in range(RANGES)
+    }
+    parts["all"] = lambda p: True
+    parts["all above 10 dB"] = lambda p: p["measured dB"] > 10
+    rows = []
+    for name, inside in parts.items():
+        mine = [p for p in pairs if inside(p)]
+        prices, found = ([p[key] for p in mine] for key in ("price dB", "measured dB"))
+        off = [a - b for a, b in zip(prices, found, strict=True)]
         rows.append(
             {
-                "choice": choice,
-                "Spearman over attentions": float(spearmanr(*zip(*found, strict=True))[0]),
-                "price over measured, dB": ratio,
+                "cells": name,
+                "number": len(mine),
+                "Spearman": float(spearmanr(prices, found)[0]),
+                "median of measured, dB": statistics.median(found),
+                "price - measured, dB": statistics.fmean(off),
             }
         )
-        print(rows[-1], flush=True)
-    whole = float(spearmanr(*zip(*pairs, strict=True))[0])
-    rows.append(
-        {"choice": "all", "Spearman over attentions": whole, "price over measured, dB": math.nan}
-    )
     show(case, "sweep", rows, "prices of attentions against the sweep", {"pairs": pairs})
 
 
@@ -281,6 +304,7 @@ if __name__ == "__main__":
     parser.add_argument("--captions", type=int, default=8)
     parser.add_argument("--probes", type=int, default=16)
     parser.add_argument("--plans", type=int, default=100)
+    parser.add_argument("--cells", type=int, default=64)
     options = parser.parse_args()
     torch.set_num_threads(1)
     case = Case(options.zoo, options.captions)
@@ -290,7 +314,7 @@ if __name__ == "__main__":
     else:
         table = SensitivityTable.load(path, case.graph.id)
         if options.part == "sweep":
-            sweep(case, table)
+            sweep(case, table, options.cells)
         elif options.part == "mixed":
             mixed(case, table, options.plans)
         else:
