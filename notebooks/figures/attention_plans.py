@@ -122,6 +122,7 @@ def price(case: Case, table_path: Path, probes: int) -> None:
         case.sampling(1),
         schemes=LAYERS,
         attentions=priced(case.graph),
+        attention_ranges=RANGES,
         mode="trajectory",
         metrics=("sqnr",),
         probes=probes,

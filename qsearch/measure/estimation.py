@@ -13,8 +13,10 @@ from torch import nn
 
 from ..core.cost import can_have
 from ..core.graph import OpGraph
+from ..core.plan import ONE_RANGE
 from ..core.scheme import Scheme
 from ..core.sites import fits_site
+from ..core.steps import StepRanges
 from ..core.table import SensitivityTable
 from .observation import AbstractObservation
 from .quantized_weights import QuantizedWeights
@@ -30,7 +32,8 @@ class EstimationTask:
     """The error of each scheme at each quantizable layer (and, of those that may be there, at each
     of `sites`), by each metric, over the observations.
 
-    `attentions`: choices for those of `sites` that are whole attentions, where they fit.
+    `attentions`: choices for those of `sites` that are whole attentions, where they fit; what they
+    carry from step to step begins anew in each of `ranges`.
 
     `calibrated`: holds the calibration that some of the schemes need; with `shared` it also keeps
     the weights that were made, for whoever asks next. `elsewhere`: does rounds of probes in other
@@ -47,6 +50,7 @@ class EstimationTask:
     calibrated: QuantizedWeights | None = None
     sites: tuple[str, ...] = ()
     attentions: tuple[Scheme, ...] = ()
+    ranges: StepRanges = ONE_RANGE
     shared: bool = False
     elsewhere: Callable[[list[Part]], Iterator[tuple[Part, Round]]] | None = None
 

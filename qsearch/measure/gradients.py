@@ -207,6 +207,7 @@ class Contraction:
                     self.task.graph.self_attentions[cut(name)[0]],
                     variants,
                     clock_of(roots(self.model, self.task.graph)[0]),
+                    self.task.ranges,
                     self._weights.drifts,
                     self._watch,
                     self._add_now,

@@ -55,6 +55,13 @@ class ProfileOptions(Settings):
     attention_sites: tuple[str, ...] = Field(
         ("*",), description="patterns of the sites MODULE:attention that get those choices"
     )
+    attention_ranges: int | None = Field(
+        None,
+        ge=1,
+        description="equal ranges of steps at whose beginnings those choices are taken to begin "
+        "anew, with a dense step; a run takes as many as its plan has (allocate.steps), `profile` "
+        "one",
+    )
     score: dict[str, str] = Field(
         {},
         description="pattern of layers -> metric that scores them, for the metric `scored`; "

@@ -4,7 +4,8 @@ as they will be, meets the gradient.
 A trajectory is run twice: forwards without gradients, where queries, keys and values of dense steps
 are kept, and step by step backwards, where each step is computed again. There the output's gradient
 is contracted with (choice's output - dense output), the choice's statistics being those of the last
-dense step before. Dense steps are the first of a sampling and every n-th after it.
+dense step before. Dense steps are the first of a sampling and of each range of steps that plans
+will have, and every n-th after it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..choices.attention import attention_plugin
 from ..core.attention_words import attention_word
 from ..core.attentions import AttentionSpec
 from ..core.scheme import Scheme
-from ..core.steps import StepClock
+from ..core.steps import StepClock, StepRanges
 from .attentions import Drifts, with_heads
 
 Projections = tuple[Tensor, Tensor, Tensor]
@@ -36,6 +37,7 @@ class PricedAttention:
         spec: the attention.
         ways: choice -> its rows.
         clock: of the denoiser.
+        ranges: of steps, in each of which a choice begins with a dense step.
         drifts: what calibration chose.
         watch: sees to it that the gradient of an output is met.
         add: takes the shares of choices.
@@ -47,6 +49,7 @@ class PricedAttention:
         spec: AttentionSpec,
         variants: dict[Scheme, list[int]],
         clock: StepClock,
+        ranges: StepRanges,
         drifts: Drifts,
         watch: Watch,
         add: Add,
@@ -54,12 +57,13 @@ class PricedAttention:
         squared: bool = False,
     ) -> None:
         self.spec, self.variants, self.clock, self.drifts = spec, variants, clock, drifts
+        self.ranges = ranges
         self.watch, self.add, self.squared = watch, add, squared
         self._every = {s: attention_word(s.attention).every(s.attention) for s in variants}
         self._kept: dict[int, list[Projections]] = {}  # dense step -> of each call
         self._calls: dict[int, int] = {}  # step -> how many calls it has
         self._turn: dict[int, int] = {}
-        self._first, self._last, self._sampling = 0, -1, -1
+        self._first, self._last, self._sampling, self._total = 0, -1, -1, 0
         self._begun: dict[tuple[Scheme, int, int], Any] = {}
 
     def __call__(self, made: Tensor, given: Projections, scale: float | None) -> Tensor:
@@ -83,11 +87,21 @@ class PricedAttention:
             for held in (self._kept, self._calls, self._turn, self._begun):
                 held.clear()
             self._first, self._sampling = step, self.clock.samplings
-        self._last = step
+        self._last, self._total = step, self.clock.total
         self._calls[step] = self._calls.get(step, 0) + 1
-        if any(every and (step - self._first) % every == 0 for every in self._every.values()):
+        if any(every and self._since(step, every) == 0 for every in self._every.values()):
             q, k, v = (x.detach().clone() for x in with_heads(given))
             self._kept.setdefault(step, []).append((q, k, v))
+
+    def _since(self, step: int, every: int) -> int:
+        """Steps since the last dense one of a choice with a dense step in `every`."""
+        begun = step
+        while begun > self._first and self._range(begun - 1) == self._range(step):
+            begun -= 1
+        return (step - begun) % every
+
+    def _range(self, step: int) -> int:
+        return self.ranges.of(step, self._total) if len(self.ranges) > 1 else 0
 
     def _contract(
         self,
@@ -101,8 +115,9 @@ class PricedAttention:
         found = []
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             for scheme in self.variants:
-                stale = (step - self._first) % self._every[scheme] if self._every[scheme] else 0
-                if self._every[scheme] and not stale:
+                every = self._every[scheme]
+                stale = self._since(step, every) if every else 0
+                if every and not stale:
                     found.append(torch.zeros((), device=x.device))
                     continue
                 output = self._output(scheme, step - stale, call, scale)(now, stale)

@@ -26,6 +26,7 @@ from ..core.graph import OpGraph
 from ..core.scheme import KEEP, Scheme
 from ..core.settings import changed
 from ..core.sites import allowed, cut, sites_of
+from ..core.steps import StepRanges
 from ..core.table import SensitivityTable, scorers
 from .calls import measuring
 from .estimation import AbstractEstimator, EstimationTask, Part, PartialResult, Round
@@ -288,6 +289,7 @@ def _task(
         calibrated,
         (*tensors, *whole),
         attentions,
+        StepRanges.equal(asked.attention_ranges or 1),
         shared=given.weights is not None,
         elsewhere=given.elsewhere,
     )

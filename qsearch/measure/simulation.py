@@ -213,12 +213,21 @@ def _by_range(clock: StepClock, steps: StepRanges, choices: Choices) -> Callable
     return changed
 
 
+def _everywhere(
+    graph: OpGraph, schemes: Mapping[str, Scheme], ranges: StepRanges
+) -> dict[str, Choices]:
+    """The same scheme in each range; attentions begin anew where there are several choices."""
+    held = checked(graph, schemes, ONE_RANGE)
+    return {name: own * len(ranges) if is_site(name) else own for name, own in held.items()}
+
+
 @contextmanager
 def simulate(
     model: nn.Module,
     plan: Plan | Mapping[str, Scheme],
     graph: OpGraph,
     weights: QuantizedWeights | None = None,
+    ranges: StepRanges = ONE_RANGE,
 ) -> Iterator[nn.Module]:
     """`model` with every weight as the plan stores it, every input and tensor of attention rounded
     and every attention computed as it says, inside the block.
@@ -233,6 +242,8 @@ def simulate(
         weights: shares quantized weights between calls, and holds the calibration that some schemes
             need. Everything is made before anything is exchanged, so that what a layer gets does
             not depend on the others.
+        ranges: of steps, in each of which what attentions carry begins anew; those of a plan are
+            its own.
 
     Yields:
         The model, the same object.
@@ -247,8 +258,8 @@ def simulate(
             f"{graph.id}; make a plan for this model"
         )
     weights = weights or QuantizedWeights(model, graph)
-    steps = plan.steps if isinstance(plan, Plan) else ONE_RANGE
-    held = plan.choices if isinstance(plan, Plan) else checked(graph, plan, steps)
+    steps = plan.steps if isinstance(plan, Plan) else ranges
+    held = plan.choices if isinstance(plan, Plan) else _everywhere(graph, plan, ranges)
     places: dict[str, _Place] = {}
     streamed: dict[Stream, dict[nn.Parameter, _Place]] = {}
     with torch.no_grad():

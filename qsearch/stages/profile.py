@@ -21,11 +21,23 @@ from .keys import sampled
 
 if TYPE_CHECKING:
     from ..measure.executing import ExecutorOptions
+    from ..measure.options import ProfileOptions
     from .folder import Run
 
 PARTIAL = "sensitivity.partial.parquet"
 #: less than this share of a ranking's variance between layers is real: say so
 _RELIABLE = 0.5
+
+
+def options_of(run: Run) -> ProfileOptions:
+    """`profile` of the config with the run's own bins and seed, and its plan's ranges where
+    attentions carry something from step to step.
+    """
+    c = run.config
+    carried = any(Scheme.parse(s).carried for s in c.profile.attentions)
+    ranges = c.profile.attention_ranges or (c.allocate.steps if carried else None)
+    own = {"seed": c.seed + c.profile.seed, "bins": run.bins, "attention_ranges": ranges}
+    return c.profile.model_copy(update=own)
 
 
 def profile_key(run: Run, graph: OpGraph) -> str:
@@ -39,8 +51,7 @@ def profile_key(run: Run, graph: OpGraph) -> str:
         seed=c.seed,
         prompts=list(run.prompts(c.profile.samples, part=0).texts),
         sampling=sampled(run.sampling),
-        profile=c.profile.model_dump(exclude={"budget_seconds", "checkpointing"})
-        | {"bins": run.bins},
+        profile=options_of(run).model_dump(exclude={"budget_seconds", "checkpointing"}),
         **calibration_question(run, schemes),
     )
 
@@ -107,8 +118,7 @@ def profile(run: Run, graph: OpGraph, by: ExecutorOptions | None = None) -> Sens
         batch = min(c.profile.batch, len(prompts))
         stack.enter_context(run.ticks("record", len(prompts), batch))
         stack.enter_context(run.blocks("profile, blocks", _passes(run, len(prompts), batch)))
-        options = c.profile.model_copy(update={"seed": c.seed + c.profile.seed, "bins": run.bins})
-        table = profile_pipeline(run.pipe, graph, prompts, run.sampling, options, work)
+        table = profile_pipeline(run.pipe, graph, prompts, run.sampling, options_of(run), work)
     table.save(run.path("sensitivity.parquet"), key=key, parents={"graph": graph.id}, seed=c.seed)
     if limit is None:  # else it is what more time goes on from
         run.path(PARTIAL).unlink(missing_ok=True)

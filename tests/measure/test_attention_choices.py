@@ -52,6 +52,11 @@ def case() -> tuple[Any, OpGraph, Prompts, Sampling]:
 @pytest.fixture(scope="module")
 def table(case: tuple[Any, OpGraph, Prompts, Sampling]) -> SensitivityTable:
     """Layers and attentions priced through the whole sampler."""
+    return priced(case, 1)
+
+
+def priced(case: tuple[Any, OpGraph, Prompts, Sampling], ranges: int) -> SensitivityTable:
+    """The same, where choices begin anew in each of so many ranges of steps."""
     pipe, graph, prompts, sampling = case
     return profile_pipeline(
         pipe,
@@ -60,6 +65,7 @@ def table(case: tuple[Any, OpGraph, Prompts, Sampling]) -> SensitivityTable:
         sampling,
         schemes=("uint4-c",),
         attentions=CHOICES,
+        attention_ranges=ranges,
         mode="trajectory",
         metrics=("sqnr",),
         probes=2,
@@ -71,10 +77,12 @@ def site_of(graph: OpGraph) -> str:
     return next(iter(graph.self_attentions.values())).site
 
 
+@pytest.mark.parametrize("ranges", [1, 3])
 def test_a_share_is_the_derivative_of_the_sampler_along_what_a_choice_does_with_old_statistics(
-    case: tuple[Any, OpGraph, Prompts, Sampling], table: SensitivityTable
+    case: tuple[Any, OpGraph, Prompts, Sampling], ranges: int
 ) -> None:
     pipe, graph, prompts, sampling = case
+    table = priced(case, ranges)
     spec = next(iter(graph.self_attentions.values()))
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -94,7 +102,7 @@ def test_a_share_is_the_derivative_of_the_sampler_along_what_a_choice_does_with_
 
             def through(made: Tensor, given: Any, scale: float | None) -> Tensor:
                 nonlocal step
-                stale = step % every
+                stale = step % (STEPS // ranges) % every
                 before = seen[step - stale] if every > 1 else None
                 output = attention_plugin(text).made(text, spec, before, None, None)
                 still = torch.nn.functional.scaled_dot_product_attention(*seen[step])
@@ -116,7 +124,10 @@ def test_a_share_is_the_derivative_of_the_sampler_along_what_a_choice_does_with_
             assert abs(found - wanted) < 0.05 * scale, (text, found, wanted)
 
 
-def test_the_sweep_prices_the_same_choices(case: tuple[Any, OpGraph, Prompts, Sampling]) -> None:
+@pytest.mark.parametrize("ranges", [1, 3])
+def test_the_sweep_prices_the_same_choices(
+    case: tuple[Any, OpGraph, Prompts, Sampling], ranges: int
+) -> None:
     pipe, graph, prompts, sampling = case
     one = [replace(x, quantizable=i == 1) for i, x in enumerate(graph)]
     swept = profile_pipeline(
@@ -126,6 +137,7 @@ def test_the_sweep_prices_the_same_choices(case: tuple[Any, OpGraph, Prompts, Sa
         sampling,
         schemes=("keep+a8",),
         attentions=("window4~rettention~every3",),
+        attention_ranges=ranges,
         mode="trajectory",
         metrics=("sqnr",),
         estimator="sweep",
@@ -134,7 +146,9 @@ def test_the_sweep_prices_the_same_choices(case: tuple[Any, OpGraph, Prompts, Sa
     site, text = site_of(graph), "window4~rettention~every3"
     row = swept.frame[(swept.frame["site"] == site) & (swept.frame["scheme"] == text)]
     reference = sample(pipe, prompts, sampling)
-    with simulate(pipe.unet, {site: Scheme.parse(text)}, graph):
+    choices: dict[str, Any] = {x.name: KEEP for x in graph} | {site: [text] * ranges}
+    plan = Plan.make(graph, choices, steps=StepRanges.equal(ranges))
+    with simulate(pipe.unet, plan, graph):
         made = sample(pipe, prompts, sampling)
 
     error = float((made - reference).square().sum() / reference.square().sum())

@@ -54,7 +54,7 @@ def estimate(task: EstimationTask, earlier: SensitivityTable | None) -> Iterator
         for scheme in schemes:
             if (site, str(scheme)) in done:
                 continue
-            with torch.no_grad(), simulate(task.model, {site: scheme}, graph, weights):
+            with torch.no_grad(), simulate(task.model, {site: scheme}, graph, weights, task.ranges):
                 for step, parts in task.bins.items():
                     for metric, (value, error) in _compared(parts).items():
                         if not math.isfinite(value):
