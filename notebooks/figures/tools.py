@@ -151,6 +151,7 @@ _WIDENED = {
     for sign, extra in (("int", 0), ("uint", 2**-11))
     for bits in (4, 5, 8)
 }
+_SHARED = "queries, keys and values share a tensor's scale"
 TOOLS: dict[str, Tool] = {
     "compressed-tensors": Tool(
         "compressed_tensors",
@@ -198,10 +199,14 @@ TOOLS: dict[str, Tool] = {
     ),
     "ModelOpt's checkpoint": Tool(
         "modelopt_weights",
-        "e4m3-t+ae4m3t e4m3-c+ae4m3 nvfp4 nvfp4+anvfp4",
+        "e4m3-t+ae4m3t e4m3-c+ae4m3 nvfp4 nvfp4+anvfp4 nvfp4+anvfp4~balance30~lowrank32",
         layouts.with_modelopt_weights,
         runs="no: servers' kernels want a GPU; unpacked in plain torch, inputs by simulate",
-        bounds={"*": SAME},
+        bounds={
+            "e4m3-c*": SAME,
+            "nvfp4": (0.4, f"{_SHARED}: e4m3's half last bit over nvfp4's own rounding"),
+            "*": (RATIO, f"{_SHARED}, and a branch"),
+        },
     ),
     "GGUF in diffusers": Tool(
         "gguf",

@@ -63,8 +63,8 @@ class AbstractExporter(Protocol):
     #: whether the files can say that sampler steps differ
     has_steps: bool
     #: kinds of components that the tool loads from such files, of `core.components.kind`; may be
-    #: left out: see `takes`. `either`, `stores_range(scheme)` and `tied(graph)` may be left out,
-    #: too: see below.
+    #: left out: see `takes`. `either`, `transforms`, `stores_range(scheme)` and `tied(graph)` may
+    #: be left out, too: see below.
     takes: tuple[str, ...]
 
     def nearest(self, scheme: Scheme, layer: LayerSpec) -> Scheme:
@@ -147,6 +147,13 @@ def either(exporter: AbstractExporter) -> tuple[str, ...]:
         Words of formats; empty for most tools.
     """
     return tuple(getattr(exporter, "either", ()))
+
+
+def transforms(exporter: AbstractExporter) -> tuple[str, ...]:
+    """Transforms that a tool takes with some of its schemes, as lists of schemes show them: those
+    that an exporter's `transforms` spells, e.g. `~rotate`.
+    """
+    return tuple(getattr(exporter, "transforms", ()))
 
 
 def tied(exporter: AbstractExporter, graph: OpGraph) -> Sequence[Sequence[str]]:

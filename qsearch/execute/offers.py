@@ -4,7 +4,8 @@ granularity.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -14,10 +15,11 @@ from ..core.errors import QSearchError
 from ..core.format_words import formats
 from ..core.graph import LayerSpec
 from ..core.scheme import Scheme
-from .exporting import AbstractExporter
+from .exporting import AbstractExporter, transforms
 
 _GRAINS = ("-c", "-t", "-g16", "-g32", "-g64", "-g128")
-_INPUTS = ("", "+a8", "+a8t", "+ae4m3", "+ae4m3t")
+#: of inputs: {} stands for the weight's own format, in its own groups
+_INPUTS = ("", "+a8", "+a8t", "+a6", "+a4", "+ae4m3", "+ae4m3t", "+aint8", "+a{form}{group}")
 #: layers of common sizes, where no model is given
 TYPICAL = (
     LayerSpec("linear", "feed-forward-in", "linear", (1024, 1024), 0),
@@ -34,21 +36,24 @@ class Offer:
         share: of the layers' weights, how many can have it, in [0, 1].
         bits: stored bits a weight, of these.
         kinds: kinds of layer that can have it, e.g. ("linear",).
+        transforms: what the tool takes with it besides, e.g. ("~rotate",).
     """
 
     scheme: Scheme
     share: float
     bits: float
     kinds: tuple[str, ...]
+    transforms: tuple[str, ...] = ()
 
 
 def candidates() -> list[Scheme]:
     """Every format in the usual granularities, with the usual inputs."""
     found: dict[Scheme, None] = {}
     for form in formats()[1:]:
-        for text in (f"{form}{grain}{read}" for grain in ("", *_GRAINS) for read in _INPUTS):
+        for grain, read in itertools.product(("", *_GRAINS), _INPUTS):
+            own = read.format(form=form, group=grain[1:] if grain[1:] != "c" else "")
             with suppress(QSearchError):  # its granularity is built in, or its own
-                found[Scheme.parse(text)] = None
+                found[Scheme.parse(f"{form}{grain}{own}")] = None
     return list(found)
 
 
@@ -68,23 +73,43 @@ def offers(to: str | None, layers: Iterable[LayerSpec] = TYPICAL) -> list[Offer]
             key = (layer.kind, layer.weight_shape, layer.channel_axis, layer.parts)
             groups.setdefault(key, []).append(layer)
     whole = sum(x.weights for held in groups.values() for x in held)
-    found = []
-    for scheme in candidates():
-        if plugin is None and scheme.activation:
-            continue
-        able = [
+
+    def able(scheme: Scheme) -> list[LayerSpec]:
+        return [
             x
             for held in groups.values()
             if can_have(held[0], scheme)
             and (plugin is None or plugin.nearest(scheme, held[0]) == scheme)
             for x in held
         ]
-        if able:
-            weights = sum(x.weights for x in able)
-            bits = sum(scheme.stored_bits(x.weight_shape, x.channel_axis, x.parts) for x in able)
-            kinds = tuple(sorted({x.kind for x in able}))
-            found.append(Offer(scheme, weights / whole, bits / weights, kinds))
+
+    found = []
+    for plain in candidates():
+        if plugin is None and plain.activation:
+            continue
+        has = {plain: able(plain)}
+        if plugin is not None:
+            has |= {scheme: able(scheme) for scheme in _transformed(plain, transforms(plugin))}
+        words = tuple("~" + "~".join(s.transforms) for s in has if s.transforms and has[s])
+        for scheme in [plain] if has[plain] else has:
+            if has[scheme]:
+                found.append(_offer(scheme, has[scheme], whole, words if has[plain] else ()))
     return sorted(found, key=lambda offer: (offer.bits, str(offer.scheme)))
+
+
+def _transformed(plain: Scheme, words: Iterable[str]) -> Iterator[Scheme]:
+    for word in words:
+        with suppress(QSearchError):  # the format or its grain takes none
+            yield Scheme.parse(f"{plain}{word}")
+
+
+def _offer(
+    scheme: Scheme, layers: Sequence[LayerSpec], whole: int, words: tuple[str, ...]
+) -> Offer:
+    weights = sum(x.weights for x in layers)
+    bits = sum(scheme.stored_bits(x.weight_shape, x.channel_axis, x.parts) for x in layers)
+    kinds = tuple(sorted({x.kind for x in layers}))
+    return Offer(scheme, weights / whole, bits / weights, kinds, words)
 
 
 def ladder(found: Iterable[Offer], most: int = 4) -> list[Offer]:

@@ -2,16 +2,20 @@
 and inputs.
 
 What readers of such configurations have in common, whether they switch it by steps (`step_policy`)
-or quantize by it while they load (`tensorrt_llm`).
+or quantize by it while they load (`tensorrt_llm`), and how TensorRT-LLM calls the layers that they
+leave out: queries, keys and values are one there (`qkv_proj`, `add_qkv_proj`), the layers of a
+feed-forward `up_proj` and `down_proj`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from ..core.errors import QSearchError
-from ..core.graph import LayerSpec
+from ..core.graph import LayerSpec, OpGraph
 from ..core.scheme import KEEP, Scheme
+from ..decide.constraints import fused
 from .exporting import formats
 from .nearest import divides
 from .nearest import nearest as nearest_of
@@ -22,6 +26,17 @@ FP8, NVFP4 = ALGORITHMS
 #: formats of which a plan has one
 EITHER = (FP8.format, NVFP4.format)
 _BLOCK = 16
+#: the end of a layer's name -> that of its module in TensorRT-LLM, for layers that are one there
+_FUSED = (
+    (re.compile(r"\.to_[qkv]$"), ".qkv_proj"),
+    (re.compile(r"\.add_[qkv]_proj$"), ".add_qkv_proj"),
+)
+#: the same for layers that are modules of their own
+_RENAMED = (
+    (re.compile(r"\.net\.0\.proj$"), ".up_proj"),
+    (re.compile(r"\.net\.2$"), ".down_proj"),
+    (re.compile(r"\.attn2\.(add_[kv]_proj)$"), r".\1"),
+)
 
 
 def nearest(scheme: Scheme, layer: LayerSpec) -> Scheme:
@@ -61,3 +76,26 @@ def algorithm(layers: Mapping[str, Scheme], what: str) -> str:
             f"{' and '.join(sorted(map(str, used)))}"
         )
     return ALGORITHMS[next(iter(used), FP8)]
+
+
+def modules(graph: OpGraph) -> dict[str, str]:
+    """Linear layer -> its module in TensorRT-LLM: one for queries, keys and values that read one
+    input.
+    """
+    one = {name for names in fused(graph) if len(names) == len("qkv") for name in names}
+    return {
+        x.name: next((end.sub(new, x.name) for end, new in table if end.search(x.name)), x.name)
+        for x in graph
+        if x.kind == "linear"
+        for table in (_FUSED if x.name in one else _RENAMED,)
+    }
+
+
+def ignored(graph: OpGraph, layers: Mapping[str, Scheme]) -> list[str]:
+    """Linear layers that are kept, by their own names and by those of modules that are kept
+    whole.
+    """
+    named = modules(graph)
+    used = {module for name, module in named.items() if layers[name] != KEEP}
+    kept = (pair for pair in named.items() if layers[pair[0]] == KEEP)
+    return list(dict.fromkeys(n for pair in kept for n in pair if n not in used))

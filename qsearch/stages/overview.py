@@ -146,11 +146,13 @@ def scheme_rows(target: str | None, run: Path | None = None) -> list[dict[str, A
     found = offers(target, layers)
     if not found:
         raise QSearchError(f"{target} has no scheme for any layer of these")
+    takes = any(offer.transforms for offer in found)
     return [
         {
             "scheme": str(offer.scheme),
             "bits": f"{offer.bits:.2f}",
             "layers": ", ".join(offer.kinds),
+            **({"also with": " ".join(offer.transforms)} if takes else {}),
             **({"of the weights": f"{offer.share:.0%}"} if run is not None else {}),
         }
         for offer in found

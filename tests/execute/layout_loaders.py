@@ -156,6 +156,25 @@ def modelopt_weight(held: Mapping[str, Tensor], name: str) -> Tensor:
     return values * spread
 
 
+class BranchedLinear(nn.Linear):
+    """What `NVFP4_SVD` computes: the input smoothed, the branch of that, and the product of its
+    rounding.
+    """
+
+    def fill(self, held: Mapping[str, Tensor], name: str) -> None:
+        """Take the layer's tensors."""
+        own = {k.removeprefix(f"{name}."): v.float() for k, v in held.items() if _of(k, name)}
+        self.smooth = own["pre_quant_scale"]
+        self.down, self.up = own["svdquant_lora_a"], own["svdquant_lora_b"]
+        self.weight.data = modelopt_weight(held, name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product with the branch."""
+        smoothed = x * self.smooth
+        rounded = fake_quantize(smoothed, Scheme.parse("keep+anvfp4"), None, -1)
+        return super().forward(rounded) + (smoothed @ self.down.T) @ self.up.T
+
+
 def with_modelopt_weights(
     there: Known, folder: Path, calibration: Mapping[str, LayerInputs]
 ) -> Loaded:
@@ -165,10 +184,20 @@ def with_modelopt_weights(
     held, found = tensors(folder), modelopt_weights.read(folder, there.graph)
     model = copy.deepcopy(there.model)
     for name, scheme in found.items():
-        if scheme != KEEP:
-            weight: Any = model.get_submodule(name).weight
-            weight.data = modelopt_weight(held, name)
-    inputs = {n: replace(KEEP, activation=s.activation, grain=s.grain) for n, s in found.items()}
+        if scheme == KEEP:
+            continue
+        layer: Any = model.get_submodule(name)
+        if scheme.transforms:
+            made = BranchedLinear(layer.in_features, layer.out_features, layer.bias is not None)
+            made.bias = layer.bias
+            made.fill(held, name)
+            model.set_submodule(name, made)
+        else:
+            layer.weight.data = modelopt_weight(held, name)
+    inputs = {
+        n: KEEP if s.transforms else replace(KEEP, activation=s.activation, grain=s.grain)
+        for n, s in found.items()
+    }
     plan = Plan.make(there.graph, inputs)
 
     def output() -> Tensor:

@@ -6,20 +6,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from qsearch import Plan, QSearchError, simulate
-from qsearch.core.scheme import Scheme
+from qsearch.core.scheme import KEEP, Scheme
+from qsearch.decide.constraints import fused
 from qsearch.execute.exporters import modelopt_weights as exporter
 from qsearch.execute.exporting import formats
 from qsearch.measure.calibration import calibrate
 from qsearch.stages import config
 from tests.conftest import Command
-from tests.execute.layout_loaders import modelopt_weight
-from tests.execute.tool_models import known
+from tests.execute.layout_loaders import modelopt_weight, with_modelopt_weights
+from tests.execute.tool_models import known, off
 
 
 def test_every_weight_is_the_simulated_one_and_the_file_reads_back(tmp_path: Path) -> None:
@@ -49,6 +51,69 @@ def test_every_weight_is_the_simulated_one_and_the_file_reads_back(tmp_path: Pat
     kept = {n for n, s in plan.layers.items() if str(s) == "keep"}
     assert set(said["ignore"]) <= kept
     assert not set(said["ignore"]) & set(said["quantized_layers"])
+
+
+@pytest.mark.parametrize(
+    ("text", "algorithm"),
+    [
+        ("e4m3-t+ae4m3t", "FP8"),
+        ("e4m3-c+ae4m3", "FP8_PER_CHANNEL_PER_TOKEN"),
+        ("nvfp4", "W4A16_NVFP4"),
+        ("nvfp4+anvfp4", "NVFP4"),
+        ("nvfp4+anvfp4~balance30~lowrank32", "NVFP4_SVD"),
+    ],
+)
+def test_one_algorithm_is_the_model_s_and_queries_keys_and_values_share_scales(
+    text: str, algorithm: str, tmp_path: Path
+) -> None:
+    there = known()
+    asked = Scheme.parse(text)
+    nearest = {x.name: exporter.nearest(asked, x) for x in there.graph}
+    layers = {name: found if found == asked else KEEP for name, found in nearest.items()}
+    layers["transformer_blocks.0.ff.net.0.proj"] = KEEP
+    layers |= {f"transformer_blocks.1.attn1.to_{part}": KEEP for part in "qkv"}
+    seen = calibrate(there.model, there.graph, [there.call])
+
+    files = exporter.write(there.job(Plan.make(there.graph, layers), seen), tmp_path)
+
+    said = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert said["quant_algo"] == algorithm
+    assert "quantized_layers" not in said
+    assert {"transformer_blocks.0.ff.up_proj", "transformer_blocks.1.attn1.qkv_proj"} <= set(
+        said["ignore"]
+    )
+    assert exporter.read(tmp_path, there.graph) == formats(layers)
+    held = {k: v for p in files if p.suffix == ".safetensors" for k, v in load_file(p).items()}
+    attention = "transformer_blocks.0.attn1.to_"
+    for part in ("weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale"):
+        ones = [held[n] for x in "qkv" if (n := f"{attention}{x}.{part}") in held]
+        if ones and ones[0].ndim < 2:
+            assert ones[0].equal(ones[1])
+            assert ones[0].equal(ones[2])
+    if asked.transforms:
+        return
+    plan = Plan.make(there.graph, {n: s.weight_only for n, s in layers.items()})
+    places: dict[str, Any] = {n: there.model.get_submodule(n) for n in fused(there.graph)[0]}
+    exact = {name: place.weight.clone() for name, place in places.items()}
+    with simulate(there.model, plan, there.graph):
+        for name, weight in exact.items():
+            alone = (places[name].weight - weight).norm()
+            assert (modelopt_weight(held, name) - weight).norm() < 1.1 * alone
+
+
+def test_a_branch_reads_the_smoothed_input_as_the_plan_says(tmp_path: Path) -> None:
+    there = known()
+    name, scheme = "transformer_blocks.0.ff.net.0.proj", "nvfp4+anvfp4~balance30~lowrank32"
+    layers = {x.name: Scheme.parse(scheme) if x.name == name else KEEP for x in there.graph}
+    plan = Plan.make(there.graph, layers)
+    seen = calibrate(there.model, there.graph, [there.call])
+
+    exporter.write(there.job(plan, seen), tmp_path)
+
+    loaded = with_modelopt_weights(there, tmp_path, seen)
+    assert off(loaded.output(), there.simulated(plan, seen), there.output) < 1e-3
+    config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert config["lora_rank"] == 32
 
 
 @pytest.mark.parametrize("damage", ["algorithm", "scale", "differs", "shape"])
@@ -120,5 +185,4 @@ def test_a_dynamic_plan_is_calibrated_where_the_file_wants_a_static_scale(
 
     assert code == 0, said
     made = json.loads((folder / "export-modelopt_weights" / "config.json").read_text())
-    algorithms = made["quantization_config"]["quantized_layers"].values()
-    assert {entry["quant_algo"] for entry in algorithms} == {"NVFP4"}
+    assert made["quantization_config"]["quant_algo"] == "NVFP4"

@@ -45,6 +45,7 @@ writes_weights = True
 fuses = True
 has_steps = False
 takes: tuple[str, ...] = ("denoiser",)
+transforms = ("~rotate",)
 METADATA = "_quantization_metadata"
 #: in the header: the class whose original names the file has
 _LAYOUT = "original_names"

@@ -37,6 +37,7 @@ needs = ("sdnq",)
 writes_weights = True
 fuses = False
 has_steps = False
+transforms = ("~rotate", "~lowrank32", "~rotate~lowrank32")
 takes: tuple[str, ...] = ("denoiser", "vae")
 GROUPS = (16, 32, 64, 128, 256)
 #: transforms that SDNQ has, in its order

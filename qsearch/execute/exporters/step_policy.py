@@ -6,6 +6,7 @@ vLLM-Omni, SGLang, TensorRT-LLM and diffusers' Cosmos 3 read it from
 same at every step and inputs are rounded in all layers or in none, so that a plan over ranges fits
 where it says just that, in one of the two formats. The same steps stand in `protected_steps.txt` as
 a list, the last ones counted from the end, as Unsloth's `UNSLOTH_NVFP4_PROTECT_STEPS` takes them.
+Layers that are kept stand in `ignore` by their own names and by TensorRT-LLM's.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from ...core.graph import LayerSpec, OpGraph
 from ...core.plan import Plan
 from ...core.scheme import KEEP, Scheme
 from ..exporting import Export, formats
-from ..one_algorithm import ALGORITHMS, EITHER, algorithm
+from ..one_algorithm import ALGORITHMS, EITHER, algorithm, ignored, modules
 from ..one_algorithm import nearest as nearest_of
 from ..weights import copy_config
 
 needs: tuple[str, ...] = ()
 writes_weights = False
-fuses = False
+fuses = True
 has_steps = True
 takes: tuple[str, ...] = ("denoiser",)
 either = EITHER
@@ -65,7 +66,8 @@ def write(job: Export, folder: Path) -> list[Path]:
         "overlap": "a16",
         "reasoner": "a16",
     }
-    kept = [layer.name for layer in job.graph if job.plan.layers[layer.name] == KEEP]
+    kept = [x.name for x in job.graph if job.plan.layers[x.name] == KEEP and x.kind != "linear"]
+    kept += ignored(job.graph, job.plan.layers)
     config = {
         "quant_method": "modelopt",
         "quant_algo": used,
@@ -114,10 +116,8 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))[
             "quantization_config"
         ]
-        ignored, policy = (
-            {str(name) for name in config["ignore"]},
-            config["runtime"]["diffusion_step_policy"],
-        )
+        left_out = {str(name) for name in config["ignore"]}
+        policy = config["runtime"]["diffusion_step_policy"]
         algorithm = config["quant_algo"]
         good = (
             algorithm in ALGORITHMS.values()
@@ -141,7 +141,8 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
             f"{folder / PROTECTED} protects the steps {listed or 'none'}, and the policy "
             f"{counts[0]} at the start and {counts[1]} at the end; export again"
         )
-    for name in ignored:
+    own = modules(graph)
+    for name in left_out - set(own.values()):
         graph.layer(name)
     scheme = next(s for s, name in ALGORITHMS.items() if name == algorithm)
-    return {layer.name: KEEP if layer.name in ignored else scheme for layer in graph}
+    return {x.name: KEEP if {x.name, own.get(x.name, x.name)} & left_out else scheme for x in graph}

@@ -19,9 +19,8 @@ from typing import Any
 from ...core.errors import MISSHAPEN, ArtifactError, QSearchError
 from ...core.graph import LayerSpec, OpGraph
 from ...core.scheme import KEEP, Scheme
-from ...decide.constraints import fused
 from ..exporting import Export
-from ..one_algorithm import ALGORITHMS, EITHER, algorithm
+from ..one_algorithm import ALGORITHMS, EITHER, algorithm, ignored, modules
 from ..one_algorithm import nearest as nearest_of
 
 needs: tuple[str, ...] = ()
@@ -31,17 +30,6 @@ has_steps = False
 takes: tuple[str, ...] = ("denoiser",)
 either = EITHER
 FILE = "visual_gen.yaml"
-#: the end of a layer's name -> that of its module there, for layers that are one there
-_FUSED = (
-    (re.compile(r"\.to_[qkv]$"), ".qkv_proj"),
-    (re.compile(r"\.add_[qkv]_proj$"), ".add_qkv_proj"),
-)
-#: the same for layers that are modules of their own
-_RENAMED = (
-    (re.compile(r"\.net\.0\.proj$"), ".up_proj"),
-    (re.compile(r"\.net\.2$"), ".down_proj"),
-    (re.compile(r"\.attn2\.(add_[kv]_proj)$"), r".\1"),
-)
 _EMBEDDER = re.compile(r"(^|[._])(time|timestep|text|guidance|caption)\w*embed\w*\.")
 
 
@@ -62,38 +50,27 @@ def write(job: Export, folder: Path) -> list[Path]:
 
     layers = job.plan.layers
     one = algorithm(layers, "TensorRT-LLM's quant_config")
+    _check_parts(job.graph, layers)
     config = {
         "quant_algo": one if any(scheme != KEEP for scheme in layers.values()) else None,
         "dynamic": True,
-        "ignore": _ignored(job.graph, layers),
+        "ignore": ignored(job.graph, layers),
     }
     path = folder / FILE
     path.write_text(yaml.safe_dump({"quant_config": config}, sort_keys=False), encoding="utf-8")
     return [path]
 
 
-def _modules(graph: OpGraph) -> dict[str, str]:
-    """Linear layer -> its module there: one for queries, keys and values that read one input."""
-    one = {name for names in fused(graph) if len(names) == len("qkv") for name in names}
-    return {
-        x.name: next((end.sub(new, x.name) for end, new in table if end.search(x.name)), x.name)
-        for x in graph
-        if x.kind == "linear"
-        for table in (_FUSED if x.name in one else _RENAMED,)
-    }
-
-
-def _ignored(graph: OpGraph, layers: Mapping[str, Scheme]) -> list[str]:
-    """Layers that are kept, by both names."""
-    modules = _modules(graph)
-    kept = {name: module for name, module in modules.items() if layers[name] == KEEP}
-    for name, module in modules.items():
-        if name not in kept and module in kept.values():
+def _check_parts(graph: OpGraph, layers: Mapping[str, Scheme]) -> None:
+    """Refuse a plan that keeps a part of what is one module."""
+    named = modules(graph)
+    kept = {module for name, module in named.items() if layers[name] == KEEP}
+    for name, module in named.items():
+        if layers[name] != KEEP and module in kept:
             raise QSearchError(
                 f"{name} is a part of {module} in TensorRT-LLM, and the plan keeps another part of "
                 "it: give all of them one scheme, or allocate with --for tensorrt_llm"
             )
-    return list(dict.fromkeys(name for pair in kept.items() for name in pair))
 
 
 def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
@@ -103,7 +80,7 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
     path = folder / FILE
     try:
         said: Any = yaml.safe_load(path.read_text(encoding="utf-8"))["quant_config"]
-        ignored, named, dynamic = list(said["ignore"]), said["quant_algo"], said["dynamic"]
+        left_out, named, dynamic = list(said["ignore"]), said["quant_algo"], said["dynamic"]
         known = {None: KEEP} | {name: scheme for scheme, name in ALGORITHMS.items()}
         scheme = known[named]
     except (OSError, yaml.YAMLError, *MISSHAPEN) as error:
@@ -113,14 +90,14 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         ) from error
     if dynamic is not True:
         raise QSearchError(f"{path} must ask for dynamic quantization: it holds no weights")
-    modules = _modules(graph)
-    for name in ignored:
-        if name not in (*modules, *modules.values()):
+    own = modules(graph)
+    for name in left_out:
+        if name not in (*own, *own.values()):
             graph.layer(str(name))
             raise QSearchError(f"{path} ignores {name}, which is no linear layer")
     made = {layer.name: KEEP for layer in graph}
-    for name, module in modules.items():
-        if module in ignored:
+    for name, module in own.items():
+        if name in left_out or module in left_out:
             continue
         if nearest(scheme, graph.layer(name)) != scheme:
             raise QSearchError(
