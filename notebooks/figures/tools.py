@@ -1,7 +1,10 @@
 """Exports in the tools that read them, on a CPU: a row for each tool, format and denoiser of the
 zoo, with what was loaded, what ran, and how far the tool's output is from `simulate`'s.
 
+    pip install -e '.[dev]' -r notebooks/figures/tools.txt -c constraints.txt
     python notebooks/figures/tools.py [--tools ONNX torchao …] [--models scenes-dit scenes-unet]
+
+tools.txt has the tools that `.[dev]` lacks, in the versions of the rows.
 
 Each denoiser is exported in fp32, so that a tool's own arithmetic shows and not that of stored
 weights, and called once with a recorded call. A format's plan gives it to every layer that can take
@@ -19,8 +22,8 @@ that know nothing of each other lie the root of 2 of it apart. `error` is the to
 full precision over `simulate`'s. `within`: `off` is within its tolerance, and `error` between 1 /
 1.5 and 1.5. `MB`: the files, in which layers that are kept have 32 bits. A cell without a number
 was not measured: `loads` and `runs` say why. Tools run in processes of their own, one a tool and
-denoiser. Rows of earlier calls are kept, each with its commit. `by tool` sums up.
-Writes tools.json.
+denoiser. Rows are kept in `--work` (runs/tools), by commit, so that what was interrupted goes on;
+tools.json is written once all of a commit's are there. `by tool` sums up.
 """
 
 from __future__ import annotations
@@ -81,7 +84,6 @@ COLUMNS: dict[str, Any] = {
     "MB": None,
     "note": "",
     "version": "",
-    "commit": "",
 }
 AS_PLANNED = "as the plan says"
 SAME = (1e-3, "the same codes, multiplied in fp32")
@@ -411,7 +413,7 @@ def floor(there: Known, kind: str) -> float:
 def base(name: str, form: str, model: str) -> dict[str, Any]:
     """A row in which nothing was measured."""
     tool = TOOLS[name]
-    found = {**COLUMNS, "tool": name, "format": form, "model": model, "commit": commit()}
+    found = {**COLUMNS, "tool": name, "format": form, "model": model}
     found["note"] = matching(tool.notes, form, "")
     rounds = AS_PLANNED if "+a" in form or form == "mixed" else "no"
     found["inputs rounded"] = matching(tool.inputs, form, rounds)
@@ -589,36 +591,42 @@ def prepared(name: str) -> tuple[Known, dict[str, Any]]:
 
 
 def main() -> None:
-    """A child a tool and denoiser; what was measured is published at the end, whatever that is."""
+    """A child a tool and denoiser; what was measured is kept row by row, and published whole."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tools", nargs="+", default=[*TOOLS, *NOT_TRIED])
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--formats", nargs="+", help="of these tools alone; all when left out")
+    parser.add_argument("--work", type=Path, default=Path("runs/tools"))
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
-    path = Path(__file__).with_suffix(".json")
-    held = json.loads(path.read_text())["rows"] if path.is_file() else []
-    rows = {(r["tool"], r["format"], r["model"]): r for r in held if "format" in r}
-    try:
-        for model in asked.models:
-            for name in asked.tools:
-                for one in rows_of(name, model, asked.formats):
-                    print(*one.values(), sep=" | ", flush=True)
-                    rows[name, one["format"], model] = one
-    finally:
-        store(rows)
+    asked.work.mkdir(parents=True, exist_ok=True)
+    path = asked.work / f"{commit() or 'rows'}.json"
+    known = path.is_file() and not path.stem.endswith("+")  # of changed files nothing is known
+    held = json.loads(path.read_text()) if known else []
+    rows = {(r["tool"], r["format"], r["model"]): r for r in held}
+    for model in asked.models:
+        for name in asked.tools:
+            forms = [
+                form
+                for form in forms_of(name)
+                if (name, form, model) not in rows and form in (asked.formats or [form])
+            ]
+            for one in rows_of(name, model, forms):
+                print(*one.values(), sep=" | ", flush=True)
+                rows[name, one["format"], model] = one
+                path.write_text(json.dumps(list(rows.values())))
+    store(rows)
 
 
-def rows_of(name: str, model: str, wanted: list[str] | None) -> Iterator[dict[str, Any]]:
-    """The rows of a tool and a denoiser; of `wanted` formats alone, where there are any."""
-    if name in NOT_TRIED:
-        reads, why = NOT_TRIED[name]
-        one = {**COLUMNS, "tool": name, "format": reads, "model": model}
-        yield one | {"loads": why, "runs": "no", "commit": commit()}
+def rows_of(name: str, model: str, forms: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a tool and a denoiser."""
+    if name not in NOT_TRIED:
+        if forms:
+            yield from in_a_child(name, forms, model)
         return
-    forms = [form for form in forms_of(name) if not wanted or form in wanted]
-    if forms:
-        yield from in_a_child(name, forms, model)
+    for form in forms:
+        one = {**COLUMNS, "tool": name, "format": form, "model": model}
+        yield one | {"loads": NOT_TRIED[name][1], "runs": "no"}
 
 
 def forms_of(name: str) -> list[str]:
@@ -630,15 +638,19 @@ def forms_of(name: str) -> list[str]:
 
 
 def store(rows: dict[tuple[str, str, str], dict[str, Any]]) -> None:
-    """Publish, tools in their order, a denoiser's rows together, without rows of what is no longer
-    asked.
-    """
-    order = [*TOOLS, *NOT_TRIED]
-    made = [r for r in rows.values() if r["tool"] in order and r["format"] in forms_of(r["tool"])]
-    made.sort(key=lambda r: (order.index(r["tool"]), MODELS.index(r["model"])))
-    if made:
-        extra = {"by tool": summary(made)}
-        publish(__file__, made, title="tools", seed=0, extra=extra)
+    """Publish, tools in their order, a denoiser's rows together; nothing while some are missing."""
+    order = [
+        (name, form, model)
+        for name in (*TOOLS, *NOT_TRIED)
+        for model in MODELS
+        for form in forms_of(name)
+    ]
+    missing = [" ".join(key) for key in order if key not in rows]
+    if missing:
+        print(f"{len(missing)} rows of {len(order)} are missing, such as {missing[0]}")
+        return
+    made = [rows[key] for key in order]
+    publish(__file__, made, title="tools", seed=0, extra={"by tool": summary(made)})
 
 
 if __name__ == "__main__":

@@ -63,8 +63,8 @@ class AbstractExporter(Protocol):
     #: whether the files can say that sampler steps differ
     has_steps: bool
     #: kinds of components that the tool loads from such files, of `core.components.kind`; may be
-    #: left out: see `takes`. `either`, `transforms`, `stores_range(scheme)` and `tied(graph)` may
-    #: be left out, too: see below.
+    #: left out: see `takes`. `either`, `transforms`, `loading`, `stores_range(scheme)` and
+    #: `tied(graph)` may be left out, too: see below.
     takes: tuple[str, ...]
 
     def nearest(self, scheme: Scheme, layer: LayerSpec) -> Scheme:
@@ -152,8 +152,30 @@ def either(exporter: AbstractExporter) -> tuple[str, ...]:
 def transforms(exporter: AbstractExporter) -> tuple[str, ...]:
     """Transforms that a tool takes with some of its schemes, as lists of schemes show them: those
     that an exporter's `transforms` spells, e.g. `~rotate`.
+
+    Args:
+        exporter: the plug-in.
+
+    Returns:
+        The words; none where the plug-in does not say.
     """
     return tuple(getattr(exporter, "transforms", ()))
+
+
+def loading(exporter: AbstractExporter, kind: str, repository: str) -> str:
+    """Python that loads a denoiser of the class `kind` from a repository of the hub: an exporter's
+    `loading`, in which {kind} and {repository} stand for these.
+
+    Args:
+        exporter: the plug-in.
+        kind: the class, of diffusers.
+        repository: OWNER/NAME.
+
+    Returns:
+        The code; "" where the plug-in has none.
+    """
+    code: str = getattr(exporter, "loading", "")
+    return code.strip().replace("{kind}", kind).replace("{repository}", repository)
 
 
 def tied(exporter: AbstractExporter, graph: OpGraph) -> Sequence[Sequence[str]]:

@@ -26,6 +26,7 @@ from ..core.plan import Plan
 from ..core.scheme import KEEP, Scheme
 from ..core.sites import check
 from ..core.table import SensitivityTable
+from ..decide.constraints import fused
 from ..graphs.components import part_of
 from .exporting import AbstractExporter, Export, every_name, formats, takes
 from .weights import component
@@ -261,7 +262,33 @@ def _job(
             f"{len(measured)} whose rounding was measured"
         )
     given = {**plan.layers, **{r.layer: r.given for r in rounded}}
+    if plugin.fuses:
+        given = _as_one(graph, given, to, options)
     return replace(job, plan=Plan.make(graph, given))
+
+
+def _as_one(
+    graph: OpGraph, given: Mapping[str, Scheme], to: str, options: ExportOptions
+) -> dict[str, Scheme]:
+    """Queries, keys and values in one scheme: the most precise of theirs where the nearest is
+    allowed, else they must have one.
+    """
+    made, raised = dict(given), list[str]()
+    for names in fused(graph):
+        best = max((given[n] for n in names), key=lambda s: (s.bits, s.activation_bits))
+        for name in names:
+            if given[name] != best and not options.nearest:
+                first = next(n for n in names if given[n] == best)
+                raise QSearchError(
+                    f"{first} and {name} are one layer for the readers of {to}, and the plan gives "
+                    f"them {best} and {given[name]}: give them one scheme, take the most precise "
+                    f"with --nearest, or allocate with --for {to}"
+                )
+            raised += [name] if given[name] != best else []
+            made[name] = best
+    if raised:
+        options.say(f"{len(raised)} queries, keys and values take the most precise of their scheme")
+    return made
 
 
 def _check(plan: Plan, graph: OpGraph) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 import shutil
@@ -40,7 +41,7 @@ def check_push(run: Run, settings: PushSettings) -> None:
     """What a push needs, before anything is exported.
 
     Args:
-        run: the run; results.json must be there.
+        run: the run; results.json must be there, and the table that its plan was made from.
         settings: where to.
 
     Raises:
@@ -55,6 +56,11 @@ def check_push(run: Run, settings: PushSettings) -> None:
         raise QSearchError(
             f"a model card shows what was measured, and {run.folder} has no results.json: "
             f"`qsearch evaluate {run.folder}` first"
+        )
+    if not run.config.allocate.layers and not run.tables(run.graph()):
+        raise QSearchError(
+            f"a model card says why each layer got what it got, and {run.folder} has no table of "
+            f"sensitivities: `qsearch profile {run.folder}` first"
         )
     if settings.dry_run:
         return
@@ -144,7 +150,7 @@ def card(run: Run, tool: str, folder: Path, repository: str) -> str:
     ]
     if run.path(_PICTURE).is_file():
         parts.append(f"![full precision and the plan, same noise]({_PICTURE})")
-    parts += [_layers(run, plan), _loading(tool, repository), _files(folder)]
+    parts += [_layers(run, plan), _loading(run, tool, repository), _files(folder)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -223,14 +229,25 @@ def _layers(run: Run, plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _loading(tool: str, repository: str) -> str:
+def _loading(run: Run, tool: str, repository: str) -> str:
+    """Code of the tool for one denoiser, and where the files go for others."""
     from ..core import plugins
+    from ..execute.exporting import loading
+    from ..execute.weights import component
 
-    return (
-        f"## Loading\n\n{plugins.caption('exporters', tool)}\n\n"
+    code = ""
+    if not run.graph().components:
+        config = run.model_folder / component(run.model_folder) / "config.json"
+        kind = str(json.loads(config.read_text(encoding="utf-8"))["_class_name"])
+        code = loading(plugins.load("exporters", tool), kind, repository)
+    parts = ["## Loading", plugins.caption("exporters", tool)]
+    if code:
+        parts += [f"```python\n{code}\n```", "For files by themselves:"]
+    parts.append(
         f"`hf download {repository} --local-dir FOLDER`, then as the page on {tool} of "
         "qsearch's documentation says."
     )
+    return "\n\n".join(parts)
 
 
 def _files(folder: Path) -> str:

@@ -228,6 +228,30 @@ def test_schemes_of_a_tool_are_listed_with_their_bits(command: Command) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("tool", "schemes", "transforms"),
+    [
+        ("comfyui", {"int4-c+a4~rotate", "cb4~rotate", "cb4+a8~rotate"}, {"int8-c": "~rotate"}),
+        ("cache_dit", {"int8-c+aint8", "e4m3-c+ae4m3"}, {}),
+        (
+            "nunchaku_lite",
+            {"int4-g64+aint4g64", "nvfp4+anvfp4"},
+            {"nvfp4+anvfp4": "~balance~lowrank32"},
+        ),
+        ("modelopt_weights", {"nvfp4+anvfp4"}, {"nvfp4+anvfp4": "~lowrank32"}),
+        ("tensorrt_llm", {"nvfp4+anvfp4", "e4m3-t+ae4m3t"}, {}),
+    ],
+)
+def test_schemes_with_symmetric_inputs_and_transforms_are_listed(
+    tool: str, schemes: set[str], transforms: dict[str, str]
+) -> None:
+    found = {str(o.scheme): o.transforms for o in offers(tool)}
+
+    assert schemes <= found.keys()
+    for scheme, words in transforms.items():
+        assert words in found[scheme]
+
+
 def test_every_command_ends_its_help_with_two_examples(command: Command) -> None:
     for name, examples in EXAMPLES.items():
         code, out, _ = command(*([name] if name else []), "--help")

@@ -153,13 +153,13 @@ def test_tensorrt_llm_ignores_kept_layers_by_its_own_names_too(scheme: str, tmp_
 
 def test_what_tensorrt_llm_cannot_say_is_one_line(tmp_path: Path) -> None:
     there = known()
-    both = mixed(there.graph, "tensorrt_llm", [FP8, NVFP4])
     one = mixed(there.graph, "tensorrt_llm", [FP8])
+    both = one.replaced(there.graph, {"transformer_blocks.1.ff.net.2": Scheme.parse(NVFP4)})
     part = one.replaced(there.graph, {"transformer_blocks.0.attn1.to_k": KEEP})
 
     for plan, rule in (
         (both, "quant_config has one algorithm for all layers, FP8 or NVFP4"),
-        (part, r"attn1.to_q is a part of transformer_blocks.0.attn1.qkv_proj in TensorRT-LLM"),
+        (part, r"attn1.to_k and \S+attn1.to_q are one layer for the readers of tensorrt_llm"),
     ):
         with pytest.raises(QSearchError, match=rule):
             export(plan, there.graph, there.folder, "tensorrt_llm", tmp_path / "out")

@@ -20,6 +20,7 @@ from qsearch.core.graph import OpGraph
 from qsearch.core.scheme import KEEP, Scheme
 from qsearch.execute.exporting import formats
 from qsearch.execute.exports import export
+from qsearch.execute.one_algorithm import modules
 from qsearch.measure.pipelines import run
 from tests.execute.exporting import compare, full, needs, noise, plan_for
 from tests.execute.tool_loaders import (
@@ -328,6 +329,10 @@ def test_a_step_policy_in_nvfp4_reads_back_and_two_formats_are_one_line(folder: 
 
     said = json.loads(files[0].read_text())["quantization_config"]
     assert said["quant_algo"] == "NVFP4"
+    named = modules(graph)
+    kept = {n for n, s in plan.layers.items() if s == KEEP}
+    whole = {m for m in named.values() if {n for n in named if named[n] == m} <= kept}
+    assert set(said["ignore"]) == kept | whole
     assert step_policy.read(folder / "nvfp4", graph) == plan.layers
     with pytest.raises(QSearchError, match="one algorithm for all layers, FP8 or NVFP4"):
         export(both, graph, source, "step_policy", folder / "both")

@@ -17,6 +17,7 @@ from qsearch.core.scheme import KEEP, Scheme
 from qsearch.decide.constraints import fused
 from qsearch.execute.exporters import modelopt_weights as exporter
 from qsearch.execute.exporting import formats
+from qsearch.execute.exports import export
 from qsearch.measure.calibration import calibrate
 from qsearch.stages import config
 from tests.conftest import Command
@@ -186,3 +187,21 @@ def test_a_dynamic_plan_is_calibrated_where_the_file_wants_a_static_scale(
     assert code == 0, said
     made = json.loads((folder / "export-modelopt_weights" / "config.json").read_text())
     assert made["quantization_config"]["quant_algo"] == "NVFP4"
+
+
+def test_one_of_queries_keys_and_values_in_another_scheme_is_one_line_and_no_file(
+    tmp_path: Path,
+) -> None:
+    there = known()
+    layers = {x.name: exporter.nearest(Scheme.parse("nvfp4"), x) for x in there.graph}
+    layers["transformer_blocks.0.attn1.to_k"] = KEEP
+    plan = Plan.make(there.graph, layers)
+    given = (there.graph, there.folder, "modelopt_weights", tmp_path / "out")
+
+    with pytest.raises(QSearchError, match=r"attn1.to_k and \S+attn1.to_q are one layer .* nvfp4:"):
+        export(plan, *given)
+    assert not (tmp_path / "out").exists()
+
+    export(plan, *given, nearest=True)
+    read = exporter.read(tmp_path / "out", there.graph)
+    assert {read[f"transformer_blocks.0.attn1.to_{part}"] for part in "qkv"} == {KEEP}

@@ -84,6 +84,31 @@ def test_without_results_there_is_no_card(ran: Run) -> None:
         place.write_bytes(held)
 
 
+def test_without_the_table_of_the_plan_there_is_no_card(ran: Run) -> None:
+    places = sorted(ran.folder.glob("*.parquet"))
+    held = {place: place.read_bytes() for place in places}
+    assert held
+    for place in places:
+        place.unlink()
+    try:
+        with pytest.raises(QSearchError, match="has no table of sensitivities: `qsearch profile"):
+            check_push(ran, PushSettings(repository="a/b", dry_run=True))
+    finally:
+        for place, content in held.items():
+            place.write_bytes(content)
+
+
+def test_the_card_s_code_loads_the_folder_in_diffusers(ran: Run, folder: Path) -> None:
+    pytest.importorskip("sdnq")
+    made = push(ran, "sdnq", folder, PushSettings(repository="someone/ring-4bit", dry_run=True))
+
+    code = Path(made).read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    scope: dict[str, Any] = {}
+    exec(code.replace("someone/ring-4bit", str(folder)), scope)
+
+    assert any("sdnq" in type(m).__module__ for m in scope["model"].modules())
+
+
 class Hub:
     """What stands for the hub: remembers what is asked."""
 

@@ -31,6 +31,12 @@ needs: tuple[str, ...] = ()
 writes_weights = True
 fuses = False
 has_steps = False
+loading = """
+import torch
+from diffusers import {kind}
+
+model = {kind}.from_pretrained("{repository}", torch_dtype=torch.float16)
+"""
 takes: tuple[str, ...] = ("denoiser",)
 BITS = (2, 4, 8)
 WORD = 32

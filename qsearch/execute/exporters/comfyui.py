@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 needs: tuple[str, ...] = ()
 writes_weights = True
-fuses = True
+fuses = False  # `tied` says what its own checkpoints hold as one
 has_steps = False
 takes: tuple[str, ...] = ("denoiser",)
 transforms = ("~rotate",)

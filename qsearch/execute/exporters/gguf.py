@@ -38,6 +38,19 @@ needs = ("gguf",)
 writes_weights = True
 fuses = False
 has_steps = False
+loading = """
+import torch
+from diffusers import {kind}, GGUFQuantizationConfig
+from huggingface_hub import snapshot_download
+
+folder = snapshot_download("{repository}")
+model = {kind}.from_single_file(
+    f"{folder}/model.gguf",
+    config=folder,
+    quantization_config=GGUFQuantizationConfig(compute_dtype=torch.bfloat16),
+    torch_dtype=torch.bfloat16,
+)
+"""
 takes: tuple[str, ...] = ("denoiser",)
 BLOCK = 32
 #: type -> scheme

@@ -39,6 +39,12 @@ writes_weights = True
 fuses = False
 has_steps = False
 transforms = ("~balance", "~lowrank32", "~balance~lowrank32")
+loading = """
+import torch
+from diffusers import {kind}
+
+model = {kind}.from_pretrained("{repository}", torch_dtype=torch.bfloat16)
+"""
 takes: tuple[str, ...] = ("denoiser",)
 SVDQ, AWQ = Scheme.parse("int4-g64+aint4g64"), Scheme.parse("uint4-g64")
 NVFP4 = Scheme.parse("nvfp4+anvfp4")

@@ -35,6 +35,12 @@ needs = ("onnx", "onnxscript")
 writes_weights = True
 fuses = False
 has_steps = False
+loading = """
+import onnxruntime
+from huggingface_hub import snapshot_download
+
+session = onnxruntime.InferenceSession(snapshot_download("{repository}") + "/model.onnx")
+"""
 takes: tuple[str, ...] = ("denoiser",)
 OPSET = 21
 FILE = "model.onnx"

@@ -32,6 +32,13 @@ needs = ("openvino",)
 writes_weights = True
 fuses = False
 has_steps = False
+loading = """
+import openvino
+from huggingface_hub import snapshot_download
+
+folder = snapshot_download("{repository}")
+compiled = openvino.Core().compile_model(folder + "/model.xml", "CPU")
+"""
 takes: tuple[str, ...] = ("denoiser",)
 FILE = "model.xml"
 #: format -> OpenVINO's name of its type

@@ -38,6 +38,13 @@ writes_weights = True
 fuses = False
 has_steps = False
 transforms = ("~rotate", "~lowrank32", "~rotate~lowrank32")
+loading = """
+import sdnq  # before diffusers looks for it
+import torch
+from diffusers import {kind}
+
+model = {kind}.from_pretrained("{repository}", torch_dtype=torch.bfloat16)
+"""
 takes: tuple[str, ...] = ("denoiser", "vae")
 GROUPS = (16, 32, 64, 128, 256)
 #: transforms that SDNQ has, in its order

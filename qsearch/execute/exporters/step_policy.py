@@ -26,7 +26,7 @@ from ..weights import copy_config
 
 needs: tuple[str, ...] = ()
 writes_weights = False
-fuses = True
+fuses = False
 has_steps = True
 takes: tuple[str, ...] = ("denoiser",)
 either = EITHER

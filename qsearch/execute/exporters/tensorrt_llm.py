@@ -12,7 +12,6 @@ own modules, which it never quantizes, so that they are offered nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +43,12 @@ def write(job: Export, folder: Path) -> list[Path]:
     """visual_gen.yaml: what `VisualGenArgs.from_yaml` and `trtllm-serve --visual_gen_args` read.
 
     Raises:
-        QSearchError: the plan has both formats, or keeps a part of what is one layer there.
+        QSearchError: the plan has both formats.
     """
     import yaml
 
     layers = job.plan.layers
     one = algorithm(layers, "TensorRT-LLM's quant_config")
-    _check_parts(job.graph, layers)
     config = {
         "quant_algo": one if any(scheme != KEEP for scheme in layers.values()) else None,
         "dynamic": True,
@@ -59,18 +57,6 @@ def write(job: Export, folder: Path) -> list[Path]:
     path = folder / FILE
     path.write_text(yaml.safe_dump({"quant_config": config}, sort_keys=False), encoding="utf-8")
     return [path]
-
-
-def _check_parts(graph: OpGraph, layers: Mapping[str, Scheme]) -> None:
-    """Refuse a plan that keeps a part of what is one module."""
-    named = modules(graph)
-    kept = {module for name, module in named.items() if layers[name] == KEEP}
-    for name, module in named.items():
-        if layers[name] != KEEP and module in kept:
-            raise QSearchError(
-                f"{name} is a part of {module} in TensorRT-LLM, and the plan keeps another part of "
-                "it: give all of them one scheme, or allocate with --for tensorrt_llm"
-            )
 
 
 def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:

@@ -33,6 +33,12 @@ needs = ("torchao",)
 writes_weights = True
 fuses = False
 has_steps = False
+loading = """
+import torch
+from diffusers import {kind}
+
+model = {kind}.from_pretrained("{repository}", torch_dtype=torch.float16)
+"""
 takes: tuple[str, ...] = ("denoiser", "text encoder")
 GROUPS = (32, 64, 128, 256)
 
