@@ -103,7 +103,7 @@ def linear_by(way: str, rows: Tensor, weight: Weight, bias: Tensor | None) -> Te
             return _with_bias(small_m.product(rows.float(), weight, count), bias, rows.dtype)
         return digits.product(*digits.digits_of(rows.float(), count), weight, bias, rows.dtype)
     if way == "fp32 rows":
-        return _with_bias(dequantize_gemm.by_rows(rows, weight), bias, rows.dtype)
+        return dequantize_gemm.compiled_product(rows, weight, bias)
     if way == "int8pack":
         sums = torch._weight_int8pack_mm(
             rows.contiguous(), weight.codes, torch.ones(len(weight.codes), dtype=rows.dtype)

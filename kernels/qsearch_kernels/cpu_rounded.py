@@ -28,6 +28,7 @@ _WIDE = (
     2**20
 )  # weights at a time that are widened to fp32 or split, where that is how integers are multiplied
 _SPREAD = 2**23  # bytes of weights, spread at a time
+_FINISHED = (torch.float32, torch.bfloat16)  # types that `rows_numba.finish` writes
 #: of a product's results at a time: what is computed between them stays in the last cache
 _NUMBERS = 2**20
 # codes -> (version of the tensor, sums of its rows): four bytes a row, and not a pass over the
@@ -105,16 +106,23 @@ def product(
         way: a key of `products.Table.seconds`; None = the fastest one here.
     """
     count, columns = rounded.codes.shape
-    out = torch.empty(count, len(weight.codes), dtype=dtype)
+    out = torch.empty(
+        count, len(weight.codes), dtype=dtype if dtype in _FINISHED else torch.float32
+    )
     if not out.numel() or not columns:
-        return out.zero_() if bias is None else out.copy_(bias.expand_as(out))
-    spread, order = spreader(weight)
-    codes, factor = order(rounded.codes), factor_of(weight)
+        return (out.zero_() if bias is None else out.copy_(bias.expand_as(out))).to(dtype)
+    factor, left = factor_of(weight), _left(rounded)
     totals = row_sums(weight) if totals is None else totals
-    left = _left(rounded)
     largest = largest_weight(weight) if largest is None else largest
     narrow = integer_sums.fits_pairs(rounded.largest, largest)
     name, _, rest = (way or products.way("narrow" if narrow else "wide", count)).partition(" + ")
+    if name == "madd" and count == 1 and weight.levels is None:
+        sums = dequantize_gemm.one_row(rounded.codes, _integers(weight), rounded.largest).float()
+        ends = (_right(weight, totals), weight.scale.float().flatten(), rounded.scale)
+        _finish(sums, left, *ends, None if bias is None else bias.float(), out, 0)
+        return out.to(dtype)
+    spread, order = spreader(weight)
+    codes = order(rounded.codes)
     if name != "fp32" and products.table().exact[name] == "pairs":
         codes, spread = integer_sums.aligned(codes), _aligned(spread)
     excess = None
@@ -139,6 +147,11 @@ def product(
     for begin in range(0, len(weight.codes), step):
         part, places = weight.part(begin, begin + step), slice(begin, begin + step)
         matrix, scale = spread(part.codes), part.scale.float().flatten() * factor
+        own = None if bias is None else bias[places].float()
+        if name == "madd":
+            rows, outputs = _ends(left, _right(part, totals[places]), scale, rounded.scale, own)
+            integer_sums.madd_finished(codes, matrix, rows, outputs, out, begin)
+            continue
         more = None if excess is None else excess.part(begin, begin + step, codes.shape[1])
         if name == "fp32":
             sums = integer_sums.in_fp32(
@@ -159,9 +172,8 @@ def product(
             y = sums(codes[some])
             if more is not None:
                 y = saturation.add_rest(_fp32(y), codes[some], more)
-            own = None if bias is None else bias[places].float()
             _finish(y, left[some], right, scale, rounded.scale[some], own, out[some], begin)
-    return out
+    return out.to(dtype)
 
 
 def _finish(
@@ -178,7 +190,7 @@ def _finish(
 
     `sums` int32 or fp32 [m, n], which may be written over; `left` [m, 2], `right` [1 or 2, n].
     """
-    fast, (count, outputs) = passes("rows_numba"), sums.shape
+    fast, outputs = passes("rows_numba"), sums.shape[1]
     if fast is None:
         y = _fp32(sums)
         y.addmm_(left[:, : len(right)], right).mul_(scale)
@@ -188,17 +200,30 @@ def _finish(
         else:
             torch.addcmul(bias, y, a_scale, out=out[:, places])
         return
-    whole = out.dtype == torch.float32
-    made = out if whole else dequantize_gemm.scratch(count, outputs, torch.float32)
-    none, sides = torch.empty(0).numpy(), left.t().contiguous().numpy()
-    second, zero = (sides[1], right[1].numpy()) if len(right) > 1 else (none, none)
-    given, target, units = sums.numpy(), made.numpy(), a_scale.flatten().numpy()
-    ends = (right[0].contiguous().numpy(), zero, scale.expand(outputs).contiguous().numpy())
-    added, place = none if bias is None else bias.contiguous().numpy(), begin if whole else 0
+    (first, second, unit), each = _ends(left, right, scale.expand(outputs), a_scale, bias)
+    total, zero, units, added = (v.numpy() for v in each)
+    given, short, target = sums.numpy(), out.dtype == torch.bfloat16, out.view(torch.int16).numpy()
+    fast.finish(
+        given, first.numpy(), total, second.numpy(), zero, units, unit.numpy(), added, short,
+        target, begin,
+    )  # fmt: skip
 
-    fast.finish(given, sides[0], ends[0], second, *ends[1:], units, added, target, place)
-    if not whole:
-        out[:, begin : begin + outputs] = made
+
+def _ends(
+    left: Tensor, right: Tensor, scale: Tensor, a_scale: Tensor, bias: Tensor | None
+) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """The arguments of `_finish` as `rows_numba.finish` takes them: those of each row, of each
+    output."""
+    none, sides = torch.empty(0), left.t().contiguous()
+    second, zero = (sides[1], right[1]) if len(right) > 1 else (none, none)
+    outputs = (right[0], zero, scale.expand(right.shape[1]), none if bias is None else bias)
+    return (sides[0], second, a_scale.flatten()), tuple(v.contiguous() for v in outputs)
+
+
+def _integers(weight: Weight) -> Weight:
+    """The weight's bytes, without scale and zero."""
+    base = 128 if weight.codes.dtype == torch.int8 else base_of(weight)
+    return weight._replace(zero=None, offset=float(base))
 
 
 def _fp32(sums: Tensor) -> Tensor:

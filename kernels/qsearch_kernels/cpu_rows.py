@@ -1,20 +1,23 @@
 """Rows rounded to bytes on a CPU: each row on a grid of its own, or on a given one.
 
-Compiled by numba a row is read twice, once for its ends and once for its codes (`rows_numba.py`);
-where numba is not installed plain torch does the same in five passes.
+Compiled by numba a row is read once, since its ends are known while it is in the first cache
+(`rows_numba.py`); where numba is not installed plain torch does the same in five passes.
 """
 
 from __future__ import annotations
 
+from functools import partial
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import products
-from .jit import passes
+from .jit import in_parts, passes
 from .reference import grid
 
+_THREAD = 2**16  # numbers that are worth a thread of their own
 _NUMBERS = 2**20  # of rows at a time: what is computed between them stays in the last cache
 
 
@@ -43,67 +46,66 @@ def rows_of(
     codes = torch.empty(count, columns, dtype=torch.uint8 if unsigned else torch.int8)
     if not codes.numel():
         return Bytes(codes, torch.ones(count, 1), torch.zeros(count, 1), None)
-    scales, zeros, totals = [], [], []
     low, high = (None if end is None else end.reshape(-1, 1) for end in (low, high))
-    step = max(1, _NUMBERS // columns)
-    for begin in range(0, count, step):
-        part = rows[begin : begin + step].float().contiguous()
-        given = [
-            end if end is None or len(end) == 1 else end[begin : begin + step]
-            for end in (low, high)
-        ]
-        least, most = _ends(part)
-        scale, zero = grid(
-            part,
-            activation,
-            least if given[0] is None else given[0],
-            most if given[1] is None else given[1],
-        )
-        own = torch.empty(len(part), 1, dtype=torch.int32)
-        _round(part, scale, zero, activation, less, codes[begin : begin + step], own)
-        poison = least * 0 + most * 0  # NaN where a row holds something not finite
-        scales.append(scale + poison)
-        zeros.append(zero.sub_(less).expand(len(part), 1))
-        if sums:
-            totals.append(own.float())
-    return Bytes(
-        codes,
-        torch.cat(scales),
-        torch.cat(zeros),
-        torch.cat(totals) if sums else None,
-        2**activation - 1 if unsigned else 128,
-    )
-
-
-def _ends(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Least and greatest number of each row, fp32 [M, 1] each; NaN or infinite for a row that holds
-    something not finite."""
     fast = passes("rows_numba")
-    if fast is None:  # not `aminmax`, which takes ten times as long along an axis
-        return rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)
-    bits, found = rows.view(torch.int32).numpy(), torch.empty(2, len(rows), dtype=torch.int32)
-    low, high = found.numpy()
-    fast.ends(bits, low, high)
-    least, most = found.view(torch.float32)
-    return least[:, None], most[:, None]
+    made = _rounded if fast is None else partial(_compiled, fast)
+    scale, zero, totals = made(rows, activation, low, high, less, codes)
+    largest = 2**activation - 1 if unsigned else 128
+    return Bytes(codes, scale, zero, totals.float() if sums else None, largest)
 
 
-def _round(
+def _compiled(
+    fast: ModuleType,
     rows: Tensor,
-    scale: Tensor,
-    zero: Tensor,
     activation: int,
+    low: Tensor | None,
+    high: Tensor | None,
     less: int,
     codes: Tensor,
-    sums: Tensor,
-) -> None:
-    """Writes the codes of `rows` fp32 [M, K], `less` less than they are, and their sums [M, 1]."""
-    fast, top = passes("rows_numba"), 2**activation - 1
-    if fast is None:
-        place = torch.div(rows, scale).add_(zero).round_().clamp_(0, top).sub_(less)
-        codes.copy_(place)
-        sums.copy_(codes.sum(-1, keepdim=True, dtype=torch.int32))
-        return
-    x, out, total = rows.numpy(), codes.numpy(), sums.flatten().numpy()
-    units, origins = (each.expand(len(rows), 1).flatten().numpy() for each in (scale, zero))
-    fast.round_rows(x, units, origins, top, less, out, total)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Writes codes of `rows`, `less` less than they are; their scales, zeros and sums [M, 1]."""
+    short = rows.dtype == torch.bfloat16
+    given = (rows if short else rows.float()).contiguous().view(torch.int16).numpy()
+    ends = [
+        (torch.empty(0) if e is None else e.float().flatten().contiguous()).numpy()
+        for e in (low, high)
+    ]
+    scale, zero = torch.empty(2, len(rows), 1)
+    sums, top, out = torch.empty(len(rows), 1, dtype=torch.int32), 2**activation - 1, codes.numpy()
+    units, origins, totals = (v.flatten().numpy() for v in (scale, zero, sums))
+
+    def part(begin: int, end: int) -> None:
+        some = slice(begin, end)
+        own = [e if len(e) < 2 else e[some] for e in ends]
+        fast.round_rows(
+            given[some], short, *own, top, less, out[some], units[some], origins[some],
+            totals[some],
+        )  # fmt: skip
+
+    in_parts(part, len(rows), max(1, _THREAD // rows.shape[1]))
+    return scale, zero, sums
+
+
+def _rounded(
+    rows: Tensor,
+    activation: int,
+    low: Tensor | None,
+    high: Tensor | None,
+    less: int,
+    codes: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same in plain torch, some rows at a time."""
+    scales, zeros, step = [], [], max(1, _NUMBERS // rows.shape[1])
+    for begin in range(0, len(rows), step):
+        part = rows[begin : begin + step].float()
+        own = [e if e is None or len(e) == 1 else e[begin : begin + step] for e in (low, high)]
+        # not `aminmax`, which takes ten times as long along an axis
+        least, most = part.amin(-1, keepdim=True), part.amax(-1, keepdim=True)
+        ends = (least if own[0] is None else own[0], most if own[1] is None else own[1])
+        scale, zero = grid(part, activation, *ends)
+        place = torch.div(part, scale).add_(zero).round_().clamp_(0, 2**activation - 1).sub_(less)
+        codes[begin : begin + step] = place
+        # NaN where a row holds something not finite
+        scales.append(scale + (least * 0 + most * 0))
+        zeros.append(zero.sub_(less).expand(len(part), 1))
+    return torch.cat(scales), torch.cat(zeros), codes.sum(-1, keepdim=True, dtype=torch.int32)

@@ -25,6 +25,7 @@ from .weight import Weight
 #: a call, and a GEMM that packs its rows
 _WEIGHTS = 2**20
 _THREAD = 2**16  # weights that are worth a thread of their own
+_ROWS = 256  # rows that are
 #: of each thread: the last piece's memory, which takes longer to map anew than to fill
 _SCRATCH = threading.local()
 
@@ -178,17 +179,78 @@ def _compiled(weight: Weight) -> _Compiled:
     )
 
 
-def by_rows(rows: Tensor, weight: Weight) -> Tensor:
-    """`product` for a few rows, where numba is installed: four rows of the weight at a time, in the
-    first cache.
+def compiled_product(rows: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+    """`product` and `bias`, in the type of `rows`, where numba is installed: a block of the weight
+    at a time in the second cache, or in registers for one row.
     """
+    if len(rows) == 1 and weight.levels is None:
+        made = one_row(rows, weight).float()
+        if weight.group <= 0:
+            made.mul_(weight.scale.float().flatten())
+        return (made if bias is None else made.add_(bias)).to(rows.dtype)
     fast = compiled("widen_numba")
     assert fast is not None, "asked for where numba is not installed"
-    given, made = _compiled(weight), torch.empty(len(rows), len(weight.codes))
-    x = layout.by_phase(rows.float(), weight.bits).contiguous().numpy()
-    out = made.numpy()
-    in_parts(lambda a, b: fast.few(x, *given.part(a, b), out, a), len(weight.codes), _least(weight))
-    return made if weight.group > 0 else made.mul_(weight.scale.float().flatten())
+    short, given = rows.dtype == torch.bfloat16, _compiled(weight)
+    x = (rows if short else rows.float()).contiguous()
+    out = torch.empty(len(rows), len(weight.codes), dtype=x.dtype)
+    scale = None if weight.group > 0 else weight.scale
+    row_scale, added = (_each(v, len(weight.codes)) for v in (scale, bias))
+    source, target = (v.view(torch.int16).numpy() for v in (x, out))
+
+    def part(begin: int, end: int) -> None:
+        ends = (row_scale[begin:end], added[begin:end])
+        fast.product(source, short, *given.part(begin, end), *ends, target, begin)
+
+    def some(begin: int, end: int) -> None:
+        ends = (row_scale, added)
+        fast.product(source[begin:end], short, *given, *ends, target[begin:end], 0)
+
+    if len(rows) >= _ROWS * torch.get_num_threads():
+        in_parts(some, len(rows), _ROWS)
+    else:
+        in_parts(part, len(weight.codes), _least(weight))
+    return out.to(rows.dtype)
+
+
+def _each(values: Tensor | None, count: int) -> Any:
+    """fp32 [count] of one number or as many; empty for None."""
+    if values is None:
+        return torch.empty(0).numpy()
+    return values.float().flatten().expand(count).contiguous().numpy()
+
+
+def one_row(row: Tensor, weight: Weight, largest: int = 0) -> Tensor:
+    """fp64 [1, N]: a row [1, K] times a weight that has no table of levels, as numba compiles it;
+    scales of groups included, of rows not. `largest`: the magnitude that no number exceeds, of
+    integers whose products are added exactly.
+    """
+    fast = compiled("row_numba")
+    assert fast is not None, "asked for where numba is not installed"
+    given, x, grouped = _compiled(weight), row.float(), weight.group > 0
+    piece, groups = weight.group, given.scale.shape[1]
+    if not grouped:
+        piece = -(-weight.columns // 8) * 8
+        if largest:
+            code = 2 ** (7 if given.signed else weight.bits)
+            piece = min(piece, max(8, 2**24 // (largest * code) // 8 * 8))
+    sums = x.double() if grouped else x.double().sum(1, keepdim=True)
+    if grouped:
+        sums = F.pad(sums, (0, groups * piece - weight.columns)).view(groups, piece).sum(1)
+    ordered = torch.cat([layout.by_phase(x, width) for width in layout.planes(weight.bits)], 1)
+    numbers, total = ordered.flatten().numpy(), sums.flatten().numpy()
+    zero = given.zero - 128 if given.signed else given.zero
+    out = torch.empty(len(weight.codes), dtype=torch.float64)
+    made = out.numpy()
+
+    def part(begin: int, end: int) -> None:
+        rows = slice(begin, end)
+        fast.product(
+            numbers, total, given.codes[rows], given.signed, given.widths, weight.columns, piece,
+            zero[rows], given.scale[rows], made[rows],
+        )  # fmt: skip
+
+    in_parts(part, len(made), _least(weight))
+    return out[None]
 
 
 def _least(weight: Weight) -> int:

@@ -28,7 +28,7 @@ Exact = Literal["all", "pairs", ""]
 Sums = Callable[[Tensor], Tensor]
 #: magnitudes whose pairs of products `vpmaddubsw` adds without saturating
 PAIR = 2**15 - 1
-_ROWS = 64  # of a product that is worth a thread of its own
+_ROWS, _OUTPUTS = 256, 64  # of a product that are worth a thread of their own
 _WHOLE = 2**24  # fp32 holds every integer up to here
 #: columns that pairs want a multiple of: oneDNN cuts longer rows in the middle of a pair otherwise
 ALIGNED = 4
@@ -76,25 +76,55 @@ def madd(matrix: Tensor, largest: int) -> Sums:
     Raises:
         NotImplementedError: Without numba, or on a core that has no AVX2.
     """
-    fast = compiled("madd_numba") if has_avx2() else None
-    if fast is None:
+    if not has_avx2():
         raise NotImplementedError("16-bit products take numba and a core with AVX2")
-    weight = matrix.contiguous().numpy()
+    none = torch.empty(0)
 
     def sums(codes: Tensor) -> Tensor:
-        count, columns = codes.shape
-        wide = codes.new_empty(count, -(-columns // fast.LANES) * fast.LANES, dtype=torch.int16)
-        wide[:, :columns] = codes
-        wide[:, columns:] = 0
-        made = torch.empty(count, len(weight), dtype=torch.int32)
-        rows, out = wide.numpy(), made.numpy()
-        if count >= _ROWS * torch.get_num_threads():
-            in_parts(lambda a, b: fast.product(rows[a:b], weight, out[a:b], 0), count, _ROWS)
-        else:
-            in_parts(lambda a, b: fast.product(rows, weight[a:b], out, a), len(weight), _ROWS)
+        (count, outputs), made = (len(codes), len(matrix)), torch.empty(len(codes), len(matrix))
+        rows, columns = (torch.zeros(count), none, torch.ones(count)), torch.zeros(outputs)
+        madd_finished(codes, matrix, rows, (columns, none, columns + 1, none), made, 0)
         return made
 
     return sums
+
+
+def madd_finished(
+    codes: Tensor,
+    matrix: Tensor,
+    each_row: tuple[Tensor, Tensor, Tensor],
+    each_output: tuple[Tensor, Tensor, Tensor, Tensor],
+    out: Tensor,
+    begin: int,
+) -> None:
+    """The same, and what `rows_numba.finish` makes of the sums while they are in the cache.
+
+    Args:
+        codes: int8 or uint8 [M, K].
+        matrix: int8 [N, K].
+        each_row: its `first`, `second`, `a_scale`.
+        each_output: its `total`, `zero`, `w_scale`, `bias`.
+        out: fp32 or bf16, written from column `begin` on.
+        begin: that column.
+    """
+    fast = compiled("madd_numba")
+    assert fast is not None, "asked for where numba is not installed"
+    given, weight = codes.contiguous().numpy(), matrix.contiguous().numpy()
+    first, second, a_scale = (v.contiguous().numpy() for v in each_row)
+    total, zero, w_scale, bias = (v.contiguous().numpy() for v in each_output)
+    short, target = out.dtype == torch.bfloat16, out.view(torch.int16).numpy()
+
+    def part(m: slice, n: slice) -> None:
+        fast.product(
+            given[m], weight[n], first[m], total[n], second[m], zero[n], w_scale[n], a_scale[m],
+            bias[n], short, target[m], begin + (n.start or 0),
+        )  # fmt: skip
+
+    whole = slice(None)
+    if len(given) >= _ROWS * torch.get_num_threads():
+        in_parts(lambda a, b: part(slice(a, b), whole), len(given), _ROWS)
+    else:
+        in_parts(lambda a, b: part(whole, slice(a, b)), len(weight), _OUTPUTS)
 
 
 def in_fp32(matrix: Tensor, largest: int, wide: Tensor | None = None) -> Sums:

@@ -8,6 +8,8 @@ cache; where neither can be, it is compiled anew in each process.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import importlib
 import importlib.util
@@ -15,12 +17,15 @@ import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 
 _FEW_THREADS = 2
+_PROCESS = os.getpid()
+_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def jit(function: Callable[..., Any]) -> Any:
@@ -38,9 +43,20 @@ def _jit(function: Callable[..., Any], **options: Any) -> Any:
 
     options |= {"nogil": True, "boundscheck": False}
     try:
-        return njit(cache=True, **options)(function)
+        made = njit(cache=True, **options)(function)
     except RuntimeError:  # no folder that a cache could be kept in
         return njit(**options)(function)
+    with contextlib.suppress(AttributeError):  # numba asks for the function's own file alone
+        file = made._cache._cache_file
+        file._source_stamp = (file._source_stamp, _sources())
+    return made
+
+
+@functools.cache
+def _sources() -> tuple[tuple[str, float, int], ...]:
+    """Times and sizes of all files of compiled functions, which take each other's code in."""
+    files = sorted(Path(__file__).parent.glob("*_numba.py"))
+    return tuple((file.name, file.stat().st_mtime, file.stat().st_size) for file in files)
 
 
 @functools.cache
@@ -87,11 +103,37 @@ def in_parts(work: Callable[[int, int], object], count: int, least: int = 1) -> 
         work(0, count)
         return
     edges = [count * part // parts for part in range(parts + 1)]
-    pairs = list(itertools.pairwise(edges))
-    jobs = [_pool(parts - 1).submit(work, *pair) for pair in pairs[1:]]
-    work(*pairs[0])
-    for job in jobs:
-        job.result()
+    left, failed = iter(list(itertools.pairwise(edges))), list[BaseException]()
+
+    def take(_: object) -> None:
+        try:
+            for begin, end in left:
+                work(begin, end)
+        except BaseException as error:
+            failed.append(error)
+
+    team = _team() if os.getpid() == _PROCESS else None  # OpenMP does not know of forks
+    if team is None:
+        jobs = [_pool(parts - 1).submit(take, None) for _ in range(parts - 1)]
+        take(None)
+        for job in jobs:
+            job.result()
+    else:
+        team(_CALLBACK(take), None, torch.get_num_threads(), 0)
+    if failed:
+        raise failed[0]
+
+
+@functools.cache
+def _team() -> Any:
+    """What calls a function in each of torch's own threads: they spin for milliseconds after each
+    of torch's operations, and others would wait for the cores. None where torch has no OpenMP.
+    """
+    call = getattr(ctypes.CDLL(None), "GOMP_parallel", None) if os.name == "posix" else None
+    if call is not None:
+        call.argtypes = [_CALLBACK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        call.restype = None
+    return call
 
 
 @functools.cache

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from .jit import jit, jit_fast
+from .floats_numba import load, store
+from .jit import jit
+from .tiles_numba import LANES, OUTPUTS, ROWS, multiply
 
 _byte, _int, _word, _float = np.uint8, np.int32, np.uint64, np.float32
 _BYTES = np.uint64(0x0101010101010101)
+_CHUNK, _WIDE = 258, 1024  # rows and outputs at a time
 
 
 @jit
@@ -125,59 +128,53 @@ def widen(packed, signed, widths, columns, size, tables, zero, scale, out):
         )  # fmt: skip
 
 
-@jit_fast
-def _dots(x, y, weight, first, second):
-    """Products of two rows with four of a weight: `first`, `second` [4]."""
-    a, b, c, d = weight[0], weight[1], weight[2], weight[3]
-    p, q, r, s = _float(0), _float(0), _float(0), _float(0)
-    t, u, v, w = _float(0), _float(0), _float(0), _float(0)
-    for k in range(len(x)):
-        i, j = x[k], y[k]
-        p += i * a[k]
-        q += i * b[k]
-        r += i * c[k]
-        s += i * d[k]
-        t += j * a[k]
-        u += j * b[k]
-        v += j * c[k]
-        w += j * d[k]
-    first[0], first[1], first[2], first[3] = p, q, r, s
-    second[0], second[1], second[2], second[3] = t, u, v, w
-
-
-@jit_fast
-def _dot(x, weight):
-    total = _float(0)
-    for k in range(len(weight)):
-        total += x[k] * weight[k]
-    return total
-
-
 @jit
-def few(x, packed, signed, widths, columns, size, tables, zero, scale, out, place):
-    """A few rows `x` fp32 [M, phases * columns a phase], in the order of phases, times each row of
-    a weight (see `widen`), four of which are widened in the first cache: `out` fp32 [M, N] from
-    column `place` on."""
-    count, phases = len(x), 8 // widths[-1]
-    each = x.shape[1] // phases
+def product(
+    x, short, packed, signed, widths, columns, size, tables, zero, scale, units, bias, out, place
+):  # fmt: skip
+    """Rows `x` [M, columns] times a weight [n, columns], which is widened a block at a time in the
+    second cache (see `widen`): `out` [M, N] from column `place` on.
+
+    `x` and `out` are int16, of bf16 where `short`, else of fp32. What comes out is multiplied by
+    `units` [n]; `bias` [n] is added; where they are empty, nothing is.
+    """
+    phases, outputs = 8 // widths[-1], len(packed)
+    each = -(-columns // phases)
+    row = -(-phases * each // LANES) * LANES
+    most = -(-outputs // -(-outputs // _WIDE))
+    most = -(-most // OUTPUTS) * OUTPUTS
+    chunk = -(-len(x) // -(-len(x) // _CHUNK))
+    left = np.zeros((-(-chunk // ROWS) * ROWS, row), _float)
+    right, panel = np.zeros((OUTPUTS, row), _float), np.empty((OUTPUTS, row), _float)
+    given, sums = np.empty(columns, _float), np.empty((len(left), most), _float)
     line, own = np.empty((phases, -(-each // 8)), _word), np.empty(-(-each // 8) * 8, _byte)
-    wide = np.empty((4, phases, each), _float)
-    flat = wide.reshape(4, -1)
-    for begin in range(0, len(packed), 4):
-        tall = min(4, len(packed) - begin)
-        for i in range(tall):
-            row = begin + i
-            known = tables[min(row, len(tables) - 1)]
-            _numbers(
-                packed[row], signed, widths, columns, size, known, zero[row], scale[row], line, own,
-                wide[i],
-            )  # fmt: skip
-        at = place + begin
-        m = 0
-        while tall == 4 and m + 2 <= count:
-            _dots(x[m], x[m + 1], flat, out[m, at : at + 4], out[m + 1, at : at + 4])
-            m += 2
-        while m < count:
-            for i in range(tall):
-                out[m, at + i] = _dot(x[m], flat[i])
-            m += 1
+    width = 1 if short else 2  # of a number, in int16
+    for begin in range(0, len(x), chunk):
+        count = min(chunk, len(x) - begin)
+        for m in range(count):
+            load(x[begin + m], short, given)
+            for phase in range(phases):
+                places = slice(phase * each, (phase + 1) * each)
+                _every(given[min(phase, columns) :], phases, left[m, places])
+        for start in range(0, outputs, most):
+            end = min(start + most, outputs)
+            sums[:] = 0
+            for first in range(start, end, OUTPUTS):
+                for n in range(first, min(first + OUTPUTS, end)):
+                    wide = right[n - first, : phases * each].reshape(phases, each)
+                    _numbers(
+                        packed[n], signed, widths, columns, size, tables[min(n, len(tables) - 1)],
+                        zero[n], scale[n], line, own, wide,
+                    )  # fmt: skip
+                multiply(left[: -(-count // ROWS) * ROWS], right, panel, sums, first - start)
+            for m in range(count):
+                found = sums[m, : end - start]
+                if len(units):
+                    times = units[start:end]
+                    for n in range(len(times)):
+                        found[n] *= times[n]
+                if len(bias):
+                    more = bias[start:end]
+                    for n in range(len(more)):
+                        found[n] += more[n]
+                store(found, short, out[begin + m, width * (place + start) : width * (place + end)])

@@ -85,7 +85,7 @@ def test_rows_get_the_same_codes_scales_and_sums(
     assert made.largest == right.largest
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sums", [torch.int32, torch.float32])
 @pytest.mark.parametrize("uneven", [True, False])
 @pytest.mark.parametrize("biased", [True, False])
@@ -153,12 +153,49 @@ def test_a_product_with_a_widened_weight_is_the_plain_one(
 ) -> None:
     x = torch.randn(rows, weight.columns)
 
-    made, few = (by(x, weight) for by in (dequantize_gemm.product, dequantize_gemm.by_rows))
+    made = dequantize_gemm.product(x, weight)
+    tiles = dequantize_gemm.compiled_product(x, weight, None)
 
     right = plain(lambda: dequantize_gemm.product(x, weight))
     size = float((x.abs() @ weight.dequantize(torch.float32).abs().T).max())
     torch.testing.assert_close(made, right, rtol=0, atol=3e-6 * size)
-    torch.testing.assert_close(few, right, rtol=0, atol=3e-6 * size)
+    torch.testing.assert_close(tiles, right, rtol=0, atol=3e-6 * size)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [1, 7, 600])
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_a_compiled_product_takes_every_type_and_a_bias(
+    bits: int, rows: int, dtype: torch.dtype, threads: int
+) -> None:
+    x, bias = torch.randn(rows, 131).to(dtype), torch.randn(90)
+    x[0, 5] = torch.nan
+    for weight in (make(90, 131, bits, zero=True), make(90, 131, bits, group=32)):
+        right = torch.addmm(bias.double(), x.double(), weight.dequantize(torch.float64).T)
+
+        made = dequantize_gemm.compiled_product(x, weight, bias)
+
+        assert made.dtype == dtype
+        assert made[0].isnan().all()
+        exact = 3e-6 if dtype == torch.float32 else 2.0**-8
+        size = 4 + float(
+            (x.nan_to_num().double().abs() @ weight.dequantize(torch.float64).abs().T).max()
+        )
+        torch.testing.assert_close(made[1:].double(), right[1:], rtol=0, atol=exact * size)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("columns", [1, 131, 65536])
+def test_one_row_of_bytes_is_exact_with_packed_codes(bits: int, columns: int, threads: int) -> None:
+    most = torch.full((9, columns), 2**bits - 1)
+    for codes in (most, torch.randint(0, 2**bits, (9, columns))):
+        packed = layout.pack(codes, bits)
+        packed = layout.signed(packed) if bits == 8 else packed
+        weight = Weight(packed, torch.ones(9, 1), None, float(codes[0, 0]), None, bits, columns, 0)
+        for row, largest in ((torch.full((1, columns), 255), 255), (most[:1] * 0 - 128, 128)):
+            made = dequantize_gemm.one_row(row, weight, largest)
+
+            assert torch.equal(made, row.double() @ (codes - codes[0, 0]).double().T)
 
 
 @pytest.mark.skipif(not jit.has_avx2(), reason="no AVX2, or capped")
@@ -180,7 +217,7 @@ def test_products_of_16_bits_are_exact_at_the_ends_of_the_range(
                 torch.full((outputs, columns), -128, dtype=torch.int8),
             ):
                 made = integer_sums.madd(matrix, 0)(codes)
-                assert torch.equal(made.long(), codes.long() @ matrix.long().T)
+                assert torch.equal(made, (codes.long() @ matrix.long().T).float())
 
 
 def test_products_of_16_bits_are_not_offered_where_avx2_is_capped(
