@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,6 +29,8 @@ _THREAD = 2**16  # weights that are worth a thread of their own
 _ROWS = 256  # rows that are
 #: of each thread: the last piece's memory, which takes longer to map anew than to fill
 _SCRATCH = threading.local()
+_ONE, _NONE = torch.ones(1, 1), torch.empty(1, 1, 0)
+_WIDTHS = {bits: np.array(layout.planes(bits)) for bits in range(1, 9)}
 
 
 def takes(weight: Weight) -> bool:
@@ -152,30 +155,30 @@ class _Compiled(NamedTuple):
 
     def part(self, begin: int, end: int) -> tuple[Any, ...]:
         """The arguments for the rows from `begin` to `end`."""
-        rows = slice(begin, end)
-        tables = self.tables if len(self.tables) == 1 else self.tables[rows]
+        tables, zero, scale = (
+            v if len(v) == 1 else v[begin:end] for v in (self.tables, self.zero, self.scale)
+        )
         same = (self.signed, self.widths, self.columns, self.size, tables)
-        return (self.codes[rows], *same, self.zero[rows], self.scale[rows])
+        return (self.codes[begin:end], *same, zero, scale)
 
 
 def _compiled(weight: Weight) -> _Compiled:
-    rows, phases, grouped = len(weight.codes), layout.phases(weight.bits), weight.group > 0
+    phases, grouped = layout.phases(weight.bits), weight.group > 0
     size = weight.group // phases if grouped else -(-weight.columns // phases)
     zero = torch.full((1, 1), weight.offset) if weight.zero is None else weight.zero.float()
-    scale = weight.scale.float() if grouped else torch.ones(1, 1)
-    groups = weight.scale.shape[-1] if grouped else 1
-    zeros, scales = (v.expand(rows, groups).contiguous().numpy() for v in (zero, scale))
-    tables = torch.empty(1, 1, 0) if weight.levels is None else weight.levels.float()
+    scale = weight.scale.float() if grouped else _ONE
+    zero = zero.expand(len(zero), scale.shape[1] if grouped else 1).contiguous()
+    tables = _NONE if weight.levels is None else weight.levels.float()
     tables = tables.view(1, 1, -1) if tables.ndim == 1 else tables
     return _Compiled(
         weight.codes.view(torch.uint8).contiguous().numpy(),
         weight.codes.dtype == torch.int8,
-        torch.tensor(layout.planes(weight.bits)).numpy(),
+        _WIDTHS[weight.bits],
         weight.columns,
         size,
         tables.contiguous().numpy(),
-        zeros,
-        scales,
+        zero.numpy(),
+        scale.contiguous().numpy(),
     )
 
 
@@ -226,27 +229,29 @@ def one_row(row: Tensor, weight: Weight, largest: int = 0) -> Tensor:
     """
     fast = compiled("row_numba")
     assert fast is not None, "asked for where numba is not installed"
+    if weight.bits == 8 and weight.codes.dtype == torch.uint8:
+        weight = weight._replace(codes=layout.signed(weight.codes))
     given, x, grouped = _compiled(weight), row.float(), weight.group > 0
-    piece, groups = weight.group, given.scale.shape[1]
-    if not grouped:
-        piece = -(-weight.columns // 8) * 8
-        if largest:
-            code = 2 ** (7 if given.signed else weight.bits)
-            piece = min(piece, max(8, 2**24 // (largest * code) // 8 * 8))
+    piece, groups = -(-weight.columns // 8) * 8, given.scale.shape[1]
+    group = weight.group if grouped else piece
+    piece = group if given.signed else piece
+    if largest:
+        code = 2 ** (7 if given.signed else weight.bits)
+        piece = min(piece, max(8, 2**24 // (largest * code) // 8 * 8))
     sums = x.double() if grouped else x.double().sum(1, keepdim=True)
     if grouped:
-        sums = F.pad(sums, (0, groups * piece - weight.columns)).view(groups, piece).sum(1)
+        sums = F.pad(sums, (0, groups * group - weight.columns)).view(groups, group).sum(1)
     ordered = torch.cat([layout.by_phase(x, width) for width in layout.planes(weight.bits)], 1)
     numbers, total = ordered.flatten().numpy(), sums.flatten().numpy()
-    zero = given.zero - 128 if given.signed else given.zero
+    given = given._replace(zero=given.zero - 128) if given.signed else given
     out = torch.empty(len(weight.codes), dtype=torch.float64)
     made = out.numpy()
 
     def part(begin: int, end: int) -> None:
-        rows = slice(begin, end)
+        codes, signed, widths, columns, _, _, zero, scale = given.part(begin, end)
         fast.product(
-            numbers, total, given.codes[rows], given.signed, given.widths, weight.columns, piece,
-            zero[rows], given.scale[rows], made[rows],
+            numbers, total, codes, signed, widths, columns, piece, group, zero, scale,
+            made[begin:end],
         )  # fmt: skip
 
     in_parts(part, len(made), _least(weight))

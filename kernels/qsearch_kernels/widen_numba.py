@@ -116,15 +116,15 @@ def _numbers(packed, signed, widths, columns, size, tables, zero, scale, line, o
 def widen(packed, signed, widths, columns, size, tables, zero, scale, out):
     """`packed` uint8 [rows, row bytes] -> `out` fp32 [rows, phases, columns a phase].
 
-    `tables` [1 or rows, 1 or groups, levels], `zero`, `scale` [rows, groups]; see `_numbers`.
+    `tables` [1 or rows, 1 or groups, levels], `zero`, `scale` [1 or rows, groups]; see `_numbers`.
     """
     _, phases, each = out.shape
     line, own = np.empty((phases, -(-each // 8)), _word), np.empty(-(-each // 8) * 8, _byte)
     for row in range(len(packed)):
         known = tables[min(row, len(tables) - 1)]
         _numbers(
-            packed[row], signed, widths, columns, size, known, zero[row], scale[row], line, own,
-            out[row],
+            packed[row], signed, widths, columns, size, known, zero[min(row, len(zero) - 1)],
+            scale[min(row, len(scale) - 1)], line, own, out[row],
         )  # fmt: skip
 
 
@@ -164,7 +164,7 @@ def product(
                     wide = right[n - first, : phases * each].reshape(phases, each)
                     _numbers(
                         packed[n], signed, widths, columns, size, tables[min(n, len(tables) - 1)],
-                        zero[n], scale[n], line, own, wide,
+                        zero[min(n, len(zero) - 1)], scale[min(n, len(scale) - 1)], line, own, wide,
                     )  # fmt: skip
                 multiply(left[: -(-count // ROWS) * ROWS], right, panel, sums, first - start)
             for m in range(count):
