@@ -117,9 +117,9 @@ def product(
     narrow = integer_sums.fits_pairs(rounded.largest, largest)
     name, _, rest = (way or products.way("narrow" if narrow else "wide", count)).partition(" + ")
     if name == "madd" and count == 1 and weight.levels is None:
-        sums = dequantize_gemm.one_row(rounded.codes, _integers(weight), rounded.largest).float()
-        ends = (_right(weight, totals), weight.scale.float().flatten(), rounded.scale)
-        _finish(sums, left, *ends, None if bias is None else bias.float(), out, 0)
+        found = dequantize_gemm.one_row(rounded.codes, _integers(weight), rounded.largest).float()
+        scale, own = weight.scale.float().flatten(), None if bias is None else bias.float()
+        _finish(found, left, _right(weight, totals), scale, rounded.scale, own, out, 0)
         return out.to(dtype)
     spread, order = spreader(weight)
     codes = order(rounded.codes)
@@ -149,8 +149,8 @@ def product(
         matrix, scale = spread(part.codes), part.scale.float().flatten() * factor
         own = None if bias is None else bias[places].float()
         if name == "madd":
-            rows, outputs = _ends(left, _right(part, totals[places]), scale, rounded.scale, own)
-            integer_sums.madd_finished(codes, matrix, rows, outputs, out, begin)
+            ends = _ends(left, _right(part, totals[places]), scale, rounded.scale, own)
+            integer_sums.madd_finished(codes, matrix, *ends, out, begin)
             continue
         more = None if excess is None else excess.part(begin, begin + step, codes.shape[1])
         if name == "fp32":
@@ -200,12 +200,12 @@ def _finish(
         else:
             torch.addcmul(bias, y, a_scale, out=out[:, places])
         return
-    (first, second, unit), each = _ends(left, right, scale.expand(outputs), a_scale, bias)
+    (first, second, unit), each = _ends(left, right, scale, a_scale, bias)
     total, zero, units, added = (v.numpy() for v in each)
-    given, short, target = sums.numpy(), out.dtype == torch.bfloat16, out.view(torch.int16).numpy()
+    short, target = out.dtype == torch.bfloat16, out.view(torch.int16).numpy()
     fast.finish(
-        given, first.numpy(), total, second.numpy(), zero, units, unit.numpy(), added, short,
-        target, begin,
+        sums.numpy(), first.numpy(), total, second.numpy(), zero, units, unit.numpy(), added,
+        short, target, begin,
     )  # fmt: skip
 
 
@@ -216,8 +216,9 @@ def _ends(
     output."""
     none, sides = torch.empty(0), left.t().contiguous()
     second, zero = (sides[1], right[1]) if len(right) > 1 else (none, none)
-    outputs = (right[0], zero, scale.expand(right.shape[1]), none if bias is None else bias)
-    return (sides[0], second, a_scale.flatten()), tuple(v.contiguous() for v in outputs)
+    w_scale, added = scale.expand(right.shape[1]), none if bias is None else bias
+    outputs = (right[0], zero.contiguous(), w_scale.contiguous(), added.contiguous())
+    return (sides[0], second, a_scale.flatten()), outputs
 
 
 def _integers(weight: Weight) -> Weight:

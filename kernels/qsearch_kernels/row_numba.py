@@ -150,8 +150,8 @@ def product(x, sums, packed, signed, widths, columns, piece, group, zero, scale,
 
     `x` fp32 is the row in the order of phases of the first plane, then of the next. `signed`:
     whether the weight is bytes with a sign, codes of 8 bits less 128, whose pieces are groups where
-    there are any. Every `piece` columns are added up in fp32, the pieces in fp64. `zero`, `scale` fp32 [1 or n, groups], one for each
-    `group` columns; `sums` fp64 [groups] are those of the row.
+    there are any. Every `piece` columns are added up in fp32, the pieces in fp64. `zero`, `scale`
+    fp32 [1 or n, groups], one for each `group` columns; `sums` fp64 [groups] are those of the row.
     """
     for n in range(len(packed)):
         total, start, before, worth = 0.0, 0, 0, 1.0

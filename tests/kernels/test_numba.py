@@ -232,6 +232,14 @@ def test_products_of_16_bits_are_not_offered_where_avx2_is_capped(
         jit.has_avx2.cache_clear()
 
 
+def test_an_error_in_a_part_is_raised(threads: int) -> None:
+    def work(begin: int, end: int) -> None:
+        raise ValueError(f"{begin}")
+
+    with pytest.raises(ValueError, match=r"\d"):
+        jit.in_parts(work, 300)
+
+
 def _in_a_child() -> None:
     jit.in_parts(lambda a, b: None, 300)
 
