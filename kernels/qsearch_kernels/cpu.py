@@ -94,7 +94,7 @@ def linear_by(way: str, rows: Tensor, weight: Weight, bias: Tensor | None) -> Te
 
     "digits": rows as two or three bytes each, in products of bytes; "int8pack": torch's own product
     of bf16 rows with bytes about zero; "fp32", "bf16": the weight widened to that type; "fp32
-    rows": widened four rows at a time.
+    rows": the same in fp32 as numba compiles it, sixteen rows of the weight at a time.
     """
     short = rows.dtype in (torch.bfloat16, torch.float16)
     if way == "digits":

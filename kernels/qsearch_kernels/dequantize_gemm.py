@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,7 +29,7 @@ _ROWS = 256  # rows that are
 #: of each thread: the last piece's memory, which takes longer to map anew than to fill
 _SCRATCH = threading.local()
 _ONE, _NONE = torch.ones(1, 1), torch.empty(1, 1, 0)
-_WIDTHS = {bits: np.array(layout.planes(bits)) for bits in range(1, 9)}
+_WIDTHS = {bits: torch.tensor(layout.planes(bits)).numpy() for bits in range(1, 9)}
 
 
 def takes(weight: Weight) -> bool:
@@ -183,8 +182,8 @@ def _compiled(weight: Weight) -> _Compiled:
 
 
 def compiled_product(rows: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
-    """`product` and `bias`, in the type of `rows`, where numba is installed: a block of the weight
-    at a time in the second cache, or in registers for one row.
+    """`product` and `bias`, in the type of `rows`, where numba is installed: some rows of the
+    weight at a time in the second cache, or in registers for one row.
     """
     if len(rows) == 1 and weight.levels is None:
         made = one_row(rows, weight).float()

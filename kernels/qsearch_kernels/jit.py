@@ -1,5 +1,5 @@
 """numba, where it is installed: the decorator of compiled functions, the modules that hold them,
-and their threads.
+and the threads that call them, which are torch's own.
 
 numba comes with shap, and no kernel needs it: a module NAME_numba has a slow twin in plain torch.
 What is compiled is kept beside the source or, where that folder can't be written to, in the user's
@@ -68,10 +68,8 @@ def compiled(name: str) -> ModuleType | None:
 
 
 def passes(name: str) -> ModuleType | None:
-    """The module `name` for passes over memory, which one thread makes: None where torch's own
-    operations have more threads than two, and are as fast as that.
-
-    Threads beside torch's would wait for its workers, which spin for milliseconds after each call.
+    """The module `name` for passes over memory: None where torch's own operations have more threads
+    than two, and are as fast as that.
     """
     return compiled(name) if torch.get_num_threads() <= _FEW_THREADS else None
 
@@ -91,7 +89,7 @@ def has_avx2() -> bool:
 
 
 def in_parts(work: Callable[[int, int], object], count: int, least: int = 1) -> None:
-    """`work(begin, end)` for parts of `range(count)`, in `torch.get_num_threads()` threads.
+    """`work(begin, end)` for parts of `range(count)`, in torch's own threads.
 
     Args:
         work: calls what `jit` compiled; parts may run at the same time.

@@ -132,7 +132,7 @@ def widen(packed, signed, widths, columns, size, tables, zero, scale, out):
 def product(
     x, short, packed, signed, widths, columns, size, tables, zero, scale, units, bias, out, place
 ):  # fmt: skip
-    """Rows `x` [M, columns] times a weight [n, columns], which is widened a block at a time in the
+    """Rows `x` [M, columns] times a weight [n, columns], which is widened a panel at a time in the
     second cache (see `widen`): `out` [M, N] from column `place` on.
 
     `x` and `out` are int16, of bf16 where `short`, else of fp32. What comes out is multiplied by
