@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 from tests.browser import screenshot  # the browser of the tests
 
 PAGES = {"start": "index.html", "card": "methods/mixdq.html", "results": "results/plans.html"}
-_HEIGHT, _COLOURS = 520, 128
+_HEIGHT = 520
 
 
 def main() -> None:
@@ -38,7 +38,8 @@ def main() -> None:
             left += view.width + 6
         target = ROOT / "docs" / "pictures" / f"site-{name}.png"
         target.parent.mkdir(exist_ok=True)
-        whole.quantize(_COLOURS, Image.Quantize.MAXCOVERAGE).save(target, optimize=True)
+        small = whole.quantize(256, kmeans=3, dither=Image.Dither.NONE)
+        small.save(target, optimize=True)
         print(f"{target.relative_to(ROOT)}: {target.stat().st_size / 1024:.0f} KB")
 
 
