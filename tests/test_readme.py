@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from qsearch.core import plugins
 from qsearch.stages import config
+from qsearch.testing import QuantizerContract, SolverContract
 from tests.docs_blocks import snippets
 
 ROOT = Path(__file__).parent.parent
@@ -78,3 +80,20 @@ def test_every_kind_of_plug_in_that_can_be_added_has_its_folder_and_its_function
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
 def test_every_link_of_the_readme_leads_to_a_file(path: str) -> None:
     assert (ROOT / path).exists()
+
+
+def example(caption: str) -> ModuleType:
+    """The plug-in on the page whose docstring begins so."""
+    page = "docs/how-to/plug-ins.md"
+    [text] = [s.text for s in snippets("python") if s.text.startswith(f'"""{caption}')]
+    module = ModuleType("example")
+    exec(compile(text, page, "exec"), module.__dict__)
+    return module
+
+
+class TestTheQuantizerOfThePage(QuantizerContract):
+    plugin = example("The whole range of each group")
+
+
+class TestTheSolverOfThePage(SolverContract):
+    plugin = example("The cheapest choice of every site")

@@ -14,9 +14,18 @@ from .markdown import code, table
 
 #: heading -> scripts whose results stand below it; the others go to the last
 TOPICS = {
-    "The main job": ("main_job", "main_job_pairs", "zoo", "zoo_video", "shell", "graphs"),
-    "Sensitivity": ("probes", "choices", "memory"),
-    "Plans": ("plans", "methods", "ranges", "step_log", "whole_pipeline", "video"),
+    "The main job": (
+        "main_job",
+        "main_job_pairs",
+        "zoo",
+        "zoo_video",
+        "shell",
+        "graphs",
+        "first_contact",
+        "interrupts",
+    ),
+    "Sensitivity": ("probes", "choices", "memory", "sizes", "noise_by_hand", "quick"),
+    "Plans": ("plans", "methods", "ranges", "step_log", "whole_pipeline", "video", "cluster"),
     "Surrogates and explanations": ("surrogates", "explanations", "measured_plans"),
     "Formats and codes": (
         "formats",
@@ -31,6 +40,7 @@ TOPICS = {
     "Speed and memory": ("products", "runtime", "denoisers", "compiled"),
     "Attention": ("sparse_attention", "attention_plans"),
     "Export": ("exports", "tools", "comfyui_formats", "lora"),
+    "Models": ("census", "rooms"),
     "Multistage flow": ("ecar", "ecar_plans"),
     "More": (),
 }

@@ -19,6 +19,8 @@ from pathlib import Path
 from ..core.errors import QSearchError
 
 _ENDINGS = (".safetensors", ".ckpt")
+#: what names of tensors begin with where a file holds more than a denoiser
+_OTHERS = ("cond_stage_model.", "conditioner.", "first_stage_model.", "text_encoder", "vae.")
 _TYPES = {"F16": "float16", "BF16": "bfloat16"}
 
 
@@ -56,12 +58,20 @@ def unpacked(model: str) -> Path | None:
 
 
 def _whole(path: Path) -> None:
-    """Refuse the weights of one component of a saved pipeline."""
+    """Refuse the weights of one component, of a saved pipeline or of a fine-tune."""
     home = path.parent.parent
     if (path.parent / "config.json").is_file() and (home / "model_index.json").is_file():
         raise QSearchError(
             f"a checkpoint in one file holds a whole pipeline; {path} holds one component, give "
             f"the folder of the pipeline, {home}"
+        )
+    if path.suffix.lower() == ".safetensors" and not any(
+        n.startswith(_OTHERS) for n in _held(path)
+    ):
+        raise QSearchError(
+            f"a checkpoint in one file holds a whole pipeline; {path} has neither a VAE nor a text "
+            "encoder. Load it into its pipeline with diffusers' `from_single_file`, save that with "
+            '`save_pretrained` and give the folder (page "Your own model": a denoiser alone)'
         )
 
 
@@ -86,20 +96,25 @@ def _has_home(path: Path) -> bool:
     return (path.parent / "model_index.json").is_file()
 
 
-def _stored(path: Path) -> str:
-    """The type of most of the tensors, as `load_pipeline` names it."""
-    if path.suffix.lower() != ".safetensors":
-        return "float32"
+def _held(path: Path) -> dict[str, dict[str, str]]:
+    """Name of a tensor -> what the header of a safetensors file says of it."""
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             if not 0 < size <= path.stat().st_size - 8:
                 raise ValueError(f"a header of {size} bytes")
-            held = json.loads(file.read(size))
+            held: dict[str, dict[str, str]] = json.loads(file.read(size))
     except (OSError, ValueError) as error:
         raise QSearchError(
             f"{path} is not readable as safetensors ({error}); copy it again"
         ) from error
-    kinds = [t["dtype"] for name, t in held.items() if name != "__metadata__"]
+    return {name: tensor for name, tensor in held.items() if name != "__metadata__"}
+
+
+def _stored(path: Path) -> str:
+    """The type of most of the tensors, as `load_pipeline` names it."""
+    if path.suffix.lower() != ".safetensors":
+        return "float32"
+    kinds = [tensor["dtype"] for tensor in _held(path).values()]
     most = max(set(kinds), key=kinds.count, default="F32")
     return _TYPES.get(most, "float32")

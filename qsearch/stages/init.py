@@ -33,7 +33,7 @@ _USUAL_BITS = 4
 _HEADER = """\
 # {name}: {kind}, {weights} weights to quantize.
 # Every key has a default (`qsearch show RUN`); these are the ones worth changing.
-# `qsearch run {file}` does the whole job and can be interrupted: the same command goes on.
+# `qsearch run {file}` does the whole job and can be interrupted; the same command resumes it.
 """
 
 

@@ -129,6 +129,7 @@ def test_a_checkpoint_of_something_else_is_one_line(
     assert code == 2
     (line,) = err.strip().splitlines()
     assert str(tmp_path / "lora.safetensors") in line
+    assert "from_single_file" in line
     assert not (tmp_path / "run").exists()
 
 
