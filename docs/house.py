@@ -27,7 +27,7 @@ ROOMS = {
     "qsearch/core": "nouns on disk, steps, plug-ins",
     "kernels/qsearch_kernels": "packed weights: layout, reference, products, Triton kernels",
 }
-_HEAD = """# The house
+_HEAD = """# Every module
 
 Every module with its caption (the first paragraph of its docstring), rooms from the roof down: a
 room imports from those below it.

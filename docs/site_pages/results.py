@@ -40,8 +40,9 @@ TOPICS = {
     "Speed and memory": ("products", "runtime", "denoisers", "compiled"),
     "Attention": ("sparse_attention", "attention_plans"),
     "Export": ("exports", "tools", "comfyui_formats", "lora"),
-    "Models": ("census", "rooms"),
+    "Models": ("census",),
     "Multistage flow": ("ecar", "ecar_plans"),
+    "Code": ("rooms",),
     "More": (),
 }
 _LONG = 40

@@ -1,4 +1,4 @@
-"""How large is each room of the house, and how far does the word of one kind of choice reach?
+"""Lines of code of each package, and how many files name one kind of choice.
 
     python notebooks/figures/rooms.py [--before 97b68e4]
 
