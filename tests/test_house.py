@@ -259,3 +259,22 @@ def test_words_that_were_replaced_do_not_come_back() -> None:
         "campaign",
         "plans that were given up",
     ]
+
+
+def imported_at_once(body: list[ast.stmt]) -> set[str]:
+    """Top-level packages that a module imports when it is imported itself."""
+    found = set()
+    for node in body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add((node.module or "").partition(".")[0])
+    return found
+
+
+def test_no_module_imports_what_windows_lacks() -> None:
+    posix = {"fcntl", "grp", "pty", "pwd", "resource", "termios", "tty"}
+    imports = {p: imported_at_once(ast.parse(p.read_text(encoding="utf-8")).body) for p in MODULES}
+
+    assert {name(p): held & posix for p, held in imports.items() if held & posix} == {}
+    assert imported_at_once(ast.parse("import fcntl\nfrom pwd import getpwnam").body) & posix
