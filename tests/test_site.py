@@ -317,3 +317,11 @@ def test_every_script_with_numbers_stands_below_a_heading() -> None:
 
     index = str(results.pages(ROOT)["results/index.md"])
     assert [s for s in held if f"[{s}]({s}.md)" not in index] == []
+
+
+def test_the_glossary_holds_each_word_once_and_in_order() -> None:
+    text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    words = [w.lower() for w in re.findall(r"^(\S.*)\n:   ", text, re.MULTILINE)]
+
+    assert len(words) > 70
+    assert words == sorted(set(words))
