@@ -44,7 +44,6 @@ def _row(packed, widths, columns, line, own):
     [8 * words] is scratch."""
     phases, start, shift = len(line), 0, 0
     words = own.view(_word)
-    line[:] = 0
     for width in widths:
         per = 8 // width
         length = -(-columns * width // 8)
@@ -53,8 +52,12 @@ def _row(packed, widths, columns, line, own):
             _every(packed[start + first : start + length], phases // per, own)
             for place in range(per):
                 made, down = line[first * per + place], _word(place * width)
-                for q in range(len(made)):
-                    made[q] |= ((words[q] >> down) & mask) << up
+                if shift:
+                    for q in range(len(made)):
+                        made[q] |= ((words[q] >> down) & mask) << up
+                else:
+                    for q in range(len(made)):
+                        made[q] = (words[q] >> down) & mask
         start, shift = start + length, shift + width
 
 
