@@ -26,6 +26,8 @@ from .weight import Weight
 _WEIGHTS = 2**20
 _THREAD = 2**16  # weights that are worth a thread of their own
 _ROWS = 256  # rows that are
+#: weights that are, times one row: a millisecond's work, and a busy machine's threads come late
+_ONE_ROW = 2**22
 #: of each thread: the last piece's memory, which takes longer to map anew than to fill
 _SCRATCH = threading.local()
 _ONE, _NONE = torch.ones(1, 1), torch.empty(1, 1, 0)
@@ -253,7 +255,7 @@ def one_row(row: Tensor, weight: Weight, largest: int = 0) -> Tensor:
             made[begin:end],
         )  # fmt: skip
 
-    in_parts(part, len(made), _least(weight))
+    in_parts(part, len(made), max(1, _ONE_ROW // max(1, weight.columns)))
     return out[None]
 
 
