@@ -259,8 +259,9 @@ def equal(case: Case, table: SensitivityTable) -> None:
     for parts in (2, 4, 8, 16):
         budget = Budget(average_bits=16, attention_share=1 / parts)
         candidates = [
-            allocate(case.graph, table, budget, metric="sqnr", steps=StepRanges.equal(n))
+            allocate(case.graph, table, budget, metric="sqnr", steps=StepRanges.equal(n), solver=s)
             for n in (1, RANGES)
+            for s in ("ilp", "local")
         ]
         tried = [(float(errors(case.sampled(1, p), reference).mean()), p) for p in candidates]
         ours = min(tried, key=lambda x: x[0])[1]

@@ -11,7 +11,7 @@ Schäfer and Strimmer (2005, Statistical Applications in Genetics and Molecular 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,22 +19,26 @@ from numpy.typing import NDArray
 from .errors import QSearchError
 from .probe_responses import ProbeResponses
 
+#: layer -> scheme -> one number a probe
+Scores = Mapping[str, Mapping[str, NDArray[np.float64]]]
+
 
 def scores_of(
-    responses: ProbeResponses, weights: Mapping[str, float]
+    responses: ProbeResponses, weights: Mapping[str, float], steps: Sequence[int] | None = None
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
     """layer -> scheme -> one number a probe, part and step bin, whose mean square is the weighted
     sum of the metrics' estimates, averaged over bins.
 
-    `weights`: metric -> its weight. Numbers of different bins or metrics belong to different sign
-    vectors, and are not added up before squaring.
+    `weights`: metric -> its weight. `steps`: sampler steps of trajectories that are added up, all
+    when left out. Numbers of different bins or metrics belong to different sign vectors, and are
+    not added up before squaring.
     """
     cells = [(metric, step) for metric, step in responses.values if weights.get(metric, 0.0) > 0]
     columns = []
     for metric, step in cells:
-        summed = (
-            responses.values[metric, step].astype(np.float64).sum(1)
-        )  # over the steps of one trajectory: [choices, probes, parts]
+        values = responses.values[metric, step]
+        chosen = values if steps is None else values[:, list(steps)]
+        summed = chosen.astype(np.float64).sum(1)  # of one trajectory: [choices, probes, parts]
         seen = ~np.isnan(summed).any(0)
         bins = sum(m == metric for m, _ in cells)
         # A cell's estimate is sum over parts of the probes' mean square, over the parts' power.

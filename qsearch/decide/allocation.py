@@ -17,7 +17,6 @@ from ..core import plugins
 from ..core.cost import Budget, can_have
 from ..core.errors import InfeasibleBudget, QSearchError
 from ..core.graph import OpGraph
-from ..core.interactions import scores_of
 from ..core.latency import Latency
 from ..core.plan import ONE_RANGE, Plan, Solver
 from ..core.scheme import KEEP, Scheme
@@ -26,7 +25,7 @@ from .building import costs_of, limits_of, make_problem
 from .frontier import frontier
 from .objectives import Values
 from .problem import Choice, Problem, Vector
-from .ranges import ranges_of
+from .ranges import range_scores, ranges_of
 from .request import AllocationRequest, requested
 
 
@@ -104,17 +103,9 @@ def allocate(
     """
     asked = requested(request, named)
     plugin, options = plugins.load("solvers", asked.solver), {}
-    if (
-        asked.scores is None
-        and plugin.quadratic
-        and isinstance(table, SensitivityTable)
-        and table.responses is not None
-        and not asked.minimised.decibels
-        and not asked.ranged
-    ):
-        weights = asked.minimised.weights
-        if all(table.responses.has(name) for name in weights):
-            asked = replace(asked, scores=scores_of(table.responses, weights))
+    if asked.scores is None and plugin.quadratic and isinstance(table, SensitivityTable):
+        steps = asked.steps or ONE_RANGE
+        asked = replace(asked, scores=range_scores(table, asked.minimised, steps))
     problem = state(graph, table, budget, asked)
     began = time.monotonic()
     solve, evaluate, latency = plugin.solve, asked.evaluate, asked.latency

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..core.cost import Budget, can_have, input_bits, operations, over_steps, select, stored_bits
 from ..core.errors import InfeasibleBudget, QSearchError, nearest
 from ..core.graph import LayerSpec, OpGraph
-from ..core.interactions import shrinkage_weight
+from ..core.interactions import Scores, shrinkage_weight
 from ..core.latency import Latency
 from ..core.plan import ONE_RANGE
 from ..core.scheme import KEEP, Scheme
@@ -34,7 +34,6 @@ from .ranges import Ranges
 from .request import AllocationRequest, requested
 
 CostOf = Callable[[LayerSpec, Choice], float]
-Scores = Mapping[str, Mapping[str, NDArray[np.float64]]]
 
 
 def make_problem(
@@ -54,7 +53,7 @@ def make_problem(
         values: layer -> scheme -> loss, over all steps.
         budget: limits.
         request: constraints and latency table; `schemes`, choices of those in `values` besides
-            `keep`; `scores`, the model of interactions (one range of steps), and how much of it
+            `keep`; `scores`, the model of interactions in each range of steps, and how much of it
             counts, by default what its own noise allows (`interactions.shrinkage_weight`).
         at_most: metric -> (its losses, the largest sum allowed).
         ranges: how choices may differ between ranges of steps, with the losses of each.
@@ -73,10 +72,15 @@ def make_problem(
     ranges = ranges or Ranges()
     spelt = ranges.options is not None
     wide = len(ranges.steps) > 1 and not spelt
-    if wide and (constraints.formats is not None or at_most or scores is not None):
+    if wide and (constraints.formats is not None or at_most):
         raise QSearchError(
-            "a plan over ranges of steps takes no limit on formats, none on losses, and "
-            "no interactions; leave them out"
+            "a plan over ranges of steps takes no limit on formats and none on losses; leave them "
+            "out"
+        )
+    if scores is not None and len(scores) != (len(ranges.steps) if wide else 1):
+        raise QSearchError(
+            f"interactions are given for each of {len(ranges.steps)} ranges of steps; given "
+            f"{len(scores)}"
         )
     offers = _spelt(ranges.options) if ranges.options else _offered(graph, values, schemes)
     choices = constraints.choices(graph, offers)
@@ -136,6 +140,8 @@ def make_problem(
     for name, rows in costs.items():
         raise_infeasible(name, limits[name], spent[name] + float(sum(row.min() for row in rows)))
     made = None if scores is None else _scores(scores, groups, options)
+    if made is not None and wide:  # the own error of a choice over the ranges, exactly
+        worth = [(made[:, i, : len(c)] ** 2).mean(0) for i, c in enumerate(options)]
     return Problem(
         sites=tuple(sites),
         choices=tuple(map(tuple, options)),
@@ -313,21 +319,25 @@ def _sum(
 
 
 def _scores(
-    scores: Scores, groups: Sequence[Sequence[str]], options: Sequence[Sequence[Choice]]
+    scores: Sequence[Scores], groups: Sequence[Sequence[str]], options: Sequence[Sequence[Choice]]
 ) -> NDArray[np.float64]:
-    count = len(next(iter(next(iter(scores.values())).values())))
+    """[probes, sites, choices]: what each choice adds to each probe, over all ranges of steps."""
+    count = len(next(iter(next(iter(scores[0].values())).values())))
     made = np.zeros((count, len(groups), max(map(len, options))))
     for i, (names, offered) in enumerate(zip(groups, options, strict=True)):
-        for j, scheme in enumerate(offered):
-            if scheme == KEEP and all(str(KEEP) not in scores.get(name, {}) for name in names):
-                continue  # from full precision, keeping a layer moves nothing
-            for name in names:
-                if label(scheme) not in scores.get(name, {}):
-                    raise QSearchError(
-                        f"the probes have no scores for {label(scheme)} at {name}; "
-                        "profile it with the probe estimator"
-                    )
-                made[:, i, j] += scores[name][label(scheme)]
+        for j, choice in enumerate(offered):
+            for r, own in enumerate(scores):
+                apart = len(scores) > 1 and not isinstance(choice, Scheme)
+                scheme = label(choice[r] if apart else choice)  # type: ignore[index]
+                if scheme == str(KEEP) and not any(scheme in own.get(name, {}) for name in names):
+                    continue  # from full precision, keeping a layer moves nothing
+                for name in names:
+                    if scheme not in own.get(name, {}):
+                        raise QSearchError(
+                            f"the probes have no scores for {scheme} at {name}; "
+                            "profile it with the probe estimator"
+                        )
+                    made[:, i, j] += own[name][scheme]
     return made
 
 

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..core.attentions import PART
 from ..core.errors import QSearchError, nearest
+from ..core.interactions import Scores, scores_of
 from ..core.plan import ONE_RANGE
 from ..core.plan_choices import nearest_active
 from ..core.scheme import KEEP, Scheme
+from ..core.sites import cut, is_site
 from ..core.steps import StepRanges
 from ..core.table import SensitivityTable
 from .objectives import Objective, Values
@@ -106,6 +109,23 @@ def counted(steps: StepRanges, table: SensitivityTable) -> StepRanges:
     return steps.counted(total) if total > 1 else steps
 
 
+def range_scores(
+    table: SensitivityTable, objective: Objective, steps: StepRanges
+) -> tuple[Scores, ...] | None:
+    """The scores of each range of steps, from trajectories that probes went through; None where the
+    table has no such.
+    """
+    responses, weights = table.responses, objective.weights
+    if responses is None or objective.decibels or not all(map(responses.has, weights)):
+        return None
+    if len(steps) == 1:
+        return (scores_of(responses, weights),)
+    total = counted(steps, table).total
+    if total < len(steps):
+        return None
+    return tuple(scores_of(responses, weights, own) for own in steps.members(total))
+
+
 def ranges_of(
     table: SensitivityTable, objective: Objective, steps: StepRanges, share: str = "weights"
 ) -> Ranges:
@@ -137,6 +157,10 @@ def ranges_of(
 def _by_range(
     table: SensitivityTable, metric: str, steps: StepRanges
 ) -> list[dict[str, dict[str, float]]]:
+    """What each range adds to the loss. A layer's weight errs alike in all steps, so that a range
+    has its share of the whole error; an attention's choice begins anew in each range, and a range
+    has the error of the choice there alone.
+    """
     count = table.bins(metric)
     cell = (metric, 0)
     responses = table.responses
@@ -147,8 +171,14 @@ def _by_range(
             members = steps.members(length)
             for row, (site, scheme) in enumerate(responses.choices):
                 own = responses.step_shares(cell, row)
+                alone = is_site(site) and cut(site)[1] == PART
                 for part, mine in zip(found, members, strict=True):
-                    part.setdefault(site, {})[scheme] = float(np.sum(own[list(mine)]))
+                    loss = (
+                        responses.error(cell, [], responses.of(cell, [row])[list(mine)])[0]
+                        if alone
+                        else float(np.sum(own[list(mine)]))
+                    )
+                    part.setdefault(site, {})[scheme] = loss
             return found
     bins: list[list[int]] = [[] for _ in range(len(steps))]
     for b in range(count):

@@ -370,7 +370,7 @@ def _region(
         graph,
         values,
         budget,
-        replace(request, scores=scores),
+        replace(request, scores=(scores,)),
         at_most={_CHANGED: (changed, float(radius))},
         ranges=Ranges(plan.steps, options=options),
     )

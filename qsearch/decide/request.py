@@ -6,10 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..core.errors import QSearchError, nearest
+from ..core.interactions import Scores
 from ..core.latency import Latency
 from ..core.plan import Plan
 from ..core.scheme import Scheme
@@ -28,8 +26,8 @@ class AllocationRequest:
         constraints: what must hold besides the budget.
         latency: table of times, for a budget in seconds.
         schemes: choices, of those in the table; all of them when left out.
-        scores: layer -> scheme -> one number a probe, the model of interactions (a table made by
-            probes has them).
+        scores: layer -> scheme -> one number a probe, the model of interactions, for each range of
+            steps (a table made by probes has them).
         trust: how much of the interactions counts.
         steps: ranges of sampler steps between which the plan may differ, by the table's step bins.
         share: what the ranges have in common (`decide.ranges.SHARES`).
@@ -44,7 +42,7 @@ class AllocationRequest:
     constraints: Constraints | None = None
     latency: Latency | None = None
     schemes: Sequence[Scheme | str] | None = None
-    scores: Mapping[str, Mapping[str, NDArray[np.float64]]] | None = None
+    scores: Sequence[Scores] | None = None
     trust: float | None = None
     steps: StepRanges | None = None
     share: str = "weights"

@@ -162,7 +162,7 @@ def test_scores_go_by_name_and_tied_layers_add_theirs(graph: OpGraph) -> None:
         graph,
         {n: {**row, "keep": 0.0} for n, row in noise.items()},
         Budget(average_bits=9.0),
-        scores=scores,
+        scores=(scores,),
         trust=1.0,
     )
 
@@ -176,7 +176,7 @@ def test_scores_go_by_name_and_tied_layers_add_theirs(graph: OpGraph) -> None:
             graph,
             noise,
             Budget(average_bits=9.0),
-            scores={**scores, "out": {"uint2-c": np.zeros(3), "uint4-c": np.zeros(3)}},
+            scores=({**scores, "out": {"uint2-c": np.zeros(3), "uint4-c": np.zeros(3)}},),
         )
 
 

@@ -23,6 +23,8 @@ from qsearch.core.scheme import KEEP, Scheme
 from qsearch.core.steps import StepRanges, clock_of
 from qsearch.core.table import SensitivityTable
 from qsearch.decide.allocation import allocate
+from qsearch.decide.objectives import Objective
+from qsearch.decide.ranges import ranges_of
 from qsearch.execute.packed_file import load, save
 from qsearch.execute.runtime import apply
 from qsearch.graphs.extraction import extract
@@ -331,3 +333,25 @@ def test_attentions_that_carry_nothing_are_priced_on_recorded_calls(
 
     rows = made.frame[made.frame["site"] == site_of(graph)]
     assert set(rows["scheme"]) == {"window4", "dense+qk8"} and np.all(rows["estimate"] > 0)
+
+
+def test_a_range_loses_what_its_choice_does_there_and_interactions_are_counted_over_ranges(
+    case: tuple[Any, OpGraph, Prompts, Sampling],
+) -> None:
+    _, graph, _, _ = case
+    table, steps = priced(case, 3), StepRanges.equal(3).counted(STEPS)
+    site, kept = site_of(graph), {x.name: KEEP for x in graph}
+    losses = ranges_of(table, Objective({"sqnr": 1.0}), steps).values
+    for text in CHOICES:
+        for place, own in enumerate(losses):
+            choices: list[Any] = [text if i == place else KEEP for i in range(3)]
+            plan = Plan.make(graph, kept | {site: choices}, steps=steps)
+            assert own[site][text] == pytest.approx(table.predict(plan, metric="sqnr")[0], rel=1e-5)
+
+    def predicted(solver: str) -> float:
+        budget = Budget(average_bits=16, attention_share=0.5)
+        plan = allocate(graph, table, budget, metric="sqnr", steps=steps, solver=solver, trust=1.0)
+        assert plan.achieved.attention_share <= 0.5
+        return table.predict(plan, metric="sqnr")[0]
+
+    assert predicted("local") <= predicted("ilp") * (1 + 1e-6)
