@@ -125,10 +125,13 @@ def test_a_lora_of_diffusers_is_loaded_onto_a_packed_model_as_onto_any() -> None
     packed = apply(model("dit"), plan_of(graph, "int8-c"), graph)
     without = run(packed, call)
 
-    packed.load_lora_adapter(state, prefix="transformer")  # type: ignore[operator]
+    plain = model("dit")
 
-    assert far(run(packed, call), without) > 1e-4
-    assert far(run(packed, call), run(trained, call)) < 1e-3
+    for one in (packed, plain):
+        one.load_lora_adapter(state, prefix="transformer")  # type: ignore[operator]
+
+    assert far(run(packed, call), without) > 2e-4
+    assert far(run(packed, call), run(plain, call)) < 5e-5
 
 
 @pytest.mark.parametrize(
