@@ -134,6 +134,20 @@ def test_a_lora_of_diffusers_is_loaded_onto_a_packed_model_as_onto_any() -> None
     assert far(run(packed, call), run(plain, call)) < 5e-5
 
 
+@EACH
+def test_a_lora_of_other_layers_is_one_line_and_changes_nothing(name: str) -> None:
+    call = Call((), MODELS[name][1](), 0)
+    graph = extract(model(name), MODELS[name][1]())
+    packed = apply(model(name), plan_of(graph, "int8-c"), graph)
+    without = run(packed, call)
+    state = {f"transformer.other.to_q.lora_{part}.weight": torch.zeros(4, 4) for part in "AB"}
+
+    with pytest.raises(ValueError, match=r"^Target modules \{'other.to_q'\} not found[^\n]*$"):
+        packed.load_lora_adapter(state, prefix="transformer")  # type: ignore[operator]
+
+    assert run(packed, call).equal(without)
+
+
 @pytest.mark.parametrize(
     "scheme",
     [
