@@ -35,7 +35,7 @@ def options_of(run: Run) -> ProfileOptions:
     """
     c = run.config
     carried = any(Scheme.parse(s).carried for s in c.profile.attentions)
-    ranges = c.profile.attention_ranges or (c.allocate.steps if carried else None)
+    ranges = (c.profile.attention_ranges or c.allocate.steps) if carried else None
     own = {"seed": c.seed + c.profile.seed, "bins": run.bins, "attention_ranges": ranges}
     return c.profile.model_copy(update=own)
 

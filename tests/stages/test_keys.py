@@ -53,6 +53,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "profile.sites": (["*:q"], {"profile"}),
     "profile.attentions": (["window4"], {"profile"}),
     "profile.attention_sites": (["*.attn1:attention"], {"profile"}),
+    "profile.attention_ranges": (2, set()),  # no attention carries anything from step to step
     "profile.score": ({"*": "noise"}, {"profile"}),
     "profile.autocast": ("bfloat16", {"profile"}),
     "profile.checkpointing": (True, set()),
@@ -147,6 +148,14 @@ def test_a_setting_is_in_the_keys_of_the_stages_that_it_changes(model: Path, key
     value, stages = CHANGES[key]
 
     assert changed(keys(model), keys(model, {key: value})) == stages
+
+
+@pytest.mark.parametrize("key", ["profile.attention_ranges", "allocate.steps"])
+def test_ranges_count_where_attentions_begin_anew_in_them(model: Path, key: str) -> None:
+    asked = {"profile.attentions": ["dense~cached"], "profile.mode": "trajectory"}
+    asked |= {"profile.metrics": ["sqnr"], "allocate.metric": "sqnr"}
+
+    assert "profile" in changed(keys(model, asked), keys(model, asked | {key: 4}))
 
 
 def test_no_setting_is_forgotten() -> None:

@@ -136,7 +136,8 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
             f"{folder / 'config.json'} must hold FP8 or NVFP4 with a first_last_n policy of schema "
             f"1; it holds {algorithm!r} with {policy!r}"
         )
-    if listed != _listed(*counts):
+    count = listed.count(",") + 1 if listed else 0
+    if count != sum(counts) or listed != _listed(*counts):
         raise QSearchError(
             f"{folder / PROTECTED} protects the steps {listed or 'none'}, and the policy "
             f"{counts[0]} at the start and {counts[1]} at the end; export again"
