@@ -46,7 +46,6 @@ def process(*arguments: object, cwd: Path, **env: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.slow
 def test_three_commands_bring_a_model_of_one_s_own_to_a_report_and_a_file(
     place: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -245,6 +245,19 @@ def run(folder: Path, count: int, workers: int) -> subprocess.Popen[str]:
     )
 
 
+def begun(
+    pipe: Any, graph: OpGraph, folder: Path, count: int, workers: int
+) -> subprocess.Popen[str]:
+    """`run` of a saved pipeline, once three plans are measured."""
+    pipe.save_pretrained(folder / "pipe")
+    graph.save(folder / "graph.json")
+    process = run(folder, count, workers)
+    assert process.stdout is not None
+    for _ in range(3):
+        process.stdout.readline()
+    return process
+
+
 def children(pid: int) -> list[int]:
     """Worker processes of a pool: children that hold the pipeline, which the resource tracker does
     not.
@@ -259,12 +272,7 @@ def children(pid: int) -> list[int]:
 def test_a_worker_killed_mid_evaluation_loses_its_plan_alone_and_the_next_call_goes_on(
     pipe: Any, graph: OpGraph, tmp_path: Path
 ) -> None:
-    pipe.save_pretrained(tmp_path / "pipe")
-    graph.save(tmp_path / "graph.json")
-    process = run(tmp_path, 200, 2)
-    assert process.stdout is not None
-    for _ in range(3):
-        process.stdout.readline()
+    process = begun(pipe, graph, tmp_path, 200, 2)
     os.kill(children(process.pid)[0], signal.SIGKILL)
 
     said = process.communicate(timeout=300)[0]
@@ -284,12 +292,7 @@ def test_a_worker_killed_mid_evaluation_loses_its_plan_alone_and_the_next_call_g
 def test_a_process_killed_at_any_moment_leaves_whole_trials(
     pipe: Any, graph: OpGraph, tmp_path: Path
 ) -> None:
-    pipe.save_pretrained(tmp_path / "pipe")
-    graph.save(tmp_path / "graph.json")
-    process = run(tmp_path, 300, 1)
-    assert process.stdout is not None
-    for _ in range(3):
-        process.stdout.readline()
+    process = begun(pipe, graph, tmp_path, 300, 1)
     time.sleep(0.02)
     process.kill()
     said = 3 + len(process.communicate()[0].splitlines())
