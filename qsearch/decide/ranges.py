@@ -170,14 +170,13 @@ def _by_range(
             found: list[dict[str, dict[str, float]]] = [{} for _ in range(len(steps))]
             members = steps.members(length)
             for row, (site, scheme) in enumerate(responses.choices):
-                own = responses.step_shares(cell, row)
-                alone = is_site(site) and cut(site)[1] == PART
-                for part, mine in zip(found, members, strict=True):
-                    loss = (
-                        responses.error(cell, [], responses.of(cell, [row])[list(mine)])[0]
-                        if alone
-                        else float(np.sum(own[list(mine)]))
-                    )
+                if is_site(site) and cut(site)[1] == PART:
+                    own = responses.of(cell, [row])
+                    losses = [responses.error(cell, [], own[list(mine)])[0] for mine in members]
+                else:
+                    shares = responses.step_shares(cell, row)
+                    losses = [float(np.sum(shares[list(mine)])) for mine in members]
+                for part, loss in zip(found, losses, strict=True):
                     part.setdefault(site, {})[scheme] = loss
             return found
     bins: list[list[int]] = [[] for _ in range(len(steps))]
