@@ -39,7 +39,7 @@ TOPICS = {
     ),
     "Speed and memory": ("products", "runtime", "denoisers", "compiled"),
     "Attention": ("sparse_attention", "attention_plans"),
-    "Export": ("exports", "tools", "comfyui_formats", "lora"),
+    "Export": ("exports", "tools", "comfyui_formats", "original_names", "lora"),
     "Models": ("census",),
     "Multistage flow": ("ecar", "ecar_plans"),
     "Code": ("rooms",),

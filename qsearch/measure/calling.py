@@ -43,8 +43,8 @@ def arguments(
     of the seed: its noise depends on that alone.
 
     Raises:
-        QSearchError: `sampling.call` names a keyword that the call does not have, or the call wants
-            one that is not given.
+        QSearchError: `sampling.call` names a keyword that the call does not have, the call wants
+            one that is not given, or a size is asked of a pipeline whose call takes none.
     """
     given = prompts if isinstance(prompts, Prompts) else Prompts(tuple(prompts))
     count = len(given)
@@ -64,7 +64,14 @@ def arguments(
         "width": sampling.size[1],
         "num_frames": sampling.frames,
     }
-    wanted |= {name: size for name, size in sizes.items() if size is not None}
+    asked = {name: size for name, size in sizes.items() if size is not None}
+    fixed = [f"{name} {size}" for name, size in asked.items() if name not in known]
+    if fixed:
+        raise QSearchError(
+            f"the call of {type(pipe).__name__} has no such argument: {', '.join(fixed)}; leave it "
+            "out, what it makes has the size of the model or of its input"
+        )
+    wanted |= asked
     longest = getattr(getattr(pipe, "tokenizer", None), "model_max_length", 10**9)
     limit = known.get("max_sequence_length")
     if limit is not None and isinstance(limit.default, int) and longest < limit.default:

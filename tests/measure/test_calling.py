@@ -183,6 +183,23 @@ def test_a_keyword_without_a_default_is_asked_for() -> None:
     assert arguments(Wanting(), PROMPTS, 0, each)["reference"] == [1, 2, 1]
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"height": 72}, "height 72;"),
+        ({"resolution": 64}, "height 64, width 64;"),
+        ({"frames": 5}, "num_frames 5;"),
+    ],
+)
+def test_a_size_that_the_call_does_not_take_is_refused(asked: dict[str, int], said: str) -> None:
+    class OneSize:
+        def __call__(self, prompt: list[str], generator: Any = None) -> Any:
+            return (torch.zeros(len(prompt), 1),)
+
+    with pytest.raises(QSearchError, match=rf"the call of OneSize has no such argument: {said}"):
+        sample(OneSize(), PROMPTS, Sampling(steps=2, **asked))
+
+
 @pytest.mark.parametrize("kind", ["missing", "broken"])
 def test_a_file_that_can_t_be_read_is_named(text: Any, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a.png"
