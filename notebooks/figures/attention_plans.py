@@ -7,12 +7,13 @@ equal FLOPs.
     python notebooks/figures/attention_plans.py --zoo scenes-dit --part equal
 
 `price` profiles once, through the whole sampler, and leaves the table in the folder that `--work`
-names; the others read it. 20 steps with guidance in four ranges; every choice begins each range, or
-the sampling, with a dense step. `sweep`: a choice at one attention in one range, drawn at random,
-its measured error of the final latents against its price. `mixed`: random weights, inputs and
-attentions in each range, predicted error against measured. `equal`: our plans at 1/2, 1/4, 1/8 and
-1/16 of the FLOPs of dense self-attentions against the best of all single settings that take no
-more, on other captions. Each part writes attention_plans-ZOO-PART.json.
+names; the others read it. `--captions`, `--probes`: of each part. 20 steps with guidance in four
+ranges; every choice begins each range, or the sampling, with a dense step. `sweep`: a choice at one
+attention in one range, drawn at random, its measured error of the final latents against its price.
+`mixed`: random weights, inputs and attentions in each range, predicted error against measured.
+`equal`: our plans at 1/2, 1/4, 1/8 and 1/16 of the FLOPs of dense self-attentions against the best
+of all single settings that take no more, on other captions. Each part writes attention_plans-ZOO-
+PART.json.
 """
 
 from __future__ import annotations

@@ -2,14 +2,16 @@
 a denoiser of the zoo, beside the baselines.
 
     python notebooks/figures/probes.py scenes-dit [--bins 5 --samples 8 --probes 24 --plans 200
-    --layers 0]
+        --layers 0 --steps 10 --batch 8 --schemes uint2-c,uint4-c --metrics sqnr,alignment]
+        [--trajectory] [--name activations] [--keep FOLDER]
 
 For each scheme and step bin: Spearman with the sweep over layers, median ratio of magnitudes, and
 how often the sweep's value lies within one and two stated standard errors (of the probes alone:
 both look at the same samples; of logarithms). Then random mixed plans: Spearman and median ratio
 between the measured error and what each table predicts. Then what fewer probes would have given.
 Writes probes-MODEL.json (with --trajectory, probes-MODEL-trajectory.json) beside this file.
-`--layers N` takes every n-th layer so that N are left, for a quick look.
+`--layers N` takes every n-th layer so that N are left, for a quick look. `--name` is added to the
+JSON's name; measurements are kept in the folder of `--keep`.
 """
 
 from __future__ import annotations
