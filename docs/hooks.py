@@ -19,6 +19,7 @@ from mkdocs.structure.files import File, Files
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 from site_pages import (  # they lie beside this file, which is no package
+    claims,
     commands,
     config,
     files,
@@ -43,7 +44,7 @@ SECTIONS = {
     "RESULTS": results,
     "PYTHON": python_api,
 }
-OTHERS = (commands, config, schemes, files, project)
+OTHERS = (claims, commands, config, schemes, files, project)
 _made: dict[str, str | bytes] = {}
 
 
@@ -67,7 +68,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Put in the tables that a page asks for by `<!-- table ... -->`."""
+    """Put in the tables and values that a page asks for in its comments."""
     if page.file.src_path.startswith("project/"):
         return markdown  # they explain these comments
     try:

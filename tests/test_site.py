@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.browser import CHROMIUM, WIDTHS, look_at
 
@@ -22,6 +23,7 @@ pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
 from site_pages import (  # noqa: E402  # beside the pages
+    claims,
     figures,
     markdown,
     maths,
@@ -263,6 +265,62 @@ def test_a_table_has_its_numbers_and_says_where_they_come_from() -> None:
     assert broken == made
     assert "python notebooks/figures/zoo.py" in made
     assert "scenes-dit" in made
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ('<!-- value zoo where="pictures=scenes-dit" -->', "a value has a column"),
+        ('<!-- value zoo column="nonsense" where="pictures=scenes-dit" -->', "nonsense"),
+        ('<!-- value zoo column="alignment" -->', "rows instead of one"),
+        ('<!-- value zoo colum="alignment" -->', "a value has a column"),
+        ('<!-- value nonsense column="alignment" -->', "nonsense"),
+    ],
+)
+def test_a_value_that_is_missing_is_named(asked: str, named: str) -> None:
+    with pytest.raises(MissingError, match=re.escape(named)):
+        tables.filled(asked, ROOT)
+
+
+def test_a_value_is_that_of_its_row_with_its_error() -> None:
+    [row] = tables.rows_of(ROOT, "ecar", {"where": "model=A single stage; steps=6"})
+    asked = (
+        'at <!-- value ecar column="alignment"\n  error="alignment_error" '
+        'where="model=A single stage;\n  steps=6" digits="3" -->.'
+    )
+
+    made = tables.filled(asked, ROOT)
+
+    assert made == f"at {row['alignment']:.3f} ± {row['alignment_error']:.3f}."
+
+
+def test_every_seed_has_its_claims_with_measured_numbers() -> None:
+    held = claims.read(ROOT)
+    made = tables.filled(str(claims.pages(ROOT)[claims.PAGE]), ROOT, claims.PAGE)
+
+    seeds = {"qua2sedimo", "mixdq", "vidit-q", "fp4dit", "taq-dit", "re-ttention", "ecar"}
+    assert seeds <= {claim["card"] for claim in held}
+    assert "<!--" not in made
+    assert made.count("| kept |") == sum(c["verdict"] == "kept" for c in held)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"verdict": "proven"}, "its verdict is one of"),
+        ({"found": "better by far"}, "no measured number"),
+        ({"source": "x"}, "a claim has"),
+    ],
+)
+def test_a_claim_without_verdict_or_number_ends_the_build(
+    tmp_path: Path, change: dict[str, str], named: str
+) -> None:
+    (tmp_path / "docs").mkdir()
+    claim = {**claims.read(ROOT)[0], **change}
+    (tmp_path / "docs" / "claims.yaml").write_text(yaml.safe_dump([claim]))
+
+    with pytest.raises(MissingError, match=named):
+        claims.read(tmp_path)
 
 
 def test_a_number_without_a_script_ends_the_build(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def pages(root: Path) -> dict[str, str | bytes]:
         "does something near it (the *peers*): what the paper or the documentation says, "
         "how to run it here, what was measured here, and what was kept or refuted. Tables on the "
         "cards are made from `notebooks/figures/*.json`; a sentence that says *claimed* repeats "
-        "its authors.\n",
+        "its authors. The [ledger of claims](claims.md) has all verdicts with their numbers.\n",
     ]
     for kind in KINDS:
         rows = [row for row in _rows(root) if row.pop("kind") == kind]
@@ -32,7 +32,15 @@ def pages(root: Path) -> dict[str, str | bytes]:
 def navigation(root: Path) -> list[Any]:
     """The index and the cards, seeds first."""
     cards = sorted(_cards(root), key=lambda p: (KINDS.index(_read(p)["kind"]), p.stem))
-    return ["methods/index.md", *(f"methods/{p.name}" for p in cards)]
+    return ["methods/index.md", "methods/claims.md", *(f"methods/{p.name}" for p in cards)]
+
+
+def title_of(root: Path, name: str) -> str:
+    """The title of a card. Raises `MissingError` where there is no such card."""
+    path = root / "docs" / "methods" / f"{name}.md"
+    if not path.is_file():
+        raise MissingError(f"methods/{name}.md: no such card")
+    return path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
 
 
 def _cards(root: Path) -> list[Path]:

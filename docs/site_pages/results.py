@@ -25,7 +25,16 @@ TOPICS = {
         "interrupts",
     ),
     "Sensitivity": ("probes", "choices", "memory", "sizes", "noise_by_hand", "quick"),
-    "Plans": ("plans", "methods", "ranges", "step_log", "whole_pipeline", "video", "cluster"),
+    "Plans": (
+        "plans",
+        "methods",
+        "ranges",
+        "step_log",
+        "whole_pipeline",
+        "gates",
+        "video",
+        "cluster",
+    ),
     "Surrogates and explanations": ("surrogates", "explanations", "measured_plans"),
     "Formats and codes": (
         "formats",

@@ -6,6 +6,9 @@ chooses and orders columns (`a as b` renames), `where` keeps rows whose column m
 (several, separated by semicolons, must all hold), `part` takes another list of the file than
 `rows`. Below the table stands where it comes from. `<!-- computed NAME -->` is a table of
 `site_pages/costs.py`, computed and not measured.
+
+`<!-- value NAME column="c" where="..." -->` is one number in a sentence: that of the only row that
+is left, with `error="c"` a second column after ±, in `digits="2"` places behind the point.
 """
 
 from __future__ import annotations
@@ -22,9 +25,11 @@ from .markdown import cell, table
 from .missing import MissingError
 
 _ASKED = re.compile(r"<!--\s*table\b(?P<asked>.*?)-->", re.DOTALL)
+_VALUE = re.compile(r"<!--\s*value\b(?P<asked>.*?)-->", re.DOTALL)
 _COMPUTED = re.compile(r"<!--\s*computed\s+(\w+)\s*-->")
 _FORM = re.compile(r"\s+(?P<name>[\w.-]+)(?P<options>(?:\s+\w+=\"[^\"]*\")*)\s*")
 _KNOWN = {"columns", "where", "part"}
+_OF_VALUE = {"column", "error", "digits"}
 
 
 def filled(markdown: str, root: Path, page: str = "index.md") -> str:
@@ -34,6 +39,7 @@ def filled(markdown: str, root: Path, page: str = "index.md") -> str:
     begins with `table` and is none of that form.
     """
     markdown = _COMPUTED.sub(lambda found: _computed(found[1], root), markdown)
+    markdown = _VALUE.sub(lambda found: _value(found, root), markdown)
     return _ASKED.sub(lambda found: _table(found, root, page), markdown)
 
 
@@ -75,13 +81,33 @@ def _known(name: str, column: str, rows: list[dict[str, Any]]) -> None:
         raise MissingError(f"{name}.json has no column {column!r}")
 
 
-def _table(comment: re.Match[str], root: Path, page: str) -> str:
+def _value(comment: re.Match[str], root: Path) -> str:
+    name, options = _read(comment)
+    own = {k: options.pop(k) for k in _OF_VALUE & set(options)}
+    if "column" not in own:
+        raise MissingError(f"a value has a column: {comment[0]}")
+    columns = [own[k] for k in ("column", "error") if k in own]
+    rows = rows_of(root, name, options)
+    if len(rows) != 1:
+        raise MissingError(f"{len(rows)} rows instead of one: {comment[0]}")
+    for column in columns:
+        _known(name, column, rows)
+    digits = own.get("digits")
+    values = [rows[0][column] for column in columns]
+    return " ± ".join(f"{v:.{digits}f}" if digits else cell(v) for v in values)
+
+
+def _read(comment: re.Match[str]) -> tuple[str, dict[str, str]]:
+    """The name of a JSON and the options of a comment."""
     found = _FORM.fullmatch(comment["asked"])
     if found is None:
         raise MissingError(f'not of the form NAME option="...": {comment[0]}')
-    name = found["name"]
     asked = re.findall(r"(\w+)=\"([^\"]*)\"", found["options"])
-    options = {option: " ".join(value.split()) for option, value in asked}
+    return found["name"], {option: " ".join(value.split()) for option, value in asked}
+
+
+def _table(comment: re.Match[str], root: Path, page: str) -> str:
+    name, options = _read(comment)
     rows = rows_of(root, name, options)
     held = figure(root, name)
     link = posixpath.relpath(f"results/{held.script}.md", posixpath.dirname(page) or ".")
