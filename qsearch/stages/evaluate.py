@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from ..core import plugins
-from ..core.artifacts import Header, digest, write_json
+from ..core.artifacts import Header, digest, read_json, write_json
+from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.plan import Plan
 from ..core.scheme import KEEP
@@ -159,6 +160,33 @@ def evaluate(run: Run, graph: OpGraph, plan: Plan) -> list[dict[str, Any]]:
         run.progress.say(f"evaluate: {c.protocol.name}'s table in {', '.join(map(str, files))}")
     say_evaluated(run, plan, rows, OWN)
     return rows
+
+
+def results_of(run: Run, graph: OpGraph, plan: Plan) -> list[dict[str, Any]]:
+    """The rows of results.json, measured of this plan.
+
+    Args:
+        run: the run.
+        graph: the model's graph.
+        plan: the run's plan.
+
+    Returns:
+        A row a plan, as `evaluate` returns them.
+
+    Raises:
+        QSearchError: nothing was measured, or another plan was; with the command that measures it.
+    """
+    path = run.path("results.json")
+    command = f"`qsearch evaluate {run.folder}`"
+    if not path.is_file():
+        raise QSearchError(f"{path} does not exist; measure the plan with {command}")
+    header, content = read_json(path, RESULTS, graph.id)
+    if header.parents.get("plan", plan.id) != plan.id:
+        raise QSearchError(
+            f"{path} is of another plan than {run.path('plan.json')}; measure this one with "
+            f"{command}"
+        )
+    return list(content["rows"])
 
 
 def too_few(metrics: Iterable[str], samples: int) -> list[str]:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from ..core.artifacts import read_json, write_text
+from ..core.artifacts import write_text
 from ..core.errors import QSearchError, first_line
 from ..core.metrics import metric_words
 from ..core.plan import Plan
 from ..core.settings import Settings
-from .evaluate import FULL_PRECISION, OWN, RESULTS
+from .evaluate import FULL_PRECISION, OWN, results_of
 
 if TYPE_CHECKING:
     from .folder import Run
@@ -41,23 +41,24 @@ def check_push(run: Run, settings: PushSettings) -> None:
     """What a push needs, before anything is exported.
 
     Args:
-        run: the run; results.json must be there, and the table that its plan was made from.
+        run: the run; its plan must have been measured, and the table that it was made from be
+            there.
         settings: where to.
 
     Raises:
-        QSearchError: the name is none of a repository, the run was not evaluated, there is no
-            token, or the repository exists.
+        QSearchError: the name is none of a repository, the run's plan was not evaluated, there is
+            no token, or the repository exists.
     """
     if not _NAME.fullmatch(settings.repository):
         raise QSearchError(
             f"a repository is OWNER/NAME, such as someone/sdxl-4bit; given {settings.repository!r}"
         )
-    if not run.path("results.json").is_file():
-        raise QSearchError(
-            f"a model card shows what was measured, and {run.folder} has no results.json: "
-            f"`qsearch evaluate {run.folder}` first"
-        )
-    if not run.config.allocate.layers and not run.tables(run.graph()):
+    graph = run.graph()
+    try:
+        results_of(run, graph, Plan.load(run.path("plan.json"), graph))
+    except QSearchError as error:
+        raise QSearchError(f"a model card shows what was measured: {error}") from None
+    if not run.config.allocate.layers and not run.tables(graph):
         raise QSearchError(
             f"a model card says why each layer got what it got, and {run.folder} has no table of "
             f"sensitivities: `qsearch profile {run.folder}` first"
@@ -136,8 +137,8 @@ def card(run: Run, tool: str, folder: Path, repository: str) -> str:
     """
     graph = run.graph()
     plan = Plan.load(run.path("plan.json"), graph)
-    rows = read_json(run.path("results.json"), RESULTS)[1]["rows"]
-    budget = {} if run.config.allocate.layers else run.config.allocate.budget.limits
+    rows = results_of(run, graph, plan)
+    budget = plan.budget.limits if plan.budget is not None else {}
     base = [f"base_model: {run.config.model}", "base_model_relation: quantized"]
     tags = ["library_name: diffusers", "tags: [quantization, mixed-precision, qsearch]"]
     head = ["---", *(base if _NAME.fullmatch(run.config.model) else []), *tags, "---"]
@@ -221,7 +222,8 @@ def _layers(run: Run, plan: Plan) -> str:
         "|" + " --- |" * (4 + len(schemes)),
     ]
     for reason in found:
-        cells = " | ".join(f"{reason.decibels.get(s, math.nan):.1f}" for s in schemes)
+        values = [reason.decibels.get(s, math.nan) for s in schemes]
+        cells = " | ".join("–" if math.isnan(x) else f"{x:.1f}" for x in values)
         lines.append(
             f"| `{reason.layer}` | {reason.role} | {reason.share:.1%} | {cells} | "
             f"`{reason.scheme}` |"

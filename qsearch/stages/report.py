@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.artifacts import read_json, write_text
+from ..core.artifacts import write_text
 from ..core.errors import QSearchError
 from ..core.graph import OpGraph
 from ..core.plan import Plan
 from ..core.table import SensitivityTable
-from .evaluate import RESULTS
+from .evaluate import results_of
 from .keys import file_digest, table_key
 
 #: how the page's line about its age begins, while it is new and when it is old
@@ -105,19 +105,7 @@ def report_run(run: Run) -> Path:
     """
     graph = run.graph()
     plan = Plan.load(run.path("plan.json"), graph)
-    path = run.path("results.json")
-    if not path.is_file():
-        raise QSearchError(
-            f"a page shows what was measured, and {path} does not exist; measure the plan with "
-            f"`qsearch evaluate {run.folder}`"
-        )
-    header, content = read_json(path, RESULTS, graph.id)
-    if header.parents.get("plan", plan.id) != plan.id:
-        raise QSearchError(
-            f"{path} is of another plan than {run.path('plan.json')}; measure this one with "
-            f"`qsearch evaluate {run.folder}`"
-        )
-    return report(run, graph, run.table(graph), plan, content["rows"])
+    return report(run, graph, run.table(graph), plan, results_of(run, graph, plan))
 
 
 def measured_report(

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from qsearch.core.errors import QSearchError
+from qsearch.core.plan import Plan
 from qsearch.core.progress import Silent
 from qsearch.stages import config
 from qsearch.stages.export import ExportSettings, export
@@ -78,10 +79,35 @@ def test_without_results_there_is_no_card(ran: Run) -> None:
     held = place.read_bytes()
     place.unlink()
     try:
-        with pytest.raises(QSearchError, match=r"has no results\.json: `qsearch evaluate"):
+        with pytest.raises(
+            QSearchError, match=r"results\.json does not exist; measure .*qsearch evaluate"
+        ):
             check_push(ran, PushSettings(repository="a/b", dry_run=True))
     finally:
         place.write_bytes(held)
+
+
+def test_a_plan_that_was_not_measured_has_no_card(ran: Run) -> None:
+    graph, place = ran.graph(), ran.path("plan.json")
+    held = place.read_bytes()
+    Plan.uniform(graph, "int8-c").save(place)
+    try:
+        with pytest.raises(
+            QSearchError, match=r"a model card .*is of another plan than .*plan\.json"
+        ):
+            check_push(ran, PushSettings(repository="a/b", dry_run=True))
+    finally:
+        place.write_bytes(held)
+    check_push(ran, PushSettings(repository="a/b", dry_run=True))
+
+
+def test_what_was_asked_is_what_the_plan_was_made_for(ran: Run, folder: Path) -> None:
+    settings = ran.config.allocate.model_copy(update={"average_bits": 4.0})
+    other = Run(ran.config.model_copy(update={"allocate": settings}), Silent())
+
+    made = push(other, "sdnq", folder, PushSettings(repository="someone/ring", dry_run=True))
+
+    assert "average bits at most 6.5" in Path(made).read_text(encoding="utf-8")
 
 
 def test_without_the_table_of_the_plan_there_is_no_card(ran: Run) -> None:
