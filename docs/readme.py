@@ -1,5 +1,5 @@
-"""`python docs/readme.py`: puts the tables of the README in again, from measured numbers and
-shapes; a test holds it to that.
+"""`python docs/readme.py`: puts the tables of the README and the numbers in the sentences of
+`docs/` in again, from measured numbers and shapes; tests hold them to that.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
 from site_pages.costs import costs  # beside this file
 from site_pages.markdown import table
-from site_pages.tables import rows_of
+from site_pages.tables import rows_of, with_values
 
 _COLUMNS = (
     "model; plan; stored bits; output_sqnr as output SQNR, dB; sqnr as final latent SQNR, dB; ssim "
@@ -38,3 +38,7 @@ def page(text: str) -> str:
 if __name__ == "__main__":
     path = ROOT / "README.md"
     path.write_text(page(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in sorted((ROOT / "docs").rglob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        if (made := with_values(text, ROOT)) != text:
+            path.write_text(made, encoding="utf-8")

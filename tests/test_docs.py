@@ -197,5 +197,15 @@ def test_the_tables_of_the_readme_are_what_their_script_makes() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda p: p.relative_to(ROOT).as_posix()
+)
+def test_the_numbers_in_a_page_s_sentences_are_those_of_its_json(page: Path) -> None:
+    values = runpy.run_path(str(ROOT / "docs" / "readme.py"))["with_values"]
+    text = page.read_text(encoding="utf-8")
+
+    assert values(text, ROOT) == text, "run `python docs/readme.py`"
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_bytes()) <= 8192

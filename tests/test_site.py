@@ -291,7 +291,12 @@ def test_a_value_is_that_of_its_row_with_its_error() -> None:
 
     made = tables.filled(asked, ROOT)
 
-    assert made == f"at {row['alignment']:.3f} ± {row['alignment_error']:.3f}."
+    value = f"{row['alignment']:.3f} ± {row['alignment_error']:.3f}"
+    assert made == f"at {value}."
+    written = tables.with_values(asked, ROOT)
+    assert written == asked.replace("-->", f"-->{value}<!-- end -->")
+    assert tables.filled(written.replace(value, "old"), ROOT) == made
+    assert tables.with_values(written.replace(value, "old"), ROOT) == written
 
 
 def test_every_seed_has_its_claims_with_measured_numbers() -> None:

@@ -7,8 +7,9 @@ chooses and orders columns (`a as b` renames), `where` keeps rows whose column m
 `rows`. Below the table stands where it comes from. `<!-- computed NAME -->` is a table of
 `site_pages/costs.py`, computed and not measured.
 
-`<!-- value NAME column="c" where="..." -->` is one number in a sentence: that of the only row that
-is left, with `error="c"` a second column after ±, in `digits="2"` places behind the point.
+`<!-- value NAME column="c" where="..." -->0.93<!-- end -->` is one number in a sentence: that of
+the only row that is left, with `error="c"` a second column after ±, in `digits="2"` places behind
+the point. `python docs/readme.py` writes it between the comments, for who reads the file itself.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from .markdown import cell, table
 from .missing import MissingError
 
 _ASKED = re.compile(r"<!--\s*table\b(?P<asked>.*?)-->", re.DOTALL)
-_VALUE = re.compile(r"<!--\s*value\b(?P<asked>.*?)-->", re.DOTALL)
+_VALUE = re.compile(
+    r"(?P<before><!--\s*value\b(?P<asked>.*?)-->)(?:[^<]*(?P<after><!-- end -->))?", re.DOTALL
+)
 _COMPUTED = re.compile(r"<!--\s*computed\s+(\w+)\s*-->")
 _FORM = re.compile(r"\s+(?P<name>[\w.-]+)(?P<options>(?:\s+\w+=\"[^\"]*\")*)\s*")
 _KNOWN = {"columns", "where", "part"}
@@ -41,6 +44,14 @@ def filled(markdown: str, root: Path, page: str = "index.md") -> str:
     markdown = _COMPUTED.sub(lambda found: _computed(found[1], root), markdown)
     markdown = _VALUE.sub(lambda found: _value(found, root), markdown)
     return _ASKED.sub(lambda found: _table(found, root, page), markdown)
+
+
+def with_values(markdown: str, root: Path) -> str:
+    """A page's source with its values written between their comments.
+
+    Raises `MissingError` as `filled` does.
+    """
+    return _VALUE.sub(lambda found: f"{found['before']}{_value(found, root)}<!-- end -->", markdown)
 
 
 def rows_of(root: Path, name: str, options: dict[str, str]) -> list[dict[str, Any]]:
