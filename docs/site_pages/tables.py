@@ -27,7 +27,7 @@ from .missing import MissingError
 
 _ASKED = re.compile(r"<!--\s*table\b(?P<asked>.*?)-->", re.DOTALL)
 _VALUE = re.compile(
-    r"(?P<before><!--\s*value\b(?P<asked>.*?)-->)(?:[^<]*(?P<after><!-- end -->))?", re.DOTALL
+    r"(?P<before><!--\s*value\b(?P<asked>.*?)-->)(?:[^<]*<!--\s*end\s*-->)?", re.DOTALL
 )
 _COMPUTED = re.compile(r"<!--\s*computed\s+(\w+)\s*-->")
 _FORM = re.compile(r"\s+(?P<name>[\w.-]+)(?P<options>(?:\s+\w+=\"[^\"]*\")*)\s*")
