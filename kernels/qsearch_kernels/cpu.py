@@ -39,7 +39,7 @@ from .weight import Weight
 
 FEW = small_m.MOST  # so that fp32 activations too are worth their digits
 _BYTES = 2**20  # of weights, widened at a time
-#: what torch 2.13's `_weight_int8pack_mm` wants inputs and outputs to be multiples of
+#: inputs and outputs of torch 2.13's `_weight_int8pack_mm` are multiples of this
 _WHOLE = 32
 
 

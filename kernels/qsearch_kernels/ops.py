@@ -291,7 +291,7 @@ def _prepared(weight: list[Any]) -> Any:
     Places and not objects, since a view (of bytes as exponents) is a new object each time; the
     tensors are kept beside, so that no other comes to lie there. Working it out reads numbers back
     from the GPU, which a graph that is being captured can't: the call before, which every capture
-    wants anyway, has done so.
+    needs anyway, has done so.
     """
     codes = weight[0]
     state = [_state(value) if isinstance(value, Tensor) else value for value in weight]

@@ -1,7 +1,7 @@
 """Prepared: what an int8 product must know of a weight besides its codes, worked out once when a
 model is loaded.
 
-A stored weight is `scale * (level - zero)` (see `reference.py`). The product wants signed codes,
+A stored weight is `scale * (level - zero)` (see `reference.py`). The product takes signed codes,
 scales and zeros in fp32, the sum of each row (which undoes the zero of the activations), and levels
 that are no codes as whole numbers of 8 bits. Small float formats are whole numbers times a power of
 two, so that nothing is

@@ -1,6 +1,6 @@
 """Sparse attention with row statistics: banded and block-sparse softmax(QK')V and its log-sum-exp.
 
-On a CPU blocks of keys that no query wants are never multiplied. Queries are cut into tiles, each
+On a CPU blocks of keys without a query are never multiplied. Queries are cut into tiles, each
 with the span of keys that it needs: a band's tiles are overlapping views of the same memory, blocks
 of keys are gathered. All tiles are one call of torch's flash attention, which returns the
 log-sum-exp of each row besides; a tile of 32 queries and a span of 160 keys does 1.24 times the
@@ -48,7 +48,7 @@ def attention(
     """softmax(scale * QK') V over the pairs that `layout` keeps, and the log-sum-exp of each row.
 
     Args:
-        q, k, v: [batch, heads, T, head size]; where none wants a gradient, and on a CPU, nothing
+        q, k, v: [batch, heads, T, head size]; where none requires a gradient, and on a CPU, nothing
             else is copied than what a layout gathers or reorders.
         layout: which pairs are kept; of T tokens.
         scale: 1 / sqrt(head size) where none is given.

@@ -61,7 +61,7 @@ class InputQuantizer:
 
     @property
     def reads_input(self) -> bool:
-        """Whether `output` wants the input."""
+        """Whether `output` needs the input."""
         return any(step.reads_input for step in self.steps)
 
     def fake_quantize(self, x: Tensor, rounding: Rounding | None = None) -> Tensor:

@@ -85,7 +85,7 @@ class Factored:
         up, down = left[:, :rank] * size[:rank].sqrt(), size[:rank, None].sqrt() * right[:rank]
         if self.root is not None:
             down = torch.linalg.solve_triangular(self.root, down, upper=False, left=False)
-            length = down.norm(dim=1).clamp(min=1e-30)  # both factors of one size, as fp16 wants
+            length = down.norm(dim=1).clamp(min=1e-30)  # both factors of one size, for fp16
             other = up.norm(dim=0).clamp(min=1e-30)
             even = (other / length).sqrt()
             up, down = up / even, down * even[:, None]

@@ -54,7 +54,7 @@ class AttentionWord(Protocol):
             text: a choice in its one spelling.
 
         Returns:
-            Whether it wants calibration.
+            Whether it needs calibration.
         """
         ...
 

@@ -43,7 +43,7 @@ def state(
         table: a table, or losses that a surrogate predicts (layer -> scheme -> loss).
         budget: what a plan must keep.
         request: objective, constraints, choices; interactions (`scores`, `trust`) as in
-            `make_problem` need a solver that knows them, `local`.
+            `make_problem` need a solver that takes them, `local`.
         named: fields of the request by their names.
 
     Returns:

@@ -1,7 +1,7 @@
 """Draws: plans to measure and to learn from: at random, in a Latin hypercube over roles, or around
 the size-error frontier.
 
-Learning wants plans that differ in everything that may matter, from hardly hurt to badly broken.
+Learning needs plans that differ in everything that may matter, from hardly hurt to badly broken.
 Layers drawn independently of each other would all have nearly the same size and the same error (the
 law of large numbers), so each random plan first draws how coarse it is going to be: that is
 Qua2SeDiMo's sampler (its `set_random_config`: p uniform in [0, 1], each layer takes the fewer bits
@@ -41,7 +41,7 @@ def draw(
     """`count` different plans by name, e.g. `random-0-007`: the same for the same seed, and of
     `random` and `frontier` also the first of a longer draw.
 
-    `how`: one of `random`, `latin`, `frontier`; the last wants a `table` that has the schemes.
+    `how`: one of `random`, `latin`, `frontier`; the last needs a `table` that has the schemes.
     """
     if how not in DRAWS:
         raise QSearchError(

@@ -63,7 +63,7 @@ def repair_to_feasible(problem: Problem, picks: Picks, seconds: float) -> Picks 
 
 
 def with_format_limit(problem: Problem, solve: Callable[[Problem], Picks | None]) -> Picks | None:
-    """`solve`, which knows nothing of formats, made to use few enough: the format that can best be
+    """`solve`, which does not limit formats, made to use few enough: the format that can best be
     spared goes first.
 
     Each candidate is a problem with some formats left out; of them the one with the least total

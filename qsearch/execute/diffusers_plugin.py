@@ -294,7 +294,7 @@ class QSearchQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # as above
 
 
 def _refuse_data(name: str, scheme: Scheme) -> None:
-    """Refuse a scheme that wants to see inputs: there are none while a model is loaded."""
+    """Refuse a scheme that needs inputs: there are none while a model is loaded."""
     from ..choices.input_quantizer import needs_inputs
 
     if needs_inputs(scheme):

@@ -334,7 +334,7 @@ def _share(model: nn.Module, alias: str, layer: QuantLayer | RangedLayer, graph:
     if layer.scheme.scales_weight:
         raise QSearchError(
             f"{spec.name} and {alias} share one weight, and {layer.scheme} moves a scale "
-            f"into it that {alias} knows nothing of; use no transform"
+            f"into it that {alias} does not take into account; use no transform"
         )
     other.parts = layer.parts
     replace_layer(model, source, other)

@@ -163,7 +163,7 @@ def write_shards(
     `limit` bytes would be passed; an index for several.
 
     `metadata`: what a shard's header says beside its format, from the names in it. Only one shard
-    is ever in memory. `stem`: how the files' names begin, as the library that loads them wants it
+    is ever in memory. `stem`: how the files' names begin, as the library that loads them expects
     (`Weights.stem`).
     """
     from safetensors.torch import save_file

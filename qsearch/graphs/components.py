@@ -79,7 +79,7 @@ class Components(nn.Module):
         """
         raise QSearchError(
             f"a call goes to one of the components {', '.join(self.parts)}; call that one, or "
-            "`run(model, call)` with a recorded call, which knows its own"
+            "`run(model, call)` with a recorded call, which holds its own"
         )
 
 

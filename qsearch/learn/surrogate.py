@@ -94,7 +94,7 @@ class Surrogate:
             unseen = {str(s) for s in plan.schemes} - {*self.schemes, "keep"}
             if unseen:
                 raise QSearchError(
-                    f"the surrogate knows the schemes {', '.join(self.schemes)}; plan "
+                    f"the surrogate was fitted on the schemes {', '.join(self.schemes)}; plan "
                     f"{name} has {min(unseen)}: measure plans with it first"
                 )
         return assemble(self.kind, graph, plans, tables, self.columns)

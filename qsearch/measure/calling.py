@@ -1,7 +1,7 @@
 """Calling a pipeline: the arguments of its call for a batch of prompts, and the latents that come
 out.
 
-Which arguments exist is asked of the signature of its `__call__`; what it wants besides a prompt
+Which arguments exist is asked of the signature of its `__call__`; what it requires besides a prompt
 comes from `Sampling.call` and the prompts' own values. Every sample has a generator of its own, so
 its noise does not depend on the batch it is in.
 """
@@ -43,7 +43,7 @@ def arguments(
     of the seed: its noise depends on that alone.
 
     Raises:
-        QSearchError: `sampling.call` names a keyword that the call does not have, the call wants
+        QSearchError: `sampling.call` names a keyword that the call does not have, the call requires
             one that is not given, or a size is asked of a pipeline whose call takes none.
     """
     given = prompts if isinstance(prompts, Prompts) else Prompts(tuple(prompts))
@@ -91,8 +91,8 @@ def arguments(
     missing = [name for name in known if _required(known, name) and name not in made]
     if missing:
         raise QSearchError(
-            f"the call of {type(pipe).__name__} wants {', '.join(missing)} besides what is given "
-            f"({', '.join(made)}); say it in `call`, such as call: {{{missing[0]}: FILE or value}}"
+            f"the call of {type(pipe).__name__} requires {', '.join(missing)} besides what is "
+            f"given ({', '.join(made)}); say it in `call`, such as call: {{{missing[0]}: FILE or value}}"
         )
     return made
 

@@ -26,7 +26,7 @@ VARIABLE = "QSEARCH_CLIP"
 
 @dataclass(frozen=True)
 class Clip:
-    """The model, its tokenizer, and how it wants its pictures: side in pixels, mean and deviation
+    """The model, its tokenizer, and how it takes its pictures: side in pixels, mean and deviation
     of the channels [3, 1, 1].
     """
 

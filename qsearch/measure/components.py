@@ -161,8 +161,8 @@ def counted(pipe: Any, advance: Callable[[int], None]) -> Iterator[None]:
 
 @contextmanager
 def frozen(pipe: Any, model: nn.Module | None = None) -> Iterator[None]:
-    """Inside, no weight of the pipeline but those of `model`, or the denoisers', wants a gradient;
-    nothing without a pipeline.
+    """Inside, of the pipeline only weights of `model`, or the denoisers', require gradients; nothing
+    without a pipeline.
     """
     own: set[int] = set()
     parts = []

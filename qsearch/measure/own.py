@@ -49,7 +49,7 @@ class Own:
             diffusers'.
         zoo: whether it is a model of the zoo, with the zoo's captions and judge.
         why: where steps and guidance come from, in words.
-        wants: keywords of the call besides the prompt that it can't be without.
+        required: keywords of the call besides the prompt that it can't be without.
     """
 
     kind: str
@@ -60,7 +60,7 @@ class Own:
     makes: str = "pictures"
     zoo: bool = False
     why: str = "the pipeline's own"
-    wants: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
 
     def sampler(self, asked: SamplingSettings) -> Sampling:
         """The settings of a run's sampler, completed."""
@@ -132,11 +132,11 @@ def own_of(folder: Path) -> Own:
         _frames(folder, call),
         _makes(folder, call),
         why="the pipeline's own" if few is None else f"{few[2]}'s own",
-        wants=_wants(call),
+        required=_required(call),
     )
 
 
-def _wants(call: Mapping[str, inspect.Parameter]) -> tuple[str, ...]:
+def _required(call: Mapping[str, inspect.Parameter]) -> tuple[str, ...]:
     kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     return tuple(
         name

@@ -1,4 +1,4 @@
-"""Prompts: what is sampled, one text a sample, and what a pipeline wants besides (a picture, a
+"""Prompts: what is sampled, one text a sample, and what a pipeline requires besides (a picture, a
 mask, a class), from files.
 
 A file of prompts holds one a line, or one JSON object a line with more keywords of the pipeline's

@@ -93,7 +93,7 @@ def _empty(folder: Path, kind: tuple[str, str] | None = None) -> nn.Module:
     except (OSError, ValueError, KeyError, AttributeError, TypeError, ImportError) as error:
         version = getattr(importlib.import_module("diffusers"), "__version__", "")
         raise QSearchError(
-            f"{path} is not a configuration that diffusers {version} knows "
+            f"{path} is not a configuration that diffusers {version} has "
             f"({type(error).__name__}: {error})"
         ) from error
     return model.eval()

@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..core.errors import QSearchError
 from ..graphs.components import parts_of, plain_class
-from .tape import Tape, Walk, wants
+from .tape import Tape, Walk, needs_gradient
 from .units import SHARE, AbstractSource, Files, Held, Place, Unit, cut, nothing, placed
 
 _METHODS = ("forward", "encode", "decode")
@@ -193,7 +193,7 @@ class Stream:
         tape = self.tape
         if torch.is_grad_enabled() and tape is not None:
             return tape.run(unit, own, args, kwargs)
-        if torch.is_grad_enabled() and wants(unit.module, (args, kwargs)):
+        if torch.is_grad_enabled() and needs_gradient(unit.module, (args, kwargs)):
             raise QSearchError(
                 "gradients of a streamed model go through calls of "
                 f"{' and '.join(_METHODS)}; {unit.name} of "
@@ -209,7 +209,7 @@ class Stream:
         """A call of the whole model."""
         if self.tape is not None:  # one method of the model called another
             return own(*args, **kwargs)
-        if not (torch.is_grad_enabled() and wants(self.model, (args, kwargs))):
+        if not (torch.is_grad_enabled() and needs_gradient(self.model, (args, kwargs))):
             return self._remembered(own, args, kwargs)
         tape = Tape(self)
         made, spec = tape.record(own, args, kwargs)
@@ -228,7 +228,7 @@ class Stream:
         return _pytree.tree_map_only(Tensor, torch.clone, self._known[key])
 
     def gather(self, tape: Tape, gradients: tuple[Tensor | None, ...]) -> bool:
-        """Let gradients wait, where they are gathered and nothing before the call wants them."""
+        """Let gradients wait, where they are gathered and nothing before the call needs them."""
         if self._gathered is None or any(t.requires_grad for t in tape.inputs):
             return False
         self._gathered.append((tape, gradients))

@@ -72,7 +72,7 @@ class Tape:
             stream._after[self._entries[-1].unit] = unit
         with torch.no_grad(), stream.loaded(unit, stream._after.get(unit)):
             made, form = _pytree.tree_flatten(own(*again, **keywords))
-        wanted = wants(unit.module, tensors)
+        wanted = needs_gradient(unit.module, tensors)
         made = [
             leaf(x, wanted and x.is_floating_point()) if isinstance(x, Tensor) else x for x in made
         ]
@@ -200,7 +200,7 @@ def refilled(leaves: Sequence[Any], tensors: Sequence[Tensor], spec: Any) -> Any
     )
 
 
-def wants(module: nn.Module, given: Any) -> bool:
+def needs_gradient(module: nn.Module, given: Any) -> bool:
     """Whether a call gives gradients: to what goes in, or to weights."""
     tensors = (x for x in _pytree.tree_leaves(given) if isinstance(x, Tensor))
     return any(x.requires_grad for x in tensors) or any(

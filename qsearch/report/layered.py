@@ -4,7 +4,7 @@ the lines between them.
 The usual recipe (Sugiyama's): a node stands below all it reads; a line that passes ranks gets a
 bend on each; sweeps down and up put every node near the mean of its neighbours, which undoes
 crossings; the last sweeps move nodes apart as little as their widths ask. Graphviz does this
-better, but is no Python package: whoever wants it takes `--format dot`.
+better, but is no Python package: `--format dot` writes its input.
 """
 
 from __future__ import annotations

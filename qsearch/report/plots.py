@@ -1,6 +1,6 @@
 """What plots show: bits and noise layer by layer, size against quality, as plain data.
 
-What computes stands here and knows no matplotlib; `drawing.py` draws it and computes nothing. So a
+What computes stands here, without matplotlib; `drawing.py` draws it and computes nothing. So a
 number in a plot can be tested, and the page can say it in words as well.
 """
 

@@ -169,7 +169,7 @@ def show(path: Path, device: str | None = None) -> list[Group | Table | str]:
         "qsearch.results": _results,
     }
     if kind not in shown:
-        raise QSearchError(f"{path} is a {kind}; show knows qsearch.graph, {', '.join(shown)}")
+        raise QSearchError(f"{path} is a {kind}; show reads qsearch.graph, {', '.join(shown)}")
     try:
         return shown[kind](path)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

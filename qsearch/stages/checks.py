@@ -61,7 +61,7 @@ def _whole(folder: Path) -> None:
     """Refuse a pipeline that lacks a component's folder or weights.
 
     The pipeline's class, whose import takes seconds, is asked where a folder is missing alone: it
-    knows which names are settings, or parts that it makes itself.
+    declares which names are settings, or parts that it makes itself.
     """
     from ..measure.own import named_parts, read_config
     from ..measure.sizes import weight_files

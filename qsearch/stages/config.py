@@ -146,7 +146,7 @@ def _is_here(model: Path) -> bool:
 
 
 def _check(config: Config, source: str) -> None:
-    """What types can't say and nobody wants to hear after minutes of work: names, schemes,
+    """What types can't express and must not come up after minutes of work: names, schemes,
     budgets.
     """
     profile, allocate, evaluate = config.profile, config.allocate, config.evaluate

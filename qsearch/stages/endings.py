@@ -1,4 +1,4 @@
-"""Endings: what a person wants to know when a stage has finished: sizes, decibels, the layers that
+"""Endings: what is printed when a stage has finished: sizes, decibels, the layers that
 matter, and the next command.
 """
 

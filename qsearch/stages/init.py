@@ -192,8 +192,10 @@ def _text(
     if own.frames and own.makes == "videos":
         lines.append(f"  frames: {own.frames}")
     lines.append(f"  batch: {s.batch}  # pictures at once")
-    if missing := own.wants:
-        lines.append(f"  call: {{{missing[0]}: FILE}}  # the pipeline wants {', '.join(missing)}")
+    if missing := own.required:
+        lines.append(
+            f"  call: {{{missing[0]}: FILE}}  # the pipeline requires {', '.join(missing)}"
+        )
     lines += [
         "profile:",
         f"  schemes: [{', '.join(schemes)}]"

@@ -44,7 +44,7 @@ def refined(run: Run, graph: OpGraph, table: SensitivityTable, plan: Plan) -> Pl
     c = run.config
     if others := [n for n in graph.components if n not in denoisers_of(run.pipe)]:
         raise QSearchError(
-            f"refinement measures the noise of the denoiser's output, which knows nothing of "
+            f"refinement measures the noise of the denoiser's output, which does not contain "
             f"{', '.join(others)}; leave refine out, or these out of components"
         )
     model = model_of(run.pipe, graph.components)

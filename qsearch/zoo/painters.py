@@ -64,7 +64,7 @@ class Painter(nn.Module):
         self, text_encoder: nn.Module, denoiser: nn.Module, middle: str, width: int
     ) -> None:
         super().__init__()
-        # Trained on, at a denoiser's learning rate, it forgets how to read: left of and right of
+        # Trained on, at a denoiser's learning rate, it loses what it learnt: left of and right of
         # were the first to go.
         self.text_encoder = text_encoder.requires_grad_(False)
         self.denoiser, self.middle = denoiser, middle

@@ -175,7 +175,7 @@ def test_a_keyword_without_a_default_is_asked_for() -> None:
             return (torch.zeros(len(prompt), 1) + reference,)
 
     with pytest.raises(
-        QSearchError, match=r"wants reference besides .*call: \{reference: FILE or value\}"
+        QSearchError, match=r"requires reference besides .*call: \{reference: FILE or value\}"
     ):
         sample(Wanting(), PROMPTS, STEPS)
     assert sample(Wanting(), PROMPTS, Sampling(call={"reference": 2.0})).tolist() == [[2.0]] * 3

@@ -142,7 +142,7 @@ def test_a_surrogate_that_never_saw_a_scheme_of_the_plan_is_left_out_with_a_word
     content["schemes"].remove("uint3-c")
     path.write_text(json.dumps(content))
 
-    with pytest.raises(QSearchError, match="the surrogate knows the schemes"):
+    with pytest.raises(QSearchError, match="the surrogate was fitted on the schemes"):
         Surrogate.load(path.parent).predict(
             small_graph(), {"p": Plan.uniform(small_graph(), "uint3-c")}, small_study(1).tables
         )

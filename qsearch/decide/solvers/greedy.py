@@ -21,7 +21,7 @@ def solve(problem: Problem, *, seconds: float = 60.0) -> tuple[dict[str, Choice]
     """
     if problem.scores is not None:
         raise QSearchError(
-            "greedy adds up single values and knows no interactions; take the solver "
+            "greedy adds up single values and ignores interactions; take the solver "
             "local, or leave the interactions out"
         )
     picks = with_format_limit(

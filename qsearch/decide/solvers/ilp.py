@@ -28,7 +28,7 @@ def solve(problem: Problem, *, seconds: float = 60.0) -> tuple[dict[str, Choice]
     """
     if problem.scores is not None:
         raise QSearchError(
-            "ilp is linear and knows no interactions; take the solver local, or leave "
+            "ilp is linear and has no interactions; take the solver local, or leave "
             "the interactions out"
         )
     began = time.monotonic()

@@ -23,7 +23,7 @@ def solve(problem: Problem, *, seconds: float = 60.0) -> tuple[dict[str, Choice]
     """
     if problem.scores is not None:
         raise QSearchError(
-            "lagrangian prices each site alone and knows no interactions; take the "
+            "lagrangian prices each site alone and ignores interactions; take the "
             "solver local, or leave the interactions out"
         )
     start = round_lp(problem, seconds=seconds)

@@ -1,7 +1,7 @@
 """bitsandbytes' configuration for diffusers: one format, and the list of the layers that don't get
 it.
 
-It knows two levels, so a plan has one format beside `keep`: int8 with 8-bit tokens (LLM.int8, whose
+It has two formats, so a plan has one format beside `keep`: int8 with 8-bit tokens (LLM.int8, whose
 outlying channels stay in 16 bits) or 4-bit floats in blocks of 64 (`fp4`; its second-smallest level
 is 1/192 of the largest where e2m1 has 1/12). The skip list is matched loosely: the last part of a
 layer's name alone matches an entry too. A plan that such a match would change is refused.
@@ -97,7 +97,7 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
     if not known:
         raise QSearchError(
             f"{folder / FILE} asks for neither 8 bits nor fp4, which are what qsearch "
-            "knows of bitsandbytes"
+            "reads of bitsandbytes"
         )
     for name in skipped:
         graph.layer(name)

@@ -6,7 +6,7 @@ What ComfyUI does to the inputs of a layer is part of the scheme. `int8_tensorwi
 but for the zero point; `full_precision_matrix_mult` in a marker asks for inputs as they are, and is
 written where the plan leaves inputs alone. fp8, mxfp8 and nvfp4 have no calibrated input scale here
 and always ask for it; `awq_w4a16` never rounds inputs. `~rotate` is ConvRot: the same regular
-Hadamard matrices; `asym_w4a8_int8` wants them over 256 channels, where its fused kernels are.
+Hadamard matrices; `asym_w4a8_int8` requires them over 256 channels, where its fused kernels are.
 
 Tensors have the names of the models' original checkpoints, which are ComfyUI's own
 (`original_names`): layers that are one there share a scheme. A format with one scale a tensor has
@@ -66,14 +66,14 @@ ROTATED: dict[str, tuple[str, dict[str, Any]]] = {
     "int8-c": ("int8_tensorwise", {"convrot": True, **_FULL}),
     "int8-c+a8": ("int8_tensorwise", {"convrot": True}),
     "int4-c+a4": ("convrot_w4a4", {"linear_dtype": "int4"}),
-    # rotated whatever its marker says; SGLang wants it said
+    # rotated whatever its marker says; SGLang requires the marker
     "cb4": ("asym_w4a8_int8", {"group_size": 16, "convrot": True, **_FULL}),
     "cb4+a8": ("asym_w4a8_int8", {"group_size": 16, "convrot": True}),
 }
 _ALWAYS_ROTATED = ("convrot_w4a4", "asym_w4a8_int8")
 #: channels of the one rotation that the kernels of 4-bit levels on int8 take
 _LEVELS_TURN = 256
-_FOUR_BIT_ROW = 64  # what its kernel of 4-bit inputs wants the channels to be a multiple of
+_FOUR_BIT_ROW = 64  # the channels of its kernel of 4-bit inputs are a multiple of this
 _BLOCK = {"nvfp4": 16, "mxfp8": 32}
 #: layers by whose columns ComfyUI tells one model from another: two codes a byte would halve them
 _TOLD_BY = re.compile(

@@ -4,7 +4,7 @@ llm-compressor read them.
 A group of `quantization_config` is a scheme, its targets are the full names of its layers: names go
 before patterns there, so that none can be caught by another's. Values are stored as the tool's own
 compressors do (`pack-quantized`, `int-quantized`, `float-quantized`, `nvfp4-pack-quantized`,
-`mxfp4-`, `mxfp8-`), with its own packing. Linear layers only: the tool knows no convolutions.
+`mxfp4-`, `mxfp8-`), with its own packing. Linear layers only: the tool has no convolutions.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ to `block_q8_0` (ggml-common.h). K-quants need a packer of their own and are lef
 diffusers reads quantized weights into linear layers alone, so that convolutions are kept.
 
 A weight of five axes (the patch embedding of Wan and other video models) is written with its five
-axes, as the files that people pass on have it: diffusers wants them, and stable-diffusion.cpp's own
-reader stacks those beyond ggml's four into the fourth. Plain `gguf_init_from_file` of ggml refuses
+axes, as the files that people pass on have it: diffusers requires them, and the reader of
+stable-diffusion.cpp stacks those beyond ggml's four into the fourth. Plain `gguf_init_from_file` of ggml refuses
 such a file.
 """
 

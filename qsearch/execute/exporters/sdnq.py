@@ -1,5 +1,5 @@
 """SDNQ's weights in a diffusers folder: below 8 bits, packed, for linear layers and convolutions,
-on any device that torch knows.
+on any device that torch supports.
 
 Every quantized weight is named whole, with `.weight`, in `modules_quant_config`, and every other in
 `modules_to_not_convert`: a name without the ending matches nothing in SDNQ and would be passed over
@@ -207,7 +207,7 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
         if kind not in forms or name != key(layer):
             raise QSearchError(
                 f"{folder / 'config.json'} says {kind} of {name}; SDNQ names weights "
-                f"whole, and qsearch knows {', '.join(forms)}"
+                f"whole, and qsearch reads {', '.join(forms)}"
             )
         words = _words(weights, layer, entry)
         made[layer.name] = Scheme(forms[kind], max(0, size), transforms=words)
