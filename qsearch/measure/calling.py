@@ -92,7 +92,8 @@ def arguments(
     if missing:
         raise QSearchError(
             f"the call of {type(pipe).__name__} requires {', '.join(missing)} besides what is "
-            f"given ({', '.join(made)}); say it in `call`, such as call: {{{missing[0]}: FILE or value}}"
+            f"given ({', '.join(made)}); say it in `call`, such as call: {{{missing[0]}: FILE or "
+            "value}"
         )
     return made
 

@@ -161,7 +161,7 @@ def counted(pipe: Any, advance: Callable[[int], None]) -> Iterator[None]:
 
 @contextmanager
 def frozen(pipe: Any, model: nn.Module | None = None) -> Iterator[None]:
-    """Inside, of the pipeline only weights of `model`, or the denoisers', require gradients; nothing
+    """Inside, only weights of `model`, or the pipeline's denoisers, require gradients; nothing changes
     without a pipeline.
     """
     own: set[int] = set()

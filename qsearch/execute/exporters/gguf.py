@@ -9,8 +9,8 @@ diffusers reads quantized weights into linear layers alone, so that convolutions
 
 A weight of five axes (the patch embedding of Wan and other video models) is written with its five
 axes, as the files that people pass on have it: diffusers requires them, and the reader of
-stable-diffusion.cpp stacks those beyond ggml's four into the fourth. Plain `gguf_init_from_file` of ggml refuses
-such a file.
+stable-diffusion.cpp stacks those beyond ggml's four into the fourth. Plain `gguf_init_from_file` of
+ggml refuses such a file.
 """
 
 from __future__ import annotations
