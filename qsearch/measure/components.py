@@ -161,8 +161,8 @@ def counted(pipe: Any, advance: Callable[[int], None]) -> Iterator[None]:
 
 @contextmanager
 def frozen(pipe: Any, model: nn.Module | None = None) -> Iterator[None]:
-    """Inside, only weights of `model`, or the pipeline's denoisers, require gradients; nothing changes
-    without a pipeline.
+    """Inside, only weights of `model`, or the pipeline's denoisers, require gradients; without a
+    pipeline nothing changes.
     """
     own: set[int] = set()
     parts = []
