@@ -22,8 +22,8 @@ OLD = set(
     """
     attention_plans-scenes-dit-mixed attention_plans-scenes-video-mixed choices codes_layers
     codes_limit codes_plans-scenes-dit-weights codes_speed compiled compiled-100 compiled-120
-    denoisers ecar ecar_plans explanations exports first_contact formats formats-speed graphs memory
-    plans post_gelu probes-scenes-dit probes-scenes-dit-activations probes-scenes-dit-trajectory
+    denoisers explanations exports first_contact formats formats-speed graphs memory plans post_gelu
+    probes-scenes-dit probes-scenes-dit-activations probes-scenes-dit-trajectory
     probes-scenes-dit-trajectory-2bits probes-scenes-dit-trajectory-3bits
     probes-scenes-ecar-trajectory probes-scenes-unet probes-scenes-unet-activations
     probes-scenes-unet-trajectory products quick reconstruction rounding runtime-memory
