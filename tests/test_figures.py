@@ -25,7 +25,7 @@ OLD = set(
     denoisers explanations exports first_contact formats formats-speed graphs memory plans post_gelu
     probes-scenes-dit probes-scenes-dit-activations probes-scenes-dit-trajectory
     probes-scenes-dit-trajectory-2bits probes-scenes-dit-trajectory-3bits
-    probes-scenes-ecar-trajectory probes-scenes-unet probes-scenes-unet-activations
+    probes-scenes-unet probes-scenes-unet-activations
     probes-scenes-unet-trajectory products quick reconstruction rounding runtime-memory
     runtime-parity runtime-pipelines runtime-products sizes sparse_attention-memory
     sparse_attention-pixart sparse_attention-times sparse_attention-video surrogates zoo zoo_video
