@@ -346,8 +346,14 @@ def _others(layer: LayerSpec) -> list[str]:
 
 
 def replace_layer(model: nn.Module, source: nn.Module, layer: nn.Module) -> None:
-    """Put `layer` wherever `source` stands."""
+    """Put `layer` wherever `source` stands, with the hook by which accelerate sends it its
+    inputs.
+    """
     layer.train(source.training)
+    if (hook := source.__dict__.get("_hf_hook")) is not None:
+        from accelerate.hooks import add_hook_to_module
+
+        add_hook_to_module(layer, hook)
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):  # every name of a module that has two
             if child is source:

@@ -24,8 +24,10 @@ from ..core.errors import QSearchError
 from ..core.schedulers import overridden
 from .calling import arguments, call
 from .components import denoisers_of, schedulers_of
+from .placement import device_of
 from .prompts import Prompts
 from .sampling import Sampling
+from .tiling import big_in_tiles, tell
 
 #: of pictures in [-1, 1]: the formula and the pipeline agree below this
 _SAME = 1e-3
@@ -75,10 +77,11 @@ def decode_batch(
         return latents.clamp(-1, 1)
     key = (*sampling.size, sampling.frames, tuple(latents.shape[1:]))
     known = _ways.setdefault(pipe, {})
-    if key not in known:
-        with torch.no_grad():
-            known[key] = _formula_holds(pipe, latents[:1].detach(), sampling, prompts)
-    return _formula(pipe, latents) if known[key] else _own(pipe, latents, sampling, prompts)
+    with big_in_tiles(_decoder(pipe)):
+        if key not in known:
+            with torch.no_grad():
+                known[key] = _formula_holds(pipe, latents[:1].detach(), sampling, prompts)
+        return _formula(pipe, latents) if known[key] else _own(pipe, latents, sampling, prompts)
 
 
 def _are_pictures(pipe: Any, latents: Tensor) -> bool:
@@ -101,7 +104,7 @@ def _formula(pipe: Any, latents: Tensor) -> Tensor:
     """Pictures by the VAE alone, as most pipelines of pictures call it."""
     vae = pipe.vae
     config = vae.config
-    z = latents.to(vae.device, vae.dtype) / (config.get("scaling_factor") or 1.0)
+    z = latents.to(device_of(vae), vae.dtype) / (config.get("scaling_factor") or 1.0)
     z = z + (config.get("shift_factor") or 0.0)
     pictures: Tensor = vae.decode(z, return_dict=False)[0].float().clamp(-1, 1)
     return pictures
@@ -217,7 +220,7 @@ def picture_shape(pipe: Any, sampling: Sampling, prompts: Prompts | None = None)
         raise _undecodable(pipe, None)
     kind = wanted["output_type"] if wanted["output_type"] == "np" else "pt"
     try:
-        with _led(pipe, None):
+        with _led(pipe, None), big_in_tiles(_decoder(pipe)):
             made = call(pipe, wanted | {"output_type": kind})
     except QSearchError:
         if _decoder(pipe) is None:
@@ -273,6 +276,11 @@ def needs(metric: Any, what: str) -> bool:
     pictures.
     """
     return bool(getattr(metric, f"needs_{what}", False))
+
+
+def tell_of_tiles(pipe: Any, say: Callable[[str], None]) -> None:
+    """Lines about how the pipeline's pictures are decoded go to `say` from here on."""
+    tell(_decoder(pipe), say)
 
 
 def decoder_of(

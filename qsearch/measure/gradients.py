@@ -277,9 +277,8 @@ class Contraction:
         """
         assert self._sums is not None
         at = [i for variant in variants for i in variant]
-        self._sums[probe, step, at] += shares.float()[
-            [k for k, variant in enumerate(variants) for _ in variant]
-        ]
+        own = shares.float()[[k for k, variant in enumerate(variants) for _ in variant]]
+        self._sums[probe, step, at] += own.to(self._sums.device)  # layers may lie on several
 
     def _contract_weight_grad(self, name: str, weight: Tensor) -> None:
         assert weight.grad is not None and self._now is not None

@@ -20,6 +20,7 @@ from ..core.components import DECODERS, is_denoiser
 from ..core.errors import QSearchError, nearest
 from .components import components, denoisers_of
 from .own import named_parts, read_config
+from .placement import is_placed
 from .skeletons import empty_component
 from .streaming import Stream, streams_of
 from .units import Files
@@ -127,7 +128,7 @@ def load_pipeline(
         pipe.set_progress_bar_config(disable=True)
         for part in components(pipe).values():
             if isinstance(part, nn.Module):
-                if not streams_of(part):
+                if not (streams_of(part) or is_placed(part)):
                     part.to(device, computed if computed == torch.float32 else None)
                 part.eval()
         if stored is not None:

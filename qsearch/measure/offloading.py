@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..core.components import is_denoiser
 from ..core.errors import QSearchError, nearest
-from .sizes import components_in, free_memory
+from .sizes import components_in, free_memory, free_on
 
 #: what may be asked
 CHOICES = ("auto", "none", "block", "disk")
@@ -40,6 +40,86 @@ class Offload:
     kind: str
     bytes: float
     why: str
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a saved pipeline takes in the type that it is loaded in.
+
+    Attributes:
+        whole: bytes of all weights.
+        denoisers: bytes of the denoisers' weights.
+        block: bytes of the largest block that is streamed.
+        layer: weights of the largest layer (a count).
+        decoding: bytes that decoding one picture or video takes.
+    """
+
+    whole: float
+    denoisers: float
+    block: float
+    layer: int
+    decoding: float = 0.0
+
+
+def streamed_bytes(block: float, layer: int) -> float:
+    """Peak of a model of which one block at a time is in memory, about: two blocks, gradients and
+    quantized weights of one, and the largest layer in fp32 while it is quantized.
+    """
+    return _BASE + 4 * block + _COPIES * 4 * layer
+
+
+def peak_bytes(sizes: Sizes, verb: str, kind: str, device: str = "cpu") -> float:
+    """Memory that a verb takes at its peak where the model computes, about; activations between
+    blocks come on top.
+
+    With offload none `profile` holds gradients beside the weights, and `evaluate` the quantized
+    weights of a plan. On the CPU itself, block holds all weights in the same memory. `export`
+    reads a layer at a time with every offload.
+
+    Args:
+        sizes: of the pipeline.
+        verb: extract, profile, evaluate, apply or export.
+        kind: none, block or disk.
+        device: a torch device.
+
+    Returns:
+        Bytes.
+    """
+    layer = _BASE + _COPIES * 4 * sizes.layer
+    if verb == "export":
+        return layer
+    streamed = layer if verb == "extract" else streamed_bytes(sizes.block, sizes.layer)
+    both = sizes.denoisers if verb in ("profile", "evaluate") else 0.0
+    work = sizes.whole + both if kind == "none" else streamed
+    if kind == "block" and device.partition(":")[0] == "cpu":
+        work += sizes.whole
+    if verb == "evaluate":  # a plan's weights are there while pictures are decoded, blocks are not
+        held = work if kind == "none" else work - streamed + _BASE
+        work = max(work, held + sizes.decoding)
+    return work
+
+
+def fitting(sizes: Sizes, verb: str, device: str, free: int | None, ram: int | None) -> str:
+    """The first of none, block and disk with which a verb fits, block beside a GPU alone.
+
+    Args:
+        sizes: of the pipeline.
+        verb: as for `peak_bytes`.
+        device: a torch device.
+        free: bytes free there; None where it is unknown.
+        ram: bytes of RAM that are free.
+
+    Returns:
+        Its name; "" where none of them fits.
+    """
+    on_gpu = device.partition(":")[0] != "cpu"
+    for kind in ("none", "block", "disk"):
+        if kind == "block" and not (on_gpu and (ram is None or sizes.whole <= _SHARE * ram)):
+            continue
+        share = 1.0 if kind == "disk" else _SHARE
+        if free is None or peak_bytes(sizes, verb, kind, device) <= share * free:
+            return kind
+    return ""
 
 
 def own_type(folder: Path) -> str:
@@ -75,14 +155,14 @@ def offload_of(folder: Path, device: str, dtype: str, asked: str = "auto") -> Of
     held, width = components_in(folder), WIDTHS[dtype]
     denoisers = sum(one.parameters for name, one in held.items() if is_denoiser(name)) * width
     whole = sum(one.parameters for one in held.values()) * width
-    ram, there = free_memory(), _free(device)
+    ram, there = free_memory(), free_on(device)
     gib = 2**30
     if asked == "none":
         return Offload("none", whole + denoisers, f"{whole / gib:.1f} GiB of weights in memory")
     if asked == "auto" and (there is None or whole + denoisers <= _SHARE * there):
         return Offload("none", whole + denoisers, f"{whole / gib:.1f} GiB of weights in memory")
     block, layer = blocks_in(folder, dtype)
-    need = _BASE + 4 * block + _COPIES * 4 * layer
+    need = streamed_bytes(block, layer)
     words = f"one block of {block / gib:.2f} GiB at a time, about {need / gib:.1f} GiB in all"
     if there is not None and need > there:
         raise QSearchError(
@@ -116,12 +196,3 @@ def blocks_in(folder: Path, dtype: str) -> tuple[int, int]:
     found = [largest_unit(empty_component(folder, name)) for name in names]
     block, layer = (max((one[i] for one in found), default=0) for i in (0, 1))
     return block * WIDTHS[dtype], layer
-
-
-def _free(device: str) -> int | None:
-    """Bytes that are free where the model computes; None where it is unknown."""
-    if device.partition(":")[0] != "cuda":
-        return free_memory()
-    import torch
-
-    return int(torch.cuda.mem_get_info(device)[0]) if torch.cuda.is_available() else None

@@ -29,6 +29,7 @@ from ..core.sites import allowed, cut, sites_of
 from ..core.steps import StepRanges
 from ..core.table import SensitivityTable, scorers
 from .calls import measuring
+from .decoding import tell_of_tiles
 from .estimation import AbstractEstimator, EstimationTask, Part, PartialResult, Round
 from .memory import checkpointing
 from .observation import observations
@@ -46,6 +47,7 @@ from .pipelines import (
     needs,
     record,
 )
+from .placement import check_weights_stay, placement
 from .quantized_weights import QuantizedWeights, calibrated_weights
 from .trajectory import Trajectory, patched_parts, trajectories
 
@@ -189,6 +191,10 @@ def profile_pipeline(
     """
     asked, given = _split(options, work, named)
     model, batch = model_of(pipe, graph.components), asked.batch
+    check_weights_stay(model)
+    if line := placement(pipe):
+        given.tell(line)
+    tell_of_tiles(pipe, given.tell)
     check_metrics(pipe, asked.metrics, sampling, prompts)
     check_reached(pipe, graph.components, asked)
     while True:

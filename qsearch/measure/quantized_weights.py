@@ -30,6 +30,7 @@ from ..core.steps import StepRanges
 from .attentions import Drifts, fit_drifts
 from .calibration import calibrate, has_rows
 from .pipelines import Call
+from .placement import offloaded
 from .streaming import present
 
 
@@ -320,12 +321,7 @@ def weight_of(model: nn.Module, layer: str) -> nn.Parameter:
         ) from None
     assert isinstance(weight, nn.Parameter)
     if weight.is_meta:
-        raise QSearchError(
-            f"the weight of {layer} is on the meta device between calls: an offload hook "
-            "brings it in. Load the model without "
-            "sequential offload, or call "
-            "`accelerate.hooks.remove_hook_from_submodules(model)` first"
-        )
+        raise offloaded(layer)
     if weight.is_floating_point() and weight.element_size() == 1:
         raise QSearchError(
             f"the weight of {layer} is stored as "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -135,16 +135,20 @@ class Run:
     @cached_property
     def pipe(self) -> Any:
         """The diffusers pipeline, loaded."""
+        from ..measure.decoding import tell_of_tiles
         from ..measure.pipelines import load_pipeline
         from ..measure.sizes import growing
 
         c, offload = self.config, self.offload.kind
-        if offload != "none":
-            return load_pipeline(
+        with ExitStack() as stack:
+            if offload == "none":
+                args = self.model_folder, self.dtype, self.progress, self.model_name
+                stack.enter_context(growing(*args))
+            pipe = load_pipeline(
                 self.model_folder, self.device, self.dtype, c.variant, offload=offload
             )
-        with growing(self.model_folder, self.dtype, self.progress, self.model_name):
-            return load_pipeline(self.model_folder, self.device, self.dtype, c.variant)
+        tell_of_tiles(pipe, self.progress.say)
+        return pipe
 
     @contextmanager
     def ticks(self, title: str, samples: int, batch: int, times: int = 1) -> Iterator[None]:
