@@ -40,6 +40,7 @@ _TENSOR_CORES = (
     ((10, 0), "block formats (mxfp4, nvfp4)"),
 )
 _MIB = 2**20
+_KINDS = ("none", "block", "disk")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Diagnosis:
     Attributes:
         facts: "what" and "here": versions, devices, memory, disk, optional packages.
         products: as `execute.slower.products_here`.
-        verbs: "verb", "passes", "memory" and "time" of what runs a model, where one was given.
+        verbs: of what reads a model, where one was given: "verb", "passes", the memory at its peak
+            with each offload ("none", "block", "disk"), the first that fits, and "time".
         offload: where that model's weights would stay, and why, in words.
     """
 
@@ -95,7 +97,8 @@ def doctor(folder: Path = Path(), run: Run | None = None) -> Diagnosis:
         {
             "verb": e.verb,
             "passes": e.passes,
-            "memory": size_of(e.memory if chosen.kind == "none" else chosen.bytes),
+            **{kind: size_of(e.memory[kind]) if kind in e.memory else "-" for kind in _KINDS},
+            "fits with": e.fits or "none of them: a narrower --dtype, or more memory",
             "time": f"about {duration(e.seconds)}",
         }
         for e in estimates(run)

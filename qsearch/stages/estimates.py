@@ -11,16 +11,30 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.errors import QSearchError
+from ..measure.offloading import WIDTHS, Sizes, blocks_in, fitting, peak_bytes
 from ..measure.own import DENOISERS, read_config
-from ..measure.sizes import components_in, held_in, tensors_in
+from ..measure.sizes import (
+    components_in,
+    decoding_bytes,
+    free_memory,
+    free_on,
+    held_in,
+    tensors_in,
+)
 
 if TYPE_CHECKING:
     from .folder import Run
 
+#: verbs that read the model's weights, in the order of work
+VERBS = ("extract", "profile", "evaluate", "apply", "export")
+#: bytes a second that are read and written again
+_READING = 2e9
 #: share of a matrix product's speed that a whole denoiser reaches
 _EFFICIENCY = 0.6
 #: a backward pass takes twice the work of a forward one
@@ -35,51 +49,78 @@ _SCALE = 8
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a verb takes. `passes`: calls of the denoiser; `memory`: bytes at its peak; `seconds`:
-    on this machine.
+    """What a verb takes.
+
+    Attributes:
+        verb: its name.
+        passes: calls of the denoiser.
+        memory: offload (none, block, disk) -> bytes at the peak where the model computes; without
+            block and disk where the model's files can't be streamed.
+        seconds: on this machine.
+        fits: the first offload that fits the free memory; "" where none does.
     """
 
     verb: str
     passes: int
-    memory: float
+    memory: Mapping[str, float]
     seconds: float
+    fits: str
 
 
 def estimates(run: Run, speed: float | None = None) -> list[Estimate]:
-    """What profile, evaluate and apply take with the run's settings; `speed`: multiply-accumulates
-    a second, measured when left out.
+    """What each verb that reads the model takes with the run's settings, before it is loaded.
+
+    Args:
+        run: of a saved pipeline.
+        speed: multiply-accumulates a second, measured when left out.
+
+    Returns:
+        An estimate each of extract, profile, evaluate, apply and export.
     """
     from ..measure.estimators.probe import ROUND
 
-    c, folder = run.config, run.model_folder
-    parts = components_in(folder)
-    whole = sum(held.parameters for held in parts.values())
-    denoiser = sum(held_in(folder / name).parameters for name in denoisers_in(folder))
-    width = {"float32": 4}.get(run.dtype, 2)
+    c = run.config
+    sizes, streams = sizes_of(run)
     rows = 2 if run.sampling.guidance > 1 else 1
     macs = macs_of_call(run)
     speed = speed or matmul_speed() * _EFFICIENCY
-    loaded = whole * width
     p, batches = c.profile, -(-c.profile.samples // min(c.profile.batch, c.profile.samples))
     calls = run.bins * batches
     backwards = p.probes * calls * len(p.metrics)
     each = macs * rows * min(p.batch, p.samples)
     recording = macs * rows * p.samples * run.sampling.steps
-    profile = Estimate(
-        "profile",
-        calls * -(-p.probes // ROUND) + 2 * backwards,
-        loaded + denoiser * width,
-        (recording + backwards * (1 + _BACKWARD) * each) / speed,
-    )
+    passes, seconds = {"profile": calls * -(-p.probes // ROUND) + 2 * backwards}, {}
+    seconds["profile"] = (recording + backwards * (1 + _BACKWARD) * each) / speed
     plans = 2 + (c.evaluate.uniform is not None) + c.evaluate.random
-    calls = -(-run.samples // run.sampling.batch) * run.sampling.steps * plans
-    evaluate = Estimate(
-        "evaluate",
-        calls,
-        loaded + denoiser * width,
-        macs * rows * run.samples * run.sampling.steps * plans / speed,
-    )
-    return [profile, evaluate, Estimate("apply", 0, loaded, loaded / 2e9)]
+    passes["evaluate"] = -(-run.samples // run.sampling.batch) * run.sampling.steps * plans
+    seconds["evaluate"] = macs * rows * run.samples * run.sampling.steps * plans / speed
+    free, ram = free_on(run.device), free_memory()
+    return [
+        Estimate(
+            verb,
+            passes.get(verb, 0),
+            {kind: peak_bytes(sizes, verb, kind, run.device) for kind in kinds},
+            seconds.get(verb, sizes.whole / _READING),
+            fitting(sizes, verb, run.device, free, ram) if streams else "none",
+        )
+        for verb in VERBS
+        for kinds in [("none", "block", "disk") if streams else ("none",)]
+    ]
+
+
+def sizes_of(run: Run) -> tuple[Sizes, bool]:
+    """(what the run's pipeline takes in its type, whether its denoisers can be streamed)."""
+    folder, width = run.model_folder, WIDTHS[run.dtype]
+    whole = sum(held.parameters for held in components_in(folder).values()) * width
+    denoisers = sum(held_in(folder / name).parameters for name in denoisers_in(folder)) * width
+    size = run.own.sized(run.sampling) or (512, 512)
+    vae = read_config(folder / "vae" / "config.json")
+    decoding = decoding_bytes(vae, size[0] * size[1], width) if vae else 0.0
+    try:
+        block, layer = blocks_in(folder, run.dtype)
+    except QSearchError:  # of a class that can't be made without its weights
+        return Sizes(whole, denoisers, denoisers, denoisers // width, decoding), False
+    return Sizes(whole, denoisers, block, layer, decoding), True
 
 
 def denoisers_in(folder: Path) -> list[str]:

@@ -239,11 +239,11 @@ def shown(made: Started) -> list[str]:
     """What `init` made, line by line, with the next commands."""
     run, first = made.run, made.files[0]
     told = [f"wrote {', '.join(map(str, made.files))}", *made.lines]
+    offload = run.offload.kind
     for e in made.estimates:
         passes = f"{e.passes:,} passes, " if e.passes else ""
-        told.append(
-            f"  {e.verb}: about {duration(e.seconds)}, {passes}{size_of(e.memory)} of memory"
-        )
+        memory = size_of(e.memory[offload])
+        told.append(f"  {e.verb}: about {duration(e.seconds)}, {passes}{memory} of memory")
     target = run.config.allocate.target
     told.append(f"next: qsearch run {first}")
     told.append(f"then: qsearch export {run.folder} --to {target or 'torchao'}")
