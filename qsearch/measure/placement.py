@@ -9,7 +9,7 @@ between calls, each call has others, and what is done to them would be lost.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -66,6 +66,22 @@ def device_of(module: nn.Module) -> torch.device:
         if (device := getattr(hook, "execution_device", None)) is not None:
             return torch.device(device)
     return next(module.parameters()).device
+
+
+def check_placement(pipe: Any, model: nn.Module, say: Callable[[str], None]) -> None:
+    """Refuse what `check_weights_stay` refuses, and say which models keep their own places.
+
+    Args:
+        pipe: a diffusers pipeline.
+        model: its denoiser, or the container of several components.
+        say: takes the line.
+
+    Raises:
+        QSearchError: as `check_weights_stay`.
+    """
+    check_weights_stay(model)
+    if line := placement(pipe):
+        say(line)
 
 
 def check_weights_stay(model: nn.Module) -> None:

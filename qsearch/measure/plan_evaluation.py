@@ -32,7 +32,7 @@ from ..core.trials import Trial, Trials
 from .evaluation import Outcome, directions, make, measurements
 from .executing import Do, ExecutorOptions, Task, WorkerLost, execute
 from .pipelines import Call, check_metrics, load_pipeline, model_of
-from .placement import check_weights_stay, placement
+from .placement import check_placement
 from .quantized_weights import QuantizedWeights, weights_for
 from .setting import EvaluationSetting
 
@@ -195,11 +195,9 @@ def measure_plans(
         QSearchError: no plan at all could be measured.
     """
     asked = options or ExecutorOptions()
-    if pipe is not None:
-        check_weights_stay(model_of(pipe, task.graph.components))
     progress, say = progress or (lambda n: None), say or (lambda line: None)
-    if pipe is not None and (line := placement(pipe)):
-        say(line)
+    if pipe is not None:
+        check_placement(pipe, model_of(pipe, task.graph.components), say)
     trials = Trials(task.where, task.graph)
     known = {t.plan for t in trials.all() if task.has(t)}
     todo = {name: plan for name, plan in plans.items() if plan.id not in known}

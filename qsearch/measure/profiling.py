@@ -47,7 +47,7 @@ from .pipelines import (
     needs,
     record,
 )
-from .placement import check_weights_stay, placement
+from .placement import check_placement
 from .quantized_weights import QuantizedWeights, calibrated_weights
 from .trajectory import Trajectory, patched_parts, trajectories
 
@@ -191,9 +191,7 @@ def profile_pipeline(
     """
     asked, given = _split(options, work, named)
     model, batch = model_of(pipe, graph.components), asked.batch
-    check_weights_stay(model)
-    if line := placement(pipe):
-        given.tell(line)
+    check_placement(pipe, model, given.tell)
     tell_of_tiles(pipe, given.tell)
     check_metrics(pipe, asked.metrics, sampling, prompts)
     check_reached(pipe, graph.components, asked)
