@@ -25,11 +25,13 @@ from .sizes import decoding_bytes, free_on
 _SHARE = 0.5
 #: what takes less is decoded at once, however little memory is free
 _SMALL = 2**30
-#: what lies along a side of a latent, where a decoder does not say
-_SCALE = 8
+#: pixels along a side of a latent, and frames of a latent frame, where a decoder does not say
+_SCALE, _FRAMES = 8, 4
 #: VAE -> (shape of one latent, type) -> bytes that decoding may take
 _allowed: WeakKeyDictionary[nn.Module, dict[Any, float]] = WeakKeyDictionary()
 _said: WeakKeyDictionary[nn.Module, Callable[[str], None]] = WeakKeyDictionary()
+#: VAE -> (size of a picture, how it is decoded) of what was said
+_told: WeakKeyDictionary[nn.Module, set[tuple[Any, str]]] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -69,16 +71,17 @@ def _set(vae: nn.Module, latents: Tensor) -> Iterator[None]:
     pixels = math.prod(size) * _frames_at_once(vae, latents)
     one = decoding_bytes(getattr(vae, "config", {}), pixels, latents.element_size())
     known, key = _allowed.setdefault(vae, {}), (tuple(latents.shape[1:]), latents.dtype)
-    new = key not in known
-    if new:
+    if key not in known:
         free = free_on(latents.device)
         known[key] = math.inf if free is None else max(_SMALL, _SHARE * free)
     sliced = len(latents) > 1 and _off(vae, "use_slicing")
     at_once = one if sliced else one * len(latents)
-    tiled = at_once > known[key] and _off(vae, "use_tiling") and max(size) > _tile(vae)
+    tiled = at_once > known[key] and _off(vae, "use_tiling") and _exceeds_tile(vae, size)
     sliced = sliced and one * len(latents) > known[key]
-    if new and (tiled or sliced) and vae in _said:
-        how = "in tiles" if tiled else "one at a time"
+    how = "in tiles" if tiled else "one at a time" if sliced else ""
+    told = _told.setdefault(vae, set())
+    if how and (size, how) not in told and vae in _said:
+        told.add((size, how))
         _said[vae](
             f"pictures of {size[1]}x{size[0]} are decoded {how}: all at once take about "
             f"{one * len(latents) / 2**30:.1f} GiB, {known[key] / 2**30:.1f} may be taken"
@@ -96,13 +99,21 @@ def _set(vae: nn.Module, latents: Tensor) -> Iterator[None]:
 
 def _off(vae: nn.Module, setting: str) -> bool:
     """Whether the VAE has that setting, and it is off."""
-    return getattr(vae, setting, None) is False
+    return _said_of(vae, setting) is False
+
+
+def _said_of(vae: nn.Module, name: str) -> Any:
+    """What the VAE itself or its config says; diffusers warns where a module is asked for what is
+    in its config.
+    """
+    return vars(vae).get(name, getattr(vae, "config", {}).get(name))
 
 
 def _scale(vae: nn.Module) -> int:
     """Pixels along a side of a latent."""
-    own = getattr(vae, "spatial_compression_ratio", None)
-    levels = getattr(vae, "config", {}).get("block_out_channels")
+    own, levels = (
+        _said_of(vae, name) for name in ("spatial_compression_ratio", "block_out_channels")
+    )
     return int(own or (2 ** (len(levels) - 1) if levels else _SCALE))
 
 
@@ -113,13 +124,15 @@ def _frames_at_once(vae: nn.Module, latents: Tensor) -> int:
     count = latents.shape[2]
     if callable(getattr(vae, "clear_cache", None)):  # Wan's and its kind: one after the other
         count = 1
-    elif getattr(vae, "use_framewise_decoding", True):
-        count = min(count, getattr(vae, "num_latent_frames_batch_size", count))
-    return int(count * (getattr(vae, "temporal_compression_ratio", None) or 4))
+    elif _said_of(vae, "use_framewise_decoding") is not False:
+        count = min(count, _said_of(vae, "num_latent_frames_batch_size") or count)
+    return int(count * (_said_of(vae, "temporal_compression_ratio") or _FRAMES))
 
 
-def _tile(vae: nn.Module) -> float:
-    """Pixels along the larger side of the VAE's tiles; 0 where it does not say."""
-    names = ("tile_sample_min_size", "tile_sample_min_height", "tile_sample_min_width")
-    found = [getattr(vae, name, None) for name in names]
-    return max((float(n) for n in found if isinstance(n, int | float)), default=0.0)
+def _exceeds_tile(vae: nn.Module, size: tuple[int, int]) -> bool:
+    """Whether a picture (height, width) is larger than one of the VAE's tiles; so it is where the
+    VAE does not say how large they are.
+    """
+    square = _said_of(vae, "tile_sample_min_size") or 0
+    tile = (_said_of(vae, f"tile_sample_min_{side}") or square for side in ("height", "width"))
+    return any(mine > own for mine, own in zip(size, tile, strict=True))

@@ -49,8 +49,12 @@ def made(vae: Any, latents: Tensor, said: list[str]) -> tuple[Tensor, list[tuple
 
 @pytest.mark.parametrize(
     ("build_vae", "shape"),
-    [(tiny.vae, (2, 4, 32, 24)), (tiny.vae_wan, (1, 4, 2, 4, 34))],
-    ids=["pictures", "video"],
+    [
+        (tiny.vae, (2, 4, 32, 24)),
+        (tiny.vae_wan, (1, 4, 2, 4, 34)),
+        (tiny.vae_cogvideox, (1, 4, 2, 4, 200)),
+    ],
+    ids=["pictures", "wan", "cogvideox"],
 )
 def test_big_pictures_are_decoded_in_tiles_and_settings_stay(
     build_vae: Any, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
@@ -83,6 +87,7 @@ def test_a_batch_that_does_not_fit_goes_one_sample_at_a_time_without_tiles(
         plain = vae.decode(latents, return_dict=False)[0]
 
     with free(monkeypatch, 1.5 * one / tiling._SHARE):
+        assert made(vae, latents[:1], said)[1] == [(False, False)] and not said
         pictures, seen = made(vae, latents, said)
 
     assert seen == [(False, True)] * 3
