@@ -69,8 +69,8 @@ def streamed_bytes(block: float, layer: int) -> float:
 
 
 def peak_bytes(sizes: Sizes, verb: str, kind: str, device: str = "cpu") -> float:
-    """Memory that a verb takes at its peak where the model computes, about; activations between
-    blocks come on top.
+    """Memory that a verb takes at its peak where the model computes, about, Python and its
+    libraries among it; activations between blocks come on top.
 
     With offload none `profile` holds gradients beside the weights, and `evaluate` the quantized
     weights of a plan. On the CPU itself, block holds all weights in the same memory. `export`
@@ -90,7 +90,7 @@ def peak_bytes(sizes: Sizes, verb: str, kind: str, device: str = "cpu") -> float
         return layer
     streamed = layer if verb == "extract" else streamed_bytes(sizes.block, sizes.layer)
     both = sizes.denoisers if verb in ("profile", "evaluate") else 0.0
-    work = sizes.whole + both if kind == "none" else streamed
+    work = _BASE + sizes.whole + both if kind == "none" else streamed
     if kind == "block" and device.partition(":")[0] == "cpu":
         work += sizes.whole
     if verb == "evaluate":  # a plan's weights are there while pictures are decoded, blocks are not
