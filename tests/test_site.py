@@ -250,9 +250,14 @@ def test_a_good_page_is_built(tmp_path: Path) -> None:
         ('<!-- table zoo colums="pictures" -->', "colums"),
         ("<!-- table zoo columns=pictures -->", "columns=pictures"),
         ("<!-- computed nonsense -->", "nonsense"),
+        ('<!-- value zoo where="pictures=scenes-dit" -->', "a value has a column"),
+        ('<!-- value zoo column="nonsense" where="pictures=scenes-dit" -->', "nonsense"),
+        ('<!-- value zoo column="alignment" -->', "rows instead of one"),
+        ('<!-- value zoo colum="alignment" -->', "a value has a column"),
+        ('<!-- value nonsense column="alignment" -->', "nonsense"),
     ],
 )
-def test_a_table_that_is_missing_is_named(asked: str, named: str) -> None:
+def test_a_table_or_a_value_that_is_missing_is_named(asked: str, named: str) -> None:
     with pytest.raises(MissingError, match=re.escape(named)):
         tables.filled(asked, ROOT)
 
@@ -265,21 +270,6 @@ def test_a_table_has_its_numbers_and_says_where_they_come_from() -> None:
     assert broken == made
     assert "python notebooks/figures/zoo.py" in made
     assert "scenes-dit" in made
-
-
-@pytest.mark.parametrize(
-    ("asked", "named"),
-    [
-        ('<!-- value zoo where="pictures=scenes-dit" -->', "a value has a column"),
-        ('<!-- value zoo column="nonsense" where="pictures=scenes-dit" -->', "nonsense"),
-        ('<!-- value zoo column="alignment" -->', "rows instead of one"),
-        ('<!-- value zoo colum="alignment" -->', "a value has a column"),
-        ('<!-- value nonsense column="alignment" -->', "nonsense"),
-    ],
-)
-def test_a_value_that_is_missing_is_named(asked: str, named: str) -> None:
-    with pytest.raises(MissingError, match=re.escape(named)):
-        tables.filled(asked, ROOT)
 
 
 def test_a_value_is_that_of_its_row_with_its_error() -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import yaml
 
 from .markdown import table
-from .methods import title_of
+from .methods import link_of
 from .missing import MissingError
+from .tables import filled
 
 PAGE = "methods/claims.md"
 VERDICTS = ("kept", "refuted", "can't tell")
@@ -17,7 +18,7 @@ _FIELDS = {"card", "claim", "tried", "found", "verdict"}
 
 
 def pages(root: Path) -> dict[str, str | bytes]:
-    """The page; its numbers are put in as in every page's (`tables.filled`)."""
+    """The page, with its numbers put in."""
     held = read(root)
     counted = ", ".join(f"{sum(c['verdict'] == v for c in held)} {v}" for v in VERDICTS)
     parts = [
@@ -29,14 +30,16 @@ def pages(root: Path) -> dict[str, str | bytes]:
     ]
     for card in dict.fromkeys(c["card"] for c in held):
         rows = [
-            {"claimed": c["claim"], "tried": c["tried"], "found": "FOUND", "verdict": c["verdict"]}
+            {
+                "claimed": c["claim"],
+                "tried": c["tried"],
+                "found": filled(c["found"], root),
+                "verdict": c["verdict"],
+            }
             for c in held
             if c["card"] == card
         ]
-        text = table(rows)
-        for claim in (c for c in held if c["card"] == card):
-            text = text.replace("FOUND", " ".join(claim["found"].split()), 1)
-        parts.append(f"## [{title_of(root, card)}]({card}.md)\n\n{text}")
+        parts.append(f"## {link_of(root, card)}\n\n{table(rows)}")
     return {PAGE: "\n".join(parts)}
 
 
@@ -49,6 +52,6 @@ def read(root: Path) -> list[dict[str, Any]]:
                 f"claims.yaml: a claim has {', '.join(sorted(_FIELDS))}, its verdict is one of "
                 f"{', '.join(VERDICTS)}: {claim}"
             )
-        if "<!-- value" not in " ".join(claim["found"].replace("<!--\n", "<!-- ").split()):
+        if "<!-- value" not in " ".join(claim["found"].split()):
             raise MissingError(f"claims.yaml: no measured number in {claim['claim']!r}")
     return list(held)

@@ -35,12 +35,12 @@ def navigation(root: Path) -> list[Any]:
     return ["methods/index.md", "methods/claims.md", *(f"methods/{p.name}" for p in cards)]
 
 
-def title_of(root: Path, name: str) -> str:
-    """The title of a card. Raises `MissingError` where there is no such card."""
+def link_of(root: Path, name: str) -> str:
+    """A card's title as a link from beside it. Raises `MissingError` where there is none."""
     path = root / "docs" / "methods" / f"{name}.md"
     if not path.is_file():
         raise MissingError(f"methods/{name}.md: no such card")
-    return path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+    return str(_read(path)["card"])
 
 
 def _cards(root: Path) -> list[Path]:

@@ -1,8 +1,8 @@
 """Sparse attention with row statistics: banded and block-sparse softmax(QK')V and its log-sum-exp.
 
-On a CPU blocks of keys without a query are never multiplied. Queries are cut into tiles, each
-with the span of keys that it needs: a band's tiles are overlapping views of the same memory, blocks
-of keys are gathered. All tiles are one call of torch's flash attention, which returns the
+On a CPU blocks of keys that no query attends to are not multiplied. Queries are cut into tiles,
+each with the span of keys that it needs: a band's tiles are overlapping views of the same memory,
+blocks of keys are gathered. All tiles are one call of torch's flash attention, which returns the
 log-sum-exp of each row besides; a tile of 32 queries and a span of 160 keys does 1.24 times the
 needed work of a band of 129. Batched products and a softmax, a head at a time, took 1.1 to 1.5
 times as long; masked attention over all keys takes nine times as long. On a GPU it is one Triton

@@ -172,9 +172,9 @@ def bare(command: str) -> str:
     return _PLACES.sub("", f"{command} ").strip()
 
 
-def wrong(made: Made) -> str:
-    """What is wrong with a JSON: it is missing, of another command, or of no commit; "" if nothing
-    is.
+def wrong(made: Made, now: str = "") -> str:
+    """What is wrong with a JSON: it is missing, of another command, of no commit, or not of commit
+    `now` where one is given; "" if nothing is.
     """
     path = HERE / f"{made.name}.json"
     if not path.is_file():
@@ -185,15 +185,7 @@ def wrong(made: Made) -> str:
     found = held.get("commit")
     if not isinstance(found, str) or re.fullmatch("[0-9a-f]{7,40}", found) is None:
         return f"made of commit {found}"
-    return ""
-
-
-def done(made: Made) -> bool:
-    """Whether the present commit has made a JSON by its command."""
-    if wrong(made):
-        return False
-    held = json.loads((HERE / f"{made.name}.json").read_text("utf-8"))
-    return str(held["commit"]) == commit()
+    return "of another commit" if now not in ("", found) else ""
 
 
 def main() -> int:
@@ -207,17 +199,17 @@ def main() -> int:
     if unknown := set(options.names) - set(known):
         parser.error(f"no figure of the name {', '.join(sorted(unknown))}")
     chosen = [known[n] for n in options.names] or sorted(FIGURES, key=lambda made: made.minutes)
+    now = commit()
     if options.list:
         for made in chosen:
-            state = "made" if done(made) else wrong(made) or "of another commit"
-            print(f"{made.minutes:6.1f} min  {made.command}  ({state})")
+            print(f"{made.minutes:6.1f} min  {made.command}  ({wrong(made, now) or 'made'})")
         return 0
     path = os.pathsep.join((".", "kernels", os.environ.get("PYTHONPATH", "")))
     began, failed = time.monotonic(), []
     for made in chosen:
         if time.monotonic() - began > 60 * options.minutes:
             break
-        if done(made):
+        if not wrong(made, now):
             continue
         if made.needs and not (ROOT / made.needs).exists():
             print(f"{made.name}: left out, {made.needs} is not there")

@@ -106,10 +106,9 @@ def row(
     model: str, gate: str, what: str, plan: Plan, value: float, error: float, code: int
 ) -> dict[str, Any]:
     """A row without what belongs to the search alone."""
-    [limit] = gates_of({gate: GATES[gate]})
     return {
         "model": model,
-        "gate": str(limit),
+        "gate": f"{gate} {GATES[gate]}",
         "what": what,
         "stored bits": plan.achieved.average_bits,
         "value": value,

@@ -25,7 +25,7 @@ from typing import Any
 
 from figure import publish
 from safetensors import safe_open
-from sizes import GIB, weights
+from sizes import GIB, save_denoiser
 
 from qsearch.core.graph import OpGraph
 from qsearch.core.plan import Plan
@@ -33,7 +33,6 @@ from qsearch.core.scheme import KEEP, Scheme
 from qsearch.execute.exporters import comfyui
 from qsearch.execute.exporting import formats
 from qsearch.execute.exports import export
-from qsearch.execute.weights import write_shards
 from qsearch.graphs.extraction import extract
 from qsearch.graphs.families import cards
 from tests.execute.test_original_names import FLUX_DEV, PIXART_ALPHA
@@ -67,16 +66,10 @@ def main() -> None:
 
 def measured(name: str, place: Path) -> dict[str, Any]:
     """Save, plan, export and read back one model."""
-    model, inputs = cards.load(name)
-    config = dict(cards.card(name).config)
-    folder = (
-        place / "pipeline" / ("unet" if "UNet" in cards.card(name).class_name else "transformer")
-    )
     shutil.rmtree(place, ignore_errors=True)
-    folder.mkdir(parents=True)
-    model.register_to_config(**config)  # type: ignore[operator]
-    model.save_config(folder)  # type: ignore[operator]
-    shards = write_shards(folder, weights(model), GIB)
+    folder = save_denoiser(name, place / "pipeline", GIB)
+    shards = len(list(folder.glob("*.safetensors")))
+    model, inputs = cards.load(name)
     graph = extract(model, inputs, name=name)
     plan = turns(graph)
     began = time.perf_counter()
@@ -92,7 +85,7 @@ def measured(name: str, place: Path) -> dict[str, Any]:
     return {
         "model": name,
         "weights (B)": sum(x.numel() for x in model.state_dict().values()) / 1e9,
-        "shards": len(list(shards)),
+        "shards": shards,
         "names": len(bare),
         "wanted": len(wanted),
         "missing": len(wanted - bare),

@@ -77,22 +77,30 @@ def main() -> None:
     publish(__file__, rows, title="Real sizes", seed=0)
 
 
+def save_denoiser(name: str, folder: Path, shard: int) -> Path:
+    """A card's denoiser in its pipeline's folder, its weights random, in files of `shard` bytes."""
+    from qsearch.execute.weights import write_shards
+    from qsearch.graphs.families import cards
+
+    card = cards.card(name)
+    model, _ = cards.load(name)
+    part = folder / ("unet" if "UNet" in card.class_name else "transformer")
+    part.mkdir(parents=True, exist_ok=True)
+    model.register_to_config(**card.config)  # type: ignore[operator]
+    model.save_config(part)  # type: ignore[operator]
+    write_shards(part, weights(model), shard)
+    return part
+
+
 def save(name: str, folder: Path) -> None:
     """A pipeline with the card's denoiser, its weights random."""
     import diffusers
     from transformers import T5EncoderModel, UMT5EncoderModel
 
-    from qsearch.execute.weights import write_shards
     from qsearch.graphs.families import cards
     from qsearch.zoo.painters import new_tokenizer
 
-    card = cards.card(name)
-    model, _ = cards.load(name)
-    part = "unet" if "UNet" in card.class_name else "transformer"
-    (folder / part).mkdir(parents=True, exist_ok=True)
-    model.register_to_config(**card.config)  # type: ignore[operator]
-    model.save_config(folder / part)  # type: ignore[operator]
-    write_shards(folder / part, weights(model), 2 * GIB)
+    part = save_denoiser(name, folder, 2 * GIB).name
     causal, both = new_tokenizer(causal=True), new_tokenizer(causal=False)
     if name == "sdxl":
         kind: Any = diffusers.StableDiffusionXLPipeline
@@ -126,7 +134,7 @@ def save(name: str, folder: Path) -> None:
     pipe = kind(**parts, **{part: None}).to(torch.bfloat16)
     pipe.save_pretrained(folder)
     index = json.loads((folder / "model_index.json").read_text("utf-8"))
-    index[part] = ["diffusers", card.class_name]
+    index[part] = ["diffusers", cards.card(name).class_name]
     (folder / "model_index.json").write_text(json.dumps(index, indent=2), "utf-8")
 
 

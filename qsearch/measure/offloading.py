@@ -14,8 +14,10 @@ from ..core.components import is_denoiser
 from ..core.errors import QSearchError, nearest
 from .sizes import components_in, free_memory, free_on
 
+#: where weights may stay
+KINDS = ("none", "block", "disk")
 #: what may be asked
-CHOICES = ("auto", "none", "block", "disk")
+CHOICES = ("auto", *KINDS)
 #: bytes of one weight, by the type that a model is loaded in
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
 #: type of safetensors files -> type that a model is loaded in; others are widened
@@ -113,7 +115,7 @@ def fitting(sizes: Sizes, verb: str, device: str, free: int | None, ram: int | N
         Its name; "" where none of them fits.
     """
     on_gpu = device.partition(":")[0] != "cpu"
-    for kind in ("none", "block", "disk"):
+    for kind in KINDS:
         if kind == "block" and not (on_gpu and (ram is None or sizes.whole <= _SHARE * ram)):
             continue
         share = 1.0 if kind == "disk" else _SHARE

@@ -226,7 +226,7 @@ def check_reached(pipe: Any, components: Sequence[str], asked: ProfileOptions) -
 
     Raises:
         QSearchError: recorded calls of the denoiser reach no other component; a metric of latents
-            does not contain a VAE.
+            does not depend on the VAE.
     """
     others = [name for name in components if name not in denoisers_of(pipe)]
     if not others or not plugins.load("estimators", asked.estimator).needs_calls:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.artifacts import versions
 from ..core.units import duration, size_of
+from ..measure.offloading import KINDS
 from .estimates import estimates
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ _TENSOR_CORES = (
     ((10, 0), "block formats (mxfp4, nvfp4)"),
 )
 _MIB = 2**20
-_KINDS = ("none", "block", "disk")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def doctor(folder: Path = Path(), run: Run | None = None) -> Diagnosis:
         {
             "verb": e.verb,
             "passes": e.passes,
-            **{kind: size_of(e.memory[kind]) if kind in e.memory else "-" for kind in _KINDS},
+            **{kind: size_of(e.memory[kind]) if kind in e.memory else "-" for kind in KINDS},
             "fits with": e.fits or "none of them: a narrower --dtype, or more memory",
             "time": f"about {duration(e.seconds)}",
         }

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import QSearchError
-from ..measure.offloading import WIDTHS, Sizes, blocks_in, fitting, peak_bytes
+from ..measure.offloading import KINDS, WIDTHS, Sizes, blocks_in, fitting, peak_bytes
 from ..measure.own import DENOISERS, read_config
 from ..measure.sizes import (
     components_in,
     decoding_bytes,
     free_memory,
     free_on,
-    held_in,
     tensors_in,
 )
 
@@ -95,6 +94,7 @@ def estimates(run: Run, speed: float | None = None) -> list[Estimate]:
     passes["evaluate"] = -(-run.samples // run.sampling.batch) * run.sampling.steps * plans
     seconds["evaluate"] = macs * rows * run.samples * run.sampling.steps * plans / speed
     free, ram = free_on(run.device), free_memory()
+    kinds = KINDS if streams else KINDS[:1]
     return [
         Estimate(
             verb,
@@ -104,15 +104,15 @@ def estimates(run: Run, speed: float | None = None) -> list[Estimate]:
             fitting(sizes, verb, run.device, free, ram) if streams else "none",
         )
         for verb in VERBS
-        for kinds in [("none", "block", "disk") if streams else ("none",)]
     ]
 
 
 def sizes_of(run: Run) -> tuple[Sizes, bool]:
     """(what the run's pipeline takes in its type, whether its denoisers can be streamed)."""
     folder, width = run.model_folder, WIDTHS[run.dtype]
-    whole = sum(held.parameters for held in components_in(folder).values()) * width
-    denoisers = sum(held_in(folder / name).parameters for name in denoisers_in(folder)) * width
+    parts = components_in(folder)
+    whole = sum(held.parameters for held in parts.values()) * width
+    denoisers = sum(parts[n].parameters for n in denoisers_in(folder) if n in parts) * width
     size = run.own.sized(run.sampling) or (512, 512)
     vae = read_config(folder / "vae" / "config.json")
     decoding = decoding_bytes(vae, size[0] * size[1], width) if vae else 0.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -140,10 +140,8 @@ class Run:
         from ..measure.sizes import growing
 
         c, offload = self.config, self.offload.kind
-        with ExitStack() as stack:
-            if offload == "none":
-                args = self.model_folder, self.dtype, self.progress, self.model_name
-                stack.enter_context(growing(*args))
+        bar = growing(self.model_folder, self.dtype, self.progress, self.model_name)
+        with bar if offload == "none" else nullcontext():
             pipe = load_pipeline(
                 self.model_folder, self.device, self.dtype, c.variant, offload=offload
             )

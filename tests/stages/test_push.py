@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,17 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(config.load(place / "run" / "config.yaml"), Silent())
 
 
+@contextmanager
+def put_back(*places: Path) -> Iterator[None]:
+    """Afterwards, files are what they were."""
+    held = {place: place.read_bytes() for place in places}
+    try:
+        yield
+    finally:
+        for place, content in held.items():
+            place.write_bytes(content)
+
+
 @pytest.fixture
 def folder(ran: Run, tmp_path: Path) -> Path:
     """Its export."""
@@ -76,28 +89,22 @@ def test_a_name_that_is_no_repository_is_refused(ran: Run, name: str) -> None:
 
 def test_without_results_there_is_no_card(ran: Run) -> None:
     place = ran.path("results.json")
-    held = place.read_bytes()
-    place.unlink()
-    try:
+    with put_back(place):
+        place.unlink()
         with pytest.raises(
             QSearchError, match=r"results\.json does not exist; measure .*qsearch evaluate"
         ):
             check_push(ran, PushSettings(repository="a/b", dry_run=True))
-    finally:
-        place.write_bytes(held)
 
 
 def test_a_plan_that_was_not_measured_has_no_card(ran: Run) -> None:
     graph, place = ran.graph(), ran.path("plan.json")
-    held = place.read_bytes()
-    Plan.uniform(graph, "int8-c").save(place)
-    try:
+    with put_back(place):
+        Plan.uniform(graph, "int8-c").save(place)
         with pytest.raises(
             QSearchError, match=r"a model card .*is of another plan than .*plan\.json"
         ):
             check_push(ran, PushSettings(repository="a/b", dry_run=True))
-    finally:
-        place.write_bytes(held)
     check_push(ran, PushSettings(repository="a/b", dry_run=True))
 
 
@@ -112,16 +119,12 @@ def test_what_was_asked_is_what_the_plan_was_made_for(ran: Run, folder: Path) ->
 
 def test_without_the_table_of_the_plan_there_is_no_card(ran: Run) -> None:
     places = sorted(ran.folder.glob("*.parquet"))
-    held = {place: place.read_bytes() for place in places}
-    assert held
-    for place in places:
-        place.unlink()
-    try:
+    assert places
+    with put_back(*places):
+        for place in places:
+            place.unlink()
         with pytest.raises(QSearchError, match="has no table of sensitivities: `qsearch profile"):
             check_push(ran, PushSettings(repository="a/b", dry_run=True))
-    finally:
-        for place, content in held.items():
-            place.write_bytes(content)
 
 
 def test_the_card_s_code_loads_the_folder_in_diffusers(ran: Run, folder: Path) -> None:

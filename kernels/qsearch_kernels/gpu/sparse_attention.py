@@ -1,9 +1,9 @@
 """Banded and block-sparse attention with the log-sum-exp of each row, as one Triton kernel.
 
 A program holds a tile of queries of a head and goes over the keys that it needs: text first, then a
-band, or the blocks of a list; keys outside of the tile are never loaded. Softmax runs block
-by block as in FlashAttention-2 (arXiv 2307.08691), in base 2. Tokens are addressed in the
-band's order, so that a video's places over all frames need no copy in another order.
+band, or the blocks of a list; keys that no query of the tile attends to are never loaded. Softmax
+runs block by block as in FlashAttention-2 (arXiv 2307.08691), in base 2. Tokens are addressed in
+the band's order, so that a video's places over all frames need no copy in another order.
 
 A head of 72 numbers is multiplied as 64 and 16, one of 96 as 64 and 32: Triton's blocks are powers
 of two, and 128 would do 1.78 times the work of 72. Products of queries and keys may be int8,

@@ -6,10 +6,11 @@ the input, rounds it symmetrically in groups of 64 and adds the branch, which re
 was; `nvfp4+anvfp4` is the same in NVFP4's blocks of 16. `uint4-g64` is `awq_w4a16`. One precision
 and one rank serve a whole model: smaller branches are filled up with zeros. Scales and branches are
 in the model's type, bfloat16 or else float16, as its kernels read them. Rows and columns are
-multiples of 128 (AWQ: of 4 and 64), and names are the model's own, since diffusers takes these keys
-and no others; fused queries, keys and values are not its layout. To run it takes an NVIDIA GPU from
-Turing to Ada, or Blackwell for NVFP4. How a layer was smoothed is said beside its targets, in
-`transforms`, which diffusers does not read. A plan that keeps all layers is a plain checkpoint.
+multiples of 128 (AWQ: of 4 and 64), and names are the model's own, since diffusers reads all of
+these keys and no others; fused queries, keys and values are not its layout. To run it takes an
+NVIDIA GPU from Turing to Ada, or Blackwell for NVFP4. How a layer was smoothed is said beside its
+targets, in `transforms`, which diffusers does not read. A plan that keeps all layers is a plain
+checkpoint.
 """
 
 from __future__ import annotations

@@ -260,7 +260,7 @@ def read(folder: Path, graph: OpGraph) -> dict[str, Scheme]:
                 Path(entry.value).name != entry.value or entry.value in ("", ".", "..")
             ):
                 raise ArtifactError(
-                    f"{folder / FILE}: data lies beside its file; {tensor.name} has it "
+                    f"{folder / FILE}: data lies beside its file; {tensor.name} reads it "
                     f"from {entry.value!r}"
                 )
     return _Reader(held, folder).read(graph)
