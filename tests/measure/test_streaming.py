@@ -216,6 +216,7 @@ def test_what_fits_is_loaded_and_what_does_not_stays_on_disk(
 ) -> None:
     def free(count: float) -> None:
         monkeypatch.setattr("qsearch.measure.offloading.free_memory", lambda: int(count))
+        monkeypatch.setattr("qsearch.measure.offloading.free_on", lambda device: int(count))
 
     for name in ("_BASE", "_COPIES"):
         monkeypatch.setattr(f"qsearch.measure.offloading.{name}", 0)
