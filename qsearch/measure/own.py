@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import zoo
+from ..core.errors import QSearchError
 from .sampling import Sampling, SamplingSettings
 
 #: components that may say at which size they denoise
@@ -50,6 +51,7 @@ class Own:
         zoo: whether it is a model of the zoo, with the zoo's captions and judge.
         why: where steps and guidance come from, in words.
         required: keywords of the call besides the prompt that it can't be without.
+        untaken: of steps and guidance those that its call does not take.
     """
 
     kind: str
@@ -61,9 +63,21 @@ class Own:
     zoo: bool = False
     why: str = "the pipeline's own"
     required: tuple[str, ...] = ()
+    untaken: tuple[str, ...] = ()
 
     def sampler(self, asked: SamplingSettings) -> Sampling:
-        """The settings of a run's sampler, completed."""
+        """The settings of a run's sampler, completed.
+
+        Raises:
+            QSearchError: steps or a guidance scale are asked of a call that takes none.
+        """
+        ignored = [name for name in self.untaken if getattr(asked, name) is not None]
+        if ignored:
+            raise QSearchError(
+                f"the call of {self.kind} takes no {' and no '.join(ignored)}; leave "
+                f"sampling.{' and sampling.'.join(ignored)} out: sampling.call has the keywords "
+                "that it takes"
+            )
         made = asked.of(self.steps, self.guidance, 1)
         made = asked.of(self.steps, self.guidance, self._batch(made))
         if self.zoo and self.frames is not None and self.size is not None:
@@ -133,7 +147,15 @@ def own_of(folder: Path) -> Own:
         _makes(folder, call),
         why="the pipeline's own" if few is None else f"{few[2]}'s own",
         required=_required(call),
+        untaken=_untaken(call),
     )
+
+
+def _untaken(call: Mapping[str, inspect.Parameter]) -> tuple[str, ...]:
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in call.values()):
+        return ()
+    taken = {"steps": any(name in call for name in _STEPS), "guidance": "guidance_scale" in call}
+    return tuple(name for name, here in taken.items() if not here)
 
 
 def _required(call: Mapping[str, inspect.Parameter]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from qsearch.core.errors import QSearchError
 from qsearch.measure.own import own_of
+from qsearch.measure.sampling import SamplingSettings
 from qsearch.stages.announce import settings_lines
 from qsearch.stages.checks import check_run, picture_shape
 from qsearch.stages.config import parse
@@ -100,6 +101,28 @@ def test_steps_guidance_and_size_are_those_of_class_and_scheduler(
 
     assert (found.steps, found.guidance, found.makes) == (own[0], own[1], own[3])
     assert own[2] is None or found.size == own[2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "words"),
+    [
+        ("DDPMPipeline", {"steps": 3, "guidance": 2.0}, "takes no guidance; leave sampling.guid"),
+        ("LTXLatentUpsamplePipeline", {"steps": 3}, "takes no steps; leave sampling.steps out"),
+        ("DDPMPipeline", {"steps": 3}, ""),
+        ("SomebodysPipeline", {"steps": 3, "guidance": 2.0}, ""),
+    ],
+)
+def test_steps_and_guidance_that_a_call_does_not_take_are_refused(
+    kind: str, asked: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+    found, settings = own_of(tmp_path), SamplingSettings(**asked)
+
+    if words:
+        with pytest.raises(QSearchError, match=words):
+            found.sampler(settings)
+    else:
+        assert found.sampler(settings).steps == 3
 
 
 def test_a_component_without_weights_is_said_before_any_work(tmp_path: Path) -> None:
