@@ -60,6 +60,7 @@ FIGURES = (
         "products-avx2-2", "products.py --seconds 0.3 --threads 2 --levels native --name avx2-2", 4
     ),
     Made("main_job", "main_job.py --kills 0", 5),
+    Made("main_job-video", "main_job.py --kills 0 --models scenes-video --name video", 6),
     Made("shell", "shell.py", 5),
     Made("first_contact", "first_contact.py", 5),
     Made("codes_limit", "codes_limit.py", 6),
@@ -114,7 +115,18 @@ FIGURES = (
     Made("methods", "methods.py --samples 32", 40),
     Made("tools", "tools.py", 40),
     Made("codes_layers", "codes_layers.py --states 12", 40),
-    Made("zoo_video", "zoo_video.py", 40),
+    Made("zoo_video", "zoo_video.py", 16),
+    Made(
+        "probes-scenes-video",
+        "probes.py scenes-video --bins 2 --samples 2 --batch 1 --probes 64 --plans 0 "
+        "--metrics noise,sqnr,temporal,alignment,motion --schemes uint2-c,uint3-c,uint4-c,uint8-c",
+        15,
+    ),
+    Made("video-methods", "video.py --part methods", 25),
+    Made("video-decoupled", "video.py --part decoupled", 9),
+    Made("video-ranges", "video.py --part ranges", 10),
+    Made("video-reliability", "video.py --part reliability", 5),
+    Made("video-surrogates", "video.py --part surrogates", 20),
     *(
         Made(
             f"attention_plans-{model}-{part}",
@@ -142,7 +154,6 @@ FIGURES = (
     Made("interrupts", "interrupts.py", 90),
     Made("ranges", "ranges.py --workers 1", 90),
     Made("arena", "arena.py", 100),
-    Made("video", "video.py", 120),
     Made("formats-speed", "formats.py --speed --channels 24", 120),
     Made("choices", "choices.py scenes-dit", 60),
     Made("codes_plans-scenes-dit-weights", "codes_plans.py --zoo scenes-dit --part weights", 120),

@@ -1,12 +1,13 @@
 r"""The main job on both denoisers of the zoo: time, what was measured, and whether a killed run
 ends with the same plan.
 
-    python notebooks/figures/main_job.py [--kills 3] [--models scenes-dit scenes-unet]
+    python notebooks/figures/main_job.py [--kills 3] [--models scenes-dit scenes-unet] [--name NAME]
 
 Each config runs into a new folder in a process of its own; then again (what has not changed is
-skipped); then into another folder with SIGKILL after random delays. Seconds are by the clock, and
-of the processor, which tell what the job takes where the machine does other work too. Writes
-main_job.json beside this file.
+skipped); then, with kills, into another folder with SIGKILL after random delays. Seconds are by the
+clock, and of the processor, which tell what the job takes where the machine does other work too.
+Writes main_job.json beside this file, main_job-NAME.json where a name is given (`--models
+scenes-video --name video`).
 
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 \
         python notebooks/figures/main_job.py
@@ -37,6 +38,7 @@ from qsearch.report.tables import difference
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("scenes-dit", "scenes-unet")
+MODELS = (*NAMES, "scenes-video")
 
 
 def start(config: Path) -> subprocess.Popen[bytes]:
@@ -98,7 +100,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--models", nargs="+", default=list(NAMES), choices=NAMES)
+    parser.add_argument("--models", nargs="+", default=list(NAMES), choices=MODELS)
+    parser.add_argument("--name", default="", help="added to the name of the JSON")
     options = parser.parse_args()
     dice = random.Random(options.seed)
     rows: list[dict[str, Any]] = []
@@ -125,9 +128,11 @@ def main() -> None:
                 except subprocess.TimeoutExpired:
                     process.send_signal(signal.SIGKILL)
                 process.wait()
-            if start(config).wait() != 0:
-                raise SystemExit(f"{name}: the job did not finish after {options.kills} kills")
-            same = sites(folder) == sites(killed)
+            same = "not tried"
+            if options.kills:
+                if start(config).wait() != 0:
+                    raise SystemExit(f"{name}: the job did not finish after {options.kills} kills")
+                same = str(sites(folder) == sites(killed))
             runs.append(
                 {
                     "model": name,
@@ -137,7 +142,7 @@ def main() -> None:
                     "the second's processor s": worked[1],
                     "load": os.getloadavg()[1],
                     "killed after s": str(delays),
-                    "same plan": str(same),
+                    "same plan": same,
                 }
             )
             results = json.loads((folder / "results.json").read_text())["rows"]
@@ -148,6 +153,7 @@ def main() -> None:
                     if k not in row["metrics"]
                     else "{:.4g} ± {:.2g}".format(*row["metrics"][k])
                     for k in COLUMNS
+                    if any(k in each["metrics"] for each in results)
                 }
                 rows.append(
                     {
@@ -157,10 +163,11 @@ def main() -> None:
                         **metrics,
                     }
                 )
-    publish(__file__, runs, title="the main job on this machine", seed=options.seed)
-    publish(__file__, paired, title="plan minus uniform", seed=options.seed)
+    script = str(Path(__file__).with_name(f"main_job{'-' * bool(options.name)}{options.name}.py"))
+    publish(script, runs, title="the main job on this machine", seed=options.seed)
+    publish(script, paired, title="plan minus uniform", seed=options.seed)
     publish(
-        __file__,
+        script,
         rows,
         title="measured with common noise",
         seed=options.seed,
@@ -168,7 +175,7 @@ def main() -> None:
     )
 
 
-COLUMNS = ("output_sqnr", "sqnr", "ssim", "frechet", "alignment")
+COLUMNS = ("output_sqnr", "sqnr", "ssim", "frechet", "alignment", "temporal", "motion")
 
 if __name__ == "__main__":
     main()

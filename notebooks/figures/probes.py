@@ -196,6 +196,7 @@ def measure(o: argparse.Namespace) -> None:
             "metrics": o.metrics,
             "probes": o.probes,
             "pipe": pipe,
+            "sampling": sampling,
             "seed": o.seed,
             "say": print,
         }
@@ -214,7 +215,7 @@ def measure(o: argparse.Namespace) -> None:
     parts = (
         [c.observed(model, first) for c in calls]
         if o.trajectory
-        else observations(model, calls, first, partial(decode_batch, pipe))
+        else observations(model, calls, first, partial(decode_batch, pipe, sampling=sampling))
     )
     path, weights = kept(o, "plans by bin"), QuantizedWeights(model, graph)
     done = len(path.read_text().splitlines()) if path.exists() else 0

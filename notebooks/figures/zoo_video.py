@@ -88,14 +88,14 @@ def scores(
     return row, torch.tensor(each)
 
 
-def strips(path: Path, clips: Tensor, captions: Sequence[Caption], marks: Sequence[float]) -> None:
-    """Film strips of every second frame, each under its alignment and caption."""
+def strips(path: Path, clips: Tensor, labels: Sequence[str]) -> None:
+    """Film strips of every second frame of clips [N, 3, T, H, W], each under its label."""
     side, top = RESOLUTION * 3 // 2, 14
     sheet = Image.new("RGB", (len(SHOWN) * (side + 2), len(clips) * (side + top)), "white")
     draw = ImageDraw.Draw(sheet)
     frames = ((clips.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 4, 1).numpy()
-    for i, caption in enumerate(captions):
-        draw.text((3, i * (side + top) + 1), f"{marks[i]:.2f}  {caption.text}", fill="black")
+    for i, label in enumerate(labels):
+        draw.text((3, i * (side + top) + 1), label, fill="black")
         for j, frame in enumerate(SHOWN):
             tile = Image.fromarray(frames[i, frame]).resize((side, side), Image.Resampling.NEAREST)
             sheet.paste(tile, (j * (side + 2), i * (side + top) + top))
@@ -183,14 +183,10 @@ def main() -> None:
 
     here = options.dry or Path(__file__).parent
     here.mkdir(parents=True, exist_ok=True)
+    labels = [f"{mark:.2f}  {c.text}" for mark, c in zip(each.tolist(), captions, strict=True)]
     worst = each.argsort()[:12].tolist()
-    strips(here / "zoo-scenes-video.png", made[:12], captions[:12], each[:12].tolist())
-    strips(
-        here / "zoo-scenes-video-worst.png",
-        made[worst],
-        [captions[i] for i in worst],
-        each[worst].tolist(),
-    )
+    strips(here / "zoo-scenes-video.png", made[:12], labels[:12])
+    strips(here / "zoo-scenes-video-worst.png", made[worst], [labels[i] for i in worst])
     measured = {k: getattr(options, k) for k in ("samples", "steps", "guidance", "seed")} | rows[-1]
     target = (options.dry or options.folder) / "scores.json"
     target.write_text(json.dumps(measured, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

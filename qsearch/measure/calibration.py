@@ -26,6 +26,8 @@ ROWS = 256
 # of the largest entry: first tokens that differ by less are one and the same, computed in different
 # batches
 _ALIKE = 1e-4
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_FORWARDS = tuple(kind.forward for kind in _CONVOLUTIONS)
 
 
 @torch.no_grad()
@@ -181,9 +183,12 @@ def has_rows(module: nn.Module) -> bool:
     """Whether all rows of the module's weight are multiplied with the same inputs, so that these
     have moments.
     """
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, _CONVOLUTIONS):
+        # A causal convolution of a video's VAE pads its inputs itself.
+        plain = isinstance(module, nn.Conv2d) or type(module).forward in _FORWARDS
         return (
-            module.groups == 1
+            plain
+            and module.groups == 1
             and module.padding_mode == "zeros"
             and not isinstance(module.padding, str)
         )
@@ -196,14 +201,11 @@ def rows_of(x: Tensor, module: nn.Module) -> Tensor | None:
     """
     if isinstance(module, nn.Linear):
         return x.flatten(0, -2)
-    if isinstance(module, nn.Conv2d) and has_rows(module) and not isinstance(module.padding, str):
-        kernel, stride = (
-            (module.kernel_size[0], module.kernel_size[1]),
-            (module.stride[0], module.stride[1]),
-        )
-        padding, dilation = (
-            (module.padding[0], module.padding[1]),
-            (module.dilation[0], module.dilation[1]),
-        )
-        return F.unfold(x, kernel, dilation, padding, stride).transpose(1, 2).flatten(0, 1)
-    return None
+    if not has_rows(module) or not isinstance(module, _CONVOLUTIONS):
+        return None
+    padding = [side for p in reversed(module.padding) for side in (int(p), int(p))]
+    windows, sides = F.pad(x, padding), len(module.kernel_size)
+    sizes = zip(module.kernel_size, module.stride, module.dilation, strict=True)
+    for i, (kernel, stride, dilation) in enumerate(sizes):  # [N, C, *places, *kernel]
+        windows = windows.unfold(2 + i, (kernel - 1) * dilation + 1, stride)[..., ::dilation]
+    return windows.movedim(1, 1 + sides).flatten(1 + sides).flatten(0, sides)

@@ -143,7 +143,7 @@ class QuantizedWeights:
         module = self.model.get_submodule(layer)
         if method_of(scheme).needs_inputs and not has_rows(module):
             raise QSearchError(
-                f"@{scheme.method} is for linear layers and 2d convolutions in one group, "
+                f"@{scheme.method} is for linear layers and convolutions in one group, "
                 f"padded with zeros; {layer} is {type(module).__name__}"
             )
         return quantize_parts(

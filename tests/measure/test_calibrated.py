@@ -16,6 +16,7 @@ from qsearch.core.graph import OpGraph
 from qsearch.core.scheme import Scheme
 from qsearch.graphs.extraction import extract
 from qsearch.measure import quantized_weights
+from qsearch.measure.calibration import has_rows, rows_of
 from qsearch.measure.pipelines import Call
 from qsearch.measure.profiling import profile
 from qsearch.measure.quantized_weights import QuantizedWeights, calibrated_weights
@@ -95,6 +96,33 @@ def test_no_call_to_choose_by_is_an_error(case: Case) -> None:
         calibrated_weights(*case, {"conv_in": [Scheme.parse("keep+a8t")]}, [])
 
 
+@pytest.mark.parametrize(
+    ("module", "sizes"),
+    [
+        (nn.Conv1d(4, 6, 3, 2, 1), (9,)),
+        (nn.Conv2d(4, 6, 3, 2, 1, 2), (9, 8)),
+        (nn.Conv3d(4, 6, (1, 2, 3), (1, 2, 1), (0, 1, 2), (1, 2, 1)), (5, 7, 9)),
+    ],
+)
+def test_rows_times_the_weight_are_the_convolution(
+    module: nn.Conv1d | nn.Conv2d | nn.Conv3d, sizes: tuple[int, ...]
+) -> None:
+    x = torch.randn(2, 4, *sizes, generator=torch.Generator().manual_seed(0))
+
+    rows = rows_of(x, module)
+
+    assert rows is not None
+    assert module.bias is not None
+    made = rows @ module.weight.flatten(1).T + module.bias
+    torch.testing.assert_close(made, module(x).movedim(1, -1).flatten(0, -2))
+
+
+def test_a_convolution_that_pads_by_itself_has_no_rows() -> None:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+
+    assert not has_rows(WanCausalConv3d(4, 4, 3, padding=1))
+
+
 class Odd(nn.Module):
     """A grouped convolution, a transposed one, and a layer that runs only when it is asked to."""
 
@@ -130,7 +158,7 @@ def odd() -> tuple[Odd, OpGraph, list[Call]]:
             "grouped",
             "uint4-c@gptq",
             (
-                r"@gptq is for linear layers and 2d convolutions in one group, padded with zeros; "
+                r"@gptq is for linear layers and convolutions in one group, padded with zeros; "
                 r"grouped is Conv2d"
             ),
         ),
@@ -138,7 +166,7 @@ def odd() -> tuple[Odd, OpGraph, list[Call]]:
             "up",
             "uint4-c@adaround",
             (
-                r"@adaround is for linear layers and 2d convolutions in one group, padded with "
+                r"@adaround is for linear layers and convolutions in one group, padded with "
                 r"zeros; up is ConvTranspose2d"
             ),
         ),
