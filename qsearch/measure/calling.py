@@ -72,6 +72,7 @@ def arguments(
             "out, what it makes has the size of the model or of its input"
         )
     wanted |= asked
+    _check_frames(pipe, known, asked.get("num_frames"))
     longest = getattr(getattr(pipe, "tokenizer", None), "model_max_length", 10**9)
     limit = known.get("max_sequence_length")
     if limit is not None and isinstance(limit.default, int) and longest < limit.default:
@@ -96,6 +97,23 @@ def arguments(
             "value}"
         )
     return made
+
+
+def _check_frames(pipe: Any, known: Mapping[str, inspect.Parameter], frames: int | None) -> None:
+    """Refuse frames that the VAE's compression in time does not divide, which pipelines round in
+    silence. Where their own default is not one frame more than a multiple of it, neither is asked
+    for (Allegro).
+    """
+    step = int(getattr(pipe, "vae_scale_factor_temporal", None) or 1)
+    default = known["num_frames"].default if "num_frames" in known else None
+    if frames is None or not isinstance(default, int) or (default - 1) % step:
+        return
+    if (frames - 1) % step:
+        below = frames - (frames - 1) % step
+        raise QSearchError(
+            f"frames: the VAE of {type(pipe).__name__} makes one frame more than a multiple of "
+            f"{step}; given {frames}, take {below} or {below + step}"
+        )
 
 
 def _seeds(prompts: Prompts, first: int, sampling: Sampling) -> list[int]:

@@ -46,6 +46,7 @@ def check(run: Run, *verbs: str) -> None:
     check_components(run)
     check_device(run)
     _memory(run)
+    _clips(run, verbs)
     if "apply" in verbs or "export" in verbs:
         _disk(run)
     c = run.config
@@ -132,6 +133,34 @@ def _memory(run: Run) -> None:
     if need > total:
         raise QSearchError(words)
     run.progress.say(f"warning: {words}")
+
+
+def _clips(run: Run, verbs: Sequence[str]) -> None:
+    """Refuse clips whose activations, kept for a backward pass, or whose frames, kept of full
+    precision and of a plan, take more memory than there is.
+    """
+    from ..measure.sizes import free_on, total_memory
+    from .estimates import activation_bytes, frames_of
+
+    c, frames = run.config, frames_of(run)
+    size = run.own.sized(run.sampling)
+    if run.own.makes != "videos" or size is None:
+        return
+    cpu, total = run.device.partition(":")[0] == "cpu", total_memory()
+    needs = []
+    if "profile" in verbs and not c.profile.checkpointing:
+        batch = min(c.profile.batch, c.profile.samples)
+        room = total if cpu else free_on(run.device)
+        needs.append((activation_bytes(run) * batch, room, "profile", "or checkpointing"))
+    if "evaluate" in verbs:
+        count = 2 * run.samples * frames * size[0] * size[1]
+        needs.append((12.0 * count, total, "evaluate", "or fewer samples"))
+    for need, room, verb, other in needs:
+        if room is not None and need > room:
+            raise QSearchError(
+                f"{verb}: clips of {frames} frames of {size[0]}x{size[1]} take {need / _GB:.0f} GB "
+                f"or more, and there are {room / _GB:.0f}; take fewer frames {other}"
+            )
 
 
 def _disk(run: Run) -> None:

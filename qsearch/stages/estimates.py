@@ -133,23 +133,38 @@ def denoisers_in(folder: Path) -> list[str]:
 
 def macs_of_call(run: Run) -> float:
     """Multiply-accumulates of one call of the denoiser for one picture, about."""
+    return float(sum(places * math.prod(shape) for shape, places in _applied(run)))
+
+
+def activation_bytes(run: Run) -> float:
+    """Bytes of what all layers of the denoiser make in one call for one sample: a backward pass
+    keeps at least as many, unless blocks are computed again.
+    """
+    return float(sum(places * shape[0] for shape, places in _applied(run))) * WIDTHS[run.dtype]
+
+
+def frames_of(run: Run) -> int:
+    """Frames of what is sampled; 1 for pictures."""
+    return run.sampling.frames or run.own.frames or 1
+
+
+def _applied(run: Run) -> list[tuple[tuple[int, ...], float]]:
+    """(shape of a weight, places that it is applied to) of each layer of the first denoiser."""
     folder = run.model_folder
     names = denoisers_in(folder)
     if not names:
-        return 0.0
+        return []
     size = run.own.sized(run.sampling) or (512, 512)
     vae = read_config(folder / "vae" / "config.json")
     levels = vae.get("block_out_channels") or vae.get("encoder_block_out_channels")
     scale = 2 ** (len(levels) - 1) if isinstance(levels, list) else _SCALE
-    frames = run.own.frames if run.sampling.frames is None else run.sampling.frames
-    latents = -(-(frames or 1) // (vae.get("temporal_compression_ratio") or 4)) if frames else 1
-    grid = size[0] / scale, size[1] / scale
+    scale = vae.get("scale_factor_spatial") or scale
+    step = vae.get("temporal_compression_ratio") or vae.get("scale_factor_temporal") or 4
+    latents = -(-frames_of(run) // step)
     config = read_config(folder / names[0] / "config.json")
-    places = _Places(config, grid[0] * grid[1] * latents)
+    places = _Places(config, size[0] / scale * (size[1] / scale) * latents)
     weights = tensors_in(folder / names[0])
-    return float(
-        sum(math.prod(shape) * places.of(name) for name, shape in weights if len(shape) > 1)
-    )
+    return [(tuple(shape), places.of(name)) for name, shape in weights if len(shape) > 1]
 
 
 class _Places:

@@ -200,6 +200,25 @@ def test_a_size_that_the_call_does_not_take_is_refused(asked: dict[str, int], sa
         sample(OneSize(), PROMPTS, Sampling(steps=2, **asked))
 
 
+@pytest.mark.parametrize(
+    ("frames", "refused"), [(13, False), (15, False), (14, True), (20, True), (1, False)]
+)
+def test_frames_that_the_vae_does_not_divide_are_refused(frames: int, refused: bool) -> None:
+    class Video:
+        vae_scale_factor_temporal = 2
+
+        def __call__(self, prompt: list[str], num_frames: int = 81, generator: Any = None) -> Any:
+            return (torch.zeros(len(prompt), num_frames),)
+
+    asked = Sampling(steps=2, frames=frames)
+    if refused:
+        near = f"given {frames}, take {frames - 1} or {frames + 1}"
+        with pytest.raises(QSearchError, match=rf"one frame more than a multiple of 2; {near}"):
+            sample(Video(), PROMPTS, asked)
+    else:
+        assert sample(Video(), PROMPTS, asked).shape[1] == frames
+
+
 @pytest.mark.parametrize("kind", ["missing", "broken"])
 def test_a_file_that_can_t_be_read_is_named(text: Any, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a.png"

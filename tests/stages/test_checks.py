@@ -134,6 +134,34 @@ def test_a_component_without_weights_is_said_before_any_work(tmp_path: Path) -> 
         check_run(job)
 
 
+@pytest.mark.parametrize(
+    ("frames", "said"),
+    [
+        (15, ""),
+        (20001, "profile: clips of 20001 frames of 64x64 take 37 GB or more, and there are 8; "),
+        (10001, "evaluate: clips of 10001 frames of 64x64 take 16 GB or more, and there are 8; "),
+    ],
+)
+def test_a_clip_too_long_for_the_memory_is_said_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frames: int, said: str
+) -> None:
+    content = {
+        "model": "scenes-video",
+        "folder": str(tmp_path),
+        "sampling": {"frames": frames},
+        "profile": {"batch": 1, "checkpointing": said.startswith("evaluate")},
+        "evaluate": {"samples": 16},
+    }
+    job = Run(parse(content, "a test"))
+    monkeypatch.setattr("qsearch.measure.sizes.total_memory", lambda: 8 * 10**9)
+
+    if not said:
+        check_run(job)
+        return
+    with pytest.raises(QSearchError, match=said):
+        check_run(job)
+
+
 def test_weights_that_can_t_fit_the_memory_are_said_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
