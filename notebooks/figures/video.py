@@ -6,7 +6,7 @@ metric that matters, ranges of steps, what of it is more than noise, and surroga
     python notebooks/figures/video.py --part decoupled
     python notebooks/figures/video.py --part ranges
     python notebooks/figures/video.py --part reliability [--seeds 3]
-    python notebooks/figures/video.py --part surrogates [--plans 96]
+    python notebooks/figures/video.py --part surrogates [--plans 88]
 
 `methods`: full precision, ViDiT-Q at W8A8, W4A8 and W4A8-MP, uniform W4A8, naive min-max, and a
 plan of ours with 8-bit inputs, the last two at the stored bits of W4A8-MP. `decoupled`: plans of
@@ -74,6 +74,7 @@ from qsearch.measure.plan_evaluation import EvaluationTask, measure_plans
 from qsearch.measure.profiling import profile_pipeline
 from qsearch.measure.setting import EvaluationSetting
 from qsearch.stages import config as configs
+from qsearch.stages.allocate import make_plan
 from qsearch.stages.calibrate import calibration_calls, plan_weights
 from qsearch.stages.extract import extract
 from qsearch.stages.folder import Run
@@ -83,8 +84,8 @@ PARTS = ("methods", "decoupled", "ranges", "reliability", "surrogates")
 METRICS = ("alignment", "motion", "temporal", "flow", "frechet", "ssim", "sqnr")
 #: metrics of a clip by itself, and of the set, whose differences from full precision have a meaning
 ALONE = ("alignment", "motion", "flow", "frechet")
-PRICED = ("noise", "alignment", "temporal", "sqnr")
 MIXED = "viditq-video-w4a8-mp"
+THEIRS = ("uint4-c", "uint8-c")
 OURS = tuple(f"uint{bits}-c+a8@gptq" for bits in (2, 3, 4, 5, 6, 8))
 #: parts of the clips, for a jackknife and for the reliability of plans
 FOLDS = 8
@@ -95,6 +96,8 @@ SHOWN = 2
 #: learnt from, and asked about
 TEACHERS, PUPIL = ("scenes-dit", "scenes-unet"), "scenes-video"
 LEARNT = (16, 64)
+#: of each of their plans: clips, or pictures, and sampler steps; probes of a table
+CLIPS, PICTURES, STEPS, PROBES = 8, 16, 6, 8
 
 
 @dataclass(frozen=True)
@@ -163,8 +166,8 @@ class Bench:
 
     @cached_property
     def priced(self) -> tuple[Run, SensitivityTable]:
-        """Our choices, priced by every metric: one table for two parts."""
-        run = self.run(MIXED, "ours", schemes=OURS, metrics=PRICED)
+        """Their choices and ours, priced by every metric: one table for two parts."""
+        run = self.run(MIXED, "priced", schemes=(*THEIRS, *OURS))
         return run, profile(run, self.graph)
 
     @cached_property
@@ -217,19 +220,20 @@ def plans(part: str, bench: Bench) -> Iterator[tuple[str, Run, Plan]]:
             yield name, run, plan
         return
     run, table = bench.priced
-    mixed = recipe_plan(bench.run(MIXED), graph)
+    theirs = run.config.allocate.model_copy(update={"allowed": {"*": THEIRS}})
+    mixed = make_plan(theirs, graph, table)
     budget = Budget(average_bits=mixed.achieved.average_bits)
     if part == "methods":
         yield "full precision", run, Plan.uniform(graph, KEEP)
         for name in ("viditq-video-w8a8", "viditq-video-w4a8"):
             yield name, bench.run(name), recipe_plan(bench.run(name), graph)
-        yield MIXED, bench.run(MIXED), mixed
+        yield MIXED, run, mixed
         yield "uniform W4A8", run, Plan.uniform(graph, "uint4-c+a8")
         yield "naive", run, naive(graph, mixed)
-        yield "ours", run, allocate(graph, table, budget)
+        yield "ours", run, allocate(graph, table, budget, schemes=OURS)
     else:
         for metric in ("noise", "scored", "sqnr"):
-            yield f"by {metric}", run, allocate(graph, table, budget, metric=metric)
+            yield f"by {metric}", run, allocate(graph, table, budget, metric=metric, schemes=OURS)
 
 
 def rows_of(found: dict[str, tuple[Plan, Measured]], against: str) -> list[dict[str, Any]]:
@@ -374,7 +378,8 @@ def study(model: str, folder: Path, options: argparse.Namespace) -> Study:
     folder.mkdir(parents=True, exist_ok=True)
     pipe = load_pipeline(zoo.folder(model))
     graph = graph_of(pipe, folder, model)
-    samples, steps, metrics = 8 if model in zoo.VIDEO_NAMES else 16, 6, ("sqnr", "alignment")
+    samples = CLIPS if model in zoo.VIDEO_NAMES else PICTURES
+    steps, metrics = STEPS, ("sqnr", "alignment")
     path = folder / "step.parquet"
     try:
         table = SensitivityTable.load(path, graph.id)
@@ -387,7 +392,7 @@ def study(model: str, folder: Path, options: argparse.Namespace) -> Study:
             schemes=SCHEMES,
             bins=2,
             batch=1,
-            probes=8,
+            probes=PROBES,
             metrics=metrics,
         )
         table.save(path)
@@ -454,7 +459,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--plans", type=int, default=96)
+    parser.add_argument("--plans", type=int, default=88)
     parser.add_argument("--folder", type=Path, default=Path("runs/video"))
     options = parser.parse_args()
     if options.part == "surrogates":
