@@ -46,7 +46,7 @@ def graph_of(pipe: Any, folder: Path, name: str) -> OpGraph:
     try:
         return OpGraph.load(folder / "graph.json")
     except QSearchError:
-        (call,) = record(pipe, prompts_of(name, 1, 0), sampling_of(name, 2), bins=1)
+        call, *_ = record(pipe, prompts_of(name, 1, 0), sampling_of(name, 2), bins=1)
         graph = extract(denoiser_of(pipe), example_inputs(call, denoiser_of(pipe)), name=name)
         graph.save(folder / "graph.json")
         return graph

@@ -203,7 +203,8 @@ def rows_of(x: Tensor, module: nn.Module) -> Tensor | None:
         return x.flatten(0, -2)
     if not has_rows(module) or not isinstance(module, _CONVOLUTIONS):
         return None
-    padding = [side for p in reversed(module.padding) for side in (int(p), int(p))]
+    assert not isinstance(module.padding, str)  # by `has_rows`
+    padding = [side for p in reversed(module.padding) for side in (p, p)]
     windows, sides = F.pad(x, padding), len(module.kernel_size)
     sizes = zip(module.kernel_size, module.stride, module.dilation, strict=True)
     for i, (kernel, stride, dilation) in enumerate(sizes):  # [N, C, *places, *kernel]
