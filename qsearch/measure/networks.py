@@ -93,6 +93,11 @@ class Needs:
             raise QSearchError(f"{self.metric}: {first_line(error)}") from error
         except (URLError, OSError, RuntimeError, ValueError) as error:
             raise QSearchError(self._advice(first_line(error))) from error
+        except (AttributeError, TypeError) as error:
+            raise QSearchError(
+                f"{self.metric}: {self.modules[0]} does not work with the packages that are "
+                f"installed ({first_line(error)}); update it, or leave {self.metric} out"
+            ) from error
 
 
 def _offline() -> bool:

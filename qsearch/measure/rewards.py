@@ -5,6 +5,8 @@ interface.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -59,6 +61,25 @@ def scores(module: str, kind: str, needs: Needs, outcome: Outcome) -> Tensor:
 
 @cache
 def _load(module: str, kind: str, needs: Needs, device: torch.device) -> Any:
-    with needs.loading():
+    with needs.loading(), _former_names():
         model = getattr(importlib.import_module(module), kind).from_pretrained(needs.file)
         return model.eval().requires_grad_(False).to(device)
+
+
+@contextmanager
+def _former_names() -> Iterator[None]:
+    """`additional_special_tokens_ids`, which imscore's ImageReward reads of BERT's tokenizer and
+    transformers 5 renamed.
+    """
+    from transformers import BertTokenizer
+
+    name = "additional_special_tokens_ids"
+    if hasattr(BertTokenizer, name):
+        yield
+        return
+    ids = property(lambda self: self.convert_tokens_to_ids(self.extra_special_tokens))
+    setattr(BertTokenizer, name, ids)
+    try:
+        yield
+    finally:
+        delattr(BertTokenizer, name)

@@ -17,13 +17,15 @@ from torch import Tensor
 
 from qsearch.core import plugins
 from qsearch.core.errors import QSearchError
+from qsearch.measure import rewards
 from qsearch.measure.clip import directions, load_clip
 from qsearch.measure.evaluation import Outcome, evaluate
 from qsearch.measure.metrics import clip_iqa, clip_score, cmmd, fid, kid, ms_ssim, psnr
-from qsearch.measure.networks import Needs
+from qsearch.measure.networks import Needs, as_bytes
 from qsearch.measure.observation import measured
 from qsearch.measure.pipelines import Prompts
 from qsearch.measure.predicted_x0 import PredictedX0
+from tests.measure.metric_networks import random_rewards, save_hub
 
 CPU = torch.device("cpu")
 
@@ -258,13 +260,10 @@ def test_a_metric_without_gradients_is_refused_for_profiling(name: str) -> None:
 @pytest.fixture
 def random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """torch.hub's folder with networks of random weights under the names of the published files."""
-    torchvision = pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError))
+    pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     folder = tmp_path / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    torch.manual_seed(0)
-    for kind, file in (("alexnet", "alexnet-owt-7be5be79.pth"), ("vgg16", "vgg16-397923af.pth")):
-        torch.save(getattr(torchvision.models, kind)(weights=None).state_dict(), folder / file)
+    save_hub(folder)
     for name in ("lpips", "dists"):
         plugins.load("metrics", name).network.cache_clear()
     return folder
@@ -312,23 +311,47 @@ def test_missing_weights_are_one_line(
         evaluate(made, made, [name])
 
 
-def test_inception_s_features_are_torch_fidelity_s_own(
+def test_inception_s_features_are_torchmetrics_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError))
-    inception = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    pytest.importorskip("torch_fidelity")
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    folder = tmp_path / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    kind = inception.FeatureExtractorInceptionV3
-    monkeypatch.setattr(kind, "load_state_dict", lambda self, state: None)
-    torch.save({}, folder / "weights-inception-2015-12-05-6726825d.pth")
+    save_hub(tmp_path / "hub" / "checkpoints")
     made = pictures(2, 64)
 
     found = fid.embed(made)
 
-    assert found.shape == (2, 2048)
-    assert torch.isfinite(found).all()
+    theirs = FrechetInceptionDistance(2048).inception(as_bytes(made))
+    torch.testing.assert_close(found, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "kind", "scale"),
+    [("image_reward", "imreward", "ImageReward", 1), ("hps", "hps", "HPSv2", 100)],
+)
+def test_rewards_are_imscore_s_own(
+    name: str, module: str, kind: str, scale: int, tmp_path: Path
+) -> None:
+    pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError))
+    model = getattr(pytest.importorskip(f"imscore.{module}.model"), kind)
+    made, texts = pictures(2, 64), ("a red circle", "two blue squares")
+
+    with random_rewards(tmp_path), rewards._former_names():
+        found = plugins.load("metrics", name).measure(outcome(made, texts), outcome(made, texts))
+        theirs = model.from_pretrained("").eval().score(made / 2 + 0.5, list(texts))
+
+    assert found.tolist() == pytest.approx((scale * theirs).flatten().tolist(), rel=1e-4)
+
+
+def test_a_package_that_breaks_beside_another_is_one_line() -> None:
+    with (
+        pytest.raises(QSearchError, match=r"hps: json does not work .* no attribute 'ids'"),
+        Needs("hps", ("json",)).loading(),
+    ):
+        raise AttributeError("BertTokenizer has no attribute 'ids'")
 
 
 def test_too_few_pictures_for_a_metric_of_sets_are_said() -> None:
