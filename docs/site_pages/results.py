@@ -25,6 +25,7 @@ TOPICS = {
         "interrupts",
     ),
     "Sensitivity": ("probes", "choices", "memory", "sizes", "noise_by_hand", "quick"),
+    "Metrics": ("metrics",),
     "Plans": (
         "plans",
         "methods",
