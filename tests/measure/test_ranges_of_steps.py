@@ -324,6 +324,7 @@ def test_diffusers_own_loading_packs_a_plan_over_ranges(
     pipe, graph = pipeline
     model = denoiser_of(pipe)
     plan = everywhere(graph, "uint4-c", "uint4-c+a8", "keep", bounds=StepRanges((0.4, 0.8)))
+    full = sample(pipe, PROMPTS, SAMPLING)
     with simulate(model, plan, graph):
         wanted = sample(pipe, PROMPTS, SAMPLING)
     pipe.save_pretrained(tmp_path / "pipe")
@@ -333,9 +334,12 @@ def test_diffusers_own_loading_packs_a_plan_over_ranges(
     own.save_pretrained(tmp_path / "packed")
     again = UNet2DConditionModel.from_pretrained(tmp_path / "packed")
 
+    made = []
     for packed in (own, again):
         with torch.no_grad():
             pipe.unet = packed
-            found = sample(pipe, PROMPTS, SAMPLING)
-        assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+            made.append(sample(pipe, PROMPTS, SAMPLING))
     pipe.unet = model
+    assert torch.equal(*made)
+    # an input that lies between two codes is rounded either way, and moves all later steps a little
+    assert (made[0] - wanted).norm() <= 0.01 * (wanted - full).norm()
