@@ -53,7 +53,7 @@ FIGURES = (
     Made("plans", "plans.py reference frontier", 1, REFERENCE),
     Made("sparse_attention-memory", "sparse_attention.py --part memory", 1),
     Made("runtime-parity", "runtime.py --part parity", 2),
-    Made("metrics", "metrics.py", 2, "pip install 'qsearch-diffusion[metrics]'"),
+    Made("metrics", "metrics.py", 2),
     Made("noise_by_hand", "noise_by_hand.py", 3),
     Made("formats", "formats.py", 4),
     Made("products-avx2", "products.py --seconds 0.4 --threads 1 --levels native --name avx2", 4),

@@ -8,7 +8,7 @@ ones, so that no network is needed: both sides load the same file, each by its o
 linear weights come with torchmetrics. `library` says whose call the other number is (of CMMD the
 paper's equation in float64: no package has it), `largest difference` is over pictures and relative
 to the largest value. A metric whose package is missing has no numbers: all of them are there after
-`pip install 'qsearch-diffusion[metrics]'`. Writes metrics.json.
+`pip install -e '.[metrics]'`. Writes metrics.json.
 """
 
 from __future__ import annotations
