@@ -101,7 +101,8 @@ def test_whole_trajectories_are_streamed_too(flux: Saved) -> None:
 
 def test_the_baseline_by_squared_gradients_is_streamed_too(flux: Saved) -> None:
     asked = {"estimator": "fisher", "probes": 2, "schemes": SCHEMES[:2]}
-    same(flux.table(offload="none", **asked), flux.table(offload="disk", **asked))
+    # squares have twice the error of what is squared
+    same(flux.table(offload="none", **asked), flux.table(offload="disk", **asked), 2e-5)
 
 
 @pytest.mark.slow
