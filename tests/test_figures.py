@@ -28,7 +28,7 @@ OLD = set(
     probes-scenes-unet probes-scenes-unet-activations
     probes-scenes-unet-trajectory products quick reconstruction rounding runtime-memory
     runtime-parity runtime-pipelines runtime-products sizes sparse_attention-memory
-    sparse_attention-pixart sparse_attention-times sparse_attention-video surrogates zoo zoo_video
+    sparse_attention-pixart sparse_attention-times sparse_attention-video surrogates zoo
     """.split()
 )
 
