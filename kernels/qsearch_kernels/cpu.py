@@ -24,7 +24,9 @@ from . import dequantize_gemm, digits, integer_sums, layout, products, reference
 from .activation_cache import shared
 from .cpu_rounded import (
     base_of,
+    as_they_lie,
     factor_of,
+    few_rows,
     in_bytes,
     largest_weight,
     product,
@@ -71,6 +73,8 @@ def weight_ways(weight: Weight, rows: int, dtype: torch.dtype) -> tuple[str, ...
     """The ways of `linear_by` that there are for a weight and so many rows of `dtype`."""
     short = dtype == torch.bfloat16
     found = ["fp32"]
+    if digits.in_tiles(weight):
+        found.append("vnni")
     if dequantize_gemm.takes(weight) and compiled("widen_numba") is not None:
         found.append("fp32 rows")
     if in_bytes(weight) and small_m.exact():
@@ -92,7 +96,8 @@ def weight_ways(weight: Weight, rows: int, dtype: torch.dtype) -> tuple[str, ...
 def linear_by(way: str, rows: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     """The product [M, N] of `rows` [M, K] in their type, in one of `weight_ways`.
 
-    "digits": rows as two or three bytes each, in products of bytes; "int8pack": torch's own product
+    "digits": rows as two or three bytes each, in products of bytes; "vnni": the same as numba
+    compiles it, scales of groups included; "int8pack": torch's own product
     of bf16 rows with bytes about zero; "fp32", "bf16": the weight widened to that type; "fp32
     rows": the same in fp32 as numba compiles it, sixteen rows of the weight at a time.
     """
@@ -102,6 +107,8 @@ def linear_by(way: str, rows: Tensor, weight: Weight, bias: Tensor | None) -> Te
         if len(rows) <= FEW and small_m.takes(weight):
             return _with_bias(small_m.product(rows.float(), weight, count), bias, rows.dtype)
         return digits.product(*digits.digits_of(rows.float(), count), weight, bias, rows.dtype)
+    if way == "vnni":
+        return digits.product_in_tiles(rows, weight, bias)
     if way == "fp32 rows":
         return dequantize_gemm.compiled_product(rows, weight, bias)
     if way == "int8pack":
@@ -160,6 +167,9 @@ def linear_rounded(
     if len(rows) == 1 and plain and (way := products.way("wide", 1)) in ("int_mm", "fp32"):
         return _one_row(rows, weight, bias, activation, way).view(*x.shape[:-1], -1)
     sums = uneven(weight)
+    if 0 < len(rows) <= FEW and rounded_way(weight, len(rows), activation) == "vnni":
+        y = few_rows(rows, weight, bias, activation, low, high)
+        return y.view(*x.shape[:-1], y.shape[-1])
     rounded = shared(
         x,
         (activation, int(sums)),
@@ -169,6 +179,17 @@ def linear_rounded(
     )
     y = product(rounded, weight, bias, x.dtype)
     return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def rounded_way(weight: Weight, rows: int, activation: int) -> str:
+    """The integer product of rounded rows that is fastest here; none for a weight whose codes are
+    spread to bytes first.
+    """
+    if not as_they_lie(weight):
+        return ""
+    top = 2**activation - 1 if products.table().unsigned else 128
+    narrow = integer_sums.fits_pairs(top, largest_weight(weight))
+    return products.way("narrow" if narrow else "wide", rows)
 
 
 def _one_row(x: Tensor, weight: Weight, bias: Tensor | None, activation: int, way: str) -> Tensor:

@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import dequantize_gemm, integer_sums, layout, products, saturation, small_m
 from .cpu_rows import Bytes
-from .jit import passes
+from .jit import compiled, in_parts, passes
 from .reference import grid
 from .weight import Weight
 
@@ -122,6 +122,8 @@ def product(
         _finish(found, left, _right(weight, totals), scale, rounded.scale, own, out, 0)
         return out.to(dtype)
     spread, order = spreader(weight)
+    if name == "vnni" and as_they_lie(weight):
+        spread, order = (lambda codes: codes), (lambda x: x)
     codes = order(rounded.codes)
     if name != "fp32" and products.table().exact[name] == "pairs":
         codes, spread = integer_sums.aligned(codes), _aligned(spread)
@@ -131,7 +133,7 @@ def product(
         name = name if excess is not None else "fp32"
     step = (
         len(weight.codes)
-        if weight.codes.dtype == torch.int8
+        if weight.codes.dtype == torch.int8 or name == "vnni"
         else max(64, _SPREAD // max(1, codes.shape[1]))
     )
     if (
@@ -148,9 +150,10 @@ def product(
         part, places = weight.part(begin, begin + step), slice(begin, begin + step)
         matrix, scale = spread(part.codes), part.scale.float().flatten() * factor
         own = None if bias is None else bias[places].float()
-        if name == "madd":
+        if name in ("madd", "vnni"):
             ends = _ends(left, _right(part, totals[places]), scale, rounded.scale, own)
-            integer_sums.madd_finished(codes, matrix, *ends, out, begin)
+            bits = weight.bits if matrix.dtype == torch.uint8 else 8
+            integer_sums.tiles_finished(name, codes, matrix, bits, *ends, out, begin)
             continue
         more = None if excess is None else excess.part(begin, begin + step, codes.shape[1])
         if name == "fp32":
@@ -174,6 +177,46 @@ def product(
                 y = saturation.add_rest(_fp32(y), codes[some], more)
             _finish(y, left[some], right, scale, rounded.scale[some], own, out[some], begin)
     return out.to(dtype)
+
+
+def few_rows(
+    rows: Tensor,
+    weight: Weight,
+    bias: Tensor | None,
+    activation: int,
+    low: Tensor | None,
+    high: Tensor | None,
+) -> Tensor:
+    """`product` of `rows` [M, K] rounded by `rows_of`, in the type of `rows`: all in one compiled
+    call (`vnni_numba.py`), for a weight that lies as `as_they_lie` says.
+    """
+    fast, outputs = compiled("vnni_numba"), len(weight.codes)
+    assert fast is not None, "asked for where numba is not installed"
+    short = rows.dtype == torch.bfloat16
+    x = (rows if short else rows.float()).contiguous()
+    out = torch.empty(len(x), outputs, dtype=x.dtype)
+    each = dequantize_gemm.each_of
+    ends = [each(end, 1 if end is None else end.numel()) for end in (low, high)]
+    zero = each(zero_of(weight) if uneven(weight) else None, outputs)
+    total, scale, added = (each(v, outputs) for v in (row_sums(weight), weight.scale, bias))
+    codes = weight.codes.contiguous().numpy().view("uint8")
+    source, target = (v.view(torch.int16).numpy() for v in (x, out))
+    widths, columns, form = layout.WIDTHS[weight.bits], weight.columns, 1 if short else 2
+
+    def part(begin: int, end: int) -> None:
+        n = slice(begin, end)
+        fast.rounded_product(
+            source, short, *ends, 2**activation - 1, codes[n], widths, columns, total[n], zero[n],
+            scale[n], added[n], target[:, form * begin : form * end],
+        )  # fmt: skip
+
+    in_parts(part, outputs, integer_sums.OUTPUTS)
+    return out.to(rows.dtype)
+
+
+def as_they_lie(weight: Weight) -> bool:
+    """Whether a weight's codes, packed or not, are the bytes that a product of bytes takes."""
+    return weight.codes.dtype == torch.int8 or (weight.levels is None and not base_of(weight))
 
 
 def _finish(

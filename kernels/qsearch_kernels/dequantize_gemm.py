@@ -30,8 +30,8 @@ _ROWS = 256  # rows that are
 _ONE_ROW = 2**22
 #: of each thread: the last piece's memory, which takes longer to map anew than to fill
 _SCRATCH = threading.local()
+_NOTHING = torch.empty(0).numpy()
 _ONE, _NONE = torch.ones(1, 1), torch.empty(1, 1, 0)
-_WIDTHS = {bits: torch.tensor(layout.planes(bits)).numpy() for bits in range(1, 9)}
 
 
 def takes(weight: Weight) -> bool:
@@ -97,7 +97,7 @@ def _widener(weight: Weight, shape: tuple[int, int]) -> Callable[[int, Tensor], 
         return lambda begin, out: _widen(
             weight.part(begin, begin + len(out)), bytes_[: len(out)], out
         )
-    given = _compiled(weight)
+    given = as_compiled(weight)
     return lambda begin, out: fast.widen(*given.part(begin, begin + len(out)), out.numpy())
 
 
@@ -142,7 +142,7 @@ def _widen(weight: Weight, bytes_: Tensor, out: Tensor) -> None:
             place.mul_(scale)
 
 
-class _Compiled(NamedTuple):
+class Compiled(NamedTuple):
     """A weight as the arguments of `widen_numba.py`."""
 
     codes: Any
@@ -163,7 +163,8 @@ class _Compiled(NamedTuple):
         return (self.codes[begin:end], *same, zero, scale)
 
 
-def _compiled(weight: Weight) -> _Compiled:
+def as_compiled(weight: Weight) -> Compiled:
+    """A weight as compiled functions take it."""
     phases, grouped = layout.phases(weight.bits), weight.group > 0
     size = weight.group // phases if grouped else -(-weight.columns // phases)
     zero = torch.full((1, 1), weight.offset) if weight.zero is None else weight.zero.float()
@@ -171,10 +172,10 @@ def _compiled(weight: Weight) -> _Compiled:
     zero = zero.expand(len(zero), scale.shape[1] if grouped else 1).contiguous()
     tables = _NONE if weight.levels is None else weight.levels.float()
     tables = tables.view(1, 1, -1) if tables.ndim == 1 else tables
-    return _Compiled(
+    return Compiled(
         weight.codes.view(torch.uint8).contiguous().numpy(),
         weight.codes.dtype == torch.int8,
-        _WIDTHS[weight.bits],
+        layout.WIDTHS[weight.bits],
         weight.columns,
         size,
         tables.contiguous().numpy(),
@@ -194,11 +195,11 @@ def compiled_product(rows: Tensor, weight: Weight, bias: Tensor | None) -> Tenso
         return (made if bias is None else made.add_(bias)).to(rows.dtype)
     fast = compiled("widen_numba")
     assert fast is not None, "asked for where numba is not installed"
-    short, given = rows.dtype == torch.bfloat16, _compiled(weight)
+    short, given = rows.dtype == torch.bfloat16, as_compiled(weight)
     x = (rows if short else rows.float()).contiguous()
     out = torch.empty(len(rows), len(weight.codes), dtype=x.dtype)
     scale = None if weight.group > 0 else weight.scale
-    row_scale, added = (_each(v, len(weight.codes)) for v in (scale, bias))
+    row_scale, added = (each_of(v, len(weight.codes)) for v in (scale, bias))
     source, target = (v.view(torch.int16).numpy() for v in (x, out))
 
     def part(begin: int, end: int) -> None:
@@ -216,11 +217,12 @@ def compiled_product(rows: Tensor, weight: Weight, bias: Tensor | None) -> Tenso
     return out.to(rows.dtype)
 
 
-def _each(values: Tensor | None, count: int) -> Any:
+def each_of(values: Tensor | None, count: int) -> Any:
     """fp32 [count] of one number or as many; empty for None."""
     if values is None:
-        return torch.empty(0).numpy()
-    return values.float().flatten().expand(count).contiguous().numpy()
+        return _NOTHING
+    given = values.float().flatten().numpy()
+    return given if len(given) == count else given.repeat(count)
 
 
 def one_row(row: Tensor, weight: Weight, largest: int = 0) -> Tensor:
@@ -232,7 +234,7 @@ def one_row(row: Tensor, weight: Weight, largest: int = 0) -> Tensor:
     assert fast is not None, "asked for where numba is not installed"
     if weight.bits == 8 and weight.codes.dtype == torch.uint8:
         weight = weight._replace(codes=layout.signed(weight.codes))
-    given, x, grouped = _compiled(weight), row.float(), weight.group > 0
+    given, x, grouped = as_compiled(weight), row.float(), weight.group > 0
     piece, groups = -(-weight.columns // 8) * 8, given.scale.shape[1]
     group = weight.group if grouped else piece
     piece = group if given.signed else piece

@@ -11,12 +11,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import small_m
+from . import layout, small_m
 from .cpu_rounded import factor_of, spreader, uneven, zero_of
+from .dequantize_gemm import as_compiled, each_of
+from .jit import compiled, has_vnni, in_parts
 from .weight import Weight
 
 _BYTES = 2**20  # of weights, spread at a time
 _ROWS = 512  # of activations at a time
+_PART, _OUTPUTS = 256, 64  # rows, and outputs of fewer rows, that are worth a thread of their own
 
 
 def digits_of(rows: Tensor, count: int) -> tuple[list[Tensor], Tensor, list[Tensor]]:
@@ -96,3 +99,40 @@ def _integers(
         y = product if y is None else y.mul_(256).add_(product)
     assert y is not None
     return y
+
+
+def in_tiles(weight: Weight) -> bool:
+    """Whether `product_in_tiles` is for this weight, on this machine."""
+    whole = weight.bits < 8 or weight.codes.dtype == torch.int8
+    even = weight.group <= 0 or weight.group % (4 * layout.phases(weight.bits)) == 0
+    known = weight.levels is None and 0 < weight.columns <= small_m.LONGEST
+    return known and whole and even and has_vnni()
+
+
+def product_in_tiles(rows: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+    """[M, N] in the type of `rows` [M, K]: the same with digits, sums of groups and what becomes of
+    them in one compiled call (`vnni_numba.py`).
+    """
+    fast = compiled("vnni_numba")
+    assert fast is not None, "asked for where numba is not installed"
+    short, grouped = rows.dtype == torch.bfloat16, weight.group > 0
+    x = (rows if short else rows.float()).contiguous()
+    count = 3 if rows.dtype == torch.float32 else 2
+    given, outputs = as_compiled(weight), len(weight.codes)
+    size = weight.group if grouped else weight.columns
+    units, added = (each_of(v, outputs) for v in (None if grouped else weight.scale, bias))
+    out = torch.empty(len(rows), outputs, dtype=x.dtype)
+    source, target = (v.view(torch.int16).numpy() for v in (x, out))
+
+    def part(m: slice, n: slice) -> None:
+        codes, _, widths, columns, _, _, zero, scale = given.part(n.start, n.stop)
+        fast.digits_product(
+            source[m], short, count, codes, widths, columns, size, zero, scale, units[n], added[n],
+            target[m], n.start,
+        )  # fmt: skip
+
+    if len(rows) >= _PART * torch.get_num_threads():
+        in_parts(lambda a, b: part(slice(a, b), slice(0, outputs)), len(rows), _PART)
+    else:
+        in_parts(lambda a, b: part(slice(None), slice(a, b)), outputs, _OUTPUTS)
+    return out.to(rows.dtype)

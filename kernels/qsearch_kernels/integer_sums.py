@@ -6,7 +6,8 @@ A core without VNNI multiplies bytes with `vpmaddubsw`, which adds two neighbour
 bits and saturates: 255 * 127 + 255 * 127 does not fit. Such a core is exact only where all pairs
 fit (weights of 7 bits or fewer, or activations of 7 bits), and `saturation.py` splits other
 weights so that they do; `madd` multiplies in 16 bits and adds in 32 (`madd_numba.py`), where all
-bytes are exact, at up to twice the rate of fp32. fp32 multiplies integers exactly as long as sums
+bytes are exact, at up to twice the rate of fp32; `vnni` is a GEMM of our own with `vpdpbusd`
+(`vnni_numba.py`), for few rows and for codes of any width. fp32 multiplies integers exactly as long as sums
 stay below 2**24, so that a product over pieces of the columns is exact on every core.
 
 `exactness` tries a product at the ends of the range and on ragged shapes. Nothing is believed.
@@ -15,20 +16,22 @@ stay below 2**24, so that a product over pieces of the columns is exact on every
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .jit import compiled, has_avx2, in_parts
+from . import layout
+from .jit import compiled, has_avx2, has_vnni, in_parts
 
 Exact = Literal["all", "pairs", ""]
 #: int8 or uint8 [M, K] -> int32 or fp32 [M, N], the product with a weight
 Sums = Callable[[Tensor], Tensor]
 #: magnitudes whose pairs of products `vpmaddubsw` adds without saturating
 PAIR = 2**15 - 1
-_ROWS, _OUTPUTS = 256, 64  # of a product that are worth a thread of their own
+_ROWS, OUTPUTS = 256, 64  # of a product that are worth a thread of their own
 _WHOLE = 2**24  # fp32 holds every integer up to here
 #: columns that pairs want a multiple of: oneDNN cuts longer rows in the middle of a pair otherwise
 ALIGNED = 4
@@ -78,53 +81,77 @@ def madd(matrix: Tensor, largest: int) -> Sums:
     """
     if not has_avx2():
         raise NotImplementedError("16-bit products take numba and a core with AVX2")
-    none = torch.empty(0)
-
-    def sums(codes: Tensor) -> Tensor:
-        (count, outputs), made = (len(codes), len(matrix)), torch.empty(len(codes), len(matrix))
-        rows, columns = (torch.zeros(count), none, torch.ones(count)), torch.zeros(outputs)
-        madd_finished(codes, matrix, rows, (columns, none, columns + 1, none), made, 0)
-        return made
-
-    return sums
+    return partial(_alone, "madd", matrix)
 
 
-def madd_finished(
+def vnni(matrix: Tensor, largest: int) -> Sums:
+    """`vpdpbusd` (`vnni_numba.py`), with `matrix` int8 [N, K] as it lies.
+
+    Raises:
+        NotImplementedError: Without numba, on a core that has no AVX512-VNNI, for int8 activations.
+    """
+    if not has_vnni():
+        raise NotImplementedError("`vpdpbusd` takes numba and a core with AVX512-VNNI")
+    return partial(_alone, "vnni", matrix)
+
+
+def _alone(name: str, matrix: Tensor, codes: Tensor) -> Tensor:
+    """The sums of `tiles_finished`, as they are."""
+    (count, outputs), none = (len(codes), len(matrix)), torch.empty(0)
+    made, zeros, ones = torch.empty(count, outputs), torch.zeros(outputs), torch.ones(outputs)
+    rows = (torch.zeros(count), none, torch.ones(count))
+    tiles_finished(name, codes, matrix, 8, rows, (zeros, none, ones, none), made, 0)
+    return made
+
+
+def tiles_finished(
+    name: str,
     codes: Tensor,
     matrix: Tensor,
+    bits: int,
     each_row: tuple[Tensor, Tensor, Tensor],
     each_output: tuple[Tensor, Tensor, Tensor, Tensor],
     out: Tensor,
     begin: int,
 ) -> None:
-    """The same, and what `rows_numba.finish` makes of the sums while they are in the cache.
+    """An integer GEMM that numba compiled, and what `rows_numba.finish` makes of its sums while
+    they are in the cache.
 
     Args:
-        codes: int8 or uint8 [M, K].
-        matrix: int8 [N, K].
-        each_row: its `first`, `second`, `a_scale`.
+        name: "madd" or "vnni".
+        codes: uint8 [M, K]; int8 for `madd` alone.
+        matrix: int8 [N, K]; for `vnni` also uint8 [N, row bytes], codes of `bits` (`layout.py`).
+        bits: of the matrix.
+        each_row: `finish`'s `first`, `second`, `a_scale`.
         each_output: its `total`, `zero`, `w_scale`, `bias`.
         out: fp32 or bf16, written from column `begin` on.
         begin: that column.
+
+    Raises:
+        NotImplementedError: `vnni` for int8 activations.
     """
-    fast = compiled("madd_numba")
+    fast = compiled(f"{name}_numba")
     assert fast is not None, "asked for where numba is not installed"
+    if name == "vnni" and codes.dtype != torch.uint8:
+        raise NotImplementedError("`vpdpbusd` takes uint8 activations")
     given, weight = codes.contiguous().numpy(), matrix.contiguous().numpy()
+    packed = () if name == "madd" else (layout.WIDTHS[bits], given.shape[1])
+    weight = weight if name == "madd" else weight.view("uint8")
     first, second, a_scale = (v.contiguous().numpy() for v in each_row)
     total, zero, w_scale, bias = (v.contiguous().numpy() for v in each_output)
     short, target = out.dtype == torch.bfloat16, out.view(torch.int16).numpy()
 
     def part(m: slice, n: slice) -> None:
         fast.product(
-            given[m], weight[n], first[m], total[n], second[m], zero[n], w_scale[n], a_scale[m],
-            bias[n], short, target[m], begin + (n.start or 0),
+            given[m], weight[n], *packed, first[m], total[n], second[m], zero[n], w_scale[n],
+            a_scale[m], bias[n], short, target[m], begin + (n.start or 0),
         )  # fmt: skip
 
     whole = slice(None)
     if len(given) >= _ROWS * torch.get_num_threads():
         in_parts(lambda a, b: part(slice(a, b), whole), len(given), _ROWS)
     else:
-        in_parts(lambda a, b: part(whole, slice(a, b)), len(weight), _OUTPUTS)
+        in_parts(lambda a, b: part(whole, slice(a, b)), len(weight), OUTPUTS)
 
 
 def in_fp32(matrix: Tensor, largest: int, wide: Tensor | None = None) -> Sums:
@@ -158,6 +185,7 @@ PRODUCTS: dict[str, Callable[[Tensor, int], Sums]] = {
     "int_mm": int_mm,
     "onednn": onednn,
     "madd": madd,
+    "vnni": vnni,
     "fp32": in_fp32,
 }
 

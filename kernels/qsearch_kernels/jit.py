@@ -24,6 +24,8 @@ from typing import Any
 import torch
 
 _FEW_THREADS = 2
+#: levels of oneDNN's that AVX512-VNNI is above
+_WITHOUT_VNNI = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE")
 _PROCESS = os.getpid()
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -77,15 +79,27 @@ def passes(name: str) -> ModuleType | None:
 @functools.cache
 def has_avx2() -> bool:
     """Whether what numba compiles here may use AVX2: an x86 core with it, which nothing caps."""
-    if importlib.util.find_spec("numba") is None:
+    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") and _has("avx2")
+
+
+@functools.cache
+def has_vnni() -> bool:
+    """Whether what numba compiles here may use AVX512-VNNI; a cap of oneDNN's counts, too."""
+    cap = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or cap.upper() in _WITHOUT_VNNI:
         return False
-    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+    return _has("avx512vnni") and _has("avx512bw")
+
+
+def _has(feature: str) -> bool:
+    """Whether numba compiles for a core with this feature, in LLVM's words."""
+    if importlib.util.find_spec("numba") is None:
         return False
     numba: Any = importlib.import_module("numba.core")
     features = numba.config.CPU_FEATURES
     if features is None:
         features = "" if numba.config.CPU_NAME else numba.codegen.get_host_cpu_features()
-    return "+avx2" in features.split(",")
+    return f"+{feature}" in features.split(",")
 
 
 def in_parts(work: Callable[[int, int], object], count: int, least: int = 1) -> None:

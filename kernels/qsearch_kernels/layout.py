@@ -33,6 +33,10 @@ def planes(bits: int) -> tuple[int, ...]:
     return tuple(width for width in (8, 4, 2, 1) if bits & width)
 
 
+#: bits -> widths of the planes, as compiled functions take them
+WIDTHS = {bits: torch.tensor(planes(bits)).numpy() for bits in range(1, 9)}
+
+
 def row_bytes(columns: int, bits: int) -> int:
     """Bytes of one packed row of `columns` codes."""
     return sum(-(-columns * width // 8) for width in planes(bits))
@@ -112,7 +116,7 @@ def unpack_by_phase(packed: Tensor, bits: int, columns: int, out: Tensor) -> Ten
     count = phases(bits)
     fast = passes("widen_numba") if packed.device.type == "cpu" else None
     if fast is not None:
-        given, widths = packed.contiguous().numpy(), torch.tensor(planes(bits)).numpy()
+        given, widths = packed.contiguous().numpy(), WIDTHS[bits]
         target = out.unflatten(-1, (count, -1)).numpy()
         fast.unpack(given, widths, columns, target)
         return out

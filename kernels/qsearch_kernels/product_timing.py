@@ -69,7 +69,7 @@ def _exact() -> tuple[bool, dict[str, str]]:
     if found["int_mm"] or found["onednn"] or found["madd"]:
         return True, found
     signed = integer_sums.exactness("int_mm", torch.int8)
-    return False, {"int_mm": signed, "onednn": "", "madd": "", "fp32": "all"}
+    return False, {"int_mm": signed, "onednn": "", "madd": "", "vnni": "", "fp32": "all"}
 
 
 def _codes(table: Table) -> torch.dtype:

@@ -9,8 +9,8 @@ this torch has is timed at one shape for a few milliseconds, and the fastest one
 The table lies in `$XDG_CACHE_HOME/qsearch` (or `~/.cache/qsearch`), under the core's name, torch's
 version, what caps the core's instructions, and the number of threads; another core makes its own.
 `QSEARCH_PRODUCTS=reference` computes everything with the plain twins in `reference.py`;
-`QSEARCH_PRODUCTS=int_mm`, `onednn`, `madd` or `fp32` leaves only that integer product, where it
-is exact.
+`QSEARCH_PRODUCTS=int_mm`, `onednn`, `madd`, `vnni` or `fp32` leaves only that integer product,
+where it is exact.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def _ordered(bits):
 
 
 @jit
-def _ends(row, ends):
+def ends_of(row, ends):
     """The least and the greatest number of `row` fp32 to `ends`; a NaN is beyond all numbers."""
     bits = row.view(_int)
     least, most = _ordered(bits[0]), _ordered(bits[0])
@@ -78,7 +78,7 @@ def round_rows(x, short, low, high, top, less, codes, scale, zero, sums):
     top, less = _float(top), _int(less)
     for m in range(len(x)):
         load(x[m], short, line)
-        _ends(line, ends)
+        ends_of(line, ends)
         finite = ends[0] > -_INFINITE and ends[1] < _INFINITE
         least = low[min(m, len(low) - 1)] if len(low) else ends[0]
         most = high[min(m, len(high) - 1)] if len(high) else ends[1]

@@ -32,100 +32,135 @@ def _shuffled(builder, u, v, places):
     return builder.shuffle_vector(u, v, ir.Constant(ir.VectorType(_place, len(places)), places))
 
 
-@intrinsic
-def _add_tile(typing, like, a, row, b, length, c, c_row):
-    """Adds a tile of products of `length` bytes of rows to `c`.
+def tile(lanes, rows):
+    """An intrinsic that adds a tile of products of `length` bytes of rows to `c`: `rows` rows by
+    two vectors of `lanes` outputs; where it is `fresh`, what lies there does not count.
 
     `a`, `b`, `c` are addresses of rows, of a panel and of sums; `row`, `c_row` are bytes from one
-    row to the next; `like` is an array of what is multiplied, int16 (added in int32) or fp32.
+    row to the next. `ahead` is the address of what comes next, `rate` how many bytes of it belong
+    to one of a row: it is fetched to the second cache where `lanes` are more than 8. `like` is an array of what is multiplied: fp32, or int16, uint8 (with int8) and
+    int8 (with uint8), which are added in int32.
     """
-    real = like.dtype == types.float32
 
-    def generate(context, builder, signature, arguments):
-        _, a, row, b, length, c, c_row = arguments
-        one = ir.FloatType() if real else ir.IntType(32)
-        sums, pairs = ir.VectorType(one, 8), ir.VectorType(ir.IntType(16), 16)
-        name, form = (
-            ("llvm.fmuladd.v8f32", [sums] * 3) if real else ("llvm.x86.avx2.pmadd.wd", [pairs] * 2)
-        )
-        multiply = cgutils.get_or_insert_function(builder.module, ir.FunctionType(sums, form), name)
-        add = builder.fadd if real else builder.add
+    @intrinsic
+    def add_tile(typing, like, a, row, b, length, c, c_row, fresh, ahead, rate):
+        kind = str(like.dtype)
 
-        def accumulated(total, x, w):
-            if real:
-                return builder.call(multiply, [x, w, total])
-            return add(total, builder.call(multiply, [x, w]))
+        def generate(context, builder, signature, arguments):
+            _, a, row, b, length, c, c_row, fresh, ahead, rate = arguments
+            real = kind == "float32"
+            one = ir.FloatType() if real else ir.IntType(32)
+            sums, pairs = ir.VectorType(one, lanes), ir.VectorType(ir.IntType(16), 2 * lanes)
+            name, form = {
+                "float32": (f"llvm.fmuladd.v{lanes}f32", [sums] * 3),
+                "int16": ("llvm.x86.avx2.pmadd.wd", [pairs] * 2),
+                "uint8": (f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", [sums] * 3),
+                "int8": (f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", [sums] * 3),
+            }[kind]
+            multiply = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(sums, form), name
+            )
+            byte = ir.IntType(8)
+            fetch = cgutils.get_or_insert_function(
+                builder.module,
+                ir.FunctionType(ir.VoidType(), [byte.as_pointer(), *[_place] * 3]),
+                "llvm.prefetch.p0",
+            )
+            add = builder.fadd if real else builder.add
 
-        def everywhere(number):
-            empty = ir.Constant(sums, ir.Undefined)
-            first = builder.insert_element(empty, number, ir.Constant(_place, 0))
-            made = _shuffled(builder, first, empty, [0] * 8)
-            return made if real else builder.bitcast(made, pairs)
+            def accumulated(total, x, w):
+                if kind == "int16":
+                    x, w = (builder.bitcast(v, pairs) for v in (x, w))
+                    return add(total, builder.call(multiply, [x, w]))
+                if real:
+                    return builder.call(multiply, [x, w, total])
+                return builder.call(multiply, [total, *((x, w) if kind == "uint8" else (w, x))])
 
-        def vectors(place):
-            following = builder.add(place, ir.Constant(_whole, 32))
-            return [_at(builder, p, sums if real else pairs) for p in (place, following)]
+            def everywhere(number):
+                empty = ir.Constant(sums, ir.Undefined)
+                first = builder.insert_element(empty, number, ir.Constant(_place, 0))
+                return _shuffled(builder, first, empty, [0] * lanes)
 
-        lines = [a]
-        for _ in range(ROWS - 1):
-            lines.append(builder.add(lines[-1], row))
-        before = builder.block
-        loop, done = (builder.append_basic_block(name) for name in ("dots", "done"))
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        step = builder.phi(_whole)
-        held = [[builder.phi(sums), builder.phi(sums)] for _ in lines]
-        panel = builder.add(b, builder.mul(step, ir.Constant(_whole, _STEP // 4)))
-        weights, made = [builder.load(p, align=2) for p in vectors(panel)], []
-        for line, own in zip(lines, held, strict=True):
-            number = builder.load(_at(builder, builder.add(line, step), one), align=2)
-            x = everywhere(number)
-            made.append([accumulated(t, x, w) for t, w in zip(own, weights, strict=True)])
-        following = builder.add(step, ir.Constant(_whole, 4))
-        step.add_incoming(ir.Constant(_whole, 0), before)
-        step.add_incoming(following, loop)
-        for own, new in zip(held, made, strict=True):
-            for total, later in zip(own, new, strict=True):
-                total.add_incoming(ir.Constant(sums, [0.0 if real else 0] * 8), before)
+            def vectors(place):
+                following = builder.add(place, ir.Constant(_whole, 4 * lanes))
+                return [_at(builder, p, sums) for p in (place, following)]
+
+            lines, targets = [a], vectors(c)
+            for _ in range(rows - 1):
+                lines.append(builder.add(lines[-1], row))
+                c = builder.add(c, c_row)
+                targets += vectors(c)
+            zeros = ir.Constant(sums, [0.0 if real else 0] * lanes)
+            first = builder.icmp_signed("!=", fresh, ir.Constant(_whole, 0))
+            begun = [builder.select(first, zeros, builder.load(t, align=4)) for t in targets]
+            before = builder.block
+            loop, done = (builder.append_basic_block(name) for name in ("dots", "done"))
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            step = builder.phi(_whole)
+            held = [builder.phi(sums) for _ in targets]
+            panel = builder.add(b, builder.mul(step, ir.Constant(_whole, 2 * lanes)))
+            weights, made = [builder.load(p, align=2) for p in vectors(panel)], []
+            for place, line in enumerate(lines):
+                number = builder.load(_at(builder, builder.add(line, step), one), align=1)
+                x, own = everywhere(number), held[2 * place : 2 * place + 2]
+                made += [accumulated(t, x, w) for t, w in zip(own, weights, strict=True)]
+            if lanes > 8:
+                place = builder.add(ahead, builder.mul(step, rate))
+                builder.call(fetch, [_at(builder, place, byte), *(_place(v) for v in (0, 2, 1))])
+            following = builder.add(step, ir.Constant(_whole, 4))
+            step.add_incoming(ir.Constant(_whole, 0), before)
+            step.add_incoming(following, loop)
+            for total, start, later in zip(held, begun, made, strict=True):
+                total.add_incoming(start, before)
                 total.add_incoming(later, loop)
-        builder.cbranch(builder.icmp_signed("<", following, length), loop, done)
-        builder.position_at_end(done)
-        for new in made:
-            for place, total in zip((0, 32), new, strict=True):
-                target = _at(builder, builder.add(c, ir.Constant(_whole, place)), sums)
-                builder.store(add(builder.load(target, align=4), total), target, align=4)
-            c = builder.add(c, c_row)
-        return context.get_dummy_value()
+            builder.cbranch(builder.icmp_signed("<", following, length), loop, done)
+            builder.position_at_end(done)
+            for target, total in zip(targets, made, strict=True):
+                builder.store(total, target, align=4)
+            return context.get_dummy_value()
 
-    return types.void(like, *[types.intp] * 6), generate
+        return types.void(like, *[types.intp] * 9), generate
+
+    return add_tile
 
 
-@intrinsic
-def _transpose(typing, given, row, out):
-    """Transposes 8 x 8 numbers of 32 bits, from rows that lie `row` bytes apart to a panel's."""
+_add_tile = tile(8, ROWS)
 
-    def generate(context, builder, signature, arguments):
-        given, row, out = arguments
-        eight, lines = ir.VectorType(ir.FloatType(), 8), []
-        for _ in range(8):
-            lines.append(builder.load(_at(builder, given, eight), align=4))
-            given = builder.add(given, row)
-        for apart, low, high in (
-            (4, [0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]),
-            (2, [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]),
-            (1, [0, 8, 2, 10, 4, 12, 6, 14], [1, 9, 3, 11, 5, 13, 7, 15]),
-        ):  # halves change places between lines that are so far apart
-            for i in range(8):
-                if not i & apart:
-                    u, v = lines[i], lines[i + apart]
-                    lines[i] = _shuffled(builder, u, v, low)
-                    lines[i + apart] = _shuffled(builder, u, v, high)
-        for line in lines:
-            builder.store(line, _at(builder, out, eight), align=4)
-            out = builder.add(out, ir.Constant(_whole, _STEP))
-        return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 3), generate
+def transposer(lanes):
+    """An intrinsic that transposes `lanes` x `lanes` numbers of 32 bits, from rows that lie `row`
+    bytes apart to a panel's."""
+
+    @intrinsic
+    def transpose(typing, given, row, out):
+        def generate(context, builder, signature, arguments):
+            given, row, out = arguments
+            numbers, lines = ir.VectorType(ir.IntType(32), lanes), []
+            for _ in range(lanes):
+                lines.append(builder.load(_at(builder, given, numbers), align=1))
+                given = builder.add(given, row)
+            apart = lanes // 2
+            while apart:  # halves change places between lines that are so far apart
+                low = [i if not i & apart else lanes + i - apart for i in range(lanes)]
+                high = [i + apart if not i & apart else lanes + i for i in range(lanes)]
+                for i in range(lanes):
+                    if not i & apart:
+                        u, v = lines[i], lines[i + apart]
+                        lines[i] = _shuffled(builder, u, v, low)
+                        lines[i + apart] = _shuffled(builder, u, v, high)
+                apart //= 2
+            for line in lines:
+                builder.store(line, _at(builder, out, numbers), align=4)
+                out = builder.add(out, ir.Constant(_whole, 8 * lanes))
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 3), generate
+
+    return transpose
+
+
+_transpose = transposer(8)
 
 
 @jit
@@ -147,5 +182,5 @@ def multiply(a, b, panel, c, place):
         length = min(piece, row - first)
         for m in range(0, len(a), ROWS):
             _add_tile(
-                a, x + m * row + first, row, w + first * OUTPUTS, length, y + m * c_row, c_row
+                a, x + m * row + first, row, w + first * OUTPUTS, length, y + m * c_row, c_row, 0, 0, 0
             )

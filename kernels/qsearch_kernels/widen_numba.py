@@ -20,7 +20,7 @@ _CHUNK, _WIDE = 258, 1024  # rows and outputs at a time
 
 
 @jit
-def _every(plane, stride, line):
+def every(plane, stride, line):
     """Every `stride`-th byte of a plane to `line`, and zeros after the last one."""
     count = min(len(line), -(-len(plane) // stride))
     if stride == 1:  # constant strides, for LLVM
@@ -49,7 +49,7 @@ def _row(packed, widths, columns, line, own):
         length = -(-columns * width // 8)
         mask, up = _word(_BYTES * _word((1 << width) - 1)), _word(shift)
         for first in range(phases // per):
-            _every(packed[start + first : start + length], phases // per, own)
+            every(packed[start + first : start + length], phases // per, own)
             for place in range(per):
                 made, down = line[first * per + place], _word(place * width)
                 if shift:
@@ -67,7 +67,7 @@ def arrange(x, phases, out):
     columns = x.shape[1]
     for row in range(len(x)):
         for phase in range(phases):
-            _every(x[row, min(phase, columns) :], phases, out[row, phase])
+            every(x[row, min(phase, columns) :], phases, out[row, phase])
 
 
 @jit
@@ -158,7 +158,7 @@ def product(
             load(x[begin + m], short, given)
             for phase in range(phases):
                 places = slice(phase * each, (phase + 1) * each)
-                _every(given[min(phase, columns) :], phases, left[m, places])
+                every(given[min(phase, columns) :], phases, left[m, places])
         for start in range(0, outputs, most):
             end = min(start + most, outputs)
             sums[:] = 0
