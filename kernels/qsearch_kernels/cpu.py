@@ -23,8 +23,8 @@ from torch import Tensor
 from . import dequantize_gemm, digits, integer_sums, layout, products, reference, small_m
 from .activation_cache import shared
 from .cpu_rounded import (
-    base_of,
     as_they_lie,
+    base_of,
     factor_of,
     few_rows,
     in_bytes,
@@ -117,6 +117,8 @@ def linear_by(way: str, rows: Tensor, weight: Weight, bias: Tensor | None) -> Te
         )
         return _with_bias(sums.float().mul_(weight.scale.float().flatten()), bias, rows.dtype)
     wide = torch.bfloat16 if way == "bf16" else torch.float32
+    if way == "bf16" and dequantize_gemm.takes(weight) and compiled("widen_numba") is not None:
+        return dequantize_gemm.bf16_product(rows.bfloat16(), weight, bias).to(rows.dtype)
     if dequantize_gemm.takes(weight):
         return _with_bias(dequantize_gemm.product(rows.to(wide), weight), bias, rows.dtype)
     return F.linear(

@@ -116,8 +116,8 @@ def product(
     largest = largest_weight(weight) if largest is None else largest
     narrow = integer_sums.fits_pairs(rounded.largest, largest)
     name, _, rest = (way or products.way("narrow" if narrow else "wide", count)).partition(" + ")
-    if name == "madd" and count == 1 and weight.levels is None:
-        found = dequantize_gemm.one_row(rounded.codes, _integers(weight), rounded.largest).float()
+    if name == "madd" and count == 1 and as_they_lie(weight):
+        found = dequantize_gemm.one_row_of_integers(rounded.codes, weight).float()
         scale, own = weight.scale.float().flatten(), None if bias is None else bias.float()
         _finish(found, left, _right(weight, totals), scale, rounded.scale, own, out, 0)
         return out.to(dtype)
@@ -262,12 +262,6 @@ def _ends(
     w_scale, added = scale.expand(right.shape[1]), none if bias is None else bias
     outputs = (right[0], zero.contiguous(), w_scale.contiguous(), added.contiguous())
     return (sides[0], second, a_scale.flatten()), outputs
-
-
-def _integers(weight: Weight) -> Weight:
-    """The weight's bytes, without scale and zero."""
-    base = 128 if weight.codes.dtype == torch.int8 else base_of(weight)
-    return weight._replace(zero=None, offset=float(base))
 
 
 def _fp32(sums: Tensor) -> Tensor:

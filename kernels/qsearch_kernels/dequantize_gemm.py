@@ -18,14 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import layout
-from .jit import compiled, in_parts, passes
+from .jit import compiled, has_avx2, in_parts, passes
 from .weight import Weight
 
 #: weights that are widened at a time, nearly: smaller pieces would fit a smaller cache, but each is
 #: a call, and a GEMM that packs its rows
 _WEIGHTS = 2**20
+_SHORT = 2**22  # the same of bf16
 _THREAD = 2**16  # weights that are worth a thread of their own
 _ROWS = 256  # rows that are
+#: columns whose products of 12 and 8 bits add up in 32
+MOST_DIGITS = 2**13 - 2
 #: weights that are, times one row: a millisecond's work, and a busy machine's threads come late
 _ONE_ROW = 2**22
 #: of each thread: the last piece's memory, which takes longer to map anew than to fill
@@ -75,6 +78,25 @@ def product(rows: Tensor, weight: Weight) -> Tensor:
         else:
             out[:, begin : begin + size] = given @ piece.to(rows.dtype).t()
     return out if weight.group > 0 or scaled else out.mul_(weight.scale.float().flatten())
+
+
+def bf16_product(rows: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+    """bf16 rows [M, K] times the weight, which numba widens to bf16 in one pass: bf16 [M, N]."""
+    fast = compiled("widen_numba")
+    assert fast is not None, "asked for where numba is not installed"
+    outputs, given = len(weight.codes), as_compiled(weight)
+    x = layout.by_phase(rows, weight.bits)
+    units = _ONE.flatten() if weight.group > 0 else weight.scale.float().flatten()
+    out = torch.empty(len(rows), outputs, dtype=torch.bfloat16)
+    step = max(64, -(-outputs // max(1, round(outputs * x.shape[1] / _SHORT))))
+    piece = scratch(min(step, outputs), x.shape[1], torch.bfloat16)
+    for begin in range(0, outputs, step):
+        n = slice(begin, min(begin + step, outputs))
+        wide, some = piece[: n.stop - begin], units if len(units) == 1 else units[n]
+        part = (*given.part(n.start, n.stop), some.numpy())
+        fast.widen_to_bf16(*part, wide.view(torch.int16).numpy())
+        out[:, n] = F.linear(x, wide, None if bias is None else bias[n].bfloat16())
+    return out
 
 
 def scratch(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
@@ -225,28 +247,27 @@ def each_of(values: Tensor | None, count: int) -> Any:
     return given if len(given) == count else given.repeat(count)
 
 
-def one_row(row: Tensor, weight: Weight, largest: int = 0) -> Tensor:
+def one_row(row: Tensor, weight: Weight) -> Tensor:
     """fp64 [1, N]: a row [1, K] times a weight that has no table of levels, as numba compiles it;
-    scales of groups included, of rows not. `largest`: the magnitude that no number exceeds, of
-    integers whose products are added exactly.
+    scales of groups included, of rows not.
     """
     fast = compiled("row_numba")
     assert fast is not None, "asked for where numba is not installed"
     if weight.bits == 8 and weight.codes.dtype == torch.uint8:
         weight = weight._replace(codes=layout.signed(weight.codes))
     given, x, grouped = as_compiled(weight), row.float(), weight.group > 0
+    given = given._replace(zero=given.zero - 128) if given.signed else given
+    if not grouped and weight.columns <= MOST_DIGITS and has_avx2():
+        less = x.double().sum(1, keepdim=True) * torch.from_numpy(given.zero).t()
+        return one_row_of_integers(x, weight).sub_(less)
     piece, groups = -(-weight.columns // 8) * 8, given.scale.shape[1]
     group = weight.group if grouped else piece
     piece = group if given.signed else piece
-    if largest:
-        code = 2 ** (7 if given.signed else weight.bits)
-        piece = min(piece, max(8, 2**24 // (largest * code) // 8 * 8))
     sums = x.double() if grouped else x.double().sum(1, keepdim=True)
     if grouped:
         sums = F.pad(sums, (0, groups * group - weight.columns)).view(groups, group).sum(1)
     ordered = torch.cat([layout.by_phase(x, width) for width in layout.planes(weight.bits)], 1)
     numbers, total = ordered.flatten().numpy(), sums.flatten().numpy()
-    given = given._replace(zero=given.zero - 128) if given.signed else given
     out = torch.empty(len(weight.codes), dtype=torch.float64)
     made = out.numpy()
 
@@ -259,6 +280,34 @@ def one_row(row: Tensor, weight: Weight, largest: int = 0) -> Tensor:
 
     in_parts(part, len(made), max(1, _ONE_ROW // max(1, weight.columns)))
     return out[None]
+
+
+def one_row_of_integers(row: Tensor, weight: Weight) -> Tensor:
+    """fp64 [1, N]: one row [1, K] times the bytes, or the codes of fewer bits, of a weight, in
+    products of 16 bits that numba compiles for x86 cores with AVX2 (at most `MOST_DIGITS` columns).
+
+    A row of bytes is multiplied exactly; one of fp32 is cut into two digits of 12 bits.
+    """
+    fast = compiled("row_numba")
+    assert fast is not None, "asked for where numba is not installed"
+    x = torch.cat([layout.by_phase(row, width) for width in layout.planes(weight.bits)], 1)
+    if row.dtype == torch.float32:
+        numbers = torch.empty(2, x.shape[1], dtype=torch.int16).numpy()
+        unit = fast.split(x.flatten().numpy(), numbers)
+    else:
+        numbers, unit = x.short().numpy(), 1.0
+    given = weight.codes.contiguous().numpy().view("uint8")
+    out = torch.empty(1, len(weight.codes), dtype=torch.float64)
+    made = out[0].numpy()
+
+    def part(begin: int, end: int) -> None:
+        widths = layout.WIDTHS[weight.bits]
+        fast.integer_product(
+            numbers, float(unit), given[begin:end], widths, weight.columns, made[begin:end]
+        )
+
+    in_parts(part, len(made), max(1, _ONE_ROW // max(1, weight.columns)))
+    return out
 
 
 def _least(weight: Weight) -> int:

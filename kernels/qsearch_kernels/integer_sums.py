@@ -4,11 +4,11 @@
 `onednn.qlinear_pointwise` is the same GEMM on every x86 core, for a weight that is repacked first.
 A core without VNNI multiplies bytes with `vpmaddubsw`, which adds two neighbouring products in 16
 bits and saturates: 255 * 127 + 255 * 127 does not fit. Such a core is exact only where all pairs
-fit (weights of 7 bits or fewer, or activations of 7 bits), and `saturation.py` splits other
-weights so that they do; `madd` multiplies in 16 bits and adds in 32 (`madd_numba.py`), where all
-bytes are exact, at up to twice the rate of fp32; `vnni` is a GEMM of our own with `vpdpbusd`
-(`vnni_numba.py`), for few rows and for codes of any width. fp32 multiplies integers exactly as long as sums
-stay below 2**24, so that a product over pieces of the columns is exact on every core.
+fit (weights of 7 bits or fewer, or activations of 7 bits), and `saturation.py` splits other weights
+so that they do; `madd` multiplies in 16 bits and adds in 32 (`madd_numba.py`), where all bytes are
+exact, at up to twice the rate of fp32; `vnni` is a GEMM of our own with `vpdpbusd`
+(`vnni_numba.py`), for few rows and for codes of any width. fp32 multiplies integers exactly as long
+as sums stay below 2**24, so that a product over pieces of the columns is exact on every core.
 
 `exactness` tries a product at the ends of the range and on ragged shapes. Nothing is believed.
 """

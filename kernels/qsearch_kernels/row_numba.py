@@ -13,8 +13,11 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from .jit import jit, jit_fast
+from .rows_numba import ends_of
 
-_int, _float = np.int32, np.float32
+_int, _short, _float = np.int32, np.int16, np.float32
+_SUMS = 4  # sums of a row that do not wait for each other
+_MOST = 2**23 - 2**12 - 1  # numbers that 12 bits and 12 more hold, with a sign
 
 
 @jit_fast
@@ -111,7 +114,66 @@ def _plane(width):
     return dot
 
 
+def _integers(width, rows):
+    """An intrinsic: the products of int16 [rows, phases, bytes] with the codes of `count` bytes, a
+    multiple of 16, to `out` int32 [rows]; bytes of 8 bits have a sign.
+
+    `x`, `codes`, `out` are addresses, `stride` bytes from one phase to the next, `row` from one row
+    to the next. `vpmaddwd` on x86 cores with AVX2, which saturates nowhere.
+    """
+
+    @intrinsic
+    def dot(typing, x, row, stride, codes, count, out):
+        def generate(context, builder, signature, arguments):
+            x, row, stride, codes, count, out = arguments
+            one, whole = ir.IntType(32), ir.IntType(64)
+            forms = ((32, 8), (16, 16), (8, 16))
+            sums, pairs, bytes_ = (ir.VectorType(ir.IntType(size), many) for size, many in forms)
+            multiply, together = (
+                cgutils.get_or_insert_function(builder.module, ir.FunctionType(*form), name)
+                for name, form in (
+                    ("llvm.x86.avx2.pmadd.wd", (sums, [pairs, pairs])),
+                    ("llvm.vector.reduce.add.v8i32", (one, [sums])),
+                )
+            )
+            held = [[cgutils.alloca_once(builder, sums) for _ in range(_SUMS)] for _ in range(rows)]
+            for total in (each for own in held for each in own):
+                builder.store(ir.Constant(sums, [0] * 8), total)
+            with cgutils.for_range_slice(builder, whole(0), count, whole(16), whole) as (step, _):
+                place = builder.inttoptr(builder.add(codes, step), bytes_.as_pointer())
+                numbers, line = (
+                    builder.load(place, align=1),
+                    builder.add(x, builder.add(step, step)),
+                )
+                for phase in range(8 // width):
+                    code = builder.lshr(numbers, ir.Constant(bytes_, [phase * width] * 16))
+                    code = builder.and_(code, ir.Constant(bytes_, [(1 << width) - 1] * 16))
+                    code = (builder.sext if width == 8 else builder.zext)(code, pairs)
+                    place = line
+                    for own in held:
+                        total = own[phase % _SUMS]
+                        given = builder.load(builder.inttoptr(place, pairs.as_pointer()), align=2)
+                        made = builder.call(multiply, [given, code])
+                        builder.store(builder.add(builder.load(total), made), total)
+                        place = builder.add(place, row)
+                    line = builder.add(line, stride)
+            for first, *others in held:
+                total = builder.load(first)
+                for other in others:
+                    total = builder.add(total, builder.load(other))
+                found = builder.call(together, [total])
+                builder.store(found, builder.inttoptr(out, one.as_pointer()), align=4)
+                out = builder.add(out, whole(4))
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 6), generate
+
+    return dot
+
+
 _plane_1, _plane_2, _plane_4 = _plane(1), _plane(2), _plane(4)
+_one_1, _one_2, _one_4, _one_8 = (_integers(width, 1) for width in (1, 2, 4, 8))
+_two_1, _two_2, _two_4, _two_8 = (_integers(width, 2) for width in (1, 2, 4, 8))
 
 
 @jit
@@ -172,3 +234,71 @@ def product(x, sums, packed, signed, widths, columns, piece, group, zero, scale,
             before += 8 // width * length
             start, worth = start + length, worth * (1 << width)
         out[n] = total - _zeros(sums, origins, units)
+
+
+@jit
+def _sums(two, width, x, row, stride, codes, count, out):
+    if two:
+        if width == 8:
+            _two_8(x, row, stride, codes, count, out)
+        elif width == 4:
+            _two_4(x, row, stride, codes, count, out)
+        elif width == 2:
+            _two_2(x, row, stride, codes, count, out)
+        else:
+            _two_1(x, row, stride, codes, count, out)
+    elif width == 8:
+        _one_8(x, row, stride, codes, count, out)
+    elif width == 4:
+        _one_4(x, row, stride, codes, count, out)
+    elif width == 2:
+        _one_2(x, row, stride, codes, count, out)
+    else:
+        _one_1(x, row, stride, codes, count, out)
+
+
+@jit
+def integer_product(x, unit, packed, widths, columns, out):
+    """`out` fp64 [n] = the sums of a row's products with the codes of each row of `packed` uint8
+    [n, row bytes] (bytes with a sign, or codes of fewer bits): exact ones times `unit`.
+
+    `x` int16 is the row in the order of phases of the first plane, then of the next; or two rows,
+    whose numbers are 4096 times the first's and the second's.
+    """
+    base, row, given, sums = packed.ctypes.data, packed.shape[1], x.ctypes.data, np.zeros(2, _int)
+    for n in range(len(packed)):
+        total, start, before, shift = 0, 0, 0, 0
+        for width in widths:
+            length = -(-columns * width // 8)
+            count, codes = length // 16 * 16, base + n * row + start
+            _sums(
+                len(x) == 2, width, given + 2 * before, 2 * x.shape[1], 2 * length, codes, count,
+                sums.ctypes.data,
+            )  # fmt: skip
+            for k in range(count, length):
+                byte = _int(packed[n, start + k])
+                for phase in range(8 // width):
+                    code = _int(byte >> _int(phase * width)) & _int((1 << width) - 1)
+                    code = _int(code - 256) if width == 8 and code > 127 else code
+                    for m in range(len(x)):
+                        sums[m] += _int(_int(x[m, before + phase * length + k]) * code)
+            part = sums[0] if len(x) == 1 else sums[0] * 4096 + sums[1]
+            total += part << shift
+            before += 8 // width * length
+            start, shift = start + length, shift + width
+        out[n] = total * unit
+
+
+@jit
+def split(x, out):
+    """fp32 numbers as a unit times 4096 times `out[0]` plus `out[1]`, int16 of 12 bits each; NaN is
+    the unit of numbers that are not finite."""
+    ends = np.empty(2, _float)
+    ends_of(x, ends)
+    longest = max(-ends[0], ends[1])
+    unit = _float(max(longest, _float(1e-30)) / _float(_MOST))
+    for k in range(len(x)):
+        whole = _int(np.rint(x[k] / unit))
+        high = _int(_int(whole + _int(2048)) >> _int(12))
+        out[0, k], out[1, k] = _short(high), _short(_int(whole - _int(high << _int(12))))
+    return unit if longest < np.inf else _float(np.nan)

@@ -182,5 +182,6 @@ def multiply(a, b, panel, c, place):
         length = min(piece, row - first)
         for m in range(0, len(a), ROWS):
             _add_tile(
-                a, x + m * row + first, row, w + first * OUTPUTS, length, y + m * c_row, c_row, 0, 0, 0
-            )
+                a, x + m * row + first, row, w + first * OUTPUTS, length, y + m * c_row, c_row, 0,
+                0, 0,
+            )  # fmt: skip

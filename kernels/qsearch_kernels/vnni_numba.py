@@ -150,9 +150,7 @@ def _panel(packed, begin, widths, columns, lines, planes, panel):
         given = panel.ctypes.data if one else planes.ctypes.data
         for half in range(0, OUTPUTS, _LANES):
             for k in range(0, 4 * blocks * stride, 64):
-                _transpose(
-                    base + half * row + start + k, row, given + k // 4 * _STEP + 4 * half
-                )
+                _transpose(base + half * row + start + k, row, given + k // 4 * _STEP + 4 * half)
         if one:
             return
         given = _apart(given, given + planes.shape[1], blocks, stride)
@@ -232,10 +230,10 @@ def product(
             _arrange(codes[begin + k], phases, left[k])
         for start in range(0, len(packed), wide):
             n = slice(start, min(start + wide, len(packed)))
-            for tile_ in range(0, n.stop - start, OUTPUTS):
-                _panel(packed, start + tile_, widths, columns, lines, planes, panel)
-                ahead, size = _next(packed, start + tile_ + OUTPUTS)
-                _multiply(left[:count], 0, row, panel, sums, tile_, ahead, size)
+            for own in range(0, n.stop - start, OUTPUTS):
+                _panel(packed, start + own, widths, columns, lines, planes, panel)
+                ahead, size = _next(packed, start + own + OUTPUTS)
+                _multiply(left[:count], 0, row, panel, sums, own, ahead, size)
             finish(
                 sums[:count, : n.stop - start], first[m], total[n], second[m], zero[n],
                 w_scale[n], a_scale[m], bias[n], short, out[m], place + start,
@@ -280,15 +278,15 @@ def _digit(whole, place, digit):
 
 @jit
 def _combine(sums, rows, count, zero, scale, totals, made, place):
-    """Adds to `made` fp32 [rows, N] from column `place` on what a group of columns gives: `sums` int32
-    [count * rows, OUTPUTS] are of the lowest digits, then the next; `totals` fp32 [rows] those of
+    """Adds to `made` fp32 [rows, N] from column `place` on what a group of columns gives: `sums`
+    int32 [count * rows, N] are of the lowest digits, then the next; `totals` fp32 [rows] those of
     the rows themselves."""
     top = _float(65536 if count == 3 else 0)
     for m in range(rows):
-        low, next_, high, target = sums[m], sums[rows + m], sums[(count - 1) * rows + m], made[m, place : place + OUTPUTS]
-        total = totals[m]
+        low, middle, high = sums[m], sums[rows + m], sums[(count - 1) * rows + m]
+        target, total = made[m, place : place + OUTPUTS], totals[m]
         for n in range(OUTPUTS):
-            number = _float(low[n]) + _float(next_[n]) * _float(256) + _float(high[n]) * top
+            number = _float(low[n]) + _float(middle[n]) * _float(256) + _float(high[n]) * top
             target[n] += scale[n] * (number - zero[n] * total)
 
 
@@ -368,4 +366,5 @@ def digits_product(
                     added = bias[n]
                     for k in range(len(found)):
                         found[k] += added[k]
-                store(found, short, out[begin + m, form * (place + start) : form * (place + n.stop)])
+                places = slice(form * (place + start), form * (place + n.stop))
+                store(found, short, out[begin + m, places])

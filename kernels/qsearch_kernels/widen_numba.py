@@ -132,6 +132,26 @@ def widen(packed, signed, widths, columns, size, tables, zero, scale, out):
 
 
 @jit
+def widen_to_bf16(packed, signed, widths, columns, size, tables, zero, scale, units, out):
+    """The same times `units` fp32 [1 or rows], to `out` int16 of bf16 [rows, phases * columns]."""
+    phases = 8 // widths[-1]
+    each = out.shape[1] // phases
+    line, own = np.empty((phases, -(-each // 8)), _word), np.empty(-(-each // 8) * 8, _byte)
+    wide = np.empty((phases, each), _float)
+    numbers = wide.reshape(phases * each)
+    for row in range(len(packed)):
+        known = tables[min(row, len(tables) - 1)]
+        _numbers(
+            packed[row], signed, widths, columns, size, known, zero[min(row, len(zero) - 1)],
+            scale[min(row, len(scale) - 1)], line, own, wide,
+        )  # fmt: skip
+        unit = units[min(row, len(units) - 1)]
+        for k in range(len(numbers)):
+            numbers[k] *= unit
+        store(numbers, True, out[row])
+
+
+@jit
 def product(
     x, short, packed, signed, widths, columns, size, tables, zero, scale, units, bias, out, place
 ):  # fmt: skip

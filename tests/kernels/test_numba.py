@@ -14,6 +14,7 @@ from qsearch_kernels import (
     cpu_rounded,
     cpu_rows,
     dequantize_gemm,
+    digits,
     integer_sums,
     jit,
     layout,
@@ -184,18 +185,19 @@ def test_a_compiled_product_takes_every_type_and_a_bias(
         torch.testing.assert_close(made[1:].double(), right[1:], rtol=0, atol=exact * size)
 
 
+@pytest.mark.skipif(not jit.has_avx2(), reason="no AVX2, or capped")
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("columns", [1, 131, 65536])
 def test_one_row_of_bytes_is_exact_with_packed_codes(bits: int, columns: int, threads: int) -> None:
     most = torch.full((9, columns), 2**bits - 1)
     for codes in (most, torch.randint(0, 2**bits, (9, columns))):
         packed = layout.pack(codes, bits)
-        packed = layout.signed(packed) if bits == 8 else packed
-        weight = Weight(packed, torch.ones(9, 1), None, float(codes[0, 0]), None, bits, columns, 0)
-        for row, largest in ((torch.full((1, columns), 255), 255), (most[:1] * 0 - 128, 128)):
-            made = dequantize_gemm.one_row(row, weight, largest)
+        packed, numbers = (layout.signed(packed), codes - 128) if bits == 8 else (packed, codes)
+        weight = Weight(packed, torch.ones(9, 1), None, 0.0, None, bits, columns, 0)
+        for row in (torch.full((1, columns), 255, dtype=torch.uint8), most[:1].char() * 0 - 128):
+            made = dequantize_gemm.one_row_of_integers(row, weight)
 
-            assert torch.equal(made, row.double() @ (codes - codes[0, 0]).double().T)
+            assert torch.equal(made, row.double() @ numbers.double().T)
 
 
 @pytest.mark.skipif(not jit.has_avx2(), reason="no AVX2, or capped")
@@ -218,6 +220,80 @@ def test_products_of_16_bits_are_exact_at_the_ends_of_the_range(
             ):
                 made = integer_sums.madd(matrix, 0)(codes)
                 assert torch.equal(made, (codes.long() @ matrix.long().T).float())
+
+
+@pytest.mark.skipif(not jit.has_vnni(), reason="no AVX512-VNNI, or capped")
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_products_with_vpdpbusd_are_exact_at_the_ends_of_the_range(bits: int, threads: int) -> None:
+    for rows, columns, outputs in ((1, 1, 1), (9, 31, 65), (70, 261, 19), (17, 4100, 40)):
+        most = torch.full((outputs, columns), 2**bits - 1)
+        for matrix in (torch.randint(0, 2**bits, (outputs, columns)), most, most * 0):
+            stored = layout.pack(matrix, bits)
+            stored = layout.signed(stored) if bits == 8 else stored
+            numbers = matrix - 128 if bits == 8 else matrix
+            for codes in (torch.randint(0, 256, (rows, columns)), torch.full((rows, columns), 255)):
+                none, made = torch.empty(0), torch.empty(rows, outputs)
+                each_row = (torch.zeros(rows), none, torch.ones(rows))
+                zeros = torch.zeros(outputs)
+
+                integer_sums.tiles_finished(
+                    "vnni", codes.to(torch.uint8), stored, bits, each_row,
+                    (zeros, none, zeros + 1, none), made, 0,
+                )  # fmt: skip
+
+                assert torch.equal(made, (codes @ numbers.T).float())
+
+
+@pytest.mark.skipif(not jit.has_vnni(), reason="no AVX512-VNNI, or capped")
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_as_digits_in_tiles_are_the_rows(bits: int, dtype: torch.dtype, threads: int) -> None:
+    for rows, columns, outputs, group in (
+        (1, 1, 1, 0), (5, 131, 33, 32), (16, 264, 70, 64), (70, 300, 9, 0), (300, 96, 40, 32),
+    ):  # fmt: skip
+        weight, bias = make(outputs, columns, bits, zero=True, group=group), torch.randn(outputs)
+        x = torch.randn(rows, columns).to(dtype)
+        x[0, -1] = torch.inf
+        assert digits.in_tiles(weight) or 0 < group < 4 * layout.phases(bits)
+        right = x.double() @ weight.dequantize(torch.float64).T + bias
+        size = x[1:].double().abs() @ weight.dequantize(torch.float64).abs().T + bias.abs()
+
+        made = digits.product_in_tiles(x, weight, bias)
+
+        assert made.dtype == dtype and made[0].isnan().all()
+        slack = 3e-6 if dtype == torch.float32 else 2.0**-8
+        most = float(size.max()) if len(size) else 0.0
+        torch.testing.assert_close(made[1:].double(), right[1:], rtol=0, atol=slack * most)
+
+
+@pytest.mark.skipif(not jit.has_vnni(), reason="no AVX512-VNNI, or capped")
+@pytest.mark.parametrize("bits", [8, 4, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_rows_are_rounded_and_multiplied_in_one_call_as_apart(
+    bits: int, dtype: torch.dtype, threads: int
+) -> None:
+    weight, bias = make(70, 131, bits, zero=True), torch.randn(70)
+    x, ends = torch.randn(5, 131).to(dtype), (torch.tensor(-1.5), torch.tensor(2.0))
+    x[1, 3] = torch.nan
+    for low, high in ((None, None), ends):
+        rounded = cpu_rows.rows_of(x, 8, low, high, sums=True)
+
+        made = cpu_rounded.few_rows(x, weight, bias, 8, low, high)
+
+        twin = cpu_rounded.product(rounded, weight, bias, dtype, way="vnni")
+        torch.testing.assert_close(made, twin, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+def test_products_with_vpdpbusd_are_not_offered_where_vnni_is_capped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+    jit.has_vnni.cache_clear()
+    try:
+        assert not jit.has_vnni()
+        assert integer_sums.exactness("vnni", torch.uint8) == ""
+    finally:
+        jit.has_vnni.cache_clear()
 
 
 def test_products_of_16_bits_are_not_offered_where_avx2_is_capped(
