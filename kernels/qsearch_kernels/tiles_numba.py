@@ -1,10 +1,11 @@
-"""A matrix product in tiles that stay in registers, as numba compiles it for x86 cores with AVX2.
+"""A matrix product in tiles that stay in registers, as numba compiles it for x86 cores.
 
 Of fp32 with fused multiply and add; of int16 with `vpmaddwd`, which multiplies 16 pairs and adds
 neighbours in 32 bits, where nothing saturates: products of bytes, widened to 16 bits, are exact,
-and 1.6 times as many a cycle as of fp32. A tile is six rows by two vectors of outputs: twelve sums
-in sixteen registers. The weight comes as a panel of so many outputs, transposed: each number of a
-row, or each pair of 16 bits, is multiplied with all of them at once.
+and 1.6 times as many a cycle as of fp32; of bytes with `vpdpbusd` where a core has AVX512-VNNI. A
+tile is six rows by two vectors of outputs: twelve sums in sixteen registers (AVX-512 has 32, for
+eight rows). The weight comes as a panel of so many outputs, transposed: each number of a row, or
+each pair of 16 bits, or four bytes, is multiplied with all of them at once.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ def tile(lanes, rows):
 
     `a`, `b`, `c` are addresses of rows, of a panel and of sums; `row`, `c_row` are bytes from one
     row to the next. `ahead` is the address of what comes next, `rate` how many bytes of it belong
-    to one of a row: it is fetched to the second cache where `lanes` are more than 8. `like` is an array of what is multiplied: fp32, or int16, uint8 (with int8) and
-    int8 (with uint8), which are added in int32.
+    to one of a row: it is fetched to the second cache where `lanes` are more than 8. `like` is an
+    array of what is multiplied: fp32, or int16, uint8 (with int8) and int8 (with uint8), which are
+    added in int32.
     """
 
     @intrinsic
