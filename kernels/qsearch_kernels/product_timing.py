@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import bench, cpu, cpu_rounded, integer_sums, products
-from .cpu_rows import Bytes
+from . import bench, cpu, cpu_rounded, cpu_rows, integer_sums, products
 from .product_table import ROWS, Table
 from .weight import Weight
 
@@ -46,7 +45,7 @@ def timed() -> Table:
             seconds[f"keep {inputs}"] = _times(partial(_keep, dtype), dtype)
         with products.using(made):
             for kind, bits in (("wide", 8), ("narrow", 4)):
-                seconds[kind] = _times(partial(_integer, made, bits), _codes(made))
+                seconds[kind] = _times(partial(_integer, made, bits), torch.float32)
             for inputs in ("fp32", "bf16"):
                 dtype = _TYPES[inputs]
                 for scheme, bits, group in (("W8", 8, 0), ("W4", 4, 0), ("W4 groups", 4, 64)):
@@ -72,31 +71,30 @@ def _exact() -> tuple[bool, dict[str, str]]:
     return False, {"int_mm": signed, "onednn": "", "madd": "", "vnni": "", "fp32": "all"}
 
 
-def _codes(table: Table) -> torch.dtype:
-    return torch.uint8 if table.unsigned else torch.int8
-
-
 def _weight(bits: int, outputs: int, group: int = 0) -> Weight:
     return bench.random_weight(outputs, SIZE, bits, group=group)
 
 
 def _integer(table: Table, bits: int, outputs: int) -> Ways:
-    """The integer products that are exact for weights of so many bits."""
+    """The integer products that are exact for weights of so many bits, rounding included."""
     weight, narrow, ways = _weight(bits, outputs), bits < 8, {}
     for name, exact in table.exact.items():
         whole = name == "fp32" or exact == "all" or (narrow and exact == "pairs")
+        if name == "vnni" and not narrow and outputs != WIDE:
+            continue  # for many rows of bytes, oneDNN's product is the same and packs better
         if whole or exact == "pairs":
             way = name if whole else f"{name} + rest"
-            ways[way] = _product(weight, way, table.unsigned)
+            ways[way] = _product(weight, way)
     return ways
 
 
-def _product(weight: Weight, way: str, unsigned: bool) -> Callable[[Tensor], object]:
+def _product(weight: Weight, way: str) -> Callable[[Tensor], object]:
     totals = cpu_rounded.row_sums(weight)
 
-    def call(codes: Tensor) -> object:
-        column = torch.ones(len(codes), 1)
-        rows = Bytes(codes, column, column, column, 255 if unsigned else 128)
+    def call(x: Tensor) -> object:
+        if way == "vnni" and len(x) <= cpu.FEW:
+            return cpu_rounded.few_rows(x, weight, None, 8, None, None)
+        rows = cpu_rows.rows_of(x, 8, None, None, sums=cpu_rounded.uneven(weight))
         return cpu_rounded.product(rows, weight, None, torch.float32, totals, way=way)
 
     return call
@@ -137,8 +135,7 @@ def _times(make: Callable[[int], Ways], dtype: torch.dtype) -> dict[str, tuple[f
     for place, count in enumerate(ROWS):
         if count in (ROWS[0], _MANY):
             ways = make(SIZE if count >= _MANY else WIDE)
-        x = torch.randint(0, 128, (count, SIZE)).to(dtype)
-        x = x / 64 - 1 if dtype.is_floating_point else x
+        x = (torch.randint(0, 128, (count, SIZE)) / 64 - 1).to(dtype)
         best = dict.fromkeys(ways, math.inf)
         left = {way: call for way, call in ways.items() if way not in lost}
         for call in left.values():
