@@ -296,10 +296,10 @@ def split(x, out):
     the unit of numbers that are not finite."""
     ends = np.empty(2, _float)
     ends_of(x, ends)
-    longest = max(-ends[0], ends[1])
-    unit = _float(max(longest, _float(1e-30)) / _float(_MOST))
+    finite = ends[0] > -np.inf and ends[1] < np.inf
+    unit = _float(max(-ends[0], ends[1], _float(1e-30)) / _float(_MOST))
     for k in range(len(x)):
         whole = _int(np.rint(x[k] / unit))
         high = _int(_int(whole + _int(2048)) >> _int(12))
         out[0, k], out[1, k] = _short(high), _short(_int(whole - _int(high << _int(12))))
-    return unit if longest < np.inf else _float(np.nan)
+    return unit if finite else _float(np.nan)

@@ -319,9 +319,9 @@ def digits_product(
         for m in range(rows):
             load(x[begin + m], short, line)
             ends_of(line, ends)
-            longest = max(-ends[0], ends[1])
-            unit = _float(max(longest, _float(1e-30)) / _float(most))
-            row_scale[m] = unit if longest < _INFINITE else _float(np.nan)
+            finite = ends[0] > -_INFINITE and ends[1] < _INFINITE
+            unit = _float(max(-ends[0], ends[1], _float(1e-30)) / _float(most))
+            row_scale[m] = unit if finite else _float(np.nan)
             _digits(line, count, unit, whole)
             for group in range(groups):
                 some, total = whole[group * size : min((group + 1) * size, columns)], 0

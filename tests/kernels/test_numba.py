@@ -187,6 +187,26 @@ def test_a_compiled_product_takes_every_type_and_a_bias(
 
 @pytest.mark.skipif(not jit.has_avx2(), reason="no AVX2, or capped")
 @pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("columns", [1, 131, 8190])
+def test_one_row_of_fp32_is_two_digits_of_12_bits(bits: int, columns: int, threads: int) -> None:
+    weight, row = make(9, columns, bits, zero=True), torch.randn(1, columns)
+    row[0, 0] = 4
+    values = weight._replace(scale=torch.ones(9, 1)).dequantize(torch.float64)
+    size = float((row.double().abs() @ values.abs().T).max()) + 2.0**bits
+
+    made = dequantize_gemm.one_row(row, weight)
+
+    torch.testing.assert_close(made, row.double() @ values.T, rtol=0, atol=1e-6 * size)
+    ends = torch.full((1, columns), 4.0)
+    made, right = dequantize_gemm.one_row(ends, weight), ends.double() @ values.T
+    torch.testing.assert_close(made, right, rtol=0, atol=1e-6 * columns * 2.0 ** (bits + 2))
+    for bad in (torch.nan, -torch.tensor(torch.nan), torch.inf, -torch.inf):
+        row[0, -1] = bad
+        assert dequantize_gemm.one_row(row, weight).isnan().all()
+
+
+@pytest.mark.skipif(not jit.has_avx2(), reason="no AVX2, or capped")
+@pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("columns", [1, 131, 65536])
 def test_one_row_of_bytes_is_exact_with_packed_codes(bits: int, columns: int, threads: int) -> None:
     most = torch.full((9, columns), 2**bits - 1)
@@ -253,7 +273,7 @@ def test_rows_as_digits_in_tiles_are_the_rows(bits: int, dtype: torch.dtype, thr
     ):  # fmt: skip
         weight, bias = make(outputs, columns, bits, zero=True, group=group), torch.randn(outputs)
         x = torch.randn(rows, columns).to(dtype)
-        x[0, -1] = torch.inf
+        x[0, -1] = torch.inf if group else -torch.tensor(torch.nan)
         assert digits.in_tiles(weight) or 0 < group < 4 * layout.phases(bits)
         right = x.double() @ weight.dequantize(torch.float64).T + bias
         size = x[1:].double().abs() @ weight.dequantize(torch.float64).abs().T + bias.abs()
