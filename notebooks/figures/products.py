@@ -4,7 +4,8 @@
     [--name avx2-2]
 
 Each level is a process of its own, whose core is capped: `ONEDNN_MAX_CPU_ISA` for oneDNN,
-`ATEN_CPU_CAPABILITY` for torch's own loops, `FBGEMM_ENABLE_INSTRUCTIONS` for FBGEMM. In it all
+`ATEN_CPU_CAPABILITY` for torch's own loops, `FBGEMM_ENABLE_INSTRUCTIONS` for FBGEMM and
+`NUMBA_CPU_NAME` for ours. In it all
 contenders are called in turn, round after round, and the least time counts, in seconds that the
 process worked: other processes on the machine make a call longer, never shorter. torch's own int8
 layers are checked for exactness beside: `exact` is what their integer sums are exact for.
@@ -36,12 +37,21 @@ LEVELS = {
     "avx512_core_vnni": {
         "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI",
         "FBGEMM_ENABLE_INSTRUCTIONS": "AVX512_E1",
+        "NUMBA_CPU_NAME": "cascadelake",
+        "NUMBA_CPU_FEATURES": "+avx2,+avx512bw,+avx512vnni",
     },
-    "avx512_core": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "FBGEMM_ENABLE_INSTRUCTIONS": "AVX512"},
+    "avx512_core": {
+        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
+        "FBGEMM_ENABLE_INSTRUCTIONS": "AVX512",
+        "NUMBA_CPU_NAME": "skylake-avx512",
+        "NUMBA_CPU_FEATURES": "+avx2,+avx512bw",
+    },
     "avx2": {
         "ONEDNN_MAX_CPU_ISA": "AVX2",
         "ATEN_CPU_CAPABILITY": "avx2",
         "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
+        "NUMBA_CPU_NAME": "haswell",  # or LLVM makes one VNNI instruction of two of AVX2's
+        "NUMBA_CPU_FEATURES": "+avx2",
     },
 }
 SHAPES = ((1, 1152, 6912), (16, 1152, 1152), (256, 1152, 1152), (256, 1152, 4608), (4096, 640, 640))

@@ -57,7 +57,7 @@ from zoo_video import strips
 from qsearch import zoo
 from qsearch.core import plugins
 from qsearch.core.artifacts import digest
-from qsearch.core.cost import Budget
+from qsearch.core.cost import Budget, select
 from qsearch.core.errors import QSearchError
 from qsearch.core.plan import Plan
 from qsearch.core.scheme import KEEP
@@ -220,7 +220,10 @@ def plans(part: str, bench: Bench) -> Iterator[tuple[str, Run, Plan]]:
             yield name, run, plan
         return
     run, table = bench.priced
-    theirs = run.config.allocate.model_copy(update={"allowed": {"*": THEIRS}})
+    rules = run.config.allocate
+    kept = {layer.name for pattern in rules.protected for layer in select(graph, pattern)}
+    allowed = {x.name: THEIRS for x in graph.quantizable if x.name not in kept}
+    theirs = rules.model_copy(update={"allowed": allowed})
     mixed = make_plan(theirs, graph, table)
     budget = Budget(average_bits=mixed.achieved.average_bits)
     if part == "methods":
