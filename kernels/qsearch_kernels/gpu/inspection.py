@@ -85,8 +85,8 @@ def inspect(launch: Launch, capability: int = HOPPER) -> Inspection:
         elif isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
             aligned[place,] = [["tt.divisibility", 16]]
     source = ASTSource(launch.kernel, signature, constants, aligned)
-    options = {"num_warps": launch.warps, "num_stages": launch.stages}
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    target = GPUTarget("cuda", capability, 32)
+    made = triton.compile(source, target=target, options=launch.options)
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "kernel.cubin"
