@@ -4,12 +4,10 @@ written.
 
 from __future__ import annotations
 
-import gc
 import itertools
 import os
 import random
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,10 +40,6 @@ def ray_here() -> Iterator[None]:
     ray.init("local", log_to_driver=False, logging_level="error", **small)
     yield
     ray.shutdown()
-    with warnings.catch_warnings():  # what it told to end may not have ended when it is collected
-        warnings.simplefilter("ignore", ResourceWarning)
-        del ray
-        gc.collect()
 
 
 def make_graph(model: str = "tiny", width: int = 24) -> OpGraph:
