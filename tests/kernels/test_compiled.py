@@ -76,8 +76,9 @@ def test_codes_compile_without_spills_for_other_cards(name: str, capability: int
     for launch in specimens.specimen(name).launches:
         found = inspection.inspect(launch, capability)
         # triton 3.5's ptxas spills three registers of the encoder for sm_120
-        assert found.spills <= (3 if version("triton").startswith("3.5") else 0)
-        assert found.stack == 0
+        older = capability == 120 and version("triton").startswith("3.5")
+        assert found.spills <= (3 if older else 0)
+        assert found.stack <= (8 if older else 0)
 
 
 def test_operands_of_the_8_bit_product_come_through_the_copy_engine() -> None:
