@@ -2,13 +2,13 @@
 
     PYTHONPATH=. python notebooks/figures/metrics.py [--pictures 4]
 
-Pictures are the zoo's scenes, scaled up, and the same with noise; two of them made, two of full
-precision. Networks have random weights in the places where their libraries look for the published
-ones, so that no network is needed: both sides load the same file, each by its own code. LPIPS'
-linear weights come with torchmetrics. `library` says whose call the other number is (of CMMD the
-paper's equation in float64: no package has it), `largest difference` is over pictures and relative
-to the largest value. A metric whose package is missing has no numbers: all of them are there after
-`pip install -e '.[metrics]'`. Writes metrics.json.
+Pictures are the zoo's scenes, scaled up, and the same with noise. Networks have random weights in
+the places where their libraries look for the published ones, so that no network is needed: both
+sides load the same file, each by its own code. LPIPS' linear weights come with torchmetrics.
+`library` says whose call the other number is (of CMMD the paper's equation in float64: no package
+has it), `largest difference` is over pictures and relative to the largest value. A metric whose
+package is missing has no numbers: all of them are there after `pip install -e '.[metrics]'`. Writes
+metrics.json.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from figure import publish
 from torch import Tensor
 
 from qsearch.core import plugins
-from qsearch.measure import rewards
 from qsearch.measure.evaluation import Outcome
 from qsearch.measure.networks import as_bytes
 from qsearch.measure.pipelines import Prompts
@@ -142,8 +141,7 @@ def kid(own: Tensor, made: Tensor, texts: tuple[str, ...]) -> Tensor:
 
 def _imscore(module: str, kind: str, made: Tensor, texts: tuple[str, ...]) -> Tensor:
     model = getattr(import_module(f"imscore.{module}.model"), kind)
-    with rewards._former_names():
-        return model.from_pretrained("").eval().score(made / 2 + 0.5, list(texts)).flatten()
+    return model.from_pretrained("").eval().score(made / 2 + 0.5, list(texts)).flatten()
 
 
 def image_reward(own: Tensor, made: Tensor, texts: tuple[str, ...]) -> Tensor:

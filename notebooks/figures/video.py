@@ -52,7 +52,7 @@ from ranges import CHOICES, plans_of
 from scipy.stats import spearmanr
 from surrogates import alone, ceiling, curve
 from worlds import prompts_of, sampling_of
-from zoo_video import strips
+from zoo_video import strips, with_error
 
 from qsearch import zoo
 from qsearch.core import plugins
@@ -130,11 +130,6 @@ class Measured:
         if metric == "frechet":
             return self.parts
         return [statistics.mean(self.clips[metric][i::FOLDS]) for i in range(FOLDS)]
-
-
-def with_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error."""
-    return statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
 
 
 def jackknife(values: Sequence[float]) -> float:

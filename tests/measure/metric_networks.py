@@ -13,6 +13,7 @@ from unittest.mock import patch
 import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
+from qsearch.measure import rewards
 from qsearch.zoo.painters import MAX_WORDS, new_tokenizer
 from qsearch.zoo.scenes import vocabulary
 
@@ -97,6 +98,7 @@ def random_rewards(folder: Path) -> Iterator[None]:
         return kind()
 
     with (
+        rewards._former_names(),
         patch.object(own, "from_pretrained", lambda name: read(folder)),
         patch.object(hps, "create_model_and_transforms", small),
         patch.object(hps.HPSv2, "from_pretrained", lambda name: of(hps.HPSv2)),

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from qsearch.core import plugins
 from qsearch.core.errors import QSearchError
-from qsearch.measure import rewards
 from qsearch.measure.clip import directions, load_clip
 from qsearch.measure.evaluation import Outcome, evaluate
 from qsearch.measure.metrics import clip_iqa, clip_score, cmmd, fid, kid, ms_ssim, psnr
@@ -339,7 +338,7 @@ def test_rewards_are_imscore_s_own(
     model = getattr(pytest.importorskip(f"imscore.{module}.model"), kind)
     made, texts = pictures(2, 64), ("a red circle", "two blue squares")
 
-    with random_rewards(tmp_path), rewards._former_names():
+    with random_rewards(tmp_path):
         found = plugins.load("metrics", name).measure(outcome(made, texts), outcome(made, texts))
         theirs = model.from_pretrained("").eval().score(made / 2 + 0.5, list(texts))
 
