@@ -154,7 +154,15 @@ FIGURES = (
     Made("sparse_attention-pixart", "sparse_attention.py --part pixart", 30),
     Made("interrupts", "interrupts.py", 90),
     Made("ranges", "ranges.py --workers 1", 90),
-    Made("arena", "arena.py", 100),
+    *(
+        Made(f"arena-{model}", f"arena.py {model}{more}", minutes)
+        for model, more, minutes in (
+            ("scenes-dit", "", 50),
+            ("scenes-unet", "", 60),
+            ("scenes-ecar", " --seeds 3", 40),
+            ("scenes-video", " --seeds 3 --captions 4", 90),
+        )
+    ),
     Made("formats-speed", "formats.py --speed --channels 24", 120),
     Made("choices", "choices.py scenes-dit", 60),
     Made("codes_plans-scenes-dit-weights", "codes_plans.py --zoo scenes-dit --part weights", 120),

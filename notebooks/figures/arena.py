@@ -1,7 +1,7 @@
 """The arena: other tools' scores and papers' recipes against ours, at equal stored bits and equal
-bit operations, on the zoo's models.
+bit operations, on one of the zoo's models.
 
-    python notebooks/figures/arena.py [--models scenes-dit scenes-unet] [--seeds 5] [--captions 8]
+    python notebooks/figures/arena.py MODEL [--seeds 5] [--captions 8] [--bits 3 4]
     [--parts scores recipes] [--folder runs/arena]
 
 `scores`: all choose among the same schemes (integers with GPTQ, k-means) with the same calibrated
@@ -16,7 +16,7 @@ that none was made from. `ahead` is how much better ours is by the final latents
 with the same captions and noise: mean and standard error over seeds. `apart` is the standard error
 that the same difference has when the two are measured on noise of their own, `captions` how many
 are needed to tell the two plans apart (95 %) with the same noise, and `captions apart` without.
-Measured rows are kept in FOLDER until all are there. Writes arena.json and arena-MODEL.png.
+Measured rows are kept in FOLDER until all are there. Writes arena-MODEL.json and arena-MODEL.png.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -287,7 +288,7 @@ def draw(name: str, held: dict[str, Any]) -> None:
 def main() -> None:
     """Measure what is missing, publish all."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--models", nargs="+", default=list(zoo.NAMES), choices=MODELS)
+    parser.add_argument("model", choices=MODELS)
     parser.add_argument("--parts", nargs="+", default=["scores", "recipes"])
     parser.add_argument("--bits", nargs="+", type=float, default=[3.0, 4.0])
     parser.add_argument("--seeds", type=int, default=5)
@@ -296,28 +297,33 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for name in options.models:
-        found: dict[int, dict[str, Any]] = {}
-        for seed in range(options.seeds):
-            path = options.folder / f"{commit()}-{name}-{options.captions}-{seed}.json"
-            held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-            corner = Corner(name, seed, options.captions)
-            entries = []
-            if "scores" in options.parts:
-                entries += list(scores(corner, options.bits))
-            if "recipes" in options.parts:
-                entries += list(recipes(corner, options.folder))
-            for key, work in entries:
-                if key not in held:
-                    held[key] = work()
-                    path.write_text(json.dumps(held), encoding="utf-8")
-                    print(f"{name} {seed} {key}: {decibels(held[key]).mean():.2f} dB", flush=True)
-            found[seed] = {key: held[key] for key, _ in entries}
-        rows += rows_of(name, found)
-        draw(name, found[0])
-    setting = {"captions a seed": options.captions, "seeds": options.seeds}
-    publish(__file__, rows, title="arena: at equal stored bits", seed=0, extra=setting)
+    name, found = options.model, dict[int, dict[str, Any]]()
+    for seed in range(options.seeds):
+        path = options.folder / f"{commit()}-{name}-{options.captions}-{seed}.json"
+        held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        corner = Corner(name, seed, options.captions)
+        entries = []
+        if "scores" in options.parts:
+            entries += list(scores(corner, options.bits))
+        if "recipes" in options.parts:
+            entries += list(recipes(corner, options.folder))
+        for key, work in entries:
+            if key not in held:
+                begun = time.monotonic()
+                held[key] = work()
+                path.write_text(json.dumps(held), encoding="utf-8")
+                taken = time.monotonic() - begun
+                reached = f"{decibels(held[key]).mean():.2f} dB, {taken:.0f} s"
+                print(f"{name} {seed} {key}: {reached}", flush=True)
+        found[seed] = {key: held[key] for key, _ in entries}
+    draw(name, found[0])
+    publish(
+        str(HERE / f"arena-{name}.py"),
+        rows_of(name, found),
+        title=f"arena: {name} at equal stored bits",
+        seed=0,
+        extra={"captions a seed": options.captions, "seeds": options.seeds},
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ would use.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count as numbers
+from itertools import islice
 
 import numpy as np
 
@@ -27,6 +29,8 @@ from .allocation import allocate_frontier
 #: at most this share of the layers of a frontier's plan is drawn anew
 _ASTRAY = 0.3
 _BUDGETS = 12
+#: draws for each plan that is asked for, at most: a few layers have few plans
+_PATIENCE = 20
 
 
 def draw(
@@ -39,7 +43,8 @@ def draw(
     table: SensitivityTable | None = None,
 ) -> dict[str, Plan]:
     """`count` different plans by name, e.g. `random-0-007`: the same for the same seed, and of
-    `random` and `frontier` also the first of a longer draw.
+    `random` and `frontier` also the first of a longer draw. Fewer where 20 draws for each find no
+    more.
 
     `how`: one of `random`, `latin`, `frontier`; the last needs a `table` that has the schemes.
     """
@@ -61,8 +66,14 @@ def draw(
             "plans around the frontier need a sensitivity table; make it with `qsearch "
             "profile`, or draw `random` plans"
         )
-    drawn = DRAWS[how](graph, options, count, seed, table)
-    return {f"{how}-{seed}-{i:03d}": _plan(graph, chosen, how) for i, chosen in enumerate(drawn)}
+    drawn = islice(DRAWS[how](graph, options, count, seed, table), _PATIENCE * count)
+    different = dict[str, Plan]()
+    for chosen in drawn:
+        plan = _plan(graph, chosen, how)
+        different.setdefault(plan.id, plan)
+        if len(different) == count:
+            break
+    return {f"{how}-{seed}-{i:03d}": plan for i, plan in enumerate(different.values())}
 
 
 def _plan(graph: OpGraph, chosen: dict[str, Scheme], how: str) -> Plan:
@@ -73,42 +84,37 @@ def _plan(graph: OpGraph, chosen: dict[str, Scheme], how: str) -> Plan:
 
 def _random(
     graph: OpGraph, options: list[Scheme], count: int, seed: int, table: SensitivityTable | None
-) -> list[dict[str, Scheme]]:
+) -> Iterator[dict[str, Scheme]]:
     widths = sorted({s.bits for s in options})
     of_width = [[s for s in options if s.bits == bits] for bits in widths]
-    drawn = []
-    for i in range(count):
+    for i in numbers():
         dice = np.random.default_rng([seed, i])
         # of the next width, at each of the steps from the narrowest: with two widths, Qua2SeDiMo's
         # 1 - p
         chance = dice.uniform()
         rungs = dice.binomial(len(widths) - 1, chance, len(graph.quantizable))
-        drawn.append(
-            {
-                layer.name: of_width[r][dice.integers(len(of_width[r]))]
-                for layer, r in zip(graph.quantizable, rungs, strict=True)
-            }
-        )
-    return drawn
+        yield {
+            layer.name: of_width[r][dice.integers(len(of_width[r]))]
+            for layer, r in zip(graph.quantizable, rungs, strict=True)
+        }
 
 
 def _latin(
     graph: OpGraph, options: list[Scheme], count: int, seed: int, table: SensitivityTable | None
-) -> list[dict[str, Scheme]]:
+) -> Iterator[dict[str, Scheme]]:
     from scipy.stats import qmc
 
     roles = sorted({layer.role for layer in graph.quantizable})
-    places = qmc.LatinHypercube(len(roles), rng=np.random.default_rng(seed)).random(count)
-    of_role = [
-        dict(zip(roles, (options[int(u * len(options))] for u in row), strict=True))
-        for row in places
-    ]
-    return [{layer.name: chosen[layer.role] for layer in graph.quantizable} for chosen in of_role]
+    cube = qmc.LatinHypercube(len(roles), rng=np.random.default_rng(seed))
+    while True:
+        for row in cube.random(count):
+            of_role = dict(zip(roles, (options[int(u * len(options))] for u in row), strict=True))
+            yield {layer.name: of_role[layer.role] for layer in graph.quantizable}
 
 
 def _frontier(
     graph: OpGraph, options: list[Scheme], count: int, seed: int, table: SensitivityTable | None
-) -> list[dict[str, Scheme]]:
+) -> Iterator[dict[str, Scheme]]:
     assert table is not None
     sizes = [Plan.uniform(graph, s).achieved.average_bits for s in options]
     metric = "noise" if "noise" in table.metrics else table.metrics[0]
@@ -119,8 +125,7 @@ def _frontier(
         metric=metric,
         schemes=options,
     )
-    drawn = []
-    for i in range(count):
+    for i in numbers():
         dice = np.random.default_rng([seed, i])
         base, share = plans[i % len(plans)], dice.uniform(0, _ASTRAY)
         astray = {
@@ -128,18 +133,17 @@ def _frontier(
             for layer in graph.quantizable
             if dice.uniform() < share
         }
-        drawn.append(
-            {
-                layer.name: astray.get(layer.name, base.single[layer.name])
-                for layer in graph.quantizable
-            }
-        )
-    return drawn
+        yield {
+            layer.name: astray.get(layer.name, base.single[layer.name])
+            for layer in graph.quantizable
+        }
 
 
 DRAWS: dict[
     str,
-    Callable[[OpGraph, list[Scheme], int, int, SensitivityTable | None], list[dict[str, Scheme]]],
+    Callable[
+        [OpGraph, list[Scheme], int, int, SensitivityTable | None], Iterator[dict[str, Scheme]]
+    ],
 ] = {
     "random": _random,
     "latin": _latin,

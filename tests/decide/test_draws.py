@@ -24,8 +24,21 @@ def test_a_draw_is_the_same_for_the_same_seed_and_no_two_plans_are(how: str) -> 
     )
 
     assert [p.id for p in first.values()] == [p.id for p in again.values()]
-    assert len({p.id for p in first.values()}) > 15
+    assert len({p.id for p in first.values()}) == 20
     assert not {p.id for p in first.values()} & {p.id for p in other.values()}
+
+
+@pytest.mark.parametrize("how", DRAWS)
+def test_no_plan_is_drawn_twice_and_few_layers_have_few_plans(how: str) -> None:
+    one = small_graph(blocks=1)
+    sites = (
+        len({layer.role for layer in one.quantizable}) if how == "latin" else len(one.quantizable)
+    )
+
+    plans = draw(one, SCHEMES[:2], 4000, how, table=small_table(one))
+
+    assert len({p.id for p in plans.values()}) == len(plans) <= 2**sites
+    assert list(plans) == [f"{how}-0-{i:03d}" for i in range(len(plans))]
 
 
 @pytest.mark.parametrize("how", ["random", "frontier"])
