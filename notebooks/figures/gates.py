@@ -91,7 +91,7 @@ def measured(model: str, gate: str, folder: Path) -> list[dict[str, Any]]:
     code = called("allocate", str(run), "--passing")
     plan = Plan.load(run / "plan.json", graph)
     trials = Trials(run / "trials.db", graph).all()
-    [found] = [dict(t.metrics) for t in trials if t.plan.id == plan.id]
+    [found] = [t.metrics for t in trials if t.plan == plan.id]
     count = sum(t.name.startswith("gate") for t in trials)
     called("allocate", str(run), "--frontier")
     [asked] = gates_of({gate: GATES[gate]})

@@ -54,7 +54,7 @@ def fitted(config: configs.Config, model: str) -> configs.Config:
     """
     content = config.model_dump(mode="json") | {"model": model}
     for part in ("layers", "inputs"):
-        if model == "scenes-dit":
+        if model != "scenes-unet":
             content["allocate"][part] = {
                 k: v.replace("~bos", "") for k, v in content["allocate"][part].items()
             }
