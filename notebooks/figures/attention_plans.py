@@ -4,7 +4,7 @@ equal FLOPs.
     python notebooks/figures/attention_plans.py --zoo scenes-dit --part price
     python notebooks/figures/attention_plans.py --zoo scenes-dit --part sweep [--cells 64]
     python notebooks/figures/attention_plans.py --zoo scenes-dit --part mixed [--plans 100]
-    python notebooks/figures/attention_plans.py --zoo scenes-dit --part equal
+    python notebooks/figures/attention_plans.py --zoo scenes-dit --part equal [--evaluations 96]
 
 `price` profiles once, through the whole sampler, and leaves the table in the folder that `--work`
 names; the others read it. `--captions`, `--probes`: of each part. 20 steps with guidance in four
@@ -12,8 +12,10 @@ ranges; every choice begins each range, or the sampling, with a dense step. `swe
 attention in one range, drawn at random, its measured error of the final latents against its price.
 `mixed`: random weights, inputs and attentions in each range, predicted error against measured.
 `equal`: our plans at 1/2, 1/4, 1/8 and 1/16 of the FLOPs of dense self-attentions against the best
-of all single settings that take no more, on other captions. Each part writes attention_plans-ZOO-
-PART.json.
+of all single settings that take no more, on other captions: by the integer program and the local
+search over prices, and by a schedule that is searched in `--evaluations` samplings of the captions
+of the prices, where the best of these settings is found too. Each part writes
+attention_plans-ZOO-PART.json.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from qsearch.core.scheme import KEEP, Scheme
 from qsearch.core.steps import StepRanges
 from qsearch.core.table import SensitivityTable
 from qsearch.decide.allocation import allocate
+from qsearch.decide.schedules import search_schedule
 from qsearch.graphs.extraction import extract
 from qsearch.measure.pipelines import (
     Sampling,
@@ -239,13 +242,20 @@ def mixed(case: Case, table: SensitivityTable, plans: int) -> None:
     show(case, "mixed", rows, "random mixed plans, predicted and measured", {"spearman": found})
 
 
-def equal(case: Case, table: SensitivityTable) -> None:
+def equal(case: Case, table: SensitivityTable, evaluations: int) -> None:
     """Ours at each share against the best single setting, found on the captions of the prices,
     measured on others.
     """
     keep = {x.name: KEEP for x in case.graph}
     specs = list(case.graph.self_attentions.values())
     reference, other = case.sampled(1), case.sampled(2)
+    known = dict[str, Tensor]()
+
+    def measured(plan: Plan) -> Tensor:
+        if plan.id not in known:
+            known[plan.id] = errors(case.sampled(1, plan), reference)
+        return known[plan.id]
+
     singles = {}
     for choice in priced(case.graph):
         plan = Plan.make(
@@ -257,7 +267,7 @@ def equal(case: Case, table: SensitivityTable) -> None:
             steps=StepRanges.equal(RANGES).counted(STEPS),
         )
         for name, one in ((choice, plan), (f"5 dense steps, then {choice}", warmed)):
-            found = float(errors(case.sampled(1, one), reference).mean())
+            found = float(measured(one).mean())
             singles[name] = (one, found)
             print(name, one.achieved.attention_share, -10 * math.log10(found), flush=True)
     rows = []
@@ -268,21 +278,34 @@ def equal(case: Case, table: SensitivityTable) -> None:
             for n in (1, RANGES)
             for s in ("ilp", "local")
         ]
-        tried = [(float(errors(case.sampled(1, p), reference).mean()), p) for p in candidates]
-        ours = min(tried, key=lambda x: x[0])[1]
+        priced_best = min(candidates, key=lambda p: float(measured(p).mean()))
+        searched = search_schedule(
+            case.graph,
+            Plan.uniform(case.graph, KEEP),
+            priced(case.graph),
+            lambda plan: measured(plan).numpy(),
+            steps=STEPS,
+            budget=budget,
+            evaluations=evaluations,
+        )
+        ours = min((priced_best, searched.plan), key=lambda p: float(measured(p).mean()))
         fitting = {n: v for n, v in singles.items() if v[0].achieved.attention_share <= 1 / parts}
         if not fitting:
             continue
         best = min(fitting, key=lambda n: fitting[n][1])
-        mine, theirs = (errors(case.sampled(2, p), other) for p in (ours, fitting[best][0]))
+        mine, theirs, summed = (
+            errors(case.sampled(2, p), other) for p in (ours, fitting[best][0], priced_best)
+        )
         gain = 10 * torch.log10(theirs / mine)
         rows.append(
             {
                 "FLOPs at most": f"1/{parts}",
                 "ours dB": decibels(mine)[0],
                 "±": decibels(mine)[1],
+                "found by": "schedule" if ours.id == searched.plan.id else "prices",
                 "ranges": len(ours.steps),
                 "its FLOPs %": 100 * ours.achieved.attention_share,
+                "by prices alone dB": decibels(summed)[0],
                 "best single setting": best,
                 "dB": decibels(theirs)[0],
                 "± ": decibels(theirs)[1],
@@ -312,6 +335,7 @@ if __name__ == "__main__":
     parser.add_argument("--probes", type=int, default=16)
     parser.add_argument("--plans", type=int, default=100)
     parser.add_argument("--cells", type=int, default=64)
+    parser.add_argument("--evaluations", type=int, default=96)
     options = parser.parse_args()
     torch.set_num_threads(1)
     case = Case(options.zoo, options.captions)
@@ -325,4 +349,4 @@ if __name__ == "__main__":
         elif options.part == "mixed":
             mixed(case, table, options.plans)
         else:
-            equal(case, table)
+            equal(case, table, options.evaluations)

@@ -13,6 +13,20 @@ def relative_noise(output: Tensor, reference: Tensor) -> tuple[float, float]:
 
     Raises `QSearchError` for a reference of zeros.
     """
+    return ratio(*_powers(output, reference))
+
+
+def noise_by_sample(output: Tensor, reference: Tensor) -> Tensor:
+    """Sum of squared differences of each sample [N] over the samples' mean sum of squares; their
+    mean is `relative_noise`.
+
+    Raises `QSearchError` for a reference of zeros.
+    """
+    error, power = _powers(output, reference)
+    return error / power.mean()
+
+
+def _powers(output: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     error = (output - reference).double().flatten(1).square().sum(1)
     power = reference.double().flatten(1).square().sum(1)
     if not power.any():
@@ -20,7 +34,7 @@ def relative_noise(output: Tensor, reference: Tensor) -> tuple[float, float]:
             "noise is measured relative to the output; the reference output is all "
             "zeros, is the model trained?"
         )
-    return ratio(error, power)
+    return error, power
 
 
 def ratio(error: Tensor, power: Tensor) -> tuple[float, float]:

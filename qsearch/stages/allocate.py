@@ -39,6 +39,7 @@ from .plans import (
 )
 from .ranges import check_ranges
 from .refinement import refined
+from .schedules import scheduled
 
 if TYPE_CHECKING:
     from .folder import Run
@@ -147,6 +148,12 @@ class AllocateSettings(Settings):
         ge=0,
         description="rounds of refinement on the model itself; for plans that minimise noise alone",
     )
+    schedule: int = Field(
+        0,
+        ge=0,
+        description="at most so many whole samplings are measured to find which attentions compute "
+        "what, and in which steps; instead of prices, for `attention_share`",
+    )
 
     @property
     def budget(self) -> Budget:
@@ -246,6 +253,8 @@ def allocate(run: Run, graph: OpGraph, table: SensitivityTable, *, keep: bool = 
     plan = make_plan(settings, graph, table)
     if settings.refine:
         plan = refined(run, graph, table, plan)
+    if settings.schedule:
+        plan = scheduled(run, graph, table, plan)
     check_ranges(run, plan)
     _put_aside(run, graph)
     parents = {"table": table_key(table), "choices": plan.id}
@@ -289,8 +298,8 @@ def allocation_key(run: Run, graph: OpGraph, table: SensitivityTable) -> str:
     c = run.config
     asked = c.allocate.model_dump()
     asked["budget"] = c.allocate.budget.content()
-    if c.allocate.refine:
-        asked["refined"] = [
+    if c.allocate.refine or c.allocate.schedule:
+        asked["measured"] = [
             run.model_key,
             c.seed,
             sampled(run.sampling),

@@ -160,6 +160,7 @@ def _check(config: Config, source: str) -> None:
         "profile.metrics": lambda: _check_metrics(profile),
         "allocate": lambda: (allocate.budget, allocate.objective, allocate.constraints),
         "allocate.refine": allocate.check_refinement,
+        "allocate.schedule": lambda: _check_schedule(config),
         "allocate.allowed": lambda: [
             _scheme(s) for schemes in allocate.allowed.values() for s in schemes
         ],
@@ -192,6 +193,26 @@ def _scheme(text: str) -> Scheme:
     if scheme.method:
         plugins.check("quantizers", scheme.method)
     return scheme
+
+
+def _check_schedule(config: Config) -> None:
+    """Refuse a search for a schedule that nothing limits, or whose steps are given."""
+    asked = config.allocate
+    if not asked.schedule:
+        return
+    if asked.attention_share is None and asked.total_bit_operations is None:
+        raise QSearchError(
+            "a schedule of attentions is searched within `attention_share` or "
+            "`total_bit_operations`; give one, or leave schedule out"
+        )
+    given = {"steps": asked.steps > 1, "layers": asked.layers, "refine": asked.refine}
+    if wrong := [name for name, value in given.items() if value]:
+        raise QSearchError(
+            "a schedule has ranges of steps of its own, and starts from a plan for all steps: "
+            f"leave {wrong[0]} out, or schedule"
+        )
+    if not config.profile.attentions:
+        raise QSearchError("a schedule chooses among profile.attentions; there are none, give some")
 
 
 def _check_gates(config: Config) -> None:
@@ -242,7 +263,7 @@ def load(path: Path) -> Config:
     that names none runs/NAME.
     """
     path = here(Path(path))
-    if path.suffix not in (".yaml", ".yml") and (path.parent / NAME).is_file():
+    if path.is_file() and path.suffix not in (".yaml", ".yml") and (path.parent / NAME).is_file():
         raise QSearchError(f"{path} is a file; give the run's folder, such as {path.parent}")
     own = path if path.is_dir() else None
     path = path / NAME if own else path

@@ -5,6 +5,7 @@ measured, packed.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,14 @@ import pytest
 from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.core.plan import Plan
+from qsearch.stages.allocate import allocate
 from qsearch.stages.config import parse
+from qsearch.stages.extract import extract
+from qsearch.stages.folder import Run
+from qsearch.stages.profile import profile
 from qsearch.stages.run import run
 from tests.models import tiny_pipeline
+from tests.stages.test_run import Heard
 
 
 def content(tmp_path: Path) -> dict[str, object]:
@@ -53,9 +59,38 @@ def test_a_config_s_attentions_are_planned_measured_and_shown(tmp_path: Path) ->
     assert "attentions are computed in another way" in page and "attention FLOPs" in page
 
 
+def allocated(given: dict[str, object], heard: Heard) -> Plan:
+    job = Run(parse(given, "config.yaml"), heard)
+    graph = extract(job)
+    return allocate(job, graph, profile(job, graph))
+
+
+def test_a_schedule_is_searched_and_is_no_worse_than_one_setting(tmp_path: Path) -> None:
+    given = content(tmp_path)
+    given["allocate"] = {
+        "metric": "sqnr", "average_bits": 6.0, "attention_share": 0.7, "schedule": 16
+    }  # fmt: skip
+    heard = Heard()
+
+    made = allocated(given, heard)
+
+    assert made.achieved.attention_share <= 0.7 and made.achieved.average_bits <= 6.0
+    assert made.budget is not None and made.budget.attention_share == 0.7
+    after, before = map(
+        float,
+        re.findall(r"final latents ([0-9.]+) dB; the best single setting has ([0-9.]+)",
+                   " ".join(heard.lines))[0],
+    )  # fmt: skip
+    assert after >= before
+    assert made.solver is not None and made.solver.name == "ilp, schedule"
+    assert allocated(given, heard) == made
+    assert "allocate: plan.json is up to date" in heard.lines
+
+
 @pytest.mark.parametrize(
     ("section", "key", "value", "wrong"),
     [
+        ("allocate", "schedule", 8, "leave steps out, or schedule"),
         ("profile", "attentions", ["window"], "profile.attentions: .*dense or KINDN"),
         ("allocate", "attention_share", 0.0, "above zero; attention_share is 0"),
     ],
@@ -68,3 +103,21 @@ def test_a_config_says_what_is_wrong_with_its_attentions(
 
     with pytest.raises(QSearchError, match=wrong):
         parse(given, "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        ({"allocate": {"schedule": 4}}, "within `attention_share` or `total_bit_operations`"),
+        ({"allocate": {"schedule": 4, "attention_share": 0.5, "refine": 2}}, "leave refine out"),
+        (
+            {"allocate": {"schedule": 4, "attention_share": 0.5}, "profile": {"attentions": []}},
+            "chooses among profile.attentions; there are none",
+        ),
+    ],
+)
+def test_a_schedule_that_nothing_limits_is_refused(
+    tmp_path: Path, changes: dict[str, object], wrong: str
+) -> None:
+    with pytest.raises(QSearchError, match=wrong):
+        parse(content(tmp_path) | changes, "config.yaml")

@@ -70,6 +70,17 @@ def test_a_config_written_by_hand_into_a_run_s_folder_is_that_run_s(tmp_path: Pa
     assert load(written(tmp_path / "other.yaml", {"model": "x"})).folder == Path("runs/other")
 
 
+def test_a_run_may_lie_beside_a_config_and_a_file_of_a_run_is_no_run(tmp_path: Path) -> None:
+    written(tmp_path / "config.yaml", {"model": "scenes-dit"})
+    written(tmp_path / "mine" / "config.yaml", {"model": "scenes-unet"})
+    plan = tmp_path / "mine" / "plan.json"
+    plan.write_text("{}")
+
+    assert load(tmp_path / "mine").model == "scenes-unet"
+    with pytest.raises(QSearchError, match=r"plan.json is a file; give the run's folder, such as"):
+        load(plan)
+
+
 def test_a_run_s_config_holds_wherever_one_stands_and_after_it_was_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

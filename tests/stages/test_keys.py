@@ -92,6 +92,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "allocate.steps": (3, {"allocate"}),
     "allocate.share": ("none", {"allocate"}),
     "allocate.refine": (1, {"allocate"}),
+    "allocate.schedule": (8, {"allocate"}),
     "evaluate.samples": (6, {"evaluate"}),
     "evaluate.metrics": (["sqnr", "ssim"], {"evaluate"}),
     "evaluate.uniform": ("uint8-c", set()),  # other plans in the same setting
@@ -193,8 +194,14 @@ def test_reconstruction_counts_where_a_plan_is_reconstructed(model: Path, key: s
 @pytest.mark.parametrize(
     "key", ["seed", "sampling.guidance", "profile.bins", "profile.schemes", "calibrate.bins"]
 )
-def test_a_refined_plan_depends_on_what_it_is_refined_on(model: Path, key: str) -> None:
-    asked = {"allocate.refine": 1}
+@pytest.mark.parametrize("measured", [{"refine": 1}, {"schedule": 8}])
+def test_a_measured_plan_depends_on_what_it_is_measured_on(
+    model: Path, key: str, measured: dict[str, int]
+) -> None:
+    asked = {
+        "allocate": {"attention_share": 0.5} | measured,
+        "profile": {"attentions": ["window4"]},
+    }
 
     assert "allocate" in changed(keys(model, asked), keys(model, asked | {key: CHANGES[key][0]}))
 
