@@ -47,8 +47,10 @@ CHOICES = tuple(WEIGHT.format(f"+a{bits}") for bits in (4, 6, 8))
 
 
 def plans_of(graph: OpGraph, table: Any, bits: int, ranges: Sequence[int]) -> dict[str, Plan]:
-    """Name -> plan whose inputs have `bits` bits in the mean, by bit operations."""
-    found = {}
+    """Name -> plan whose weights have 4 bits and whose inputs have `bits` in the mean, by bit
+    operations.
+    """
+    found, stored = {}, Plan.uniform(graph, CHOICES[0]).achieved.average_bits
     if bits == 6:
         found["uniform"] = Plan.uniform(graph, CHOICES[1])
         limit = found["uniform"].achieved.bit_operations
@@ -59,7 +61,7 @@ def plans_of(graph: OpGraph, table: Any, bits: int, ranges: Sequence[int]) -> di
         found[f"{count} range{'s' if count > 1 else ''}"] = allocate(
             graph,
             table,
-            Budget(bit_operations=limit),
+            Budget(average_bits=stored, bit_operations=limit),
             schemes=CHOICES,
             steps=StepRanges.equal(count),
         )
