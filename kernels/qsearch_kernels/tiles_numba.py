@@ -17,9 +17,14 @@ from numba.extending import intrinsic
 from .jit import jit
 
 ROWS, OUTPUTS = 6, 16  # of a tile
+#: rows of a tile where there are few: `dots` of a weight that lies as it is; up to so many rows
+FEW, _FEW_UP_TO = 4, 24
+#: rows of both
+BOTH = 12
 #: columns that rows are multiples of
 LANES = 16
 _STEP = 64  # bytes of a panel that belong to four bytes of a row
+_LONG = 2**14  # bytes of a row at a time where rows are few
 _PIECE = 1280  # bytes of a row at a time: as much of a panel, and of six rows, fit the first cache
 
 _whole, _place = ir.IntType(64), ir.IntType(32)
@@ -93,8 +98,6 @@ def tile(lanes, rows):
                 c = builder.add(c, c_row)
                 targets += vectors(c)
             zeros = ir.Constant(sums, [0.0 if real else 0] * lanes)
-            first = builder.icmp_signed("!=", fresh, ir.Constant(_whole, 0))
-            begun = [builder.select(first, zeros, builder.load(t, align=4)) for t in targets]
             before = builder.block
             loop, done = (builder.append_basic_block(name) for name in ("dots", "done"))
             builder.branch(loop)
@@ -113,13 +116,15 @@ def tile(lanes, rows):
             following = builder.add(step, ir.Constant(_whole, 4))
             step.add_incoming(ir.Constant(_whole, 0), before)
             step.add_incoming(following, loop)
-            for total, start, later in zip(held, begun, made, strict=True):
-                total.add_incoming(start, before)
+            for total, later in zip(held, made, strict=True):
+                total.add_incoming(zeros, before)
                 total.add_incoming(later, loop)
             builder.cbranch(builder.icmp_signed("<", following, length), loop, done)
             builder.position_at_end(done)
+            first = builder.icmp_signed("!=", fresh, ir.Constant(_whole, 0))
             for target, total in zip(targets, made, strict=True):
-                builder.store(total, target, align=4)
+                there = builder.select(first, zeros, builder.load(target, align=4))
+                builder.store(add(there, total), target, align=4)
             return context.get_dummy_value()
 
         return types.void(like, *[types.intp] * 9), generate
@@ -128,6 +133,86 @@ def tile(lanes, rows):
 
 
 _add_tile = tile(8, ROWS)
+
+
+def dots(lanes, rows, outputs):
+    """An intrinsic that adds the products of `rows` rows with `outputs` rows of a weight, both of
+    `length` bytes, to `c`: sums over vectors of `lanes`, which are added up at the end. The weight
+    is taken as it lies, which is worth it where so few rows follow that a panel is hardly used.
+
+    `a`, `b`, `c` are addresses; `row`, `b_row`, `c_row` are bytes from one row to the next; `like`
+    is an array of what is multiplied, fp32 or int16, which is added in int32.
+    """
+
+    @intrinsic
+    def add_dots(typing, like, a, row, b, b_row, length, c, c_row):
+        real = str(like.dtype) == "float32"
+
+        def generate(context, builder, signature, arguments):
+            _, a, row, b, b_row, length, c, c_row = arguments
+            one = ir.FloatType() if real else ir.IntType(32)
+            sums = ir.VectorType(one, lanes)
+            taken = sums if real else ir.VectorType(ir.IntType(16), 2 * lanes)
+            form = ir.FunctionType(sums, [sums] * 3 if real else [taken] * 2)
+            name = f"llvm.fmuladd.v{lanes}f32" if real else "llvm.x86.avx2.pmadd.wd"
+            multiply = cgutils.get_or_insert_function(builder.module, form, name)
+            kind = f"fadd.v{lanes}f32" if real else f"add.v{lanes}i32"
+            whole = ir.FunctionType(one, [one, sums] if real else [sums])
+            reduce = cgutils.get_or_insert_function(
+                builder.module, whole, f"llvm.vector.reduce.{kind}"
+            )
+
+            def lines(first, apart, count):
+                found = [first]
+                for _ in range(count - 1):
+                    found.append(builder.add(found[-1], apart))
+                return found
+
+            left, right = lines(a, row, rows), lines(b, b_row, outputs)
+            zeros = ir.Constant(sums, [0.0 if real else 0] * lanes)
+            before = builder.block
+            loop, done = (builder.append_basic_block(name) for name in ("dots", "done"))
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            step = builder.phi(_whole)
+            held, made = [builder.phi(sums) for _ in range(rows * outputs)], []
+            weights, xs = (
+                [builder.load(_at(builder, builder.add(p, step), taken), align=4) for p in places]
+                for places in (right, left)
+            )
+            for place, (x, w) in enumerate((x, w) for x in xs for w in weights):
+                if real:
+                    made.append(builder.call(multiply, [x, w, held[place]]))
+                else:
+                    made.append(builder.add(held[place], builder.call(multiply, [x, w])))
+            following = builder.add(step, ir.Constant(_whole, 4 * lanes))
+            step.add_incoming(ir.Constant(_whole, 0), before)
+            step.add_incoming(following, loop)
+            for total, later in zip(held, made, strict=True):
+                total.add_incoming(zeros, before)
+                total.add_incoming(later, loop)
+            builder.cbranch(builder.icmp_signed("<", following, length), loop, done)
+            builder.position_at_end(done)
+            for place, total in enumerate(made):
+                if real:
+                    start = [ir.Constant(one, 0.0), total]
+                    number = builder.call(reduce, start, fastmath=("reassoc",))
+                else:
+                    number = builder.call(reduce, [total])
+                target = builder.add(c, ir.Constant(_whole, 4 * (place % outputs)))
+                target = _at(builder, target, one)
+                add = builder.fadd if real else builder.add
+                builder.store(add(builder.load(target, align=4), number), target, align=4)
+                if place % outputs == outputs - 1:
+                    c = builder.add(c, c_row)
+            return context.get_dummy_value()
+
+        return types.void(like, *[types.intp] * 7), generate
+
+    return add_dots
+
+
+_add_dots = dots(8, FEW, 2)
 
 
 def transposer(lanes):
@@ -166,18 +251,34 @@ _transpose = transposer(8)
 
 
 @jit
-def multiply(a, b, panel, c, place):
-    """`c` [M, N] += `a` [M, K] times `b` [OUTPUTS, K], from column `place` of `c` on.
+def rows_of_tiles(count):
+    """Rows of the tiles in which `count` rows are multiplied."""
+    return FEW if count <= _FEW_UP_TO else ROWS
 
-    `a` and `b` are int16 and `c` is int32, or all are fp32; M is a multiple of `ROWS`, K of
-    `LANES`. `panel`, as large as `b`, is scratch.
+
+@jit
+def multiply(a, rows, b, panel, c, place):
+    """`c` [M, N] += `a` [M, K] times `b` [OUTPUTS, K], from column `place` of `c` on. Sums begin
+    anew with each piece of the columns, so that of many columns fp32 loses no more than of few.
+
+    `a` and `b` are int16 and `c` is int32, or all are fp32; M is a multiple of `rows`, which is
+    `ROWS` or `FEW`, K of `LANES`. `panel`, as large as `b`, is scratch.
     """
     row, c_row = a.shape[1] * a.itemsize, c.shape[1] * c.itemsize
     x, given, w = a.ctypes.data, b.ctypes.data, panel.ctypes.data
+    y = c.ctypes.data + place * c.itemsize
+    if rows == FEW:
+        for first in range(0, row, _LONG):
+            length = min(_LONG, row - first)
+            for m in range(0, len(a), FEW):
+                left, sums = x + m * row + first, y + m * c_row
+                for n in range(0, OUTPUTS, 2):
+                    right = given + n * row + first
+                    _add_dots(a, left, row, right, row, length, sums + n * 4, c_row)
+        return
     for n in range(0, OUTPUTS, 8):
         for k in range(0, row, 32):
             _transpose(given + n * row + k, row, w + k * OUTPUTS + n * 4)
-    y = c.ctypes.data + place * c.itemsize
     pieces = -(-row // _PIECE)
     piece = -(-row // (pieces * 4)) * 4
     for first in range(0, row, piece):

@@ -12,7 +12,7 @@ import numpy as np
 
 from .floats_numba import load, store
 from .jit import jit
-from .tiles_numba import LANES, OUTPUTS, ROWS, multiply
+from .tiles_numba import BOTH, LANES, OUTPUTS, multiply, rows_of_tiles
 
 _byte, _int, _word, _float = np.uint8, np.int32, np.uint64, np.float32
 _BYTES = np.uint64(0x0101010101010101)
@@ -167,13 +167,15 @@ def product(
     most = -(-outputs // -(-outputs // _WIDE))
     most = -(-most // OUTPUTS) * OUTPUTS
     chunk = -(-len(x) // -(-len(x) // _CHUNK))
-    left = np.zeros((-(-chunk // ROWS) * ROWS, row), _float)
+    left = np.zeros((-(-chunk // BOTH) * BOTH, row), _float)
     right, panel = np.zeros((OUTPUTS, row), _float), np.empty((OUTPUTS, row), _float)
     given, sums = np.empty(columns, _float), np.empty((len(left), most), _float)
     line, own = np.empty((phases, -(-each // 8)), _word), np.empty(-(-each // 8) * 8, _byte)
     width = 1 if short else 2  # of a number, in int16
     for begin in range(0, len(x), chunk):
         count = min(chunk, len(x) - begin)
+        rows = rows_of_tiles(count)
+        whole = -(-count // rows) * rows
         for m in range(count):
             load(x[begin + m], short, given)
             for phase in range(phases):
@@ -189,7 +191,7 @@ def product(
                         packed[n], signed, widths, columns, size, tables[min(n, len(tables) - 1)],
                         zero[min(n, len(zero) - 1)], scale[min(n, len(scale) - 1)], line, own, wide,
                     )  # fmt: skip
-                multiply(left[: -(-count // ROWS) * ROWS], right, panel, sums, first - start)
+                multiply(left[:whole], rows, right, panel, sums, first - start)
             for m in range(count):
                 found = sums[m, : end - start]
                 if len(units):

@@ -148,7 +148,7 @@ def _weights() -> Iterator[tuple[str, Weight]]:
 
 
 @pytest.mark.parametrize(("name", "weight"), list(_weights()), ids=lambda v: str(v)[:20])
-@pytest.mark.parametrize("rows", [1, 2, 5, 16, 40, 400])
+@pytest.mark.parametrize("rows", [1, 2, 5, 16, 17, 25, 40, 400])
 def test_a_product_with_a_widened_weight_is_the_plain_one(
     name: str, weight: Weight, rows: int, plain: Callable[..., Tensor]
 ) -> None:
@@ -161,6 +161,18 @@ def test_a_product_with_a_widened_weight_is_the_plain_one(
     size = float((x.abs() @ weight.dequantize(torch.float32).abs().T).max())
     torch.testing.assert_close(made, right, rtol=0, atol=3e-6 * size)
     torch.testing.assert_close(tiles, right, rtol=0, atol=3e-6 * size)
+
+
+@pytest.mark.parametrize("rows", [3, 16, 30])
+def test_sums_of_many_equal_products_lose_no_more_than_a_piece_of_them(rows: int) -> None:
+    weight = make(20, 2**16, 7)
+    weight = weight._replace(codes=torch.full_like(weight.codes, 255))
+    x = torch.full((rows, 2**16), 3.0)
+
+    made = dequantize_gemm.compiled_product(x, weight, None)
+
+    right = x.double() @ weight.dequantize(torch.float64).T
+    torch.testing.assert_close(made.double(), right, rtol=3e-5, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
