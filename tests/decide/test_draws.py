@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from qsearch.core.errors import QSearchError
+from qsearch.core.graph import OpGraph
 from qsearch.core.plan import Plan
 from qsearch.decide.draws import DRAWS, draw
 from qsearch.learn.contracts import SCHEMES, small_graph, small_table
@@ -28,17 +29,13 @@ def test_a_draw_is_the_same_for_the_same_seed_and_no_two_plans_are(how: str) -> 
     assert not {p.id for p in first.values()} & {p.id for p in other.values()}
 
 
-@pytest.mark.parametrize("how", DRAWS)
-def test_no_plan_is_drawn_twice_and_few_layers_have_few_plans(how: str) -> None:
-    one = small_graph(blocks=1)
-    sites = (
-        len({layer.role for layer in one.quantizable}) if how == "latin" else len(one.quantizable)
-    )
+def test_no_plan_is_drawn_twice_and_few_layers_have_few_plans() -> None:
+    two = OpGraph("two", small_graph(blocks=1).layers[:2], ())
 
-    plans = draw(one, SCHEMES[:2], 4000, how, table=small_table(one))
+    plans = draw(two, SCHEMES[:2], 12)
 
-    assert len({p.id for p in plans.values()}) == len(plans) <= 2**sites
-    assert list(plans) == [f"{how}-0-{i:03d}" for i in range(len(plans))]
+    assert len({p.id for p in plans.values()}) == len(plans) == 4
+    assert list(plans) == [f"random-0-{i:03d}" for i in range(4)]
 
 
 @pytest.mark.parametrize("how", ["random", "frontier"])
