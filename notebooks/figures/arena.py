@@ -226,7 +226,7 @@ def rows_of(name: str, found: dict[int, dict[str, Any]]) -> list[dict[str, Any]]
     """Rows of a model from seed -> key -> what was measured."""
     rows = []
     for key in next(iter(found.values())):
-        part, where, whose = key.split("|")
+        part, where, whose = key.split("|", 2)
         mine = [held[key] for held in found.values() if key in held]
         best = f"{part}|{where}|{OWN}"
         pairs = [
@@ -267,7 +267,7 @@ def draw(name: str, held: dict[str, Any]) -> None:
 
     lines: dict[str, list[tuple[str, Any]]] = {}
     for key, measured in held.items():
-        part, where, whose = key.split("|")
+        part, where, whose = key.split("|", 2)
         if measured["picture"]:
             lines.setdefault(f"{part} {where}", []).append((whose, measured["picture"]))
     width = max(map(len, lines.values()))
