@@ -11,7 +11,7 @@ import numpy as np
 
 from .jit import jit
 from .rows_numba import finish
-from .tiles_numba import BOTH, LANES, OUTPUTS, multiply, rows_of_tiles
+from .tiles_numba import BOTH, LANES, OUTPUTS, multiply
 
 _short, _int = np.int16, np.int32
 _CHUNK = 258  # rows at a time
@@ -43,15 +43,14 @@ def product(codes, weight, origin, total, second, zero, w_scale, a_scale, bias, 
     sums = np.empty((len(left), wide), _int)
     for begin in range(0, len(codes), chunk):
         m = slice(begin, min(begin + chunk, len(codes)))
-        count, rows = m.stop - m.start, rows_of_tiles(m.stop - m.start)
-        whole = -(-count // rows) * rows
+        count = m.stop - m.start
         _widen(codes[m], left)
         for start in range(0, len(weight), wide):
             n = slice(start, min(start + wide, len(weight)))
             sums[:] = 0
             for first in range(0, n.stop - start, OUTPUTS):
                 _widen(weight[start + first : min(start + first + OUTPUTS, n.stop)], right)
-                multiply(left[:whole], rows, right, panel, sums, first)
+                multiply(left, count, right, panel, sums, first)
             finish(
                 sums[:count, : n.stop - start], origin[m], total[n], second[m], zero[n],
                 w_scale[n], a_scale[m], bias[n], short, out[m], place + start,

@@ -251,26 +251,21 @@ _transpose = transposer(8)
 
 
 @jit
-def rows_of_tiles(count):
-    """Rows of the tiles in which `count` rows are multiplied."""
-    return FEW if count <= _FEW_UP_TO else ROWS
+def multiply(a, count, b, panel, c, place):
+    """`c` [M, N] += `a` [M, K] times `b` [OUTPUTS, K] in the first `count` rows at least, from
+    column `place` of `c` on. Sums begin anew with each piece of the columns, so that of many
+    columns fp32 loses no more than of few.
 
-
-@jit
-def multiply(a, rows, b, panel, c, place):
-    """`c` [M, N] += `a` [M, K] times `b` [OUTPUTS, K], from column `place` of `c` on. Sums begin
-    anew with each piece of the columns, so that of many columns fp32 loses no more than of few.
-
-    `a` and `b` are int16 and `c` is int32, or all are fp32; M is a multiple of `rows`, which is
-    `ROWS` or `FEW`, K of `LANES`. `panel`, as large as `b`, is scratch.
+    `a` and `b` are int16 and `c` is int32, or all are fp32; M is a multiple of `BOTH`, K of
+    `LANES`. `panel`, as large as `b`, is scratch.
     """
     row, c_row = a.shape[1] * a.itemsize, c.shape[1] * c.itemsize
     x, given, w = a.ctypes.data, b.ctypes.data, panel.ctypes.data
     y = c.ctypes.data + place * c.itemsize
-    if rows == FEW:
+    if count <= _FEW_UP_TO:
         for first in range(0, row, _LONG):
             length = min(_LONG, row - first)
-            for m in range(0, len(a), FEW):
+            for m in range(0, count, FEW):
                 left, sums = x + m * row + first, y + m * c_row
                 for n in range(0, OUTPUTS, 2):
                     right = given + n * row + first
@@ -283,7 +278,7 @@ def multiply(a, rows, b, panel, c, place):
     piece = -(-row // (pieces * 4)) * 4
     for first in range(0, row, piece):
         length = min(piece, row - first)
-        for m in range(0, len(a), ROWS):
+        for m in range(0, count, ROWS):
             _add_tile(
                 a, x + m * row + first, row, w + first * OUTPUTS, length, y + m * c_row, c_row, 0,
                 0, 0,

@@ -12,7 +12,7 @@ import numpy as np
 
 from .floats_numba import load, store
 from .jit import jit
-from .tiles_numba import BOTH, LANES, OUTPUTS, multiply, rows_of_tiles
+from .tiles_numba import BOTH, LANES, OUTPUTS, multiply
 
 _byte, _int, _word, _float = np.uint8, np.int32, np.uint64, np.float32
 _BYTES = np.uint64(0x0101010101010101)
@@ -174,8 +174,6 @@ def product(
     width = 1 if short else 2  # of a number, in int16
     for begin in range(0, len(x), chunk):
         count = min(chunk, len(x) - begin)
-        rows = rows_of_tiles(count)
-        whole = -(-count // rows) * rows
         for m in range(count):
             load(x[begin + m], short, given)
             for phase in range(phases):
@@ -191,7 +189,7 @@ def product(
                         packed[n], signed, widths, columns, size, tables[min(n, len(tables) - 1)],
                         zero[min(n, len(zero) - 1)], scale[min(n, len(scale) - 1)], line, own, wide,
                     )  # fmt: skip
-                multiply(left[:whole], rows, right, panel, sums, first - start)
+                multiply(left, count, right, panel, sums, first - start)
             for m in range(count):
                 found = sums[m, : end - start]
                 if len(units):

@@ -193,7 +193,7 @@ def search_schedule(
         measure: plan -> error on each caption, e.g. of final latents.
         steps: sampler steps, on which `measure` samples too.
         budget: limits; the plan's own when left out.
-        evaluations: plans that are measured at most.
+        evaluations: plans that are measured at most, or as many as there are single settings.
         groups: parts of the model's depth that may have choices of their own.
         latency: times, for a budget in seconds.
         seed: of the order in which changes are tried.

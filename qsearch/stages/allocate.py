@@ -293,7 +293,7 @@ def _say_slower(run: Run, graph: OpGraph, table: SensitivityTable, plan: Plan) -
 
 def allocation_key(run: Run, graph: OpGraph, table: SensitivityTable) -> str:
     """Digest of what a plan depends on: the table, the sizes of a call, the section, and the model
-    where it refines.
+    where plans are measured.
     """
     c = run.config
     asked = c.allocate.model_dump()
