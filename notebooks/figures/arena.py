@@ -8,8 +8,8 @@ bit operations, on one of the zoo's models.
 weights, by scores of their own (arena_scores.py), at the stored bits of `--bits`; `qsearch: all
 choices` has trellis codes, rotations and small floats besides.
 `recipes`: each paper's recipe (configs/methods) with its own transforms, inputs and ranges, against
-our plan with no more stored bits and no more bit operations, and against naive min-max (methods.py
-says what that is). What a recipe learns is learnt once, by the first seed's calls.
+our plan with no more stored bits and no more bit operations, priced by probes through the sampler
+to the final latents, and against naive min-max (methods.py says what that is). What a recipe learns is learnt once, by the first seed's calls.
 
 A seed is of captions, noise, recorded calls and probes; plans are measured on captions and noise
 that none was made from. `ahead` is how much better ours is by the final latents' SQNR, in pairs
@@ -56,6 +56,7 @@ from qsearch.measure.pipelines import (
 )
 from qsearch.measure.profiling import profile
 from qsearch.measure.quantized_weights import QuantizedWeights, calibrated_weights, weights_for
+from qsearch.measure.trajectory import Trajectory, trajectories
 from qsearch.stages import config as configs
 from qsearch.stages.calibrate import calibration_calls, plan_weights
 from qsearch.stages.folder import Run
@@ -68,12 +69,15 @@ OURS = (
     *("uint2-c@gptq", "uint3-c@gptq", "uint4-c@gptq", "uint8-c"),
     *("uint3-c+a8@gptq", "uint4-c+a8@gptq", "uint8-c+a8"),
     *("uint4-c+a6@gptq", "uint8-c+a6", "uint4-c+a4~rotate@gptq", "uint8-c+a4~rotate"),
-    *("uint4-c+a8~balance50@gptq", "uint4-c+a4~rotate~lowrank16@gptq"),
+    *("uint4-c+a8~balance50@gptq", "uint8-c+a8~balance30", "uint8-c+a8~rotate"),
+    *("uint4-c+a4~rotate~lowrank16@gptq", "int4-g64+aint4g64~balance50~lowrank32@gptq"),
 )
 OWN = "qsearch: probes"
 ALL = "qsearch: all choices"
 METRICS = ("sqnr", "alignment", "ssim")
 STEPS, BINS, PROBES, PLANS = 20, 2, 8, 64
+#: probes for each sampling that errors are followed through
+FOLLOWED = 4
 
 
 class Corner:
@@ -97,6 +101,12 @@ class Corner:
         own = {} if batch is None else {"batch": batch}
         prompts = prompts_of(self.name, 4, 2 * self.seed)
         return record(self.pipe, prompts, self.sampling(self.seed), BINS, **own)
+
+    @property
+    def followed(self) -> list[Trajectory]:
+        """Whole samplings of two captions."""
+        prompts = prompts_of(self.name, 2, 2 * self.seed)
+        return trajectories(self.pipe, prompts, self.sampling(self.seed))
 
     def outcome(self, plan: Plan, weights: QuantizedWeights | None = None) -> Outcome:
         """What a plan makes of the captions that no plan was made from."""
@@ -158,7 +168,7 @@ def scores(corner: Corner, budgets: list[float]) -> Iterator[tuple[str, Callable
 
 def recipes(corner: Corner, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     """The same of each recipe, of our plan within its limits, and of the naive one."""
-    calls, parts = corner.recorded(), corner.recorded(batch=1)
+    calls = corner.recorded()
     table: list[Any] = []
 
     def ours(plan: Plan) -> dict[str, Any]:
@@ -168,13 +178,22 @@ def recipes(corner: Corner, folder: Path) -> Iterator[tuple[str, Callable[[], An
                 for x in corner.graph.quantizable
             }
             weights = calibrated_weights(corner.model, corner.graph, wanted, calls)
-            options = {"estimator": "probe", "probes": PROBES, "seed": corner.seed}
+            options = {"estimator": "probe", "metrics": ("sqnr",), "mode": "trajectory"}
+            options |= {"probes": FOLLOWED, "seed": corner.seed}
             table.append(
-                profile(corner.model, corner.graph, OURS, parts, weights=weights, **options)
+                profile(
+                    corner.model,
+                    corner.graph,
+                    OURS,
+                    corner.followed,
+                    weights=weights,
+                    pipe=corner.pipe,
+                    **options,
+                )
             )
         held = plan.achieved
         budget = Budget(average_bits=held.average_bits, bit_operations=held.bit_operations)
-        made = allocate(corner.graph, table[0], budget)
+        made = allocate(corner.graph, table[0], budget, metric="sqnr")
         return corner.measured(made, weights_for(corner.model, corner.graph, [made], calls))
 
     moving = corner.name in zoo.VIDEO_NAMES
