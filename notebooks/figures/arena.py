@@ -9,7 +9,8 @@ weights, by scores of their own (arena_scores.py), at the stored bits of `--bits
 choices` has trellis codes, rotations and small floats besides.
 `recipes`: each paper's recipe (configs/methods) with its own transforms, inputs and ranges, against
 our plan with no more stored bits and no more bit operations, priced by probes through the sampler
-to the final latents, and against naive min-max (methods.py says what that is). What a recipe learns is learnt once, by the first seed's calls.
+to the final latents, and against naive min-max (methods.py says what that is). What a recipe learns
+is learnt once, by the first seed's calls.
 
 A seed is of captions, noise, recorded calls and probes; plans are measured on captions and noise
 that none was made from. `ahead` is how much better ours is by the final latents' SQNR, in pairs
@@ -47,6 +48,7 @@ from qsearch.core.scheme import KEEP, Scheme
 from qsearch.decide.allocation import allocate
 from qsearch.graphs.extraction import extract
 from qsearch.measure.evaluation import Outcome, evaluated, make
+from qsearch.measure.options import ProfileOptions
 from qsearch.measure.pipelines import (
     Sampling,
     example_inputs,
@@ -54,7 +56,7 @@ from qsearch.measure.pipelines import (
     model_of,
     record,
 )
-from qsearch.measure.profiling import profile
+from qsearch.measure.profiling import ProfileWork, profile
 from qsearch.measure.quantized_weights import QuantizedWeights, calibrated_weights, weights_for
 from qsearch.measure.trajectory import Trajectory, trajectories
 from qsearch.stages import config as configs
@@ -178,23 +180,20 @@ def recipes(corner: Corner, folder: Path) -> Iterator[tuple[str, Callable[[], An
                 for x in corner.graph.quantizable
             }
             weights = calibrated_weights(corner.model, corner.graph, wanted, calls)
-            options = {"estimator": "probe", "metrics": ("sqnr",), "mode": "trajectory"}
-            options |= {"probes": FOLLOWED, "seed": corner.seed}
-            table.append(
-                profile(
-                    corner.model,
-                    corner.graph,
-                    OURS,
-                    corner.followed,
-                    weights=weights,
-                    pipe=corner.pipe,
-                    **options,
-                )
+            options = ProfileOptions(
+                estimator="probe",
+                mode="trajectory",
+                metrics=("sqnr",),
+                probes=FOLLOWED,
+                seed=corner.seed,
             )
+            work = ProfileWork(pipe=corner.pipe, weights=weights)
+            made = profile(corner.model, corner.graph, OURS, corner.followed, options, work)
+            table.append(made)
         held = plan.achieved
         budget = Budget(average_bits=held.average_bits, bit_operations=held.bit_operations)
-        made = allocate(corner.graph, table[0], budget, metric="sqnr")
-        return corner.measured(made, weights_for(corner.model, corner.graph, [made], calls))
+        best = allocate(corner.graph, table[0], budget, metric="sqnr")
+        return corner.measured(best, weights_for(corner.model, corner.graph, [best], calls))
 
     moving = corner.name in zoo.VIDEO_NAMES
     for path in sorted(methods.FOLDER.glob("*.yaml")):
