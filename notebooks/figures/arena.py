@@ -9,8 +9,8 @@ weights, by scores of their own (arena_scores.py), at the stored bits of `--bits
 choices` has trellis codes, rotations and small floats besides.
 `recipes`: each paper's recipe (configs/methods) with its own transforms, inputs and ranges, against
 our plan with no more stored bits and no more bit operations, priced by probes through the sampler
-to the final latents, and against naive min-max (methods.py says what that is). What a recipe learns
-is learnt once, by the first seed's calls.
+to the final latents (clips: of single steps), and against naive min-max (methods.py says what that
+is). What a recipe learns is learnt once, by the first seed's calls.
 
 A seed is of captions, noise, recorded calls and probes; plans are measured on captions and noise
 that none was made from. `ahead` is how much better ours is by the final latents' SQNR, in pairs
@@ -45,6 +45,7 @@ from qsearch.core.errors import QSearchError
 from qsearch.core.graph import OpGraph
 from qsearch.core.plan import Plan
 from qsearch.core.scheme import KEEP, Scheme
+from qsearch.core.table import SensitivityTable
 from qsearch.decide.allocation import allocate
 from qsearch.graphs.extraction import extract
 from qsearch.measure.evaluation import Outcome, evaluated, make
@@ -58,7 +59,7 @@ from qsearch.measure.pipelines import (
 )
 from qsearch.measure.profiling import ProfileWork, profile
 from qsearch.measure.quantized_weights import QuantizedWeights, calibrated_weights, weights_for
-from qsearch.measure.trajectory import Trajectory, trajectories
+from qsearch.measure.trajectory import trajectories
 from qsearch.stages import config as configs
 from qsearch.stages.calibrate import calibration_calls, plan_weights
 from qsearch.stages.folder import Run
@@ -78,8 +79,6 @@ OWN = "qsearch: probes"
 ALL = "qsearch: all choices"
 METRICS = ("sqnr", "alignment", "ssim")
 STEPS, BINS, PROBES, PLANS = 20, 2, 8, 64
-#: probes for each sampling that errors are followed through
-FOLLOWED = 4
 
 
 class Corner:
@@ -100,15 +99,30 @@ class Corner:
 
     def recorded(self, batch: int | None = None) -> list[Any]:
         """Calls of four captions in each step bin."""
-        own = {} if batch is None else {"batch": batch}
+        own: Any = {} if batch is None else {"batch": batch}
         prompts = prompts_of(self.name, 4, 2 * self.seed)
         return record(self.pipe, prompts, self.sampling(self.seed), BINS, **own)
 
-    @property
-    def followed(self) -> list[Trajectory]:
-        """Whole samplings of two captions."""
-        prompts = prompts_of(self.name, 2, 2 * self.seed)
-        return trajectories(self.pipe, prompts, self.sampling(self.seed))
+    def priced(self, weights: QuantizedWeights) -> SensitivityTable:
+        """Our table of `OURS`: by probes through the sampler to the final latents, for clips by
+        those of single steps, whose gradients are surer there.
+        """
+        moving = self.name in zoo.VIDEO_NAMES
+        options = ProfileOptions(
+            estimator="probe",
+            mode="step" if moving else "trajectory",
+            metrics=("noise" if moving else "sqnr",),
+            probes=PROBES,
+            seed=self.seed,
+        )
+        prompts = prompts_of(self.name, 4, 2 * self.seed)
+        calls = (
+            self.recorded(batch=1)
+            if moving
+            else trajectories(self.pipe, prompts, self.sampling(self.seed))
+        )
+        work = ProfileWork(pipe=self.pipe, weights=weights)
+        return profile(self.model, self.graph, OURS, calls, options, work)
 
     def outcome(self, plan: Plan, weights: QuantizedWeights | None = None) -> Outcome:
         """What a plan makes of the captions that no plan was made from."""
@@ -180,19 +194,10 @@ def recipes(corner: Corner, folder: Path) -> Iterator[tuple[str, Callable[[], An
                 for x in corner.graph.quantizable
             }
             weights = calibrated_weights(corner.model, corner.graph, wanted, calls)
-            options = ProfileOptions(
-                estimator="probe",
-                mode="trajectory",
-                metrics=("sqnr",),
-                probes=FOLLOWED,
-                seed=corner.seed,
-            )
-            work = ProfileWork(pipe=corner.pipe, weights=weights)
-            made = profile(corner.model, corner.graph, OURS, corner.followed, options, work)
-            table.append(made)
+            table.append(corner.priced(weights))
         held = plan.achieved
         budget = Budget(average_bits=held.average_bits, bit_operations=held.bit_operations)
-        best = allocate(corner.graph, table[0], budget, metric="sqnr")
+        best = allocate(corner.graph, table[0], budget, metric=table[0].metrics[0])
         return corner.measured(best, weights_for(corner.model, corner.graph, [best], calls))
 
     moving = corner.name in zoo.VIDEO_NAMES
