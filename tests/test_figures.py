@@ -20,14 +20,14 @@ HELD = sorted(p.stem for p in FOLDER.glob("*.json"))
 #: leaves the list with its new JSON
 OLD = set(
     """
-    attention_plans-scenes-dit-mixed attention_plans-scenes-video-mixed choices codes_layers
+    attention_plans-scenes-dit-mixed attention_plans-scenes-video-mixed codes_layers
     codes_limit codes_plans-scenes-dit-weights codes_speed compiled compiled-100 compiled-120
-    denoisers explanations exports first_contact formats formats-speed graphs memory plans post_gelu
+    denoisers explanations exports first_contact formats graphs memory plans post_gelu
     probes-scenes-dit probes-scenes-dit-activations probes-scenes-dit-trajectory
     probes-scenes-dit-trajectory-2bits probes-scenes-dit-trajectory-3bits
     probes-scenes-unet probes-scenes-unet-activations
     probes-scenes-unet-trajectory products quick reconstruction rounding runtime-memory
-    runtime-parity runtime-pipelines runtime-products sizes sparse_attention-memory
+    runtime-parity runtime-pipelines sizes sparse_attention-memory
     sparse_attention-pixart sparse_attention-times sparse_attention-video surrogates zoo
     """.split()
 )

@@ -24,7 +24,7 @@ TOPICS = {
         "first_contact",
         "interrupts",
     ),
-    "Sensitivity": ("probes", "choices", "memory", "sizes", "noise_by_hand", "quick"),
+    "Sensitivity": ("probes", "memory", "sizes", "noise_by_hand", "quick"),
     "Metrics": ("metrics",),
     "Plans": (
         "plans",

@@ -1,18 +1,13 @@
-"""Every weight format at every granularity, at the bits that it really stores; and the speed of
-quantizing all of PixArt-α.
+"""Every weight format at every granularity, at the bits that it really stores.
 
     python notebooks/figures/formats.py [--rows 512] [--data gauss student scenes-dit scenes-unet]
-    [--schemes int4-g64 e2m1-g64 …] [--plain] python notebooks/figures/formats.py --speed [--bits 4]
-    [--layers 4] [--channels 64] [--threads 2]
+    [--schemes int4-g64 e2m1-g64 …] [--plain]
 
-The first measures dB of signal over noise of the weights: Gaussian and Student-t (5 degrees of
-freedom) rows of 1152 columns, and all layers of the zoo's denoisers together, their noise added up.
-Each row of the table also has `over uint`: its dB over asymmetric min-max integers at the same
-stored bits, taken from the line through their own points (6.02 dB a bit beyond the last one). Its
-standard error is over eight parts of the data. The second times qsearch's k-means, min-max and HQQ
-over random weights of PixArt-α's shapes, and scikit-learn's KMeans channel by channel on
-`--channels` of them, in the same run and on the same cores; `--layers 0` takes all layers. Writes
-formats.json (formats-speed.json).
+dB of signal over noise of the weights: Gaussian and Student-t (5 degrees of freedom) rows of 1152
+columns, and all layers of the zoo's denoisers together, their noise added up. Each row of the table
+also has `over uint`: its dB over asymmetric min-max integers at the same stored bits, taken from
+the line through their own points (6.02 dB a bit beyond the last one). Its standard error is over
+eight parts of the data. Writes formats.json.
 """
 
 from __future__ import annotations
@@ -21,10 +16,6 @@ import argparse
 import itertools
 import json
 import math
-import resource
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -188,118 +179,9 @@ def compare(options: argparse.Namespace) -> None:
     )
 
 
-def shapes(limit: int) -> list[tuple[int, ...]]:
-    """Weight shapes of PixArt-α's layers from its card; `limit` of them, evenly spaced, or all."""
-    from qsearch.graphs.families import cards
-
-    model, _ = cards.load("pixart-alpha")
-    found = [
-        tuple(m.weight.shape)
-        for m in model.modules()
-        if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)
-    ]
-    return found[:: max(1, len(found) // limit)][:limit] if limit else found
-
-
-def drawn(found: list[tuple[int, ...]]) -> Iterator[torch.Tensor]:
-    """One random weight after the other: only the layer in hand is in memory."""
-    for i, shape in enumerate(found):
-        yield torch.randn(shape, generator=torch.Generator().manual_seed(i)) * 0.03
-
-
-def seconds(found: list[tuple[int, ...]], scheme: Scheme) -> tuple[float, float]:
-    """(seconds, CPU seconds of all threads) that quantizing takes, drawing the weights not
-    counted.
-    """
-    spent = worked = 0.0
-    for weight in drawn(found):
-        began, busy = time.perf_counter(), time.process_time()
-        quantize(weight, scheme)
-        spent, worked = spent + time.perf_counter() - began, worked + time.process_time() - busy
-    return spent, worked
-
-
-def sklearn_seconds(
-    found: list[tuple[int, ...]], count: int, channels: int
-) -> tuple[float, float, int]:
-    """(seconds, CPU seconds, weights) of scikit-learn's KMeans, one fit a channel as Qua²SeDiMo
-    does it, on `channels` channels spread over the layers.
-    """
-    from sklearn.cluster import KMeans
-
-    spent, worked, done, each = 0.0, 0.0, 0, max(1, channels // len(found))
-    for weight in drawn(found):
-        for row in weight.flatten(1)[:each]:
-            began, busy = time.perf_counter(), time.process_time()
-            KMeans(min(count, len(row)), n_init=1, max_iter=100, random_state=0).fit(
-                row[:, None].numpy()
-            )
-            spent, worked = spent + time.perf_counter() - began, worked + time.process_time() - busy
-            done += row.numel()
-    return spent, worked, done
-
-
-def speed(options: argparse.Namespace) -> None:
-    """Seconds a weight of each method, and what all of PixArt-α takes at that rate."""
-    torch.set_num_threads(options.threads)
-    found = shapes(options.layers)
-    total = sum(math.prod(s) for s in shapes(0))
-    taken = sum(math.prod(s) for s in found)
-    rows = []
-    for text in (
-        f"km{options.bits}-c",
-        f"km{options.bits}-t",
-        f"uint{options.bits}-c",
-        f"uint{options.bits}-g128@hqq",
-    ):
-        scheme = Scheme.parse(text)
-        quantize(torch.randn(8, 64), scheme)  # what a first call loads is not the method's
-        spent, worked = seconds(found, scheme)
-        rows.append(
-            {
-                "method": scheme.method or ("kmeans" if scheme.family == "codebook" else "minmax"),
-                "scheme": text,
-                "weights": taken,
-                "seconds": spent,
-                "CPU s": worked,
-            }
-        )
-        print(rows[-1], flush=True)
-    spent, worked, done = sklearn_seconds(found, 2**options.bits, options.channels)
-    rows.append(
-        {
-            "method": "scikit-learn",
-            "scheme": f"km{options.bits}-c",
-            "weights": done,
-            "seconds": spent,
-            "CPU s": worked,
-        }
-    )
-    for row in rows:
-        row["ns a weight"] = row["seconds"] / row["weights"] * 1e9
-        row["CPU ns a weight"] = row["CPU s"] / row["weights"] * 1e9
-        row["s for PixArt-α"] = row["ns a weight"] * total / 1e9
-        row["CPU s for PixArt-α"] = (
-            row["CPU ns a weight"] * total / 1e9
-        )  # what counts where other jobs run
-        row["CPU of scikit-learn"] = worked / done * 1e9 / row["CPU ns a weight"]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-        2**20 if sys.platform == "darwin" else 1024
-    )
-    target = Path(__file__).with_name("formats-speed.py")
-    publish(
-        str(target),
-        rows,
-        title=f"formats: seconds on {options.threads} threads, {len(found)} layers",
-        seed=0,
-        extra={"peak MB": round(peak)},
-    )
-
-
 def main() -> None:
-    """Compare formats, or time them."""
+    """Compare formats."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--speed", action="store_true")
     parser.add_argument(
         "--data", nargs="+", default=["gauss", "student", "scenes-dit", "scenes-unet"]
     )
@@ -312,14 +194,8 @@ def main() -> None:
         default=Path("runs/formats"),
         help="keeps what is measured, for a call that goes on",
     )
-    parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--layers", type=int, default=0, help="layers of PixArt-α to time; 0 = all")
-    parser.add_argument(
-        "--channels", type=int, default=256, help="channels that scikit-learn clusters"
-    )
-    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    (speed if options.speed else compare)(options)
+    compare(options)
 
 
 if __name__ == "__main__":

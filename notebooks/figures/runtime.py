@@ -1,16 +1,13 @@
-"""Plans at work on a CPU: parity with simulation, bytes in memory, products by the stopwatch, and
-pipelines end to end.
+"""Plans at work on a CPU: parity with simulation, bytes in memory, and pipelines end to end.
 
     python notebooks/figures/runtime.py --part parity [--schemes uint4-c int8-c+a8 …]
     python notebooks/figures/runtime.py --part memory
-    python notebooks/figures/runtime.py --part products [--seconds 2] [--compiled] [--threads 1]
-    python notebooks/figures/runtime.py --part pipelines [--seconds 10]
+    python notebooks/figures/runtime.py --part pipelines [--seconds 2] [--threads 1] [--clock wall]
 
 Each part writes runtime-PART.json. Parity: the largest difference between any layer of the packed
 model and the same layer simulated, on the same input, of that layer's largest output. Memory: what
-packed layers store over what `core/plan.py` computes. Products: all contenders in turn in one
-process, medians; `torchao` where it is installed. Pipelines: four pictures, two steps of the
-sampler, text encoder and VAE included.
+packed layers store over what `core/plan.py` computes. Pipelines: four pictures, two steps of the
+sampler, text encoder and VAE included, all contenders in turn in one process.
 """
 
 from __future__ import annotations
@@ -213,22 +210,6 @@ def memory(options: argparse.Namespace) -> None:
     )
 
 
-def products(options: argparse.Namespace) -> None:
-    from qsearch_kernels import bench
-
-    torch.set_num_threads(options.threads)
-    rows = bench.table(
-        seconds=options.seconds, compiled=options.compiled, clock=CLOCKS[options.clock]
-    )
-    publish(
-        str(_named("products")),
-        rows,
-        title=f"runtime: products on {options.threads} threads, ms",
-        seed=0,
-        extra={"threads": options.threads, "clock": options.clock},
-    )
-
-
 @torch.no_grad()
 def pipelines(options: argparse.Namespace) -> None:
     from qsearch_kernels import bench
@@ -293,12 +274,9 @@ def _named(part: str) -> Path:
 def main() -> None:
     """One part."""
     parser = argparse.ArgumentParser()
-    parser.add_argument(
-        "--part", choices=("parity", "memory", "products", "pipelines"), required=True
-    )
+    parser.add_argument("--part", choices=("parity", "memory", "pipelines"), required=True)
     parser.add_argument("--schemes", nargs="+", default=list(SCHEMES))
     parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--clock",
@@ -308,9 +286,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    {"parity": parity, "memory": memory, "products": products, "pipelines": pipelines}[
-        options.part
-    ](options)
+    {"parity": parity, "memory": memory, "pipelines": pipelines}[options.part](options)
 
 
 if __name__ == "__main__":
