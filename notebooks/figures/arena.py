@@ -79,6 +79,8 @@ OWN = "qsearch: probes"
 ALL = "qsearch: all choices"
 METRICS = ("sqnr", "alignment", "ssim")
 STEPS, BINS, PROBES, PLANS = 20, 2, 8, 64
+#: step bins that our weights are calibrated on, where recipes' are on as many
+CALIBRATED = 4
 
 
 class Corner:
@@ -97,11 +99,10 @@ class Corner:
         """20 steps as the model is sampled."""
         return sampling_of(self.name, STEPS, seed=seed, batch=self.captions)
 
-    def recorded(self, batch: int | None = None) -> list[Any]:
+    def recorded(self, bins: int = BINS, **options: Any) -> list[Any]:
         """Calls of four captions in each step bin."""
-        own: Any = {} if batch is None else {"batch": batch}
         prompts = prompts_of(self.name, 4, 2 * self.seed)
-        return record(self.pipe, prompts, self.sampling(self.seed), BINS, **own)
+        return record(self.pipe, prompts, self.sampling(self.seed), bins, **options)
 
     def priced(self, weights: QuantizedWeights) -> SensitivityTable:
         """Our table of `OURS`: by probes through the sampler to the final latents, for clips by
@@ -184,7 +185,7 @@ def scores(corner: Corner, budgets: list[float]) -> Iterator[tuple[str, Callable
 
 def recipes(corner: Corner, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     """The same of each recipe, of our plan within its limits, and of the naive one."""
-    calls = corner.recorded()
+    calls = corner.recorded(CALIBRATED)
     table: list[Any] = []
 
     def ours(plan: Plan) -> dict[str, Any]:
