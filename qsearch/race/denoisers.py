@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ from ..core.plan import Plan
 from ..core.scheme import KEEP, Scheme
 from ..execute.runtime import replace_layer
 from ..graphs.costs import Device, timings
+from ..measure.sizes import free_on
 from .peers import PEERS, here
 from .timing import check, random_layer
 
@@ -275,9 +275,7 @@ def _room(base: int, short: int, others: list[str], device: str) -> None:
     """Refuse a race whose contenders don't fit beside each other. `base`: bytes in full precision,
     `short`: in 16 bits; fp32 is twice as much, what is packed a byte a number and a margin.
     """
-    free = (
-        torch.cuda.mem_get_info(device)[0] if torch.device(device).type == "cuda" else _available()
-    )
+    free = free_on(device)
     need = base + int(short * (0.5 + sum(2.0 if name == "fp32" else 0.6 for name in others)))
     if free is not None and need > free:
         raise QSearchError(
@@ -285,16 +283,6 @@ def _room(base: int, short: int, others: list[str], device: str) -> None:
             f"{free / 2**30:.1f} GiB are free; "
             "name fewer with --schemes and --against, or give a smaller card"
         )
-
-
-def _available() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next(
-        (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None
-    )
 
 
 def _compiled(

@@ -160,7 +160,7 @@ def test_what_does_not_fit_beside_each_other_is_refused_before_it_is_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, graph = plain()
-    monkeypatch.setattr(denoisers, "_available", lambda: 1000)
+    monkeypatch.setattr(denoisers, "free_on", lambda device: 1000)
 
     with pytest.raises(QSearchError, match=r"all contenders stand in memory together.*--against"):
         race_denoisers(model, graph, plain_inputs(), {}, seconds=0, compiled=False, against=[])
