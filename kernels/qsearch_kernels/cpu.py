@@ -20,7 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import dequantize_gemm, digits, integer_sums, layout, products, reference, small_m
+from . import (
+    bf16_tiles,
+    dequantize_gemm,
+    digits,
+    integer_sums,
+    layout,
+    products,
+    reference,
+    small_m,
+)
 from .activation_cache import shared
 from .cpu_rounded import (
     as_they_lie,
@@ -79,6 +88,8 @@ def weight_ways(weight: Weight, rows: int, dtype: torch.dtype) -> tuple[str, ...
         found.append("fp32 rows")
     if in_bytes(weight) and small_m.exact():
         found.append("digits")
+    if short and bf16_tiles.takes(weight):
+        found.append("bf16 tiles")
     if short and rows > FEW:
         found.append("bf16")
     even = weight.codes.dtype == torch.int8 and weight.group <= 0 and not uneven(weight)
@@ -97,9 +108,10 @@ def linear_by(way: str, rows: Tensor, weight: Weight, bias: Tensor | None) -> Te
     """The product [M, N] of `rows` [M, K] in their type, in one of `weight_ways`.
 
     "digits": rows as two or three bytes each, in products of bytes; "vnni": the same as numba
-    compiles it, scales of groups included; "int8pack": torch's own product
-    of bf16 rows with bytes about zero; "fp32", "bf16": the weight widened to that type; "fp32
-    rows": the same in fp32 as numba compiles it, sixteen rows of the weight at a time.
+    compiles it, scales of groups included; "bf16 tiles": bf16 rows with the weight widened to bf16
+    a panel at a time, as numba compiles it; "int8pack": torch's own product of bf16 rows with bytes
+    about zero; "fp32", "bf16": the weight widened to that type; "fp32 rows": the same in fp32 as
+    numba compiles it, sixteen rows of the weight at a time.
     """
     short = rows.dtype in (torch.bfloat16, torch.float16)
     if way == "digits":
@@ -109,6 +121,8 @@ def linear_by(way: str, rows: Tensor, weight: Weight, bias: Tensor | None) -> Te
         return digits.product(*digits.digits_of(rows.float(), count), weight, bias, rows.dtype)
     if way == "vnni":
         return digits.product_in_tiles(rows, weight, bias)
+    if way == "bf16 tiles":
+        return bf16_tiles.product(rows, weight, bias)
     if way == "fp32 rows":
         return dequantize_gemm.compiled_product(rows, weight, bias)
     if way == "int8pack":

@@ -103,10 +103,17 @@ def _integers(
 
 def in_tiles(weight: Weight) -> bool:
     """Whether `product_in_tiles` is for this weight, on this machine."""
+    return in_panels(weight) and has_vnni()
+
+
+def in_panels(weight: Weight) -> bool:
+    """Whether `vnni_numba.py` makes panels of this weight's codes: whole ones, and groups begin
+    with a word.
+    """
     whole = weight.bits < 8 or weight.codes.dtype == torch.int8
     even = weight.group <= 0 or weight.group % (4 * layout.phases(weight.bits)) == 0
     known = weight.levels is None and 0 < weight.columns <= small_m.LONGEST
-    return known and whole and even and has_vnni()
+    return known and whole and even
 
 
 def product_in_tiles(rows: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:

@@ -26,6 +26,9 @@ import torch
 _FEW_THREADS = 2
 #: levels of oneDNN's that AVX512-VNNI is above
 _WITHOUT_VNNI = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE")
+#: the same for AVX512-BF16
+_WITHOUT_BF16 = (*_WITHOUT_VNNI, "AVX512_CORE_VNNI")
+_LLVM = 16  # whose intrinsics of bf16 have a type of their own
 _PROCESS = os.getpid()
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -85,10 +88,22 @@ def has_avx2() -> bool:
 @functools.cache
 def has_vnni() -> bool:
     """Whether what numba compiles here may use AVX512-VNNI; a cap of oneDNN's counts, too."""
-    cap = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or cap.upper() in _WITHOUT_VNNI:
+    return _above(_WITHOUT_VNNI) and _has("avx512vnni") and _has("avx512bw")
+
+
+@functools.cache
+def has_bf16() -> bool:
+    """Whether what numba compiles here may use AVX512-BF16; a cap of oneDNN's counts, too."""
+    if not (_above(_WITHOUT_BF16) and _has("avx512bf16") and _has("avx512bw")):
         return False
-    return _has("avx512vnni") and _has("avx512bw")
+    binding: Any = importlib.import_module("llvmlite.binding")
+    return bool(binding.llvm_version_info[0] >= _LLVM)
+
+
+def _above(levels: tuple[str, ...]) -> bool:
+    """Whether torch has AVX-512 here, and oneDNN is not capped to one of these levels."""
+    cap = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and cap.upper() not in levels
 
 
 def _has(feature: str) -> bool:

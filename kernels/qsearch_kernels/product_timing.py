@@ -29,7 +29,7 @@ _HOPELESS = 4.0  # times as slow as the fastest way so far
 _MANY = 64  # rows: what is hopeless for so many is not tried for more
 
 Ways = dict[str, Callable[[Tensor], object]]
-_BF16 = ("bf16", "int8pack")  # ways of bf16 inputs alone
+_BF16 = ("bf16", "bf16 tiles", "int8pack")  # ways of bf16 inputs alone
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

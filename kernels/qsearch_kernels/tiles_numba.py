@@ -215,6 +215,22 @@ def dots(lanes, rows, outputs):
 _add_dots = dots(8, FEW, 2)
 
 
+def transposed(builder, lines):
+    """Vectors of numbers of 32 bits, as many as each has lanes, transposed."""
+    lines, lanes = [*lines], len(lines)
+    apart = lanes // 2
+    while apart:  # halves change places between lines that are so far apart
+        low = [i if not i & apart else lanes + i - apart for i in range(lanes)]
+        high = [i + apart if not i & apart else lanes + i for i in range(lanes)]
+        for i in range(lanes):
+            if not i & apart:
+                u, v = lines[i], lines[i + apart]
+                lines[i] = _shuffled(builder, u, v, low)
+                lines[i + apart] = _shuffled(builder, u, v, high)
+        apart //= 2
+    return lines
+
+
 def transposer(lanes):
     """An intrinsic that transposes `lanes` x `lanes` numbers of 32 bits, from rows that lie `row`
     bytes apart to a panel's."""
@@ -227,16 +243,7 @@ def transposer(lanes):
             for _ in range(lanes):
                 lines.append(builder.load(_at(builder, given, numbers), align=1))
                 given = builder.add(given, row)
-            apart = lanes // 2
-            while apart:  # halves change places between lines that are so far apart
-                low = [i if not i & apart else lanes + i - apart for i in range(lanes)]
-                high = [i + apart if not i & apart else lanes + i for i in range(lanes)]
-                for i in range(lanes):
-                    if not i & apart:
-                        u, v = lines[i], lines[i + apart]
-                        lines[i] = _shuffled(builder, u, v, low)
-                        lines[i + apart] = _shuffled(builder, u, v, high)
-                apart //= 2
+            lines = transposed(builder, lines)
             for line in lines:
                 builder.store(line, _at(builder, out, numbers), align=4)
                 out = builder.add(out, ir.Constant(_whole, 8 * lanes))

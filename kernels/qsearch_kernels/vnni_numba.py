@@ -31,7 +31,8 @@ _transpose, _tile, _line = transposer(_LANES), tile(_LANES, _ROWS), tile(_LANES,
 
 
 @jit
-def _blocks(columns, phases):
+def blocks_of(columns, phases):
+    """Blocks that a row of so many columns has."""
     return -(-columns // (4 * phases))
 
 
@@ -131,28 +132,42 @@ def _apart(given, spare, count, stride):
 
 
 @jit
-def _panel(packed, begin, widths, columns, lines, planes, panel):
+def gather(packed, begin, lines):
+    """`OUTPUTS` rows of `packed` from `begin` on, as many as there are, to `lines`; their address.
+    One after the other: 32 streams would each wait for memory."""
+    rows, row = min(OUTPUTS, len(packed) - begin), packed.shape[1]
+    given = packed[begin : begin + rows].reshape(rows * row)
+    for k in range(len(given)):
+        lines[k] = given[k]
+    return lines.ctypes.data
+
+
+@jit
+def turn(given, row, size, out):
+    """The first `size` bytes of `OUTPUTS` rows, `row` bytes apart, to words of a panel."""
+    for half in range(0, OUTPUTS, _LANES):
+        for k in range(0, size, 64):
+            _transpose(given + half * row + k, row, out + k // 4 * _STEP + 4 * half)
+
+
+@jit
+def codes_panel(packed, begin, widths, columns, lines, planes, panel):
     """Codes of `OUTPUTS` rows of `packed` from `begin` on to `panel` uint8 [words, OUTPUTS, 4];
     rows that are not there, and columns, become anything.
 
     `lines` uint8 [OUTPUTS * row bytes + 128] and `planes` uint8 [2, bytes] are scratch.
     """
-    phases, rows = 8 // widths[-1], min(OUTPUTS, len(packed) - begin)
-    blocks = _blocks(columns, phases)
-    row = packed.shape[1]
-    given = packed[begin : begin + rows].reshape(rows * row)
-    for k in range(len(given)):  # one after the other: 32 streams would each wait for memory
-        lines[k] = given[k]
-    base = lines.ctypes.data
-    one, start, shift = widths[0] == 8, 0, 0
+    phases, row = 8 // widths[-1], packed.shape[1]
+    blocks = blocks_of(columns, phases)
+    base = gather(packed, begin, lines)
+    start, shift = 0, 0
+    if widths[0] == 8:
+        turn(base, row, 4 * blocks, panel.ctypes.data)
+        return
     for width in widths:
         stride = phases * width // 8
-        given = panel.ctypes.data if one else planes.ctypes.data
-        for half in range(0, OUTPUTS, _LANES):
-            for k in range(0, 4 * blocks * stride, 64):
-                _transpose(base + half * row + start + k, row, given + k // 4 * _STEP + 4 * half)
-        if one:
-            return
+        given = planes.ctypes.data
+        turn(base + start, row, 4 * blocks * stride, given)
         given = _apart(given, given + planes.shape[1], blocks, stride)
         per, mask = 8 // width, ((1 << width) - 1) * 0x01010101
         for phase in range(phases):
@@ -192,17 +207,17 @@ def _multiply(left, begin, end, panel, sums, place, ahead, size):
 
 
 @jit
-def _next(packed, begin):
+def following(packed, begin):
     """Address and bytes of the `OUTPUTS` rows from `begin` on; of nothing beyond the last one."""
     row, rows = packed.shape[1], max(0, min(OUTPUTS, len(packed) - begin))
     return packed.ctypes.data + begin * row, rows * row
 
 
 @jit
-def _scratch(packed, widths, columns):
-    """`lines`, `planes` and `panel` of `_panel`; bytes of a row of blocks."""
+def scratch(packed, widths, columns):
+    """`lines`, `planes` and `panel` of `codes_panel`; bytes of a row of blocks."""
     phases = 8 // widths[-1]
-    row = 4 * phases * _blocks(columns, phases)
+    row = 4 * phases * blocks_of(columns, phases)
     lines = np.zeros(OUTPUTS * packed.shape[1] + 128, _byte)
     size = OUTPUTS * (-(-row // 64) * 64)
     planes = np.empty((2, 0 if widths[0] == 8 else size), _byte)
@@ -218,7 +233,7 @@ def product(
     `rows_numba.finish`, which says what the other arguments are; `place` is the first column of
     `out` that is written.
     """
-    lines, planes, panel, row = _scratch(packed, widths, columns)
+    lines, planes, panel, row = scratch(packed, widths, columns)
     phases = 8 // widths[-1]
     left = np.empty((min(_CHUNK, len(codes)), row), _byte)
     wide = -(-min(_WIDE, len(packed)) // OUTPUTS) * OUTPUTS
@@ -231,8 +246,8 @@ def product(
         for start in range(0, len(packed), wide):
             n = slice(start, min(start + wide, len(packed)))
             for own in range(0, n.stop - start, OUTPUTS):
-                _panel(packed, start + own, widths, columns, lines, planes, panel)
-                ahead, size = _next(packed, start + own + OUTPUTS)
+                codes_panel(packed, start + own, widths, columns, lines, planes, panel)
+                ahead, size = following(packed, start + own + OUTPUTS)
                 _multiply(left[:count], 0, row, panel, sums, own, ahead, size)
             finish(
                 sums[:count, : n.stop - start], first[m], total[n], second[m], zero[n],
@@ -301,7 +316,7 @@ def digits_product(
     groups], one for each `size` columns. What comes out is multiplied by `units` [n]; `bias` [n] is
     added; where they are empty, nothing is. A row that holds something not finite becomes NaN.
     """
-    lines, planes, panel, row = _scratch(packed, widths, columns)
+    lines, planes, panel, row = scratch(packed, widths, columns)
     phases, groups = 8 // widths[-1], zero.shape[1]
     chunk = min(_CHUNK, len(x))
     left = np.empty((count * chunk, row), _signed)
@@ -335,14 +350,14 @@ def digits_product(
             n = slice(start, min(start + wide, len(packed)))
             made[:] = 0
             for first in range(start, n.stop, OUTPUTS):
-                _panel(packed, first, widths, columns, lines, planes, panel)
+                codes_panel(packed, first, widths, columns, lines, planes, panel)
                 if widths[0] == 8:
                     _unsigned(panel)
                 for k in range(min(OUTPUTS, n.stop - first)):
                     for group in range(groups):
                         origins[group, k] = zero[min(first + k, len(zero) - 1), group]
                         factors[group, k] = scale[min(first + k, len(scale) - 1), group]
-                ahead, each = _next(packed, first + OUTPUTS)
+                ahead, each = following(packed, first + OUTPUTS)
                 each //= groups
                 for group in range(groups):
                     end = row if group == groups - 1 else (group + 1) * size

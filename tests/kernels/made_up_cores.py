@@ -10,7 +10,10 @@ EQUAL: dict[str, dict[str, tuple[float, ...]]] = {
     for kind, ways in {
         "wide": ("int_mm", "int_mm + rest", "onednn", "onednn + rest", "madd", "fp32"),
         "narrow": ("int_mm", "onednn", "madd", "fp32"),
-        **{f"W{w} bf16": ("digits", "fp32", "bf16", "int8pack") for w in ("8", "4", "4 groups")},
+        **{
+            f"W{w} bf16": ("digits", "fp32", "bf16", "bf16 tiles", "int8pack")
+            for w in ("8", "4", "4 groups")
+        },
         **{
             f"W{w} {t}": ("digits", "fp32")
             for w in ("8", "4", "4 groups")

@@ -29,14 +29,6 @@ pytestmark = pytest.mark.skipif(jit.compiled("rows_numba") is None, reason="numb
 MODULES = (cpu_rounded, cpu_rows, dequantize_gemm, integer_sums, layout)
 
 
-@pytest.fixture(params=[1, 3])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Tensor]], Tensor]:
     """Calls something where numba is not installed."""
