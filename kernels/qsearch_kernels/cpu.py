@@ -111,7 +111,8 @@ def linear_by(way: str, rows: Tensor, weight: Weight, bias: Tensor | None) -> Te
     compiles it, scales of groups included; "bf16 tiles": bf16 rows with the weight widened to bf16
     a panel at a time, as numba compiles it; "int8pack": torch's own product of bf16 rows with bytes
     about zero; "fp32", "bf16": the weight widened to that type; "fp32 rows": the same in fp32 as
-    numba compiles it, sixteen rows of the weight at a time.
+    numba compiles it, sixteen rows of the weight at a time, or with codes that become numbers in
+    registers.
     """
     short = rows.dtype in (torch.bfloat16, torch.float16)
     if way == "digits":

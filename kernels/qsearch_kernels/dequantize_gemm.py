@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import layout
-from .jit import compiled, has_avx2, in_parts, passes
+from .jit import compiled, has_avx2, has_avx512, in_parts, passes
 from .weight import Weight
 
 #: weights that are widened at a time, nearly: smaller pieces would fit a smaller cache, but each is
@@ -27,6 +27,7 @@ _WEIGHTS = 2**20
 _SHORT = 2**22  # the same of bf16
 _THREAD = 2**16  # weights that are worth a thread of their own
 _ROWS = 256  # rows that are
+_FEW = 48  # rows up to which codes become numbers in registers with AVX2, not in memory
 #: columns whose products of 12 and 8 bits add up in 32
 MOST_DIGITS = 2**13 - 2
 #: weights that are, times one row: a millisecond's work, and a busy machine's threads come late
@@ -208,8 +209,10 @@ def as_compiled(weight: Weight) -> Compiled:
 
 def compiled_product(rows: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     """`product` and `bias`, in the type of `rows`, where numba is installed: some rows of the
-    weight at a time in the second cache, or in registers for one row.
+    weight at a time in the second cache, or in registers for few rows.
     """
+    if lanes := _lanes(weight, len(rows)):
+        return product_in_registers(rows, weight, bias, lanes)
     if len(rows) == 1 and weight.levels is None:
         made = one_row(rows, weight).float()
         if weight.group <= 0:
@@ -236,6 +239,54 @@ def compiled_product(rows: Tensor, weight: Weight, bias: Tensor | None) -> Tenso
         in_parts(some, len(rows), _ROWS)
     else:
         in_parts(part, len(weight.codes), _least(weight))
+    return out.to(rows.dtype)
+
+
+def _lanes(weight: Weight, rows: int) -> int:
+    """The numbers of a vector with which `product_in_registers` is the fastest for so many rows; 0
+    where another product is.
+    """
+    if has_avx512() and in_vectors(weight, 16):
+        return 16
+    single = weight.group > 0 or weight.columns > MOST_DIGITS  # else digits of 12 bits are as fast
+    few = 1 < rows <= _FEW or (rows == 1 and single)
+    return 8 if few and has_avx2() and in_vectors(weight, 8) else 0
+
+
+def in_vectors(weight: Weight, lanes: int) -> bool:
+    """Whether `product_in_registers` is for this weight: groups are whole vectors."""
+    phases = layout.phases(weight.bits)
+    return (
+        weight.levels is None
+        and weight.codes.dtype == (torch.int8 if weight.bits == 8 else torch.uint8)
+        and weight.columns > phases * (lanes - 1)
+        and (not 0 < weight.group < weight.columns or weight.group % (phases * lanes) == 0)
+    )
+
+
+def product_in_registers(rows: Tensor, weight: Weight, bias: Tensor | None, lanes: int) -> Tensor:
+    """`compiled_product` with codes that become numbers in registers (see `codes_numba.py`), in
+    vectors of `lanes` numbers.
+    """
+    fast = compiled("codes_numba")
+    assert fast is not None, "asked for where numba is not installed"
+    short, given, outputs = rows.dtype == torch.bfloat16, as_compiled(weight), len(weight.codes)
+    given = given._replace(zero=given.zero - 128) if given.signed else given
+    x = (rows if short else rows.float()).contiguous()
+    out = torch.empty(len(rows), outputs, dtype=x.dtype)
+    units, added = (each_of(v, outputs) for v in (None if weight.group > 0 else weight.scale, bias))
+    source, target = (v.view(torch.int16).numpy() for v in (x, out))
+    compiled_for = fast.product(weight.bits, lanes, weight.group > 0)
+
+    def part(begin: int, end: int) -> None:
+        codes, _, _, columns, size, _, zero, scale = given.part(begin, end)
+        compiled_for(
+            source, short, codes, columns, size, zero, scale, units[begin:end], added[begin:end],
+            target, begin,
+        )  # fmt: skip
+
+    least = _least(weight) if len(rows) > 1 else _ONE_ROW // weight.columns
+    in_parts(part, outputs, max(1, least))
     return out.to(rows.dtype)
 
 

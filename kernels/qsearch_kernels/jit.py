@@ -24,9 +24,9 @@ from typing import Any
 import torch
 
 _FEW_THREADS = 2
-#: levels of oneDNN's that AVX512-VNNI is above
-_WITHOUT_VNNI = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE")
-#: the same for AVX512-BF16
+#: levels of oneDNN's that AVX512 is above, then AVX512-VNNI, then AVX512-BF16
+_WITHOUT_AVX512 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2")
+_WITHOUT_VNNI = (*_WITHOUT_AVX512, "AVX512_CORE")
 _WITHOUT_BF16 = (*_WITHOUT_VNNI, "AVX512_CORE_VNNI")
 _LLVM = 16  # whose intrinsics of bf16 have a type of their own
 _PROCESS = os.getpid()
@@ -83,6 +83,12 @@ def passes(name: str) -> ModuleType | None:
 def has_avx2() -> bool:
     """Whether what numba compiles here may use AVX2: an x86 core with it, which nothing caps."""
     return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") and _has("avx2")
+
+
+@functools.cache
+def has_avx512() -> bool:
+    """Whether what numba compiles here may use AVX512; a cap of oneDNN's counts, too."""
+    return _above(_WITHOUT_AVX512) and _has("avx512bw")
 
 
 @functools.cache
