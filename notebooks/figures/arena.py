@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import methods
@@ -286,26 +287,31 @@ def standard_error(values: np.ndarray[Any, Any]) -> float:
 
 
 def draw(name: str, held: dict[str, Any]) -> None:
-    """The first caption's picture by every plan of the first seed, a line a budget or recipe."""
+    """The first caption's picture by every plan of the first seed: of scores a line a budget, of
+    recipes a line for ours, theirs and naive.
+    """
     from matplotlib.figure import Figure
 
     lines: dict[str, list[tuple[str, Any]]] = {}
     for key, measured in held.items():
         part, where, whose = key.split("|", 2)
+        line, over = (f"{where} bits", whose) if part == "scores" else (whose, where)
         if measured["picture"]:
-            lines.setdefault(f"{part} {where}", []).append((whose, measured["picture"]))
+            lines.setdefault(line, []).append((over, measured["picture"]))
     width = max(map(len, lines.values()))
     figure = Figure(figsize=(1.5 * width, 1.7 * len(lines)), layout="constrained")
     axes = figure.subplots(len(lines), width, squeeze=False)
     for line, (title, pictures) in zip(axes, lines.items(), strict=True):
         for ax in line:
             ax.axis("off")
-        for ax, (whose, picture) in zip(line, pictures, strict=False):
+        for ax, (over, picture) in zip(line, pictures, strict=False):
             shown = torch.tensor(picture)
             shown = shown[shown.shape[0] // 2] if shown.ndim == 4 else shown  # a clip's middle
             ax.imshow((shown.permute(1, 2, 0) / 2 + 0.5).clamp(0, 1).numpy())
-            ax.set_title(whose.replace(": ", "\n"), fontsize=5)
-        line[0].text(-0.1, 0.5, title, rotation=90, va="center", transform=line[0].transAxes)
+            ax.set_title("\n".join(wrap(over, 22)), fontsize=5)
+        line[0].text(
+            -0.1, 0.5, title, rotation=90, va="center", fontsize=6, transform=line[0].transAxes
+        )
     figure.savefig(HERE / f"arena-{name}.png", dpi=110)
 
 
