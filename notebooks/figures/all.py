@@ -172,6 +172,7 @@ FIGURES = (
     Made("memory", "memory.py sdxl", 10),
     Made("post_gelu", "post_gelu.py --layers 4 --samples 4 --bits 8 6 4", 10),
     Made("products", "products.py --seconds 0.4", 8),
+    Made("products-2", "products.py --seconds 0.4 --threads 2 --name 2", 8),
     Made("quick", "quick.py --folder runs/sizes", 10, "runs/sizes"),
     Made("reconstruction", "reconstruction.py --blocks 1 --samples 2 --steps 80 --bits 4 8", 20),
     Made(
