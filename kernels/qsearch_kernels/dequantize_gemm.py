@@ -30,8 +30,8 @@ _ROWS = 256  # rows that are
 _FEW = 48  # rows up to which codes become numbers in registers with AVX2, not in memory
 #: columns whose products of 12 and 8 bits add up in 32
 MOST_DIGITS = 2**13 - 2
-#: weights that are, times one row: a millisecond's work, and a busy machine's threads come late
-_ONE_ROW = 2**22
+#: weights that are, times one row: a tenth of a millisecond's work
+_ONE_ROW = 2**21
 #: of each thread: the last piece's memory, which takes longer to map anew than to fill
 _SCRATCH = threading.local()
 _NOTHING = torch.empty(0).numpy()
