@@ -142,11 +142,13 @@ class Corner:
         outcome = self.outcome(plan, weights)
         metrics = [m for m in METRICS if m != "alignment" or self.name in MODELS]
         _, samples = evaluated(outcome, self.reference, metrics)
+        shown = outcome.pictures[0]
+        shown = shown[len(shown) // 2] if shown.ndim == 4 else shown  # a clip's middle
         return {
             "stored bits": plan.achieved.average_bits,
             "bit operations": plan.achieved.bit_operations,
             "samples": {m: samples[m] for m in metrics},
-            "picture": outcome.pictures[0].tolist() if self.seed == 0 else [],
+            "picture": shown.tolist() if self.seed == 0 else [],
         }
 
 
@@ -305,9 +307,7 @@ def draw(name: str, held: dict[str, Any]) -> None:
         for ax in line:
             ax.axis("off")
         for ax, (over, picture) in zip(line, pictures, strict=False):
-            shown = torch.tensor(picture)
-            shown = shown[shown.shape[0] // 2] if shown.ndim == 4 else shown  # a clip's middle
-            ax.imshow((shown.permute(1, 2, 0) / 2 + 0.5).clamp(0, 1).numpy())
+            ax.imshow((torch.tensor(picture).permute(1, 2, 0) / 2 + 0.5).clamp(0, 1).numpy())
             ax.set_title("\n".join(wrap(over, 22)), fontsize=5)
         line[0].text(
             -0.1, 0.5, title, rotation=90, va="center", fontsize=6, transform=line[0].transAxes
