@@ -4,13 +4,13 @@ passes.
     python notebooks/figures/gates.py [--models scenes-dit scenes-unet] [--folder runs/gates]
 
 The protocol is vllm-gate's, one prompt with seeds 42 to 46 in 20 steps, at the zoo's 64 px, with
-limits on SSIM of the pictures and on the denoiser's output SQNR instead of LPIPS, whose weights are
+limits on SSIM of the pictures and on SQNR of the final latents instead of LPIPS, whose weights are
 a download. For each gate `qsearch run` of a config with that gate, at three budgets: its exit code
 (0 passes, 3 fails) beside what was measured; then `qsearch allocate RUN --passing`: plans that it
 measured, the stored bits of the smallest that passes, and `frontier`: stored bits of the smallest
-plan of `qsearch allocate --frontier` that is predicted to pass. Output SQNR is predicted as it is;
-SSIM by a line through the three runs, of the logarithm of 1 - SSIM over the predicted SQNR. Writes
-gates.json.
+plan of `qsearch allocate --frontier` that is predicted to pass, by a line
+through the three runs: of SQNR, or of the logarithm of 1 - SSIM, over the output SQNR that the
+prices say. Writes gates.json.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,12 @@ from qsearch.stages.plans import predicted_loss
 
 BUDGETS = (3.0, 4.5, 6.0)
 #: metric -> its limit
-GATES = {"ssim": ">= 0.9", "output_sqnr": ">= 15"}
+GATES = {"ssim": ">= 0.9", "sqnr": ">= 15"}
+#: metric -> what of it lies on a line over the predicted SQNR
+STRAIGHT: dict[str, Callable[[float], float]] = {
+    "ssim": lambda value: math.log(1 - value),
+    "sqnr": lambda value: value,
+}
 PROTOCOL = {
     "title": "the gate of servers at the zoo's size",
     "source": "vllm-project/vllm-omni, issue 7342, with SSIM and SQNR instead of LPIPS",
@@ -95,7 +101,7 @@ def measured(model: str, gate: str, folder: Path) -> list[dict[str, Any]]:
     count = sum(t.name.startswith("gate") for t in trials)
     called("allocate", str(run), "--frontier")
     [asked] = gates_of({gate: GATES[gate]})
-    goal = asked.limit if gate == "output_sqnr" else needed(asked.limit, seen)
+    goal = needed(STRAIGHT[gate], asked.limit, seen)
     plans = [Plan.load(path, graph) for path in (run / "frontier").glob("plan-*.json")]
     reached = [p.achieved.average_bits for p in plans if predicted(p) >= goal]
     last = row(model, gate, "smallest that passes", plan, *found[gate], code)
@@ -134,13 +140,15 @@ def measured_of(run: Path) -> dict[str, tuple[float, float]]:
     return {name: (value[0], value[1]) for name, value in own.items()}
 
 
-def needed(limit: float, seen: list[tuple[float, float]]) -> float:
-    """The predicted SQNR (dB) at which SSIM is expected to reach `limit`.
+def needed(
+    straight: Callable[[float], float], limit: float, seen: list[tuple[float, float]]
+) -> float:
+    """The predicted SQNR (dB) at which a metric is expected to reach `limit`.
 
-    `seen`: the predicted SQNR and the SSIM of measured plans.
+    `seen`: the predicted SQNR and the metric of measured plans.
     """
-    slope, start = np.polyfit([x for x, _ in seen], [math.log(1 - y) for _, y in seen], 1)
-    return float((math.log(1 - limit) - start) / slope)
+    slope, start = np.polyfit([x for x, _ in seen], [straight(y) for _, y in seen], 1)
+    return float((straight(limit) - start) / slope)
 
 
 def predicted(plan: Plan) -> float:
