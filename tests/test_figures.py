@@ -22,7 +22,7 @@ OLD = set(
     """
     attention_plans-scenes-dit-mixed attention_plans-scenes-video-mixed codes_layers
     codes_limit codes_plans-scenes-dit-weights codes_speed compiled compiled-100 compiled-120
-    denoisers explanations exports first_contact formats graphs memory plans post_gelu
+    denoisers explanations exports first_contact formats graphs memory post_gelu
     probes-scenes-dit probes-scenes-dit-activations probes-scenes-dit-trajectory
     probes-scenes-dit-trajectory-2bits probes-scenes-dit-trajectory-3bits
     probes-scenes-unet probes-scenes-unet-activations

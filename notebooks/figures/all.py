@@ -50,7 +50,7 @@ _INPUTS = "keep+a8,keep+a6,keep+a4,keep+ae4m3,uint8-c+a8,uint4-c+a8"
 FIGURES = (
     Made("rooms", "rooms.py", 0.2),
     Made("step_log", "step_log.py", 1),
-    Made("plans", "plans.py reference frontier", 1, REFERENCE),
+    Made("plans", "plans.py", 1, REFERENCE),
     Made("sparse_attention-memory", "sparse_attention.py --part memory", 1),
     Made("runtime-parity", "runtime.py --part parity --schemes uint4-c int8-c+a8 nvfp4", 2),
     Made("metrics", "metrics.py", 2),

@@ -3,12 +3,12 @@
     python notebooks/figures/codes_plans.py --zoo scenes-dit --part weights [--seeds 2]
     python notebooks/figures/codes_plans.py --zoo scenes-dit --part inputs
 
-`weights`: the best plan at each budget of stored bits among the schemes of `plans.py`, and among
-these and trellis codes of 2, 3 and 4 bits, rotated and not. `inputs`: inputs of 4 bits, one recipe
-for all layers (first and last kept), and plans that mix all of them within the bit operations of
-the plain recipe; W3A4 beside. SQNR of the denoiser's output in dB on calls that no plan was made
-from (8 captions, 3 steps), by seeds of captions and noise, for pricing and measuring alike. Each
-part writes codes_plans-ZOO-PART.json.
+`weights`: the best plan at each budget of stored bits among integers with GPTQ, k-means and small
+floats, and among these and trellis codes of 2, 3 and 4 bits, rotated and not. `inputs`: inputs of 4
+bits, one recipe for all layers (first and last kept), and plans that mix all of them within the bit
+operations of the plain recipe; W3A4 beside. SQNR of the denoiser's output in dB on calls that no
+plan was made from (8 captions, 3 steps), by seeds of captions and noise, for pricing and measuring
+alike. Each part writes codes_plans-ZOO-PART.json.
 """
 
 from __future__ import annotations
