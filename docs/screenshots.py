@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from tests.browser import screenshot  # the browser of the tests
 
-PAGES = {"start": "index.html", "card": "methods/mixdq.html", "results": "results/plans.html"}
+PAGES = {"start": "index.html", "card": "methods/mixdq.html", "results": "results/arena.html"}
 _HEIGHT = 520
 
 

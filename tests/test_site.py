@@ -289,12 +289,49 @@ def test_a_value_is_that_of_its_row_with_its_error() -> None:
     assert tables.with_values(written.replace(value, "old"), ROOT) == written
 
 
-def test_every_seed_has_its_claims_with_measured_numbers() -> None:
+@pytest.fixture
+def worlds(tmp_path: Path) -> Path:
+    """A root with two JSONs of one script."""
+    folder = tmp_path / "notebooks" / "figures"
+    folder.mkdir(parents=True)
+    (folder / "arena.py").write_text('"""The arena."""')
+    for model, ahead in (("dit", 1.25), ("unet", -2.0)):
+        rows = [{"model": model, "at": at, "ahead": ahead, "±": 0.5} for at in ("3", "4")]
+        said = {"command": f"python arena.py {model}", "machine": "x", "seed": 0, "rows": rows}
+        (folder / f"arena-{model}.json").write_text(json.dumps(said))
+    return tmp_path
+
+
+def test_a_table_of_several_files_has_the_rows_and_sources_of_all(worlds: Path) -> None:
+    made = tables.filled('<!-- table arena-* where="at=3" -->', worlds, "methods/a.md")
+
+    assert re.findall(r"^\| (\w+) \| 3 ", made, re.MULTILINE) == ["dit", "unet"]
+    for model in ("dit", "unet"):
+        assert f"python arena.py {model}" in made
+        assert f"(../results/arena.md#arena-{model})" in made
+    with pytest.raises(MissingError, match="row where at=5"):
+        tables.filled('<!-- table arena-* where="at=5" -->', worlds)
+    with pytest.raises(MissingError, match=r"no notebooks/figures/census-\*\.json"):
+        tables.filled("<!-- table census-* -->", worlds)
+
+
+def test_a_value_of_several_rows_says_of_what_each_is(worlds: Path) -> None:
+    asked = '<!-- value arena-* column="ahead" error="±" {}where="at=4" digits="1" -->'
+
+    assert tables.filled(asked.format('by="model" '), worlds) == "dit 1.2 ± 0.5, unet -2.0 ± 0.5"
+    with pytest.raises(MissingError, match="2 rows instead of one"):
+        tables.filled(asked.format(""), worlds)
+    with pytest.raises(MissingError, match="no column 'nobody'"):
+        tables.filled(asked.format('by="nobody" '), worlds)
+
+
+def test_every_method_has_its_claims_with_measured_numbers() -> None:
     held = claims.read(ROOT)
     made = tables.filled(str(claims.pages(ROOT)[claims.PAGE]), ROOT, claims.PAGE)
 
     seeds = {"qua2sedimo", "mixdq", "vidit-q", "fp4dit", "taq-dit", "re-ttention", "ecar"}
-    assert seeds <= {claim["card"] for claim in held}
+    peers = {"svdquant", "convrot", "sdnq", "modelopt", "autoround", "apple"}
+    assert seeds | peers <= {claim["card"] for claim in held}
     assert "<!--" not in made
     assert made.count("| kept |") == sum(c["verdict"] == "kept" for c in held)
 

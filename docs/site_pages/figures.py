@@ -5,6 +5,7 @@ command, machine and date.
 from __future__ import annotations
 
 import ast
+import fnmatch
 import functools
 import json
 import subprocess
@@ -85,6 +86,18 @@ def figure(root: Path, name: str) -> Figure:
     if name not in known:
         raise MissingError(f"there is no {FOLDER / name}.json; there are {', '.join(known)}")
     return known[name]
+
+
+def figures_of(root: Path, name: str) -> list[Figure]:
+    """The one of that name; with `*` in it, those whose names match. Raises `MissingError` where
+    there is none.
+    """
+    if "*" not in name:
+        return [figure(root, name)]
+    found = [held for known, held in figures(root).items() if fnmatch.fnmatchcase(known, name)]
+    if not found:
+        raise MissingError(f"there is no {FOLDER / name}.json")
+    return found
 
 
 def docstring(root: Path, script: str) -> tuple[str, str]:

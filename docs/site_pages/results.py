@@ -28,6 +28,7 @@ TOPICS = {
     "Metrics": ("metrics",),
     "Plans": (
         "plans",
+        "arena",
         "methods",
         "ranges",
         "step_log",
