@@ -160,7 +160,7 @@ FIGURES = (
             ("scenes-dit", "", 50),
             ("scenes-unet", "", 60),
             ("scenes-ecar", " --seeds 3", 40),
-            ("scenes-video", " --seeds 3 --captions 4 --bits 4 6", 90),
+            ("scenes-video", " --seeds 2 --captions 4 --bits 4 6", 90),
         )
     ),
     Made("codes_plans-scenes-dit-weights", "codes_plans.py --zoo scenes-dit --part weights", 120),

@@ -3,8 +3,6 @@ of the dequantized weight, wherever rows, groups and pieces end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -15,14 +13,6 @@ from .test_cpu import make
 
 pytestmark = pytest.mark.skipif(jit.compiled("codes_numba") is None, reason="numba not installed")
 LANES = (8, 16)
-
-
-@pytest.fixture(params=[1, 3])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def check(x: torch.Tensor, weight: Weight, lanes: int, bias: torch.Tensor | None = None) -> None:
