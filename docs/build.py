@@ -6,9 +6,9 @@ Prints how many pages and links there are and how long it took. Nothing is read 
 
 from __future__ import annotations
 
+import argparse
 import logging
 import re
-import sys
 import time
 from pathlib import Path
 
@@ -30,4 +30,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else ROOT / "build" / "site")
+    parser = argparse.ArgumentParser(description="Build the site.")
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "build" / "site")
+    main(parser.parse_args().folder.resolve())
