@@ -26,7 +26,7 @@ OLD = set(
     probes-scenes-dit probes-scenes-dit-activations probes-scenes-dit-trajectory
     probes-scenes-dit-trajectory-2bits probes-scenes-dit-trajectory-3bits
     probes-scenes-unet probes-scenes-unet-activations
-    probes-scenes-unet-trajectory products quick reconstruction rounding runtime-memory
+    probes-scenes-unet-trajectory quick reconstruction rounding runtime-memory
     runtime-parity runtime-pipelines sizes sparse_attention-memory
     sparse_attention-pixart sparse_attention-times sparse_attention-video surrogates zoo
     """.split()
