@@ -139,7 +139,9 @@ class Ring:
         output, since nobody has a loss.
         """
         layers = {name: weight_of(self.model, name) for name in self.options}
-        found: Losses = {name: {} for name in layers}
+        found: Losses = {
+            name: {str(s): 0.0 for s in schemes} for name, schemes in self.options.items()
+        }
         before = {name: weight.requires_grad for name, weight in layers.items()}
         dice = torch.Generator().manual_seed(self.seed)
         for weight in layers.values():
@@ -149,11 +151,11 @@ class Ring:
                 out = forward(self.model, call)
                 (out * torch.randn(out.shape, generator=dice)).sum().backward()
                 for name, weight in layers.items():
-                    assert weight.grad is not None
+                    if weight.grad is None:
+                        continue  # a layer that this call does not run
                     for scheme in self.options[name]:
                         moved = self.weights.get(name, scheme) - weight.detach()
-                        own = float((weight.grad * moved).abs().sum())
-                        found[name][str(scheme)] = found[name].get(str(scheme), 0.0) + own
+                        found[name][str(scheme)] += float((weight.grad * moved).abs().sum())
                     weight.grad = None
         finally:
             for name, weight in layers.items():
