@@ -8,9 +8,9 @@ limits on SSIM of the pictures and on SQNR of the final latents instead of LPIPS
 a download. For each gate `qsearch run` of a config with that gate, at three budgets: its exit code
 (0 passes, 3 fails) beside what was measured; then `qsearch allocate RUN --passing`: plans that it
 measured, the stored bits of the smallest that passes, and `frontier`: stored bits of the smallest
-plan of `qsearch allocate --frontier` that is predicted to pass, by a line
-through the three runs: of SQNR, or of the logarithm of 1 - SSIM, over the output SQNR that the
-prices say. Writes gates.json.
+plan of `qsearch allocate --frontier` that is predicted to pass, by a line through the three runs:
+of SQNR, or of the logarithm of 1 - SSIM, over the output SQNR that the prices say. Writes
+gates.json.
 """
 
 from __future__ import annotations
