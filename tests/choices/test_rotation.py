@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,10 @@ from qsearch.core.scheme import Scheme
 from qsearch.execute.packed_file import load, save
 from qsearch.execute.runtime import apply
 from qsearch.graphs.extraction import extract
-from qsearch.measure.calls import run
 from qsearch.measure.profiling import profile
 from qsearch.measure.quantized_weights import calibrated_weights
-from qsearch.measure.simulation import simulate
 from tests.choices.layers import CALLS, Layers
+from tests.layer_outputs import compare_layers
 
 
 @pytest.fixture
@@ -59,18 +59,16 @@ def test_packed_layers_compute_what_simulate_computes(
     model, graph = case
     plan = Plan.uniform(graph, scheme)
     wanted = {layer.name: [Scheme.parse(scheme)] for layer in graph.quantizable}
-    weights = calibrated_weights(model, graph, wanted, CALLS)
-    with simulate(model, plan, graph, weights):
-        simulated = run(model, CALLS[0])
-
-    apply(model, plan, graph, weights)
-
-    torch.testing.assert_close(run(model, CALLS[0]), simulated, rtol=1e-4, atol=1e-5)
-    assert isinstance(tmp_path, type(tmp_path))
+    chosen = {name: scheme for name, (scheme,) in wanted.items()}
+    source = copy.deepcopy(model)
+    apply(model, plan, graph, calibrated_weights(model, graph, wanted, CALLS))
     save(model, tmp_path / "model.safetensors", graph, plan)
     torch.manual_seed(1)
     again = load(tmp_path / "model.safetensors", Layers().eval(), graph)
-    torch.testing.assert_close(run(again, CALLS[0]), simulated, rtol=1e-4, atol=1e-5)
+
+    weights = calibrated_weights(source, graph, wanted, CALLS)
+    for packed in (model, again):
+        compare_layers(source, packed, chosen, graph, weights, CALLS[0])
 
 
 def test_a_rotation_stores_nothing(case: tuple[nn.Module, OpGraph]) -> None:

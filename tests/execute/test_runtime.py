@@ -21,7 +21,6 @@ from qsearch.core.plan import Plan
 from qsearch.core.scheme import Scheme
 from qsearch.execute.runtime import (
     DequantizeFallbackWarning,
-    QuantConv2d,
     QuantLinear,
     apply,
     packed_layers,
@@ -40,9 +39,9 @@ from qsearch.measure.pipelines import (
 )
 from qsearch.measure.quantized_weights import QuantizedWeights
 from qsearch.measure.simulation import simulate
+from tests.layer_outputs import LAYER, compare_layers
 from tests.models import PlainDenoiser, plain, plain_calls, plain_inputs
 
-LAYER = 1e-5  # of a layer's largest output: float32 sums in another order
 FORMATS = [
     *(f"{kind}{bits}-c" for kind in ("int", "uint") for bits in range(2, 9)),
     "int4-t",
@@ -100,52 +99,17 @@ def pack(
         return apply(model, plan, graph, QuantizedWeights(model, graph, calibration))
 
 
-def compare_layers(
+def compare(
     model: nn.Module,
     packed: nn.Module,
     plan: dict[str, Scheme],
     graph: OpGraph,
     calibration: Calibration,
-    call: Any,
+    call: Call,
 ) -> None:
-    """Every packed layer, on what the layer is given in `simulate`, gives what it gives there."""
-    seen: dict[str, list[Tensor]] = {}
-    handles = []
-    with simulate(model, plan, graph, QuantizedWeights(model, graph, calibration)):
-        for name in plan:
-            module = model.get_submodule(name)
-            handles.append(
-                module.register_forward_pre_hook(
-                    lambda m, a, kw, n=name: (
-                        seen.setdefault(n, [(a[0] if a else next(iter(kw.values()))).clone()])
-                        and None
-                    ),
-                    with_kwargs=True,
-                    prepend=True,
-                )
-            )
-            handles.append(
-                module.register_forward_hook(lambda m, a, y, n=name: seen[n].append(y.clone()))
-            )
-        run(model, call)
-        weights = {name: model.get_submodule(name).weight.detach().clone() for name in plan}
-    for handle in handles:
-        handle.remove()
-    assert set(seen) == set(plan)
-    for name, (x, y, *_) in seen.items():
-        layer = packed.get_submodule(name)
-        with torch.no_grad():
-            torch.testing.assert_close(
-                layer(x),
-                y,
-                rtol=0,
-                atol=LAYER * float(y.abs().max()),
-                msg=lambda text, name=name: f"{name}: {text}",
-            )
-        assert isinstance(layer, QuantLinear | QuantConv2d)
-        torch.testing.assert_close(
-            layer.dequantize(), weights[name], rtol=0, atol=LAYER * float(weights[name].abs().max())
-        )
+    """`compare_layers` of layers that `calibration` was made for."""
+    weights = QuantizedWeights(model, graph, calibration)
+    compare_layers(model, packed, plan, graph, weights, call)
 
 
 @pytest.mark.parametrize("scheme", [*FORMATS, *INPUTS, *TRANSFORMS])
@@ -156,7 +120,7 @@ def test_every_layer_gives_what_it_gives_simulated(case: Case, source: Case, sch
     packed = pack(model, plan, graph, calibration)
 
     assert set(packed_layers(packed)) == set(plan)
-    compare_layers(copy.deepcopy(source[0]), packed, plan, graph, calibration, plain_calls(1)[0])
+    compare(copy.deepcopy(source[0]), packed, plan, graph, calibration, plain_calls(1)[0])
 
 
 @pytest.mark.parametrize("scheme", LINEAR_ONLY)
@@ -170,7 +134,7 @@ def test_shifts_move_into_the_bias_and_products_of_scales_stay_exact(
 
     packed = pack(model, plan, graph, calibration)
 
-    compare_layers(copy.deepcopy(source[0]), packed, plan, graph, calibration, plain_calls(1)[0])
+    compare(copy.deepcopy(source[0]), packed, plan, graph, calibration, plain_calls(1)[0])
 
 
 @pytest.mark.parametrize("scheme", ["uint4-c", "e2m1-g4", "km3-c", "mxfp4"])
@@ -210,7 +174,7 @@ def test_every_layer_of_the_zoo_gives_what_it_gives_simulated(
 
     packed = pack(copy.deepcopy(model), plan, graph, calibration)
 
-    compare_layers(model, packed, plan, graph, calibration, call)
+    compare(model, packed, plan, graph, calibration, call)
 
 
 @pytest.mark.slow
@@ -238,7 +202,7 @@ def test_the_zoo_with_what_is_made_for_some_layers_alone(
 
     packed = pack(copy.deepcopy(model), plan, graph, calibration)
 
-    compare_layers(model, packed, plan, graph, calibration, call)
+    compare(model, packed, plan, graph, calibration, call)
 
 
 class Skip(nn.Module):
@@ -276,7 +240,7 @@ def test_a_layer_behind_a_skip_has_scales_for_each_part_of_its_input(scheme: str
     packed = pack(copy.deepcopy(model), {"join": Scheme.parse(scheme)}, graph, calibration)
 
     assert len(packed_layers(packed)["join"].parts) == 2
-    compare_layers(model, packed, {"join": Scheme.parse(scheme)}, graph, calibration, call)
+    compare(model, packed, {"join": Scheme.parse(scheme)}, graph, calibration, call)
 
 
 @pytest.mark.parametrize(
