@@ -30,9 +30,9 @@ def _ordered(bits):
 @jit
 def ends_of(row, ends):
     """The least and the greatest number of `row` fp32 to `ends`; a NaN is beyond all numbers."""
-    bits = row.view(_int)
+    bits, width = row.view(_int), len(row)
     least, most = _ordered(bits[0]), _ordered(bits[0])
-    for k in range(len(bits)):
+    for k in range(width):
         number = _ordered(bits[k])
         least, most = min(least, number), max(most, number)
     found = ends.view(_int)
@@ -52,20 +52,6 @@ def _round_to_fp16(numbers):
 
 
 @jit
-def _round(row, unit, origin, top, less, codes):
-    """The codes of a row, `less` less than they are; their sum."""
-    one, total = codes.dtype.type, _int(0)
-    for k in range(len(row)):
-        place = np.rint(row[k] / unit + origin)
-        place = place if place > _zero else _zero  # of a NaN too
-        place = place if place < top else top
-        code = _int(_int(place) - less)
-        total += code
-        codes[k] = one(code)
-    return total
-
-
-@jit
 def round_rows(x, short, low, high, top, less, codes, scale, zero, sums):
     """Rows `x` [M, K] rounded on the grid of `reference.grid`, each while it is in the first cache.
 
@@ -74,11 +60,15 @@ def round_rows(x, short, low, high, top, less, codes, scale, zero, sums):
     are, `sums` [M] their sums, `scale` and `zero` [M] the grids; a row that holds something not
     finite has the scale NaN.
     """
-    line, ends, unit = np.empty(codes.shape[1], _float), np.empty(2, _float), np.empty(1, _float)
-    top, less = _float(top), _int(less)
+    ends, unit = np.empty(2, _float), np.empty(1, _float)
+    rows = np.empty((1, codes.shape[1]), _float) if short else x.view(_float)
+    top, less, one = _float(top), _int(less), codes.dtype.type
+    width = codes.shape[1]
     for m in range(len(x)):
-        load(x[m], short, line)
-        ends_of(line, ends)
+        row = rows[0 if short else m]
+        if short:
+            load(x[m], short, row)
+        ends_of(row, ends)
         finite = ends[0] > -_INFINITE and ends[1] < _INFINITE
         least = low[min(m, len(low) - 1)] if len(low) else ends[0]
         most = high[min(m, len(high) - 1)] if len(high) else ends[1]
@@ -86,8 +76,16 @@ def round_rows(x, short, low, high, top, less, codes, scale, zero, sums):
         unit[0] = min(max(_float(most - least) / top, _LEAST), _MOST)
         _round_to_fp16(unit)
         origin = min(max(np.rint(-least / unit[0]), _zero), top)
-        sums[m] = _round(line, unit[0], origin, top, less, codes[m])
-        scale[m] = unit[0] if finite else _float(np.nan)
+        grid, total = unit[0], _int(0)
+        for k in range(width):
+            place = np.rint(row[k] / grid + origin)
+            place = place if place > _zero else _zero  # of a NaN too
+            place = place if place < top else top
+            code = _int(_int(place) - less)
+            total += code
+            codes[m, k] = one(code)
+        sums[m] = total
+        scale[m] = grid if finite else _float(np.nan)
         zero[m] = origin - _float(less)
 
 
@@ -99,20 +97,21 @@ def finish(sums, first, total, second, zero, w_scale, a_scale, bias, short, out,
     `bias` [N]. An empty `second` or `bias` stands for zeros. `out` is int16, of bf16 where `short`,
     else of fp32.
     """
-    uneven, biased = len(second) > 0, len(bias) > 0
-    size, line = 1 if short else 2, np.empty(sums.shape[1], _float)
-    places = slice(size * begin, size * (begin + len(line)))
+    uneven, biased, wide = len(second) > 0, len(bias) > 0, sums.shape[1]
+    lines = np.empty((1, begin + wide), _float) if short else out.view(_float)
     for m in range(len(sums)):
         row, left, unit = sums[m], first[m], a_scale[m]
+        line = lines[0 if short else m, begin : begin + wide]
         if uneven:
             more = second[m]
-            for n in range(len(row)):
+            for n in range(wide):
                 number = _float(row[n]) + left * total[n] + more * zero[n]
                 line[n] = number * w_scale[n] * unit
         else:
-            for n in range(len(row)):
+            for n in range(wide):
                 line[n] = (_float(row[n]) + left * total[n]) * w_scale[n] * unit
         if biased:
-            for n in range(len(row)):
+            for n in range(wide):
                 line[n] += bias[n]
-        store(line, short, out[m, places])
+        if short:
+            store(line, short, out[m, begin : begin + wide])

@@ -184,7 +184,12 @@ FIGURES = (
     Made("runtime-pipelines", "runtime.py --part pipelines", 10),
     Made("compiled", "compiled.py", 30),
     *(Made(f"compiled-{arch}", "compiled.py --arch 120 100 89 80", 60) for arch in (100, 120)),
-    Made("denoisers", "denoisers.py pixart-alpha sdxl --resolution 256", 60),
+    Made(
+        "denoisers",
+        "denoisers.py scenes-dit scenes-unet scenes-video pixart-alpha sdxl --resolution 256 "
+        "--levels avx2 native --mode none --seconds 6",
+        60,
+    ),
     Made("sizes", "sizes.py profile sdxl", 120),
 )
 

@@ -3,23 +3,16 @@
     python notebooks/figures/products.py [--seconds 1] [--threads 1] [--levels native avx2 ...]
     [--name avx2-2]
 
-Each level is a process of its own, whose core is capped: `ONEDNN_MAX_CPU_ISA` for oneDNN,
-`ATEN_CPU_CAPABILITY` for torch's own loops, `FBGEMM_ENABLE_INSTRUCTIONS` for FBGEMM and
-`NUMBA_CPU_NAME` for ours. In it all
-contenders are called in turn, round after round, and the least time counts, in seconds that the
-process worked: other processes on the machine make a call longer, never shorter. torch's own int8
-layers are checked for exactness beside: `exact` is what their integer sums are exact for.
-Weights are normal numbers rounded to nearest. Written to products.json, or products-NAME.json.
+Each level is a process of its own, whose core is capped (levels.py). In it all contenders are
+called in turn, round after round, and the least time counts, in seconds that the process worked:
+other processes on the machine make a call longer, never shorter. torch's own int8 layers are
+checked for exactness beside: `exact` is what their integer sums are exact for. Weights are normal
+numbers rounded to nearest. Written to products.json, or products-NAME.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,31 +22,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from figure import publish
+from levels import LEVELS, found_at, hand_back
 
 from qsearch_kernels import bench, integer_sums, ops, product_table, products
 
-LEVELS = {
-    "native": {},
-    "avx512_core_vnni": {
-        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI",
-        "FBGEMM_ENABLE_INSTRUCTIONS": "AVX512_E1",
-        "NUMBA_CPU_NAME": "cascadelake",
-        "NUMBA_CPU_FEATURES": "+avx2,+avx512bw,+avx512vnni",
-    },
-    "avx512_core": {
-        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
-        "FBGEMM_ENABLE_INSTRUCTIONS": "AVX512",
-        "NUMBA_CPU_NAME": "skylake-avx512",
-        "NUMBA_CPU_FEATURES": "+avx2,+avx512bw",
-    },
-    "avx2": {
-        "ONEDNN_MAX_CPU_ISA": "AVX2",
-        "ATEN_CPU_CAPABILITY": "avx2",
-        "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
-        "NUMBA_CPU_NAME": "haswell",  # or LLVM makes one VNNI instruction of two of AVX2's
-        "NUMBA_CPU_FEATURES": "+avx2",
-    },
-}
 SHAPES = ((1, 1152, 6912), (16, 1152, 1152), (256, 1152, 1152), (256, 1152, 4608), (4096, 640, 640))
 Calls = dict[str, Callable[[], object]]
 _LEAST, _SLOW = 3, 8  # rounds; times as slow as fp32 from where on three rounds are enough
@@ -158,17 +130,12 @@ def main() -> None:
     parser.add_argument("--inside", choices=list(LEVELS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:
-        print("ROWS" + json.dumps([level(options.inside, options), product_table.core()]))
+        hand_back([level(options.inside, options), product_table.core()])
         return
     rows, cores = [], {}
     for name in options.levels:
-        command = [sys.executable, __file__, "--inside", name]
-        command += ["--seconds", str(options.seconds), "--threads", str(options.threads)]
-        with tempfile.TemporaryDirectory() as cache:
-            given = {**os.environ, **LEVELS[name], "XDG_CACHE_HOME": cache}
-            done = subprocess.run(command, env=given, stdout=subprocess.PIPE, text=True, check=True)
-        content = next(line for line in done.stdout.splitlines() if line.startswith("ROWS"))
-        found, cores[name] = json.loads(content.removeprefix("ROWS"))
+        words = ["--seconds", str(options.seconds), "--threads", str(options.threads)]
+        found, cores[name] = found_at(name, __file__, words)
         rows += found
     script = f"products-{options.name}.py" if options.name else "products.py"
     publish(
