@@ -22,9 +22,8 @@ OLD = set(
     """
     attention_plans-scenes-dit-mixed attention_plans-scenes-video-mixed codes_layers
     codes_limit codes_plans-scenes-dit-weights codes_speed compiled compiled-100 compiled-120
-    denoisers explanations exports first_contact formats graphs memory post_gelu
+    denoisers explanations first_contact formats graphs memory post_gelu
     probes-scenes-dit probes-scenes-dit-activations probes-scenes-dit-trajectory
-    probes-scenes-dit-trajectory-2bits probes-scenes-dit-trajectory-3bits
     probes-scenes-unet probes-scenes-unet-activations
     probes-scenes-unet-trajectory quick reconstruction rounding runtime-memory
     runtime-parity runtime-pipelines sizes sparse_attention-memory

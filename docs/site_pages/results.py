@@ -50,7 +50,7 @@ TOPICS = {
     ),
     "Speed and memory": ("products", "runtime", "denoisers", "compiled"),
     "Attention": ("sparse_attention", "attention_plans"),
-    "Export": ("exports", "tools", "comfyui_formats", "original_names", "lora"),
+    "Export": ("tools", "comfyui_formats", "original_names", "lora"),
     "Models": ("census",),
     "Multistage flow": ("ecar", "ecar_plans"),
     "Code": ("rooms",),

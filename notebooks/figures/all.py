@@ -98,15 +98,6 @@ FIGURES = (
         )
         for model in ("scenes-dit", "scenes-unet")
     ),
-    *(
-        Made(
-            f"probes-scenes-dit-trajectory-{bits}bits",
-            "probes.py scenes-dit --batch 1 --samples 16 --steps 20 --trajectory --schemes "
-            f"uint{bits}-c --metrics sqnr --probes 8 --plans 0 --name {bits}bits",
-            20,
-        )
-        for bits in (2, 3)
-    ),
     Made("comfyui_formats", "comfyui_formats.py", 25),
     Made("ecar", f"ecar.py --rivals {RIVALS}", 30, RIVALS),
     Made("cluster-trials", "cluster.py trials", 30),
@@ -167,7 +158,6 @@ FIGURES = (
     Made("codes_plans-scenes-dit-inputs", "codes_plans.py --zoo scenes-dit --part inputs", 120),
     Made("explanations", "explanations.py --folder runs/campaign", 120, "runs/campaign"),
     Made("surrogates", "surrogates.py --folder runs/campaign", 120, "runs/campaign"),
-    Made("exports", "exports.py", 30),
     Made("graphs", "graphs.py", 20, REFERENCE),
     Made("memory", "memory.py sdxl", 10),
     Made("post_gelu", "post_gelu.py --layers 4 --samples 4 --bits 8 6 4", 10),
