@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -14,20 +16,19 @@ FOLDER = Path(__file__).parents[1] / "notebooks" / "figures"
 sys.path.insert(0, str(FOLDER))
 import all as figures  # noqa: E402
 
+PACKAGES = ("qsearch", "qsearch_kernels", "tests")
 KNOWN = {made.name: made for made in figures.FIGURES}
 HELD = sorted(p.stem for p in FOLDER.glob("*.json"))
 #: made before a JSON said its commit, by other options, or in parts: to be made again; a name
 #: leaves the list with its new JSON
 OLD = set(
     """
-    attention_plans-scenes-dit-mixed attention_plans-scenes-video-mixed codes_layers
-    codes_limit codes_plans-scenes-dit-weights codes_speed compiled compiled-100 compiled-120
-    denoisers explanations first_contact formats graphs memory post_gelu
-    probes-scenes-dit probes-scenes-dit-activations probes-scenes-dit-trajectory
-    probes-scenes-unet probes-scenes-unet-activations
-    probes-scenes-unet-trajectory quick reconstruction rounding runtime-memory
-    runtime-parity runtime-pipelines sizes sparse_attention-memory
-    sparse_attention-pixart sparse_attention-times sparse_attention-video surrogates zoo
+    arena-scenes-ecar attention_plans-scenes-dit-mixed attention_plans-scenes-video-mixed
+    codes_layers codes_limit codes_plans-scenes-dit-weights compiled compiled-100 compiled-120
+    denoisers explanations formats memory probes-scenes-dit probes-scenes-dit-activations
+    probes-scenes-dit-trajectory probes-scenes-unet probes-scenes-unet-activations
+    probes-scenes-unet-trajectory quick reconstruction rounding runtime-memory sizes
+    sparse_attention-pixart sparse_attention-video surrogates zoo
     """.split()
 )
 
@@ -47,6 +48,24 @@ def test_a_command_has_only_options_that_its_script_documents(name: str) -> None
         if script == name:
             for word in words:
                 assert not word.startswith("--") or word in said, (made.command, word)
+
+
+def names_that_are_gone(script: str) -> list[str]:
+    """What `script` imports from the package, the kernels and the tests, and they don't have."""
+    gone = []
+    for node in ast.walk(ast.parse((FOLDER / script).read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in PACKAGES:
+            module = importlib.import_module(str(node.module))
+            for name in (alias.name for alias in node.names):
+                inner = f"{node.module}.{name}"
+                if not hasattr(module, name) and importlib.util.find_spec(inner) is None:
+                    gone.append(inner)
+    return gone
+
+
+@pytest.mark.parametrize("script", sorted(p.name for p in FOLDER.glob("*.py")))
+def test_a_script_imports_only_what_there_is(script: str) -> None:
+    assert names_that_are_gone(script) == []
 
 
 def test_names_are_of_one_command_each() -> None:

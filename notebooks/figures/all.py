@@ -150,7 +150,7 @@ FIGURES = (
         for model, more, minutes in (
             ("scenes-dit", "", 50),
             ("scenes-unet", "", 60),
-            ("scenes-ecar", " --seeds 2", 40),
+            ("scenes-ecar", "", 100),
             ("scenes-video", " --seeds 2 --captions 4 --bits 4 6", 90),
         )
     ),

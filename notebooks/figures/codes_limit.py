@@ -29,8 +29,9 @@ from formats import FOLDS, decibel, weights
 from torch import Tensor
 
 from qsearch.choices.block_scales import chosen
+from qsearch.choices.formats.trellis import LEAST_ROWS
 from qsearch.choices.quantization import quantize, to_groups
-from qsearch.choices.trellis import LEAST_ROWS, trellis_codes
+from qsearch.choices.trellis import trellis_codes
 from qsearch.core.scheme import Scheme
 from qsearch_kernels import trellis
 from qsearch_kernels.hadamard import group_of, rotate_columns

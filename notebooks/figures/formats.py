@@ -27,18 +27,19 @@ from qsearch.choices.quantization import quantize
 from qsearch.core.format_words import formats
 from qsearch.core.scheme import Scheme
 
-BLOCKS = ("mxfp4", "mxfp6", "mxfp8", "nvfp4")
+#: formats with a granularity of their own
+BLOCKS = ("mxfp4", "mxfp6", "mxfp8", "nvfp4", "cb4")
 GRANULARITIES = ("-t", "-c", "-g128", "-g64", "-g32", "-g16")
 FOLDS = 8
 
 
 def schemes() -> list[str]:
-    """All formats at all granularities, the searched and half-quadratic variants of the 4-bit ones
-    besides.
+    """All formats at all granularities that they have, the searched and half-quadratic variants of
+    the 4-bit ones besides; trellis codes are in codes_limit.py.
     """
     out = list(BLOCKS)
     for form in formats():
-        if form != "keep" and form not in BLOCKS:
+        if form not in ("keep", *BLOCKS) and not form.startswith("tcq"):
             grains = GRANULARITIES if not form.startswith("km") else ("-t", "-c", "-g128")
             out += [form + g for g in grains]
     out += [

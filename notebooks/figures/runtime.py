@@ -179,7 +179,7 @@ def memory(options: argparse.Namespace) -> None:
         full = sum(2 * p.numel() for p in model.parameters())
         place_empty(
             model,
-            {n: s for n, s in plan.layers.items() if s != KEEP},
+            {n: (s,) for n, s in plan.layers.items() if s != KEEP},
             {},
             {layer.name: layer.parts for layer in graph},
         )
