@@ -23,12 +23,11 @@ HELD = sorted(p.stem for p in FOLDER.glob("*.json"))
 #: leaves the list with its new JSON
 OLD = set(
     """
-    arena-scenes-ecar attention_plans-scenes-dit-mixed attention_plans-scenes-video-mixed
-    codes_layers codes_limit codes_plans-scenes-dit-weights compiled compiled-100 compiled-120
-    denoisers explanations formats memory probes-scenes-dit probes-scenes-dit-activations
-    probes-scenes-dit-trajectory probes-scenes-unet probes-scenes-unet-activations
-    probes-scenes-unet-trajectory quick reconstruction rounding runtime-memory sizes
-    sparse_attention-pixart sparse_attention-video surrogates zoo
+    arena-scenes-ecar attention_plans-scenes-video-mixed codes_layers codes_limit
+    codes_plans-scenes-dit-weights compiled compiled-100 compiled-120 denoisers explanations
+    formats memory probes-scenes-dit-activations probes-scenes-dit-trajectory probes-scenes-unet
+    probes-scenes-unet-activations probes-scenes-unet-trajectory quick runtime-memory sizes
+    sparse_attention-pixart sparse_attention-video surrogates
     """.split()
 )
 
