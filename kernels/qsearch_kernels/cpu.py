@@ -11,6 +11,7 @@ A row that holds something not finite becomes NaN.
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from collections.abc import Sequence
@@ -74,7 +75,10 @@ def weight_way(weight: Weight, rows: int, dtype: torch.dtype) -> str:
     """How a weight is multiplied with so many rows of `dtype` as they are: one of `weight_ways`."""
     inputs = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32")
     return products.way(
-        f"{products.kind_of(weight, None)} {inputs}", rows, weight_ways(weight, rows, dtype)
+        f"{products.kind_of(weight, None)} {inputs}",
+        rows,
+        weight_ways(weight, rows, dtype),
+        len(weight.codes) * weight.columns,
     )
 
 
@@ -206,7 +210,9 @@ def rounded_way(weight: Weight, rows: int, activation: int) -> str:
         return ""
     top = 2**activation - 1 if products.table().unsigned else 128
     narrow = integer_sums.fits_pairs(top, largest_weight(weight))
-    return products.way("narrow" if narrow else "wide", rows)
+    return products.way(
+        "narrow" if narrow else "wide", rows, weights=len(weight.codes) * weight.columns
+    )
 
 
 def _one_row(x: Tensor, weight: Weight, bias: Tensor | None, activation: int, way: str) -> Tensor:
@@ -307,11 +313,33 @@ def conv2d_rounded(
         each.repeat_interleave(size[0] * size[1], 0) for each in (rounded.scale, rounded.zero)
     )
     moved = _taps_first(weight, channels)
-    sums = rows.sum(-1, keepdim=True, dtype=torch.int32).float() if uneven(moved) else None
+    sums = _window_sums(pictures, size, kernel, stride, dilation) if uneven(moved) else None
     given_rows = Bytes(rows, scale, zero, sums, rounded.largest)
     origin, largest = (weight.codes, channels), largest_weight(weight)
     y = product(given_rows, moved, bias, x.dtype, row_sums(weight), origin=origin, largest=largest)
     return y.view(batch, *size, -1).permute(0, 3, 1, 2)
+
+
+def _window_sums(
+    pictures: Tensor,
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """The sum of each window of bytes [B, H, W, C], fp32 [B * windows, 1]: channels are added once,
+    and not for each window that a pixel is in.
+    """
+    pixels = pictures.sum(-1, dtype=torch.int32)
+    total = pixels.new_zeros(len(pictures), *size)
+    for tap in itertools.product(*map(range, kernel)):
+        begin = [place * far for place, far in zip(tap, dilation, strict=True)]
+        down, across = (
+            slice(b, b + (n - 1) * step + 1, step)
+            for b, n, step in zip(begin, size, stride, strict=True)
+        )
+        total += pixels[:, down, across]
+    return total.view(-1, 1).float()
 
 
 def _taps_first(weight: Weight, channels: int) -> Weight:

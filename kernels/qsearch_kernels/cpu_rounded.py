@@ -115,7 +115,9 @@ def product(
     totals = row_sums(weight) if totals is None else totals
     largest = largest_weight(weight) if largest is None else largest
     narrow = integer_sums.fits_pairs(rounded.largest, largest)
-    name, _, rest = (way or products.way("narrow" if narrow else "wide", count)).partition(" + ")
+    name, _, rest = (
+        way or products.way("narrow" if narrow else "wide", count, weights=out.shape[1] * columns)
+    ).partition(" + ")
     if name == "madd" and count == 1 and as_they_lie(weight):
         found = dequantize_gemm.one_row_of_integers(rounded.codes, weight).float()
         scale, own = weight.scale.float().flatten(), None if bias is None else bias.float()

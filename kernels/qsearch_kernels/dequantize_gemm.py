@@ -50,11 +50,11 @@ def product(rows: Tensor, weight: Weight) -> Tensor:
     count, outputs = layout.phases(weight.bits), len(weight.codes)
     padded = -(-weight.columns // count) * count
     by_phase = len(rows) <= outputs or count == 1
-    given = (
-        layout.by_phase(rows, weight.bits)
-        if by_phase
-        else F.pad(rows, (0, padded - weight.columns))
-    )
+    given = rows
+    if by_phase:
+        given = layout.by_phase(rows, weight.bits)
+    elif padded > weight.columns:  # `pad` copies where there is nothing to add, too
+        given = F.pad(rows, (0, padded - weight.columns))
     scaled = (
         weight.group <= 0 and len(rows) > weight.columns
     )  # scaling the weight is less work than scaling what comes out

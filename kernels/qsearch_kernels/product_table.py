@@ -20,9 +20,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-VERSION = 10  # of the content; a table of another version is made again
+VERSION = 11  # of the content; a table of another version is made again
 #: rows at which products are timed: one, a few, dozens, hundreds, thousands
 ROWS = (1, 8, 64, 256, 1024)
+#: rows, inputs and outputs of the products that are timed. For a few rows, reading the weight is
+#: what takes time, and a small one is in a cache. For many rows and a small weight, what is done to
+#: each number of a row takes as long as the product
+SHAPES = (
+    *((rows, 768, 4096) for rows in ROWS[:2]),
+    *((rows, 768, 768) for rows in ROWS[2:]),
+    *((rows, 192, 192) for rows in ROWS[3:]),
+)
 #: what caps a newer core's instructions in oneDNN, ATen, MKL and FBGEMM
 _CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
 
@@ -33,9 +41,8 @@ class Table(NamedTuple):
     Attributes:
         unsigned: whether rounded activations are uint8 (int8 elsewhere, 128 less).
         exact: integer product -> what it is exact for, as `integer_sums.exactness` says.
-        seconds: kind -> way -> seconds of one product at each of `ROWS`, of the shapes that
-            `product_timing.py` says;
-            infinite where a way was not tried, hopeless at fewer rows.
+        seconds: kind -> way -> seconds of one product at each of `SHAPES`; infinite where a way was
+            not tried, hopeless at fewer rows.
     """
 
     unsigned: bool
@@ -43,7 +50,7 @@ class Table(NamedTuple):
     seconds: Mapping[str, Mapping[str, tuple[float, ...]]]
 
     def best(self, kind: str, place: int, ways: Iterable[str] | None = None) -> str:
-        """The fastest way of `kind` at `ROWS[place]`, among `ways` where they are given."""
+        """The fastest way of `kind` at `SHAPES[place]`, among `ways` where they are given."""
         times = self.seconds[kind]
         return min(ways or times, key=lambda way: times[way][place])
 
@@ -84,7 +91,7 @@ def load() -> Table | None:
             }
             for kind, ways in content["seconds"].items()
         }  # fmt: skip
-        whole = all(len(t) == len(ROWS) for ways in seconds.values() for t in ways.values())
+        whole = all(len(t) == len(SHAPES) for ways in seconds.values() for t in ways.values())
         return Table(bool(content["unsigned"]), dict(content["exact"]), seconds) if whole else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -96,7 +103,12 @@ def keep(table: Table) -> None:
         kind: {way: [t if math.isfinite(t) else None for t in times] for way, times in ways.items()}
         for kind, ways in table.seconds.items()
     }
-    content = {"made on": core(), "rows": ROWS, "unsigned": table.unsigned, "exact": table.exact}
+    content = {
+        "made on": core(),
+        "shapes": SHAPES,
+        "unsigned": table.unsigned,
+        "exact": table.exact,
+    }
     place, name = path(), ""
     with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)

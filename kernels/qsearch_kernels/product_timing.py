@@ -17,18 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import bench, cpu, cpu_rounded, cpu_rows, integer_sums, products
-from .product_table import ROWS, Table
+from .product_table import SHAPES, Table
 from .weight import Weight
 
-SIZE = 768  # inputs, and outputs for many rows
-#: outputs for a few rows, where reading the weight is what takes time and a small one is in a cache
-WIDE = 4096
 _ROUNDS = 5
 _LONG = 1024  # rows from which three rounds are enough
 _HOPELESS = 4.0  # times as slow as the fastest way so far
 _MANY = 64  # rows: what is hopeless for so many is not tried for more
 
 Ways = dict[str, Callable[[Tensor], object]]
+Shape = tuple[int, int, int]  # rows, inputs, outputs
 _BF16 = ("bf16", "bf16 tiles", "int8pack")  # ways of bf16 inputs alone
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -71,16 +69,17 @@ def _exact() -> tuple[bool, dict[str, str]]:
     return False, {"int_mm": signed, "onednn": "", "madd": "", "vnni": "", "fp32": "all"}
 
 
-def _weight(bits: int, outputs: int, group: int = 0) -> Weight:
-    return bench.random_weight(outputs, SIZE, bits, group=group)
+def _weight(bits: int, shape: Shape, group: int = 0) -> Weight:
+    _, inputs, outputs = shape
+    return bench.random_weight(outputs, inputs, bits, group=group)
 
 
-def _integer(table: Table, bits: int, outputs: int) -> Ways:
+def _integer(table: Table, bits: int, shape: Shape) -> Ways:
     """The integer products that are exact for weights of so many bits, rounding included."""
-    weight, narrow, ways = _weight(bits, outputs), bits < 8, {}
+    weight, narrow, ways = _weight(bits, shape), bits < 8, {}
     for name, exact in table.exact.items():
         whole = name == "fp32" or exact == "all" or (narrow and exact == "pairs")
-        if name == "vnni" and not narrow and outputs != WIDE:
+        if name == "vnni" and not narrow and shape in SHAPES[2:5]:
             continue  # for many rows of bytes, oneDNN's product is the same and packs better
         if whole or exact == "pairs":
             way = name if whole else f"{name} + rest"
@@ -100,17 +99,17 @@ def _product(weight: Weight, way: str) -> Callable[[Tensor], object]:
     return call
 
 
-def _weight_only(bits: int, group: int, dtype: torch.dtype, outputs: int) -> Ways:
-    weight, rows = _weight(bits, outputs, group), 1 if outputs == WIDE else _MANY
+def _weight_only(bits: int, group: int, dtype: torch.dtype, shape: Shape) -> Ways:
+    weight = _weight(bits, shape, group)
 
     def by(way: str) -> Callable[[Tensor], object]:
         return lambda x: cpu.linear_by(way, x, weight, None)
 
-    return {way: by(way) for way in cpu.weight_ways(weight, rows, dtype)}
+    return {way: by(way) for way in cpu.weight_ways(weight, shape[0], dtype)}
 
 
-def _rounded(bits: int, activation: int, outputs: int) -> Ways:
-    weight = _weight(bits, outputs)
+def _rounded(bits: int, activation: int, shape: Shape) -> Ways:
+    weight = _weight(bits, shape)
 
     def call(x: Tensor) -> object:
         own = x.view_as(x)  # a tensor object each: layers that are given one round it once
@@ -119,8 +118,8 @@ def _rounded(bits: int, activation: int, outputs: int) -> Ways:
     return {"rounded": call}
 
 
-def _keep(dtype: torch.dtype, outputs: int) -> Ways:
-    weight = torch.randn(outputs, SIZE)
+def _keep(dtype: torch.dtype, shape: Shape) -> Ways:
+    weight = torch.randn(shape[2], shape[1])
     own = weight.to(dtype)
     ways: Ways = {"fp32": lambda x: F.linear(x.float(), weight)}
     if dtype != torch.float32:
@@ -128,14 +127,15 @@ def _keep(dtype: torch.dtype, outputs: int) -> Ways:
     return ways
 
 
-def _times(make: Callable[[int], Ways], dtype: torch.dtype) -> dict[str, tuple[float, ...]]:
-    """Way -> its least seconds at each of `ROWS`, of rows of `dtype`."""
+def _times(make: Callable[[Shape], Ways], dtype: torch.dtype) -> dict[str, tuple[float, ...]]:
+    """Way -> its least seconds at each of `SHAPES`, of rows of `dtype`."""
     found: dict[str, list[float]] = {}
     lost: set[str] = set()
-    for place, count in enumerate(ROWS):
-        if count in (ROWS[0], _MANY):
-            ways = make(SIZE if count >= _MANY else WIDE)
-        x = (torch.randint(0, 128, (count, SIZE)) / 64 - 1).to(dtype)
+    for place, shape in enumerate(SHAPES):
+        count, inputs, _ = shape
+        if not place or shape[1:] != SHAPES[place - 1][1:]:
+            ways = make(shape)
+        x = (torch.randint(0, 128, (count, inputs)) / 64 - 1).to(dtype)
         best = dict.fromkeys(ways, math.inf)
         left = {way: call for way, call in ways.items() if way not in lost}
         for call in left.values():
@@ -146,7 +146,7 @@ def _times(make: Callable[[int], Ways], dtype: torch.dtype) -> dict[str, tuple[f
                 if turn and best[way] > _HOPELESS * min(best.values()):
                     del left[way]
         for way in ways:
-            found.setdefault(way, [math.inf] * len(ROWS))[place] = best[way]
+            found.setdefault(way, [math.inf] * len(SHAPES))[place] = best[way]
             if count >= _MANY and way not in left:
                 lost.add(way)
     return {way: tuple(times) for way, times in found.items()}

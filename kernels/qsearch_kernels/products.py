@@ -27,10 +27,11 @@ import torch
 from torch import Tensor
 
 from . import integer_sums
-from .product_table import ROWS, Table, keep, load
+from .product_table import ROWS, SHAPES, Table, keep, load
 from .weight import Weight
 
 _ENDS = (1, 16, 128, 512)  # of the ranges that the entries of `ROWS` stand for
+_SMALL = 384 * 384  # weights of a layer that is taken for a small one
 #: schemes that a table says the worth of, each with fp32 and with bf16 inputs
 SCHEMES = ("W8A8", "W8A7", "W4A8", "W8", "W4", "W4 groups")
 _FORCED = "QSEARCH_PRODUCTS"
@@ -38,24 +39,30 @@ _LOCK = threading.RLock()
 
 
 _TABLES: dict[tuple[int, str], Table] = {}
-#: threads, what is forced, kind, range of rows, ways that are possible -> way
+#: threads, what is forced, kind, place in `SHAPES`, ways that are possible -> way
 _CHOSEN: dict[tuple[int, str, str, int, tuple[str, ...]], str] = {}
 
 
-def range_of(rows: int) -> int:
-    """The place in `ROWS` that stands for so many rows: 1, 2 to 16, to 128, to 512, more."""
-    return bisect.bisect_left(_ENDS, rows)
+def place_of(rows: int, weights: int | None = None) -> int:
+    """The place in `SHAPES` that stands for so many rows (1, 2 to 16, to 128, to 512, more) and a
+    layer of so many weights; None = a large one.
+    """
+    place = bisect.bisect_left(_ENDS, rows)
+    small = weights is not None and weights <= _SMALL and ROWS[place] >= SHAPES[len(ROWS)][0]
+    return place + len(SHAPES) - len(ROWS) if small else place
 
 
-def way(kind: str, rows: int, ways: tuple[str, ...] = ()) -> str:
+def way(kind: str, rows: int, ways: tuple[str, ...] = (), weights: int | None = None) -> str:
     """How a product of `kind` (a key of `Table.seconds`) with so many rows is computed here.
 
     Args:
         kind: a key of `Table.seconds`.
         rows: of activations.
         ways: those that are possible for the weight at hand; none = all.
+        weights: of the layer; None = many.
     """
-    threads, forced, place = torch.get_num_threads(), os.environ.get(_FORCED, ""), range_of(rows)
+    threads, forced = torch.get_num_threads(), os.environ.get(_FORCED, "")
+    place = place_of(rows, weights)
     key = (threads, forced, kind, place, ways)
     found = _CHOSEN.get(key)
     if found is None:
@@ -150,8 +157,8 @@ def describe() -> list[dict[str, Any]]:
 
     Returns:
         Rows with "scheme", "inputs", "rows", "product", "ms", and how many times as fast it is as
-        full precision in fp32 and in bf16 ("x fp32", "x bf16"; below 1 is slower), at the
-        shapes of `product_timing.py`.
+        full precision in fp32 and in bf16 ("x fp32", "x bf16"; below 1 is slower), of the
+        large ones of `SHAPES`.
     """
     found, rows = table(), []
     for scheme in SCHEMES:
@@ -169,12 +176,13 @@ def describe() -> list[dict[str, Any]]:
     return rows
 
 
-def worth(kind: str, rows: int, dtype: torch.dtype) -> float:
+def worth(kind: str, rows: int, dtype: torch.dtype, weights: int | None = None) -> float:
     """How many times as fast as full precision a scheme of `SCHEMES` is here; below 1 is slower.
 
-    Full precision is the faster of the layer in `dtype` and in fp32.
+    Full precision is the faster of the layer in `dtype` and in fp32. `weights`: of the layer; None
+    = many.
     """
-    found, place = table(), range_of(rows)
+    found, place = table(), place_of(rows, weights)
     name = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32")
     times = found.seconds[f"{kind} {name}"]
     keep = min(_keep(found, each, place) for each in ("fp32", name))

@@ -37,27 +37,28 @@ def blocks_of(columns, phases):
 
 
 @jit
-def _arrange(row, phases, out):
+def _order(columns, phases, row):
+    """The column at each place of a row of blocks; `columns`, one beyond them, for a zero."""
+    found = np.empty(row, np.uint32)
+    for k in range(row):
+        inner = k % (4 * phases)
+        found[k] = min(k - inner + inner % 4 * phases + inner // 4, columns)
+    return found
+
+
+@jit
+def _arrange(row, phases, order, out):
     """A row in the order of blocks, then zeros."""
-    columns, place = len(row), 0
+    columns = len(row)
     if phases == 1:
         out[:columns] = row
         out[columns:] = 0
         return
-    for first in range(0, columns, 4 * phases):
-        if first + 4 * phases <= columns:
-            given = row[first : first + 4 * phases]
-            target = out[first : first + 4 * phases]
-            for phase in range(phases):
-                for q in range(4):
-                    target[4 * phase + q] = given[q * phases + phase]
-        else:
-            for phase in range(phases):
-                for q in range(4):
-                    column = first + q * phases + phase
-                    out[place + 4 * phase + q] = row[column] if column < columns else 0
-        place += 4 * phases
-    out[place:] = 0
+    whole = columns // (4 * phases) * 4 * phases
+    for k in range(whole):
+        out[k] = row[order[k]]
+    for k in range(whole, len(out)):
+        out[k] = row[order[k]] if order[k] < columns else 0
 
 
 @intrinsic
@@ -238,11 +239,12 @@ def product(
     left = np.empty((min(_CHUNK, len(codes)), row), _byte)
     wide = -(-min(_WIDE, len(packed)) // OUTPUTS) * OUTPUTS
     sums = np.empty((len(left), wide), _int)
+    order = _order(columns, phases, row)
     for begin in range(0, len(codes), _CHUNK):
         m = slice(begin, min(begin + _CHUNK, len(codes)))
         count = m.stop - m.start
         for k in range(count):
-            _arrange(codes[begin + k], phases, left[k])
+            _arrange(codes[begin + k], phases, order, left[k])
         for start in range(0, len(packed), wide):
             n = slice(start, min(start + wide, len(packed)))
             for own in range(0, n.stop - start, OUTPUTS):
@@ -321,14 +323,19 @@ def digits_product(
     chunk = min(_CHUNK, len(x))
     left = np.empty((count * chunk, row), _signed)
     sums = np.empty((len(left), OUTPUTS), _int)
-    line, whole = np.empty(columns, _float), np.empty(columns, _int)
-    digit, ends = np.empty(columns, _signed), np.empty(2, _float)
+    line, whole, placed = (
+        np.empty(columns, _float),
+        np.empty(columns + 1, _int),
+        np.empty(row, _int),
+    )
+    order, ends = _order(columns, phases, row), np.empty(2, _float)
     wide = -(-min(_WIDE, len(packed)) // OUTPUTS) * OUTPUTS
     made = np.empty((chunk, wide), _float)
     row_scale, totals = np.empty(chunk, _float), np.empty((groups, chunk), _float)
     origins, factors = np.empty((groups, OUTPUTS), _float), np.empty((groups, OUTPUTS), _float)
     more, most = (0x808080, 0x7F7F7F - 2) if count == 3 else (0x8080, 0x7F7F - 2)
     form = 1 if short else 2  # of a number, in int16
+    whole[columns] = more  # digits of zero
     for begin in range(0, len(x), chunk):
         rows = min(chunk, len(x) - begin)
         for m in range(rows):
@@ -339,15 +346,17 @@ def digits_product(
             row_scale[m] = unit if finite else _float(np.nan)
             _digits(line, count, unit, whole)
             for group in range(groups):
-                some, total = whole[group * size : min((group + 1) * size, columns)], 0
-                for k in range(len(some)):
-                    total += some[k]
-                totals[group, m] = total - more * len(some)
+                begins, ends_at, total = group * size, min((group + 1) * size, columns), 0
+                for k in range(begins, ends_at):
+                    total += whole[k]
+                totals[group, m] = total - more * (ends_at - begins)
+            for k in range(row):
+                placed[k] = whole[order[k]]
             for p in range(count):
-                _digit(whole, _int(8 * p), digit)
-                _arrange(digit, phases, left[p * rows + m])
+                _digit(placed, _int(8 * p), left[p * rows + m])
         for start in range(0, len(packed), wide):
             n = slice(start, min(start + wide, len(packed)))
+            times, added, outputs = units[n], bias[n], n.stop - start
             made[:] = 0
             for first in range(start, n.stop, OUTPUTS):
                 codes_panel(packed, first, widths, columns, lines, planes, panel)
@@ -370,16 +379,15 @@ def digits_product(
                         first - start,
                     )  # fmt: skip
             for m in range(rows):
-                found, unit = made[m, : n.stop - start], row_scale[m]
-                for k in range(len(found)):
-                    found[k] *= unit
+                found, unit = made[m, :outputs], row_scale[m]
                 if len(units):
-                    times = units[n]
-                    for k in range(len(found)):
-                        found[k] *= times[k]
+                    for k in range(outputs):
+                        found[k] = found[k] * unit * times[k]
+                else:
+                    for k in range(outputs):
+                        found[k] *= unit
                 if len(bias):
-                    added = bias[n]
-                    for k in range(len(found)):
+                    for k in range(outputs):
                         found[k] += added[k]
                 places = slice(form * (place + start), form * (place + n.stop))
                 store(found, short, out[begin + m, places])

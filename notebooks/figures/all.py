@@ -171,13 +171,13 @@ FIGURES = (
         20,
     ),
     Made("runtime-memory", "runtime.py --part memory", 10),
-    Made("runtime-pipelines", "runtime.py --part pipelines", 10),
+    Made("runtime-pipelines", "runtime.py --part pipelines --levels native avx2", 20),
     Made("compiled", "compiled.py", 30),
     *(Made(f"compiled-{arch}", "compiled.py --arch 120 100 89 80", 60) for arch in (100, 120)),
     Made(
         "denoisers",
-        "denoisers.py scenes-dit scenes-unet scenes-video pixart-alpha sdxl --resolution 256 "
-        "--levels avx2 native --mode none --seconds 6",
+        "denoisers.py pixart-alpha sdxl --resolution 256 --levels avx2 native --mode none "
+        "--seconds 6",
         60,
     ),
     Made("sizes", "sizes.py profile sdxl", 120),

@@ -2,12 +2,14 @@
 
     python notebooks/figures/runtime.py --part parity [--schemes uint4-c int8-c+a8 …]
     python notebooks/figures/runtime.py --part memory
-    python notebooks/figures/runtime.py --part pipelines [--seconds 2] [--threads 1] [--clock wall]
+    python notebooks/figures/runtime.py --part pipelines [--levels native avx2] [--captions 16]
+    [--seconds 2] [--threads 1] [--clock wall]
 
 Each part writes runtime-PART.json. Parity: the largest difference between any layer of the packed
 model and the same layer simulated, on the same input, of that layer's largest output. Memory: what
-packed layers store over what `core/plan.py` computes. Pipelines: four pictures, two steps of the
-sampler, text encoder and VAE included, all contenders in turn in one process.
+packed layers store over what `core/plan.py` computes. Pipelines: `--captions` pictures at once, two
+steps of the sampler, text encoder and VAE included, all contenders in turn in one process for each
+of `--levels` (levels.py).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -25,6 +28,7 @@ from typing import Any
 
 import torch
 from figure import publish
+from levels import LEVELS, found_at, hand_back
 
 from qsearch import zoo
 from qsearch.core.graph import OpGraph
@@ -212,6 +216,25 @@ def memory(options: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def pipelines(options: argparse.Namespace) -> None:
+    if options.inside:
+        hand_back(raced(options))
+        return
+    rows = [
+        {"level": level, **row}
+        for level in options.levels
+        for row in found_at(level, __file__, sys.argv[1:])
+    ]
+    publish(
+        str(_named("pipelines")),
+        rows,
+        title=f"runtime: {options.captions} pictures, two steps, end to end",
+        seed=0,
+        extra={"threads": options.threads, "clock": options.clock},
+    )
+
+
+def raced(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row a pipeline of the zoo and contender, in this process."""
     from qsearch_kernels import bench
 
     torch.set_num_threads(options.threads)
@@ -235,7 +258,12 @@ def pipelines(options: argparse.Namespace) -> None:
             )
         taken = bench.race(
             {
-                kind: partial(sample, pipe, scene_prompts(4, seed=1), Sampling(steps=2, batch=4))
+                kind: partial(
+                    sample,
+                    pipe,
+                    scene_prompts(options.captions, seed=1),
+                    Sampling(steps=2, batch=options.captions),
+                )
                 for kind, pipe in pipes.items()
             },
             options.seconds,
@@ -258,13 +286,7 @@ def pipelines(options: argparse.Namespace) -> None:
                     "runs": len(times),
                 }
             )
-    publish(
-        str(_named("pipelines")),
-        rows,
-        title="runtime: four pictures, two steps, end to end",
-        seed=0,
-        extra={"threads": options.threads, "clock": options.clock},
-    )
+    return rows
 
 
 def _named(part: str) -> Path:
@@ -276,6 +298,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--part", choices=("parity", "memory", "pipelines"), required=True)
     parser.add_argument("--schemes", nargs="+", default=list(SCHEMES))
+    parser.add_argument("--levels", nargs="+", choices=list(LEVELS), default=["native"])
+    parser.add_argument("--inside", choices=list(LEVELS), help=argparse.SUPPRESS)
+    parser.add_argument("--captions", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(

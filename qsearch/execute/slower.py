@@ -112,8 +112,9 @@ def slower_than_keep(
             if not isinstance(part, KernelWeight):
                 continue
             weight = part()
-            times = 1 / products.worth(products.kind_of(weight, bits), count, dtype)
-            work = float(count * len(weight.codes) * weight.columns)
+            numbers = len(weight.codes) * weight.columns
+            times = 1 / products.worth(products.kind_of(weight, bits), count, dtype, numbers)
+            work = float(count * numbers)
             packed, full = packed + work * times, full + work
             if times > SLACK:
                 scheme = str(layer.scheme)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from qsearch_kernels.product_table import ROWS, Table
+from qsearch_kernels.product_table import SHAPES, Table
 
 #: a core on which everything takes a second: what a test changes of it is chosen
 EQUAL: dict[str, dict[str, tuple[float, ...]]] = {
-    kind: dict.fromkeys(ways, (1.0,) * len(ROWS))
+    kind: dict.fromkeys(ways, (1.0,) * len(SHAPES))
     for kind, ways in {
         "wide": ("int_mm", "int_mm + rest", "onednn", "onednn + rest", "madd", "fp32"),
         "narrow": ("int_mm", "onednn", "madd", "fp32"),
@@ -38,6 +38,6 @@ def table(*, unsigned: bool = True, exact: str = "all", **best: str) -> Table:
     for name in ("int_mm", "onednn"):  # whole where it is exact, with the rest where it saturates
         del seconds["wide"][name if exact == "pairs" else f"{name} + rest"]
     for kind, way in best.items():
-        seconds[kind.replace("_", " ")][way] = (0.1,) * len(ROWS)
+        seconds[kind.replace("_", " ")][way] = (0.1,) * len(SHAPES)
     known = {"int_mm": exact, "onednn": exact, "madd": "all", "fp32": "all"}
     return Table(unsigned, known, seconds)

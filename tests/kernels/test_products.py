@@ -44,11 +44,17 @@ def test_the_fastest_way_of_each_range_of_rows_is_taken() -> None:
     made = table()
     seconds = {
         **made.seconds,
-        "wide": {"int_mm": (4.0, 1.0, 4.0, 4.0, 4.0), "fp32": (2.0, 2.0, 2.0, 5.0, 2.0)},
+        "wide": {
+            "int_mm": (4.0, 1.0, 4.0, 4.0, 4.0, 4.0, 1.0),
+            "fp32": (2.0, 2.0, 2.0, 5.0, 2.0, 2.0, 2.0),
+        },
     }
 
     with products.using(made._replace(seconds=seconds)):
         found = {rows: products.way("wide", rows) for rows in (1, 2, 16, 17, 128, 129, 512, 10**6)}
+        small = {rows: products.way("wide", rows, weights=9) for rows in (2, 128, 129, 512, 10**6)}
+
+    assert small == {2: "int_mm", 128: "fp32", 129: "fp32", 512: "fp32", 10**6: "int_mm"}
 
     assert found == {
         1: "fp32",
@@ -136,7 +142,9 @@ def test_a_broken_table_and_one_of_another_core_are_made_again(
 
 
 def test_what_was_given_up_stays_so_on_disk(cache: Path) -> None:
-    made = table()._replace(seconds={"wide": {"int_mm": (1.0, math.inf, 2.0, math.inf, 3.0)}})
+    made = table()._replace(
+        seconds={"wide": {"int_mm": (1.0, math.inf, 2.0, math.inf, 3.0, 1.0, 2.0)}}
+    )
 
     product_table.keep(made)
 
@@ -279,7 +287,7 @@ def test_this_core_has_a_whole_table() -> None:
         products.SCHEMES
     )
     for ways in known.seconds.values():
-        for place in range(len(product_table.ROWS)):
+        for place in range(len(product_table.SHAPES)):
             assert math.isfinite(min(times[place] for times in ways.values()))
 
 
