@@ -7,6 +7,8 @@ beyond small layers and takes the process with it.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
 import logging
 import warnings
@@ -32,9 +34,19 @@ class Peer:
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
 
 
+@functools.cache
+def _compile_first() -> None:
+    """Call `torch.compile` once: with torch 2.13 and torchao 0.18 a first call that comes after
+    torchao's `quantize_` aborts the process on a CPU (double free).
+    """
+    with contextlib.suppress(Exception):  # no compiler: later calls fail in the same way
+        torch.compile(torch.neg)(torch.zeros(1))
+
+
 def _torchao_w8a8(model: nn.Module, inputs: Mapping[str, Any]) -> nn.Module:
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
+    _compile_first()
     quantize_(model, Int8DynamicActivationInt8WeightConfig())
     return model
 
@@ -42,6 +54,7 @@ def _torchao_w8a8(model: nn.Module, inputs: Mapping[str, Any]) -> nn.Module:
 def _torchao_w8(model: nn.Module, inputs: Mapping[str, Any]) -> nn.Module:
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
+    _compile_first()
     quantize_(model, Int8WeightOnlyConfig())
     return model
 

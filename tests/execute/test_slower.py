@@ -65,7 +65,7 @@ def test_a_plan_that_is_faster_as_a_whole_is_let_be(layers: list[tuple[str, Quan
 
 def test_rows_of_a_call_are_those_of_the_graph(layers: list[tuple[str, QuantLayer]]) -> None:
     made = table(keep_fp32="fp32")
-    quick = {"rounded": (0.1, 0.1, 10.0, 10.0, 10.0)}  # of one and a few rows alone
+    quick = {"rounded": (0.1, 0.1, *[10.0] * 5)}  # of one and a few rows alone
     few = made._replace(seconds={**made.seconds, "W8A8 fp32": quick})
     one = [("blocks.0.layers.1", layers[0][1])]
 
