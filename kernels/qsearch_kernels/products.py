@@ -3,8 +3,9 @@
 An int8 GEMM that is four times as fast as fp32 on a core with VNNI is forty times as slow where
 torch has only a scalar loop for it, and a bf16 GEMM without bf16 units is six times as slow as
 fp32. So nothing is assumed of a core: for each kind of product and range of rows, every way that
-this torch has is timed at one shape for a few milliseconds, and the fastest one that is exact here
-(`integer_sums.exactness`) is taken from then on.
+this torch has is timed for a few milliseconds, for many rows at a large weight and a small one
+(`product_table.SHAPES`), and the fastest one that is exact here (`integer_sums.exactness`) is taken
+from then on.
 
 The table lies in `$XDG_CACHE_HOME/qsearch` (or `~/.cache/qsearch`), under the core's name, torch's
 version, what caps the core's instructions, and the number of threads; another core makes its own.
