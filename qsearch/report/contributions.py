@@ -5,11 +5,13 @@ which add up to the prediction.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from ..core.graph import OpGraph
+from ..core.sites import cut, is_site
 from .plots import FAMILIES, family, short_names
 from .style import FAINT, FAMILY_COLOURS, HALF, INK, QUIET, canvas, scaled, styled
 
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Contributions:
-    """`rows`: (layer, its choice, value, standard error or NaN, family of its role), largest value
-    first; `rest`: (how many others, their sum).
+    """`rows`: (layer or site, its choice, value, standard error or NaN, family of its role),
+    largest value first; `rest`: (how many others, their sum).
 
     `base` + values + rest = `prediction`. `labels`: short names of the rows' layers, and `key`,
     what they abbreviate. `title`: what is added to what.
@@ -46,7 +48,7 @@ def contributions(
     method: str,
     count: int = 15,
 ) -> Contributions:
-    """The `count` layers that add most, step bins added up."""
+    """The `count` layers and sites that add most, step bins added up."""
     frame: Any = attribution.select(plan=plan, method=method, kind="layer", metric=metric)
     sums = frame.groupby("name", sort=False).agg(
         {
@@ -63,7 +65,7 @@ def contributions(
             str(x.choice),
             float(x.value),
             float(x.error),
-            family(graph.layer(str(name)).role),
+            _family(graph, str(name)),
         )
         for name, x in shown.iterrows()
     )
@@ -75,10 +77,27 @@ def contributions(
         rest,
         base,
         prediction,
-        tuple(short[name] for name, *_ in rows),
+        tuple(_label(short, name) for name, *_ in rows),
         key,
         f"added to predicted {metric}",
     )
+
+
+def _family(graph: OpGraph, name: str) -> str:
+    if not is_site(name):
+        return family(graph.layer(name).role)
+    return f"{'self' if cut(name)[0] in graph.self_attentions else 'cross'}-attention"
+
+
+def _label(short: Mapping[str, str], name: str) -> str:
+    """A layer's short name; a site's is made of that of a layer in the same attention."""
+    if not is_site(name):
+        return short[name]
+    module, part = cut(name)
+    inside = next((layer for layer in short if layer.startswith(f"{module}.")), None)
+    if inside is None or not short[inside].endswith(rest := inside.removeprefix(module)):
+        return name
+    return f"{short[inside].removesuffix(rest)}:{part}"
 
 
 def draw_contributions(data: Contributions, width: int = HALF) -> Figure:

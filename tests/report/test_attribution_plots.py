@@ -157,6 +157,37 @@ def test_a_bar_carries_its_choice_its_family_and_the_error_of_both_bins() -> Non
     assert data.rest == (0, 0.0)
 
 
+def test_sites_of_attention_have_bars_among_the_layers() -> None:
+    values = {"blocks.0.attn1:attention": 3.0, "blocks.1.attn2:softmax": 2.0, "patch": 1.0}
+    rows = [
+        {
+            "plan": "plan",
+            "method": "shapley",
+            "kind": "layer",
+            "metric": "noise",
+            "name": name,
+            "choice": "window8~residual" if name.endswith(":attention") else "keep+a8",
+            "value": value,
+            "base": 0.0,
+            "prediction": 6.0,
+        }
+        for name, value in values.items()
+    ]
+
+    data = contributions.contributions(
+        GRAPH,
+        Attribution.from_rows(GRAPH.id, rows),
+        plan="plan",
+        metric="noise",
+        method="shapley",
+    )
+
+    assert [name for name, *_ in data.rows] == list(values)
+    assert [row[-1] for row in data.rows][:2] == ["self-attention", "cross-attention"]
+    assert data.labels == ("0 attn1:attention", "1 attn2:softmax", "patch")
+    assert len(contributions.draw_contributions(data).axes[0].patches) == 3
+
+
 def test_bars_are_as_long_as_the_values() -> None:
     data = contributions.contributions(
         GRAPH, WHOLE, plan="plan 0", metric="noise", method="shapley", count=4
