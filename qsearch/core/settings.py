@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import QSearchError, nearest
 
+#: kind of pydantic's error -> what is said instead of its words
+_WORDS = {"path_type": "must be the path of a file"}
 #: characters of a value that an error quotes
 _QUOTED = 80
 
@@ -70,7 +72,8 @@ def _reason(kind: type[Settings], error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(p) for p in first["loc"])
     if first["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{place}: {first['msg'].lower()}; given {shortened(first.get('input'))}"
+        said = _WORDS.get(first["type"], first["msg"].lower())
+        return f"{place}: {said}; given {shortened(first.get('input'))}"
     section: Any = kind
     for part in first["loc"][:-1]:
         known = {f: t.annotation for f, t in getattr(section, "model_fields", {}).items()}

@@ -199,13 +199,19 @@ def _breakable(name: str) -> Markup:
 
 
 def _summary(graph: OpGraph, plan: Plan, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The outcome in two sentences; the second where the denoiser's output was measured for the
-    plan and for others.
+    """The outcome in two or three sentences; one of them where attentions are sparse, and one where
+    the denoiser's output was measured for the plan and for others.
     """
     first = (
         f"The plan stores {number_of(graph.weights)} weights in {size_of(plan.achieved.bytes)}, "
         f"{plan.compression:.1f} times smaller than at 16 bits."
     )
+    share = plan.achieved.attention_share
+    if share < 1:
+        first += (
+            f" Its self-attentions take {share:.0%} of the FLOPs of dense ones, which those of "
+            "uniform plans are."
+        )
     found = {
         str(r["plan"]): r["metrics"][m]
         for r in rows

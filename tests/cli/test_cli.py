@@ -251,6 +251,10 @@ def written(path: Path, content: Any) -> Path:
     [
         ({"model": "scenes-dit", "profil": {}}, "unknown key 'profil'; did you mean 'profile'?"),
         (
+            {"model": "scenes-dit", "prompts": {"count": 4}},
+            "prompts: must be the path of a file; given {'count': 4}",
+        ),
+        (
             {"model": "scenes-dit", "profile": {"bin": 3}},
             "unknown key 'profile.bin'; did you mean 'bins'?",
         ),

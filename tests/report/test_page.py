@@ -43,7 +43,7 @@ from tests.report.synthetic import (
     pixart,
     save_run,
 )
-from tests.report.wired import unet
+from tests.report.wired import transformer, unet
 
 GRAPH = pixart()
 TABLE, PLAN = make_table(GRAPH), make_plan(GRAPH)
@@ -216,6 +216,21 @@ def test_the_outcome_is_said_in_words(page: Page) -> None:
         "stands 21.3 ± 0.1 dB above its error; the plans beside it: uniform uint4-c 14.2 ± 0.1 "
         "dB, random 6.7 ± 0.1 dB"
     ) in page.text
+
+
+def test_sparse_attentions_are_said_beside_plans_that_have_dense_ones(tmp_path: Path) -> None:
+    graph = transformer(2)
+    layers = {x.name: "uint4-c" if x.quantizable else "keep" for x in graph}
+    plan = Plan.make(graph, {**layers, "blocks.0.attn1:attention": "window8"})
+    for name in PLANS:
+        save_pictures(picture_path(tmp_path, name), torch.zeros(len(CAPTIONS), 3, 8, 8))
+
+    write_report(
+        tmp_path, Findings(graph, make_table(graph), plan, make_rows(graph, plan), CAPTIONS)
+    )
+
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "self-attentions take 57% of the FLOPs of dense ones" in text
 
 
 def test_every_result_is_in_the_table_and_the_best_is_bold(page: Page, text: str) -> None:
