@@ -24,10 +24,9 @@ HELD = sorted(p.stem for p in FOLDER.glob("*.json"))
 OLD = set(
     """
     attention_plans-scenes-video-mixed codes_layers codes_limit codes_plans-scenes-dit-weights
-    compiled compiled-100 compiled-120 denoisers explanations formats
-    probes-scenes-dit-activations probes-scenes-dit-trajectory probes-scenes-unet-activations
-    probes-scenes-unet-trajectory quick runtime-memory runtime-pipelines sizes
-    sparse_attention-pixart sparse_attention-video surrogates
+    compiled compiled-100 compiled-120 denoisers explanations probes-scenes-dit-trajectory
+    probes-scenes-unet-activations probes-scenes-unet-trajectory quick runtime-pipelines sizes
+    surrogates
     """.split()
 )
 
