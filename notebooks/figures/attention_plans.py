@@ -301,17 +301,17 @@ def equal(case: Case, table: SensitivityTable, evaluations: int) -> None:
             {
                 "FLOPs at most": f"1/{parts}",
                 "ours dB": decibels(mine)[0],
-                "±": decibels(mine)[1],
+                "± ours": decibels(mine)[1],
                 "found by": "schedule" if ours.id == searched.plan.id else "prices",
                 "ranges": len(ours.steps),
                 "its FLOPs %": 100 * ours.achieved.attention_share,
                 "by prices alone dB": decibels(summed)[0],
                 "best single setting": best,
                 "dB": decibels(theirs)[0],
-                "± ": decibels(theirs)[1],
+                "± its": decibels(theirs)[1],
                 "FLOPs %": 100 * fitting[best][0].achieved.attention_share,
                 "gain a caption dB": float(gain.mean()),
-                "±  ": float(gain.std() / math.sqrt(len(gain))),
+                "± gain": float(gain.std() / math.sqrt(len(gain))),
             }
         )
         print(rows[-1], {s.site: ours.text(s.site) for s in specs}, flush=True)
