@@ -26,6 +26,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,10 @@ def errors(made: Tensor, reference: Tensor) -> Tensor:
     """Squared error over squared reference [N]."""
     off = (made - reference).double().flatten(1).square().sum(1)
     return off / reference.double().flatten(1).square().sum(1)
+
+
+def _in_range(index: int, pair: dict[str, Any]) -> bool:
+    return bool(pair["range"] == index)
 
 
 def decibels(error: Tensor) -> tuple[float, float]:
@@ -179,7 +184,7 @@ def sweep(case: Case, table: SensitivityTable, cells: int) -> None:
             )
             print(pairs[-1], flush=True)
     parts: dict[str, Callable[[dict[str, Any]], bool]] = {
-        f"steps {5 * i + 1} to {5 * i + 5}": lambda p, i=i: p["range"] == i for i in range(RANGES)
+        f"steps {5 * i + 1} to {5 * i + 5}": partial(_in_range, i) for i in range(RANGES)
     }
     parts["all"] = lambda p: True
     parts["all above 10 dB"] = lambda p: p["measured dB"] > 10

@@ -26,6 +26,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +249,7 @@ def command(*arguments: str, figures: bool = True) -> None:
         from qsearch.report import page_plots
 
         empty = page_plots.Plot(Markup(), Markup())
-        page_plots._drawn = lambda *_: empty  # type: ignore[assignment]
+        page_plots._drawn = lambda *_: empty
     commands.main()
 
 
@@ -314,12 +315,10 @@ def walk(name: str, figures: bool) -> dict[str, Any]:
         for verb, arguments in VERBS.items():
             bits = between(folder / "run") if "BITS" in arguments else ""
             given = [a.replace("RUN", str(folder / "run")).replace("BITS", bits) for a in arguments]
-            code, took[verb] = forked(
-                lambda given=given: command(*given, figures=figures), folder / verb
-            )
-            found, said = verdict(verb, folder / "run", code, folder / verb)
+            code, took[verb] = forked(partial(command, *given, figures=figures), folder / verb)
+            found, words = verdict(verb, folder / "run", code, folder / verb)
             if found != "right":
-                row |= {"verdict": found, "command": verb, "said": said.replace(str(folder), ".")}
+                row |= {"verdict": found, "command": verb, "said": words.replace(str(folder), ".")}
                 break
     if row["verdict"] == "right":
         for path in ("model", "run"):

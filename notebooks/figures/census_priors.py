@@ -356,7 +356,7 @@ PIPELINES: dict[str, Entry] = {
     **UNCONDITIONAL,
     **entries(_dit, {"DiTPipeline": (same, {})}),
     **entries(_latent, {"LDMTextToImagePipeline": (same, {"height": 64, "width": 64})}),
-    **entries(_kandinsky22, _KANDINSKY22),
+    **entries(_kandinsky22, _KANDINSKY22),  # type: ignore[arg-type]
     **entries(
         _prior,
         {

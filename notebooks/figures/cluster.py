@@ -161,13 +161,16 @@ def copied(url: str, plans: dict[str, tuple[str, Any, float]]) -> None:
     import psycopg
 
     with psycopg.connect(url) as connection, connection.cursor() as cursor:
-        study, trial, state, began, ended = cursor.execute(
+        first = cursor.execute(
             "select study_id, trial_id, state, datetime_start, datetime_complete "
             "from trials where state = 'COMPLETE' order by trial_id limit 1"
         ).fetchone()
+        assert first is not None
+        study, trial, state, began, ended = first
         query = "select key, value_json from trial_user_attributes where trial_id = %s"
-        known = dict(cursor.execute(query, (trial,)).fetchall())
+        known: dict[str, str] = dict(cursor.execute(query, (trial,)).fetchall())
         last = cursor.execute("select max(trial_id), max(number) from trials").fetchone()
+        assert last is not None
         places = {name: last[0] + 1 + i for i, name in enumerate(plans)}
         columns = "trial_id, number, study_id, state, datetime_start, datetime_complete"
         with cursor.copy(f"copy trials ({columns}) from stdin") as copy:

@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from figure import publish
@@ -87,6 +87,7 @@ def weights_only(kind: str, bits: int, states: int) -> Callable[[Layer], Made]:
 
     def make(layer: Layer) -> Made:
         weight, moments = turned(layer) if "rotated" in kind else (layer.weight, layer.moments)
+        stored: float
         if "trellis" in kind:
             codes = trellis_codes(weight, bits, states, moments, layer.name)
             values, stored = codes.values(), codes.stored_bits
@@ -102,7 +103,8 @@ def four_bits(x: Tensor) -> Tensor:
     """Inputs rounded to symmetric 4-bit integers, a scale for 32 neighbours."""
     groups = x.unflatten(-1, (-1, 32))
     scale = (groups.abs().amax(-1, keepdim=True) / 7).clamp(min=1e-12)
-    return ((groups / scale).round().clamp(-8, 7) * scale).flatten(-2)
+    made: Tensor = ((groups / scale).round().clamp(-8, 7) * scale).flatten(-2)
+    return made
 
 
 def both(kind: str) -> Callable[[Layer], Made]:
@@ -190,8 +192,8 @@ def main() -> None:
     graph = extract(model, example_inputs(calls[0], model), name=options.zoo)
     names = [
         spec.name for spec in graph.quantizable
-        if isinstance(model.get_submodule(spec.name), nn.Linear)
-        and model.get_submodule(spec.name).out_features >= 32
+        if isinstance(layer := model.get_submodule(spec.name), nn.Linear)
+        and layer.out_features >= 32
     ]  # fmt: skip
     inputs = calibrate(model, graph, calls[0::2], names)
     layers = [_layer(model, name, inputs[name]) for name in names]
@@ -215,9 +217,9 @@ def main() -> None:
         spent = time.process_time() - began
         level, error = _measured(model, made, calls[1::2], truth)
         weights = sum(layer.weight.numel() for layer in layers)
-        bits = sum(m.bits for m in made.values()) / weights
+        stored = sum(m.bits for m in made.values()) / weights
         rows.append({
-            "what": what, "kind": kind, "stored bits": bits, "dB": level, "± over calls": error,
+            "what": what, "kind": kind, "stored bits": stored, "dB": level, "± over calls": error,
             "CPU s to quantize": spent,
         })  # fmt: skip
         print(rows[-1], flush=True)
@@ -226,7 +228,7 @@ def main() -> None:
 
 
 def _layer(model: nn.Module, name: str, inputs: LayerInputs) -> Layer:
-    weight = model.get_submodule(name).weight.data.float()
+    weight = model.get_parameter(f"{name}.weight").data.float()
     assert inputs.moments is not None
     return Layer(name, weight, inputs.moments, inputs.rows, group_of(weight.shape[1]))
 
@@ -237,7 +239,7 @@ def _measured(
     kept = {name: model.get_submodule(name) for name in made}
     try:
         for name, one in made.items():
-            model.set_submodule(name, Exchanged(one, kept[name].bias))
+            model.set_submodule(name, Exchanged(one, cast(Tensor | None, kept[name].bias)))
         return sqnr(model, calls, truth)
     finally:
         for name, module in kept.items():

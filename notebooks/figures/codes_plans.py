@@ -207,7 +207,7 @@ def inputs(name: str, seeds: int) -> None:
     rows = []
     base = mean_and_error(found[W4A4[0]])[0]
     for title, values in found.items():
-        mean, error = mean_and_error(values)
+        mean, spread = mean_and_error(values)
         bits, work = costs[title]
         rows.append(
             {
@@ -215,7 +215,7 @@ def inputs(name: str, seeds: int) -> None:
                 "stored bits": bits,
                 "bit operations of plain": work,
                 "dB": mean,
-                "±": error,
+                "±": spread,
                 "over plain dB": mean - base,
             }
         )

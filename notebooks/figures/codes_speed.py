@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,15 +67,13 @@ def main() -> None:
     for states in trellis.STATES:
         for bits in trellis.BITS:
             tiles = torch.randn(options.tiles, 256, generator=dice) * trellis.DEVIATION
-            spent = least(lambda t=tiles, b=bits, s=states: encode(t, b, s), 3)
+            spent = least(partial(encode, tiles, bits, states), 3)
             note("encode", f"tcq{bits} 2^{states}", spent / tiles.numel() * 1e6, "µs a weight")
     for bits in trellis.BITS:
         shape = trellis.packed_shape(1152, 4608, bits)
         packed = torch.randint(0, 256, shape, dtype=torch.uint8, generator=dice)
         out = torch.empty(1152, 4608, dtype=torch.int8)
-        spent = least(
-            lambda p=packed, b=bits, o=out: trellis_cpu.decode_into(p, b, 12, o), options.repeats
-        )
+        spent = least(partial(trellis_cpu.decode_into, packed, bits, 12, out), options.repeats)
         note("decode", f"tcq{bits} 2^12", spent / out.numel() * 1e9, "ns a weight")
     for name, (count, channels, outputs) in SHAPES.items():
         x = torch.randn(count, channels, generator=dice).bfloat16()
@@ -85,14 +84,12 @@ def main() -> None:
         codes = cpu_rows.rows_of(x, 8, None, None, sums=False)
         repeats = options.repeats
         product = least(
-            lambda c=codes, w=weight, s=sums: cpu_rounded.product(c, w, None, torch.bfloat16, s),
+            partial(cpu_rounded.product, codes, weight, None, torch.bfloat16, sums),
             repeats,
         )
-        rounding = least(lambda a=x: cpu_rows.rows_of(a, 8, None, None, sums=False), repeats)
-        turning = least(lambda a=x, g=group: hadamard.rotate(a, g), repeats)
-        both = least(
-            lambda a=x, g=group: hadamard.rotated_rows(a, g, 8, None, None, sums=False), repeats
-        )
+        rounding = least(partial(cpu_rows.rows_of, x, 8, None, None, sums=False), repeats)
+        turning = least(partial(hadamard.rotate, x, group), repeats)
+        both = least(partial(hadamard.rotated_rows, x, group, 8, None, None, sums=False), repeats)
         case = f"{name}, {count} x {channels} x {outputs}, groups of {group}"
         note("int8 product", case, product * 1e3, "ms")
         note("rotate", case, turning * 1e3, "ms", turning / product)

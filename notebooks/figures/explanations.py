@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,9 +178,20 @@ def greedy(table: SensitivityTable, scheme: str, names: list[str]) -> list[str]:
     return order
 
 
+def _more_of(slope: Callable[[np.ndarray], Any], sign: int, rows: np.ndarray) -> float:
+    """What 10 % more layers give, by the second slope."""
+    return sign * 0.1 * float(slope(rows)[1])
+
+
+def _gap(slope: Callable[[np.ndarray], Any], rows: np.ndarray) -> float:
+    """How much more the second slope is than the first."""
+    found = slope(rows)
+    return float(found[1] - found[0])
+
+
 def interval(
     values: np.ndarray, statistic: Callable[[np.ndarray], float] = np.mean, seed: int = 0
-) -> tuple[float, float, float]:  # type: ignore[assignment]
+) -> tuple[float, float, float]:
     """(statistic, 2.5% and 97.5% of it over 2,000 samples of the rows with replacement)."""
     dice = np.random.default_rng(seed)
     found = [statistic(values[dice.integers(len(values), size=len(values))]) for _ in range(2000)]
@@ -248,7 +260,7 @@ def statements(studies: dict[str, Study]) -> list[dict[str, Any]]:
             for f in ("codebook", "int", "float")
         }
         of = slopes(study, mean)
-        found = interval(np.arange(count), lambda r, of=of, sign=sign: sign * 0.1 * float(of(r)[1]))
+        found = interval(np.arange(count), partial(_more_of, of, sign))
         rows.append(
             verdict(
                 said,
@@ -322,7 +334,7 @@ def statements(studies: dict[str, Study]) -> list[dict[str, Any]]:
                 ]
             )
             of_lost = slopes(study, lost)
-            found = interval(np.arange(count), lambda r, of=of_lost: float(of(r)[1] - of(r)[0]))
+            found = interval(np.arange(count), partial(_gap, of_lost))
             rows.append(
                 verdict(
                     "ResNet blocks more sensitive than transformer blocks",

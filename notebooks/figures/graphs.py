@@ -180,10 +180,10 @@ def child(name: str, folder: Path, count: bool) -> None:
         known = {layer.name for layer in graph} | {
             alias for layer in graph for alias in layer.aliases
         }
-        found["missing"] = [
+        missing = [
             n for n, module in model.named_modules() if isinstance(module, kinds) and n not in known
         ]
-    print(json.dumps(found))
+    print(json.dumps(found | {"missing": missing}))
 
 
 def read(name: str, once: bool, patience: float) -> tuple[dict[str, Any], OpGraph | None]:

@@ -66,7 +66,7 @@ def adapted(model: nn.Module, held: Factors) -> list[LoraLayer]:
     rank = len(next(iter(held.values()))[0])
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(held))
     inject_adapter_in_model(config, model)
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, LoraLayer)}
+    layers: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, LoraLayer)}
     for name, (down, up) in held.items():
         layers[name].lora_A["default"].weight.data.copy_(down)
         layers[name].lora_B["default"].weight.data.copy_(up)

@@ -126,7 +126,8 @@ def fid(own: Tensor, made: Tensor, texts: tuple[str, ...]) -> Tensor:
     metric = FrechetInceptionDistance(2048).set_dtype(torch.float32)
     metric.update(as_bytes(own), real=True)
     metric.update(as_bytes(made), real=False)
-    return metric.compute()
+    made_by_it: Tensor = metric.compute()
+    return made_by_it
 
 
 def kid(own: Tensor, made: Tensor, texts: tuple[str, ...]) -> Tensor:
@@ -141,7 +142,9 @@ def kid(own: Tensor, made: Tensor, texts: tuple[str, ...]) -> Tensor:
 
 def _imscore(module: str, kind: str, made: Tensor, texts: tuple[str, ...]) -> Tensor:
     model = getattr(import_module(f"imscore.{module}.model"), kind)
-    return model.from_pretrained("").eval().score(made / 2 + 0.5, list(texts)).flatten()
+    network = model.from_pretrained("").eval()
+    scores: Tensor = network.score(made / 2 + 0.5, list(texts)).flatten()
+    return scores
 
 
 def image_reward(own: Tensor, made: Tensor, texts: tuple[str, ...]) -> Tensor:

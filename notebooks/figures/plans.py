@@ -76,8 +76,9 @@ def reference(folder: Path) -> list[dict[str, Any]]:
                 problem(loss, weights, sum(weights[n] * published[n] for n in table))
             )
             seconds = time.perf_counter() - began
-            value = sum(table[n][BITS.index(s.bits)] for n, s in chosen.items())
-            same = sum(s.bits == published[n] for n, s in chosen.items())
+            single = {n: s for n, s in chosen.items() if isinstance(s, Scheme)}
+            value = sum(table[n][BITS.index(s.bits)] for n, s in single.items())
+            same = sum(s.bits == published[n] for n, s in single.items())
             rows.append(
                 {
                     "plan": name,
@@ -99,7 +100,7 @@ def reference(folder: Path) -> list[dict[str, Any]]:
         seconds = time.perf_counter() - began
         for whose, bits in (
             ("published", published),
-            ("joint, noise power", {n: s.bits for n, s in chosen.items()}),
+            ("joint, noise power", {n: s.bits for n, s in chosen.items() if isinstance(s, Scheme)}),
         ):
             decibels = -10 * math.log10(sum(noise[n][bits[n]] for n in sqnr))
             lost = sum(ssim[n][2] - ssim[n][BITS.index(bits[n])] for n in ssim)

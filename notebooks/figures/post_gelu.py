@@ -102,10 +102,14 @@ def main() -> None:
                     Scheme.parse(text if text != "symmetric" else "keep"),
                 )
                 quantizer = fit_input_quantizer(
-                    scheme, module.weight.data, module, calibration[name], layer=name
+                    scheme,
+                    module.get_parameter("weight").data,
+                    module,
+                    calibration[name],
+                    layer=name,
                 )
                 for step, inputs in enumerate(heard):
-                    x, weight = inputs[name], module.weight.data
+                    x, weight = inputs[name], module.get_parameter("weight").data
                     made = (
                         quantizer.fake_quantize(x)
                         if quantizer

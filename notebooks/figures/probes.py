@@ -73,14 +73,14 @@ def compared(probe: SensitivityTable, sweep: SensitivityTable) -> list[dict[str,
     ]
     rows = []
     for (metric, scheme, step), cell in both.groupby(["metric", "scheme", "step"]):
-        off = np.log(cell["estimate"] / cell["estimate_sweep"]).abs() / (
+        off = np.abs(np.log(cell["estimate"] / cell["estimate_sweep"])) / (
             cell["own"] / cell["estimate"]
         )
         rows.append(
             {
                 "metric": metric,
                 "scheme": scheme,
-                "step": int(step),
+                "step": int(str(step)),
                 "Spearman": float(spearmanr(cell["estimate"], cell["estimate_sweep"]).statistic),
                 "median ratio": float((cell["estimate"] / cell["estimate_sweep"]).median()),
                 "stated error": float((cell["own"] / cell["estimate"]).median()),
@@ -115,7 +115,10 @@ def fewer(
                     found.append((value, truth[site, scheme, step], scheme, step))
                     own.append(part.probe_error((name, step), [i]) / value)
         cells = {key: [f[:2] for f in found if f[2:] == key] for key in {f[2:] for f in found}}
-        worst = min(float(spearmanr(*zip(*cell, strict=True)).statistic) for cell in cells.values())
+        worst = min(
+            float(spearmanr([f[0] for f in cell], [f[1] for f in cell]).statistic)
+            for cell in cells.values()
+        )
         rows.append(
             {
                 "metric": metric,
@@ -145,7 +148,8 @@ def kept(o: argparse.Namespace, what: str) -> Path:
     ]
     by_bin = what == "plans by bin"
     name = digest([*asked, *([] if by_bin else [o.probes]), what])
-    return o.keep / f"{name}.{'txt' if by_bin else 'parquet'}"
+    made: Path = o.keep / f"{name}.{'txt' if by_bin else 'parquet'}"
+    return made
 
 
 def plans_of(o: argparse.Namespace, layers: list[str], count: int) -> list[dict[str, Scheme]]:

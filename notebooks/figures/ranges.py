@@ -53,7 +53,7 @@ def plans_of(graph: OpGraph, table: Any, bits: int, ranges: Sequence[int]) -> di
     found, stored = {}, Plan.uniform(graph, CHOICES[0]).achieved.average_bits
     if bits == 6:
         found["uniform"] = Plan.uniform(graph, CHOICES[1])
-        limit = found["uniform"].achieved.bit_operations
+        limit: float = found["uniform"].achieved.bit_operations
     else:
         four, six = (Plan.uniform(graph, s).achieved.bit_operations for s in CHOICES[:2])
         limit = (four + six) / 2

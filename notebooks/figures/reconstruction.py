@@ -41,7 +41,7 @@ from qsearch.measure.simulation import simulate
 
 def mean(values: Any) -> float:
     found = list(values)
-    return sum(found) / max(1, len(found))
+    return float(sum(found)) / max(1, len(found))
 
 
 def main() -> None:

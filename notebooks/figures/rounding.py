@@ -106,12 +106,14 @@ def main() -> None:
         for name in names:
             weight = model.get_submodule(name).weight.data
             groups, given = to_groups(weight, scheme), choose[name].moments
+            told = measure[name].moments
+            assert given is not None and told is not None
             began = time.process_time()
             made = plugin.quantize(
                 groups, scheme, *((given,) if plugin.needs_inputs else ()), **settings
             ).values()
             spent += time.process_time() - began
-            levels.append(decibel(weight, columns_of(made, scheme, given), measure[name].moments))
+            levels.append(decibel(weight, columns_of(made, scheme, given), told))
         mean = sum(levels) / len(levels)
         error = math.sqrt(
             sum((v - mean) ** 2 for v in levels) / max(1, len(levels) - 1) / len(levels)

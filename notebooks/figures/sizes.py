@@ -294,7 +294,7 @@ def verbs(o: argparse.Namespace, place: Path) -> list[dict[str, Any]]:
             "allocate", str(place), "--quick", "--average-bits", "4.0", "--output", str(run)
         )
         rows.append(_row(o.model, "allocate --quick", peak, "4.0 bits"))
-        tools = ("gguf",)
+        tools: tuple[str, ...] = ("gguf",)
     else:
         peak, _ = command("allocate", str(run), "--average-bits", "4.0")
         rows.append(_row(o.model, "allocate", peak, "4.0 bits"))

@@ -37,7 +37,7 @@ from qsearch.measure.pipelines import (
 BOUNDS = (0.3, 0.7)
 STEPS = (10, 20, 50)
 SEED = 0
-SCHEDULERS = {
+SCHEDULERS: dict[str, dict[str, Any]] = {
     "DPMSolverMultistepScheduler": {},
     "DDIMScheduler": {},
     "EulerDiscreteScheduler": {},

@@ -543,7 +543,8 @@ def in_a_child(name: str, forms: list[str], model: str) -> Iterator[dict[str, An
                 break
             left, ends = left[1:], time.monotonic() + SECONDS
         if left:
-            died = child.exitcode if child.join(5) is None else None
+            child.join(5)
+            died = child.exitcode
             child.kill()
             reason = f"no: took {SECONDS} s" if died is None else f"no: died with {died}"
             yield base(name, left[0], model) | {"loads": reason, "runs": "no"}
@@ -585,7 +586,8 @@ def prepared(name: str) -> tuple[Known, dict[str, Any]]:
     folder = Path(tempfile.mkdtemp()) / name
     atexit.register(shutil.rmtree, folder.parent, ignore_errors=True)
     shutil.copytree(there.folder, folder)
-    there.model.save_pretrained(folder / there.component)
+    saved: Any = there.model
+    saved.save_pretrained(folder / there.component)
     seen = calibrate(there.model, there.graph, [there.call])
     return replace(there, folder=folder), dict(seen)
 

@@ -43,6 +43,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from figure import commit, publish
 from measured_plans import SCHEMES, graph_of
@@ -122,8 +123,8 @@ class Measured:
         if metric == "frechet":
             pairs = [a - b for a, b in zip(self.without, other.without, strict=True)]
             return self.frechet - other.frechet, jackknife(pairs)
-        pairs = zip(self.clips[metric], other.clips[metric], strict=True)
-        return with_error([a - b for a, b in pairs])
+        both = zip(self.clips[metric], other.clips[metric], strict=True)
+        return with_error([a - b for a, b in both])
 
     def by_part(self, metric: str) -> list[float]:
         """Of each part of the clips."""
@@ -363,10 +364,11 @@ def table_icc(tables: Sequence[SensitivityTable], metric: str) -> tuple[float, f
     frames = [t.frame[(t.frame["metric"] == metric) & (t.frame["estimate"] > 0)] for t in tables]
     keys = ["scheme", "step", "site"]
     both = [frame.set_index(keys)["estimate"].rename(i) for i, frame in enumerate(frames)]
-    joined = both[0].to_frame().join(both[1:], how="inner")
+    joined = pd.concat(both, axis=1, join="inner")
     cells = joined.groupby(level=["scheme", "step"])
     found = [icc(np.log(cell.to_numpy())) for _, cell in cells if len(cell) > 2]
-    return tuple(statistics.mean(v) for v in zip(*found, strict=True))  # type: ignore[return-value]
+    one, mean = (statistics.mean(v) for v in zip(*found, strict=True))
+    return one, mean
 
 
 def study(model: str, folder: Path, options: argparse.Namespace) -> Study:
