@@ -176,9 +176,14 @@ FIGURES = (
     *(Made(f"compiled-{arch}", "compiled.py --arch 120 100 89 80", 60) for arch in (100, 120)),
     Made(
         "denoisers",
-        "denoisers.py pixart-alpha sdxl --resolution 256 --levels avx2 native --mode none "
-        "--seconds 6",
-        60,
+        "denoisers.py pixart-alpha --resolution 256 --levels avx2 native --mode none --seconds 6",
+        15,
+    ),
+    Made(
+        "denoisers-sdxl",  # full precision in fp32 leaves 22 GiB no room for more contenders
+        "denoisers.py sdxl --resolution 256 --levels avx2 native --mode none --seconds 6 "
+        "--schemes int8-c+a8 --against torchao-w8a8 sdnq-w8a8 --name sdxl",
+        20,
     ),
     Made("sizes", "sizes.py profile sdxl", 120),
 )
