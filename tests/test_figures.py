@@ -25,8 +25,7 @@ OLD = set(
     """
     attention_plans-scenes-video-mixed codes_layers codes_limit codes_plans-scenes-dit-weights
     compiled compiled-100 compiled-120 denoisers explanations probes-scenes-dit-trajectory
-    probes-scenes-unet-activations probes-scenes-unet-trajectory quick runtime-pipelines sizes
-    surrogates
+    probes-scenes-unet-activations probes-scenes-unet-trajectory quick sizes surrogates
     """.split()
 )
 
