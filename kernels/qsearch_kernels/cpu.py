@@ -188,8 +188,9 @@ def linear_rounded(
     if len(rows) == 1 and plain and (way := products.way("wide", 1)) in ("int_mm", "fp32"):
         return _one_row(rows, weight, bias, activation, way).view(*x.shape[:-1], -1)
     sums = uneven(weight)
-    if 0 < len(rows) <= FEW and rounded_way(weight, len(rows), activation) == "vnni":
-        y = few_rows(rows, weight, bias, activation, low, high)
+    few = rounded_way(weight, len(rows), activation) if 0 < len(rows) <= FEW else ""
+    if few == "vnni" or (few == "madd" and len(rows) > 1 and takes_bytes(weight)):
+        y = few_rows(rows, weight, bias, activation, low, high, few)
         return y.view(*x.shape[:-1], y.shape[-1])
     rounded = shared(
         x,
@@ -200,6 +201,11 @@ def linear_rounded(
     )
     y = product(rounded, weight, bias, x.dtype)
     return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def takes_bytes(weight: Weight) -> bool:
+    """Whether a weight's codes are bytes with a sign, and rows become bytes without one."""
+    return weight.codes.dtype == torch.int8 and products.table().unsigned
 
 
 def rounded_way(weight: Weight, rows: int, activation: int) -> str:

@@ -188,11 +188,12 @@ def few_rows(
     activation: int,
     low: Tensor | None,
     high: Tensor | None,
+    way: str = "vnni",
 ) -> Tensor:
-    """`product` of `rows` [M, K] rounded by `rows_of`, in the type of `rows`: all in one compiled
-    call (`vnni_numba.py`), for a weight that lies as `as_they_lie` says.
+    """`product` of `rows` [M, K] rounded by `rows_of`, in the type of `rows`: in one compiled call,
+    by "vnni" for a weight that lies as `as_they_lie` says, or "madd" for bytes with a sign.
     """
-    fast, outputs = compiled("vnni_numba"), len(weight.codes)
+    fast, outputs = compiled(f"{way}_numba"), len(weight.codes)
     assert fast is not None, "asked for where numba is not installed"
     short = rows.dtype == torch.bfloat16
     x = (rows if short else rows.float()).contiguous()
@@ -201,14 +202,15 @@ def few_rows(
     ends = [each(end, 1 if end is None else end.numel()) for end in (low, high)]
     zero = each(zero_of(weight) if uneven(weight) else None, outputs)
     total, scale, added = (each(v, outputs) for v in (row_sums(weight), weight.scale, bias))
-    codes = weight.codes.contiguous().numpy().view("uint8")
+    codes = weight.codes.contiguous().numpy().view("int8" if way == "madd" else "uint8")
     source, target = (v.view(torch.int16).numpy() for v in (x, out))
-    widths, columns, form = layout.WIDTHS[weight.bits], weight.columns, 1 if short else 2
+    packed = () if way == "madd" else (layout.WIDTHS[weight.bits], weight.columns)
+    form = 1 if short else 2  # of a number, in int16
 
     def part(begin: int, end: int) -> None:
         n = slice(begin, end)
         fast.rounded_product(
-            source, short, *ends, 2**activation - 1, codes[n], widths, columns, total[n], zero[n],
+            source, short, *ends, 2**activation - 1, codes[n], *packed, total[n], zero[n],
             scale[n], added[n], target[:, form * begin : form * end],
         )  # fmt: skip
 

@@ -91,8 +91,9 @@ def _product(weight: Weight, way: str) -> Callable[[Tensor], object]:
     totals = cpu_rounded.row_sums(weight)
 
     def call(x: Tensor) -> object:
-        if way == "vnni" and len(x) <= cpu.FEW:
-            return cpu_rounded.few_rows(x, weight, None, 8, None, None)
+        least = {"vnni": 1, "madd": 2}.get(way, cpu.FEW + 1)
+        if least <= len(x) <= cpu.FEW and (way == "vnni" or cpu.takes_bytes(weight)):
+            return cpu_rounded.few_rows(x, weight, None, 8, None, None, way)
         rows = cpu_rows.rows_of(x, 8, None, None, sums=cpu_rounded.uneven(weight))
         return cpu_rounded.product(rows, weight, None, torch.float32, totals, way=way)
 

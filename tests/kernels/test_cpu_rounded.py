@@ -19,6 +19,7 @@ from qsearch_kernels import (
     cpu_rounded,
     cpu_rows,
     integer_sums,
+    jit,
     ops,
     products,
     reference,
@@ -251,3 +252,21 @@ def test_where_a_gradient_is_wanted_a_compiler_gets_the_whole_product() -> None:
 
     assert x.grad is not None
     torch.testing.assert_close(x.grad, 2 * torch.ones(40, 6) @ w.dequantize(torch.float32))
+
+
+@pytest.mark.skipif(not jit.has_avx2(), reason="16-bit products take numba and AVX2")
+@pytest.mark.parametrize("rows", [1, 2, 3, 16])
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("given", [False, True], ids=["own ends", "given ends"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_few_rows_in_one_call_are_the_same_product(
+    rows: int, zero: bool, given: bool, dtype: torch.dtype
+) -> None:
+    x, weight, bias = torch.randn(rows, 70).to(dtype), make(37, 70, 8, zero=zero), torch.randn(37)
+    low, high = (torch.tensor([-1.5]), torch.tensor([2.0])) if given else (None, None)
+
+    made = cpu_rounded.few_rows(x, weight, bias, 6, low, high, "madd")
+
+    rounded = cpu_rows.rows_of(x, 6, low, high, sums=cpu_rounded.uneven(weight))
+    assert made.dtype == dtype
+    assert torch.equal(made, cpu_rounded.product(rounded, weight, bias, dtype, way="madd"))
