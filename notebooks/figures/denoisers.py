@@ -61,9 +61,10 @@ def main() -> None:
         [model] = o.models
         hand_back([device, race(model, asked, say=lambda text: print(text, file=sys.stderr))])
         return
-    rows = []
+    rows, words = [], sys.argv[1:]
+    for model in o.models:  # they come first, and an option may say the same word
+        words.remove(model)
     for model in o.models:
-        words = [word for word in sys.argv[1:] if word not in o.models]
         for level in o.levels:
             device, made = found_at(level, __file__, [model, *words])
             here = {"model": model, "level": level, "device": device, "threads": o.threads}

@@ -78,7 +78,8 @@ def race_denoisers(
     Returns:
         A row a contender: MiB of weights, median ms of one call, fastest and slowest, how many
         times as fast as full precision ("x keep") and as it is compiled, share of the roofline.
-        A peer that fails is left out, and `say` says why; ours may not fail.
+        A peer that fails is left out, and `say` says why; ours may not fail. On a CPU torchao's are
+        not compiled (see `PEERS`).
 
     Raises:
         QSearchError: for peers and devices that are not here, and where there is no room for all.
@@ -110,7 +111,9 @@ def race_denoisers(
     }
     for call in calls.values():
         call()  # what layers work out in their first call must not be part of a CUDA graph
-    for name in peers:
+    late = [name for name in peers if kind == "cpu" and name in PEERS and PEERS[name].last]
+
+    def join(name: str) -> None:
         module = _sharing(base)
         try:
             module = module.float() if name == "fp32" else PEERS[name].quantize(module, given)
@@ -118,8 +121,12 @@ def race_denoisers(
             call()
         except Exception as error:
             say(f"bench: {name} is left out ({_first_line(error)})")
-            continue
+            return
         made[name], calls[name], chosen[name] = module, call, {}
+
+    for name in peers:
+        if name not in late:
+            join(name)
     with _many_compiled():
         for name in [n for n in made if compiled]:
             whole = _compiled(made[name], graph, None if mode == "default" else mode, kind)
@@ -133,6 +140,8 @@ def race_denoisers(
                 say(f"bench: {name} does not compile ({_first_line(error)})")
                 continue
             calls[f"{name}, compiled"] = call
+        for name in late:
+            join(name)
         return _rows(calls, made, chosen, graph, device, seconds)
 
 

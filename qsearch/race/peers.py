@@ -7,8 +7,6 @@ beyond small layers and takes the process with it.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import importlib.util
 import logging
 import warnings
@@ -26,27 +24,19 @@ from ..execute.tracing import leaves
 @dataclass(frozen=True)
 class Peer:
     """`needs`: the package; `quantize`: (model, arguments of a call) -> what is called instead, may
-    be the model itself; `devices`: kinds of device that it runs on.
+    be the model itself; `devices`: kinds of device that it runs on; `last`: on a CPU nothing may be
+    compiled after it.
     """
 
     needs: str
     quantize: Callable[[nn.Module, Mapping[str, Any]], nn.Module]
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
-
-
-@functools.cache
-def _compile_first() -> None:
-    """Call `torch.compile` once: with torch 2.13 and torchao 0.18 a first call that comes after
-    torchao's `quantize_` aborts the process on a CPU (double free).
-    """
-    with contextlib.suppress(Exception):  # no compiler: later calls fail in the same way
-        torch.compile(torch.neg)(torch.zeros(1))
+    last: bool = False
 
 
 def _torchao_w8a8(model: nn.Module, inputs: Mapping[str, Any]) -> nn.Module:
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
-    _compile_first()
     quantize_(model, Int8DynamicActivationInt8WeightConfig())
     return model
 
@@ -54,7 +44,6 @@ def _torchao_w8a8(model: nn.Module, inputs: Mapping[str, Any]) -> nn.Module:
 def _torchao_w8(model: nn.Module, inputs: Mapping[str, Any]) -> nn.Module:
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-    _compile_first()
     quantize_(model, Int8WeightOnlyConfig())
     return model
 
@@ -118,11 +107,12 @@ def _openvino_w8a8(model: nn.Module, inputs: Mapping[str, Any]) -> nn.Module:
     return _Compiled(network, wrapped.names, sum(node.get_byte_size() for node in held))
 
 
+#: with torch 2.13 a CPU's `torch.compile` after torchao 0.18's `quantize_` may abort (double free)
 PEERS = {
-    "torchao-w8a8": Peer("torchao", _torchao_w8a8),
-    "torchao-w8": Peer("torchao", _torchao_w8),
-    "torchao-fp8": Peer("torchao", _torchao_fp8, frozenset({"cuda"})),
     "sdnq-w8a8": Peer("sdnq", _sdnq_w8a8),
+    "torchao-w8a8": Peer("torchao", _torchao_w8a8, last=True),
+    "torchao-w8": Peer("torchao", _torchao_w8, last=True),
+    "torchao-fp8": Peer("torchao", _torchao_fp8, frozenset({"cuda"})),
     "openvino-w8a8": Peer("nncf", _openvino_w8a8, frozenset({"cpu"})),
     "gemlite-w8a8": Peer("gemlite", _gemlite_w8a8, frozenset({"cuda"})),
 }
