@@ -24,7 +24,7 @@ HELD = sorted(p.stem for p in FOLDER.glob("*.json"))
 OLD = set(
     """
     attention_plans-scenes-video-mixed codes_plans-scenes-dit-weights compiled-100 compiled-120
-    denoisers explanations probes-scenes-dit-trajectory probes-scenes-unet-activations
+    explanations probes-scenes-dit-trajectory probes-scenes-unet-activations
     probes-scenes-unet-trajectory quick sizes surrogates
     """.split()
 )
