@@ -23,9 +23,9 @@ HELD = sorted(p.stem for p in FOLDER.glob("*.json"))
 #: leaves the list with its new JSON
 OLD = set(
     """
-    attention_plans-scenes-video-mixed codes_plans-scenes-dit-weights compiled-100 compiled-120
-    explanations probes-scenes-dit-trajectory probes-scenes-unet-activations
-    probes-scenes-unet-trajectory quick sizes surrogates
+    codes_plans-scenes-dit-weights compiled-100 compiled-120 explanations
+    probes-scenes-dit-trajectory probes-scenes-unet-activations probes-scenes-unet-trajectory
+    quick sizes surrogates
     """.split()
 )
 
