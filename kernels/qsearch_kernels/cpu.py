@@ -188,8 +188,8 @@ def linear_rounded(
     if len(rows) == 1 and plain and (way := products.way("wide", 1)) in ("int_mm", "fp32"):
         return _one_row(rows, weight, bias, activation, way).view(*x.shape[:-1], -1)
     sums = uneven(weight)
-    few = rounded_way(weight, len(rows), activation) if 0 < len(rows) <= FEW else ""
-    if few == "vnni" or (few == "madd" and len(rows) > 1 and takes_bytes(weight)):
+    few = rounded_way(weight, len(rows), activation) if len(rows) <= FEW else ""
+    if in_one_call(few, weight, len(rows)):
         y = few_rows(rows, weight, bias, activation, low, high, few)
         return y.view(*x.shape[:-1], y.shape[-1])
     rounded = shared(
@@ -203,9 +203,14 @@ def linear_rounded(
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
-def takes_bytes(weight: Weight) -> bool:
-    """Whether a weight's codes are bytes with a sign, and rows become bytes without one."""
-    return weight.codes.dtype == torch.int8 and products.table().unsigned
+def in_one_call(way: str, weight: Weight, rows: int) -> bool:
+    """Whether `few_rows` rounds and multiplies so many rows, by the product `way` of a weight that
+    lies as `as_they_lie` says.
+    """
+    if way == "madd":
+        whole = weight.codes.dtype == torch.int8 and products.table().unsigned
+        return whole and 1 < rows <= FEW
+    return way == "vnni" and 0 < rows <= FEW
 
 
 def rounded_way(weight: Weight, rows: int, activation: int) -> str:

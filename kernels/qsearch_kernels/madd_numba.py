@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from .jit import jit
-from .rows_numba import finish, round_rows
+from .rows_numba import finish, rounded
 from .tiles_numba import BOTH, LANES, OUTPUTS, multiply
 
-_short, _int, _byte, _float = np.int16, np.int32, np.uint8, np.float32
+_short, _int = np.int16, np.int32
 _CHUNK = 258  # rows at a time
 _WIDE = 1024  # outputs at a time
 
@@ -62,13 +62,7 @@ def rounded_product(x, short, low, high, top, weight, total, zero, w_scale, bias
     """The same with rows `x` [M, K] that are rounded first (`rows_numba.round_rows`, which says
     what the first arguments are): `out` int16 of bf16 where `short`, else of fp32.
     """
-    count, columns = len(x), weight.shape[1]
-    codes, sums = np.empty((count, columns), _byte), np.empty(count, _int)
-    a_scale, first = np.empty(count, _float), np.empty(count, _float)
-    round_rows(x, short, low, high, top, 0, codes, a_scale, first, sums)
-    second = np.empty(count if len(zero) else 0, _float)
-    for m in range(count):
-        first[m] = -first[m]
-    for m in range(len(second)):
-        second[m] = -_float(columns) * first[m] - _float(sums[m])
+    codes, first, second, a_scale = rounded(
+        x, short, low, high, top, weight.shape[1], len(zero) > 0
+    )
     product(codes, weight, first, total, second, zero, w_scale, a_scale, bias, short, out, 0)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import bench, cpu, cpu_rounded, cpu_rows, integer_sums, products
-from .product_table import SHAPES, Table
+from .product_table import ROWS, SHAPES, Table
 from .weight import Weight
 
 _ROUNDS = 5
@@ -25,6 +25,7 @@ _LONG = 1024  # rows from which three rounds are enough
 _HOPELESS = 4.0  # times as slow as the fastest way so far
 _MANY = 64  # rows: what is hopeless for so many is not tried for more
 
+_LARGE = [shape for shape in SHAPES[: len(ROWS)] if shape[0] >= _MANY]  # many rows, a large weight
 Ways = dict[str, Callable[[Tensor], object]]
 Shape = tuple[int, int, int]  # rows, inputs, outputs
 _BF16 = ("bf16", "bf16 tiles", "int8pack")  # ways of bf16 inputs alone
@@ -79,7 +80,7 @@ def _integer(table: Table, bits: int, shape: Shape) -> Ways:
     weight, narrow, ways = _weight(bits, shape), bits < 8, {}
     for name, exact in table.exact.items():
         whole = name == "fp32" or exact == "all" or (narrow and exact == "pairs")
-        if name == "vnni" and not narrow and shape in SHAPES[2:5]:
+        if name == "vnni" and not narrow and shape in _LARGE:
             continue  # for many rows of bytes, oneDNN's product is the same and packs better
         if whole or exact == "pairs":
             way = name if whole else f"{name} + rest"
@@ -91,8 +92,7 @@ def _product(weight: Weight, way: str) -> Callable[[Tensor], object]:
     totals = cpu_rounded.row_sums(weight)
 
     def call(x: Tensor) -> object:
-        least = {"vnni": 1, "madd": 2}.get(way, cpu.FEW + 1)
-        if least <= len(x) <= cpu.FEW and (way == "vnni" or cpu.takes_bytes(weight)):
+        if cpu.in_one_call(way, weight, len(x)):
             return cpu_rounded.few_rows(x, weight, None, 8, None, None, way)
         rows = cpu_rows.rows_of(x, 8, None, None, sums=cpu_rounded.uneven(weight))
         return cpu_rounded.product(rows, weight, None, torch.float32, totals, way=way)

@@ -90,6 +90,23 @@ def round_rows(x, short, low, high, top, less, codes, scale, zero, sums):
 
 
 @jit
+def rounded(x, short, low, high, top, columns, uneven):
+    """Rows `x` [M, `columns`] as unsigned bytes (`round_rows`), and what `finish` takes of them:
+    codes [M, columns], `first`, `second` (empty where the weight is not `uneven`), `a_scale` [M].
+    """
+    count = len(x)
+    codes, sums = np.empty((count, columns), np.uint8), np.empty(count, _int)
+    a_scale, first = np.empty(count, _float), np.empty(count, _float)
+    round_rows(x, short, low, high, top, 0, codes, a_scale, first, sums)
+    second = np.empty(count if uneven else 0, _float)
+    for m in range(count):
+        first[m] = -first[m]
+    for m in range(len(second)):
+        second[m] = -_float(columns) * first[m] - _float(sums[m])
+    return codes, first, second, a_scale
+
+
+@jit
 def finish(sums, first, total, second, zero, w_scale, a_scale, bias, short, out, begin):
     """`out[:, begin:]` = (sums + first * total + second * zero) * w_scale * a_scale + bias.
 

@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 from .floats_numba import load, store
 from .jit import jit
-from .rows_numba import ends_of, finish, round_rows
+from .rows_numba import ends_of, finish, rounded
 from .tiles_numba import tile, transposer
 
 _byte, _signed, _int, _float = np.uint8, np.int8, np.int32, np.float32
@@ -264,15 +264,7 @@ def rounded_product(
     """The same with rows `x` [M, K] that are rounded first (`rows_numba.round_rows`, which says
     what the first arguments are): `out` int16 of bf16 where `short`, else of fp32.
     """
-    count = len(x)
-    codes, sums = np.empty((count, columns), _byte), np.empty(count, _int)
-    a_scale, first = np.empty(count, _float), np.empty(count, _float)
-    round_rows(x, short, low, high, top, 0, codes, a_scale, first, sums)
-    second = np.empty(count if len(zero) else 0, _float)
-    for m in range(count):
-        first[m] = -first[m]
-    for m in range(len(second)):
-        second[m] = -_float(columns) * first[m] - _float(sums[m])
+    codes, first, second, a_scale = rounded(x, short, low, high, top, columns, len(zero) > 0)
     product(
         codes, packed, widths, columns, first, total, second, zero, w_scale, a_scale, bias, short,
         out, 0,

@@ -109,10 +109,10 @@ def _openvino_w8a8(model: nn.Module, inputs: Mapping[str, Any]) -> nn.Module:
 
 #: with torch 2.13 a CPU's `torch.compile` after torchao 0.18's `quantize_` may abort (double free)
 PEERS = {
-    "sdnq-w8a8": Peer("sdnq", _sdnq_w8a8),
     "torchao-w8a8": Peer("torchao", _torchao_w8a8, last=True),
     "torchao-w8": Peer("torchao", _torchao_w8, last=True),
     "torchao-fp8": Peer("torchao", _torchao_fp8, frozenset({"cuda"})),
+    "sdnq-w8a8": Peer("sdnq", _sdnq_w8a8),
     "openvino-w8a8": Peer("nncf", _openvino_w8a8, frozenset({"cpu"})),
     "gemlite-w8a8": Peer("gemlite", _gemlite_w8a8, frozenset({"cuda"})),
 }

@@ -157,8 +157,10 @@ def test_a_bar_carries_its_choice_its_family_and_the_error_of_both_bins() -> Non
     assert data.rest == (0, 0.0)
 
 
-def test_sites_of_attention_have_bars_among_the_layers() -> None:
-    values = {"blocks.0.attn1:attention": 3.0, "blocks.1.attn2:softmax": 2.0, "patch": 1.0}
+def bars_of(
+    values: dict[str, float], choices: dict[str, str] | None = None
+) -> contributions.Contributions:
+    """The bars of a plan whose layers and sites add `values` to zero."""
     rows = [
         {
             "plan": "plan",
@@ -166,21 +168,22 @@ def test_sites_of_attention_have_bars_among_the_layers() -> None:
             "kind": "layer",
             "metric": "noise",
             "name": name,
-            "choice": "window8~residual" if name.endswith(":attention") else "keep+a8",
+            "choice": (choices or {}).get(name, ""),
             "value": value,
             "base": 0.0,
-            "prediction": 6.0,
+            "prediction": math.fsum(values.values()),
         }
         for name, value in values.items()
     ]
+    made = Attribution.from_rows(GRAPH.id, rows)
+    return contributions.contributions(GRAPH, made, plan="plan", metric="noise", method="shapley")
 
-    data = contributions.contributions(
-        GRAPH,
-        Attribution.from_rows(GRAPH.id, rows),
-        plan="plan",
-        metric="noise",
-        method="shapley",
-    )
+
+def test_sites_of_attention_have_bars_among_the_layers() -> None:
+    values = {"blocks.0.attn1:attention": 3.0, "blocks.1.attn2:softmax": 2.0, "patch": 1.0}
+    choices = dict(zip(values, ("window8~residual", "keep+a8", "keep+a8"), strict=True))
+
+    data = bars_of(values, choices)
 
     assert [name for name, *_ in data.rows] == list(values)
     assert [row[-1] for row in data.rows][:2] == ["self-attention", "cross-attention"]
@@ -298,26 +301,7 @@ def test_the_terminal_says_what_features_are_and_on_which_scale_values_stand() -
 
 @pytest.mark.parametrize("scale", [1e-9, 2.34567e-4, 0.123, 7.0, 98765.0])
 def test_numbers_of_an_axis_do_not_run_into_each_other_on_a_telephone(scale: float) -> None:
-    rows = [
-        {
-            "plan": "plan",
-            "method": "shapley",
-            "kind": "layer",
-            "metric": "noise",
-            "name": layer.name,
-            "value": scale * (i - 2),
-            "base": 0.0,
-            "prediction": scale * sum(range(-2, len(GRAPH.quantizable) - 2)),
-        }
-        for i, layer in enumerate(GRAPH.quantizable)
-    ]
-    data = contributions.contributions(
-        GRAPH,
-        Attribution.from_rows(GRAPH.id, rows),
-        plan="plan",
-        metric="noise",
-        method="shapley",
-    )
+    data = bars_of({x.name: scale * (i - 2) for i, x in enumerate(GRAPH.quantizable)})
 
     figure = contributions.draw_contributions(data, NARROW)
     figure.draw_without_rendering()
